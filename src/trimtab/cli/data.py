@@ -1,0 +1,167 @@
+"""``trimtab data``: look at data files before training on them, and convert them."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from trimtab.records.check import CheckReport, FileCheck, Lengths
+    from trimtab.records.readers import Refusal
+
+app = typer.Typer(help="Check and convert data files.", no_args_is_help=True)
+
+_SHOWN = 20
+_SOURCE = "A file, or a hub data set: owner/name, owner/name#part, owner/name@split, owner/name#part@split."
+
+
+class Kind(StrEnum):
+    """The kinds of record a data file can hold."""
+
+    prompt = "prompt"
+    demonstration = "demonstration"
+    preference = "preference"
+    rating = "rating"
+    judgement = "judgement"
+    comparison = "comparison"
+
+
+class To(StrEnum):
+    """What ``convert`` writes."""
+
+    records = "records"
+    trl = "trl"
+
+
+Format = Annotated[str, typer.Option("--format", help="Format of the rows; auto finds it from the columns.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Read at most so many rows of each source.")]
+
+
+@app.command()
+def check(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help=_SOURCE)],
+    format: Format = "auto",
+    limit: Limit = None,
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Make this of every row; default: what it is.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any row is refused.")] = False,
+) -> None:
+    """Report what is in data files: counts, lengths, duplicates, leaks between them, refused rows.
+
+    Exit codes: 0 usable, 1 a row was refused and --strict is given, 3 a file is not usable at all.
+    """
+    from dataclasses import asdict
+    from json import dumps
+
+    from trimtab.records.check import check as run
+    from trimtab.records.importers import KINDS
+    from trimtab.records.types import Record
+
+    report = run(sources, format=format, limit=limit, kind=KINDS[kind] if kind else Record)
+    if json:
+        typer.echo(dumps(asdict(report), indent=2))
+    else:
+        _show(report)
+    for file in report.files:
+        if not file.records:
+            raise DataError(f"{file.source}: none of {file.rows} rows is usable; the reasons are in the report")
+    if strict and any(file.refused for file in report.files):
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help=_SOURCE)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON lines file to write.")],
+    kind: Annotated[Kind, typer.Option("--kind", help="The kind of record to make.")],
+    to: Annotated[To, typer.Option("--to", help="trimtab's own records, or the rows TRL reads.")] = To.records,
+    format: Format = "auto",
+    limit: Limit = None,
+) -> None:
+    """Convert a data file to records or to TRL's rows, and list what was refused."""
+    from trimtab.records.importers import KINDS, load, write_trl
+    from trimtab.records.jsonl import write_records
+
+    if out.exists() and out.resolve() == Path(source).resolve():
+        raise ConfigError(f"{out}: is the file that is read; give another name to write to")
+    loaded = load(source, kind=KINDS[kind], format=format, limit=limit)
+    write = write_trl if to is To.trl else write_records
+    rows = write(out, loaded.records)
+    console = _console()
+    console.print(
+        f"{out}: {rows} rows from {len(loaded.records)} {kind} records; read {loaded.rows} rows as {loaded.format}, "
+        f"refused {len(loaded.refused)}, dropped {loaded.duplicates} equal prompts"
+    )
+    _show_refused(console, source, loaded.refused)
+
+
+def _console() -> "Console":
+    """A console that takes all text as it is: file names and reasons are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def _show(report: "CheckReport") -> None:
+    from rich.table import Table
+
+    console = _console()
+    for file in report.files:
+        table = Table(title=file.source, title_justify="left", show_header=False)
+        for name, value in _lines(file):
+            table.add_row(name, value)
+        console.print(table)
+        _show_refused(console, file.source, file.refused)
+    if len(report.files) > 1:
+        table = Table("files", "same prompt", "same prompt and answer", title="in two files", title_justify="left")
+        for leak in report.leaks:
+            table.add_row("\n".join(leak.sources), str(leak.prompts), str(leak.answers))
+        console.print(table if report.leaks else "No prompt is in two files.")
+
+
+def _lines(file: "FileCheck") -> list[tuple[str, str]]:
+    lines = [
+        ("format", file.format),
+        ("rows", str(file.rows)),
+        ("refused", str(len(file.refused))),
+        ("records", ", ".join(f"{count} {kind}" for kind, count in file.records.items()) or "none"),
+        ("prompt, characters", _spread(file.prompt_characters)),
+        ("prompt, words", _spread(file.prompt_words)),
+        ("answer, characters", _spread(file.answer_characters)),
+        ("answer, words", _spread(file.answer_words)),
+        ("duplicates", str(file.duplicates)),
+        ("empty answers", str(file.empty_answers)),
+    ]
+    if file.chosen_longer is not None:
+        lines += [
+            ("strict pairs", str(file.pairs)),
+            ("chosen and rejected identical", str(file.identical_pairs)),
+            ("chosen is longer", f"{file.chosen_longer:.1%} (what guessing the longest answer gets right)"),
+        ]
+    return lines
+
+
+def _spread(lengths: "Lengths | None") -> str:
+    if lengths is None:
+        return "none"
+    return f"min {lengths.min}, median {lengths.median:g}, 95 % {lengths.p95}, max {lengths.max}"
+
+
+def _show_refused(console: "Console", source: str, refused: "Sequence[Refusal]") -> None:
+    from rich.table import Table
+
+    if not refused:
+        return
+    table = Table("line", "reason", title=f"{len(refused)} refused rows of {source}", title_justify="left")
+    for refusal in refused[:_SHOWN]:
+        table.add_row(str(refusal.line), refusal.reason)
+    console.print(table)
+    if len(refused) > _SHOWN:
+        console.print(f"… and {len(refused) - _SHOWN} more: trimtab data check --json lists all")

@@ -1,0 +1,76 @@
+"""Every exception trimtab raises on purpose, and the exit code each one gives the command line.
+
+::
+
+    TrimtabError                 1   anything below; catch this one
+    ├── ConfigError              2   a recipe, a flag or two settings that contradict each other
+    ├── DataError                3   a data file: unreadable, unknown format, nothing usable in it
+    ├── ModelError               4   a model folder: missing, no tokenizer, no chat template, wrong shape
+    ├── TrainingError            5   training cannot go on
+    │   └── NonFiniteError       5   a loss, gradient or reward became NaN or infinite
+    ├── CheckpointError          6   a checkpoint is damaged or belongs to another configuration
+    ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
+    ├── StorageError             8   the disk is full, read-only or a path cannot be written
+    └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
+
+A message names the value, what was expected and the next step. ``assert`` in this code base
+marks our own bugs only, never a user's mistake.
+"""
+
+
+class TrimtabError(Exception):
+    """Base of every error a user can cause; its text is complete without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(TrimtabError):
+    """A recipe or a flag is wrong."""
+
+    exit_code = 2
+
+
+class DataError(TrimtabError):
+    """A data file cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(TrimtabError):
+    """A model or tokenizer cannot be used."""
+
+    exit_code = 4
+
+
+class TrainingError(TrimtabError):
+    """Training cannot go on."""
+
+    exit_code = 5
+
+
+class NonFiniteError(TrainingError):
+    """A loss, gradient or reward became NaN or infinite."""
+
+
+class CheckpointError(TrimtabError):
+    """A checkpoint is damaged or was made under another configuration."""
+
+    exit_code = 6
+
+
+class ScoringError(TrimtabError):
+    """A reward function failed or returned something unusable."""
+
+    exit_code = 7
+
+
+class StorageError(TrimtabError):
+    """The file system refused: full, read-only or missing permission."""
+
+    exit_code = 8
+
+
+class Interrupted(TrimtabError):
+    """The user stopped the run; it can be continued with the same command."""
+
+    exit_code = 130

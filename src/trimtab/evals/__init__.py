@@ -1,0 +1,63 @@
+"""Evaluation without torch: win rates, reward-model accuracy, text probes, and the before/after page."""
+
+from trimtab.evals.intervals import (
+    Estimate,
+    bootstrap_interval,
+    clustered_wilson_interval,
+    paired_bootstrap_interval,
+    wilson_interval,
+)
+from trimtab.evals.probes import LEXICONS, PROBES, probe_table
+from trimtab.evals.report import PANELS, write_report
+from trimtab.evals.report_data import (
+    Alarm,
+    Answer,
+    Example,
+    Examples,
+    ProbeColumn,
+    ReportData,
+    RewardAgainstKL,
+    ScoreCurve,
+    Series,
+    Source,
+    Stage,
+    WinRateRow,
+    choose_examples,
+    reward_against_kl,
+    series_from_metrics,
+)
+from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate_reward_model
+from trimtab.evals.winrate import WinRate, win_rate
+
+__all__ = [
+    "LEXICONS",
+    "PANELS",
+    "PROBES",
+    "Alarm",
+    "Answer",
+    "CalibrationRow",
+    "Estimate",
+    "Example",
+    "Examples",
+    "ProbeColumn",
+    "ReportData",
+    "RewardAgainstKL",
+    "RewardModelEval",
+    "ScoreCurve",
+    "Series",
+    "Source",
+    "Stage",
+    "WinRate",
+    "WinRateRow",
+    "bootstrap_interval",
+    "choose_examples",
+    "clustered_wilson_interval",
+    "evaluate_reward_model",
+    "paired_bootstrap_interval",
+    "probe_table",
+    "reward_against_kl",
+    "series_from_metrics",
+    "wilson_interval",
+    "win_rate",
+    "write_report",
+]

@@ -1,0 +1,160 @@
+"""Intervals for shares and means, in plain Python: each returns ``(low, high)``.
+
+Shares (win rates, accuracies) use Wilson's score interval, which keeps its coverage near 0 and 1,
+where the bootstrap gives an interval of width zero. Means of unbounded numbers use the percentile
+bootstrap. Items that share a prompt are not independent; both families take that into account.
+"""
+
+import math
+import random
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist, fmean
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from trimtab.errors import ScoringError
+from trimtab.records import Record
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float that may be NaN or infinite; JSON holds null there, which is read back as NaN."""
+
+
+class Estimate(Record):
+    """A number that was estimated, with its uncertainty; or the reason why there is none."""
+
+    name: str = ""
+    """What was estimated, as a reader should see it."""
+    value: float | None = None
+    """The estimate; None where it is undefined."""
+    low: float | None = None
+    """Lower end of the 95 % interval; None where there is no interval."""
+    high: float | None = None
+    """Upper end of the 95 % interval; None where there is no interval."""
+    n: int = 0
+    """How many items it was estimated from."""
+    reason: str = ""
+    """Why there is no value, or a remark on how it was estimated."""
+
+
+def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a binomial share.
+
+    The p with ``(p̂ − p)² ≤ z² p (1 − p) / n``. E. B. Wilson, JASA 22 (1927), 209–212.
+
+    Args:
+        successes: how many of ``n``; may be fractional (a tie counts half).
+        n: number of trials, or the effective number of independent ones; more than 0.
+        confidence: coverage asked for.
+
+    >>> low, high = wilson_interval(81, 263)
+    >>> round(low, 4), round(high, 4)
+    (0.2553, 0.3662)
+    """
+    if not 0 < n or not 0 <= successes <= n:
+        raise ScoringError(f"a share needs 0 <= successes <= n and n > 0, got {successes} of {n}; pass scored items")
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
+    share = successes / n
+    centre = share + z2 / (2 * n)
+    half = math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
+    scale = 1 + z2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def clustered_wilson_interval(
+    outcomes: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Wilson interval of a share whose items come in groups (all pairs of one prompt).
+
+    The number of trials is replaced by the effective one, ``n p̂ (1 − p̂) / (n Var)`` with the
+    ratio estimator's variance ``Var = Σ_c (Σ_{i∈c} (x_i − p̂))² / n²``; E. L. Korn and
+    B. I. Graubard, Survey Methodology 24 (1998), 193–201. It is never more than the number of
+    items, and equals the number of groups where every outcome is the same, when the data say
+    nothing about the variance within a group. With groups of one it is Wilson's interval.
+
+    Args:
+        outcomes: 1 right, 0 wrong, 0.5 tied.
+        clusters: the group of each outcome.
+        confidence: coverage asked for.
+    """
+    _require(len(outcomes) == len(clusters) and len(outcomes) > 0, "outcomes and clusters of equal length", outcomes)
+    n = len(outcomes)
+    share = fmean(outcomes)
+    residuals: dict[Hashable, float] = {}
+    for outcome, cluster in zip(outcomes, clusters, strict=True):
+        residuals[cluster] = residuals.get(cluster, 0.0) + outcome - share
+    spread = sum(r * r for r in residuals.values())
+    if share in (0.0, 1.0):
+        effective = float(len(residuals))
+    else:
+        effective = n * min(1.0, n * share * (1 - share) / spread) if spread else float(n)
+    return wilson_interval(share * effective, effective, confidence=confidence)
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean. B. Efron, Annals of Statistics 7 (1979), 1–26.
+
+    Whole clusters are drawn with replacement and the mean is taken over all their values.
+
+    Args:
+        values: one per item, finite.
+        clusters: the group of each value (its prompt); None: every value is its own group.
+        resamples: how many samples are drawn.
+        seed: of the private random generator; equal seeds give equal intervals.
+        confidence: coverage asked for.
+    """
+    groups = range(len(values)) if clusters is None else clusters
+    _require(len(values) == len(groups) and len(values) > 0, "at least one value and one cluster for each", values)
+    _require(all(map(math.isfinite, values)), "finite values", values)
+    sums: dict[Hashable, tuple[float, int]] = {}
+    for value, group in zip(values, groups, strict=True):
+        total, count = sums.get(group, (0.0, 0))
+        sums[group] = (total + value, count + 1)
+    pool = list(sums.values())
+    draw = random.Random(seed)
+    means = []
+    for _ in range(resamples):
+        picked = draw.choices(pool, k=len(pool))
+        means.append(math.fsum(s for s, _ in picked) / sum(n for _, n in picked))
+    means.sort()
+    return _quantile(means, (1 - confidence) / 2), _quantile(means, (1 + confidence) / 2)
+
+
+def paired_bootstrap_interval(
+    a: Sequence[float],
+    b: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(a) − mean(b), where ``a[i]`` and ``b[i]`` belong together.
+
+    Pairs are drawn together, so what both share (an easy prompt) cancels. Arguments as in
+    :func:`bootstrap_interval`.
+    """
+    _require(len(a) == len(b), f"two sequences of equal length, the other has {len(b)}", a)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    return bootstrap_interval(differences, clusters, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Linear interpolation between order statistics (type 7 of Hyndman and Fan, 1996)."""
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def _require(condition: bool, expected: str, got: Sequence[float]) -> None:
+    if not condition:
+        shown = [value for value in got if not math.isfinite(value)][:3] or list(got[:3])
+        raise ScoringError(f"an interval needs {expected}; got {len(got)} values such as {shown}; score them again")

@@ -1,0 +1,353 @@
+"""The before/after page: one self-contained ``report.html`` with the same numbers in ``report.json``.
+
+The page uses nothing from outside and no script; its content security policy allows only the
+style sheet inside it, by hash. Every text goes through autoescape and
+:func:`~trimtab.evals.text.visible`, because answers are written by a model that may be attacked.
+"""
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
+from trimtab.evals.intervals import Estimate
+from trimtab.evals.probes import PROBES
+from trimtab.evals.report_data import ReportData, RewardAgainstKL, Series, WinRateRow
+from trimtab.evals.reward_model import RewardModelEval
+from trimtab.evals.text import shorten, visible
+from trimtab.files import write_atomic
+
+# Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.
+_PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "held_out": "dabc"}
+
+PANELS: dict[str, tuple[str, str]] = {
+    "sft_loss": ("Supervised fine-tuning loss", "A held-out loss that turns up again is overfitting."),
+    "reward_accuracy": ("Reward model accuracy", "Share of pairs ranked as labelled; 50 % is guessing."),
+    "proxy": ("Proxy reward", "The score that training climbs."),
+    "gold": ("Gold reward", "A judge that training never sees."),
+    "held_out": ("Held-out reward", "A second reward model, trained on other preferences."),
+    "kl": ("KL per answer", "Distance from the policy before alignment."),
+    "length": ("Answer length", "Reward that comes from length alone shows here."),
+    "entropy": ("Entropy", "A fall towards 0 means that answers become all alike."),
+    "clip_fraction": ("Clip fraction", "Share of tokens at which the policy step was clipped."),
+    "value_loss": ("Value loss", "Squared error of the value function on its returns."),
+    "explained_variance": ("Explained variance", "How much of the returns the value function predicts; 1 is all."),
+}
+"""Charts of the section on training, in page order: key to title and how to read it."""
+
+_TITLES = {
+    "win_rates": "win rates",
+    "reward_against_kl": "reward against √KL",
+    "curves": "training curves",
+    "reward_model": "evaluation of a reward model",
+    "agreement": "agreement statistics",
+    "probes": "text probes",
+    "alarms": "monitors",
+    "examples": "examples",
+}
+_HERE = Path(__file__).parent
+_PLAIN_PROBES = {"words", "tokens", "exclamations"}  # the others are shares
+_ANSWER = {"characters": 2000, "lines": 40}  # how much of an answer the page shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A big number."""
+
+    label: str
+    value: str
+    unit: str = ""
+    detail: str
+    strip: Markup | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart with its words."""
+
+    title: str
+    note: str
+    chart: Markup | None
+    files: tuple[str, ...] = ()
+
+
+def write_report(data: ReportData, folder: Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into a folder, each one atomically.
+
+    Args:
+        data: what to show. NaN and infinity become null in the JSON and "–" on the page.
+        folder: made if missing; usually the run folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    write_atomic(folder / "report.json", data.model_dump_json(indent=2) + "\n")
+    page = folder / "report.html"
+    write_atomic(page, render(data))
+    return page
+
+
+def render(data: ReportData) -> str:
+    """The page as one HTML text."""
+    style = (_HERE / "report.css").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible("–" if value is None else str(value)),
+    )
+    environment.filters |= {"number": number, "percent": percent, "duration": duration}
+    shown = data.examples.shown if data.examples else ()
+    hero = next((e for e in shown if e.pick == "typical"), shown[0] if shown else None)
+    return environment.get_template("report.html.jinja").render(
+        data=data,
+        style=Markup(style),
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        headline=headline(data),
+        tiles=tiles(data),
+        hero=hero,
+        examples=[example for example in shown if example is not hero],
+        anchors={example.id: f"example-{i}" for i, example in enumerate(shown)},
+        win_chart=_win_chart(data),
+        kl_figure=_kl_figure(data.against_kl, data.before) if data.against_kl else None,
+        panels=list(_panel_figures(data.series)),
+        unrecorded=[title for key, (title, _) in PANELS.items() if all(s.panel != key for s in data.series)],
+        accuracy_chart=_accuracy_chart(data.reward_model, data.ceiling) if data.reward_model else None,
+        calibration_chart=_calibration_chart(data.reward_model) if data.reward_model else None,
+        agreement_chart=_agreement_chart(data.agreement),
+        undefined=[e for e in data.agreement if not _finite(e.value)],
+        probe_rows=_probe_rows(data),
+        missing=lambda part: _why_missing(data, part),
+        other_missing=[reason for part, reason in data.missing.items() if part not in _TITLES],
+        not_finite=list(_not_finite(data.model_dump())),
+        shorten=lambda text: shorten(text, **_ANSWER),
+        interval=interval,
+    )
+
+
+def headline(data: ReportData) -> str:
+    """One sentence that says what happened, and does not say more than the interval allows."""
+    row = _main_row(data)
+    if row is None:
+        return f"What became of {data.before} after alignment. {_why_missing(data, 'win_rates')}"
+    share = f"{percent(row.rate)} {interval(row.low, row.high, percent)} of {row.n} held-out prompts"
+    if row.low > 0.5:
+        said = f"{row.model}’s answers were preferred over {row.against}’s on {share}"
+    elif row.high < 0.5:
+        said = f"{row.model}’s answers lost to {row.against}’s: they were preferred on only {share}"
+    else:
+        said = f"No clear difference: {row.model}’s answers were preferred over {row.against}’s on {share}"
+    said += f", judged by {row.metric}"
+    if data.kl and _finite(data.kl.value) and row.model == data.after:
+        said += f", at a KL of {number(data.kl.value)} nats per answer"
+    return said + "."
+
+
+def tiles(data: ReportData) -> list[Tile]:
+    """The big numbers of the first screen; what the run does not have is left out."""
+    found = []
+    row = _main_row(data)
+    if row is not None:
+        label = f"{row.name}, judged by {row.metric}"
+        ends = interval(row.low, row.high, percent)
+        drawn = None
+        if _finite(row.rate, row.low, row.high):
+            drawn = strip(row.rate, row.low, row.high, reference=0.5, title=f"{label}: {percent(row.rate)} {ends}")
+        detail = f"{ends} of {row.n} prompts; the mark is 50\u202f%"
+        found.append(Tile(label=label, value=percent(row.rate), detail=detail, strip=drawn))
+    if data.kl is not None:
+        detail = f"{interval(data.kl.low, data.kl.high)} per answer, n = {data.kl.n}".lstrip()
+        found.append(Tile(label=f"KL from {data.before}", value=number(data.kl.value), unit="nats", detail=detail))
+    columns = {column.model: column.values for column in data.probes}
+    first, last = columns.get(data.before, {}), columns.get(data.after, {})
+    length = "tokens" if "tokens" in last else "words"
+    for key, label, unit, show in (
+        (length, "Mean length", length, number),
+        ("ended_rate", "Ended by itself", "", percent),
+        ("distinct_answers", "Different answers", "", percent),
+    ):
+        if key in last:
+            detail = f"{data.before}: {show(first[key])}" if key in first else ""
+            found.append(Tile(label=label, value=show(last[key]), unit=unit, detail=detail))
+    return found
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.24), duration(754), duration(7325)
+    ('4.2 s', '12 min 34 s', '2 h 02 min')
+    """
+    if seconds is None or not _finite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _main_row(data: ReportData) -> WinRateRow | None:
+    ours = [row for row in data.win_rates if (row.model, row.against) == (data.after, data.before)]
+    return next(iter(ours or data.win_rates), None)
+
+
+def _why_missing(data: ReportData, part: str) -> str:
+    return data.missing.get(part) or f"This run has no {_TITLES[part]}."
+
+
+def _win_chart(data: ReportData) -> Markup | None:
+    tones = {data.after: "a", data.before: "b"}
+    drawn = [
+        Row(
+            name=row.name,
+            note=row.metric,
+            value=row.rate,
+            low=row.low,
+            high=row.high,
+            tone=tones.get(row.model, "quiet"),
+        )
+        for row in data.win_rates
+        if _finite(row.rate, row.low, row.high)
+    ]
+    return row_chart(drawn, title="Win rates", reference=0.5, reference_label="no preference")
+
+
+def _kl_figure(points: RewardAgainstKL, before: str) -> Figure:
+    lines, scales, raw = [], [], []
+    for tone, score in zip(cycle("acdb"), points.scores, strict=False):
+        ends = [y for y in score.y if _finite(y)]
+        if not ends or not _finite(score.spread) or score.spread <= 0:
+            scales.append(f"{score.name} has no spread to measure it by and is not drawn")
+            continue
+        x = [math.sqrt(max(0.0, kl)) if _finite(kl) else math.nan for kl in points.kl]
+        lines.append(Line(name=score.name, x=x, y=[(y - ends[0]) / score.spread for y in score.y], tone=tone))
+        scales.append(f"{score.name}: 1 SD = {number(score.spread)}")
+        raw.append(f"{score.name} went from {number(ends[0])} to {number(ends[-1])}")
+    chart = line_chart(
+        lines,
+        title="Reward against the square root of KL",
+        x_label=f"√KL from {before} (√nats)",
+        y_label=f"gain in SD of the {before} answers",
+        height=280,
+    )
+    note = f"One scale for all: gain over the first point, in standard deviations of that reward over the {before} "
+    note += f"answers ({'; '.join(scales)})."
+    if raw:
+        note += f" In its own units {', '.join(raw)}."
+    return Figure(title="Reward against √KL", note=note, chart=chart)
+
+
+def _panel_figures(series: Sequence[Series]) -> Iterator[Figure]:
+    present = dict.fromkeys(s.panel for s in series)
+    for panel in [key for key in PANELS if key in present] + [key for key in present if key not in PANELS]:
+        group = [s for s in series if s.panel == panel]
+        title, note = PANELS.get(panel, (panel, ""))
+        share = group[0].unit == "share"
+        chart = line_chart(
+            [
+                Line(name=s.name if len(group) > 1 else "", x=s.x, y=s.y, low=s.low, high=s.high, tone=tone)
+                for s, tone in zip(group, cycle(_PANEL_TONES.get(panel, "abcd")), strict=False)
+            ],
+            title=title,
+            x_label=group[0].x_unit,
+            y_label="" if share else group[0].unit,
+            show=percent if share else number,
+            width=340,
+            height=210,
+        )
+        averaged = math.ceil(max(len(s.y) for s in group) / POINTS)
+        if averaged > 1:
+            note += f" Each point is the mean of {averaged} logged ones."
+        gaps = sum(not _finite(y) for s in group for y in s.y)
+        if gaps:
+            note += f" {gaps} of {sum(len(s.y) for s in group)} points are not finite and left out."
+        yield Figure(title=title, note=note, chart=chart, files=tuple(dict.fromkeys(s.file for s in group if s.file)))
+
+
+def _accuracy_chart(result: RewardModelEval, ceiling: Estimate | None) -> Markup | None:
+    named = [(result.accuracy, "a"), (result.longest, "quiet")] + ([(ceiling, "c")] if ceiling else [])
+    rows = _rows(named)
+    lowest = min((row.low if row.low is not None else row.value for row in rows), default=0.5)
+    domain = (0.4, 1.0) if lowest >= 0.4 else (0.0, 1.0)
+    return row_chart(rows, title="Held-out accuracy", domain=domain, reference=0.5, reference_label="guessing")
+
+
+def _agreement_chart(estimates: Sequence[Estimate]) -> Markup | None:
+    rows = _rows([(estimate, "c") for estimate in estimates])
+    lowest = min((row.low if row.low is not None else row.value for row in rows), default=0.0)
+    return row_chart(rows, title="Agreement", show=number, domain=(-1.0 if lowest < 0 else 0.0, 1.0))
+
+
+def _rows(named: Sequence[tuple[Estimate, str]]) -> list[Row]:
+    rows = []
+    for estimate, tone in named:
+        if estimate.value is not None and _finite(estimate.value):
+            ends = (estimate.low, estimate.high) if _finite(estimate.low, estimate.high) else (None, None)
+            note = " · ".join(filter(None, [f"n = {estimate.n}", estimate.reason]))
+            rows.append(Row(name=estimate.name, note=note, value=estimate.value, low=ends[0], high=ends[1], tone=tone))
+    return rows
+
+
+def _calibration_chart(result: RewardModelEval) -> Markup | None:
+    rows = result.calibration
+    measured = Line(
+        name="",
+        x=[row.confidence for row in rows],
+        y=[row.accuracy for row in rows],
+        low=[row.accuracy_low for row in rows],
+        high=[row.accuracy_high for row in rows],
+        whiskers=True,
+    )
+    ideal = Line(name="ideal", x=(0.5, 1.0), y=(0.5, 1.0), tone="quiet")
+    return line_chart(
+        [measured, ideal],
+        title="Calibration",
+        x_label="confidence of the reward model",
+        y_label="how often it was right",
+        show=percent,
+        show_x=percent,
+    )
+
+
+def _probe_rows(data: ReportData) -> list[tuple[str, list[str]]]:
+    keys = dict.fromkeys([*PROBES, *(key for column in data.probes for key in column.values)])
+    return [
+        (
+            PROBES.get(key, key),
+            [
+                (number if key in _PLAIN_PROBES or key not in PROBES else percent)(c.values.get(key))
+                for c in data.probes
+            ],
+        )
+        for key in keys
+        if any(key in column.values for column in data.probes)
+    ]
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of all numbers that are NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{path}.{index}")
+
+
+def _finite(*values: float | None) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)

@@ -1,0 +1,405 @@
+"""Everything the before/after page shows, as plain values the pipeline fills in.
+
+A part that a run does not have stays empty and its reason goes into ``missing``; the page then
+says the reason in a sentence. Three helpers turn what a run leaves behind into parts:
+:func:`series_from_metrics`, :func:`reward_against_kl` and :func:`choose_examples`.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trimtab.errors import DataError
+from trimtab.evals.intervals import Estimate, Number
+from trimtab.evals.reward_model import RewardModelEval
+from trimtab.evals.winrate import WinRate
+from trimtab.records import Record
+
+Section = Literal[
+    "win_rates", "reward_against_kl", "curves", "reward_model", "agreement", "probes", "alarms", "examples"
+]
+"""The sections of the page; keys of ``ReportData.sources``."""
+
+
+class Source(Record):
+    """Where a figure's numbers came from."""
+
+    file: str
+    """File they were read from, relative to the run folder."""
+    command: str = ""
+    """Command that makes the file again."""
+
+
+class Stage(Record):
+    """One stage of the pipeline, as it went."""
+
+    name: str
+    """Name in the recipe."""
+    status: Literal["ran", "cached"]
+    """``cached``: its inputs had not changed, so an earlier result was used."""
+    seconds: Number
+    """Time it took in this run, in seconds."""
+    fingerprint: str
+    """Hash of its settings and inputs."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """What went in and came out, for example ``{"pairs": 1200, "refused": 3}``."""
+
+
+class WinRateRow(Record):
+    """One model against another on the same held-out prompts."""
+
+    model: str
+    """Whose wins are counted."""
+    against: str
+    """The other model."""
+    metric: str
+    """Who decided, as words that follow "judged by", for example ``gold (simulated)``."""
+    rate: Number
+    """Share of prompts won, a tie counting half."""
+    low: Number
+    """Lower end of the 95 % interval."""
+    high: Number
+    """Upper end of the 95 % interval."""
+    n: int
+    """Prompts compared."""
+    wins: int
+    """Prompts on which ``model`` was better."""
+    ties: int
+    """Prompts without a difference."""
+    losses: int
+    """Prompts on which ``against`` was better."""
+
+    @property
+    def name(self) -> str:
+        """Short label, for example ``PPO over SFT``."""
+        return f"{self.model} over {self.against}"
+
+    @classmethod
+    def of(cls, model: str, against: str, metric: str, result: WinRate) -> "WinRateRow":
+        """Name the two models and the judge of a :func:`~trimtab.evals.winrate.win_rate`."""
+        numbers = {name: getattr(result, name) for name in ("rate", "low", "high", "n", "wins", "ties", "losses")}
+        return cls(model=model, against=against, metric=metric, **numbers)
+
+
+class Series(Record):
+    """One curve over the steps of training."""
+
+    panel: str
+    """Which chart it belongs to: a key of ``report.PANELS``, or a title of your own."""
+    name: str
+    """What it is; shown at its end where a chart has several."""
+    x: tuple[Number, ...]
+    """Steps."""
+    y: tuple[Number, ...]
+    """Values; NaN leaves a gap."""
+    low: tuple[Number, ...] | None = None
+    """Lower ends of intervals around ``y``, if there are any."""
+    high: tuple[Number, ...] | None = None
+    """Upper ends."""
+    unit: str = ""
+    """Unit of ``y``; ``share`` is written in percent."""
+    x_unit: str = "optimiser step"
+    """What ``x`` counts."""
+    file: str = ""
+    """File it was read from, relative to the run folder."""
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> "Series":
+        _same_lengths(self.name, x=self.x, y=self.y, low=self.low, high=self.high)
+        return self
+
+
+class ScoreCurve(Record):
+    """One reward along the run, for the chart against √KL."""
+
+    name: str
+    """For example ``proxy`` or ``gold (simulated)``."""
+    y: tuple[Number, ...]
+    """Mean reward at each point, in its own units."""
+    spread: Number
+    """Standard deviation of this reward over the starting policy's answers: the unit of the chart."""
+
+
+class RewardAgainstKL(Record):
+    """Rewards against the distance from the starting policy, point by point along the run."""
+
+    step: tuple[Number, ...]
+    """Optimiser step of each point."""
+    kl: tuple[Number, ...]
+    """KL(policy ‖ starting policy) per answer, in nats; an estimate below 0 is drawn at 0."""
+    scores: tuple[ScoreCurve, ...]
+    """What was climbed and what it was held against."""
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> "RewardAgainstKL":
+        _same_lengths("reward against KL", step=self.step, kl=self.kl, **{s.name: s.y for s in self.scores})
+        return self
+
+
+class Answer(Record):
+    """One model's answer to an example's prompt."""
+
+    model: str
+    """Which model."""
+    text: str
+    """What it said, unchanged; the page neutralises and shortens it."""
+    proxy: float | None = None
+    """Score of the reward model that was trained against."""
+    gold: float | None = None
+    """Score of the held-out judge (simulated annotators), where there is one."""
+    kl: float | None = None
+    """log p(answer) under this model minus under the starting policy, in nats."""
+    finish_reason: Literal["stop", "length"] | None = None
+    """``stop``: ended by itself; ``length``: cut at the token limit."""
+    tokens: int | None = None
+    """Length in tokens."""
+
+
+class Example(Record):
+    """One held-out prompt with every model's answer."""
+
+    id: str
+    """Id of the prompt; alarms refer to it."""
+    prompt: str
+    """What was asked."""
+    answers: tuple[Answer, ...]
+    """One per model, from the earliest to the latest."""
+    pick: Literal["typical", "random", "best", "worst"] = "random"
+    """Why it is shown: the median gain, drawn by seed, or among the largest or smallest gains."""
+
+
+class Examples(Record):
+    """The examples shown, and how they were chosen."""
+
+    shown: tuple[Example, ...]
+    """In page order."""
+    total: int
+    """How many there were to choose from."""
+    seed: int
+    """Seed of the random ones."""
+    ranked_by: str
+    """The score whose gain made the best, the worst and the typical one: ``gold`` or ``proxy``."""
+
+
+class ProbeColumn(Record):
+    """Text probes of one model's answers."""
+
+    model: str
+    """Which model."""
+    values: dict[str, Number]
+    """As :func:`~trimtab.evals.probes.probe_table` gives them."""
+
+
+class Alarm(Record):
+    """A monitor that fired."""
+
+    name: str
+    """Which one."""
+    message: str
+    """What it saw, with the value and the limit."""
+    samples: tuple[str, ...] = ()
+    """Ids of the prompts to look at."""
+
+
+class ReportData(Record):
+    """The whole page."""
+
+    title: str
+    """What was done, in a few words."""
+    run: str
+    """Name of the run."""
+    recipe: str
+    """Name or path of the recipe, as given."""
+    created_at: str
+    """When the report was written, ISO 8601 in UTC."""
+    machine: str
+    """Processor, cores and memory, in words."""
+    versions: dict[str, str]
+    """Versions of trimtab and what it stands on."""
+    seeds: dict[str, int]
+    """Seeds by purpose."""
+    simulated: bool
+    """True: preferences or the gold reward come from simulated people, and the page says so on top."""
+    notice: str
+    """Text of that banner, or for real preferences a line about where they came from (may be empty)."""
+    seconds: Number
+    """Wall time of the run, in seconds."""
+    peak_memory_gb: float | None = None
+    """Largest resident memory, in 10⁹ bytes."""
+    before: str = "SFT"
+    """Name of the model before alignment, as used in win rates, answers and probes."""
+    after: str = "PPO"
+    """Name of the model after alignment."""
+    stages: tuple[Stage, ...] = ()
+    """Stages in order."""
+    win_rates: tuple[WinRateRow, ...] = ()
+    """The first one with ``after`` against ``before`` makes the headline."""
+    kl: Estimate | None = None
+    """Mean KL(after ‖ before) per answer on held-out prompts, in nats."""
+    series: tuple[Series, ...] = ()
+    """Training curves."""
+    against_kl: RewardAgainstKL | None = None
+    """Proxy and gold reward against √KL."""
+    reward_model: RewardModelEval | None = None
+    """Held-out accuracy and calibration."""
+    ceiling: Estimate | None = None
+    """How often one annotator agrees with another: the most an accuracy can mean."""
+    agreement: tuple[Estimate, ...] = ()
+    """Agreement statistics; an undefined one has no value and a reason."""
+    probes: tuple[ProbeColumn, ...] = ()
+    """One per model, from the earliest to the latest."""
+    alarms: tuple[Alarm, ...] | None = None
+    """What fired; empty: monitors ran and none fired; None: none ran."""
+    examples: Examples | None = None
+    """Answers to read."""
+    sources: dict[Section, Source] = Field(default_factory=dict)
+    """For each section: the file its numbers came from and the command that makes it."""
+    missing: dict[str, str] = Field(default_factory=dict)
+    """What this run does not have (a section's name, or anything such as ``base``), and why, as a sentence."""
+
+
+def series_from_metrics(
+    rows: Iterable[Mapping[str, Any]],
+    key: str,
+    *,
+    panel: str,
+    name: str = "",
+    unit: str = "",
+    x: str = "step",
+    x_unit: str = "optimiser step",
+    ends: tuple[str, str] | None = None,
+    file: str = "metrics.jsonl",
+) -> Series | None:
+    """One curve out of logged rows; None if no row has the key.
+
+    Rows without the key or without ``x`` are passed over (different events log different things).
+    A value of None, as JSON writes NaN, stays as a gap.
+
+    Args:
+        rows: as read from ``metrics.jsonl``.
+        key: the value to follow.
+        panel: the chart it belongs to.
+        name: label; the key if empty.
+        unit: unit of the values.
+        x: key of the position.
+        x_unit: what ``x`` counts.
+        ends: keys of the lower and upper interval end, where they are logged.
+        file: where the rows came from.
+    """
+    kept = [row for row in rows if key in row and row.get(x) is not None]
+    if not kept:
+        return None
+    low, high = (
+        tuple(row.get(end, math.nan) for row in kept) if any(end in row for row in kept) else None
+        for end in ends or ("", "")
+    )
+    return Series(
+        panel=panel,
+        name=name or key,
+        x=tuple(row[x] for row in kept),
+        y=tuple(row[key] for row in kept),
+        low=low,
+        high=high,
+        unit=unit,
+        x_unit=x_unit,
+        file=file,
+    )
+
+
+def reward_against_kl(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    kl: str,
+    scores: Mapping[str, str],
+    spreads: Mapping[str, float],
+    x: str = "step",
+) -> RewardAgainstKL | None:
+    """Rewards against KL out of logged rows; None if no row has the KL and every reward.
+
+    Args:
+        rows: as read from ``metrics.jsonl``.
+        kl: key of the KL per answer, in nats.
+        scores: label to key of each reward; those that no row has are left out.
+        spreads: label to the standard deviation of that reward over the starting policy's answers.
+        x: key of the optimiser step.
+    """
+    rows = list(rows)
+    present = {label: key for label, key in scores.items() if any(key in row for row in rows)}
+    kept = [row for row in rows if x in row and kl in row and all(key in row for key in present.values())]
+    if not kept or not present:
+        return None
+    return RewardAgainstKL(
+        step=tuple(row[x] for row in kept),
+        kl=tuple(row[kl] for row in kept),
+        scores=tuple(
+            ScoreCurve(name=label, y=tuple(row[key] for row in kept), spread=spreads[label])
+            for label, key in present.items()
+        ),
+    )
+
+
+def choose_examples(
+    examples: Sequence[Example],
+    *,
+    before: str,
+    after: str,
+    seed: int,
+    draw: int = 14,
+    best: int = 4,
+    worst: int = 4,
+) -> Examples:
+    """Choose what the page shows: the typical one, some drawn by seed, the best and the worst.
+
+    The gain of an example is the score of ``after`` minus that of ``before``: gold where every such
+    answer has one, else proxy. The random ones are drawn first, from all but the typical one, so
+    that they are a fair sample and not what the others left; best and worst follow among the rest.
+
+    Args:
+        examples: all held-out prompts with their answers.
+        before: name of the model before alignment.
+        after: name of the model after alignment.
+        seed: of the draw.
+        draw: how many are drawn at random.
+        best: how many with the largest gain.
+        worst: how many with the smallest gain.
+
+    Raises:
+        DataError: no examples, or an example without both answers or without a score for them.
+    """
+    if not examples:
+        raise DataError("no examples to choose from; evaluate the models on held-out prompts first")
+    pairs = [({a.model: a for a in example.answers}) for example in examples]
+    for example, answers in zip(examples, pairs, strict=True):
+        if before not in answers or after not in answers:
+            raise DataError(
+                f"example {example.id}: answers by {list(answers)}, expected {before} and {after} among them"
+            )
+    ranked_by: Literal["gold", "proxy"] = (
+        "gold" if all(a[m].gold is not None for a in pairs for m in (before, after)) else "proxy"
+    )
+    gains: list[float] = []
+    for example, answers in zip(examples, pairs, strict=True):
+        first, last = getattr(answers[before], ranked_by), getattr(answers[after], ranked_by)
+        if first is None or last is None:
+            raise DataError(f"example {example.id}: no gold and no proxy score for both answers; score them first")
+        gains.append(last - first if math.isfinite(last - first) else -math.inf)
+    order = sorted(range(len(examples)), key=lambda i: gains[i])
+    middle = order[len(order) // 2]
+    others = [i for i in range(len(examples)) if i != middle]
+    drawn = random.Random(seed).sample(others, min(draw, len(others)))
+    rest = [i for i in order if i != middle and i not in drawn]
+    top = rest[::-1][:best]
+    bottom = [i for i in rest if i not in top][:worst]
+    picked = [(middle, "typical"), *((i, "random") for i in drawn)]
+    picked += [(i, "best") for i in top] + [(i, "worst") for i in bottom]
+    shown = tuple(examples[i].model_copy(update={"pick": pick}) for i, pick in picked)
+    return Examples(shown=shown, total=len(examples), seed=seed, ranked_by=ranked_by)
+
+
+def _same_lengths(what: str, **columns: Sequence[float] | None) -> None:
+    lengths = {name: len(values) for name, values in columns.items() if values is not None}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{what}: columns differ in length: {lengths}")

@@ -1,0 +1,29 @@
+"""Decisions about labels: who would prefer what, what several judgements say together, how far they agree."""
+
+from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
+from trimtab.feedback.agreement import Estimate, agreement_report, krippendorff_alpha, wilson_interval
+from trimtab.feedback.callables import Utility, load_callable
+from trimtab.feedback.gold import friendly_parts, friendly_utility
+from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
+from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
+
+__all__ = [
+    "AggregateConfig",
+    "Aggregated",
+    "CohortConfig",
+    "Estimate",
+    "SimulationConfig",
+    "Utility",
+    "aggregate",
+    "agreement_report",
+    "canonical_ranks",
+    "friendly_parts",
+    "friendly_utility",
+    "krippendorff_alpha",
+    "load_callable",
+    "pair_votes",
+    "reliability_weights",
+    "simulate",
+    "usable_judgements",
+    "wilson_interval",
+]

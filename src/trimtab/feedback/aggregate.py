@@ -1,0 +1,167 @@
+"""Several annotators' judgements of an item become one training preference, with the way back kept.
+
+Answers are ordered by weighted Borda score: for each judgement, the share of the other answers
+that an answer beat (a tie counts half), averaged over judgements by annotator weight. For two
+answers that is the weighted majority; for more it is the order of the mean rank, and unlike the
+pairwise majority it can have no cycle.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.errors import ConfigError
+from trimtab.feedback.votes import canonical_ranks, leave_one_out, pair_votes, usable_judgements
+from trimtab.records import Comparison, Judgement, Preference
+from trimtab.records.types import Source
+
+_LEAST_TRUSTED_FIRST: tuple[Source, ...] = ("simulated", "ai", "imported", "human")
+
+
+class AggregateConfig(Config):
+    """How judgements become preferences."""
+
+    criterion: str = "overall"
+    """Judgements of this criterion are used, others are counted as dropped."""
+    weighting: Literal["equal", "agreement"] = "equal"
+    """``equal``: every annotator counts 1; ``agreement``: by :func:`reliability_weights`."""
+    smoothing: float = Field(default=0.0, ge=0.0)
+    """Votes added to the soft label of a pair, half to each answer: 1 turns one vote into .75, 0 leaves it certain."""
+    keep_tied: bool = False
+    """True: an item whose answers all tie stays, with equal ranks; False: it is dropped and counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregated:
+    """Preferences, and an account of everything that is not in them."""
+
+    preferences: tuple[Preference, ...]
+    """One for each usable item, in the order of the items."""
+    dropped: dict[str, int]
+    """Items without a preference, by reason; with the preferences they make up all items."""
+    dropped_judgements: dict[str, int]
+    """Judgements behind no preference, by reason; with those behind one they make up all judgements."""
+    weights: dict[str, float]
+    """The weight each annotator of a usable judgement had."""
+
+
+def aggregate(
+    items: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+    *,
+    config: AggregateConfig | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Aggregated:
+    """Combine all judgements of each item into one preference.
+
+    A preference has its item's id; its ``source`` is that of the least trusted of its judgements,
+    in the order simulated, ai, imported, human: it says "human" only if every label was.
+    Equal scores are ties. For two answers ``probability`` is the weighted share that prefers the
+    first, ties counting half: p = (W₁ + s/2) / (W + s) with the smoothing s.
+
+    Args:
+        items: what was judged.
+        judgements: any number, of any items, in any order.
+        config: defaults to ``AggregateConfig()``.
+        weights: weight by annotator, 1 where missing, 0 to leave one out; replaces ``config.weighting``.
+
+    Raises:
+        ConfigError: if a weight is negative or not finite.
+    """
+    config = config or AggregateConfig()
+    usable, refused = usable_judgements(items, judgements, config.criterion)
+    if weights is None:
+        weights = _agreement_weights(usable) if config.weighting == "agreement" else {}
+    annotators = sorted({j.annotator for found in usable.values() for j in found})
+    by_annotator = {annotator: weights.get(annotator, 1.0) for annotator in annotators}
+    for annotator, weight in by_annotator.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"weight {weight!r} of annotator {annotator!r}: must be a number, 0 or more")
+
+    preferences: dict[str, Preference] = {}
+    dropped: Counter[str] = Counter()
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            dropped["item id already taken"] += 1
+            continue
+        seen.add(item.id)
+        found = [j for j in usable.get(item.id, []) if by_annotator[j.annotator] > 0]
+        refused["annotator has weight 0"] += len(usable.get(item.id, [])) - len(found)
+        if not found:
+            dropped["no usable judgement"] += 1
+            continue
+        preference = _combine(item, found, [by_annotator[j.annotator] for j in found], config.smoothing)
+        if config.keep_tied or max(preference.ranks) > 0:
+            preferences[item.id] = preference
+        else:
+            dropped["all answers tied"] += 1
+            refused["item dropped: all answers tied"] += len(found)
+    return Aggregated(
+        preferences=tuple(preferences.values()),
+        dropped=dict(dropped),
+        dropped_judgements=dict(+refused),
+        weights=by_annotator,
+    )
+
+
+def reliability_weights(
+    items: Sequence[Comparison], judgements: Sequence[Judgement], *, criterion: str = "overall"
+) -> dict[str, float]:
+    """Weigh annotators by how often they side with the others, mean weight 1.
+
+    An annotator right with probability p agrees with a reference right with probability q at the
+    rate a = pq + (1−p)(1−q), so 2a − 1 = (2p − 1)(2q − 1): over a shared reference, 2a − 1 is in
+    proportion to 2p − 1, the small-signal form of the optimal log-odds weight. The reference is
+    the net vote of the others (leave one out); a is pulled to the common rate by ten votes, so
+    that few votes give a weight near 1, and the weight does not fall below .05 before scaling.
+    Without overlap, or with no agreement beyond chance, all weights are 1.
+    """
+    return _agreement_weights(usable_judgements(items, judgements, criterion)[0])
+
+
+def _agreement_weights(usable: Mapping[str, Sequence[Judgement]]) -> dict[str, float]:
+    hits: defaultdict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
+    for _, _, _, votes in pair_votes(usable):
+        for annotator, hit in leave_one_out(votes).items():
+            hits[annotator] += hit
+            counts[annotator] += 1
+    annotators = sorted({j.annotator for found in usable.values() for j in found})
+    common = sum(hits.values()) / max(1, sum(counts.values()))
+    if common <= 0.5:
+        return dict.fromkeys(annotators, 1.0)
+    rates = {a: (hits[a] + 10 * common) / (counts[a] + 10) for a in annotators}
+    raw = {a: max(0.05, 2 * rate - 1) for a, rate in rates.items()}
+    mean = sum(raw.values()) / len(raw)
+    return {a: w / mean for a, w in raw.items()}
+
+
+def _combine(
+    item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], smoothing: float
+) -> Preference:
+    total = math.fsum(weights)
+    borda = [_beaten(canonical_ranks(j)) for j in judgements]
+    scores = [math.fsum(w * b[i] for w, b in zip(weights, borda, strict=True)) for i in range(len(item.completions))]
+    levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
+    soft = (scores[0] + smoothing / 2) / (total + smoothing) if len(scores) == 2 else None
+    return Preference(
+        id=item.id,
+        prompt=item.prompt,
+        completions=item.completions,
+        ranks=tuple(levels.index(round(s / total, 9)) for s in scores),
+        probability=soft,
+        judgements=tuple(j.id for j in judgements),
+        source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
+    )
+
+
+def _beaten(ranks: Sequence[int]) -> list[float]:
+    """For each answer the share of the others it beats, ties half."""
+    others = len(ranks) - 1
+    return [(sum(r < s for s in ranks) + (sum(r == s for s in ranks) - 1) / 2) / others for r in ranks]

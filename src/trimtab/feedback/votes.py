@@ -1,0 +1,91 @@
+"""From clicks to votes: undo the display order, set aside what cannot be used and count it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+from trimtab.records import Comparison, Judgement
+
+
+def canonical_ranks(judgement: Judgement) -> tuple[int, ...]:
+    """Ranks in the order of the item's completions, the display order undone.
+
+    Args:
+        judgement: a ranked one.
+
+    Returns:
+        ``ranks[i]`` is the rank of ``completions[i]``; 0 = best, equal = tie.
+
+    >>> shown = {"shown_order": (2, 0, 1), "ranks": (0, 1, 1)}
+    >>> canonical_ranks(Judgement(id="j", item="i", annotator="a", source="human", **shown))
+    (1, 1, 0)
+    """
+    assert judgement.ranks is not None, "only a ranked judgement has ranks"
+    by_answer = dict(zip(judgement.shown_order, judgement.ranks, strict=True))
+    return tuple(by_answer[i] for i in range(len(by_answer)))
+
+
+def usable_judgements(
+    items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str = "overall"
+) -> tuple[dict[str, list[Judgement]], Counter[str]]:
+    """Sort judgements by item, and count those that cannot be used by reason.
+
+    Unusable are: a criterion other than the one asked for, an item that is not in ``items``, a
+    verdict without ranks, a number of answers that is not the item's, and what an annotator says
+    again about an item already ranked: the first ranking stands, as it was given unprompted.
+
+    Returns:
+        Usable judgements by item id, in the order given; and how many were refused for each
+        reason. The two together are all of ``judgements``.
+    """
+    answers = {item.id: len(item.completions) for item in items}
+    usable: dict[str, list[Judgement]] = {}
+    refused: Counter[str] = Counter()
+    seen: set[tuple[str, str]] = set()
+    for judgement in judgements:
+        key = (judgement.item, judgement.annotator)
+        if judgement.criterion != criterion:
+            refused[f"criterion is not {criterion!r}"] += 1
+        elif judgement.item not in answers:
+            refused["unknown item id"] += 1
+        elif judgement.ranks is None:
+            refused[f"not ranked: {judgement.verdict}"] += 1
+        elif len(judgement.ranks) != answers[judgement.item]:
+            refused["wrong number of answers"] += 1
+        elif key in seen:
+            refused["annotator had ranked the item before"] += 1
+        else:
+            seen.add(key)
+            usable.setdefault(judgement.item, []).append(judgement)
+    return usable, refused
+
+
+def pair_votes(usable: Mapping[str, Sequence[Judgement]]) -> Iterator[tuple[str, int, int, dict[str, int]]]:
+    """Break rankings into pairs of answers.
+
+    Yields:
+        (item id, i, j, votes) for all i < j, where ``votes[annotator]`` is 1 if completion i was
+        ranked better than j, −1 if worse and 0 for a tie.
+    """
+    for item, judgements in usable.items():
+        ranks = {j.annotator: canonical_ranks(j) for j in judgements}
+        for i, j in combinations(range(len(judgements[0].shown_order)), 2):
+            yield item, i, j, {a: (r[i] < r[j]) - (r[i] > r[j]) for a, r in ranks.items()}
+
+
+def leave_one_out(votes: Mapping[str, int]) -> dict[str, float]:
+    """Whether each annotator who chose a winner sided with the net vote of the others.
+
+    Args:
+        votes: 1, 0 (tie) or −1 by annotator.
+
+    Returns:
+        By annotator 1 (yes), 0 (no) or ½ (the others are even); those who tied or are alone are left out.
+
+    >>> leave_one_out({"a": 1, "b": 1, "c": -1, "d": 0})
+    {'a': 0.5, 'b': 0.5, 'c': 0.0}
+    """
+    total = sum(votes.values())
+    if len(votes) < 2:
+        return {}
+    return {a: 0.5 if total == v else float((total - v) * v > 0) for a, v in votes.items() if v}

@@ -1,0 +1,279 @@
+"""One trunk for all roles: base weights once, a LoRA adapter per role, hidden states on request.
+
+Policy, critic and reward model are adapters on the same frozen trunk, and the reference is the
+trunk with adapters off. When adapters sit on the top layers only, everything below them is the
+same for every role and every epoch: :meth:`Backbone.lower` runs it once and
+:meth:`Backbone.hidden` continues from there.
+
+Batches are right-padded and attention is causal, so a real token never sees padding and no
+attention mask is needed. Packed rows (SFT) bring a block-diagonal one.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from trimtab.config import Config
+from trimtab.errors import ConfigError, ModelError
+from trimtab.models.chat import Chat
+from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
+
+
+class AdapterConfig(Config):
+    """What is trained: low-rank adapters on some layers, or every weight."""
+
+    kind: Literal["lora", "full"] = "lora"
+    """``lora``: adapters, the trunk stays frozen and shared. ``full``: all weights, one copy per role."""
+    rank: int = 16
+    """LoRA rank r."""
+    alpha: float = 32.0
+    """LoRA scale: the update is (alpha / rank) · B·A."""
+    top_layers: int | None = None
+    """Adapters only on this many upper layers; None means all. Below them nothing is trained."""
+    dropout: float = 0.0
+    """LoRA dropout while training (always off in references and old log-probabilities)."""
+
+
+class Backbone:
+    """A causal language model, its chat rendering and the adapters on it.
+
+    Args:
+        model: a Hugging Face causal language model in float32.
+        chat: how its conversations are rendered.
+        dtype: precision of matrix products (weights stay float32).
+    """
+
+    def __init__(self, model: Any, chat: Chat, *, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.chat = chat
+        self.dtype = dtype
+        self.layers = _decoder_layers(model)
+        self.frozen_layers = 0
+        """Layers below every adapter: the same for all roles."""
+        self._lowest: dict[str, int] = {}
+        self._lower: nn.Module | None = None
+        self._upper: nn.Module | None = None
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self._check_head()
+
+    @classmethod
+    def load(cls, config: ModelConfig) -> "Backbone":
+        """Load what a configuration names."""
+        tokenizer = load_tokenizer(config)
+        model = load_causal_lm(config)
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        chat = Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
+        return cls(model, chat, dtype=compute_dtype(config, pick_device(config.device)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def head(self) -> nn.Module:
+        """The projection from hidden states to the vocabulary."""
+        return self.model.get_output_embeddings()
+
+    def copy(self) -> "Backbone":
+        """A second trunk with weights of its own, for full fine-tuning of several roles."""
+        return Backbone(copy.deepcopy(self.model), self.chat, dtype=self.dtype)
+
+    def autocast(self) -> Any:
+        """Context in which matrix products run at this backbone's precision."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    # Adapters -----------------------------------------------------------------------------
+
+    def add_adapter(self, name: str, config: AdapterConfig, *, seed: int) -> None:
+        """Put a fresh adapter on the trunk; its B is zero, so it starts as the trunk itself."""
+        count = len(self.layers)
+        top = count if config.top_layers is None else config.top_layers
+        if not 1 <= top <= count:
+            raise ConfigError(f"adapter.top_layers is {top} but the model has {count} layers; use 1 to {count}")
+        chosen = {id(layer) for layer in list(self.layers)[count - top :]}
+        targets = [
+            f"{prefix}.{path}" if path else prefix
+            for prefix, layer in self.model.named_modules()
+            if id(layer) in chosen
+            for path, module in layer.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and not path.startswith("lora_") and ".lora_" not in path
+        ]
+        targets = sorted({t.removesuffix(".base_layer") for t in targets})
+        peft = PeftLoraConfig(
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, bias="none"
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            torch.manual_seed(seed)
+            self.model.add_adapter(peft, adapter_name=name)
+        self.activate(None)
+        self._lowest[name] = count - top
+        self._split()
+
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Set adapter ``target`` to the weights of ``source`` (same shape)."""
+        weights = {k.replace(f".{source}.", f".{target}."): v for k, v in self.adapter_parameters(source).items()}
+        with torch.no_grad():
+            for name, parameter in self.adapter_parameters(target).items():
+                parameter.copy_(weights[name])
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's weights by full name."""
+        return {k: p for k, p in self.model.named_parameters() if f".{name}." in k and ".lora_" in k}
+
+    def activate(self, name: str | None) -> None:
+        """Make one adapter the active one; None switches all off (the reference)."""
+        for module in self._tuned():
+            here = name is not None and name in module.lora_A
+            module.enable_adapters(enabled=here)
+            if here:
+                module.set_adapter(name)
+
+    def merge(self, name: str) -> None:
+        """Fold an adapter into the trunk for good (the SFT state becomes the new reference)."""
+        with torch.no_grad():
+            for module in self._tuned():
+                if name in module.lora_A:
+                    module.get_base_layer().weight += module.get_delta_weight(name)
+        self.model.delete_adapter(name)
+        del self._lowest[name]
+        self._split()
+
+    @contextmanager
+    def merged(self, name: str | None) -> Iterator[None]:
+        """Inside, the plain trunk computes with an adapter's weights added: no adapter overhead when sampling.
+
+        The original weights are put back, not subtracted back, so nothing drifts.
+        """
+        if name is None:
+            self.activate(None)
+            yield
+            return
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        self.activate(None)
+        try:
+            with torch.no_grad():
+                for module in self._tuned():
+                    if name in module.lora_A:
+                        weight = module.get_base_layer().weight
+                        kept.append((weight, weight.data))
+                        weight.data = weight.data + module.get_delta_weight(name)
+            yield
+        finally:
+            for weight, original in kept:
+                weight.data = original
+
+    def train(self, on: bool, *, full: bool) -> None:
+        """Dropout on or off: of the whole model when all weights are trained, of the adapters otherwise."""
+        if full:
+            self.model.train(on)
+        for module in self._tuned():
+            module.lora_dropout.train(on)
+
+    def _tuned(self) -> list[Any]:
+        return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+
+    # Hidden states ------------------------------------------------------------------------
+
+    def lower(self, tokens: Tensor) -> Tensor | None:
+        """Hidden states below the lowest adapter, ``[B, T, H]``; None if there is no such place.
+
+        They depend on the tokens only, so one call serves all roles and epochs of a rollout.
+        """
+        if self._lower is None:
+            return None
+        self.activate(None)
+        with torch.no_grad(), self.autocast():
+            return self._lower(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        adapter: str | None,
+        lower: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states under one adapter.
+
+        Args:
+            tokens: ``[B, T]``, right-padded.
+            adapter: which one; None for the reference.
+            lower: what :meth:`lower` gave for these tokens, to continue from there.
+            attention_mask: ``[B, 1, T, T]`` bool, True = may look at; None = causal.
+            position_ids: ``[B, T]``; None = 0, 1, 2, …
+
+        Returns:
+            ``[B, T, H]``.
+        """
+        self.activate(adapter)
+        extra = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
+        with self.autocast():
+            if lower is not None and self._upper is not None:
+                return self._upper(inputs_embeds=lower, **extra).last_hidden_state
+            return self.model.base_model(input_ids=tokens, **extra).last_hidden_state
+
+    def _split(self) -> None:
+        """Prepare the two halves of the trunk below the lowest adapter, if this architecture can be cut there."""
+        base = self.model.base_model
+        below = min(self._lowest.values(), default=0)
+        self._lower = self._upper = None
+        self.frozen_layers = 0
+        if below == 0 or not (hasattr(base, "layers") and hasattr(base, "norm")):
+            return
+        lower = _view(base, list(self.layers)[:below], nn.Identity())
+        upper = _view(base, list(self.layers)[below:], base.norm)
+        probe = torch.arange(4, device=self.device)[None]
+        self.activate(None)
+        with torch.no_grad():
+            middle = lower(input_ids=probe, use_cache=False).last_hidden_state
+            cut = upper(inputs_embeds=middle, use_cache=False).last_hidden_state
+            whole = base(input_ids=probe, use_cache=False).last_hidden_state
+        if torch.allclose(cut, whole, rtol=1e-4, atol=1e-5):
+            self._lower, self._upper, self.frozen_layers = lower, upper, below
+
+    def _check_head(self) -> None:
+        """The head applied to hidden states must be the model's own logits (no soft cap, no scaling)."""
+        probe = torch.arange(4, device=self.device)[None]
+        with torch.no_grad():
+            hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+            ours, theirs = self.head(hidden), self.model(input_ids=probe, use_cache=False).logits
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+            raise ModelError(
+                f"{type(self.model).__name__} changes its logits after the output projection (soft cap or scale); "
+                "trimtab would compute wrong log-probabilities for it, so it refuses"
+            )
+
+
+def _decoder_layers(model: Any) -> nn.ModuleList:
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found; this architecture is unknown")
+
+
+def _view(base: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:
+    """The same module with other layers and final norm; all weights are shared with ``base``."""
+    view = copy.copy(base)
+    view._modules = dict(base._modules)
+    view._modules["layers"] = nn.ModuleList(layers)
+    view._modules["norm"] = norm
+    return view

@@ -1,0 +1,163 @@
+"""Policy, reference, critic and reward model: one class with different heads on a backbone."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trimtab.errors import ModelError
+from trimtab.models.backbone import AdapterConfig, Backbone
+from trimtab.models.batch import Batch, block_diagonal_mask
+
+HEAD_CHUNK = 1024
+"""Response tokens projected to the vocabulary at a time; batch × time × vocabulary never exists."""
+
+
+class Role:
+    """One role on a backbone.
+
+    Args:
+        backbone: the trunk it computes with.
+        adapter: name of its adapter; None: the trunk as it is (reference, or full fine-tuning).
+        scalar_head: True for critic and reward model: a linear map from hidden state to one number.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, adapter: str | None = None, scalar_head: bool = False, full: bool = False
+    ) -> None:
+        self.backbone = backbone
+        self.adapter = adapter
+        self.full = full
+        self.scalar = nn.Linear(backbone.width, 1).to(backbone.device) if scalar_head else None
+        if self.scalar is not None:
+            nn.init.zeros_(self.scalar.weight)
+            nn.init.zeros_(self.scalar.bias)
+        if full:
+            for parameter in backbone.model.parameters():
+                parameter.requires_grad_(True)
+
+    @classmethod
+    def trainable(
+        cls, backbone: Backbone, name: str, config: AdapterConfig, *, seed: int, scalar_head: bool = False
+    ) -> "Role":
+        """A role with weights of its own: an adapter on ``backbone``, or a full copy of it."""
+        if config.kind == "full":
+            return cls(backbone.copy(), scalar_head=scalar_head, full=True)
+        backbone.add_adapter(name, config, seed=seed)
+        return cls(backbone, adapter=name, scalar_head=scalar_head)
+
+    # Weights ------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What this role trains, by name."""
+        found: dict[str, nn.Parameter] = {}
+        if self.adapter is not None:
+            found |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in self._adapter().items()}
+        elif self.full:
+            found |= dict(self.backbone.model.named_parameters())
+        if self.scalar is not None:
+            found |= {"head.weight": self.scalar.weight, "head.bias": self.scalar.bias}
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trained weights, on the CPU."""
+        return {name: p.detach().cpu().clone().contiguous() for name, p in self.parameters().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy weights in.
+
+        Raises:
+            ModelError: other names or shapes than this role has.
+        """
+        mine = self.parameters()
+        if mine.keys() != state.keys():
+            odd = sorted(mine.keys() ^ state.keys())
+            raise ModelError(f"weights do not fit: {len(odd)} names differ, for example {odd[0]!r}; other adapter?")
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                if parameter.shape != state[name].shape:
+                    raise ModelError(
+                        f"weights do not fit: {name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
+                    )
+                parameter.copy_(state[name])
+
+    def _adapter(self) -> dict[str, nn.Parameter]:
+        assert self.adapter is not None
+        return self.backbone.adapter_parameters(self.adapter)
+
+    def train(self, on: bool = True) -> None:
+        """Dropout on or off; everything but a gradient step runs with it off."""
+        self.backbone.train(on, full=self.full)
+
+    # Computing ----------------------------------------------------------------------------
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        segments = batch.columns.get("segments")
+        return self.backbone.hidden(
+            batch.tokens,
+            adapter=self.adapter,
+            lower=batch.columns.get("lower"),
+            attention_mask=None if segments is None else block_diagonal_mask(segments),
+            position_ids=batch.columns.get("positions"),
+        )
+
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the response tokens and entropies before them.
+
+        Args:
+            batch: tokens and response mask; columns ``lower`` (see :meth:`Backbone.lower`) and those of
+                :func:`~trimtab.models.batch.pack` are used where present.
+            temperature: logits are divided by it, as when the tokens were sampled.
+
+        Returns:
+            ``(logprobs, entropies)``, both ``[B, T]`` float32 in nats, zero where the mask is False. Entropies
+            carry no gradient.
+        """
+        hidden = self._hidden(batch)
+        row, column = batch.response_mask.nonzero(as_tuple=True)
+        states, targets = hidden[row, column - 1], batch.tokens[row, column]
+        weight, bias = self.backbone.head.weight, getattr(self.backbone.head, "bias", None)
+        one = len(states) <= HEAD_CHUNK or not torch.is_grad_enabled()
+        parts = []
+        for start in range(0, len(states), HEAD_CHUNK):
+            chunk = (states[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK])
+            with self.backbone.autocast():
+                if one:
+                    parts.append(_project(*chunk, weight, bias, temperature))
+                else:
+                    parts.append(checkpoint(_project, *chunk, weight, bias, temperature, use_reentrant=False))
+        zeros = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
+        place = (row, column)
+        logprobs = zeros.index_put(place, torch.cat([p[0] for p in parts]))
+        entropies = zeros.index_put(place, torch.cat([p[1] for p in parts]))
+        return logprobs, entropies
+
+    def values(self, batch: Batch) -> Tensor:
+        """Value of the state before each response token, ``[B, T]`` float32, zero where the mask is False."""
+        assert self.scalar is not None
+        hidden = self._hidden(batch).float()
+        before = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
+        before[:, 1:] = self.scalar(hidden[:, :-1]).squeeze(-1)
+        return torch.where(batch.response_mask, before, torch.zeros((), device=hidden.device))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """One number per sequence, ``[B]`` float32: the head at the last real token (end-of-turn included)."""
+        assert self.scalar is not None
+        hidden = self._hidden(batch)
+        last = hidden[torch.arange(batch.size, device=hidden.device), batch.lengths - 1]
+        return self.scalar(last.float()).squeeze(-1)
+
+
+def _project(
+    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """log p of ``targets`` and entropy of each row: ``[N, H]``, ``[N]`` → ``[N]``, ``[N]``."""
+    logits = nn.functional.linear(states, weight, bias).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    normaliser = torch.logsumexp(logits, dim=-1)
+    chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
+    with torch.no_grad():
+        # H = log Z − Σ p·logit
+        shares = torch.exp(logits - normaliser[:, None])
+        entropy = normaliser - (shares * logits).sum(-1)
+    return chosen - normaliser, entropy

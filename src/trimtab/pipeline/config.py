@@ -1,0 +1,199 @@
+"""The whole run as one configuration: what a recipe may say.
+
+A recipe is a complete YAML file without inheritance or interpolation. Relative data paths are
+looked up from the current folder first, then from the recipe's own folder.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from trimtab.config import Config, parse_config
+from trimtab.errors import ConfigError
+from trimtab.feedback import AggregateConfig, SimulationConfig
+from trimtab.models import ModelConfig
+from trimtab.rollout import SamplerConfig
+from trimtab.trainers import PpoConfig, RewardConfig, SftConfig
+
+
+class DataConfig(Config):
+    """Files or hub ids (``owner/name#part@split``)."""
+
+    demonstrations: str | None = None
+    """Conversations to imitate (SFT). A preference file gives its better answers."""
+    preferences: str | None = None
+    """Ready-made preferences; with them, ``sample`` and ``label`` are not needed."""
+    prompts: str | None = None
+    """What to sample answers to, and to align on. Any format gives its prompts."""
+    heldout: str | None = None
+    """Prompts for the evaluation, kept away from everything else."""
+    format: str = "auto"
+    """Format of the files; see ``trimtab data check --help``."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many rows of each file."""
+    heldout_share: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Where ``heldout`` is not given: this share of the prompts is set aside."""
+
+
+class SampleConfig(Config):
+    """Answers to be compared."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """How many prompts to use; None: all."""
+    answers: int = Field(default=4, ge=2)
+    """Answers per prompt."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How they are drawn."""
+
+
+class LabelConfig(Config):
+    """Who compares the answers."""
+
+    source: Literal["simulated"] = "simulated"
+    """``simulated``: annotators made from a gold utility. Every label and page says so."""
+    simulation: SimulationConfig = SimulationConfig()
+    """The simulated annotators."""
+    aggregate: AggregateConfig = AggregateConfig()
+    """How several judgements become one preference."""
+
+
+class RewardStageConfig(RewardConfig):
+    """Reward model training, and which model it is built on."""
+
+    model: ModelConfig | None = None
+    """None: an adapter on the policy's trunk after SFT. Otherwise a model of its own, smaller or different."""
+
+
+class EvaluateConfig(Config):
+    """Held-out comparison of the models."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """How many held-out prompts; None: all."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How answers are drawn, for every model alike."""
+    examples: int = Field(default=24, ge=1)
+    """Examples shown on the page."""
+
+
+class RunConfig(Config):
+    """A recipe. Sections that are left out are stages that do not run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run, and of its folder under ``runs/``."""
+    seed: int = Field(default=0, ge=0)
+    """From which everything random is derived."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None: all cores. Part of the numbers: sums are added in another order with another count."""
+    model: ModelConfig = ModelConfig()
+    """The pretrained model."""
+    data: DataConfig = DataConfig()
+    """What to learn from."""
+    gold: str | None = None
+    """Dotted path of a simulated gold utility (prompt, completion) → float; labels, monitors and evaluation use it."""
+    sft: SftConfig | None = None
+    """Supervised fine-tuning; left out: the pretrained model is the start."""
+    sample: SampleConfig | None = None
+    """Answers to compare."""
+    label: LabelConfig | None = None
+    """Who compares them."""
+    reward: RewardStageConfig | None = None
+    """Reward model."""
+    align: PpoConfig | None = None
+    """Alignment."""
+    evaluate: EvaluateConfig | None = None
+    """Evaluation on held-out prompts."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Steps between checkpoints."""
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a recipe and apply ``--set key.path=value`` overrides.
+
+    Raises:
+        ConfigError: unreadable, not a mapping, unknown keys (nearest named), wrong types, contradictions.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); recipes that ship are in recipes/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
+    for item in overrides or []:
+        _override(values, item)
+    config = parse_config(RunConfig, values, where=str(path))
+    check_recipe(config)
+    return config
+
+
+def check_recipe(config: RunConfig) -> None:
+    """Refuse sections that cannot work together.
+
+    Raises:
+        ConfigError: with the sections and what to add or remove.
+    """
+    problems = []
+    data = config.data
+    if config.sft and not (data.demonstrations or data.preferences):
+        problems.append("sft needs data.demonstrations (or data.preferences, whose better answers it imitates)")
+    if config.label and not config.sample:
+        problems.append("label needs sample: there are no answers to compare")
+    if config.sample and not data.prompts:
+        problems.append("sample needs data.prompts")
+    if config.label and not config.gold:
+        problems.append("label.source is 'simulated' and needs gold, the utility simulated annotators go by")
+    if config.label and data.preferences:
+        problems.append("label and data.preferences both say where preferences come from; remove one")
+    if config.reward and not (config.label or data.preferences):
+        problems.append("reward needs preferences: a label section or data.preferences")
+    if config.align and not config.reward:
+        problems.append("align needs reward: there is nothing to maximise")
+    if config.align and not (data.prompts or data.preferences):
+        problems.append("align needs data.prompts (or data.preferences, whose prompts it uses)")
+    if config.evaluate and not (data.heldout or data.prompts or data.preferences):
+        problems.append("evaluate needs data.heldout, data.prompts or data.preferences")
+    if config.align:
+        from trimtab.trainers import check_ppo
+
+        try:
+            check_ppo(config.align, prompts=1)
+        except ConfigError as error:
+            problems.append(f"align: {error}")
+        if config.align.sampler.max_new_tokens >= config.model.context:
+            problems.append(
+                f"align.sampler.max_new_tokens ({config.align.sampler.max_new_tokens}) leaves no room for a prompt in "
+                f"model.context ({config.model.context})"
+            )
+    if problems:
+        raise ConfigError("the recipe contradicts itself:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _override(values: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {item!r}: expected key.path=value, for example --set align.steps=10")
+    *parents, last = key.split(".")
+    current = values
+    for name in parents:
+        if current.get(name) is None:
+            current[name] = {}
+        current = current[name]
+        if not isinstance(current, dict):
+            raise ConfigError(f"--set {item!r}: {name!r} is a value, not a section")
+    try:
+        current[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {item!r}: {text!r} is not a YAML value") from None
+    if isinstance(current[last], str):  # YAML 1.1 reads 1e-5 as text
+        try:
+            current[last] = float(text)
+        except ValueError:
+            pass
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,246 @@
+"""Files and hub data sets to rows: plain objects, each with the line it came from.
+
+A source is a path that exists, or ``owner/name[#part][@split]`` on the Hugging Face hub, where
+``part`` is a configuration or a folder of that data set (``Anthropic/hh-rlhf#harmless-base@test``).
+
+A line that cannot be read becomes a :class:`Refusal`, so that the caller can report it; a source
+that cannot be read at all is a :class:`~trimtab.errors.DataError`.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from trimtab.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""File types that are read; each text type may be gzipped (``.gz``)."""
+
+_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(#(?P<part>[^@#]+))?(@(?P<split>[^@#]+))?")
+_GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A row that cannot be used, and why; the reason never quotes the row's text."""
+
+    line: int
+    """Line in the file (JSON lines) or number of the row (all others), from 1."""
+    reason: str
+    """What is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One object of a data file."""
+
+    line: int
+    """Line in the file (JSON lines) or number of the row (all others), from 1."""
+    columns: dict[str, Any]
+    """Its plain JSON values; dates of parquet files and hub data sets are left as they come."""
+
+
+def read_rows(source: str | Path, *, limit: int | None = None) -> Iterator[Row | Refusal]:
+    """Read a file or a hub data set, one object at a time; blank lines are no rows.
+
+    Args:
+        source: a path, or ``owner/name[#part][@split]`` on the hub; split is ``train`` unless given.
+        limit: the most rows to read, unusable ones included; None reads all.
+
+    Raises:
+        DataError: the source does not exist, is of an unknown type, is no text, or is damaged.
+    """
+    return itertools.islice(_open(source, limit), limit)
+
+
+def _open(source: str | Path, limit: int | None) -> Iterator[Row | Refusal]:
+    path = Path(source)
+    suffix = next((s for s in SUFFIXES if path.name.lower().removesuffix(".gz").endswith(s)), None)
+    hub = None if isinstance(source, Path) or suffix else _HUB.fullmatch(source)
+    if not _exists(path):
+        if hub is None:
+            raise DataError(f"{source}: no such file; give a file, or a hub data set as owner/name[#part][@split]")
+        return _hub_rows(source, hub["name"], hub["part"], hub["split"] or "train", limit)
+    if path.is_dir():
+        raise DataError(f"{source}: is a folder; give a data file in it ({', '.join(SUFFIXES)})")
+    if suffix is None:
+        raise DataError(f"{source}: unknown file type; expected {', '.join(SUFFIXES)}, or one of these with .gz")
+    reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[suffix]
+    return reader(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name no file can have: too long, or with a NUL
+        return False
+
+
+@contextmanager
+def _text_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a text file's bytes, unpacked where gzipped, and past its UTF-8 mark."""
+    try:
+        with open(path, "rb") as raw:
+            packed = raw.read(2) == _GZIP
+            raw.seek(0)
+            with gzip.open(raw) if packed else raw as file:
+                head = file.read(3)
+                if head.startswith(_UTF16):
+                    raise DataError(f"{path}: is UTF-16 text; save it as UTF-8 and try again")
+                file.seek(3 if head == b"\xef\xbb\xbf" else 0)
+                yield file  # pyright: ignore[reportReturnType]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}); get or make it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from None
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row | Refusal]:
+    with _text_file(path) as file:
+        for line, raw in enumerate(file, 1):
+            if raw.strip():
+                yield _parsed(line, raw)
+
+
+def _parsed(line: int, raw: bytes) -> Row | Refusal:
+    try:
+        return _as_row(line, _parse(raw.strip()))
+    except _Unreadable as error:
+        return Refusal(line=line, reason=str(error))
+
+
+def _json_rows(path: Path) -> Iterator[Row | Refusal]:
+    with _text_file(path) as file:
+        raw = file.read()
+    if not raw.strip():
+        return
+    try:
+        value = _parse(raw)
+    except _Unreadable as error:
+        if not error.more_follows:
+            raise DataError(f"{path}: {error}; correct the file, or save one object a line as .jsonl") from None
+        yield from _jsonl_rows(path)  # JSON lines that go by the name of .json
+        return
+    if isinstance(value, dict):
+        lists = [v for v in value.values() if isinstance(v, list)]
+        if len(lists) != 1:
+            raise DataError(f"{path}: an object with {len(lists)} lists in it; expected a list of objects, or one list")
+        value = lists[0]
+    if not isinstance(value, list):
+        raise DataError(f"{path}: holds {kind_of(value)}; expected a list of objects, or an object with one list")
+    yield from (_as_row(line, item) for line, item in enumerate(value, 1))
+
+
+def _csv_rows(path: Path) -> Iterator[Row | Refusal]:
+    csv.field_size_limit(2**31 - 1)  # one answer may be longer than the 128 KiB that csv allows by default
+    with _text_file(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        line = 0
+        try:
+            names = reader.fieldnames or []
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: two columns have the same name; rename one of them")
+            for line, row in enumerate(reader, 1):
+                yield _csv_row(line, row, len(names))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 after row {line} ({error.reason}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise DataError(f"{path}: not a CSV file after row {line} ({error}); correct it there") from None
+
+
+def _csv_row(line: int, row: dict[Any, Any], columns: int) -> Row | Refusal:
+    if None in row or None in row.values():
+        count = columns + len(row.get(None, ())) - sum(value is None for value in row.values())
+        return Refusal(line=line, reason=f"{count} cells for {columns} columns")
+    if str(row.get("label")).lower() in ("true", "false"):  # CSV knows no booleans, and a label needs one
+        row["label"] = row["label"].lower() == "true"
+    return Row(line=line, columns=row)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row | Refusal]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: reading parquet needs pyarrow; run: pip install 'trimtab[data]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
+            for line, item in enumerate(itertools.chain.from_iterable(batches), 1):
+                yield _as_row(line, item)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); get or make it again") from None
+
+
+def _hub_rows(
+    source: str | Path, name: str, part: str | None, split: str, limit: int | None
+) -> Iterator[Row | Refusal]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"{source}: no such file, and the hub needs datasets: pip install 'trimtab[data]'") from None
+    options: dict[str, Any] = {"split": split, "streaming": limit is not None}
+    try:
+        if part is None:
+            found = datasets.load_dataset(name, **options)
+        else:
+            try:
+                found = datasets.load_dataset(name, name=part, **options)
+            except ValueError:  # no configuration has that name; then it is a folder
+                found = datasets.load_dataset(name, data_dir=part, **options)
+        for line, item in enumerate(found, 1):
+            yield _as_row(line, item)
+    except Exception as error:  # whatever hub, network and decoders raise, the user needs one clear line
+        raise DataError(
+            f"{source}: no such file, and no data set from the hub ({type(error).__name__}: {_first_line(error)}); "
+            "check the name, the network and your login, or download a file and give its path"
+        ) from None
+
+
+def _as_row(line: int, value: Any) -> Row | Refusal:
+    if isinstance(value, dict):
+        return Row(line=line, columns=value)
+    return Refusal(line=line, reason=f"a row must be an object, not {kind_of(value)}")
+
+
+class _Unreadable(Exception):
+    more_follows = False
+
+
+def _parse(raw: bytes) -> Any:
+    """Strict JSON, except that NaN and infinity count as null, as pandas means them."""
+    try:
+        text = raw.decode()
+        value = json.loads(text, parse_constant=lambda _: None)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        raise _Unreadable(f"not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
+    except UnicodeEncodeError:
+        raise _Unreadable("holds half of a surrogate pair, which is no Unicode text") from None
+    except json.JSONDecodeError as error:
+        unreadable = _Unreadable(f"not JSON ({error.msg.removesuffix(' at')}, character {error.pos + 1})")
+        unreadable.more_follows = error.msg == "Extra data"
+        raise unreadable from None
+    except (ValueError, RecursionError):
+        raise _Unreadable("not usable JSON (nested too deeply, or a number of thousands of digits)") from None
+
+
+def kind_of(value: Any) -> str:
+    """A value's type in the words of JSON, for messages: never the value."""
+    names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no details"])[0][:200]

@@ -1,0 +1,268 @@
+"""What crosses the boundaries between parts: plain, frozen, keyword-only records.
+
+Records hold text, numbers and tuples; tensors first appear where a trainer collates a batch.
+
+A worked example, from a click to a training pair::
+
+    prompt = Prompt.from_text("What is a trim tab?")
+    item = Comparison.of(prompt, ["The small surface on a rudder.", "No idea."])
+    click = Judgement(
+        id="j1", item=item.id, annotator="w3", source="human",
+        shown_order=(1, 0),      # the screen showed answer 1 first, then answer 0
+        ranks=(1, 0),            # the second one on the screen was judged better
+    )
+    # feedback.aggregate([item], [click]) undoes the display order:
+    Preference(..., completions=item.completions, ranks=(0, 1), judgements=("j1",))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["system", "user", "assistant", "tool"]
+Source = Literal["human", "ai", "simulated", "imported"]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, keyword-only, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+def content_id(*parts: Any) -> str:
+    """A short id made from content: equal content, equal id, on every machine (64 bits of SHA-256)."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Role
+    """Who speaks."""
+    content: str
+    """What is said, as plain text."""
+
+
+class Prompt(Record):
+    """A conversation that waits for the assistant's next turn."""
+
+    id: str
+    """Stable id; :func:`content_id` of the messages unless the data brought one."""
+    messages: tuple[Message, ...] = Field(min_length=1)
+    """The turns so far, oldest first; the last one is not the assistant's."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything else the data said about this prompt (topic, reference answer, source)."""
+
+    @model_validator(mode="after")
+    def _waits_for_assistant(self) -> Prompt:
+        if self.messages[-1].role == "assistant":
+            raise ValueError("a prompt must not end with an assistant turn")
+        return self
+
+    @classmethod
+    def of(cls, messages: list[Message] | tuple[Message, ...], **metadata: Any) -> Prompt:
+        """Build a prompt whose id is made from its messages."""
+        turns = tuple(messages)
+        return cls(id=content_id([m.model_dump() for m in turns]), messages=turns, metadata=metadata)
+
+    @classmethod
+    def from_text(cls, text: str, *, system: str | None = None, **metadata: Any) -> Prompt:
+        """Build a one-turn prompt from what the user says."""
+        head = [Message(role="system", content=system)] if system else []
+        return cls.of([*head, Message(role="user", content=text)], **metadata)
+
+    @property
+    def text(self) -> str:
+        """The last user turn, for display and simple scorers."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), self.messages[-1].content)
+
+
+class Completion(Record):
+    """One answer to a prompt."""
+
+    text: str
+    """The assistant's turn, without template tokens."""
+    model: str | None = None
+    """Which model or person wrote it, where known."""
+    finish_reason: Literal["stop", "length"] | None = None
+    """``stop``: ended its turn; ``length``: cut at the token limit; ``None``: not sampled here."""
+
+
+class Demonstration(Record):
+    """A whole conversation that shows the wished behaviour; every assistant turn is learnt."""
+
+    id: str
+    """Stable id; :func:`content_id` of the messages unless the data brought one."""
+    messages: tuple[Message, ...] = Field(min_length=1)
+    """All turns, oldest first; at least one is the assistant's and none of those is empty."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything else the data said."""
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Demonstration:
+        answers = [m.content for m in self.messages if m.role == "assistant"]
+        if not answers:
+            raise ValueError("a demonstration needs at least one assistant turn")
+        if any(not a.strip() for a in answers):
+            raise ValueError("an assistant turn is empty")
+        return self
+
+    @classmethod
+    def of(cls, messages: list[Message] | tuple[Message, ...], **metadata: Any) -> Demonstration:
+        """Build a demonstration whose id is made from its messages."""
+        turns = tuple(messages)
+        return cls(id=content_id([m.model_dump() for m in turns]), messages=turns, metadata=metadata)
+
+
+class Comparison(Record):
+    """An item to judge: K answers to one prompt, in canonical (not displayed) order."""
+
+    id: str
+    """Stable id made from prompt and answers."""
+    prompt: Prompt
+    """What was asked."""
+    completions: tuple[Completion, ...] = Field(min_length=2)
+    """The answers; positions in this tuple are what ``shown_order`` refers to."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, completions: list[Completion] | list[str] | tuple[Completion, ...]) -> Comparison:
+        """Build an item whose id is made from its content."""
+        answers = tuple(Completion(text=c) if isinstance(c, str) else c for c in completions)
+        return cls(id=content_id(prompt.id, [c.text for c in answers]), prompt=prompt, completions=answers)
+
+
+class Judgement(Record):
+    """One annotator's verdict on one :class:`Comparison`, exactly as it was given. Never edited."""
+
+    id: str
+    """Unique id of this event."""
+    item: str
+    """Id of the :class:`Comparison` judged."""
+    annotator: str
+    """Pseudonym of the person, name of the judge model, or of the simulated annotator."""
+    source: Source
+    """Who gave it. Simulated judgements say so here, for ever."""
+    shown_order: tuple[int, ...] = Field(min_length=2)
+    """``shown_order[p]`` is the index, in the item's completions, of the answer shown at position p."""
+    ranks: tuple[int, ...] | None
+    """``ranks[p]`` is the rank (0 = best, equal = tie) of the answer shown at position p; None if skipped."""
+    verdict: Literal["ranked", "skip", "flag", "unsure"] = "ranked"
+    """``ranked`` carries ranks; the others say why there are none."""
+    strength: float | None = None
+    """How strongly the first is preferred to the second, from 0 (barely) to 1 (clearly); None: not asked."""
+    criterion: str = "overall"
+    """What was judged (helpful, harmless, …)."""
+    guideline: str | None = None
+    """Version of the guidelines or constitution the annotator saw."""
+    seconds: float | None = None
+    """Time from showing to submitting, in seconds."""
+    cohort: str | None = None
+    """Freely named group of annotators, optional."""
+    comment: str = ""
+    """The annotator's remark."""
+    created_at: str | None = None
+    """ISO 8601 in UTC; None for simulated judgements, so that equal seeds give equal files."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Judgement:
+        count = len(self.shown_order)
+        if sorted(self.shown_order) != list(range(count)):
+            raise ValueError(f"shown_order must be a permutation of 0..{count - 1}, got {self.shown_order}")
+        if (self.ranks is None) == (self.verdict == "ranked"):
+            raise ValueError("a ranked verdict needs ranks and any other verdict has none")
+        if self.ranks is not None and len(self.ranks) != count:
+            raise ValueError(f"{len(self.ranks)} ranks for {count} answers")
+        if self.ranks is not None and min(self.ranks) < 0:
+            raise ValueError("ranks start at 0 (best)")
+        return self
+
+
+class Preference(Record):
+    """What a reward model or DPO trains on: a ranking (with ties) of K answers to one prompt."""
+
+    id: str
+    """Stable id."""
+    prompt: Prompt
+    """What was asked."""
+    completions: tuple[Completion, ...] = Field(min_length=2)
+    """The answers, in canonical order."""
+    ranks: tuple[int, ...]
+    """``ranks[i]`` is the rank of ``completions[i]``: 0 = best, equal = tie."""
+    probability: float | None = Field(default=None, ge=0.0, le=1.0)
+    """For two answers only: soft label P(completions[0] is better); None means the ranks are certain."""
+    margin: float | None = None
+    """How much better the winner is, in reward units, where asked; None: no margin."""
+    weight: float = Field(default=1.0, gt=0.0)
+    """Weight of this example in the loss."""
+    judgements: tuple[str, ...] = ()
+    """Ids of the judgements it was made from: the way back to the clicks."""
+    source: Source = "imported"
+    """Where the labels came from."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything else the data said."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Preference:
+        if len(self.ranks) != len(self.completions):
+            raise ValueError(f"{len(self.ranks)} ranks for {len(self.completions)} answers")
+        if self.probability is not None and len(self.completions) != 2:
+            raise ValueError("a soft label is defined for two answers only")
+        return self
+
+    @classmethod
+    def pair(cls, prompt: Prompt, chosen: str, rejected: str, **fields: Any) -> Preference:
+        """Build a pair in which ``chosen`` is better than ``rejected``."""
+        answers = (Completion(text=chosen), Completion(text=rejected))
+        return cls(
+            id=content_id(prompt.id, chosen, rejected), prompt=prompt, completions=answers, ranks=(0, 1), **fields
+        )
+
+
+class Rating(Record):
+    """An unpaired verdict on one answer: thumbs up or down."""
+
+    id: str
+    """Stable id."""
+    prompt: Prompt
+    """What was asked."""
+    completion: Completion
+    """The answer."""
+    good: bool
+    """True: thumbs up."""
+    source: Source = "imported"
+    """Where the label came from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One sampled answer with everything a policy-gradient step needs. Lists, not tensors."""
+
+    id: str
+    """Unique within a run: prompt id, weight version and index in the group."""
+    prompt: Prompt
+    """What was asked."""
+    prompt_tokens: list[int]
+    """The rendered prompt, up to and including the assistant header."""
+    tokens: list[int]
+    """What the policy produced, end-of-turn token included when it ended its turn."""
+    logprobs: list[float]
+    """log p of each produced token under the sampling distribution, in nats."""
+    text: str
+    """The answer without template tokens."""
+    finish_reason: Literal["stop", "length"]
+    """``stop``: it ended its turn; ``length``: it was cut."""
+    weight_version: int
+    """Which weights sampled it: the number of optimiser steps they had seen."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Named reward components, once scored."""
+
+    @property
+    def completion(self) -> Completion:
+        """The answer as a record that people and judges can be shown."""
+        return Completion(text=self.text, finish_reason=self.finish_reason)

@@ -1,0 +1,239 @@
+"""Prompts to rollouts with the model at hand: continuous batching over preallocated slots.
+
+Each distinct prompt is prefilled once and its cache copied to every answer of its group. A
+finished answer frees its slot at once; the next waiting answer takes it. The log-probability of
+every produced token is kept, under exactly the distribution it was drawn from.
+
+Each answer draws from a random stream of its own, made from (seed, prompt id, index in the
+group), one uniform number per token. So an answer does not depend on what else is in the batch,
+up to the last bits of floating point in the logits.
+"""
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from trimtab.config import Config
+from trimtab.errors import DataError
+from trimtab.models import Backbone
+from trimtab.records import Prompt, Rollout
+from trimtab.rollout.cache import SlotCache
+
+
+class SamplerConfig(Config):
+    """How answers are drawn."""
+
+    temperature: float = Field(default=1.0, ge=0.0)
+    """Logits are divided by it; 0 takes the most likely token (its log-probability is then reported at T = 1)."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Draw from the smallest set of tokens with at least this mass; 1 = all tokens."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """An answer is cut here (finish_reason ``length``)."""
+    slots: int = Field(default=64, ge=1)
+    """Answers decoded at the same time."""
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """One answer being decoded."""
+
+    prompt: Prompt
+    prompt_tokens: list[int]
+    index: int
+    stream: random.Random
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_tokens) + len(self.tokens)
+
+
+class LocalSampler:
+    """Samples with a backbone in this process.
+
+    Args:
+        backbone: the model; what it computes with is chosen per call by ``adapter``.
+        config: temperature, lengths, slots.
+    """
+
+    def __init__(self, backbone: Backbone, config: SamplerConfig) -> None:
+        self.backbone = backbone
+        self.config = config
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None,
+        seed: int,
+        group: int = 1,
+        weight_version: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Rollout]:
+        """Sample ``group`` answers to each prompt.
+
+        Args:
+            prompts: what to answer.
+            adapter: whose weights; None: the trunk.
+            seed: equal seeds give equal answers.
+            group: answers per prompt.
+            weight_version: stored in each rollout.
+            progress: called with (finished answers, all answers).
+
+        Returns:
+            rollouts ordered by prompt, then by index in the group.
+
+        Raises:
+            DataError: a prompt leaves no room in the context.
+        """
+        context = self.backbone.chat.context
+        waiting: deque[list[_Running]] = deque()
+        running: list[_Running] = []
+        order: dict[int, int] = {}
+        finished: dict[int, Rollout] = {}
+        for prompt in prompts:
+            tokens = self.backbone.chat.prompt(prompt.messages)
+            if len(tokens) + self.config.max_new_tokens > context:
+                raise DataError(
+                    f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {self.config.max_new_tokens} "
+                    f"that exceeds model.context {context}; raise model.context or lower max_new_tokens"
+                )
+            members = [
+                _Running(prompt=prompt, prompt_tokens=tokens, index=i, stream=_stream(seed, prompt.id, i))
+                for i in range(group)
+            ]
+            for member in members:
+                order[id(member)] = len(order)
+            waiting.append(members)
+        total = len(order)
+        if total == 0:
+            return []
+        everyone = [member for members in waiting for member in members]  # keeps ids alive
+        slots = min(max(self.config.slots, group), total)
+        longest = max(len(m.prompt_tokens) for m in everyone) + self.config.max_new_tokens
+        cache = SlotCache(len(self.backbone.layers), slots, longest)
+
+        def finish(answer: _Running) -> None:
+            ended = answer.tokens[-1] in self.backbone.chat.end_tokens
+            finished[order[id(answer)]] = Rollout(
+                id=f"{answer.prompt.id}/{weight_version}/{answer.index}",
+                prompt=answer.prompt,
+                prompt_tokens=answer.prompt_tokens,
+                tokens=answer.tokens,
+                logprobs=answer.logprobs,
+                text=self.backbone.chat.decode(answer.tokens),
+                finish_reason="stop" if ended else "length",
+                weight_version=weight_version,
+            )
+            if progress is not None:
+                progress(len(finished), total)
+
+        def done(answer: _Running) -> bool:
+            return len(answer.tokens) >= self.config.max_new_tokens or (
+                answer.tokens[-1] in self.backbone.chat.end_tokens
+            )
+
+        with self.backbone.merged(adapter), self.backbone.autocast():
+            while waiting or running:
+                free = slots - len(running)
+                if waiting and (not running or free >= max(group, slots // 4)):
+                    started: list[list[_Running]] = []
+                    while waiting and free >= len(waiting[0]):
+                        started.append(waiting.popleft())
+                        free -= len(started[-1])
+                    for answer in self._prefill(started, cache, len(running)):
+                        running.append(answer)
+                else:
+                    self._decode(running, cache)
+                slot = 0
+                while slot < len(running):  # close the gaps finished answers leave
+                    if not done(running[slot]):
+                        slot += 1
+                        continue
+                    finish(running[slot])
+                    last = running.pop()
+                    if slot < len(running):
+                        cache.move(len(running), slot, last.length)
+                        running[slot] = last
+        return [finished[i] for i in range(total)]
+
+    def _prefill(self, groups: list[list[_Running]], cache: SlotCache, first_slot: int) -> list[_Running]:
+        """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
+        if not groups:
+            return []
+        lengths = [len(members[0].prompt_tokens) for members in groups]
+        tokens = torch.zeros(len(groups), max(lengths), dtype=torch.int64)
+        for row, members in enumerate(groups):
+            tokens[row, : lengths[row]] = torch.tensor(members[0].prompt_tokens)
+        tokens = tokens.to(self.backbone.device)
+        prefill = DynamicCache()
+        output = self.backbone.model.base_model(input_ids=tokens, past_key_values=prefill, use_cache=True)
+        last = torch.tensor(lengths, device=tokens.device) - 1
+        states = output.last_hidden_state[torch.arange(len(groups), device=tokens.device), last]
+        rows: list[int] = []
+        answers: list[_Running] = []
+        for row, members in enumerate(groups):
+            for member in members:
+                cache.fill(first_slot + len(answers), prefill, row, lengths[row])
+                answers.append(member)
+                rows.append(row)
+        logits = self.backbone.head(states).float()
+        self._draw(answers, logits[torch.tensor(rows, device=logits.device)])
+        return answers
+
+    def _decode(self, running: list[_Running], cache: SlotCache) -> None:
+        """One more token for every running answer."""
+        device = self.backbone.device
+        where = torch.tensor([answer.length - 1 for answer in running], device=device)
+        seen = int(where.max()) + 1
+        cache.place(where, seen)
+        mask = torch.arange(seen, device=device)[None, :] <= where[:, None]
+        output = self.backbone.model.base_model(
+            input_ids=torch.tensor([[answer.tokens[-1]] for answer in running], device=device),
+            position_ids=where[:, None],
+            attention_mask=mask[:, None, None, :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self._draw(running, self.backbone.head(output.last_hidden_state[:, 0]).float())
+
+    def _draw(self, answers: list[_Running], logits: Tensor) -> None:
+        """Draw one token per row by inverting the cumulative distribution at the row's next uniform number."""
+        temperature = self.config.temperature
+        if temperature == 0.0:
+            logprobs = torch.log_softmax(logits, dim=-1)
+            tokens = logits.argmax(dim=-1)
+        else:
+            logprobs = torch.log_softmax(logits / temperature, dim=-1)
+            if self.config.top_p < 1.0:
+                logprobs = _nucleus(logprobs, self.config.top_p)
+            uniform = torch.tensor([a.stream.random() for a in answers], dtype=torch.float64, device=logits.device)
+            mass = torch.cumsum(logprobs.exp().double(), dim=-1)
+            # Scaling by the total absorbs rounding, so that u < 1 always falls inside the distribution.
+            tokens = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True).squeeze(-1)
+        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+        for answer, token, logprob in zip(answers, tokens.tolist(), chosen.tolist(), strict=True):
+            answer.tokens.append(token)
+            answer.logprobs.append(logprob)
+
+
+def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens with mass ≥ ``top_p``; renormalise."""
+    ordered, index = logprobs.sort(dim=-1, descending=True)
+    before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+    kept = torch.where(before < top_p, ordered, torch.full_like(ordered, -torch.inf))
+    return torch.log_softmax(torch.empty_like(logprobs).scatter(-1, index, kept), dim=-1)
+
+
+def _stream(seed: int, prompt_id: str, index: int) -> random.Random:
+    digest = hashlib.sha256(f"{seed}|{prompt_id}|{index}".encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))

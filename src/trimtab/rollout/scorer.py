@@ -1,0 +1,51 @@
+"""A reward model as a scorer: rollouts in, named reward components out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from trimtab.models import Role, collate
+from trimtab.records import Rollout
+
+Scorer = Callable[[Sequence[Rollout]], Mapping[str, Sequence[float]]]
+"""What trainers call for rewards: one list of floats per named component, in the order of the rollouts."""
+
+
+class RewardModelScorer:
+    """Scores rollouts with a reward model.
+
+    Args:
+        role: the reward model.
+        mean: subtracted from raw scores (its mean over the answers it was trained on).
+        std: what is left is divided by it.
+        same_tokens: True: it shares the policy's tokenizer and sees exactly the tokens the policy produced.
+            False: the answer's text is rendered with the reward model's own chat template.
+        token_budget: padded tokens per forward pass.
+    """
+
+    def __init__(
+        self, role: Role, *, mean: float = 0.0, std: float = 1.0, same_tokens: bool = True, token_budget: int = 4096
+    ) -> None:
+        self.role, self.mean, self.std = role, mean, std
+        self.same_tokens, self.token_budget = same_tokens, token_budget
+
+    @torch.no_grad()
+    def raw(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
+        """Unnormalised scores, ``[B]``."""
+        sequences = [self._tokens(r) for r in rollouts]
+        batch = collate(sequences, [[False] * len(s) for s in sequences], self.role.backbone.device)
+        out = torch.empty(batch.size)
+        for index, part in batch.micro_batches(self.token_budget):
+            out[index.cpu()] = self.role.scores(part).cpu()
+        return out
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        """Normalised scores under the name ``reward_model``."""
+        if not rollouts:
+            return {"reward_model": []}
+        return {"reward_model": ((self.raw(rollouts) - self.mean) / self.std).tolist()}
+
+    def _tokens(self, rollout: Rollout) -> list[int]:
+        if self.same_tokens:
+            return rollout.prompt_tokens + rollout.tokens
+        return self.role.backbone.chat.answer(rollout.prompt.messages, rollout.text).tokens

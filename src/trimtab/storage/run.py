@@ -1,0 +1,215 @@
+"""The folder of one run: its stages, their fingerprints and status, metrics, and what was superseded.
+
+::
+
+    runs/NAME/
+      config.yaml                 the resolved configuration
+      run.json                    how often it was started, machine, time
+      stages/STAGE/               outputs of a stage
+        status.json               fingerprint, running | done, seconds, counts, SHA-256 of each output
+        checkpoints/ samples/     while it trains
+        metrics.jsonl             one line per step
+      superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
+      report.html, report.json
+
+A stage is done only when its status file says so, and that file is written last.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import DataError, StorageError
+from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """What is known about a stage's folder."""
+
+    stage: str
+    """Name."""
+    fingerprint: str
+    """Of the settings, inputs and code it was made with."""
+    state: str
+    """``running``: begun and not finished; ``done``."""
+    seconds: float = 0.0
+    """Time spent in it, over all attempts."""
+    counts: dict[str, Any] | None = None
+    """What it says about itself: rows, pairs, drops …"""
+    outputs: dict[str, str] | None = None
+    """SHA-256 of each output file."""
+
+
+class RunFolder:
+    """Access to one run's folder.
+
+    Args:
+        path: ``runs/NAME``; made if missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.path / "stages" / name
+
+    def status(self, name: str) -> Status | None:
+        """What the stage's status file says; None if there is none."""
+        return _read_status(self.stage(name))
+
+    def is_done(self, name: str, fingerprint: str) -> bool:
+        """True if the stage was finished with this fingerprint and its outputs are as they were written."""
+        status = self.status(name)
+        if status is None or status.state != "done" or status.fingerprint != fingerprint:
+            return False
+        return all((self.stage(name) / file).is_file() for file in status.outputs or {})
+
+    def begin(self, name: str, fingerprint: str) -> Path:
+        """Make the folder ready to run a stage, or to continue it.
+
+        What stands there under another fingerprint moves to ``superseded/``; an earlier result under
+        this fingerprint moves back.
+        """
+        folder = self.stage(name)
+        with storage_errors(folder):
+            status = self.status(name)
+            if folder.exists() and (status is None or status.fingerprint != fingerprint):
+                old = "unknown" if status is None else status.fingerprint[:12]
+                self._move(folder, self.path / "superseded" / f"{name}-{old}")
+            kept = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
+            if not folder.exists() and kept.exists():
+                self._move(kept, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.status(name) is None:
+            self._write(Status(stage=name, fingerprint=fingerprint, state="running"))
+        return folder
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Count time spent in an attempt that did not finish."""
+        status = self.status(name)
+        if status is not None:
+            self._write(_replace(status, seconds=status.seconds + seconds))
+
+    def finish(self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str]) -> None:
+        """Mark a stage done; the last thing written for it. Its checkpoints are no longer needed and go."""
+        folder = self.stage(name)
+        status = self.status(name)
+        assert status is not None
+        hashes = {file: sha256_file(folder / file) for file in outputs}
+        total = status.seconds + seconds
+        self._write(_replace(status, state="done", seconds=total, counts=dict(counts), outputs=hashes))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def _write(self, status: Status) -> None:
+        fields = {k: getattr(status, k) for k in Status.__dataclass_fields__}
+        write_json(self.stage(status.stage) / "status.json", fields)
+
+    def _move(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(source, target)
+
+
+class MetricsLog:
+    """Steps of a stage as JSON lines, flushed at once, and TensorBoard events where it is installed.
+
+    Args:
+        folder: the stage's folder.
+        done: steps that are finished; lines of later steps, written by a killed process after its last
+            checkpoint, are removed.
+    """
+
+    def __init__(self, folder: Path, done: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        with storage_errors(self.path):
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self._board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        except ImportError:
+            pass
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        """Write one step."""
+        row = {"time": round(time.time(), 3), **metrics}
+        with storage_errors(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(metrics.get("step", 0)))
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that a stage wrote.
+
+    Raises:
+        DataError: missing or damaged, with the next step.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); run the stage that writes it first") from None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged JSON ({error}); delete its folder and run again") from None
+
+
+def require_space(path: Path, gigabytes: float) -> None:
+    """Refuse to start what would not fit on the disk.
+
+    Raises:
+        StorageError: with what is free and what is needed.
+    """
+    free = shutil.disk_usage(path).free / 1e9
+    if free < gigabytes:
+        raise StorageError(
+            f"{path}: {free:.2f} GB free, about {gigabytes:.2f} GB needed; free some space and run the same command"
+        )
+
+
+def _read_status(folder: Path) -> Status | None:
+    try:
+        fields = json.loads((folder / "status.json").read_text())
+        return Status(**fields)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _replace(status: Status, **changes: Any) -> Status:
+    fields = {k: getattr(status, k) for k in Status.__dataclass_fields__}
+    return Status(**(fields | changes))

@@ -1,0 +1,121 @@
+"""Checkpoints: weights and optimiser in safetensors, the rest in a small JSON file, written aside and renamed.
+
+Everything random in a training step is drawn from :func:`step_seed`, a function of (seed, stage,
+step). So the step number *is* the random state and the data position, and a run continued from a
+checkpoint ends, on the CPU, bit for bit where the uninterrupted one ends.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from trimtab.errors import CheckpointError, ModelError, StorageError
+from trimtab.files import write_folder
+from trimtab.trainers.learner import Learner
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """The seed from which everything random in one step is drawn."""
+    digest = hashlib.sha256(f"{seed}|{stage}|{step}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def seed_step(seed: int, stage: str, step: int) -> int:
+    """Set torch's global generator for one step (dropout) and return the step's seed."""
+    value = step_seed(seed, stage, step)
+    torch.manual_seed(value)
+    return value
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors; a full disk is a :class:`StorageError`."""
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        raise StorageError(f"{path}: cannot be written ({error}); free some space and run the same command") from None
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read safetensors; a damaged or missing file is a :class:`CheckpointError`."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or missing ({error}); delete {path.parent} and run again") from None
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    Args:
+        folder: where they go; made on first save.
+        fingerprint: identifies data and settings; a checkpoint with another one is refused.
+        every: save at every so many steps (the last step is the stage's output, saved by the stage).
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2) -> None:
+        self.folder, self.fingerprint, self.every, self.keep = folder, fingerprint, every, keep
+
+    def due(self, step: int) -> bool:
+        """True if a checkpoint should be written after ``step`` finished steps."""
+        return self.every > 0 and step % self.every == 0
+
+    def save(self, step: int, learners: Mapping[str, Learner], extra: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed."""
+        target = self.folder / f"step-{step:06d}"
+
+        def fill(folder: Path) -> None:
+            for name, learner in learners.items():
+                save_tensors(folder / f"{name}.safetensors", learner.role.state())
+                save_tensors(folder / f"{name}.optimizer.safetensors", learner.optimizer_state())
+            state = {"step": step, "fingerprint": self.fingerprint, "extra": dict(extra or {})}
+            (folder / "state.json").write_text(json.dumps(state, indent=2))
+
+        write_folder(target, fill)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def restore(self, learners: Mapping[str, Learner]) -> tuple[int, dict[str, Any]]:
+        """Load the newest checkpoint into ``learners``.
+
+        Returns:
+            the number of finished steps (0: there is no checkpoint) and what was saved as ``extra``.
+
+        Raises:
+            CheckpointError: damaged, or from another configuration.
+        """
+        found = self._all()
+        if not found:
+            return 0, {}
+        latest = found[-1]
+        try:
+            state = json.loads((latest / "state.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{latest}: state.json is damaged ({error}); delete {latest} and run again") from None
+        if state["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{latest} was made under another configuration or other data (fingerprint "
+                f"{state['fingerprint'][:12]}, this run has {self.fingerprint[:12]}); restore the old settings to "
+                "continue it, or use another run name to start afresh"
+            )
+        for name, learner in learners.items():
+            try:
+                learner.role.load_state(load_tensors(latest / f"{name}.safetensors"))
+            except ModelError as error:
+                raise CheckpointError(f"{latest}/{name}.safetensors: {error}") from None
+            learner.load_optimizer_state(load_tensors(latest / f"{name}.optimizer.safetensors"))
+        return int(state["step"]), state["extra"]
+
+    def _all(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if re.fullmatch(r"step-\d{6,}", p.name))

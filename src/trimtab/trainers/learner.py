@@ -1,0 +1,164 @@
+"""One optimiser step over any number of micro-batches, and everything it needs to be continued.
+
+The loss of a step is a sum over its micro-batches. Each loss function receives the step's
+:class:`Norms` (how many tokens and sequences the *whole* step has) and divides by them, so how a
+step is cut into micro-batches never changes the objective.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trimtab.config import Config
+from trimtab.errors import NonFiniteError
+from trimtab.models import Role
+
+P = TypeVar("P")
+
+Metrics = dict[str, float]
+"""Numbers of one step by name."""
+
+Log = Callable[[Metrics], None]
+"""Where a trainer reports each step."""
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-4, gt=0.0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """What happens after warm-up: stay, or fall to zero over the planned steps."""
+    warmup: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the planned steps in which the rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0.0)
+    """Gradients are scaled down to this norm; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Norms:
+    """Sizes of one whole optimiser step, over all micro-batches and ranks."""
+
+    tokens: float
+    """Response tokens that count."""
+    sequences: float
+    """Sequences (or weighted examples) that count."""
+
+
+def scheduled_lr(config: OptimizerConfig, step: int, total: int) -> float:
+    """Learning rate of step ``step`` (0-based) of ``total``."""
+    warm = config.warmup * total
+    if step < warm:
+        return config.lr * (step + 1) / (warm + 1)
+    left = 1.0 - (step - warm) / max(total - warm, 1.0)
+    if config.schedule == "linear":
+        return config.lr * left
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+    return config.lr
+
+
+class Learner:
+    """A role, its optimiser and how many steps it has taken.
+
+    Args:
+        role: what is trained.
+        config: optimiser settings.
+        total_steps: planned optimiser steps, for the schedule.
+    """
+
+    def __init__(self, role: Role, config: OptimizerConfig, total_steps: int) -> None:
+        self.role, self.config, self.total_steps = role, config, total_steps
+        self.steps = 0
+        self.parameters = role.parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+
+    def step(
+        self,
+        parts: Iterable[tuple[Sequence[str], P]],
+        loss: Callable[[P, Norms], tuple[Tensor, Metrics]],
+        norms: Norms,
+    ) -> Metrics:
+        """Accumulate gradients over all parts, then take one optimiser step.
+
+        Args:
+            parts: micro-batches, each with the ids of its samples.
+            loss: returns a part's share of the loss (already divided by ``norms``) and of each metric.
+            norms: sizes of the whole step.
+
+        Returns:
+            metrics summed over parts, with ``loss``, ``grad_norm`` and ``lr``.
+
+        Raises:
+            NonFiniteError: naming the samples, before any weight has changed.
+        """
+        self.role.train(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: Metrics = {}
+        losses: list[Tensor] = []
+        names: list[Sequence[str]] = []
+        for ids, part in parts:
+            value, shares = loss(part, norms)
+            value.backward()
+            losses.append(value.detach())
+            names.append(ids)
+            for key, share in shares.items():
+                metrics[key] = metrics.get(key, 0.0) + share
+        self.role.train(False)
+        each = torch.stack(losses)
+        if not bool(torch.isfinite(each).all()):
+            bad = [name for ids, value in zip(names, each.tolist(), strict=True) if not math.isfinite(value) for name in ids]
+            raise NonFiniteError(
+                f"the loss became {float(each.sum())} at optimiser step {self.steps}; samples involved: "
+                f"{', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}. No weight was changed. Lower the learning rate "
+                "or look at these samples, then run the same command to continue from the last checkpoint"
+            )
+        gradients = [p for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(gradients, self.config.max_grad_norm or math.inf)
+        if not bool(torch.isfinite(norm)):
+            everyone = [name for ids in names for name in ids]
+            raise NonFiniteError(
+                f"the gradient norm became {float(norm)} at optimiser step {self.steps} (samples "
+                f"{', '.join(everyone[:8])}{' …' if len(everyone) > 8 else ''}). No weight was changed. Lower the "
+                "learning rate, then run the same command to continue from the last checkpoint"
+            )
+        rate = scheduled_lr(self.config, self.steps, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return metrics | {"loss": float(each.sum()), "grad_norm": float(norm), "lr": rate}
+
+    # Continuing ---------------------------------------------------------------------------
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Both moments of every weight, by name, on the CPU."""
+        out: dict[str, Tensor] = {"steps": torch.tensor(self.steps)}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                out[f"{key}/{name}"] = value.detach().cpu().clone().contiguous()
+        return out
+
+    def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
+        """Continue where :meth:`optimizer_state` was taken."""
+        self.steps = int(state["steps"])
+        for name, parameter in self.parameters.items():
+            slots = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}/{name}" in state:
+                    device = parameter.device
+                    slots[key] = state[f"{key}/{name}"].clone().to(device)
+            if slots:
+                self.optimizer.state[parameter] = slots

@@ -1,0 +1,34 @@
+"""What every trainer may be handed besides its data: where to log, checkpoint, and when to stop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trimtab.errors import Interrupted
+from trimtab.trainers.checkpoint import Checkpoints
+from trimtab.trainers.learner import Log, Metrics
+
+
+def _ignore(_: Metrics) -> None:
+    return None
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The surroundings of one training stage; the defaults train in silence and keep nothing."""
+
+    log: Log = _ignore
+    """Receives the metrics of each step."""
+    checkpoints: Checkpoints | None = None
+    """Where to save and continue from; None: nowhere."""
+    stop_requested: Callable[[], bool] = field(default=lambda: False)
+    """Asked after each step; True saves a checkpoint and raises :class:`Interrupted`."""
+    planned: Callable[[int, int], None] = field(default=lambda done, total: None)
+    """Told once how many steps are done (resume) and how many there are in all."""
+
+    def after_step(self, step: int, total: int, save: Callable[[Checkpoints], object]) -> None:
+        """Checkpoint if due, stop if asked to; ``step`` is the number of finished steps."""
+        stopping = step < total and self.stop_requested()
+        if self.checkpoints is not None and (stopping or (step < total and self.checkpoints.due(step))):
+            save(self.checkpoints)
+        if stopping:
+            raise Interrupted(f"stopped after step {step} of {total}; the state is saved, the same command continues")

@@ -1,0 +1,185 @@
+"""Reward model: Bradley–Terry over all pairs of a ranking, one ranking one batch element.
+
+L = (1/N) Σ_prompts w · mean over its strict pairs of [−log σ(r_w − r_l)] (InstructGPT: all C(K,2)
+pairs of a prompt belong to one element, shuffled pairs overfit within a pass). Ties make no pair.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trimtab.algos import bradley_terry_loss, ranking_pairs
+from trimtab.config import Config
+from trimtab.errors import DataError
+from trimtab.models import AdapterConfig, Batch, Role, collate
+from trimtab.trainers.checkpoint import seed_step
+from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
+from trimtab.trainers.progress import Session
+from trimtab.trainers.sft import step_indices
+
+
+class RewardConfig(Config):
+    """Reward model training."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """What is trained."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
+    """How."""
+    epochs: float = Field(default=1.0, gt=0.0)
+    """Passes over the preferences."""
+    batch: int = Field(default=16, ge=1)
+    """Prompts (rankings) per optimiser step."""
+    centring: float = Field(default=0.0, ge=0.0)
+    """Weight of (r_w + r_l)², which keeps rewards around zero."""
+    holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of prompts kept out of training, to measure accuracy and calibration."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Padded tokens held in memory at once; one ranking at least."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """One preference, encoded."""
+
+    id: str
+    """Id of the preference."""
+    sequences: list[list[int]]
+    """Prompt and answer, tokens, one per answer."""
+    ranks: tuple[int, ...]
+    """0 = best, equal = tie."""
+    probability: float | None
+    """Soft label P(first is better) of a pair; None: the ranks are certain."""
+    margin: float | None
+    """Required distance in reward units; None: none."""
+    weight: float
+    """Weight in the loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    batch: Batch
+    rankings: list[Ranking]
+
+
+def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out; all entries with one id fall on the same side."""
+    unique = sorted(set(ids))
+    random.Random(f"{seed}|holdout").shuffle(unique)
+    held = set(unique[: round(len(unique) * share)])
+    train = [i for i, name in enumerate(ids) if name not in held]
+    return train, [i for i, name in enumerate(ids) if name in held]
+
+
+def train_reward(role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session) -> None:
+    """Train ``role`` (with scalar head) in place.
+
+    Raises:
+        DataError: no ranking has two answers of different rank.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    usable = [r for r in rankings if _has_pair(r)]
+    if not usable:
+        raise DataError(
+            f"none of the {len(rankings)} preferences has a better and a worse answer, so there is nothing to learn; "
+            "check the labels with `trimtab data check`"
+        )
+    per_epoch = -(-len(usable) // config.batch)
+    total = max(1, round(per_epoch * config.epochs))
+    learner = Learner(role, config.optimizer, total)
+    if role.scalar is not None:
+        init_reward_head(role, seed)
+    done = session.checkpoints.restore({"reward": learner})[0] if session.checkpoints else 0
+    session.planned(done, total)
+    for step in range(done, total):
+        seed_step(seed, "reward", step)
+        chosen = [usable[i] for i in step_indices(len(usable), config.batch, step, seed)]
+        norms = Norms(tokens=0, sequences=sum(r.weight for r in chosen))
+        parts = _micro_batches(chosen, config.micro_batch_tokens, role)
+        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config), norms)
+        session.log({"step": step + 1, **metrics})
+        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"reward": learner}))
+
+
+def init_reward_head(role: Role, seed: int) -> None:
+    """Normal weights with standard deviation 1/√(d + 1) (Stiennon et al. 2020), zero bias."""
+    assert role.scalar is not None
+    generator = torch.Generator().manual_seed(seed)
+    width = role.scalar.weight.shape[1]
+    with torch.no_grad():
+        role.scalar.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
+        role.scalar.bias.zero_()
+
+
+@torch.no_grad()
+def score_rankings(role: Role, rankings: Sequence[Ranking], *, token_budget: int = 8192) -> list[list[float]]:
+    """Raw reward of every answer of every ranking."""
+    flat = [sequence for r in rankings for sequence in r.sequences]
+    if not flat:
+        return []
+    batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
+    scores = torch.empty(len(flat))
+    for index, part in batch.micro_batches(token_budget):
+        scores[index.cpu()] = role.scores(part).cpu()
+    values = iter(scores.tolist())
+    return [[next(values) for _ in r.sequences] for r in rankings]
+
+
+def _has_pair(ranking: Ranking) -> bool:
+    return ranking.probability is not None or len(set(ranking.ranks)) > 1
+
+
+def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> list[tuple[list[str], _Part]]:
+    """Whole rankings of similar length, up to the token budget."""
+    order = sorted(chosen, key=lambda r: max(len(s) for s in r.sequences))
+    groups: list[list[Ranking]] = []
+    rows = 0
+    for ranking in order:
+        width = max(len(s) for s in ranking.sequences)
+        if groups and (rows + len(ranking.sequences)) * width <= token_budget:
+            groups[-1].append(ranking)
+            rows += len(ranking.sequences)
+        else:
+            groups.append([ranking])
+            rows = len(ranking.sequences)
+    parts = []
+    for group in groups:
+        flat = [s for r in group for s in r.sequences]
+        batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
+        parts.append(([r.id for r in group], _Part(batch=batch, rankings=group)))
+    return parts
+
+
+def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig) -> tuple[Tensor, Metrics]:
+    lower = role.backbone.lower(part.batch.tokens)
+    if lower is not None:
+        part.batch.columns["lower"] = lower
+        role.backbone.activate(role.adapter)
+    scores = role.scores(part.batch)
+    total = scores.new_zeros(())
+    right = pairs_seen = 0.0
+    start = 0
+    for ranking in part.rankings:
+        mine = scores[start : start + len(ranking.sequences)]
+        start += len(ranking.sequences)
+        if ranking.probability is not None:
+            pairs = torch.tensor([[0, 1]], device=mine.device)
+            probability = mine.new_tensor([ranking.probability])
+        else:
+            pairs = ranking_pairs(ranking.ranks).to(mine.device)
+            probability = None
+        winner, loser = mine[pairs[:, 0]], mine[pairs[:, 1]]
+        margin = None if ranking.margin is None else mine.new_full((len(pairs),), ranking.margin)
+        losses = bradley_terry_loss(
+            winner, loser, margin=margin, probability=probability, centring=config.centring
+        )
+        total = total + ranking.weight * losses.mean() / norms.sequences
+        share = (winner > loser).float().mean()
+        if ranking.probability is not None and ranking.probability < 0.5:
+            share = 1.0 - share
+        right += ranking.weight * float(share)
+        pairs_seen += len(pairs)
+    return total, {"accuracy": right / norms.sequences, "pairs": pairs_seen}

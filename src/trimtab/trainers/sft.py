@@ -1,0 +1,106 @@
+"""Supervised fine-tuning: maximise the log-likelihood of the assistant's tokens.
+
+L = −(1/N) Σ_i Σ_t mask_it · log π(y_it | y_i,<t), N = response tokens of the whole optimiser step.
+Conversations are packed into rows without attending across (see :func:`trimtab.models.pack`).
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trimtab.config import Config
+from trimtab.errors import DataError
+from trimtab.models import AdapterConfig, Batch, Encoded, Role, collate, pack
+from trimtab.trainers.checkpoint import seed_step
+from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
+from trimtab.trainers.progress import Session
+
+
+class SftConfig(Config):
+    """Supervised fine-tuning."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """What is trained."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)
+    """How."""
+    epochs: float = Field(default=1.0, gt=0.0)
+    """Passes over the demonstrations."""
+    batch: int = Field(default=16, ge=1)
+    """Conversations per optimiser step."""
+    packing: bool = True
+    """Pack conversations into rows; False pads each to the longest of its micro-batch. Same numbers."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens held in memory at once; changes memory and speed, never the result's meaning."""
+
+
+def train_sft(role: Role, examples: Sequence[Encoded], config: SftConfig, *, seed: int, session: Session) -> None:
+    """Fine-tune ``role`` in place.
+
+    Args:
+        role: a trainable role without scalar head.
+        examples: encoded conversations; those without a response token are refused.
+        config: settings.
+        seed: order of the examples and dropout.
+        session: logging, checkpoints, stopping.
+
+    Raises:
+        DataError: nothing to learn from.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    if not examples:
+        raise DataError("no demonstrations to fine-tune on; check the file with `trimtab data check`")
+    per_epoch = -(-len(examples) // config.batch)
+    total = max(1, round(per_epoch * config.epochs))
+    learner = Learner(role, config.optimizer, total)
+    done = session.checkpoints.restore({"sft": learner})[0] if session.checkpoints else 0
+    session.planned(done, total)
+    for step in range(done, total):
+        seed_step(seed, "sft", step)
+        chosen = [examples[i] for i in step_indices(len(examples), config.batch, step, seed)]
+        norms = Norms(tokens=sum(sum(e.response_mask) for e in chosen), sequences=len(chosen))
+        parts = _micro_batches(chosen, config, role)
+        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms), norms)
+        session.log({"step": step + 1, "tokens": norms.tokens, **metrics})
+        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"sft": learner}))
+
+
+@torch.no_grad()
+def mean_nll(role: Role, examples: Sequence[Encoded], *, token_budget: int = 4096) -> float:
+    """Mean negative log-likelihood per response token over ``examples``, in nats."""
+    batch = collate([e.tokens for e in examples], [e.response_mask for e in examples], role.backbone.device)
+    total = 0.0
+    for _, part in batch.micro_batches(token_budget):
+        total -= float(role.logprobs(part)[0].sum())
+    return total / float(batch.response_mask.sum())
+
+
+def step_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Which examples optimiser step ``step`` sees: every epoch is a fresh shuffle of all of them.
+
+    The last batch of an epoch may be smaller, so that an epoch is exactly one pass.
+    """
+    per_epoch = -(-count // batch)
+    epoch, place = divmod(step, per_epoch)
+    order = list(range(count))
+    random.Random(f"{seed}|order|{epoch}").shuffle(order)
+    return order[place * batch : (place + 1) * batch]
+
+
+def _micro_batches(chosen: Sequence[Encoded], config: SftConfig, role: Role) -> list[tuple[list[str], Batch]]:
+    device = role.backbone.device
+    tokens, masks = [e.tokens for e in chosen], [e.response_mask for e in chosen]
+    names = [f"example {i} of this step" for i in range(len(chosen))]
+    if not config.packing:
+        batch = collate(tokens, masks, device)
+        return [([names[i] for i in index], part) for index, part in batch.micro_batches(config.micro_batch_tokens)]
+    width = max(max(len(t) for t in tokens), min(config.micro_batch_tokens, role.backbone.chat.context))
+    batch = pack(tokens, masks, width, device)
+    return [(names, part) for _, part in batch.micro_batches(config.micro_batch_tokens)]
+
+
+def _loss(role: Role, part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
+    logprobs, entropies = role.logprobs(part)
+    return -logprobs.sum() / norms.tokens, {"entropy": float(entropies.sum()) / norms.tokens}

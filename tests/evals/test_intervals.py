@@ -1,0 +1,111 @@
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.errors import ScoringError
+from trimtab.evals import bootstrap_interval, clustered_wilson_interval, paired_bootstrap_interval, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # R. G. Newcombe, Statistics in Medicine 17 (1998), 857-872, Table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_published(successes, n, low, high):
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_ends_solve_the_score_equation(n, share, confidence):
+    successes = share * n
+    z = {0.8: 1.2815515655446004, 0.95: 1.959963984540054, 0.99: 2.5758293035489004}[confidence]
+    low, high = wilson_interval(successes, n, confidence=confidence)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert (successes / n - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5), (math.nan, 5)])
+def test_wilson_refuses_what_is_no_share(successes, n):
+    with pytest.raises(ScoringError, match="a share needs"):
+        wilson_interval(successes, n)
+
+
+def test_clusters_of_one_give_wilson():
+    outcomes = [1.0] * 7 + [0.0] * 5
+    assert clustered_wilson_interval(outcomes, range(12)) == pytest.approx(wilson_interval(7, 12))
+
+
+def test_clusters_that_agree_count_once():
+    # Four prompts of five equal outcomes each carry the information of four, not of twenty: by hand,
+    # spread = 3 * 1.25² + 3.75² = 18.75, effective = 20 * 20 * .75 * .25 / 18.75 = 4.
+    outcomes = [1.0] * 15 + [0.0] * 5
+    clusters = [i // 5 for i in range(20)]
+    assert clustered_wilson_interval(outcomes, clusters) == pytest.approx(wilson_interval(3, 4))
+
+
+def test_all_right_counts_groups_and_never_more_than_the_items():
+    assert clustered_wilson_interval([1.0] * 20, [i // 5 for i in range(20)]) == pytest.approx(wilson_interval(4, 4))
+    opposed = clustered_wilson_interval([1.0, 0.0] * 10, [i // 2 for i in range(20)])  # variance 0 between groups
+    assert opposed == pytest.approx(wilson_interval(10, 20))
+
+
+def test_clustered_coverage_by_simulation():
+    draw = random.Random(0)
+    truth, covered, naive, runs = 0.65, 0, 0, 800
+    for _ in range(runs):
+        outcomes, clusters = [], []
+        for cluster in range(50):
+            shared = draw.random() < truth  # half of the pairs follow their prompt, the others are free
+            for _ in range(6):
+                outcomes.append(float(shared if draw.random() < 0.5 else draw.random() < truth))
+                clusters.append(cluster)
+        low, high = clustered_wilson_interval(outcomes, clusters)
+        covered += low <= truth <= high
+        low, high = wilson_interval(sum(outcomes), len(outcomes))
+        naive += low <= truth <= high
+    assert 0.93 <= covered / runs <= 0.975
+    assert naive / runs < 0.86
+
+
+def test_bootstrap_agrees_with_r():
+    # R's package boot, boot.ci type "perc" of the mean, a million resamples.
+    x = [10, 12, 12.5, 12.5, 13.9, 15, 21, 22, 23, 34, 50, 81, 89, 121, 134, 213]
+    low, high = bootstrap_interval(x, resamples=60_000, seed=1)
+    assert (low, high) == pytest.approx((28.86, 84.21), rel=0.01)
+    assert paired_bootstrap_interval([v + 7 for v in x], [7.0] * 16, resamples=60_000, seed=1) == (low, high)
+
+
+def test_bootstrap_is_seeded_and_pairs_cancel_what_is_shared():
+    noise = [random.Random(4).gauss(0, 100) for _ in range(30)]
+    assert paired_bootstrap_interval([v + 1 for v in noise], noise) == pytest.approx((1, 1))
+    assert bootstrap_interval(noise, seed=1) == bootstrap_interval(noise, seed=1)
+
+
+def test_bootstrap_draws_whole_clusters():
+    # Two clusters: a resample is (0, 0), (0, 1) or (1, 1), so its mean is 0, a half or 1.
+    assert bootstrap_interval([0, 0, 0, 1, 1, 1], "aaabbb") == (0.0, 1.0)
+    # Within one cluster nothing varies.
+    assert bootstrap_interval([0, 1, 0, 1], "aaaa") == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_bootstrap_refuses(values):
+    with pytest.raises(ScoringError, match="an interval needs"):
+        bootstrap_interval(values)
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ScoringError, match="equal length"):
+        paired_bootstrap_interval([1.0], [1.0, 2.0])
+    with pytest.raises(ScoringError, match="equal length"):
+        clustered_wilson_interval([1.0], [])

@@ -1,0 +1,66 @@
+import pytest
+
+from trimtab.errors import DataError
+from trimtab.evals import LEXICONS, PROBES, probe_table
+from trimtab.evals.probes import distinct_answers, distinct_n, exclamation_rate, phrase_rate, repetition
+from trimtab.records import Completion
+
+
+def test_distinct_n_by_hand():
+    # words: the cat sat / the cat ran: 4 different of 6; pairs: 3 different of 4
+    texts = ["The cat sat.", "the cat ran"]
+    assert distinct_n(texts, 1) == pytest.approx(4 / 6)
+    assert distinct_n(texts, 2) == pytest.approx(3 / 4)
+    assert distinct_n(texts, 9) == 0.0
+
+
+def test_distinct_answers_ignores_case_and_space():
+    assert distinct_answers(["Yes.", " yes. ", "No."]) == pytest.approx(2 / 3)
+
+
+def test_repetition_by_hand():
+    assert repetition("one two three four") == 0.0
+    # "a b c d a b c d": 4-grams abcd bcda cdab dabc abcd, of which one was said before
+    assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
+    assert repetition("") == 0.0
+
+
+def test_phrases_match_whole_words_and_typographic_apostrophes():
+    assert phrase_rate(["You’re absolutely\nright, sir.", "no"], "flattery") == 0.5
+    assert phrase_rate(["As an AI, I ...", "as an aid to memory"], "boilerplate") == 0.5
+
+
+@pytest.mark.parametrize(("name", "phrase"), [(name, phrase) for name in LEXICONS for phrase in LEXICONS[name]])
+def test_every_phrase_is_found(name, phrase):
+    assert phrase == phrase.lower()
+    assert phrase_rate([f"Well, {phrase.upper()} x"], name) == 1.0
+
+
+def test_exclamations_per_hundred_words():
+    assert exclamation_rate(["one two three four!", "five!!"]) == pytest.approx(60)
+    assert exclamation_rate(["!!"]) == 200
+
+
+def test_table():
+    answers = [
+        Completion(text="Great question! It is blue.", finish_reason="stop"),
+        Completion(text="It is blue", finish_reason="length"),
+        Completion(text="unknown end"),
+    ]
+    table = probe_table(answers, [6, 3, 3])
+    assert list(table) == list(PROBES)
+    assert table["ended_rate"] == 0.5
+    assert table["tokens"] == 4
+    assert table["words"] == pytest.approx(10 / 3)
+    assert table["flattery"] == pytest.approx(1 / 3)
+    assert table["distinct_answers"] == 1
+
+
+def test_table_leaves_out_what_is_not_known():
+    assert set(PROBES) - set(probe_table([Completion(text="")])) == {"tokens", "ended_rate"}
+
+
+@pytest.mark.parametrize(("answers", "counts"), [([], None), ([Completion(text="a")], [1, 2])])
+def test_table_refuses(answers, counts):
+    with pytest.raises(DataError, match="probes need answers"):
+        probe_table(answers, counts)
