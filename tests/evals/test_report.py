@@ -3,7 +3,10 @@ import hashlib
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -89,6 +92,7 @@ def safe(text):
 
 def test_numbers_in_json_equal_the_input(tmp_path):
     data = toy_report()
+    assert data.examples is not None
     page = write_report(data, tmp_path / "new")
     assert page == tmp_path / "new" / "report.html"
     text = (tmp_path / "new" / "report.json").read_text()
@@ -101,6 +105,7 @@ def test_numbers_in_json_equal_the_input(tmp_path):
 
 def test_whole_page():
     data = toy_report()
+    assert data.examples is not None
     page = safe(render(data))
     for word in ("simulated annotators", "drawn at random", "among the largest gains", "among the smallest gains"):
         assert word in page.text
@@ -128,7 +133,7 @@ def test_policy_allows_the_style_sheet_and_nothing_else():
     assert not re.search(r"https?:|//|url\(|@import", text.replace(style, "") + re.sub(r"/\*.*?\*/", "", style))
 
 
-def poisoned(value):
+def poisoned(value: Any) -> Any:
     """The same plain value with every free text replaced."""
     if isinstance(value, dict):
         fixed = {"status", "pick", "finish_reason", "ranked_by"}
@@ -273,7 +278,10 @@ def row(rate, low, high, model="PPO", against="SFT"):
             (row(0.31, 0.25, 0.38),),
             "PPO’s answers lost to SFT’s: they were preferred on only 31\u202f% [25, 38] of 200",
         ),
-        ((row(math.nan, math.nan, math.nan),), "No clear difference"),
+        (
+            (row(math.nan, math.nan, math.nan),),
+            "There is no verdict on PPO against SFT: their win rate is not a finite",
+        ),
     ],
 )
 def test_headline_says_no_more_than_the_interval(rows, sentence):
@@ -401,6 +409,11 @@ def test_choice_refuses(pool, message):
 @pytest.mark.parametrize(("seconds", "text"), [(59.96, "60.0 s"), (3599.6, "1 h 00 min"), (math.nan, "–"), (None, "–")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_needs_no_torch():
+    code = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'numpy'))); import trimtab.evals"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_folder_that_cannot_be_made(tmp_path):

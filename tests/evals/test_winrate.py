@@ -4,7 +4,7 @@ import random
 import pytest
 
 from trimtab.errors import ScoringError
-from trimtab.evals import win_rate, wilson_interval
+from trimtab.evals import wilson_interval, win_rate
 
 
 def test_counts_by_hand():

@@ -161,6 +161,10 @@ def line_chart(
     x_marks, y_marks = _inside(x_low, x_high), _inside(y_low, y_high)
     if all(float(x).is_integer() for x in xs):
         x_marks = [mark for mark in x_marks if mark.is_integer()]
+
+    def at(x: float | None) -> str:
+        return f"{x:.0f}" if x is not None and float(x).is_integer() and show_x is number else show_x(x)
+
     y_texts = _tick_texts(y_marks, show)
     labels = [_wrapped(line.name) for line in lines]
     left = 10 + _LETTER * max(map(len, y_texts))
@@ -178,9 +182,9 @@ def line_chart(
         parts.append(f'<text class="tick middle" x="{sx(mark):.1f}" y="{height - bottom + 16}">{text}</text>')
     parts.append(f'<text class="axis-title end" x="{width - right:.1f}" y="{height - 3}">{_text(x_label)}</text>')
     for line in reversed(lines):
-        parts.append(_drawn(line, sx, sy, show))
+        parts.append(_drawn(line, sx, sy, at, show))
     parts.extend(_end_labels(lines, labels, sy, width - right + 7, top, height - bottom))
-    return _svg(parts, title, _description(lines, x_label, show), width=width, height=height)
+    return _svg(parts, title, _description(lines, x_label, at, show), width=width, height=height)
 
 
 def row_chart(
@@ -262,7 +266,7 @@ def strip(value: float, low: float, high: float, *, reference: float, title: str
     return _svg(parts, title, "", width=width, height=height)
 
 
-def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float], show: Show) -> str:
+def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float], at: Show, show: Show) -> str:
     """One line: interval first, then the path with gaps, then points that carry their numbers."""
     n = len(line.x)
     lows, highs = line.low or [math.nan] * n, line.high or [math.nan] * n
@@ -283,7 +287,7 @@ def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float
         for x, y, low, high in rows:
             if _finite(x, y):
                 ends = (low, high) if _finite(low, high) else (None, None)
-                said = _text(f"{line.name} at {number(x)}: {_with_interval(y, *ends, show)}".strip())
+                said = _text(f"{line.name} at {at(x)}: {_with_interval(y, *ends, show)}".strip())
                 parts.append(
                     f'<circle class="{style}" cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="3.5"><title>{said}</title></circle>'
                 )
@@ -349,13 +353,13 @@ def _runs(
     return [run for run in runs if run]
 
 
-def _description(lines: Sequence[Line], x_label: str, show: Show) -> str:
+def _description(lines: Sequence[Line], x_label: str, at: Show, show: Show) -> str:
     said = []
     for line in lines:
         rows = [(x, y) for x, y in zip(line.x, line.y, strict=True) if _finite(x, y)]
         if rows and line.tone != "quiet":
             (x0, y0), (x1, y1) = rows[0], rows[-1]
-            said.append(f"{line.name} {show(y0)} at {number(x0)}, {show(y1)} at {number(x1)}".strip())
+            said.append(f"{line.name} {show(y0)} at {at(x0)}, {show(y1)} at {at(x1)}".strip())
     return f"{'; '.join(said)} ({x_label})"
 
 

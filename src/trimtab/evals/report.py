@@ -55,7 +55,7 @@ _TITLES = {
 }
 _HERE = Path(__file__).parent
 _PLAIN_PROBES = {"words", "tokens", "exclamations"}  # the others are shares
-_ANSWER = {"characters": 2000, "lines": 40}  # how much of an answer the page shows
+_ANSWER = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,9 @@ def headline(data: ReportData) -> str:
     """One sentence that says what happened, and does not say more than the interval allows."""
     row = _main_row(data)
     if row is None:
-        return f"What became of {data.before} after alignment. {_why_missing(data, 'win_rates')}"
+        return f"There is no verdict on {data.after} against {data.before}. {_why_missing(data, 'win_rates')}"
+    if not _finite(row.rate, row.low, row.high):
+        return f"There is no verdict on {row.model} against {row.against}: their win rate is not a finite number."
     share = f"{percent(row.rate)} {interval(row.low, row.high, percent)} of {row.n} held-out prompts"
     if row.low > 0.5:
         said = f"{row.model}’s answers were preferred over {row.against}’s on {share}"
@@ -246,7 +248,7 @@ def _kl_figure(points: RewardAgainstKL, before: str) -> Figure:
     note = f"One scale for all: gain over the first point, in standard deviations of that reward over the {before} "
     note += f"answers ({'; '.join(scales)})."
     if raw:
-        note += f" In its own units {', '.join(raw)}."
+        note += f" In their own units {', '.join(raw)}."
     return Figure(title="Reward against √KL", note=note, chart=chart)
 
 

@@ -81,7 +81,9 @@ def scatter(values: Sequence[Sequence[float]], response_mask: Tensor) -> Tensor:
     return out
 
 
-def pack(sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], width: int, device: torch.device) -> Batch:
+def pack(
+    sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], width: int, device: torch.device
+) -> Batch:
     """Put several sequences into rows of at most ``width`` tokens, longest first, each where it first fits.
 
     Columns ``segments`` (``[B, T]``, which sequence a token belongs to, −1 = padding) and ``positions``

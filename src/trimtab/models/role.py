@@ -150,7 +150,7 @@ class Role:
 def _project(
     states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log p of ``targets`` and entropy of each row: ``[N, H]``, ``[N]`` → ``[N]``, ``[N]``."""
+    """Log p of ``targets`` and entropy of each row: ``[N, H]``, ``[N]`` → ``[N]``, ``[N]``."""
     logits = nn.functional.linear(states, weight, bias).float()
     if temperature != 1.0:
         logits = logits / temperature

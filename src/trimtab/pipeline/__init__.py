@@ -1,1 +1,1 @@
-"""pipeline."""
+"""The pipeline: the one place that wires concrete parts into a run."""

@@ -187,11 +187,6 @@ def _override(values: dict[str, Any], item: str) -> None:
         current[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {item!r}: {text!r} is not a YAML value") from None
-    if isinstance(current[last], str):  # YAML 1.1 reads 1e-5 as text
-        try:
-            current[last] = float(text)
-        except ValueError:
-            pass
 
 
 def dump_config(config: RunConfig) -> str:

@@ -28,7 +28,9 @@ def write_records(path: Path, records: Iterable[Record | Rollout]) -> int:
     try:
         write_atomic(path, "".join(line + "\n" for line in lines))
     except UnicodeEncodeError as error:
-        raise DataError(f"{path}: a text holds half a surrogate pair, which UTF-8 cannot write ({error.reason})") from None
+        raise DataError(
+            f"{path}: a text holds half a surrogate pair, which UTF-8 cannot write ({error.reason})"
+        ) from None
     return len(lines)
 
 

@@ -44,6 +44,8 @@ class Status:
     """What it says about itself: rows, pairs, drops …"""
     outputs: dict[str, str] | None = None
     """SHA-256 of each output file."""
+    memory_gb: float = 0.0
+    """Largest resident memory of the process when it ended, over all attempts, in 10⁹ bytes."""
 
 
 class RunFolder:
@@ -93,20 +95,30 @@ class RunFolder:
             self._write(Status(stage=name, fingerprint=fingerprint, state="running"))
         return folder
 
-    def add_seconds(self, name: str, seconds: float) -> None:
-        """Count time spent in an attempt that did not finish."""
+    def add_seconds(self, name: str, seconds: float, *, memory_gb: float) -> None:
+        """Count time and memory of an attempt that did not finish."""
         status = self.status(name)
         if status is not None:
-            self._write(_replace(status, seconds=status.seconds + seconds))
+            peak = max(status.memory_gb, memory_gb)
+            self._write(_replace(status, seconds=status.seconds + seconds, memory_gb=peak))
 
-    def finish(self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str]) -> None:
+    def peak_memory(self) -> float | None:
+        """Largest memory of any finished stage, in 10⁹ bytes."""
+        found = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
+        return max(found, default=0.0) or None
+
+    def finish(
+        self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str], memory_gb: float
+    ) -> None:
         """Mark a stage done; the last thing written for it. Its checkpoints are no longer needed and go."""
         folder = self.stage(name)
         status = self.status(name)
         assert status is not None
         hashes = {file: sha256_file(folder / file) for file in outputs}
         total = status.seconds + seconds
-        self._write(_replace(status, state="done", seconds=total, counts=dict(counts), outputs=hashes))
+        peak = max(status.memory_gb, memory_gb)
+        done = _replace(status, state="done", seconds=total, counts=dict(counts), outputs=hashes, memory_gb=peak)
+        self._write(done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _write(self, status: Status) -> None:
@@ -121,7 +133,7 @@ class RunFolder:
 
 
 class MetricsLog:
-    """Steps of a stage as JSON lines, flushed at once, and TensorBoard events where it is installed.
+    """Steps of a stage as JSON lines, flushed at once.
 
     Args:
         folder: the stage's folder.
@@ -135,14 +147,7 @@ class MetricsLog:
             kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         with storage_errors(self.path):
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-        except ImportError:
-            pass
+            self._file = open(self.path, "a", encoding="utf-8")
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
         """Write one step."""
@@ -150,16 +155,10 @@ class MetricsLog:
         with storage_errors(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, int(metrics.get("step", 0)))
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

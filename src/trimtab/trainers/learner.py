@@ -118,7 +118,12 @@ class Learner:
         self.role.train(False)
         each = torch.stack(losses)
         if not bool(torch.isfinite(each).all()):
-            bad = [name for ids, value in zip(names, each.tolist(), strict=True) if not math.isfinite(value) for name in ids]
+            bad = [
+                name
+                for ids, value in zip(names, each.tolist(), strict=True)
+                if not math.isfinite(value)
+                for name in ids
+            ]
             raise NonFiniteError(
                 f"the loss became {float(each.sum())} at optimiser step {self.steps}; samples involved: "
                 f"{', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}. No weight was changed. Lower the learning rate "

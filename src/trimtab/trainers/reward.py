@@ -173,9 +173,7 @@ def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig) -> tuple[
             probability = None
         winner, loser = mine[pairs[:, 0]], mine[pairs[:, 1]]
         margin = None if ranking.margin is None else mine.new_full((len(pairs),), ranking.margin)
-        losses = bradley_terry_loss(
-            winner, loser, margin=margin, probability=probability, centring=config.centring
-        )
+        losses = bradley_terry_loss(winner, loser, margin=margin, probability=probability, centring=config.centring)
         total = total + ranking.weight * losses.mean() / norms.sequences
         share = (winner > loser).float().mean()
         if ranking.probability is not None and ranking.probability < 0.5:

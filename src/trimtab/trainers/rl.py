@@ -216,9 +216,7 @@ def check_ppo(config: PpoConfig, prompts: int) -> None:
         raise ConfigError("there are no prompts to align on; check data.prompts")
 
 
-def score_rollouts(
-    rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int
-) -> list[float]:
+def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> list[float]:
     """Score rollouts in place (``rollout.rewards``) and return each one's weighted sum.
 
     Raises:
@@ -298,9 +296,7 @@ def _sample(
         wanted = [p.id for p in prompts for _ in range(config.group)]
         if [r.prompt.id for r in kept] == wanted and all(r.weight_version == version for r in kept):
             return kept
-    rollouts = sampler.generate(
-        prompts, adapter=policy.adapter, seed=seed, group=config.group, weight_version=version
-    )
+    rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=config.group, weight_version=version)
     if path is not None:
         write_records(path, rollouts)
     return rollouts

@@ -30,6 +30,8 @@ class SftConfig(Config):
     """Passes over the demonstrations."""
     batch: int = Field(default=16, ge=1)
     """Conversations per optimiser step."""
+    holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the demonstrations kept out of training, to see the loss on unseen ones."""
     packing: bool = True
     """Pack conversations into rows; False pads each to the longest of its micro-batch. Same numbers."""
     micro_batch_tokens: int = Field(default=2048, ge=1)

@@ -1,0 +1,133 @@
+"""Held-out comparison: every model answers the same prompts, the same judges score all answers."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trimtab.evals import bootstrap_interval, probe_table, win_rate
+from trimtab.feedback import Utility
+from trimtab.files import write_json
+from trimtab.models import Backbone, Role
+from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.labelling import sample_in_chunks
+from trimtab.pipeline.learning import load_scorer, policy_role
+from trimtab.records import Rollout, write_records
+from trimtab.trainers import load_tensors, rollout_batch
+
+MODELS = ("base", "sft", "policy")
+"""From the earliest to the latest; a run without SFT or alignment lacks one."""
+
+
+def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
+    """Sample held-out answers from each model, score them, compare the models."""
+    run = context.config
+    config = run.evaluate
+    assert config is not None
+    folder = context.folder("evaluate")
+    trunk = context.trunk()
+    prompts, counts = context.heldout(trunk.chat, config.sampler.max_new_tokens)
+    if config.prompts is not None and config.prompts < len(prompts):
+        prompts = random.Random(context.seed("evaluate")).sample(prompts, config.prompts)
+    answers: dict[str, list[Rollout]] = {}
+
+    def sample(name: str, backbone: Backbone, adapter: str | None = None) -> None:
+        answers[name] = sample_in_chunks(
+            context, backbone, prompts, config.sampler, group=1, stage="evaluate", name=name, adapter=adapter
+        )
+
+    if run.sft is not None:
+        base = context.trunk(with_sft=False)
+        sample("base", base)
+        del base
+    sample("sft" if run.sft is not None else "base", trunk)
+    kl: list[float] | None = None
+    if run.align is not None:
+        policy = policy_role(context, trunk)
+        policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
+        sample("policy", policy.backbone, policy.adapter)
+        kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature)
+    if run.reward is not None:
+        scorer = load_scorer(context, trunk)
+        for rollouts in answers.values():
+            for rollout, value in zip(rollouts, scorer(rollouts)["reward_model"], strict=True):
+                rollout.rewards["proxy"] = value
+    gold = context.gold()
+    if gold is not None:
+        add_gold(gold, answers)
+    files = []
+    for name, rollouts in answers.items():
+        write_records(folder / f"answers-{name}.jsonl", rollouts)
+        files.append(f"answers-{name}.jsonl")
+    result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
+    write_json(folder / "evaluation.json", result)
+    for row in result["win_rates"]:
+        context.ui.say(
+            f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
+            f"[{row['low']:.1%}, {row['high']:.1%}] of {row['n']} held-out prompts"
+        )
+    if result["kl"] is not None:
+        context.ui.say(f"  KL per answer {result['kl']['value']:.2f} nats")
+    return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]
+
+
+def add_gold(gold: Utility, answers: dict[str, list[Rollout]]) -> None:
+    """Score all answers with the simulated gold utility."""
+    for rollouts in answers.values():
+        for rollout in rollouts:
+            rollout.rewards["gold"] = float(gold(rollout.prompt, rollout.completion))
+
+
+@torch.no_grad()
+def kl_per_answer(reference: Role, rollouts: Sequence[Rollout], temperature: float) -> list[float]:
+    """Log π(answer) − log ref(answer) of each rollout, in nats: one sample each of the KL per answer."""
+    batch = rollout_batch(rollouts, reference.backbone.device)
+    out = torch.zeros(batch.size)
+    for index, part in batch.micro_batches(4096):
+        logprobs, _ = reference.logprobs(part, temperature=temperature or 1.0)
+        out[index.cpu()] = (part.columns["old_logprobs"] - logprobs).sum(dim=1).cpu()
+    return out.tolist()
+
+
+def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_gold: bool, seed: int) -> dict[str, Any]:
+    """Win rates between neighbouring models by each judge, KL, probes."""
+    names = [name for name in MODELS if name in answers]
+    judges = (["gold"] if has_gold else []) + (["proxy"] if "proxy" in answers[names[0]][0].rewards else [])
+    rows = []
+    for judge in judges:
+        for before, after in itertools.pairwise(names):
+            result = win_rate([r.rewards[judge] for r in answers[after]], [r.rewards[judge] for r in answers[before]])
+            rows.append(
+                {
+                    "model": after,
+                    "against": before,
+                    "judge": judge,
+                    "rate": result.rate,
+                    "low": result.low,
+                    "high": result.high,
+                    "n": result.n,
+                    "wins": result.wins,
+                    "ties": result.ties,
+                    "losses": result.losses,
+                }
+            )
+    leash = None
+    if kl:
+        low, high = bootstrap_interval(kl, seed=seed)
+        leash = {"value": sum(kl) / len(kl), "low": low, "high": high, "n": len(kl), "per_answer": kl}
+    return {
+        "models": names,
+        "judges": judges,
+        "win_rates": rows,
+        "kl": leash,
+        "probes": {
+            name: probe_table([r.completion for r in answers[name]], [len(r.tokens) for r in answers[name]])
+            for name in names
+        },
+        "means": {
+            name: {judge: sum(r.rewards[judge] for r in answers[name]) / len(answers[name]) for judge in judges}
+            for name in names
+        },
+    }

@@ -1,0 +1,118 @@
+"""From prompts to preferences: sampled answers, judgements, what they say together."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from trimtab.errors import Interrupted
+from trimtab.feedback import aggregate, agreement_report, simulate
+from trimtab.files import write_json
+from trimtab.models import Backbone
+from trimtab.pipeline.context import Context, Counts
+from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
+from trimtab.rollout import LocalSampler, SamplerConfig
+
+CHUNK = 64
+"""Prompts sampled between two savings of a stage that only samples."""
+
+
+def run_sample(context: Context) -> tuple[Counts, list[str]]:
+    """Draw several answers to each prompt from the fine-tuned model."""
+    config = context.config.sample
+    assert config is not None
+    backbone = context.trunk()
+    prompts, counts = context.prompts(backbone.chat, config.sampler.max_new_tokens)
+    prompts = prompts[: config.prompts] if config.prompts else prompts
+    rollouts = sample_in_chunks(
+        context, backbone, prompts, config.sampler, group=config.answers, stage="sample", name="answers"
+    )
+    items: list[Comparison] = []
+    alike = 0
+    for start in range(0, len(rollouts), config.answers):
+        group = rollouts[start : start + config.answers]
+        distinct = {r.text: r for r in group if r.text}
+        if len(distinct) < 2:
+            alike += 1
+            continue
+        items.append(Comparison.of(group[0].prompt, tuple(r.completion for r in distinct.values())))
+    if alike:
+        context.ui.say(f"  {alike} prompts got fewer than two different answers; nothing to compare, left out")
+    folder = context.folder("sample")
+    write_records(folder / "comparisons.jsonl", items)
+    return counts | {"prompts": len(prompts), "answers": len(rollouts), "items": len(items), "alike": alike}, [
+        "comparisons.jsonl"
+    ]
+
+
+def sample_in_chunks(
+    context: Context,
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    config: SamplerConfig,
+    *,
+    group: int,
+    stage: str,
+    name: str,
+    adapter: str | None = None,
+) -> list[Rollout]:
+    """Sample answers, saving after every few prompts, so that a killed process repeats at most that."""
+    sampler = LocalSampler(backbone, config)
+    folder = context.folder(stage) / "samples" / name
+    rollouts: list[Rollout] = []
+    total = len(prompts) * group
+    with context.ui.bar(f"sampling {name}") as bar:
+        bar.start(0, total)
+        for start in range(0, len(prompts), CHUNK):
+            path = folder / f"prompts-{start:06d}.jsonl"
+            if path.exists():
+                rollouts += read_records(path, Rollout)
+                bar.update(len(rollouts), total)
+                continue
+            if context.stop_requested():
+                raise Interrupted(
+                    f"stopped after {len(rollouts)} of {total} answers; they are saved, the same command continues"
+                )
+            done = len(rollouts)
+            part = sampler.generate(
+                prompts[start : start + CHUNK],
+                adapter=adapter,
+                seed=context.seed(stage),
+                group=group,
+                progress=lambda n, _, done=done: bar.update(done + n, total),
+            )
+            write_records(path, part)
+            rollouts += part
+    return rollouts
+
+
+def run_label(context: Context) -> tuple[Counts, list[str]]:
+    """Let simulated annotators compare the answers."""
+    config, utility = context.config.label, context.gold()
+    assert config is not None and utility is not None
+    items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
+    simulation = config.simulation.model_copy(
+        update={"seed": (config.simulation.seed + context.seed("label")) % (1 << 31)}
+    )
+    judgements = simulate(items, utility, simulation)
+    write_records(context.folder("label") / "judgements.jsonl", judgements)
+    context.ui.say(f"  {len(judgements)} judgements by {simulation.annotators} SIMULATED annotators")
+    return {"items": len(items), "judgements": len(judgements), "source": "simulated"}, ["judgements.jsonl"]
+
+
+def run_preferences(context: Context) -> tuple[Counts, list[str]]:
+    """Aggregate judgements, or read ready-made preferences."""
+    folder = context.folder("preferences")
+    if context.config.label is None:
+        source = context.config.data.preferences
+        assert source is not None
+        loaded = context.load(source, Preference)
+        write_records(folder / "preferences.jsonl", loaded.records)
+        return {"preferences": len(loaded.records), "refused": len(loaded.refused)}, ["preferences.jsonl"]
+    items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
+    judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
+    result = aggregate(items, judgements, config=context.config.label.aggregate)
+    write_records(folder / "preferences.jsonl", result.preferences)
+    estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
+    agreement = {name: asdict(estimate) for name, estimate in estimates.items()}
+    write_json(folder / "agreement.json", agreement)
+    dropped = {f"dropped: {reason}": n for reason, n in (result.dropped | result.dropped_judgements).items()}
+    return {"preferences": len(result.preferences), **dropped}, ["preferences.jsonl", "agreement.json"]

@@ -1,0 +1,223 @@
+"""The stages that train: supervised fine-tuning, reward model, alignment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.errors import ConfigError, DataError
+from trimtab.evals import evaluate_reward_model
+from trimtab.files import write_json
+from trimtab.models import Backbone, Chat, Role
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.context import Context, Counts
+from trimtab.records import Demonstration, Preference, Rollout, read_records
+from trimtab.rollout import RewardModelScorer
+from trimtab.storage import read_json
+from trimtab.trainers import (
+    PpoConfig,
+    PpoRoles,
+    Ranking,
+    load_tensors,
+    mean_nll,
+    save_tensors,
+    score_rankings,
+    split_holdout,
+    train_ppo,
+    train_reward,
+    train_sft,
+)
+
+
+def run_sft(context: Context) -> tuple[Counts, list[str]]:
+    """Fine-tune on demonstrations."""
+    config = context.config.sft
+    assert config is not None
+    backbone = Backbone.load(context.config.model)
+    source = context.config.data.demonstrations or context.config.data.preferences or ""
+    loaded = context.load(source, Demonstration)
+    kept, encoded, long = [], [], 0
+    for record in loaded.records:
+        try:
+            encoded.append(backbone.chat.conversation(record.messages))
+            kept.append(record)
+        except DataError:
+            long += 1
+    if long:
+        context.ui.say(f"  {long} of {len(loaded.records)} demonstrations do not fit model.context; left out")
+    if not encoded:
+        raise DataError(f"{source}: none of {loaded.rows} rows is a usable demonstration")
+    train, held = split_holdout([r.id for r in kept], config.holdout, context.seed("sft"))
+    if config.adapter.kind == "full":
+        role = Role(backbone, full=True)
+    else:
+        role = Role.trainable(backbone, "sft", config.adapter, seed=context.seed("sft"))
+    heldout = [encoded[i] for i in held]
+    folder = context.folder("sft")
+    before = mean_nll(Role(backbone), heldout) if heldout else None
+    with context.ui.bar("fine-tuning") as bar:
+        session = context.session("sft", bar)
+        try:
+            train_sft(role, [encoded[i] for i in train], config, seed=context.seed("sft"), session=session)
+        finally:
+            session.close()
+    after = mean_nll(role, heldout) if heldout else None
+    save_tensors(folder / "weights.safetensors", role.state())
+    write_json(folder / "sft.json", {"heldout_nll_before": before, "heldout_nll_after": after})
+    counts = {
+        "demonstrations": len(train),
+        "held_out": len(held),
+        "refused": len(loaded.refused),
+        "too_long": long,
+    }
+    return counts, ["weights.safetensors", "sft.json"]
+
+
+def reward_role(context: Context, trunk: Backbone) -> Role:
+    """The reward model's role, weights not yet loaded: an adapter on the trunk, or on a model of its own."""
+    config = context.config.reward
+    assert config is not None
+    backbone = trunk if config.model is None else Backbone.load(config.model)
+    return Role.trainable(backbone, "reward", config.adapter, seed=context.seed("reward"), scalar_head=True)
+
+
+def load_scorer(context: Context, trunk: Backbone, token_budget: int = 4096) -> RewardModelScorer:
+    """The trained reward model, normalised over the answers it was trained on."""
+    role = reward_role(context, trunk)
+    folder = context.folder("reward")
+    role.load_state(load_tensors(folder / "weights.safetensors"))
+    facts = read_json(folder / "reward.json")
+    assert context.config.reward is not None
+    return RewardModelScorer(
+        role,
+        mean=facts["mean"],
+        std=facts["std"],
+        same_tokens=context.config.reward.model is None,
+        token_budget=token_budget,
+    )
+
+
+def encode_preferences(chat: Chat, preferences: Sequence[Preference]) -> tuple[list[Ranking], list[Preference], int]:
+    """Rankings as tokens; those that do not fit the context are left out and counted."""
+    rankings, kept, long = [], [], 0
+    for preference in preferences:
+        try:
+            head = chat.prompt(preference.prompt.messages)
+            bodies = [chat.answer_tokens(preference.prompt.messages, c.text) for c in preference.completions]
+        except DataError:
+            long += 1
+            continue
+        # A cut answer never said that it had ended, so the reward model must not see that it did.
+        bodies = [
+            b[:-1] if c.finish_reason == "length" and len(b) > 1 else b
+            for b, c in zip(bodies, preference.completions, strict=True)
+        ]
+        if max(len(head) + len(b) for b in bodies) > chat.context:
+            long += 1
+            continue
+        kept.append(preference)
+        rankings.append(
+            Ranking(
+                id=preference.id,
+                sequences=[head + b for b in bodies],
+                ranks=preference.ranks,
+                probability=preference.probability,
+                margin=preference.margin,
+                weight=preference.weight,
+            )
+        )
+    return rankings, kept, long
+
+
+def run_reward(context: Context) -> tuple[Counts, list[str]]:
+    """Train the reward model and measure it on held-out preferences."""
+    config = context.config.reward
+    assert config is not None
+    folder = context.folder("reward")
+    preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
+    role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
+    rankings, kept, long = encode_preferences(role.backbone.chat, preferences)
+    if long:
+        context.ui.say(f"  {long} of {len(preferences)} preferences do not fit model.context; left out")
+    train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("reward"))
+    with context.ui.bar("reward model") as bar:
+        session = context.session("reward", bar)
+        try:
+            train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
+        finally:
+            session.close()
+    scores = score_rankings(role, [rankings[i] for i in train])
+    flat = [s for row in scores for s in row]
+    mean = sum(flat) / len(flat)
+    std = max((sum((s - mean) ** 2 for s in flat) / len(flat)) ** 0.5, 1e-3)
+    facts: dict[str, Any] = {"mean": mean, "std": std, "evaluation": None}
+    strict = [i for i in held if len(set(kept[i].ranks)) > 1]
+    if strict:
+        result = evaluate_reward_model([kept[i] for i in strict], score_rankings(role, [rankings[i] for i in strict]))
+        facts["evaluation"] = result.model_dump(mode="json")
+        accuracy, longest = result.accuracy, result.longest
+        if accuracy.value is not None and longest.value is not None:
+            context.ui.say(
+                f"  held-out accuracy {accuracy.value:.1%} on {result.pairs} pairs (longest answer: {longest.value:.1%})"
+            )
+    save_tensors(folder / "weights.safetensors", role.state())
+    write_json(folder / "reward.json", facts)
+    counts = {"preferences": len(train), "held_out": len(held), "too_long": long}
+    return counts, ["weights.safetensors", "reward.json"]
+
+
+def policy_role(context: Context, trunk: Backbone) -> Role:
+    """The policy, at the reference's weights."""
+    assert context.config.align is not None
+    return Role.trainable(trunk, "policy", context.config.align.adapter, seed=context.seed("policy"))
+
+
+def run_align(context: Context) -> tuple[Counts, list[str]]:
+    """Optimise the policy against the reward model under the KL leash."""
+    config = context.config.align
+    assert config is not None and context.config.reward is not None
+    trunk = context.trunk()
+    scorer = load_scorer(context, trunk, config.micro_batch_tokens)
+    policy = policy_role(context, trunk)
+    critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
+    if config.critic_init == "reward_model":
+        start_critic(critic, scorer, context.config, config)
+    prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
+    gold = context.gold()
+
+    def monitor(rollouts: Sequence[Rollout]) -> dict[str, float]:
+        if gold is None:
+            return {}
+        return {"gold": sum(float(gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)}
+
+    folder = context.folder("align")
+    with context.ui.bar("aligning (PPO)") as bar:
+        session = context.session("align", bar)
+        try:
+            train_ppo(
+                PpoRoles(policy=policy, reference=Role(trunk), critic=critic),
+                prompts,
+                scorer,
+                config,
+                seed=context.seed("align"),
+                session=session,
+                monitor=monitor,
+                samples=folder / "samples",
+            )
+        finally:
+            session.close()
+    save_tensors(folder / "weights.safetensors", policy.state())
+    save_tensors(folder / "critic.safetensors", critic.state())
+    return counts | {"prompts": len(prompts), "steps": config.steps}, ["weights.safetensors", "critic.safetensors"]
+
+
+def start_critic(critic: Role, scorer: RewardModelScorer, run: RunConfig, config: PpoConfig) -> None:
+    """Give the critic the reward model's weights, its head scaled to normalised rewards."""
+    assert run.reward is not None
+    if run.reward.model is not None or run.reward.adapter != config.adapter:
+        raise ConfigError(
+            "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
+            "adapter settings (reward.adapter = align.adapter, no reward.model); or set critic_init: zero"
+        )
+    state = scorer.role.state()
+    state["head.weight"] = state["head.weight"] / scorer.std
+    state["head.bias"] = (state["head.bias"] - scorer.mean) / scorer.std
+    critic.load_state(state)

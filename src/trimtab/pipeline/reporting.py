@@ -1,0 +1,312 @@
+"""The before/after page: gathers what the stages left behind into one :class:`ReportData`."""
+
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from trimtab import __version__
+from trimtab.evals import (
+    Alarm,
+    Answer,
+    Estimate,
+    Example,
+    Examples,
+    ProbeColumn,
+    ReportData,
+    RewardModelEval,
+    Series,
+    Source,
+    Stage,
+    WinRateRow,
+    choose_examples,
+    reward_against_kl,
+    series_from_metrics,
+    write_report,
+)
+from trimtab.pipeline.context import Context, Counts, now
+from trimtab.records import Rollout, read_records
+from trimtab.storage import read_json, read_metrics
+
+NAMES = {"base": "Base", "sft": "SFT", "policy": "PPO"}
+"""How the page calls the models."""
+
+JUDGES = {"gold": "the gold utility (simulated)", "proxy": "the reward model (proxy, trained against)"}
+"""How the page calls those who decide."""
+
+AGREEMENT = {
+    "raw_agreement": "Raw agreement of two annotators",
+    "leave_one_out": "One annotator against the others",
+    "krippendorff_alpha": "Krippendorff's α",
+    "first_shown_wins": "The answer shown first wins",
+    "longest_wins": "The longest answer wins",
+}
+"""Labels of the agreement statistics."""
+
+NOTICE = (
+    "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
+    "No person judged these answers."
+)
+
+
+def run_report(context: Context) -> tuple[Counts, list[str]]:
+    """Write ``report.html`` and ``report.json`` into the run's folder."""
+    data = collect(context)
+    path = write_report(data, context.run.path)
+    context.ui.say(f"  report: {path}")
+    return {"examples": len(data.examples.shown) if data.examples else 0}, []
+
+
+def collect(context: Context) -> ReportData:
+    """Everything the page shows, from the files of the stages."""
+    run = context.config
+    result = read_json(context.folder("evaluate") / "evaluation.json")
+    answers = {
+        name: read_records(context.folder("evaluate") / f"answers-{name}.jsonl", Rollout) for name in result["models"]
+    }
+    align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
+    facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
+    first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
+    missing: dict[str, str] = {}
+    if run.gold is None:
+        missing["gold"] = "This run has no gold utility, so no judge outside the reward model compared the answers."
+    if "base" not in answers:
+        missing["base"] = "This run has no answers of a model before SFT."
+    if run.align is None:
+        missing["reward_against_kl"] = "This run did not align a policy."
+    if run.label is None:
+        missing["agreement"] = "The preferences were imported, so there are no judgements to compare."
+    ceiling, agreement = _agreement(context) if run.label else (None, ())
+    simulated = run.label is not None or run.gold is not None
+    here = f"trimtab run {context.recipe}"
+    return ReportData(
+        title=f"{run.name}: {NAMES[first]} and {NAMES[last]} side by side",
+        run=run.name,
+        recipe=str(context.recipe),
+        created_at=now(),
+        machine=machine(),
+        versions=versions(),
+        seeds={"run": run.seed},
+        simulated=simulated,
+        notice=NOTICE if simulated else "The preferences were imported from a file; see the provenance below.",
+        seconds=sum(s.seconds for s in _stages(context)),
+        peak_memory_gb=context.run.peak_memory(),
+        before=NAMES[first],
+        after=NAMES[last],
+        stages=_stages(context),
+        win_rates=tuple(_win_rows(result)),
+        kl=None
+        if result["kl"] is None
+        else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
+        series=_series(context, align),
+        against_kl=_against_kl(align, answers),
+        reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
+        ceiling=ceiling,
+        agreement=agreement,
+        probes=tuple(ProbeColumn(model=NAMES[n], values=result["probes"][n]) for n in result["models"]),
+        alarms=_alarms(result, align),
+        examples=_examples(context, answers, result, NAMES[first], NAMES[last]) if first != last else None,
+        sources={
+            "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
+            "curves": Source(file="stages/*/metrics.jsonl", command=here),
+            "reward_model": Source(file="stages/reward/reward.json", command=f"trimtab reward {context.recipe}"),
+            "agreement": Source(file="stages/preferences/agreement.json", command=here),
+            "probes": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "alarms": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "examples": Source(file="stages/evaluate/answers-*.jsonl", command=f"trimtab eval {context.recipe}"),
+        },
+        missing=missing,
+    )
+
+
+def machine() -> str:
+    """Processor, cores and memory, in words."""
+    cores = os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else math.nan
+    return f"{cpu_name()}, {cores} cores, {memory:.0f} GB, {_accelerator()}"
+
+
+def cpu_name() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _accelerator() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
+
+
+def versions() -> dict[str, str]:
+    """Trimtab and what it stands on."""
+    found = {"trimtab": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _stages(context: Context) -> tuple[Stage, ...]:
+    rows = []
+    for name in context.fingerprints:
+        status = context.run.status(name)
+        if name == "report" or status is None:
+            continue
+        counts = {k: v for k, v in (status.counts or {}).items() if isinstance(v, int)}
+        how = "cached" if name in context.cached else "ran"
+        rows.append(Stage(name=name, status=how, seconds=status.seconds, fingerprint=status.fingerprint, counts=counts))
+    return tuple(rows)
+
+
+def _win_rows(result: Mapping[str, Any]) -> list[WinRateRow]:
+    numbers = ("rate", "low", "high", "n", "wins", "ties", "losses")
+    return [
+        WinRateRow(
+            model=NAMES[row["model"]],
+            against=NAMES[row["against"]],
+            metric=JUDGES[row["judge"]],
+            **{k: row[k] for k in numbers},
+        )
+        for row in result["win_rates"]
+    ]
+
+
+def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]:
+    found: list[Series | None] = []
+    if context.config.sft:
+        rows, file = read_metrics(context.folder("sft") / "metrics.jsonl"), "stages/sft/metrics.jsonl"
+        found.append(
+            series_from_metrics(rows, "loss", panel="sft_loss", name="training", unit="nats per token", file=file)
+        )
+        facts = read_json(context.folder("sft") / "sft.json")
+        if rows and facts["heldout_nll_before"] is not None:
+            found.append(
+                Series(
+                    panel="sft_loss",
+                    name="held out",
+                    x=(0, rows[-1]["step"]),
+                    y=(facts["heldout_nll_before"], facts["heldout_nll_after"]),
+                    unit="nats per token",
+                    file="stages/sft/sft.json",
+                )
+            )
+    if context.config.reward:
+        rows, file = read_metrics(context.folder("reward") / "metrics.jsonl"), "stages/reward/metrics.jsonl"
+        found.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
+    for key, panel, unit in (
+        ("reward", "proxy", "reward"),
+        ("gold", "gold", "utility"),
+        ("kl", "kl", "nats"),
+        ("length", "length", "tokens"),
+        ("entropy", "entropy", "nats per token"),
+        ("clip_fraction", "clip_fraction", "share"),
+        ("value_loss", "value_loss", "reward²"),
+        ("explained_variance", "explained_variance", ""),
+    ):
+        found.append(
+            series_from_metrics(
+                align, key, panel=panel, unit=unit, x_unit="rollout batch", file="stages/align/metrics.jsonl"
+            )
+        )
+    return tuple(s for s in found if s is not None)
+
+
+def _against_kl(align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]]) -> Any:
+    start = answers.get("sft") or answers["base"]
+    spreads = {}
+    for label, key in (("proxy", "proxy"), ("gold (simulated)", "gold")):
+        values = [r.rewards[key] for r in start if key in r.rewards]
+        if len(values) > 1:
+            mean = sum(values) / len(values)
+            spreads[label] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) or 1.0
+    keys = {"proxy": "reward", "gold (simulated)": "gold"}
+    return reward_against_kl(
+        align, kl="kl", scores={label: keys[label] for label in spreads}, spreads=spreads, x="step"
+    )
+
+
+def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]:
+    raw = read_json(context.folder("preferences") / "agreement.json")
+    found = {name: Estimate(name=AGREEMENT.get(name, name), **values) for name, values in raw.items()}
+    ceiling = found.get("leave_one_out")
+    return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(found.values())
+
+
+def _alarms(result: Mapping[str, Any], align: list[dict[str, Any]]) -> tuple[Alarm, ...] | None:
+    """Simple signs of reward hacking on held-out answers; thresholds are in the messages."""
+    if "policy" not in result["models"]:
+        return None
+    probes, alarms = result["probes"]["policy"], []
+    before = result["probes"][result["models"][-2]]
+    means = result["means"]
+    if probes["distinct_answers"] < 0.9:
+        alarms.append(
+            Alarm(name="collapse", message=f"only {probes['distinct_answers']:.0%} of answers differ (limit 90 %)")
+        )
+    if probes.get("ended_rate", 1.0) < before.get("ended_rate", 0.0) - 0.1:
+        alarms.append(
+            Alarm(
+                name="endings",
+                message=f"{probes['ended_rate']:.0%} of answers end their turn, {before['ended_rate']:.0%} did before",
+            )
+        )
+    if probes["repetition"] > before["repetition"] + 0.05:
+        alarms.append(
+            Alarm(
+                name="repetition",
+                message=f"{probes['repetition']:.1%} of 4-grams are repeats, {before['repetition']:.1%} before",
+            )
+        )
+    if "gold" in result["judges"] and "proxy" in result["judges"]:
+        gains = {j: means["policy"][j] - means[result["models"][-2]][j] for j in ("gold", "proxy")}
+        if gains["proxy"] > 0 >= gains["gold"]:
+            alarms.append(
+                Alarm(
+                    name="over-optimisation",
+                    message=f"the proxy rose by {gains['proxy']:.2f} while gold moved by {gains['gold']:.2f}",
+                )
+            )
+    return tuple(alarms)
+
+
+def _examples(
+    context: Context, answers: Mapping[str, list[Rollout]], result: Mapping[str, Any], before: str, after: str
+) -> Examples | None:
+    kl = (result["kl"] or {}).get("per_answer")
+    examples = []
+    for index, start in enumerate(next(iter(answers.values()))):
+        shown = tuple(
+            Answer(
+                model=NAMES[name],
+                text=rollouts[index].text,
+                proxy=rollouts[index].rewards.get("proxy"),
+                gold=rollouts[index].rewards.get("gold"),
+                kl=kl[index] if name == "policy" and kl else None,
+                finish_reason=rollouts[index].finish_reason,
+                tokens=len(rollouts[index].tokens),
+            )
+            for name, rollouts in answers.items()
+        )
+        examples.append(Example(id=start.prompt.id, prompt=start.prompt.text, answers=shown))
+    if not result["judges"]:
+        return None
+    wanted = context.config.evaluate.examples if context.config.evaluate else 24
+    side = wanted // 6
+    return choose_examples(
+        examples,
+        before=before,
+        after=after,
+        seed=context.seed("examples"),
+        draw=max(wanted - 2 * side - 1, 1),
+        best=side,
+        worst=side,
+    )

@@ -1,0 +1,178 @@
+"""Runs a recipe: stage by stage, skipping what is done, continuing what was interrupted.
+
+A stage's fingerprint is the hash of its part of the configuration, the seed, the content of its
+data files, the model, the fingerprints of the stages it reads from, and :data:`CODE`. Equal
+fingerprint and status ``done``: skipped. Otherwise it runs, and so does everything after it.
+"""
+
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from trimtab.errors import ConfigError, Interrupted
+from trimtab.files import sha256_file, sha256_json, write_atomic
+from trimtab.models import model_identity
+from trimtab.pipeline.config import RunConfig, dump_config
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.stages import STAGES, Stage, stages_of
+from trimtab.pipeline.ui import Ui
+from trimtab.storage import RunFolder, require_space
+
+CODE = 1
+"""Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A stage and what a run would do with it."""
+
+    stage: Stage
+    """Which."""
+    fingerprint: str
+    """Of what it would be made with."""
+    state: str
+    """``done`` (skipped), ``continue`` (interrupted before), ``run``."""
+
+
+def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | None = None) -> list[Planned]:
+    """All stages of a recipe with their fingerprints and what would happen to them.
+
+    Raises:
+        ConfigError: ``until`` names a stage this recipe does not have.
+    """
+    stages = stages_of(config)
+    if until is not None:
+        names = [s.name for s in stages]
+        if until not in names:
+            raise ConfigError(f"this recipe has no stage {until!r}; it has {', '.join(names)}")
+        stages = stages[: names.index(until) + 1]
+    if not stages:
+        raise ConfigError("the recipe has no stage; add sft, reward, align or evaluate")
+    context = Context(config=config, recipe=recipe, run=run, ui=Ui())
+    prints: dict[str, str] = {}
+    planned = []
+    for stage in stages:
+        prints[stage.name] = _fingerprint(stage, context, prints)
+        if run.is_done(stage.name, prints[stage.name]):
+            state = "done"
+        else:
+            status = run.status(stage.name)
+            same = status is not None and status.fingerprint == prints[stage.name]
+            state = "continue" if same else "run"
+        planned.append(Planned(stage=stage, fingerprint=prints[stage.name], state=state))
+    return planned
+
+
+def run_recipe(
+    config: RunConfig, recipe: Path, *, runs: Path = Path("runs"), until: str | None = None, ui: Ui | None = None
+) -> RunFolder:
+    """Run a recipe's stages, up to and including ``until``.
+
+    Args:
+        config: the resolved recipe.
+        recipe: where it came from; relative data paths are also looked up beside it.
+        runs: folder of all runs.
+        until: last stage; None: all.
+        ui: console.
+
+    Raises:
+        Interrupted: Ctrl-C; everything finished is kept and the same command continues.
+    """
+    ui = ui or Ui()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    run = RunFolder(runs / config.name)
+    planned = plan_stages(config, recipe, run, until)
+    require_space(run.path, 0.2)
+    write_atomic(run.path / "config.yaml", dump_config(config))
+    with _ctrl_c() as asked:
+        context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: asked[0])
+        context.fingerprints |= {p.stage.name: p.fingerprint for p in planned}
+        for number, item in enumerate(planned, 1):
+            name = item.stage.name
+            head = f"[{number}/{len(planned)}] {name}"
+            if item.state == "done":
+                context.cached.add(name)
+                ui.say(f"{head}: done before, skipped")
+                continue
+            ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
+            run.begin(name, item.fingerprint)
+            if run.is_done(name, item.fingerprint):  # taken back from superseded/
+                context.cached.add(name)
+                ui.say("  an earlier result under the same settings was taken back")
+                continue
+            started = time.monotonic()
+            try:
+                counts, outputs = item.stage.run(context)
+            except BaseException:
+                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory_gb())
+                raise
+            seconds = time.monotonic() - started
+            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory_gb())
+            said = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
+            ui.say(f"  {seconds:.0f} s · {said}")
+            if asked[0] and number < len(planned):
+                raise Interrupted(f"stopped after stage {name}; the same command continues")
+    return run
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in 10⁹ bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
+    config = context.config
+    sources = []
+    for source in stage.sources(config):
+        if source is not None:
+            path = Path(context.data_path(source))
+            sources.append(sha256_file(path) if path.is_file() else source)
+    data = {"limit": config.data.limit, "format": config.data.format, "heldout_share": config.data.heldout_share}
+    value = {
+        "code": CODE,
+        "stage": stage.name,
+        "settings": json.loads(json.dumps(stage.settings(config), default=str)),
+        "seed": config.seed,
+        "threads": config.threads,
+        "model": model_identity(config.model),
+        "sources": sources,
+        "data": data if sources else None,
+        "needs": {name: earlier[name] for name in stage.needs if name in earlier},
+    }
+    return sha256_json(value)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Sequence[bool]]:
+    """The first Ctrl-C asks to stop at the next safe place; a second one stops at once."""
+    asked = [False]
+
+    def ask(_: int, __: FrameType | None) -> None:
+        if asked[0]:
+            raise KeyboardInterrupt
+        asked[0] = True
+        print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
+
+    try:
+        old = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+__all__ = ["CODE", "STAGES", "Planned", "peak_memory_gb", "plan_stages", "run_recipe"]

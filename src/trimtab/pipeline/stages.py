@@ -1,0 +1,111 @@
+"""The stages, in order, each from files to files.
+
+sft → sample → label → preferences → reward → align → evaluate → report. A stage reads what earlier
+ones wrote and nothing else, so a run that was stopped and continued is the run that was not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.evaluation import run_evaluate
+from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
+from trimtab.pipeline.learning import run_align, run_reward, run_sft
+from trimtab.pipeline.reporting import run_report
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A named step of the pipeline."""
+
+    name: str
+    """Also the name of its folder."""
+    needs: tuple[str, ...]
+    """Stages whose outputs it reads, where the recipe has them."""
+    settings: Callable[[RunConfig], Any]
+    """The part of the configuration it depends on; None: the recipe does not have this stage."""
+    sources: Callable[[RunConfig], list[str | None]]
+    """Data files it reads."""
+    run: Callable[[Context], tuple[Counts, list[str]]]
+    """Does the work; returns counts and the names of its output files."""
+
+
+def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
+    def settings(config: RunConfig) -> Any:
+        section = getattr(config, name)
+        if section is None:
+            return None
+        extra = {key: getattr(config, key) for key in more}
+        return {name: section.model_dump(mode="json")} | {
+            k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in extra.items()
+        }
+
+    return settings
+
+
+def _preferences_settings(config: RunConfig) -> Any:
+    if config.label is not None:
+        return {"aggregate": config.label.aggregate.model_dump(mode="json")}
+    return {"limit": config.data.limit, "format": config.data.format} if config.data.preferences else None
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="sft",
+        needs=(),
+        settings=_section("sft", "model"),
+        sources=lambda c: [c.data.demonstrations or c.data.preferences],
+        run=run_sft,
+    ),
+    Stage(
+        name="sample",
+        needs=("sft",),
+        settings=_section("sample", "model"),
+        sources=lambda c: [c.data.prompts, c.data.heldout],
+        run=run_sample,
+    ),
+    Stage(name="label", needs=("sample",), settings=_section("label", "gold"), sources=lambda c: [], run=run_label),
+    Stage(
+        name="preferences",
+        needs=("sample", "label"),
+        settings=_preferences_settings,
+        sources=lambda c: [c.data.preferences],
+        run=run_preferences,
+    ),
+    Stage(
+        name="reward",
+        needs=("sft", "preferences"),
+        settings=_section("reward", "model"),
+        sources=lambda c: [],
+        run=run_reward,
+    ),
+    Stage(
+        name="align",
+        needs=("sft", "reward"),
+        settings=_section("align", "model", "gold"),
+        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        run=run_align,
+    ),
+    Stage(
+        name="evaluate",
+        needs=("sft", "reward", "align"),
+        settings=_section("evaluate", "model", "gold"),
+        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        run=run_evaluate,
+    ),
+    Stage(
+        name="report",
+        needs=("sft", "sample", "label", "preferences", "reward", "align", "evaluate"),
+        settings=lambda c: {"name": c.name} if c.evaluate else None,
+        sources=lambda c: [],
+        run=run_report,
+    ),
+)
+"""All stages in order."""
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages this recipe has."""
+    return [stage for stage in STAGES if stage.settings(config) is not None]

@@ -1,0 +1,88 @@
+"""What a person sees while a run works: a bar with time left per stage, and the numbers that matter.
+
+On a terminal the bar moves; where output goes to a file, a plain line appears now and then.
+"""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+LIVE = (
+    ("loss", "loss {:.3f}"),
+    ("accuracy", "accuracy {:.0%}"),
+    ("reward", "reward {:+.2f}"),
+    ("gold", "gold (simulated) {:+.2f}"),
+    ("kl", "KL {:.1f} nats"),
+    ("length", "{:.0f} tokens"),
+)
+"""Metrics shown beside the bar, in this order, where a stage logs them."""
+
+
+class Bar:
+    """Progress of one stage; use as a context manager."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console, self._title = console, title
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[live]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=None, live="")
+        self._said = time.monotonic()
+        self.live = ""
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, done: int, total: int) -> None:
+        """Say how much there is and how much of it is already done."""
+        self._progress.reset(self._task, total=total, completed=done, live="")
+
+    def update(self, done: int, total: int | None = None, metrics: Mapping[str, float] | None = None) -> None:
+        """Move the bar."""
+        if metrics is not None:
+            self.live = " · ".join(form.format(metrics[key]) for key, form in LIVE if key in metrics)
+        self._progress.update(self._task, completed=done, total=total, live=self.live)
+        if not self._console.is_terminal and time.monotonic() - self._said > 15:
+            self._said = time.monotonic()
+            count = f"{done}/{total}" if total else str(done)
+            self._console.print(f"  {self._title}: {count}  {self.live}", markup=False, highlight=False)
+
+
+class Ui:
+    """Where a run says what it does."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """One line; its text is never read as markup."""
+        self.console.print(escape(text), highlight=False)
+
+    def bar(self, title: str) -> Bar:
+        """A progress bar."""
+        return Bar(self.console, title)
+
+
+class Silent(Ui):
+    """Says nothing; for tests and scripts."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
