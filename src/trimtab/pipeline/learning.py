@@ -6,7 +6,7 @@ from typing import Any
 from trimtab.errors import ConfigError, DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.files import write_json
-from trimtab.models import Backbone, Chat, Role
+from trimtab.models import Backbone, Role
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Rollout, read_records
@@ -15,7 +15,7 @@ from trimtab.storage import read_json
 from trimtab.trainers import (
     PpoConfig,
     PpoRoles,
-    Ranking,
+    encode_preferences,
     load_tensors,
     mean_nll,
     save_tensors,
@@ -95,38 +95,6 @@ def load_scorer(context: Context, trunk: Backbone, token_budget: int = 4096) -> 
     )
 
 
-def encode_preferences(chat: Chat, preferences: Sequence[Preference]) -> tuple[list[Ranking], list[Preference], int]:
-    """Rankings as tokens; those that do not fit the context are left out and counted."""
-    rankings, kept, long = [], [], 0
-    for preference in preferences:
-        try:
-            head = chat.prompt(preference.prompt.messages)
-            bodies = [chat.answer_tokens(preference.prompt.messages, c.text) for c in preference.completions]
-        except DataError:
-            long += 1
-            continue
-        # A cut answer never said that it had ended, so the reward model must not see that it did.
-        bodies = [
-            b[:-1] if c.finish_reason == "length" and len(b) > 1 else b
-            for b, c in zip(bodies, preference.completions, strict=True)
-        ]
-        if max(len(head) + len(b) for b in bodies) > chat.context:
-            long += 1
-            continue
-        kept.append(preference)
-        rankings.append(
-            Ranking(
-                id=preference.id,
-                sequences=[head + b for b in bodies],
-                ranks=preference.ranks,
-                probability=preference.probability,
-                margin=preference.margin,
-                weight=preference.weight,
-            )
-        )
-    return rankings, kept, long
-
-
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
     """Train the reward model and measure it on held-out preferences."""
     config = context.config.reward
@@ -156,7 +124,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
         accuracy, longest = result.accuracy, result.longest
         if accuracy.value is not None and longest.value is not None:
             context.ui.say(
-                f"  held-out accuracy {accuracy.value:.1%} on {result.pairs} pairs (longest answer: {longest.value:.1%})"
+                f"  held-out accuracy {accuracy.value:.1%} on {result.pairs} pairs "
+                f"(longest answer: {longest.value:.1%})"
             )
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "reward.json", facts)

@@ -15,7 +15,8 @@ from torch import Tensor
 from trimtab.algos import bradley_terry_loss, ranking_pairs
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.models import AdapterConfig, Batch, Role, collate
+from trimtab.models import AdapterConfig, Batch, Chat, LowerCache, Role, collate
+from trimtab.records import Preference
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
@@ -39,6 +40,8 @@ class RewardConfig(Config):
     """Share of prompts kept out of training, to measure accuracy and calibration."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
+    cache_mb: float = Field(default=1024.0, ge=0.0)
+    """Memory for what frozen lower layers give, so that they run once and not once per epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,38 @@ class _Part:
     rankings: list[Ranking]
 
 
+def encode_preferences(chat: Chat, preferences: Sequence[Preference]) -> tuple[list[Ranking], list[Preference], int]:
+    """Rankings as tokens; those that do not fit the context are left out and counted."""
+    rankings, kept, long = [], [], 0
+    for preference in preferences:
+        try:
+            head = chat.prompt(preference.prompt.messages)
+            bodies = [chat.answer_tokens(preference.prompt.messages, c.text) for c in preference.completions]
+        except DataError:
+            long += 1
+            continue
+        # A cut answer never said that it had ended, so the reward model must not see that it did.
+        bodies = [
+            b[:-1] if c.finish_reason == "length" and len(b) > 1 else b
+            for b, c in zip(bodies, preference.completions, strict=True)
+        ]
+        if max(len(head) + len(b) for b in bodies) > chat.context:
+            long += 1
+            continue
+        kept.append(preference)
+        rankings.append(
+            Ranking(
+                id=preference.id,
+                sequences=[head + b for b in bodies],
+                ranks=preference.ranks,
+                probability=preference.probability,
+                margin=preference.margin,
+                weight=preference.weight,
+            )
+        )
+    return rankings, kept, long
+
+
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold out; all entries with one id fall on the same side."""
     unique = sorted(set(ids))
@@ -74,13 +109,16 @@ def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int
     return train, [i for i, name in enumerate(ids) if name in held]
 
 
-def train_reward(role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session) -> None:
+def train_reward(
+    role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session | None = None
+) -> None:
     """Train ``role`` (with scalar head) in place.
 
     Raises:
         DataError: no ranking has two answers of different rank.
         NonFiniteError: the loss became NaN or infinite.
     """
+    session = session or Session()
     usable = [r for r in rankings if _has_pair(r)]
     if not usable:
         raise DataError(
@@ -92,6 +130,7 @@ def train_reward(role: Role, rankings: Sequence[Ranking], config: RewardConfig, 
     learner = Learner(role, config.optimizer, total)
     if role.scalar is not None:
         init_reward_head(role, seed)
+    cache = LowerCache(config.cache_mb if config.epochs > 1 else 0.0)
     done = session.checkpoints.restore({"reward": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):
@@ -99,7 +138,7 @@ def train_reward(role: Role, rankings: Sequence[Ranking], config: RewardConfig, 
         chosen = [usable[i] for i in step_indices(len(usable), config.batch, step, seed)]
         norms = Norms(tokens=0, sequences=sum(r.weight for r in chosen))
         parts = _micro_batches(chosen, config.micro_batch_tokens, role)
-        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config), norms)
+        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config, cache), norms)
         session.log({"step": step + 1, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"reward": learner}))
 
@@ -153,11 +192,9 @@ def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> 
     return parts
 
 
-def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig) -> tuple[Tensor, Metrics]:
-    lower = role.backbone.lower(part.batch.tokens)
-    if lower is not None:
-        part.batch.columns["lower"] = lower
-        role.backbone.activate(role.adapter)
+def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig, cache: LowerCache) -> tuple[Tensor, Metrics]:
+    keys = [f"{r.id}/{i}" for r in part.rankings for i in range(len(r.sequences))]
+    cache.fill(part.batch, keys, role.backbone.lower)
     scores = role.scores(part.batch)
     total = scores.new_zeros(())
     right = pairs_seen = 0.0

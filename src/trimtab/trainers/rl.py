@@ -39,10 +39,10 @@ from trimtab.algos import (
 )
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Batch, Role, collate, scatter
+from trimtab.models import AdapterConfig, Backbone, Batch, Role, collate, scatter
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig, Scorer
-from trimtab.trainers.checkpoint import seed_step
+from trimtab.trainers.checkpoint import seed_step, step_seed
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
 
@@ -123,6 +123,15 @@ class PpoRoles:
     critic: Role
     """Trained; scalar head."""
 
+    @classmethod
+    def on(cls, backbone: Backbone, config: AdapterConfig, *, seed: int) -> "PpoRoles":
+        """Policy and critic as adapters (or full copies) of one backbone, which stays the reference."""
+        return cls(
+            policy=Role.trainable(backbone, "policy", config, seed=step_seed(seed, "policy", 0)),
+            reference=Role(backbone),
+            critic=Role.trainable(backbone, "critic", config, seed=step_seed(seed, "critic", 0), scalar_head=True),
+        )
+
 
 Monitor = Callable[[Sequence[Rollout]], Metrics]
 """Further numbers of a rollout batch that are logged, never trained on (a gold reward, for example)."""
@@ -135,7 +144,7 @@ def train_ppo(
     config: PpoConfig,
     *,
     seed: int,
-    session: Session,
+    session: Session | None = None,
     monitor: Monitor | None = None,
     samples: Path | None = None,
     weights: dict[str, float] | None = None,
@@ -148,7 +157,7 @@ def train_ppo(
         score: rollouts → named reward components.
         config: settings.
         seed: prompts' order, sampling, minibatches, dropout.
-        session: logging, checkpoints, stopping.
+        session: logging, checkpoints, stopping; None: silent, keeps nothing.
         monitor: extra metrics of each rollout batch.
         samples: folder for each step's rollouts with their rewards; an interrupted step is continued from there.
         weights: weight of each reward component; 1 where not named.
@@ -158,6 +167,7 @@ def train_ppo(
         ScoringError: the reward function failed or gave the wrong shape.
         NonFiniteError: a reward, loss or gradient became NaN or infinite.
     """
+    session = session or Session()
     check_ppo(config, len(prompts))
     updates = config.steps * config.epochs * config.minibatches
     learners = {

@@ -38,7 +38,9 @@ class SftConfig(Config):
     """Padded tokens held in memory at once; changes memory and speed, never the result's meaning."""
 
 
-def train_sft(role: Role, examples: Sequence[Encoded], config: SftConfig, *, seed: int, session: Session) -> None:
+def train_sft(
+    role: Role, examples: Sequence[Encoded], config: SftConfig, *, seed: int, session: Session | None = None
+) -> None:
     """Fine-tune ``role`` in place.
 
     Args:
@@ -46,12 +48,13 @@ def train_sft(role: Role, examples: Sequence[Encoded], config: SftConfig, *, see
         examples: encoded conversations; those without a response token are refused.
         config: settings.
         seed: order of the examples and dropout.
-        session: logging, checkpoints, stopping.
+        session: logging, checkpoints, stopping; None: silent, keeps nothing.
 
     Raises:
         DataError: nothing to learn from.
         NonFiniteError: the loss became NaN or infinite.
     """
+    session = session or Session()
     if not examples:
         raise DataError("no demonstrations to fine-tune on; check the file with `trimtab data check`")
     per_epoch = -(-len(examples) // config.batch)

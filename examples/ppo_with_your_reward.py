@@ -1,0 +1,38 @@
+"""PPO with a reward function of your own: here, answers that end early and do not hedge.
+
+Run: python examples/ppo_with_your_reward.py [MODEL] [STEPS]
+"""
+
+import sys
+
+from trimtab.models import AdapterConfig, Backbone, ModelConfig
+from trimtab.records import Prompt
+from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.trainers import PpoConfig, PpoRoles, Session, train_ppo
+
+
+def reward(rollouts):
+    """Any function of the answers: one list of numbers per named component."""
+    return {
+        "short": [1.0 - len(r.tokens) / 32 for r in rollouts],
+        "sure": [-1.0 if "maybe" in r.text.lower() else 0.0 for r in rollouts],
+    }
+
+
+model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+backbone = Backbone.load(ModelConfig(name=model, context=128))
+prompts = [Prompt.from_text(t) for t in ("Why is the sky blue?", "What is a trim tab?", "Is tea healthy?", "Name a fish.")]
+sampler = SamplerConfig(max_new_tokens=32)
+roles = PpoRoles.on(backbone, AdapterConfig(top_layers=2, rank=8), seed=0)
+config = PpoConfig(steps=steps, prompts=16, sampler=sampler)
+
+
+def show(metrics):
+    """Print one line per step."""
+    print(f"step {metrics['step']:3.0f}  reward {metrics['reward']:+.2f}  KL {metrics['kl']:.2f} nats")
+
+
+train_ppo(roles, prompts, reward, config, seed=0, session=Session(log=show))
+for answer in LocalSampler(backbone, sampler).generate(prompts, adapter="policy", seed=1):
+    print(f"{answer.prompt.text}\n  → {answer.text!r}")
