@@ -14,7 +14,6 @@ from trimtab.errors import DataError, StorageError
 from trimtab.evals import (
     PANELS,
     Answer,
-    Estimate,
     Example,
     ReportData,
     Series,
@@ -25,6 +24,7 @@ from trimtab.evals import (
     write_report,
 )
 from trimtab.evals.report import duration, headline, render
+from trimtab.feedback import Estimate
 
 from .toy import examples, metrics, toy_report
 

@@ -4,7 +4,8 @@ import random
 import pytest
 
 from trimtab.errors import ScoringError
-from trimtab.evals import evaluate_reward_model, wilson_interval
+from trimtab.evals import evaluate_reward_model
+from trimtab.feedback import wilson_interval
 from trimtab.records import Completion, Preference, Prompt
 
 

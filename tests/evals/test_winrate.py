@@ -4,7 +4,8 @@ import random
 import pytest
 
 from trimtab.errors import ScoringError
-from trimtab.evals import wilson_interval, win_rate
+from trimtab.evals import win_rate
+from trimtab.feedback import wilson_interval
 
 
 def test_counts_by_hand():

@@ -7,7 +7,6 @@ from typing import Any
 from trimtab.evals import (
     Alarm,
     Answer,
-    Estimate,
     Example,
     ProbeColumn,
     ReportData,
@@ -21,6 +20,7 @@ from trimtab.evals import (
     series_from_metrics,
     win_rate,
 )
+from trimtab.feedback import Estimate
 from trimtab.records import Completion, Preference, Prompt
 
 SUBJECTS = ["a lighthouse", "the tide", "sourdough bread", "a bicycle chain", "moss", "an old radio", "rain on a roof"]

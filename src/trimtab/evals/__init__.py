@@ -1,12 +1,5 @@
 """Evaluation without torch: win rates, reward-model accuracy, text probes, and the before/after page."""
 
-from trimtab.evals.intervals import (
-    Estimate,
-    bootstrap_interval,
-    clustered_wilson_interval,
-    paired_bootstrap_interval,
-    wilson_interval,
-)
 from trimtab.evals.probes import LEXICONS, PROBES, probe_table
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
@@ -36,7 +29,6 @@ __all__ = [
     "Alarm",
     "Answer",
     "CalibrationRow",
-    "Estimate",
     "Example",
     "Examples",
     "ProbeColumn",
@@ -49,15 +41,11 @@ __all__ = [
     "Stage",
     "WinRate",
     "WinRateRow",
-    "bootstrap_interval",
     "choose_examples",
-    "clustered_wilson_interval",
     "evaluate_reward_model",
-    "paired_bootstrap_interval",
     "probe_table",
     "reward_against_kl",
     "series_from_metrics",
-    "wilson_interval",
     "win_rate",
     "write_report",
 ]

@@ -18,11 +18,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
-from trimtab.evals.intervals import Estimate
 from trimtab.evals.probes import PROBES
 from trimtab.evals.report_data import ReportData, RewardAgainstKL, Series, WinRateRow
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.text import shorten, visible
+from trimtab.feedback.intervals import Estimate
 from trimtab.files import write_atomic
 
 # Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.

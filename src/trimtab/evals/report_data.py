@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trimtab.errors import DataError
-from trimtab.evals.intervals import Estimate, Number
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.winrate import WinRate
+from trimtab.feedback.intervals import Estimate, Number
 from trimtab.records import Record
 
 Section = Literal[

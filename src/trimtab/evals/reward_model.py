@@ -9,7 +9,7 @@ from itertools import permutations
 from statistics import fmean
 
 from trimtab.errors import ScoringError
-from trimtab.evals.intervals import Estimate, Number, clustered_wilson_interval, paired_bootstrap_interval
+from trimtab.feedback.intervals import Estimate, Number, clustered_wilson_interval, paired_bootstrap_interval
 from trimtab.records import Preference, Record
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.errors import ScoringError
-from trimtab.evals.intervals import wilson_interval
+from trimtab.feedback.intervals import wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,16 @@
 """Decisions about labels: who would prefer what, what several judgements say together, how far they agree."""
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
-from trimtab.feedback.agreement import Estimate, agreement_report, krippendorff_alpha, wilson_interval
+from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
 from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.gold import friendly_parts, friendly_utility
+from trimtab.feedback.intervals import (
+    Estimate,
+    bootstrap_interval,
+    clustered_wilson_interval,
+    paired_bootstrap_interval,
+    wilson_interval,
+)
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
 
@@ -16,12 +23,15 @@ __all__ = [
     "Utility",
     "aggregate",
     "agreement_report",
+    "bootstrap_interval",
     "canonical_ranks",
+    "clustered_wilson_interval",
     "friendly_parts",
     "friendly_utility",
     "krippendorff_alpha",
     "load_callable",
     "pair_votes",
+    "paired_bootstrap_interval",
     "reliability_weights",
     "simulate",
     "usable_judgements",

@@ -8,53 +8,17 @@ that has no width, a proportion gets Wilson's interval with one observation per 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
+from trimtab.feedback.intervals import Estimate, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement
-
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
 
 _NO_OVERLAP = "no pair of answers was judged by two annotators"
 _NO_WINNER = "no judgement has a winner"
 _Sums = dict[Hashable, float]
 _Statistic = Callable[[Mapping[Hashable, float]], float | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its 95 % interval, or the reason why there is none."""
-
-    value: float | None
-    """The estimate; None where it is undefined."""
-    low: float | None
-    """Lower end of the interval; None where there is none."""
-    high: float | None
-    """Upper end of the interval; None where there is none."""
-    n: int
-    """Number of observations it is made from."""
-    reason: str = ""
-    """Why the value or the interval is missing; empty if neither is."""
-
-
-def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion.
-
-    centre (p + z²/2n) / (1 + z²/n), half width z √(p(1−p)/n + z²/4n²) / (1 + z²/n); Wilson 1927,
-    method 3 of Newcombe 1998.
-
-    Args:
-        successes: how many, from 0 to n.
-        n: out of how many, above 0.
-        z: normal quantile, 1.96 for 95 %.
-    """
-    p, square = successes / n, z * z / n
-    centre = (p + square / 2) / (1 + square)
-    half = math.sqrt(square * p * (1 - p) + square * square / 4) / (1 + square)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:

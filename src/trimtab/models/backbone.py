@@ -120,6 +120,7 @@ class Backbone:
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself
             torch.manual_seed(seed)
             self.model.add_adapter(peft, adapter_name=name)
         self.activate(None)

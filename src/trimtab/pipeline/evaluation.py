@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from trimtab.evals import bootstrap_interval, probe_table, win_rate
-from trimtab.feedback import Utility
+from trimtab.evals import probe_table, win_rate
+from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
 from trimtab.models import Backbone, Role
 from trimtab.pipeline.context import Context, Counts

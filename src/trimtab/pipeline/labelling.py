@@ -1,7 +1,6 @@
 """From prompts to preferences: sampled answers, judgements, what they say together."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from trimtab.errors import Interrupted
 from trimtab.feedback import aggregate, agreement_report, simulate
@@ -112,7 +111,7 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     result = aggregate(items, judgements, config=context.config.label.aggregate)
     write_records(folder / "preferences.jsonl", result.preferences)
     estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
-    agreement = {name: asdict(estimate) for name, estimate in estimates.items()}
+    agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
     write_json(folder / "agreement.json", agreement)
     dropped = {f"dropped: {reason}": n for reason, n in (result.dropped | result.dropped_judgements).items()}
     return {"preferences": len(result.preferences), **dropped}, ["preferences.jsonl", "agreement.json"]

@@ -11,7 +11,6 @@ from trimtab import __version__
 from trimtab.evals import (
     Alarm,
     Answer,
-    Estimate,
     Example,
     Examples,
     ProbeColumn,
@@ -26,6 +25,7 @@ from trimtab.evals import (
     series_from_metrics,
     write_report,
 )
+from trimtab.feedback import Estimate
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Rollout, read_records
 from trimtab.storage import read_json, read_metrics

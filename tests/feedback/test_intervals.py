@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import ScoringError
-from trimtab.evals import bootstrap_interval, clustered_wilson_interval, paired_bootstrap_interval, wilson_interval
+from trimtab.feedback.intervals import (
+    bootstrap_interval,
+    clustered_wilson_interval,
+    paired_bootstrap_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""One trunk for several roles: nobody's training moves anybody else's numbers."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GemmaConfig
+
+from trimtab.errors import ConfigError
+from trimtab.models import AdapterConfig, Backbone, Batch, Chat, Role, collate
+from trimtab.trainers import Learner, Norms, OptimizerConfig
+
+from ..kit import chat_messages, sentences, stir, tiny_backbone, tokenizer
+
+
+def lora(top: int | None = None, **more) -> AdapterConfig:
+    return AdapterConfig(**({"rank": 4, "alpha": 8.0, "top_layers": top} | more))
+
+
+def batch_of(backbone: Backbone) -> Batch:
+    found = [backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(4)]
+    return collate([e.tokens for e in found], [e.response_mask for e in found], backbone.device)
+
+
+def train(one: Role, batch: Batch, steps: int = 3) -> None:
+    learner = Learner(one, OptimizerConfig(lr=1e-2), steps)
+    norms = Norms(tokens=float(batch.response_mask.sum()), sequences=batch.size)
+
+    def loss(part: Batch, norms: Norms):
+        if one.scalar is not None:
+            return (one.scores(part) - 3.0).square().sum() / norms.sequences, {}
+        return -one.logprobs(part)[0].sum() / norms.tokens, {}
+
+    for _ in range(steps):
+        learner.step([(["all"], batch)], loss, norms)
+
+
+def test_reference_stays_while_policy_and_critic_train():
+    trunk = tiny_backbone()
+    policy = Role.trainable(trunk, "policy", lora(), seed=1)
+    critic = Role.trainable(trunk, "critic", lora(), seed=2, scalar_head=True)
+    reference, batch = Role(trunk), batch_of(trunk)
+    fixed = reference.logprobs(batch)[0]
+    assert torch.equal(policy.logprobs(batch)[0], fixed)  # B is zero: it starts as the trunk
+    train(critic, batch)
+    assert torch.equal(policy.logprobs(batch)[0], fixed)
+    train(policy, batch)
+    moved = critic.scores(batch)
+    assert not torch.allclose(policy.logprobs(batch)[0], fixed, atol=1e-3)
+    assert torch.equal(reference.logprobs(batch)[0], fixed)
+    train(policy, batch)
+    assert torch.equal(critic.scores(batch), moved)
+
+
+def test_equal_seeds_give_equal_adapters():
+    states = [Role.trainable(tiny_backbone(), "policy", lora(), seed=s).state() for s in (1, 1, 2)]
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+    assert not all(torch.equal(states[0][n], states[2][n]) for n in states[0])
+
+
+def test_adding_an_adapter_leaves_the_random_stream_alone():
+    trunk = tiny_backbone()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    trunk.add_adapter("policy", lora(), seed=1)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_merged_computes_the_adapter_and_puts_every_bit_back(architecture):
+    trunk = tiny_backbone(architecture)
+    policy = stir(Role.trainable(trunk, "policy", lora(), seed=1))
+    batch, reference = batch_of(trunk), Role(trunk)
+    adapted, plain = policy.logprobs(batch)[0], reference.logprobs(batch)[0]
+    before = {name: p.detach().clone() for name, p in trunk.model.named_parameters()}
+    with trunk.merged("policy"):
+        torch.testing.assert_close(reference.logprobs(batch)[0], adapted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="on purpose"), trunk.merged("policy"):
+        raise RuntimeError("on purpose")
+    assert all(torch.equal(p, before[name]) for name, p in trunk.model.named_parameters())
+    assert torch.equal(reference.logprobs(batch)[0], plain)
+    assert torch.equal(policy.logprobs(batch)[0], adapted)
+
+
+def test_merged_none_is_the_reference():
+    trunk = tiny_backbone()
+    policy, batch = stir(Role.trainable(trunk, "policy", lora(), seed=1)), batch_of(trunk)
+    plain = Role(trunk).logprobs(batch)[0]
+    policy.logprobs(batch)
+    with trunk.merged(None):
+        direct = trunk.model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+    assert torch.equal(direct, trunk.hidden(batch.tokens, adapter=None))
+    assert torch.equal(Role(trunk).logprobs(batch)[0], plain)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_merge_folds_one_adapter_in_for_good(architecture):
+    trunk = tiny_backbone(architecture)
+    sft, batch = stir(Role.trainable(trunk, "sft", lora(), seed=1)), batch_of(trunk)
+    adapted = sft.logprobs(batch)[0]
+    trunk.merge("sft")
+    torch.testing.assert_close(Role(trunk).logprobs(batch)[0], adapted, rtol=1e-4, atol=1e-4)
+    policy = Role.trainable(trunk, "policy", lora(1), seed=2)  # the next stage builds on it
+    torch.testing.assert_close(policy.logprobs(batch)[0], adapted, rtol=1e-4, atol=1e-4)
+    assert not any("sft" in name for name, _ in trunk.model.named_parameters())
+
+
+def test_copy_adapter():
+    trunk = tiny_backbone()
+    one, two = (Role.trainable(trunk, name, lora(), seed=s) for s, name in enumerate(("one", "two")))
+    batch = batch_of(trunk)
+    stir(one)
+    trunk.copy_adapter("one", "two")
+    assert torch.equal(one.logprobs(batch)[0], two.logprobs(batch)[0])
+    copied = two.logprobs(batch)[0]
+    stir(one, seed=4)
+    assert torch.equal(two.logprobs(batch)[0], copied)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_two_halves_are_the_whole(architecture):
+    trunk = tiny_backbone(architecture, layers=4)
+    policy = stir(Role.trainable(trunk, "policy", lora(1), seed=1))
+    critic = stir(Role.trainable(trunk, "critic", lora(2), seed=2, scalar_head=True))
+    assert trunk.frozen_layers == 2  # below the lowest adapter of all
+    batch = batch_of(trunk)
+    whole = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
+    lower = trunk.lower(batch.tokens)
+    assert lower is not None and not lower.requires_grad
+    batch.columns["lower"] = lower
+    halves = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
+    for a, b in zip(halves, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    halves[0].sum().backward()
+    assert all(p.grad is not None for p in policy.parameters().values())
+
+
+def test_training_above_never_changes_below():
+    trunk = tiny_backbone()
+    policy, batch = Role.trainable(trunk, "policy", lora(1), seed=1), batch_of(trunk)
+    before = trunk.lower(batch.tokens)
+    train(policy, batch)
+    assert before is not None and torch.equal(before, trunk.lower(batch.tokens))
+
+
+def test_trunks_that_cannot_be_cut_are_used_whole():
+    gpt2 = tiny_backbone("gpt2")
+    torch.manual_seed(0)
+    config = GemmaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, initializer_range=0.2,
+    )  # fmt: skip
+    gemma = Backbone(AutoModelForCausalLM.from_config(config).eval(), Chat(tokenizer(), context=64))
+    for trunk in (gpt2, gemma):  # another layout; embeddings scaled a second time when cut
+        policy = Role.trainable(trunk, "policy", lora(1), seed=1)
+        batch = batch_of(trunk)
+        assert trunk.frozen_layers == 0
+        assert trunk.lower(batch.tokens) is None
+        train(policy, batch)
+        assert not torch.equal(policy.logprobs(batch)[0], Role(trunk).logprobs(batch)[0])
+
+
+@pytest.mark.parametrize("top", [0, 4])
+def test_more_layers_than_there_are(top):
+    with pytest.raises(ConfigError, match=rf"top_layers is {top} but the model has 3 layers; use 1 to 3"):
+        tiny_backbone().add_adapter("policy", lora(top), seed=1)
+
+
+def test_dropout_is_on_in_training_only():
+    trunk = tiny_backbone()
+    policy, batch = stir(Role.trainable(trunk, "policy", lora(dropout=0.5), seed=1)), batch_of(trunk)
+    calm = policy.logprobs(batch)[0]
+    assert torch.equal(policy.logprobs(batch)[0], calm)
+    policy.train(True)
+    assert not torch.equal(policy.logprobs(batch)[0], calm)
+    policy.train(False)
+    assert torch.equal(policy.logprobs(batch)[0], calm)
+
+
+def test_dropout_of_the_trunk_is_on_only_where_all_of_it_trains():
+    trunk = tiny_backbone(dropout=0.5)
+    adapter = Role.trainable(trunk, "policy", lora(), seed=1)
+    whole = Role.trainable(tiny_backbone(dropout=0.5), "policy", AdapterConfig(kind="full"), seed=1)
+    batch = batch_of(trunk)
+    calm = adapter.logprobs(batch)[0]
+    adapter.train(True)
+    assert torch.equal(adapter.logprobs(batch)[0], calm)
+    whole.train(True)
+    assert not torch.equal(whole.logprobs(batch)[0], calm)
+    whole.train(False)
+    assert torch.equal(whole.logprobs(batch)[0], calm)
