@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig, Backbone, Batch, Chat, Role, collate
@@ -130,7 +130,7 @@ def test_two_halves_are_the_whole(architecture):
     halves = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
     for a, b in zip(halves, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    halves[0].sum().backward()
+    policy.logprobs(batch)[0].sum().backward()
     assert all(p.grad is not None for p in policy.parameters().values())
 
 
@@ -142,21 +142,31 @@ def test_training_above_never_changes_below():
     assert before is not None and torch.equal(before, trunk.lower(batch.tokens))
 
 
-def test_trunks_that_cannot_be_cut_are_used_whole():
-    gpt2 = tiny_backbone("gpt2")
-    torch.manual_seed(0)
-    config = GemmaConfig(
-        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, initializer_range=0.2,
-    )  # fmt: skip
-    gemma = Backbone(AutoModelForCausalLM.from_config(config).eval(), Chat(tokenizer(), context=64))
-    for trunk in (gpt2, gemma):  # another layout; embeddings scaled a second time when cut
-        policy = Role.trainable(trunk, "policy", lora(1), seed=1)
-        batch = batch_of(trunk)
-        assert trunk.frozen_layers == 0
-        assert trunk.lower(batch.tokens) is None
-        train(policy, batch)
-        assert not torch.equal(policy.logprobs(batch)[0], Role(trunk).logprobs(batch)[0])
+def test_trunk_that_cannot_be_cut_is_used_whole():
+    trunk = tiny_backbone("gpt2")
+    policy = Role.trainable(trunk, "policy", lora(1), seed=1)
+    batch = batch_of(trunk)
+    assert trunk.frozen_layers == 0
+    assert trunk.lower(batch.tokens) is None
+    train(policy, batch)
+    assert not torch.equal(policy.logprobs(batch)[0], Role(trunk).logprobs(batch)[0])
+
+
+def test_cut_that_would_change_the_numbers_is_not_made():
+    """Granite multiplies what comes out of the embedding, and would do so a second time after the cut."""
+
+    def granite(multiplier: float) -> Backbone:
+        config = GraniteConfig(
+            vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+            num_key_value_heads=1, initializer_range=0.2, embedding_multiplier=multiplier,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        trunk = Backbone(AutoModelForCausalLM.from_config(config).eval(), Chat(tokenizer(), context=64))
+        trunk.add_adapter("policy", lora(1), seed=1)
+        return trunk
+
+    assert granite(1.0).frozen_layers == 2
+    assert granite(3.0).frozen_layers == 0
 
 
 @pytest.mark.parametrize("top", [0, 4])

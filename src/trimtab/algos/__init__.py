@@ -1,24 +1,90 @@
-"""Formulas: tensors in, tensors out."""
+"""The formulas of RLHF as pure functions: tensors and numbers in, tensors out; torch and nothing else.
 
-from trimtab.algos.advantages import gae, whiten
-from trimtab.algos.kl import AdaptiveKL, kl_k1, kl_k2, kl_k3, penalised_rewards
-from trimtab.algos.masking import masked_mean, masked_sum
-from trimtab.algos.policy import clip_fraction, clipped_policy_loss, clipped_value_loss
-from trimtab.algos.reward import bradley_terry_loss, ranking_pairs
+Conventions, everywhere: column t of a ``[B, T]`` tensor is about token t itself (its log-probability
+given what precedes it; the value of the state before it); rows are right-padded; ``response_mask`` is
+bool and True means *the policy produced this token and it counts*. Losses come back per token or per
+example; :func:`reduce_sum` divides them by the size of the whole optimiser step.
+
+- ``preference``: DPO and its family, from judged answers.
+- ``reward``: reward models, from pairs, rankings, ties and steps.
+- ``advantages``: GAE, group baselines, whitening.
+- ``policy``: PPO's losses, importance weights, what to watch.
+- ``kl``: the leash.
+- ``masking``: what counts, and what it is divided by.
+"""
+
+from trimtab.algos.advantages import (
+    gae,
+    group_advantage,
+    group_has_spread,
+    reinforce_pp_advantage,
+    rloo_advantage,
+    whiten,
+)
+from trimtab.algos.kl import AdaptiveKL, best_of_n_kl, best_of_n_kl_bound, kl_k1, kl_k2, kl_k3, penalised_rewards
+from trimtab.algos.masking import masked_mean, masked_sum, reduce_sum
+from trimtab.algos.policy import (
+    approx_kl,
+    clip_fraction,
+    clipped_policy_loss,
+    clipped_value_loss,
+    truncated_importance_weights,
+)
+from trimtab.algos.preference import (
+    cpo_loss,
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    orpo_loss,
+    simpo_loss,
+)
+from trimtab.algos.reward import (
+    bradley_terry_loss,
+    davidson_loss,
+    plackett_luce_loss,
+    process_reward_loss,
+    process_score,
+    ranking_pairs,
+    rao_kupper_loss,
+)
 
 __all__ = [
     "AdaptiveKL",
+    "approx_kl",
+    "best_of_n_kl",
+    "best_of_n_kl_bound",
     "bradley_terry_loss",
     "clip_fraction",
     "clipped_policy_loss",
     "clipped_value_loss",
+    "cpo_loss",
+    "davidson_loss",
+    "dpo_loss",
     "gae",
+    "group_advantage",
+    "group_has_spread",
+    "hinge_loss",
+    "ipo_loss",
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "kto_loss",
+    "kto_reference_point",
     "masked_mean",
     "masked_sum",
+    "orpo_loss",
     "penalised_rewards",
+    "plackett_luce_loss",
+    "process_reward_loss",
+    "process_score",
     "ranking_pairs",
+    "rao_kupper_loss",
+    "reduce_sum",
+    "reinforce_pp_advantage",
+    "rloo_advantage",
+    "simpo_loss",
+    "truncated_importance_weights",
     "whiten",
 ]

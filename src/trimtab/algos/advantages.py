@@ -1,9 +1,19 @@
-"""Advantages from rewards."""
+"""Advantages: how much better than expected each action was. Constants of the loss, so no gradient.
+
+Shapes: B sequences, T tokens (right-padded), G prompts, K answers to each. Masks: True = counts.
+Departures from the papers: GAE goes from one counting token to the next *counting* token, however
+many masked ones (tool output, padding) lie between; a group without spread gets exactly 0, where
+rounding divided by a standard deviation of nearly 0 would give noise of size 1.
+"""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trimtab.algos.masking import masked, masked_mean, same_shape
+from trimtab.algos.checks import full, same_shape
+from trimtab.algos.masking import masked, masked_mean, masked_sum
+from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 
 def gae(
@@ -11,41 +21,235 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation, carried over tokens that do not count.
 
-    δ_t = r_t + γ·V_{t+1} − V_t;  A_t = δ_t + γλ·A_{t+1};  returns R_t = A_t + V_t, with t + 1 the *next
-    token that counts*. Source: Schulman et al. 2016, eq. 11–16.
+    δ_t = r_t + γ·V_{t+1} − V_t;  A_t = δ_t + γλ·A_{t+1};  R_t = A_t + V_t, with t + 1 the next token
+    that counts. Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16 and section 3.
+
+    An answer that was cut has no terminal state. With ``bootstrap=None`` its end is treated as one
+    (V = 0 after it), which fits a missing-EOS penalty; to treat the cut as an accident instead, pass
+    the critic's value after the last token for cut answers and 0 for ended ones.
 
     Args:
-        rewards: ``[B, T]``.
-        values: ``[B, T]``, value of the state before token t.
-        response_mask: ``[B, T]`` bool, True: an action. False positions are jumped over, not stepped through.
-        gamma: discount per action.
-        lam: λ.
-        bootstrap: ``[B]``, value after the last action; None: 0, the end is terminal.
+        rewards: ``[B, T]``, reward units.
+        values: ``[B, T]``, reward units; the value of the state before token t is produced.
+        response_mask: ``[B, T]`` bool, True: an action of the policy. Anything else is jumped over.
+        gamma: γ, discount per action, in [0, 1].
+        lam: λ, in [0, 1]; 0: one-step errors, 1: returns minus values.
+        bootstrap: ``[B]``, value after the last action; None: 0 for all.
 
     Returns:
-        advantages and returns, ``[B, T]``, zero where the mask is False.
+        advantages and returns, ``[B, T]``, 0 where the mask is False.
+
+    Raises:
+        ConfigError: γ or λ outside [0, 1].
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> one = torch.ones(1, 3, dtype=torch.bool)
+    >>> rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.2, 0.4, 0.5]])
+    >>> [round(a, 6) for a in gae(rewards, values, one, gamma=1.0, lam=0.5)[0][0].tolist()]
+    [0.375, 0.35, 0.5]
     """
     same_shape(rewards=rewards, values=values, response_mask=response_mask)
-    rewards, values = masked(rewards, response_mask), masked(values, response_mask)
-    batch, steps = rewards.shape
-    following = torch.zeros(batch, dtype=values.dtype, device=values.device) if bootstrap is None else bootstrap
-    carried = torch.zeros(batch, dtype=values.dtype, device=values.device)
-    out = torch.zeros_like(values)
-    for t in range(steps - 1, -1, -1):
-        here = response_mask[:, t]
-        delta = rewards[:, t] + gamma * following - values[:, t]
-        carried = torch.where(here, delta + gamma * lam * carried, carried)
-        following = torch.where(here, values[:, t], following)
-        out[:, t] = torch.where(here, carried, out[:, t])
-    return out, masked(out + values, response_mask)
+    for name, number in {"gamma": gamma, "lam": lam}.items():
+        if not 0 <= number <= 1:
+            raise ConfigError(f"{name} is {number}; set it between 0 and 1")
+    rewards, values = full(masked(rewards.detach(), response_mask)), full(masked(values.detach(), response_mask))
+    nothing = torch.zeros_like(values[:, 0])
+    following, carried = nothing, nothing
+    if bootstrap is not None:
+        same_shape(bootstrap=bootstrap, sequences=nothing)
+        following = bootstrap.detach().to(values.dtype)
+    columns = []
+    for reward, value, acts in zip(
+        reversed(rewards.unbind(1)), reversed(values.unbind(1)), reversed(response_mask.unbind(1)), strict=True
+    ):
+        delta = reward + gamma * following - value
+        carried = torch.where(acts, delta + gamma * lam * carried, carried)
+        following = torch.where(acts, value, following)
+        columns.append(carried)
+    advantages = masked(torch.stack(columns[::-1], dim=1), response_mask)
+    return advantages, advantages + values
 
 
-def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """(x − mean)/√(var + ε) over the True positions of the whole batch; population variance.
+def rloo_advantage(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+    """REINFORCE leave-one-out: each answer against the mean of the *others* in its group; unbiased.
 
-    ``shift_mean=False`` adds the mean back, as the original does; ``True`` does not.
+    A_i = R_i − mean_{j≠i} R_j = k/(k − 1) · (R_i − mean R). Source: Kool et al. 2019; Ahmadian et al.
+    2024 (arXiv 2402.14740), section 3.
+
+    Args:
+        rewards: ``[G, K]``, reward units, one row per prompt.
+        mask: ``[G, K]`` bool, True: this answer counts (not empty, its reward not NaN); None: all do.
+            k is the number that counts; alone in its group, an answer has nothing to compare and gets 0.
+
+    Returns:
+        ``[G, K]``, 0 where the mask is False.
+
+    Raises:
+        ConfigError: K < 2.
+        NonFiniteError: a reward that counts is NaN or infinite.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> [round(a, 3) for a in rloo_advantage(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))[0].tolist()]
+    [1.0, -0.333, -0.333, -0.333]
     """
+    deviation, k = _deviation(rewards, mask)
+    return deviation * k / (k - 1).clamp(min=1)
+
+
+def group_advantage(
+    rewards: Tensor,
+    mask: Tensor | None = None,
+    *,
+    std: Literal["sample", "population", "none"] = "sample",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Group-relative advantage of GRPO: deviation from the group's mean in units of its spread.
+
+    A_i = (R_i − mean R)/(s + ε). Source: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2, which does
+    not say which standard deviation; ``sample`` is what the common implementations compute. ``none``
+    (s + ε replaced by 1): Dr.GRPO, Liu et al. 2025 (arXiv 2503.20783), section 3.2. Dividing by s is
+    not an unbiased estimate of the gradient, not even up to scale; :func:`rloo_advantage` is.
+
+    Args:
+        rewards: ``[G, K]``, reward units, one row per prompt.
+        mask: ``[G, K]`` bool, True: this answer counts; None: all do.
+        std: ``sample`` (divides by k − 1), ``population`` (by k) or ``none``.
+        eps: ε, reward units.
+
+    Returns:
+        ``[G, K]``, 0 where the mask is False and in groups without spread.
+
+    Raises:
+        ConfigError: K < 2, or an unknown ``std``.
+        NonFiniteError: a reward that counts is NaN or infinite.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    >>> {s: [round(a, 3) for a in group_advantage(rewards, std=s)[0, :2].tolist()] for s in ("sample", "none")}
+    {'sample': [1.5, -0.5], 'none': [0.75, -0.25]}
+    """
+    if std not in ("sample", "population", "none"):
+        raise ConfigError(f"std is {std!r}; use 'sample', 'population' or 'none'")
+    deviation, k = _deviation(rewards, mask)
+    if std == "none":
+        return deviation
+    squares = deviation.square().sum(1, keepdim=True)
+    spread = (squares / (k if std == "population" else k - 1).clamp(min=1)).sqrt()
+    return torch.where(group_has_spread(rewards, mask)[:, None], deviation / (spread + eps), 0.0)
+
+
+def group_has_spread(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Which groups can teach anything: not all answers that count have the same reward.
+
+    max R > min R. Source: dynamic sampling of DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 11, which
+    draws other prompts in place of the rest.
+
+    Args:
+        rewards: ``[G, K]``.
+        mask: ``[G, K]`` bool, True: this answer counts; None: all do.
+
+    Returns:
+        ``[G]`` bool, True: the group has spread.
+
+    Raises:
+        ConfigError: K < 2.
+        NonFiniteError: a reward that counts is NaN or infinite.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> group_has_spread(torch.tensor([[1.0, 0.0], [0.1, 0.1]])).tolist()
+    [True, False]
+    """
+    rewards, counts = _counted(rewards, mask)
+    top = torch.where(counts, rewards, -torch.inf).amax(1)
+    return top > torch.where(counts, rewards, torch.inf).amin(1)
+
+
+def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: float = 1.0, eps: float = 1e-8) -> Tensor:
+    """REINFORCE++: the reward still to come, whitened over the whole batch; no critic, no groups.
+
+    A_t = Σ_{s≥t} γ^{s−t} r_s, then (A − mean)/std over all counting tokens of the batch. Source: Hu et
+    al. 2025 (arXiv 2501.03262), section on global advantage normalisation. For its baseline variant
+    subtract each group's mean from the scores before they become ``rewards``.
+
+    Args:
+        rewards: ``[B, T]``, reward units, with the KL penalty inside (:func:`~trimtab.algos.penalised_rewards`).
+        response_mask: ``[B, T]`` bool, True: an action of the policy.
+        gamma: γ, in [0, 1].
+        eps: as in :func:`whiten`.
+
+    Returns:
+        ``[B, T]``, 0 where the mask is False.
+
+    Raises:
+        ConfigError: γ outside [0, 1].
+        TrainingError: the shapes differ, or the mask is not bool.
+    """
+    to_come, _ = gae(rewards, torch.zeros_like(rewards), response_mask, gamma=gamma, lam=1.0)
+    return whiten(to_come, response_mask, eps=eps)
+
+
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    variance: Literal["population", "sample"] = "population",
+) -> Tensor:
+    """Scale to variance 1 and, unless told otherwise, mean 0, over everything that counts.
+
+    (x − mean)/√(var + ε), plus the mean again if ``shift_mean`` is False (rewards: their zero has a
+    meaning). Source: Ziegler et al. 2019, ``whiten`` of the published code (lm-human-preferences),
+    population variance. Call it with the whole batch: micro-batches or ranks on their own would each
+    be whitened differently.
+
+    Args:
+        x: any shape, usually ``[B, T]``.
+        mask: same shape, bool, True: counts.
+        shift_mean: True: the mean is removed for good; False: it is added back.
+        eps: ε, in units of the variance.
+        variance: ``population`` divides by n, ``sample`` by n − 1 (1 if n = 1).
+
+    Returns:
+        ``x``'s shape, 0 where the mask is False.
+
+    Raises:
+        ConfigError: an unknown ``variance``.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> x, mask = torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False])
+    >>> [[round(v, 4) for v in whiten(x, mask, shift_mean=shift).tolist()] for shift in (True, False)]
+    [[-1.0, 1.0, 0.0], [1.0, 3.0, 0.0]]
+    """
+    if variance not in ("population", "sample"):
+        raise ConfigError(f"variance is {variance!r}; use 'population' or 'sample'")
+    x = full(masked(x, mask))
     mean = masked_mean(x, mask)
-    variance = masked_mean((x - mean).square(), mask)
-    scaled = (x - mean) * torch.rsqrt(variance + eps)
+    squares = masked_sum((x - mean).square(), mask)
+    count = mask.sum() - int(variance == "sample")
+    scaled = (x - mean) * torch.rsqrt(squares / count.clamp(min=1) + eps)
     return masked(scaled if shift_mean else scaled + mean, mask)
+
+
+def _counted(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rewards ``[G, K]``, 0 where they do not count, and the mask; refuses what would spoil a group."""
+    if rewards.dim() != 2:
+        raise TrainingError(f"rewards have shape {list(rewards.shape)}; expected [prompts, answers per prompt]")
+    if rewards.shape[1] < 2:
+        raise ConfigError(f"groups have {rewards.shape[1]} answer(s) per prompt; a group baseline needs at least 2")
+    counts = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
+    rewards = full(masked(rewards.detach(), counts))
+    bad = ~torch.isfinite(rewards)
+    if bool(bad.any()):
+        group, answer = bad.nonzero()[0].tolist()
+        raise NonFiniteError(
+            f"the reward of answer {answer} in group {group} is {float(rewards[group, answer])} and would spoil the "
+            "whole group; mend the reward function, or leave the answer out with the mask"
+        )
+    return rewards, counts
+
+
+def _deviation(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """R_i − mean of what counts in its group, ``[G, K]``, and how many count, ``[G, 1]``."""
+    rewards, counts = _counted(rewards, mask)
+    return masked(rewards - masked_mean(rewards, counts, dim=1)[:, None], counts), counts.sum(1, keepdim=True)

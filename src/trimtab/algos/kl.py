@@ -1,63 +1,132 @@
-"""The KL leash: estimators per token, the adaptive coefficient, and rewards with the penalty inside."""
+"""The KL leash: estimators per token, the adaptive coefficient, rewards with the penalty inside.
+
+Shapes: B sequences, T tokens (right-padded; column t is about token t itself). Masks: True = counts.
+All three estimators look only at tokens drawn from π. As a *value* k1 and k3 are unbiased for
+KL(π‖ref); as a *loss* their expected gradients are different things (0, ∇KL(π‖ref) and ∇KL(ref‖π)
+for k1, k2 and k3), so inside a loss only k2 is the leash. Inside the reward k1 is right.
+"""
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trimtab.algos.masking import masked, same_shape
-from trimtab.errors import ConfigError, TrainingError
+from trimtab.algos.checks import full, same_shape
+from trimtab.algos.masking import masked
+from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 
-def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k1 = δ = log π − log ref: unbiased for KL(π‖ref) when tokens come from π; may be negative.
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """k1 = δ = log π − log ref: unbiased for KL(π‖ref), of either sign; as a loss it teaches nothing.
 
-    Source: Schulman, "Approximating KL divergence" (2020). As a *loss* its expected gradient is 0.
+    Source: Schulman 2020 ("Approximating KL Divergence").
 
     Args:
-        logprobs: any shape, nats.
-        ref_logprobs: same shape.
+        logprobs: any shape, nats, of tokens drawn from π.
+        ref_logprobs: same shape, nats, of the same tokens.
+        response_mask: same shape, bool, True: counts; None: all do.
+
+    Returns:
+        same shape, nats, 0 where the mask is False.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
     """
     same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
-    return logprobs - ref_logprobs
+    delta = full(logprobs) - full(ref_logprobs)
+    return delta if response_mask is None else masked(delta, response_mask)
 
 
-def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k2 = δ²/2 ≥ 0: biased value, and as a loss its expected gradient is ∇KL(π‖ref)."""
-    return kl_k1(logprobs, ref_logprobs).square() / 2
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """k2 = δ²/2, δ = log π − log ref: never negative, biased; as a loss its expected gradient is ∇KL(π‖ref).
+
+    Source: Schulman 2020 ("Approximating KL Divergence").
+
+    Args:
+        logprobs: any shape, nats, of tokens drawn from π.
+        ref_logprobs: same shape, nats, of the same tokens.
+        response_mask: same shape, bool, True: counts; None: all do.
+
+    Returns:
+        same shape, nats, 0 where the mask is False.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+    """
+    return kl_k1(logprobs, ref_logprobs, response_mask).square() / 2
 
 
-def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k3 = e^{−δ} − 1 + δ ≥ 0: unbiased value of KL(π‖ref); as a loss its gradient is ∇KL(ref‖π)."""
-    delta = kl_k1(logprobs, ref_logprobs)
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
+    """k3 = e^{−δ} − 1 + δ, δ = log π − log ref: never negative, unbiased; as a loss it gives ∇KL(ref‖π).
+
+    Source: Schulman 2020 ("Approximating KL Divergence"); used as a loss by GRPO, Shao et al. 2024, eq. 4.
+
+    Args:
+        logprobs: any shape, nats, of tokens drawn from π.
+        ref_logprobs: same shape, nats, of the same tokens.
+        response_mask: same shape, bool, True: counts; None: all do.
+
+    Returns:
+        same shape, nats, 0 where the mask is False.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+    """
+    delta = kl_k1(logprobs, ref_logprobs, response_mask)
     return torch.expm1(-delta) + delta
 
 
 class AdaptiveKL:
-    """Moves β so that the KL per sequence stays near a target.
+    """Moves β so that the KL *per sequence* stays near a target.
 
-    β ← β · (1 + clip(KL/target − 1, ±0.2) · n / horizon)   (Ziegler et al. 2019, eq. 5)
+    β ← β · (1 + clip(KL/target − 1, ±0.2) · n/horizon). Source: Ziegler et al. 2019 (arXiv 1909.08593),
+    section 2.2. Both KL and target are summed over a sequence's tokens: a KL per token beside a target per
+    sequence sends β to 0.
 
     Args:
-        initial: first β.
-        target: KL per *sequence*, in nats.
-        horizon: sequences for a full correction.
+        initial: first β, reward units per nat; 0 stays 0.
+        target: KL per sequence to steer to, nats.
+        horizon: sequences that a full correction takes.
+
+    Raises:
+        ConfigError: β below 0, or target or horizon not above 0.
 
     >>> round(AdaptiveKL(0.2, 6.0, 10_000).update(9.0, 256), 6)
     0.201024
     """
 
     def __init__(self, initial: float, target: float, horizon: float) -> None:
-        if target <= 0 or horizon <= 0 or initial < 0:
-            raise ConfigError(f"initial {initial} must be ≥ 0, target {target} and horizon {horizon} > 0")
+        if not (initial >= 0 and target > 0 and horizon > 0):
+            raise ConfigError(
+                f"KL coefficient {initial}, target {target}, horizon {horizon}; "
+                "set the coefficient to 0 or above, target and horizon above 0"
+            )
         self.value, self.target, self.horizon = initial, target, horizon
 
     def update(self, kl_per_sequence: float, n: int) -> float:
-        """Take in the mean KL per sequence of ``n`` sequences; returns the new β."""
+        """Take in the mean KL per sequence of a batch and return the new β.
+
+        Args:
+            kl_per_sequence: nats, mean over ``n`` sequences.
+            n: sequences in the batch.
+
+        Raises:
+            ConfigError: the batch is so large against the horizon that β could reach 0 in one step.
+            NonFiniteError: the KL is NaN or infinite; β is left as it was.
+        """
+        if not math.isfinite(kl_per_sequence):
+            raise NonFiniteError(
+                f"the KL per sequence is {kl_per_sequence}; look at the log-probabilities of this step"
+            )
+        if 0.2 * n >= self.horizon:
+            raise ConfigError(f"the KL horizon is {self.horizon} for batches of {n}; set it above {0.2 * n:g}")
         error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
         self.value *= 1.0 + error * n / self.horizon
         return self.value
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps: β. Target and horizon belong to the configuration."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -74,40 +143,103 @@ def penalised_rewards(
     beta: float,
     ended: Tensor | None = None,
     missing_eos_penalty: float | None = None,
-    missing_eos_mode: str = "replace",
+    missing_eos_mode: Literal["replace", "subtract"] = "replace",
 ) -> Tensor:
-    """Reward per token: −β·(log π − log ref) everywhere, plus the score at the last token that counts.
+    """Reward per token: the KL penalty everywhere, plus the score at the last token the policy produced.
 
-    Source: Ziegler et al. 2019; Ouyang et al. 2022, eq. 2.
+    r_t = −β·(log π_t − log ref_t) + [t is the last True]·score. Source: Ziegler et al. 2019, eq. 2; Ouyang
+    et al. 2022 (arXiv 2203.02155), eq. 2. An answer that was cut (no EOS) can be given a penalty, by name:
+    in place of its score (Stiennon et al. 2020, published code) or off its score.
 
     Args:
-        scores: ``[B]``, reward units.
+        scores: ``[B]``, reward units, of whole answers.
         logprobs: ``[B, T]``, nats, of the policy that sampled.
-        ref_logprobs: ``[B, T]``.
-        response_mask: ``[B, T]`` bool, True: the policy produced this token.
-        beta: reward units per nat.
-        ended: ``[B]`` bool, True: the answer ended its turn; needed for a missing-EOS penalty.
-        missing_eos_penalty: what an answer gets that was cut; None: nothing happens to it.
-        missing_eos_mode: ``replace``: the score becomes the penalty; ``subtract``: |penalty| is taken off.
+        ref_logprobs: ``[B, T]``, nats.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token (EOS included).
+        beta: β, reward units per nat, 0 or above.
+        ended: ``[B]`` bool, True: the answer ended its turn. Only read with a penalty.
+        missing_eos_penalty: reward units, for answers that did not end; None: their score stands.
+        missing_eos_mode: ``replace``: the score becomes the penalty as it is; ``subtract``: |penalty| is taken off.
 
     Returns:
-        ``[B, T]``, zero where the mask is False.
+        ``[B, T]``, 0 where the mask is False; no gradient.
+
+    Raises:
+        ConfigError: β below 0, or an unknown mode.
+        TrainingError: shapes differ, a penalty without ``ended``, or an answer without a token that counts.
+
+    >>> one = torch.ones(1, 2, dtype=torch.bool)
+    >>> penalised_rewards(torch.tensor([1.0]), torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]), one, beta=0.5).tolist()
+    [[0.25, 1.5]]
     """
+    if not beta >= 0:
+        raise ConfigError(f"beta is {beta}; set the KL coefficient to 0 or above")
     same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, response_mask=response_mask)
+    same_shape(scores=scores, sequences=response_mask[:, 0])
+    scores = full(scores.detach())
     if missing_eos_penalty is not None:
-        if ended is None:
-            raise TrainingError("a missing-EOS penalty needs `ended`, which answers ended their turn")
         if missing_eos_mode not in ("replace", "subtract"):
             raise ConfigError(f"missing_eos_mode is {missing_eos_mode!r}; use 'replace' or 'subtract'")
-        cut = (
-            torch.full_like(scores, missing_eos_penalty)
-            if missing_eos_mode == "replace"
-            else scores - abs(missing_eos_penalty)
+        if ended is None:
+            raise TrainingError("a missing-EOS penalty needs to know which answers ended; pass `ended`")
+        same_shape(scores=scores, ended=ended)
+        replaced = torch.full_like(scores, missing_eos_penalty)
+        scores = torch.where(
+            ended, scores, replaced if missing_eos_mode == "replace" else scores - abs(missing_eos_penalty)
         )
-        scores = torch.where(ended, scores, cut)
-    rewards = -beta * masked(logprobs - ref_logprobs, response_mask)
     positions = torch.arange(response_mask.shape[1], device=response_mask.device)
-    last = torch.where(response_mask, positions, -1).max(dim=1).values
+    last = torch.where(response_mask, positions, -1).amax(1)
     if bool((last < 0).any()):
-        raise TrainingError("an answer has no token that counts, so its score has no place; drop empty answers first")
-    return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
+        rows = (last < 0).nonzero()[:, 0].tolist()
+        raise TrainingError(f"answers {rows} have no token that counts, so no place for their score; drop them first")
+    penalty = beta * kl_k1(logprobs.detach(), ref_logprobs.detach(), response_mask)
+    return torch.where(positions == last[:, None], scores[:, None], 0.0) - penalty
+
+
+def best_of_n_kl_bound(n: int) -> float:
+    """Upper bound of the KL between best-of-n and the policy it samples from: log n − (n − 1)/n, in nats.
+
+    Often quoted as an equality; it is one only if no answer is ever drawn twice. Source: Beirami et al.
+    2024 (arXiv 2401.01879), Theorem 1.
+
+    Args:
+        n: answers drawn, 1 or more.
+
+    Raises:
+        ConfigError: n below 1.
+
+    >>> round(best_of_n_kl_bound(4), 6)
+    0.636294
+    """
+    if n < 1:
+        raise ConfigError(f"n is {n}; best-of-n draws at least 1 answer")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n_kl(selected_logprobs: Tensor, n: int) -> Tensor:
+    """KL between best-of-n and the policy it samples from, estimated from the answers it selected.
+
+    With ε = π(selected):  (1 − ε)ⁿ·[log n + (n − 1)·log(1 − ε) − (n − 1)/n]
+    + (1 − (1 − ε)ⁿ)·log[(1 − (1 − ε)ⁿ)/ε]. Source: Beirami et al. 2024 (arXiv 2401.01879), section 4.
+    Average it over prompts. For long answers (ε → 0) it becomes the bound.
+
+    Args:
+        selected_logprobs: ``[B]``, nats, log π(y|x) of each selected answer, summed over its tokens.
+        n: answers drawn per prompt, 1 or more.
+
+    Returns:
+        ``[B]`` float64, nats; no gradient.
+
+    Raises:
+        ConfigError: n below 1.
+
+    >>> best_of_n_kl(torch.tensor([0.5]).log(), 4).round(decimals=6).tolist()
+    [0.499124]
+    """
+    bound = best_of_n_kl_bound(n)
+    # Clamped where float64 still resolves both ε and 1 − ε; the estimate is flat beyond either end.
+    log_eps = selected_logprobs.detach().double().clamp(-600.0, -1e-15)
+    log_rest = torch.log1p(-torch.exp(log_eps))  # log(1 − ε)
+    missed = torch.exp(n * log_rest)  # (1 − ε)ⁿ
+    hit = -torch.expm1(n * log_rest)
+    return missed * (bound + (n - 1) * log_rest) + hit * (torch.log(hit) - log_eps)

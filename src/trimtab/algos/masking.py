@@ -1,41 +1,113 @@
-"""Sums and means over the tokens that count. True in a mask always means: counts."""
+"""What counts, and what it is divided by.
+
+Shapes: B sequences, T tokens (right-padded; column t is about token t itself). A mask is always
+bool and True always means *counts*. Whatever lies under a False, NaN and infinity included, never
+reaches a result, forward or backward: values are chosen (``where``), never multiplied by 0.
+
+A loss stays per token or per example until :func:`reduce_sum` divides it by the size of the whole
+optimiser step, which the caller states. No function here or elsewhere in :mod:`trimtab.algos`
+takes that size from the micro-batch it happens to see: then gradient accumulation or more ranks
+would change the objective.
+"""
 
 import torch
 from torch import Tensor
 
+from trimtab.algos.checks import full, same_shape
 from trimtab.errors import TrainingError
 
 
-def same_shape(**tensors: Tensor) -> None:
-    """Refuse tensors of different shapes.
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """``x`` where the mask is True, 0 elsewhere.
+
+    Args:
+        x: any shape.
+        mask: same shape, bool, True: counts.
 
     Raises:
-        TrainingError: naming each tensor and its shape.
+        TrainingError: the shapes differ, or the mask is not bool.
     """
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    if len(set(shapes.values())) > 1:
-        raise TrainingError(f"shapes differ: {', '.join(f'{n} {s}' for n, s in shapes.items())}; expected them equal")
-
-
-def masked(x: Tensor, mask: Tensor) -> Tensor:
-    """``x`` where the mask is True, 0 elsewhere; NaN under a False never gets out, forward or backward."""
     same_shape(x=x, mask=mask)
+    if mask.dtype != torch.bool:
+        raise TrainingError(f"the mask is {mask.dtype}; masks are bool, True = counts: pass mask.bool()")
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Σ x over True positions; a scalar.
+def masked_sum(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
+    """Sum of x over what counts, in float32 or wider: Σ_{t: mask_t} x_t.
 
-    >>> float(masked_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([True, False, True])))
+    Args:
+        x: any shape, often ``[B, T]``.
+        mask: same shape, bool, True: counts.
+        dim: sum over this dimension only, ``1`` turns token log-probabilities into log π(y|x), ``[B]``;
+            None: over everything.
+
+    Returns:
+        a scalar, or ``x`` without ``dim``.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> float(masked_sum(torch.tensor([1.0, float("nan"), 4.0]), torch.tensor([True, False, True])))
     5.0
     """
-    return masked(x, mask).sum()
+    kept = full(masked(x, mask))
+    return kept.sum() if dim is None else kept.sum(dim)
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x over True positions; 0 if there is none. For metrics: a loss is divided by the step's norm.
+def masked_mean(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
+    """Mean of x over what counts; 0 where nothing does. For metrics and per-sequence means.
 
-    >>> float(masked_mean(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([True, False, True])))
+    Not for reducing a loss: a mean over a micro-batch is divided by that micro-batch's size; see
+    :func:`reduce_sum`.
+
+    Args:
+        x: any shape, often ``[B, T]``; bool gives a share.
+        mask: same shape, bool, True: counts.
+        dim: average over this dimension only; None: over everything.
+
+    Returns:
+        a scalar, or ``x`` without ``dim``.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> float(masked_mean(torch.tensor([1.0, float("nan"), 4.0]), torch.tensor([True, False, True])))
     2.5
     """
-    return masked_sum(x, mask) / mask.sum().clamp(min=1)
+    count = mask.sum() if dim is None else mask.sum(dim)
+    return masked_sum(x, mask, dim=dim) / count.clamp(min=1)
+
+
+def reduce_sum(loss: Tensor, mask: Tensor | None = None, *, norm: float) -> Tensor:
+    """A micro-batch's share of the step's loss: Σ loss · mask / norm; the shares add up to the whole.
+
+    What ``norm`` is decides the objective, over all micro-batches and ranks of the optimiser step:
+
+    - response tokens: token mean (PPO here, DAPO eq. 8);
+    - sequences × a constant length: Dr.GRPO (Liu et al. 2025, "Understanding R1-Zero-Like Training");
+    - sequences, of a per-sequence loss: sequence mean. GRPO's per-answer mean (Shao et al. 2024, eq. 3)
+      is ``reduce_sum(masked_mean(loss, mask, dim=1), norm=sequences)``;
+    - the sum of weights, of a loss already multiplied by its weights: weighted mean.
+
+    Args:
+        loss: per token ``[B, T]`` or per example ``[B]``, unreduced.
+        mask: same shape, bool, True: counts; None: everything does.
+        norm: size of the whole optimiser step.
+
+    Returns:
+        a scalar.
+
+    Raises:
+        TrainingError: the shapes differ, the mask is not bool, or ``norm`` is not a number above 0.
+
+    >>> loss = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    >>> float(reduce_sum(loss[:1], norm=4) + reduce_sum(loss[1:], norm=4)), float(loss.mean())
+    (3.0, 3.0)
+    """
+    if not 0 < norm < float("inf"):
+        raise TrainingError(
+            f"norm is {norm}; expected the number of tokens or sequences that count in the whole optimiser step. "
+            "If nothing counts, skip the step"
+        )
+    return (full(loss).sum() if mask is None else masked_sum(loss, mask)) / norm

@@ -1,10 +1,20 @@
-"""Losses of reward models."""
+"""Losses of reward models, one per way in which people judge. Unreduced.
 
+Shapes: P pairs, N rankings of up to K answers, B sequences of T tokens. Rewards in the model's own
+units: e^Δ is the odds that the better answer wins. Masks: True = counts.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from trimtab.algos.checks import full, positive, same_shape, within_unit
+from trimtab.algos.masking import masked, masked_sum
+from trimtab.errors import ConfigError, TrainingError
 
 
 def bradley_terry_loss(
@@ -15,17 +25,205 @@ def bradley_terry_loss(
     probability: Tensor | None = None,
     centring: float = 0.0,
 ) -> Tensor:
-    """−log σ(r_w − r_l − m) per pair, ``[P]``; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ)."""
-    delta = chosen - rejected
-    if margin is not None:
-        delta = delta - margin
+    """Negative log-likelihood that the chosen answer beats the rejected one.
+
+    L = −log σ(Δ), Δ = r_w − r_l − m; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ); centring:
+    + η·(r_w + r_l)². Source: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin:
+    Touvron et al. 2023 (arXiv 2307.09288), eq. 2; centring: Eisenstein et al. 2023 (arXiv 2312.09244).
+
+    All pairs of one ranking are one element: average their losses, then sum over rankings
+    (see :func:`ranking_pairs`).
+
+    Args:
+        chosen: ``[P]``, rewards of the better answers.
+        rejected: ``[P]``, rewards of the worse ones.
+        margin: ``[P]``, reward units the better one must be ahead by; None: 0.
+        probability: ``[P]``, P(chosen is better) in [0, 1]; None: 1.
+        centring: η, 0 or above (0.01 is usual); pulls rewards towards 0, which no comparison fixes.
+
+    Returns:
+        ``[P]``, nats.
+
+    Raises:
+        ConfigError: η below 0.
+        TrainingError: shapes differ, or a probability is outside [0, 1].
+
+    >>> round(float(bradley_terry_loss(torch.tensor([1.2]), torch.tensor([0.4]))), 6)
+    0.371101
+    """
+    if not centring >= 0:
+        raise ConfigError(f"centring is {centring}; set it to 0 (off) or above, 0.01 is usual")
+    given = {"margin": margin, "probability": probability}
+    same_shape(chosen=chosen, rejected=rejected, **{name: t for name, t in given.items() if t is not None})
+    chosen, rejected = full(chosen), full(rejected)
+    delta = chosen - rejected if margin is None else chosen - rejected - margin
     loss = -logsigmoid(delta)
     if probability is not None:
+        within_unit("probability", probability)
         loss = probability * loss - (1 - probability) * logsigmoid(-delta)
-    return loss + centring * (chosen + rejected).square()
+    return loss + centring * (chosen + rejected).square() if centring else loss
 
 
 def ranking_pairs(ranks: Sequence[int]) -> Tensor:
-    """All strict pairs (better, worse) of a ranking, ``[P, 2]`` indices; ties make no pair."""
+    """All strict pairs of a ranking; ties make no pair.
+
+    InstructGPT takes all C(K, 2) pairs of a prompt as one batch element, averaged over the pairs; shuffled
+    among other prompts they overfit within one pass. Source: Ouyang et al. 2022, section 3.5 and eq. 1.
+
+    Args:
+        ranks: rank of each answer, lower is better, equal is a tie.
+
+    Returns:
+        ``[P, 2]`` int64, columns winner and loser, positions in ``ranks``.
+
+    >>> ranking_pairs([1, 0, 1]).tolist()
+    [[1, 0], [1, 2]]
+    """
     pairs = [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def plackett_luce_loss(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of a whole ranking: the best is chosen first, then the best of the rest, and so on.
+
+    L = −Σ_k [r_k − log Σ_{j≥k} e^{r_j}], answers in order, best first. Source: Plackett 1975; Luce 1959;
+    Rafailov et al. 2023 (arXiv 2305.18290), eq. 18. Knows no ties; for two answers it is Bradley–Terry.
+
+    Args:
+        rewards: ``[N, K]``, each row from best to worst.
+        mask: ``[N, K]`` bool, True: there is an answer in this place; None: in all.
+
+    Returns:
+        ``[N]``, nats, summed over places.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> round(float(plackett_luce_loss(torch.tensor([[1.2, 0.4, -0.3]]))), 6)
+    0.917481
+    """
+    there = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
+    rewards = full(masked(rewards, there))
+    size = rewards.shape[-1]
+    later = torch.ones(size, size, dtype=torch.bool, device=rewards.device).triu() & there[..., None, :]
+    left = torch.where(later, rewards[..., None, :], torch.finfo(rewards.dtype).min).logsumexp(-1)
+    return masked_sum(left - rewards, there, dim=-1)
+
+
+def rao_kupper_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, theta: float) -> Tensor:
+    """Bradley–Terry with ties: a difference below log θ may go unnoticed.
+
+    With λ = e^r: P(win) = λ_w/(λ_w + θλ_l), P(tie) = (θ² − 1)·λ_wλ_l/[(λ_w + θλ_l)(θλ_w + λ_l)]; computed as
+    log P(win) = log σ(Δ − log θ), log P(tie) = log(θ² − 1) + log σ(Δ − log θ) + log σ(−Δ − log θ).
+    Source: Rao & Kupper 1967.
+
+    Args:
+        chosen: ``[P]``, rewards; of the better answers, or of either one in a tie.
+        rejected: ``[P]``.
+        tie: ``[P]`` bool, True: judged equal.
+        theta: θ, above 1; 1 would mean that ties never happen.
+
+    Returns:
+        ``[P]``, nats.
+
+    Raises:
+        ConfigError: θ not above 1.
+        TrainingError: the shapes differ.
+
+    >>> r = torch.tensor([1.2, 1.2]), torch.tensor([0.4, 0.4])
+    >>> [round(float(x), 4) for x in (-rao_kupper_loss(*r, torch.tensor([False, True]), theta=1.5)).exp()]
+    [0.5974, 0.1721]
+    """
+    if not theta > 1:
+        raise ConfigError(f"theta is {theta}; set it above 1, or use bradley_terry_loss where nothing is tied")
+    same_shape(chosen=chosen, rejected=rejected, tie=tie)
+    delta, threshold = full(chosen) - full(rejected), math.log(theta)
+    win = -logsigmoid(delta - threshold)
+    return torch.where(tie, win - logsigmoid(-delta - threshold) - math.log(theta**2 - 1), win)
+
+
+def davidson_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, nu: float) -> Tensor:
+    """Bradley–Terry with ties: a tie is a third outcome, most likely between equals.
+
+    With λ = e^r, D = λ_w + λ_l + ν√(λ_wλ_l): P(win) = λ_w/D, P(tie) = ν√(λ_wλ_l)/D. Source: Davidson 1970.
+
+    Args:
+        chosen: ``[P]``, rewards; of the better answers, or of either one in a tie.
+        rejected: ``[P]``.
+        tie: ``[P]`` bool, True: judged equal.
+        nu: ν, above 0; between equals P(tie) = ν/(2 + ν).
+
+    Returns:
+        ``[P]``, nats.
+
+    Raises:
+        ConfigError: ν not above 0.
+        TrainingError: the shapes differ.
+
+    >>> r = torch.tensor([1.2, 1.2]), torch.tensor([0.4, 0.4])
+    >>> [round(float(x), 4) for x in (-davidson_loss(*r, torch.tensor([False, True]), nu=0.5)).exp()]
+    [0.5604, 0.1878]
+    """
+    positive(nu=nu)
+    same_shape(chosen=chosen, rejected=rejected, tie=tie)
+    chosen, rejected = full(chosen), full(rejected)
+    between = (chosen + rejected) / 2 + math.log(nu)
+    total = torch.stack([chosen, rejected, between]).logsumexp(0)
+    return total - torch.where(tie, between, chosen)
+
+
+def process_reward_loss(logits: Tensor, labels: Tensor, step_mask: Tensor) -> Tensor:
+    """Cross-entropy of "this step is right" at the end of every step of a solution.
+
+    L_t = −y·log σ(z_t) − (1 − y)·log σ(−z_t). Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6;
+    soft labels: Wang et al. 2023 (Math-Shepherd, arXiv 2312.08935), section 3.3.
+
+    Args:
+        logits: ``[B, T]``, of P(the step that ends here is right).
+        labels: ``[B, T]``, 1 right, 0 wrong, between: the share of tries that succeeded from here.
+        step_mask: ``[B, T]`` bool, True: a judged step ends at this token.
+
+    Returns:
+        ``[B, T]``, nats, 0 where the mask is False.
+
+    Raises:
+        TrainingError: shapes differ, the mask is not bool, or a label that counts is outside [0, 1].
+    """
+    same_shape(logits=logits, labels=labels, step_mask=step_mask)
+    logits = full(masked(logits, step_mask))
+    labels = masked(labels, step_mask).to(logits.dtype)
+    within_unit("label", labels)
+    return masked(binary_cross_entropy_with_logits(logits, labels, reduction="none"), step_mask)
+
+
+def process_score(logits: Tensor, step_mask: Tensor, *, how: Literal["product", "minimum"] = "product") -> Tensor:
+    """Score of a whole solution: P(every step is right), or the probability of its weakest step.
+
+    Π_t σ(z_t) or min_t σ(z_t). Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6 and appendix F.
+
+    Args:
+        logits: ``[B, T]``, of P(the step that ends here is right).
+        step_mask: ``[B, T]`` bool, True: a step ends at this token.
+        how: ``product`` (favours short solutions) or ``minimum``.
+
+    Returns:
+        ``[B]``, in [0, 1].
+
+    Raises:
+        ConfigError: an unknown ``how``.
+        TrainingError: shapes differ, the mask is not bool, or a solution has no step: an empty product is 1,
+            so it would beat every other.
+
+    >>> steps = torch.tensor([[0.9, 0.5]]).logit(), torch.ones(1, 2, dtype=torch.bool)
+    >>> [round(float(process_score(*steps, how=h)), 4) for h in ("product", "minimum")]
+    [0.45, 0.5]
+    """
+    if how not in ("product", "minimum"):
+        raise ConfigError(f"how is {how!r}; use 'product' or 'minimum'")
+    logs = masked(logsigmoid(full(masked(logits, step_mask))), step_mask)
+    if bool((~step_mask.any(1)).any()):
+        rows = (~step_mask.any(1)).nonzero()[:, 0].tolist()
+        raise TrainingError(
+            f"solutions {rows} have no step end, so nothing to score; drop them or mark their last token"
+        )
+    return (logs.sum(1) if how == "product" else logs.amin(1)).exp()

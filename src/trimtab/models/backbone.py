@@ -27,6 +27,10 @@ from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 
 
+REMEMBERED = 8
+"""Micro-batches whose lower hidden states are remembered."""
+
+
 class AdapterConfig(Config):
     """What is trained: low-rank adapters on some layers, or every weight."""
 
@@ -61,6 +65,7 @@ class Backbone:
         self._lowest: dict[str, int] = {}
         self._lower: nn.Module | None = None
         self._upper: nn.Module | None = None
+        self._recent: dict[tuple[torch.Size, bytes], Tensor] = {}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self._check_head()
@@ -123,6 +128,7 @@ class Backbone:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself
             torch.manual_seed(seed)
             self.model.add_adapter(peft, adapter_name=name)
+        self.train(False, full=False)  # a new adapter comes with its dropout on
         self.activate(None)
         self._lowest[name] = count - top
         self._split()
@@ -195,13 +201,19 @@ class Backbone:
     def lower(self, tokens: Tensor) -> Tensor | None:
         """Hidden states below the lowest adapter, ``[B, T, H]``; None if there is no such place.
 
-        They depend on the tokens only, so one call serves all roles and epochs of a rollout.
+        They depend on the tokens only, so one call serves all roles and epochs of a rollout. The last few
+        results are remembered: scoring and training ask about the same micro-batches one after the other.
         """
         if self._lower is None:
             return None
-        self.activate(None)
-        with torch.no_grad(), self.autocast():
-            return self._lower(input_ids=tokens, use_cache=False).last_hidden_state
+        key = (tokens.shape, tokens.cpu().numpy().tobytes())
+        if key not in self._recent:
+            self.activate(None)
+            with torch.no_grad(), self.autocast():
+                self._recent[key] = self._lower(input_ids=tokens, use_cache=False).last_hidden_state
+            while len(self._recent) > REMEMBERED:
+                del self._recent[next(iter(self._recent))]
+        return self._recent[key]
 
     def hidden(
         self,
@@ -236,6 +248,7 @@ class Backbone:
         base = self.model.base_model
         below = min(self._lowest.values(), default=0)
         self._lower = self._upper = None
+        self._recent = {}
         self.frozen_layers = 0
         if below == 0 or not (hasattr(base, "layers") and hasattr(base, "norm")):
             return

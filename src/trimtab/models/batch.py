@@ -128,7 +128,7 @@ class LowerCache:
         self._room = limit_mb * 1e6
 
     def fill(self, batch: Batch, keys: Sequence[str], lower: Callable[[Tensor], Tensor | None]) -> None:
-        """Put the column ``lower`` into ``batch``; ``keys`` name its rows."""
+        """Put the column ``lower`` into ``batch``; ``keys`` name its rows, equal tokens by equal keys."""
         if all(key in self._kept for key in keys):
             rows = [self._kept[key] for key in keys]
             found = rows[0].new_zeros(len(rows), batch.tokens.shape[1], rows[0].shape[-1])

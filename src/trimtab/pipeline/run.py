@@ -18,7 +18,7 @@ from types import FrameType
 
 import torch
 
-from trimtab.errors import ConfigError, Interrupted
+from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.files import sha256_file, sha256_json, write_atomic
 from trimtab.models import model_identity
 from trimtab.pipeline.config import RunConfig, dump_config
@@ -113,8 +113,10 @@ def run_recipe(
             started = time.monotonic()
             try:
                 counts, outputs = item.stage.run(context)
-            except BaseException:
+            except BaseException as error:
                 run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory_gb())
+                if isinstance(error, NonFiniteError):
+                    raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
                 raise
             seconds = time.monotonic() - started
             run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory_gb())
@@ -123,6 +125,12 @@ def run_recipe(
             if asked[0] and number < len(planned):
                 raise Interrupted(f"stopped after stage {name}; the same command continues")
     return run
+
+
+def _last_good(folder: Path) -> str:
+    """Where to go on from after a number stopped being finite."""
+    found = sorted((folder / "checkpoints").glob("step-*"))
+    return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet; the stage starts again"
 
 
 def peak_memory_gb() -> float:

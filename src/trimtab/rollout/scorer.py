@@ -36,6 +36,9 @@ class RewardModelScorer:
         batch = collate(sequences, [[False] * len(s) for s in sequences], self.role.backbone.device)
         out = torch.empty(batch.size)
         for index, part in batch.micro_batches(self.token_budget):
+            lower = self.role.backbone.lower(part.tokens)
+            if lower is not None:
+                part.columns["lower"] = lower
             out[index.cpu()] = self.role.scores(part).cpu()
         return out
 
@@ -48,4 +51,5 @@ class RewardModelScorer:
     def _tokens(self, rollout: Rollout) -> list[int]:
         if self.same_tokens:
             return rollout.prompt_tokens + rollout.tokens
-        return self.role.backbone.chat.answer(rollout.prompt.messages, rollout.text).tokens
+        tokens = self.role.backbone.chat.answer(rollout.prompt.messages, rollout.text).tokens
+        return tokens if rollout.finish_reason == "stop" else tokens[:-1]  # a cut answer never said it had ended

@@ -130,7 +130,7 @@ def train_reward(
     learner = Learner(role, config.optimizer, total)
     if role.scalar is not None:
         init_reward_head(role, seed)
-    cache = LowerCache(config.cache_mb if config.epochs > 1 else 0.0)
+    cache = _lower_cache(role, usable, config)
     done = session.checkpoints.restore({"reward": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):
@@ -192,8 +192,24 @@ def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> 
     return parts
 
 
+def _lower_cache(role: Role, rankings: Sequence[Ranking], config: RewardConfig) -> LowerCache:
+    """What frozen layers give for every answer, filled before the first step and always in the same batches.
+
+    The last bits of a matrix product depend on what is in the batch; filled as training goes, a continued run
+    would read other bits than one that was never stopped.
+    """
+    if config.epochs <= 1 or role.backbone.frozen_layers == 0:
+        return LowerCache(0.0)
+    cache = LowerCache(config.cache_mb)
+    flat = [s for r in rankings for s in r.sequences]
+    batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
+    for index, part in batch.micro_batches(config.micro_batch_tokens):
+        cache.fill(part, [str(flat[i]) for i in index.tolist()], role.backbone.lower)
+    return cache
+
+
 def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig, cache: LowerCache) -> tuple[Tensor, Metrics]:
-    keys = [f"{r.id}/{i}" for r in part.rankings for i in range(len(r.sequences))]
+    keys = [str(s) for r in part.rankings for s in r.sequences]
     cache.fill(part.batch, keys, role.backbone.lower)
     scores = role.scores(part.batch)
     total = scores.new_zeros(())

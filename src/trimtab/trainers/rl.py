@@ -16,7 +16,7 @@ may start from the reward model (as in the paper) or at zero.
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -239,15 +239,18 @@ def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, fl
         raise
     except Exception as error:
         raise ScoringError(f"the reward function raised {type(error).__name__} at step {step}: {error}") from error
-    if not isinstance(components, dict) or not components:
+    if not isinstance(components, Mapping) or not components:
         raise ScoringError(
             f"the reward function returned {type(components).__name__}; expected a dict of name → list of floats"
         )
     for name, values in components.items():
-        if len(values) != len(rollouts):
-            raise ScoringError(f"reward {name!r} has {len(values)} values for {len(rollouts)} answers")
-        for rollout, value in zip(rollouts, values, strict=True):
-            number = float(value)
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise ScoringError(f"reward {name!r} at step {step}: expected a list of floats ({error})") from error
+        if len(numbers) != len(rollouts):
+            raise ScoringError(f"reward {name!r} has {len(numbers)} values for {len(rollouts)} answers")
+        for rollout, number in zip(rollouts, numbers, strict=True):
             if not math.isfinite(number):
                 raise NonFiniteError(
                     f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
@@ -395,7 +398,7 @@ def _update(
     gathered: list[Metrics] = []
     for epoch in range(config.epochs):
         order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(seed + epoch))
-        for index in order.chunk(config.minibatches):
+        for index in order.tensor_split(config.minibatches):
             minibatch = batch.rows(index.to(batch.tokens.device))
             norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
             parts = [

@@ -64,9 +64,10 @@ def train_sft(
     session.planned(done, total)
     for step in range(done, total):
         seed_step(seed, "sft", step)
-        chosen = [examples[i] for i in step_indices(len(examples), config.batch, step, seed)]
+        places = step_indices(len(examples), config.batch, step, seed)
+        chosen = [examples[i] for i in places]
         norms = Norms(tokens=sum(sum(e.response_mask) for e in chosen), sequences=len(chosen))
-        parts = _micro_batches(chosen, config, role)
+        parts = _micro_batches(chosen, [f"example {i}" for i in places], config, role)
         metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms), norms)
         session.log({"step": step + 1, "tokens": norms.tokens, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"sft": learner}))
@@ -94,16 +95,21 @@ def step_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
     return order[place * batch : (place + 1) * batch]
 
 
-def _micro_batches(chosen: Sequence[Encoded], config: SftConfig, role: Role) -> list[tuple[list[str], Batch]]:
+def _micro_batches(
+    chosen: Sequence[Encoded], names: list[str], config: SftConfig, role: Role
+) -> list[tuple[list[str], Batch]]:
     device = role.backbone.device
     tokens, masks = [e.tokens for e in chosen], [e.response_mask for e in chosen]
-    names = [f"example {i} of this step" for i in range(len(chosen))]
     if not config.packing:
         batch = collate(tokens, masks, device)
-        return [([names[i] for i in index], part) for index, part in batch.micro_batches(config.micro_batch_tokens)]
+        found = batch.micro_batches(config.micro_batch_tokens)
+        return [([names[i] for i in index.tolist()], part) for index, part in found]
     width = max(max(len(t) for t in tokens), min(config.micro_batch_tokens, role.backbone.chat.context))
     batch = pack(tokens, masks, width, device)
-    return [(names, part) for _, part in batch.micro_batches(config.micro_batch_tokens)]
+    return [
+        ([names[i] for i in part.columns["segments"].unique().tolist() if i >= 0], part)
+        for _, part in batch.micro_batches(config.micro_batch_tokens)
+    ]
 
 
 def _loss(role: Role, part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:

@@ -1,0 +1,73 @@
+"""Preferences to measure with: made-up sentences of known length, or the pairs of a file.
+
+The other trainers' data come from the same pairs: a dialogue is the prompt with its better answer,
+a prompt is a pair without its answers.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+from benchmarks.workloads import SEED, Workload
+from trimtab.errors import DataError
+from trimtab.models import Chat
+from trimtab.records import Preference, Prompt, load
+from trimtab.trainers import encode_preferences
+
+_NAMES = "baker captain child doctor farmer gardener librarian neighbour painter pilot sailor teacher".split()
+_THINGS = "boat bridge garden harbour kite ladder lantern map oven rudder sail window".split()
+_VERBS = "borrows cleans draws finds measures mends opens paints sells shows turns watches".split()
+_MANNERS = "before breakfast, after the rain, on the old pier, with great care, once a week, for a friend".split(", ")
+
+
+def preferences(chat: Chat, workload: Workload, data: str | None) -> list[Preference]:
+    """As many pairs as the workload's batch has, the same ones every time.
+
+    Each fits the workload's context, and so does its prompt with ``new_tokens`` more.
+
+    Raises:
+        DataError: the file cannot be read or has too few pairs that fit.
+    """
+    found = list(islice(_made_up(chat, workload) if data is None else _from_file(chat, workload, data), workload.batch))
+    if len(found) < workload.batch:
+        raise DataError(
+            f"{data}: only {len(found)} pairs fit {workload.context} tokens but {workload.name!r} needs "
+            f"{workload.batch}; give a file with more short pairs, or leave --data out"
+        )
+    return found
+
+
+def _made_up(chat: Chat, workload: Workload) -> Iterator[Preference]:
+    rng = random.Random(SEED)
+    while True:
+        asked = " ".join([*(_sentence(rng) for _ in range(rng.randint(0, 2))), f"Why is it that the {_fact(rng)}?"])
+        prompt = Prompt.from_text(asked)
+        longest = [rng.randint(workload.context // 4, workload.context) for _ in range(2)]
+        yield Preference.pair(prompt, *(_answer(rng, chat, prompt, limit) for limit in longest))
+
+
+def _from_file(chat: Chat, workload: Workload, data: str) -> Iterator[Preference]:
+    rows = list(load(data, kind=Preference).records)
+    random.Random(SEED).shuffle(rows)
+    for row in rows:
+        is_pair = len(row.completions) == 2 and row.ranks[0] != row.ranks[1]
+        if is_pair and encode_preferences(chat, [row])[1]:
+            if len(chat.prompt(row.prompt.messages)) + workload.new_tokens <= chat.context:
+                yield row
+
+
+def _answer(rng: random.Random, chat: Chat, prompt: Prompt, limit: int) -> str:
+    """Sentences until prompt and answer have nearly ``limit`` tokens; one at least."""
+    room = limit - len(chat.prompt(prompt.messages))
+    text = _sentence(rng)
+    while len(chat.answer_tokens(prompt.messages, longer := f"{text} {_sentence(rng)}")) <= room:
+        text = longer
+    return text
+
+
+def _sentence(rng: random.Random) -> str:
+    return f"The {_fact(rng)} {rng.choice(_MANNERS)}."
+
+
+def _fact(rng: random.Random) -> str:
+    return f"{rng.choice(_NAMES)} {rng.choice(_VERBS)} the {rng.choice(_THINGS)}"

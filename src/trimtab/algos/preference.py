@@ -1,0 +1,372 @@
+"""Offline preference losses: a policy learns from judged answers, without sampling. Per example.
+
+Shapes: B pairs (or B single answers for KTO). ``*_chosen`` and ``*_rejected`` are log π(y|x) of whole
+answers, *summed* over response tokens (``masked_sum(logprobs, response_mask, dim=1)``); where a paper
+averages over tokens, the function asks for ``lengths`` and divides itself. Throughout,
+
+    h = (log π_w − log π_l) − (log ref_w − log ref_l),  π trained, ref frozen, w chosen, l rejected.
+
+Most of these are the Bradley–Terry loss of a reward that the policy implies, and are written so.
+Departures from the papers: ORPO's average log-probability is kept one rounding step below 0, where
+the odds would be infinite.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from trimtab.algos.checks import full, positive, same_shape, within_unit
+from trimtab.algos.reward import bradley_terry_loss
+from trimtab.errors import ConfigError, TrainingError
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    smoothing: Literal["conservative", "robust"] = "conservative",
+    probability: Tensor | None = None,
+) -> Tensor:
+    """Direct preference optimisation: Bradley–Terry on the reward β·log(π/ref) that the policy implies.
+
+    L(h) = −log σ(β·h). Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. If a share ε of the labels is
+    flipped: ``conservative``, (1 − ε)·L(h) + ε·L(−h), Mitchell 2023 (cDPO), eq. 3, stays cautious;
+    ``robust``, [(1 − ε)·L(h) − ε·L(−h)]/(1 − 2ε), Chowdhury et al. 2024 (arXiv 2403.00409), is unbiased
+    for the loss under the true labels and may be negative.
+
+    Args:
+        policy_chosen: ``[B]``, nats, summed over tokens.
+        policy_rejected: ``[B]``.
+        ref_chosen: ``[B]``.
+        ref_rejected: ``[B]``.
+        beta: β, reward units per nat, above 0.
+        label_smoothing: ε, in [0, 0.5).
+        smoothing: which of the two; without ε it makes no difference.
+        probability: ``[B]``, soft labels P(chosen is better) in [0, 1]: p·L(h) + (1 − p)·L(−h); None: 1.
+
+    Returns:
+        ``[B]``, nats.
+
+    Raises:
+        ConfigError: β or ε outside its range, an unknown ``smoothing``, or both ε and soft labels.
+        TrainingError: shapes differ, or a probability is outside [0, 1].
+
+    >>> pair = [torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.5)]
+    >>> round(float(dpo_loss(*pair, beta=0.1)), 6)
+    0.620957
+    >>> flips = {"beta": 0.1, "label_smoothing": 0.1}
+    >>> [round(float(dpo_loss(*pair, **flips, smoothing=s)), 6) for s in ("conservative", "robust")]
+    [0.635957, 0.602207]
+    """
+    positive(beta=beta)
+    if not 0 <= label_smoothing < 0.5:
+        raise ConfigError(f"label_smoothing is {label_smoothing}; it is the share of flipped labels, in [0, 0.5)")
+    if smoothing not in ("conservative", "robust"):
+        raise ConfigError(f"smoothing is {smoothing!r}; use 'conservative' or 'robust'")
+    if label_smoothing and probability is not None:
+        raise ConfigError("label_smoothing beside soft labels: these say already how sure they are; use one of them")
+    h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    reward, zero = beta * h, torch.zeros_like(h)
+    if not label_smoothing:
+        return bradley_terry_loss(reward, zero, probability=probability)
+    if smoothing == "conservative":
+        return bradley_terry_loss(reward, zero, probability=torch.full_like(h, 1 - label_smoothing))
+    right, flipped = bradley_terry_loss(reward, zero), bradley_terry_loss(zero, reward)
+    return ((1 - label_smoothing) * right - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def ipo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    *,
+    tau: float,
+    probability: Tensor | None = None,
+) -> Tensor:
+    """Identity preference optimisation: regress the gap to a fixed size, so certain labels cannot drive it to infinity.
+
+    (h − 1/(2τ))²; soft label p: p·(h − 1/(2τ))² + (1 − p)·(h + 1/(2τ))². Source: Azar et al. 2023
+    (arXiv 2310.12036), eq. 17. Log-probabilities are sums, as in the paper; implementations that average
+    over tokens optimise something else.
+
+    Args:
+        policy_chosen: ``[B]``, nats, summed over tokens.
+        policy_rejected: ``[B]``.
+        ref_chosen: ``[B]``.
+        ref_rejected: ``[B]``.
+        tau: τ, preference units per nat, above 0.
+        probability: ``[B]``, soft labels P(chosen is better) in [0, 1]; None: 1.
+
+    Returns:
+        ``[B]``, nats².
+
+    Raises:
+        ConfigError: τ not above 0.
+        TrainingError: shapes differ, or a probability is outside [0, 1].
+
+    >>> round(float(ipo_loss(*[torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.5)], tau=0.1)), 6)
+    12.25
+    """
+    positive(tau=tau)
+    h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    loss = (h - 1 / (2 * tau)).square()
+    if probability is None:
+        return loss
+    same_shape(policy_chosen=policy_chosen, probability=probability)
+    within_unit("probability", probability)
+    return probability * loss + (1 - probability) * (h + 1 / (2 * tau)).square()
+
+
+def hinge_loss(
+    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
+) -> Tensor:
+    """Hinge on the implied reward: pairs ahead by 1/β nats teach nothing more.
+
+    max(0, 1 − β·h). Source: Liu et al. 2023 (RSO, arXiv 2309.06657), hinge-norm loss of section 3.
+
+    Args:
+        policy_chosen: ``[B]``, nats, summed over tokens.
+        policy_rejected: ``[B]``.
+        ref_chosen: ``[B]``.
+        ref_rejected: ``[B]``.
+        beta: β, reward units per nat, above 0 (the paper's γ).
+
+    Returns:
+        ``[B]``, reward units.
+
+    Raises:
+        ConfigError: β not above 0.
+        TrainingError: the shapes differ.
+
+    >>> round(float(hinge_loss(*[torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.5)], beta=0.1)), 6)
+    0.85
+    """
+    positive(beta=beta)
+    return relu(1 - beta * _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected))
+
+
+def kto_loss(
+    policy: Tensor,
+    ref: Tensor,
+    desirable: Tensor,
+    reference_point: Tensor,
+    *,
+    beta: float,
+    weight_desirable: float = 1.0,
+    weight_undesirable: float = 1.0,
+) -> Tensor:
+    """Kahneman–Tversky optimisation: learn from single answers that were liked or not.
+
+    With r = log π − log ref: λ_D·(1 − σ(β(r − z))) if liked, λ_U·(1 − σ(β(z − r))) if not. Source:
+    Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.
+
+    Args:
+        policy: ``[B]``, nats, summed over tokens.
+        ref: ``[B]``.
+        desirable: ``[B]`` bool, True: liked.
+        reference_point: z, a scalar in nats, from :func:`kto_reference_point` over the whole step.
+        beta: β, above 0.
+        weight_desirable: λ_D, above 0.
+        weight_undesirable: λ_U, above 0. The paper asks for λ_D·(number liked)/(λ_U·number not) in [1, 4/3].
+
+    Returns:
+        ``[B]``, between 0 and the weight.
+
+    Raises:
+        ConfigError: β or a weight not above 0.
+        TrainingError: shapes differ, z is not a scalar, or ``desirable`` is not bool.
+
+    >>> answers = torch.tensor([-12.0, -15.0]), torch.tensor([-13.0, -14.5])
+    >>> loss = kto_loss(*answers, torch.tensor([True, False]), torch.tensor(0.3), beta=0.1)
+    >>> [round(x, 6) for x in loss.tolist()]
+    [0.482507, 0.480011]
+    """
+    positive(beta=beta, weight_desirable=weight_desirable, weight_undesirable=weight_undesirable)
+    same_shape(policy=policy, ref=ref, desirable=desirable)
+    if reference_point.dim() != 0 or desirable.dtype != torch.bool:
+        raise TrainingError(
+            f"reference_point has shape {list(reference_point.shape)} and desirable is {desirable.dtype}; "
+            "expected one scalar for the whole step (see kto_reference_point) and bool, True = liked"
+        )
+    ahead = beta * (full(policy) - full(ref) - reference_point.detach())
+    return torch.where(desirable, weight_desirable * torch.sigmoid(-ahead), weight_undesirable * torch.sigmoid(ahead))
+
+
+def kto_reference_point(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
+    """Reference point of KTO: how far the policy has moved in general, seen on answers to other prompts.
+
+    z = max(0, mean(log π(y'|x) − log ref(y'|x))), y' the answer to another prompt (cycled by one), no
+    gradient. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. Call it once per optimiser
+    step with all mismatched pairs: from a micro-batch it would change with how the step is cut.
+
+    Args:
+        policy_mismatched: ``[B]``, nats, summed over tokens.
+        ref_mismatched: ``[B]``.
+
+    Returns:
+        a scalar, nats, 0 or above.
+
+    Raises:
+        TrainingError: the shapes differ, or there is no pair.
+
+    >>> float(kto_reference_point(torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -2.5])))
+    0.75
+    """
+    same_shape(policy_mismatched=policy_mismatched, ref_mismatched=ref_mismatched)
+    if policy_mismatched.numel() == 0:
+        raise TrainingError("there is no mismatched pair to take KTO's reference point from; use at least 2 examples")
+    return (full(policy_mismatched.detach()) - full(ref_mismatched.detach())).mean().clamp(min=0)
+
+
+def orpo_loss(
+    policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor, *, lam: float
+) -> Tensor:
+    """Odds-ratio preference optimisation: fine-tuning on the chosen answer and preference in one, no reference.
+
+    NLL_w/|y_w| − λ·log σ(log odds_w − log odds_l), odds = P/(1 − P), P = exp(log π(y|x)/|y|). Source: Hong
+    et al. 2024 (arXiv 2403.07691), eq. 6 and 7.
+
+    Args:
+        policy_chosen: ``[B]``, nats, summed over tokens.
+        policy_rejected: ``[B]``.
+        chosen_lengths: ``[B]``, response tokens, 1 or more.
+        rejected_lengths: ``[B]``.
+        lam: λ, above 0.
+
+    Returns:
+        ``[B]``, nats.
+
+    Raises:
+        ConfigError: λ not above 0.
+        TrainingError: shapes differ, or a length is below 1.
+
+    >>> pair = [torch.tensor([x]) for x in (-12.0, -15.0, 10.0, 12.0)]
+    >>> round(float(orpo_loss(*pair, lam=0.1)), 6)
+    1.265837
+    """
+    positive(lam=lam)
+    chosen, rejected = _per_token(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths)
+    return -chosen + lam * bradley_terry_loss(_log_odds(chosen), _log_odds(rejected))
+
+
+def simpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+) -> Tensor:
+    """Simple preference optimisation: the reward is the average log-probability, so length earns nothing.
+
+    −log σ(β·log π_w/|y_w| − β·log π_l/|y_l| − γ). Source: Meng et al. 2024 (arXiv 2405.14734), eq. 6.
+
+    Args:
+        policy_chosen: ``[B]``, nats, summed over tokens.
+        policy_rejected: ``[B]``.
+        chosen_lengths: ``[B]``, response tokens, 1 or more.
+        rejected_lengths: ``[B]``.
+        beta: β, reward units per nat per token, above 0 (2 to 10).
+        gamma: γ, the margin itself in reward units, 0 or above; tables that give γ/β mean another number.
+
+    Returns:
+        ``[B]``, nats.
+
+    Raises:
+        ConfigError: β not above 0, or γ below 0.
+        TrainingError: shapes differ, or a length is below 1.
+
+    >>> pair = [torch.tensor([x]) for x in (-12.0, -15.0, 10.0, 12.0)]
+    >>> round(float(simpo_loss(*pair, beta=2.0, gamma=1.0)), 6)
+    1.241154
+    """
+    positive(beta=beta)
+    if not gamma >= 0:
+        raise ConfigError(f"gamma is {gamma}; set SimPO's margin to 0 or above")
+    chosen, rejected = _per_token(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths)
+    return bradley_terry_loss(beta * chosen, beta * rejected, margin=torch.full_like(chosen, gamma))
+
+
+def cpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    *,
+    beta: float,
+    alpha: float = 1.0,
+    chosen_lengths: Tensor | None = None,
+) -> Tensor:
+    """Contrastive preference optimisation: DPO under a uniform reference, held in place by fine-tuning.
+
+    −log σ(β(log π_w − log π_l)) + α·NLL_w. Source: Xu et al. 2024 (arXiv 2401.08417), section 3. NLL is
+    −log π_w, summed over tokens as in the paper; with ``chosen_lengths`` it is averaged over them, as the
+    authors' code does. The two differ by the length, so ``alpha`` must be chosen for one of them.
+
+    Args:
+        policy_chosen: ``[B]``, nats, summed over tokens.
+        policy_rejected: ``[B]``.
+        beta: β, reward units per nat, above 0.
+        alpha: α, 0 or above; 0: the preference part alone.
+        chosen_lengths: ``[B]``, response tokens, 1 or more; None: the NLL stays a sum.
+
+    Returns:
+        ``[B]``, nats.
+
+    Raises:
+        ConfigError: β not above 0, or α below 0.
+        TrainingError: shapes differ, or a length is below 1.
+
+    >>> round(float(cpo_loss(torch.tensor([-12.0]), torch.tensor([-15.0]), beta=0.1, alpha=0.0)), 6)
+    0.554355
+    """
+    positive(beta=beta)
+    if not alpha >= 0:
+        raise ConfigError(f"alpha is {alpha}; set the weight of fine-tuning to 0 or above")
+    nll = -full(policy_chosen)
+    if chosen_lengths is not None:
+        same_shape(policy_chosen=policy_chosen, chosen_lengths=chosen_lengths)
+        _at_least_one("chosen_lengths", chosen_lengths)
+        nll = nll / chosen_lengths
+    return bradley_terry_loss(beta * full(policy_chosen), beta * full(policy_rejected)) + alpha * nll
+
+
+def _log_ratio_gap(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
+    """The h of the module docstring, ``[B]``."""
+    same_shape(
+        policy_chosen=policy_chosen, policy_rejected=policy_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
+    )
+    return full(policy_chosen) - full(policy_rejected) - (full(ref_chosen) - full(ref_rejected))
+
+
+def _per_token(
+    policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average log-probabilities of both answers."""
+    same_shape(
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+    )
+    _at_least_one("chosen_lengths", chosen_lengths)
+    _at_least_one("rejected_lengths", rejected_lengths)
+    return full(policy_chosen) / chosen_lengths, full(policy_rejected) / rejected_lengths
+
+
+def _at_least_one(name: str, lengths: Tensor) -> None:
+    if bool((lengths < 1).any()):
+        rows = (lengths < 1).nonzero()[:, 0].tolist()
+        raise TrainingError(f"{name} is below 1 in rows {rows}; an empty answer has no average, drop these pairs")
+
+
+def _log_odds(average: Tensor) -> Tensor:
+    """log[P/(1 − P)] of P = e^average."""
+    average = average.clamp(max=-torch.finfo(average.dtype).eps)
+    return average - torch.log(-torch.expm1(average))

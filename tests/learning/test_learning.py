@@ -1,0 +1,133 @@
+"""Every trainer learns something known, on a tiny random model, in seconds."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.records import Rollout
+from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.trainers import (
+    KLConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PpoRoles,
+    Ranking,
+    RewardConfig,
+    Session,
+    SftConfig,
+    mean_nll,
+    score_rankings,
+    train_ppo,
+    train_reward,
+    train_sft,
+)
+
+from ..kit import WORDS, chat_messages, prompts, sentences, tiny_backbone
+
+LORA = AdapterConfig(rank=8, alpha=16)
+FULL = AdapterConfig(kind="full")
+
+
+def trunk() -> Backbone:
+    """The tiny model with a louder head: adapters cannot reach it, and a quiet one never becomes certain."""
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        backbone.head.weight *= 3  # type: ignore[operator]
+    return backbone
+
+
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+def test_sft_learns_eight_answers_by_heart(adapter):
+    role = Role.trainable(trunk(), "sft", adapter, seed=1)
+    asked, answers = prompts(8), sentences(8)
+    some = [role.backbone.chat.conversation(chat_messages(p.text, a)) for p, a in zip(asked, answers, strict=True)]
+    before = mean_nll(role, some)
+    config = SftConfig(batch=8, epochs=100, optimizer=OptimizerConfig(lr=2e-2, schedule="cosine"))
+    train_sft(role, some, config, seed=0)
+    assert before > 5 and mean_nll(role, some) < 0.05
+    said = LocalSampler(role.backbone, SamplerConfig(temperature=0.0, max_new_tokens=32)).generate(
+        asked, adapter=role.adapter, seed=0
+    )
+    assert [r.text for r in said] == answers  # and says them, and stops
+    assert {r.finish_reason for r in said} == {"stop"}
+
+
+def rankings(role: Role, start: int, count: int) -> list[Ranking]:
+    """Answers that differ in how many of their words come from the liked half of the vocabulary."""
+    liked, other = WORDS[::2], WORDS[1::2]
+    found = []
+    for i in range(start, start + count):
+        prompt = prompts(i % 40 + 1)[-1]
+        better = " ".join((liked if k < 4 else other)[(7 * i + 5 * k) % len(liked) - 1] for k in range(5))
+        worse = " ".join((liked if k < 1 else other)[(11 * i + 3 * k) % len(liked) - 1] for k in range(5))
+        both = [role.backbone.chat.answer(prompt.messages, text).tokens for text in (better, worse)]
+        flip = i % 2 == 1
+        found.append(
+            Ranking(
+                id=str(i),
+                sequences=both[::-1] if flip else both,
+                ranks=(1, 0) if flip else (0, 1),
+                probability=None,
+                margin=None,
+                weight=1.0,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+def test_reward_model_learns_a_rule_and_keeps_it_on_unseen_answers(adapter):
+    role = Role.trainable(trunk(), "reward", adapter, seed=1, scalar_head=True)
+
+    def accuracy(of: Sequence[Ranking]) -> float:
+        right = [s[r.ranks.index(0)] > s[r.ranks.index(1)] for r, s in zip(of, score_rankings(role, of), strict=True)]
+        return sum(right) / len(right)
+
+    seen, unseen = rankings(role, 0, 160), rankings(role, 1000, 100)
+    config = RewardConfig(batch=16, epochs=6, optimizer=OptimizerConfig(lr=1e-2, schedule="cosine"))
+    train_reward(role, seen, config, seed=0)
+    assert accuracy(seen) > 0.95
+    assert accuracy(unseen) > 0.9
+
+
+def even(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """From −1 to 1: how much likelier tokens with an even number are than the others."""
+    return {"even": [2 * sum(t % 2 == 0 for t in r.tokens) / len(r.tokens) - 1 for r in rollouts]}
+
+
+def ppo(adapter: AdapterConfig, **settings) -> PpoConfig:
+    fast = OptimizerConfig(lr=1e-2, schedule="constant")
+    base = {
+        "adapter": adapter, "steps": 20, "prompts": 32, "sampler": SamplerConfig(max_new_tokens=8), "policy": fast,
+        "critic": fast, "kl": KLConfig(coefficient=0.02), "missing_eos": None,
+    }  # fmt: skip
+    return PpoConfig(**(base | settings))
+
+
+def ends(rows: list[dict], name: str = "reward") -> tuple[float, float]:
+    """Mean over the first and over the last three steps."""
+    return sum(r[name] for r in rows[:3]) / 3, sum(r[name] for r in rows[-3:]) / 3
+
+
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+def test_ppo_raises_its_reward(adapter):
+    roles, rows = PpoRoles.on(trunk(), adapter, seed=1), []
+    train_ppo(roles, prompts(32), even, ppo(adapter), seed=0, session=Session(log=rows.append))
+    first, last = ends(rows)
+    assert first < 0 and last > 0.5
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert 1 < rows[-1]["kl"] < 100  # it moved, and not to infinity
+    assert abs(ends(rows, "value")[1] - last) < 0.5  # the critic knows what to expect
+
+
+def test_short_leash_holds():
+    slow, moved = OptimizerConfig(lr=2e-3, schedule="constant"), {}
+    for beta in (0.02, 5.0):
+        roles, rows = PpoRoles.on(trunk(), LORA, seed=1), []
+        config = ppo(LORA, kl=KLConfig(coefficient=beta), steps=12, policy=slow)
+        train_ppo(roles, prompts(32), even, config, seed=0, session=Session(log=rows.append))
+        moved[beta] = ends(rows, "kl")[1]
+    assert moved[0.02] > 4  # nats per answer; what the reward pays for
+    assert moved[5.0] < 1.5

@@ -1,0 +1,189 @@
+"""Sampling, against Hugging Face's own generation and logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.errors import DataError
+from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.records import Prompt, Rollout, read_records, write_records
+from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.rollout.sampler import _nucleus
+from trimtab.trainers import rollout_batch
+
+from ..kit import prompts, stir, tiny_backbone
+
+ARCHITECTURES = ["llama", "qwen2", "gpt2"]
+
+
+def sample(backbone: Backbone, asked: list[Prompt], *, group: int = 1, seed: int = 0, **settings) -> list[Rollout]:
+    adapter = settings.pop("adapter", None)
+    config = SamplerConfig(**({"max_new_tokens": 12} | settings))
+    return LocalSampler(backbone, config).generate(asked, adapter=adapter, seed=seed, group=group)
+
+
+def drawn(rollouts: list[Rollout]) -> dict[str, list[int]]:
+    return {r.id: r.tokens for r in rollouts}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_what_the_trainer_computes(architecture, temperature):
+    backbone = tiny_backbone(architecture)
+    policy = stir(Role.trainable(backbone, "policy", AdapterConfig(rank=4, alpha=8), seed=1), scale=0.05)
+    rollouts = sample(backbone, prompts(6), group=3, adapter="policy", temperature=temperature, slots=7)
+    batch = rollout_batch(rollouts, backbone.device)
+    with torch.no_grad():
+        again = policy.logprobs(batch, temperature=temperature)[0]
+        reference = Role(backbone).logprobs(batch, temperature=temperature)[0]
+    torch.testing.assert_close(batch.columns["old_logprobs"], again, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(again, reference, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_hugging_faces_token_by_token(architecture):
+    backbone = tiny_backbone(architecture)
+    rollouts = sample(backbone, prompts(5), temperature=0.0, max_new_tokens=20, slots=3)
+    for rollout in rollouts:
+        asked = torch.tensor([rollout.prompt_tokens])
+        theirs = backbone.model.generate(
+            asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=20,
+        )[0, asked.shape[1] :].tolist()  # fmt: skip
+        assert rollout.tokens == theirs
+    batch = rollout_batch(rollouts, backbone.device)
+    torch.testing.assert_close(
+        batch.columns["old_logprobs"], Role(backbone).logprobs(batch)[0].detach(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
+def test_first_tokens_follow_the_softmax(temperature, top_p):
+    """Pearson's χ² of 4,000 draws against probabilities from Hugging Face's logits."""
+    backbone, asked, n = tiny_backbone(), prompts(1), 4000
+    rollouts = sample(backbone, asked, group=n, temperature=temperature, top_p=top_p, max_new_tokens=1, slots=n)
+    with torch.no_grad():
+        logits = backbone.model(torch.tensor([rollouts[0].prompt_tokens])).logits[0, -1].double() / temperature
+    wanted = torch.softmax(logits, dim=-1).tolist()
+    if top_p < 1.0:
+        kept, mass = set[int](), 0.0
+        for token in sorted(range(len(wanted)), key=lambda t: -wanted[t]):
+            kept.add(token)
+            mass += wanted[token]
+            if mass >= top_p:
+                break
+        wanted = [p / mass if t in kept else 0.0 for t, p in enumerate(wanted)]
+    counts = [0] * len(wanted)
+    for rollout in rollouts:
+        token = rollout.tokens[0]
+        counts[token] += 1
+        assert rollout.logprobs[0] == pytest.approx(torch.tensor(wanted[token]).log().item(), abs=1e-4)
+    common = [t for t, p in enumerate(wanted) if n * p >= 5]
+    bins = [(counts[t], n * wanted[t]) for t in common]
+    rest = n - sum(e for _, e in bins)
+    if rest > 1:
+        bins.append((n - sum(c for c, _ in bins), rest))
+    statistic = sum((c - e) ** 2 / e for c, e in bins)
+    freedom = len(bins) - 1
+    assert abs(statistic - freedom) < 4 * (2 * freedom) ** 0.5  # χ² has mean k and variance 2k
+
+
+def test_equal_seeds_equal_answers_and_others_differ():
+    backbone, asked = tiny_backbone(), prompts(4)
+    first = sample(backbone, asked, group=2, seed=3)
+    assert first == sample(backbone, asked, group=2, seed=3)
+    assert drawn(first) != drawn(sample(backbone, asked, group=2, seed=4))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 64])
+def test_answer_does_not_depend_on_its_company(slots):
+    backbone, asked = tiny_backbone(), prompts(7)
+    everyone = sample(backbone, asked, slots=64)
+    assert drawn(sample(backbone, asked, slots=slots)) == drawn(everyone)
+    assert drawn(sample(backbone, asked[::-1], slots=slots)) == drawn(everyone)
+    alone = [r for p in asked for r in sample(backbone, [p], slots=slots)]
+    assert drawn(alone) == drawn(everyone)
+    for a, b in zip(alone, everyone, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_groups_fork_one_prompt():
+    backbone, asked = tiny_backbone(), prompts(3)
+    four, two = sample(backbone, asked, group=4, slots=5), sample(backbone, asked, group=2, slots=64)
+    assert [r.prompt.id for r in four] == [p.id for p in asked for _ in range(4)]
+    assert [r.id for r in four] == [f"{p.id}/0/{i}" for p in asked for i in range(4)]
+    assert drawn(two).items() <= drawn(four).items()
+    for start in range(0, 12, 4):
+        assert len({tuple(r.tokens) for r in four[start : start + 4]}) == 4
+
+
+def test_group_larger_than_the_slots():
+    backbone, asked = tiny_backbone(), prompts(2)
+    assert drawn(sample(backbone, asked, group=5, slots=2)) == drawn(sample(backbone, asked, group=5, slots=64))
+
+
+def test_finish_reasons_and_length_limit():
+    backbone = tiny_backbone()
+    rollouts = sample(backbone, prompts(16), group=4, max_new_tokens=30)
+    ends = backbone.chat.end_tokens
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+    for rollout in rollouts:
+        assert not ends & set(rollout.tokens[:-1])
+        assert len(rollout.logprobs) == len(rollout.tokens) <= 30
+        assert rollout.prompt_tokens == backbone.chat.prompt(rollout.prompt.messages)
+        assert rollout.text == backbone.chat.decode(rollout.tokens)
+        if rollout.finish_reason == "stop":
+            assert rollout.tokens[-1] in ends
+        else:
+            assert len(rollout.tokens) == 30 and rollout.tokens[-1] not in ends
+
+
+def test_progress_and_weight_version():
+    seen = []
+    rollouts = LocalSampler(tiny_backbone(), SamplerConfig(max_new_tokens=3)).generate(
+        prompts(3),
+        adapter=None,
+        seed=0,
+        group=2,
+        weight_version=7,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert {r.weight_version for r in rollouts} == {7}
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_rollouts_survive_a_file(tmp_path: Path):
+    rollouts = sample(tiny_backbone(), prompts(3), group=2)
+    rollouts[0].rewards["reward_model"] = 0.1 + 0.2
+    write_records(tmp_path / "rollouts.jsonl", rollouts)
+    assert read_records(tmp_path / "rollouts.jsonl", Rollout) == rollouts  # log-probabilities to the last bit
+
+
+def test_sampling_leaves_weights_and_random_stream_alone():
+    backbone = tiny_backbone()
+    stir(Role.trainable(backbone, "policy", AdapterConfig(rank=4), seed=1))
+    before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    sample(backbone, prompts(2), adapter="policy")
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(p, before[name]) for name, p in backbone.model.named_parameters())
+
+
+def test_no_prompts_no_answers():
+    assert sample(tiny_backbone(), []) == []
+
+
+def test_prompt_that_leaves_no_room():
+    backbone, [prompt] = tiny_backbone(context=64), prompts(1)
+    room = 64 - len(backbone.chat.prompt(prompt.messages))
+    assert len(sample(backbone, [prompt], max_new_tokens=room)) == 1
+    with pytest.raises(DataError, match=rf"prompt {prompt.id} has \d+ tokens.*exceeds model\.context 64"):
+        sample(backbone, [prompt], max_new_tokens=room + 1)
+
+
+def test_nucleus_by_hand():
+    logprobs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    for top_p, kept in ((0.45, [0, 1, 0, 0]), (0.7, [0, 0.625, 0, 0.375]), (0.81, [15 / 95, 50 / 95, 0, 30 / 95])):
+        torch.testing.assert_close(_nucleus(logprobs, top_p).exp(), torch.tensor([kept], dtype=torch.float32))

@@ -1,0 +1,209 @@
+"""Reward model training: the loss by hand from scores computed one answer at a time."""
+
+import math
+
+import pytest
+import torch
+
+from trimtab.errors import DataError, NonFiniteError
+from trimtab.models import AdapterConfig, Chat, Role
+from trimtab.records import Completion, Preference, Prompt
+from trimtab.trainers import (
+    OptimizerConfig,
+    Ranking,
+    RewardConfig,
+    Session,
+    encode_preferences,
+    score_rankings,
+    split_holdout,
+    train_reward,
+)
+from trimtab.trainers.reward import init_reward_head
+
+from ..kit import prompts, sentences, stir, tiny_backbone, tokenizer
+
+LORA = AdapterConfig(rank=4, alpha=8)
+TOP = AdapterConfig(rank=4, alpha=8, top_layers=1)
+FULL = AdapterConfig(kind="full")
+
+
+def role(adapter: AdapterConfig = LORA) -> Role:
+    return Role.trainable(tiny_backbone(), "reward", adapter, seed=1, scalar_head=True)
+
+
+def ranking(chat: Chat, number: int, ranks: tuple[int, ...], **fields) -> Ranking:
+    prompt = prompts(number + 1)[number]
+    answers = [" ".join(text.split()[: 1 + (number + k) % 5]) for k, text in enumerate(sentences(len(ranks)))]
+    settings = {"probability": None, "margin": None, "weight": 1.0} | fields
+    sequences = [chat.answer(prompt.messages, text).tokens for text in answers]
+    return Ranking(id=f"r{number}", sequences=sequences, ranks=ranks, **settings)  # type: ignore[arg-type]
+
+
+def mixed(chat: Chat) -> list[Ranking]:
+    return [
+        ranking(chat, 0, (0, 1)),
+        ranking(chat, 1, (1, 0), margin=0.5),
+        ranking(chat, 2, (0, 1, 1, 2), weight=3.0),
+        ranking(chat, 3, (0, 1), probability=0.3),
+        ranking(chat, 4, (0, 0, 0)),  # all alike: nothing to learn, not counted
+        ranking(chat, 5, (2, 1, 0)),
+    ]
+
+
+@torch.no_grad()
+def score(one: Role, tokens: list[int]) -> float:
+    assert one.scalar is not None
+    return float(one.scalar(one.backbone.hidden(torch.tensor([tokens]), adapter=one.adapter)[0, -1]))
+
+
+def by_hand(one: Role, rankings: list[Ranking], centring: float) -> tuple[float, float]:
+    """Loss and accuracy, weighted means over rankings, in plain Python."""
+    loss = right = weights = 0.0
+    for r in rankings:
+        s = [score(one, tokens) for tokens in r.sequences]
+        pairs = [(a, b) for a in range(len(s)) for b in range(len(s)) if r.ranks[a] < r.ranks[b]]
+        if not pairs:
+            continue
+        losses, hits = [], []
+        for a, b in pairs:
+            delta = s[a] - s[b] - (r.margin or 0.0)
+            p = 1.0 if r.probability is None else r.probability
+            losses.append(
+                p * math.log1p(math.exp(-delta)) + (1 - p) * math.log1p(math.exp(delta)) + centring * (s[a] + s[b]) ** 2
+            )
+            hits.append(s[a] > s[b] if p >= 0.5 else s[a] < s[b])
+        loss += r.weight * sum(losses) / len(pairs)
+        right += r.weight * sum(hits) / len(pairs)
+        weights += r.weight
+    return loss / weights, right / weights
+
+
+def trained(config: RewardConfig, adapter: AdapterConfig = LORA) -> tuple[Role, list[dict]]:
+    one, rows = role(adapter), []
+    train_reward(one, mixed(one.backbone.chat), config, seed=3, session=Session(log=rows.append))
+    return one, rows
+
+
+@pytest.mark.parametrize("centring", [0.0, 0.01])
+def test_first_loss_by_hand(centring):
+    _, rows = trained(RewardConfig(batch=8, epochs=1, centring=centring))
+    fresh = role()
+    init_reward_head(fresh, 3)
+    loss, accuracy = by_hand(fresh, mixed(fresh.backbone.chat), centring)
+    assert rows[0]["loss"] == pytest.approx(loss, abs=1e-5)
+    assert rows[0]["accuracy"] == pytest.approx(accuracy)
+    assert rows[0]["pairs"] == 1 + 1 + 5 + 1 + 3  # K = 4 with one tie has five strict pairs
+
+
+@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
+def test_micro_batches_and_cache_do_not_change_the_result(adapter):
+    settings = {"optimizer": OptimizerConfig(lr=1e-3, warmup=0.0), "epochs": 3, "batch": 3, "centring": 0.01}
+    whole, rows = trained(RewardConfig(micro_batch_tokens=10_000, cache_mb=0.0, **settings), adapter)
+    for budget, cache_mb in ((100, 1.0), (1, 1.0), (100, 0.02), (1, 0.0)):
+        other, others = trained(RewardConfig(micro_batch_tokens=budget, cache_mb=cache_mb, **settings), adapter)
+        assert [r["loss"] for r in others] == pytest.approx([r["loss"] for r in rows], abs=1e-5)
+        mine, theirs = whole.state(), other.state()
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch):
+    one = role(TOP)
+    rows_run = []
+    lower = one.backbone.lower
+    monkeypatch.setattr(one.backbone, "lower", lambda tokens: rows_run.append(len(tokens)) or lower(tokens))
+    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
+    train_reward(one, usable, RewardConfig(batch=2, epochs=4), seed=0)
+    assert sum(rows_run) == sum(len(r.sequences) for r in usable)
+
+
+def test_equal_ids_with_other_answers_are_not_mixed_up():
+    one, two = role(TOP), role(TOP)
+    rankings = mixed(one.backbone.chat)
+    alike = [
+        Ranking(id="same", sequences=r.sequences, ranks=r.ranks, probability=None, margin=None, weight=1.0)
+        for r in rankings
+    ]
+    config = RewardConfig(batch=2, epochs=2)
+    train_reward(one, alike, config, seed=0)
+    train_reward(two, alike, config.model_copy(update={"cache_mb": 0.0}), seed=0)
+    a, b = one.state(), two.state()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5)
+
+
+def test_scores_of_rankings_by_hand():
+    one = stir(role())
+    rankings = mixed(one.backbone.chat)
+    wanted = [[score(one, s) for s in r.sequences] for r in rankings]
+    for budget in (10_000, 1):
+        found = score_rankings(one, rankings, token_budget=budget)
+        assert [len(f) for f in found] == [len(w) for w in wanted]
+        for f, w in zip(found, wanted, strict=True):
+            assert f == pytest.approx(w, abs=1e-5)
+    assert score_rankings(one, []) == []
+
+
+def test_fresh_head_has_the_papers_spread():
+    one = Role.trainable(tiny_backbone(layers=1, width=1024), "reward", LORA, seed=1, scalar_head=True)
+    init_reward_head(one, 0)
+    assert one.scalar is not None
+    assert one.scalar.weight.std().item() == pytest.approx(1025**-0.5, rel=0.1)
+    assert one.scalar.bias.item() == 0
+
+
+def test_nothing_but_ties():
+    chat = tiny_backbone().chat
+    with pytest.raises(DataError, match="none of the 2 preferences has a better and a worse answer"):
+        train_reward(role(), [ranking(chat, 0, (0, 0)), ranking(chat, 1, (1, 1, 1))], RewardConfig(), seed=0)
+    with pytest.raises(DataError, match="none of the 0 preferences"):
+        train_reward(role(), [], RewardConfig(), seed=0)
+
+
+def test_bad_ranking_is_named():
+    one = role(FULL)
+    rankings = [r for r in mixed(one.backbone.chat) if r.id != "r4"]
+    others = {t for r in rankings if r.id != "r5" for s in r.sequences for t in s}
+    here = next(t for s in rankings[-1].sequences for t in s if t not in others)
+    with torch.no_grad():
+        one.backbone.model.get_input_embeddings().weight[here] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"samples involved: r5\. No weight was changed"):
+        train_reward(one, rankings, RewardConfig(micro_batch_tokens=1), seed=0)
+
+
+def test_holdout_keeps_what_belongs_together():
+    ids = [f"p{i % 10}" for i in range(30)]
+    train, held = split_holdout(ids, 0.2, seed=0)
+    assert sorted(train + held) == list(range(30))
+    assert len({ids[i] for i in held}) == 2 and not {ids[i] for i in held} & {ids[i] for i in train}
+    assert split_holdout(ids[::-1], 0.2, seed=0)[1] == sorted(29 - i for i in held)  # by id, not by place
+    assert split_holdout(ids, 0.0, seed=0)[1] == []
+    assert len({tuple(split_holdout(ids, 0.2, seed=s)[1]) for s in range(8)}) > 1
+
+
+def test_encoded_preferences_end_as_they_ended():
+    chat = Chat(tokenizer(), context=48)
+    prompt = Prompt.from_text("warm tea")
+    ended, cut = (
+        Preference(
+            id=name,
+            prompt=prompt,
+            completions=(
+                Completion(text="thank you.", finish_reason=reason),
+                Completion(text="no", finish_reason=None),
+            ),
+            ranks=(0, 1),
+            weight=2.0,
+            margin=0.5,
+        )
+        for name, reason in (("ended", "stop"), ("cut", "length"))
+    )
+    long = Preference.pair(prompt, "bread " * 50, "a")
+    rankings, kept, too_long = encode_preferences(chat, [ended, long, cut])
+    assert (kept, too_long) == ([ended, cut], 1)
+    head = chat.prompt(prompt.messages)
+    body = tokenizer().encode("thank you.")
+    assert rankings[0].sequences[0] == [*head, *body, chat.end_token]
+    assert rankings[1].sequences[0] == [*head, *body]  # it never said that it had ended
+    assert all(r.sequences[1][-1] == chat.end_token for r in rankings)
+    assert (rankings[0].weight, rankings[0].margin, rankings[0].ranks) == (2.0, 0.5, (0, 1))

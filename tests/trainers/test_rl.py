@@ -1,0 +1,378 @@
+"""One whole PPO step recomputed from Hugging Face's logits, and everything a reward function may do wrong."""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.errors import ConfigError, NonFiniteError, ScoringError
+from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.records import Rollout, read_records, write_records
+from trimtab.rollout import SamplerConfig
+from trimtab.trainers import (
+    KLConfig,
+    MissingEosConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PpoRoles,
+    Session,
+    check_ppo,
+    train_ppo,
+)
+from trimtab.trainers.rl import _prompts_of_step
+
+from ..kit import prompts, stir, tiny_backbone
+
+FULL = AdapterConfig(kind="full")
+LORA = AdapterConfig(rank=4, alpha=8)
+TOP = AdapterConfig(rank=4, alpha=8, top_layers=2)
+STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
+
+
+def config(adapter: AdapterConfig = LORA, **settings) -> PpoConfig:
+    base = {
+        "adapter": adapter, "steps": 2, "prompts": 4, "sampler": SamplerConfig(max_new_tokens=8), "policy": STEADY,
+        "critic": STEADY,
+    }  # fmt: skip
+    return PpoConfig(**(base | settings))
+
+
+def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    return {"letters": [sum(c in "aeiou" for c in r.text) - 3.0 for r in rollouts]}
+
+
+def run(settings: PpoConfig, *, score=letters, roles: PpoRoles | None = None, **more) -> tuple[PpoRoles, list[dict]]:
+    roles = roles or PpoRoles.on(tiny_backbone(), settings.adapter, seed=1)
+    rows: list[dict] = []
+    train_ppo(roles, prompts(9), score, settings, seed=2, session=Session(log=rows.append), **more)
+    return roles, rows
+
+
+def same(a: Role, b: Role, tolerance: float = 1e-5) -> None:
+    mine, theirs = a.state(), b.state()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# One step by hand ---------------------------------------------------------------------------
+
+
+def gae_by_hand(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """Σ_k (γλ)^k δ_{t+k}: the sum written out, not the recursion."""
+    after = [*values[1:], 0.0]
+    deltas = [r + gamma * n - v for r, n, v in zip(rewards, after, values, strict=True)]
+    return [sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
+
+
+def answer_logprobs(model, rollout: Rollout, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    start, tokens = len(rollout.prompt_tokens), rollout.prompt_tokens + rollout.tokens
+    full = torch.log_softmax(model(torch.tensor([tokens])).logits[0] / temperature, dim=-1)[start - 1 : -1]
+    return full.gather(-1, torch.tensor(rollout.tokens)[:, None]).squeeze(-1), -(full.exp() * full).sum(-1)
+
+
+def answer_values(model, head, rollout: Rollout) -> torch.Tensor:
+    start, tokens = len(rollout.prompt_tokens), rollout.prompt_tokens + rollout.tokens
+    states = model.model(torch.tensor([tokens])).last_hidden_state[0]
+    return (states @ head.weight[0] + head.bias)[start - 1 : -1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"whiten_advantages": False, "missing_eos": None, "kl": KLConfig(coefficient=0.3)},
+        {"whiten_advantages": True, "missing_eos": MissingEosConfig(value=-2.0), "gamma": 0.9, "lam": 0.5},
+        {
+            "whiten_advantages": False,
+            "missing_eos": MissingEosConfig(value=-2.0, mode="subtract"),
+            "sampler": SamplerConfig(max_new_tokens=24, temperature=0.8),
+            "score_clip": 1.5,
+        },
+    ],
+    ids=["plain", "whitened, replace", "subtract, temperature, score clip"],
+)
+def test_one_step_recomputed(settings, tmp_path: Path):
+    settings = config(
+        FULL, **({"sampler": SamplerConfig(max_new_tokens=24)} | settings), steps=1, prompts=5, group=2, epochs=2,
+        eps=0.05, value_eps=0.05, micro_batch_tokens=70,
+    )  # fmt: skip
+    roles = PpoRoles.on(tiny_backbone(), FULL, seed=1)
+    stir(roles.policy, scale=0.02, seed=1)
+    stir(roles.critic, scale=0.1, seed=2)
+    policy, critic = copy.deepcopy(roles.policy.backbone.model), copy.deepcopy(roles.critic.backbone.model)
+    head, reference = copy.deepcopy(roles.critic.scalar), roles.reference.backbone.model
+    assert head is not None
+    _, [logged] = run(settings, roles=roles, samples=tmp_path)
+
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    assert {r.finish_reason for r in rollouts} == {"stop", "length"}
+    temperature, beta = settings.sampler.temperature, settings.kl.coefficient
+    scores = letters(rollouts)["letters"]
+    limit = settings.score_clip or math.inf
+    total = sum(len(r.tokens) for r in rollouts)
+    old, old_values, advantages, returns, kl = [], [], [], [], 0.0
+    with torch.no_grad():
+        for rollout, score in zip(rollouts, scores, strict=True):
+            logprobs = answer_logprobs(policy, rollout, temperature)[0].tolist()
+            assert rollout.logprobs == pytest.approx(logprobs, abs=1e-4)
+            fixed = answer_logprobs(reference, rollout, temperature)[0].tolist()
+            values = answer_values(critic, head, rollout).tolist()
+            score = max(-limit, min(limit, score))
+            if rollout.finish_reason == "length" and settings.missing_eos is not None:
+                score = -2.0 if settings.missing_eos.mode == "replace" else score - 2.0
+            rewards = [-beta * (p - q) for p, q in zip(logprobs, fixed, strict=True)]
+            rewards[-1] += score
+            gained = gae_by_hand(rewards, values, settings.gamma, settings.lam)
+            kl += sum(p - q for p, q in zip(logprobs, fixed, strict=True))
+            old.append(logprobs)
+            old_values.append(values)
+            advantages.append(gained)
+            returns.append([a + v for a, v in zip(gained, values, strict=True)])
+    if settings.whiten_advantages:
+        flat = [a for row in advantages for a in row]
+        mean = sum(flat) / total
+        deviation = (sum((a - mean) ** 2 for a in flat) / total) ** 0.5
+        advantages = [[(a - mean) / deviation for a in row] for row in advantages]
+
+    # Two epochs of one optimiser step each, policy and critic.
+    optimizers = [
+        torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.0),
+        torch.optim.AdamW([*critic.parameters(), *head.parameters()], lr=3e-3, weight_decay=0.0),
+    ]
+    policy_losses, value_losses, clipped, entropies, moved = [], [], [], [], []
+    for _ in range(2):
+        policy_loss, value_loss, outside, entropy, shift = torch.zeros(()), torch.zeros(()), 0, 0.0, 0.0
+        for i, rollout in enumerate(rollouts):
+            new, spread = answer_logprobs(policy, rollout, temperature)
+            ratio = torch.exp(new - torch.tensor(old[i]))
+            a = torch.tensor(advantages[i])
+            policy_loss = policy_loss - torch.minimum(ratio * a, ratio.clamp(0.95, 1.05) * a).sum() / total
+            value, before = answer_values(critic, head, rollout), torch.tensor(old_values[i])
+            goal = torch.tensor(returns[i])
+            near = torch.maximum(torch.minimum(value, before + 0.05), before - 0.05)
+            value_loss = value_loss + 0.5 * torch.maximum((value - goal) ** 2, (near - goal) ** 2).sum() / total
+            outside += int(((ratio < 0.95) | (ratio > 1.05)).sum())
+            entropy += float(spread.detach().sum()) / total
+            shift += float((torch.tensor(old[i]) - new.detach()).sum()) / total
+        for loss, optimizer in zip((policy_loss, value_loss), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+            optimizer.step()
+        policy_losses.append(float(policy_loss.detach()))
+        value_losses.append(float(value_loss.detach()))
+        clipped.append(outside / total)
+        entropies.append(entropy)
+        moved.append(shift)
+
+    assert clipped[0] == 0 and clipped[1] > 0.05  # the clip is at work
+    assert logged["policy_loss"] == pytest.approx(sum(policy_losses) / 2, abs=1e-4)
+    assert logged["value_loss"] == pytest.approx(sum(value_losses) / 2, rel=1e-4)
+    assert logged["clip_fraction"] == pytest.approx(sum(clipped) / 2, abs=1 / total)
+    assert logged["entropy"] == pytest.approx(sum(entropies) / 2, abs=1e-4)
+    assert logged["approx_kl"] == pytest.approx(sum(moved) / 2, abs=1e-4)
+    assert logged["mismatch"] < 1e-4
+    assert logged["kl"] == pytest.approx(kl / len(rollouts), abs=1e-3)
+    assert logged["reward"] == logged["reward/letters"] == pytest.approx(sum(scores) / len(scores))
+    assert logged["length"] == total / len(rollouts)
+    assert logged["ended"] == sum(r.finish_reason == "stop" for r in rollouts) / len(rollouts)
+    assert logged["distinct"] == len({r.text for r in rollouts}) / len(rollouts)
+    flat_returns, flat_values = (torch.tensor([x for row in rows for x in row]) for rows in (returns, old_values))
+    share = 1 - float((flat_returns - flat_values).var(unbiased=False) / flat_returns.var(unbiased=False))
+    assert logged["explained_variance"] == pytest.approx(share, abs=1e-3)
+    for mine, theirs in ((roles.policy.backbone.model, policy), (roles.critic.backbone.model, critic)):
+        for (name, p), q in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# What must not change the result ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
+def test_micro_batches_do_not_change_the_result(adapter):
+    whole, rows = run(config(adapter, micro_batch_tokens=10_000, minibatches=2))
+    for budget in (60, 1):
+        parts, others = run(config(adapter, micro_batch_tokens=budget, minibatches=2))
+        same(whole.policy, parts.policy)
+        same(whole.critic, parts.critic)
+        for a, b in zip(rows, others, strict=True):
+            for name in a.keys() - {"mismatch"}:
+                if not name.startswith("seconds/"):
+                    assert a[name] == pytest.approx(b[name], abs=1e-4), name
+
+
+def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.MonkeyPatch):
+    halves, _ = run(config(TOP))
+    assert halves.policy.backbone.frozen_layers == 1
+    monkeypatch.setattr(Backbone, "lower", lambda self, tokens: None)
+    whole, _ = run(config(TOP))
+    same(halves.policy, whole.policy)
+    same(halves.critic, whole.critic)
+
+
+def test_reference_never_moves():
+    roles = PpoRoles.on(tiny_backbone(), LORA, seed=1)
+    before = {n: p.detach().clone() for n, p in roles.reference.backbone.model.named_parameters() if "lora" not in n}
+    run(config(), roles=roles)
+    after = dict(roles.reference.backbone.model.named_parameters())
+    assert all(torch.equal(p, after[n]) for n, p in before.items())
+    assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B.policy" in n)
+
+
+@pytest.mark.parametrize("minibatches", [1, 3, 5, 8])
+def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.MonkeyPatch):
+    settings = config(steps=1, prompts=4, group=2, epochs=3, minibatches=minibatches)
+    roles = PpoRoles.on(tiny_backbone(), LORA, seed=1)
+    sizes: list[int] = []
+    values = roles.critic.values
+
+    def counting(batch):
+        if torch.is_grad_enabled():
+            sizes.append(batch.size)
+        return values(batch)
+
+    monkeypatch.setattr(roles.critic, "values", counting)
+    run(settings, roles=roles)
+    assert len(sizes) == 3 * minibatches  # nothing was cut into micro-batches
+    for epoch in range(3):
+        assert sum(sizes[epoch * minibatches : (epoch + 1) * minibatches]) == 8
+
+
+def test_every_pass_over_the_prompts_sees_each_once():
+    asked = prompts(7)
+    seen = [p.id for step in range(14) for p in _prompts_of_step(asked, 3, step, seed=0)]
+    passes = [seen[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(p) == sorted(q.id for q in asked) for p in passes)
+    assert passes[0] != passes[1]
+    more = _prompts_of_step(asked[:2], 5, 0, seed=0)  # more prompts in a step than there are
+    assert len(more) == 5
+
+
+# The leash ----------------------------------------------------------------------------------
+
+
+def test_adaptive_leash_moves_by_the_formula():
+    _, rows = run(
+        config(steps=4, policy=OptimizerConfig(lr=2e-2), kl=KLConfig(coefficient=0.2, target=0.05, horizon=8))
+    )
+    beta = 0.2
+    for row in rows:
+        assert row["beta"] == pytest.approx(beta)
+        beta *= 1 + max(-0.2, min(0.2, row["kl"] / 0.05 - 1)) * 4 / 8
+    assert rows[-1]["beta"] > 0.2 > rows[1]["beta"]  # at first below the target, then above it
+
+
+def test_fixed_leash_stays():
+    _, rows = run(config(steps=3, kl=KLConfig(coefficient=0.2)))
+    assert [row["beta"] for row in rows] == [0.2] * 3
+
+
+# Reward functions ---------------------------------------------------------------------------
+
+
+def test_components_are_weighted_and_kept(tmp_path: Path):
+    def two(rollouts):
+        return {"a": [1.0] * len(rollouts), "b": [float(i) for i in range(len(rollouts))]}
+
+    _, [row] = run(config(steps=1), score=two, weights={"b": 2.0}, samples=tmp_path)
+    assert row["reward"] == 1 + 2 * (0 + 1 + 2 + 3) / 4
+    assert (row["reward/a"], row["reward/b"]) == (1.0, 1.5)
+    kept = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    assert [r.rewards for r in kept] == [{"a": 1.0, "b": float(i)} for i in range(4)]
+
+
+def test_monitor_is_logged_and_not_trained_on():
+    watched, rows = run(config(), monitor=lambda rollouts: {"gold": float(len(rollouts))})
+    plain, _ = run(config())
+    assert [row["gold"] for row in rows] == [4.0, 4.0]
+    same(watched.policy, plain.policy, 0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_reward_that_is_no_number_names_the_sample(bad):
+    roles = PpoRoles.on(tiny_backbone(), LORA, seed=1)
+    before = roles.policy.state()
+    named = []
+
+    def score(rollouts):
+        named.append(rollouts[2].id)
+        return {"mine": [0.0, 0.0, bad, 0.0]}
+
+    with pytest.raises(NonFiniteError, match=rf"reward 'mine' is {bad} for sample") as error:
+        run(config(), score=score, roles=roles)
+    assert named[0] in str(error.value)
+    after = roles.policy.state()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"mine": [0.0]}, r"reward 'mine' has 1 values for 4 answers"),
+        ([0.0] * 4, r"returned list; expected a dict"),
+        (None, r"returned NoneType; expected a dict"),
+        ({}, r"expected a dict"),
+        ({"mine": 0.0}, r"reward 'mine'.*float"),
+        ({"mine": ["good", "bad", "good", "bad"]}, r"reward 'mine'.*'good'"),
+        ({"mine": [0.0, None, 0.0, 0.0]}, r"reward 'mine'.*None"),
+    ],
+)
+def test_reward_function_that_returns_something_else(answer, message):
+    with pytest.raises(ScoringError, match=message):
+        run(config(), score=lambda rollouts: answer)
+
+
+def test_reward_function_that_raises():
+    def score(rollouts):
+        raise KeyError("lexicon")
+
+    with pytest.raises(ScoringError, match=r"raised KeyError at step 0: 'lexicon'") as error:
+        run(config(), score=score)
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+# Continuing and refusing --------------------------------------------------------------------
+
+
+def test_answers_of_a_killed_step_are_taken_up(tmp_path: Path):
+    straight, _ = run(config(), samples=tmp_path / "a")
+    seen = []
+
+    def score(rollouts):
+        seen.extend(r.text for r in rollouts)
+        return letters(rollouts)
+
+    drawn = read_records(tmp_path / "a" / "step-000000.jsonl", Rollout)
+    write_records(tmp_path / "b" / "step-000000.jsonl", drawn)
+    (tmp_path / "b" / "step-000001.jsonl").write_text('{"cut in the mid')  # damaged: drawn again
+    again, _ = run(config(), score=score, samples=tmp_path / "b")
+    assert seen[:4] == [r.text for r in drawn]
+    same(straight.policy, again.policy, 0)
+
+
+def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
+    straight, _ = run(config(), samples=tmp_path / "a")
+    first = read_records(tmp_path / "a" / "step-000000.jsonl", Rollout)
+    write_records(tmp_path / "b" / "step-000001.jsonl", first)  # right number, wrong prompts and version
+    again, _ = run(config(), samples=tmp_path / "b")
+    same(straight.policy, again.policy, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": SamplerConfig(top_p=0.9)}, r"sampler\.top_p is 0\.9.*use top_p: 1\.0"),
+        ({"sampler": SamplerConfig(temperature=0.0)}, r"sampler\.temperature is 0"),
+        ({"minibatches": 9, "prompts": 4, "group": 2}, r"minibatches is 9 but a rollout batch has 8 answers"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        run(config(**settings))
+
+
+def test_no_prompts():
+    with pytest.raises(ConfigError, match="there are no prompts to align on"):
+        check_ppo(config(), 0)
