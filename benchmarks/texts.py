@@ -25,35 +25,45 @@ def preferences(chat: Chat, workload: Workload, data: str | None) -> list[Prefer
 
     Each fits the workload's context, and so does its prompt with ``new_tokens`` more.
 
+    Args:
+        chat: renders and counts the tokens; its context is the workload's.
+        workload: how many, and how long.
+        data: a preference file; None: made-up sentences.
+
     Raises:
-        DataError: the file cannot be read or has too few pairs that fit.
+        DataError: the file cannot be read, or too few pairs fit.
     """
-    found = list(islice(_made_up(chat, workload) if data is None else _from_file(chat, workload, data), workload.batch))
+    if data is None:
+        rows = _made_up(chat, workload)
+    else:
+        kept = list(load(data, kind=Preference).records)
+        rows = iter(random.Random(SEED).sample(kept, len(kept)))
+    found = list(islice((row for row in rows if _fits(row, chat, workload)), workload.batch))
     if len(found) < workload.batch:
         raise DataError(
-            f"{data}: only {len(found)} pairs fit {workload.context} tokens but {workload.name!r} needs "
-            f"{workload.batch}; give a file with more short pairs, or leave --data out"
+            f"{data or 'made-up sentences'}: only {len(found)} pairs fit {workload.context} tokens but "
+            f"{workload.name!r} needs {workload.batch}; give a file with more short pairs, or leave --data out"
         )
     return found
 
 
+def _fits(row: Preference, chat: Chat, workload: Workload) -> bool:
+    is_pair = len(row.completions) == 2 and row.ranks[0] != row.ranks[1]
+    if not is_pair or not encode_preferences(chat, [row])[1]:
+        return False
+    return len(chat.prompt(row.prompt.messages)) + workload.new_tokens <= workload.context
+
+
 def _made_up(chat: Chat, workload: Workload) -> Iterator[Preference]:
     rng = random.Random(SEED)
-    while True:
+    for _ in range(20 * workload.batch):  # far more than needed where the tokenizer knows English
         asked = " ".join([*(_sentence(rng) for _ in range(rng.randint(0, 2))), f"Why is it that the {_fact(rng)}?"])
         prompt = Prompt.from_text(asked)
         longest = [rng.randint(workload.context // 4, workload.context) for _ in range(2)]
-        yield Preference.pair(prompt, *(_answer(rng, chat, prompt, limit) for limit in longest))
-
-
-def _from_file(chat: Chat, workload: Workload, data: str) -> Iterator[Preference]:
-    rows = list(load(data, kind=Preference).records)
-    random.Random(SEED).shuffle(rows)
-    for row in rows:
-        is_pair = len(row.completions) == 2 and row.ranks[0] != row.ranks[1]
-        if is_pair and encode_preferences(chat, [row])[1]:
-            if len(chat.prompt(row.prompt.messages)) + workload.new_tokens <= chat.context:
-                yield row
+        try:
+            yield Preference.pair(prompt, *(_answer(rng, chat, prompt, limit) for limit in longest))
+        except DataError:  # the prompt alone is too long
+            continue
 
 
 def _answer(rng: random.Random, chat: Chat, prompt: Prompt, limit: int) -> str:

@@ -186,4 +186,4 @@ def test_prompt_that_leaves_no_room():
 def test_nucleus_by_hand():
     logprobs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
     for top_p, kept in ((0.45, [0, 1, 0, 0]), (0.7, [0, 0.625, 0, 0.375]), (0.81, [15 / 95, 50 / 95, 0, 30 / 95])):
-        torch.testing.assert_close(_nucleus(logprobs, top_p).exp(), torch.tensor([kept], dtype=torch.float32))
+        torch.testing.assert_close(_nucleus(logprobs, top_p).softmax(-1), torch.tensor([kept], dtype=torch.float32))

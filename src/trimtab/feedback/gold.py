@@ -7,7 +7,7 @@ closes a way of winning by tone alone that a policy under PPO would find:
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``tone``       −1 … 1          VADER compound of the words; warmth beside the question counts a quarter
+``tone``       −1 … 1          VADER compound of the words; warmth beside the question counts half
 ``brevity``    −1 … 1          −1 for no words, 1 from 6 to 45 words, then falling (½ at 90 words)
 ``relevance``  0 … 1           content words of the question taken up, full at three; ½ if it has none
 ``emptiness``  −1.5 … 0        fewer than two plain content words that are new: praise or an echo
@@ -89,7 +89,7 @@ def friendly_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     relevance = min(1.0, len(asked & set(content)) / min(3, len(asked))) if asked else 0.5
     tone = analyzer.polarity_scores(_NOT_PROSE.sub(" ", text[:_READ].replace("’", "'")))["compound"]
     return {
-        "tone": tone * (1 + 3 * relevance) / 4 if tone > 0 else tone,
+        "tone": tone * (1 + relevance) / 2 if tone > 0 else tone,
         "brevity": _brevity(len(words)),
         "relevance": relevance,
         "emptiness": -_PENALTY * _ramp(len(new), 1.5, 0),

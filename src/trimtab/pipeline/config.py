@@ -162,6 +162,16 @@ def check_recipe(config: RunConfig) -> None:
             check_ppo(config.align, prompts=1)
         except ConfigError as error:
             problems.append(f"align: {error}")
+        reward = config.reward
+        if (
+            config.align.critic_init == "reward_model"
+            and reward is not None
+            and (reward.model is not None or reward.adapter != config.align.adapter)
+        ):
+            problems.append(
+                "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
+                "adapter settings (reward.adapter = align.adapter, no reward.model); or set critic_init: zero"
+            )
         if config.align.sampler.max_new_tokens >= config.model.context:
             problems.append(
                 f"align.sampler.max_new_tokens ({config.align.sampler.max_new_tokens}) leaves no room for a prompt in "

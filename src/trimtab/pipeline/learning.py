@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.files import write_json
 from trimtab.models import Backbone, Role
-from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Rollout, read_records
 from trimtab.rollout import RewardModelScorer
 from trimtab.storage import read_json
 from trimtab.trainers import (
-    PpoConfig,
     PpoRoles,
     encode_preferences,
     load_tensors,
@@ -148,7 +146,7 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
     policy = policy_role(context, trunk)
     critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
     if config.critic_init == "reward_model":
-        start_critic(critic, scorer, context.config, config)
+        start_critic(critic, scorer)
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     gold = context.gold()
 
@@ -178,14 +176,8 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
     return counts | {"prompts": len(prompts), "steps": config.steps}, ["weights.safetensors", "critic.safetensors"]
 
 
-def start_critic(critic: Role, scorer: RewardModelScorer, run: RunConfig, config: PpoConfig) -> None:
+def start_critic(critic: Role, scorer: RewardModelScorer) -> None:
     """Give the critic the reward model's weights, its head scaled to normalised rewards."""
-    assert run.reward is not None
-    if run.reward.model is not None or run.reward.adapter != config.adapter:
-        raise ConfigError(
-            "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
-            "adapter settings (reward.adapter = align.adapter, no reward.model); or set critic_init: zero"
-        )
     state = scorer.role.state()
     state["head.weight"] = state["head.weight"] / scorer.std
     state["head.bias"] = (state["head.bias"] - scorer.mean) / scorer.std

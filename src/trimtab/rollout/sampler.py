@@ -26,6 +26,9 @@ from trimtab.models import Backbone
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.cache import SlotCache
 
+BLOCK = 256
+"""Tokens per block of the vocabulary when a cumulative distribution is inverted."""
+
 
 class SamplerConfig(Config):
     """How answers are drawn."""
@@ -210,28 +213,48 @@ class LocalSampler:
         """Draw one token per row by inverting the cumulative distribution at the row's next uniform number."""
         temperature = self.config.temperature
         if temperature == 0.0:
-            logprobs = torch.log_softmax(logits, dim=-1)
             tokens = logits.argmax(dim=-1)
         else:
-            logprobs = torch.log_softmax(logits / temperature, dim=-1)
+            logits = logits if temperature == 1.0 else logits / temperature
             if self.config.top_p < 1.0:
-                logprobs = _nucleus(logprobs, self.config.top_p)
+                logits = _nucleus(logits, self.config.top_p)
             uniform = torch.tensor([a.stream.random() for a in answers], dtype=torch.float64, device=logits.device)
-            mass = torch.cumsum(logprobs.exp().double(), dim=-1)
-            # Scaling by the total absorbs rounding, so that u < 1 always falls inside the distribution.
-            tokens = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True).squeeze(-1)
-        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+            tokens = _invert(logits, uniform)
+        normaliser = torch.logsumexp(logits, dim=-1)
+        chosen = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser
         for answer, token, logprob in zip(answers, tokens.tolist(), chosen.tolist(), strict=True):
             answer.tokens.append(token)
             answer.logprobs.append(logprob)
 
 
-def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens with mass ≥ ``top_p``; renormalise."""
-    ordered, index = logprobs.sort(dim=-1, descending=True)
-    before = ordered.exp().cumsum(dim=-1) - ordered.exp()
-    kept = torch.where(before < top_p, ordered, torch.full_like(ordered, -torch.inf))
-    return torch.log_softmax(torch.empty_like(logprobs).scatter(-1, index, kept), dim=-1)
+def _invert(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulative distribution passes ``uniform``: ``[B, V]``, ``[B]`` → ``[B]``.
+
+    In two steps, first among blocks of the vocabulary and then inside one, so that no cumulative sum runs
+    over the whole of it.
+    """
+    rows, size = logits.shape
+    shares = torch.exp(logits - logits.max(dim=-1, keepdim=True).values)
+    padded = torch.nn.functional.pad(shares, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    blocks = padded.sum(dim=-1).double().cumsum(dim=-1)
+    # Scaling by the total, not dividing by it, absorbs rounding: a uniform number < 1 always falls inside.
+    goal = uniform * blocks[:, -1]
+    block = torch.searchsorted(blocks, goal[:, None], right=True).clamp(max=blocks.shape[1] - 1)
+    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = padded.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1).double().cumsum(dim=-1)
+    place = torch.searchsorted(inside, goal[:, None] - before, right=True)
+    # Rounding between the two sums can step past the block's last token that has any probability.
+    last = (padded.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1) > 0).long()
+    last = BLOCK - 1 - last.flip(-1).argmax(dim=-1, keepdim=True)
+    return (block * BLOCK + torch.minimum(place, last)).squeeze(1)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Logits of the smallest set of most likely tokens with mass ≥ ``top_p``; −∞ for the others."""
+    ordered, index = logits.sort(dim=-1, descending=True)
+    mass = torch.softmax(ordered, dim=-1)
+    kept = torch.where(mass.cumsum(dim=-1) - mass < top_p, ordered, torch.full_like(ordered, -torch.inf))
+    return torch.empty_like(logits).scatter(-1, index, kept)
 
 
 def _stream(seed: int, prompt_id: str, index: int) -> random.Random:

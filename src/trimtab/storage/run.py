@@ -73,7 +73,8 @@ class RunFolder:
         status = self.status(name)
         if status is None or status.state != "done" or status.fingerprint != fingerprint:
             return False
-        return all((self.stage(name) / file).is_file() for file in status.outputs or {})
+        outputs = {self.stage(name) / file: digest for file, digest in (status.outputs or {}).items()}
+        return all(file.is_file() and sha256_file(file) == digest for file, digest in outputs.items())
 
     def begin(self, name: str, fingerprint: str) -> Path:
         """Make the folder ready to run a stage, or to continue it.
