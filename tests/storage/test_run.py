@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_folder_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_one_process_at_a_time(run: RunFolder):
+    with run.lock():
+        with pytest.raises(StorageError, match=rf"another process \(pid {os.getpid()}\) is working on this run"):
+            with RunFolder(run.path).lock():
+                pass
+        with RunFolder(run.path.with_name("second")).lock():
+            pass
+    with pytest.raises(KeyError), run.lock():
+        raise KeyError  # however it ends
+    with run.lock():
+        pass
 
 
 # Metrics ------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from trimtab.errors import ConfigError, ModelError
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 
-
 REMEMBERED = 8
 """Micro-batches whose lower hidden states are remembered."""
 

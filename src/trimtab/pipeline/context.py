@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from trimtab.errors import DataError
 from trimtab.feedback import Utility, load_callable
+from trimtab.files import storage_errors
 from trimtab.models import Backbone, Chat, Role
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.ui import Bar, Ui
@@ -165,15 +166,17 @@ class StageSession(Session):
         assert self._metrics is not None
         self._metrics(metrics)
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, int(metrics["step"]))
+            with storage_errors(self._folder):
+                for name, value in metrics.items():
+                    self._board.add_scalar(name, value, int(metrics["step"]))
         self._bar.update(int(metrics["step"]), self._total, metrics)
 
     def close(self) -> None:
         """Flush the metrics."""
-        for sink in (self._metrics, self._board):
-            if sink is not None:
-                sink.close()
+        with storage_errors(self._folder):
+            for sink in (self._metrics, self._board):
+                if sink is not None:
+                    sink.close()
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

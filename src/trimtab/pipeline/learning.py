@@ -24,6 +24,9 @@ from trimtab.trainers import (
     train_sft,
 )
 
+NORMALISE = 64
+"""Training rankings whose rewards give the mean and spread by which rewards are normalised."""
+
 
 def run_sft(context: Context) -> tuple[Counts, list[str]]:
     """Fine-tune on demonstrations."""
@@ -110,7 +113,7 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
             train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
         finally:
             session.close()
-    scores = score_rankings(role, [rankings[i] for i in train])
+    scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]])
     flat = [s for row in scores for s in row]
     mean = sum(flat) / len(flat)
     std = max((sum((s - mean) ** 2 for s in flat) / len(flat)) ** 0.5, 1e-3)

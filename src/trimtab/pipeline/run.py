@@ -73,7 +73,13 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
 
 
 def run_recipe(
-    config: RunConfig, recipe: Path, *, runs: Path = Path("runs"), until: str | None = None, ui: Ui | None = None
+    config: RunConfig,
+    recipe: Path,
+    *,
+    runs: Path = Path("runs"),
+    until: str | None = None,
+    ui: Ui | None = None,
+    again: bool = False,
 ) -> RunFolder:
     """Run a recipe's stages, up to and including ``until``.
 
@@ -83,6 +89,7 @@ def run_recipe(
         runs: folder of all runs.
         until: last stage; None: all.
         ui: console.
+        again: run the last stage even if it is done.
 
     Raises:
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
@@ -94,19 +101,20 @@ def run_recipe(
     planned = plan_stages(config, recipe, run, until)
     require_space(run.path, 0.2)
     write_atomic(run.path / "config.yaml", dump_config(config))
-    with _ctrl_c() as asked:
+    with run.lock(), _ctrl_c() as asked:
         context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: asked[0])
         context.fingerprints |= {p.stage.name: p.fingerprint for p in planned}
         for number, item in enumerate(planned, 1):
             name = item.stage.name
             head = f"[{number}/{len(planned)}] {name}"
-            if item.state == "done":
+            redo = again and number == len(planned)
+            if item.state == "done" and not redo:
                 context.cached.add(name)
                 ui.say(f"{head}: done before, skipped")
                 continue
             ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
             run.begin(name, item.fingerprint)
-            if run.is_done(name, item.fingerprint):  # taken back from superseded/
+            if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
                 context.cached.add(name)
                 ui.say("  an earlier result under the same settings was taken back")
                 continue

@@ -15,11 +15,13 @@
 A stage is done only when its status file says so, and that file is written last.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +54,39 @@ class RunFolder:
     """Access to one run's folder.
 
     Args:
-        path: ``runs/NAME``; made if missing.
+        path: ``runs/NAME``.
+        create: make it if it is missing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
+        if create:
+            with storage_errors(path):
+                path.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the lock goes with the process, however it ends.
+
+        Raises:
+            StorageError: another process is working on this run.
+        """
+        path = self.path / ".lock"
         with storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise StorageError(
+                    f"{self.path}: another process (pid {file.read().strip() or 'unknown'}) is working on this run; "
+                    "wait for it, stop it, or use another name (--set name=...)"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -159,7 +187,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        with storage_errors(self.path):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,58 @@
+"""What a run needs, looked at one by one: name, state (ok, note, problem), text with the next step."""
+
+import importlib.util
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+from trimtab.errors import ModelError
+from trimtab.models import embedded
+from trimtab.pipeline.plan import matmul_rate
+from trimtab.pipeline.reporting import machine, versions
+
+OPTIONAL = {"vaderSentiment": "train", "tensorboard": "train", "datasets": "data", "pyarrow": "data"}
+"""Packages that some features need, and the extra that brings them."""
+
+Finding = dict[str, str]
+
+
+def examine() -> list[Finding]:
+    """All findings, in order."""
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    found = [
+        _finding("python", "ok", platform.python_version()),
+        _finding("machine", "ok", machine()),
+        _finding("versions", "ok", ", ".join(f"{k} {v}" for k, v in versions().items())),
+        _finding("torch threads", "ok", str(torch.get_num_threads())),
+        _finding("disk", "ok" if free > 2 else "problem", f"{free:.0f} GB free here; a run wants about 2"),
+        _finding("matrix product", "ok", f"{matmul_rate() / 1e9:.0f} GFLOP/s measured in float32"),
+    ]
+    for package, extra in OPTIONAL.items():
+        there = importlib.util.find_spec(package) is not None
+        text = "installed" if there else f"not installed; pip install 'trimtab[{extra}]'"
+        found.append(_finding(package, "ok" if there else "note", text))
+    try:
+        found.append(_finding("default model", "ok", str(embedded.embedded_folder())))
+    except ModelError as error:
+        found.append(_finding("default model", "note", str(error)))
+    found.append(_gradient())
+    return found
+
+
+def _gradient() -> Finding:
+    """One optimiser step on a tiny problem must lower its loss."""
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    before = weight.square().sum()
+    before.backward()
+    optimizer.step()
+    lower = bool(weight.square().sum() < before)
+    return _finding(
+        "optimiser step", "ok" if lower else "problem", "lowers a loss" if lower else "does not lower a loss"
+    )
+
+
+def _finding(name: str, state: str, text: str) -> Finding:
+    return {"name": name, "state": state, "text": text}

@@ -1,0 +1,205 @@
+"""What a run would do, from counts and a measured matrix-product rate. Estimates, and called so."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.errors import TrimtabError
+from trimtab.models import AdapterConfig, ModelConfig
+from trimtab.models.loading import resolve
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.run import plan_stages
+from trimtab.records import Demonstration, Preference, Prompt, load
+from trimtab.storage import RunFolder
+
+EFFICIENCY = 0.5
+"""Share of the measured matrix-product rate that whole steps reach on two CPU cores."""
+
+TOKENS = 70
+"""Assumed tokens of a prompt with its answer where nothing has been tokenised yet."""
+
+
+def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
+    """Stages with their state, sizes and costs, and the objective as a formula.
+
+    Args:
+        config: the resolved recipe; contradictions were refused when it was loaded.
+        recipe: where it came from.
+        runs: folder of all runs; only read.
+    """
+    planned = plan_stages(config, recipe, RunFolder(runs / config.name, create=False))
+    rate = matmul_rate()
+    shape = model_shape(config.model)
+    rows = []
+    for item in planned:
+        what, updates, tokens, flops = _cost(item.stage.name, config, recipe, shape)
+        seconds = 0.0 if item.state == "done" else flops / (rate * EFFICIENCY)
+        rows.append(
+            {
+                "stage": item.stage.name,
+                "state": item.state,
+                "fingerprint": item.fingerprint,
+                "what": what,
+                "updates": updates,
+                "tokens": tokens,
+                "seconds": seconds,
+            }
+        )
+    total = sum(row["seconds"] for row in rows)
+    memory = memory_gb(config, shape)
+    return {
+        "name": config.name,
+        "stages": rows,
+        "objective": objective(config),
+        "estimate": f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "
+        f"{rate / 1e9:.0f} GFLOP/s, {EFFICIENCY:.0%} of it assumed; {shape['parameters'] / 1e6:.0f} M parameters).",
+        "seconds": total,
+        "memory_gb": memory,
+        "warnings": warnings(config),
+    }
+
+
+def objective(config: RunConfig) -> list[str]:
+    """The objectives with the recipe's own numbers."""
+    lines = []
+    if config.sft:
+        lines.append("SFT: min −(1/N) Σ log π(y_t | x, y_<t) over the assistant's tokens")
+    if config.reward:
+        lines.append("Reward: min −mean over pairs log σ(r_w − r_l)" + _centring(config.reward.centring))
+    if config.align:
+        a = config.align
+        leash = f"{a.kl.coefficient:g}·KL(π‖reference)"
+        if a.kl.target is not None:
+            leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
+        lines.append(f"PPO: max E[reward] − {leash}")
+        lines.append(
+            f"     clip ±{a.eps:g}, GAE γ = {a.gamma:g}, λ = {a.lam:g}, "
+            f"{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
+            f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"
+        )
+    return lines
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """Settings that work and are probably not meant."""
+    found = []
+    if config.align and config.align.kl.coefficient == 0:
+        found.append("align.kl.coefficient is 0: nothing holds the policy near its reference")
+    if config.align and config.evaluate:
+        ours, theirs = config.align.sampler.temperature, config.evaluate.sampler.temperature
+        if ours != theirs:
+            found.append(f"the policy is trained at temperature {ours:g} and evaluated at {theirs:g}")
+    return found
+
+
+def model_shape(config: ModelConfig) -> dict[str, int]:
+    """Parameters, layers, width and vocabulary from the model's configuration; no weights are loaded."""
+    from transformers import AutoConfig
+
+    try:
+        loaded = AutoConfig.from_pretrained(resolve(config.name)).get_text_config()
+    except Exception as error:
+        raise TrimtabError(f"{config.name}: its configuration cannot be read ({str(error).splitlines()[0]})") from error
+    width, layers, vocabulary = loaded.hidden_size, loaded.num_hidden_layers, loaded.vocab_size
+    inner = getattr(loaded, "intermediate_size", None) or 4 * width
+    heads = loaded.num_attention_heads
+    keys = getattr(loaded, "num_key_value_heads", None) or heads
+    layer = 2 * width * width + 2 * width * width * keys // heads + 3 * width * inner
+    tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
+    return {
+        "parameters": layers * layer + tied * vocabulary * width,
+        "layer": layer,
+        "layers": layers,
+        "head": vocabulary * width,
+    }
+
+
+def matmul_rate() -> float:
+    """Floating point operations per second of a 1024² product, measured for a moment."""
+    a, best = torch.randn(1024, 1024), 1e9
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+def memory_gb(config: RunConfig, shape: dict[str, int]) -> float:
+    """Weights, gradients and optimiser where all weights are trained, and activations of one micro-batch."""
+    weights = 4 * shape["parameters"] / 1e9
+    stages = [s for s in (config.sft, config.reward, config.align) if s is not None]
+    full = max((3.0 if s.adapter.kind == "full" else 0.0 for s in stages), default=0.0)
+    copies = 3.0 if config.align and config.align.adapter.kind == "full" else 1.0
+    tokens = max((s.micro_batch_tokens for s in stages), default=0)
+    width = (shape["layer"] / 6) ** 0.5
+    activations = (
+        tokens * shape["layers"] * width * 25 * 4 / 1e9 + 4 * min(tokens, 1024) * 3 * shape["head"] / width / 1e9
+    )
+    return 0.6 + weights * copies * (1 + full) + activations
+
+
+def _centring(value: float) -> str:
+    return f" + {value:g}·(r_w + r_l)²" if value else ""
+
+
+def _rows(source: str | None, kind: Any, config: RunConfig, recipe: Path) -> int | None:
+    """Rows in a data file; None where it is not here to be counted."""
+    if source is None:
+        return None
+    path = next((p for p in (Path(source), recipe.parent / source) if p.is_file()), None)
+    if path is None:
+        return None
+    return len(load(path, kind=kind, format=config.data.format, limit=config.data.limit).records)
+
+
+def _training(shape: dict[str, int], adapter: AdapterConfig, *, head: bool) -> tuple[float, float]:
+    """FLOPs per token of one forward pass below the adapters, and of forward and backward above them."""
+    top = shape["layers"] if adapter.top_layers is None else adapter.top_layers
+    passes = 6 if adapter.kind == "full" else 4
+    upper = passes * (shape["layer"] * top + (shape["head"] / 2 if head else 0))
+    return 2.0 * shape["layer"] * (shape["layers"] - top), float(upper)
+
+
+def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) -> tuple[str, int, int, float]:
+    """What a stage works on, its optimiser steps, tokens and floating point operations."""
+    data = config.data
+    forward = 2.0 * shape["parameters"]
+    prompts = _rows(data.prompts or data.preferences, Prompt, config, recipe) or 0
+    if stage == "sft" and config.sft:
+        source = data.demonstrations or data.preferences
+        count = round((_rows(source, Demonstration, config, recipe) or 0) * (1 - config.sft.holdout))
+        lower, upper = _training(shape, config.sft.adapter, head=True)
+        tokens = round(count * TOKENS * config.sft.epochs)
+        updates = round(-(-count // config.sft.batch) * config.sft.epochs)
+        return f"{count} demonstrations, {config.sft.batch} a step", updates, tokens, tokens * (lower + upper)
+    if stage == "sample" and config.sample:
+        count = min(config.sample.prompts or prompts, prompts) * config.sample.answers
+        return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward
+    if stage == "label" and config.label:
+        return f"simulated annotators, {config.label.simulation.overlap} a prompt", 0, 0, 0.0
+    if stage in ("preferences", "reward"):
+        count, answers = _rows(data.preferences, Preference, config, recipe) or 0, 2
+        if config.sample and config.label:
+            count, answers = min(config.sample.prompts or prompts, prompts), config.sample.answers
+        if stage == "preferences" or config.reward is None:
+            return f"{count} preferences", 0, 0, 0.0
+        kept = round(count * (1 - config.reward.holdout))
+        lower, upper = _training(shape, config.reward.adapter, head=False)
+        tokens = kept * answers * TOKENS
+        updates = round(-(-kept // config.reward.batch) * config.reward.epochs)
+        flops = tokens * (lower + upper * config.reward.epochs)
+        return f"{kept} rankings of {answers}, {config.reward.batch} a step", updates, tokens, flops
+    if stage == "align" and config.align:
+        a = config.align
+        size = a.prompts * a.group
+        lower, upper = _training(shape, a.adapter, head=True)
+        tokens = a.steps * size * TOKENS
+        flops = tokens * (forward / 2 + lower + 3 * upper / 2 + 2 * a.epochs * upper)
+        return f"{prompts} prompts, {size} answers a step", a.steps * a.epochs * a.minibatches, tokens, flops
+    if stage == "evaluate" and config.evaluate:
+        held = _rows(data.heldout, Prompt, config, recipe) or round(prompts * data.heldout_share)
+        count = min(config.evaluate.prompts or held, held) * (1 + (config.sft is not None) + (config.align is not None))
+        return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward * 2
+    return "", 0, 0, 0.0

@@ -1,0 +1,96 @@
+"""A conversation with the model of a run, or with any model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimtab.errors import ConfigError, DataError
+from trimtab.evals.text import visible
+from trimtab.models import Backbone, ModelConfig
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.learning import policy_role
+from trimtab.pipeline.ui import Silent
+from trimtab.records import Message, Prompt
+from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.storage import RunFolder
+from trimtab.trainers import load_tensors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """One answer, safe to print on a terminal."""
+
+    text: str
+    """The answer; control characters are made visible."""
+    cut: bool
+    """True: it did not end its turn."""
+    forgotten: int
+    """Oldest turns that no longer fitted the context."""
+
+
+@dataclass(kw_only=True)
+class Talk:
+    """A conversation and the model it is held with."""
+
+    sampler: LocalSampler
+    """Draws the answers."""
+    adapter: str | None
+    """Whose weights; None: the trunk."""
+    turns: list[Message] = field(default_factory=list)
+    """The conversation so far."""
+    count: int = 0
+    """Answers given, so that each has a seed of its own."""
+
+    @classmethod
+    def open(cls, target: str, *, which: str, runs: Path, temperature: float, max_new_tokens: int) -> "Talk":
+        """Load what ``target`` names.
+
+        Raises:
+            ConfigError: the run has no such model yet.
+        """
+        path = Path(target)
+        recipe = path / "config.yaml" if (path / "config.yaml").is_file() else path
+        adapter = None
+        if recipe.is_file():
+            config = load_recipe(recipe)
+            folder = path if recipe != path else runs / config.name
+            context = Context(config=config, recipe=recipe, run=RunFolder(folder, create=False), ui=Silent())
+            stage = {"base": None, "sft": "sft", "policy": "align"}.get(which, "")
+            if stage == "" or (stage and not (context.folder(stage) / "weights.safetensors").exists()):
+                raise ConfigError(
+                    f"{folder} has no model {which!r} yet; run `trimtab run {target}` or use --model base"
+                )
+            backbone = context.trunk(with_sft=which != "base")
+            if which == "policy":
+                role = policy_role(context, backbone)
+                role.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
+                backbone, adapter = role.backbone, role.adapter
+        else:
+            backbone = Backbone.load(ModelConfig(name=target))
+        room = backbone.chat.context // 2
+        sampling = SamplerConfig(temperature=temperature, max_new_tokens=min(max_new_tokens, room), slots=1)
+        return cls(sampler=LocalSampler(backbone, sampling), adapter=adapter)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.turns.clear()
+
+    def answer(self, text: str) -> Reply:
+        """Say something and get an answer; the oldest turns go when the context is full, and are counted.
+
+        Raises:
+            DataError: this turn alone does not fit the context.
+        """
+        turns = [*self.turns, Message(role="user", content=text)]
+        forgotten = 0
+        while True:
+            try:
+                rollout = self.sampler.generate([Prompt.of(turns)], adapter=self.adapter, seed=self.count)[0]
+                break
+            except DataError:
+                if len(turns) < 3:
+                    raise
+                turns, forgotten = turns[2:], forgotten + 2
+        self.count += 1
+        self.turns = [*turns, Message(role="assistant", content=rollout.text)]
+        return Reply(text=visible(rollout.text), cut=rollout.finish_reason == "length", forgotten=forgotten)
