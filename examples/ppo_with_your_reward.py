@@ -22,7 +22,8 @@ def reward(rollouts):
 model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
 backbone = Backbone.load(ModelConfig(name=model, context=128))
-prompts = [Prompt.from_text(t) for t in ("Why is the sky blue?", "What is a trim tab?", "Is tea healthy?", "Name a fish.")]
+questions = ("Why is the sky blue?", "What is a trim tab?", "Is tea healthy?", "Name a fish.")
+prompts = [Prompt.from_text(q) for q in questions]
 sampler = SamplerConfig(max_new_tokens=32)
 roles = PpoRoles.on(backbone, AdapterConfig(top_layers=2, rank=8), seed=0)
 config = PpoConfig(steps=steps, prompts=16, sampler=sampler)

@@ -139,6 +139,20 @@ def stir(role: Any, *, seed: int = 0, scale: float = 0.1) -> Any:
     return role
 
 
+def same_weights(a: Any, b: Any, *, within: float = 1e-5) -> None:
+    """Assert that two roles hold the same weights, up to rounding.
+
+    Adam divides a gradient by its own size, so where that is next to nothing rounding decides; one weight in
+    a thousand may be such a one. A wrong objective moves nearly all of them.
+    """
+    import torch
+
+    mine, theirs = a.state(), b.state()
+    assert mine.keys() == theirs.keys()
+    apart = torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in mine])
+    assert (apart > within).float().mean() <= 1e-3, f"{int((apart > within).sum())} of {len(apart)} weights differ"
+
+
 def save_model(folder: Path, model: Any = None, *, tokens: Any = None) -> Path:
     """A folder that ``model.name`` can name."""
     from transformers.utils import logging

@@ -6,14 +6,14 @@ import json
 import resource
 from pathlib import Path
 
-import benchmarks.measure
 import pytest
 import torch
+
+import benchmarks.measure
 from benchmarks.measure import measure
 from benchmarks.steps import DEFAULT_MODEL, main, markdown
 from benchmarks.texts import preferences
 from benchmarks.workloads import WORKLOADS, Settings, Workload
-
 from trimtab.errors import DataError
 from trimtab.models import Backbone, ModelConfig, embedded
 

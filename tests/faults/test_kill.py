@@ -19,19 +19,15 @@ Moment = tuple[str, str, int]
 
 MOMENTS: list[tuple[Moment, str, int]] = [
     # the moment, the stage it falls in, and how many steps of it are safe
-    (("after line", "sft/metrics.jsonl", 2), "sft", 0),
     (("after line", "sft/metrics.jsonl", 8), "sft", 6),
     (("before rename", "sft/checkpoints/step-000009", 1), "sft", 6),
     (("half written", "sft/weights.safetensors", 1), "sft", 18),
     (("before rename", "sft/status.json", 1), "sft", 18),
     (("before rename", "sample/samples/answers/prompts-000064.jsonl", 1), "sample", 0),
-    (("before rename", "label/judgements.jsonl", 1), "label", 0),
     (("before rename", "preferences/status.json", 2), "preferences", 0),
     (("after line", "reward/metrics.jsonl", 5), "reward", 3),
-    (("half written", "reward/weights.safetensors", 1), "reward", 6),
     (("before rename", "align/samples/step-000001.jsonl", 2), "align", 0),  # drawn and kept, not yet scored
     (("after line", "align/metrics.jsonl", 5), "align", 3),
-    (("before rename", "align/checkpoints/step-000006", 1), "align", 3),
     (("half written", "align/critic.safetensors", 1), "align", 6),
     (("before rename", "evaluate/samples/policy/prompts-000000.jsonl", 1), "evaluate", 0),
     (("before rename", "toy/report.html", 1), "report", 0),

@@ -126,8 +126,8 @@ def test_short_leash_holds():
     slow, moved = OptimizerConfig(lr=2e-3, schedule="constant"), {}
     for beta in (0.02, 5.0):
         roles, rows = PpoRoles.on(trunk(), LORA, seed=1), []
-        config = ppo(LORA, kl=KLConfig(coefficient=beta), steps=12, policy=slow)
+        config = ppo(LORA, kl=KLConfig(coefficient=beta), steps=10, policy=slow)
         train_ppo(roles, prompts(32), even, config, seed=0, session=Session(log=rows.append))
         moved[beta] = ends(rows, "kl")[1]
-    assert moved[0.02] > 4  # nats per answer; what the reward pays for
+    assert moved[0.02] > 3  # nats per answer; what the reward pays for
     assert moved[5.0] < 1.5

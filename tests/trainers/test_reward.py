@@ -1,6 +1,7 @@
 """Reward model training: the loss by hand from scores computed one answer at a time."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.reward import init_reward_head
 
-from ..kit import prompts, sentences, stir, tiny_backbone, tokenizer
+from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
 
+REASONS: list[tuple[str, Literal["stop", "length"]]] = [("ended", "stop"), ("cut", "length")]
 LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=1)
 FULL = AdapterConfig(kind="full")
@@ -102,9 +104,7 @@ def test_micro_batches_and_cache_do_not_change_the_result(adapter):
     for budget, cache_mb in ((100, 1.0), (1, 1.0), (100, 0.02), (1, 0.0)):
         other, others = trained(RewardConfig(micro_batch_tokens=budget, cache_mb=cache_mb, **settings), adapter)
         assert [r["loss"] for r in others] == pytest.approx([r["loss"] for r in rows], abs=1e-5)
-        mine, theirs = whole.state(), other.state()
-        for name in mine:
-            torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        same_weights(whole, other)
 
 
 def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch):
@@ -127,9 +127,7 @@ def test_equal_ids_with_other_answers_are_not_mixed_up():
     config = RewardConfig(batch=2, epochs=2)
     train_reward(one, alike, config, seed=0)
     train_reward(two, alike, config.model_copy(update={"cache_mb": 0.0}), seed=0)
-    a, b = one.state(), two.state()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-5)
+    same_weights(one, two)
 
 
 def test_scores_of_rankings_by_hand():
@@ -196,7 +194,7 @@ def test_encoded_preferences_end_as_they_ended():
             weight=2.0,
             margin=0.5,
         )
-        for name, reason in (("ended", "stop"), ("cut", "length"))
+        for name, reason in REASONS
     )
     long = Preference.pair(prompt, "bread " * 50, "a")
     rankings, kept, too_long = encode_preferences(chat, [ended, long, cut])

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the loss by brute force, and what must not change the result."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,14 @@ from trimtab.models import AdapterConfig, Encoded, Role
 from trimtab.trainers import OptimizerConfig, Session, SftConfig, mean_nll, train_sft
 from trimtab.trainers.sft import step_indices
 
-from ..kit import chat_messages, sentences, tiny_backbone
+from ..kit import chat_messages, same_weights, sentences, tiny_backbone
 
 FULL = AdapterConfig(kind="full")
 LORA = AdapterConfig(rank=4, alpha=8)
 
 
-def role(adapter: AdapterConfig = LORA, architecture="llama", **model) -> Role:
-    return Role.trainable(tiny_backbone(architecture, **model), "sft", adapter, seed=1)
+def role(adapter: AdapterConfig = LORA, architecture: Any = "llama") -> Role:
+    return Role.trainable(tiny_backbone(architecture), "sft", adapter, seed=1)
 
 
 def examples(one: Role, count: int = 10) -> list[Encoded]:
@@ -29,12 +30,6 @@ def trained(config: SftConfig, *, adapter: AdapterConfig = LORA, architecture="l
     one, rows = role(adapter, architecture), []
     train_sft(one, examples(one), config, seed=0, session=Session(log=rows.append))
     return one, rows
-
-
-def same(a: Role, b: Role, tolerance: float = 1e-5) -> None:
-    mine, theirs = a.state(), b.state()
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @torch.no_grad()
@@ -70,7 +65,7 @@ def test_micro_batches_and_packing_do_not_change_the_result(adapter):
     whole, rows = trained(SftConfig(packing=False, micro_batch_tokens=10_000, **settings), adapter=adapter)
     for packing, budget in ((False, 60), (False, 1), (True, 10_000), (True, 60), (True, 1)):
         other, others = trained(SftConfig(packing=packing, micro_batch_tokens=budget, **settings), adapter=adapter)
-        same(whole, other)
+        same_weights(whole, other)
         assert [r["loss"] for r in others] == pytest.approx([r["loss"] for r in rows], abs=1e-5)
         assert [r["entropy"] for r in others] == pytest.approx([r["entropy"] for r in rows], abs=1e-4)
 
@@ -80,7 +75,7 @@ def test_packing_on_other_architectures(architecture):
     settings = {"optimizer": OptimizerConfig(lr=1e-3, warmup=0.0), "epochs": 1, "batch": 8}
     one, rows = trained(SftConfig(packing=False, **settings), architecture=architecture)
     two, others = trained(SftConfig(packing=True, **settings), architecture=architecture)
-    same(one, two)
+    same_weights(one, two)
     assert [r["loss"] for r in others] == pytest.approx([r["loss"] for r in rows], abs=1e-5)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from trimtab.config import Config
@@ -105,6 +105,20 @@ def load_causal_lm(config: ModelConfig) -> Any:
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     return model.to(pick_device(config.device)).eval()
+
+
+def longest_context(name: str) -> int | None:
+    """How many tokens a model was built for; None where its configuration does not say.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    _check_exists(name, resolve(name))
+    try:
+        config = AutoConfig.from_pretrained(resolve(name))
+    except Exception as error:
+        raise ModelError(f"{name}: its configuration cannot be read ({_first_line(error)})") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ from pathlib import Path
 from trimtab.errors import ConfigError, DataError
 from trimtab.evals.text import visible
 from trimtab.models import Backbone, ModelConfig
+from trimtab.models.loading import longest_context
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.learning import policy_role
@@ -14,6 +15,9 @@ from trimtab.records import Message, Prompt
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.storage import RunFolder
 from trimtab.trainers import load_tensors
+
+CONTEXT = 2048
+"""Tokens a conversation with a bare model may have, if the model was built for as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,19 +58,20 @@ class Talk:
         if recipe.is_file():
             config = load_recipe(recipe)
             folder = path if recipe != path else runs / config.name
-            context = Context(config=config, recipe=recipe, run=RunFolder(folder, create=False), ui=Silent())
+            surroundings = Context(config=config, recipe=recipe, run=RunFolder(folder, create=False), ui=Silent())
             stage = {"base": None, "sft": "sft", "policy": "align"}.get(which, "")
-            if stage == "" or (stage and not (context.folder(stage) / "weights.safetensors").exists()):
+            if stage == "" or (stage and not (surroundings.folder(stage) / "weights.safetensors").exists()):
                 raise ConfigError(
                     f"{folder} has no model {which!r} yet; run `trimtab run {target}` or use --model base"
                 )
-            backbone = context.trunk(with_sft=which != "base")
+            backbone = surroundings.trunk(with_sft=which != "base")
             if which == "policy":
-                role = policy_role(context, backbone)
-                role.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
+                role = policy_role(surroundings, backbone)
+                role.load_state(load_tensors(surroundings.folder("align") / "weights.safetensors"))
                 backbone, adapter = role.backbone, role.adapter
         else:
-            backbone = Backbone.load(ModelConfig(name=target))
+            context = min(longest_context(target) or CONTEXT, CONTEXT)
+            backbone = Backbone.load(ModelConfig(name=target, context=context))
         room = backbone.chat.context // 2
         sampling = SamplerConfig(temperature=temperature, max_new_tokens=min(max_new_tokens, room), slots=1)
         return cls(sampler=LocalSampler(backbone, sampling), adapter=adapter)

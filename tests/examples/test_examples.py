@@ -1,0 +1,53 @@
+"""The examples run, stay short, and print what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit import save_model, sentences
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
+def test_under_forty_lines(path):
+    assert len(path.read_text().splitlines()) < 40
+
+
+def test_there_are_three():
+    assert len(list(EXAMPLES.glob("*.py"))) == 3
+
+
+def test_ppo_with_your_reward(tmp_path):
+    printed = run("ppo_with_your_reward.py", str(save_model(tmp_path / "model")), "2")
+    assert printed.count("KL") == 2 and printed.count("→") == 4
+
+
+def test_train_on_your_preferences(tmp_path):
+    rows = [
+        {"prompt": p, "chosen": f"{a} thank you", "rejected": a}
+        for p, a in zip(sentences(20, words=4), sentences(20, start=300), strict=True)
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    printed = run("train_on_your_preferences.py", str(file), str(save_model(tmp_path / "model")))
+    assert "20 preferences in format trl-preference, 0 rows refused" in printed and "held-out accuracy" in printed
+
+
+def test_labels_to_agreement_and_pairs():
+    printed = run("labels_to_agreement_and_pairs.py")
+    assert "What is a trim tab? (0, 1) 1.0 from ann-0, bob-0" in printed
+    assert "raw_agreement        0.67" in printed  # two of three items judged alike
