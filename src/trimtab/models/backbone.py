@@ -37,7 +37,7 @@ class AdapterConfig(Config):
     """``lora``: adapters, the trunk stays frozen and shared. ``full``: all weights, one copy per role."""
     rank: int = 16
     """LoRA rank r."""
-    alpha: float = 32.0
+    alpha: int = 32
     """LoRA scale: the update is (alpha / rank) · B·A."""
     top_layers: int | None = None
     """Adapters only on this many upper layers; None means all. Below them nothing is trained."""
@@ -90,8 +90,8 @@ class Backbone:
         return self.model.config.get_text_config().hidden_size
 
     @property
-    def head(self) -> nn.Module:
-        """The projection from hidden states to the vocabulary."""
+    def head(self) -> Any:
+        """The projection from hidden states to the vocabulary, a module with weight and perhaps bias."""
         return self.model.get_output_embeddings()
 
     def copy(self) -> "Backbone":

@@ -104,7 +104,8 @@ def load_causal_lm(config: ModelConfig) -> Any:
     # Own, aligned memory: results must not depend on where a file was mapped (bit-exact resume).
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
-    return model.to(pick_device(config.device)).eval()
+    placed: Any = model
+    return placed.to(pick_device(config.device)).eval()
 
 
 def longest_context(name: str) -> int | None:

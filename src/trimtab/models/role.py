@@ -55,7 +55,7 @@ class Role:
         elif self.full:
             found |= dict(self.backbone.model.named_parameters())
         if self.scalar is not None:
-            found |= {"head.weight": self.scalar.weight, "head.bias": self.scalar.bias}
+            found |= {f"head.{name}": parameter for name, parameter in self.scalar.named_parameters()}
         return found
 
     def state(self) -> dict[str, Tensor]:

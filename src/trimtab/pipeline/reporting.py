@@ -237,7 +237,7 @@ def _against_kl(align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]
 
 def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]:
     raw = read_json(context.folder("preferences") / "agreement.json")
-    found = {name: Estimate(name=AGREEMENT.get(name, name), **values) for name, values in raw.items()}
+    found = {name: Estimate(name=AGREEMENT.get(name) or name, **values) for name, values in raw.items()}
     ceiling = found.get("leave_one_out")
     return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(found.values())
 

@@ -54,12 +54,12 @@ class SlotCache(Cache):
     """Slots for ``slots`` answers of up to ``length`` tokens, prompt included."""
 
     def __init__(self, layers: int, slots: int, length: int) -> None:
-        super().__init__(layers=[SlotLayer(slots, length) for _ in range(layers)])
+        self.slot_layers = [SlotLayer(slots, length) for _ in range(layers)]
+        super().__init__(layers=[*self.slot_layers])
 
-    def fill(self, slot: int, prefill: Cache, row: int, length: int) -> None:
+    def fill(self, slot: int, prefill: Any, row: int, length: int) -> None:
         """Copy a prompt's keys and values from a prefill batch into a slot (a fork of the prompt's cache)."""
-        for mine, theirs in zip(self.layers, prefill.layers, strict=True):
-            assert theirs.keys is not None and theirs.values is not None
+        for mine, theirs in zip(self.slot_layers, prefill.layers, strict=True):
             if not mine.is_initialized:
                 mine.lazy_initialization(theirs.keys, theirs.values)
             assert mine.keys is not None and mine.values is not None
@@ -68,12 +68,12 @@ class SlotCache(Cache):
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one slot over another."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             assert layer.keys is not None and layer.values is not None
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
     def place(self, where: Tensor, seen: int) -> None:
         """Say where the next position of each active slot goes, and how far attention looks."""
-        for layer in self.layers:
-            layer.where, layer.seen = where, seen  # type: ignore[attr-defined]
+        for layer in self.slot_layers:
+            layer.where, layer.seen = where, seen

@@ -4,7 +4,6 @@
 
     runs/NAME/
       config.yaml                 the resolved configuration
-      run.json                    how often it was started, machine, time
       stages/STAGE/               outputs of a stage
         status.json               fingerprint, running | done, seconds, counts, SHA-256 of each output
         checkpoints/ samples/     while it trains
