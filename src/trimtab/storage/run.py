@@ -119,6 +119,8 @@ class RunFolder:
             if not folder.exists() and kept.exists():
                 self._move(kept, folder)
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.rglob(".*.tmp"):  # half-written by a process that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         if self.status(name) is None:
             self._write(Status(stage=name, fingerprint=fingerprint, state="running"))
         return folder
