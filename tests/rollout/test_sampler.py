@@ -187,3 +187,10 @@ def test_nucleus_by_hand():
     logprobs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
     for top_p, kept in ((0.45, [0, 1, 0, 0]), (0.7, [0, 0.625, 0, 0.375]), (0.81, [15 / 95, 50 / 95, 0, 30 / 95])):
         torch.testing.assert_close(_nucleus(logprobs, top_p).softmax(-1), torch.tensor([kept], dtype=torch.float32))
+
+
+def test_a_prompt_given_twice_gets_two_answers():
+    backbone, [prompt] = tiny_backbone(), prompts(1)
+    twice = sample(backbone, [prompt, prompt], max_new_tokens=12)
+    assert twice[0].tokens != twice[1].tokens and twice[0].id != twice[1].id
+    assert [r.tokens for r in sample(backbone, [prompt], group=2, max_new_tokens=12)] == [r.tokens for r in twice]

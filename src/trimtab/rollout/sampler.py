@@ -11,7 +11,7 @@ up to the last bits of floating point in the logits.
 
 import hashlib
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -102,6 +102,7 @@ class LocalSampler:
         waiting: deque[list[_Running]] = deque()
         running: list[_Running] = []
         order: dict[int, int] = {}
+        asked: Counter[str] = Counter()
         finished: dict[int, Rollout] = {}
         for prompt in prompts:
             tokens = self.backbone.chat.prompt(prompt.messages)
@@ -112,8 +113,9 @@ class LocalSampler:
                 )
             members = [
                 _Running(prompt=prompt, prompt_tokens=tokens, index=i, stream=_stream(seed, prompt.id, i))
-                for i in range(group)
+                for i in range(asked[prompt.id], asked[prompt.id] + group)
             ]
+            asked[prompt.id] += group  # a prompt given twice gets different answers
             for member in members:
                 order[id(member)] = len(order)
             waiting.append(members)
