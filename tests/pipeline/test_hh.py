@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.kit import save_model, tiny_model
 
+from tests.kit import save_model, tiny_model
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
