@@ -122,6 +122,9 @@ def test_gae_refuses():
         gae(*good, gamma=1.0, lam=0.9, bootstrap=torch.zeros(1, 1))
     with pytest.raises(TrainingError, match="bool"):
         gae(*good[:2], row(1, 1), gamma=1.0, lam=0.9)
+    for bad in (torch.zeros(2), torch.zeros(1, 0)):
+        with pytest.raises(TrainingError, match="two dimensions"):
+            gae(bad, bad, bad.bool(), gamma=1.0, lam=0.9)
 
 
 # Groups ------------------------------------------------------------------------------------------
@@ -169,12 +172,17 @@ def test_alone_in_a_group():
         assert advantage(torch.tensor([[3.0, 1.0], [2.0, 1.0]]), mask).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
-@pytest.mark.parametrize("std", ["sample", "population", "none"])
-def test_no_spread_means_no_advantage(std):
+@settings(deadline=None, max_examples=40)
+@given(st.floats(-1e3, 1e3), st.integers(2, 9))
+def test_no_spread_means_no_advantage(reward: float, k: int):
     """.1 + .1 + .1 is not .3 in binary: the leftover over its own standard deviation must not become ±1."""
-    rewards = torch.full((1, 3), 0.1)
-    advantage = group_advantage(rewards, std=std, eps=0.0)
-    assert advantage.abs().max() < 1e-7
+    rewards = torch.full((1, k), reward)
+    for std in ("sample", "population", "none"):
+        assert not group_advantage(rewards, std=std, eps=0.0).any()
+    assert not rloo_advantage(rewards).any()
+
+
+def test_which_groups_have_spread():
     assert group_has_spread(torch.tensor([[0.1, 0.1, 0.1], [0.1, 0.1, 0.2]])).tolist() == [False, True]
     masked_spread = group_has_spread(torch.tensor([[0.1, 0.1, 9.0]]), torch.tensor([[True, True, False]]))
     assert masked_spread.tolist() == [False]
@@ -185,6 +193,8 @@ def test_groups_refuse():
         rloo_advantage(torch.zeros(3, 1))
     with pytest.raises(TrainingError, match="answers per prompt"):
         rloo_advantage(torch.zeros(3))
+    with pytest.raises(ConfigError, match="eps is -1"):
+        group_advantage(ONE_OF_FOUR, eps=-1.0)
     with pytest.raises(ConfigError, match="std is 'pop'"):
         group_advantage(ONE_OF_FOUR, std="pop")  # type: ignore[arg-type]
 
@@ -237,5 +247,7 @@ def test_whiten_edges():
     assert whiten(row(5, 5), row(1, 1).bool()).tolist() == [[0.0, 0.0]]
     assert whiten(row(5, 5), row(0, 0).bool()).tolist() == [[0.0, 0.0]]
     assert whiten(row(5, 5), row(1, 1).bool(), shift_mean=False).tolist() == [[5.0, 5.0]]
+    with pytest.raises(ConfigError, match="eps is 0"):
+        whiten(row(5, 5), row(1, 1).bool(), eps=0.0)
     with pytest.raises(ConfigError, match="variance"):
         whiten(row(5, 5), row(1, 1).bool(), variance="unbiased")  # type: ignore[arg-type]

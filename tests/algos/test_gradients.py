@@ -42,6 +42,7 @@ CASES = {
         lambda c, r, m: algos.bradley_terry_loss(c, r, margin=m, probability=SOFT, centring=0.01),
         (normal(B), normal(B), normal(B)),
     ),
+    "ranking_loss": (lambda r: algos.ranking_loss(r, torch.arange(T).flip(0).expand(B, T), MASK), (normal(B, T),)),
     "plackett_luce_loss": (lambda r: algos.plackett_luce_loss(r, MASK), (normal(B, T),)),
     "rao_kupper_loss": (lambda c, r: algos.rao_kupper_loss(c, r, FLAGS, theta=1.5), (normal(B), normal(B))),
     "davidson_loss": (lambda c, r: algos.davidson_loss(c, r, FLAGS, nu=0.5), (normal(B), normal(B))),

@@ -116,7 +116,8 @@ def test_adaptive_is_continued():
 
 
 def test_adaptive_refuses():
-    for bad in ((-0.1, 6.0, 100), (0.2, 0.0, 100), (0.2, 6.0, 0), (NAN, 6.0, 100)):
+    inf = math.inf
+    for bad in ((-0.1, 6, 100), (0.2, 0, 100), (0.2, 6, 0), (NAN, 6, 100), (inf, 6, 100), (0.2, inf, 9), (0.2, 6, inf)):
         with pytest.raises(ConfigError, match="target"):
             AdaptiveKL(*bad)
     leash = AdaptiveKL(0.2, 6.0, 100)
@@ -229,8 +230,16 @@ def test_rewards_refuse():
             missing_eos_penalty=-1.0,
             missing_eos_mode="drop",  # type: ignore[arg-type]
         )
-    with pytest.raises(ConfigError, match=r"beta is -0\.1"):
-        penalised_rewards(scores, zeros, zeros, mask, beta=-0.1)
+    for beta in (-0.1, math.inf, NAN):
+        with pytest.raises(ConfigError, match="beta is"):
+            penalised_rewards(scores, zeros, zeros, mask, beta=beta)
+    with pytest.raises(ConfigError, match="missing_eos_penalty is nan"):
+        penalised_rewards(scores, zeros, zeros, mask, beta=0.1, ended=mask[:, 0], missing_eos_penalty=NAN)
+    with pytest.raises(TrainingError, match=r"ended is torch\.float32"):
+        penalised_rewards(scores, zeros, zeros, mask, beta=0.1, ended=scores, missing_eos_penalty=-1.0)
+    for bad in (zeros[:, 0], zeros[:, :0]):
+        with pytest.raises(TrainingError, match="two dimensions"):
+            penalised_rewards(scores, bad, bad, bad.bool(), beta=0.1)
     with pytest.raises(TrainingError, match="scores"):
         penalised_rewards(scores[:1], zeros, zeros, mask, beta=0.1)
 
@@ -266,5 +275,6 @@ def test_best_of_n_limits():
     ends = best_of_n_kl(torch.tensor([0.0, -5000.0]), 8).tolist()
     assert ends == pytest.approx([0.0, best_of_n_kl_bound(8)], abs=1e-9)
     assert best_of_n_kl(torch.tensor([-3.0, 0.0]), 1).tolist() == pytest.approx([0.0, 0.0], abs=1e-9)
-    with pytest.raises(ConfigError, match="n is 0"):
-        best_of_n_kl(torch.tensor([-3.0]), 0)
+    for n in (0, 2.5, NAN, math.inf):
+        with pytest.raises(ConfigError, match="whole number"):
+            best_of_n_kl(torch.tensor([-3.0]), n)  # type: ignore[arg-type]

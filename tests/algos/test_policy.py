@@ -96,6 +96,27 @@ def test_garbage_under_the_mask(garbage: float):
     assert approx_kl(new, dirty, mask).item() == pytest.approx(math.exp(0.1) - 1 - 0.1)
 
 
+@pytest.mark.parametrize("log_ratio", [30.0, 100.0, 1e4])  # e⁸⁹ is infinite in float32
+@pytest.mark.parametrize(
+    ("advantage", "dual_clip", "loss"),
+    [(1.0, None, -1.2), (0.0, None, 0.0), (-1.0, 3.0, 3.0), (-1.0, None, math.exp(20))],
+)
+def test_a_wild_ratio_is_no_nan(log_ratio: float, advantage: float, dual_clip: float | None, loss: float):
+    """max(−A·∞, …) may choose the finite branch, but 0 · ∞ in its gradient would end the run."""
+    new, zero = torch.tensor([[log_ratio, 0.0]]).requires_grad_(), torch.zeros(1, 2)
+    out = clipped_policy_loss(new, zero, torch.full((1, 2), advantage), all_count(zero), dual_clip=dual_clip)
+    assert out[0].tolist() == pytest.approx([loss, -advantage], rel=1e-6)
+    out.sum().backward()
+    assert new.grad is not None and new.grad[0].tolist() == [0.0, -advantage]
+
+
+def test_a_vanishing_ratio_is_no_nan():
+    new = torch.tensor([[-1e4, -math.inf]]).requires_grad_()
+    out = clipped_policy_loss(new, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), all_count(new))
+    out.sum().backward()
+    assert out[0].tolist() == pytest.approx([0.0, 0.8]) and new.grad is not None and not new.grad.any()
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.floats(0.05, 5), st.floats(0.05, 5), st.floats(-3, 3).filter(lambda a: abs(a) > 0.01))
 def test_never_below_the_unclipped_loss_and_monotone(a: float, b: float, advantage: float):

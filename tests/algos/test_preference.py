@@ -216,7 +216,7 @@ def test_extremes_stay_finite():
 # What is refused -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beta", [0.0, -0.1, math.nan])
+@pytest.mark.parametrize("beta", [0.0, -0.1, math.nan, math.inf])
 def test_beta_must_be_positive(beta: float):
     one = torch.tensor([True])
     for call in (
@@ -239,10 +239,11 @@ def test_smoothing_outside_its_range(eps: float):
 
 
 def test_other_hyperparameters():
-    with pytest.raises(ConfigError, match="gamma"):
-        simpo_loss(*POLICY, *LENGTHS, beta=2.0, gamma=-1.0)
-    with pytest.raises(ConfigError, match="alpha"):
-        cpo_loss(*POLICY, beta=BETA, alpha=-1.0)
+    for bad in (-1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="gamma"):
+            simpo_loss(*POLICY, *LENGTHS, beta=2.0, gamma=bad)
+        with pytest.raises(ConfigError, match="alpha"):
+            cpo_loss(*POLICY, beta=BETA, alpha=bad)
     with pytest.raises(ConfigError, match="smoothing"):
         dpo_loss(*PAIR, beta=BETA, smoothing="both")  # type: ignore[arg-type]
 
@@ -252,14 +253,17 @@ def test_shapes_are_not_broadcast():
         dpo_loss(t(-1.0, -2.0), t(-1.0), t(-1.0), t(-1.0), beta=BETA)
     with pytest.raises(TrainingError, match="one scalar for the whole step"):
         kto_loss(t(-1.0), t(-1.0), torch.tensor([True]), t(0.3), beta=BETA)
+    with pytest.raises(TrainingError, match=r"desirable is torch\.float64"):
+        kto_loss(t(-1.0), t(-1.0), t(1.0), t(0.3)[0], beta=BETA)
     with pytest.raises(TrainingError, match="at least 2"):
         kto_reference_point(torch.zeros(0), torch.zeros(0))
 
 
 def test_empty_answers_have_no_average():
     """Trap 12: 0/0 would poison the step; it is refused with the row instead."""
-    with pytest.raises(TrainingError, match=r"chosen_lengths is below 1 in rows \[1\]"):
-        simpo_loss(t(-1.0, 0.0), t(-1.0, -1.0), t(3.0, 0.0), t(3.0, 3.0), beta=2.0, gamma=1.0)
+    for empty in (0.0, math.nan):
+        with pytest.raises(TrainingError, match=r"chosen_lengths is below 1 in rows \[1\]"):
+            simpo_loss(t(-1.0, 0.0), t(-1.0, -1.0), t(3.0, empty), t(3.0, 3.0), beta=2.0, gamma=1.0)
 
 
 def test_impossible_probabilities():

@@ -15,6 +15,7 @@ from trimtab.algos import (
     plackett_luce_loss,
     process_reward_loss,
     process_score,
+    ranking_loss,
     ranking_pairs,
     rao_kupper_loss,
 )
@@ -115,6 +116,29 @@ def test_pair_mean_of_a_ranking():
     assert bradley_terry_loss(rewards[pairs[:, 0]], rewards[pairs[:, 1]]).mean().item() == near(0.325233331)
 
 
+def test_ranking_loss():
+    """The same mean in one call, whatever the order; padded rankings and ties beside it."""
+    nan = math.nan
+    rewards = torch.tensor([[0.4, -0.3, 1.2, nan], [1.2, nan, 0.4, 9.0], [1.0, 2.0, 0.4, 1.2]], dtype=torch.float64)
+    ranks = torch.tensor([[2, 3, 1, 0], [1, 0, 2, 3], [4, 4, 4, 4]])
+    mask = torch.tensor([[True, True, True, False], [True, False, True, False], [True] * 4])
+    rewards.requires_grad_()
+    loss = ranking_loss(rewards, ranks, mask)
+    assert loss.tolist() == [near(0.325233331), near(0.371100666), 0.0]
+    loss.sum().backward()
+    assert rewards.grad is not None and torch.isfinite(rewards.grad).all() and not rewards.grad[~mask].any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 3)), min_size=2, max_size=6))
+def test_ranking_loss_against_a_plain_loop(answers: list[tuple[float, int]]):
+    """Ties make no pair; a prompt with many answers weighs as much as one with two."""
+    losses = [math.log1p(math.exp(s - r)) for r, i in answers for s, j in answers if i < j]
+    expected = sum(losses) / len(losses) if losses else 0.0
+    rewards, ranks = zip(*answers, strict=True)
+    assert ranking_loss(t(*rewards)[None], torch.tensor([ranks])).item() == pytest.approx(expected)
+
+
 def test_plackett_luce():
     a, b, c = (math.exp(r) for r in (1.2, 0.4, -0.3))
     assert -math.log(a / (a + b + c) * b / (b + c)) == near(0.917481122)
@@ -198,6 +222,36 @@ def test_a_solution_without_steps_is_no_perfect_solution():
 
 
 # What is refused -----------------------------------------------------------------------------
+
+
+def test_bool_labels_are_probabilities():
+    assert bradley_terry_loss(W, L, probability=torch.tensor([True])).item() == near(0.371100666)
+    assert bradley_terry_loss(W, L, probability=torch.tensor([0])).item() == near(1.171100666)  # −log σ(−.8)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_numbers_that_make_no_loss(bad: float):
+    with pytest.raises(ConfigError, match="centring"):
+        bradley_terry_loss(W, L, centring=bad)
+    with pytest.raises(ConfigError, match="theta"):
+        rao_kupper_loss(W, L, TIE, theta=bad)
+    with pytest.raises(ConfigError, match="nu"):
+        davidson_loss(W, L, TIE, nu=bad)
+
+
+def test_refused_shapes_and_types():
+    for loss in (lambda x: rao_kupper_loss(W, L, x, theta=1.5), lambda x: davidson_loss(W, L, x, nu=0.5)):
+        with pytest.raises(TrainingError, match=r"tie is torch\.float32"):
+            loss(torch.ones(1))
+    for call in (
+        lambda: plackett_luce_loss(t(1.2, 0.4)),
+        lambda: ranking_loss(t(1.2, 0.4), torch.tensor([0, 1])),
+        lambda: process_score(t(1.2), TIE),
+    ):
+        with pytest.raises(TrainingError, match="two dimensions"):
+            call()
+    with pytest.raises(TrainingError, match="shapes differ"):
+        ranking_loss(t(1.2, 0.4)[None], torch.tensor([0, 1]))
 
 
 def test_refusals():

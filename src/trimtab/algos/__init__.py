@@ -46,6 +46,7 @@ from trimtab.algos.reward import (
     plackett_luce_loss,
     process_reward_loss,
     process_score,
+    ranking_loss,
     ranking_pairs,
     rao_kupper_loss,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "plackett_luce_loss",
     "process_reward_loss",
     "process_score",
+    "ranking_loss",
     "ranking_pairs",
     "rao_kupper_loss",
     "reduce_sum",

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, same_shape
+from trimtab.algos.checks import full, not_negative, positive, same_shape, two_dimensional
 from trimtab.algos.masking import masked, masked_mean, masked_sum
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
@@ -41,7 +41,7 @@ def gae(
 
     Raises:
         ConfigError: γ or λ outside [0, 1].
-        TrainingError: the shapes differ, or the mask is not bool.
+        TrainingError: the shapes differ or are not ``[B, T]``, or the mask is not bool.
 
     >>> one = torch.ones(1, 3, dtype=torch.bool)
     >>> rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.2, 0.4, 0.5]])
@@ -49,6 +49,7 @@ def gae(
     [0.375, 0.35, 0.5]
     """
     same_shape(rewards=rewards, values=values, response_mask=response_mask)
+    two_dimensional(rewards=rewards)
     for name, number in {"gamma": gamma, "lam": lam}.items():
         if not 0 <= number <= 1:
             raise ConfigError(f"{name} is {number}; set it between 0 and 1")
@@ -114,13 +115,13 @@ def group_advantage(
         rewards: ``[G, K]``, reward units, one row per prompt.
         mask: ``[G, K]`` bool, True: this answer counts; None: all do.
         std: ``sample`` (divides by k − 1), ``population`` (by k) or ``none``.
-        eps: ε, reward units.
+        eps: ε, reward units, 0 or above.
 
     Returns:
         ``[G, K]``, 0 where the mask is False and in groups without spread.
 
     Raises:
-        ConfigError: K < 2, or an unknown ``std``.
+        ConfigError: K < 2, ε below 0, or an unknown ``std``.
         NonFiniteError: a reward that counts is NaN or infinite.
         TrainingError: the shapes differ, or the mask is not bool.
 
@@ -130,12 +131,13 @@ def group_advantage(
     """
     if std not in ("sample", "population", "none"):
         raise ConfigError(f"std is {std!r}; use 'sample', 'population' or 'none'")
+    not_negative(eps=eps)
     deviation, k = _deviation(rewards, mask)
     if std == "none":
         return deviation
     squares = deviation.square().sum(1, keepdim=True)
     spread = (squares / (k if std == "population" else k - 1).clamp(min=1)).sqrt()
-    return torch.where(group_has_spread(rewards, mask)[:, None], deviation / (spread + eps), 0.0)
+    return torch.where(spread > 0, deviation / (spread + eps), deviation)
 
 
 def group_has_spread(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -159,9 +161,7 @@ def group_has_spread(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     >>> group_has_spread(torch.tensor([[1.0, 0.0], [0.1, 0.1]])).tolist()
     [True, False]
     """
-    rewards, counts = _counted(rewards, mask)
-    top = torch.where(counts, rewards, -torch.inf).amax(1)
-    return top > torch.where(counts, rewards, torch.inf).amin(1)
+    return _spread(*_counted(rewards, mask))
 
 
 def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: float = 1.0, eps: float = 1e-8) -> Tensor:
@@ -181,8 +181,8 @@ def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: flo
         ``[B, T]``, 0 where the mask is False.
 
     Raises:
-        ConfigError: γ outside [0, 1].
-        TrainingError: the shapes differ, or the mask is not bool.
+        ConfigError: γ outside [0, 1], or ε not above 0.
+        TrainingError: the shapes differ or are not ``[B, T]``, or the mask is not bool.
     """
     to_come, _ = gae(rewards, torch.zeros_like(rewards), response_mask, gamma=gamma, lam=1.0)
     return whiten(to_come, response_mask, eps=eps)
@@ -207,20 +207,21 @@ def whiten(
         x: any shape, usually ``[B, T]``.
         mask: same shape, bool, True: counts.
         shift_mean: True: the mean is removed for good; False: it is added back.
-        eps: ε, in units of the variance.
+        eps: ε, in units of the variance, above 0; where nothing varies it is all that is divided by.
         variance: ``population`` divides by n, ``sample`` by n − 1 (1 if n = 1).
 
     Returns:
         ``x``'s shape, 0 where the mask is False.
 
     Raises:
-        ConfigError: an unknown ``variance``.
+        ConfigError: ε not above 0, or an unknown ``variance``.
         TrainingError: the shapes differ, or the mask is not bool.
 
     >>> x, mask = torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False])
     >>> [[round(v, 4) for v in whiten(x, mask, shift_mean=shift).tolist()] for shift in (True, False)]
     [[-1.0, 1.0, 0.0], [1.0, 3.0, 0.0]]
     """
+    positive(eps=eps)
     if variance not in ("population", "sample"):
         raise ConfigError(f"variance is {variance!r}; use 'population' or 'sample'")
     x = full(masked(x, mask))
@@ -250,6 +251,12 @@ def _counted(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _deviation(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """R_i − mean of what counts in its group, ``[G, K]``, and how many count, ``[G, 1]``."""
+    """R_i − mean of what counts in its group, ``[G, K]``, exactly 0 without spread; and how many count, ``[G, 1]``."""
     rewards, counts = _counted(rewards, mask)
-    return masked(rewards - masked_mean(rewards, counts, dim=1)[:, None], counts), counts.sum(1, keepdim=True)
+    deviation = rewards - masked_mean(rewards, counts, dim=1)[:, None]
+    return masked(deviation, counts & _spread(rewards, counts)[:, None]), counts.sum(1, keepdim=True)
+
+
+def _spread(rewards: Tensor, counts: Tensor) -> Tensor:
+    """Whether max R > min R over what counts, ``[G]`` bool."""
+    return torch.where(counts, rewards, -torch.inf).amax(1) > torch.where(counts, rewards, torch.inf).amin(1)

@@ -1,5 +1,7 @@
 """What every formula asks of its arguments before it computes. Internal to :mod:`trimtab.algos`."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,19 +19,54 @@ def same_shape(**tensors: Tensor) -> None:
         raise TrainingError(f"shapes differ: {shapes}; make them equal, nothing is broadcast")
 
 
-def positive(**numbers: float) -> None:
-    """Refuse a hyper-parameter that is not above zero (NaN included).
+def two_dimensional(**tensors: Tensor) -> None:
+    """Refuse anything but rows and columns, at least one column.
+
+    Raises:
+        TrainingError: naming the tensor and its shape.
+    """
+    for name, t in tensors.items():
+        if t.dim() != 2 or t.shape[1] == 0:
+            raise TrainingError(
+                f"{name} has shape {list(t.shape)}; expected two dimensions, the second at least 1 long"
+            )
+
+
+def boolean(**tensors: Tensor) -> None:
+    """Refuse masks and flags of another type: 0.5 and 2 mean nothing, and 0/1 multiplies where a choice is due.
+
+    Raises:
+        TrainingError: naming the tensor and its type.
+    """
+    for name, t in tensors.items():
+        if t.dtype != torch.bool:
+            raise TrainingError(f"{name} is {t.dtype}; masks and flags are bool, True = counts: pass {name}.bool()")
+
+
+def positive(*, finite: bool = True, **numbers: float) -> None:
+    """Refuse a hyper-parameter that is not above zero (NaN included), or infinite where that means nothing.
 
     Raises:
         ConfigError: naming it and its value.
     """
     for name, number in numbers.items():
-        if not number > 0:
-            raise ConfigError(f"{name} is {number}; set it above 0")
+        if not number > 0 or (finite and math.isinf(number)):
+            raise ConfigError(f"{name} is {number}; set it above 0{' and finite' if finite else ''}")
 
 
-def within_unit(name: str, probability: Tensor) -> None:
-    """Refuse probabilities outside [0, 1]: with one, the loss has no lower end.
+def not_negative(**numbers: float) -> None:
+    """Refuse a hyper-parameter that is below zero, infinite or NaN.
+
+    Raises:
+        ConfigError: naming it and its value.
+    """
+    for name, number in numbers.items():
+        if not 0 <= number < math.inf:
+            raise ConfigError(f"{name} is {number}; set it to 0 or above, and finite")
+
+
+def within_unit(name: str, probability: Tensor) -> Tensor:
+    """The probabilities in float32 or wider; refuses any outside [0, 1]: with one, the loss has no lower end.
 
     Raises:
         TrainingError: naming the first bad value and its place.
@@ -39,6 +76,7 @@ def within_unit(name: str, probability: Tensor) -> None:
         place = bad.nonzero()[0].tolist()
         value = float(probability[tuple(place)])
         raise TrainingError(f"{name} is {value} at {place}; a soft label is a probability in [0, 1], mend the data")
+    return full(probability)
 
 
 def full(x: Tensor) -> Tensor:

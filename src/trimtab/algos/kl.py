@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, same_shape
+from trimtab.algos.checks import boolean, full, not_negative, same_shape, two_dimensional
 from trimtab.algos.masking import masked
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
@@ -90,17 +90,17 @@ class AdaptiveKL:
         horizon: sequences that a full correction takes.
 
     Raises:
-        ConfigError: β below 0, or target or horizon not above 0.
+        ConfigError: β below 0, target or horizon not above 0, or one of them infinite.
 
     >>> round(AdaptiveKL(0.2, 6.0, 10_000).update(9.0, 256), 6)
     0.201024
     """
 
     def __init__(self, initial: float, target: float, horizon: float) -> None:
-        if not (initial >= 0 and target > 0 and horizon > 0):
+        if not (0 <= initial < math.inf and 0 < target < math.inf and 0 < horizon < math.inf):
             raise ConfigError(
                 f"KL coefficient {initial}, target {target}, horizon {horizon}; "
-                "set the coefficient to 0 or above, target and horizon above 0"
+                "set the coefficient to 0 or above, target and horizon above 0, all finite"
             )
         self.value, self.target, self.horizon = initial, target, horizon
 
@@ -165,24 +165,31 @@ def penalised_rewards(
         ``[B, T]``, 0 where the mask is False; no gradient.
 
     Raises:
-        ConfigError: β below 0, or an unknown mode.
-        TrainingError: shapes differ, a penalty without ``ended``, or an answer without a token that counts.
+        ConfigError: β below 0, a penalty that is NaN or infinite, or an unknown mode.
+        TrainingError: shapes differ or are not ``[B, T]``, a mask is not bool, a penalty without ``ended``, or an
+            answer without a token that counts.
 
     >>> one = torch.ones(1, 2, dtype=torch.bool)
     >>> penalised_rewards(torch.tensor([1.0]), torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]), one, beta=0.5).tolist()
     [[0.25, 1.5]]
     """
-    if not beta >= 0:
-        raise ConfigError(f"beta is {beta}; set the KL coefficient to 0 or above")
+    not_negative(beta=beta)
     same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, response_mask=response_mask)
+    two_dimensional(response_mask=response_mask)
+    boolean(response_mask=response_mask)
     same_shape(scores=scores, sequences=response_mask[:, 0])
     scores = full(scores.detach())
     if missing_eos_penalty is not None:
+        if not math.isfinite(missing_eos_penalty):
+            raise ConfigError(
+                f"missing_eos_penalty is {missing_eos_penalty}; set a number, or None to leave scores as is"
+            )
         if missing_eos_mode not in ("replace", "subtract"):
             raise ConfigError(f"missing_eos_mode is {missing_eos_mode!r}; use 'replace' or 'subtract'")
         if ended is None:
             raise TrainingError("a missing-EOS penalty needs to know which answers ended; pass `ended`")
         same_shape(scores=scores, ended=ended)
+        boolean(ended=ended)
         replaced = torch.full_like(scores, missing_eos_penalty)
         scores = torch.where(
             ended, scores, replaced if missing_eos_mode == "replace" else scores - abs(missing_eos_penalty)
@@ -200,19 +207,19 @@ def best_of_n_kl_bound(n: int) -> float:
     """Upper bound of the KL between best-of-n and the policy it samples from: log n − (n − 1)/n, in nats.
 
     Often quoted as an equality; it is one only if no answer is ever drawn twice. Source: Beirami et al.
-    2024 (arXiv 2401.01879), Theorem 1.
+    2024 (arXiv 2401.01879), section 3.
 
     Args:
         n: answers drawn, 1 or more.
 
     Raises:
-        ConfigError: n below 1.
+        ConfigError: n is not a whole number from 1 on.
 
     >>> round(best_of_n_kl_bound(4), 6)
     0.636294
     """
-    if n < 1:
-        raise ConfigError(f"n is {n}; best-of-n draws at least 1 answer")
+    if not (n >= 1 and n % 1 == 0):
+        raise ConfigError(f"n is {n}; best-of-n draws a whole number of answers, 1 or more")
     return math.log(n) - (n - 1) / n
 
 
@@ -231,7 +238,7 @@ def best_of_n_kl(selected_logprobs: Tensor, n: int) -> Tensor:
         ``[B]`` float64, nats; no gradient.
 
     Raises:
-        ConfigError: n below 1.
+        ConfigError: n is not a whole number from 1 on.
 
     >>> best_of_n_kl(torch.tensor([0.5]).log(), 4).round(decimals=6).tolist()
     [0.499124]

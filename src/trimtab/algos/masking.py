@@ -13,7 +13,7 @@ would change the objective.
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, same_shape
+from trimtab.algos.checks import boolean, full, same_shape
 from trimtab.errors import TrainingError
 
 
@@ -28,8 +28,7 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
         TrainingError: the shapes differ, or the mask is not bool.
     """
     same_shape(x=x, mask=mask)
-    if mask.dtype != torch.bool:
-        raise TrainingError(f"the mask is {mask.dtype}; masks are bool, True = counts: pass mask.bool()")
+    boolean(mask=mask)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 

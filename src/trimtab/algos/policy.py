@@ -3,6 +3,8 @@
 Shapes: B sequences, T tokens (right-padded; column t is about token t itself). Masks: True = counts.
 Ratios are computed in float32 or wider, whatever comes in. Reduce with
 :func:`~trimtab.algos.reduce_sum`; the mean of an entropy is :func:`~trimtab.algos.masked_mean`.
+Departure from the papers: ratios end at e²⁰ ≈ 5·10⁸, without gradient beyond. Left alone they overflow
+at e⁸⁹, and 0 · ∞ makes NaN of tokens that the clip or an advantage of 0 had already switched off.
 """
 
 import torch
@@ -77,7 +79,7 @@ def clipped_value_loss(
         old_values: ``[B, T]``, at sampling time; a constant.
         returns: ``[B, T]``, second result of :func:`~trimtab.algos.gae`; a constant.
         response_mask: ``[B, T]`` bool, True: the policy produced this token.
-        eps: ε, reward units, above 0; infinity: no clipping.
+        eps: ε, reward units, above 0; infinite: no clipping.
 
     Returns:
         ``[B, T]``, 0 where the mask is False.
@@ -91,7 +93,7 @@ def clipped_value_loss(
     >>> float(clipped_value_loss(v + 0.5, v - 0.5, v + 0.5, one, eps=0.25))  # v = 1, v_old = 0, R = 1
     0.28125
     """
-    positive(eps=eps)
+    positive(finite=False, eps=eps)
     same_shape(values=values, old_values=old_values, returns=returns, response_mask=response_mask)
     values, old_values, returns = (full(masked(x, response_mask)) for x in (values, old_values, returns))
     near = old_values + (values - old_values).clamp(-eps, eps)
@@ -112,7 +114,7 @@ def truncated_importance_weights(
         logprobs: ``[B, T]``, nats, of the same weights in the trainer.
         sampler_logprobs: ``[B, T]``, nats, as recorded while sampling.
         response_mask: ``[B, T]`` bool, True: the policy produced this token.
-        cap: C, above 0; the bias that is accepted for bounded variance.
+        cap: C, above 0; the bias that is accepted for bounded variance. Infinite: none below e²⁰.
 
     Returns:
         ``[B, T]``, 0 where the mask is False.
@@ -125,7 +127,7 @@ def truncated_importance_weights(
     >>> truncated_importance_weights(torch.tensor([[0.0, 9.0]]), torch.zeros(1, 2), one).tolist()
     [[1.0, 2.0]]
     """
-    positive(cap=cap)
+    positive(finite=False, cap=cap)
     return masked(_ratio(logprobs.detach(), sampler_logprobs.detach(), response_mask).clamp(max=cap), response_mask)
 
 
@@ -177,11 +179,11 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor) -> 
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """π/π_old per token, 1 where the mask is False."""
-    return torch.exp(kl_k1(logprobs, old_logprobs, mask))
+    """π/π_old per token, at most e²⁰; 1 where the mask is False."""
+    return torch.exp(kl_k1(logprobs, old_logprobs, mask).clamp(max=20.0))
 
 
 def _clip_range(eps_low: float, eps_high: float) -> None:
-    positive(eps_low=eps_low, eps_high=eps_high)
+    positive(finite=False, eps_low=eps_low, eps_high=eps_high)
     if eps_low > 1:
         raise ConfigError(f"eps_low is {eps_low}; ratios are never below 0, so set it to at most 1")

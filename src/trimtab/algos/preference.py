@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from trimtab.algos.checks import full, positive, same_shape, within_unit
+from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape, within_unit
 from trimtab.algos.reward import bradley_terry_loss
 from trimtab.errors import ConfigError, TrainingError
 
@@ -120,7 +120,7 @@ def ipo_loss(
     if probability is None:
         return loss
     same_shape(policy_chosen=policy_chosen, probability=probability)
-    within_unit("probability", probability)
+    probability = within_unit("probability", probability)
     return probability * loss + (1 - probability) * (h + 1 / (2 * tau)).square()
 
 
@@ -190,10 +190,11 @@ def kto_loss(
     """
     positive(beta=beta, weight_desirable=weight_desirable, weight_undesirable=weight_undesirable)
     same_shape(policy=policy, ref=ref, desirable=desirable)
-    if reference_point.dim() != 0 or desirable.dtype != torch.bool:
+    boolean(desirable=desirable)
+    if reference_point.dim() != 0:
         raise TrainingError(
-            f"reference_point has shape {list(reference_point.shape)} and desirable is {desirable.dtype}; "
-            "expected one scalar for the whole step (see kto_reference_point) and bool, True = liked"
+            f"reference_point has shape {list(reference_point.shape)}; expected one scalar for the whole step, "
+            "see kto_reference_point"
         )
     ahead = beta * (full(policy) - full(ref) - reference_point.detach())
     return torch.where(desirable, weight_desirable * torch.sigmoid(-ahead), weight_undesirable * torch.sigmoid(ahead))
@@ -289,8 +290,7 @@ def simpo_loss(
     1.241154
     """
     positive(beta=beta)
-    if not gamma >= 0:
-        raise ConfigError(f"gamma is {gamma}; set SimPO's margin to 0 or above")
+    not_negative(gamma=gamma)
     chosen, rejected = _per_token(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths)
     return bradley_terry_loss(beta * chosen, beta * rejected, margin=torch.full_like(chosen, gamma))
 
@@ -327,8 +327,7 @@ def cpo_loss(
     0.554355
     """
     positive(beta=beta)
-    if not alpha >= 0:
-        raise ConfigError(f"alpha is {alpha}; set the weight of fine-tuning to 0 or above")
+    not_negative(alpha=alpha)
     nll = -full(policy_chosen)
     if chosen_lengths is not None:
         same_shape(policy_chosen=policy_chosen, chosen_lengths=chosen_lengths)
@@ -361,8 +360,9 @@ def _per_token(
 
 
 def _at_least_one(name: str, lengths: Tensor) -> None:
-    if bool((lengths < 1).any()):
-        rows = (lengths < 1).nonzero()[:, 0].tolist()
+    bad = ~(lengths >= 1)
+    if bool(bad.any()):
+        rows = bad.nonzero()[:, 0].tolist()
         raise TrainingError(f"{name} is below 1 in rows {rows}; an empty answer has no average, drop these pairs")
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from trimtab.algos.checks import full, positive, same_shape, within_unit
-from trimtab.algos.masking import masked, masked_sum
+from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape, two_dimensional, within_unit
+from trimtab.algos.masking import masked, masked_mean, masked_sum
 from trimtab.errors import ConfigError, TrainingError
 
 
@@ -31,8 +31,8 @@ def bradley_terry_loss(
     + η·(r_w + r_l)². Source: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin:
     Touvron et al. 2023 (arXiv 2307.09288), eq. 2; centring: Eisenstein et al. 2023 (arXiv 2312.09244).
 
-    All pairs of one ranking are one element: average their losses, then sum over rankings
-    (see :func:`ranking_pairs`).
+    All pairs of one ranking are one element: average their losses, then sum over rankings, as
+    :func:`ranking_loss` does.
 
     Args:
         chosen: ``[P]``, rewards of the better answers.
@@ -51,15 +51,14 @@ def bradley_terry_loss(
     >>> round(float(bradley_terry_loss(torch.tensor([1.2]), torch.tensor([0.4]))), 6)
     0.371101
     """
-    if not centring >= 0:
-        raise ConfigError(f"centring is {centring}; set it to 0 (off) or above, 0.01 is usual")
+    not_negative(centring=centring)
     given = {"margin": margin, "probability": probability}
     same_shape(chosen=chosen, rejected=rejected, **{name: t for name, t in given.items() if t is not None})
     chosen, rejected = full(chosen), full(rejected)
     delta = chosen - rejected if margin is None else chosen - rejected - margin
     loss = -logsigmoid(delta)
     if probability is not None:
-        within_unit("probability", probability)
+        probability = within_unit("probability", probability)
         loss = probability * loss - (1 - probability) * logsigmoid(-delta)
     return loss + centring * (chosen + rejected).square() if centring else loss
 
@@ -67,8 +66,8 @@ def bradley_terry_loss(
 def ranking_pairs(ranks: Sequence[int]) -> Tensor:
     """All strict pairs of a ranking; ties make no pair.
 
-    InstructGPT takes all C(K, 2) pairs of a prompt as one batch element, averaged over the pairs; shuffled
-    among other prompts they overfit within one pass. Source: Ouyang et al. 2022, section 3.5 and eq. 1.
+    For one ranking at a time, where pairs also carry a margin or a soft label; :func:`ranking_loss` takes
+    many rankings at once.
 
     Args:
         ranks: rank of each answer, lower is better, equal is a tie.
@@ -81,6 +80,36 @@ def ranking_pairs(ranks: Sequence[int]) -> Tensor:
     """
     pairs = [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def ranking_loss(rewards: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Bradley–Terry averaged over all pairs of a ranking, so that a prompt with many answers counts once.
+
+    L = 1/|P| · Σ_{(w,l) ∈ P} −log σ(r_w − r_l), P all strict pairs, C(K, 2) of them without ties. Source:
+    Ouyang et al. 2022 (arXiv 2203.02155), eq. 1 and section 3.5: as separate examples, shuffled among
+    other prompts, the same pairs overfit within one pass.
+
+    Args:
+        rewards: ``[N, K]``, in any order.
+        ranks: ``[N, K]``, lower is better, equal is a tie and makes no pair.
+        mask: ``[N, K]`` bool, True: there is an answer in this place; None: in all.
+
+    Returns:
+        ``[N]``, nats per pair; 0 for a ranking without a strict pair (leave it out of the norm).
+
+    Raises:
+        TrainingError: the shapes differ or are not ``[N, K]``, or the mask is not bool.
+
+    >>> round(float(ranking_loss(torch.tensor([[-0.3, 1.2, 0.4]]), torch.tensor([[3, 1, 2]]))), 6)
+    0.325233
+    """
+    two_dimensional(rewards=rewards)
+    same_shape(rewards=rewards, ranks=ranks)
+    there = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
+    rewards = full(masked(rewards, there))
+    pairs = (ranks[:, :, None] < ranks[:, None, :]) & there[:, :, None] & there[:, None, :]
+    losses = -logsigmoid(rewards[:, :, None] - rewards[:, None, :])
+    return masked_mean(losses.flatten(1), pairs.flatten(1), dim=1)
 
 
 def plackett_luce_loss(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -97,11 +126,12 @@ def plackett_luce_loss(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
         ``[N]``, nats, summed over places.
 
     Raises:
-        TrainingError: the shapes differ, or the mask is not bool.
+        TrainingError: the shapes differ or are not ``[N, K]``, or the mask is not bool.
 
     >>> round(float(plackett_luce_loss(torch.tensor([[1.2, 0.4, -0.3]]))), 6)
     0.917481
     """
+    two_dimensional(rewards=rewards)
     there = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     rewards = full(masked(rewards, there))
     size = rewards.shape[-1]
@@ -127,16 +157,19 @@ def rao_kupper_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, theta: flo
         ``[P]``, nats.
 
     Raises:
-        ConfigError: θ not above 1.
-        TrainingError: the shapes differ.
+        ConfigError: θ not above 1, or infinite.
+        TrainingError: the shapes differ, or ``tie`` is not bool.
 
     >>> r = torch.tensor([1.2, 1.2]), torch.tensor([0.4, 0.4])
     >>> [round(float(x), 4) for x in (-rao_kupper_loss(*r, torch.tensor([False, True]), theta=1.5)).exp()]
     [0.5974, 0.1721]
     """
-    if not theta > 1:
-        raise ConfigError(f"theta is {theta}; set it above 1, or use bradley_terry_loss where nothing is tied")
+    if not 1 < theta < math.inf:
+        raise ConfigError(
+            f"theta is {theta}; set it above 1 and finite, or use bradley_terry_loss where nothing is tied"
+        )
     same_shape(chosen=chosen, rejected=rejected, tie=tie)
+    boolean(tie=tie)
     delta, threshold = full(chosen) - full(rejected), math.log(theta)
     win = -logsigmoid(delta - threshold)
     return torch.where(tie, win - logsigmoid(-delta - threshold) - math.log(theta**2 - 1), win)
@@ -157,8 +190,8 @@ def davidson_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, nu: float) -
         ``[P]``, nats.
 
     Raises:
-        ConfigError: ν not above 0.
-        TrainingError: the shapes differ.
+        ConfigError: ν not above 0, or infinite.
+        TrainingError: the shapes differ, or ``tie`` is not bool.
 
     >>> r = torch.tensor([1.2, 1.2]), torch.tensor([0.4, 0.4])
     >>> [round(float(x), 4) for x in (-davidson_loss(*r, torch.tensor([False, True]), nu=0.5)).exp()]
@@ -166,6 +199,7 @@ def davidson_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, nu: float) -
     """
     positive(nu=nu)
     same_shape(chosen=chosen, rejected=rejected, tie=tie)
+    boolean(tie=tie)
     chosen, rejected = full(chosen), full(rejected)
     between = (chosen + rejected) / 2 + math.log(nu)
     total = torch.stack([chosen, rejected, between]).logsumexp(0)
@@ -191,8 +225,7 @@ def process_reward_loss(logits: Tensor, labels: Tensor, step_mask: Tensor) -> Te
     """
     same_shape(logits=logits, labels=labels, step_mask=step_mask)
     logits = full(masked(logits, step_mask))
-    labels = masked(labels, step_mask).to(logits.dtype)
-    within_unit("label", labels)
+    labels = within_unit("label", masked(labels, step_mask)).to(logits.dtype)
     return masked(binary_cross_entropy_with_logits(logits, labels, reduction="none"), step_mask)
 
 
@@ -220,6 +253,7 @@ def process_score(logits: Tensor, step_mask: Tensor, *, how: Literal["product", 
     """
     if how not in ("product", "minimum"):
         raise ConfigError(f"how is {how!r}; use 'product' or 'minimum'")
+    two_dimensional(logits=logits)
     logs = masked(logsigmoid(full(masked(logits, step_mask))), step_mask)
     if bool((~step_mask.any(1)).any()):
         rows = (~step_mask.any(1)).nonzero()[:, 0].tolist()
