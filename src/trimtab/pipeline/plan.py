@@ -133,10 +133,11 @@ def memory_gb(config: RunConfig, shape: dict[str, int]) -> float:
     full = max((3.0 if s.adapter.kind == "full" else 0.0 for s in stages), default=0.0)
     copies = 3.0 if config.align and config.align.adapter.kind == "full" else 1.0
     tokens = max((s.micro_batch_tokens for s in stages), default=0)
+    layers = shape["layers"]
+    held = max((s.micro_batch_tokens * min(s.adapter.top_layers or layers, layers) for s in stages), default=0)
     width = (shape["layer"] / 6) ** 0.5
-    activations = (
-        tokens * shape["layers"] * width * 25 * 4 / 1e9 + 4 * min(tokens, 1024) * 3 * shape["head"] / width / 1e9
-    )
+    logits = 3 * min(tokens, 1024) * shape["head"] / width
+    activations = 4 * (25 * held * width + logits) / 1e9
     return 0.6 + weights * copies * (1 + full) + activations
 
 
