@@ -85,6 +85,12 @@ class Context:
         """Prompts for evaluation."""
         return self._fitting(self._split_prompts()[1], chat, room, {})
 
+    def set_aside(self) -> set[str]:
+        """Ids, made from content, of the prompts kept for the evaluation; nothing is trained on them."""
+        if self.config.evaluate is None:
+            return set()
+        return {Prompt.of(p.messages).id for p in self._split_prompts()[1]}
+
     def _split_prompts(self) -> tuple[list[Prompt], list[Prompt]]:
         data = self.config.data
         source = data.prompts or data.preferences

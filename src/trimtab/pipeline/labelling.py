@@ -104,8 +104,11 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
         source = context.config.data.preferences
         assert source is not None
         loaded = context.load(source, Preference)
-        write_records(folder / "preferences.jsonl", loaded.records)
-        return {"preferences": len(loaded.records), "refused": len(loaded.refused)}, ["preferences.jsonl"]
+        aside = context.set_aside()
+        kept = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in aside]
+        write_records(folder / "preferences.jsonl", kept)
+        counts = {"preferences": len(kept), "refused": len(loaded.refused)}
+        return counts | {"set_aside": len(loaded.records) - len(kept)}, ["preferences.jsonl"]
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
     result = aggregate(items, judgements, config=context.config.label.aggregate)

@@ -8,7 +8,7 @@ from trimtab.evals import evaluate_reward_model
 from trimtab.files import write_json
 from trimtab.models import Backbone, Role
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Demonstration, Preference, Rollout, read_records
+from trimtab.records import Demonstration, Preference, Prompt, Rollout, read_records
 from trimtab.rollout import RewardModelScorer
 from trimtab.storage import read_json
 from trimtab.trainers import (
@@ -35,15 +35,17 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     backbone = Backbone.load(context.config.model)
     source = context.config.data.demonstrations or context.config.data.preferences or ""
     loaded = context.load(source, Demonstration)
+    aside = context.set_aside() if context.config.data.demonstrations is None else set()
+    records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
     kept, encoded, long = [], [], 0
-    for record in loaded.records:
+    for record in records:
         try:
             encoded.append(backbone.chat.conversation(record.messages))
             kept.append(record)
         except DataError:
             long += 1
     if long:
-        context.ui.say(f"  {long} of {len(loaded.records)} demonstrations do not fit model.context; left out")
+        context.ui.say(f"  {long} of {len(records)} demonstrations do not fit model.context; left out")
     if not encoded:
         raise DataError(f"{source}: none of {loaded.rows} rows is a usable demonstration")
     train, held = split_holdout([r.id for r in kept], config.holdout, context.seed("sft"))
@@ -67,6 +69,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         "demonstrations": len(train),
         "held_out": len(held),
         "refused": len(loaded.refused),
+        "set_aside": len(loaded.records) - len(records),
         "too_long": long,
     }
     return counts, ["weights.safetensors", "sft.json"]

@@ -45,6 +45,11 @@ def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
     return settings
 
 
+def _preference_sources(config: RunConfig) -> list[str | None]:
+    """Preferences, and what says which of their prompts are set aside for the evaluation."""
+    return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
+
+
 def _preferences_settings(config: RunConfig) -> Any:
     if config.label is not None:
         return {"aggregate": config.label.aggregate.model_dump(mode="json")}
@@ -56,7 +61,7 @@ STAGES: tuple[Stage, ...] = (
         name="sft",
         needs=(),
         settings=_section("sft", "model"),
-        sources=lambda c: [c.data.demonstrations or c.data.preferences],
+        sources=lambda c: [c.data.demonstrations] if c.data.demonstrations else _preference_sources(c),
         run=run_sft,
     ),
     Stage(
@@ -71,7 +76,7 @@ STAGES: tuple[Stage, ...] = (
         name="preferences",
         needs=("sample", "label"),
         settings=_preferences_settings,
-        sources=lambda c: [c.data.preferences],
+        sources=_preference_sources,
         run=run_preferences,
     ),
     Stage(
