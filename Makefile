@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: demo test test-slow check lint types format bench clean
 
-demo: $(VENV)/.demo  ## install, then run the quickstart: a real model before and after, in minutes
+demo: $(VENV)/.demo  ## install, then run the quickstart: a real model before and after
 	$(BIN)/trimtab run recipes/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.dev lint  ## install, lint, import contracts, tests
