@@ -12,7 +12,7 @@ attention mask is needed. Packed rows (SFT) bring a block-diagonal one.
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
+from trimtab.models.packed import packed
 
 REMEMBERED = 8
 """Micro-batches whose lower hidden states are remembered."""
@@ -163,24 +164,21 @@ class Backbone:
 
     @contextmanager
     def merged(self, name: str | None) -> Iterator[None]:
-        """Inside, the plain trunk computes with an adapter's weights added: no adapter overhead when sampling.
+        """Inside, the plain trunk computes with an adapter's weights added and all weights packed for small batches.
 
         The original weights are put back, not subtracted back, so nothing drifts.
         """
-        if name is None:
-            self.activate(None)
-            yield
-            return
         kept: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(None)
         try:
             with torch.no_grad():
                 for module in self._tuned():
-                    if name in module.lora_A:
+                    if name is not None and name in module.lora_A:
                         weight = module.get_base_layer().weight
                         kept.append((weight, weight.data))
                         weight.data = weight.data + module.get_delta_weight(name)
-            yield
+            with packed(self.model) if self.dtype == torch.float32 else nullcontext():
+                yield
         finally:
             for weight, original in kept:
                 weight.data = original

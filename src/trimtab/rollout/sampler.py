@@ -1,7 +1,7 @@
 """Prompts to rollouts with the model at hand: continuous batching over preallocated slots.
 
-Each distinct prompt is prefilled once and its cache copied to every answer of its group. A
-finished answer frees its slot at once; the next waiting answer takes it. The log-probability of
+What all prompts begin with (a system message, say) is computed once. Each distinct prompt is
+prefilled once and its cache copied to every answer of its group. A finished answer frees its slot at once; the next waiting answer takes it. The log-probability of
 every produced token is kept, under exactly the distribution it was drawn from.
 
 Each answer draws from a random stream of its own, made from (seed, prompt id, index in the
@@ -28,6 +28,10 @@ from trimtab.rollout.cache import SlotCache
 
 BLOCK = 256
 """Tokens per block of the vocabulary when a cumulative distribution is inverted."""
+
+
+SHORTEST_PREFIX = 4
+"""A common start of fewer tokens is not worth a pass of its own."""
 
 
 class SamplerConfig(Config):
@@ -148,6 +152,7 @@ class LocalSampler:
             )
 
         with self.backbone.merged(adapter), self.backbone.autocast():
+            prefix = self._prefix([members[0].prompt_tokens for members in waiting])
             while waiting or running:
                 free = slots - len(running)
                 if waiting and (not running or free >= max(group, slots // 4)):
@@ -155,7 +160,7 @@ class LocalSampler:
                     while waiting and free >= len(waiting[0]):
                         started.append(waiting.popleft())
                         free -= len(started[-1])
-                    for answer in self._prefill(started, cache, len(running)):
+                    for answer in self._prefill(started, prefix, cache, len(running)):
                         running.append(answer)
                 else:
                     self._decode(running, cache)
@@ -171,18 +176,39 @@ class LocalSampler:
                         running[slot] = last
         return [finished[i] for i in range(total)]
 
-    def _prefill(self, groups: list[list[_Running]], cache: SlotCache, first_slot: int) -> list[_Running]:
+    def _prefix(self, prompts: list[list[int]]) -> DynamicCache:
+        """Keys and values of the tokens that all prompts begin with; empty for one prompt, or few such tokens."""
+        prefix = DynamicCache()
+        shared = 0
+        if len(prompts) > 1:
+            first, last = min(prompts), max(prompts)  # the two that differ first: what they share, all share
+            length = min(len(first), len(last)) - 1  # at least one token is left to read each answer's start from
+            shared = next((i for i in range(length) if first[i] != last[i]), length)
+        if shared >= SHORTEST_PREFIX:
+            tokens = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
+            self.backbone.model.base_model(input_ids=tokens, past_key_values=prefix, use_cache=True)
+        return prefix
+
+    def _prefill(
+        self, groups: list[list[_Running]], prefix: DynamicCache, cache: SlotCache, first_slot: int
+    ) -> list[_Running]:
         """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
         if not groups:
             return []
+        shared = prefix.get_seq_length()
         lengths = [len(members[0].prompt_tokens) for members in groups]
-        tokens = torch.zeros(len(groups), max(lengths), dtype=torch.int64)
+        tokens = torch.zeros(len(groups), max(lengths) - shared, dtype=torch.int64)
         for row, members in enumerate(groups):
-            tokens[row, : lengths[row]] = torch.tensor(members[0].prompt_tokens)
+            tokens[row, : lengths[row] - shared] = torch.tensor(members[0].prompt_tokens[shared:])
         tokens = tokens.to(self.backbone.device)
         prefill = DynamicCache()
+        if shared:
+            for number, layer in enumerate(prefix.layers):
+                assert layer.keys is not None and layer.values is not None
+                rows_of = (len(groups), -1, -1, -1)
+                prefill.update(layer.keys.expand(*rows_of), layer.values.expand(*rows_of), number)
         output = self.backbone.model.base_model(input_ids=tokens, past_key_values=prefill, use_cache=True)
-        last = torch.tensor(lengths, device=tokens.device) - 1
+        last = torch.tensor(lengths, device=tokens.device) - shared - 1
         states = output.last_hidden_state[torch.arange(len(groups), device=tokens.device), last]
         rows: list[int] = []
         answers: list[_Running] = []
