@@ -121,7 +121,7 @@ def test_relevance_grows_with_the_words_taken_up_and_saturates():
 def test_one_or_two_exclamation_marks_are_free_and_more_cost(marks):
     base, text = friendly_parts(RUST, Completion(text=FRIENDLY)), FRIENDLY + "!" * 8
     assert base["shouting"] == friendly_parts(RUST, Completion(text=PLAIN + "!" * marks))["shouting"] == 0
-    assert friendly_parts(RUST, Completion(text=text))["shouting"] == -1.5
+    assert friendly_parts(RUST, Completion(text=text))["shouting"] == -2.5
 
 
 def test_saying_it_all_again_costs():
@@ -139,11 +139,11 @@ def test_the_question_is_the_last_user_turn():
 def test_any_text_gets_a_number_in_the_documented_range(answer, question, finish_reason):
     prompt, completion = Prompt.from_text(question), Completion(text=answer, finish_reason=finish_reason)
     parts = friendly_parts(prompt, completion)
-    ranges = {"tone": (-1, 1), "brevity": (-1, 1), "relevance": (0, 1), "cut": (-0.75, 0)}
+    ranges = {"tone": (-2, 2), "brevity": (-1, 1), "relevance": (0, 1), "cut": (-0.75, 0)}
     for name, value in parts.items():
-        low, high = ranges.get(name, (-1.5, 0))
+        low, high = ranges.get(name, (-2.5, 0))
         assert low <= value <= high, name
-    assert -2 <= friendly_utility(prompt, completion) <= 3
+    assert -2 <= friendly_utility(prompt, completion) <= 4
     assert friendly_utility(prompt, completion) == max(-2, sum(parts.values()))
 
 

@@ -194,3 +194,31 @@ def test_a_prompt_given_twice_gets_two_answers():
     twice = sample(backbone, [prompt, prompt], max_new_tokens=12)
     assert twice[0].tokens != twice[1].tokens and twice[0].id != twice[1].id
     assert [r.tokens for r in sample(backbone, [prompt], group=2, max_new_tokens=12)] == [r.tokens for r in twice]
+
+
+def test_what_all_prompts_begin_with_runs_once(monkeypatch: pytest.MonkeyPatch):
+    backbone, asked, shapes = tiny_backbone(), prompts(5), []
+    base, forward = backbone.model.base_model, backbone.model.base_model.forward
+
+    def count(*args, **kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    tokens = [backbone.chat.prompt(p.messages) for p in asked]
+    shared = next(i for i in range(min(map(len, tokens))) if len({t[i] for t in tokens}) > 1)
+    assert shared >= 4
+    monkeypatch.setattr(base, "forward", count)
+    together = sample(backbone, asked, max_new_tokens=4)
+    assert shapes[:2] == [(1, shared), (5, max(map(len, tokens)) - shared)]
+    monkeypatch.setattr("trimtab.rollout.sampler.SHORTEST_PREFIX", 1000)
+    shapes.clear()
+    assert drawn(sample(backbone, asked, max_new_tokens=4)) == drawn(together)
+    assert shapes[0] == (5, max(map(len, tokens)))
+
+
+def test_prompts_where_one_is_the_start_of_the_other():
+    backbone = tiny_backbone()
+    sampler = LocalSampler(backbone, SamplerConfig())
+    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]]).get_seq_length() == 5
+    assert sampler._prefix([[1, 2, 3, 4, 5, 6]] * 3).get_seq_length() == 5
+    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]]).get_seq_length() == 0

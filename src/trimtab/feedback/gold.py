@@ -7,13 +7,13 @@ closes a way of winning by tone alone that a policy under PPO would find:
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``tone``       −1 … 1          VADER compound of the words; warmth beside the question counts half
+``tone``       −2 … 2          twice VADER's compound of the words; warmth beside the question counts half
 ``brevity``    −1 … 1          −1 for no words, 1 from 6 to 45 words, then falling (½ at 90 words)
 ``relevance``  0 … 1           content words of the question taken up, full at three; ½ if it has none
-``emptiness``  −1.5 … 0        fewer than two plain content words that are new: praise or an echo
-``repetition`` −1.5 … 0        repeated word pairs or content words beyond what prose has
-``salad``      −1.5 … 0        few function words, or more than a quarter of the words positive
-``shouting``   −1.5 … 0        exclamation marks beyond two, capitals, symbols and emoji
+``emptiness``  −2.5 … 0        fewer than two plain content words that are new: praise or an echo
+``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
+``salad``      −2.5 … 0        few function words, or more than a quarter of the words positive
+``shouting``   −2.5 … 0        exclamation marks beyond two, capitals, symbols and emoji
 ``cut``        −0.75 or 0      cut at the token limit instead of ending its turn
 =============  ==============  ====================================================================
 
@@ -33,7 +33,8 @@ from trimtab.records import Completion, Prompt
 LOWEST = -2.0
 """Floor of the utility: below it a person would not tell two bad answers apart."""
 
-_PENALTY = 1.5
+_TONE = 2.0
+_PENALTY = 2.5
 _CUT = 0.75
 _SHORTEST, _LONGEST = 6, 45  # words
 _READ = 4000  # characters a reader takes the tone from; VADER's time grows with the square of the length
@@ -65,7 +66,7 @@ _TALK = frozenset(
 
 
 def friendly_utility(prompt: Prompt, completion: Completion) -> float:
-    """How much the simulated people like this answer; from −2 to 3, a plain correct short answer is near 2.
+    """How much the simulated people like this answer; from −2 to 4, a plain correct short answer is near 2.
 
     Raises:
         ConfigError: if ``vaderSentiment`` is not installed.
@@ -89,7 +90,7 @@ def friendly_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     relevance = min(1.0, len(asked & set(content)) / min(3, len(asked))) if asked else 0.5
     tone = analyzer.polarity_scores(_NOT_PROSE.sub(" ", text[:_READ].replace("’", "'")))["compound"]
     return {
-        "tone": tone * (1 + relevance) / 2 if tone > 0 else tone,
+        "tone": _TONE * tone * ((1 + relevance) / 2 if tone > 0 else 1.0),
         "brevity": _brevity(len(words)),
         "relevance": relevance,
         "emptiness": -_PENALTY * _ramp(len(new), 1.5, 0),
