@@ -29,13 +29,13 @@ from trimtab.rollout import LocalSampler, RewardModelScorer, SamplerConfig
 from trimtab.trainers import (
     OptimizerConfig,
     PpoConfig,
-    PpoRoles,
     RewardConfig,
+    RlRoles,
     Session,
     SftConfig,
     encode_preferences,
-    train_ppo,
     train_reward,
+    train_rl,
     train_sft,
 )
 from trimtab.trainers.reward import init_reward_head
@@ -167,7 +167,7 @@ def _ppo(
     workload: Workload, backbone: Backbone, pairs: Sequence[Preference], steps: int, session: Session
 ) -> list[int]:
     adapter = _adapter(workload)
-    roles = PpoRoles.on(backbone, adapter, seed=SEED)
+    roles = RlRoles.on(backbone, adapter, seed=SEED)
     judge = Role.trainable(backbone, "reward", adapter, seed=SEED, scalar_head=True)
     init_reward_head(judge, SEED)
     config = PpoConfig(
@@ -186,7 +186,7 @@ def _ppo(
         return scorer(rollouts)
 
     scorer = RewardModelScorer(judge, token_budget=config.micro_batch_tokens)
-    train_ppo(roles, [pair.prompt for pair in pairs], score, config, seed=SEED, session=session)
+    train_rl(roles, [pair.prompt for pair in pairs], score, config, seed=SEED, session=session)
     return tokens
 
 

@@ -8,7 +8,7 @@ import sys
 from trimtab.models import AdapterConfig, Backbone, ModelConfig
 from trimtab.records import Prompt
 from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.trainers import PpoConfig, PpoRoles, Session, train_ppo
+from trimtab.trainers import PpoConfig, RlRoles, Session, train_rl
 
 
 def reward(rollouts):
@@ -25,7 +25,7 @@ backbone = Backbone.load(ModelConfig(name=model, context=128))
 questions = ("Why is the sky blue?", "What is a trim tab?", "Is tea healthy?", "Name a fish.")
 prompts = [Prompt.from_text(q) for q in questions]
 sampler = SamplerConfig(max_new_tokens=32)
-roles = PpoRoles.on(backbone, AdapterConfig(top_layers=2, rank=8), seed=0)
+roles = RlRoles.on(backbone, AdapterConfig(top_layers=2, rank=8), seed=0)
 config = PpoConfig(steps=steps, prompts=16, sampler=sampler)
 
 
@@ -34,6 +34,6 @@ def show(metrics):
     print(f"step {metrics['step']:3.0f}  reward {metrics['reward']:+.2f}  KL {metrics['kl']:.2f} nats")
 
 
-train_ppo(roles, prompts, reward, config, seed=0, session=Session(log=show))
+train_rl(roles, prompts, reward, config, seed=0, session=Session(log=show))
 for answer in LocalSampler(backbone, sampler).generate(prompts, adapter="policy", seed=1):
     print(f"{answer.prompt.text}\n  → {answer.text!r}")

@@ -38,25 +38,42 @@ def parse_config(cls: type[C], values: Mapping[str, Any], *, where: str) -> C:
 
 
 def _explain(cls: type[Config], item: Any) -> str:
-    path = [str(part) for part in item["loc"]]
+    owner, path = _walk(cls, [str(part) for part in item["loc"]])
     dotted = ".".join(path) or "(top level)"
     if item["type"] == "extra_forbidden":
-        owner = _model_at(cls, path[:-1])
         names = list(owner.model_fields) if owner else []
         near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(names)}"
         return f"{dotted}: unknown key; {hint}"
     if item["type"] == "missing":
         return f"{dotted}: required and missing"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        which, given = item["ctx"]["discriminator"].strip("'"), item["ctx"].get("tag")
+        kinds = _models(owner.model_fields[path[-1]].annotation) if owner else []
+        valid = ", ".join(str(kind.model_fields[which].default) for kind in kinds)
+        said = "required and missing" if given is None else f"{given!r} is not one of them"
+        return f"{dotted}.{which}: {said}; valid: {valid}"
     return f"{dotted}: {item['input']!r} is not accepted; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _model_at(cls: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    current: Any = cls
-    for name in path:
-        field = current.model_fields.get(name) if isinstance(current, type) and issubclass(current, BaseModel) else None
-        if field is None:
-            return None
-        kinds = [field.annotation, *get_args(field.annotation)]
-        current = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-    return current
+def _walk(cls: type[BaseModel], location: list[str]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The model that a mistake's last key belongs to, and its path without the tags pydantic puts in for unions."""
+    owner: type[BaseModel] | None = cls
+    current: list[type[BaseModel]] = [cls]
+    path: list[str] = []
+    for name in location:
+        if len(current) > 1:  # one of several kinds: pydantic names the one it chose by its tag
+            current = [kind for kind in current if any(f.default == name for f in kind.model_fields.values())]
+            continue
+        owner = current[0] if current else None
+        path.append(name)
+        field = owner.model_fields.get(name) if owner else None
+        current = _models(field.annotation) if field else []
+    return owner, path
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration classes in a type, however deep in unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

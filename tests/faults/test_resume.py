@@ -8,20 +8,26 @@ import pytest
 import torch
 
 from trimtab.errors import CheckpointError, Interrupted
-from trimtab.models import AdapterConfig, Role
+from trimtab.models import AdapterConfig, Chat, Role
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
     Checkpoints,
+    DpoConfig,
     KLConfig,
+    KtoConfig,
     OptimizerConfig,
     PpoConfig,
-    PpoRoles,
     Ranking,
     RewardConfig,
+    RlRoles,
     Session,
     SftConfig,
-    train_ppo,
+    judged_from_rankings,
+    reference_logprobs,
+    train_kto,
+    train_preference,
     train_reward,
+    train_rl,
     train_sft,
 )
 
@@ -43,29 +49,53 @@ def sft(adapter: AdapterConfig, session: Session, _: Path) -> Trained:
     return role.state()
 
 
-def reward(adapter: AdapterConfig, session: Session, _: Path) -> Trained:
-    role = Role.trainable(tiny_backbone(), "reward", adapter, seed=1, scalar_head=True)
-    chat = role.backbone.chat
+def judged(chat: Chat) -> list[Ranking]:
     rankings = []
     for i, prompt in enumerate(prompts(20)):
         answers = [" ".join(text.split()[: 1 + (i + k) % 5]) for k, text in enumerate(sentences(3, start=5 * i))]
         sequences = [chat.answer(prompt.messages, text).tokens for text in answers]
+        start = len(chat.prompt(prompt.messages))
         rankings.append(
-            Ranking(id=str(i), sequences=sequences, ranks=(0, 1, 1), probability=None, margin=None, weight=1.0)
-        )
+            Ranking(
+                id=str(i), sequences=sequences, prompt_length=start, ranks=(0, 1, 1), probability=None, margin=None,
+                weight=1.0,
+            )
+        )  # fmt: skip
+    return rankings
+
+
+def reward(adapter: AdapterConfig, session: Session, _: Path) -> Trained:
+    role = Role.trainable(tiny_backbone(), "reward", adapter, seed=1, scalar_head=True)
     config = RewardConfig(batch=4, epochs=2, micro_batch_tokens=200)
-    train_reward(role, rankings, config, seed=0, session=session)
+    train_reward(role, judged(role.backbone.chat), config, seed=0, session=session)
     return role.state()
 
 
+def dpo(adapter: AdapterConfig, session: Session, folder: Path) -> Trained:
+    trunk = tiny_backbone()
+    policy, rankings = Role.trainable(trunk, "policy", adapter, seed=1), judged(trunk.chat)
+    known = reference_logprobs(Role(trunk), rankings, folder)
+    config = DpoConfig(batch=4, epochs=2, micro_batch_tokens=200)
+    train_preference(policy, rankings, config, reference=known, seed=0, session=session)
+    return policy.state()
+
+
+def kto(adapter: AdapterConfig, session: Session, _: Path) -> Trained:
+    trunk = tiny_backbone()
+    policy, answers = Role.trainable(trunk, "policy", adapter, seed=1), judged_from_rankings(judged(trunk.chat))[0]
+    config = KtoConfig(batch=12, epochs=2, micro_batch_tokens=200)
+    train_kto(policy, Role(trunk), answers, config, seed=0, session=session)
+    return policy.state()
+
+
 def ppo(adapter: AdapterConfig, session: Session, folder: Path) -> Trained:
-    roles = PpoRoles.on(tiny_backbone(), adapter, seed=1)
+    roles = RlRoles.on(tiny_backbone(), adapter, seed=1)
     config = PpoConfig(
         adapter=adapter, steps=6, prompts=4, sampler=SamplerConfig(max_new_tokens=6, slots=4),
         policy=OptimizerConfig(lr=1e-3), critic=OptimizerConfig(lr=1e-3), minibatches=2, epochs=1,
         kl=KLConfig(coefficient=0.1, target=0.5, horizon=20), micro_batch_tokens=60,
     )  # fmt: skip
-    train_ppo(
+    train_rl(
         roles, prompts(7), lambda rollouts: {"length": [len(r.text) / 10 for r in rollouts]}, config,
         seed=0, session=session, samples=folder / "samples",
     )  # fmt: skip
@@ -74,7 +104,13 @@ def ppo(adapter: AdapterConfig, session: Session, folder: Path) -> Trained:
     }
 
 
-TRAINERS: dict[str, Callable[[AdapterConfig, Session, Path], Trained]] = {"sft": sft, "reward": reward, "ppo": ppo}
+TRAINERS: dict[str, Callable[[AdapterConfig, Session, Path], Trained]] = {
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+    "dpo": dpo,
+    "kto": kto,
+}
 TIMES = {"time", "seconds/sample", "seconds/score", "seconds/infer", "seconds/update"}
 
 

@@ -9,18 +9,33 @@ from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.trainers import (
+    WITHOUT_REFERENCE,
+    CpoConfig,
+    DpoConfig,
+    HingeConfig,
+    IpoConfig,
     KLConfig,
+    KtoConfig,
     OptimizerConfig,
+    OrpoConfig,
+    PairConfig,
     PpoConfig,
-    PpoRoles,
     Ranking,
     RewardConfig,
+    RlRoles,
     Session,
     SftConfig,
+    SimpoConfig,
+    answer_logprobs,
+    evaluate_kto,
+    evaluate_preference,
+    judged_from_rankings,
     mean_nll,
     score_rankings,
-    train_ppo,
+    train_kto,
+    train_preference,
     train_reward,
+    train_rl,
     train_sft,
 )
 
@@ -68,6 +83,7 @@ def rankings(role: Role, start: int, count: int) -> list[Ranking]:
             Ranking(
                 id=str(i),
                 sequences=both[::-1] if flip else both,
+                prompt_length=len(role.backbone.chat.prompt(prompt.messages)),
                 ranks=(1, 0) if flip else (0, 1),
                 probability=None,
                 margin=None,
@@ -92,6 +108,48 @@ def test_reward_model_learns_a_rule_and_keeps_it_on_unseen_answers(adapter):
     assert accuracy(unseen) > 0.9
 
 
+FAST = {"batch": 16, "epochs": 4, "optimizer": OptimizerConfig(lr=1e-2, schedule="cosine")}
+OFFLINE: dict[str, PairConfig] = {
+    "dpo": DpoConfig(**FAST),
+    "cdpo": DpoConfig(label_smoothing=0.1, **FAST),
+    "robust dpo": DpoConfig(label_smoothing=0.1, smoothing="robust", **FAST),
+    "ipo": IpoConfig(**FAST),
+    "hinge": HingeConfig(**FAST),
+    "orpo": OrpoConfig(lam=1.0, **FAST),
+    "simpo": SimpoConfig(**FAST),
+    "cpo": CpoConfig(**FAST),
+}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_offline_methods_improve_their_own_objective_on_unseen_answers(name):
+    config, backbone = OFFLINE[name], trunk()
+    policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
+    seen, unseen = rankings(policy, 0, 160), rankings(policy, 1000, 100)
+    free = config.method in WITHOUT_REFERENCE
+    known, known_unseen = (None, None) if free else (answer_logprobs(start, seen), answer_logprobs(start, unseen))
+    before = evaluate_preference(policy, unseen, config, reference=known_unseen)
+    train_preference(policy, seen, config, reference=known, seed=0)
+    after = evaluate_preference(policy, unseen, config, reference=known_unseen)
+    assert after["loss"] < before["loss"]
+    assert after["accuracy"] > 0.85 > before["accuracy"]
+
+
+def test_kto_learns_from_thumbs():
+    backbone = trunk()
+    policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
+    seen, _ = judged_from_rankings(rankings(policy, 0, 160))
+    unseen, balanced = judged_from_rankings(rankings(policy, 1000, 100))
+    assert balanced == 0 and sum(a.desirable for a in unseen) == 100
+    config = KtoConfig(**(FAST | {"batch": 32}))
+    before = evaluate_kto(policy, start, unseen, config)
+    train_kto(policy, start, seen, config, seed=0)
+    after = evaluate_kto(policy, start, unseen, config)
+    assert before["loss"] == pytest.approx(0.5) and after["loss"] < 0.4
+    assert after["chosen"] > 0 > after["rejected"]
+    assert after["accuracy"] > 0.85
+
+
 def even(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     """From −1 to 1: how much likelier tokens with an even number are than the others."""
     return {"even": [2 * sum(t % 2 == 0 for t in r.tokens) / len(r.tokens) - 1 for r in rollouts]}
@@ -113,8 +171,8 @@ def ends(rows: list[dict], name: str = "reward") -> tuple[float, float]:
 
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 def test_ppo_raises_its_reward(adapter):
-    roles, rows = PpoRoles.on(trunk(), adapter, seed=1), []
-    train_ppo(roles, prompts(32), even, ppo(adapter), seed=0, session=Session(log=rows.append))
+    roles, rows = RlRoles.on(trunk(), adapter, seed=1), []
+    train_rl(roles, prompts(32), even, ppo(adapter), seed=0, session=Session(log=rows.append))
     first, last = ends(rows)
     assert first < 0 and last > 0.5
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
@@ -125,9 +183,9 @@ def test_ppo_raises_its_reward(adapter):
 def test_short_leash_holds():
     slow, moved = OptimizerConfig(lr=2e-3, schedule="constant"), {}
     for beta in (0.02, 5.0):
-        roles, rows = PpoRoles.on(trunk(), LORA, seed=1), []
+        roles, rows = RlRoles.on(trunk(), LORA, seed=1), []
         config = ppo(LORA, kl=KLConfig(coefficient=beta), steps=10, policy=slow)
-        train_ppo(roles, prompts(32), even, config, seed=0, session=Session(log=rows.append))
+        train_rl(roles, prompts(32), even, config, seed=0, session=Session(log=rows.append))
         moved[beta] = ends(rows, "kl")[1]
     assert moved[0.02] > 3  # nats per answer; what the reward pays for
     assert moved[5.0] < 1.5

@@ -1,6 +1,7 @@
 """Reward model training: the loss by hand from scores computed one answer at a time."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -38,7 +39,8 @@ def ranking(chat: Chat, number: int, ranks: tuple[int, ...], **fields) -> Rankin
     answers = [" ".join(text.split()[: 1 + (number + k) % 5]) for k, text in enumerate(sentences(len(ranks)))]
     settings = {"probability": None, "margin": None, "weight": 1.0} | fields
     sequences = [chat.answer(prompt.messages, text).tokens for text in answers]
-    return Ranking(id=f"r{number}", sequences=sequences, ranks=ranks, **settings)  # type: ignore[arg-type]
+    start = len(chat.prompt(prompt.messages))
+    return Ranking(id=f"r{number}", sequences=sequences, prompt_length=start, ranks=ranks, **settings)  # type: ignore[arg-type]
 
 
 def mixed(chat: Chat) -> list[Ranking]:
@@ -120,10 +122,7 @@ def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch):
 def test_equal_ids_with_other_answers_are_not_mixed_up():
     one, two = role(TOP), role(TOP)
     rankings = mixed(one.backbone.chat)
-    alike = [
-        Ranking(id="same", sequences=r.sequences, ranks=r.ranks, probability=None, margin=None, weight=1.0)
-        for r in rankings
-    ]
+    alike = [replace(r, id="same", probability=None, margin=None, weight=1.0) for r in rankings]
     config = RewardConfig(batch=2, epochs=2)
     train_reward(one, alike, config, seed=0)
     train_reward(two, alike, config.model_copy(update={"cache_mb": 0.0}), seed=0)

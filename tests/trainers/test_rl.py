@@ -7,20 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.records import Rollout, read_records, write_records
-from trimtab.rollout import SamplerConfig
+from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.trainers import (
+    DapoConfig,
+    DrGrpoConfig,
+    GroupConfig,
+    GrpoConfig,
     KLConfig,
     MissingEosConfig,
     OptimizerConfig,
     PpoConfig,
-    PpoRoles,
+    ReinforcePpBaselineConfig,
+    ReinforcePpConfig,
+    RlooConfig,
+    RlRoles,
     Session,
-    check_ppo,
-    train_ppo,
+    check_rl,
+    train_rl,
 )
 from trimtab.trainers.rl import _prompts_of_step
 
@@ -44,10 +52,10 @@ def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     return {"letters": [sum(c in "aeiou" for c in r.text) - 3.0 for r in rollouts]}
 
 
-def run(settings: PpoConfig, *, score=letters, roles: PpoRoles | None = None, **more) -> tuple[PpoRoles, list[dict]]:
-    roles = roles or PpoRoles.on(tiny_backbone(), settings.adapter, seed=1)
+def run(settings: PpoConfig, *, score=letters, roles: RlRoles | None = None, **more) -> tuple[RlRoles, list[dict]]:
+    roles = roles or RlRoles.on(tiny_backbone(), settings.adapter, seed=1)
     rows: list[dict] = []
-    train_ppo(roles, prompts(9), score, settings, seed=2, session=Session(log=rows.append), **more)
+    train_rl(roles, prompts(9), score, settings, seed=2, session=Session(log=rows.append), **more)
     return roles, rows
 
 
@@ -92,7 +100,7 @@ def test_one_step_recomputed(settings, tmp_path: Path):
         FULL, **({"sampler": SamplerConfig(max_new_tokens=24)} | settings), steps=1, prompts=5, group=2, epochs=2,
         eps=0.05, value_eps=0.05, micro_batch_tokens=70,
     )  # fmt: skip
-    roles = PpoRoles.on(tiny_backbone(), FULL, seed=1)
+    roles = RlRoles.on(tiny_backbone(), FULL, seed=1)
     stir(roles.policy, scale=0.02, seed=1)
     stir(roles.critic, scale=0.1, seed=2)
     policy, critic = copy.deepcopy(roles.policy.backbone.model), copy.deepcopy(roles.critic.backbone.model)
@@ -149,7 +157,8 @@ def test_one_step_recomputed(settings, tmp_path: Path):
             value_loss = value_loss + 0.5 * torch.maximum((value - goal) ** 2, (near - goal) ** 2).sum() / total
             outside += int(((ratio < 0.95) | (ratio > 1.05)).sum())
             entropy += float(spread.detach().sum()) / total
-            shift += float((torch.tensor(old[i]) - new.detach()).sum()) / total
+            gap = torch.tensor(old[i]) - new.detach()
+            shift += float((torch.exp(-gap) - 1 + gap).sum()) / total
         for loss, optimizer in zip((policy_loss, value_loss), optimizers, strict=True):
             optimizer.zero_grad()
             loss.backward()
@@ -176,7 +185,7 @@ def test_one_step_recomputed(settings, tmp_path: Path):
     flat_returns, flat_values = (torch.tensor([x for row in rows for x in row]) for rows in (returns, old_values))
     share = 1 - float((flat_returns - flat_values).var(unbiased=False) / flat_returns.var(unbiased=False))
     assert logged["explained_variance"] == pytest.approx(share, abs=1e-3)
-    by_hand = PpoRoles.on(Backbone(policy, roles.policy.backbone.chat), FULL, seed=1)
+    by_hand = RlRoles.on(Backbone(policy, roles.policy.backbone.chat), FULL, seed=1)
     same_weights(roles.policy, by_hand.policy, within=5e-5)
     by_hand.critic.load_state({**Role(Backbone(critic, roles.policy.backbone.chat), full=True).state(),
                                "head.weight": head.weight, "head.bias": head.bias})  # fmt: skip
@@ -209,7 +218,7 @@ def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.
 
 
 def test_reference_never_moves():
-    roles = PpoRoles.on(tiny_backbone(), LORA, seed=1)
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
     before = {n: p.detach().clone() for n, p in roles.reference.backbone.model.named_parameters() if "lora" not in n}
     run(config(), roles=roles)
     after = dict(roles.reference.backbone.model.named_parameters())
@@ -220,7 +229,7 @@ def test_reference_never_moves():
 @pytest.mark.parametrize("minibatches", [1, 3, 5, 8])
 def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.MonkeyPatch):
     settings = config(steps=1, prompts=4, group=2, epochs=3, minibatches=minibatches)
-    roles = PpoRoles.on(tiny_backbone(), LORA, seed=1)
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
     sizes: list[int] = []
     values = roles.critic.values
 
@@ -291,7 +300,7 @@ def test_monitor_is_logged_and_not_trained_on():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_reward_that_is_no_number_names_the_sample(bad):
-    roles = PpoRoles.on(tiny_backbone(), LORA, seed=1)
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
     before = roles.policy.state()
     named = []
 
@@ -374,4 +383,161 @@ def test_contradictions_are_refused(settings, message):
 
 def test_no_prompts():
     with pytest.raises(ConfigError, match="there are no prompts to align on"):
-        check_ppo(config(), 0)
+        check_rl(config(), 0)
+
+
+# Methods without a critic -------------------------------------------------------------------
+
+GROUPS: list[GroupConfig] = [
+    RlooConfig(),
+    RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k2")),
+    GrpoConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k3")),
+    GrpoConfig(std="population", kl=KLConfig(coefficient=0.1, place="loss", estimator="k1")),
+    DrGrpoConfig(),
+    DapoConfig(),
+    ReinforcePpConfig(gamma=0.9),
+    ReinforcePpBaselineConfig(),
+]
+
+
+def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list, ref: list) -> tuple[float, float]:
+    """Policy loss of the first update, where every ratio is 1, and the KL per answer."""
+    beta, k = settings.kl.coefficient, settings.group
+    inside = beta if settings.kl.place == "reward" else 0.0
+    deltas = [[a - b for a, b in zip(o, r, strict=True)] for o, r in zip(old, ref, strict=True)]
+    rewards = [[-inside * d for d in row] for row in deltas]
+    for row, rollout in zip(rewards, rollouts, strict=True):
+        row[-1] += rollout.rewards["letters"]
+    totals = [sum(row) for row in rewards]
+    means = [sum(totals[i - i % k : i - i % k + k]) / k for i in range(len(totals))]
+    kinds = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}
+    advantages: list[list[float]] = []
+    for i, row in enumerate(rewards):
+        own = totals[i - i % k : i - i % k + k]
+        squares = sum((x - means[i]) ** 2 for x in own)
+        match settings:
+            case RlooConfig():
+                value = totals[i] - sum(x for j, x in enumerate(own) if j != i % k) / (k - 1)
+            case DrGrpoConfig():
+                value = totals[i] - means[i]
+            case GrpoConfig() | DapoConfig():
+                std = math.sqrt(squares / (k - 1 if settings.std == "sample" else k))
+                value = (totals[i] - means[i]) / (std + 1e-6) if std else 0.0
+            case _:
+                if isinstance(settings, ReinforcePpBaselineConfig):
+                    row[-1] -= means[i]
+                later = [sum(settings.gamma**n * r for n, r in enumerate(row[t:])) for t in range(len(row))]
+                advantages.append(later)
+                continue
+        advantages.append([value] * len(row))
+    if isinstance(settings, ReinforcePpConfig | ReinforcePpBaselineConfig):
+        flat = [a for row in advantages for a in row]
+        mean = sum(flat) / len(flat)
+        spread = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
+        advantages = [[(a - mean) / spread for a in row] for row in advantages]
+    leash = beta if settings.kl.place == "loss" else 0.0
+    losses = [
+        [-a + leash * kinds[settings.kl.estimator](d) for a, d in zip(x, y, strict=True)]
+        for x, y in zip(advantages, deltas, strict=True)
+    ]
+    n, tokens = len(losses), sum(len(row) for row in losses)
+    match settings:
+        case RlooConfig():
+            loss = sum(map(sum, losses)) / n
+        case GrpoConfig():
+            loss = sum(sum(row) / len(row) for row in losses) / n
+        case DrGrpoConfig():
+            loss = sum(map(sum, losses)) / (n * settings.sampler.max_new_tokens)
+        case _:
+            loss = sum(map(sum, losses)) / tokens
+    return loss, sum(map(sum, deltas)) / n
+
+
+@pytest.mark.parametrize("settings", GROUPS, ids=lambda c: c.method)
+def test_group_methods_first_step_by_hand(settings, tmp_path: Path):
+    group = 1 if settings.method == "reinforce_pp" else 4
+    settings = settings.model_copy(
+        update={
+            "adapter": LORA, "steps": 1, "prompts": 3, "group": group, "policy": STEADY, "missing_eos": None,
+            "sampler": SamplerConfig(max_new_tokens=8, slots=5), "micro_batch_tokens": 70,
+        }
+    )  # fmt: skip
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
+    stir(roles.policy, scale=0.05, seed=1)
+    _, rows = run(settings, roles=roles, samples=tmp_path)
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    backbone = roles.reference.backbone
+    backbone.activate(None)
+    ref = [answer_logprobs(backbone.model, r, 1.0)[0].tolist() for r in rollouts]
+    loss, kl = group_loss_by_hand(settings, rollouts, [r.logprobs for r in rollouts], ref)
+    assert rows[0]["policy_loss"] == pytest.approx(loss, rel=1e-3, abs=1e-4)
+    assert rows[0]["kl"] == pytest.approx(kl, abs=1e-3)
+    assert ("flat_groups" in rows[0]) == (group > 1)
+    assert "value_loss" not in rows[0] and "explained_variance" not in rows[0]
+
+
+@pytest.mark.parametrize("settings", [RlooConfig(), GrpoConfig(), DrGrpoConfig(), DapoConfig()], ids=lambda c: c.method)
+def test_equal_rewards_teach_nothing_and_are_counted(settings):
+    settings = settings.model_copy(
+        update={
+            "adapter": LORA, "steps": 1, "prompts": 3, "group": 3, "missing_eos": None, "kl": KLConfig(coefficient=0.0),
+            "sampler": SamplerConfig(max_new_tokens=6),
+        }
+    )  # fmt: skip
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
+    before = roles.policy.state()
+    _, rows = run(settings, roles=roles, score=lambda rollouts: {"one": [1.0] * len(rollouts)})
+    assert rows[0]["flat_groups"] == 1.0 and rows[0]["policy_grad_norm"] == 0.0
+    after = roles.policy.state()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", [RlooConfig, GrpoConfig, DrGrpoConfig, DapoConfig, ReinforcePpBaselineConfig])
+def test_groups_of_one_are_refused(kind):
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        kind(group=1)
+
+
+def test_importance_weights_of_an_exact_sampler_are_one():
+    roles, rows = run(config(steps=2))
+    weighed, others = run(config(steps=2, importance_cap=2.0))
+    assert [r["policy_loss"] for r in others] == pytest.approx([r["policy_loss"] for r in rows], abs=1e-4)
+    same_weights(roles.policy, weighed.policy)
+
+
+def test_importance_weights_scale_the_loss_of_another_samplers_tokens(monkeypatch: pytest.MonkeyPatch):
+    settings = RlooConfig(
+        adapter=LORA, steps=1, prompts=3, missing_eos=None, kl=KLConfig(coefficient=0.0), importance_cap=1.5,
+        sampler=SamplerConfig(max_new_tokens=6),
+    )  # fmt: skip
+    plain = run(settings, roles=RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False))[1][0]
+    draw = LocalSampler._draw
+
+    def quieter(self, answers, logits) -> None:
+        draw(self, answers, logits)
+        for answer in answers:
+            answer.logprobs[-1] -= 0.3  # the sampler thought every token less likely than the trainer does
+
+    monkeypatch.setattr(LocalSampler, "_draw", quieter)
+    other = run(settings, roles=RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False))[1][0]
+    assert plain["mismatch"] == pytest.approx(0.0, abs=1e-4) and other["mismatch"] == pytest.approx(0.3, abs=1e-3)
+    assert other["policy_loss"] == pytest.approx(math.exp(0.3) * plain["policy_loss"], rel=1e-3, abs=1e-4)
+
+
+def test_entropy_bonus_keeps_the_policy_more_uncertain():
+    quiet = {"score": lambda rollouts: {"none": [0.0] * len(rollouts)}}
+    settings = {"steps": 12, "kl": KLConfig(coefficient=0.0), "missing_eos": None, "whiten_advantages": False}
+    plain, bonus = run(config(**settings), **quiet)[1], run(config(entropy_bonus=0.5, **settings), **quiet)[1]
+    assert plain[-1]["entropy"] < bonus[-1]["entropy"] - 0.1
+
+
+def test_ppo_without_a_critic_is_refused():
+    with pytest.raises(ConfigError, match="'ppo' needs a critic"):
+        run(config(), roles=RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False))
+
+
+def test_adaptive_kl_that_could_not_work_is_refused():
+    with pytest.raises(ConfigError, match=r"raise kl\.horizon above 0\.8"):
+        check_rl(config(kl=KLConfig(target=1.0, horizon=0.5)), 3)
+    with pytest.raises(ConfigError, match="start above 0"):
+        check_rl(config(kl=KLConfig(target=1.0, coefficient=0.0)), 3)

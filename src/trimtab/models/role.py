@@ -100,17 +100,19 @@ class Role:
             position_ids=batch.columns.get("positions"),
         )
 
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the response tokens and entropies before them.
 
         Args:
             batch: tokens and response mask; columns ``lower`` (see :meth:`Backbone.lower`) and those of
                 :func:`~trimtab.models.batch.pack` are used where present.
             temperature: logits are divided by it, as when the tokens were sampled.
+            entropy_gradient: True: entropies carry a gradient too (for an entropy bonus).
 
         Returns:
-            ``(logprobs, entropies)``, both ``[B, T]`` float32 in nats, zero where the mask is False. Entropies
-            carry no gradient.
+            ``(logprobs, entropies)``, both ``[B, T]`` float32 in nats, zero where the mask is False.
         """
         hidden = self._hidden(batch)
         row, column = batch.response_mask.nonzero(as_tuple=True)
@@ -122,9 +124,11 @@ class Role:
             chunk = (states[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK])
             with self.backbone.autocast():
                 if one:
-                    parts.append(_project(*chunk, weight, bias, temperature))
+                    parts.append(_project(*chunk, weight, bias, temperature, entropy_gradient))
                 else:
-                    parts.append(checkpoint(_project, *chunk, weight, bias, temperature, use_reentrant=False))
+                    parts.append(
+                        checkpoint(_project, *chunk, weight, bias, temperature, entropy_gradient, use_reentrant=False)
+                    )
         zeros = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
         place = (row, column)
         logprobs = zeros.index_put(place, torch.cat([p[0] for p in parts]))
@@ -148,7 +152,7 @@ class Role:
 
 
 def _project(
-    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
+    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Log p of ``targets`` and entropy of each row: ``[N, H]``, ``[N]`` → ``[N]``, ``[N]``."""
     logits = nn.functional.linear(states, weight, bias).float()
@@ -156,7 +160,7 @@ def _project(
         logits = logits / temperature
     normaliser = torch.logsumexp(logits, dim=-1)
     chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         # H = log Z − Σ p·logit
         shares = torch.exp(logits - normaliser[:, None])
         entropy = normaliser - (shares * logits).sum(-1)

@@ -5,7 +5,7 @@ looked up from the current folder first, then from the recipe's own folder.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -15,7 +15,16 @@ from trimtab.errors import ConfigError
 from trimtab.feedback import AggregateConfig, SimulationConfig
 from trimtab.models import ModelConfig
 from trimtab.rollout import SamplerConfig
-from trimtab.trainers import PpoConfig, RewardConfig, SftConfig
+from trimtab.trainers import (
+    OfflineConfig,
+    OnlineConfig,
+    PpoConfig,
+    PreferenceConfig,
+    RewardConfig,
+    RlConfig,
+    SftConfig,
+    check_rl,
+)
 
 
 class DataConfig(Config):
@@ -100,8 +109,10 @@ class RunConfig(Config):
     """Who compares them."""
     reward: RewardStageConfig | None = None
     """Reward model."""
-    align: PpoConfig | None = None
-    """Alignment."""
+    align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
+    """Alignment. On answers of its own against the reward model: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
+    ``dapo``, ``reinforce_pp`` or ``reinforce_pp_baseline``. On the preferences themselves: ``dpo``, ``ipo``, ``hinge``,
+    ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     checkpoint_every: int = Field(default=10, ge=1)
@@ -149,32 +160,34 @@ def check_recipe(config: RunConfig) -> None:
         problems.append("label and data.preferences both say where preferences come from; remove one")
     if config.reward and not (config.label or data.preferences):
         problems.append("reward needs preferences: a label section or data.preferences")
-    if config.align and not config.reward:
+    online = config.align if isinstance(config.align, OnlineConfig) else None
+    if online and not config.reward:
         problems.append("align needs reward: there is nothing to maximise")
-    if config.align and not (data.prompts or data.preferences):
+    if isinstance(config.align, OfflineConfig) and not (config.label or data.preferences):
+        problems.append(f"align.method {config.align.method!r} needs preferences: a label section or data.preferences")
+    if online and not (data.prompts or data.preferences):
         problems.append("align needs data.prompts (or data.preferences, whose prompts it uses)")
     if config.evaluate and not (data.heldout or data.prompts or data.preferences):
         problems.append("evaluate needs data.heldout, data.prompts or data.preferences")
-    if config.align:
-        from trimtab.trainers import check_ppo
-
+    if online:
         try:
-            check_ppo(config.align, prompts=1)
+            check_rl(online, prompts=1)
         except ConfigError as error:
             problems.append(f"align: {error}")
         reward = config.reward
         if (
-            config.align.critic_init == "reward_model"
+            isinstance(online, PpoConfig)
+            and online.critic_init == "reward_model"
             and reward is not None
-            and (reward.model is not None or reward.adapter != config.align.adapter)
+            and (reward.model is not None or reward.adapter != online.adapter)
         ):
             problems.append(
                 "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
                 "adapter settings (reward.adapter = align.adapter, no reward.model); or set critic_init: zero"
             )
-        if config.align.sampler.max_new_tokens >= config.model.context:
+        if online.sampler.max_new_tokens >= config.model.context:
             problems.append(
-                f"align.sampler.max_new_tokens ({config.align.sampler.max_new_tokens}) leaves no room for a prompt in "
+                f"align.sampler.max_new_tokens ({online.sampler.max_new_tokens}) leaves no room for a prompt in "
                 f"model.context ({config.model.context})"
             )
     if problems:

@@ -1,7 +1,8 @@
 """What every stage is handed: configuration, folders, the console, and the models earlier stages made."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,9 +50,15 @@ class Context:
         """A seed of its own for each purpose."""
         return step_seed(self.config.seed, purpose, 0) % (1 << 31)
 
-    def session(self, stage: str, bar: Bar) -> "StageSession":
-        """Logging, checkpoints and stopping for a training stage."""
-        return StageSession(self, stage, bar)
+    @contextmanager
+    def training(self, stage: str, title: str) -> Iterator["StageSession"]:
+        """Logging, checkpoints, stopping and a progress bar for a training stage."""
+        with self.ui.bar(title) as bar:
+            session = StageSession(self, stage, bar)
+            try:
+                yield session
+            finally:
+                session.close()
 
     def data_path(self, source: str) -> str:
         """A data source with relative paths looked up here first, then beside the recipe."""

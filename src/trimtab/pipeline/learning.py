@@ -12,15 +12,27 @@ from trimtab.records import Demonstration, Preference, Prompt, Rollout, read_rec
 from trimtab.rollout import RewardModelScorer
 from trimtab.storage import read_json
 from trimtab.trainers import (
-    PpoRoles,
+    WITHOUT_REFERENCE,
+    KtoConfig,
+    OnlineConfig,
+    PairConfig,
+    PpoConfig,
+    RlConfig,
+    RlRoles,
     encode_preferences,
+    evaluate_kto,
+    evaluate_preference,
+    judged_from_rankings,
     load_tensors,
     mean_nll,
+    reference_logprobs,
     save_tensors,
     score_rankings,
     split_holdout,
-    train_ppo,
+    train_kto,
+    train_preference,
     train_reward,
+    train_rl,
     train_sft,
 )
 
@@ -56,12 +68,8 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     heldout = [encoded[i] for i in held]
     folder = context.folder("sft")
     before = mean_nll(Role(backbone), heldout) if heldout else None
-    with context.ui.bar("fine-tuning") as bar:
-        session = context.session("sft", bar)
-        try:
-            train_sft(role, [encoded[i] for i in train], config, seed=context.seed("sft"), session=session)
-        finally:
-            session.close()
+    with context.training("sft", "fine-tuning") as session:
+        train_sft(role, [encoded[i] for i in train], config, seed=context.seed("sft"), session=session)
     after = mean_nll(role, heldout) if heldout else None
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "sft.json", {"heldout_nll_before": before, "heldout_nll_after": after})
@@ -110,12 +118,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     if long:
         context.ui.say(f"  {long} of {len(preferences)} preferences do not fit model.context; left out")
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("reward"))
-    with context.ui.bar("reward model") as bar:
-        session = context.session("reward", bar)
-        try:
-            train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
-        finally:
-            session.close()
+    with context.training("reward", "reward model") as session:
+        train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
     scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]])
     flat = [s for row in scores for s in row]
     mean = sum(flat) / len(flat)
@@ -144,15 +148,24 @@ def policy_role(context: Context, trunk: Backbone) -> Role:
 
 
 def run_align(context: Context) -> tuple[Counts, list[str]]:
-    """Optimise the policy against the reward model under the KL leash."""
+    """Align the policy: on its own answers against the reward model, or on judged answers."""
     config = context.config.align
-    assert config is not None and context.config.reward is not None
+    assert config is not None
+    if isinstance(config, OnlineConfig):
+        return _align_online(context, config)
+    return _align_offline(context, config)
+
+
+def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]]:
+    """Optimise the policy against the reward model under the KL leash."""
     trunk = context.trunk()
     scorer = load_scorer(context, trunk, config.micro_batch_tokens)
     policy = policy_role(context, trunk)
-    critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
-    if config.critic_init == "reward_model":
-        start_critic(critic, scorer)
+    critic = None
+    if isinstance(config, PpoConfig):
+        critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
+        if config.critic_init == "reward_model":
+            start_critic(critic, scorer)
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     gold = context.gold()
 
@@ -162,24 +175,65 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
         return {"gold": sum(float(gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)}
 
     folder = context.folder("align")
-    with context.ui.bar("aligning (PPO)") as bar:
-        session = context.session("align", bar)
-        try:
-            train_ppo(
-                PpoRoles(policy=policy, reference=Role(trunk), critic=critic),
-                prompts,
-                scorer,
-                config,
-                seed=context.seed("align"),
-                session=session,
-                monitor=monitor,
-                samples=folder / "samples",
-            )
-        finally:
-            session.close()
+    with context.training("align", f"aligning ({config.method.upper()})") as session:
+        train_rl(
+            RlRoles(policy=policy, reference=Role(trunk), critic=critic),
+            prompts,
+            scorer,
+            config,
+            seed=context.seed("align"),
+            session=session,
+            monitor=monitor,
+            samples=folder / "samples",
+        )
     save_tensors(folder / "weights.safetensors", policy.state())
-    save_tensors(folder / "critic.safetensors", critic.state())
-    return counts | {"prompts": len(prompts), "steps": config.steps}, ["weights.safetensors", "critic.safetensors"]
+    files = ["weights.safetensors"]
+    if critic is not None:
+        save_tensors(folder / "critic.safetensors", critic.state())
+        files.append("critic.safetensors")
+    return counts | {"prompts": len(prompts), "steps": config.steps}, files
+
+
+def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:
+    """Learn from the preferences, and measure the objective on preferences kept out, before and after."""
+    trunk, folder = context.trunk(), context.folder("align")
+    policy, reference = policy_role(context, trunk), Role(trunk)
+    preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
+    rankings, kept, long = encode_preferences(trunk.chat, preferences)
+    if long:
+        context.ui.say(f"  {long} of {len(preferences)} preferences do not fit model.context; left out")
+    train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("align"))
+    counts: Counts = {"preferences": len(train), "held_out": len(held), "too_long": long}
+    seed, name = context.seed("align"), f"aligning ({config.method.upper()})"
+    if isinstance(config, KtoConfig):
+        answers, balanced = judged_from_rankings([rankings[i] for i in train])
+        heldout, _ = judged_from_rankings([rankings[i] for i in held])
+        counts |= {"answers": len(answers), "neither_liked_nor_disliked": balanced}
+        before = evaluate_kto(policy, reference, heldout, config)
+        with context.training("align", name) as session:
+            train_kto(policy, reference, answers, config, seed=seed, session=session)
+        after = evaluate_kto(policy, reference, heldout, config)
+    else:
+        known = None
+        if config.method not in WITHOUT_REFERENCE:
+            known = reference_logprobs(reference, rankings, folder, token_budget=config.micro_batch_tokens)
+
+        def part(places: list[int]) -> Any:
+            return [rankings[i] for i in places], None if known is None else [known[i] for i in places]
+
+        (ours, ours_known), (theirs, theirs_known) = part(train), part(held)
+        before = evaluate_preference(policy, theirs, config, reference=theirs_known)
+        with context.training("align", name) as session:
+            train_preference(policy, ours, config, reference=ours_known, seed=seed, session=session)
+        after = evaluate_preference(policy, theirs, config, reference=theirs_known)
+    if before and after:
+        context.ui.say(
+            f"  held-out loss {before['loss']:.3f} → {after['loss']:.3f}, "
+            f"implied accuracy {before['accuracy']:.1%} → {after['accuracy']:.1%}"
+        )
+    save_tensors(folder / "weights.safetensors", policy.state())
+    write_json(folder / "align.json", {"heldout_before": before, "heldout_after": after})
+    return counts, ["weights.safetensors", "align.json"]
 
 
 def start_critic(critic: Role, scorer: RewardModelScorer) -> None:

@@ -13,12 +13,25 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.run import plan_stages
 from trimtab.records import Demonstration, Preference, Prompt, load
 from trimtab.storage import RunFolder
+from trimtab.trainers import WITHOUT_REFERENCE, OfflineConfig, OnlineConfig, PpoConfig
 
 EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that whole steps reach on two CPU cores."""
 
 TOKENS = 70
 """Assumed tokens of a prompt with its answer where nothing has been tokenised yet."""
+
+OBJECTIVES = {
+    "dpo": "DPO: min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})",
+    "ipo": "IPO: min (h − 1/(2τ))², h = gap of log(π/ref), τ = {tau:g}",
+    "hinge": "Hinge: min max(0, 1 − β·h), h = gap of log(π/ref), β = {beta:g}",
+    "kto": "KTO: min λ_D(1 − σ(β(r − z))) if liked, λ_U(1 − σ(β(z − r))) if not; β = {beta:g}, "
+    "λ_D = {weight_desirable:g}, λ_U = {weight_undesirable:g}",
+    "orpo": "ORPO: min NLL of the better − λ·log σ(log-odds gap), λ = {lam:g}",
+    "simpo": "SimPO: min −log σ(β·gap of log π per token − γ), β = {beta:g}, γ = {gamma:g}",
+    "cpo": "CPO: min −log σ(β·gap of log π) + α·NLL of the better ({nll}), β = {beta:g}, α = {alpha:g}",
+}
+"""Objective of each offline method, with its settings filled in."""
 
 
 def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
@@ -68,14 +81,21 @@ def objective(config: RunConfig) -> list[str]:
         lines.append("SFT: min −(1/N) Σ log π(y_t | x, y_<t) over the assistant's tokens")
     if config.reward:
         lines.append("Reward: min −mean over pairs log σ(r_w − r_l)" + _centring(config.reward.centring))
-    if config.align:
+    if isinstance(config.align, OfflineConfig):
+        lines.append(OBJECTIVES[config.align.method].format(**config.align.model_dump()))
+    if isinstance(config.align, OnlineConfig):
         a = config.align
         leash = f"{a.kl.coefficient:g}·KL(π‖reference)"
         if a.kl.target is not None:
             leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
-        lines.append(f"PPO: max E[reward] − {leash}")
+        if a.kl.place == "loss":
+            leash += f", {a.kl.estimator} in the loss"
+        baseline = ""
+        if isinstance(a, PpoConfig):
+            baseline = f"GAE γ = {a.gamma:g}, λ = {a.lam:g}, "
+        lines.append(f"{a.method.upper()}: max E[reward] − {leash}")
         lines.append(
-            f"     clip ±{a.eps:g}, GAE γ = {a.gamma:g}, λ = {a.lam:g}, "
+            f"     clip −{a.eps:g} +{a.eps_high or a.eps:g}, {baseline}"
             f"{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
             f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"
         )
@@ -85,9 +105,11 @@ def objective(config: RunConfig) -> list[str]:
 def warnings(config: RunConfig) -> list[str]:
     """Settings that work and are probably not meant."""
     found = []
-    if config.align and config.align.kl.coefficient == 0:
+    if isinstance(config.align, OnlineConfig) and config.align.kl.coefficient == 0:
         found.append("align.kl.coefficient is 0: nothing holds the policy near its reference")
-    if config.align and config.evaluate:
+    if isinstance(config.align, OnlineConfig) and config.align.kl.place == "loss" and config.align.kl.estimator == "k1":
+        found.append("align.kl: k1 in the loss has no gradient in expectation; use k2, or place: reward")
+    if isinstance(config.align, OnlineConfig) and config.evaluate:
         ours, theirs = config.align.sampler.temperature, config.evaluate.sampler.temperature
         if ours != theirs:
             found.append(f"the policy is trained at temperature {ours:g} and evaluated at {theirs:g}")
@@ -180,10 +202,10 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward
     if stage == "label" and config.label:
         return f"simulated annotators, {config.label.simulation.overlap} a prompt", 0, 0, 0.0
+    count, answers = _rows(data.preferences, Preference, config, recipe) or 0, 2
+    if config.sample and config.label:
+        count, answers = min(config.sample.prompts or prompts, prompts), config.sample.answers
     if stage in ("preferences", "reward"):
-        count, answers = _rows(data.preferences, Preference, config, recipe) or 0, 2
-        if config.sample and config.label:
-            count, answers = min(config.sample.prompts or prompts, prompts), config.sample.answers
         if stage == "preferences" or config.reward is None:
             return f"{count} preferences", 0, 0, 0.0
         kept = round(count * (1 - config.reward.holdout))
@@ -192,12 +214,21 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         updates = round(-(-kept // config.reward.batch) * config.reward.epochs)
         flops = tokens * (lower + upper * config.reward.epochs)
         return f"{kept} rankings of {answers}, {config.reward.batch} a step", updates, tokens, flops
-    if stage == "align" and config.align:
+    if stage == "align" and isinstance(config.align, OfflineConfig):
+        o = config.align
+        kept = round(count * (1 - o.holdout))
+        lower, upper = _training(shape, o.adapter, head=True)
+        tokens = kept * answers * TOKENS
+        flops = tokens * (lower + upper * (o.epochs + (0 if o.method in WITHOUT_REFERENCE else 0.5)))
+        items = kept * answers if o.method == "kto" else kept
+        return f"{kept} rankings of {answers}, {o.batch} a step", round(-(-items // o.batch) * o.epochs), tokens, flops
+    if stage == "align" and isinstance(config.align, OnlineConfig):
         a = config.align
         size = a.prompts * a.group
         lower, upper = _training(shape, a.adapter, head=True)
         tokens = a.steps * size * TOKENS
-        flops = tokens * (forward / 2 + lower + 3 * upper / 2 + 2 * a.epochs * upper)
+        trained = 2 if isinstance(a, PpoConfig) else 1
+        flops = tokens * (forward / 2 + lower + 3 * upper / 2 + trained * a.epochs * upper)
         return f"{prompts} prompts, {size} answers a step", a.steps * a.epochs * a.minibatches, tokens, flops
     if stage == "evaluate" and config.evaluate:
         held = _rows(data.heldout, Prompt, config, recipe) or round(prompts * data.heldout_share)

@@ -29,6 +29,7 @@ from trimtab.feedback import Estimate
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Rollout, read_records
 from trimtab.storage import read_json, read_metrics
+from trimtab.trainers import OnlineConfig
 
 NAMES = {"base": "Base", "sft": "SFT", "policy": "PPO"}
 """How the page calls the models."""
@@ -77,6 +78,8 @@ def collect(context: Context) -> ReportData:
         missing["base"] = "This run has no answers of a model before SFT."
     if run.align is None:
         missing["reward_against_kl"] = "This run did not align a policy."
+    elif not isinstance(run.align, OnlineConfig):
+        missing["reward_against_kl"] = f"{run.align.method.upper()} learns from judged answers; no reward is climbed."
     if run.label is None:
         missing["agreement"] = "The preferences were imported, so there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
@@ -182,6 +185,7 @@ def _win_rows(result: Mapping[str, Any]) -> list[WinRateRow]:
 
 
 def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]:
+    online = isinstance(context.config.align, OnlineConfig)
     found: list[Series | None] = []
     if context.config.sft:
         rows, file = read_metrics(context.folder("sft") / "metrics.jsonl"), "stages/sft/metrics.jsonl"
@@ -204,6 +208,10 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
         rows, file = read_metrics(context.folder("reward") / "metrics.jsonl"), "stages/reward/metrics.jsonl"
         found.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
     for key, panel, unit in (
+        ("loss", "preference loss", "nats"),
+        ("accuracy", "implied accuracy", "share"),
+        ("chosen", "log(π/ref) of better answers", "nats"),
+        ("rejected", "log(π/ref) of worse answers", "nats"),
         ("reward", "proxy", "reward"),
         ("gold", "gold", "utility"),
         ("kl", "kl", "nats"),
@@ -215,7 +223,12 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
     ):
         found.append(
             series_from_metrics(
-                align, key, panel=panel, unit=unit, x_unit="rollout batch", file="stages/align/metrics.jsonl"
+                align,
+                key,
+                panel=panel,
+                unit=unit,
+                x_unit="rollout batch" if online else "optimiser step",
+                file="stages/align/metrics.jsonl",
             )
         )
     return tuple(s for s in found if s is not None)

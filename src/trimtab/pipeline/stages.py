@@ -88,7 +88,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="align",
-        needs=("sft", "reward"),
+        needs=("sft", "preferences", "reward"),
         settings=_section("align", "model", "gold"),
         sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
         run=run_align,

@@ -1,8 +1,9 @@
 """Prompts to rollouts with the model at hand: continuous batching over preallocated slots.
 
 What all prompts begin with (a system message, say) is computed once. Each distinct prompt is
-prefilled once and its cache copied to every answer of its group. A finished answer frees its slot at once; the next waiting answer takes it. The log-probability of
-every produced token is kept, under exactly the distribution it was drawn from.
+prefilled once and its cache copied to every answer of its group. A finished answer frees its slot
+at once; the next waiting answer takes it. The log-probability of every produced token is kept,
+under exactly the distribution it was drawn from.
 
 Each answer draws from a random stream of its own, made from (seed, prompt id, index in the
 group), one uniform number per token. So an answer does not depend on what else is in the batch,

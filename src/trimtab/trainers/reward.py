@@ -52,6 +52,8 @@ class Ranking:
     """Id of the preference."""
     sequences: list[list[int]]
     """Prompt and answer, tokens, one per answer."""
+    prompt_length: int
+    """How many tokens of each sequence are the prompt."""
     ranks: tuple[int, ...]
     """0 = best, equal = tie."""
     probability: float | None
@@ -91,6 +93,7 @@ def encode_preferences(chat: Chat, preferences: Sequence[Preference]) -> tuple[l
             Ranking(
                 id=preference.id,
                 sequences=[head + b for b in bodies],
+                prompt_length=len(head),
                 ranks=preference.ranks,
                 probability=preference.probability,
                 margin=preference.margin,
@@ -130,7 +133,13 @@ def train_reward(
     learner = Learner(role, config.optimizer, total)
     if role.scalar is not None:
         init_reward_head(role, seed)
-    cache = _lower_cache(role, usable, config)
+    cache = fill_lower_cache(
+        role,
+        [s for r in usable for s in r.sequences],
+        epochs=config.epochs,
+        cache_mb=config.cache_mb,
+        micro_batch_tokens=config.micro_batch_tokens,
+    )
     done = session.checkpoints.restore({"reward": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):
@@ -192,19 +201,20 @@ def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> 
     return parts
 
 
-def _lower_cache(role: Role, rankings: Sequence[Ranking], config: RewardConfig) -> LowerCache:
-    """What frozen layers give for every answer, filled before the first step and always in the same batches.
+def fill_lower_cache(
+    role: Role, sequences: Sequence[list[int]], *, epochs: float, cache_mb: float, micro_batch_tokens: int
+) -> LowerCache:
+    """What frozen layers give for every sequence, filled before the first step and always in the same batches.
 
     The last bits of a matrix product depend on what is in the batch; filled as training goes, a continued run
     would read other bits than one that was never stopped.
     """
-    if config.epochs <= 1 or role.backbone.frozen_layers == 0:
+    if epochs <= 1 or role.backbone.frozen_layers == 0:
         return LowerCache(0.0)
-    cache = LowerCache(config.cache_mb)
-    flat = [s for r in rankings for s in r.sequences]
-    batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
-    for index, part in batch.micro_batches(config.micro_batch_tokens):
-        cache.fill(part, [str(flat[i]) for i in index.tolist()], role.backbone.lower)
+    cache = LowerCache(cache_mb)
+    batch = collate(sequences, [[False] * len(s) for s in sequences], role.backbone.device)
+    for index, part in batch.micro_batches(micro_batch_tokens):
+        cache.fill(part, [str(sequences[i]) for i in index.tolist()], role.backbone.lower)
     return cache
 
 

@@ -1,16 +1,18 @@
-"""PPO on a language model: sample, score, spread the reward over tokens under a KL leash, update.
+"""Online alignment: sample, score, say how good each token was, update under a KL leash. One loop for all methods.
 
 One step, top to bottom:
 
 1. sample answers with the policy; their log-probabilities are the old ones, no pass recomputes them;
 2. score them; reward per token = −β·(log π_old − log π_ref), plus the score at the last token;
-3. advantages by GAE on the critic's values, whitened over the whole batch;
-4. epochs × minibatches of the clipped policy loss and the clipped value loss;
+3. advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
+4. epochs × minibatches of the clipped policy loss, and of the clipped value loss where there is a critic;
 5. move β if it is adaptive.
 
-Formulas live in :mod:`trimtab.algos`; nothing here computes one. Departures from Ouyang et al.
-2022: policy, critic, reference and reward model may share one trunk (adapters), and the critic
-may start from the reward model (as in the paper) or at zero.
+What makes a method is in two functions, :func:`advantages_of` and :func:`reduce_policy_loss`; formulas
+live in :mod:`trimtab.algos`. Departures from Ouyang et al. 2022: policy, critic, reference and reward
+model may share one trunk (adapters), and the critic may start from the reward model (as in the paper)
+or at zero. All methods use the clipped surrogate; with one pass and one minibatch its gradient is
+REINFORCE's, because every ratio is 1.
 """
 
 import math
@@ -19,117 +21,73 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from trimtab.algos import (
     AdaptiveKL,
+    approx_kl,
     clip_fraction,
     clipped_policy_loss,
     clipped_value_loss,
     gae,
+    group_advantage,
+    group_has_spread,
     kl_k1,
+    kl_k2,
+    kl_k3,
     masked_mean,
     masked_sum,
     penalised_rewards,
+    reduce_sum,
+    reinforce_pp_advantage,
+    rloo_advantage,
+    truncated_importance_weights,
     whiten,
 )
-from trimtab.config import Config
+from trimtab.algos.masking import masked
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Batch, Role, collate, scatter
 from trimtab.records import Prompt, Rollout, read_records, write_records
-from trimtab.rollout import LocalSampler, SamplerConfig, Scorer
+from trimtab.rollout import LocalSampler, Scorer
 from trimtab.trainers.checkpoint import seed_step, step_seed
-from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
+from trimtab.trainers.learner import Learner, Metrics, Norms
 from trimtab.trainers.progress import Session
-
-
-class KLConfig(Config):
-    """The leash: how dear it is to move away from the reference."""
-
-    coefficient: float = Field(default=0.05, ge=0.0)
-    """β, reward units per nat; the first value if adaptive."""
-    target: float | None = Field(default=None, gt=0.0)
-    """Adaptive: the KL per sequence, in nats, to steer to; None: β stays fixed."""
-    horizon: float = Field(default=10_000, gt=0.0)
-    """Adaptive: how many sequences a full correction takes."""
-
-
-class MissingEosConfig(Config):
-    """What an answer gets that was cut before it ended its turn."""
-
-    value: float = -1.0
-    """The penalty, in reward units."""
-    mode: Literal["replace", "subtract"] = "replace"
-    """``replace``: the score becomes ``value``; ``subtract``: |value| is taken off the score."""
-
-
-class PpoConfig(Config):
-    """Proximal policy optimisation."""
-
-    method: Literal["ppo"] = "ppo"
-    """The algorithm."""
-    adapter: AdapterConfig = AdapterConfig()
-    """What is trained, in policy and critic."""
-    steps: int = Field(default=50, ge=1)
-    """Rollout batches."""
-    prompts: int = Field(default=32, ge=1)
-    """Prompts per rollout batch."""
-    group: int = Field(default=1, ge=1)
-    """Answers per prompt."""
-    sampler: SamplerConfig = SamplerConfig()
-    """How answers are drawn; ``top_p`` must be 1, or the ratio would compare two distributions."""
-    policy: OptimizerConfig = OptimizerConfig(lr=1e-4, schedule="constant")
-    """The policy's optimiser."""
-    critic: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="constant")
-    """The critic's optimiser."""
-    critic_init: Literal["zero", "reward_model"] = "zero"
-    """``zero``: a zero head on a fresh adapter; ``reward_model``: its adapter too, if the trunk is shared."""
-    epochs: int = Field(default=2, ge=1)
-    """Passes over each rollout batch."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimiser steps per pass."""
-    kl: KLConfig = KLConfig()
-    """The leash."""
-    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Discount per token."""
-    lam: float = Field(default=0.95, ge=0.0, le=1.0)
-    """GAE's λ."""
-    eps: float = Field(default=0.2, gt=0.0, lt=1.0)
-    """Clip range of the policy's ratio."""
-    value_eps: float = Field(default=0.2, gt=0.0)
-    """Clip range of the critic's change, in reward units."""
-    whiten_advantages: bool = True
-    """Advantages to mean 0 and variance 1 over the whole batch."""
-    score_clip: float | None = Field(default=5.0, gt=0.0)
-    """Scores are limited to ± this; None: not."""
-    missing_eos: MissingEosConfig | None = MissingEosConfig()
-    """Penalty of answers that were cut; None: none."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
-    """Padded tokens held in memory at once."""
+from trimtab.trainers.rl_config import (
+    DapoConfig,
+    DrGrpoConfig,
+    GrpoConfig,
+    PpoConfig,
+    ReinforcePpBaselineConfig,
+    ReinforcePpConfig,
+    RlConfig,
+    RlooConfig,
+    check_rl,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PpoRoles:
-    """The models a PPO run needs."""
+class RlRoles:
+    """The models an online run needs."""
 
     policy: Role
     """Trained."""
     reference: Role
     """Frozen; what KL is measured against."""
-    critic: Role
-    """Trained; scalar head."""
+    critic: Role | None = None
+    """Trained; scalar head. PPO has one, the other methods have none."""
 
     @classmethod
-    def on(cls, backbone: Backbone, config: AdapterConfig, *, seed: int) -> "PpoRoles":
+    def on(cls, backbone: Backbone, config: AdapterConfig, *, seed: int, critic: bool = True) -> "RlRoles":
         """Policy and critic as adapters (or full copies) of one backbone, which stays the reference."""
         return cls(
             policy=Role.trainable(backbone, "policy", config, seed=step_seed(seed, "policy", 0)),
             reference=Role(backbone),
-            critic=Role.trainable(backbone, "critic", config, seed=step_seed(seed, "critic", 0), scalar_head=True),
+            critic=Role.trainable(backbone, "critic", config, seed=step_seed(seed, "critic", 0), scalar_head=True)
+            if critic
+            else None,
         )
 
 
@@ -137,11 +95,11 @@ Monitor = Callable[[Sequence[Rollout]], Metrics]
 """Further numbers of a rollout batch that are logged, never trained on (a gold reward, for example)."""
 
 
-def train_ppo(
-    roles: PpoRoles,
+def train_rl(
+    roles: RlRoles,
     prompts: Sequence[Prompt],
     score: Scorer,
-    config: PpoConfig,
+    config: RlConfig,
     *,
     seed: int,
     session: Session | None = None,
@@ -149,10 +107,10 @@ def train_ppo(
     samples: Path | None = None,
     weights: dict[str, float] | None = None,
 ) -> None:
-    """Train policy and critic in place.
+    """Train the policy, and the critic where there is one, in place.
 
     Args:
-        roles: policy, reference and critic.
+        roles: policy, reference and, for PPO, critic.
         prompts: what to answer; every pass over them is a fresh shuffle.
         score: rollouts → named reward components.
         config: settings.
@@ -168,12 +126,13 @@ def train_ppo(
         NonFiniteError: a reward, loss or gradient became NaN or infinite.
     """
     session = session or Session()
-    check_ppo(config, len(prompts))
+    check_rl(config, len(prompts))
     updates = config.steps * config.epochs * config.minibatches
-    learners = {
-        "policy": Learner(roles.policy, config.policy, updates),
-        "critic": Learner(roles.critic, config.critic, updates),
-    }
+    learners = {"policy": Learner(roles.policy, config.policy, updates)}
+    if isinstance(config, PpoConfig):
+        if roles.critic is None:
+            raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
+        learners["critic"] = Learner(roles.critic, config.critic, updates)
     leash = AdaptiveKL(config.kl.coefficient, config.kl.target or 1.0, config.kl.horizon)
     done, extra = session.checkpoints.restore(learners) if session.checkpoints else (0, {})
     if extra:
@@ -193,9 +152,9 @@ def train_ppo(
         clock.lap("score")
         batch = _prepare(roles, rollouts, totals, config, leash.value)
         clock.lap("infer")
-        metrics = _update(learners, roles, batch, [r.id for r in rollouts], config, value)
+        metrics = _update(learners, roles, batch, [r.id for r in rollouts], config, value, leash.value)
         clock.lap("update")
-        metrics |= _describe(rollouts, totals, batch, leash.value)
+        metrics |= _describe(rollouts, totals, batch, config, leash.value)
         if monitor is not None:
             metrics |= monitor(rollouts)
         if config.kl.target is not None:
@@ -204,26 +163,6 @@ def train_ppo(
         session.after_step(
             step + 1, config.steps, lambda c, s=step + 1: c.save(s, learners, {"kl": leash.state_dict()})
         )
-
-
-def check_ppo(config: PpoConfig, prompts: int) -> None:
-    """Refuse settings that cannot work together.
-
-    Raises:
-        ConfigError: with the two settings and what to change.
-    """
-    size = config.prompts * config.group
-    if config.sampler.top_p < 1.0:
-        raise ConfigError(
-            f"sampler.top_p is {config.sampler.top_p}: the ratio would compare a cut distribution with a whole one; "
-            "use top_p: 1.0 while training"
-        )
-    if config.sampler.temperature == 0.0:
-        raise ConfigError("sampler.temperature is 0: without chance there is nothing to compare; use 0.7 to 1.0")
-    if config.minibatches > size:
-        raise ConfigError(f"minibatches is {config.minibatches} but a rollout batch has {size} answers; lower it")
-    if prompts == 0:
-        raise ConfigError("there are no prompts to align on; check data.prompts")
 
 
 def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> list[float]:
@@ -293,7 +232,7 @@ def _sample(
     sampler: LocalSampler,
     policy: Role,
     prompts: Sequence[Prompt],
-    config: PpoConfig,
+    config: RlConfig,
     seed: int,
     version: int,
     samples: Path | None,
@@ -317,15 +256,16 @@ def _sample(
 
 @torch.no_grad()
 def _prepare(
-    roles: PpoRoles, rollouts: Sequence[Rollout], scores: Sequence[float], config: PpoConfig, beta: float
+    roles: RlRoles, rollouts: Sequence[Rollout], scores: Sequence[float], config: RlConfig, beta: float
 ) -> Batch:
     """Everything that stays fixed during the update: reference, old values, rewards, advantages, returns."""
     device = roles.policy.backbone.device
     batch = rollout_batch(rollouts, device)
-    mask = batch.response_mask
+    mask, temperature = batch.response_mask, config.sampler.temperature
     reference = torch.zeros_like(batch.columns["old_logprobs"])
-    values = torch.zeros_like(reference)
-    shared = roles.critic.backbone is roles.policy.backbone
+    values, trainers = torch.zeros_like(reference), torch.zeros_like(reference)
+    critic = roles.critic if isinstance(config, PpoConfig) else None
+    shared = roles.policy.backbone is roles.reference.backbone
     lowers: list[tuple[Tensor, Tensor]] = []
     for index, part in batch.micro_batches(config.micro_batch_tokens):
         lower = roles.reference.backbone.lower(part.tokens) if shared else None
@@ -333,13 +273,20 @@ def _prepare(
             part.columns["lower"] = lower
             lowers.append((index, lower))
         width = part.tokens.shape[1]
-        reference[index, :width] = roles.reference.logprobs(part, temperature=config.sampler.temperature)[0]
-        values[index, :width] = roles.critic.values(part)
+        reference[index, :width] = roles.reference.logprobs(part, temperature=temperature)[0]
+        if critic is not None:
+            values[index, :width] = critic.values(part)
+        if config.importance_cap is not None:
+            trainers[index, :width] = roles.policy.logprobs(part, temperature=temperature)[0]
     if lowers:
         lower = torch.zeros(*batch.tokens.shape, lowers[0][1].shape[-1], dtype=lowers[0][1].dtype, device=device)
         for index, part_lower in lowers:
             lower[index, : part_lower.shape[1]] = part_lower
         batch.columns["lower"] = lower
+    sampled = batch.columns["old_logprobs"]
+    if config.importance_cap is not None:
+        batch.columns["importance"] = truncated_importance_weights(trainers, sampled, mask, cap=config.importance_cap)
+        batch.columns["old_logprobs"] = trainers
     limit = config.score_clip or math.inf
     clipped = torch.tensor(scores, dtype=torch.float32, device=device).clamp(-limit, limit)
     penalty = config.missing_eos
@@ -348,52 +295,122 @@ def _prepare(
         batch.columns["old_logprobs"],
         reference,
         mask,
-        beta=beta,
+        beta=beta if config.kl.place == "reward" else 0.0,
         ended=torch.tensor([r.finish_reason == "stop" for r in rollouts], device=device),
         missing_eos_penalty=None if penalty is None else penalty.value,
         missing_eos_mode="replace" if penalty is None else penalty.mode,
     )
-    advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-    if config.whiten_advantages:
-        advantages = whiten(advantages, mask)
+    advantages, returns = advantages_of(config, rewards, values, mask)
     batch.columns |= {
+        "sampled": sampled,
         "reference": reference,
         "values": values,
         "advantages": advantages,
         "returns": returns,
+        "rewards": rewards,
     }
     return batch
 
 
+def advantages_of(config: RlConfig, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """How much better each token was than expected.
+
+    Args:
+        config: the method.
+        rewards: ``[B, T]``, reward per token; consecutive ``config.group`` rows answer the same prompt.
+        values: ``[B, T]``, what the critic expected; zeros where there is none.
+        mask: ``[B, T]`` bool, True: the policy produced this token.
+
+    Returns:
+        advantages and returns, both ``[B, T]``.
+    """
+    totals = rewards.sum(dim=1).view(-1, config.group)  # one number per answer, KL included if it is in the reward
+
+    def spread(per_answer: Tensor) -> tuple[Tensor, Tensor]:
+        return masked(per_answer.reshape(-1, 1).expand_as(rewards), mask), rewards
+
+    match config:
+        case PpoConfig():
+            advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+            return (whiten(advantages, mask) if config.whiten_advantages else advantages), returns
+        case RlooConfig():
+            return spread(rloo_advantage(totals))
+        case GrpoConfig() | DapoConfig():
+            return spread(group_advantage(totals, std=config.std))
+        case DrGrpoConfig():
+            return spread(group_advantage(totals, std="none"))
+        case ReinforcePpConfig():
+            return reinforce_pp_advantage(rewards, mask, gamma=config.gamma), rewards
+        case ReinforcePpBaselineConfig():
+            places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+            last = torch.where(mask, places, -1).amax(dim=1)
+            centred = rewards.clone()
+            row = torch.arange(len(last), device=mask.device)
+            centred[row, last] -= totals.mean(dim=1).repeat_interleave(config.group)
+            return reinforce_pp_advantage(centred, mask, gamma=config.gamma), rewards
+
+
+def reduce_policy_loss(config: RlConfig, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
+    """A micro-batch's share of the step's policy loss; ``norms`` are the sizes of the whole optimiser step.
+
+    RLOO: sum over an answer's tokens, mean over answers. GRPO: mean over an answer's tokens, mean over answers.
+    Dr.GRPO: the same constant for every answer, ``max_new_tokens``. All others: mean over all tokens.
+    """
+    match config:
+        case RlooConfig():
+            return reduce_sum(losses, mask, norm=norms.sequences)
+        case GrpoConfig():
+            return reduce_sum(masked_mean(losses, mask, dim=1), norm=norms.sequences)
+        case DrGrpoConfig():
+            return reduce_sum(losses, mask, norm=norms.sequences * config.sampler.max_new_tokens)
+        case _:
+            return reduce_sum(losses, mask, norm=norms.tokens)
+
+
 def _update(
-    learners: dict[str, Learner], roles: PpoRoles, batch: Batch, ids: Sequence[str], config: PpoConfig, seed: int
+    learners: dict[str, Learner],
+    roles: RlRoles,
+    batch: Batch,
+    ids: Sequence[str],
+    config: RlConfig,
+    seed: int,
+    beta: float,
 ) -> Metrics:
     """Epochs × minibatches of policy and critic; returns metrics averaged over the optimiser steps."""
+    eps_low, eps_high = config.eps, config.eps_high or config.eps
+    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator]
 
     def policy_loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = roles.policy.logprobs(part, temperature=config.sampler.temperature)
-        old, mask = part.columns["old_logprobs"], part.response_mask
-        losses = clipped_policy_loss(
-            new, old, part.columns["advantages"], mask, eps_low=config.eps, eps_high=config.eps
+        new, entropies = roles.policy.logprobs(
+            part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0
         )
+        old, mask = part.columns["old_logprobs"], part.response_mask
+        losses = clipped_policy_loss(new, old, part.columns["advantages"], mask, eps_low=eps_low, eps_high=eps_high)
+        if "importance" in part.columns:
+            losses = losses * part.columns["importance"]
+        if config.kl.place == "loss" and beta > 0:
+            losses = losses + beta * leash(new, part.columns["reference"], mask)
+        if config.entropy_bonus > 0:
+            losses = losses - config.entropy_bonus * entropies
         with torch.no_grad():
             count = float(mask.sum())
             share = count / norms.tokens
-            fraction = clip_fraction(new, old, mask, eps_low=config.eps, eps_high=config.eps)
+            fraction = clip_fraction(new, old, mask, eps_low=eps_low, eps_high=eps_high)
             metrics = {
                 "entropy": float(masked_sum(entropies, mask)) / norms.tokens,
                 "clip_fraction": float(fraction) * share,
-                "approx_kl": float(masked_sum(kl_k1(old, new), mask)) / norms.tokens,
-                "mismatch": float(masked_sum((new - old).abs(), mask)) / norms.tokens,
+                "approx_kl": float(approx_kl(new, old, mask)) * share,
+                "mismatch": float(masked_sum((new - part.columns["sampled"]).abs(), mask)) / norms.tokens,
             }
-        return losses.sum() / norms.tokens, metrics
+        return reduce_policy_loss(config, losses, mask, norms), metrics
 
     def critic_loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
+        assert isinstance(config, PpoConfig) and roles.critic is not None
         values = roles.critic.values(part)
         losses = clipped_value_loss(
             values, part.columns["values"], part.columns["returns"], part.response_mask, eps=config.value_eps
         )
-        return losses.sum() / norms.tokens, {}
+        return reduce_sum(losses, part.response_mask, norm=norms.tokens), {}
 
     gathered: list[Metrics] = []
     for epoch in range(config.epochs):
@@ -406,27 +423,32 @@ def _update(
                 for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
             ]
             policy = learners["policy"].step(parts, policy_loss, norms)
-            critic = learners["critic"].step(parts, critic_loss, norms)
-            gathered.append(
-                {
-                    "policy_loss": policy.pop("loss"),
-                    "policy_grad_norm": policy.pop("grad_norm"),
-                    "value_loss": critic["loss"],
-                    "value_grad_norm": critic["grad_norm"],
-                    **policy,
-                }
-            )
+            row = {"policy_loss": policy.pop("loss"), "policy_grad_norm": policy.pop("grad_norm")}
+            if "critic" in learners:
+                critic = learners["critic"].step(parts, critic_loss, norms)
+                row |= {"value_loss": critic["loss"], "value_grad_norm": critic["grad_norm"]}
+            gathered.append(row | policy)
     averaged = {key: sum(m[key] for m in gathered) / len(gathered) for key in gathered[0]}
     # Before the first update the trainer's log-probabilities should be the sampler's: this is by how much not.
     return averaged | {"mismatch": gathered[0]["mismatch"]}
 
 
-def _describe(rollouts: Sequence[Rollout], totals: Sequence[float], batch: Batch, beta: float) -> Metrics:
+def _describe(
+    rollouts: Sequence[Rollout], totals: Sequence[float], batch: Batch, config: RlConfig, beta: float
+) -> Metrics:
     """Means over the batch, as a person wants to read them. KL is per answer, in nats."""
     mask, n = batch.response_mask, len(rollouts)
     kl = masked_sum(kl_k1(batch.columns["old_logprobs"], batch.columns["reference"]), mask)
-    returns, values = batch.columns["returns"][mask], batch.columns["values"][mask]
-    spread = float(returns.var(unbiased=False))
+    more: Metrics = {}
+    if isinstance(config, PpoConfig):
+        returns, values = batch.columns["returns"][mask], batch.columns["values"][mask]
+        spread = float(returns.var(unbiased=False))
+        residual = float((returns - values).var(unbiased=False))
+        more["value"] = float(masked_mean(batch.columns["values"], mask))
+        more["explained_variance"] = 1.0 - residual / spread if spread > 0 else 0.0
+    if config.group > 1:
+        sums = batch.columns["rewards"].sum(dim=1).view(-1, config.group)
+        more["flat_groups"] = float((~group_has_spread(sums)).float().mean())
     names = sorted({name for r in rollouts for name in r.rewards})
     mean = sum(totals) / n
     return {
@@ -435,11 +457,10 @@ def _describe(rollouts: Sequence[Rollout], totals: Sequence[float], batch: Batch
         **{f"reward/{name}": sum(r.rewards[name] for r in rollouts) / n for name in names},
         "kl": float(kl) / n,
         "beta": beta,
-        "value": float(masked_mean(batch.columns["values"], mask)),
-        "explained_variance": 1.0 - float((returns - values).var(unbiased=False)) / spread if spread > 0 else 0.0,
         "length": float(mask.sum()) / n,
         "ended": sum(r.finish_reason == "stop" for r in rollouts) / n,
         "distinct": len({r.text for r in rollouts}) / n,
+        **more,
     }
 
 

@@ -1,0 +1,207 @@
+"""Settings of the online methods: what they share, and the few that make each one what it is."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.errors import ConfigError
+from trimtab.models import AdapterConfig
+from trimtab.rollout import SamplerConfig
+from trimtab.trainers.learner import OptimizerConfig
+
+
+class KLConfig(Config):
+    """The leash: how dear it is to move away from the reference."""
+
+    coefficient: float = Field(default=0.05, ge=0.0)
+    """β, reward units per nat; the first value if adaptive."""
+    target: float | None = Field(default=None, gt=0.0)
+    """Adaptive: the KL per sequence, in nats, to steer to; None: β stays fixed."""
+    horizon: float = Field(default=10_000, gt=0.0)
+    """Adaptive: how many sequences a full correction takes."""
+    place: Literal["reward", "loss"] = "reward"
+    """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k2"
+    """In the loss only. Expected gradient: ``k1`` none at all, ``k2`` that of KL(π‖ref), ``k3`` that of KL(ref‖π)."""
+
+
+class MissingEosConfig(Config):
+    """What an answer gets that was cut before it ended its turn."""
+
+    value: float = -1.0
+    """The penalty, in reward units."""
+    mode: Literal["replace", "subtract"] = "replace"
+    """``replace``: the score becomes ``value``; ``subtract``: |value| is taken off the score."""
+
+
+class OnlineConfig(Config):
+    """What all online methods have in common: sample answers, score them, make the better ones likelier."""
+
+    adapter: AdapterConfig = AdapterConfig()
+    """What is trained, in the policy and, where there is one, the critic."""
+    steps: int = Field(default=50, ge=1)
+    """Rollout batches."""
+    prompts: int = Field(default=32, ge=1)
+    """Prompts per rollout batch."""
+    group: int = Field(default=1, ge=1)
+    """Answers per prompt."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How answers are drawn; ``top_p`` must be 1, or the ratio would compare two distributions."""
+    policy: OptimizerConfig = OptimizerConfig(lr=1e-4, schedule="constant")
+    """The policy's optimiser."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over each rollout batch."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser steps per pass."""
+    kl: KLConfig = KLConfig()
+    """The leash."""
+    eps: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """Clip range of the policy's ratio."""
+    eps_high: float | None = Field(default=None, gt=0.0)
+    """Its upper end (clip-higher); None: ``eps``."""
+    entropy_bonus: float = Field(default=0.0, ge=0.0)
+    """Reward units per nat of entropy, added to the objective."""
+    importance_cap: float | None = Field(default=None, gt=0.0)
+    """Weigh each token by min(π_trainer/π_sampler, this), after a pass that recomputes log-probabilities; None: not.
+    For samplers that are not exactly the trainer; how far apart they are is logged as ``mismatch`` either way."""
+    score_clip: float | None = Field(default=5.0, gt=0.0)
+    """Scores are limited to ± this; None: not."""
+    missing_eos: MissingEosConfig | None = MissingEosConfig()
+    """Penalty of answers that were cut; None: none."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens held in memory at once."""
+
+
+class PpoConfig(OnlineConfig):
+    """Proximal policy optimisation with a critic."""
+
+    method: Literal["ppo"] = "ppo"
+    """The algorithm."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over each rollout batch."""
+    critic: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="constant")
+    """The critic's optimiser."""
+    critic_init: Literal["zero", "reward_model"] = "zero"
+    """``zero``: a zero head on a fresh adapter; ``reward_model``: its adapter too, if the trunk is shared."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Discount per token."""
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
+    """GAE's λ."""
+    value_eps: float = Field(default=0.2, gt=0.0)
+    """Clip range of the critic's change, in reward units."""
+    whiten_advantages: bool = True
+    """Advantages to mean 0 and variance 1 over the whole batch."""
+
+
+class RlooConfig(OnlineConfig):
+    """REINFORCE with the other answers to the same prompt as baseline; summed over tokens, mean over answers."""
+
+    method: Literal["rloo"] = "rloo"
+    """The algorithm."""
+    group: int = Field(default=4, ge=2)
+    """Answers per prompt."""
+
+
+class GrpoConfig(OnlineConfig):
+    """Group-relative policy optimisation: advantages by group mean and deviation, each answer averaged over tokens."""
+
+    method: Literal["grpo"] = "grpo"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt."""
+    std: Literal["sample", "population"] = "sample"
+    """Which standard deviation divides; the paper does not say."""
+    kl: KLConfig = KLConfig(coefficient=0.04, place="loss", estimator="k3")
+    """The leash; the paper puts k3 into the loss."""
+
+
+class DrGrpoConfig(OnlineConfig):
+    """GRPO done right: no division by the deviation, and none by an answer's own length."""
+
+    method: Literal["dr_grpo"] = "dr_grpo"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt."""
+    kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
+    """The leash; the paper has none."""
+
+
+class DapoConfig(OnlineConfig):
+    """Clip-higher, mean over all tokens, and groups whose answers are all alike count for nothing."""
+
+    method: Literal["dapo"] = "dapo"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt."""
+    eps_high: float | None = Field(default=0.28, gt=0.0)
+    """Upper end of the clip range."""
+    std: Literal["sample", "population"] = "sample"
+    """Which standard deviation divides."""
+    kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
+    """The leash; the paper has none."""
+
+
+class ReinforcePpConfig(OnlineConfig):
+    """REINFORCE++: KL in each token's reward, returns normalised over the whole batch."""
+
+    method: Literal["reinforce_pp"] = "reinforce_pp"
+    """The algorithm."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Discount per token."""
+
+
+class ReinforcePpBaselineConfig(OnlineConfig):
+    """REINFORCE++ with baseline: each group's mean is taken off the scores first, then as REINFORCE++.
+
+    Three things go by this name. This is the paper's: group mean off, then normalised over the batch, KL in the loss
+    (k2). RLOO's leave-one-out mean, or a division by the group's deviation, are other methods and named so here.
+    """
+
+    method: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
+    """The algorithm."""
+    group: int = Field(default=4, ge=2)
+    """Answers per prompt."""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Discount per token."""
+    kl: KLConfig = KLConfig(place="loss", estimator="k2")
+    """The leash."""
+
+
+GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
+"""Methods without a critic."""
+
+RlConfig = PpoConfig | GroupConfig
+"""Any online method; ``method`` says which."""
+
+AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
+"""The same, for a recipe."""
+
+
+def check_rl(config: OnlineConfig, prompts: int) -> None:
+    """Refuse settings that cannot work together.
+
+    Raises:
+        ConfigError: with the two settings and what to change.
+    """
+    size = config.prompts * config.group
+    if config.sampler.top_p < 1.0:
+        raise ConfigError(
+            f"sampler.top_p is {config.sampler.top_p}: the ratio would compare a cut distribution with a whole one; "
+            "use top_p: 1.0 while training"
+        )
+    if config.sampler.temperature == 0.0:
+        raise ConfigError("sampler.temperature is 0: without chance there is nothing to compare; use 0.7 to 1.0")
+    if config.minibatches > size:
+        raise ConfigError(f"minibatches is {config.minibatches} but a rollout batch has {size} answers; lower it")
+    if config.kl.target is not None and 0.2 * size >= config.kl.horizon:
+        raise ConfigError(
+            f"kl.horizon is {config.kl.horizon:g} sequences but a rollout batch has {size}: one step would change β by "
+            f"more than all of it; raise kl.horizon above {0.2 * size:g}"
+        )
+    if config.kl.target is not None and config.kl.coefficient == 0.0:
+        raise ConfigError(
+            "kl.coefficient is 0 and kl.target is set: β is multiplied, so it would stay 0; start above 0"
+        )
+    if prompts == 0:
+        raise ConfigError("there are no prompts to align on; check data.prompts")

@@ -1,0 +1,88 @@
+"""Every method of alignment from a recipe, to the page. Stages before it are shared, as they are for a user."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimtab.errors import ConfigError
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.ui import Silent
+from trimtab.storage import read_metrics
+
+from ..kit import toy_recipe
+
+ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
+ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline"]
+OFFLINE = ["dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo"]
+
+
+def align(method: str) -> dict:
+    if method in OFFLINE:
+        return {"method": method, "adapter": ADAPTER, "batch": 4, "optimizer": {"lr": 1e-3}, "holdout": 0.2}
+    group = {"group": 1} if method in ("ppo", "reinforce_pp") else {"group": 3}
+    sampler = {"max_new_tokens": 12, "slots": 32}
+    return {"method": method, "adapter": ADAPTER, "steps": 2, "prompts": 4, "sampler": sampler} | group
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.mark.parametrize("method", [*ONLINE, *OFFLINE])
+def test_runs_from_a_recipe_to_the_page(folder: Path, method: str):
+    recipe = toy_recipe(folder, align=align(method))
+    config = load_recipe(recipe)
+    plan = make_plan(config, recipe, folder / "runs")
+    assert any(line.startswith((f"{method.upper()}:", "Hinge:", "SimPO:")) for line in plan["objective"])
+    run_recipe(config, recipe, runs=folder / "runs", ui=Silent())
+    stages = folder / "runs" / "toy" / "stages"
+    rows = read_metrics(stages / "align" / "metrics.jsonl")
+    assert rows and (stages / "align" / "weights.safetensors").exists()
+    page = (folder / "runs" / "toy" / "report.html").read_text()
+    if method in OFFLINE:
+        facts = json.loads((stages / "align" / "align.json").read_text())
+        assert facts["heldout_before"]["loss"] > 0
+        assert "learns from judged answers; no reward is climbed" in page
+    else:
+        assert {"reward", "kl", "policy_loss", "mismatch"} <= rows[0].keys()
+        assert ("value_loss" in rows[0]) == (method == "ppo")
+
+
+def test_offline_methods_need_no_reward_model(tmp_path: Path):
+    recipe = toy_recipe(tmp_path, sft=None, reward=None, align=align("dpo"))
+    run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    result = json.loads((tmp_path / "runs/toy/stages/evaluate/evaluation.json").read_text())
+    assert result["models"] == ["base", "policy"] and result["judges"] == ["gold"] and result["kl"] is not None
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"method": "dop"}, r"align\.method: 'dop' is not one of them; valid: ppo, rloo, .*, cpo"),
+        ({"steps": 3}, r"align\.method: required and missing; valid"),
+        (
+            {"method": "simpo", "label_smoothing": 0.1},
+            r"align\.label_smoothing: unknown key; valid keys here: .*gamma",
+        ),
+        ({"method": "dpo", "bta": 0.1}, r"align\.bta: unknown key; did you mean 'beta'"),
+        ({"method": "dpo", "beta": 0}, r"align\.beta: 0 is not accepted"),
+        ({"method": "grpo", "group": 1}, r"align\.group: 1 is not accepted"),
+        (
+            {"method": "grpo", "kl": {"coeficient": 1}},
+            r"align\.kl\.coeficient: unknown key; did you mean 'coefficient'",
+        ),
+        ({"method": "dpo", "label_smoothing": 0.5}, r"label_smoothing: 0\.5 is not accepted"),
+    ],
+)
+def test_settings_that_a_method_does_not_have(tmp_path: Path, section: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(toy_recipe(tmp_path, align=section))
+
+
+def test_offline_methods_need_preferences(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"align\.method 'kto' needs preferences"):
+        load_recipe(toy_recipe(tmp_path, label=None, reward=None, align=align("kto")))
