@@ -43,7 +43,7 @@ def _pack(module: nn.Linear) -> None:
     weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
     bias = module.bias
 
-    def forward(x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    def forward(input: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
     module.forward = forward

@@ -15,6 +15,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -204,10 +205,10 @@ class LocalSampler:
         tokens = tokens.to(self.backbone.device)
         prefill = DynamicCache()
         if shared:
-            for number, layer in enumerate(prefix.layers):
-                assert layer.keys is not None and layer.values is not None
-                rows_of = (len(groups), -1, -1, -1)
-                prefill.update(layer.keys.expand(*rows_of), layer.values.expand(*rows_of), number)
+            everyone = (len(groups), -1, -1, -1)
+            layers: list[Any] = prefix.layers
+            for number, layer in enumerate(layers):
+                prefill.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
         output = self.backbone.model.base_model(input_ids=tokens, past_key_values=prefill, use_cache=True)
         last = torch.tensor(lengths, device=tokens.device) - shared - 1
         states = output.last_hidden_state[torch.arange(len(groups), device=tokens.device), last]
