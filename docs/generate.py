@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -56,7 +56,11 @@ def configuration() -> str:
         "the nearest valid one.\n\n" + ", ".join(_link(cls) for cls in places)
     ]
     for cls, paths in places.items():
-        where = "The whole recipe." if cls is RunConfig else f"In a recipe: {', '.join(f'`{p}`' for p in paths)}."
+        where = (
+            "The whole recipe."
+            if cls is RunConfig
+            else f"In a recipe: {', '.join(f'`{p}`' for p in dict.fromkeys(paths))}."
+        )
         rows = [
             (f"`{name}`", _type(field.annotation, field.metadata), _default(field), plain(field.description or ""))
             for name, field in cls.model_fields.items()
@@ -172,6 +176,8 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def _kind(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
     if origin in (Union, UnionType):
         return " or ".join(_kind(a) for a in inner)
     if origin is Literal:
