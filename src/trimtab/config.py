@@ -6,7 +6,7 @@ keyword-only; an unknown key is an error that names the nearest valid one.
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,7 +38,7 @@ def parse_config(cls: type[C], values: Mapping[str, Any], *, where: str) -> C:
 
 
 def _explain(cls: type[Config], item: Any) -> str:
-    owner, path = _walk(cls, [str(part) for part in item["loc"]])
+    owner, path, kinds = _walk(cls, [str(part) for part in item["loc"]])
     dotted = ".".join(path) or "(top level)"
     if item["type"] == "extra_forbidden":
         names = list(owner.model_fields) if owner else []
@@ -49,27 +49,39 @@ def _explain(cls: type[Config], item: Any) -> str:
         return f"{dotted}: required and missing"
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         which, given = item["ctx"]["discriminator"].strip("'"), item["ctx"].get("tag")
-        kinds = _models(owner.model_fields[path[-1]].annotation) if owner else []
         valid = ", ".join(str(kind.model_fields[which].default) for kind in kinds)
         said = "required and missing" if given is None else f"{given!r} is not one of them"
         return f"{dotted}.{which}: {said}; valid: {valid}"
     return f"{dotted}: {item['input']!r} is not accepted; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _walk(cls: type[BaseModel], location: list[str]) -> tuple[type[BaseModel] | None, list[str]]:
-    """The model that a mistake's last key belongs to, and its path without the tags pydantic puts in for unions."""
+def _walk(cls: type[BaseModel], location: list[str]) -> tuple[type[BaseModel] | None, list[str], list[type[BaseModel]]]:
+    """Where a mistake is: the model its last key belongs to, its path, and what kinds of models may stand there.
+
+    Pydantic's location also holds the tag of the kind it chose in a union; the path does not.
+    """
     owner: type[BaseModel] | None = cls
     current: list[type[BaseModel]] = [cls]
     path: list[str] = []
-    for name in location:
-        if len(current) > 1:  # one of several kinds: pydantic names the one it chose by its tag
-            current = [kind for kind in current if any(f.default == name for f in kind.model_fields.values())]
-            continue
-        owner = current[0] if current else None
-        path.append(name)
-        field = owner.model_fields.get(name) if owner else None
-        current = _models(field.annotation) if field else []
-    return owner, path
+    named = False  # the next part is a name the user gave
+    for part in location:
+        if named:
+            path.append(part)
+            named = False
+        elif len(current) > 1:
+            current = [kind for kind in current if any(f.default == part for f in kind.model_fields.values())]
+        else:
+            owner = current[0] if current else None
+            path.append(part)
+            field = owner.model_fields.get(part) if owner else None
+            current = _models(field.annotation) if field else []
+            named = field is not None and bool(current) and _maps(field.annotation)
+    return owner, path, current
+
+
+def _maps(annotation: Any) -> bool:
+    """Is it, or may it be, a mapping with names of the user's?"""
+    return get_origin(annotation) is dict or any(_maps(part) for part in get_args(annotation))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

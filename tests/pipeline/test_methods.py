@@ -86,3 +86,43 @@ def test_settings_that_a_method_does_not_have(tmp_path: Path, section: dict, mes
 def test_offline_methods_need_preferences(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"align\.method 'kto' needs preferences"):
         load_recipe(toy_recipe(tmp_path, label=None, reward=None, align=align("kto")))
+
+
+def vowels(rollouts) -> list[float]:
+    """A reward a person might write."""
+    return [sum(c in "aeiou" for c in r.text) / (len(r.text) + 1) for r in rollouts]
+
+
+def test_rewards_by_name_from_a_recipe(tmp_path: Path):
+    function = {"kind": "function", "path": f"{__name__}.vowels"}
+    rewards = {"vowels": function | {"weight": 2.0}, "model": {"kind": "model", "weight": 0.5, "clip": 1.0}}
+    recipe = toy_recipe(tmp_path, sft=None, align=align("rloo"), rewards=rewards)
+    run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    (first, *_) = read_metrics(tmp_path / "runs/toy/stages/align/metrics.jsonl")
+    assert first["reward"] == pytest.approx(2 * first["reward/vowels"] + 0.5 * first["reward/model"])
+    alone = toy_recipe(
+        tmp_path, name="alone", sft=None, sample=None, label=None, reward=None, gold=None, align=align("grpo"),
+        rewards={"vowels": function},
+    )  # fmt: skip
+    run_recipe(load_recipe(alone), alone, runs=tmp_path / "runs", ui=Silent())
+    result = json.loads((tmp_path / "runs/alone/stages/evaluate/evaluation.json").read_text())
+    assert result["judges"] == ["proxy"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"reward": None, "rewards": {"m": {"kind": "model"}}}, r"rewards\.m is the reward model and needs reward"),
+        ({"rewards": {"m": {"kind": "model"}, "n": {"kind": "model"}}}, "m and n are the same reward model"),
+        ({"align": align("dpo"), "rewards": {"m": {"kind": "model"}}}, "rewards are for online methods"),
+        (
+            {"rewards": {"m": {"kind": "modle"}}},
+            r"rewards\.m\.kind: 'modle' is not one of them; valid: model",
+        ),
+        ({"rewards": {"f": {"kind": "function", "pth": "a.b"}}}, r"rewards\.f\.pth: unknown key; did you mean 'path'"),
+        ({"rewards": {"f": {"kind": "http", "url": "ftp://a"}}}, r"rewards\.f\.url: 'ftp://a' is not accepted"),
+    ],
+)
+def test_rewards_that_cannot_be(tmp_path: Path, sections: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(toy_recipe(tmp_path, **sections))

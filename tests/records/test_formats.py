@@ -325,6 +325,14 @@ def test_messages_sharegpt_and_alpaca_agree() -> None:
     assert len(ids) == 1
 
 
+def test_question_and_answer_keep_the_reference_for_verifiers() -> None:
+    row = {"question": "2+2?", "answer": "It is\n#### 4", "idx": 3}
+    (record,) = read(row)
+    assert isinstance(record, Demonstration)
+    assert [(m.role, m.content) for m in record.messages] == [("user", "2+2?"), ("assistant", "It is\n#### 4")]
+    assert record.metadata == {"idx": 3, "reference": "It is\n#### 4"}
+
+
 def test_sharegpt_system_turn_and_alpaca_input() -> None:
     row = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}]}
     [waiting] = read(row)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trimtab.errors import DataError, NonFiniteError
-from trimtab.models import AdapterConfig, Chat, Role
+from trimtab.models import AdapterConfig, Chat, LowerCache, Role
 from trimtab.records import Completion, Preference, Prompt
 from trimtab.trainers import (
     OptimizerConfig,
@@ -20,7 +20,7 @@ from trimtab.trainers import (
     split_holdout,
     train_reward,
 )
-from trimtab.trainers.reward import init_reward_head
+from trimtab.trainers.reward import fit_ridge_bradley_terry, init_reward_head, probe_reward_head
 
 from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
 
@@ -204,3 +204,56 @@ def test_encoded_preferences_end_as_they_ended():
     assert rankings[1].sequences[0] == [*head, *body]  # it never said that it had ended
     assert all(r.sequences[1][-1] == chat.end_token for r in rankings)
     assert (rankings[0].weight, rankings[0].margin, rankings[0].ranks) == (2.0, 0.5, (0, 1))
+
+
+# The first head ---------------------------------------------------------------------------
+
+
+def test_ridge_bradley_terry_is_where_the_gradient_vanishes():
+    generator = torch.Generator().manual_seed(0)
+    gaps = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    targets = torch.rand(40, generator=generator, dtype=torch.float64)
+    weights = torch.rand(40, generator=generator, dtype=torch.float64)
+    v = fit_ridge_bradley_terry(gaps, targets, weights, 0.7).requires_grad_(True)
+    p = torch.sigmoid(gaps @ v)
+    loss = -(weights * (targets * p.log() + (1 - targets) * (1 - p).log())).sum() + 0.35 * v.square().sum()
+    loss.backward()
+    assert v.grad is not None and float(v.grad.abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
+def test_probe_starts_below_a_zero_heads_loss_and_is_the_same_each_time(adapter):
+    def first() -> dict:
+        return trained(RewardConfig(batch=8, epochs=2, head_init="probe"), adapter)[1][0]
+
+    zero = role(adapter)  # heads are zero until they are initialised
+    assert first()["loss"] < by_hand(zero, mixed(zero.backbone.chat), 0.0)[0]
+    assert first() == first()
+
+
+def test_probe_is_the_penalised_fit_on_untrained_features():
+    one = role(TOP)
+    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
+    plain = [score_of(one, usable)]
+    probe_reward_head(one, usable, LowerCache(0.0), 100)
+    again = role(TOP)
+    probe_reward_head(again, usable, LowerCache(5.0), 10_000)
+    assert one.scalar is not None and again.scalar is not None
+    torch.testing.assert_close(one.scalar.weight, again.scalar.weight, rtol=1e-3, atol=1e-5)
+    assert score_of(one, usable) > plain[0] >= 0.0
+    flat = [s for row in score_rankings(one, usable) for s in row]
+    assert sum(flat) / len(flat) == pytest.approx(0.0, abs=1e-4)  # centred on the answers it saw
+
+
+def score_of(one: Role, rankings: list[Ranking]) -> float:
+    """Share of pairs in the right order, by reward and label alike."""
+    right = []
+    for r, s in zip(rankings, score_rankings(one, rankings), strict=True):
+        p = 1.0 if r.probability is None else r.probability
+        right += [
+            (s[a] > s[b]) == (p > 0.5)
+            for a in range(len(s))
+            for b in range(len(s))
+            if r.ranks[a] < r.ranks[b] and s[a] != s[b]
+        ]
+    return sum(right) / len(right) if right else 0.0

@@ -146,9 +146,12 @@ class Role:
     def scores(self, batch: Batch) -> Tensor:
         """One number per sequence, ``[B]`` float32: the head at the last real token (end-of-turn included)."""
         assert self.scalar is not None
+        return self.scalar(self.last_hidden(batch)).squeeze(-1)
+
+    def last_hidden(self, batch: Batch) -> Tensor:
+        """Hidden state of the last real token of each sequence, ``[B, H]`` float32."""
         hidden = self._hidden(batch)
-        last = hidden[torch.arange(batch.size, device=hidden.device), batch.lengths - 1]
-        return self.scalar(last.float()).squeeze(-1)
+        return hidden[torch.arange(batch.size, device=hidden.device), batch.lengths - 1].float()
 
 
 def _project(

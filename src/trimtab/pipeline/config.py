@@ -14,7 +14,7 @@ from trimtab.config import Config, parse_config
 from trimtab.errors import ConfigError
 from trimtab.feedback import AggregateConfig, SimulationConfig
 from trimtab.models import ModelConfig
-from trimtab.rollout import SamplerConfig
+from trimtab.rollout import ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     OfflineConfig,
     OnlineConfig,
@@ -109,6 +109,9 @@ class RunConfig(Config):
     """Who compares them."""
     reward: RewardStageConfig | None = None
     """Reward model."""
+    rewards: dict[str, RewardSource] | None = Field(default=None, min_length=1)
+    """What online alignment maximises, by name: the reward model (``kind: model``), Python functions (``function``) and
+    endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
     """Alignment. On answers of its own against the reward model: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
     ``dapo``, ``reinforce_pp`` or ``reinforce_pp_baseline``. On the preferences themselves: ``dpo``, ``ipo``, ``hinge``,
@@ -161,8 +164,16 @@ def check_recipe(config: RunConfig) -> None:
     if config.reward and not (config.label or data.preferences):
         problems.append("reward needs preferences: a label section or data.preferences")
     online = config.align if isinstance(config.align, OnlineConfig) else None
-    if online and not config.reward:
-        problems.append("align needs reward: there is nothing to maximise")
+    sources = config.rewards or {}
+    if online and not (config.reward or sources):
+        problems.append("align needs reward, or rewards that are not a model: there is nothing to maximise")
+    models = [name for name, source in sources.items() if isinstance(source, ModelReward)]
+    if models and not config.reward:
+        problems.append(f"rewards.{models[0]} is the reward model and needs reward, the section that trains it")
+    if len(models) > 1:
+        problems.append(f"rewards {' and '.join(models)} are the same reward model; keep one")
+    if sources and not online:
+        problems.append("rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align")
     if isinstance(config.align, OfflineConfig) and not (config.label or data.preferences):
         problems.append(f"align.method {config.align.method!r} needs preferences: a label section or data.preferences")
     if online and not (data.prompts or data.preferences):

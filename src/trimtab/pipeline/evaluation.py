@@ -13,7 +13,7 @@ from trimtab.files import write_json
 from trimtab.models import Backbone, Role
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import sample_in_chunks
-from trimtab.pipeline.learning import load_scorer, policy_role
+from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.records import Rollout, write_records
 from trimtab.trainers import load_tensors, rollout_batch
 
@@ -49,10 +49,10 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
         sample("policy", policy.backbone, policy.adapter)
         kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature)
-    if run.reward is not None:
-        scorer = load_scorer(context, trunk)
+    if run.reward is not None or run.rewards:
+        rewards = load_rewards(context, trunk)
         for rollouts in answers.values():
-            for rollout, value in zip(rollouts, scorer(rollouts)["reward_model"], strict=True):
+            for rollout, value in zip(rollouts, rewards.total(rollouts), strict=True):
                 rollout.rewards["proxy"] = value
     gold = context.gold()
     if gold is not None:

@@ -5,11 +5,20 @@ from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
+from trimtab.feedback import load_callable
 from trimtab.files import write_json
 from trimtab.models import Backbone, Role
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rollout, read_records
-from trimtab.rollout import RewardModelScorer
+from trimtab.rollout import (
+    FunctionReward,
+    HttpReward,
+    ModelReward,
+    NamedRewards,
+    RewardModelScorer,
+    from_scorer,
+    http_reward,
+)
 from trimtab.storage import read_json
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
@@ -107,6 +116,20 @@ def load_scorer(context: Context, trunk: Backbone, token_budget: int = 4096) -> 
     )
 
 
+def load_rewards(context: Context, trunk: Backbone, token_budget: int = 4096) -> NamedRewards:
+    """Everything online alignment maximises, by name; without a ``rewards`` section that is the reward model."""
+    sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
+    functions = {}
+    for name, source in sources.items():
+        if isinstance(source, FunctionReward):
+            functions[name] = load_callable(source.path)
+        elif isinstance(source, HttpReward):
+            functions[name] = http_reward(source)
+        else:
+            functions[name] = from_scorer(load_scorer(context, trunk, token_budget), "reward_model")
+    return NamedRewards(sources, functions)
+
+
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
     """Train the reward model and measure it on held-out preferences."""
     config = context.config.reward
@@ -159,13 +182,13 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
 def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]]:
     """Optimise the policy against the reward model under the KL leash."""
     trunk = context.trunk()
-    scorer = load_scorer(context, trunk, config.micro_batch_tokens)
+    rewards = load_rewards(context, trunk, config.micro_batch_tokens)
     policy = policy_role(context, trunk)
     critic = None
     if isinstance(config, PpoConfig):
         critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
         if config.critic_init == "reward_model":
-            start_critic(critic, scorer)
+            start_critic(critic, load_scorer(context, trunk))
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     gold = context.gold()
 
@@ -179,12 +202,13 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,
-            scorer,
+            rewards,
             config,
             seed=context.seed("align"),
             session=session,
             monitor=monitor,
             samples=folder / "samples",
+            weights=rewards.weights,
         )
     save_tensors(folder / "weights.safetensors", policy.state())
     files = ["weights.safetensors"]

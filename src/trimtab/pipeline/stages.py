@@ -38,11 +38,15 @@ def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
         if section is None:
             return None
         extra = {key: getattr(config, key) for key in more}
-        return {name: section.model_dump(mode="json")} | {
-            k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in extra.items()
-        }
+        return {name: _plain(section)} | {k: _plain(v) for k, v in extra.items() if v is not None or k != "rewards"}
 
     return settings
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
 def _preference_sources(config: RunConfig) -> list[str | None]:
@@ -89,14 +93,14 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="align",
         needs=("sft", "preferences", "reward"),
-        settings=_section("align", "model", "gold"),
+        settings=_section("align", "model", "gold", "rewards"),
         sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
         run=run_align,
     ),
     Stage(
         name="evaluate",
         needs=("sft", "reward", "align"),
-        settings=_section("evaluate", "model", "gold"),
+        settings=_section("evaluate", "model", "gold", "rewards"),
         sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
         run=run_evaluate,
     ),

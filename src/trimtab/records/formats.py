@@ -19,6 +19,7 @@ messages               messages (role, content)                                 
                                                                                        Prompt without answer
 sharegpt               conversations (from, value)                                     the same
 alpaca                 instruction, input, output; or instances of input, output       Demonstration
+question-answer        question, answer (kept as metadata.reference too)               Demonstration
 trl-prompt-only        prompt (text or messages)                                       Prompt
 =====================  ==============================================================  ====================
 
@@ -420,6 +421,12 @@ def _read_alpaca(columns: Columns) -> list[Record]:
     return found
 
 
+def _read_question_answer(columns: Columns) -> list[Record]:
+    answer = _text(columns, "answer")
+    turns = [Message(role="user", content=_text(columns, "question")), Message(role="assistant", content=answer)]
+    return [_conversation(turns, _rest(columns, "question", "answer") | {"reference": answer})]
+
+
 def _read_prompt_only(columns: Columns) -> list[Record]:
     return [_prompt(_turns(columns, "prompt", "user"), _rest(columns, "prompt"))]
 
@@ -472,6 +479,12 @@ FORMATS: dict[str, Format] = {
             columns="instruction, input, output",
             matches=lambda c: "instruction" in c and ("output" in c or "instances" in c),
             read=_read_alpaca,
+        ),
+        Format(
+            name="question-answer",
+            columns="question, answer",
+            matches=_has("question", "answer"),
+            read=_read_question_answer,
         ),
         Format(name="trl-prompt-only", columns="prompt", matches=_has("prompt"), read=_read_prompt_only),
     )

@@ -1,6 +1,27 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
+from trimtab.rollout.rewards import (
+    FunctionReward,
+    HttpReward,
+    ModelReward,
+    NamedRewards,
+    RewardSource,
+    from_scorer,
+    http_reward,
+)
 from trimtab.rollout.sampler import LocalSampler, SamplerConfig
 from trimtab.rollout.scorer import RewardModelScorer, Scorer
 
-__all__ = ["LocalSampler", "RewardModelScorer", "SamplerConfig", "Scorer"]
+__all__ = [
+    "FunctionReward",
+    "HttpReward",
+    "LocalSampler",
+    "ModelReward",
+    "NamedRewards",
+    "RewardModelScorer",
+    "RewardSource",
+    "SamplerConfig",
+    "Scorer",
+    "from_scorer",
+    "http_reward",
+]

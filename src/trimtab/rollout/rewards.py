@@ -1,0 +1,210 @@
+"""Several named rewards as one scorer: functions, HTTP endpoints and reward models, each normalised and clipped.
+
+component = clip((raw − mean)/std, ±clip);   the trainer adds weight · component over all names.
+"""
+
+import asyncio
+import inspect
+import json
+import math
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.errors import NonFiniteError, ScoringError
+from trimtab.records import Rollout
+from trimtab.rollout.scorer import Scorer
+
+RewardFunction = Callable[[Sequence[Rollout]], Any]
+"""Rollouts in, one number per rollout out; may be ``async``."""
+
+ATTEMPTS = 3
+"""Requests to an endpoint before its failure is the run's."""
+
+
+class RewardComponent(Config):
+    """What all named rewards have in common."""
+
+    weight: float = 1.0
+    """Its share of the total; negative for a cost."""
+    mean: float = 0.0
+    """Taken off the raw number."""
+    std: float = Field(default=1.0, gt=0.0)
+    """Then divided by this."""
+    clip: float | None = Field(default=None, gt=0.0)
+    """Then limited to ± this; None: not."""
+
+
+class ModelReward(RewardComponent):
+    """The reward model that the ``reward`` stage trained; already normalised over its own training answers."""
+
+    kind: Literal["model"] = "model"
+    """What gives it."""
+
+
+class FunctionReward(RewardComponent):
+    """A Python function, plain or async."""
+
+    kind: Literal["function"] = "function"
+    """What gives it."""
+    path: str
+    """Dotted path, for example ``trimtab.feedback.verifiers.arithmetic``; takes rollouts, returns one number each."""
+    timeout: float = Field(default=60.0, gt=0.0)
+    """Seconds a batch may take."""
+
+
+class HttpReward(RewardComponent):
+    """An endpoint that gets ``{"prompts", "completions", "finish_reasons"}`` and answers ``{"rewards": [numbers]}``."""
+
+    kind: Literal["http"] = "http"
+    """What gives it."""
+    url: str = Field(pattern=r"^https?://")
+    """Where batches are posted."""
+    timeout: float = Field(default=60.0, gt=0.0)
+    """Seconds a request may take; a failed one is tried three times."""
+
+
+RewardSource = Annotated[ModelReward | FunctionReward | HttpReward, Field(discriminator="kind")]
+"""One named reward of a recipe."""
+
+
+class NamedRewards:
+    """Calls every component and returns its normalised, clipped numbers by name.
+
+    Args:
+        sources: settings by name.
+        functions: the raw function of each name.
+    """
+
+    def __init__(self, sources: Mapping[str, RewardComponent], functions: Mapping[str, RewardFunction]) -> None:
+        self.sources, self.functions = dict(sources), dict(functions)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each component in the total."""
+        return {name: source.weight for name, source in self.sources.items()}
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        """Score rollouts.
+
+        Raises:
+            ScoringError: a component raised, took too long, or returned the wrong number of numbers.
+            NonFiniteError: a number is NaN or infinite; names the sample.
+        """
+        return {name: self._component(name, source, rollouts) for name, source in self.sources.items()}
+
+    def total(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Weighted sum of all components."""
+        parts = self(rollouts)
+        return [sum(self.sources[n].weight * parts[n][i] for n in parts) for i in range(len(rollouts))]
+
+    def _component(self, name: str, source: RewardComponent, rollouts: Sequence[Rollout]) -> list[float]:
+        if not rollouts:
+            return []
+        seconds = source.timeout if isinstance(source, FunctionReward) else None  # HTTP has one per request
+        values = numbers(name, call(name, self.functions[name], rollouts, seconds), rollouts)
+        limit = source.clip or math.inf
+        return [min(max((value - source.mean) / source.std, -limit), limit) for value in values]
+
+
+def call(name: str, function: RewardFunction, rollouts: Sequence[Rollout], timeout: float | None) -> Any:
+    """Call a plain or async reward function; with a timeout, in a thread of its own.
+
+    Raises:
+        ScoringError: it raised, or did not return in time.
+    """
+
+    def run() -> Any:
+        result = function(rollouts)
+        return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+
+    if timeout is None:
+        return run()
+    box: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            box["value"] = run()
+        except BaseException as error:  # handed to the caller below
+            box["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True, name=f"reward {name}")
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise ScoringError(
+            f"reward {name!r} took longer than {timeout:g} s for {len(rollouts)} answers; raise rewards.{name}.timeout "
+            "or make the function faster. Nothing was trained on this batch"
+        )
+    if "error" in box:
+        error = box["error"]
+        if isinstance(error, ScoringError | NonFiniteError):
+            raise error
+        raise ScoringError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+    return box["value"]
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
+    """What a reward function returned, as one finite float per rollout.
+
+    Raises:
+        ScoringError: not numbers, or not as many as rollouts.
+        NonFiniteError: NaN or infinite.
+    """
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ScoringError(
+            f"reward {name!r} returned {type(values).__name__}; expected one number per answer ({error})"
+        ) from error
+    if len(found) != len(rollouts):
+        raise ScoringError(f"reward {name!r} has {len(found)} values for {len(rollouts)} answers")
+    for value, rollout in zip(found, rollouts, strict=True):
+        if not math.isfinite(value):
+            raise NonFiniteError(f"reward {name!r} is {value} for sample {rollout.id}; mend the reward function")
+    return found
+
+
+def from_scorer(scorer: Scorer, component: str) -> RewardFunction:
+    """One component of a scorer as a reward function."""
+    return lambda rollouts: scorer(rollouts)[component]
+
+
+def http_reward(source: HttpReward) -> RewardFunction:
+    """A function that posts a batch to an endpoint."""
+
+    def post(rollouts: Sequence[Rollout]) -> list[float]:
+        body = {
+            "prompts": [[m.model_dump(exclude_none=True) for m in r.prompt.messages] for r in rollouts],
+            "completions": [r.text for r in rollouts],
+            "finish_reasons": [r.finish_reason for r in rollouts],
+        }
+        data = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        for attempt in range(ATTEMPTS):
+            try:
+                request = urllib.request.Request(source.url, data=data, headers=headers)
+                with urllib.request.urlopen(request, timeout=source.timeout) as answer:
+                    return json.loads(answer.read())["rewards"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ScoringError(f'{source.url}: expected {{"rewards": [numbers]}}, got {error!r}') from error
+            except OSError as error:
+                client = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+                if client or attempt + 1 == ATTEMPTS:
+                    raise ScoringError(
+                        f"{source.url}: {error} (attempt {attempt + 1} of {ATTEMPTS}); check that the endpoint is up"
+                    ) from error
+                time.sleep(0.2 * 4**attempt)
+        raise AssertionError("unreachable")
+
+    return post

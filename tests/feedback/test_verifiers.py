@@ -1,0 +1,128 @@
+"""Rewards by rule: numbers that mean the same, and for each instruction an answer that follows it and one that not."""
+
+from fractions import Fraction
+
+import pytest
+
+from trimtab.errors import ScoringError
+from trimtab.feedback.verifiers import INSTRUCTIONS, arithmetic, final_number, instructions
+from trimtab.records import Prompt, Rollout
+
+
+def rollout(text: str, **metadata) -> Rollout:
+    prompt = Prompt.from_text("How many?", **metadata)
+    return Rollout(
+        id="p/0/0", prompt=prompt, prompt_tokens=[1], tokens=[2], logprobs=[0.0], text=text, finish_reason="stop",
+        weight_version=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She sold 48 + 24 = 72 clips.", 72),
+        ("48/2 = <<48/2=24>>24\n#### 72", 72),
+        ("#### 1,200", 1200),
+        ("It costs $1,200.50 in all.", Fraction("1200.5")),
+        ("The answer is 7. I checked 3 times.", 7),
+        ("Answer: -5", -5),
+        ("so −5", -5),
+        (r"thus \boxed{1/2} of 10", Fraction(1, 2)),
+        ("between .5", Fraction(1, 2)),
+        ("The answer is 3. No, the answer is 4.", 4),
+        ("#### seventy\nso 70", 70),
+        ("nothing here", None),
+        ("", None),
+        ("1/0", None),
+    ],
+)
+def test_final_number(text, number):
+    assert final_number(text) == number
+
+
+def test_arithmetic():
+    cases = [("#### 72", 1.0), ("It is 72.0", 1.0), ("73", 0.0), ("no idea", 0.0), ("", 0.0)]
+    found = arithmetic([rollout(text, reference="<<24+48=72>> so\n#### 72") for text, _ in cases])
+    assert found == [value for _, value in cases]
+    assert arithmetic([rollout("72", answer=72)]) == [1.0]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"reference": "none"}])
+def test_arithmetic_without_a_reference(metadata):
+    with pytest.raises(ScoringError, match="has no reference number"):
+        arithmetic([rollout("72", **metadata)])
+
+
+CASES: list[tuple[str, dict, str, str]] = [
+    ("punctuation:no_comma", {}, "One two", "One, two"),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "a b c", "a b"),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "a b", "a b c"),
+    ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}, "Hi. Go!", "Hi there."),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "a\n***\nb", "a\n\nb"),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "then"},
+        "First.\n\nThen, more.",
+        "First.\n\nMore then.",
+    ),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* and **b**", "*a* and b"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a"),
+    ("detectable_format:title", {}, "<<Rain>>\nIt rains.", "<Rain>\nIt rains."),
+    ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
+    (
+        "detectable_format:multiple_sections",
+        {"section_spliter": "Part", "num_sections": 2},
+        "Part 1 a Part 2",
+        "Part 1",
+    ),
+    ("detectable_format:constrained_response", {}, "My answer is no.", "No."),
+    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name], [city]", "[name]"),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye. P.S. Write!", "Bye."),
+    ("keywords:existence", {"keywords": ["tea", "milk"]}, "Milk in tea", "Milk in team"),
+    ("keywords:forbidden_words", {"forbidden_words": ["tea"]}, "a team", "some Tea"),
+    ("keywords:frequency", {"keyword": "tea", "frequency": 2, "relation": "at least"}, "tea, Tea", "tea"),
+    ("keywords:frequency", {"keyword": "tea", "frequency": 2, "relation": "less than"}, "tea", "tea tea"),
+    ("keywords:letter_frequency", {"letter": "z", "let_frequency": 2, "let_relation": "at least"}, "Zz", "z"),
+    ("change_case:english_capital", {}, "ALL OF IT", "ALL of it"),
+    ("change_case:english_lowercase", {}, "all of it", "All of it"),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 2, "capital_relation": "at least"},
+        "VERY GOOD tea",
+        "VERY good tea",
+    ),
+    ("startend:end_checker", {"end_phrase": "the end"}, "So. The End", "The end, no."),
+    ("startend:quotation", {}, '"Yes."', '"Yes."!'),
+    ("combination:repeat_prompt", {"prompt_to_repeat": "Say hi"}, "say hi\nHi!", "Hi!"),
+    ("combination:two_responses", {}, "a******b", "a******a"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "good", "bad"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_instruction(name, settings, good, bad):
+    padded = settings | {"unused": None}  # data files name every setting of every instruction, most of them null
+    found = instructions([rollout(t, instruction_id_list=[name], kwargs=[padded]) for t in (good, bad, "  ")])
+    assert found == [1.0, 0.0, 0.0]
+
+
+def test_every_instruction_has_a_case():
+    assert {name for name, *_ in CASES} == set(INSTRUCTIONS)
+
+
+def test_share_of_instructions():
+    both = {"instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"], "kwargs": [{}, {}]}
+    assert instructions([rollout("a, b", **both), rollout("a b", **both)]) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, r"has no instructions to check.*has \[\]"),
+        ({"instruction_id_list": ["a"], "kwargs": []}, "two lists of equal length"),
+        ({"instruction_id_list": ["language:response_language"], "kwargs": [{}]}, "is not known; known: punctuation"),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{"words": ["a"]}]}, "keywords:existence.*words"),
+    ],
+)
+def test_instructions_that_cannot_be_checked(metadata, message):
+    with pytest.raises(ScoringError, match=message):
+        instructions([rollout("a", **metadata)])

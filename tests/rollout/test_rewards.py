@@ -1,0 +1,155 @@
+"""Named rewards: plain, async, slow, broken; and an endpoint that answers, fails, or answers nonsense."""
+
+import asyncio
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
+
+import pytest
+
+from trimtab.errors import NonFiniteError, ScoringError
+from trimtab.records import Prompt, Rollout
+from trimtab.rollout import FunctionReward, HttpReward, ModelReward, NamedRewards, from_scorer, http_reward
+
+
+def rollouts(*texts: str) -> list[Rollout]:
+    return [
+        Rollout(
+            id=f"p/0/{i}", prompt=Prompt.from_text("Q"), prompt_tokens=[1], tokens=[2], logprobs=[0.0], text=text,
+            finish_reason="stop", weight_version=0,
+        )
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+def named(function, **settings) -> NamedRewards:
+    return NamedRewards({"it": FunctionReward(path="a.b", **settings)}, {"it": function})
+
+
+def test_components_are_normalised_clipped_and_weighted():
+    sources = {
+        "length": FunctionReward(path="a.b", mean=2.0, std=2.0, clip=1.0, weight=3.0),
+        "model": ModelReward(weight=-0.5),
+    }
+    functions = {
+        "length": lambda rs: [len(r.text) for r in rs],
+        "model": from_scorer(lambda rs: {"reward_model": [4.0] * len(rs)}, "reward_model"),
+    }
+    rewards, some = NamedRewards(sources, functions), rollouts("abc", "a", "abcdefgh")
+    assert rewards(some) == {"length": [0.5, -0.5, 1.0], "model": [4.0, 4.0, 4.0]}
+    assert rewards.weights == {"length": 3.0, "model": -0.5}
+    assert rewards.total(some) == [3 * 0.5 - 2, 3 * -0.5 - 2, 3 * 1.0 - 2]
+    assert rewards([]) == {"length": [], "model": []}
+
+
+def test_async_functions_are_awaited():
+    async def slow(rs):
+        await asyncio.sleep(0.01)
+        return [1.0 for _ in rs]
+
+    assert named(slow)(rollouts("a", "b")) == {"it": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_function_that_hangs(kind):
+    async def forever(_):
+        await asyncio.sleep(30)
+
+    function = forever if kind == "async" else lambda _: time.sleep(30)
+    start = time.monotonic()
+    with pytest.raises(ScoringError, match=r"'it' took longer than 0\.1 s for 1 answers; raise rewards\.it\.timeout"):
+        named(function, timeout=0.1)(rollouts("a"))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([1.0], ScoringError, "has 1 values for 2 answers"),
+        (["x", 1], ScoringError, "expected one number per answer"),
+        (None, ScoringError, "returned NoneType"),
+        ([1.0, math.nan], NonFiniteError, "is nan for sample p/0/1"),
+        ([math.inf, 1.0], NonFiniteError, "is inf for sample p/0/0"),
+    ],
+)
+def test_wrong_results(values, error, message):
+    with pytest.raises(error, match=message):
+        named(lambda _: values)(rollouts("a", "b"))
+
+
+def test_a_function_that_raises():
+    def broken(_):
+        raise KeyError("gone")
+
+    with pytest.raises(ScoringError, match="reward 'it' raised KeyError: 'gone'"):
+        named(broken)(rollouts("a"))
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    replies: ClassVar[list[tuple[int, bytes]]] = []
+    seen: ClassVar[list[dict]] = []
+
+    def do_POST(self) -> None:
+        self.seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        status, body = self.replies.pop(0)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        return None
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr("trimtab.rollout.rewards.time.sleep", lambda _: None)
+    Endpoint.replies, Endpoint.seen = [], []
+    server = HTTPServer(("127.0.0.1", 0), Endpoint)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/score"
+    server.shutdown()
+    server.server_close()
+
+
+def post(url: str):
+    source = HttpReward(url=url, timeout=5)
+    return NamedRewards({"it": source}, {"it": http_reward(source)})(rollouts("a", "b"))
+
+
+def test_endpoint(url: str):
+    Endpoint.replies = [(500, b""), (200, b'{"rewards": [1, 0.5]}')]  # tried again after a failure
+    assert post(url) == {"it": [1.0, 0.5]}
+    assert Endpoint.seen[1] == {
+        "prompts": [[{"role": "user", "content": "Q"}]] * 2,
+        "completions": ["a", "b"],
+        "finish_reasons": ["stop", "stop"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("replies", "message"),
+    [
+        ([(500, b"")] * 3, r"HTTP Error 500.*attempt 3 of 3"),
+        ([(404, b"")], r"HTTP Error 404.*attempt 1 of 3"),
+        ([(200, b"<html>")], r'expected \{"rewards"'),
+        ([(200, b'{"scores": []}')], r'expected \{"rewards"'),
+        ([(200, b'{"rewards": [1]}')], "has 1 values for 2 answers"),
+        ([(200, b'{"rewards": [1, null]}')], "expected one number per answer"),
+    ],
+)
+def test_endpoints_that_fail(url: str, replies, message):
+    Endpoint.replies = list(replies)
+    with pytest.raises(ScoringError, match=message):
+        post(url)
+    assert not Endpoint.replies
+
+
+def test_no_endpoint_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trimtab.rollout.rewards.time.sleep", lambda _: None)
+    with pytest.raises(ScoringError, match="check that the endpoint is up"):
+        post("http://127.0.0.1:9/score")
