@@ -15,7 +15,7 @@ from trimtab.storage import read_metrics
 from ..kit import toy_recipe
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
-ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline"]
+ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline", "online_dpo", "rejection"]
 OFFLINE = ["dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo"]
 
 

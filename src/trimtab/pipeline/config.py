@@ -14,10 +14,12 @@ from trimtab.config import Config, parse_config
 from trimtab.errors import ConfigError
 from trimtab.feedback import AggregateConfig, SimulationConfig
 from trimtab.models import ModelConfig
-from trimtab.rollout import ModelReward, RewardSource, SamplerConfig
+from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
+    TOKEN_RETURNS,
     OfflineConfig,
     OnlineConfig,
+    PolicyGradientConfig,
     PpoConfig,
     PreferenceConfig,
     RewardConfig,
@@ -114,8 +116,8 @@ class RunConfig(Config):
     endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
     """Alignment. On answers of its own against the reward model: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
-    ``dapo``, ``reinforce_pp`` or ``reinforce_pp_baseline``. On the preferences themselves: ``dpo``, ``ipo``, ``hinge``,
-    ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
+    ``dapo``, ``reinforce_pp``, ``reinforce_pp_baseline``, ``online_dpo`` or ``rejection``. On the preferences
+    themselves: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     checkpoint_every: int = Field(default=10, ge=1)
@@ -174,6 +176,15 @@ def check_recipe(config: RunConfig) -> None:
         problems.append(f"rewards {' and '.join(models)} are the same reward model; keep one")
     if sources and not online:
         problems.append("rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align")
+    stepwise = [n for n, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
+    if stepwise and online and online.method not in TOKEN_RETURNS:
+        problems.append(
+            f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {online.method!r} gives all tokens "
+            f"of an answer the same advantage; use {', '.join(TOKEN_RETURNS)}, or drop steps"
+        )
+    ptx = online.ptx if isinstance(online, PolicyGradientConfig) else None
+    if ptx is not None and not (ptx.data or data.demonstrations):
+        problems.append("align.ptx needs conversations: data.demonstrations or align.ptx.data")
     if isinstance(config.align, OfflineConfig) and not (config.label or data.preferences):
         problems.append(f"align.method {config.align.method!r} needs preferences: a label section or data.preferences")
     if online and not (data.prompts or data.preferences):

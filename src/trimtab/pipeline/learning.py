@@ -7,7 +7,7 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import Backbone, Role
+from trimtab.models import Backbone, Encoded, Role
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rollout, read_records
 from trimtab.rollout import (
@@ -25,6 +25,7 @@ from trimtab.trainers import (
     KtoConfig,
     OnlineConfig,
     PairConfig,
+    PolicyGradientConfig,
     PpoConfig,
     RlConfig,
     RlRoles,
@@ -127,7 +128,7 @@ def load_rewards(context: Context, trunk: Backbone, token_budget: int = 4096) ->
             functions[name] = http_reward(source)
         else:
             functions[name] = from_scorer(load_scorer(context, trunk, token_budget), "reward_model")
-    return NamedRewards(sources, functions)
+    return NamedRewards(sources, functions, trunk.chat.decode)
 
 
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
@@ -190,6 +191,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         if config.critic_init == "reward_model":
             start_critic(critic, load_scorer(context, trunk))
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
+    imitate, examples = _conversations(context, config)
     gold = context.gold()
 
     def monitor(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -209,13 +211,32 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
             monitor=monitor,
             samples=folder / "samples",
             weights=rewards.weights,
+            imitate=imitate,
         )
     save_tensors(folder / "weights.safetensors", policy.state())
     files = ["weights.safetensors"]
     if critic is not None:
         save_tensors(folder / "critic.safetensors", critic.state())
         files.append("critic.safetensors")
-    return counts | {"prompts": len(prompts), "steps": config.steps}, files
+    return counts | {"prompts": len(prompts), "steps": config.steps} | examples, files
+
+
+def _conversations(context: Context, config: RlConfig) -> tuple[list[Encoded], Counts]:
+    """What PPO-ptx imitates; nothing for a recipe without it."""
+    ptx = config.ptx if isinstance(config, PolicyGradientConfig) else None
+    if ptx is None:
+        return [], {}
+    source = ptx.data or context.config.data.demonstrations or ""
+    loaded, chat = context.load(source, Demonstration), context.trunk().chat
+    found, long = [], 0
+    for record in loaded.records:
+        try:
+            found.append(chat.conversation(record.messages))
+        except DataError:
+            long += 1
+    if long:
+        context.ui.say(f"  {long} of {len(loaded.records)} conversations to imitate do not fit model.context; left out")
+    return found, {"imitated": len(found), "imitated_too_long": long}
 
 
 def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:

@@ -15,7 +15,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -47,6 +47,16 @@ class SamplerConfig(Config):
     """An answer is cut here (finish_reason ``length``)."""
     slots: int = Field(default=64, ge=1)
     """Answers decoded at the same time."""
+
+
+class Sampler(Protocol):
+    """What draws answers for the trainers."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int, weight_version: int
+    ) -> list[Rollout]:
+        """``group`` answers to each prompt, ordered by prompt, each with the log-probabilities it was drawn with."""
+        ...
 
 
 @dataclass(kw_only=True)

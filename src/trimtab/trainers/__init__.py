@@ -35,6 +35,7 @@ from trimtab.trainers.reward import (
 )
 from trimtab.trainers.rl import RlRoles, rollout_batch, train_rl
 from trimtab.trainers.rl_config import (
+    TOKEN_RETURNS,
     AnyRlConfig,
     DapoConfig,
     DrGrpoConfig,
@@ -43,9 +44,13 @@ from trimtab.trainers.rl_config import (
     KLConfig,
     MissingEosConfig,
     OnlineConfig,
+    OnlineDpoConfig,
+    PolicyGradientConfig,
     PpoConfig,
+    PtxConfig,
     ReinforcePpBaselineConfig,
     ReinforcePpConfig,
+    RejectionConfig,
     RlConfig,
     RlooConfig,
     check_rl,
@@ -53,6 +58,7 @@ from trimtab.trainers.rl_config import (
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
 
 __all__ = [
+    "TOKEN_RETURNS",
     "WITHOUT_REFERENCE",
     "AnyRlConfig",
     "Checkpoints",
@@ -72,14 +78,18 @@ __all__ = [
     "Norms",
     "OfflineConfig",
     "OnlineConfig",
+    "OnlineDpoConfig",
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
+    "PolicyGradientConfig",
     "PpoConfig",
     "PreferenceConfig",
+    "PtxConfig",
     "Ranking",
     "ReinforcePpBaselineConfig",
     "ReinforcePpConfig",
+    "RejectionConfig",
     "RewardConfig",
     "RlConfig",
     "RlRoles",
