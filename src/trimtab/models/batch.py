@@ -52,10 +52,11 @@ class Batch:
             the row indices of a part, and the part.
         """
         order = torch.argsort(self.lengths, stable=True)
+        lengths = self.lengths[order].tolist()
         start = 0
         while start < len(order):
             stop = start + 1
-            while stop < len(order) and int(self.lengths[order[stop]]) * (stop + 1 - start) <= token_budget:
+            while stop < len(order) and lengths[stop] * (stop + 1 - start) <= token_budget:
                 stop += 1
             index = order[start:stop]
             yield index, self.rows(index)
@@ -65,11 +66,9 @@ class Batch:
 def collate(sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], device: torch.device) -> Batch:
     """Right-pad sequences and their response masks into one batch."""
     lengths = [len(s) for s in sequences]
-    tokens = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
-    response = torch.zeros(len(sequences), max(lengths), dtype=torch.bool)
-    for row, (sequence, mask) in enumerate(zip(sequences, masks, strict=True)):
-        tokens[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
-        response[row, : len(sequence)] = torch.tensor(mask, dtype=torch.bool)
+    width = max(lengths)
+    tokens = torch.tensor([[*s, *[0] * (width - n)] for s, n in zip(sequences, lengths, strict=True)])
+    response = torch.tensor([[*m, *[False] * (width - n)] for m, n in zip(masks, lengths, strict=True)])
     return Batch(tokens=tokens.to(device), response_mask=response.to(device), lengths=torch.tensor(lengths).to(device))
 
 

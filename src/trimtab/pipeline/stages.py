@@ -100,14 +100,19 @@ STAGES: tuple[Stage, ...] = (
         name="align",
         needs=("sft", "preferences", "reward"),
         settings=_section("align", "model", "gold", "rewards"),
-        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout, *_imitated(c)],
+        sources=lambda c: [
+            c.data.prompts or c.data.preferences or c.data.ratings,
+            c.data.heldout,
+            *_imitated(c),
+            c.data.ratings,
+        ],
         run=run_align,
     ),
     Stage(
         name="evaluate",
         needs=("sft", "reward", "align"),
         settings=_section("evaluate", "model", "gold", "rewards"),
-        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
     ),
     Stage(

@@ -259,7 +259,7 @@ def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: in
     sums = torch.empty(len(flat))
     batch = collate(flat, _masks(rankings), role.backbone.device)
     for index, part in batch.micro_batches(token_budget):
-        sums[index.cpu()] = role.logprobs(part)[0].sum(dim=1).cpu()
+        sums[index.cpu()] = role.logprobs(part)[0].sum(dim=1).float().cpu()
     values = iter(sums.tolist())
     return [[next(values) for _ in r.sequences] for r in rankings]
 

@@ -304,25 +304,27 @@ def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig, cache: Lo
     keys = [str(s) for r in part.rankings for s in r.sequences]
     cache.fill(part.batch, keys, role.backbone.lower)
     scores = role.scores(part.batch)
-    total = scores.new_zeros(())
-    right = pairs_seen = 0.0
+    pairs, weights, probabilities, margins = [], [], [], []
     start = 0
     for ranking in part.rankings:
-        mine = scores[start : start + len(ranking.sequences)]
+        soft = ranking.probability
+        found = ranking_pairs(ranking.ranks) if soft is None else torch.tensor([[0, 1]])
+        pairs.append(found + start)
+        weights += [ranking.weight / len(found) / norms.sequences] * len(found)
+        probabilities += [1.0 if soft is None else soft] * len(found)
+        margins += [ranking.margin or 0.0] * len(found)
         start += len(ranking.sequences)
-        if ranking.probability is not None:
-            pairs = torch.tensor([[0, 1]], device=mine.device)
-            probability = mine.new_tensor([ranking.probability])
-        else:
-            pairs = ranking_pairs(ranking.ranks).to(mine.device)
-            probability = None
-        winner, loser = mine[pairs[:, 0]], mine[pairs[:, 1]]
-        margin = None if ranking.margin is None else mine.new_full((len(pairs),), ranking.margin)
-        losses = bradley_terry_loss(winner, loser, margin=margin, probability=probability, centring=config.centring)
-        total = total + ranking.weight * losses.mean() / norms.sequences
-        share = (winner > loser).float().mean()
-        if ranking.probability is not None and ranking.probability < 0.5:
-            share = 1.0 - share
-        right += ranking.weight * float(share)
-        pairs_seen += len(pairs)
-    return total, {"accuracy": right / norms.sequences, "pairs": pairs_seen}
+    index = torch.cat(pairs).to(scores.device)
+    weight, probability = scores.new_tensor(weights), scores.new_tensor(probabilities)
+    winner, loser = scores[index[:, 0]], scores[index[:, 1]]
+    losses = bradley_terry_loss(
+        winner,
+        loser,
+        margin=scores.new_tensor(margins) if any(margins) else None,
+        probability=probability if any(p != 1.0 for p in probabilities) else None,
+        centring=config.centring,
+    )
+    with torch.no_grad():
+        right = torch.where(probability < 0.5, winner <= loser, winner > loser).to(scores.dtype)
+        accuracy = float((weight * right).sum())
+    return (weight * losses).sum(), {"accuracy": accuracy, "pairs": len(index)}

@@ -80,6 +80,8 @@ class PolicyGradientConfig(OnlineConfig):
     """Clip range of the policy's ratio."""
     eps_high: float | None = Field(default=None, gt=0.0)
     """Its upper end (clip-higher); None: ``eps``."""
+    dual_clip: float | None = Field(default=None, gt=1.0)
+    """c: where an advantage is negative, a token's loss ends at c times it (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Reward units per nat of entropy, added to the objective."""
     importance_cap: float | None = Field(default=None, gt=0.0)

@@ -146,7 +146,10 @@ def clipped_update(
             part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0
         )
         old, mask = part.columns["old_logprobs"], part.response_mask
-        losses = clipped_policy_loss(new, old, part.columns["advantages"], mask, eps_low=eps_low, eps_high=eps_high)
+        advantages = part.columns["advantages"]
+        losses = clipped_policy_loss(
+            new, old, advantages, mask, eps_low=eps_low, eps_high=eps_high, dual_clip=config.dual_clip
+        )
         if "importance" in part.columns:
             losses = losses * part.columns["importance"]
         if config.kl.place == "loss" and beta > 0:
