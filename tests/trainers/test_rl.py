@@ -211,7 +211,7 @@ def test_micro_batches_do_not_change_the_result(adapter):
 def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.MonkeyPatch):
     halves, _ = run(config(TOP))
     assert halves.policy.backbone.frozen_layers == 1
-    monkeypatch.setattr(Backbone, "lower", lambda self, tokens: None)
+    monkeypatch.setattr(Backbone, "lower", lambda self, batch: None)
     whole, _ = run(config(TOP))
     same_weights(halves.policy, whole.policy)
     same_weights(halves.critic, whole.critic)

@@ -119,7 +119,7 @@ def test_reward():
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
     found = {}
     for name, cut in CUTS.items():
-        parts = [p for rows in cut for _, p in rewards._micro_batches(one, [rankings[i] for i in rows], 10_000)]
+        parts = [p for rows in cut for _, p in rewards._micro_batches([rankings[i] for i in rows], 10_000, one)]
         found[name] = gradient(
             one, [lambda p=p: rewards._loss(one, p, norms, config, LowerCache(0.0))[0] for p in parts]
         )

@@ -58,7 +58,7 @@ class Table:
     device = torch.device("cpu")
     frozen_layers = 0
 
-    def lower(self, tokens: Tensor) -> None:
+    def lower(self, batch: Batch) -> None:
         """Nothing lies below."""
 
 

@@ -64,9 +64,9 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
                 "kl": float(best_of_n_kl(logprobs, config.best_of).mean()),
                 "kl_bound": best_of_n_kl_bound(config.best_of),
             }
-        for rollouts in answers.values():
-            for rollout, value in zip(rollouts, rewards.total(rollouts), strict=True):
-                rollout.rewards["proxy"] = value
+        together = [r for group in zip(*answers.values(), strict=True) for r in group]  # the same prompt side by side
+        for rollout, value in zip(together, rewards.total(together), strict=True):
+            rollout.rewards["proxy"] = value
     gold = context.gold()
     if gold is not None:
         add_gold(gold, answers)

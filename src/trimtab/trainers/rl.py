@@ -294,6 +294,7 @@ def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
         [r.prompt_tokens + r.tokens for r in rollouts],
         [[False] * len(r.prompt_tokens) + [True] * len(r.tokens) for r in rollouts],
         device,
+        prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
     )
     batch.columns["old_logprobs"] = scatter([r.logprobs for r in rollouts], batch.response_mask)
     return batch
@@ -385,7 +386,7 @@ def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config
     shared = roles.policy.backbone is roles.reference.backbone
     lowers: list[tuple[Tensor, Tensor]] = []
     for index, part in batch.micro_batches(config.micro_batch_tokens):
-        lower = roles.reference.backbone.lower(part.tokens) if shared else None
+        lower = roles.reference.backbone.lower(part) if shared else None
         if lower is not None:
             part.columns["lower"] = lower
             lowers.append((index, lower))
