@@ -226,7 +226,7 @@ def test_reference_never_moves():
     assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B.policy" in n)
 
 
-@pytest.mark.parametrize("minibatches", [1, 3, 5, 8])
+@pytest.mark.parametrize("minibatches", [1, 3, 4])
 def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.MonkeyPatch):
     settings = config(steps=1, prompts=4, group=2, epochs=3, minibatches=minibatches)
     roles = RlRoles.on(tiny_backbone(), LORA, seed=1)

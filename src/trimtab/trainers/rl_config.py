@@ -246,8 +246,11 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
         )
     if config.sampler.temperature == 0.0:
         raise ConfigError("sampler.temperature is 0: without chance there is nothing to compare; use 0.7 to 1.0")
-    if config.minibatches > size:
-        raise ConfigError(f"minibatches is {config.minibatches} but a rollout batch has {size} answers; lower it")
+    if config.minibatches > config.prompts:
+        raise ConfigError(
+            f"minibatches is {config.minibatches} but a rollout batch has {config.prompts} prompts, whose answers stay "
+            "together; lower it"
+        )
     if isinstance(config, RejectionConfig) and config.keep >= config.group:
         raise ConfigError(f"keep is {config.keep} of group {config.group} answers: nothing is rejected; lower keep")
     buffer = config.overlong_buffer if isinstance(config, DapoConfig) else None

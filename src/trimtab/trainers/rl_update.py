@@ -178,7 +178,9 @@ def clipped_update(
 
     gathered: list[Metrics] = []
     for epoch in range(config.epochs):
-        for index in _shuffled(batch.size, config.minibatches, seed + epoch):
+        for groups in _shuffled(batch.size // config.group, config.minibatches, seed + epoch):
+            # Whole groups, so that their prompt is computed once.
+            index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
             minibatch = batch.rows(index.to(batch.tokens.device))
             norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
             parts: list[tuple[list[str], Batch | Imitation]] = [
