@@ -373,7 +373,7 @@ def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
     [
         ({"sampler": SamplerConfig(top_p=0.9)}, r"sampler\.top_p is 0\.9.*use top_p: 1\.0"),
         ({"sampler": SamplerConfig(temperature=0.0)}, r"sampler\.temperature is 0"),
-        ({"minibatches": 9, "prompts": 4, "group": 2}, r"minibatches is 9 but a rollout batch has 8 answers"),
+        ({"minibatches": 5, "prompts": 4, "group": 2}, r"minibatches is 5 but a rollout batch has 4 prompts"),
     ],
 )
 def test_contradictions_are_refused(settings, message):

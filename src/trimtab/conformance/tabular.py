@@ -105,9 +105,9 @@ class TabularRole:
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`trimtab.models.Role.logprobs`."""
         paths = batch.tokens[:, 1:]
-        every = torch.log_softmax(self.logits / temperature, dim=-1)[self.tree.states_on(paths)]
-        chosen = every.gather(-1, paths[..., None]).squeeze(-1)
-        entropies = -(every.exp() * every).sum(dim=-1)
+        every, states = torch.log_softmax(self.logits / temperature, dim=-1), self.tree.states_on(paths)
+        chosen = every[states, paths]
+        entropies = -(every.exp() * every).sum(dim=-1)[states]
         pad = torch.zeros(len(paths), 1, dtype=chosen.dtype)
         return torch.cat([pad, chosen], dim=1), torch.cat([pad, entropies.detach()], dim=1)
 
@@ -161,7 +161,11 @@ class TabularSampler:
         logprobs = torch.zeros(count, tree.depth)
         for level in range(tree.depth):
             states = tree.states_on(paths)[:, level]
-            paths[:, level] = torch.multinomial(every[states].exp(), 1, generator=generator).squeeze(1)
+            if level == 0:
+                drawn = torch.multinomial(every[0].exp(), count, replacement=True, generator=generator)
+            else:
+                drawn = torch.multinomial(every[states].exp(), 1, generator=generator).squeeze(1)
+            paths[:, level] = drawn
             logprobs[:, level] = every[states, paths[:, level]]
         return [
             Rollout(
