@@ -17,7 +17,8 @@ def doctor(
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --conformance: how many seeds; the worst is shown.")] = 5,
     out: Annotated[
-        Path | None, typer.Option(help="With --conformance: also write the table to this JSON file.")
+        Path | None,
+        typer.Option(help="With --conformance: write the table here too, as JSON or, for .md, as Markdown."),
     ] = None,
 ) -> None:
     """Check the installation, the machine and the default model; exit 1 if something needed is missing."""
@@ -48,7 +49,7 @@ def _conformance(as_json: bool, long: bool, seeds: int, out: Path | None) -> Non
 
     from trimtab.conformance import Row
     from trimtab.conformance import conformance as rows_of
-    from trimtab.files import write_json
+    from trimtab.files import write_atomic, write_json
 
     def tolerance(row: Row) -> str:
         if row.low == float("-inf"):
@@ -69,7 +70,13 @@ def _conformance(as_json: bool, long: bool, seeds: int, out: Path | None) -> Non
             )
         rows.append(row)
     table = [row.as_json() for row in rows]
-    if out is not None:
+    if out is not None and out.suffix == ".md":
+        lines = ["| experiment | algorithm | measure | value | tolerance | passes |", "|---|---|---|---|---|---|"]
+        for row in rows:
+            cells = (row.experiment, row.algorithm, row.measure, f"{row.value:.3g}", tolerance(row))
+            lines.append(f"| {' | '.join(c.replace('|', '∣') for c in cells)} | {'yes' if row.passed else '**no**'} |")
+        write_atomic(out, "\n".join(lines) + "\n")
+    elif out is not None:
         write_json(out, {"seeds": seeds, "long": long, "rows": table})
     if as_json:
         typer.echo(json.dumps(table, indent=2))
