@@ -274,9 +274,7 @@ def rule(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     return {"rule": [sum(r.tokens) % 97 / 97 for r in rollouts]}
 
 
-def _rl(
-    workload: Workload, backbone: Backbone, pairs: Sequence[Preference], steps: int, session: Session
-) -> list[int]:
+def _rl(workload: Workload, backbone: Backbone, pairs: Sequence[Preference], steps: int, session: Session) -> list[int]:
     config = _online(workload, steps)
     roles = RlRoles.on(backbone, config.adapter, seed=SEED, critic=workload.kind == "ppo")
     judge = rule if workload.kind != "ppo" else _judge(workload, backbone, config.micro_batch_tokens)

@@ -109,8 +109,9 @@ def compare(
         answer_seconds: a step or a start that takes longer counts as failed.
 
     Returns:
-        ``sides``: by name, ``seconds`` and ``cpu_seconds`` of each timed step, ``median``, ``cpu_median``, ``loaded_mib``, ``peak_mib``, ``first`` (the
-        metrics of the warm-up step, both on the same batch) or ``error``; ``phases``: the floor's; ``peaks``.
+        ``sides``: by name, ``seconds`` and ``cpu_seconds`` of each timed step, ``median`` and ``cpu_median`` of them,
+        ``loaded_mib``, ``peak_mib``, ``first`` (the metrics of the first step, all on the same batch) and ``error``;
+        ``phases``: the floor's; ``peaks``: this machine's, measured just before.
     """
     peaks = json.loads(_run(["-m", "benchmarks.floors", str(settings.threads)]))
     started = time.monotonic()
@@ -222,7 +223,7 @@ class _Side:
 def _run(arguments: Sequence[str]) -> str:
     """Our Python with this repository on its path."""
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment(), check=True, timeout=120
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment(), check=True, timeout=900
     )
     return done.stdout
 

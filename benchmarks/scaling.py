@@ -150,9 +150,7 @@ def _sft(point: Point, backbone: Any, rng: random.Random, steps: int, session: A
 
     half = point.tokens // 2
     mask = [False] * half + [True] * (point.tokens - half)
-    examples = [
-        Encoded(tokens=_text(point, rng, point.tokens), response_mask=list(mask)) for _ in range(point.prompts)
-    ]
+    examples = [Encoded(tokens=_text(point, rng, point.tokens), response_mask=list(mask)) for _ in range(point.prompts)]
     train_sft(_role(backbone), examples, SftConfig(batch=point.prompts, epochs=steps), seed=SEED, session=session)
 
 

@@ -37,7 +37,9 @@ def fake_trl(folder, lines: list[str]):
 
 
 def step(seconds: float) -> str:
-    return json.dumps({"seconds": seconds, "cpu_seconds": 2 * seconds, "metrics": {"loss": 1.5, "grad_norm": 2.5}, "peak_mib": 2048.0})
+    return json.dumps(
+        {"seconds": seconds, "cpu_seconds": 2 * seconds, "metrics": {"loss": 1.5, "grad_norm": 2.5}, "peak_mib": 2048.0}
+    )
 
 
 READY = json.dumps({"ready": True, "loaded_mib": 1024.0, "versions": {"trl": "1.2.3"}})
@@ -96,7 +98,9 @@ def test_floor_of_online_methods_by_hand():
     assert infer.operations == 3 * trunk + head
     assert update.operations == 3 * 3 * (2 * trunk + head)
     assert optimiser.bytes == 28 * (2 * P + 40) * 2 * 3
-    frozen = count(Workload(kind="ppo", adapter="lora", top_layers=1, batch=1, new_tokens=2), {"prompts": [[1, 2]]}, SMALL)
+    frozen = count(
+        Workload(kind="ppo", adapter="lora", top_layers=1, batch=1, new_tokens=2), {"prompts": [[1, 2]]}, SMALL
+    )
     assert frozen[1].operations == (1 + 3) * trunk / 2 + head  # the lower layer once, the upper one three times
 
 
@@ -112,7 +116,12 @@ def test_sides_take_turns_from_the_same_batch(model, tmp_path):
     found = compare(workload, settings, {"TRL 1.2.3": fake}, minutes=1, answer_seconds=100)
     ours, theirs = found["sides"]["ours"], found["sides"]["TRL 1.2.3"]
     assert ours["error"] is None and len(ours["seconds"]) == 2 and ours["peak_mib"] >= ours["loaded_mib"] > 100
-    assert theirs["seconds"] == [1.0, 3.0] and theirs["median"] == 2.0 and theirs["cpu_median"] == 4.0 and theirs["warm_up_seconds"] == 9.0
+    assert (
+        theirs["seconds"] == [1.0, 3.0]
+        and theirs["median"] == 2.0
+        and theirs["cpu_median"] == 4.0
+        and theirs["warm_up_seconds"] == 9.0
+    )
     assert theirs["first"] == {"loss": 1.5, "grad_norm": 2.5} and theirs["peak_mib"] == 2048.0
     heard = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert heard[0]["full_length"] and heard[0]["micro_batch"] == 4 and heard[0]["beta"] == 0.05
@@ -142,7 +151,7 @@ def test_a_side_that_fails_is_noted_and_ours_goes_on(model, tmp_path):
 
 def test_a_child_that_takes_too_long_is_ended():
     child = Child([sys.executable, "-c", "import time; time.sleep(60)"], environment(), seconds=0.2)
-    with pytest.raises(ChildFailed, match="killed: .* more than 0 s"):
+    with pytest.raises(ChildFailed, match=r"killed: .* more than 0 s"):
         child.ask({})
     child.close()
 
@@ -150,7 +159,14 @@ def test_a_child_that_takes_too_long_is_ended():
 def result(name: str, kind: str, ours: float | None, trl: float | None, **more) -> dict:
     sides = {"ours": {"error": None, "seconds": [ours], "median": ours, "cpu_median": ours, "peak_mib": 1024.0}}
     if trl is not None:
-        sides["TRL 1.14.2"] = {"error": None, "seconds": [trl], "median": trl, "cpu_median": trl, "peak_mib": 3072.0, **more}
+        sides["TRL 1.14.2"] = {
+            "error": None,
+            "seconds": [trl],
+            "median": trl,
+            "cpu_median": trl,
+            "peak_mib": 3072.0,
+            **more,
+        }
     phases = [{"name": "update", "operations": 1e12, "bytes": 0.0}]
     peaks = {"operations": 1e12, "bytes": 1e10}
     return {"name": name, "workload": {"kind": kind}, "sides": sides, "phases": phases, "peaks": peaks}
@@ -171,7 +187,18 @@ def test_ratios_are_against_the_faster_and_against_full_ppo():
     first["sides"]["TRL 1.16.0"] = slower
     ppo, lora = result("ppo 32, full", "ppo", 10.0, 40.0), result("ppo 32, lora top 10", "ppo", 4.0, None)
     cells = {row[0]: row for row in rows(report(first, ppo, lora))}
-    assert cells["sft 8, full"] == ("sft 8, full", "2", "5 (1.14.2)", "2.50×", "2.50×", "1.5×", "1.0", "3.0", "1", "50%")
+    assert cells["sft 8, full"] == (
+        "sft 8, full",
+        "2",
+        "5 (1.14.2)",
+        "2.50×",
+        "2.50×",
+        "1.5×",
+        "1.0",
+        "3.0",
+        "1",
+        "50%",
+    )
     assert cells["ppo 32, full"][3] == "4.00×" and cells["ppo 32, lora top 10"][3] == "10.00×"
     alone = rows(report(result("sft 8, lora", "sft", 2.0, None)))
     assert alone == [("sft 8, lora", "2", "–", "–", "–", "", "1.0", "–", "1", "50%")]
@@ -191,7 +218,10 @@ def test_an_earlier_run_keeps_its_other_workloads():
     old = report(result("sft 8, full", "sft", 9.0, None), result("reward 8, full", "reward", 1.0, None))
     new = report(result("sft 8, full", "sft", 2.0, None))
     merged = merge(new, old)["results"]
-    assert [(r["name"], r["sides"]["ours"]["median"]) for r in merged] == [("sft 8, full", 2.0), ("reward 8, full", 1.0)]
+    assert [(r["name"], r["sides"]["ours"]["median"]) for r in merged] == [
+        ("sft 8, full", 2.0),
+        ("reward 8, full", 1.0),
+    ]
 
 
 def test_command_line_writes_after_every_workload(monkeypatch, tmp_path, capsys):
