@@ -113,7 +113,7 @@ def test_sides_take_turns_from_the_same_batch(model, tmp_path):
     fake = fake_trl(tmp_path, [READY, step(9.0), step(1.0), step(3.0)])
     settings = Settings(model=model, repeats=2, threads=1, full_length=True)
     workload = Workload(kind="rloo", adapter="lora", batch=2, group=2, new_tokens=3)
-    found = compare(workload, settings, {"TRL 1.2.3": fake}, minutes=1, answer_seconds=100)
+    found = compare(workload, settings, {"TRL 1.2.3": fake}, minutes=1, answer_seconds=280)
     ours, theirs = found["sides"]["ours"], found["sides"]["TRL 1.2.3"]
     assert ours["error"] is None and len(ours["seconds"]) == 2 and ours["peak_mib"] >= ours["loaded_mib"] > 100
     assert (
@@ -135,7 +135,7 @@ def test_our_side_of_each_kind(model, tmp_path, kind):
     fake = fake_trl(tmp_path, [READY, step(1.0), step(1.0)])
     settings = Settings(model=model, repeats=1, threads=1, full_length=True)
     workload = Workload(kind=kind, adapter="full", batch=2, new_tokens=3, cached=kind != "dpo")
-    ours = compare(workload, settings, {"TRL": fake}, minutes=1, answer_seconds=100)["sides"]["ours"]
+    ours = compare(workload, settings, {"TRL": fake}, minutes=1, answer_seconds=280)["sides"]["ours"]
     assert ours["error"] is None and ours["median"] > 0
     assert ours["first"].get("tokens") == (6 if kind == "decode" else ours["first"].get("tokens"))
 
@@ -144,7 +144,7 @@ def test_a_side_that_fails_is_noted_and_ours_goes_on(model, tmp_path):
     fake = fake_trl(tmp_path, [READY, "die"])
     settings = Settings(model=model, repeats=1, threads=1)
     workload = Workload(kind="sft", adapter="lora", batch=2)
-    sides = compare(workload, settings, {"TRL": fake}, minutes=1, answer_seconds=100)["sides"]
+    sides = compare(workload, settings, {"TRL": fake}, minutes=1, answer_seconds=280)["sides"]
     assert sides["TRL"]["error"] == "exit code 3: no memory left" and "median" not in sides["TRL"]
     assert sides["ours"]["median"] > 0
 
