@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DataError
+from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
@@ -130,7 +131,29 @@ def test_rewards_that_cannot_be(tmp_path: Path, sections: dict, message: str):
         load_recipe(toy_recipe(tmp_path, **sections))
 
 
-def test_kto_from_thumbs(tmp_path: Path):
+def test_preferences_that_teach_nothing_are_counted(tmp_path: Path):
+    """A third of the pairs is tied, a third has one answer twice: neither reward model nor DPO is trained on them."""
+    rows = [
+        {"id": str(i), "prompt": {"id": f"p{i}", "messages": [{"role": "user", "content": f"say {i}"}]},
+         "completions": [{"text": "a nice day"}, {"text": "no" if i % 3 else "a nice day"}],
+         "ranks": [0, int(i % 3 < 2)]}
+        for i in range(30)
+    ]  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"preferences": "p.jsonl", "heldout": "data/heldout.jsonl"}
+    recipe = toy_recipe(tmp_path, sft=None, sample=None, label=None, gold=None, data=data, align=align("dpo"))
+    run = run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    for stage in ("reward", "align"):
+        status = run.status(stage)
+        assert status is not None and status.counts is not None
+        assert status.counts["preferences"] + status.counts["held_out"] == 10
+        assert (status.counts["identical"], status.counts["tied"]) == (10, 10)
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::3]))
+    with pytest.raises(DataError, match=r"none of 10 preferences can be learnt from \(0 too long, 0 tied, 10 with"):
+        run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+
+
+def test_kto_from_thumbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = toy_recipe(tmp_path, sft=None, sample=None, label=None, reward=None, align=align("kto"))
     rows = [
         {"prompt": f"say {i}", "completion": text, "label": label}
@@ -141,7 +164,17 @@ def test_kto_from_thumbs(tmp_path: Path):
     values = yaml.safe_load(recipe.read_text())
     values["data"] = {"ratings": "data/thumbs.jsonl", "heldout": "data/heldout.jsonl"}
     recipe.write_text(yaml.safe_dump(values))
+    asked: dict[str, set[str]] = {}
+    for name in ("train_kto", "evaluate_kto"):
+        ours = getattr(learning, name)
+
+        def watched(policy, reference, answers, *rest, ours=ours, name=name, **more):
+            asked[name] = {str(a.prompt) for a in answers}
+            return ours(policy, reference, answers, *rest, **more)
+
+        monkeypatch.setattr(learning, name, watched)
     run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    assert asked["evaluate_kto"] and not asked["train_kto"] & asked["evaluate_kto"]  # a prompt is on one side only
     stages = tmp_path / "runs/toy/stages"
     assert read_metrics(stages / "align" / "metrics.jsonl") and (stages / "align" / "weights.safetensors").exists()
     assert json.loads((stages / "align" / "align.json").read_text())["heldout_before"]["loss"] == pytest.approx(0.5)

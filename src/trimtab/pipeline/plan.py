@@ -117,7 +117,7 @@ def _online_objective(a: OnlineConfig) -> str:
     if a.kl.target is not None:
         leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
     if a.kl.place == "loss":
-        leash += f", {a.kl.estimator} in the loss"
+        leash += f", {a.kl.estimator or 'k2'} in the loss"
     if a.ptx is not None:
         leash += f" + {a.ptx.coefficient:g}·log π(conversations)"
     return f"{name}: max E[reward] − {leash}"
