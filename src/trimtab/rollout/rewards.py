@@ -77,8 +77,8 @@ class FunctionReward(RewardComponent):
 class HttpReward(RewardComponent):
     """An endpoint that gets prompts and answers and gives numbers.
 
-    The request is ``{"prompts", "completions", "finish_reasons", "metadata"}``, each a list with an entry per answer; the
-    reply ``{"rewards": [numbers]}``.
+    The request is ``{"prompts", "completions", "finish_reasons", "metadata"}``, each a list with an entry per answer;
+    the reply ``{"rewards": [numbers]}``.
     """
 
     kind: Literal["http"] = "http"
