@@ -132,8 +132,8 @@ def test_chat_forgets_the_oldest_turns_and_says_so(tmp_path):
         (["run", "{recipe}", "--set", "data.demonstrations=missing.jsonl"], 3, "missing.jsonl"),
         (["chat", "{recipe}", "--model", "judge"], 2, "has no model 'judge'"),
         (["data", "check", "missing.jsonl"], 3, "missing.jsonl"),
-        (["doctor", "--long"], 2, "--long say how --conformance runs, which is not given"),
-        (["doctor", "--seeds", "1", "--out", "t.json"], 2, "--seeds and --out say how --conformance runs"),
+        (["doctor", "--long"], 2, "--long: only with --conformance, which is not given"),
+        (["doctor", "--seeds", "1", "--out", "t.json"], 2, "--seeds and --out: only with --conformance"),
     ],
 )
 def test_mistakes_get_a_message_and_a_code(arguments, code, message, fails, tmp_path):

@@ -109,8 +109,8 @@ def test_rewards_by_name_from_a_recipe(tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path, name="alone", sft=None, sample=None, label=None, reward=None, gold=None, align=align("grpo"),
         rewards={"vowels": function},
     )  # fmt: skip
-    asked: list[int] = []
-    monkeypatch.setattr(f"{__name__}.vowels", lambda rollouts: asked.append(len(rollouts)) or vowels(rollouts))
+    asked, counted = [], vowels
+    monkeypatch.setattr(f"{__name__}.vowels", lambda rollouts: asked.append(len(rollouts)) or counted(rollouts))
     run_recipe(load_recipe(alone), alone, runs=tmp_path / "runs", ui=Silent())
     monkeypatch.undo()
     assert max(asked) == 4 * 3 and sum(asked) == 2 * 4 * 3 + 2 * 10  # the evaluation asks in batches of training's size

@@ -12,7 +12,7 @@ from trimtab.errors import ConfigError
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     conformance: Annotated[
-        bool, typer.Option("--conformance", help="Run every trainer on problems whose optimum is known.")
+        bool, typer.Option("--conformance", help="Run seven experiments whose optimum is known.")
     ] = False,
     long: Annotated[
         bool, typer.Option("--long", help="With --conformance: the sampled experiments too, about half an hour.")
@@ -31,7 +31,9 @@ def doctor(
         return
     stray = [flag for flag, given in {"--long": long, "--seeds": seeds, "--out": out}.items() if given]
     if stray:
-        raise ConfigError(f"{' and '.join(stray)} say how --conformance runs, which is not given; add it, or drop them")
+        raise ConfigError(
+            f"{' and '.join(stray)}: only with --conformance, which is not given; add it, or drop the rest"
+        )
     from rich.console import Console
     from rich.markup import escape
 

@@ -1,4 +1,4 @@
-"""Proof that the trainers reach optima that are known, and the values any loss function can be held against."""
+"""Experiments whose optimum is known, and the values any loss function can be held against."""
 
 from trimtab.conformance.experiments import FAST, LONG, Row, conformance
 from trimtab.conformance.goldens import GOLDENS, Golden, Held, expected_gradient, hold
