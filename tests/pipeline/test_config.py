@@ -117,6 +117,7 @@ def test_contradictions_are_refused_before_anything_runs(changes: dict, message:
     [
         (None, {}, 5.0),
         ({"m": {"kind": "model"}}, {}, 5.0),
+        ({"m": {"kind": "model", "weight": 2.0}}, {}, 5.0),
         ({"f": {"kind": "function", "path": "a.b"}}, {}, None),
         ({"f": {"kind": "function", "path": "a.b"}, "m": {"kind": "model"}}, {}, None),
         (None, {"score_clip": None}, None),

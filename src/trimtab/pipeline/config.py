@@ -131,17 +131,13 @@ class RunConfig(Config):
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
 
-    @property
-    def reward_model_alone(self) -> bool:
-        """True: online methods climb the reward model as it is, and nothing else."""
-        return not self.rewards or list(self.rewards.values()) == [ModelReward()]
-
     @model_validator(mode="after")
     def _limit_a_reward_model(self) -> Self:
         """Far from its data a reward model may say anything; rewards of one's own mean what they say."""
         align = self.align
         if isinstance(align, PolicyGradientConfig) and "score_clip" not in align.model_fields_set:
-            clip = REWARD_MODEL_CLIP if self.reward_model_alone else None
+            alone = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())
+            clip = REWARD_MODEL_CLIP if alone else None
             object.__setattr__(self, "align", align.model_copy(update={"score_clip": clip}))
         return self
 
@@ -246,7 +242,7 @@ def check_recipe(config: RunConfig) -> None:
                 reward is None
                 or reward.model is not None
                 or reward.adapter != online.adapter
-                or not config.reward_model_alone
+                or list(sources.values()) not in ([], [ModelReward()])
             )
         ):
             problems.append(
