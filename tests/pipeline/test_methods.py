@@ -9,7 +9,8 @@ import yaml
 from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
-from trimtab.pipeline.plan import TOKENS, _cost, make_plan, model_shape
+from trimtab.pipeline.memory import model_shape
+from trimtab.pipeline.plan import TOKENS, _cost, make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.rollout import split_steps

@@ -105,6 +105,9 @@ class RunConfig(Config):
     """From which everything random is derived."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None: all cores. Part of the numbers: sums are added in another order with another count."""
+    memory_gb: float | None = Field(default=None, gt=0.0)
+    """Memory the run may take, in GB: sizes ``micro_batch_tokens`` of every stage that does not say its own. None: the
+    stages' defaults."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""
     data: DataConfig = DataConfig()

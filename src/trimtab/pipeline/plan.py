@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from trimtab.errors import TrimtabError
-from trimtab.models import AdapterConfig, ModelConfig
-from trimtab.models.loading import resolve
+from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.run import plan_stages
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.storage import RunFolder
@@ -54,6 +53,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
         recipe: where it came from.
         runs: folder of all runs; only read.
     """
+    config = fit_memory(config)
     planned = plan_stages(config, recipe, RunFolder(runs / config.name, create=False))
     rate = matmul_rate()
     shape = model_shape(config.model)
@@ -73,7 +73,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
             }
         )
     total = sum(row["seconds"] for row in rows)
-    memory = memory_gb(config, shape)
+    memory = run_gb(config)
     return {
         "name": config.name,
         "stages": rows,
@@ -142,28 +142,6 @@ def warnings(config: RunConfig) -> list[str]:
     return found
 
 
-def model_shape(config: ModelConfig) -> dict[str, int]:
-    """Parameters, layers, width and vocabulary from the model's configuration; no weights are loaded."""
-    from transformers import AutoConfig
-
-    try:
-        loaded = AutoConfig.from_pretrained(resolve(config.name)).get_text_config()
-    except Exception as error:
-        raise TrimtabError(f"{config.name}: its configuration cannot be read ({str(error).splitlines()[0]})") from error
-    width, layers, vocabulary = loaded.hidden_size, loaded.num_hidden_layers, loaded.vocab_size
-    inner = getattr(loaded, "intermediate_size", None) or 4 * width
-    heads = loaded.num_attention_heads
-    keys = getattr(loaded, "num_key_value_heads", None) or heads
-    layer = 2 * width * width + 2 * width * width * keys // heads + 3 * width * inner
-    tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
-    return {
-        "parameters": layers * layer + tied * vocabulary * width,
-        "layer": layer,
-        "layers": layers,
-        "head": vocabulary * width,
-    }
-
-
 def matmul_rate() -> float:
     """Floating point operations per second of a 1024² product, measured for a moment."""
     a, best = torch.randn(1024, 1024), 1e9
@@ -172,21 +150,6 @@ def matmul_rate() -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return 2 * 1024**3 / best
-
-
-def memory_gb(config: RunConfig, shape: dict[str, int]) -> float:
-    """Weights, gradients and optimiser where all weights are trained, and activations of one micro-batch."""
-    weights = 4 * shape["parameters"] / 1e9
-    stages = [s for s in (config.sft, config.reward, config.align) if s is not None]
-    full = max((3.0 if s.adapter.kind == "full" else 0.0 for s in stages), default=0.0)
-    copies = 3.0 if config.align and config.align.adapter.kind == "full" else 1.0
-    tokens = max((s.micro_batch_tokens for s in stages), default=0)
-    layers = shape["layers"]
-    held = max((s.micro_batch_tokens * min(s.adapter.top_layers or layers, layers) for s in stages), default=0)
-    width = (shape["layer"] / 6) ** 0.5
-    logits = 3 * min(tokens, 1024) * shape["head"] / width
-    activations = 4 * (25 * held * width + logits) / 1e9
-    return 0.6 + weights * copies * (1 + full) + activations
 
 
 def _centring(value: float) -> str:

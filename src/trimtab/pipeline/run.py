@@ -24,6 +24,7 @@ from trimtab.files import sha256_file, sha256_json, write_atomic
 from trimtab.models import model_identity
 from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
+from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
 from trimtab.rollout import FunctionReward
@@ -109,6 +110,7 @@ def run_recipe(
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
     ui = ui or Ui()
+    config = fit_memory(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = RunFolder(runs / config.name)
