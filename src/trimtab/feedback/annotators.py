@@ -9,6 +9,9 @@ from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
 
+FAST_SECONDS = 3.0
+"""A ranking made in less is suspicious, unless the project says otherwise."""
+
 
 class AnnotatorReport(Record):
     """One annotator's figures; each share has a 95 % interval that knows which votes are on one prompt."""
@@ -34,7 +37,7 @@ def annotator_reports(
     judgements: Sequence[Judgement],
     *,
     criterion: str = "overall",
-    fast_seconds: float = 3.0,
+    fast_seconds: float = FAST_SECONDS,
 ) -> list[AnnotatorReport]:
     """One report for each annotator, by pseudonym. Adjudications are left out.
 

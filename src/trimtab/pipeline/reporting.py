@@ -41,8 +41,12 @@ AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
     "leave_one_out": "One annotator against the others",
     "krippendorff_alpha": "Krippendorff's α",
+    "cohen_kappa": "Cohen's κ",
+    "fleiss_kappa": "Fleiss' κ",
+    "gwet_ac1": "Gwet's AC1",
     "first_shown_wins": "The answer shown first wins",
     "longest_wins": "The longest answer wins",
+    "three_cycles": "Circles among three answers (¼: by lot)",
 }
 """Labels of the agreement statistics."""
 
