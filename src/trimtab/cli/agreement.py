@@ -50,9 +50,13 @@ def agreement(
     for name, e in report.items():
         table.add_row(name, _number(e.value), _interval(e), str(e.n))
     console.print(table)
-    table = Table("annotator", "judged", "agrees with others", "first shown wins", "longest wins", "seconds", "too fast")
+    table = Table(
+        "annotator", "judged", "agrees with others", "first shown wins", "longest wins", "seconds", "too fast"
+    )
     for w in workers:
-        shares = [f"{_number(e.value)} {_interval(e)}".strip() for e in (w.agreement, w.first_shown_wins, w.longest_wins)]
+        shares = [
+            f"{_number(e.value)} {_interval(e)}".strip() for e in (w.agreement, w.first_shown_wins, w.longest_wins)
+        ]
         table.add_row(w.annotator, str(w.judgements), *shares, _number(w.seconds), _number(w.fast))
     console.print(table)
 
@@ -64,7 +68,12 @@ def _read(source: Path, database: str | None):
     if database is None and judged.is_file():
         from trimtab.feedback.annotators import FAST_SECONDS
 
-        return read_records(source / "comparisons.jsonl", Comparison), read_records(judged, Judgement), "overall", FAST_SECONDS
+        return (
+            read_records(source / "comparisons.jsonl", Comparison),
+            read_records(judged, Judgement),
+            "overall",
+            FAST_SECONDS,
+        )
     from trimtab.web.exchange import comparisons_and_judgements
     from trimtab.web.server import open_project
 

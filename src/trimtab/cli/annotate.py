@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-Project = Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.", show_default=False)]
+Project = Annotated[
+    Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.", show_default=False)
+]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option("--database", envvar="TRIMTAB_DATABASE", help="PostgreSQL: postgresql+psycopg://user@host/name."),
@@ -20,10 +22,12 @@ def annotate(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8765,
     public_url: Annotated[
-        str | None, typer.Option("--public-url", help="How people reach it, behind a proxy: https://labels.example.org.")
+        str | None,
+        typer.Option("--public-url", help="How people reach it, behind a proxy: https://labels.example.org."),
     ] = None,
     webhook: Annotated[
-        str | None, typer.Option("--webhook", metavar="URL", help="Tell this URL about each judgement. Default: nobody.")
+        str | None,
+        typer.Option("--webhook", metavar="URL", help="Tell this URL about each judgement. Default: nobody."),
     ] = None,
     database: DatabaseUrl = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="With --no-serve: only add the items.")] = True,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from trimtab.records.check import CheckReport, FileCheck, Lengths
     from trimtab.records.readers import Refusal
 
-app = typer.Typer(help="Check and convert data files; export, import and back up annotation projects.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check and convert data files; export, import and back up annotation projects.", no_args_is_help=True
+)
 
 _SHOWN = 20
 _SOURCE = "A file, or a hub data set: owner/name, owner/name#part, owner/name@split, owner/name#part@split."

@@ -155,7 +155,9 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
 def _counts(votes: Mapping[str, int], counts: Counter[int]) -> _Sums:
     """What the κ family is made of, for one pair of answers."""
     m = len(votes)
-    row: _Sums = {"units": 1} | {f"share {v}": n / m for v, n in counts.items()} | {f"said {v}": n for v, n in counts.items()}
+    row: _Sums = (
+        {"units": 1} | {f"share {v}": n / m for v, n in counts.items()} | {f"said {v}": n for v, n in counts.items()}
+    )
     if m > 1:
         same = sum(math.comb(n, 2) for n in counts.values()) / math.comb(m, 2)
         row |= {"paired": 1, "paired same": same, f"of {m}": 1, f"of {m} same": same}
@@ -168,7 +170,11 @@ def _counts(votes: Mapping[str, int], counts: Counter[int]) -> _Sums:
 
 def _usual_count(total: Mapping[Hashable, float]) -> int:
     """The number of annotators, two or more, that most pairs of answers have."""
-    found = [(n, -int(key[3:])) for key, n in total.items() if isinstance(key, str) and key[:3] == "of " and key[3:].isdigit()]
+    found = [
+        (n, -int(key[3:]))
+        for key, n in total.items()
+        if isinstance(key, str) and key[:3] == "of " and key[3:].isdigit()
+    ]
     return -max(found)[1] if found else 2
 
 

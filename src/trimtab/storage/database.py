@@ -31,6 +31,9 @@ from trimtab.files import storage_errors
 REVISION = "0001"
 """The schema this version of trimtab reads and writes; the last file in ``migrations/versions``."""
 
+BUSY_MILLISECONDS = 10_000
+"""How long a writer waits for another process's transaction before it says so."""
+
 _LOCK = 7402517063
 """Number of the advisory lock that makes PostgreSQL's writers take turns."""
 

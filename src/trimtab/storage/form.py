@@ -68,7 +68,9 @@ def check_form(form: Form, task: Task, config: ProjectConfig) -> None:
         if not form.rewrite.text.strip():
             raise DataError("the rewritten answer is empty")
         if len(form.rewrite.text) > config.max_characters:
-            raise DataError(f"the rewritten answer has {len(form.rewrite.text)} characters, {config.max_characters} fit")
+            raise DataError(
+                f"the rewritten answer has {len(form.rewrite.text)} characters, {config.max_characters} fit"
+            )
     if task.kind != "compare" and form.answers:
         raise DataError(f"a {task.kind} task has no criteria")
     if task.kind != "thumbs" and form.good is not None:

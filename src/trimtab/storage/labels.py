@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Row, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from trimtab.config import parse_config
@@ -210,7 +210,7 @@ class LabelStore:
             config = self.config(c)
             known = {row.name: row.id for row in c.execute(select(batches.c.name, batches.c.id))}
             last = dict(
-                c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).tuples().all()
+                c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).all()
             )
             rows: list[dict[str, Any]] = []
             seen: set[str] = set()
@@ -434,7 +434,9 @@ class LabelStore:
         if mine is None and lease is None:
             raise DataError("this item was not given to you")
         if mine is not None and mine.seq != form.version:
-            raise ConflictError(f"you judged this item before (version {mine.seq}); open it from your history to change it")
+            raise ConflictError(
+                f"you judged this item before (version {mine.seq}); open it from your history to change it"
+            )
         if mine is None and form.version is not None:
             raise ConflictError("the judgement you are changing was taken back since; reload the page")
 
@@ -542,9 +544,7 @@ class LabelStore:
             .where(judgements.c.person_id == person, judgements.c.passed.is_(False), items.c.role == "attention")
         )
         if config.attention_misses and (missed or 0) >= config.attention_misses:
-            c.execute(
-                update(people).where(people.c.id == person, people.c.role == "annotator").values(state="paused")
-            )
+            c.execute(update(people).where(people.c.id == person, people.c.role == "annotator").values(state="paused"))
             self._event(c, "paused", body=json.dumps({"attention_misses": missed}), person=person)
 
     # The queue ----------------------------------------------------------------------------
@@ -567,7 +567,7 @@ class LabelStore:
             select(items, leases.c.draft)
             .join(leases, leases.c.item_id == items.c.id)
             .where(leases.c.person_id == person, leases.c.live.is_(True), items.c.retired.is_(False))
-            .order_by(leases.c.created_at.desc())
+            .order_by(leases.c.draft.is_(None), leases.c.created_at.desc())
             .limit(1)
         ).first()
         if held is not None:
@@ -611,7 +611,9 @@ class LabelStore:
             return None, None
         qualified = asked[1] / asked[0] >= config.qualification_share
         c.execute(update(people).where(people.c.id == person).values(qualified=qualified))
-        self._event(c, "qualified", body=json.dumps({"right": asked[1], "of": asked[0], "qualified": qualified}), person=person)
+        self._event(
+            c, "qualified", body=json.dumps({"right": asked[1], "of": asked[0], "qualified": qualified}), person=person
+        )
         return None, qualified
 
     def _check_item(self, c: Connection, person: int, turn: int, roles: Sequence[str]) -> Row[Any] | None:
@@ -627,9 +629,11 @@ class LabelStore:
         return c.execute(select(items).where(items.c.id == chosen)).one()
 
     def _queued(self, c: Connection, person: int) -> Row[Any] | None:
-        order = select(batches.c.id).where(batches.c.paused.is_(False)).order_by(batches.c.priority.desc(), batches.c.id)
+        order = (
+            select(batches.c.id).where(batches.c.paused.is_(False)).order_by(batches.c.priority.desc(), batches.c.id)
+        )
         reached = dict(
-            c.execute(select(cursors.c.batch_id, cursors.c.position).where(cursors.c.person_id == person)).tuples().all()
+            c.execute(select(cursors.c.batch_id, cursors.c.position).where(cursors.c.person_id == person)).all()
         )
         mine = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
         for batch in c.scalars(order).all():
@@ -652,12 +656,16 @@ class LabelStore:
         return None
 
     def _expire(self, c: Connection, now: float) -> None:
-        """Give back the slots of leases that ran out, or that come from before the clock was set back."""
-        over = or_(leases.c.expires_at <= now, leases.c.created_at > now + _CLOCK_SLACK)
+        """Give back the slots of leases that ran out; where the clock was set back, they start anew."""
+        ahead = and_(
+            leases.c.live.is_(True), leases.c.expires_at > now + self.config(c).lease_minutes * 60 + _CLOCK_SLACK
+        )
+        again = {"created_at": now, "expires_at": now + self.config(c).lease_minutes * 60}
+        c.execute(update(leases).where(ahead).values(**again))
         found = c.execute(
             select(leases.c.item_id, leases.c.person_id, items.c.role, items.c.batch_id)
             .join(items, items.c.id == leases.c.item_id)
-            .where(leases.c.live.is_(True), over)
+            .where(leases.c.live.is_(True), leases.c.expires_at <= now)
             .limit(200)
         ).all()
         for row in found:
@@ -842,9 +850,7 @@ class LabelStore:
                 .join(items, items.c.id == judgements.c.item_id)
                 .order_by(judgements.c.seq)
             ).all()
-            other = Counter(
-                c.scalars(select(events.c.kind).where(events.c.kind.in_(("late", "undo", "retire")))).all()
-            )
+            other = Counter(c.scalars(select(events.c.kind).where(events.c.kind.in_(("late", "undo", "retire")))).all())
             return Snapshot(
                 config=self.config(c),
                 tasks=tuple(tasks),
@@ -947,7 +953,14 @@ class LabelStore:
         return row
 
     def _event(
-        self, c: Connection, kind: str, *, body: str, person: int | None, item: int | None = None, key: str | None = None
+        self,
+        c: Connection,
+        kind: str,
+        *,
+        body: str,
+        person: int | None,
+        item: int | None = None,
+        key: str | None = None,
     ) -> int:
         made = c.execute(
             insert(events).values(at=self.clock(), kind=kind, person_id=person, item_id=item, key=key, body=body)

@@ -79,7 +79,9 @@ class People:
 
     # Invitations --------------------------------------------------------------------------
 
-    def invite(self, role: RoleName, *, by: int | None, person: int | None = None, note: str = "", days: float = 7) -> str:
+    def invite(
+        self, role: RoleName, *, by: int | None, person: int | None = None, note: str = "", days: float = 7
+    ) -> str:
         """Make a link's secret: for a new account, or for a new password of ``person``. It works once."""
         token = secrets.token_urlsafe(32)
         now = self.clock()
@@ -88,7 +90,12 @@ class People:
                 role = c.execute(select(people.c.role).where(people.c.id == person)).scalar_one()
             made = c.execute(
                 insert(invitations).values(
-                    token=_digest(token), role=role, person_id=person, note=note, created_at=now, expires_at=now + days * _DAY
+                    token=_digest(token),
+                    role=role,
+                    person_id=person,
+                    note=note,
+                    created_at=now,
+                    expires_at=now + days * _DAY,
                 )
             )
             _event(c, now, "invitation", {"role": role, "note": note, "id": made.inserted_primary_key[0]}, by)  # pyright: ignore[reportOptionalSubscript]
@@ -192,7 +199,9 @@ class People:
             row = c.execute(select(people).where(people.c.name_key == _key(name))).first()
         known = row is not None and row.password is not None and row.state in ("active", "paused")
         try:
-            _hasher().verify(row.password if known and row is not None else _nobody(), "" if _broken(password) else password)
+            _hasher().verify(
+                row.password if known and row is not None else _nobody(), "" if _broken(password) else password
+            )
         except (VerificationError, InvalidHashError):
             known = False
         if not known or row is None:
@@ -237,7 +246,15 @@ class People:
         with self.database.read() as c:
             return list(c.execute(select(people).order_by(people.c.id)).all())
 
-    def change(self, person: int, *, by: int, role: RoleName | None = None, state: str | None = None, qualified: bool | None = None) -> None:
+    def change(
+        self,
+        person: int,
+        *,
+        by: int,
+        role: RoleName | None = None,
+        state: str | None = None,
+        qualified: bool | None = None,
+    ) -> None:
         """Change role or state, or qualify somebody. A removed person's sessions end; their judgements stay.
 
         Raises:

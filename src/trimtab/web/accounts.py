@@ -79,7 +79,13 @@ def join(request: Request, token: str, given: Fields) -> Response:
         )
     except (DataError, ConflictError) as error:
         return page(
-            request, "join.html", None, status=422, problem=str(error), invitation=invitation, name=given.get("name", "")
+            request,
+            "join.html",
+            None,
+            status=422,
+            problem=str(error),
+            invitation=invitation,
+            name=given.get("name", ""),
         )
     return start_session(request, session, "/")
 

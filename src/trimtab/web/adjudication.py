@@ -1,5 +1,6 @@
 """Settling disagreements: the queue, one item with what people said, the adjudicator's word."""
 
+from itertools import pairwise
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -60,6 +61,6 @@ def in_words(task: Task, submission: Submission, order: tuple[int, ...]) -> str:
     ranks = overall_ranks(task, submission)
     named = sorted((ranks[answer], LETTERS[p]) for p, answer in enumerate(order))
     text = named[0][1]
-    for (before, _), (rank, letter) in zip(named, named[1:], strict=False):
+    for (before, _), (rank, letter) in pairwise(named):
         text += f" {'=' if rank == before else '>'} {letter}"
     return text

@@ -82,9 +82,7 @@ class Submissions(BaseModel):
 
 
 def _token(scope: str):
-    def check(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-    ) -> None:
+    def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         found = request.app.state.people.token_scope(credentials.credentials) if credentials else None
         if found is None:
             raise HTTPException(401, "Send a token: Authorization: Bearer tt_…", {"WWW-Authenticate": "Bearer"})

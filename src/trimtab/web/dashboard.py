@@ -73,8 +73,7 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
     items_, judged = _records(tasks, said)
     criterion = config.criteria[0].name
     reports = {
-        r.annotator: r
-        for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
+        r.annotator: r for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
     }
     counts, checks = _by_person(store)
     workers = [
@@ -148,13 +147,13 @@ def _records(tasks: dict[str, Task], said: list[Submission]):
 def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
     with store.database.read() as c:
         query = select(judgements.c.person_id, func.count()).group_by(judgements.c.person_id)
-        counts = {person: n for person, n in c.execute(query).tuples()}
+        counts = {person: n for person, n in c.execute(query)}
         asked = (
             select(judgements.c.person_id, func.sum(case((judgements.c.passed, 1), else_=0)), func.count())
             .where(judgements.c.passed.is_not(None))
             .group_by(judgements.c.person_id)
         )
-        return counts, {person: (right, n) for person, right, n in c.execute(asked).tuples()}
+        return counts, {person: (right, n) for person, right, n in c.execute(asked)}
 
 
 def _per_day(store: LabelStore) -> list[tuple[str, int]]:
@@ -165,13 +164,11 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
         whole = cast(judgements.c.at, Integer)  # SQLite cuts, PostgreSQL rounds: half a second at midnight
         number = (whole - whole % day) / day
         query = select(number, func.count()).where(judgements.c.at >= first * day).group_by(number)
-        found = Counter({int(n): count for n, count in c.execute(query).tuples()})
+        found = Counter({int(n): count for n, count in c.execute(query)})
     return [(time.strftime("%m-%d", time.gmtime(n * day)), found[n]) for n in range(first, today + 1)]
 
 
-def _cohorts(
-    tasks: dict[str, Task], said: list[Submission], least: int, criterion: str
-) -> tuple[list[Cohort], int]:
+def _cohorts(tasks: dict[str, Task], said: list[Submission], least: int, criterion: str) -> tuple[list[Cohort], int]:
     """Groups large enough to be shown, each with the agreement inside it; and how many were too small."""
     shown, _ = without_small_groups(said, least)
     groups: defaultdict[str, list[Submission]] = defaultdict(list)

@@ -104,7 +104,9 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
             kept={},
         )
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); give a folder made by data export") from None
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}); give a folder made by data export"
+        ) from None
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise DataError(f"{folder}: not an export of ours ({type(error).__name__}: {str(error)[:200]})") from None
     known = {task.id for task in snapshot.tasks}
@@ -175,7 +177,9 @@ def _native(snapshot: Snapshot, dropped: Counter[str]) -> Written:
         "retired": list(snapshot.retired),
     }
     text = json.dumps(project, indent=2, ensure_ascii=False) + "\n"
-    made = _jsonl({"tasks.jsonl": map(to_plain, snapshot.tasks), "submissions.jsonl": map(to_plain, snapshot.submissions)})
+    made = _jsonl(
+        {"tasks.jsonl": map(to_plain, snapshot.tasks), "submissions.jsonl": map(to_plain, snapshot.submissions)}
+    )
     return made[0] | {"project.json": text.encode()}, made[1] | {"project.json": 1}
 
 
@@ -240,8 +244,8 @@ def _rewrites(snapshot: Snapshot, dropped: Counter[str]) -> Written:
 
 
 _COLUMNS = (
-    "submission task kind annotator source verdict criterion first second ranks scores strength good first_wrong reason "
-    "comment guideline seconds cohort adjudication created_at"
+    "submission task kind annotator source verdict criterion first second ranks scores strength good first_wrong "
+    "reason comment guideline seconds cohort adjudication created_at"
 ).split()
 
 

@@ -51,7 +51,9 @@ async def add_items(request: Request, person: Owner) -> Response:
     upload = form.get("file")
     raw = await upload.read() if isinstance(upload, UploadFile) and upload.size else str(form.get("lines", "")).encode()
     try:
-        rows = [_line(number, line) for number, line in enumerate(raw.decode("utf-8-sig").split("\n"), 1) if line.strip()]
+        rows = [
+            _line(number, line) for number, line in enumerate(raw.decode("utf-8-sig").split("\n"), 1) if line.strip()
+        ]
     except UnicodeDecodeError as error:
         raise DataError(f"the file is not UTF-8 (byte {error.start}); save it as UTF-8 JSON lines") from None
     batch = str(form.get("batch", "")).strip()

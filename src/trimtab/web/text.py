@@ -80,7 +80,8 @@ def _link_close(self: Any, tokens: Any, index: int, options: Any, env: Any) -> s
 
 def _image(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     token = tokens[index]
-    return f'<span class="link">[{escape(token.content)}] <span class="url">({escape(str(token.attrGet("src")))})</span></span>'
+    where = escape(str(token.attrGet("src")))
+    return f'<span class="link">[{escape(token.content)}] <span class="url">({where})</span></span>'
 
 
 def _fence(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:

@@ -44,7 +44,9 @@ class Next(BaseModel):
 
 
 @router.get("/work", include_in_schema=False)
-def work_page(request: Request, person: Anybody, change: Annotated[int | None, Field(ge=0, le=2**53)] = None) -> Response:
+def work_page(
+    request: Request, person: Anybody, change: Annotated[int | None, Field(ge=0, le=2**53)] = None
+) -> Response:
     """The task page; ``change`` opens one's earlier judgement."""
     store = request.app.state.store
     found = store.next(person.id) if change is None else store.reopen(person.id, change)
@@ -152,7 +154,9 @@ def rows(found: Assignment, config: ProjectConfig, language: str) -> list[dict[s
         if criterion.kind == "scale":
             for p in range(count):
                 points = [option(str(n), n, score=n) for n in range(1, criterion.points + 1)]
-                made.append(row | {"type": "scale", "position": p, "options": points, "label": f"{label} – {LETTERS[p]}"})
+                made.append(
+                    row | {"type": "scale", "position": p, "options": points, "label": f"{label} – {LETTERS[p]}"}
+                )
         elif count == 2:
             made.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
         else:
@@ -165,7 +169,10 @@ def rows(found: Assignment, config: ProjectConfig, language: str) -> list[dict[s
 def _pair_options(config: ProjectConfig, t: Any, option: Any) -> list[dict[str, Any]]:
     levels = range(config.strength, 0, -1)
     names = {1: ("pair.better",), 2: ("pair.slightly", "pair.much")}
-    names |= {3: ("pair.slightly", "pair.better", "pair.much"), 4: ("pair.barely", "pair.slightly", "pair.better", "pair.much")}
+    names |= {
+        3: ("pair.slightly", "pair.better", "pair.much"),
+        4: ("pair.barely", "pair.slightly", "pair.better", "pair.much"),
+    }
     words = names[config.strength]
     strength = {n: "" if config.strength == 1 else round(n / config.strength, 4) for n in levels}
     left = [(t(words[n - 1], answer="A"), "0,1", strength[n]) for n in levels]
@@ -175,5 +182,3 @@ def _pair_options(config: ProjectConfig, t: Any, option: Any) -> list[dict[str, 
         option(label, number, ranks=ranks, strength=level)
         for number, (label, ranks, level) in enumerate([*left, *middle, *right], 1)
     ]
-
-
