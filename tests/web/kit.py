@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -50,6 +51,9 @@ class World:
         assert (added, refused) == (len(rows), []), refused
         return [t.id for t in tasks if not isinstance(t, str)]
 
+    def database_folder(self) -> Path:
+        return Path(self.database.name).parent
+
     def pairs(self, count: int, **fields: Any) -> list[str]:
         return self.add(
             *({"prompt": f"question {i}", "answers": [f"yes {i}", f"no {i}"], **fields} for i in range(count))
@@ -87,7 +91,7 @@ class Browser(TestClient):
         self.csrf = csrf_of(self.get("/profile"))
         return self
 
-    def send(self, path: str, content: Any) -> httpx.Response:
+    def submit(self, path: str, content: Any) -> httpx.Response:
         return self.post(path, json=content, headers={"X-CSRF-Token": self.csrf})  # pyright: ignore
 
     def fill(self, path: str, **fields: str) -> httpx.Response:

@@ -32,7 +32,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the pages in a browser; install Debian's chromium"),
     pytest.mark.timeout(240),
 ]
-expect = playwright_api.expect if CHROMIUM else None
+expect = playwright_api.expect
+expect.set_options(timeout=15_000)
 
 
 class Server:
@@ -158,7 +159,7 @@ def test_a_persons_whole_work_by_keyboard(page, server: Server, here: World):
     expect(page.locator("#status")).to_have_text("Taken back.")
     expect(page.locator("#count")).to_have_text("0")
     assert page.locator("textarea[name=comment]").input_value() == "close call"
-    assert page.locator("input:checked").get_attribute("data-ranks") == "0,1"
+    assert page.locator("#form input:checked").get_attribute("data-ranks") == "0,1"
     page.keyboard.press("7")
     page.keyboard.press("Enter")
     expect(page.locator("#count")).to_have_text("1")
@@ -178,7 +179,7 @@ def test_a_persons_whole_work_by_keyboard(page, server: Server, here: World):
     shot(page, "offline")
     assert len(here.store.submissions()) == 1
     server.start()
-    expect(page.locator("#status")).to_contain_text("connection is back", timeout=20_000)
+    expect(page.locator("#status")).to_contain_text("your answer was saved", timeout=30_000)
     assert [s.comment for _, s in here.store.submissions()][-1] == "half a thought"
 
     # flag one, skip one, and it is finished

@@ -129,6 +129,7 @@ class LabelStore:
         self.database = database
         self.clock = clock
         self._parsed: tuple[str, ProjectConfig] = ("", ProjectConfig())
+        self._swept = 0.0
         with database.read() as c:
             salt = _setting(c, "salt")
         if salt is None:
@@ -657,6 +658,9 @@ class LabelStore:
 
     def _expire(self, c: Connection, now: float) -> None:
         """Give back the slots of leases that ran out; where the clock was set back, they start anew."""
+        if 0 <= now - self._swept < 1:
+            return
+        self._swept = now
         ahead = and_(
             leases.c.live.is_(True), leases.c.expires_at > now + self.config(c).lease_minutes * 60 + _CLOCK_SLACK
         )
@@ -815,6 +819,20 @@ class LabelStore:
         with self.database.read() as c:
             names = ("items", "complete", "needed", "done", "disputed", "flagged")
             return Progress(**dict(zip(names, (int(v) for v in c.execute(query).one()), strict=True)))
+
+    def standing(self, uids: Iterable[str]) -> tuple[int, int]:
+        """(done, needed) over these items; retired ones need nothing."""
+        wanted = sorted(uids)
+        done = needed = 0
+        with self.database.read() as c:
+            for start in range(0, len(wanted), 400):
+                row = c.execute(
+                    select(func.coalesce(func.sum(items.c.done), 0), func.coalesce(func.sum(items.c.overlap), 0)).where(
+                        items.c.uid.in_(wanted[start : start + 400]), items.c.retired.is_(False)
+                    )
+                ).one()
+                done, needed = done + int(row[0]), needed + int(row[1])
+        return done, needed
 
     def submissions(
         self, *, after: int = 0, limit: int | None = None, newest: bool = False, batch: str | None = None

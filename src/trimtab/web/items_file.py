@@ -28,7 +28,7 @@ def read_items(source: str) -> Iterator[Task | str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     if text is not None and _is_ours(text):
-        yield from map(_task_of_line, (line for line in text.split("\n") if line.strip()))
+        yield from map(task_of_line, (line for line in text.split("\n") if line.strip()))
         return
     yield from _other(source)
 
@@ -44,7 +44,8 @@ def _is_ours(text: str) -> bool:
     return "prompt" in row and bool({"answers", "completions", "steps"} & set(row)) and "label" not in row
 
 
-def _task_of_line(line: str) -> Task | str:
+def task_of_line(line: str) -> Task | str:
+    """A line of JSON as a task, or the reason why it is none."""
     try:
         return parse_task(json.loads(line))
     except (ValueError, RecursionError):

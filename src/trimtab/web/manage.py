@@ -12,12 +12,13 @@ from starlette.datastructures import UploadFile
 
 from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
-from trimtab.storage.labels import parse_tasks
+from trimtab.records.annotation import Task
 from trimtab.storage.people import ROLES, Person
 from trimtab.storage.project import ProjectConfig
 from trimtab.web.app import fields, page, signed_in
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
+from trimtab.web.items_file import task_of_line
 
 router = APIRouter(include_in_schema=False, prefix="/manage")
 Owner = Annotated[Person, Depends(signed_in("owner"))]
@@ -47,26 +48,22 @@ def _items(request: Request, person: Person, **values: Any) -> Response:
 @router.post("/items")
 async def add_items(request: Request, person: Owner) -> Response:
     """Add items from an uploaded JSON lines file, or from pasted lines."""
-    form = await request.form()
-    upload = form.get("file")
-    raw = await upload.read() if isinstance(upload, UploadFile) and upload.size else str(form.get("lines", "")).encode()
+    async with request.form() as form:
+        upload = form.get("file")
+        raw = await upload.read() if isinstance(upload, UploadFile) else b""
+        raw = raw or str(form.get("lines", "")).encode()
+        batch = str(form.get("batch", "")).strip()
     try:
-        rows = [
-            _line(number, line) for number, line in enumerate(raw.decode("utf-8-sig").split("\n"), 1) if line.strip()
-        ]
+        lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"the file is not UTF-8 (byte {error.start}); save it as UTF-8 JSON lines") from None
-    batch = str(form.get("batch", "")).strip()
-    rows = [row | {"batch": batch} if batch and isinstance(row, dict) and "batch" not in row else row for row in rows]
-    added, refused = await run_in_threadpool(request.app.state.store.add, parse_tasks(rows), person=person.id)
+    tasks = [task_of_line(line) for line in lines]
+    if batch:
+        tasks = [
+            t.model_copy(update={"batch": batch}) if isinstance(t, Task) and t.batch == "default" else t for t in tasks
+        ]
+    added, refused = await run_in_threadpool(request.app.state.store.add, tasks, person=person.id)
     return await run_in_threadpool(_items, request, person, added=added, refused=refused)
-
-
-def _line(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return f"line {number} is not JSON"
 
 
 @router.post("/batches")
