@@ -1,4 +1,6 @@
-"""The annotation server under load, and killed at random moments: ``python -m benchmarks.annotation load`` and ``kill``.
+"""The annotation server under load, and killed at random moments.
+
+``python -m benchmarks.annotation load`` and ``python -m benchmarks.annotation kill``.
 
 Everything stays on 127.0.0.1 and is bounded by ``--seconds``, ``--kills`` and the number of people. The
 people are simulated: each signs in, then judges and asks for the next item in one request, with a pause
@@ -52,6 +54,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start it and wait until it answers."""
         command = [sys.executable, "-c", SERVE, "annotate", str(self.folder), "--port", str(self.port)]
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdout=quiet, stdin=quiet, start_new_session=True)
@@ -64,6 +67,7 @@ class Server:
         raise SystemExit("the server did not start within a minute")
 
     def kill(self) -> None:
+        """As a power cut would."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -143,6 +147,7 @@ class Worker:
         self.late = 0
 
     async def run(self) -> None:
+        """Judge until the time is over or nothing is left."""
         async with httpx.AsyncClient(base_url=self.url, timeout=30) as self.client:
             await self._retry(self._sign_in)
             reply = await self._retry(self._next)
@@ -220,7 +225,8 @@ def check(folder: Path, done: list[Worker]) -> dict[str, Any]:
     stored = {
         (name, uid)
         for name, uid in c.execute(
-            "SELECT p.name, i.uid FROM judgements j JOIN people p ON p.id = j.person_id JOIN items i ON i.id = j.item_id"
+            "SELECT p.name, i.uid FROM judgements j JOIN people p ON p.id = j.person_id "
+            "JOIN items i ON i.id = j.item_id"
         )
     }
     said = [(w.name, uid) for w in done for uid in w.acknowledged]

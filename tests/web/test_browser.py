@@ -282,19 +282,27 @@ POOR_CONTRAST = """least => {
   const rgb = s => { const m = s.match(/[\\d.]+/g).map(Number); return m.length > 3 ? m : [...m, 1]; };
   const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const ground = el => { for (; el; el = el.parentElement) { const c = rgb(getComputedStyle(el).backgroundColor); if (c[3] === 1) return c; } return [255, 255, 255, 1]; };
+  const ground = el => {
+    for (; el; el = el.parentElement) {
+      const c = rgb(getComputedStyle(el).backgroundColor);
+      if (c[3] === 1) return c;
+    }
+    return [255, 255, 255, 1];
+  };
   const bad = [];
   for (const el of document.querySelectorAll('body *')) {
     const own = [...el.childNodes].some(n => n.nodeType === 3 && n.data.trim());
     if (!own || !el.checkVisibility() || el.closest('.skip, option')) continue;
     const a = light(rgb(getComputedStyle(el).color)), b = light(ground(el));
     const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < least) bad.push(`${el.tagName}.${el.className} "${el.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)}`);
+    const text = el.textContent.trim().slice(0, 30);
+    if (ratio < least) bad.push(`${el.tagName}.${el.className} "${text}" ${ratio.toFixed(2)}`);
   }
   return bad;
 }"""
 SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, textarea, nav a, label.option')]
-  .filter(el => el.checkVisibility() && (el.getBoundingClientRect().height < 24 || el.getBoundingClientRect().width < 24))
+  .filter(el => el.checkVisibility())
+  .filter(el => el.getBoundingClientRect().height < 24 || el.getBoundingClientRect().width < 24)
   .map(el => el.outerHTML.slice(0, 80))"""
 UNNAMED = """() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea:not([hidden]), button')]
   .filter(el => el.checkVisibility() && !el.labels?.length && !el.getAttribute('aria-label') && !el.textContent.trim())
@@ -302,7 +310,7 @@ UNNAMED = """() => [...document.querySelectorAll('input:not([type=hidden]), sele
 
 
 def test_what_models_write_cannot_run(page, server: Server, here: World):
-    """Scripts in prompts, answers, guidelines, names and titles are shown as text, and the CSP holds if one were not."""
+    """Scripts in prompts, answers, guidelines, names and titles are shown as text; and the CSP holds."""
     here.configure(title="<script>hit('title')</script>", overlap=1, gold_every=0, rewrite=True)
     attacks = [
         "<script>hit(1)</script>",

@@ -54,6 +54,8 @@ NOTICE = (
     "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
     "No person judged these answers."
 )
+PEOPLE = "The preferences in this run come from people, in the annotation app."
+PEOPLE_AND_GOLD = f"{PEOPLE} “Gold” is a simulated utility; no person judged the evaluation."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -87,7 +89,11 @@ def collect(context: Context) -> ReportData:
     if run.label is None:
         missing["agreement"] = "The preferences were imported, so there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
-    simulated = run.label is not None or run.gold is not None
+    people = run.label is not None and run.label.source == "human"
+    simulated = (run.label is not None and not people) or run.gold is not None
+    notice = NOTICE if simulated else "The preferences were imported from a file; see the provenance below."
+    if people:
+        notice = PEOPLE_AND_GOLD if simulated else PEOPLE
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {NAMES[first]} and {NAMES[last]} side by side",
@@ -98,7 +104,7 @@ def collect(context: Context) -> ReportData:
         versions=versions(),
         seeds={"run": run.seed},
         simulated=simulated,
-        notice=NOTICE if simulated else "The preferences were imported from a file; see the provenance below.",
+        notice=notice,
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
         before=NAMES[first],

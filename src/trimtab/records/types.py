@@ -159,7 +159,7 @@ class Judgement(Record):
     criterion: str = "overall"
     """What was judged (helpful, harmless, …)."""
     scores: tuple[float, ...] | None = None
-    """``scores[p]``: points given to the answer shown at position p, where the criterion has a scale; higher is better."""
+    """``scores[p]``: points given to the answer shown at position p, on the criterion's scale; higher is better."""
     guideline: str | None = None
     """Version of the guidelines or constitution the annotator saw."""
     seconds: float | None = None
