@@ -7,12 +7,13 @@ import pytest
 from trimtab.errors import Interrupted
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.ui import Silent
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
 from trimtab.web.server import open_project
 
-from ..kit import Silent, toy_recipe
+from ..kit import toy_recipe
 
 
 def test_people_take_the_simulated_annotators_place(tmp_path: Path):

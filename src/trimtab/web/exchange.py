@@ -238,8 +238,9 @@ def _steps(snapshot: Snapshot, dropped: Counter[str]) -> Written:
 
 
 def _rewrites(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    found = [d for task, s in _pairs(snapshot) if (d := demonstration_of(task, s)) is not None]
-    dropped["no rewritten answer"] = len(snapshot.submissions) - len(found)
+    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
+    found = [d for s in snapshot.submissions if s.task in tasks and (d := demonstration_of(tasks[s.task], s))]
+    dropped["no rewritten answer, or of a check or a retired item"] = len(snapshot.submissions) - len(found)
     return _jsonl({"demonstrations.jsonl": map(to_plain, found)})
 
 
@@ -303,6 +304,7 @@ def _pairs(snapshot: Snapshot, *, checks: bool = False) -> list[tuple[Task, Subm
 def _count_left_out(snapshot: Snapshot, dropped: Counter[str], kinds: set[str]) -> None:
     tasks = {t.id: t for t in snapshot.tasks}
     out = set(snapshot.retired)
+    settled = {s.task for s in snapshot.submissions if s.adjudication}
     for s in snapshot.submissions:
         task = tasks[s.task]
         if task.check is not None:
@@ -311,6 +313,8 @@ def _count_left_out(snapshot: Snapshot, dropped: Counter[str], kinds: set[str]) 
             dropped["item retired"] += 1
         elif task.kind not in kinds:
             dropped[f"other kind of task: {task.kind}"] += 1
+        elif "compare" not in kinds and s.task in settled and not s.adjudication:
+            dropped["settled by an adjudicator"] += 1
         elif s.verdict != "judged" and "compare" not in kinds:
             dropped[f"not judged: {s.verdict}"] += 1
 
