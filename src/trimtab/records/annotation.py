@@ -62,7 +62,7 @@ class Task(Record):
     """For ``steps``: the answer cut into steps, first to last."""
     batch: str = "default"
     """Tasks of one batch share a priority and can be paused together."""
-    overlap: int | None = Field(default=None, ge=1)
+    overlap: int | None = Field(default=None, ge=1, le=1000)
     """How many people judge it; None: as the project says."""
     check: Check | None = None
     """The right answer, where this task tests the annotator; such a task is shown to everybody."""

@@ -1014,8 +1014,7 @@ class Snapshot:
 def _unusable(task: Task, config: ProjectConfig) -> str | None:
     texts = [m.content for m in task.prompt.messages] + [c.text for c in task.completions] + list(task.steps)
     try:
-        for text in (task.id, task.batch, *texts):
-            whole_characters(text)
+        whole_characters(json.dumps(task.model_dump(), ensure_ascii=False))
     except ValueError as error:
         return str(error)
     if not task.id.strip() or "\x00" in task.id + task.batch or len(task.id) > 200:
