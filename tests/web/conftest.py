@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,21 +21,18 @@ _POSTGRES = next(
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a private PostgreSQL server that listens on a socket in a temporary folder only."""
     pytest.importorskip("psycopg", reason="NOT TESTED: PostgreSQL, as psycopg is not installed")
     if _POSTGRES is None:
         pytest.skip("NOT TESTED: PostgreSQL, as its programs (initdb, pg_ctl) are not on this machine")
     programs, as_user = Path(_POSTGRES).parent, []
-    folder = Path(tmp_path_factory.mktemp("pg", numbered=True))
+    folder = Path(tempfile.mkdtemp(prefix="trimtab-pg-"))  # pytest's own folders are closed to other users
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         if shutil.which("setpriv") is None:
             pytest.skip("NOT TESTED: PostgreSQL does not run as root, and setpriv is not installed")
         os.chown(folder, 65534, 65534)
-        for parent in folder.parents:
-            if parent.stat().st_uid == 0 and str(parent).startswith(str(tmp_path_factory.getbasetemp().parent.parent)):
-                parent.chmod(parent.stat().st_mode | 0o011)
     data = folder / "data"
 
     def call(*words: str) -> None:
@@ -47,6 +45,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     call(str(programs / "pg_ctl"), "-D", str(data), "-o", options, "-w", "-l", str(folder / "log"), "start")
     yield f"postgresql+psycopg://tester@/postgres?host={folder}"
     call(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

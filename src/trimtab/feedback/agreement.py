@@ -155,9 +155,8 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
 def _counts(votes: Mapping[str, int], counts: Counter[int]) -> _Sums:
     """What the κ family is made of, for one pair of answers."""
     m = len(votes)
-    row: _Sums = (
-        {"units": 1} | {f"share {v}": n / m for v, n in counts.items()} | {f"said {v}": n for v, n in counts.items()}
-    )
+    row: _Sums = {"units": 1}
+    row |= {f"share {v}": n / m for v, n in counts.items()} | {f"said {v}": n for v, n in counts.items()}
     if m > 1:
         same = sum(math.comb(n, 2) for n in counts.values()) / math.comb(m, 2)
         row |= {"paired": 1, "paired same": same, f"of {m}": 1, f"of {m} same": same}

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Row, and_, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from trimtab.config import parse_config
@@ -46,6 +46,61 @@ from trimtab.storage.schema import (
     people,
     settings,
 )
+
+# Statements of the hot path, built once: building them costs more than running them.
+_EVENT_BY_KEY = select(events.c.seq, events.c.kind, events.c.body).where(
+    events.c.person_id == bindparam("person"), events.c.key == bindparam("key")
+)
+_ITEM = select(items).where(items.c.uid == bindparam("uid"))
+_MINE = select(judgements).where(
+    judgements.c.item_id == bindparam("item"), judgements.c.person_id == bindparam("person")
+)
+_LEASE = select(leases).where(leases.c.item_id == bindparam("item"), leases.c.person_id == bindparam("person"))
+_DROP_LEASE = delete(leases).where(leases.c.item_id == bindparam("item"), leases.c.person_id == bindparam("person"))
+_RENEW = (
+    update(leases)
+    .where(leases.c.item_id == bindparam("item"), leases.c.person_id == bindparam("person"))
+    .values(expires_at=bindparam("until"))
+)
+_PERSON = select(people).where(people.c.id == bindparam("person"))
+_SERVED = update(people).where(people.c.id == bindparam("person")).values(served=people.c.served + 1)
+_HELD = (
+    select(items, leases.c.draft)
+    .join(leases, leases.c.item_id == items.c.id)
+    .where(leases.c.person_id == bindparam("person"), leases.c.live.is_(True), items.c.retired.is_(False))
+    .order_by(leases.c.draft.is_(None), leases.c.created_at.desc())
+    .limit(1)
+)
+_BATCHES = select(batches.c.id).where(batches.c.paused.is_(False)).order_by(batches.c.priority.desc(), batches.c.id)
+_CURSORS = select(cursors.c.batch_id, cursors.c.position).where(cursors.c.person_id == bindparam("person"))
+_QUEUED = (
+    select(items)
+    .where(
+        items.c.batch_id == bindparam("batch"),
+        items.c.open.is_(True),
+        items.c.position > bindparam("reached"),
+        ~select(judgements.c.seq)
+        .where(judgements.c.item_id == items.c.id, judgements.c.person_id == bindparam("person"))
+        .exists(),
+    )
+    .order_by(items.c.position)
+    .limit(1)
+)
+_TAKE = (
+    update(items)
+    .where(items.c.id == bindparam("item"))
+    .values(taken=items.c.taken + 1, open=and_(items.c.taken + 1 < items.c.overlap, items.c.retired.is_(False)))
+)
+_GUIDELINE = select(guidelines.c.name).order_by(guidelines.c.version.desc()).limit(1)
+_SETTING = select(settings.c.value).where(settings.c.name == bindparam("name"))
+_COUNT = (
+    update(items)
+    .where(items.c.id == bindparam("item"))
+    .values(
+        done=items.c.done + bindparam("more"), flags=items.c.flags + bindparam("flagged"), disputed=bindparam("dispute")
+    )
+)
+_NEW_EVENT = insert(events)
 
 _CLOCK_SLACK = 120.0
 """Seconds a lease may seem to come from the future before the clock is taken to have been set back."""
@@ -130,6 +185,8 @@ class LabelStore:
         self.clock = clock
         self._parsed: tuple[str, ProjectConfig] = ("", ProjectConfig())
         self._swept = 0.0
+        self._pseudonyms: dict[int, str] = {}
+        self._upserts: dict[str, Any] = {}
         with database.read() as c:
             salt = _setting(c, "salt")
         if salt is None:
@@ -150,6 +207,11 @@ class LabelStore:
         raw = _setting(c, "config") or "{}"
         if raw != self._parsed[0]:
             self._parsed = (raw, parse_config(ProjectConfig, json.loads(raw), where="project settings"))
+        return self._parsed[1]
+
+    @property
+    def recent_config(self) -> ProjectConfig:
+        """The settings as the last transaction of this process saw them."""
         return self._parsed[1]
 
     def set_config(self, config: ProjectConfig, *, person: int | None = None) -> None:
@@ -409,11 +471,7 @@ class LabelStore:
 
     def _submit(self, c: Connection, person: int, form: Form) -> Receipt:
         digest = content_id(form.model_dump(mode="json", exclude={"seconds"}))
-        before = c.execute(
-            select(events.c.seq, events.c.kind, events.c.body).where(
-                events.c.person_id == person, events.c.key == form.key
-            )
-        ).first()
+        before = c.execute(_EVENT_BY_KEY, {"person": person, "key": form.key}).first()
         if before is not None:
             body = json.loads(before.body)
             if body.get("digest") != digest:
@@ -426,10 +484,8 @@ class LabelStore:
         task = _task(item)
         check_form(form, task, config)
         now = self.clock()
-        mine = c.execute(
-            select(judgements).where(judgements.c.item_id == item.id, judgements.c.person_id == person)
-        ).first()
-        lease = c.execute(select(leases).where(leases.c.item_id == item.id, leases.c.person_id == person)).first()
+        mine = c.execute(_MINE, {"item": item.id, "person": person}).first()
+        lease = c.execute(_LEASE, {"item": item.id, "person": person}).first()
         if mine is not None and mine.adjudication:
             raise ConflictError("you settled this item as an adjudicator; change it from the adjudication page")
         if mine is None and lease is None:
@@ -458,7 +514,7 @@ class LabelStore:
             c, kind, body=json.dumps(body | {"digest": digest}), person=person, item=item.id, key=form.key
         )
         if kind == "late":
-            c.execute(delete(leases).where(leases.c.item_id == item.id, leases.c.person_id == person))
+            c.execute(_DROP_LEASE, {"item": item.id, "person": person})
             return Receipt(submission=submission.id, version=seq, state="late")
         if mine is not None:
             c.execute(delete(judgements).where(judgements.c.seq == mine.seq))
@@ -476,7 +532,7 @@ class LabelStore:
             )
         )
         if lease is not None:
-            c.execute(delete(leases).where(leases.c.item_id == item.id, leases.c.person_id == person))
+            c.execute(_DROP_LEASE, {"item": item.id, "person": person})
         self._recount(c, item, mine, form.verdict, task)
         if item.role == "attention" and passed is False:
             self._watch_attention(c, person, config)
@@ -485,14 +541,14 @@ class LabelStore:
     def _recount(self, c: Connection, item: Row[Any], mine: Row[Any] | None, verdict: str, task: Task) -> None:
         done = (verdict == "judged") - (mine is not None and mine.verdict == "judged")
         flags = (verdict == "flag") - (mine is not None and mine.verdict == "flag")
-        values: dict[str, Any] = {"done": items.c.done + done, "flags": items.c.flags + flags}
+        disputed = item.disputed
         if item.role is not None:
-            values["done"] = items.c.done
+            done = 0
         elif not item.adjudicated:
             ready = item.done + done >= item.overlap > 1
-            values["disputed"] = bool(ready and disagree(task, self._of_item(c, item)))
-        if done or flags or values.get("disputed") or item.disputed:
-            c.execute(update(items).where(items.c.id == item.id).values(**values))
+            disputed = bool(ready and disagree(task, self._of_item(c, item)))
+        if done or flags or disputed != item.disputed:
+            c.execute(_COUNT, {"item": item.id, "more": done, "flagged": flags, "dispute": disputed})
 
     def _of_item(self, c: Connection, item: Row[Any], *, adjudications: bool = False) -> list[Submission]:
         query = (
@@ -510,8 +566,8 @@ class LabelStore:
     def _record(
         self, c: Connection, form: Form, item: Row[Any], person: int, now: float, lease: Any, *, adjudication: bool
     ) -> Submission:
-        who = c.execute(select(people.c.pseudonym, people.c.cohort).where(people.c.id == person)).one()
-        guideline = c.scalar(select(guidelines.c.name).order_by(guidelines.c.version.desc()).limit(1))
+        who = c.execute(_PERSON, {"person": person}).one()
+        guideline = c.scalar(_GUIDELINE)
         elapsed = now - lease.created_at if lease is not None else None
         seconds = form.seconds
         if elapsed is not None and elapsed >= 0 and (seconds is None or seconds > elapsed + 5):
@@ -557,26 +613,16 @@ class LabelStore:
         return tuple(order)
 
     def _next(self, c: Connection, person: int) -> Assignment | str:
-        who = c.execute(select(people).where(people.c.id == person)).one()
+        who = c.execute(_PERSON, {"person": person}).one()
         config = self.config(c)
         now = self.clock()
         if who.state != "active":
             return "paused"
         if config.paused:
             return "closed"
-        held = c.execute(
-            select(items, leases.c.draft)
-            .join(leases, leases.c.item_id == items.c.id)
-            .where(leases.c.person_id == person, leases.c.live.is_(True), items.c.retired.is_(False))
-            .order_by(leases.c.draft.is_(None), leases.c.created_at.desc())
-            .limit(1)
-        ).first()
+        held = c.execute(_HELD, {"person": person}).first()
         if held is not None:
-            c.execute(
-                update(leases)
-                .where(leases.c.item_id == held.id, leases.c.person_id == person)
-                .values(expires_at=now + config.lease_minutes * 60)
-            )
+            c.execute(_RENEW, {"item": held.id, "person": person, "until": now + config.lease_minutes * 60})
             return self._assignment(c, held, person, draft=json.loads(held.draft) if held.draft else None)
         self._expire(c, now)
         if who.role == "annotator" and who.qualified is None:
@@ -596,7 +642,7 @@ class LabelStore:
         if item is None:
             return "empty"
         self._lease(c, item.id, person)
-        c.execute(update(people).where(people.c.id == person).values(served=people.c.served + 1))
+        c.execute(_SERVED, {"person": person})
         return self._assignment(c, item, person)
 
     def _qualification(self, c: Connection, person: int, config: ProjectConfig) -> tuple[Row[Any] | None, bool | None]:
@@ -630,25 +676,9 @@ class LabelStore:
         return c.execute(select(items).where(items.c.id == chosen)).one()
 
     def _queued(self, c: Connection, person: int) -> Row[Any] | None:
-        order = (
-            select(batches.c.id).where(batches.c.paused.is_(False)).order_by(batches.c.priority.desc(), batches.c.id)
-        )
-        reached = dict(
-            c.execute(select(cursors.c.batch_id, cursors.c.position).where(cursors.c.person_id == person)).all()
-        )
-        mine = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
-        for batch in c.scalars(order).all():
-            item = c.execute(
-                select(items)
-                .where(
-                    items.c.batch_id == batch,
-                    items.c.open.is_(True),
-                    items.c.position > reached.get(batch, 0),
-                    ~mine.exists(),
-                )
-                .order_by(items.c.position)
-                .limit(1)
-            ).first()
+        reached = {row.batch_id: row.position for row in c.execute(_CURSORS, {"person": person})}
+        for batch in c.scalars(_BATCHES).all():
+            item = c.execute(_QUEUED, {"batch": batch, "reached": reached.get(batch, 0), "person": person}).first()
             if item is None:
                 continue
             self._take(c, item)
@@ -682,8 +712,7 @@ class LabelStore:
                 self._free(c, row.item_id, row.batch_id)
 
     def _take(self, c: Connection, item: Row[Any]) -> None:
-        again = and_(items.c.taken + 1 < items.c.overlap, items.c.retired.is_(False))
-        c.execute(update(items).where(items.c.id == item.id).values(taken=items.c.taken + 1, open=again))
+        c.execute(_TAKE, {"item": item.id})
 
     def _free(self, c: Connection, item: int, batch: int) -> None:
         last = select(func.max(items.c.position)).where(items.c.batch_id == batch).scalar_subquery()
@@ -708,8 +737,14 @@ class LabelStore:
         self, c: Connection, item: Row[Any], person: int, *, version: int | None = None, draft: Any = None
     ) -> Assignment:
         task = _task(item)
-        pseudonym = c.execute(select(people.c.pseudonym).where(people.c.id == person)).scalar_one()
+        pseudonym = self._pseudonym(c, person)
         return Assignment(task=task, shown_order=self.order(task, pseudonym), version=version, draft=draft)
+
+    def _pseudonym(self, c: Connection, person: int) -> str:
+        """They never change, so each is looked up once."""
+        if person not in self._pseudonyms:
+            self._pseudonyms[person] = c.execute(_PERSON, {"person": person}).one().pseudonym
+        return self._pseudonyms[person]
 
     # Adjudication -------------------------------------------------------------------------
 
@@ -965,7 +1000,7 @@ class LabelStore:
     # Shared -------------------------------------------------------------------------------
 
     def _item(self, c: Connection, uid: str) -> Row[Any]:
-        row = c.execute(select(items).where(items.c.uid == uid)).first() if "\x00" not in uid else None
+        row = c.execute(_ITEM, {"uid": uid}).first() if "\x00" not in uid else None
         if row is None:
             raise DataError("there is no such item")
         return row
@@ -980,15 +1015,18 @@ class LabelStore:
         item: int | None = None,
         key: str | None = None,
     ) -> int:
-        made = c.execute(
-            insert(events).values(at=self.clock(), kind=kind, person_id=person, item_id=item, key=key, body=body)
-        )
+        row = {"at": self.clock(), "kind": kind, "person_id": person, "item_id": item, "key": key, "body": body}
+        made = c.execute(_NEW_EVENT, row)
         return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
 
     def _upsert(self, c: Connection, table: Any, keys: dict[str, Any], values: dict[str, Any]) -> None:
-        make = sqlite.insert if self.database.sqlite else postgresql.insert
-        statement = make(table).values(**keys, **values)
-        c.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=values))
+        statement = self._upserts.get(table.name)
+        if statement is None:
+            made = (sqlite.insert if self.database.sqlite else postgresql.insert)(table)
+            new = {name: made.excluded[name] for name in values}
+            statement = made.on_conflict_do_update(index_elements=list(keys), set_=new)
+            self._upserts[table.name] = statement
+        c.execute(statement, keys | values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1038,7 +1076,7 @@ def _duplicate(index: int, uid: str) -> Refused:
 
 
 def _setting(c: Connection, name: str) -> str | None:
-    return c.scalar(select(settings.c.value).where(settings.c.name == name))
+    return c.scalar(_SETTING, {"name": name})
 
 
 def _put_setting(c: Connection, name: str, value: str) -> None:
@@ -1046,7 +1084,7 @@ def _put_setting(c: Connection, name: str, value: str) -> None:
         c.execute(insert(settings).values(name=name, value=value))
 
 
-def _task(row: Row[Any]) -> Task:
+def _task(row: Any) -> Task:
     return Task.model_validate_json(row.body)
 
 

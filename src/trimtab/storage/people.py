@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.storage.database import Database
@@ -23,6 +23,11 @@ RoleName = Literal["owner", "adjudicator", "annotator"]
 ROLES: tuple[RoleName, ...] = ("annotator", "adjudicator", "owner")
 """Each may do what those before it may."""
 MIN_PASSWORD = 10
+_SESSION = (
+    select(people, sessions.c.csrf)
+    .join(sessions, sessions.c.person_id == people.c.id)
+    .where(sessions.c.token == bindparam("token"), sessions.c.expires_at > bindparam("now"))
+)
 SESSION_DAYS = 14
 _DAY = 86400.0
 
@@ -199,9 +204,8 @@ class People:
             row = c.execute(select(people).where(people.c.name_key == _key(name))).first()
         known = row is not None and row.password is not None and row.state in ("active", "paused")
         try:
-            _hasher().verify(
-                row.password if known and row is not None else _nobody(), "" if _broken(password) else password
-            )
+            stored = str(row.password) if known and row is not None else _nobody()
+            _hasher().verify(stored, "" if _broken(password) else password)
         except (VerificationError, InvalidHashError):
             known = False
         if not known or row is None:
@@ -211,13 +215,8 @@ class People:
 
     def session(self, token: str) -> Person | None:
         """Who a session's secret belongs to; None if it is unknown or over, or the person was removed."""
-        query = (
-            select(people, sessions.c.csrf)
-            .join(sessions, sessions.c.person_id == people.c.id)
-            .where(sessions.c.token == _digest(token), sessions.c.expires_at > self.clock())
-        )
         with self.database.read() as c:
-            row = c.execute(query).first()
+            row = c.execute(_SESSION, {"token": _digest(token), "now": self.clock()}).first()
         return None if row is None or row.state not in ("active", "paused") else _person(row, row.csrf)
 
     def sign_out(self, token: str) -> None:

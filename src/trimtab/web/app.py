@@ -117,27 +117,20 @@ async def fields(request: Request) -> dict[str, str]:
 def page(request: Request, template: str, person: Person | None, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Render a page in the person's language."""
     language = language_of(request, person)
-    return HTMLResponse(fragment(request, template, person, language, **values), status_code=status)
+    script = {k: v for k, v in catalogues()["en"].items() if k.startswith("js.")}
+    script |= {k: v for k, v in catalogues()[language].items() if k in script}
+    values |= {"title": request.app.state.store.config().title, "script_strings": json.dumps(script)}
+    values |= {"person": person, "here": request.url.path, "languages": list(catalogues())}
+    return HTMLResponse(fragment(request, template, language, **values), status_code=status)
 
 
-def fragment(request: Request, template: str, person: Person | None, language: str, **values: Any) -> str:
+def fragment(request: Request, template: str, language: str, **values: Any) -> str:
     """Render a template."""
 
     def t(key: str, **inner: object) -> str:
         return translate(language, key, **inner)
 
-    script = {k: v for k, v in catalogues()["en"].items() if k.startswith("js.")}
-    script |= {k: v for k, v in catalogues()[language].items() if k in script}
-    html = request.app.state.pages.get_template(template).render(
-        t=t,
-        person=person,
-        language=language,
-        languages=list(catalogues()),
-        script_strings=json.dumps(script),
-        title=request.app.state.store.config().title,
-        here=request.url.path,
-        **values,
-    )
+    html = request.app.state.pages.get_template(template).render(t=t, language=language, **values)
     return html.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
 
 

@@ -252,8 +252,8 @@ _COLUMNS = (
 
 def _csv(snapshot: Snapshot, dropped: Counter[str]) -> Written:
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, _COLUMNS)
-    writer.writeheader()
+    writer = csv.writer(out)
+    writer.writerow(_COLUMNS)
     count = 0
     for task, s in _pairs(snapshot, checks=True):
         common = {
@@ -271,7 +271,7 @@ def _csv(snapshot: Snapshot, dropped: Counter[str]) -> Written:
                 row |= {"first": s.shown_order[0], "second": s.shown_order[1]}
                 rows.append(row | ({"scores": _canonical(s.shown_order, a.scores)} if a.scores else {}))
         for row in rows:
-            writer.writerow({k: _cell(v) for k, v in (common | row).items()})
+            writer.writerow([_cell((common | row).get(name)) for name in _COLUMNS])
             count += 1
     return {"judgements.csv": out.getvalue().encode()}, {"judgements.csv": count}
 

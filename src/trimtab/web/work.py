@@ -110,13 +110,12 @@ def task_html(request: Request, person: Person, found: Assignment | str, *, adju
     """The task as a part of the page; or why there is none."""
     language = language_of(request, person)
     if isinstance(found, str):
-        return fragment(request, "_nothing.html", person, language, state=found)
-    config: ProjectConfig = request.app.state.store.config()
+        return fragment(request, "_nothing.html", language, state=found)
+    config: ProjectConfig = request.app.state.store.recent_config
     shown = [found.task.completions[i] for i in found.shown_order]
     return fragment(
         request,
         "_task.html",
-        person,
         language,
         task=found.task,
         shown=shown,
