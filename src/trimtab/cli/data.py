@@ -164,7 +164,9 @@ def backup_project(
         opened.store.database.backup(out)
     finally:
         opened.close()
-    typer.echo(f"{out}: {out.stat().st_size} bytes, checked; to restore, put it in place of labels.db")
+    typer.echo(
+        f"{out}: {out.stat().st_size} bytes, checked; to restore, remove labels.db-wal and put it in place of labels.db"
+    )
 
 
 def _console() -> "Console":
