@@ -14,8 +14,8 @@ from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, 
 from trimtab.records.annotation import Task, judgements_of
 from trimtab.rollout import LocalSampler, SamplerConfig
 
-CHUNK = 64
-"""Prompts sampled between two savings of a stage that only samples."""
+CHUNK = 256
+"""Answers sampled between two savings of a stage that only samples."""
 
 
 def run_sample(context: Context) -> tuple[Counts, list[str]]:
@@ -56,15 +56,21 @@ def sample_in_chunks(
     stage: str,
     name: str,
     adapter: str | None = None,
+    own: bool = False,
 ) -> list[Rollout]:
-    """Sample answers, saving after every few prompts, so that a killed process repeats at most that."""
+    """Sample answers, saving after every few prompts, so that a killed process repeats at most that.
+
+    All samples of a stage share one seed, so that models are compared on equal chances; with ``own`` this one has a
+    seed of its own, so that none of its answers is another sample's.
+    """
     sampler = LocalSampler(backbone, config)
     folder = context.folder(stage) / "samples" / name
     rollouts: list[Rollout] = []
     total = len(prompts) * group
     with context.ui.bar(f"sampling {name}") as bar:
         bar.start(0, total)
-        for start in range(0, len(prompts), CHUNK):
+        chunk = max(1, CHUNK // group)
+        for start in range(0, len(prompts), chunk):
             path = folder / f"prompts-{start:06d}.jsonl"
             if path.exists():
                 rollouts += read_records(path, Rollout)
@@ -76,9 +82,9 @@ def sample_in_chunks(
                 )
             done = len(rollouts)
             part = sampler.generate(
-                prompts[start : start + CHUNK],
+                prompts[start : start + chunk],
                 adapter=adapter,
-                seed=context.seed(stage),
+                seed=context.seed(f"{stage} {name}" if own else stage),
                 group=group,
                 progress=lambda n, _, done=done: bar.update(done + n, total),
             )

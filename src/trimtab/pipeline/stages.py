@@ -14,6 +14,7 @@ from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
 from trimtab.pipeline.learning import run_align, run_reward, run_sft
 from trimtab.pipeline.reporting import run_report
+from trimtab.trainers import PolicyGradientConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,11 @@ def _plain(value: Any) -> Any:
 def _preference_sources(config: RunConfig) -> list[str | None]:
     """Preferences, and what says which of their prompts are set aside for the evaluation."""
     return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
+
+
+def _imitated(config: RunConfig) -> list[str | None]:
+    ptx = config.align.ptx if isinstance(config.align, PolicyGradientConfig) else None
+    return [] if ptx is None else [ptx.data or config.data.demonstrations]
 
 
 def _preferences_settings(config: RunConfig) -> Any:
@@ -94,14 +100,19 @@ STAGES: tuple[Stage, ...] = (
         name="align",
         needs=("sft", "preferences", "reward"),
         settings=_section("align", "model", "gold", "rewards"),
-        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        sources=lambda c: [
+            c.data.prompts or c.data.preferences or c.data.ratings,
+            c.data.heldout,
+            *_imitated(c),
+            c.data.ratings,
+        ],
         run=run_align,
     ),
     Stage(
         name="evaluate",
         needs=("sft", "reward", "align"),
         settings=_section("evaluate", "model", "gold", "rewards"),
-        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
     ),
     Stage(

@@ -8,8 +8,9 @@ from trimtab.rollout.rewards import (
     RewardSource,
     from_scorer,
     http_reward,
+    split_steps,
 )
-from trimtab.rollout.sampler import LocalSampler, SamplerConfig
+from trimtab.rollout.sampler import LocalSampler, Sampler, SamplerConfig
 from trimtab.rollout.scorer import RewardModelScorer, Scorer
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "NamedRewards",
     "RewardModelScorer",
     "RewardSource",
+    "Sampler",
     "SamplerConfig",
     "Scorer",
     "from_scorer",
     "http_reward",
+    "split_steps",
 ]
