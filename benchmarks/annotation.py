@@ -12,15 +12,14 @@ acknowledged is there.
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import re
 import secrets
-import signal
 import socket
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,14 +35,24 @@ from trimtab.records.annotation import Task
 from trimtab.records.types import Prompt
 from trimtab.storage.database import Database
 from trimtab.storage.project import ProjectConfig
-from trimtab.web.server import Project, open_project
+from trimtab.web.server import Project, open_project, serve
 
-SERVE = "import sys; from trimtab.cli import main; sys.argv = ['trimtab', *sys.argv[1:]]; main()"
 PASSWORD = "benchmark password"
 
 
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["trimtab.web.server", "trimtab.web.app", "alembic.command", "uvicorn", "httpx", "psutil"]
+)
+
+
+def _serve(folder: Path, port: int) -> None:
+    project = open_project(folder)
+    serve(project, port=port, say=lambda _: None)
+
+
 class Server:
-    """The real command, ``trimtab annotate``, in a process of its own."""
+    """The server of ``trimtab annotate`` in a process of its own, forked from one that has done the imports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,26 +60,24 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process = _FORKS.Process()
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [sys.executable, "-c", SERVE, "annotate", str(self.folder), "--port", str(self.port)]
-        quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdout=quiet, stdin=quiet, start_new_session=True)
-        for _ in range(600):
+        self.process = _FORKS.Process(target=_serve, args=(self.folder, self.port), daemon=True)
+        self.process.start()
+        while self.process.is_alive():
             try:
                 socket.create_connection(("127.0.0.1", self.port), 0.1).close()
                 return
             except OSError:
-                time.sleep(0.05)
-        raise SystemExit("the server did not start within a minute")
+                time.sleep(0.02)
+        raise SystemExit(f"the server ended with exit code {self.process.exitcode}")
 
     def kill(self) -> None:
-        """As a power cut would."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        """SIGKILL, as a power cut would."""
+        self.process.kill()
+        self.process.join()
 
 
 def prepare(folder: Path, *, items: int, judged: int, overlap: int, people: int) -> Project:
@@ -253,7 +260,6 @@ def load(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         done = workers(project, server, options.people, options.pause, options.seconds)
         started = time.monotonic()
-        assert server.process is not None
         process = psutil.Process(server.process.pid)
         before = sum(process.cpu_times()[:2])
         asyncio.run(_together(done))
@@ -278,12 +284,17 @@ def kill(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     done = workers(project, server, options.people, options.pause, options.seconds)
     kills = 0
 
+    def acknowledged() -> int:
+        return sum(len(worker.acknowledged) for worker in done)
+
     def killer() -> None:
         nonlocal kills
         rng = random.Random(1)
         end = time.monotonic() + options.seconds
         while kills < options.kills and time.monotonic() < end:
-            time.sleep(0.2 + 1.3 * rng.random())
+            goal, patience = acknowledged() + rng.randrange(30), time.monotonic() + 3
+            while acknowledged() < goal and time.monotonic() < patience:
+                time.sleep(0.02 * rng.random())
             server.kill()
             kills += 1
             server.start()

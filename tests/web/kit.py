@@ -14,9 +14,10 @@ from starlette.testclient import TestClient
 
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
-from trimtab.storage.labels import Assignment, LabelStore, parse_tasks
+from trimtab.storage.labels import Assignment, LabelStore
 from trimtab.storage.people import People, Person, RoleName
 from trimtab.storage.project import ProjectConfig
+from trimtab.storage.tasks import parse_tasks
 from trimtab.web.app import create_app
 
 PASSWORD = "correct horse battery"

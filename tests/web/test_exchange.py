@@ -5,6 +5,8 @@ import http.server
 import json
 import re
 import string
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -164,6 +166,24 @@ def test_catalogues_say_the_same_things():
     assert used <= set(english)
 
 
+def test_the_app_needs_no_torch(tmp_path: Path):
+    """``pip install trimtab[web]`` brings neither torch nor transformers; here they cannot be imported."""
+    (tmp_path / "items.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"]}\n')
+    check = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'peft', 'safetensors', 'httpx', 'pyarrow'): sys.modules[name] = None\n"
+        "from trimtab.cli.app import run_app\n"
+        "import trimtab.web.server, trimtab.web.webhook\n"
+        "for line in ('annotate p --items items.jsonl --no-serve', 'data export p out', 'data import out again',\n"
+        "             'data backup p copy.db', 'agreement again'):\n"
+        "    assert run_app(line.split()) == 0, line\n"
+        "project = trimtab.web.server.open_project(__import__('pathlib').Path('p'))\n"
+        "trimtab.web.server.create_app(project.store, project.people)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_commands(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("items.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"]}\nnonsense\n')
@@ -177,7 +197,8 @@ def test_commands(tmp_path: Path, capsys, monkeypatch):
     assert "name the folder of an annotation project" in capsys.readouterr().err
     assert run_app(["data", "export", "p", "out"]) == 3
     assert run_app(["data", "export", "p", "o", "--format", "xml"]) == 2
-    assert run_app(["annotate", "p", "--public-url", "labels.example.org"]) == 2
+    for url in ("labels.example.org", "https://example.org/labels"):
+        assert run_app(["annotate", "p", "--public-url", url]) == 2
 
 
 def test_the_webhook_tells_ids_and_follows_nothing(monkeypatch):

@@ -14,6 +14,7 @@ from trimtab.records.types import Prompt
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.storage.snapshot import take_snapshot
 
 from .kit import World, judge
 
@@ -136,7 +137,7 @@ def test_a_lease_that_runs_out_goes_to_somebody_else_and_a_late_form_is_kept(wor
     assert receipt.state == "late"
     assert world.store.submit(slow, judge(item, "s", comment="sorry"))[0] == receipt
     assert world.store.progress().done == 1
-    assert world.store.everything().kept["late"] == 1
+    assert take_snapshot(world.store).kept["late"] == 1
 
 
 def test_a_late_form_counts_if_the_slot_is_still_free(world: World):
@@ -317,7 +318,7 @@ def test_agreeing_people_need_no_adjudicator_and_changing_ones_mind_updates_the_
     ],
 )
 def test_unusable_items_are_refused_one_by_one(world: World, row, reason):
-    from trimtab.storage.labels import parse_tasks
+    from trimtab.storage.tasks import parse_tasks
 
     good = {"prompt": "fine", "answers": ["a", "b"]}
     added, [refused, again] = world.store.add(parse_tasks([good, row, good]))
@@ -403,7 +404,7 @@ def test_a_backup_is_whole_while_people_work(here: World, tmp_path: Path):
     here.store.submit(me, judge(here.store.next(me), "1"))
     here.database.backup(tmp_path / "copy" / "labels.db")
     copy = World(Database(f"sqlite:///{tmp_path}/copy/labels.db"))
-    assert copy.store.everything() == here.store.everything()
+    assert take_snapshot(copy.store) == take_snapshot(here.store)
     copy.database.close()
 
 
@@ -420,10 +421,8 @@ def test_a_locked_database_is_said_and_nothing_is_lost(here: World, monkeypatch)
     here.pairs(2)
     me = here.join("me").id
     form = judge(here.store.next(me), "1")
-    with here.database.read() as c:
-        c.exec_driver_sql("PRAGMA busy_timeout=50")
-    here.database.engine.dispose()
     monkeypatch.setattr("trimtab.storage.database.BUSY_MILLISECONDS", 50)
+    here.database.engine.dispose()  # new connections wait that long
     other = sqlite3.connect(here.database.name, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="another process holds the database"):

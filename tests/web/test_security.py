@@ -105,6 +105,20 @@ def test_changes_need_the_token_of_the_session_and_our_own_origin(here: World, v
     assert owner.post("/work/submit", json=form, headers=good | {"Origin": "http://testserver"}).status_code == 200
 
 
+def test_behind_a_proxy_the_public_address_counts(here: World):
+    """The proxy talks to 127.0.0.1; pages, cookies and links belong to the address that people use."""
+    here.join("olga", "owner")
+    owner = Browser(here.app(public_url="https://labels.example.org"), base_url="http://127.0.0.1:8765")
+    public, other = {"Origin": "https://labels.example.org"}, {"Origin": "https://evil.example"}
+    found = {"name": "olga", "password": PASSWORD}
+    assert owner.post("/signin", data=found, headers=other).status_code == 403
+    answer = owner.post("/signin", data=found, headers=public, follow_redirects=False)
+    assert "Secure" in answer.headers["set-cookie"]
+    owner.headers["Cookie"] = answer.headers["set-cookie"].split(";")[0]  # as over HTTPS
+    page = owner.learn().fill("/manage/invitations", role="annotator")
+    assert "https://labels.example.org/join/" in page.text
+
+
 def test_host_names_are_checked(visit):
     for host in ("evil.example", "evil.example:80", "", "[::1", "127.0.0.1.evil.example"):
         assert visit("").get("/signin", headers={"Host": host}).status_code == 400, host
@@ -137,7 +151,7 @@ def test_cookies_and_headers(here: World, visit):
     answer = visit("").post("/signin", data={"name": "olga", "password": PASSWORD}, follow_redirects=False)
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Secure" not in cookie
-    secure = Browser(here.app(secure=True))
+    secure = Browser(here.app(public_url="https://labels.example.org"))
     answer = secure.post("/signin", data={"name": "olga", "password": PASSWORD}, follow_redirects=False)
     assert "Secure" in answer.headers["set-cookie"]
     for path in ("/signin", "/nowhere", "/static/app.js", "/api/v1/status"):
@@ -386,7 +400,8 @@ NAMES = (
 ).split(" ")
 
 
-def test_ten_thousand_fuzzed_bodies_give_no_500(here: World, visit):
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzed_bodies_give_no_500(here: World, visit, count: int):
     here.pairs(3)
     owner = visit("owner")
     token = here.people.new_token("t", "write", by=1)
@@ -411,7 +426,7 @@ def test_ten_thousand_fuzzed_bodies_give_no_500(here: World, visit):
         async with httpx.AsyncClient(transport=transport, base_url="http://testserver", headers=headers) as client:
             client.cookies.set("trimtab_session", secret)
             client.headers["X-CSRF-Token"] = session.csrf
-            for number in range(10_000):
+            for number in range(count):
                 path = ("/work/submit", "/work/undo", "/adjudicate/submit", "/api/v1/items")[number % 4]
                 extra = {"Authorization": f"Bearer {token}"} if path.startswith("/api") else {}
                 content = body(number, path)
@@ -420,7 +435,7 @@ def test_ten_thousand_fuzzed_bodies_give_no_500(here: World, visit):
                 assert status < 500, (path, content[:300])
 
     asyncio.run(send_all())
-    assert seen[422] > 5000, seen
+    assert seen[422] > count / 2, seen
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -437,7 +452,7 @@ def test_schemathesis_finds_nothing(here: World, visit):
         if not operation.path.startswith("/api/"):
             continue
 
-        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def run(case):
             case.call_and_validate(

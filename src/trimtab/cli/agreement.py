@@ -74,12 +74,13 @@ def _read(source: Path, database: str | None):
             "overall",
             FAST_SECONDS,
         )
+    from trimtab.storage.snapshot import take_snapshot
     from trimtab.web.exchange import comparisons_and_judgements
     from trimtab.web.server import open_project
 
     project = open_project(source, database, create=False)
     try:
-        snapshot = project.store.everything()
+        snapshot = take_snapshot(project.store)
     finally:
         project.close()
     items, judgements = comparisons_and_judgements(snapshot)

@@ -114,6 +114,7 @@ def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str
     """Put the answers in the annotation app's queue, and go on when enough judgements are in."""
     from trimtab.storage.database import Database
     from trimtab.storage.labels import LabelStore
+    from trimtab.storage.snapshot import take_snapshot, without_small_groups
 
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     folder = Path(config.project) if config.project else context.run.path / "annotation"
@@ -131,23 +132,25 @@ def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str
             context.ui.say(f"  {len(refused) - known} items cannot be shown to people and are left out")
         wanted = {item.id for item in items}
         deadline = time.monotonic() + 60 * config.wait_minutes
+        where = f"at {store.address} (started with `{command}`)" if store.address else f"with `{command}`"
         if added:
-            context.ui.say(f"  {added} items are waiting for people: {command}")
+            context.ui.say(f"  {added} items are waiting for people {where}")
         while True:
             done, needed = store.standing(wanted)
             if done >= config.enough * needed:
                 break
             if context.stop_requested() or time.monotonic() >= deadline:
                 raise Interrupted(
-                    f"{done} of {needed} judgements are in, {config.enough:.0%} are needed; let people judge with "
-                    f"`{command}`, then run the same command again"
+                    f"{done} of {needed} judgements are in, {config.enough:.0%} are needed; let people judge {where}, "
+                    "then run the same command again"
                 )
             time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
-        snapshot = store.everything()
+        snapshot = take_snapshot(store)
     finally:
         database.close()
     by_id = {task.id: task for task in snapshot.tasks if task.id in wanted and task.id not in snapshot.retired}
-    judgements = [j for s in snapshot.submissions if s.task in by_id for j in judgements_of(by_id[s.task], s)]
+    submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
+    judgements = [j for s in submissions if s.task in by_id for j in judgements_of(by_id[s.task], s)]
     write_records(context.folder("label") / "judgements.jsonl", judgements)
     sources = "+".join(sorted({j.source for j in judgements})) or "human"
     counts = {"items": len(items), "judgements": len(judgements), "source": sources, "retired": len(items) - len(by_id)}

@@ -11,6 +11,7 @@ and statistics want other shapes; the functions at the end make them::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -168,6 +169,11 @@ class Submission(Record):
     """True: it settles a disagreement."""
     created_at: str | None = None
     """ISO 8601 in UTC."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The parts of ``cohort``, each ``name=value``."""
+        return tuple(re.split(r", (?=[a-z]+=)", self.cohort)) if self.cohort else ()
 
 
 class StepLabel(Record):

@@ -64,7 +64,7 @@ class Database:
         self._turn = threading.Lock()
         if self.sqlite:
             self._check_file(Path(str(parsed.database)))
-            options = {"connect_args": {"timeout": 10, "check_same_thread": False}, "poolclass": QueuePool}
+            options = {"connect_args": {"check_same_thread": False}, "poolclass": QueuePool}
         else:
             options = {"pool_pre_ping": True}
         try:
@@ -88,6 +88,8 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A consistent snapshot; nothing is written."""
         with explained(self.name), self.engine.connect() as connection:
+            if not self.sqlite:  # its default shows each statement a later moment
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextmanager
@@ -205,7 +207,7 @@ def _pragmas(connection: sqlite3.Connection, _: object) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
-        "busy_timeout=10000",
+        f"busy_timeout={BUSY_MILLISECONDS}",
         "cache_size=-32000",
     ):
         connection.execute(f"PRAGMA {pragma}")

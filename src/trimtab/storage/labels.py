@@ -19,22 +19,22 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import Connection, Row, and_, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from trimtab.config import parse_config
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Submission, Task, disagree, passes
-from trimtab.records.types import Message, Prompt, content_id
+from trimtab.records.types import content_id
 from trimtab.storage.database import Database
-from trimtab.storage.form import Form, check_form, whole_characters
+from trimtab.storage.form import Form, check_form
 from trimtab.storage.project import ProjectConfig
+from trimtab.storage.rows import add_event, get_setting, put_setting, submission_of, task_of
 from trimtab.storage.schema import (
     batches,
     cursors,
@@ -46,6 +46,7 @@ from trimtab.storage.schema import (
     people,
     settings,
 )
+from trimtab.storage.tasks import Refused, duplicate, unusable
 
 # Statements of the hot path, built once: building them costs more than running them.
 _EVENT_BY_KEY = select(events.c.seq, events.c.kind, events.c.body).where(
@@ -92,7 +93,6 @@ _TAKE = (
     .values(taken=items.c.taken + 1, open=and_(items.c.taken + 1 < items.c.overlap, items.c.retired.is_(False)))
 )
 _GUIDELINE = select(guidelines.c.name).order_by(guidelines.c.version.desc()).limit(1)
-_SETTING = select(settings.c.value).where(settings.c.name == bindparam("name"))
 _COUNT = (
     update(items)
     .where(items.c.id == bindparam("item"))
@@ -100,20 +100,9 @@ _COUNT = (
         done=items.c.done + bindparam("more"), flags=items.c.flags + bindparam("flagged"), disputed=bindparam("dispute")
     )
 )
-_NEW_EVENT = insert(events)
 
 _CLOCK_SLACK = 120.0
 """Seconds a lease may seem to come from the future before the clock is taken to have been set back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """An item that was not added."""
-
-    index: int
-    """Its place in what was sent."""
-    reason: str
-    """Why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +177,10 @@ class LabelStore:
         self._pseudonyms: dict[int, str] = {}
         self._upserts: dict[str, Any] = {}
         with database.read() as c:
-            salt = _setting(c, "salt")
+            salt = get_setting(c, "salt")
         if salt is None:
             with database.write() as c:
-                salt = _setting(c, "salt")
+                salt = get_setting(c, "salt")
                 if salt is None:
                     salt = secrets.token_hex(16)
                     c.execute(insert(settings).values(name="salt", value=salt))
@@ -204,7 +193,7 @@ class LabelStore:
         if c is None:
             with self.database.read() as c:
                 return self.config(c)
-        raw = _setting(c, "config") or "{}"
+        raw = get_setting(c, "config") or "{}"
         if raw != self._parsed[0]:
             self._parsed = (raw, parse_config(ProjectConfig, json.loads(raw), where="project settings"))
         return self._parsed[1]
@@ -219,8 +208,8 @@ class LabelStore:
         with self.database.write() as c:
             old = self.config(c)
             raw = config.model_dump_json()
-            _put_setting(c, "config", raw)
-            self._event(c, "settings", body=raw, person=person)
+            put_setting(c, "config", raw)
+            add_event(c, self.clock(), "settings", config.model_dump(mode="json"), person=person)
             if config.overlap != old.overlap:
                 self._set_overlap(c, old.overlap, config.overlap)
 
@@ -236,6 +225,17 @@ class LabelStore:
             .where(again, items.c.taken < items.c.overlap)
             .values(open=True, position=items.c.position + last)
         )
+
+    @property
+    def address(self) -> str | None:
+        """Where the app was last served; None: never."""
+        with self.database.read() as c:
+            return get_setting(c, "address")
+
+    def set_address(self, link: str) -> None:
+        """Write down where the app is served, for whoever sends people there."""
+        with self.database.write() as c:
+            put_setting(c, "address", link)
 
     def guideline(self, version: int | None = None) -> tuple[int, str, str] | None:
         """(number, name, text) of a version of the guidelines; None asks for the newest."""
@@ -255,7 +255,7 @@ class LabelStore:
             number = (last.version if last else 0) + 1
             name = f"v{number}-{content_id(body)[:8]}"
             c.execute(insert(guidelines).values(version=number, name=name, body=body, created_at=self.clock()))
-            self._event(c, "guideline", body=json.dumps({"name": name}), person=person)
+            add_event(c, self.clock(), "guideline", {"name": name}, person=person)
             return name
 
     # Items --------------------------------------------------------------------------------
@@ -283,19 +283,19 @@ class LabelStore:
                 uids = [row["uid"] for row in rows]
                 there = set(c.scalars(select(items.c.uid).where(items.c.uid.in_(uids))))
                 fresh = [{k: v for k, v in r.items() if k != "index"} for r in rows if r["uid"] not in there]
-                refused.extend(_duplicate(row["index"], row["uid"]) for row in rows if row["uid"] in there)
+                refused.extend(duplicate(row["index"], row["uid"]) for row in rows if row["uid"] in there)
                 if fresh:
                     c.execute(insert(items), fresh)
                 added += len(fresh)
                 rows.clear()
 
             for index, task in enumerate(tasks):
-                reason = task if isinstance(task, str) else _unusable(task, config)
+                reason = task if isinstance(task, str) else unusable(task, config)
                 if isinstance(task, str) or reason is not None:
                     refused.append(Refused(index=index, reason=str(reason)))
                     continue
                 if task.id in seen:
-                    refused.append(_duplicate(index, task.id))
+                    refused.append(duplicate(index, task.id))
                     continue
                 seen.add(task.id)
                 if task.batch not in known:
@@ -322,7 +322,7 @@ class LabelStore:
                 flush()
             refused.sort(key=lambda r: r.index)
             reasons = dict(Counter(r.reason.split(":")[0] for r in refused))
-            self._event(c, "items", body=json.dumps({"added": added, "refused": reasons}), person=person)
+            add_event(c, self.clock(), "items", {"added": added, "refused": reasons}, person=person)
         return added, refused
 
     def task(self, uid: str) -> Task:
@@ -332,13 +332,13 @@ class LabelStore:
             DataError: there is no such item.
         """
         with self.database.read() as c:
-            return _task(self._item(c, uid))
+            return task_of(self._item(c, uid))
 
     def tasks(self, *, after: int = 0, limit: int = 1000) -> list[tuple[int, Task]]:
         """Tasks in the order they were added, with the number to go on from."""
         query = select(items.c.id, items.c.body).where(items.c.id > after).order_by(items.c.id).limit(limit)
         with self.database.read() as c:
-            return [(row.id, _task(row)) for row in c.execute(query)]
+            return [(row.id, task_of(row)) for row in c.execute(query)]
 
     def batches(self) -> list[dict[str, Any]]:
         """All batches with their counts."""
@@ -367,14 +367,14 @@ class LabelStore:
         with self.database.write() as c:
             if c.execute(update(batches).where(batches.c.name == name).values(**values)).rowcount == 0:
                 c.execute(insert(batches).values(name=name, **values))
-            self._event(c, "batch", body=json.dumps({"name": name, **values}), person=person)
+            add_event(c, self.clock(), "batch", {"name": name, **values}, person=person)
 
     def retire(self, uid: str, *, person: int, reason: str = "") -> None:
         """Take an item out: nobody gets it any more; its judgements stay."""
         with self.database.write() as c:
             item = self._item(c, uid)
             c.execute(update(items).where(items.c.id == item.id).values(retired=True, open=False, disputed=False))
-            self._event(c, "retire", body=json.dumps({"reason": reason}), person=person, item=item.id)
+            add_event(c, self.clock(), "retire", {"reason": reason}, person=person, item=item.id)
 
     # Working ------------------------------------------------------------------------------
 
@@ -411,7 +411,7 @@ class LabelStore:
                 raise ConflictError("this is not your last judgement any more; open it from your history instead")
             item = c.execute(select(items).where(items.c.id == last.item_id)).one()
             body = json.loads(c.execute(select(events.c.body).where(events.c.seq == last.seq)).scalar_one())
-            self._event(c, "undo", body=json.dumps({"undoes": last.seq}), person=person, item=item.id)
+            add_event(c, self.clock(), "undo", {"undoes": last.seq}, person=person, item=item.id)
             c.execute(delete(judgements).where(judgements.c.seq == last.seq))
             if item.role is None:
                 if last.verdict == "judged":
@@ -444,7 +444,7 @@ class LabelStore:
     def history(self, person: int, *, before: int | None = None, limit: int = 25) -> list[Past]:
         """Somebody's judgements, newest first."""
         query = (
-            select(judgements.c.seq, events.c.body, items.c.body.label("task"), people.c.pseudonym)
+            select(judgements.c.seq, events.c.body, items.c.body.label("task"), items.c.uid, people.c.pseudonym)
             .join(events, events.c.seq == judgements.c.seq)
             .join(items, items.c.id == judgements.c.item_id)
             .join(people, people.c.id == judgements.c.person_id)
@@ -459,7 +459,7 @@ class LabelStore:
                 Past(
                     version=row.seq,
                     task=Task.model_validate_json(row.task),
-                    submission=_submission(row.body, row.pseudonym, row.task),
+                    submission=submission_of(row.body, row.pseudonym, row.uid),
                 )
                 for row in c.execute(query)
             ]
@@ -481,7 +481,7 @@ class LabelStore:
             )
         item = self._item(c, form.item)
         config = self.config(c)
-        task = _task(item)
+        task = task_of(item)
         check_form(form, task, config)
         now = self.clock()
         mine = c.execute(_MINE, {"item": item.id, "person": person}).first()
@@ -510,9 +510,7 @@ class LabelStore:
                 self._free(c, item.id, item.batch_id)
         submission = self._record(c, form, item, person, now, lease, adjudication=False)
         body = submission.model_dump(mode="json", exclude_defaults=True, exclude={"annotator", "task"})
-        seq = self._event(
-            c, kind, body=json.dumps(body | {"digest": digest}), person=person, item=item.id, key=form.key
-        )
+        seq = add_event(c, now, kind, body | {"digest": digest}, person=person, item=item.id, key=form.key)
         if kind == "late":
             c.execute(_DROP_LEASE, {"item": item.id, "person": person})
             return Receipt(submission=submission.id, version=seq, state="late")
@@ -561,7 +559,7 @@ class LabelStore:
         )
         if not adjudications:
             query = query.where(judgements.c.adjudication.is_(False))
-        return [_submission(row.body, row.pseudonym, item.body) for row in c.execute(query)]
+        return [submission_of(row.body, row.pseudonym, item.uid) for row in c.execute(query)]
 
     def _record(
         self, c: Connection, form: Form, item: Row[Any], person: int, now: float, lease: Any, *, adjudication: bool
@@ -573,7 +571,7 @@ class LabelStore:
         if elapsed is not None and elapsed >= 0 and (seconds is None or seconds > elapsed + 5):
             seconds = elapsed  # nobody can have looked longer than since it was handed out
         cohort = ", ".join(f"{k}={v}" for k, v in sorted(json.loads(who.cohort).items()) if v)
-        task = _task(item)
+        task = task_of(item)
         return Submission(
             id=secrets.token_hex(12),
             task=task.id,
@@ -602,7 +600,7 @@ class LabelStore:
         )
         if config.attention_misses and (missed or 0) >= config.attention_misses:
             c.execute(update(people).where(people.c.id == person, people.c.role == "annotator").values(state="paused"))
-            self._event(c, "paused", body=json.dumps({"attention_misses": missed}), person=person)
+            add_event(c, self.clock(), "paused", {"attention_misses": missed}, person=person)
 
     # The queue ----------------------------------------------------------------------------
 
@@ -658,9 +656,8 @@ class LabelStore:
             return None, None
         qualified = asked[1] / asked[0] >= config.qualification_share
         c.execute(update(people).where(people.c.id == person).values(qualified=qualified))
-        self._event(
-            c, "qualified", body=json.dumps({"right": asked[1], "of": asked[0], "qualified": qualified}), person=person
-        )
+        found = {"right": asked[1], "of": asked[0], "qualified": qualified}
+        add_event(c, self.clock(), "qualified", found, person=person)
         return None, qualified
 
     def _check_item(self, c: Connection, person: int, turn: int, roles: Sequence[str]) -> Row[Any] | None:
@@ -736,7 +733,7 @@ class LabelStore:
     def _assignment(
         self, c: Connection, item: Row[Any], person: int, *, version: int | None = None, draft: Any = None
     ) -> Assignment:
-        task = _task(item)
+        task = task_of(item)
         pseudonym = self._pseudonym(c, person)
         return Assignment(task=task, shown_order=self.order(task, pseudonym), version=version, draft=draft)
 
@@ -759,7 +756,7 @@ class LabelStore:
     def _queue_of(self, which: Any, limit: int) -> list[tuple[Task, list[Submission]]]:
         with self.database.read() as c:
             query = select(items).where(which, items.c.retired.is_(False)).order_by(items.c.id).limit(limit)
-            return [(_task(item), self._of_item(c, item)) for item in c.execute(query).all()]
+            return [(task_of(item), self._of_item(c, item)) for item in c.execute(query).all()]
 
     def dispute(self, uid: str, person: int) -> tuple[Assignment, list[Submission]]:
         """One item for an adjudicator: as others see it, and what they said.
@@ -799,7 +796,7 @@ class LabelStore:
             item = self._item(c, form.item)
             if form.verdict != "judged":
                 raise DataError("an adjudicator decides; or retires the item")
-            check_form(form, _task(item), self.config(c))
+            check_form(form, task_of(item), self.config(c))
             mine = c.execute(
                 select(judgements).where(judgements.c.item_id == item.id, judgements.c.person_id == person)
             ).first()
@@ -812,14 +809,8 @@ class LabelStore:
             now = self.clock()
             submission = self._record(c, form, item, person, now, None, adjudication=True)
             body = submission.model_dump(mode="json", exclude_defaults=True, exclude={"annotator", "task"})
-            seq = self._event(
-                c,
-                "adjudication",
-                body=json.dumps(body | {"digest": digest}),
-                person=person,
-                item=item.id,
-                key=form.key,
-            )
+            filled = body | {"digest": digest}
+            seq = add_event(c, now, "adjudication", filled, person=person, item=item.id, key=form.key)
             if mine is not None:
                 c.execute(delete(judgements).where(judgements.c.seq == mine.seq))
             c.execute(
@@ -886,116 +877,7 @@ class LabelStore:
         if limit is not None:
             query = query.limit(limit)
         with self.database.read() as c:
-            return [(row.seq, _submission(row.body, row.pseudonym, uid=row.uid)) for row in c.execute(query)]
-
-    def everything(self) -> "Snapshot":
-        """All of the project in one consistent snapshot."""
-        with self.database.read() as c:
-            tasks = [
-                _task(row).model_copy(update={"overlap": row.overlap}) if row.role is None else _task(row)
-                for row in c.execute(select(items).order_by(items.c.id))
-            ]
-            rows = c.execute(
-                select(events.c.body, people.c.pseudonym, items.c.uid, items.c.role, items.c.retired)
-                .select_from(judgements)
-                .join(events, events.c.seq == judgements.c.seq)
-                .join(people, people.c.id == judgements.c.person_id)
-                .join(items, items.c.id == judgements.c.item_id)
-                .order_by(judgements.c.seq)
-            ).all()
-            other = Counter(c.scalars(select(events.c.kind).where(events.c.kind.in_(("late", "undo", "retire")))).all())
-            return Snapshot(
-                config=self.config(c),
-                tasks=tuple(tasks),
-                submissions=tuple(_submission(r.body, r.pseudonym, uid=r.uid) for r in rows),
-                guidelines=tuple(
-                    {"version": g.version, "name": g.name, "text": g.body}
-                    for g in c.execute(select(guidelines).order_by(guidelines.c.version))
-                ),
-                batches=tuple(
-                    {"name": b.name, "priority": b.priority, "paused": b.paused}
-                    for b in c.execute(select(batches).order_by(batches.c.id))
-                ),
-                retired=tuple(c.scalars(select(items.c.uid).where(items.c.retired.is_(True)).order_by(items.c.id))),
-                kept={"late": other["late"], "undone": other["undo"]},
-            )
-
-    def load(self, snapshot: "Snapshot") -> dict[str, int]:
-        """Fill an empty project with a snapshot.
-
-        Raises:
-            ConflictError: the project has items already.
-        """
-        if self.progress().items or self.tasks(limit=1):
-            raise ConflictError(f"{self.database.name}: has items already; import into a new project")
-        self.set_config(snapshot.config)
-        for version in snapshot.guidelines:
-            self.set_guideline(str(version["text"]))
-        for batch in snapshot.batches:
-            self.set_batch(batch["name"], priority=batch["priority"], paused=batch["paused"])
-        counts = Counter(s.task for s in snapshot.submissions if s.verdict == "judged" and not s.adjudication)
-        room = [
-            t if t.check else t.model_copy(update={"overlap": max(t.overlap or snapshot.config.overlap, counts[t.id])})
-            for t in snapshot.tasks
-        ]
-        added, refused = self.add(room)
-        if refused:
-            raise DataError(f"{len(refused)} items of the export cannot be read; the first: {refused[0].reason}")
-        with self.database.write() as c:
-            self._load_submissions(c, snapshot)
-        return {"tasks": added, "submissions": len(snapshot.submissions)}
-
-    def _load_submissions(self, c: Connection, snapshot: "Snapshot") -> None:
-        now = self.clock()
-        tasks = {task.id: task for task in snapshot.tasks}
-        rows = {row.uid: row for row in c.execute(select(items))}
-        known = {row.pseudonym: row.id for row in c.execute(select(people.c.pseudonym, people.c.id))}
-        said: dict[str, list[Submission]] = {}
-        for submission in snapshot.submissions:
-            if submission.annotator not in known:
-                made = c.execute(
-                    insert(people).values(
-                        pseudonym=submission.annotator,
-                        name=submission.annotator,
-                        name_key=f"imported/{submission.annotator}",
-                        role="annotator",
-                        state="imported",
-                        created_at=now,
-                    )
-                )
-                known[submission.annotator] = made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
-            person, item, task = known[submission.annotator], rows[submission.task], tasks[submission.task]
-            body = submission.model_dump(mode="json", exclude_defaults=True, exclude={"annotator", "task"})
-            seq = self._event(c, "import", body=json.dumps(body), person=person, item=item.id)
-            c.execute(
-                insert(judgements).values(
-                    seq=seq,
-                    item_id=item.id,
-                    person_id=person,
-                    verdict=submission.verdict,
-                    seconds=submission.seconds,
-                    passed=passes(task, submission),
-                    adjudication=submission.adjudication,
-                    at=now,
-                )
-            )
-            said.setdefault(submission.task, []).append(submission)
-        for uid, found in said.items():
-            item, first = rows[uid], [s for s in found if not s.adjudication]
-            done = sum(s.verdict == "judged" for s in first) if item.role is None else 0
-            settled = len(first) < len(found)
-            values = {
-                "done": done,
-                "taken": done,
-                "open": item.role is None and done < item.overlap,
-                "flags": 0 if settled else sum(s.verdict == "flag" for s in first),
-                "adjudicated": settled,
-                "disputed": not settled and done >= item.overlap > 1 and disagree(tasks[uid], first),
-            }
-            c.execute(update(items).where(items.c.id == item.id).values(**values))
-        c.execute(
-            update(items).where(items.c.uid.in_(snapshot.retired)).values(retired=True, open=False, disputed=False)
-        )
+            return [(row.seq, submission_of(row.body, row.pseudonym, row.uid)) for row in c.execute(query)]
 
     # Shared -------------------------------------------------------------------------------
 
@@ -1005,20 +887,6 @@ class LabelStore:
             raise DataError("there is no such item")
         return row
 
-    def _event(
-        self,
-        c: Connection,
-        kind: str,
-        *,
-        body: str,
-        person: int | None,
-        item: int | None = None,
-        key: str | None = None,
-    ) -> int:
-        row = {"at": self.clock(), "kind": kind, "person_id": person, "item_id": item, "key": key, "body": body}
-        made = c.execute(_NEW_EVENT, row)
-        return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
-
     def _upsert(self, c: Connection, table: Any, keys: dict[str, Any], values: dict[str, Any]) -> None:
         statement = self._upserts.get(table.name)
         if statement is None:
@@ -1027,110 +895,3 @@ class LabelStore:
             statement = made.on_conflict_do_update(index_elements=list(keys), set_=new)
             self._upserts[table.name] = statement
         c.execute(statement, keys | values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A whole project at one moment."""
-
-    config: ProjectConfig
-    """Its settings."""
-    tasks: tuple[Task, ...]
-    """All tasks, in the order they were added."""
-    submissions: tuple[Submission, ...]
-    """Everybody's current word, oldest first."""
-    guidelines: tuple[dict[str, Any], ...]
-    """All versions."""
-    batches: tuple[dict[str, Any], ...]
-    """Names, priorities, pauses."""
-    retired: tuple[str, ...]
-    """Items that were taken out."""
-    kept: dict[str, int]
-    """Events that are not in ``submissions``: forms that came late, judgements that were taken back."""
-
-
-def _unusable(task: Task, config: ProjectConfig) -> str | None:
-    texts = [m.content for m in task.prompt.messages] + [c.text for c in task.completions] + list(task.steps)
-    try:
-        whole_characters(json.dumps(task.model_dump(), ensure_ascii=False))
-    except ValueError as error:
-        return str(error)
-    if not task.id.strip() or "\x00" in task.id + task.batch or len(task.id) > 200:
-        return "unusable id: 1 to 200 characters without NUL"
-    if not all(c.text.strip() for c in task.completions):
-        return "empty answer"
-    if not any(m.content.strip() for m in task.prompt.messages):
-        return "empty prompt"
-    if len({c.text for c in task.completions}) < len(task.completions):
-        return "two answers are the same"
-    if len(task.completions) > config.max_answers:
-        return f"too many answers: {len(task.completions)}, the project allows {config.max_answers}"
-    longest = max(map(len, texts))
-    if longest > config.max_characters:
-        return f"too long: a text of {longest} characters, the project allows {config.max_characters}"
-    return None
-
-
-def _duplicate(index: int, uid: str) -> Refused:
-    return Refused(index=index, reason=f"duplicate: item {uid} is there already")
-
-
-def _setting(c: Connection, name: str) -> str | None:
-    return c.scalar(_SETTING, {"name": name})
-
-
-def _put_setting(c: Connection, name: str, value: str) -> None:
-    if c.execute(update(settings).where(settings.c.name == name).values(value=value)).rowcount == 0:
-        c.execute(insert(settings).values(name=name, value=value))
-
-
-def _task(row: Any) -> Task:
-    return Task.model_validate_json(row.body)
-
-
-def _submission(body: str, pseudonym: str, task: str | None = None, *, uid: str | None = None) -> Submission:
-    fields = json.loads(body)
-    fields.pop("digest", None)
-    uid = uid or Task.model_validate_json(task or "").id
-    return Submission(task=uid, annotator=pseudonym, **fields)
-
-
-def parse_task(values: Any) -> Task:
-    """A task from plain values; ids are made where they are missing.
-
-    A short form is accepted too: ``{"prompt": "text or messages", "answers": ["…", "…"]}`` with ``kind``,
-    ``steps``, ``batch``, ``overlap``, ``check`` and ``metadata`` as in :class:`Task`.
-
-    Raises:
-        DataError: with what is wrong.
-    """
-    if not isinstance(values, dict):
-        raise DataError(f"an item is an object, got {type(values).__name__}")
-    values = dict(values)
-    try:
-        if isinstance(values.get("prompt"), str):
-            values["prompt"] = Prompt.from_text(values["prompt"])
-        elif isinstance(values.get("prompt"), list):
-            values["prompt"] = Prompt.of([Message.model_validate(m) for m in values["prompt"]])
-        if isinstance(values.get("answers"), list) and "completions" not in values:
-            values["completions"] = [{"text": a} if isinstance(a, str) else a for a in values.pop("answers")]
-        if values.get("kind") == "steps" and "completions" not in values and isinstance(values.get("steps"), list):
-            values["completions"] = [{"text": "\n".join(map(str, values["steps"]))}]
-        if "id" not in values:
-            draft = Task.model_validate(values | {"id": "-"})
-            fields = {name: getattr(draft, name) for name in ("kind", "steps", "batch", "overlap", "check", "metadata")}
-            return Task.of(draft.prompt, draft.completions, **fields)
-        return Task.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "item"
-        raise DataError(f"{where}: {first['msg']}") from None
-
-
-def parse_tasks(rows: Iterable[Any]) -> Iterator[Task | str]:
-    """Each row as a task, or the reason why it is none."""
-    for row in rows:
-        try:
-            yield parse_task(row)
-        except DataError as error:
-            yield str(error)

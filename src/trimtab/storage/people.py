@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from trimtab.errors import ConflictError, DataError
 from trimtab.storage.database import Database
 from trimtab.storage.form import whole_characters_or_refuse
-from trimtab.storage.schema import events, invitations, people, sessions, tokens
+from trimtab.storage.rows import add_event
+from trimtab.storage.schema import invitations, people, sessions, tokens
 
 RoleName = Literal["owner", "adjudicator", "annotator"]
 ROLES: tuple[RoleName, ...] = ("annotator", "adjudicator", "owner")
@@ -103,7 +104,7 @@ class People:
                     expires_at=now + days * _DAY,
                 )
             )
-            _event(c, now, "invitation", {"role": role, "note": note, "id": made.inserted_primary_key[0]}, by)  # pyright: ignore[reportOptionalSubscript]
+            add_event(c, now, "invitation", {"role": role, "note": note, "id": made.inserted_primary_key[0]}, person=by)  # pyright: ignore[reportOptionalSubscript]
         return token
 
     def first_owner(self) -> str | None:
@@ -151,7 +152,7 @@ class People:
                 person = row.person_id
                 c.execute(update(people).where(people.c.id == person).values(password=hashed))
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
-                _event(c, now, "password", {}, person)
+                add_event(c, now, "password", {}, person=person)
             else:
                 if c.execute(select(people.c.id).where(people.c.name_key == _key(name))).first():
                     raise ConflictError("this name is taken; choose another one")
@@ -167,7 +168,7 @@ class People:
                     )
                 )
                 person = made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
-                _event(c, now, "joined", {"role": row.role}, person)
+                add_event(c, now, "joined", {"role": row.role}, person=person)
             return self._new_session(c, person)
 
     def open_invitations(self) -> list[dict[str, Any]]:
@@ -275,7 +276,7 @@ class People:
                     raise ConflictError("this is the last owner; make somebody else an owner first")
             if values:
                 c.execute(update(people).where(people.c.id == person).values(**values))
-                _event(c, self.clock(), "person", {"person": person, **values}, by)
+                add_event(c, self.clock(), "person", {"person": person, **values}, person=by)
             if state == "removed":
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
 
@@ -292,7 +293,7 @@ class People:
         token, now = f"tt_{secrets.token_urlsafe(32)}", self.clock()
         with self.database.write() as c:
             c.execute(insert(tokens).values(token=_digest(token), name=check_name(name), scope=scope, created_at=now))
-            _event(c, now, "token", {"name": name, "scope": scope}, by)
+            add_event(c, now, "token", {"name": name, "scope": scope}, person=by)
         return token
 
     def tokens(self) -> list[Row[Any]]:
@@ -304,7 +305,7 @@ class People:
         """Make a token stop working."""
         with self.database.write() as c:
             c.execute(update(tokens).where(tokens.c.id == token).values(revoked_at=self.clock()))
-            _event(c, self.clock(), "revoked", {"token": token}, by)
+            add_event(c, self.clock(), "revoked", {"token": token}, person=by)
 
     def token_scope(self, token: str) -> str | None:
         """What an API token may do; None if it does not work."""
@@ -362,7 +363,3 @@ def _hasher() -> PasswordHasher:
 def _nobody() -> str:
     """A hash that no password fits, so that an unknown name takes as long as a wrong password."""
     return _hasher().hash(secrets.token_urlsafe(32))
-
-
-def _event(c: Connection, at: float, kind: str, body: dict[str, Any], person: int | None) -> None:
-    c.execute(insert(events).values(at=at, kind=kind, person_id=person, body=json.dumps(body)))

@@ -7,7 +7,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.records.annotation import Submission, Task
-from trimtab.storage.labels import parse_tasks
+from trimtab.storage.tasks import parse_tasks
 from trimtab.web.dashboard import agreement_of
 
 router = APIRouter(prefix="/api/v1", tags=["v1"])
@@ -119,10 +119,11 @@ def items(request: Request, after: After = 0, limit: Limit = 100) -> Items:
 
 @router.get("/judgements", dependencies=[_token("read")], responses=_ERRORS)
 def judgements(request: Request, after: After = 0, limit: Limit = 100) -> Submissions:
-    """Everybody's current word, page by page; a change has a new, higher version."""
+    """Everybody's current word, page by page; a change has a new, higher version. Groups are named in exports only."""
     found = request.app.state.store.submissions(after=after, limit=limit)
     more = found[-1][0] if len(found) == limit else None
-    return Submissions(judgements=[StoredSubmission(version=v, submission=s) for v, s in found], next=more)
+    named = [StoredSubmission(version=v, submission=s.model_copy(update={"cohort": None})) for v, s in found]
+    return Submissions(judgements=named, next=more)
 
 
 @router.get("/agreement", dependencies=[_token("read")], responses=_ERRORS)

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,7 +37,7 @@ def create_app(
     people: People,
     *,
     hosts: Collection[str] = LOCAL,
-    secure: bool = False,
+    public_url: str | None = None,
     notify: Callable[[dict[str, Any]], None] | None = None,
 ) -> FastAPI:
     """The ASGI application.
@@ -45,7 +46,7 @@ def create_app(
         store: items and judgements.
         people: accounts.
         hosts: names the server answers to.
-        secure: it is reached over HTTPS only, so cookies are marked so.
+        public_url: how people reach it, where a proxy is in front; with HTTPS, cookies are marked secure.
         notify: called after each stored judgement (webhook); None: off.
     """
     from trimtab.web import accounts, adjudication, api, manage, work
@@ -57,11 +58,11 @@ def create_app(
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
     )
-    app.state.store, app.state.people, app.state.secure = store, people, secure
+    app.state.store, app.state.people, app.state.public_url = store, people, public_url
     app.state.notify = notify or (lambda _: None)
     app.state.pages = _environment()
     app.state.cache = {}
-    app.add_middleware(Guard, hosts=hosts)
+    app.add_middleware(Guard, hosts=hosts, public=urlsplit(public_url or "").netloc)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for part in (accounts, work, adjudication, manage, api):
         app.include_router(part.router)
@@ -139,6 +140,11 @@ def language_of(request: Request, person: Person | None) -> str:
     return choose(person.language if person else None, request.headers.get("accept-language", ""))
 
 
+def link_to(request: Request, path: str) -> str:
+    """A link to a page of ours for somebody else."""
+    return (request.app.state.public_url or f"{request.url.scheme}://{request.headers['host']}") + path
+
+
 def start_session(request: Request, token: str, to: str) -> Response:
     """Set the session cookie, always a new one, and go on."""
     answer = RedirectResponse(to, status_code=303)
@@ -148,7 +154,7 @@ def start_session(request: Request, token: str, to: str) -> Response:
         max_age=SESSION_DAYS * 86400,
         httponly=True,
         samesite="lax",
-        secure=request.app.state.secure,
+        secure=(request.app.state.public_url or "").startswith("https:"),
         path="/",
     )
     return answer

@@ -13,7 +13,6 @@ from trimtab.records.annotation import Submission, Task, judgements_of
 from trimtab.storage.labels import LabelStore, Progress
 from trimtab.storage.people import People
 from trimtab.storage.schema import items, judgements
-from trimtab.web.exchange import without_small_groups
 
 NEWEST = 2000
 """Judgements that the live statistics are made from; `trimtab agreement` uses all."""
@@ -170,18 +169,17 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
 
 def _cohorts(tasks: dict[str, Task], said: list[Submission], least: int, criterion: str) -> tuple[list[Cohort], int]:
     """Groups large enough to be shown, each with the agreement inside it; and how many were too small."""
-    shown, _ = without_small_groups(said, least)
     groups: defaultdict[str, list[Submission]] = defaultdict(list)
-    for s in shown:
-        if s.cohort is not None:
-            groups[s.cohort].append(s)
-    named = {s.cohort for s in said if s.cohort is not None}
+    for s in said:
+        for part in s.groups:
+            groups[part].append(s)
     made = []
     for name, mine in sorted(groups.items()):
-        report = agreement_report(*_records(tasks, mine), criterion=criterion, resamples=100)
         annotators = len({s.annotator for s in mine})
-        made.append(Cohort(name=name, annotators=annotators, judged=len(mine), agreement=report["raw_agreement"]))
-    return made, len(named) - len(groups)
+        if annotators >= least:
+            report = agreement_report(*_records(tasks, mine), criterion=criterion, resamples=100)
+            made.append(Cohort(name=name, annotators=annotators, judged=len(mine), agreement=report["raw_agreement"]))
+    return made, len(groups) - len(made)
 
 
 def _share(right: int, of: int) -> Estimate:

@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -43,8 +43,9 @@ from trimtab.records.annotation import (
     step_label_of,
 )
 from trimtab.records.types import Message
-from trimtab.storage.labels import LabelStore, Snapshot
+from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
+from trimtab.storage.snapshot import Snapshot, load_snapshot, take_snapshot, without_small_groups
 
 FORMATS = ("trimtab", "judgements", "trl", "ranking", "unpaired", "steps", "rewrites", "csv")
 _VERSION = 1
@@ -113,7 +114,7 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
     strangers = sum(s.task not in known for s in snapshot.submissions)
     if strangers:
         raise DataError(f"{folder}: {strangers} submissions are about tasks that are not in it")
-    return store.load(snapshot)
+    return load_snapshot(store, snapshot)
 
 
 def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], list[Judgement]]:
@@ -125,7 +126,7 @@ def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], li
 
 
 def _files(store: LabelStore, format: str) -> dict[str, bytes]:
-    snapshot = store.everything()
+    snapshot = take_snapshot(store)
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions})
     dropped: Counter[str] = Counter()
@@ -153,17 +154,6 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
         },
     }
     return files | {"manifest.json": (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()}
-
-
-def without_small_groups(submissions: Iterable[Submission], least: int) -> tuple[tuple[Submission, ...], int]:
-    """Take away the names of groups of fewer than ``least`` annotators; returns how many submissions that concerned."""
-    found = tuple(submissions)
-    members: defaultdict[str | None, set[str]] = defaultdict(set)
-    for s in found:
-        members[s.cohort].add(s.annotator)
-    small = {cohort for cohort, who in members.items() if cohort is not None and len(who) < least}
-    kept = tuple(s.model_copy(update={"cohort": None}) if s.cohort in small else s for s in found)
-    return kept, sum(s.cohort in small for s in found)
 
 
 Written = tuple[dict[str, bytes], dict[str, int]]

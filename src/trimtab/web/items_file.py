@@ -7,14 +7,14 @@ from pathlib import Path
 from trimtab.errors import DataError
 from trimtab.records import Comparison, Preference, Rating, load
 from trimtab.records.annotation import Task
-from trimtab.storage.labels import parse_task
+from trimtab.storage.tasks import parse_task
 
 
 def read_items(source: str) -> Iterator[Task | str]:
     """Tasks of a file, or for a row that is none the reason why.
 
     JSON lines with ``answers``, ``completions`` or ``steps`` are tasks, whole or short
-    (:func:`~trimtab.storage.labels.parse_task`). Everything else that ``trimtab data check`` knows is
+    (:func:`~trimtab.storage.tasks.parse_task`). Everything else that ``trimtab data check`` knows is
     read as comparisons, preferences (without saying which answer was chosen) or ratings.
 
     Raises:

@@ -15,7 +15,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.records.annotation import Task
 from trimtab.storage.people import ROLES, Person
 from trimtab.storage.project import ProjectConfig
-from trimtab.web.app import fields, page, signed_in
+from trimtab.web.app import fields, link_to, page, signed_in
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
 from trimtab.web.items_file import task_of_line
@@ -104,7 +104,7 @@ def invite(request: Request, person: Owner, given: Fields) -> Response:
     if role is None:
         raise DataError(f"role: one of {', '.join(ROLES)}")
     token = request.app.state.people.invite(role, by=person.id, note=given.get("note", "")[:100])
-    return _people(request, person, link=f"{request.url.scheme}://{request.headers['host']}/join/{token}")
+    return _people(request, person, link=link_to(request, f"/join/{token}"))
 
 
 @router.post("/invitations/{number}/withdraw")
@@ -121,7 +121,7 @@ def change_person(request: Request, person: Owner, number: Number, given: Fields
     if action == "reset":
         people.change(number, by=person.id)  # refuses unknown people
         token = people.invite("annotator", by=person.id, person=number)
-        return _people(request, person, link=f"{request.url.scheme}://{request.headers['host']}/join/{token}")
+        return _people(request, person, link=link_to(request, f"/join/{token}"))
     changes: dict[str, Any] = {
         "pause": {"state": "paused"},
         "resume": {"state": "active"},

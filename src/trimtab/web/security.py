@@ -37,10 +37,12 @@ class Guard:
     Args:
         app: what is guarded.
         hosts: names this server answers to; anything else is refused (DNS rebinding).
+        public: ``host:port`` of the address people use, which a proxy in front may hide from us.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], public: str = "") -> None:
         self.app = app
+        self.public = public.lower()
         self.hosts = frozenset(h.lower() for h in hosts)
         self.tries = Tries()
 
@@ -88,7 +90,7 @@ class Guard:
         if not length.isdecimal() or int(length[:18]) > limit:
             return 413, f"The request is larger than {limit} bytes; send it in parts."
         if method not in _SAFE:
-            if "authorization" not in headers and not _same_origin(headers, host):
+            if "authorization" not in headers and not _same_origin(headers, {host.lower(), self.public}):
                 return 403, "This request came from another site, and was refused."
             for start, (count, seconds) in _TRIES.items():
                 if path.startswith(start) and not self.tries.allow(
@@ -133,7 +135,7 @@ def _hostname(host: str) -> str:
         return ""
 
 
-def _same_origin(headers: Headers, host: str) -> bool:
+def _same_origin(headers: Headers, ours: set[str]) -> bool:
     """Does the browser say the request comes from one of our pages? A program that is no browser says nothing."""
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
@@ -142,6 +144,6 @@ def _same_origin(headers: Headers, host: str) -> bool:
     if origin is None:
         return True  # the CSRF token still has to be right
     try:
-        return urlsplit(origin).netloc.lower() == host.lower()
+        return urlsplit(origin).netloc.lower() in ours - {""}
     except ValueError:
         return False

@@ -72,14 +72,21 @@ def serve(
     for url in (public_url, webhook):
         if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
             raise ConfigError(f"{url!r} is not a URL; write http://… or https://…")
+    if public_url is not None and urlsplit(public_url).path.strip("/"):
+        raise ConfigError(f"{public_url!r} has a path; the app needs a host name (or port) of its own")
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     link = public_url.rstrip("/") if public_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
     hosts = {*LOCAL, host, str(urlsplit(link).hostname)}
     hook = Webhook(webhook, os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")) if webhook else None
     app = create_app(
-        project.store, project.people, hosts=hosts, secure=link.startswith("https:"), notify=hook.send if hook else None
+        project.store,
+        project.people,
+        hosts=hosts,
+        public_url=link if public_url else None,
+        notify=hook.send if hook else None,
     )
+    project.store.set_address(link)
     token = project.people.first_owner()
     if token is not None:
         say(f"Open this link to become the first owner (it works once, for a day): {link}/join/{token}")

@@ -158,7 +158,7 @@ function start() {
     input.focus({ preventScroll: true });
     changed();
   }
-  function changed() { board(); keepDraft(); }
+  function changed() { if (status.className === "bad" && !store.get("pending")) tell(""); board(); keepDraft(); }
 
   // A new task is on the page.
   function ready() {
