@@ -164,6 +164,14 @@ def test_catalogues_say_the_same_things():
     }
     used |= set(re.findall(r'say\("([\w.]+)"', (WEB / "static" / "app.js").read_text()))
     assert used <= set(english)
+    source = "".join(page.read_text() for part in ("web", "storage") for page in WEB.with_name(part).glob("*.py"))
+    said = {phrase for key, phrase in english.items() if key.startswith("error.") and key != "error.title"}
+    assert {phrase for phrase in said if phrase not in source} == {"Not Found"}  # that one is Starlette's
+
+
+def test_errors_are_in_the_readers_language(here: World, visit):
+    page = visit("").get("/join/guess", headers={"Accept-Language": "de-AT,en;q=0.5"})
+    assert "Dieser Link ist nicht bekannt" in page.text and "Das hat nicht geklappt" in page.text
 
 
 def test_the_app_needs_no_torch(tmp_path: Path):

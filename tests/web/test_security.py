@@ -439,7 +439,8 @@ def test_fuzzed_bodies_give_no_500(here: World, visit, count: int):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_schemathesis_finds_nothing(here: World, visit):
+@pytest.mark.parametrize("examples", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_schemathesis_finds_nothing(here: World, visit, examples: int):
     """Every operation of the OpenAPI document, with bodies made from it, answers as the document says."""
     schemathesis = pytest.importorskip("schemathesis")
     here.pairs(3)
@@ -452,7 +453,7 @@ def test_schemathesis_finds_nothing(here: World, visit):
         if not operation.path.startswith("/api/"):
             continue
 
-        @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def run(case):
             case.call_and_validate(

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 
 from trimtab.errors import ConflictError, DataError
-from trimtab.storage.people import Person
+from trimtab.storage.people import MIN_PASSWORD, Invitation, Person
 from trimtab.web.app import COOKIE, fields, language_of, page, signed_in, start_session
-from trimtab.web.strings import catalogues
+from trimtab.web.strings import catalogues, translate_error
 
 router = APIRouter(include_in_schema=False)
 Fields = Annotated[dict[str, str], Depends(fields)]
@@ -42,7 +42,8 @@ def signin(request: Request, given: Fields) -> Response:
     try:
         token = request.app.state.people.sign_in(given.get("name", ""), given.get("password", ""))
     except DataError as error:
-        return page(request, "signin.html", None, status=403, problem=str(error), name=given.get("name", ""))
+        problem = translate_error(language_of(request, None), str(error))
+        return page(request, "signin.html", None, status=403, problem=problem, name=given.get("name", ""))
     return start_session(request, token, "/")
 
 
@@ -61,8 +62,15 @@ def join_page(request: Request, token: str) -> Response:
     try:
         invitation = request.app.state.people.invitation(token)
     except DataError as error:
-        return page(request, "message.html", None, status=404, heading="Link", text=str(error))
-    return page(request, "join.html", None, problem=None, invitation=invitation, name="")
+        text = translate_error(language_of(request, None), str(error))
+        return page(request, "message.html", None, status=404, text=text)
+    return _join(request, invitation)
+
+
+def _join(request: Request, invitation: Invitation, *, problem: str = "", name: str = "") -> Response:
+    status = 422 if problem else 200
+    values = {"problem": problem, "invitation": invitation, "name": name, "least": MIN_PASSWORD}
+    return page(request, "join.html", None, status=status, **values)
 
 
 @router.post("/join/{token}")
@@ -78,15 +86,8 @@ def join(request: Request, token: str, given: Fields) -> Response:
             language=language_of(request, None),
         )
     except (DataError, ConflictError) as error:
-        return page(
-            request,
-            "join.html",
-            None,
-            status=422,
-            problem=str(error),
-            invitation=invitation,
-            name=given.get("name", ""),
-        )
+        problem = translate_error(language_of(request, None), str(error))
+        return _join(request, invitation, problem=problem, name=given.get("name", ""))
     return start_session(request, session, "/")
 
 

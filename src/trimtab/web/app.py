@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Awaitable, Callable, Collection
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ from trimtab.errors import ConflictError, DataError, StorageError, TrimtabError
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.people import SESSION_DAYS, People, Person, RoleName
 from trimtab.web.security import Guard
-from trimtab.web.strings import catalogues, choose, translate
+from trimtab.web.strings import catalogues, choose, translate, translate_error
 from trimtab.web.text import render, visible
 
 HERE = Path(__file__).parent
@@ -182,11 +181,12 @@ def _wants_page(request: Request) -> bool:
 
 
 def _answer(request: Request, status: int, text: str) -> Response:
+    text = translate_error(language_of(request, None), text)
     if not _wants_page(request):
         safe = text.encode("utf-8", "replace").decode()
         return JSONResponse({"detail": safe}, status_code=status)
     try:
-        return page(request, "message.html", None, status=status, heading=HTTPStatus(status).phrase, text=text)
+        return page(request, "message.html", None, status=status, text=text)
     except StorageError:  # the title is in the database that just failed
         return Response(text, status_code=status, media_type="text/plain")
 
@@ -213,4 +213,4 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _sign_in(request: Request, _: Exception) -> Response:
     if _wants_page(request) and request.method == "GET":
         return RedirectResponse("/signin", status_code=303)
-    return JSONResponse({"detail": "Sign in first."}, status_code=401)
+    return await run_in_threadpool(_answer, request, 401, "Sign in first.")

@@ -23,6 +23,17 @@ def choose(wanted: str | None, accept: str = "") -> str:
     return "en"
 
 
+@cache
+def _errors() -> dict[str, str]:
+    return {phrase: key for key, phrase in catalogues()["en"].items() if key.startswith("error.")}
+
+
+def translate_error(language: str, text: str) -> str:
+    """An error's message in a language, where the catalogue has it (``error.…``, found by its English text)."""
+    key = _errors().get(text)
+    return text if key is None else translate(language, key)
+
+
 def translate(language: str, key: str, **values: object) -> str:
     """A phrase in a language, with values filled in."""
     known = catalogues()
