@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Integer, case, cast, func, select
 
@@ -16,8 +17,9 @@ from trimtab.storage.schema import items, judgements
 
 NEWEST = 2000
 """Judgements that the live statistics are made from; `trimtab agreement` uses all."""
-_KEPT = 20.0
-"""Seconds for which statistics are kept."""
+_Made = TypeVar("_Made")
+_REST = 20
+"""Statistics are kept for so many times the time it took to make them: large projects do not make them all the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,22 +110,32 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
 
 def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Estimate], str]:
     """Agreement over the newest judgements, and a sentence about which these are."""
-    kept = cache.get("agreement")
-    if kept is not None and time.monotonic() - kept[0] < _KEPT:
-        return kept[1]
-    tasks, said = _sample(store, cache)
-    made = agreement_report(*_records(tasks, said), criterion=store.config().criteria[0].name, resamples=300)
-    total = store.progress().done
-    note = f"{len(said)} / {total}" if total > len(said) else ""
-    cache["agreement"] = (time.monotonic(), (made, note))
-    return made, note
+
+    def make() -> tuple[dict[str, Estimate], str]:
+        tasks, said = _sample(store, cache)
+        made = agreement_report(*_records(tasks, said), criterion=store.config().criteria[0].name, resamples=300)
+        total = store.progress().done
+        return made, f"{len(said)} / {total}" if total > len(said) else ""
+
+    return _kept(cache, "agreement", make)
+
+
+def _kept(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
+    until, made = cache.get(name, (0.0, None))
+    started = time.monotonic()
+    if started >= until:
+        made = make()
+        now = time.monotonic()
+        cache[name] = (now + _REST * (now - started), made)
+    return made
 
 
 def _sample(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Task], list[Submission]]:
     """The newest judgements, and the tasks they are about."""
-    kept = cache.get("sample")
-    if kept is not None and time.monotonic() - kept[0] < _KEPT:
-        return kept[1]
+    return _kept(cache, "sample", lambda: _newest(store))
+
+
+def _newest(store: LabelStore) -> tuple[dict[str, Task], list[Submission]]:
     said = [s for _, s in store.submissions(limit=NEWEST, newest=True) if not s.adjudication]
     uids = sorted({s.task for s in said})
     tasks: dict[str, Task] = {}
@@ -133,9 +145,7 @@ def _sample(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Task], 
             for body in c.scalars(query):
                 task = Task.model_validate_json(body)
                 tasks[task.id] = task
-    found = (tasks, [s for s in said if s.task in tasks])
-    cache["sample"] = (time.monotonic(), found)
-    return found
+    return tasks, [s for s in said if s.task in tasks]
 
 
 def _records(tasks: dict[str, Task], said: list[Submission]):
