@@ -24,6 +24,9 @@ def test_people_take_the_simulated_annotators_place(tmp_path: Path):
         with pytest.raises(Interrupted, match=r"0 of \d judgements are in.*trimtab annotate .*annotation"):
             run_recipe(config, recipe, runs=runs, ui=Silent())
     project = open_project(runs / config.name / "annotation", create=False)
+    project.store.set_address("http://127.0.0.1:8765")  # as serving it does
+    with pytest.raises(Interrupted, match=r"let people judge at http://127.0.0.1:8765 .started with `trimtab annotate"):
+        run_recipe(config, recipe, runs=runs, ui=Silent())
     token = project.people.first_owner()
     assert token is not None
     me = project.people.session(project.people.accept(token, name="Ann", password="a long password"))
