@@ -251,6 +251,11 @@ def test_thumbs_and_steps(page, server: Server, here: World):
     page.keyboard.press("Enter")
     expect(page.locator("#count")).to_have_text("1")
     shot(page, "steps")
+    here.store.set_guideline("Only **real** mistakes.")
+    page.keyboard.press("s")
+    expect(page.locator(".nothing")).to_be_visible()
+    page.keyboard.press("z")
+    expect(page.locator("#guidelines strong")).to_have_text("real")  # new guidelines open beside the task
     page.keyboard.press("2")
     page.keyboard.press("Enter")
     expect(page.locator("#count")).to_have_text("2")

@@ -105,6 +105,20 @@ def test_a_change_names_the_version_it_replaces(world: World):
     assert world.store.progress().done == 1
 
 
+def test_a_judgement_carries_the_guidelines_its_annotator_saw(world: World):
+    world.pairs(2)
+    me = world.join("me").id
+    seen = world.store.set_guideline("Be kind.")
+    item = world.store.next(me)
+    newer = world.store.set_guideline("Be kind and brief.")
+    _, other = world.store.submit(me, judge(item, "1", guideline=seen))
+    assert isinstance(other, Assignment) and other.guideline == newer
+    with pytest.raises(DataError, match="no such version"):
+        world.store.submit(me, judge(other, "2", guideline="v9-none"))
+    world.store.submit(me, judge(other, "2"))
+    assert [s.guideline for _, s in world.store.submissions()] == [seen, newer]
+
+
 def test_undo_gives_the_item_back_as_a_draft_and_keeps_the_event(world: World):
     world.configure(overlap=1, gold_every=0)
     world.pairs(2)

@@ -396,7 +396,7 @@ def _junk(random_: random.Random, depth: int = 0):
 
 NAMES = (
     "item key version verdict answers good first_wrong rewrite reason comment seconds criterion ranks strength scores "
-    "of text items prompt completions steps batch overlap check metadata kind id messages role content \x00 "
+    "of text items prompt completions steps batch overlap check metadata kind id messages role content guideline \x00 "
 ).split(" ")
 
 

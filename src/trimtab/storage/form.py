@@ -45,6 +45,8 @@ class Form(Record):
     """Why it is flagged, or the cause an adjudicator found."""
     comment: Annotated[Text, Field(max_length=10_000)] = ""
     """A remark."""
+    guideline: Annotated[Text, Field(max_length=40)] | None = None
+    """Version of the guidelines the sender saw; None: the newest."""
     seconds: float | None = Field(default=None, ge=0.0, le=1e9, allow_inf_nan=False)
     """Time spent looking, as measured by the sender."""
 

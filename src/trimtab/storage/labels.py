@@ -117,6 +117,8 @@ class Assignment:
     """Of the judgement that is being changed; None: it is new."""
     draft: dict[str, Any] | None = None
     """The form as it was, when a judgement was taken back or is being changed."""
+    guideline: str | None = None
+    """Newest version of the guidelines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -565,7 +567,9 @@ class LabelStore:
         self, c: Connection, form: Form, item: Row[Any], person: int, now: float, lease: Any, *, adjudication: bool
     ) -> Submission:
         who = c.execute(_PERSON, {"person": person}).one()
-        guideline = c.scalar(_GUIDELINE)
+        guideline = form.guideline or c.scalar(_GUIDELINE)
+        if form.guideline and not c.scalar(select(guidelines.c.version).where(guidelines.c.name == form.guideline)):
+            raise DataError(f"guideline {form.guideline!r}: there is no such version; reload the page")
         elapsed = now - lease.created_at if lease is not None else None
         seconds = form.seconds
         if elapsed is not None and elapsed >= 0 and (seconds is None or seconds > elapsed + 5):
@@ -735,7 +739,8 @@ class LabelStore:
     ) -> Assignment:
         task = task_of(item)
         pseudonym = self._pseudonym(c, person)
-        return Assignment(task=task, shown_order=self.order(task, pseudonym), version=version, draft=draft)
+        shown = self.order(task, pseudonym)
+        return Assignment(task=task, shown_order=shown, version=version, draft=draft, guideline=c.scalar(_GUIDELINE))
 
     def _pseudonym(self, c: Connection, person: int) -> str:
         """They never change, so each is looked up once."""

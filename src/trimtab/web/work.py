@@ -37,6 +37,8 @@ class Next(BaseModel):
     """``task``, or why there is none: ``empty``, ``paused``, ``closed``, ``unqualified``."""
     html: str
     """The task, rendered."""
+    guideline: str | None = None
+    """Newest version of the guidelines, while there is a task."""
     stored: str | None = None
     """``stored`` or ``late``, after a submission."""
     version: int | None = None
@@ -101,6 +103,7 @@ def _next(request: Request, person: Person, found: Assignment | str, receipt: Re
         item=None if isinstance(found, str) else found.task.id,
         state=found if isinstance(found, str) else "task",
         html=task_html(request, person, found),
+        guideline=None if isinstance(found, str) else found.guideline,
         stored=receipt.state if receipt else None,
         version=receipt.version if receipt else None,
     )

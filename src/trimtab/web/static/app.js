@@ -64,6 +64,7 @@ function start() {
     const made = {
       item: t.dataset.item, verdict, comment: form().elements.comment.value, seconds: Math.round(seconds() * 10) / 10,
     };
+    if (work.dataset.guideline) made.guideline = work.dataset.guideline;
     if (t.dataset.version !== "") made.version = Number(t.dataset.version);
     if (verdict === "flag") made.reason = form().elements.reason.value;
     if (verdict !== "judged") return made;
@@ -181,6 +182,9 @@ function start() {
   }
 
   function show(reply) {
+    if (reply.guideline && reply.guideline !== work.dataset.guideline) { // new rules: open them beside the task
+      store.drop("draft"); store.set("guidelines", true); location.assign(work.dataset.url); return;
+    }
     place.innerHTML = reply.html; // rendered and escaped by the server
     store.drop("draft");
     window.scrollTo({ top: 0 });
