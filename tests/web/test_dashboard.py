@@ -8,19 +8,19 @@ from trimtab.web.dashboard import dashboard
 from .kit import World, judge
 
 
-def test_figures_and_groups(here: World):
-    here.configure(overlap=3, gold_every=0, min_cell=2, fast_seconds=3.0)
-    first, *_ = here.pairs(4)
+def test_figures_and_groups(world: World):
+    world.configure(overlap=3, gold_every=0, min_cell=2, fast_seconds=3.0)
+    first, *_ = world.pairs(4)
     for name, region, seconds in (("ann", "north", 2.0), ("ben", "north", 8.0), ("cem", "south", 8.0)):
-        me = here.join(name).id
-        here.people.profile(me, language="en", cohort={"language": "de, mostly", "region": region})
-        item = here.store.next(me)
+        me = world.join(name).id
+        world.people.profile(me, language="en", cohort={"language": "de, mostly", "region": region})
+        item = world.store.next(me)
         while isinstance(item, Assignment):
-            here.clock.now += 10
+            world.clock.now += 10
             best = int(name == "cem" and item.task.id == first)
             form = judge(item, f"{name}-{item.task.id}", best=best, seconds=seconds)
-            _, item = here.store.submit(me, form)
-    found = dashboard(here.store, here.people, {})
+            _, item = world.store.submit(me, form)
+    found = dashboard(world.store, world.people, {})
     assert (found.progress.complete, found.progress.done, found.progress.needed) == (4, 12, 12)
     assert found.progress.disputed == 1
     assert found.per_day[-1][1] == 12 and found.days_left == 0 and found.seconds == 8.0

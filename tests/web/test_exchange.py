@@ -27,23 +27,23 @@ WEB = Path(strings.__file__).parent
 
 
 @pytest.fixture
-def full(here: World) -> World:
+def full(world: World) -> World:
     """Two people, one adjudication, every kind of task, a skip, a gold item, an undone judgement, guidelines."""
-    here.configure(overlap=2, gold_every=2, rewrite=True, min_cell=2)
-    here.store.set_guideline("Be kind.")
-    here.add(
+    world.configure(overlap=2, gold_every=2, rewrite=True, min_cell=2)
+    world.store.set_guideline("Be kind.")
+    world.add(
         {"prompt": "q1", "answers": ["a", "b"]},
         {"prompt": "q2", "answers": ["a", "b", "c"], "batch": "second"},
         {"prompt": "q3", "answers": ["a"], "kind": "thumbs", "overlap": 1},
         {"prompt": "q4", "steps": ["s1", "s2"], "kind": "steps", "overlap": 1},
         {"prompt": "q5", "answers": ["g", "w"], "check": {"role": "gold", "ranks": [0, 1]}},
     )
-    one, two, boss = here.join("one"), here.join("two"), here.join("boss", "adjudicator")
+    one, two, boss = world.join("one"), world.join("two"), world.join("boss", "adjudicator")
     for person in (one, two):
-        here.people.profile(person.id, language="de", cohort={"region": "north"})
-    here.people.profile(one.id, language="en", cohort={"region": "island of one"})
+        world.people.profile(person.id, language="de", cohort={"region": "north"})
+    world.people.profile(one.id, language="en", cohort={"region": "island of one"})
     for person, best in ((one, 0), (two, 1)):
-        item, turn = here.store.next(person.id), 0
+        item, turn = world.store.next(person.id), 0
         while not isinstance(item, str):
             turn += 1
             if item.task.kind == "compare" and len(item.task.completions) == 2:
@@ -53,13 +53,13 @@ def full(here: World) -> World:
             else:
                 answer = {"good": True} if item.task.kind == "thumbs" else {"first_wrong": 1}
                 form = Form.model_validate({"item": item.task.id, "key": f"test-key-{person.id}-{turn}", **answer})
-            receipt, item = here.store.submit(person.id, form)
+            receipt, item = world.store.submit(person.id, form)
             if turn == 1:
-                item = here.store.undo(person.id, receipt.version)
-    [(task, _)] = here.store.disputed()
-    item, _ = here.store.dispute(task.id, boss.id)
-    here.store.adjudicate(boss.id, judge(item, "boss", best=1, reason="noise"))
-    return here
+                item = world.store.undo(person.id, receipt.version)
+    [(task, _)] = world.store.disputed()
+    item, _ = world.store.dispute(task.id, boss.id)
+    world.store.adjudicate(boss.id, judge(item, "boss", best=1, reason="noise"))
+    return world
 
 
 def test_the_import_of_an_export_is_identical(full: World, tmp_path: Path):
