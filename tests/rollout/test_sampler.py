@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from trimtab.errors import DataError
 from trimtab.models import AdapterConfig, Backbone, Role
@@ -35,8 +36,8 @@ def test_logprobs_are_what_the_trainer_computes(architecture, temperature):
     rollouts = sample(backbone, prompts(6), group=3, adapter="policy", temperature=temperature, slots=7)
     batch = rollout_batch(rollouts, backbone.device)
     with torch.no_grad():
-        again = policy.logprobs(batch, temperature=temperature)[0]
-        reference = Role(backbone).logprobs(batch, temperature=temperature)[0]
+        again = policy.logprobs(batch, temperature=temperature)
+        reference = Role(backbone).logprobs(batch, temperature=temperature)
     torch.testing.assert_close(batch.columns["old_logprobs"], again, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(again, reference, atol=1e-2)
 
@@ -53,7 +54,7 @@ def test_greedy_is_hugging_faces_token_by_token(architecture):
         assert rollout.tokens == theirs
     batch = rollout_batch(rollouts, backbone.device)
     torch.testing.assert_close(
-        batch.columns["old_logprobs"], Role(backbone).logprobs(batch)[0].detach(), rtol=1e-4, atol=1e-4
+        batch.columns["old_logprobs"], Role(backbone).logprobs(batch).detach(), rtol=1e-4, atol=1e-4
     )
 
 
@@ -237,12 +238,31 @@ def test_an_answer_ends_at_a_stop_string():
     )
     for one, other in zip(free, bound, strict=True):
         if stop in one.text:
-            assert other.text == one.text[: one.text.index(stop)]
+            assert other.text == one.text[: one.text.index(stop)].strip()
             assert other.tokens == one.tokens[: len(other.tokens)]  # what was drawn is the same, up to the stop
             assert stop in backbone.chat.decode(other.tokens) and stop not in backbone.chat.decode(other.tokens[:-1])
             assert other.finish_reason == "stop"
         else:
             assert other.tokens == one.tokens
+
+
+def test_white_space_can_be_a_stop_string():
+    """A line break ends the answer when it is drawn, not when something follows it."""
+    backbone, asked = tiny_backbone(), prompts(48)
+
+    def said(tokens: list[int]) -> str:
+        return backbone.chat.decode(tokens, strip=False)
+
+    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(asked, adapter=None, seed=3)
+    bound = LocalSampler(backbone, SamplerConfig(max_new_tokens=24, stop=("\n",))).generate(asked, adapter=None, seed=3)
+    stopped = [o for f, o in zip(free, bound, strict=True) if "\n" in said(f.tokens)]
+    assert stopped
+    for other in stopped:
+        assert other.finish_reason == "stop"
+        assert "\n" in said(other.tokens) and "\n" not in said(other.tokens[:-1])
+        assert other.text == said(other.tokens).partition("\n")[0].strip()
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        SamplerConfig(stop=("",))
 
 
 def test_settings_of_single_prompts():

@@ -11,10 +11,11 @@ from trimtab.models import AdapterConfig, ModelConfig
 from trimtab.models.loading import resolve
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.run import plan_stages
-from trimtab.records import Demonstration, Preference, Prompt, load
+from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
+    DapoConfig,
     OfflineConfig,
     OnlineConfig,
     OnlineDpoConfig,
@@ -28,6 +29,9 @@ EFFICIENCY = 0.5
 
 TOKENS = 70
 """Assumed tokens of a prompt with its answer where nothing has been tokenised yet."""
+
+FLAT = 0.5
+"""Assumed share of groups without spread, which DAPO draws again."""
 
 OBJECTIVES = {
     "dpo": "DPO: min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})",
@@ -117,7 +121,7 @@ def _online_objective(a: OnlineConfig) -> str:
     if a.kl.target is not None:
         leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
     if a.kl.place == "loss":
-        leash += f", {a.kl.estimator} in the loss"
+        leash += f", {a.kl.estimator or 'k2'} in the loss"
     if a.ptx is not None:
         leash += f" + {a.ptx.coefficient:g}·log π(conversations)"
     return f"{name}: max E[reward] − {leash}"
@@ -211,7 +215,7 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
     """What a stage works on, its optimiser steps, tokens and floating point operations."""
     data = config.data
     forward = 2.0 * shape["parameters"]
-    prompts = _rows(data.prompts or data.preferences, Prompt, config, recipe) or 0
+    prompts = _rows(data.prompts or data.preferences or data.ratings, Prompt, config, recipe) or 0
     if stage == "sft" and config.sft:
         source = data.demonstrations or data.preferences
         count = round((_rows(source, Demonstration, config, recipe) or 0) * (1 - config.sft.holdout))
@@ -240,22 +244,41 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         return f"{kept} rankings of {answers}, {config.reward.batch} a step", updates, tokens, flops
     if stage == "align" and isinstance(config.align, OfflineConfig):
         o = config.align
+        what = f"rankings of {answers}"
+        if data.ratings:
+            count, answers, what = _rows(data.ratings, Rating, config, recipe) or 0, 1, "ratings"
         kept = round(count * (1 - o.holdout))
         lower, upper = _training(shape, o.adapter, head=True)
         tokens = kept * answers * TOKENS
-        flops = tokens * (lower + upper * (o.epochs + (0 if o.method in WITHOUT_REFERENCE else 0.5)))
+        reference = 0.0 if o.method in WITHOUT_REFERENCE else upper / 2
+        flops = tokens * (lower + upper * o.epochs + reference)
+        if o.method == "kto":  # the reference runs in every step, and both models on mismatched pairs
+            flops = tokens * o.epochs * (2 * lower + upper + 3 * upper / 2)
         items = kept * answers if o.method == "kto" else kept
-        return f"{kept} rankings of {answers}, {o.batch} a step", round(-(-items // o.batch) * o.epochs), tokens, flops
+        return f"{kept} {what}, {o.batch} a step", round(-(-items // o.batch) * o.epochs), tokens, flops
     if stage == "align" and isinstance(config.align, OnlineConfig):
         a = config.align
         size = a.prompts * a.group
         lower, upper = _training(shape, a.adapter, head=True)
-        tokens = a.steps * size * TOKENS
-        trained = 2 if isinstance(a, PpoConfig) else 1
-        flops = tokens * (forward / 2 + lower + 3 * upper / 2 + trained * a.epochs * upper)
-        return f"{prompts} prompts, {size} answers a step", a.steps * a.epochs * a.minibatches, tokens, flops
+        updates = a.steps * a.epochs * a.minibatches
+        drawn = a.steps * size * TOKENS
+        again = sum(FLAT**k for k in range(1, a.resample + 1)) if isinstance(a, DapoConfig) else 0.0
+        trained = 2.0 if isinstance(a, PpoConfig) else 1.0
+        if isinstance(a, OnlineDpoConfig | RejectionConfig):
+            trained = (2 if isinstance(a, OnlineDpoConfig) else a.keep) / a.group
+        # Reward model and drawing for all that is drawn; reference and updates for what stays.
+        flops = drawn * ((1 + again) * (forward / 2 + lower + upper / 2) + upper + trained * a.epochs * upper)
+        what = f"{prompts} prompts, {size} answers a step"
+        if again:
+            what += f" (and {again:.0%} drawn again if {FLAT:.0%} of groups are flat)"
+        ptx = a.ptx if isinstance(a, PolicyGradientConfig) else None
+        if ptx is not None:
+            flops += updates * ptx.batch * TOKENS * (lower + upper)
+            what += f", {ptx.batch} conversations an update"
+        return what, updates, round(drawn * (1 + again)), flops
     if stage == "evaluate" and config.evaluate:
         held = _rows(data.heldout, Prompt, config, recipe) or round(prompts * data.heldout_share)
-        count = min(config.evaluate.prompts or held, held) * (1 + (config.sft is not None) + (config.align is not None))
+        models = 1 + (config.sft is not None) + (config.align is not None) + (config.evaluate.best_of or 0)
+        count = min(config.evaluate.prompts or held, held) * models
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward * 2
     return "", 0, 0, 0.0

@@ -38,9 +38,6 @@ LABELS = {
 }  # fmt: skip
 """Names of methods that are not their initials."""
 
-JUDGES = {"gold": "the gold utility (simulated)", "proxy": "the reward model (proxy, trained against)"}
-"""How the page calls those who decide."""
-
 AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
     "leave_one_out": "One annotator against the others",
@@ -58,8 +55,7 @@ NOTICE = (
     "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
     "No person judged these answers."
 )
-PEOPLE = "The preferences in this run come from people, in the annotation app."
-PEOPLE_AND_GOLD = f"{PEOPLE} “Gold” is a simulated utility; no person judged the evaluation."
+GOLD = "“Gold” is a simulated utility; no person judged these answers."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -84,7 +80,7 @@ def collect(context: Context) -> ReportData:
     first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
     missing: dict[str, str] = {}
     if run.gold is None:
-        missing["gold"] = "This run has no gold utility, so no judge outside the reward model compared the answers."
+        missing["gold"] = f"This run has no gold utility, so no judge but {_climbed(run)} compared the answers."
     if "base" not in answers:
         missing["base"] = "This run has no answers of a model before SFT."
     if run.align is None:
@@ -92,13 +88,11 @@ def collect(context: Context) -> ReportData:
     elif not isinstance(run.align, OnlineConfig):
         missing["reward_against_kl"] = f"{run.align.method.upper()} learns from judged answers; no reward is climbed."
     if run.label is None:
-        missing["agreement"] = "The preferences were imported, so there are no judgements to compare."
+        missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     people = run.label is not None and run.label.source == "human"
     simulated = (run.label is not None and not people) or run.gold is not None
-    notice = NOTICE if simulated else "The preferences were imported from a file; see the provenance below."
-    if people:
-        notice = PEOPLE_AND_GOLD if simulated else PEOPLE
+    notice = NOTICE if run.label and not people else f"{_origin(run)} {GOLD if simulated else ''}".strip()
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -115,7 +109,7 @@ def collect(context: Context) -> ReportData:
         before=names[first],
         after=names[last],
         stages=_stages(context),
-        win_rates=tuple(_win_rows(result, names)),
+        win_rates=tuple(_win_rows(result, names, judges_of(run))),
         kl=None
         if result["kl"] is None
         else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
@@ -139,6 +133,29 @@ def collect(context: Context) -> ReportData:
         },
         missing=missing,
     )
+
+
+def _climbed(run: RunConfig) -> str:
+    """What gives the proxy: the rewards by the recipe's names, or the reward model."""
+    if not run.rewards:
+        return "the reward model"
+    return f"the reward{'s' if len(run.rewards) > 1 else ''} {' and '.join(f'“{name}”' for name in run.rewards)}"
+
+
+def judges_of(run: RunConfig) -> dict[str, str]:
+    """How the page calls those who decide."""
+    trained = ", trained against" if isinstance(run.align, OnlineConfig) else ""
+    return {"gold": "the gold utility (simulated)", "proxy": f"{_climbed(run)} (proxy{trained})"}
+
+
+def _origin(run: RunConfig) -> str:
+    """Where the preferences came from, in a run without simulated annotators."""
+    if run.label is not None:
+        return "The preferences in this run come from people, in the annotation app."
+    for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
+        if source:
+            return f"The {what} were imported from a file; see the provenance below."
+    return "This run has no preferences."
 
 
 def model_names(run: RunConfig) -> dict[str, str]:
@@ -194,13 +211,13 @@ def _stages(context: Context) -> tuple[Stage, ...]:
     return tuple(rows)
 
 
-def _win_rows(result: Mapping[str, Any], names: Mapping[str, str]) -> list[WinRateRow]:
+def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mapping[str, str]) -> list[WinRateRow]:
     numbers = ("rate", "low", "high", "n", "wins", "ties", "losses")
     return [
         WinRateRow(
             model=names[row["model"]],
             against=names[row["against"]],
-            metric=JUDGES[row["judge"]],
+            metric=judges[row["judge"]],
             **{k: row[k] for k in numbers},
         )
         for row in result["win_rates"]

@@ -13,9 +13,9 @@ up to the last bits of floating point in the logits.
 import hashlib
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -32,6 +32,9 @@ BLOCK = 256
 """Tokens per block of the vocabulary when a cumulative distribution is inverted."""
 
 
+PREFILL = 1024
+"""Prompt tokens, padding included, that are read at once; prompts of like length go together."""
+
 SHORTEST_PREFIX = 4
 """A common start of fewer tokens is not worth a pass of its own."""
 
@@ -45,8 +48,9 @@ class SamplerConfig(Config):
     """Draw from the smallest set of tokens with at least this mass; 1 = all tokens."""
     max_new_tokens: int = Field(default=64, ge=1)
     """An answer is cut here (finish_reason ``length``)."""
-    stop: tuple[str, ...] = ()
-    """An answer ends where one of these appears (finish_reason ``stop``); its text ends before it, its tokens after."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """An answer ends where one of these appears (finish_reason ``stop``), white space as it is written; its text ends
+    before it, its tokens after."""
     slots: int = Field(default=64, ge=1)
     """Answers decoded at the same time."""
 
@@ -159,7 +163,7 @@ class LocalSampler:
                 prompt_tokens=answer.prompt_tokens,
                 tokens=answer.tokens,
                 logprobs=answer.logprobs,
-                text=self.backbone.chat.decode(answer.tokens)[: answer.ending],
+                text=self.backbone.chat.decode(answer.tokens, strip=False)[: answer.ending].strip(),
                 finish_reason="stop" if ended else "length",
                 weight_version=weight_version,
             )
@@ -168,7 +172,7 @@ class LocalSampler:
 
         def done(answer: _Running) -> bool:
             if answer.settings.stop:
-                text = self.backbone.chat.decode(answer.tokens)
+                text = self.backbone.chat.decode(answer.tokens, strip=False)
                 found = [place for stop in answer.settings.stop if (place := text.find(stop)) >= 0]
                 answer.ending = min(found, default=None)
             return (
@@ -186,8 +190,8 @@ class LocalSampler:
                     while waiting and free >= len(waiting[0]):
                         started.append(waiting.popleft())
                         free -= len(started[-1])
-                    for answer in self._prefill(started, prefix, cache, len(running)):
-                        running.append(answer)
+                    for groups in _alike(started):
+                        running += self._prefill(groups, prefix, cache, len(running))
                 else:
                     self._decode(running, cache)
                 slot = 0
@@ -219,8 +223,6 @@ class LocalSampler:
         self, groups: list[list[_Running]], prefix: DynamicCache, cache: SlotCache, first_slot: int
     ) -> list[_Running]:
         """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
-        if not groups:
-            return []
         shared = prefix.get_seq_length()
         lengths = [len(members[0].prompt_tokens) for members in groups]
         tokens = torch.zeros(len(groups), max(lengths) - shared, dtype=torch.int64)
@@ -283,6 +285,15 @@ class LocalSampler:
             for answer, token, logprob in zip(mine, tokens.tolist(), chosen.tolist(), strict=True):
                 answer.tokens.append(token)
                 answer.logprobs.append(logprob)
+
+
+def _alike(groups: list[list[_Running]]) -> Iterator[list[list[_Running]]]:
+    """Groups with prompts about as long, at most :data:`PREFILL` padded tokens of them together (one at least)."""
+    ordered, start = sorted(groups, key=lambda members: len(members[0].prompt_tokens)), 0
+    for stop in range(1, len(ordered) + 1):
+        if stop == len(ordered) or len(ordered[stop][0].prompt_tokens) * (stop + 1 - start) > PREFILL:
+            yield ordered[start:stop]
+            start = stop
 
 
 def _invert(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from trimtab.algos import (
     kto_reference_point,
     masked_sum,
     orpo_loss,
-    ranking_pairs,
     simpo_loss,
 )
 from trimtab.config import Config
@@ -56,7 +55,7 @@ class OfflineConfig(Config):
     """Rankings (KTO: answers) per optimiser step."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure the loss and the implied accuracy on unseen ones."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
     """Memory for what frozen lower layers give, so that they run once and not once per epoch."""
@@ -259,7 +258,7 @@ def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: in
     sums = torch.empty(len(flat))
     batch = collate(flat, _masks(rankings), role.backbone.device, prompt_lengths=_prompt_lengths(rankings))
     for index, part in batch.micro_batches(token_budget):
-        sums[index.cpu()] = role.logprobs(part)[0].sum(dim=1).float().cpu()
+        sums[index.cpu()] = role.logprobs(part).sum(dim=1).float().cpu()
     values = iter(sums.tolist())
     return [[next(values) for _ in r.sequences] for r in rankings]
 
@@ -292,13 +291,12 @@ def reference_logprobs(
 
 def _pair_loss(policy: Role, part: _Part, norms: Norms, config: PairConfig) -> tuple[Tensor, Metrics]:
     """The part's share of the loss, and of the metrics of its pairs (weighted like the loss)."""
-    sums = masked_sum(policy.logprobs(part.batch)[0], part.batch.response_mask, dim=1)
+    sums = masked_sum(policy.logprobs(part.batch), part.batch.response_mask, dim=1)
     lengths = part.batch.response_mask.sum(dim=1).to(sums.dtype)
     pairs, weights, probabilities = [], [], []
     start = 0
     for ranking in part.rankings:
-        soft = ranking.probability
-        found = ranking_pairs(ranking.ranks) if soft is None else torch.tensor([[0, 1]])
+        soft, found = ranking.probability, ranking.pairs()
         pairs.append(found + start)
         weights += [ranking.weight / len(found) / norms.sequences] * len(found)
         probabilities += [1.0 if soft is None else soft] * len(found)
@@ -361,20 +359,13 @@ def _usable(rankings: Sequence[Ranking], config: PairConfig, reference: Sequence
         )
     if soft and isinstance(config, DpoConfig) and config.label_smoothing:
         raise ConfigError("align.label_smoothing and soft labels both say how sure a label is; set label_smoothing: 0")
-    usable = [
-        i for i, r in enumerate(rankings) if (r.probability is not None or len(set(r.ranks)) > 1) and not _same(r)
-    ]
+    usable = [i for i, r in enumerate(rankings) if len(r.pairs())]
     if not usable:
         raise DataError(
             f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "
             "to learn; check the labels with `trimtab data check`"
         )
     return usable
-
-
-def _same(ranking: Ranking) -> bool:
-    """True if all answers are the same tokens: their gap is zero whatever the policy does."""
-    return all(s == ranking.sequences[0] for s in ranking.sequences)
 
 
 def _masks(rankings: Sequence[Ranking]) -> list[list[bool]]:
@@ -423,11 +414,11 @@ def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int
     """Answers that win more of their pairs than they lose are liked, the others not; balanced ones are counted."""
     found, balanced = [], 0
     for ranking in rankings:
-        ranks = list(ranking.ranks)
-        if ranking.probability is not None:
-            ranks = [0, 1] if ranking.probability > 0.5 else [1, 0] if ranking.probability < 0.5 else [0, 0]
-        for number, (sequence, rank) in enumerate(zip(ranking.sequences, ranks, strict=True)):
-            wins, losses = sum(other > rank for other in ranks), sum(other < rank for other in ranks)
+        pairs = ranking.pairs().tolist()
+        if ranking.probability is not None and ranking.probability <= 0.5:
+            pairs = [[b, a] for a, b in pairs if ranking.probability < 0.5]
+        for number, sequence in enumerate(ranking.sequences):
+            wins, losses = sum(a == number for a, _ in pairs), sum(b == number for _, b in pairs)
             if wins == losses:
                 balanced += 1
                 continue
@@ -523,8 +514,8 @@ def _judged_loss(
         lower = policy.backbone.lower(batch) if policy.backbone is reference.backbone else None
         if lower is not None:
             batch.columns["lower"] = lower
-        known = masked_sum(reference.logprobs(batch)[0], batch.response_mask, dim=1)
-    sums = masked_sum(policy.logprobs(batch)[0], batch.response_mask, dim=1)
+        known = masked_sum(reference.logprobs(batch), batch.response_mask, dim=1)
+    sums = masked_sum(policy.logprobs(batch), batch.response_mask, dim=1)
     liked = torch.tensor([a.desirable for a in part], device=sums.device)
     weight = sums.new_tensor([a.weight for a in part]) / norms.sequences
     losses = kto_loss(
@@ -561,7 +552,7 @@ def _reference_point(policy: Role, reference: Role, chosen: Sequence[Judged], to
     sums = torch.empty(2, len(fitting), device=device)
     for index, part in batch.micro_batches(token_budget):
         for row, role in enumerate((policy, reference)):
-            sums[row, index] = role.logprobs(part)[0].sum(dim=1)
+            sums[row, index] = role.logprobs(part).sum(dim=1)
     return kto_reference_point(sums[0], sums[1])
 
 

@@ -115,7 +115,8 @@ def clipped_update(
     *,
     seed: int,
     beta: float,
-    imitate: Sequence[Encoded] = (),
+    imitate: Sequence[tuple[str, Encoded]] = (),
+    order: int = 0,
 ) -> Metrics:
     """Epochs × minibatches of the clipped surrogate, and of the critic where there is one.
 
@@ -128,7 +129,8 @@ def clipped_update(
         config: the method.
         seed: order of the rows.
         beta: KL coefficient of this step.
-        imitate: conversations of PPO-ptx.
+        imitate: conversations of PPO-ptx, each with its id.
+        order: seed of their order, the same for the whole run.
 
     Returns:
         metrics averaged over the optimiser steps.
@@ -137,14 +139,14 @@ def clipped_update(
         return {}
     policy = learners["policy"].role
     eps_low, eps_high = config.eps, config.eps_high or config.eps
-    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator]
+    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator or "k2"]
 
     def policy_loss(part: Batch | Imitation, norms: Norms) -> tuple[Tensor, Metrics]:
         if isinstance(part, Imitation):
             assert config.ptx is not None
-            nll = -policy.logprobs(part.batch)[0].sum() / part.tokens
+            nll = -policy.logprobs(part.batch).sum() / part.tokens
             return config.ptx.coefficient * nll, {"ptx_nll": float(nll.detach())}
-        new, entropies = policy.logprobs(
+        new, entropies = policy.logprobs_and_entropies(
             part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0
         )
         old, mask = part.columns["old_logprobs"], part.response_mask
@@ -191,7 +193,7 @@ def clipped_update(
                 ([ids[int(index[i])] for i in inner.tolist()], part)
                 for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
             ]
-            extra = _imitations(imitate, learners["policy"].steps, config, batch.tokens.device)
+            extra = _imitations(imitate, learners["policy"].steps, config, order, batch.tokens.device)
             policy_metrics = _named(learners["policy"].step(parts + extra, policy_loss, norms))
             if "critic" in learners:
                 value = learners["critic"].step(parts, critic_loss, norms)
@@ -222,7 +224,7 @@ def online_dpo_update(
     usable = (scores.amax(dim=1) > scores.amin(dim=1)).nonzero().squeeze(1).cpu()
 
     def loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs(part, temperature=config.sampler.temperature)
+        new, entropies = learner.role.logprobs_and_entropies(part, temperature=config.sampler.temperature)
         sums = masked_sum(new, part.response_mask, dim=1)
         reference = masked_sum(part.columns["reference"], part.response_mask, dim=1)
         chosen, rejected = sums[0::2], sums[1::2]
@@ -265,7 +267,7 @@ def rejection_update(
     rows = (order + torch.arange(len(scores), device=scores.device)[:, None] * config.group)[spread].flatten().cpu()
 
     def loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs(part, temperature=config.sampler.temperature)
+        new, entropies = learner.role.logprobs_and_entropies(part, temperature=config.sampler.temperature)
         with torch.no_grad():
             metrics = _token_metrics(new, entropies, part, norms)
         return -new.sum() / norms.tokens, metrics
@@ -302,15 +304,15 @@ def _paired(lengths: Tensor, token_budget: int) -> list[Tensor]:
 
 
 def _imitations(
-    examples: Sequence[Encoded], update: int, config: ClippedConfig, device: torch.device
+    examples: Sequence[tuple[str, Encoded]], update: int, config: ClippedConfig, seed: int, device: torch.device
 ) -> list[tuple[list[str], Batch | Imitation]]:
     if not examples or config.ptx is None:
         return []
-    chosen = [examples[i] for i in step_indices(len(examples), config.ptx.batch, update, seed=0)]
-    batch = collate([e.tokens for e in chosen], [e.response_mask for e in chosen], device)
+    chosen = [examples[i] for i in step_indices(len(examples), config.ptx.batch, update, seed)]
+    batch = collate([e.tokens for _, e in chosen], [e.response_mask for _, e in chosen], device)
     tokens = float(batch.response_mask.sum())
     return [
-        ([f"conversation {i}" for i in index.tolist()], Imitation(batch=part, tokens=tokens))
+        ([chosen[i][0] for i in index.tolist()], Imitation(batch=part, tokens=tokens))
         for index, part in batch.micro_batches(config.micro_batch_tokens)
     ]
 
