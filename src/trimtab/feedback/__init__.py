@@ -2,6 +2,7 @@
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
+from trimtab.feedback.annotators import AnnotatorReport, annotator_reports
 from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.gold import friendly_parts, friendly_utility
 from trimtab.feedback.intervals import (
@@ -12,17 +13,19 @@ from trimtab.feedback.intervals import (
     wilson_interval,
 )
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
-from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, pair_votes, settled, usable_judgements
 
 __all__ = [
     "AggregateConfig",
     "Aggregated",
+    "AnnotatorReport",
     "CohortConfig",
     "Estimate",
     "SimulationConfig",
     "Utility",
     "aggregate",
     "agreement_report",
+    "annotator_reports",
     "bootstrap_interval",
     "canonical_ranks",
     "clustered_wilson_interval",
@@ -33,6 +36,7 @@ __all__ = [
     "pair_votes",
     "paired_bootstrap_interval",
     "reliability_weights",
+    "settled",
     "simulate",
     "usable_judgements",
     "wilson_interval",

@@ -65,13 +65,31 @@ class SampleConfig(Config):
     """How they are drawn."""
 
 
+class HumanConfig(Config):
+    """People who compare the answers in the annotation app."""
+
+    project: str | None = None
+    """Folder of the annotation project; None: ``annotation`` in the run's folder."""
+    database: str | None = None
+    """URL of a PostgreSQL database; None: SQLite in the project's folder."""
+    overlap: int = Field(default=1, ge=1, le=100)
+    """How many people judge each item."""
+    enough: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The run goes on when this share of the judgements asked for is in."""
+    wait_minutes: float = Field(default=0.0, ge=0.0)
+    """How long to wait for them; then the run stops, and the same command goes on later."""
+
+
 class LabelConfig(Config):
     """Who compares the answers."""
 
-    source: Literal["simulated"] = "simulated"
-    """``simulated``: annotators made from a gold utility. Every label and page says so."""
+    source: Literal["simulated", "human"] = "simulated"
+    """``simulated``: annotators made from a gold utility, and every label and page says so; ``human``: people, in the
+    annotation app."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
+    human: HumanConfig = HumanConfig()
+    """How people are asked."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -180,7 +198,7 @@ def check_recipe(config: RunConfig) -> None:
         problems.append("label needs sample: there are no answers to compare")
     if config.sample and not data.prompts:
         problems.append("sample needs data.prompts")
-    if config.label and not config.gold:
+    if config.label and config.label.source == "simulated" and not config.gold:
         problems.append("label.source is 'simulated' and needs gold, the utility simulated annotators go by")
     if config.label and data.preferences:
         problems.append("label and data.preferences both say where preferences come from; remove one")

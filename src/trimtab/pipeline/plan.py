@@ -190,6 +190,8 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         count = min(config.sample.prompts or prompts, prompts) * config.sample.answers
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward
     if stage == "label" and config.label:
+        if config.label.source == "human":
+            return f"people in the annotation app, {config.label.human.overlap} an item", 0, 0, 0.0
         return f"simulated annotators, {config.label.simulation.overlap} a prompt", 0, 0, 0.0
     count, answers = _rows(data.preferences, Preference, config, recipe) or 0, 2
     if config.sample and config.label:

@@ -42,8 +42,12 @@ AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
     "leave_one_out": "One annotator against the others",
     "krippendorff_alpha": "Krippendorff's α",
+    "cohen_kappa": "Cohen's κ",
+    "fleiss_kappa": "Fleiss' κ",
+    "gwet_ac1": "Gwet's AC1",
     "first_shown_wins": "The answer shown first wins",
     "longest_wins": "The longest answer wins",
+    "three_cycles": "Circles among three answers (¼: by lot)",
 }
 """Labels of the agreement statistics."""
 
@@ -86,7 +90,9 @@ def collect(context: Context) -> ReportData:
     if run.label is None:
         missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
-    simulated = run.label is not None or run.gold is not None
+    people = run.label is not None and run.label.source == "human"
+    simulated = (run.label is not None and not people) or run.gold is not None
+    notice = NOTICE if run.label and not people else f"{_origin(run)} {GOLD if simulated else ''}".strip()
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -97,7 +103,7 @@ def collect(context: Context) -> ReportData:
         versions=versions(),
         seeds={"run": run.seed},
         simulated=simulated,
-        notice=NOTICE if run.label else f"{_origin(run)} {GOLD if simulated else ''}".strip(),
+        notice=notice,
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
         before=names[first],
@@ -143,7 +149,9 @@ def judges_of(run: RunConfig) -> dict[str, str]:
 
 
 def _origin(run: RunConfig) -> str:
-    """Where the preferences came from, in a run that made none."""
+    """Where the preferences came from, in a run without simulated annotators."""
+    if run.label is not None:
+        return "The preferences in this run come from people, in the annotation app."
     for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
         if source:
             return f"The {what} were imported from a file; see the provenance below."

@@ -158,6 +158,8 @@ class Judgement(Record):
     """How strongly the first is preferred to the second, from 0 (barely) to 1 (clearly); None: not asked."""
     criterion: str = "overall"
     """What was judged (helpful, harmless, …)."""
+    scores: tuple[float, ...] | None = None
+    """``scores[p]``: points given to the answer shown at position p, on the criterion's scale; higher is better."""
     guideline: str | None = None
     """Version of the guidelines or constitution the annotator saw."""
     seconds: float | None = None
@@ -166,6 +168,8 @@ class Judgement(Record):
     """Freely named group of annotators, optional."""
     comment: str = ""
     """The annotator's remark."""
+    adjudication: bool = False
+    """True: an adjudicator settled a disagreement; for training it stands in place of the others' judgements."""
     created_at: str | None = None
     """ISO 8601 in UTC; None for simulated judgements, so that equal seeds give equal files."""
 
@@ -180,6 +184,8 @@ class Judgement(Record):
             raise ValueError(f"{len(self.ranks)} ranks for {count} answers")
         if self.ranks is not None and min(self.ranks) < 0:
             raise ValueError("ranks start at 0 (best)")
+        if self.scores is not None and len(self.scores) != count:
+            raise ValueError(f"{len(self.scores)} scores for {count} answers")
         return self
 
 
@@ -237,6 +243,8 @@ class Rating(Record):
     """True: thumbs up."""
     source: Source = "imported"
     """Where the label came from."""
+    annotator: str | None = None
+    """Pseudonym of who gave it, where known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
