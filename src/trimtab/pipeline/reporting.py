@@ -80,7 +80,8 @@ def collect(context: Context) -> ReportData:
     first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
     missing: dict[str, str] = {}
     if run.gold is None:
-        missing["gold"] = f"This run has no gold utility, so no judge but {_climbed(run)} compared the answers."
+        but = f" but {_climbed(run)}" if run.reward or run.rewards else ""
+        missing["gold"] = f"This run has no gold utility, so no judge{but} compared the answers."
     if "base" not in answers:
         missing["base"] = "This run has no answers of a model before SFT."
     if run.align is None:
