@@ -391,7 +391,7 @@ def _critic_error(values: Tensor, logits: Tensor, ref: Tensor, reward: Tensor) -
 # 5 ------------------------------------------------------------------------------------------
 
 
-def reward_efficiency(seeds: Sequence[int], pairs: int = 4000) -> Iterator[Row]:
+def reward_efficiency(seeds: Sequence[int], pairs: int = 8000) -> Iterator[Row]:
     """A linear Bradley–Terry model in ten dimensions: as efficient as theory allows, and calibrated."""
     name, size = "5 reward model", 10
     errors, ahead, off = [], [], []
