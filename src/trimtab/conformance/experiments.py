@@ -349,7 +349,7 @@ def token_mdp(seeds: Sequence[int]) -> Iterator[Row]:
     for kind in (RlooConfig, PpoConfig):
         for epochs, bound in ((1, 0.01), (4, 0.03)):
             config = settings(
-                kind, steps=800 if epochs == 1 else 500, lr=0.1, samples=512, depth=5,
+                kind, steps=800 if epochs == 1 else 500, lr=0.1 if epochs == 1 else 0.05, samples=512, depth=5,
                 kl=KLConfig(coefficient=BETA), epochs=epochs, minibatches=1 if epochs == 1 else 2,
             )  # fmt: skip
             gaps, errors = [], []
