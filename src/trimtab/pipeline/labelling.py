@@ -12,7 +12,7 @@ from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.records.annotation import Task, judgements_of
-from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.rollout import SamplerConfig, make_sampler
 
 CHUNK = 256
 """Answers sampled between two savings of a stage that only samples, or scored at once where training says no number."""
@@ -63,7 +63,7 @@ def sample_in_chunks(
     All samples of a stage share one seed, so that models are compared on equal chances; with ``own`` this one has a
     seed of its own, so that none of its answers is another sample's.
     """
-    sampler = LocalSampler(backbone, config)
+    sampler = make_sampler(backbone, config)
     folder = context.folder(stage) / "samples" / name
     rollouts: list[Rollout] = []
     total = len(prompts) * group

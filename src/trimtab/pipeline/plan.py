@@ -135,6 +135,12 @@ def warnings(config: RunConfig) -> list[str]:
     kl = config.align.kl if isinstance(config.align, PolicyGradientConfig) else None
     if kl is not None and kl.place == "loss" and kl.estimator == "k1":
         found.append("align.kl: k1 in the loss has no gradient in expectation; use k2, or place: reward")
+    if (
+        isinstance(config.align, PolicyGradientConfig)
+        and config.align.sampler.engine == "vllm"
+        and config.align.importance_cap is None
+    ):
+        found.append("align.sampler.engine is vllm without align.importance_cap: its log-probabilities differ a little")
     if isinstance(config.align, OnlineConfig) and config.evaluate:
         ours, theirs = config.align.sampler.temperature, config.evaluate.sampler.temperature
         if ours != theirs:
