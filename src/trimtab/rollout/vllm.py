@@ -36,7 +36,7 @@ class VllmSampler:
 
     def __init__(self, backbone: Backbone, config: SamplerConfig, *, memory_share: float = 0.3) -> None:
         try:
-            import vllm
+            import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
                 "sampler.engine is 'vllm' but vLLM is not installed; pip install 'trimtab[vllm]', or engine: local"
