@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"))
     parser.add_argument("--steps", type=int, default=6, help="rollout batches of the online methods")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes of the offline methods over the preferences")
-    parser.add_argument("--only", default="", help="comma-separated names; all by default")
+    parser.add_argument("--only", nargs="*", default=[], help="names; all by default")
     parser.add_argument("--json", type=Path, default=Path("runs/methods.json"))
     options = parser.parse_args()
     if not (options.run / "stages" / "reward").exists():
@@ -70,7 +70,7 @@ def main() -> int:
     values = yaml.safe_load(options.recipe.read_text()) | {"name": work.name}
     rows: list[dict[str, Any]] = []
     for name, section in sections(options.steps, options.epochs).items():
-        if options.only and name not in options.only.split(","):
+        if options.only and name not in options.only:
             continue
         recipe = options.recipe.with_name(f".{work.name}.yaml")
         recipe.write_text(yaml.safe_dump(values | {"align": section, "evaluate": None}))
