@@ -177,10 +177,11 @@ class People:
         with self.database.read() as c:
             return [dict(r._mapping) for r in c.execute(query.order_by(invitations.c.id))]
 
-    def withdraw(self, invitation: int) -> None:
+    def withdraw(self, invitation: int, *, by: int) -> None:
         """Make a link stop working."""
         with self.database.write() as c:
             c.execute(delete(invitations).where(invitations.c.id == invitation, invitations.c.used_at.is_(None)))
+            add_event(c, self.clock(), "withdrawn", {"id": invitation}, person=by)
 
     def _invitation(self, c: Connection, token: str) -> Row[Any]:
         row = c.execute(select(invitations).where(invitations.c.token == _digest(token))).first()
@@ -281,10 +282,18 @@ class People:
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
 
     def profile(self, person: int, *, language: str | None, cohort: dict[str, str]) -> None:
-        """Change one's own language and groups."""
+        """Change one's own language and groups. The event does not name the groups: they can be taken back.
+
+        Raises:
+            DataError: a group's name is too long or has characters that cannot stand in it.
+        """
         kept = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
+        for k, v in kept.items():
+            if "=" in v:  # or it would pass for another group: submissions carry "language=…, region=…"
+                raise DataError(f"{k}: {v!r} contains '='; write it without")
         with self.database.write() as c:
             c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(kept)))
+            add_event(c, self.clock(), "profile", {"groups": sorted(kept)}, person=person)
 
     # API tokens ---------------------------------------------------------------------------
 
