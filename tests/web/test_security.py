@@ -128,9 +128,9 @@ def test_a_session_is_never_the_one_an_attacker_knows(here: World, visit):
     """Session fixation: signing in gives a new secret, signing out ends it, a new password ends all."""
     client = visit("")
     here.join("victim", "owner")
-    client.cookies.set("trimtab_session", "chosen-by-somebody-else")
+    client.cookies.set(client.app.state.cookie, "chosen-by-somebody-else")
     client.sign_in("victim")
-    first = client.cookies.get("trimtab_session", domain="testserver.local") or client.cookies.jar._cookies  # pyright: ignore
+    first = client.cookies.get(client.app.state.cookie, domain="testserver.local") or client.cookies.jar._cookies  # pyright: ignore
     assert here.people.session("chosen-by-somebody-else") is None
     assert first != "chosen-by-somebody-else"
     person = next(p for p in here.people.everybody() if p.name == "victim")
@@ -424,7 +424,7 @@ def test_fuzzed_bodies_give_no_500(here: World, visit, count: int):
         transport = httpx.ASGITransport(owner.app, raise_app_exceptions=False)
         headers = {"Content-Type": "application/json"}
         async with httpx.AsyncClient(transport=transport, base_url="http://testserver", headers=headers) as client:
-            client.cookies.set("trimtab_session", secret)
+            client.cookies.set(owner.app.state.cookie, secret)
             client.headers["X-CSRF-Token"] = session.csrf
             for number in range(count):
                 path = ("/work/submit", "/work/undo", "/adjudicate/submit", "/api/v1/items")[number % 4]

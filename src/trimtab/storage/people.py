@@ -154,13 +154,13 @@ class People:
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
                 add_event(c, now, "password", {}, person=person)
             else:
-                if c.execute(select(people.c.id).where(people.c.name_key == _key(name))).first():
+                if c.execute(select(people.c.id).where(people.c.name_key == name_key(name))).first():
                     raise ConflictError("this name is taken; choose another one")
                 made = c.execute(
                     insert(people).values(
                         pseudonym=f"a-{secrets.token_hex(5)}",
                         name=name,
-                        name_key=_key(name),
+                        name_key=name_key(name),
                         role=row.role,
                         password=hashed,
                         language=language,
@@ -203,7 +203,7 @@ class People:
         """
         name = "" if _broken(name) else name
         with self.database.read() as c:
-            row = c.execute(select(people).where(people.c.name_key == _key(name))).first()
+            row = c.execute(select(people).where(people.c.name_key == name_key(name))).first()
         known = row is not None and row.password is not None and row.state in ("active", "paused")
         try:
             stored = str(row.password) if known and row is not None else _nobody()
@@ -351,7 +351,8 @@ def _person(row: Row[Any], csrf: str) -> Person:
     )
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
+    """A name as it is compared."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
