@@ -68,7 +68,9 @@ class Database:
         else:
             options = {"pool_pre_ping": True}
         try:
-            self.engine = create_engine(parsed, pool_size=8, max_overflow=40, pool_timeout=30, hide_parameters=True, **options)
+            self.engine = create_engine(
+                parsed, pool_size=8, max_overflow=40, pool_timeout=30, hide_parameters=True, **options
+            )
         except NoSuchModuleError as error:
             raise ConfigError(f"{url!r} is not a database URL that works here: {error}") from None
         if self.sqlite:

@@ -265,7 +265,8 @@ class LabelStore:
 
     def _set_overlap(self, c: Connection, which: ColumnElement[bool], new: int) -> None:
         """Slots that are taken stay; what has room again goes to the end of its batch, behind every cursor."""
-        before = dict(c.execute(select(items.c.id, items.c.done >= items.c.overlap).where(which, items.c.done > 1)).all())
+        judged = select(items.c.id, items.c.done >= items.c.overlap).where(which, items.c.done > 1)
+        before = dict(c.execute(judged).all())
         room = case((items.c.taken > new, items.c.taken), else_=new)
         c.execute(update(items).where(which).values(overlap=room))
         c.execute(update(items).where(which, items.c.taken >= items.c.overlap).values(open=False))
@@ -273,16 +274,16 @@ class LabelStore:
         again = (
             select(
                 items.c.id,
-                (
-                    last.c.last + func.row_number().over(partition_by=items.c.batch_id, order_by=items.c.position)
-                ).label("position"),
+                (last.c.last + func.row_number().over(partition_by=items.c.batch_id, order_by=items.c.position)).label(
+                    "position"
+                ),
             )
             .join(last, last.c.batch_id == items.c.batch_id)
             .where(which, _WANTED, items.c.open.is_(False), items.c.taken < items.c.overlap)
             .subquery()
         )
         c.execute(update(items).where(items.c.id == again.c.id).values(open=True, position=again.c.position))
-        ready = dict(c.execute(select(items.c.id, items.c.done >= items.c.overlap).where(which, items.c.done > 1)).all())
+        ready = dict(c.execute(judged).all())
         for number in (n for n, was in before.items() if ready[n] != was):  # one word more or less settles them
             self._recount(c, c.execute(select(items).where(items.c.id == number)).one())
 
@@ -796,9 +797,7 @@ class LabelStore:
         last = select(func.max(items.c.position)).where(items.c.batch_id == batch).scalar_subquery()
         position = c.execute(select(last)).scalar_one()
         c.execute(
-            update(items)
-            .where(items.c.id == item)
-            .values(taken=items.c.taken - 1, open=_WANTED, position=position + 1)
+            update(items).where(items.c.id == item).values(taken=items.c.taken - 1, open=_WANTED, position=position + 1)
         )
 
     def _lease(self, c: Connection, item: int, person: int, *, live: bool = True, draft: str | None = None) -> None:

@@ -22,9 +22,8 @@ CAUSES = ("noise", "guideline", "values", "broken")
 def queue(request: Request, person: Adjudicator) -> Response:
     """Items in dispute, and flagged ones."""
     store = request.app.state.store
-    return page(
-        request, "adjudicate.html", person, disputed=store.disputed(), flagged=store.flagged(), exhausted=store.exhausted()
-    )
+    found = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
+    return page(request, "adjudicate.html", person, **found)
 
 
 @router.get("/adjudicate/item")

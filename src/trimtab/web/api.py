@@ -156,4 +156,5 @@ def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submi
 def agreement(request: Request) -> dict[str, Any]:
     """Agreement and biases over the newest judgements, each with its interval or the reason why there is none."""
     found, note = agreement_of(request.app.state.store, request.app.state.cache)
-    return {"note": note, "estimates": {name: e.model_dump(exclude={"name"}) for name, e in found.items()}}
+    plain = {kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in found.items()}
+    return {"note": note, "estimates": plain.pop("compare"), **plain}
