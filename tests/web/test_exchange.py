@@ -21,6 +21,7 @@ from trimtab.records import Preference, load
 from trimtab.records.annotation import Submission
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
+from trimtab.storage.people import People
 from trimtab.storage.snapshot import load_snapshot, take_snapshot
 from trimtab.web import strings
 from trimtab.web.exchange import FORMATS, _files, export_folder, import_folder
@@ -286,7 +287,7 @@ def test_commands(tmp_path: Path, capsys, monkeypatch):
     world.join("olga", "owner")
     assert run_app(["annotate", "p", "--no-serve", "--owner-link"]) == 0
     [token] = re.findall(r"http://127.0.0.1:8765/join/(\S+)", capsys.readouterr().out)
-    assert world.people.invitation(token).role == "owner"
+    assert People(database).invitation(token).role == "owner"
     database.close()
     for url in ("labels.example.org", "https://example.org/labels"):
         assert run_app(["annotate", "p", "--public-url", url]) == 2

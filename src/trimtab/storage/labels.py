@@ -842,8 +842,8 @@ class LabelStore:
         return self._queue_of(items.c.flags > 0, limit)
 
     def exhausted(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
-        """Items that too few people judged and that no annotator is left for, as the others skipped or flagged them."""
-        return self._queue_of(_EXHAUSTED, limit)
+        """Items that too few people judged and no annotator is left for, as they passed on them; flagged ones aside."""
+        return self._queue_of(and_(_EXHAUSTED, items.c.flags == 0), limit)
 
     def _in_queue(self, c: Connection, item: Row[Any]) -> bool:
         return bool(
