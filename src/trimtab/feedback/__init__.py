@@ -1,14 +1,15 @@
 """Decisions about labels: who would prefer what, what several judgements say together, how far they agree."""
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
-from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
-from trimtab.feedback.annotators import AnnotatorReport, annotator_reports
+from trimtab.feedback.agreement import agreement_report, krippendorff_alpha, nominal_report
+from trimtab.feedback.annotators import AnnotatorReport, annotator_reports, speed
 from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.gold import friendly_parts, friendly_utility
 from trimtab.feedback.intervals import (
     Estimate,
     bootstrap_interval,
     clustered_wilson_interval,
+    median_interval,
     paired_bootstrap_interval,
     wilson_interval,
 )
@@ -33,11 +34,14 @@ __all__ = [
     "friendly_utility",
     "krippendorff_alpha",
     "load_callable",
+    "median_interval",
+    "nominal_report",
     "pair_votes",
     "paired_bootstrap_interval",
     "reliability_weights",
     "settled",
     "simulate",
+    "speed",
     "usable_judgements",
     "wilson_interval",
 ]
