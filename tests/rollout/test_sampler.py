@@ -208,12 +208,14 @@ def test_what_all_prompts_begin_with_runs_once(monkeypatch: pytest.MonkeyPatch):
     tokens = [backbone.chat.prompt(p.messages) for p in asked]
     shared = next(i for i in range(min(map(len, tokens))) if len({t[i] for t in tokens}) > 1)
     assert shared >= 4
+    sampler = LocalSampler(backbone, SamplerConfig(max_new_tokens=4))
+    sampler.generate(asked[:1], adapter=None, seed=0)  # the first call looks how the model is decoded
     monkeypatch.setattr(base, "forward", count)
-    together = sample(backbone, asked, max_new_tokens=4)
+    together = sampler.generate(asked, adapter=None, seed=0)
     assert shapes[:2] == [(1, shared), (5, max(map(len, tokens)) - shared)]
     monkeypatch.setattr("trimtab.rollout.sampler.SHORTEST_PREFIX", 1000)
     shapes.clear()
-    assert drawn(sample(backbone, asked, max_new_tokens=4)) == drawn(together)
+    assert drawn(sampler.generate(asked, adapter=None, seed=0)) == drawn(together)
     assert shapes[0] == (5, max(map(len, tokens)))
 
 

@@ -12,7 +12,7 @@ attention mask is needed. Packed rows (SFT) bring a block-diagonal one.
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -28,7 +28,6 @@ from trimtab.errors import ConfigError, ModelError
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
-from trimtab.models.packed import packed
 
 REMEMBERED = 8
 """Micro-batches whose lower hidden states are remembered."""
@@ -189,7 +188,7 @@ class Backbone:
 
     @contextmanager
     def merged(self, name: str | None) -> Iterator[None]:
-        """Inside, the plain trunk computes with an adapter's weights added and all weights packed for small batches.
+        """Inside, the plain trunk computes with an adapter's weights added.
 
         The original weights are put back, not subtracted back, so nothing drifts.
         """
@@ -202,8 +201,7 @@ class Backbone:
                         weight = module.get_base_layer().weight
                         kept.append((weight, weight.data))
                         weight.data = weight.data + module.get_delta_weight(name)
-            with packed(self.model) if self.dtype == torch.float32 else nullcontext():
-                yield
+            yield
         finally:
             for weight, original in kept:
                 weight.data = original

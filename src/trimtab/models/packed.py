@@ -5,7 +5,7 @@ the processor multiplies in. While answers are drawn the weights do not change, 
 done once per call instead of once per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -40,10 +40,16 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def _pack(module: nn.Linear) -> None:
-    weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
-    bias = module.bias
+    module.forward = packed_linear(module)
 
-    def forward(input: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
-    module.forward = forward
+def packed_linear(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """One product for several linear layers with the same input: their outputs one after the other."""
+    with torch.no_grad():
+        weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight.detach() for layer in layers])
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        if biases and len(biases) < len(layers):
+            raise AttributeError("only some of the layers have a bias")
+        bias = None if not biases else torch.cat(biases) if len(biases) > 1 else biases[0]
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -14,6 +14,7 @@ import hashlib
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
@@ -25,8 +26,10 @@ from transformers.cache_utils import DynamicCache
 from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.models import Backbone
+from trimtab.models.packed import packed
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.cache import SlotCache
+from trimtab.rollout.decoder import LlamaDecoder, decodes
 
 BLOCK = 256
 """Tokens per block of the vocabulary when a cumulative distribution is inverted."""
@@ -114,6 +117,7 @@ class LocalSampler:
     def __init__(self, backbone: Backbone, config: SamplerConfig) -> None:
         self.backbone = backbone
         self.config = config
+        self._decodes: bool | None = None
 
     @torch.no_grad()
     def generate(
@@ -200,7 +204,7 @@ class LocalSampler:
                 or answer.tokens[-1] in self.backbone.chat.end_tokens
             )
 
-        with self.backbone.merged(adapter), self.backbone.autocast():
+        with self.backbone.merged(adapter), self.backbone.autocast(), self._laid_out() as decoder:
             prefix = self._prefix([members[0].prompt_tokens for members in waiting])
             while waiting or running:
                 free = slots - len(running)
@@ -212,7 +216,7 @@ class LocalSampler:
                     for groups in _alike(started):
                         running += self._prefill(groups, prefix, cache, len(running))
                 else:
-                    self._decode(running, cache)
+                    self._decode(running, cache, decoder)
                 slot = 0
                 while slot < len(running):  # close the gaps finished answers leave
                     if not done(running[slot]):
@@ -268,10 +272,26 @@ class LocalSampler:
         self._draw(answers, logits[torch.tensor(rows, device=logits.device)])
         return answers
 
-    def _decode(self, running: list[_Running], cache: SlotCache) -> None:
+    @contextmanager
+    def _laid_out(self) -> Iterator[LlamaDecoder | None]:
+        """Weights laid out for few rows at a time, and the model written out for them where it is of that kind."""
+        if self._decodes is None:
+            self._decodes = decodes(self.backbone)
+        if self._decodes:
+            with packed(self.backbone.head):
+                yield LlamaDecoder(self.backbone.model.base_model)
+        else:
+            with packed(self.backbone.model) if self.backbone.dtype == torch.float32 else nullcontext():
+                yield None
+
+    def _decode(self, running: list[_Running], cache: SlotCache, decoder: LlamaDecoder | None) -> None:
         """One more token for every running answer."""
         device = self.backbone.device
         where = torch.tensor([answer.length - 1 for answer in running], device=device)
+        if decoder is not None:
+            tokens = torch.tensor([answer.tokens[-1] for answer in running])
+            self._draw(running, self.backbone.head(decoder(tokens, where, cache)).float())
+            return
         seen = int(where.max()) + 1
         cache.place(where, seen)
         mask = torch.arange(seen, device=device)[None, :] <= where[:, None]
