@@ -11,6 +11,7 @@
     ├── CheckpointError          6   a checkpoint is damaged or belongs to another configuration
     ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
+    ├── JudgeError               9   an AI judge cannot go on: endpoint, cost cap, another model than before
     └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
 
 A message names the value, what was expected and the next step. ``assert`` in this code base
@@ -68,6 +69,12 @@ class StorageError(TrimtabError):
     """The file system refused: full, read-only or missing permission."""
 
     exit_code = 8
+
+
+class JudgeError(TrimtabError):
+    """An AI judge cannot go on; every answer it gave so far is kept."""
+
+    exit_code = 9
 
 
 class Interrupted(TrimtabError):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import chat, data, doctor, plan, run
+from trimtab.cli import chat, constitution, data, doctor, judge, plan, route, run
 from trimtab.errors import StorageError, TrimtabError
 
 app = typer.Typer(
@@ -30,6 +30,9 @@ for _name, _command in run.SINGLE.items():
     app.command(_name)(_command)
 app.command()(chat.chat)
 app.command()(doctor.doctor)
+app.command()(judge.judge)
+app.command()(route.route)
+app.add_typer(constitution.app, name="constitution")
 app.add_typer(data.app, name="data")
 
 

@@ -3,6 +3,7 @@
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
 from trimtab.feedback.callables import Utility, load_callable
+from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
 from trimtab.feedback.gold import friendly_parts, friendly_utility
 from trimtab.feedback.intervals import (
     Estimate,
@@ -11,28 +12,49 @@ from trimtab.feedback.intervals import (
     paired_bootstrap_interval,
     wilson_interval,
 )
+from trimtab.feedback.judge import FAILURES, Ask, Judged, JudgeConfig, Question, Reply, Verdict, combine, judge
+from trimtab.feedback.judge_report import against_people, cohen_kappa, mcnemar, report_lines, run_facts
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
 
 __all__ = [
+    "FAILURES",
     "AggregateConfig",
     "Aggregated",
+    "Ask",
     "CohortConfig",
     "Estimate",
+    "JudgeConfig",
+    "Judged",
+    "Question",
+    "Reply",
     "SimulationConfig",
     "Utility",
+    "Verdict",
+    "against_people",
     "aggregate",
     "agreement_report",
     "bootstrap_interval",
+    "brier",
     "canonical_ranks",
     "clustered_wilson_interval",
+    "cohen_kappa",
+    "combine",
+    "cross_fitted",
+    "fit_isotonic",
+    "fit_temperature",
     "friendly_parts",
     "friendly_utility",
+    "judge",
     "krippendorff_alpha",
     "load_callable",
+    "mcnemar",
     "pair_votes",
     "paired_bootstrap_interval",
+    "reliability",
     "reliability_weights",
+    "report_lines",
+    "run_facts",
     "simulate",
     "usable_judgements",
     "wilson_interval",

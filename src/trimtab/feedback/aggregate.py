@@ -62,7 +62,8 @@ def aggregate(
     A preference has its item's id; its ``source`` is that of the least trusted of its judgements,
     in the order simulated, ai, imported, human: it says "human" only if every label was.
     Equal scores are ties. For two answers ``probability`` is the weighted share that prefers the
-    first, ties counting half: p = (W₁ + s/2) / (W + s) with the smoothing s.
+    first, ties counting half: p = (W₁ + s/2) / (W + s) with the smoothing s. A judgement with a
+    probability of its own (an AI judge's) counts as that share of a vote.
 
     Args:
         items: what was judged.
@@ -146,7 +147,7 @@ def _combine(
     item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], smoothing: float
 ) -> Preference:
     total = math.fsum(weights)
-    borda = [_beaten(canonical_ranks(j)) for j in judgements]
+    borda = [_beaten(canonical_ranks(j)) if j.probability is None else _soft(j) for j in judgements]
     scores = [math.fsum(w * b[i] for w, b in zip(weights, borda, strict=True)) for i in range(len(item.completions))]
     levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
     soft = (scores[0] + smoothing / 2) / (total + smoothing) if len(scores) == 2 else None
@@ -159,6 +160,13 @@ def _combine(
         judgements=tuple(j.id for j in judgements),
         source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
     )
+
+
+def _soft(judgement: Judgement) -> list[float]:
+    """P(better) of each of two answers, by a judge who said how sure it is."""
+    assert judgement.probability is not None
+    by_place = (judgement.probability, 1 - judgement.probability)
+    return [by_place[judgement.shown_order.index(i)] for i in (0, 1)]
 
 
 def _beaten(ranks: Sequence[int]) -> list[float]:

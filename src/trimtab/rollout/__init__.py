@@ -1,5 +1,6 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
+from trimtab.rollout.options import option_logprobs
 from trimtab.rollout.rewards import (
     FunctionReward,
     HttpReward,
@@ -24,4 +25,5 @@ __all__ = [
     "Scorer",
     "from_scorer",
     "http_reward",
+    "option_logprobs",
 ]

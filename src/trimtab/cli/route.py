@@ -1,0 +1,3 @@
+"""stub"""
+def route()->None:
+    """x"""
