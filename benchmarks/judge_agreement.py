@@ -95,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {"machine": machine(), "versions": versions(), "pairs": options.pairs}
 
     def local(name: str, items: list[Comparison], people: list[Judgement]) -> None:
-        part = items if not options.pairs else random.Random(0).sample(items, min(options.pairs, len(items)))
+        part = list(items)
+        random.Random(0).shuffle(part)
+        part = part[: options.pairs or None]  # a larger part contains every smaller one
         ui.say(f"{name}: {len(part)} of {len(items)} pairs")
         judge_items(
             part, load_constitution("default"), {"smollm2-135m": LocalJudge()}, JudgeConfig(), options.out / name,

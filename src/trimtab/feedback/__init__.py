@@ -14,6 +14,8 @@ from trimtab.feedback.intervals import (
 )
 from trimtab.feedback.judge import FAILURES, Ask, Judged, JudgeConfig, Question, Reply, Verdict, combine, judge
 from trimtab.feedback.judge_report import against_people, cohen_kappa, mcnemar, report_lines, run_facts
+from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, revise
+from trimtab.feedback.routing import Hybrid, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
 
@@ -24,11 +26,18 @@ __all__ = [
     "Ask",
     "CohortConfig",
     "Estimate",
+    "Hybrid",
     "JudgeConfig",
     "Judged",
     "Question",
     "Reply",
+    "Revised",
+    "Revision",
+    "RevisionConfig",
+    "RouteConfig",
+    "Router",
     "SimulationConfig",
+    "Thresholds",
     "Utility",
     "Verdict",
     "against_people",
@@ -36,6 +45,7 @@ __all__ = [
     "agreement_report",
     "bootstrap_interval",
     "brier",
+    "by_principle",
     "canonical_ranks",
     "clustered_wilson_interval",
     "cohen_kappa",
@@ -47,6 +57,7 @@ __all__ = [
     "friendly_utility",
     "judge",
     "krippendorff_alpha",
+    "label_hybrid",
     "load_callable",
     "mcnemar",
     "pair_votes",
@@ -54,6 +65,8 @@ __all__ = [
     "reliability",
     "reliability_weights",
     "report_lines",
+    "revise",
+    "routing_lines",
     "run_facts",
     "simulate",
     "usable_judgements",

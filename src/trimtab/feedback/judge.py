@@ -234,6 +234,11 @@ def question(identity: Any, messages: tuple[Message, ...], options: tuple[str, .
     return Question(key=key, messages=messages, options=options, reason=reason)
 
 
+def questions_of(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[Question]:
+    """Everything that would be asked about an item."""
+    return [a.question for a in _questions(item, constitution, config, identity)]
+
+
 def _questions(
     item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any
 ) -> list[_Asked]:

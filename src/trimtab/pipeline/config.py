@@ -11,9 +11,11 @@ import yaml
 from pydantic import Field
 
 from trimtab.config import Config, parse_config
+from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
-from trimtab.feedback import AggregateConfig, SimulationConfig
+from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
+from trimtab.pipeline.judging import JudgeSource, LocalJudge
 from trimtab.rollout import ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     OfflineConfig,
@@ -38,6 +40,10 @@ class DataConfig(Config):
     """What to sample answers to, and to align on. Any format gives its prompts."""
     heldout: str | None = None
     """Prompts for the evaluation, kept away from everything else."""
+    redteam: str | None = None
+    """Prompts that ask for something harmful, for critique and revision."""
+    redteam_heldout: str | None = None
+    """Further ones for the balance of harmless and helpful, kept away from everything else."""
     format: str = "auto"
     """Format of the files; see ``trimtab data check --help``."""
     limit: int | None = Field(default=None, ge=1)
@@ -60,12 +66,44 @@ class SampleConfig(Config):
 class LabelConfig(Config):
     """Who compares the answers."""
 
-    source: Literal["simulated"] = "simulated"
-    """``simulated``: annotators made from a gold utility. Every label and page says so."""
+    source: Literal["simulated", "ai", "hybrid"] = "simulated"
+    """``simulated``: annotators made from a gold utility. Every label and page says so. ``ai``: judges under the
+    constitution. ``hybrid``: judges where they are sure, people where they are not; people are the simulated
+    annotators where the recipe has a gold utility, otherwise those whose judgements are in ``people``."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
+    judges: dict[str, JudgeSource] | None = Field(default=None, min_length=1)
+    """AI judges by name; several are an ensemble, combined by ``aggregate``. None: the recipe's pretrained model."""
+    judge: JudgeConfig = JudgeConfig()
+    """How they are asked."""
+    route: RouteConfig = RouteConfig()
+    """For ``hybrid``: how labels are divided between AI and people."""
+    people: str | None = None
+    """For ``hybrid`` without gold: a file of people's judgements; it may grow while they label the queue."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
+
+
+class ReviseConfig(RevisionConfig):
+    """Critique and revision of the model's answers to red-team prompts, before SFT."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """How many red-team prompts; None: all."""
+    helpful: float | None = Field(default=None, gt=0.0)
+    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None: all there are."""
+    sampler: SamplerConfig = SamplerConfig(temperature=0.7, max_new_tokens=96)
+    """How answers, critiques and revisions are drawn."""
+    judge: LocalJudge = LocalJudge()
+    """Who decides whether a revision got worse."""
+
+
+class BalanceConfig(Config):
+    """Harmlessness, helpfulness and preachiness before and after."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """How many held-out red-team prompts; None: all."""
+    judge: LocalJudge = LocalJudge()
+    """Who compares before with after, beside the measures by words."""
 
 
 class RewardStageConfig(RewardConfig):
@@ -101,6 +139,10 @@ class RunConfig(Config):
     """What to learn from."""
     gold: str | None = None
     """Dotted path of a simulated gold utility (prompt, completion) → float; labels, monitors and evaluation use it."""
+    constitution: str = DEFAULT
+    """What AI judges and revisions go by: a YAML file, or ``default``."""
+    revise: ReviseConfig | None = None
+    """Critique and revision; its demonstrations join those of ``data`` in SFT."""
     sft: SftConfig | None = None
     """Supervised fine-tuning; left out: the pretrained model is the start."""
     sample: SampleConfig | None = None
@@ -118,6 +160,8 @@ class RunConfig(Config):
     ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
+    balance: BalanceConfig | None = None
+    """Harmlessness, helpfulness and preachiness of the first and the last model."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
 
@@ -151,13 +195,21 @@ def check_recipe(config: RunConfig) -> None:
     """
     problems = []
     data = config.data
-    if config.sft and not (data.demonstrations or data.preferences):
+    if config.revise and not data.redteam:
+        problems.append("revise needs data.redteam, the prompts whose answers are criticised")
+    if config.revise and not config.sft:
+        problems.append("revise needs sft, which learns from the revisions")
+    if config.balance and not (data.redteam_heldout and config.evaluate and config.align):
+        problems.append("balance needs data.redteam_heldout, evaluate and align: it compares the first and last model")
+    if config.label and config.label.source == "hybrid" and not (config.gold or config.label.people):
+        problems.append("label.source 'hybrid' needs people: gold for simulated ones, or label.people")
+    if config.sft and not (data.demonstrations or data.preferences or config.revise):
         problems.append("sft needs data.demonstrations (or data.preferences, whose better answers it imitates)")
     if config.label and not config.sample:
         problems.append("label needs sample: there are no answers to compare")
     if config.sample and not data.prompts:
         problems.append("sample needs data.prompts")
-    if config.label and not config.gold:
+    if config.label and config.label.source == "simulated" and not config.gold:
         problems.append("label.source is 'simulated' and needs gold, the utility simulated annotators go by")
     if config.label and data.preferences:
         problems.append("label and data.preferences both say where preferences come from; remove one")

@@ -190,7 +190,7 @@ def judge_items(
         write_records(folder / name / "verdicts.jsonl", found[name].verdicts)
         facts = run_facts(items, found[name])
         compared = against_people(items, found[name].judgements, people, seed=seed) if people else None
-        report["judges"][name] = {"run": facts, "people": compared}
+        report["judges"][name] = {"identity": identity, "run": facts, "people": compared}
         ui.say(f"  judge {name}:")
         for line in report_lines(facts, compared):
             ui.say(f"    {line}")

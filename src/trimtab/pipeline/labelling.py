@@ -6,6 +6,7 @@ from trimtab.errors import Interrupted
 from trimtab.feedback import aggregate, agreement_report, simulate
 from trimtab.files import write_json
 from trimtab.models import Backbone
+from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
@@ -84,9 +85,12 @@ def sample_in_chunks(
 
 
 def run_label(context: Context) -> tuple[Counts, list[str]]:
-    """Let simulated annotators compare the answers."""
+    """Let simulated annotators, AI judges or both compare the answers."""
     config, utility = context.config.label, context.gold()
-    assert config is not None and utility is not None
+    assert config is not None
+    if config.source in ("ai", "hybrid"):
+        return run_ai_label(context)
+    assert utility is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     simulation = config.simulation.model_copy(
         update={"seed": (config.simulation.seed + context.seed("label")) % (1 << 31)}

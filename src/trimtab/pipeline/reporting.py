@@ -13,6 +13,7 @@ from trimtab.evals import (
     Answer,
     Example,
     Examples,
+    Measure,
     ProbeColumn,
     ReportData,
     RewardModelEval,
@@ -25,7 +26,7 @@ from trimtab.evals import (
     series_from_metrics,
     write_report,
 )
-from trimtab.feedback import Estimate
+from trimtab.feedback import Estimate, report_lines
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Rollout, read_records
 from trimtab.storage import read_json, read_metrics
@@ -50,6 +51,16 @@ NOTICE = (
     "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
     "No person judged these answers."
 )
+
+NOTICES = {
+    "ai": "The preferences in this run come from AI judges under a written constitution. No person judged these answers.",
+    "hybrid": "The preferences in this run come from AI judges where they were sure and from people elsewhere.",
+    "ai gold": "The preferences in this run come from AI judges under a written constitution, and “gold” is a simulated "
+    "utility that only the evaluation uses. No person judged these answers.",
+    "hybrid gold": "The preferences in this run come from AI judges where they were sure and elsewhere from simulated "
+    "annotators; “gold” is the simulated utility those go by. No person judged these answers.",
+}
+"""The same where judges are AI."""
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -83,7 +94,11 @@ def collect(context: Context) -> ReportData:
     if run.label is None:
         missing["agreement"] = "The preferences were imported, so there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
-    simulated = run.label is not None or run.gold is not None
+    by_people = run.label is not None and (run.label.source == "simulated" or run.gold is not None)
+    simulated = by_people or run.gold is not None
+    notice = NOTICE if simulated else "The preferences were imported from a file; see the provenance below."
+    if run.label is not None and run.label.source != "simulated":
+        notice = NOTICES[run.label.source] if not simulated else NOTICES[f"{run.label.source} gold"]
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {NAMES[first]} and {NAMES[last]} side by side",
@@ -94,7 +109,7 @@ def collect(context: Context) -> ReportData:
         versions=versions(),
         seeds={"run": run.seed},
         simulated=simulated,
-        notice=NOTICE if simulated else "The preferences were imported from a file; see the provenance below.",
+        notice=notice,
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
         before=NAMES[first],
@@ -109,11 +124,14 @@ def collect(context: Context) -> ReportData:
         reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
         ceiling=ceiling,
         agreement=agreement,
+        balance=_balance(context),
+        labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=NAMES[n], values=result["probes"][n]) for n in result["models"]),
         alarms=_alarms(result, align),
         examples=_examples(context, answers, result, NAMES[first], NAMES[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "balance": Source(file="stages/balance/balance.json", command=here),
             "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
             "curves": Source(file="stages/*/metrics.jsonl", command=here),
             "reward_model": Source(file="stages/reward/reward.json", command=f"trimtab reward {context.recipe}"),
@@ -124,6 +142,36 @@ def collect(context: Context) -> ReportData:
         },
         missing=missing,
     )
+
+
+def _balance(context: Context) -> tuple[Measure, ...]:
+    if context.config.balance is None:
+        return ()
+    found = read_json(context.folder("balance") / "balance.json")
+    return tuple(Measure.model_validate(m) for m in found["measures"])
+
+
+def _label_lines(context: Context) -> tuple[str, ...]:
+    """What judges and router found, in words; and what became of critique and revision."""
+    said: list[str] = []
+    if context.config.revise is not None:
+        facts = read_json(context.folder("revise") / "revise.json")
+        outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
+        said.append(f"critique and revision: {outcomes}")
+    if context.config.label is not None and context.config.label.source != "simulated":
+        report = read_json(context.folder("label") / "judge" / "judge.json")
+        for name, entry in report["judges"].items():
+            facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
+            said += [f"judge {name}: {line}" for line in report_lines(facts)]
+        if context.config.label.source == "hybrid":
+            routing = read_json(context.folder("label") / "routing.json")
+            routes = ", ".join(f"{name} {count}" for name, count in routing["routes"].items())
+            saved, hours = routing["labels_saved"], routing["hours_saved"]
+            said.append(f"routes: {routes}; {saved} labels of people saved, {hours:.1f} h")
+    return tuple(said)
+
+
+_SHARES = ("position_bias", "flip_rate", "longer_wins")
 
 
 def machine() -> str:

@@ -1,0 +1,489 @@
+"""Hybrid labelling: which labels an AI may give alone, and which people give.
+
+A judge's calibrated confidence c = max(p, 1−p) decides. c ≥ ``high``: the AI's label. c < ``low``: a person's.
+Between: both, and where they differ a second person settles it. A random share of everything is audited
+by a person whatever the route, and that share, drawn with known probabilities, is what thresholds and error
+rates are estimated from.
+
+Thresholds. Candidates are tried from the most confident down and the first that fails ends the search, so no
+correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021):
+``high`` is the last at which the upper end of the interval of the AI's error among items at or above it is at
+most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is
+below one half. Intervals are one-sided 95 % Wilson on the effective number of items (Σw)²/Σw², w = 1/π.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import NormalDist
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.errors import DataError
+from trimtab.feedback.calibration import Calibrator, cross_fitted, fit
+from trimtab.feedback.intervals import Estimate
+from trimtab.feedback.votes import canonical_ranks
+from trimtab.records import Comparison, Judgement, Record, content_id
+
+Route = Literal["ai", "both", "person"]
+
+
+class RouteConfig(Config):
+    """How labels are divided between the AI and people."""
+
+    error: float = Field(default=0.1, gt=0.0, lt=0.5)
+    """The AI's labels that are used alone may disagree with people in at most this share, upper end of the interval."""
+    audit: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Share of all items that is audited by a person, drawn at random whatever the route."""
+    stratified: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Part of the audits that is spread evenly over bands of confidence; the rest is uniform."""
+    least: int = Field(default=30, ge=5)
+    """Audited items needed before any threshold is set, and at or above a threshold; until then all goes to people."""
+    calibration: Literal["temperature", "isotonic", "none"] = "temperature"
+    """How the judge's confidence is calibrated, on audited items, cross-fitted."""
+    window: int = Field(default=50, ge=10)
+    """Audits of AI-labelled items that are looked at together for drift."""
+    alarm: float = Field(default=0.01, gt=0.0, lt=0.5)
+    """Chance of a false alarm in a window at the stated error, before thresholds are reopened."""
+    seconds_per_label: float = Field(default=30.0, gt=0.0)
+    """A person's time for one label, for the hours saved, where the judgements do not say."""
+    cost_per_hour: float = Field(default=0.0, ge=0.0)
+    """Of a person."""
+    seed: int = 0
+    """Of the draw of audits."""
+
+
+class Audit(Record):
+    """One audited item."""
+
+    item: str
+    """Id."""
+    prompt: str
+    """Id of its prompt."""
+    probability: float
+    """The judge's P(first answer better)."""
+    label: float
+    """What the person says: 1 first, 0 second, ½ tie."""
+    inclusion: float = 1.0
+    """Probability π with which it was drawn."""
+
+    @property
+    def wrong(self) -> float:
+        """1 if the AI names the other winner, ½ where the person sees a tie or the AI is at one half."""
+        if self.label == 0.5 or self.probability == 0.5:
+            return 0.5
+        return float((self.probability > 0.5) != (self.label > 0.5))
+
+
+class Thresholds(Record):
+    """Where the routes part, in calibrated confidence."""
+
+    high: float | None = None
+    """From here the AI labels alone; None: nowhere."""
+    low: float | None = None
+    """Below here a person labels alone; None: everywhere."""
+    error: Estimate = Estimate()
+    """The AI's error at or above ``high`` on the audited data, two-sided 95 %."""
+    audited: int = 0
+    """Items they were set from."""
+    reason: str = ""
+    """Why a threshold is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """Thresholds with the calibrator they hold for."""
+
+    thresholds: Thresholds
+    """Set from audited data."""
+    calibrate: Calibrator
+    """From the judge's probability to one to be taken at its word."""
+
+    def confidence(self, probability: float) -> float:
+        """Calibrated max(p, 1−p)."""
+        p = self.calibrate(probability)
+        return max(p, 1 - p)
+
+    def route(self, probability: float | None) -> Route:
+        """Where an item goes; without an answer of the judge, to a person."""
+        found = self.thresholds
+        if probability is None or found.low is None:
+            return "person"
+        c = self.confidence(probability)
+        if found.high is not None and c >= found.high:
+            return "ai"
+        return "both" if c >= found.low else "person"
+
+
+def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -> dict[str, float]:
+    """Items to audit with their inclusion probabilities π: independent draws, so every item has a known chance.
+
+    π_i = a [(1 − s) + s · n / (B · n_b)], at most 1, with the share a, the stratified part s, and n_b of n items in
+    item i's band of confidence, one of B that are not empty. Every item has π ≥ a (1 − s) > 0.
+    """
+    bands: dict[int, list[str]] = {}
+    for name, p in probabilities.items():
+        bands.setdefault(-1 if p is None else min(4, int((max(p, 1 - p) - 0.5) * 10)), []).append(name)
+    drawn = {}
+    for members in bands.values():
+        even = len(probabilities) / (len(bands) * len(members))
+        chance = min(1.0, config.audit * ((1 - config.stratified) + config.stratified * even))
+        for name in members:
+            if Random(content_id("audit", config.seed, name)).random() < chance:
+                drawn[name] = chance
+    return drawn
+
+
+def weighted_error(audits: Sequence[Audit]) -> tuple[float, float]:
+    """The AI's error with inclusion weights (Hájek), and the effective number of items behind it."""
+    weights = [1 / a.inclusion for a in audits]
+    total = math.fsum(weights)
+    error = math.fsum(w * a.wrong for w, a in zip(weights, audits, strict=True)) / total
+    return error, total**2 / math.fsum(w * w for w in weights)
+
+
+def error_estimate(audits: Sequence[Audit]) -> Estimate:
+    """The AI's error over the population the audits were drawn from, with a two-sided 95 % interval."""
+    if not audits:
+        return Estimate(reason="nothing was audited here")
+    error, n = weighted_error(audits)
+    return Estimate(value=error, low=_bound(error, n, -0.975), high=_bound(error, n, 0.975), n=len(audits))
+
+
+def _bound(share: float, n: float, side: float) -> float:
+    """End of the Wilson interval at one side: 0.95 upper one-sided, −0.975 lower end of two-sided 95 %."""
+    z = math.copysign(NormalDist().inv_cdf(abs(side)), side)
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return min(1.0, max(0.0, (centre + spread) / (1 + z * z / n)))
+
+
+def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
+    """Choose ``high`` and ``low`` from audited items.
+
+    Confidence is calibrated on the audits, cross-fitted by prompt where errors are measured, so that no item
+    judges itself; new items get the calibrator fitted to all of them. Items with equal confidence stay together.
+    """
+    usable = [a for a in audits if a.label is not None]
+    p, y = [a.probability for a in usable], [a.label for a in usable]
+    weights = [1 / a.inclusion for a in usable]
+    calibrate = fit(config.calibration, p, y, weights)
+    if len(usable) < config.least:
+        reason = f"{len(usable)} audited items, {config.least} are needed; until then everything goes to people"
+        return Router(thresholds=Thresholds(audited=len(usable), reason=reason), calibrate=calibrate)
+    fitted = cross_fitted(config.calibration, p, y, [a.prompt for a in usable], weights=weights, seed=config.seed)
+    ranked = sorted(zip((round(max(q, 1 - q), 9) for q in fitted), usable, strict=True), key=lambda x: -x[0])
+    high = _search(ranked, config.error, config.least)
+    low = _search(ranked, 0.5, config.least)
+    above = [a for c, a in ranked if high is not None and c >= high]
+    reason = ""
+    if high is None:
+        reason = f"no confidence keeps the error at or below {config.error:.0%}; the AI labels nothing alone"
+    if low is None:
+        reason += "; the AI is not better than a coin at any confidence, so people label everything"
+    found = Thresholds(high=high, low=low, error=error_estimate(above), audited=len(usable), reason=reason.lstrip("; "))
+    return Router(thresholds=found, calibrate=calibrate)
+
+
+def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> float | None:
+    """The lowest confidence for which it and every one tried before it keep the error's upper end within the limit.
+
+    Tried are the points at which a tenth more of the audited items comes in, from ``least`` items on: few enough to
+    be powerful, fixed before any label is seen.
+    """
+    found = None
+    step = max(1, len(ranked) // 10)
+    count = least
+    while count <= len(ranked):
+        edge = ranked[count - 1][0]
+        inside = [a for c, a in ranked if c >= edge]
+        error, n = weighted_error(inside)
+        if _bound(error, n, 0.95) > limit:
+            break
+        found = edge
+        count = max(count, len(inside)) + step
+        if len(inside) < len(ranked) < count:
+            count = len(ranked)
+    return found
+
+
+def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
+    """Has the AI's error on items it labelled alone risen above the stated one?
+
+    The last ``window`` audits are tested as each comes in: an alarm where that many errors or more would happen with
+    a chance below ``alarm`` if the error were the stated one (exact binomial). Windows overlap, so over long runs
+    false alarms add up; an alarm costs fresh thresholds, not labels.
+
+    Args:
+        audits: of AI-labelled items, oldest first.
+        config: window, stated error and chance of a false alarm.
+
+    Returns:
+        after how many audits the first alarm came; None: none.
+    """
+    for end in range(config.window, len(audits) + 1):
+        part = audits[end - config.window : end]
+        wrong = math.ceil(math.fsum(a.wrong for a in part))
+        n, e = len(part), config.error
+        tail = math.fsum(math.comb(n, k) * e**k * (1 - e) ** (n - k) for k in range(wrong, n + 1))
+        if tail < config.alarm:
+            return end
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid:
+    """What came of hybrid labelling."""
+
+    judgements: tuple[Judgement, ...]
+    """Those that count, of AI and people, in item order."""
+    queue: tuple[Comparison, ...]
+    """Items that still wait for a person."""
+    routes: dict[str, Route]
+    """Route of each item."""
+    router: Router
+    """Thresholds in force at the end."""
+    audits: tuple[Audit, ...]
+    """Every audited item."""
+    reopened: tuple[int, ...]
+    """After how many audits of AI-labelled items thresholds were set anew."""
+    report: dict[str, Any]
+    """Cost, coverage, error by stratum and principle, hours saved."""
+
+
+def label_hybrid(
+    items: Sequence[Comparison],
+    ai: Sequence[Judgement],
+    people: Callable[[Sequence[Comparison], int], Mapping[str, Judgement]],
+    config: RouteConfig,
+) -> Hybrid:
+    """Route items, ask people where they are needed, settle disagreements, audit, and report.
+
+    Items go through in batches of ten windows. After each, drift is looked for on the audits of AI-labelled items,
+    and thresholds are set anew from the audits since the alarm's window began.
+
+    Args:
+        items: pairs of answers.
+        ai: the judge's judgements of them; an item without one goes to a person.
+        people: asks somebody about items, the n-th person per item (0, 1, …), and returns the judgements that are
+            there by item id; items without one wait in the queue.
+        config: shares, stated error, drift.
+
+    Raises:
+        DataError: an item has more than two answers.
+    """
+    for item in items:
+        if len(item.completions) != 2:
+            raise DataError(f"item {item.id} has {len(item.completions)} answers; hybrid labelling takes pairs")
+    said = {j.item: j for j in ai if j.criterion == "overall"}
+    p: dict[str, float | None] = {i.id: first_better(said.get(i.id)) for i in items}
+    chances = draw_audit(p, config)
+    asked: dict[tuple[str, int], Judgement] = {}
+
+    def ask(wanted: Sequence[Comparison], number: int) -> None:
+        missing = [i for i in wanted if (i.id, number) not in asked]
+        asked.update({(item, number): j for item, j in people(missing, number).items()} if missing else {})
+
+    by_id = {i.id: i for i in items}
+    # A share of everything is audited before thresholds can be set; later batches bring their own.
+    batch = 10 * config.window
+    routes: dict[str, Route] = {}
+    audits: list[Audit] = []
+    alone: list[Audit] = []
+    reopened: list[int] = []
+    since = 0
+    router = set_thresholds([], config)
+    for start in range(0, len(items), batch):
+        part = items[start : start + batch]
+        ask([i for i in part if i.id in chances], 0)
+        new = [_audit(by_id[i.id], p[i.id], asked[i.id, 0], chances[i.id]) for i in part if (i.id, 0) in asked]
+        fresh = [a for a in new if a is not None]
+        audits += fresh
+        if not router.thresholds.audited or router.thresholds.high is None:
+            router = set_thresholds(audits[since:], config)
+        for item in part:
+            routes[item.id] = router.route(p[item.id])
+        alone += [a for a in fresh if routes[a.item] == "ai"]
+        alarm = drifted(alone, config)
+        if alarm is not None:
+            reopened.append(len(audits))
+            since = max(0, len(audits) - max(len(fresh), 2 * config.window))
+            router, alone = set_thresholds(audits[since:], config), []
+            for item in part:
+                routes[item.id] = router.route(p[item.id])
+        ask([i for i in part if routes[i.id] != "ai"], 0)
+        differ = [
+            i
+            for i in part
+            if routes[i.id] == "both" and (i.id, 0) in asked and _sides(p[i.id]) != _sides(first_better(asked[i.id, 0]))
+        ]
+        ask(differ, 1)
+    kept: list[Judgement] = []
+    queue: list[Comparison] = []
+    for item in items:
+        one, two, machine = asked.get((item.id, 0)), asked.get((item.id, 1)), said.get(item.id)
+        route = routes[item.id]
+        audited = item.id in chances
+        if one is not None and (audited or route == "person"):
+            kept.append(one)  # a person's label, once there, is used
+            if route == "both" and two is not None:
+                kept.append(two)
+        elif route == "ai" and machine is not None:
+            kept.append(machine)
+        elif one is None:
+            queue.append(item)
+        elif machine is not None and _sides(p[item.id]) == _sides(first_better(one)):
+            kept += [machine, one]
+        elif two is not None:
+            kept += [one, two, *([machine] if machine is not None else [])]
+        else:
+            queue.append(item)
+    report = _report(items, said, routes, asked, audits, router, config, len(queue), len(chances))
+    return Hybrid(
+        judgements=tuple(kept),
+        queue=tuple(queue),
+        routes=routes,
+        router=router,
+        audits=tuple(audits),
+        reopened=tuple(reopened),
+        report={**report, "reopened": reopened},
+    )
+
+
+def first_better(judgement: Judgement | None) -> float | None:
+    """P(the item's first answer is better) by a judgement of two answers; None where it has no ranks."""
+    if judgement is None or judgement.ranks is None:
+        return None
+    if judgement.probability is not None:
+        return judgement.probability if judgement.shown_order[0] == 0 else 1 - judgement.probability
+    first, second = canonical_ranks(judgement)
+    return 0.5 if first == second else float(first < second)
+
+
+def _sides(p: float | None) -> int:
+    return 0 if p is None or p == 0.5 else 1 if p > 0.5 else -1
+
+
+def _audit(item: Comparison, p: float | None, person: Judgement, chance: float) -> Audit | None:
+    label = first_better(person)
+    if p is None or label is None:
+        return None
+    return Audit(item=item.id, prompt=item.prompt.id, probability=p, label=label, inclusion=chance)
+
+
+def _report(
+    items: Sequence[Comparison],
+    said: Mapping[str, Judgement],
+    routes: Mapping[str, Route],
+    asked: Mapping[tuple[str, int], Judgement],
+    audits: Sequence[Audit],
+    router: Router,
+    config: RouteConfig,
+    waiting: int,
+    drawn: int,
+) -> dict[str, Any]:
+    counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
+    times = [j.seconds for j in asked.values() if j.seconds is not None]
+    seconds = sum(times) / len(times) if times else config.seconds_per_label
+    labels = len(asked)
+    saved = len(items) - labels
+    strata: dict[str, list[Audit]] = {name: [] for name in counts}
+    principles: dict[str, list[Audit]] = {}
+    for audit in audits:
+        strata[routes[audit.item]].append(audit)
+        machine = said.get(audit.item)
+        for name in (machine.principle or "").split(",") if machine is not None else []:
+            if name:
+                principles.setdefault(name, []).append(audit)
+    return {
+        "items": len(items),
+        "routes": counts,
+        "coverage": counts["ai"] / len(items) if items else 0.0,
+        "thresholds": router.thresholds,
+        "audited": len(audits),
+        "drawn_for_audit": drawn,
+        "labels_of_people": labels,
+        "waiting": waiting,
+        "labels_saved": saved,
+        "seconds_per_label": seconds,
+        "hours_saved": saved * seconds / 3600,
+        "cost_of_people": labels * seconds / 3600 * config.cost_per_hour,
+        "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
+        "error_of_ai": error_estimate(audits),
+        "error_by_route": {name: error_estimate(found) for name, found in strata.items()},
+        "error_by_principle": {name: error_estimate(found) for name, found in sorted(principles.items())},
+    }
+
+
+def routing_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report in words, one line each."""
+    found: Thresholds = report["thresholds"]
+    routes = report["routes"]
+    said = [
+        f"{report['items']} items: AI alone {routes['ai']} ({report['coverage']:.0%}), both {routes['both']}, "
+        f"people {routes['person']}; {report['audited']} audited, {report['waiting']} wait for a person",
+        f"{report['labels_of_people']} labels of people, {report['labels_saved']} fewer than one per item: "
+        f"{report['hours_saved']:.1f} h at {report['seconds_per_label']:.0f} s",
+    ]
+    if found.high is not None and found.error.value is not None:
+        low, high = found.error.low or 0.0, found.error.high or 0.0
+        said.append(
+            f"AI alone from confidence {found.high:.2f}: error {found.error.value:.1%} [{low:.1%}, {high:.1%}] "
+            f"on {found.error.n} audited items"
+        )
+    if found.reason:
+        said.append(found.reason)
+    for name, error in report["error_by_route"].items():
+        if error.value is not None:
+            said.append(f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]")
+    if report.get("reopened"):
+        said.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
+    return said
+
+
+def savings_curve(
+    truth: Mapping[str, float],
+    ai: Mapping[str, float],
+    human_error: Mapping[str, float],
+    confidence: Mapping[str, float],
+    *,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """Error of hybrid labels as the AI labels more and more items, the most confident first.
+
+    Args:
+        truth: 1, 0 or ½ by item.
+        ai: the AI's P(first better) by item.
+        human_error: chance that one person's label is wrong, by item.
+        confidence: by item; larger goes to the AI first.
+        seed: of the random order of items with equal confidence.
+
+    Returns:
+        (share of items the AI labels, mean error of all labels) for 0 to all items.
+    """
+    names = sorted(truth)
+    Random(seed).shuffle(names)
+    names.sort(key=lambda n: -confidence[n])
+    total = math.fsum(human_error[n] for n in names)
+    curve = [(0.0, total / len(names))]
+    for count, n in enumerate(names, 1):
+        wrong = 0.5 if 0.5 in (truth[n], ai[n]) else float((ai[n] > 0.5) != (truth[n] > 0.5))
+        total += wrong - human_error[n]
+        curve.append((count / len(names), total / len(names)))
+    return curve
+
+
+def saved_at(curve: Sequence[tuple[float, float]], error: float) -> float:
+    """The largest share of labels the AI can give with the mean error at or below a stated one."""
+    return max((share for share, e in curve if e <= error + 1e-12), default=0.0)
+
+
+def saved_at_random(curve: Sequence[tuple[float, float]], error: float) -> float:
+    """The same where the AI labels items drawn at random: the mean error then moves along a straight line."""
+    start, end = curve[0][1], curve[-1][1]
+    if end <= error:
+        return 1.0
+    return max(0.0, (error - start) / (end - start)) if start < end else 0.0

@@ -1,0 +1,117 @@
+"""Labels by AI judges, and by judges and people together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trimtab.constitution import load_constitution
+from trimtab.errors import Interrupted
+from trimtab.feedback import SimulationConfig, aggregate, label_hybrid, routing_lines, simulate
+from trimtab.feedback.callables import Utility
+from trimtab.files import write_json
+from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.impact import write_principles
+from trimtab.pipeline.judging import LocalJudge, judge_items, plain
+from trimtab.records import Comparison, Judgement, read_records, write_records
+
+
+def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
+    """Judge the sampled answers; with ``hybrid``, send to people what the judge is not sure of."""
+    config, folder = context.config.label, context.folder("label")
+    assert config is not None
+    items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
+    constitution = load_constitution(context.data_path(context.config.constitution))
+    people = read_records(Path(context.data_path(config.people)), Judgement) if config.people else []
+    judged = judge_items(
+        items,
+        constitution,
+        config.judges or {"judge": LocalJudge()},
+        config.judge.model_copy(update={"seed": context.seed("judge") + config.judge.seed}),
+        folder / "judge",
+        default=context.config.model,
+        ui=context.ui,
+        people=people,
+        seed=context.seed("judge"),
+    )
+    write_principles(folder / "judge", constitution, people)
+    overall = [j for found in judged.values() for j in found.judgements]
+    counts: Counts = {"items": len(items), "judgements": len(overall), "source": config.source}
+    counts["without_answer"] = sum(j.ranks is None and j.criterion == "overall" for j in overall)
+    files = ["judgements.jsonl", "judge/judge.json", "judge/principles.json"]
+    if config.source == "ai":
+        write_records(folder / "judgements.jsonl", overall)
+        return counts, files
+    utility = context.gold()
+    pairs = [i for i in items if len(i.completions) == 2]
+    asker = SimulatedPeople(utility, config.simulation, context.seed("label")) if utility else FilePeople(people)
+    result = label_hybrid(pairs, ensemble(pairs, overall), asker, config.route)
+    write_records(folder / "judgements.jsonl", result.judgements)
+    write_records(folder / "queue.jsonl", result.queue)
+    write_records(folder / "audits.jsonl", result.audits)
+    write_json(folder / "routing.json", plain(result.report))
+    for line in routing_lines(result.report):
+        context.ui.say(f"  {line}")
+    if result.queue:
+        raise Interrupted(
+            f"{len(result.queue)} items wait for a person: {folder / 'queue.jsonl'}. Put their judgements into "
+            f"{config.people} (label.people) and run the same command again; what was judged is kept"
+        )
+    report = result.report
+    counts |= {"judgements": len(result.judgements), "not_pairs": len(items) - len(pairs)}
+    counts |= {"labels_of_people": report["labels_of_people"], "labels_saved": report["labels_saved"]}
+    return counts, [*files, "queue.jsonl", "audits.jsonl", "routing.json"]
+
+
+def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
+    """One judgement per item from one or several judges: their mean probability, under the name of all."""
+    overall = [j for j in judgements if j.criterion == "overall"]
+    names = sorted({j.annotator for j in overall})
+    if len(names) == 1:
+        return overall
+    first = {}
+    for j in overall:
+        first.setdefault(j.item, j)
+    made = []
+    for preference in aggregate(items, overall).preferences:
+        p, model = preference.probability, first[preference.id]
+        assert p is not None
+        update = {
+            "id": "+".join(preference.judgements),
+            "annotator": "+".join(names),
+            "shown_order": (0, 1),
+            "ranks": tuple(preference.ranks),
+            "probability": p,
+            "strength": round(abs(2 * p - 1), 6),
+        }
+        made.append(model.model_copy(update=update))
+    return made
+
+
+class SimulatedPeople:
+    """Simulated annotators as people: the n-th person asked about an item is another one than the (n−1)-th."""
+
+    def __init__(self, utility: Utility, config: SimulationConfig, seed: int) -> None:
+        self.utility, self.config, self.seed = utility, config, seed
+
+    def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
+        """Everybody answers at once."""
+        seed = (self.config.seed + self.seed + number * 7919) % (1 << 31)
+        config = self.config.model_copy(update={"overlap": 1, "seed": seed})
+        found = {j.item: j for j in simulate(items, self.utility, config)}
+        return {item: j.model_copy(update={"annotator": f"{j.annotator}-{number}"}) for item, j in found.items()}
+
+
+class FilePeople:
+    """People's judgements from a file, in the order they were given; what is missing waits."""
+
+    def __init__(self, judgements: Sequence[Judgement]) -> None:
+        self.by_item: dict[str, list[Judgement]] = {}
+        for judgement in judgements:
+            mine = self.by_item.setdefault(judgement.item, [])
+            if judgement.criterion == "overall" and judgement.annotator not in {j.annotator for j in mine}:
+                mine.append(judgement)
+
+    def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
+        """The judgements that are there."""
+        found = {i.id: self.by_item.get(i.id, []) for i in items}
+        return {item: mine[number] for item, mine in found.items() if len(mine) > number}
+

@@ -1,0 +1,216 @@
+"""Hybrid labelling with planted judges: the stated error holds, drift is seen, weights undo the strata."""
+
+import math
+from collections import Counter
+from random import Random
+
+import pytest
+
+from trimtab.errors import DataError
+from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
+from trimtab.feedback.routing import (
+    Audit,
+    draw_audit,
+    drifted,
+    error_estimate,
+    saved_at,
+    saved_at_random,
+    savings_curve,
+    set_thresholds,
+    weighted_error,
+)
+from trimtab.records import Comparison, Judgement, Prompt
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def audits(count: int, seed: int, *, skill: float = 2.0, told: float = 1.0) -> list[Audit]:
+    """People are right; the judge's log-odds are ``told`` times what it knows."""
+    r = Random(seed)
+    found = []
+    for n in range(count):
+        z = r.gauss(0, skill)
+        label = float(r.random() < sigmoid(z))
+        found.append(Audit(item=f"{seed}-{n}", prompt=f"{seed}-{n}", probability=sigmoid(told * z), label=label))
+    return found
+
+
+def true_error(confidence_from: float, calibrate, skill: float = 2.0, told: float = 1.0) -> float:
+    """Of the items at or above a confidence, by many more draws."""
+    fresh = audits(20_000, 10**6, skill=skill, told=told)
+    above = [a for a in fresh if max(calibrate(a.probability), 1 - calibrate(a.probability)) >= confidence_from]
+    return sum(a.wrong for a in above) / len(above)
+
+
+@pytest.mark.parametrize("told", [0.3, 1.0, 4.0])
+def test_the_stated_error_holds_about_as_often_as_stated(told: float):
+    """One-sided 95 %: of 40 audits of 300, a true error above the stated 10 % in some 2; 6 has p < .02 at 5 %."""
+    config, broken, found = RouteConfig(error=0.1), 0, 0
+    for seed in range(40):
+        router = set_thresholds(audits(300, seed, told=told), config)
+        if router.thresholds.high is None:
+            continue
+        found += 1
+        broken += true_error(router.thresholds.high, router.calibrate, told=told) > 0.1
+    assert found >= 35 and broken <= 5
+
+
+def test_useless_and_perfect_judges():
+    nothing = set_thresholds(audits(300, 0, skill=0.0), RouteConfig())
+    assert nothing.thresholds.high is None and nothing.route(0.99) == "person" and nothing.thresholds.reason
+    sure = [Audit(item=str(n), prompt=str(n), probability=0.9, label=1.0) for n in range(100)]
+    router = set_thresholds(sure, RouteConfig(calibration="none"))
+    assert router.thresholds.high == pytest.approx(0.9) and router.route(0.95) == "ai" and router.route(None) == "person"
+    few = set_thresholds(sure[:20], RouteConfig())
+    assert few.route(0.99) == "person" and "20 audited items, 30 are needed" in few.thresholds.reason
+
+
+def test_weights_undo_the_strata():
+    """Half of the items have error .4 and are drawn with 1/10, half have 0 and are drawn with 9/10."""
+    hard = [Audit(item=f"h{n}", prompt=f"h{n}", probability=0.6, label=float(n >= 40), inclusion=0.1) for n in range(100)]
+    easy = [Audit(item=f"e{n}", prompt=f"e{n}", probability=0.9, label=1.0, inclusion=0.9) for n in range(900)]
+    error, n = weighted_error([*hard, *easy])
+    assert error == pytest.approx((40 * 10) / (100 * 10 + 900 / 0.9)) and n < 1000
+    found = error_estimate([*hard, *easy])
+    assert found.low < 0.2 < found.high and found.n == 1000
+
+
+def test_audits_are_drawn_with_the_probability_they_say():
+    p = {str(n): 0.5 + 0.49 * (n % 20 == 0) for n in range(20_000)}
+    drawn = draw_audit(p, RouteConfig(audit=0.1, stratified=0.5))
+    chances = {round(c, 6) for c in drawn.values()}
+    # by hand: two bands of 1,000 and 19,000: .1 (.5 + .5 · 20000 / (2 · n_b))
+    assert chances == {round(0.1 * (0.5 + 0.5 * 10), 6), round(0.1 * (0.5 + 0.5 * 20 / 38), 6)}
+    total = sum(1 / c for c in drawn.values())
+    assert abs(total / 20_000 - 1) < 0.05 and abs(len(drawn) / 2000 - 1) < 0.08
+
+
+def test_drift_is_seen_and_calm_is_not():
+    config = RouteConfig(error=0.1, window=50, alarm=0.001)
+    r = Random(0)
+
+    def some(count: int, error: float) -> list[Audit]:
+        return [Audit(item="i", prompt="p", probability=0.9, label=float(r.random() >= error)) for _ in range(count)]
+
+    calm = sum(drifted(some(300, 0.05), config) is not None for _ in range(50))
+    found = drifted([*some(200, 0.05), *some(100, 0.4)], config)
+    assert calm == 0 and found is not None and 200 < found <= 260
+
+
+def world(count: int, seed: int = 0, late: float = 1.0) -> tuple[list[Comparison], list[Judgement], dict[str, float]]:
+    """Pairs, a judge's judgements, and the truth; the judge turns round in a share ``late`` … 1 of the items."""
+    r = Random(seed)
+    items = [Comparison.of(Prompt.from_text(f"{seed} question {n}"), [f"a {n}", f"b {n}"]) for n in range(count)]
+    judged, truth = [], {}
+    for n, item in enumerate(items):
+        z = r.gauss(0, 3)
+        truth[item.id] = float(r.random() < sigmoid(z))
+        p = sigmoid(z if n < late * count else -z)
+        judged.append(
+            Judgement(
+                id=f"ai{n}", item=item.id, annotator="judge", source="ai", shown_order=(0, 1), probability=p,
+                ranks=(0, 1) if p > 0.5 else (1, 0), principle="kind" if n % 2 else "brief",
+            )
+        )  # fmt: skip
+    return items, judged, truth
+
+
+class People:
+    """Right with probability ``skill``; remembers how often it was asked."""
+
+    def __init__(self, truth: dict[str, float], skill: float = 1.0, there: int = 10**9) -> None:
+        self.truth, self.skill, self.there = truth, skill, there
+        self.asked: Counter[tuple[str, int]] = Counter()
+
+    def __call__(self, items, number):
+        found = {}
+        for item in items:
+            self.asked[item.id, number] += 1
+            if len(self.asked) > self.there:
+                continue
+            right = Random(f"{item.id}{number}").random() < self.skill
+            first = (self.truth[item.id] == 1.0) == right
+            found[item.id] = Judgement(
+                id=f"{item.id}-{number}", item=item.id, annotator=f"w{number}", source="simulated",
+                shown_order=(0, 1), ranks=(0, 1) if first else (1, 0), seconds=20.0,
+            )  # fmt: skip
+        return found
+
+
+def test_hybrid_labels_save_people_at_the_stated_error():
+    items, judged, truth = world(2000)
+    people = People(truth)
+    result = label_hybrid(items, judged, people, RouteConfig(error=0.1, audit=0.15))
+    report = result.report
+    assert report["labels_saved"] == 2000 - len(people.asked) > 600
+    assert max(people.asked.values()) == 1 and not result.queue
+    assert report["hours_saved"] == pytest.approx(report["labels_saved"] * 20 / 3600)
+    machine = {j.item for j in result.judgements if j.source == "ai"} - {
+        j.item for j in result.judgements if j.source != "ai"
+    }
+    said = {j.item: j.ranks == (0, 1) for j in judged}
+    wrong = sum(said[i] != (truth[i] == 1.0) for i in machine) / len(machine)
+    assert wrong < 0.1
+    found = report["error_by_route"]["ai"]
+    assert found.low - 0.02 <= wrong <= found.high
+    assert set(report["error_by_principle"]) == {"brief", "kind"}
+    assert {j.item for j in result.judgements} == {i.id for i in items}
+    assert any("fewer than one per item" in line for line in routing_lines(report))
+
+
+def test_between_the_thresholds_both_label_and_a_second_person_settles():
+    items, judged, truth = world(1500)
+    people = People(truth, skill=0.9)
+    result = label_hybrid(items, judged, people, RouteConfig(error=0.05, audit=0.2))
+    both = [i for i, route in result.routes.items() if route == "both"]
+    assert both
+    by_item: dict[str, list[Judgement]] = {}
+    for j in result.judgements:
+        by_item.setdefault(j.item, []).append(j)
+    seconds = [key for key in people.asked if key[1] == 1]
+    assert seconds and {i for i, _ in seconds} <= set(both)
+    audited = {a.item for a in result.audits}
+    for name in set(both) - audited:
+        mine = by_item[name]
+        machine = next(j for j in mine if j.source == "ai")
+        assert len(mine) == (3 if (name, 1) in people.asked else 2)
+        person = next(j for j in mine if j.annotator == "w0")
+        assert (person.ranks != machine.ranks) == ((name, 1) in people.asked)
+
+
+def test_what_nobody_answered_waits_in_the_queue_and_is_not_labelled():
+    items, judged, truth = world(600)
+    people = People(truth, there=100)
+    result = label_hybrid(items, judged, people, RouteConfig())
+    assert result.queue and {i.id for i in result.queue}.isdisjoint({j.item for j in result.judgements})
+    assert len(result.queue) + len({j.item for j in result.judgements}) == 600
+
+
+def test_thresholds_are_reopened_when_the_judge_turns_round():
+    items, judged, truth = world(4000, late=0.5)
+    config = RouteConfig(error=0.1, audit=0.2)
+    result = label_hybrid(items, judged, People(truth), config)
+    assert result.reopened and any("drifted" in line for line in routing_lines(result.report))
+    last = [i.id for i in items[-500:]]
+    assert sum(result.routes[i] == "ai" for i in last) < 25  # the judge that turned round labels next to nothing alone
+    steady = label_hybrid(*world(4000)[:2], People(world(4000)[2]), config)
+    assert not steady.reopened
+
+
+def test_only_pairs():
+    items, judged, truth = world(1)
+    three = Comparison.of(items[0].prompt, ["a", "b", "c"])
+    with pytest.raises(DataError, match="has 3 answers"):
+        label_hybrid([three], judged, People(truth), RouteConfig())
+
+
+def test_savings_by_hand():
+    """Confidence sorts right before wrong: at the people's own error of .25 the AI may label a, b, then c and d."""
+    truth = dict.fromkeys("abcd", 1.0)
+    ai = {"a": 0.9, "b": 0.8, "c": 0.3, "d": 0.3}
+    curve = savings_curve(truth, ai, dict.fromkeys("abcd", 0.25), {n: abs(p - 0.5) for n, p in ai.items()})
+    assert [round(e, 4) for _, e in curve] == [0.25, 0.1875, 0.125, 0.3125, 0.5]
+    assert saved_at(curve, 0.25) == 0.5 and saved_at(curve, 0.05) == 0.0
+    assert saved_at_random(curve, 0.25) == 0.0 and saved_at_random(curve, 0.375) == pytest.approx(0.5)
