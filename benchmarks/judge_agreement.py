@@ -76,7 +76,9 @@ def llmbar(path: Path) -> tuple[list[Comparison], list[Judgement], dict[str, str
         items.append(item)
         ranks = (0, 1) if row["label"] == 1 else (1, 0)
         labels.append(
-            Judgement(id=f"llmbar-{n}", item=item.id, annotator="label", source="human", shown_order=(0, 1), ranks=ranks)
+            Judgement(
+                id=f"llmbar-{n}", item=item.id, annotator="label", source="human", shown_order=(0, 1), ranks=ranks
+            )
         )
     return items, labels, subsets
 
@@ -114,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, votes in given.items():
             found = against_people(items, votes, crowd)
             bias = agreement_report(items, votes)["first_shown_wins"]
-            result[name] = plain({**found, "first_shown_wins": bias, "votes": Counter(map(str, (v.ranks for v in votes)))})
+            result[name] = plain(
+                {**found, "first_shown_wins": bias, "votes": Counter(map(str, (v.ranks for v in votes)))}
+            )
             for key in ("accuracy", "agreement", "kappa", "longest"):
                 e = found[key]
                 ui.say(f"  {name} {key}: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] of {e.n}")

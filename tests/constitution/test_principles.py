@@ -47,7 +47,9 @@ def made(*principles: dict) -> Constitution:
 def test_the_shipped_one_covers_what_it_promises():
     shipped = load_constitution("default")
     assert len(shipped.principles) >= 16
-    assert {"helpful", "honest", "harmless", "lawful", "autonomy", "not-preachy", "not-sycophantic"} <= set(shipped.tags)
+    assert {"helpful", "honest", "harmless", "lawful", "autonomy", "not-preachy", "not-sycophantic"} <= set(
+        shipped.tags
+    )
     assert all(p.twin and p.critique.endswith(".") for p in shipped.principles)
 
 

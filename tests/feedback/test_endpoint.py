@@ -1,4 +1,4 @@
-"""Endpoints that are slow, fail, limit, babble, lie, change or attack: nothing lost, nothing counted twice, no default."""
+"""Endpoints that are slow, fail, limit, babble, lie, change or attack: nothing lost or counted twice, no default."""
 
 import json
 import math
@@ -32,7 +32,9 @@ QUICK = {"key_env": None, "backoff": 0.01, "timeout": 5.0, "per_minute": 1e6, "a
 
 
 def items(count: int) -> list[Comparison]:
-    return [Comparison.of(Prompt.from_text(f"Question {n}?"), [f"a good answer {n}", f"another {n}"]) for n in range(count)]
+    return [
+        Comparison.of(Prompt.from_text(f"Question {n}?"), [f"a good answer {n}", f"another {n}"]) for n in range(count)
+    ]
 
 
 def run(fake: FakeEndpoint, wanted=None, journal=None, mode: str = "direct", **settings):
@@ -85,7 +87,20 @@ def test_a_judge_that_thinks_aloud():
         (lambda *_: Answer(body=b"\xff\xfe\x00"), "malformed"),
         (saying("A" * 10_000_000), "too long"),
     ],
-    ids=["empty", "blank", "sorry", "filter", "neither", "both", "text", "no choices", "number", "deep", "bytes", "10MB"],
+    ids=[
+        "empty",
+        "blank",
+        "sorry",
+        "filter",
+        "neither",
+        "both",
+        "text",
+        "no choices",
+        "number",
+        "deep",
+        "bytes",
+        "10MB",
+    ],
 )
 def test_unusable_answers_are_kept_counted_and_no_winner(behaviour, failure):
     journal: dict = {}
@@ -139,12 +154,13 @@ def test_nobody_there():
     with FakeEndpoint() as fake:
         url = fake.url
     config = EndpointConfig(url=url, model="fake", **QUICK)
-    with pytest.raises(JudgeError, match="ConnectError.*3 times in a row.*run the same command again"):
+    with pytest.raises(JudgeError, match=r"ConnectError.*3 times in a row.*run the same command again"):
         judge(items(1), RULES, Endpoint(config), JudgeConfig(), name="j", identity=1, journal={})
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(401, "refuses the key"), (403, "refuses the key"), (400, "HTTP 400.*logprobs: false"), (404, "HTTP 404")]
+    ("status", "said"),
+    [(401, "refuses the key"), (403, "refuses the key"), (400, "HTTP 400.*logprobs: false"), (404, "HTTP 404")],
 )
 def test_what_no_second_try_would_mend_is_not_tried_again(status: int, said: str):
     with FakeEndpoint(saying("", status=status)) as fake, pytest.raises(JudgeError, match=said):
@@ -158,7 +174,10 @@ def test_a_model_that_changes_in_the_middle():
         with pytest.raises(JudgeError, match="came from 'fake-2', earlier ones from 'fake-1'"):
             run(fake, items(4), journal, concurrency=1)
     assert len(journal) == 3
-    with FakeEndpoint(saying("A", model="fake-2")) as fake, pytest.raises(JudgeError, match="earlier ones from 'fake-1'"):
+    with (
+        FakeEndpoint(saying("A", model="fake-2")) as fake,
+        pytest.raises(JudgeError, match="earlier ones from 'fake-1'"),
+    ):
         run(fake, items(4), journal, concurrency=1)  # also in another process
     assert len(journal) == 3
 
@@ -178,7 +197,7 @@ def test_cost_cap_holds_over_runs():
     prices = {"price_in": 1000.0, "price_out": 0.0, "concurrency": 1}  # 100 tokens a reply: 0.1 each
     with FakeEndpoint() as fake:
         journal: dict = {}
-        with pytest.raises(JudgeError, match=r"cost cap of 4 is reached: 0\.\d spent"):
+        with pytest.raises(JudgeError, match=r"cost cap of 4 is reached: \d\.\d+ spent"):
             run(fake, items(40), journal, max_cost=4.0, **prices)
         spent = sum(reply["cost"] for reply in journal.values())
         assert 0 < spent <= 4.0 and len(journal) == len(fake.requests)

@@ -62,14 +62,18 @@ def test_useless_and_perfect_judges():
     assert nothing.thresholds.high is None and nothing.route(0.99) == "person" and nothing.thresholds.reason
     sure = [Audit(item=str(n), prompt=str(n), probability=0.9, label=1.0) for n in range(100)]
     router = set_thresholds(sure, RouteConfig(calibration="none"))
-    assert router.thresholds.high == pytest.approx(0.9) and router.route(0.95) == "ai" and router.route(None) == "person"
+    assert (
+        router.thresholds.high == pytest.approx(0.9) and router.route(0.95) == "ai" and router.route(None) == "person"
+    )
     few = set_thresholds(sure[:20], RouteConfig())
     assert few.route(0.99) == "person" and "20 audited items, 30 are needed" in few.thresholds.reason
 
 
 def test_weights_undo_the_strata():
     """Half of the items have error .4 and are drawn with 1/10, half have 0 and are drawn with 9/10."""
-    hard = [Audit(item=f"h{n}", prompt=f"h{n}", probability=0.6, label=float(n >= 40), inclusion=0.1) for n in range(100)]
+    hard = [
+        Audit(item=f"h{n}", prompt=f"h{n}", probability=0.6, label=float(n >= 40), inclusion=0.1) for n in range(100)
+    ]
     easy = [Audit(item=f"e{n}", prompt=f"e{n}", probability=0.9, label=1.0, inclusion=0.9) for n in range(900)]
     error, n = weighted_error([*hard, *easy])
     assert error == pytest.approx((40 * 10) / (100 * 10 + 900 / 0.9)) and n < 1000

@@ -43,7 +43,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path):
 
 def test_two_processes_cannot_write_one(tmp_path: Path):
     path = tmp_path / "j.jsonl"
-    code = "import sys; from pathlib import Path; from trimtab.storage.journal import Journal; Journal(Path(sys.argv[1]))"
+    code = (
+        "import sys; from pathlib import Path; from trimtab.storage.journal import Journal; Journal(Path(sys.argv[1]))"
+    )
     with Journal(path):
         done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.returncode and "another process is writing it" in done.stderr

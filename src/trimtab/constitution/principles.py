@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trimtab.config import Config, parse_config
 from trimtab.errors import ConfigError
@@ -79,12 +79,14 @@ class Constitution(Config):
 
     name: str = Field(min_length=1)
     """What it is called; not part of its version."""
-    principles: tuple[Principle, ...] = Field(min_length=1)
+    principles: tuple[Principle, ...]
     """At least one, ids unique."""
 
     @model_validator(mode="after")
     def _unique(self) -> "Constitution":
         twice = [name for name, count in Counter(p.id for p in self.principles).items() if count > 1]
+        if not self.principles:
+            raise ValueError("there is no principle; a constitution needs at least one")
         if twice:
             raise ValueError(f"the id {twice[0]!r} stands more than once; give each principle an id of its own")
         return self
@@ -104,7 +106,9 @@ class Constitution(Config):
         for principle in self.principles:
             if principle.id == name:
                 return principle
-        raise ConfigError(f"{name!r} is no principle of {self.name!r}; it has {', '.join(p.id for p in self.principles)}")
+        raise ConfigError(
+            f"{name!r} is no principle of {self.name!r}; it has {', '.join(p.id for p in self.principles)}"
+        )
 
     def tagged(self, tag: str) -> tuple[Principle, ...]:
         """The principles with a tag.
@@ -173,10 +177,7 @@ def parse_constitution(text: str, *, where: str) -> Constitution:
             f"{where}: the constitution is empty; it needs a name and a list 'principles' with at least one entry "
             "(`trimtab constitution show` prints the one that ships)"
         )
-    try:
-        return parse_config(Constitution, values, where=where)
-    except ValidationError as error:  # pragma: no cover - parse_config turns all of them into ConfigError
-        raise ConfigError(f"{where}: {error}") from None
+    return parse_config(Constitution, values, where=where)
 
 
 class _Strict(yaml.SafeLoader):

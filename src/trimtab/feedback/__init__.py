@@ -2,8 +2,8 @@
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
-from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
+from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.gold import friendly_parts, friendly_utility
 from trimtab.feedback.intervals import (
     Estimate,
@@ -12,7 +12,7 @@ from trimtab.feedback.intervals import (
     paired_bootstrap_interval,
     wilson_interval,
 )
-from trimtab.feedback.judge import FAILURES, Ask, Judged, JudgeConfig, Question, Reply, Verdict, combine, judge
+from trimtab.feedback.judge import FAILURES, Ask, JudgeConfig, Judged, Question, Reply, Verdict, combine, judge
 from trimtab.feedback.judge_report import against_people, cohen_kappa, mcnemar, report_lines, run_facts
 from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, revise
 from trimtab.feedback.routing import Hybrid, RouteConfig, Router, Thresholds, label_hybrid, routing_lines

@@ -52,16 +52,17 @@ def fit_isotonic(p: Sequence[float], y: Sequence[float], weights: Sequence[float
     estimates", 2002. Swapping the answers must swap the probability, so every (p, y) is also fitted as (1−p, 1−y).
     """
     weights = _checked(p, y, weights)
-    both = sorted(
-        [*zip(p, y, weights, strict=True), *((1 - a, 1 - b, w) for a, b, w in zip(p, y, weights, strict=True))]
-    )
-    blocks: list[list[float]] = []  # weight, weighted sum of y, weighted sum of p
-    for x, t, w in both:
-        blocks.append([w, w * t, w * x])
-        while len(blocks) > 1 and (
-            blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]
-            or math.isclose(blocks[-2][2] / blocks[-2][0], blocks[-1][2] / blocks[-1][0], abs_tol=1e-12)
-        ):
+    equal: dict[float, list[float]] = {}  # weight, weighted sum of y, weighted sum of p
+    for a, b, w in zip(p, y, weights, strict=True):
+        for x, t in ((a, b), (1 - a, 1 - b)):
+            x = round(x, 9)  # 1 − .3 and .7 are one place
+            sums = equal.setdefault(x, [0.0, 0.0, 0.0])
+            for place, value in enumerate((w, w * t, w * x)):
+                sums[place] += value
+    blocks: list[list[float]] = []
+    for x in sorted(equal):
+        blocks.append(equal[x])
+        while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
             last = blocks.pop()
             blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
     xs, ys = [b[2] / b[0] for b in blocks], [b[1] / b[0] for b in blocks]

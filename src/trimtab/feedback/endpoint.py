@@ -71,8 +71,8 @@ class EndpointConfig(Config):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two endpoints the same judge."""
-        return {"url": self.url, "model": self.model, "temperature": self.temperature, "logprobs": self.logprobs}
+        """What makes two endpoints the same judge: not the address, as a model may move."""
+        return {"model": self.model, "temperature": self.temperature, "logprobs": self.logprobs}
 
 
 class _NoAnswer(Exception):

@@ -228,7 +228,9 @@ def judge(
     return Judged(judgements=tuple(judgements), verdicts=tuple(verdicts), replies=replies, asked=len(missing))
 
 
-def question(identity: Any, messages: tuple[Message, ...], options: tuple[str, ...], *, reason: bool = False) -> Question:
+def question(
+    identity: Any, messages: tuple[Message, ...], options: tuple[str, ...], *, reason: bool = False
+) -> Question:
     """A question with its key."""
     key = content_id(identity, [m.model_dump() for m in messages], options, reason)
     return Question(key=key, messages=messages, options=options, reason=reason)
@@ -239,9 +241,7 @@ def questions_of(item: Comparison, constitution: Constitution, config: JudgeConf
     return [a.question for a in _questions(item, constitution, config, identity)]
 
 
-def _questions(
-    item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any
-) -> list[_Asked]:
+def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_Asked]:
     texts = [c.text for c in item.completions]
     found = []
     if config.mode == "rubric":

@@ -93,8 +93,8 @@ def against_people(
 
     Returns:
         ``pairs`` that both judged; ``accuracy`` (of the pairs with a winner for both), ``agreement`` (same of first,
-        tie, second), ``half_credit`` (a tie of either side counts half), ``lean`` (the judge's mean probability, however
-        little it leans, against the human winner), ``kappa`` (Cohen's, three outcomes),
+        tie, second), ``half_credit`` (a tie of either side counts half), ``lean`` (the judge's mean probability,
+        however little it leans, against the human winner), ``kappa`` (Cohen's, three outcomes),
         ``longest`` (the baseline: the longer answer, on the pairs with a human winner), all Estimates; ``confusion``
         judge × people; ``calibration`` with ``ece``, ``brier`` and ``bins``, as said and after cross-fitted
         temperature and isotonic calibration. Without common pairs the Estimates say so.
@@ -109,9 +109,7 @@ def against_people(
     reason = "the judge and people have no pair in common"
     decided = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True) if "tie" not in (a, b)]
     same = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
-    half = [
-        (0.5 if "tie" in (a, b) else float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)
-    ]
+    half = [(0.5 if "tie" in (a, b) else float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
     lean = [
         (0.5 if ours[k][1] == 0.5 else float((ours[k][1] > 0.5) == (b == "first")), g)
         for k, b, g in zip(keys, crowd, prompts, strict=True)
@@ -287,4 +285,3 @@ def _shown(estimate: Estimate, *, share: bool = True) -> str:
     values = [form.format(x) for x in (estimate.value, estimate.low, estimate.high) if x is not None]
     interval = f" [{values[1]}, {values[2]}]" if len(values) == 3 else ""
     return f"{values[0]}{interval} of {estimate.n}"
-

@@ -1,7 +1,7 @@
 """What each principle of a constitution does to the labels.
 
-Legend: a principle *was asked* of a pair of answers if there is a verdict with an answer; it *fires* there if both orders
-name the same winner and p is at least ``margin`` away from one half; two principles *conflict* on a pair if
+Legend: a principle *was asked* of a pair of answers if there is a verdict with an answer; it *fires* there if both
+orders name the same winner and p is at least ``margin`` away from one half; two principles *conflict* on a pair if
 both fire for different answers.
 """
 
@@ -34,8 +34,8 @@ def principle_report(
         margin: how far from one half p must be.
 
     Returns:
-        ``principles`` by id, each with ``asked``, ``firing_rate``, ``agreement`` (of the pairs where it fires and people
-        have a winner), ``no_answer``, ``removed`` (pairs whose combined label changes or is lost without it) and
+        ``principles`` by id, each with ``asked``, ``firing_rate``, ``agreement`` (of the pairs where it fires and
+        people have a winner), ``no_answer``, ``removed`` (pairs whose combined label changes or is lost without it) and
         ``alone`` (pairs it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on.
         Shares are Estimates, clustered by prompt.
     """

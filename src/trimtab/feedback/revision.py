@@ -107,7 +107,9 @@ def revise(
 
     def texts(asked: Mapping[str, tuple[Message, ...]], purpose: str) -> dict[str, str]:
         """What the model says next in each conversation, by prompt id."""
-        keys = {name: content_id("write", identity, purpose, [m.model_dump() for m in m_]) for name, m_ in asked.items()}
+        keys = {
+            name: content_id("write", identity, purpose, [m.model_dump() for m in m_]) for name, m_ in asked.items()
+        }
         missing = {keys[n]: Prompt(id=keys[n], messages=m_) for n, m_ in asked.items() if keys[n] not in journal}
         if missing:
             write(list(missing.values()), lambda found: journal.update({k: {"text": t} for k, t in found.items()}))
@@ -139,10 +141,7 @@ def revise(
         going = [name for name in by_id if current[name]]
         if config.violation_first:
             found = replies(
-                {
-                    n: question(identity, ask_violation(by_id[n], current[n], drawn[n]), ("Yes", "No"))
-                    for n in going
-                }
+                {n: question(identity, ask_violation(by_id[n], current[n], drawn[n]), ("Yes", "No")) for n in going}
             )
             for name, reply in found.items():
                 steps[name]["violation"] = None if reply.probabilities is None else reply.probabilities[0]

@@ -191,12 +191,13 @@ def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
 def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> float | None:
     """The lowest confidence for which it and every one tried before it keep the error's upper end within the limit.
 
-    Tried are the points at which a tenth more of the audited items comes in, from ``least`` items on: few enough to
-    be powerful, fixed before any label is seen.
+    Tried are the points at which a tenth more of the audited items comes in: few enough to be powerful, fixed before
+    any label is seen.
     """
     found = None
     step = max(1, len(ranked) // 10)
-    count = least
+    # So many that two errors among them still pass; fewer would end the search at the first error.
+    count = max(least, min(math.ceil(6 / limit), len(ranked) // 2))
     while count <= len(ranked):
         edge = ranked[count - 1][0]
         inside = [a for c, a in ranked if c >= edge]
@@ -438,7 +439,9 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         said.append(found.reason)
     for name, error in report["error_by_route"].items():
         if error.value is not None:
-            said.append(f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]")
+            said.append(
+                f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]"
+            )
     if report.get("reopened"):
         said.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
     return said

@@ -114,4 +114,3 @@ class FilePeople:
         """The judgements that are there."""
         found = {i.id: self.by_item.get(i.id, []) for i in items}
         return {item: mine[number] for item, mine in found.items() if len(mine) > number}
-

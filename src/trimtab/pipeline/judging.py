@@ -11,7 +11,7 @@ from pydantic import Field
 from trimtab.config import Config, parse_config
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError
-from trimtab.feedback import Judged, JudgeConfig, Question, Reply, against_people, judge, report_lines, run_facts
+from trimtab.feedback import JudgeConfig, Judged, Question, Reply, against_people, judge, report_lines, run_facts
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig
 from trimtab.files import write_atomic, write_json
 from trimtab.models import Backbone, ModelConfig, model_identity
@@ -273,7 +273,9 @@ def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Com
             )
     said = []
     if loaded.refused:
-        said.append(f"{source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: {loaded.refused[0].reason})")
+        said.append(
+            f"{source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: {loaded.refused[0].reason})"
+        )
     if other:
         said.append(f"{source}: {other} records have fewer than two answers; left out")
     if again:

@@ -21,6 +21,9 @@ EFFICIENCY = 0.5
 TOKENS = 70
 """Assumed tokens of a prompt with its answer where nothing has been tokenised yet."""
 
+QUESTION = 200
+"""Assumed tokens of a question to a judge beyond what all questions begin with."""
+
 OBJECTIVES = {
     "dpo": "DPO: min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})",
     "ipo": "IPO: min (h − 1/(2τ))², h = gap of log(π/ref), τ = {tau:g}",
@@ -200,6 +203,18 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
     if stage == "sample" and config.sample:
         count = min(config.sample.prompts or prompts, prompts) * config.sample.answers
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward
+    if stage == "revise" and config.revise:
+        count = min(config.revise.prompts or 10**9, _rows(data.redteam, Prompt, config, recipe) or 0)
+        tokens = count * TOKENS * (1 + 4 * config.revise.rounds)
+        return f"{count} prompts, {config.revise.rounds} rounds", 0, tokens, tokens * forward
+    if stage == "label" and config.label and config.label.source != "simulated":
+        items = min(config.sample.prompts or prompts, prompts) if config.sample else 0
+        pairs = items * config.sample.answers * (config.sample.answers - 1) // 2 if config.sample else 0
+        asked = 2 * pairs * (config.label.judge.principles or 18)
+        return f"{asked} questions to each AI judge", 0, asked * QUESTION, asked * QUESTION * forward
+    if stage == "balance" and config.balance:
+        count = min(config.balance.prompts or 10**9, _rows(data.redteam_heldout, Prompt, config, recipe) or 0)
+        return f"{2 * count} answers", 0, count * TOKENS, 4 * count * TOKENS * forward
     if stage == "label" and config.label:
         return f"simulated annotators, {config.label.simulation.overlap} a prompt", 0, 0, 0.0
     count, answers = _rows(data.preferences, Preference, config, recipe) or 0, 2

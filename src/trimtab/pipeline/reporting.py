@@ -53,10 +53,10 @@ NOTICE = (
 )
 
 NOTICES = {
-    "ai": "The preferences in this run come from AI judges under a written constitution. No person judged these answers.",
+    "ai": "The preferences in this run come from AI judges under a written constitution. No person judged them.",
     "hybrid": "The preferences in this run come from AI judges where they were sure and from people elsewhere.",
-    "ai gold": "The preferences in this run come from AI judges under a written constitution, and “gold” is a simulated "
-    "utility that only the evaluation uses. No person judged these answers.",
+    "ai gold": "The preferences in this run come from AI judges under a written constitution, and “gold” is a "
+    "simulated utility that only the evaluation uses. No person judged these answers.",
     "hybrid gold": "The preferences in this run come from AI judges where they were sure and elsewhere from simulated "
     "annotators; “gold” is the simulated utility those go by. No person judged these answers.",
 }

@@ -80,7 +80,7 @@ def option_logprobs(
     token_budget: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[float]]:
-    """log p(option | prompt) in nats, summed over the option's tokens.
+    """Log p(option | prompt) in nats, summed over the option's tokens.
 
     Args:
         backbone: the model.

@@ -36,7 +36,11 @@ class Journal(MutableMapping[str, dict[str, Any]]):
         except BlockingIOError:
             self._file.close()
             raise StorageError(f"{path}: another process is writing it; wait for it or choose another folder") from None
-        self._read()
+        try:
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """What was written under a key."""

@@ -1,0 +1,171 @@
+"""Constitutional AI from a recipe: critique and revision, AI labels, hybrid labels, the balance, on a toy model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli.app import run_app
+from trimtab.errors import ConfigError, Interrupted
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.ui import Silent
+from trimtab.records import Comparison, Demonstration, Judgement, read_records, write_records
+
+from ..kit import TOY, save_model, sentences, tiny_model, toy_recipe
+
+SAMPLER = {"max_new_tokens": 8, "slots": 32}
+SMALL = {
+    "model": TOY["model"] | {"context": 4096},
+    "sft": TOY["sft"] | {"epochs": 1},
+    "sample": {"prompts": 10, "answers": 2, "sampler": SAMPLER},
+    "reward": TOY["reward"] | {"epochs": 1},
+    "align": TOY["align"] | {"steps": 1, "prompts": 4, "sampler": SAMPLER},
+    "evaluate": {"sampler": SAMPLER, "examples": 2},
+}
+
+
+def recipe_in(folder: Path, **sections) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "model").exists():
+        save_model(folder / "model", tiny_model(layers=2, context=4096))
+    model = SMALL["model"] | {"name": str((folder / "model").resolve())}
+    data = TOY["data"] | {"redteam": "data/redteam.jsonl", "redteam_heldout": "data/redteam-heldout.jsonl"}
+    path = toy_recipe(folder, **(SMALL | {"model": model, "data": data} | sections))
+    for name, start, count in (("redteam", 3000, 6), ("redteam-heldout", 4000, 4)):
+        rows = [{"prompt": text} for text in sentences(count, words=4, start=start)]
+        (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+WHOLE = {
+    "gold": None,
+    "revise": {"rounds": 1, "helpful": 2.0, "sampler": SAMPLER},
+    "label": {"source": "ai"},
+    "balance": {},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = recipe_in(tmp_path_factory.mktemp("constitutional"), **WHOLE)
+    go(recipe)
+    return recipe
+
+
+def go(recipe: Path, *overrides: str, until: str | None = None):
+    config = load_recipe(recipe, list(overrides))
+    return run_recipe(config, recipe, runs=recipe.parent / "runs", until=until, ui=Silent())
+
+
+def stage(recipe: Path, name: str) -> Path:
+    return recipe.parent / "runs" / "toy" / "stages" / name
+
+
+def test_all_three_phases_and_the_page(whole: Path):
+    facts = json.loads((stage(whole, "revise") / "revise.json").read_text())
+    made = read_records(stage(whole, "revise") / "demonstrations.jsonl", Demonstration)
+    revised = [d for d in made if "constitution" in d.metadata]
+    assert len(revised) == 6 - facts["counts"]["left_out"]
+    assert len(made) == len(revised) + min(40, 2 * len(revised))
+    judgements = read_records(stage(whole, "label") / "judgements.jsonl", Judgement)
+    items = read_records(stage(whole, "sample") / "comparisons.jsonl", Comparison)
+    assert {j.item for j in judgements} == {i.id for i in items}
+    assert all(j.source == "ai" and j.guideline == facts["constitution"]["version"] and j.principle for j in judgements)
+    report = json.loads((stage(whole, "label") / "judge" / "judge.json").read_text())
+    assert report["judges"]["judge"]["run"]["replies"] == 2 * len(items)
+    measures = json.loads((stage(whole, "balance") / "balance.json").read_text())["measures"]
+    assert {"harmlessness", "helpfulness", "preachiness"} <= {m["name"] for m in measures}
+    assert all("proxy" in m["how"] for m in measures)
+    page = (whole.parent / "runs" / "toy" / "report.html").read_text()
+    assert "Harmless, helpful, preachy" in page and "AI labels" in page and "position bias" in page
+    assert "come from AI judges under a written constitution" in page
+
+
+def test_a_second_run_does_nothing_and_an_edit_asks_only_what_it_touches(whole: Path):
+    config = load_recipe(whole)
+    states = {r["stage"]: r["state"] for r in make_plan(config, whole, whole.parent / "runs")["stages"]}
+    assert set(states.values()) == {"done"} and {"revise", "balance"} <= set(states)
+    changed = load_recipe(whole, ["label.judge.principles=2"])
+    states = {r["stage"]: r["state"] for r in make_plan(changed, whole, whole.parent / "runs")["stages"]}
+    assert states["label"] == "run" and states["sample"] == "done"
+
+
+def test_hybrid_labels_with_simulated_people(tmp_path: Path):
+    route = {"audit": 0.5, "least": 5, "window": 10}
+    recipe = recipe_in(tmp_path, label={"source": "hybrid", "route": route}, sft=None, align=None, reward=None)
+    go(recipe, until="preferences")
+    routing = json.loads((stage(recipe, "label") / "routing.json").read_text())
+    assert routing["items"] == sum(routing["routes"].values()) and routing["waiting"] == 0
+    assert {j.source for j in read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)} <= {
+        "ai",
+        "simulated",
+    }
+
+
+def test_hybrid_labels_wait_for_people_and_go_on(tmp_path: Path):
+    (tmp_path / "people.jsonl").touch()
+    label = {"source": "hybrid", "people": str(tmp_path / "people.jsonl")}
+    recipe = recipe_in(tmp_path, label=label, gold=None, sft=None, align=None, reward=None)
+    with pytest.raises(Interrupted, match=r"items wait for a person.*same command"):
+        go(recipe, until="preferences")
+    queue = read_records(stage(recipe, "label") / "queue.jsonl", Comparison)
+    clicks = [
+        Judgement(id=f"c{n}{k}", item=i.id, annotator=f"ann{k}", source="human", shown_order=(0, 1), ranks=(0, 1))
+        for n, i in enumerate(queue)
+        for k in range(2)
+    ]
+    write_records(tmp_path / "people.jsonl", clicks)
+    go(recipe, until="preferences")
+    assert read_records(stage(recipe, "label") / "queue.jsonl", Comparison) == []
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"revise": {}, "data": TOY["data"]}, "revise needs data.redteam"),
+        ({"revise": {}, "sft": None}, "revise needs sft"),
+        ({"balance": {}, "align": None}, "balance needs data.redteam_heldout, evaluate and align"),
+        ({"label": {"source": "hybrid"}, "gold": None}, "label.source 'hybrid' needs people"),
+    ],
+)
+def test_sections_that_need_each_other(tmp_path: Path, sections: dict, said: str):
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(recipe_in(tmp_path, **sections))
+
+
+# The command line ---------------------------------------------------------------------------
+
+
+def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
+    rows = [{"prompt": q, "chosen": q + " yes", "rejected": "no " + q} for q in sentences(4, words=3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out, model = tmp_path / "out", str(whole.parent / "model")
+    line = ["judge", str(tmp_path / "pairs.jsonl"), "--out", str(out), "--model", model, "--context", "4096"]
+    assert run_app([*line, "--principles", "0", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["judges"]["local"]["run"]["asked"] == 4 * 2 * 18 and report["judges"]["local"]["people"]["pairs"] == 4
+    assert run_app([*line, "--principles", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["judges"]["local"]["run"]["asked"] == 0
+    assert run_app(["constitution", "show"]) == 0
+    edited = capsys.readouterr().out.replace("no longer than the matter needs", "short")
+    (tmp_path / "mine.yaml").write_text(edited)
+    assert (
+        run_app(["constitution", "diff", "default", str(tmp_path / "mine.yaml"), "--judged", str(out), "--json"]) == 1
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert [c["id"] for c in found["changes"]] == ["clear-and-plain"]
+    assert found["again"] == {"local": {"questions": 144, "again": 8}}
+    assert run_app(["route", str(out), "--people", str(out / "judgements.jsonl")]) == 0
+    assert (out / "queue.jsonl").exists() and (out / "routing.json").exists()
+    capsys.readouterr()
+
+
+def test_constitution_from_the_command_line(tmp_path: Path, capsys):
+    assert run_app(["constitution", "check"]) == 0
+    assert "18 principles, version " in capsys.readouterr().out
+    assert run_app(["constitution", "diff", "default", "default"]) == 0
+    (tmp_path / "empty.yaml").write_text("name: x\nprinciples: []\n")
+    assert run_app(["constitution", "check", str(tmp_path / "empty.yaml")]) == 2
+    assert "the constitution is empty" in capsys.readouterr().err
