@@ -44,6 +44,8 @@ class RouteConfig(Config):
     """Audited items needed before any threshold is set, and at or above a threshold; until then all goes to people."""
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
     """How the judge's confidence is calibrated, on audited items, cross-fitted."""
+    pilot: int = Field(default=200, ge=10)
+    """Audits, in the order of the items, from which thresholds are first set; the later ones are watched for drift."""
     window: int = Field(default=50, ge=10)
     """Audits of AI-labelled items that are looked at together for drift."""
     alarm: float = Field(default=0.01, gt=0.0, lt=0.5)
@@ -235,6 +237,21 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
     return None
 
 
+def _segments(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[int, Router]]:
+    """Where thresholds hold from (a place among the audits), and which."""
+    start, found = 0, []
+    while True:
+        pilot = set_thresholds(audits[start : start + config.pilot], config)
+        later = range(start + config.pilot, len(audits))
+        alone = [k for k in later if pilot.route(audits[k].probability) == "ai"]
+        alarm = drifted([audits[k] for k in alone], config)
+        if alarm is None:
+            return [*found, (start, set_thresholds(audits[start:], config))]
+        begin = alone[alarm - config.window]
+        found.append((start, set_thresholds(audits[start:begin], config)))
+        start = begin
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hybrid:
     """What came of hybrid labelling."""
@@ -250,7 +267,7 @@ class Hybrid:
     audits: tuple[Audit, ...]
     """Every audited item."""
     reopened: tuple[int, ...]
-    """After how many audits of AI-labelled items thresholds were set anew."""
+    """After how many audits thresholds were set anew."""
     report: dict[str, Any]
     """Cost, coverage, error by stratum and principle, hours saved."""
 
@@ -263,8 +280,9 @@ def label_hybrid(
 ) -> Hybrid:
     """Route items, ask people where they are needed, settle disagreements, audit, and report.
 
-    Items go through in batches of ten windows. After each, drift is looked for on the audits of AI-labelled items,
-    and thresholds are set anew from the audits since the alarm's window began.
+    Thresholds are first set from the ``pilot`` audits; the audits after them are watched for drift in the order of the
+    items. Without an alarm all audits set the final thresholds; an alarm ends their validity where its window began,
+    and from there on they are set anew.
 
     Args:
         items: pairs of answers.
@@ -289,39 +307,24 @@ def label_hybrid(
         asked.update({(item, number): j for item, j in people(missing, number).items()} if missing else {})
 
     by_id = {i.id: i for i in items}
-    # A share of everything is audited before thresholds can be set; later batches bring their own.
-    batch = 10 * config.window
-    routes: dict[str, Route] = {}
-    audits: list[Audit] = []
-    alone: list[Audit] = []
-    reopened: list[int] = []
-    since = 0
-    router = set_thresholds([], config)
-    for start in range(0, len(items), batch):
-        part = items[start : start + batch]
-        ask([i for i in part if i.id in chances], 0)
-        new = [_audit(by_id[i.id], p[i.id], asked[i.id, 0], chances[i.id]) for i in part if (i.id, 0) in asked]
-        fresh = [a for a in new if a is not None]
-        audits += fresh
-        if not router.thresholds.audited or router.thresholds.high is None:
-            router = set_thresholds(audits[since:], config)
-        for item in part:
-            routes[item.id] = router.route(p[item.id])
-        alone += [a for a in fresh if routes[a.item] == "ai"]
-        alarm = drifted(alone, config)
-        if alarm is not None:
-            reopened.append(len(audits))
-            since = max(0, len(audits) - max(len(fresh), 2 * config.window))
-            router, alone = set_thresholds(audits[since:], config), []
-            for item in part:
-                routes[item.id] = router.route(p[item.id])
-        ask([i for i in part if routes[i.id] != "ai"], 0)
-        differ = [
+    ask([i for i in items if i.id in chances], 0)
+    found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id]) for i in items if (i.id, 0) in asked]
+    audits = [a for a in found if a is not None]
+    segments = _segments(audits, config)
+    starts = {audits[start].item: router for start, router in segments[1:]}
+    router, routes = segments[0][1], {}
+    for item in items:
+        router = starts.get(item.id, router)
+        routes[item.id] = router.route(p[item.id])
+    ask([i for i in items if routes[i.id] != "ai"], 0)
+    ask(
+        [
             i
-            for i in part
+            for i in items
             if routes[i.id] == "both" and (i.id, 0) in asked and _sides(p[i.id]) != _sides(first_better(asked[i.id, 0]))
-        ]
-        ask(differ, 1)
+        ],
+        1,
+    )
     kept: list[Judgement] = []
     queue: list[Comparison] = []
     for item in items:
@@ -349,8 +352,8 @@ def label_hybrid(
         routes=routes,
         router=router,
         audits=tuple(audits),
-        reopened=tuple(reopened),
-        report={**report, "reopened": reopened},
+        reopened=tuple(start for start, _ in segments[1:]),
+        report={**report, "reopened": [start for start, _ in segments[1:]]},
     )
 
 

@@ -1,0 +1,110 @@
+"""Judging pairs with and without shared beginnings: ``python -m benchmarks.judging``.
+
+The local judge scores ``--pairs`` invented pairs in both orders by :func:`trimtab.rollout.option_logprobs`; then a part
+of the same questions (``--separate`` pairs) is scored one prompt at a time, batch 1, vocabulary projected at the
+last position only, both options read from one pass. Times are per question; the largest difference
+between the numbers is printed and must be below 1e-4. Answers are as long as those the recipes sample (about 40
+tokens); ``--words`` makes them longer, which shares less.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import machine, versions
+from trimtab.constitution import compare_answers, load_constitution
+from trimtab.files import write_json
+from trimtab.models import Backbone, ModelConfig
+from trimtab.records import Prompt
+from trimtab.rollout import option_logprobs
+
+WORDS = (
+    "a bowl of warm soup and bread makes the evening easy when rain keeps you at home with a book you can cook it "
+    "slowly add salt late taste often let it rest before you serve fresh herbs help too"
+).split()
+
+
+def questions(backbone: Backbone, pairs: int, words: int) -> list[list[int]]:
+    """Token ids of all questions, both orders of a pair after each other."""
+    draw, constitution = random.Random(0), load_constitution("default")
+
+    def text() -> str:
+        return " ".join(draw.choices(WORDS, k=words)).capitalize() + "."
+
+    found = []
+    for n in range(pairs):
+        prompt, a, b = Prompt.from_text(f"What do you say to {draw.choice(WORDS)} number {n}?"), text(), text()
+        principle = constitution.draw(1, n)[0]
+        found += [backbone.chat.prompt(compare_answers(prompt, x, y, principle)) for x, y in ((a, b), (b, a))]
+    return found
+
+
+@torch.no_grad()
+def one_by_one(backbone: Backbone, prompts: Sequence[list[int]], options: Sequence[int]) -> list[list[float]]:
+    """The plain way: a forward pass for each prompt."""
+    found = []
+    for prompt in prompts:
+        tokens = torch.tensor([prompt], device=backbone.device)
+        last = backbone.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, -1]
+        logprobs = backbone.head(last).float().log_softmax(-1)
+        found.append([float(logprobs[option]) for option in options])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; exit code 1 if the numbers differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--separate", type=int, default=50)
+    parser.add_argument("--words", type=int, default=36)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    backbone = Backbone.load(ModelConfig(name=asked.model, context=2048))
+    prompts = questions(backbone, asked.pairs, asked.words)
+    a, b = (backbone.chat.tokenizer.encode(letter, add_special_tokens=False) for letter in "AB")
+    option_logprobs(backbone, prompts[:4], [[a, b]] * 4)  # warm up
+    wall, cpu = time.perf_counter(), time.process_time()
+    shared = option_logprobs(backbone, prompts, [[a, b]] * len(prompts))
+    shared_wall, shared_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    part = prompts[: 2 * asked.separate]
+    wall, cpu = time.perf_counter(), time.process_time()
+    plain = one_by_one(backbone, part, [a[0], b[0]])
+    plain_wall, plain_cpu = time.perf_counter() - wall, time.process_time() - cpu
+    difference = max(abs(x - y) for s, p in zip(shared, plain, strict=False) for x, y in zip(s, p, strict=True))
+    each, each_cpu = shared_wall / len(prompts), shared_cpu / len(prompts)
+    result = {
+        "machine": machine(),
+        "versions": versions(),
+        "pairs": asked.pairs,
+        "questions": len(prompts),
+        "tokens_per_question": sum(map(len, prompts)) / len(prompts),
+        "threads": asked.threads,
+        "shared_seconds": shared_wall,
+        "shared_seconds_per_question": each,
+        "separate_questions": len(part),
+        "separate_seconds_per_question": plain_wall / len(part),
+        "speedup": plain_wall / len(part) / each,
+        "speedup_cpu_time": plain_cpu / len(part) / each_cpu,
+        "largest_difference": difference,
+    }
+    print(
+        f"{len(prompts)} questions of {result['tokens_per_question']:.0f} tokens: {shared_wall:.1f} s shared "
+        f"({each * 1e3:.0f} ms each), {1e3 * plain_wall / len(part):.0f} ms each one by one: "
+        f"{result['speedup']:.2f} times as fast ({result['speedup_cpu_time']:.2f} in processor time), largest "
+        f"difference {difference:.1e}"
+    )
+    if asked.out is not None:
+        write_json(asked.out, result)
+    return 0 if difference < 1e-4 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
