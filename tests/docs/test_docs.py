@@ -22,6 +22,7 @@ from typer.main import get_command
 from tests.kit import save_model, sentences, tiny_model
 from trimtab import errors
 from trimtab.cli.app import app, run_app
+from trimtab.conformance.experiments import estimators
 from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.records import KINDS, load
@@ -81,6 +82,8 @@ def place(tmp_path, cache, monkeypatch):
         for question, chosen, rejected in zip(asked, good, bad, strict=True):
             head = f"\n\nHuman: {question}\n\nAssistant: "
             file.write(json.dumps({"chosen": head + chosen, "rejected": head + rejected}) + "\n")
+    # The table's own tests are in tests/conformance; here its first rows stand for all.
+    monkeypatch.setattr("trimtab.conformance.conformance", lambda seeds, long: estimators(seeds))
     monkeypatch.chdir(here)
     return here
 

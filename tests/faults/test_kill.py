@@ -81,7 +81,7 @@ def steps(run: RunFolder, stage: str) -> list[dict[str, Any]]:
 
 def test_killed_everywhere_and_still_the_same(runner: Runner, tmp_path: Path):
     recipe = toy_recipe(
-        tmp_path, sample=TOY["sample"] | {"prompts": 80, "answers": 2}, reward=TOY["reward"] | {"epochs": 1}
+        tmp_path, sample=TOY["sample"] | {"prompts": 80, "answers": 4}, reward=TOY["reward"] | {"epochs": 1}
     )
     (tmp_path / "data" / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": p.text}) + "\n" for p in prompts(90))

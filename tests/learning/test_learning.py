@@ -11,17 +11,26 @@ from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
     CpoConfig,
+    DapoConfig,
     DpoConfig,
+    DrGrpoConfig,
+    GrpoConfig,
     HingeConfig,
     IpoConfig,
     KLConfig,
     KtoConfig,
+    OnlineDpoConfig,
     OptimizerConfig,
     OrpoConfig,
     PairConfig,
     PpoConfig,
     Ranking,
+    ReinforcePpBaselineConfig,
+    ReinforcePpConfig,
+    RejectionConfig,
     RewardConfig,
+    RlConfig,
+    RlooConfig,
     RlRoles,
     Session,
     SftConfig,
@@ -178,6 +187,35 @@ def test_ppo_raises_its_reward(adapter):
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert 1 < rows[-1]["kl"] < 100  # it moved, and not to infinity
     assert abs(ends(rows, "value")[1] - last) < 0.5  # the critic knows what to expect
+
+
+FEW = {"adapter": LORA, "steps": 16, "sampler": SamplerConfig(max_new_tokens=8), "missing_eos": None}
+QUICK = OptimizerConfig(lr=1e-2, schedule="constant")
+ONLINE: list[RlConfig] = [
+    RlooConfig(group=4, prompts=8, policy=QUICK, kl=KLConfig(coefficient=0.02), **FEW),
+    GrpoConfig(group=4, prompts=8, policy=QUICK, **FEW),
+    DrGrpoConfig(group=4, prompts=8, policy=QUICK, **FEW),
+    DapoConfig(group=4, prompts=8, policy=QUICK, **FEW),
+    ReinforcePpConfig(prompts=32, policy=QUICK, kl=KLConfig(coefficient=0.02), **FEW),
+    ReinforcePpBaselineConfig(group=4, prompts=8, policy=QUICK, **FEW),
+    OnlineDpoConfig(group=4, prompts=8, policy=QUICK, **FEW),
+    RejectionConfig(group=4, prompts=8, policy=QUICK, **FEW),
+]
+
+
+@pytest.mark.parametrize("config", ONLINE, ids=lambda c: c.method)
+def test_online_methods_raise_their_reward_on_unseen_prompts(config):
+    roles = RlRoles.on(trunk(), LORA, seed=1, critic=False)
+    seen, unseen = prompts(48)[:24], prompts(48)[24:]
+
+    def held_out() -> float:
+        sampler = LocalSampler(roles.policy.backbone, SamplerConfig(max_new_tokens=8))
+        answers = sampler.generate(unseen, adapter=roles.policy.adapter, seed=7, group=2)
+        return sum(even(answers)["even"]) / len(answers)
+
+    before = held_out()
+    train_rl(roles, seen, even, config, seed=0)
+    assert held_out() > before + 0.4
 
 
 def test_short_leash_holds():

@@ -124,7 +124,7 @@ def test_two_halves_are_the_whole(architecture):
     assert trunk.frozen_layers == 2  # below the lowest adapter of all
     batch = batch_of(trunk)
     whole = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
-    lower = trunk.lower(batch.tokens)
+    lower = trunk.lower(batch)
     assert lower is not None and not lower.requires_grad
     batch.columns["lower"] = lower
     halves = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
@@ -137,9 +137,9 @@ def test_two_halves_are_the_whole(architecture):
 def test_training_above_never_changes_below():
     trunk = tiny_backbone()
     policy, batch = Role.trainable(trunk, "policy", lora(1), seed=1), batch_of(trunk)
-    before = trunk.lower(batch.tokens)
+    before = trunk.lower(batch)
     train(policy, batch)
-    assert before is not None and torch.equal(before, trunk.lower(batch.tokens))
+    assert before is not None and torch.equal(before, trunk.lower(batch))
 
 
 def test_trunk_that_cannot_be_cut_is_used_whole():
@@ -147,7 +147,7 @@ def test_trunk_that_cannot_be_cut_is_used_whole():
     policy = Role.trainable(trunk, "policy", lora(1), seed=1)
     batch = batch_of(trunk)
     assert trunk.frozen_layers == 0
-    assert trunk.lower(batch.tokens) is None
+    assert trunk.lower(batch) is None
     train(policy, batch)
     assert not torch.equal(policy.logprobs(batch)[0], Role(trunk).logprobs(batch)[0])
 

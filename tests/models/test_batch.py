@@ -1,11 +1,14 @@
 """Padding, splitting and packing, on lists small enough to look at."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.models import collate, pack, scatter
+from trimtab.models import AdapterConfig, Batch, Role, collate, pack, scatter
 from trimtab.models.batch import block_diagonal_mask
+
+from ..kit import stir, tiny_backbone
 
 CPU = torch.device("cpu")
 lists = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=9)
@@ -67,3 +70,74 @@ def test_packing_fills_rows_longest_first():
 def test_block_diagonal_mask_by_hand():
     allowed = block_diagonal_mask(torch.tensor([[0, 0, 1, 1, -1]]))[0, 0].int().tolist()
     assert [row[:4] for row in allowed[:4]] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+
+
+# Shared prompts -----------------------------------------------------------------------------
+
+
+def grouped() -> Batch:
+    """Two answers to prompt (7, 8, 9), one to (5, 6), one more to the first; lengths differ."""
+    rows = [([7, 8, 9], [1, 2]), ([7, 8, 9], [3]), ([5, 6], [4, 4, 4]), ([7, 8, 9], [2, 2, 2, 2])]
+    return collate(
+        [p + a for p, a in rows],
+        [[False] * len(p) + [True] * len(a) for p, a in rows],
+        torch.device("cpu"),
+        prompt_lengths=[len(p) for p, _ in rows],
+    )
+
+
+def test_a_prompt_is_laid_out_once():
+    batch = grouped()
+    shared = batch.shared_prompts()
+    assert shared is not None
+    assert shared.tokens[0].tolist() == [7, 8, 9, 1, 2, 3, 2, 2, 2, 2]
+    assert shared.positions[0].tolist() == [0, 1, 2, 3, 4, 3, 3, 4, 5, 6]
+    assert shared.tokens[1, :5].tolist() == [5, 6, 4, 4, 4]
+    looks = shared.attention[0, 0]
+    assert looks[5].nonzero().flatten().tolist() == [0, 1, 2, 5]  # the one token of the second answer
+    assert looks[7].nonzero().flatten().tolist() == [0, 1, 2, 6, 7]
+    assert looks[2].nonzero().flatten().tolist() == [0, 1, 2]
+    packed = shared.tokens[..., None].float()
+    real = torch.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+    assert (shared.unpack(packed).squeeze(-1)[real] == batch.tokens[real]).all()
+    assert torch.equal(shared.pack(shared.unpack(packed))[0], packed[0])
+
+
+def test_rows_without_a_common_prompt_are_left_alone():
+    batch = grouped()
+    assert batch.rows(torch.tensor([0, 2])).shared_prompts() is None
+    assert batch.rows(torch.tensor([0, 1])).shared_prompts() is not None
+    del batch.columns["prompt_lengths"]
+    assert batch.shared_prompts() is None
+
+
+def test_micro_batches_keep_groups_together_and_count_a_prompt_once():
+    batch = grouped()
+    assert [i.tolist() for i, _ in batch.micro_batches(10)] == [[2], [0, 1, 3]]  # 3 + 2 + 1 + 4 tokens
+    assert [i.tolist() for i, _ in batch.micro_batches(20)] == [[2, 0, 1, 3]]
+    assert sorted(sorted(i.tolist()) for i, _ in batch.micro_batches(6)) == [[0, 1], [2], [3]]
+    assert [i.tolist() for i, _ in batch.micro_batches(1)] == [[1], [0], [2], [3]]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("top", [None, 1])
+def test_shared_prompts_give_the_same_numbers_and_gradients(architecture, top):
+    rows = [([11, 12, 13, 14], [15, 16]), ([11, 12, 13, 14], [17]), ([5, 6, 7], [14, 15, 16]), ([5, 6, 7], [18])]
+    tokens, masks = [p + a for p, a in rows], [[False] * len(p) + [True] * len(a) for p, a in rows]
+    results = []
+    for lengths in (None, [len(p) for p, _ in rows]):
+        backbone = tiny_backbone(architecture)
+        config = AdapterConfig(rank=4, alpha=8, top_layers=top)
+        role = stir(Role.trainable(backbone, "it", config, seed=0, scalar_head=True), scale=0.1)
+        batch = collate(tokens, masks, torch.device("cpu"), prompt_lengths=lengths)
+        assert (batch.shared_prompts() is None) == (lengths is None)
+        lower = backbone.lower(batch)
+        if lower is not None:
+            batch.columns["lower"] = lower
+        logprobs, entropies = role.logprobs(batch)
+        values, scores = role.values(batch), role.scores(batch)
+        (logprobs.sum() + values.square().sum() + scores.square().sum()).backward()
+        gradients = torch.cat([p.grad.flatten() for p in role.parameters().values()])
+        results.append((logprobs, entropies, values, scores, gradients))
+    for plain, shared in zip(*results, strict=True):
+        assert torch.allclose(plain, shared, rtol=1e-4, atol=1e-5)

@@ -4,18 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trimtab.errors import ConfigError
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
+from trimtab.rollout import split_steps
 from trimtab.storage import read_metrics
 
 from ..kit import toy_recipe
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
-ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline"]
+ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline", "online_dpo", "rejection"]
 OFFLINE = ["dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo"]
 
 
@@ -126,3 +128,72 @@ def test_rewards_by_name_from_a_recipe(tmp_path: Path):
 def test_rewards_that_cannot_be(tmp_path: Path, sections: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         load_recipe(toy_recipe(tmp_path, **sections))
+
+
+def test_kto_from_thumbs(tmp_path: Path):
+    recipe = toy_recipe(tmp_path, sft=None, sample=None, label=None, reward=None, align=align("kto"))
+    rows = [
+        {"prompt": f"say {i}", "completion": text, "label": label}
+        for i in range(12)
+        for text, label in ((f"a nice day {i}", True), (f"no {i}", False))
+    ]
+    (tmp_path / "data" / "thumbs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    values = yaml.safe_load(recipe.read_text())
+    values["data"] = {"ratings": "data/thumbs.jsonl", "heldout": "data/heldout.jsonl"}
+    recipe.write_text(yaml.safe_dump(values))
+    run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    stages = tmp_path / "runs/toy/stages"
+    assert read_metrics(stages / "align" / "metrics.jsonl") and (stages / "align" / "weights.safetensors").exists()
+    assert json.loads((stages / "align" / "align.json").read_text())["heldout_before"]["loss"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("data", "method", "message"),
+    [
+        ({"ratings": "t.jsonl"}, "dpo", r"data\.ratings is for align\.method kto"),
+        ({"ratings": "t.jsonl", "preferences": "p.jsonl"}, "kto", "both say what KTO learns from"),
+        ({"prompts": "p.jsonl"}, "kto", r"needs preferences: .* \(or data\.ratings\)"),
+    ],
+)
+def test_ratings_that_contradict(tmp_path: Path, data: dict, method: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(
+            toy_recipe(tmp_path, data=data, sft=None, sample=None, label=None, reward=None, align=align(method))
+        )
+
+
+def test_best_of_n_is_compared(folder: Path):
+    evaluate = {"sampler": {"max_new_tokens": 12, "slots": 32}, "examples": 4, "best_of": 3}
+    recipe = toy_recipe(folder, align=align("rloo"), evaluate=evaluate)
+    run_recipe(load_recipe(recipe), recipe, runs=folder / "runs", ui=Silent())
+    result = json.loads((folder / "runs/toy/stages/evaluate/evaluation.json").read_text())
+    pairs = {(r["model"], r["against"]) for r in result["win_rates"]}
+    assert pairs == {("sft", "base"), ("policy", "sft"), ("best_of", "sft"), ("policy", "best_of")}
+    assert result["best_of"]["n"] == 3
+    assert 0 < result["best_of"]["kl"] <= result["best_of"]["kl_bound"] + 1e-6
+    by_proxy = next(r for r in result["win_rates"] if r["model"] == "best_of" and r["judge"] == "proxy")
+    assert by_proxy["rate"] > 0.5  # the rewards chose it
+    page = (folder / "runs/toy/report.html").read_text()
+    assert "Best of 3" in page and "RLOO" in page and "PPO" not in page
+    with pytest.raises(ConfigError, match=r"evaluate\.best_of needs reward or rewards"):
+        load_recipe(toy_recipe(folder, reward=None, align=align("dpo"), evaluate=evaluate))
+
+
+def test_ptx_and_steps_from_a_recipe(tmp_path: Path):
+    rewards = {"words": {"kind": "function", "path": f"{__name__}.words", "steps": " "}}
+    ppo = align("ppo") | {"ptx": {"coefficient": 0.5, "batch": 4}}
+    recipe = toy_recipe(tmp_path, sft=None, sample=None, label=None, reward=None, gold=None, align=ppo, rewards=rewards)
+    run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    (first, *_) = read_metrics(tmp_path / "runs/toy/stages/align/metrics.jsonl")
+    assert first["ptx_nll"] > 0 and first["reward/words"] == pytest.approx(first["reward"])
+    problem = r"rewards\.words\.steps places rewards at steps, but align\.method 'rloo'"
+    with pytest.raises(ConfigError, match=problem):
+        load_recipe(toy_recipe(tmp_path, align=align("rloo"), rewards=rewards))
+    no_data = {"prompts": "data/prompts.jsonl"}
+    with pytest.raises(ConfigError, match=r"align\.ptx needs conversations"):
+        load_recipe(toy_recipe(tmp_path, sft=None, data=no_data, align=ppo))
+
+
+def words(rollouts) -> list[list[float]]:
+    """A number per step."""
+    return [[float(len(step)) for step in split_steps(r.text, " ")] for r in rollouts]

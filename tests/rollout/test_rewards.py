@@ -1,11 +1,12 @@
 """Named rewards: plain, async, slow, broken; and an endpoint that answers, fails, or answers nonsense."""
 
 import asyncio
+import dataclasses
 import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
 
@@ -13,7 +14,15 @@ import pytest
 
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Prompt, Rollout
-from trimtab.rollout import FunctionReward, HttpReward, ModelReward, NamedRewards, from_scorer, http_reward
+from trimtab.rollout import (
+    FunctionReward,
+    HttpReward,
+    ModelReward,
+    NamedRewards,
+    from_scorer,
+    http_reward,
+    split_steps,
+)
 
 
 def rollouts(*texts: str) -> list[Rollout]:
@@ -153,3 +162,50 @@ def test_no_endpoint_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("trimtab.rollout.rewards.time.sleep", lambda _: None)
     with pytest.raises(ScoringError, match="check that the endpoint is up"):
         post("http://127.0.0.1:9/score")
+
+
+# Steps --------------------------------------------------------------------------------------
+
+
+def spoken(text: str, tokens: list[str]) -> tuple[Rollout, Callable[[Sequence[int]], str]]:
+    """An answer whose token i is the i-th of the given pieces, and what decodes it."""
+    rollout = dataclasses.replace(rollouts(text)[0], tokens=list(range(len(tokens))))
+    return rollout, lambda ids: "".join(tokens[i] for i in ids).strip()
+
+
+def test_each_number_counts_at_its_steps_last_token():
+    rollout, decode = spoken("2+2=4\n\nso 4.", ["2+", "2", "=4", "\n", "\n", "so", " 4.", "<end>"])
+    decoded = lambda ids: decode(ids).removesuffix("<end>")  # noqa: E731
+    seen = []
+
+    def judge(some):
+        seen.extend(split_steps(r.text, "\n") for r in some)
+        return [[1.0, 9.0]]
+
+    source = FunctionReward(path="a.b", steps="\n", clip=5.0, weight=2.0)
+    rewards = NamedRewards({"it": source}, {"it": judge}, decoded)
+    assert rewards([rollout]) == {"it": [[(2, 1.0), (6, 5.0)]]}
+    assert seen == [["2+2=4", "so 4."]]
+    assert rewards.total([rollout]) == [12.0]
+
+
+def test_the_same_step_twice_has_two_ends():
+    rollout, decode = spoken("a;a;a", ["a", ";", "a;", "a"])
+    rewards = NamedRewards({"it": FunctionReward(path="a.b", steps=";")}, {"it": lambda rs: [[1.0, 2.0, 3.0]]}, decode)
+    assert rewards([rollout]) == {"it": [[(0, 1.0), (2, 2.0), (3, 3.0)]]}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0]], "gave 1 numbers for the 2 steps of sample p/0/0"),
+        ([1.0], "gave float numbers for the 2 steps"),
+        ([], "has 0 lists for 1 answers"),
+        ([["a", "b"]], "expected one number per answer"),
+    ],
+)
+def test_step_functions_that_return_something_else(values, message):
+    rollout, decode = spoken("a\nb", ["a", "\n", "b"])
+    rewards = NamedRewards({"it": FunctionReward(path="a.b", steps="\n")}, {"it": lambda rs: values}, decode)
+    with pytest.raises(ScoringError, match=message):
+        rewards([rollout])

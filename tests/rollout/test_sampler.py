@@ -222,3 +222,36 @@ def test_prompts_where_one_is_the_start_of_the_other():
     assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]]).get_seq_length() == 5
     assert sampler._prefix([[1, 2, 3, 4, 5, 6]] * 3).get_seq_length() == 5
     assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]]).get_seq_length() == 0
+
+
+# Stop strings, settings of single prompts --------------------------------------------------------
+
+
+def test_an_answer_ends_at_a_stop_string():
+    backbone, asked = tiny_backbone(), prompts(6)
+    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(asked, adapter=None, seed=3)
+    target = next(r for r in free if len(r.text) > 8)
+    stop = target.text[4:6]
+    bound = LocalSampler(backbone, SamplerConfig(max_new_tokens=24, stop=(stop, "never said"))).generate(
+        asked, adapter=None, seed=3
+    )
+    for one, other in zip(free, bound, strict=True):
+        if stop in one.text:
+            assert other.text == one.text[: one.text.index(stop)]
+            assert other.tokens == one.tokens[: len(other.tokens)]  # what was drawn is the same, up to the stop
+            assert stop in backbone.chat.decode(other.tokens) and stop not in backbone.chat.decode(other.tokens[:-1])
+            assert other.finish_reason == "stop"
+        else:
+            assert other.tokens == one.tokens
+
+
+def test_settings_of_single_prompts():
+    backbone, asked = tiny_backbone(), prompts(5)
+    common = SamplerConfig(max_new_tokens=12)
+    special = {asked[1].id: SamplerConfig(temperature=0.0, max_new_tokens=5), asked[3].id: SamplerConfig(top_p=0.3)}
+    mixed = LocalSampler(backbone, common).generate(asked, adapter=None, seed=1, settings=special)
+    for index, prompt in enumerate(asked):
+        own = special.get(prompt.id, common)
+        [alone] = LocalSampler(backbone, own).generate([prompt], adapter=None, seed=1)
+        assert mixed[index].tokens == alone.tokens
+        assert mixed[index].logprobs == pytest.approx(alone.logprobs, abs=1e-4)

@@ -113,7 +113,7 @@ def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch):
     one = role(TOP)
     rows_run = []
     lower = one.backbone.lower
-    monkeypatch.setattr(one.backbone, "lower", lambda tokens: rows_run.append(len(tokens)) or lower(tokens))
+    monkeypatch.setattr(one.backbone, "lower", lambda batch: rows_run.append(batch.size) or lower(batch))
     usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
     train_reward(one, usable, RewardConfig(batch=2, epochs=4), seed=0)
     assert sum(rows_run) == sum(len(r.sequences) for r in usable)

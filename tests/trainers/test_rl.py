@@ -211,7 +211,7 @@ def test_micro_batches_do_not_change_the_result(adapter):
 def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.MonkeyPatch):
     halves, _ = run(config(TOP))
     assert halves.policy.backbone.frozen_layers == 1
-    monkeypatch.setattr(Backbone, "lower", lambda self, tokens: None)
+    monkeypatch.setattr(Backbone, "lower", lambda self, batch: None)
     whole, _ = run(config(TOP))
     same_weights(halves.policy, whole.policy)
     same_weights(halves.critic, whole.critic)
@@ -226,7 +226,7 @@ def test_reference_never_moves():
     assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B.policy" in n)
 
 
-@pytest.mark.parametrize("minibatches", [1, 3, 5, 8])
+@pytest.mark.parametrize("minibatches", [1, 3, 4])
 def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.MonkeyPatch):
     settings = config(steps=1, prompts=4, group=2, epochs=3, minibatches=minibatches)
     roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
@@ -373,7 +373,7 @@ def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
     [
         ({"sampler": SamplerConfig(top_p=0.9)}, r"sampler\.top_p is 0\.9.*use top_p: 1\.0"),
         ({"sampler": SamplerConfig(temperature=0.0)}, r"sampler\.temperature is 0"),
-        ({"minibatches": 9, "prompts": 4, "group": 2}, r"minibatches is 9 but a rollout batch has 8 answers"),
+        ({"minibatches": 5, "prompts": 4, "group": 2}, r"minibatches is 5 but a rollout batch has 4 prompts"),
     ],
 )
 def test_contradictions_are_refused(settings, message):

@@ -1,13 +1,30 @@
-"""``trimtab doctor``: is this machine ready?"""
+"""``trimtab doctor``: is this machine ready, and are the algorithms right?"""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    conformance: Annotated[
+        bool, typer.Option("--conformance", help="Run every trainer on problems whose optimum is known.")
+    ] = False,
+    long: Annotated[
+        bool, typer.Option("--long", help="With --conformance: the sampled experiments too, about half an hour.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --conformance: how many seeds; the worst is shown.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --conformance: write the table here too, as JSON or, for .md, as Markdown."),
+    ] = None,
+) -> None:
     """Check the installation, the machine and the default model; exit 1 if something needed is missing."""
+    if conformance:
+        _conformance(as_json, long, seeds, out)
+        return
     from rich.console import Console
     from rich.markup import escape
 
@@ -22,4 +39,51 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
             mark = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}[item["state"]]
             console.print(f"{mark}  {escape(item['name'])}: {escape(item['text'])}", highlight=False, soft_wrap=True)
     if any(item["state"] == "problem" for item in findings):
+        raise typer.Exit(1)
+
+
+def _conformance(as_json: bool, long: bool, seeds: int, out: Path | None) -> None:
+    """The table of known optima; exit 1 if a row fails."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from trimtab.conformance import Row
+    from trimtab.conformance import conformance as rows_of
+    from trimtab.files import write_atomic, write_json
+
+    def tolerance(row: Row) -> str:
+        if row.low == float("-inf"):
+            return f"≤ {row.high:.3g}"
+        return f"≥ {row.low:.3g}" if row.high == float("inf") else f"{row.low:.3g} … {row.high:.3g}"
+
+    console, rows = Console(), []
+    for row in rows_of(range(seeds), long=long):
+        if not as_json:
+            if not rows or rows[-1].experiment != row.experiment:
+                console.print(f"\n[bold]{escape(row.experiment)}[/]")
+            mark = "[green]pass[/]" if row.passed else "[red]FAIL[/]"
+            console.print(
+                f"{mark}  {escape(row.algorithm)}: {escape(row.measure)}: {row.value:.3g}  ({tolerance(row)}; "
+                f"{row.seeds} seed{'s' if row.seeds > 1 else ''})",
+                highlight=False,
+                soft_wrap=True,
+            )
+        rows.append(row)
+    table = [row.as_json() for row in rows]
+    if out is not None and out.suffix == ".md":
+        lines = ["| experiment | algorithm | measure | value | tolerance | passes |", "|---|---|---|---|---|---|"]
+        for row in rows:
+            cells = (row.experiment, row.algorithm, row.measure, f"{row.value:.3g}", tolerance(row))
+            lines.append(f"| {' | '.join(c.replace('|', '∣') for c in cells)} | {'yes' if row.passed else '**no**'} |")
+        write_atomic(out, "\n".join(lines) + "\n")
+    elif out is not None:
+        write_json(out, {"seeds": seeds, "long": long, "rows": table})
+    if as_json:
+        typer.echo(json.dumps(table, indent=2))
+    else:
+        failed = sum(not row.passed for row in rows)
+        console.print(f"\n{len(rows) - failed} of {len(rows)} rows pass", highlight=False)
+        if not long:
+            console.print("the sampled experiments (bandit, token MDP, reward model) run with --long", highlight=False)
+    if not all(row.passed for row in rows):
         raise typer.Exit(1)

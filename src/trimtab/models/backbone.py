@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
+from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 from trimtab.models.packed import packed
@@ -195,19 +196,31 @@ class Backbone:
 
     # Hidden states ------------------------------------------------------------------------
 
-    def lower(self, tokens: Tensor) -> Tensor | None:
-        """Hidden states below the lowest adapter, ``[B, T, H]``; None if there is no such place.
+    def lower(self, batch: Batch) -> Tensor | None:
+        """Hidden states of a batch below the lowest adapter, ``[B, T, H]``; None if there is no such place.
 
         They depend on the tokens only, so one call serves all roles and epochs of a rollout. The last few
         results are remembered: scoring and training ask about the same micro-batches one after the other.
         """
         if self._lower is None:
             return None
-        key = (tokens.shape, tokens.cpu().numpy().tobytes())
+        key = (batch.tokens.shape, batch.tokens.cpu().numpy().tobytes())
         if key not in self._recent:
             self.activate(None)
+            shared = batch.shared_prompts()
             with torch.no_grad(), self.autocast():
-                self._recent[key] = self._lower(input_ids=tokens, use_cache=False).last_hidden_state
+                if shared is None:
+                    found = self._lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
+                else:
+                    found = shared.unpack(
+                        self._lower(
+                            input_ids=shared.tokens,
+                            attention_mask=shared.attention,
+                            position_ids=shared.positions,
+                            use_cache=False,
+                        ).last_hidden_state
+                    )
+            self._recent[key] = found
             while len(self._recent) > REMEMBERED:
                 del self._recent[next(iter(self._recent))]
         return self._recent[key]

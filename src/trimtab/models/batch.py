@@ -11,6 +11,34 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedPrompts:
+    """The same batch with each prompt once: a row is a prompt and, behind it, every answer to it.
+
+    Legend: G distinct prompts, W tokens of the longest such row.
+    """
+
+    tokens: Tensor
+    """``[G, W]`` int64."""
+    positions: Tensor
+    """``[G, W]`` int64; every answer counts on from its prompt."""
+    attention: Tensor
+    """``[G, 1, W, W]`` bool, True: may look at; an answer sees its prompt and itself, never another answer."""
+    place: Tensor
+    """``[B, T]`` int64: where token (b, t) of the batch is among the G·W."""
+    source: Tensor
+    """``[G·W]`` int64: a place among the B·T that each packed token comes from; 0 for padding."""
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """``[G, W, H]`` → ``[B, T, H]``."""
+        flat = packed.flatten(0, 1).index_select(0, self.place.flatten())
+        return flat.view(*self.place.shape, packed.shape[-1])
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """``[B, T, H]`` → ``[G, W, H]``."""
+        return rows.flatten(0, 1)[self.source].view(*self.tokens.shape, rows.shape[-1])
+
+
 @dataclass(kw_only=True)
 class Batch:
     """Token sequences with what is known about each token or sequence."""
@@ -22,7 +50,9 @@ class Batch:
     lengths: Tensor
     """``[B]`` int64, real tokens of each row."""
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """Further tensors whose first dimension is B and second, if any, is T."""
+    """Further tensors whose first dimension is B and second, if any, is T. ``prompt_lengths`` (``[B]``) says how many
+    tokens of a row are its prompt; rows with equal prompts then share one computation of it."""
+    _shared: SharedPrompts | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -48,29 +78,107 @@ class Batch:
     def micro_batches(self, token_budget: int) -> Iterator[tuple[Tensor, "Batch"]]:
         """Split into parts of similar length with at most ``token_budget`` padded tokens each (one row at least).
 
+        Rows that share a prompt stay together as far as the budget allows; their prompt counts once.
+
         Yields:
             the row indices of a part, and the part.
         """
-        order = torch.argsort(self.lengths, stable=True)
+        lengths, prompts = self.lengths.tolist(), self._prompts()
+        groups: list[tuple[int, list[int]]] = []  # packed tokens, rows
+        for rows in self._groups():
+            size, members = 0, []
+            for row in rows:
+                if members and size + lengths[row] - prompts[row] > token_budget:
+                    groups.append((size, members))
+                    size, members = 0, []
+                size += lengths[row] - prompts[row] if members else lengths[row]
+                members.append(row)
+            groups.append((size, members))
+        groups.sort(key=lambda group: group[0])
         start = 0
-        while start < len(order):
+        while start < len(groups):
             stop = start + 1
-            while stop < len(order) and int(self.lengths[order[stop]]) * (stop + 1 - start) <= token_budget:
+            while stop < len(groups) and groups[stop][0] * (stop + 1 - start) <= token_budget:
                 stop += 1
-            index = order[start:stop]
+            index = torch.tensor([row for _, rows in groups[start:stop] for row in rows], device=self.tokens.device)
             yield index, self.rows(index)
             start = stop
 
+    def shared_prompts(self) -> SharedPrompts | None:
+        """The layout with each prompt once; None where no two rows share one."""
+        if "prompt_lengths" not in self.columns:
+            return None
+        if self._shared is None:
+            groups = self._groups()
+            if len(groups) < self.size:
+                self._shared = self._share(groups)
+        return self._shared
 
-def collate(sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], device: torch.device) -> Batch:
-    """Right-pad sequences and their response masks into one batch."""
+    def _prompts(self) -> list[int]:
+        known = self.columns.get("prompt_lengths")
+        return [0] * self.size if known is None else known.tolist()
+
+    def _groups(self) -> list[list[int]]:
+        """Rows by prompt, in the order of their first row; every row is alone if prompts are not known."""
+        if "prompt_lengths" not in self.columns:
+            return [[row] for row in range(self.size)]
+        found: dict[tuple[int, ...], list[int]] = {}
+        for row, (tokens, count) in enumerate(zip(self.tokens.tolist(), self._prompts(), strict=True)):
+            found.setdefault(tuple(tokens[:count]), []).append(row)
+        return list(found.values())
+
+    def _share(self, groups: list[list[int]]) -> SharedPrompts:
+        lengths, prompts, total = self.lengths.tolist(), self._prompts(), self.tokens.shape[1]
+        sizes = [prompts[rows[0]] + sum(lengths[row] - prompts[row] for row in rows) for rows in groups]
+        width = max(sizes)
+        place = torch.zeros(self.size, total, dtype=torch.int64)
+        source = torch.zeros(len(groups) * width, dtype=torch.int64)
+        segments = torch.full((len(groups) * width,), -1, dtype=torch.int64)  # 0: prompt, from 1 on: answers
+        for number, rows in enumerate(groups):
+            base, head = number * width, prompts[rows[0]]
+            segments[base : base + head] = 0
+            start = base + head
+            for answer, row in enumerate(rows):
+                count = lengths[row] - head
+                place[row, :head] = torch.arange(base, base + head)
+                place[row, head : head + count] = torch.arange(start, start + count)
+                source[base : base + head] = torch.arange(row * total, row * total + head)
+                source[start : start + count] = torch.arange(row * total + head, row * total + head + count)
+                segments[start : start + count] = answer + 1
+                start += count
+        segments = segments.view(len(groups), width)
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        own = segments[:, :, None] == segments[:, None, :]
+        device = self.tokens.device
+        source = source.to(device)
+        return SharedPrompts(
+            tokens=self.tokens.flatten()[source].view(len(groups), width),
+            positions=(source % total).view(len(groups), width),
+            attention=((own | (segments[:, None, :] == 0)) & causal)[:, None].to(device),
+            place=place.to(device),
+            source=source,
+        )
+
+
+def collate(
+    sequences: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[bool]],
+    device: torch.device,
+    *,
+    prompt_lengths: Sequence[int] | None = None,
+) -> Batch:
+    """Right-pad sequences and their response masks into one batch; see :attr:`Batch.columns` for ``prompt_lengths``."""
     lengths = [len(s) for s in sequences]
-    tokens = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
-    response = torch.zeros(len(sequences), max(lengths), dtype=torch.bool)
-    for row, (sequence, mask) in enumerate(zip(sequences, masks, strict=True)):
-        tokens[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
-        response[row, : len(sequence)] = torch.tensor(mask, dtype=torch.bool)
-    return Batch(tokens=tokens.to(device), response_mask=response.to(device), lengths=torch.tensor(lengths).to(device))
+    width = max(lengths)
+    tokens = torch.tensor([[*s, *[0] * (width - n)] for s, n in zip(sequences, lengths, strict=True)])
+    response = torch.tensor([[*m, *[False] * (width - n)] for m, n in zip(masks, lengths, strict=True)])
+    columns = {} if prompt_lengths is None else {"prompt_lengths": torch.tensor(list(prompt_lengths)).to(device)}
+    return Batch(
+        tokens=tokens.to(device),
+        response_mask=response.to(device),
+        lengths=torch.tensor(lengths).to(device),
+        columns=columns,
+    )
 
 
 def scatter(values: Sequence[Sequence[float]], response_mask: Tensor) -> Tensor:
@@ -127,7 +235,7 @@ class LowerCache:
         self._kept: dict[str, Tensor] = {}
         self._room = limit_mb * 1e6
 
-    def fill(self, batch: Batch, keys: Sequence[str], lower: Callable[[Tensor], Tensor | None]) -> None:
+    def fill(self, batch: Batch, keys: Sequence[str], lower: Callable[[Batch], Tensor | None]) -> None:
         """Put the column ``lower`` into ``batch``; ``keys`` name its rows, equal tokens by equal keys."""
         if all(key in self._kept for key in keys):
             rows = [self._kept[key] for key in keys]
@@ -136,7 +244,7 @@ class LowerCache:
                 found[number, : len(row)] = row
             batch.columns["lower"] = found
             return
-        computed = lower(batch.tokens)
+        computed = lower(batch)
         if computed is None:
             return
         batch.columns["lower"] = computed

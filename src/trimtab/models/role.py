@@ -91,11 +91,21 @@ class Role:
     # Computing ----------------------------------------------------------------------------
 
     def _hidden(self, batch: Batch) -> Tensor:
-        segments = batch.columns.get("segments")
+        segments, lower = batch.columns.get("segments"), batch.columns.get("lower")
+        shared = batch.shared_prompts()
+        if shared is not None:
+            packed = self.backbone.hidden(
+                shared.tokens,
+                adapter=self.adapter,
+                lower=None if lower is None else shared.pack(lower),
+                attention_mask=shared.attention,
+                position_ids=shared.positions,
+            )
+            return shared.unpack(packed)
         return self.backbone.hidden(
             batch.tokens,
             adapter=self.adapter,
-            lower=batch.columns.get("lower"),
+            lower=lower,
             attention_mask=None if segments is None else block_diagonal_mask(segments),
             position_ids=batch.columns.get("positions"),
         )

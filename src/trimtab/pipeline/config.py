@@ -16,10 +16,12 @@ from trimtab.errors import ConfigError
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeSource, LocalJudge
-from trimtab.rollout import ModelReward, RewardSource, SamplerConfig
+from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
+    TOKEN_RETURNS,
     OfflineConfig,
     OnlineConfig,
+    PolicyGradientConfig,
     PpoConfig,
     PreferenceConfig,
     RewardConfig,
@@ -36,6 +38,8 @@ class DataConfig(Config):
     """Conversations to imitate (SFT). A preference file gives its better answers."""
     preferences: str | None = None
     """Ready-made preferences; with them, ``sample`` and ``label`` are not needed."""
+    ratings: str | None = None
+    """Single answers with thumbs up or down, for ``align.method: kto``."""
     prompts: str | None = None
     """What to sample answers to, and to align on. Any format gives its prompts."""
     heldout: str | None = None
@@ -120,6 +124,8 @@ class EvaluateConfig(Config):
     """How many held-out prompts; None: all."""
     sampler: SamplerConfig = SamplerConfig()
     """How answers are drawn, for every model alike."""
+    best_of: int | None = Field(default=None, ge=2)
+    """Also compare with best-of-n: of this many answers of the start model the one the rewards like best; None: not."""
     examples: int = Field(default=24, ge=1)
     """Examples shown on the page."""
 
@@ -156,8 +162,8 @@ class RunConfig(Config):
     endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
     """Alignment. On answers of its own against the reward model: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
-    ``dapo``, ``reinforce_pp`` or ``reinforce_pp_baseline``. On the preferences themselves: ``dpo``, ``ipo``, ``hinge``,
-    ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
+    ``dapo``, ``reinforce_pp``, ``reinforce_pp_baseline``, ``online_dpo`` or ``rejection``. On the preferences
+    themselves: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     balance: BalanceConfig | None = None
@@ -226,12 +232,32 @@ def check_recipe(config: RunConfig) -> None:
         problems.append(f"rewards {' and '.join(models)} are the same reward model; keep one")
     if sources and not online:
         problems.append("rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align")
-    if isinstance(config.align, OfflineConfig) and not (config.label or data.preferences):
-        problems.append(f"align.method {config.align.method!r} needs preferences: a label section or data.preferences")
+    stepwise = [n for n, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
+    if stepwise and online and online.method not in TOKEN_RETURNS:
+        problems.append(
+            f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {online.method!r} gives all tokens "
+            f"of an answer the same advantage; use {', '.join(TOKEN_RETURNS)}, or drop steps"
+        )
+    ptx = online.ptx if isinstance(online, PolicyGradientConfig) else None
+    if ptx is not None and not (ptx.data or data.demonstrations):
+        problems.append("align.ptx needs conversations: data.demonstrations or align.ptx.data")
+    if isinstance(config.align, OfflineConfig):
+        rated = data.ratings is not None and config.align.method == "kto"
+        if not (config.label or data.preferences or rated):
+            also = " (or data.ratings)" if config.align.method == "kto" else ""
+            problems.append(
+                f"align.method {config.align.method!r} needs preferences: a label section or data.preferences{also}"
+            )
+        if rated and (config.label or data.preferences):
+            problems.append("data.ratings and preferences both say what KTO learns from; remove one")
+    if data.ratings and not (isinstance(config.align, OfflineConfig) and config.align.method == "kto"):
+        problems.append("data.ratings is for align.method kto; remove it or change align")
     if online and not (data.prompts or data.preferences):
         problems.append("align needs data.prompts (or data.preferences, whose prompts it uses)")
-    if config.evaluate and not (data.heldout or data.prompts or data.preferences):
-        problems.append("evaluate needs data.heldout, data.prompts or data.preferences")
+    if config.evaluate and not (data.heldout or data.prompts or data.preferences or data.ratings):
+        problems.append("evaluate needs data.heldout, data.prompts, data.preferences or data.ratings")
+    if config.evaluate and config.evaluate.best_of and not (config.reward or sources):
+        problems.append("evaluate.best_of needs reward or rewards: nothing says which answer is best")
     if online:
         try:
             check_rl(online, prompts=1)

@@ -109,7 +109,7 @@ class Context:
 
     def _split_prompts(self) -> tuple[list[Prompt], list[Prompt]]:
         data = self.config.data
-        source = data.prompts or data.preferences
+        source = data.prompts or data.preferences or data.ratings
         everything = list(self.load(source, Prompt).records) if source else []
         if data.heldout:
             return everything, list(self.load(data.heldout, Prompt).records)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
 from trimtab.evals import probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
@@ -49,11 +50,23 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
         sample("policy", policy.backbone, policy.adapter)
         kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature)
+    best: dict[str, float] | None = None
     if run.reward is not None or run.rewards:
         rewards = load_rewards(context, trunk)
-        for rollouts in answers.values():
-            for rollout, value in zip(rollouts, rewards.total(rollouts), strict=True):
-                rollout.rewards["proxy"] = value
+        if config.best_of is not None:
+            pool = sample_in_chunks(
+                context, trunk, prompts, config.sampler, group=config.best_of, stage="evaluate", name="best-of"
+            )
+            answers["best_of"] = best_of(pool, rewards.total(pool), config.best_of)
+            logprobs = torch.tensor([sum(r.logprobs) for r in answers["best_of"]])
+            best = {
+                "n": config.best_of,
+                "kl": float(best_of_n_kl(logprobs, config.best_of).mean()),
+                "kl_bound": best_of_n_kl_bound(config.best_of),
+            }
+        together = [r for group in zip(*answers.values(), strict=True) for r in group]  # the same prompt side by side
+        for rollout, value in zip(together, rewards.total(together), strict=True):
+            rollout.rewards["proxy"] = value
     gold = context.gold()
     if gold is not None:
         add_gold(gold, answers)
@@ -62,7 +75,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         write_records(folder / f"answers-{name}.jsonl", rollouts)
         files.append(f"answers-{name}.jsonl")
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
-    write_json(folder / "evaluation.json", result)
+    write_json(folder / "evaluation.json", result | {"best_of": best})
     for row in result["win_rates"]:
         context.ui.say(
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
@@ -71,6 +84,11 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     if result["kl"] is not None:
         context.ui.say(f"  KL per answer {result['kl']['value']:.2f} nats")
     return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]
+
+
+def best_of(pool: Sequence[Rollout], scores: Sequence[float], n: int) -> list[Rollout]:
+    """Of every ``n`` consecutive answers, the one with the highest score; the first of equals."""
+    return [pool[max(range(i, i + n), key=lambda j: (scores[j], -j))] for i in range(0, len(pool), n)]
 
 
 def add_gold(gold: Utility, answers: dict[str, list[Rollout]]) -> None:
@@ -95,9 +113,13 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
     """Win rates between neighbouring models by each judge, KL, probes."""
     names = [name for name in MODELS if name in answers]
     judges = (["gold"] if has_gold else []) + (["proxy"] if "proxy" in answers[names[0]][0].rewards else [])
+    pairs = list(itertools.pairwise(names))
+    if "best_of" in answers:
+        start = "sft" if "sft" in names else "base"
+        pairs += [(start, "best_of")] + ([("best_of", "policy")] if "policy" in names else [])
     rows = []
     for judge in judges:
-        for before, after in itertools.pairwise(names):
+        for before, after in pairs:
             result = win_rate([r.rewards[judge] for r in answers[after]], [r.rewards[judge] for r in answers[before]])
             rows.append(
                 {

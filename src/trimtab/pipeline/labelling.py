@@ -11,8 +11,8 @@ from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 
-CHUNK = 64
-"""Prompts sampled between two savings of a stage that only samples."""
+CHUNK = 256
+"""Answers sampled between two savings of a stage that only samples."""
 
 
 def run_sample(context: Context) -> tuple[Counts, list[str]]:
@@ -61,7 +61,8 @@ def sample_in_chunks(
     total = len(prompts) * group
     with context.ui.bar(f"sampling {name}") as bar:
         bar.start(0, total)
-        for start in range(0, len(prompts), CHUNK):
+        chunk = max(1, CHUNK // group)
+        for start in range(0, len(prompts), chunk):
             path = folder / f"prompts-{start:06d}.jsonl"
             if path.exists():
                 rollouts += read_records(path, Rollout)
@@ -73,7 +74,7 @@ def sample_in_chunks(
                 )
             done = len(rollouts)
             part = sampler.generate(
-                prompts[start : start + CHUNK],
+                prompts[start : start + chunk],
                 adapter=adapter,
                 seed=context.seed(stage),
                 group=group,

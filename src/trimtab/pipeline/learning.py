@@ -7,9 +7,9 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import Backbone, Role
+from trimtab.models import Backbone, Encoded, Role
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Demonstration, Preference, Prompt, Rollout, load, read_records
+from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records
 from trimtab.rollout import (
     FunctionReward,
     HttpReward,
@@ -22,13 +22,17 @@ from trimtab.rollout import (
 from trimtab.storage import read_json
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
+    Judged,
     KtoConfig,
+    Metrics,
     OnlineConfig,
     PairConfig,
+    PolicyGradientConfig,
     PpoConfig,
     RlConfig,
     RlRoles,
     encode_preferences,
+    encode_ratings,
     evaluate_kto,
     evaluate_preference,
     judged_from_rankings,
@@ -131,7 +135,7 @@ def load_rewards(context: Context, trunk: Backbone, token_budget: int = 4096) ->
             functions[name] = http_reward(source)
         else:
             functions[name] = from_scorer(load_scorer(context, trunk, token_budget), "reward_model")
-    return NamedRewards(sources, functions)
+    return NamedRewards(sources, functions, trunk.chat.decode)
 
 
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
@@ -194,6 +198,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         if config.critic_init == "reward_model":
             start_critic(critic, load_scorer(context, trunk))
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
+    imitate, examples = _conversations(context, config)
     gold = context.gold()
 
     def monitor(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -213,47 +218,97 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
             monitor=monitor,
             samples=folder / "samples",
             weights=rewards.weights,
+            imitate=imitate,
         )
     save_tensors(folder / "weights.safetensors", policy.state())
     files = ["weights.safetensors"]
     if critic is not None:
         save_tensors(folder / "critic.safetensors", critic.state())
         files.append("critic.safetensors")
-    return counts | {"prompts": len(prompts), "steps": config.steps}, files
+    return counts | {"prompts": len(prompts), "steps": config.steps} | examples, files
+
+
+def _conversations(context: Context, config: RlConfig) -> tuple[list[Encoded], Counts]:
+    """What PPO-ptx imitates; nothing for a recipe without it."""
+    ptx = config.ptx if isinstance(config, PolicyGradientConfig) else None
+    if ptx is None:
+        return [], {}
+    source = ptx.data or context.config.data.demonstrations or ""
+    loaded, chat = context.load(source, Demonstration), context.trunk().chat
+    found, long = [], 0
+    for record in loaded.records:
+        try:
+            found.append(chat.conversation(record.messages))
+        except DataError:
+            long += 1
+    if long:
+        context.ui.say(f"  {long} of {len(loaded.records)} conversations to imitate do not fit model.context; left out")
+    return found, {"imitated": len(found), "imitated_too_long": long}
 
 
 def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:
     """Learn from the preferences, and measure the objective on preferences kept out, before and after."""
     trunk, folder = context.trunk(), context.folder("align")
     policy, reference = policy_role(context, trunk), Role(trunk)
+    if isinstance(config, KtoConfig) and context.config.data.ratings is not None:
+        loaded, aside = context.load(context.config.data.ratings, Rating).records, context.set_aside()
+        ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in aside]
+        judged, long = encode_ratings(trunk.chat, ratings)
+        if long:
+            context.ui.say(f"  {long} of {len(ratings)} ratings do not fit model.context; left out")
+        train, held = split_holdout([a.id for a in judged], config.holdout, context.seed("align"))
+        before, after = _kto(context, policy, reference, [judged[i] for i in train], [judged[i] for i in held], config)
+        counts: Counts = {"ratings": len(train), "held_out": len(held), "too_long": long}
+        counts["set_aside"] = len(loaded) - len(ratings)
+        return _aligned(context, policy, before, after, counts)
     preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
     rankings, kept, long = encode_preferences(trunk.chat, preferences)
     if long:
         context.ui.say(f"  {long} of {len(preferences)} preferences do not fit model.context; left out")
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("align"))
-    counts: Counts = {"preferences": len(train), "held_out": len(held), "too_long": long}
-    seed, name = context.seed("align"), f"aligning ({config.method.upper()})"
+    counts = {"preferences": len(train), "held_out": len(held), "too_long": long}
     if isinstance(config, KtoConfig):
         answers, balanced = judged_from_rankings([rankings[i] for i in train])
         heldout, _ = judged_from_rankings([rankings[i] for i in held])
         counts |= {"answers": len(answers), "neither_liked_nor_disliked": balanced}
-        before = evaluate_kto(policy, reference, heldout, config)
-        with context.training("align", name) as session:
-            train_kto(policy, reference, answers, config, seed=seed, session=session)
-        after = evaluate_kto(policy, reference, heldout, config)
-    else:
-        known = None
-        if config.method not in WITHOUT_REFERENCE:
-            known = reference_logprobs(reference, rankings, folder, token_budget=config.micro_batch_tokens)
+        before, after = _kto(context, policy, reference, answers, heldout, config)
+        return _aligned(context, policy, before, after, counts)
+    known = None
+    if config.method not in WITHOUT_REFERENCE:
+        known = reference_logprobs(reference, rankings, folder, token_budget=config.micro_batch_tokens)
 
-        def part(places: list[int]) -> Any:
-            return [rankings[i] for i in places], None if known is None else [known[i] for i in places]
+    def part(places: list[int]) -> Any:
+        return [rankings[i] for i in places], None if known is None else [known[i] for i in places]
 
-        (ours, ours_known), (theirs, theirs_known) = part(train), part(held)
-        before = evaluate_preference(policy, theirs, config, reference=theirs_known)
-        with context.training("align", name) as session:
-            train_preference(policy, ours, config, reference=ours_known, seed=seed, session=session)
-        after = evaluate_preference(policy, theirs, config, reference=theirs_known)
+    (ours, ours_known), (theirs, theirs_known) = part(train), part(held)
+    before = evaluate_preference(policy, theirs, config, reference=theirs_known)
+    with context.training("align", f"aligning ({config.method.upper()})") as session:
+        seed = context.seed("align")
+        train_preference(policy, ours, config, reference=ours_known, seed=seed, session=session)
+    after = evaluate_preference(policy, theirs, config, reference=theirs_known)
+    return _aligned(context, policy, before, after, counts)
+
+
+def _kto(
+    context: Context,
+    policy: Role,
+    reference: Role,
+    answers: list[Judged],
+    heldout: list[Judged],
+    config: KtoConfig,
+) -> tuple[Metrics, Metrics]:
+    """Train on liked and disliked answers; the objective on answers kept out, before and after."""
+    before = evaluate_kto(policy, reference, heldout, config)
+    with context.training("align", "aligning (KTO)") as session:
+        train_kto(policy, reference, answers, config, seed=context.seed("align"), session=session)
+    return before, evaluate_kto(policy, reference, heldout, config)
+
+
+def _aligned(
+    context: Context, policy: Role, before: Metrics, after: Metrics, counts: Counts
+) -> tuple[Counts, list[str]]:
+    """Write what an offline method learned."""
+    folder = context.folder("align")
     if before and after:
         context.ui.say(
             f"  held-out loss {before['loss']:.3f} → {after['loss']:.3f}, "

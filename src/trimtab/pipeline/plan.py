@@ -13,7 +13,15 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.run import plan_stages
 from trimtab.records import Demonstration, Preference, Prompt, load
 from trimtab.storage import RunFolder
-from trimtab.trainers import WITHOUT_REFERENCE, OfflineConfig, OnlineConfig, PpoConfig
+from trimtab.trainers import (
+    WITHOUT_REFERENCE,
+    OfflineConfig,
+    OnlineConfig,
+    OnlineDpoConfig,
+    PolicyGradientConfig,
+    PpoConfig,
+    RejectionConfig,
+)
 
 EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that whole steps reach on two CPU cores."""
@@ -88,29 +96,43 @@ def objective(config: RunConfig) -> list[str]:
         lines.append(OBJECTIVES[config.align.method].format(**config.align.model_dump()))
     if isinstance(config.align, OnlineConfig):
         a = config.align
-        leash = f"{a.kl.coefficient:g}·KL(π‖reference)"
-        if a.kl.target is not None:
-            leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
-        if a.kl.place == "loss":
-            leash += f", {a.kl.estimator} in the loss"
-        baseline = ""
+        lines.append(_online_objective(a))
+        clip = ""
+        if isinstance(a, PolicyGradientConfig):
+            clip = f"clip −{a.eps:g} +{a.eps_high or a.eps:g}, "
         if isinstance(a, PpoConfig):
-            baseline = f"GAE γ = {a.gamma:g}, λ = {a.lam:g}, "
-        lines.append(f"{a.method.upper()}: max E[reward] − {leash}")
+            clip += f"GAE γ = {a.gamma:g}, λ = {a.lam:g}, "
         lines.append(
-            f"     clip −{a.eps:g} +{a.eps_high or a.eps:g}, {baseline}"
-            f"{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
+            f"     {clip}{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
             f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"
         )
     return lines
 
 
+def _online_objective(a: OnlineConfig) -> str:
+    name = a.method.upper()  # type: ignore[attr-defined]
+    if isinstance(a, OnlineDpoConfig):
+        return f"{name}: min −log σ({a.beta:g}·h) on the best and the worst of {a.group} sampled answers"
+    if isinstance(a, RejectionConfig):
+        return f"{name}: max log π(the best {a.keep} of {a.group} sampled answers)"
+    assert isinstance(a, PolicyGradientConfig)
+    leash = f"{a.kl.coefficient:g}·KL(π‖reference)"
+    if a.kl.target is not None:
+        leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
+    if a.kl.place == "loss":
+        leash += f", {a.kl.estimator} in the loss"
+    if a.ptx is not None:
+        leash += f" + {a.ptx.coefficient:g}·log π(conversations)"
+    return f"{name}: max E[reward] − {leash}"
+
+
 def warnings(config: RunConfig) -> list[str]:
     """Settings that work and are probably not meant."""
     found = []
-    if isinstance(config.align, OnlineConfig) and config.align.kl.coefficient == 0:
+    if isinstance(config.align, PolicyGradientConfig) and config.align.kl.coefficient == 0:
         found.append("align.kl.coefficient is 0: nothing holds the policy near its reference")
-    if isinstance(config.align, OnlineConfig) and config.align.kl.place == "loss" and config.align.kl.estimator == "k1":
+    kl = config.align.kl if isinstance(config.align, PolicyGradientConfig) else None
+    if kl is not None and kl.place == "loss" and kl.estimator == "k1":
         found.append("align.kl: k1 in the loss has no gradient in expectation; use k2, or place: reward")
     if isinstance(config.align, OnlineConfig) and config.evaluate:
         ours, theirs = config.align.sampler.temperature, config.evaluate.sampler.temperature

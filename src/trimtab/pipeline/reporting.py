@@ -27,13 +27,17 @@ from trimtab.evals import (
     write_report,
 )
 from trimtab.feedback import Estimate, report_lines
+from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Rollout, read_records
 from trimtab.storage import read_json, read_metrics
 from trimtab.trainers import OnlineConfig
 
-NAMES = {"base": "Base", "sft": "SFT", "policy": "PPO"}
-"""How the page calls the models."""
+LABELS = {
+    "dr_grpo": "Dr. GRPO", "reinforce_pp": "REINFORCE++", "reinforce_pp_baseline": "REINFORCE++ with baseline",
+    "online_dpo": "Online DPO", "rejection": "Rejection sampling", "hinge": "Hinge", "simpo": "SimPO",
+}  # fmt: skip
+"""Names of methods that are not their initials."""
 
 JUDGES = {"gold": "the gold utility (simulated)", "proxy": "the reward model (proxy, trained against)"}
 """How the page calls those who decide."""
@@ -81,6 +85,7 @@ def collect(context: Context) -> ReportData:
     }
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
     facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
+    names = model_names(run)
     first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
     missing: dict[str, str] = {}
     if run.gold is None:
@@ -101,7 +106,7 @@ def collect(context: Context) -> ReportData:
         notice = NOTICES[run.label.source] if not simulated else NOTICES[f"{run.label.source} gold"]
     here = f"trimtab run {context.recipe}"
     return ReportData(
-        title=f"{run.name}: {NAMES[first]} and {NAMES[last]} side by side",
+        title=f"{run.name}: {names[first]} and {names[last]} side by side",
         run=run.name,
         recipe=str(context.recipe),
         created_at=now(),
@@ -112,10 +117,10 @@ def collect(context: Context) -> ReportData:
         notice=notice,
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
-        before=NAMES[first],
-        after=NAMES[last],
+        before=names[first],
+        after=names[last],
         stages=_stages(context),
-        win_rates=tuple(_win_rows(result)),
+        win_rates=tuple(_win_rows(result, names)),
         kl=None
         if result["kl"] is None
         else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
@@ -126,9 +131,9 @@ def collect(context: Context) -> ReportData:
         agreement=agreement,
         balance=_balance(context),
         labels=_label_lines(context),
-        probes=tuple(ProbeColumn(model=NAMES[n], values=result["probes"][n]) for n in result["models"]),
+        probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
         alarms=_alarms(result, align),
-        examples=_examples(context, answers, result, NAMES[first], NAMES[last]) if first != last else None,
+        examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
             "balance": Source(file="stages/balance/balance.json", command=here),
@@ -172,6 +177,14 @@ def _label_lines(context: Context) -> tuple[str, ...]:
 
 
 _SHARES = ("position_bias", "flip_rate", "longer_wins")
+
+
+def model_names(run: RunConfig) -> dict[str, str]:
+    """What the page calls each model; the aligned one is called by its method."""
+    method = "" if run.align is None else run.align.method
+    label = LABELS.get(method, method.upper().replace("_", "-"))
+    best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
+    return {"base": "Base", "sft": "SFT", "policy": label, "best_of": best}
 
 
 def machine() -> str:
@@ -219,12 +232,12 @@ def _stages(context: Context) -> tuple[Stage, ...]:
     return tuple(rows)
 
 
-def _win_rows(result: Mapping[str, Any]) -> list[WinRateRow]:
+def _win_rows(result: Mapping[str, Any], names: Mapping[str, str]) -> list[WinRateRow]:
     numbers = ("rate", "low", "high", "n", "wins", "ties", "losses")
     return [
         WinRateRow(
-            model=NAMES[row["model"]],
-            against=NAMES[row["against"]],
+            model=names[row["model"]],
+            against=names[row["against"]],
             metric=JUDGES[row["judge"]],
             **{k: row[k] for k in numbers},
         )
@@ -343,12 +356,13 @@ def _alarms(result: Mapping[str, Any], align: list[dict[str, Any]]) -> tuple[Ala
 def _examples(
     context: Context, answers: Mapping[str, list[Rollout]], result: Mapping[str, Any], before: str, after: str
 ) -> Examples | None:
+    names = model_names(context.config)
     kl = (result["kl"] or {}).get("per_answer")
     examples = []
     for index, start in enumerate(next(iter(answers.values()))):
         shown = tuple(
             Answer(
-                model=NAMES[name],
+                model=names[name],
                 text=rollouts[index].text,
                 proxy=rollouts[index].rewards.get("proxy"),
                 gold=rollouts[index].rewards.get("gold"),

@@ -15,6 +15,7 @@ from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
 from trimtab.pipeline.learning import run_align, run_reward, run_sft
 from trimtab.pipeline.reporting import run_report
+from trimtab.trainers import PolicyGradientConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,11 @@ def _preference_sources(config: RunConfig) -> list[str | None]:
     return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
 
 
+def _imitated(config: RunConfig) -> list[str | None]:
+    ptx = config.align.ptx if isinstance(config.align, PolicyGradientConfig) else None
+    return [] if ptx is None else [ptx.data or config.data.demonstrations]
+
+
 def _preferences_settings(config: RunConfig) -> Any:
     if config.label is not None:
         return {"aggregate": config.label.aggregate.model_dump(mode="json")}
@@ -66,8 +72,11 @@ def _label_settings(config: RunConfig) -> Any:
     label = config.label
     if label is None:
         return None
-    used = {"simulated": ("source", "simulation"), "ai": ("source", "judges", "judge")}.get(label.source)
-    values = label.model_dump(mode="json", include=set(used) if used else None, exclude={"aggregate"})
+    used = {
+        "simulated": {"source", "simulation", "aggregate"},
+        "ai": {"source", "judges", "judge", "aggregate"},
+    }.get(label.source)
+    values = label.model_dump(mode="json", include=used)
     return {"label": values} | ({} if label.source == "ai" else {"gold": config.gold})
 
 
@@ -118,14 +127,19 @@ STAGES: tuple[Stage, ...] = (
         name="align",
         needs=("sft", "preferences", "reward"),
         settings=_section("align", "model", "gold", "rewards"),
-        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        sources=lambda c: [
+            c.data.prompts or c.data.preferences or c.data.ratings,
+            c.data.heldout,
+            *_imitated(c),
+            c.data.ratings,
+        ],
         run=run_align,
     ),
     Stage(
         name="evaluate",
         needs=("sft", "reward", "align"),
         settings=_section("evaluate", "model", "gold", "rewards"),
-        sources=lambda c: [c.data.prompts or c.data.preferences, c.data.heldout],
+        sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
     ),
     Stage(

@@ -267,6 +267,9 @@ class Rollout:
     """Which weights sampled it: the number of optimiser steps they had seen."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Named reward components, once scored."""
+    step_rewards: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Of components that are earned step by step: (place in ``tokens`` of a step's last token, reward); ``rewards`` has
+    their sum."""
 
     @property
     def completion(self) -> Completion:

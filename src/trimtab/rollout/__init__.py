@@ -9,8 +9,9 @@ from trimtab.rollout.rewards import (
     RewardSource,
     from_scorer,
     http_reward,
+    split_steps,
 )
-from trimtab.rollout.sampler import LocalSampler, SamplerConfig
+from trimtab.rollout.sampler import LocalSampler, Sampler, SamplerConfig
 from trimtab.rollout.scorer import RewardModelScorer, Scorer
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "NamedRewards",
     "RewardModelScorer",
     "RewardSource",
+    "Sampler",
     "SamplerConfig",
     "Scorer",
     "from_scorer",
     "http_reward",
     "option_logprobs",
+    "split_steps",
 ]

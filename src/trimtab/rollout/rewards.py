@@ -57,6 +57,10 @@ class FunctionReward(RewardComponent):
     """Dotted path, for example ``trimtab.feedback.verifiers.arithmetic``; takes rollouts, returns one number each."""
     timeout: float = Field(default=60.0, gt=0.0)
     """Seconds a batch may take."""
+    steps: str | None = Field(default=None, min_length=1)
+    r"""Process rewards: what separates the steps of an answer, for example ``"\n"``. The function then returns a list
+    per answer, one number for each of its :func:`split_steps`, and each counts at its step's last token. None: one
+    number per answer."""
 
 
 class HttpReward(RewardComponent):
@@ -74,24 +78,39 @@ RewardSource = Annotated[ModelReward | FunctionReward | HttpReward, Field(discri
 """One named reward of a recipe."""
 
 
+def split_steps(text: str, separator: str) -> list[str]:
+    r"""The steps of an answer: what lies between separators and is not blank; all blank, it is one step.
+
+    >>> split_steps("2 + 2 = 4\n\nso 4", "\n")
+    ['2 + 2 = 4', 'so 4']
+    """
+    return [part for part in text.split(separator) if part.strip()] or [text]
+
+
 class NamedRewards:
     """Calls every component and returns its normalised, clipped numbers by name.
 
     Args:
         sources: settings by name.
         functions: the raw function of each name.
+        decode: tokens of an answer to its text; needed where a component has ``steps``.
     """
 
-    def __init__(self, sources: Mapping[str, RewardComponent], functions: Mapping[str, RewardFunction]) -> None:
-        self.sources, self.functions = dict(sources), dict(functions)
+    def __init__(
+        self,
+        sources: Mapping[str, RewardComponent],
+        functions: Mapping[str, RewardFunction],
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        self.sources, self.functions, self.decode = dict(sources), dict(functions), decode
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each component in the total."""
         return {name: source.weight for name, source in self.sources.items()}
 
-    def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-        """Score rollouts.
+    def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
+        """Score rollouts: a number per answer, or (place, number) pairs where the component is earned by steps.
 
         Raises:
             ScoringError: a component raised, took too long, or returned the wrong number of numbers.
@@ -102,15 +121,53 @@ class NamedRewards:
     def total(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Weighted sum of all components."""
         parts = self(rollouts)
-        return [sum(self.sources[n].weight * parts[n][i] for n in parts) for i in range(len(rollouts))]
+        totals = [0.0] * len(rollouts)
+        for name, values in parts.items():
+            for i, value in enumerate(values):
+                whole = sum(number for _, number in value) if isinstance(value, list) else value
+                totals[i] += self.sources[name].weight * whole
+        return totals
 
-    def _component(self, name: str, source: RewardComponent, rollouts: Sequence[Rollout]) -> list[float]:
+    def _component(self, name: str, source: RewardComponent, rollouts: Sequence[Rollout]) -> list[Any]:
         if not rollouts:
             return []
-        seconds = source.timeout if isinstance(source, FunctionReward) else None  # HTTP has one per request
-        values = numbers(name, call(name, self.functions[name], rollouts, seconds), rollouts)
+        function = source if isinstance(source, FunctionReward) else None
         limit = source.clip or math.inf
-        return [min(max((value - source.mean) / source.std, -limit), limit) for value in values]
+
+        def shaped(value: float) -> float:
+            return min(max((value - source.mean) / source.std, -limit), limit)
+
+        # An HTTP endpoint has a timeout per request.
+        values = call(name, self.functions[name], rollouts, function.timeout if function else None)
+        if function is None or function.steps is None:
+            return [shaped(value) for value in numbers(name, values, rollouts)]
+        assert self.decode is not None
+        if len(values) != len(rollouts):
+            raise ScoringError(f"reward {name!r} has {len(values)} lists for {len(rollouts)} answers")
+        found = []
+        for rollout, mine in zip(rollouts, values, strict=True):
+            ends = step_ends(rollout, function.steps, self.decode)
+            if not isinstance(mine, Sequence) or len(mine) != len(ends):
+                count = len(mine) if isinstance(mine, Sequence) else type(mine).__name__
+                raise ScoringError(
+                    f"reward {name!r} gave {count} numbers for the {len(ends)} steps of sample {rollout.id}; return "
+                    "one for each of trimtab.rollout.split_steps(rollout.text, separator)"
+                )
+            steps = numbers(name, mine, [rollout] * len(ends))
+            found.append([(end, shaped(value)) for end, value in zip(ends, steps, strict=True)])
+        return found
+
+
+def step_ends(rollout: Rollout, separator: str, decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """Place in ``rollout.tokens`` of the last token of each of the answer's :func:`split_steps`."""
+    ends, count, after = [], 0, 0
+    for step in split_steps(rollout.text, separator):
+        after = rollout.text.index(step, after) + len(step)
+        wanted = rollout.text[:after].rstrip()
+        while count < len(rollout.tokens) and not decode(rollout.tokens[:count]).startswith(wanted):
+            count += 1
+        ends.append(max(count - 1, 0))
+    return ends
 
 
 def call(name: str, function: RewardFunction, rollouts: Sequence[Rollout], timeout: float | None) -> Any:

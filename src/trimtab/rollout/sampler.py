@@ -13,9 +13,9 @@ up to the last bits of floating point in the logits.
 import hashlib
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -45,8 +45,20 @@ class SamplerConfig(Config):
     """Draw from the smallest set of tokens with at least this mass; 1 = all tokens."""
     max_new_tokens: int = Field(default=64, ge=1)
     """An answer is cut here (finish_reason ``length``)."""
+    stop: tuple[str, ...] = ()
+    """An answer ends where one of these appears (finish_reason ``stop``); its text ends before it, its tokens after."""
     slots: int = Field(default=64, ge=1)
     """Answers decoded at the same time."""
+
+
+class Sampler(Protocol):
+    """What draws answers for the trainers."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int, weight_version: int
+    ) -> list[Rollout]:
+        """``group`` answers to each prompt, ordered by prompt, each with the log-probabilities it was drawn with."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -57,6 +69,9 @@ class _Running:
     prompt_tokens: list[int]
     index: int
     stream: random.Random
+    settings: SamplerConfig
+    ending: int | None = None
+    """Where a stop string begins in the text, once one has appeared."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -87,6 +102,7 @@ class LocalSampler:
         group: int = 1,
         weight_version: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        settings: Mapping[str, SamplerConfig] | None = None,
     ) -> list[Rollout]:
         """Sample ``group`` answers to each prompt.
 
@@ -97,6 +113,7 @@ class LocalSampler:
             group: answers per prompt.
             weight_version: stored in each rollout.
             progress: called with (finished answers, all answers).
+            settings: for the prompts whose ids are named, how they are answered (``slots`` is not read).
 
         Returns:
             rollouts ordered by prompt, then by index in the group.
@@ -112,13 +129,14 @@ class LocalSampler:
         finished: dict[int, Rollout] = {}
         for prompt in prompts:
             tokens = self.backbone.chat.prompt(prompt.messages)
-            if len(tokens) + self.config.max_new_tokens > context:
+            own = (settings or {}).get(prompt.id, self.config)
+            if len(tokens) + own.max_new_tokens > context:
                 raise DataError(
-                    f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {self.config.max_new_tokens} "
+                    f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {own.max_new_tokens} "
                     f"that exceeds model.context {context}; raise model.context or lower max_new_tokens"
                 )
             members = [
-                _Running(prompt=prompt, prompt_tokens=tokens, index=i, stream=_stream(seed, prompt.id, i))
+                _Running(prompt=prompt, prompt_tokens=tokens, index=i, stream=_stream(seed, prompt.id, i), settings=own)
                 for i in range(asked[prompt.id], asked[prompt.id] + group)
             ]
             asked[prompt.id] += group  # a prompt given twice gets different answers
@@ -130,18 +148,18 @@ class LocalSampler:
             return []
         everyone = [member for members in waiting for member in members]  # keeps ids alive
         slots = min(max(self.config.slots, group), total)
-        longest = max(len(m.prompt_tokens) for m in everyone) + self.config.max_new_tokens
+        longest = max(len(m.prompt_tokens) + m.settings.max_new_tokens for m in everyone)
         cache = SlotCache(len(self.backbone.layers), slots, longest)
 
         def finish(answer: _Running) -> None:
-            ended = answer.tokens[-1] in self.backbone.chat.end_tokens
+            ended = answer.tokens[-1] in self.backbone.chat.end_tokens or answer.ending is not None
             finished[order[id(answer)]] = Rollout(
                 id=f"{answer.prompt.id}/{weight_version}/{answer.index}",
                 prompt=answer.prompt,
                 prompt_tokens=answer.prompt_tokens,
                 tokens=answer.tokens,
                 logprobs=answer.logprobs,
-                text=self.backbone.chat.decode(answer.tokens),
+                text=self.backbone.chat.decode(answer.tokens)[: answer.ending],
                 finish_reason="stop" if ended else "length",
                 weight_version=weight_version,
             )
@@ -149,8 +167,14 @@ class LocalSampler:
                 progress(len(finished), total)
 
         def done(answer: _Running) -> bool:
-            return len(answer.tokens) >= self.config.max_new_tokens or (
-                answer.tokens[-1] in self.backbone.chat.end_tokens
+            if answer.settings.stop:
+                text = self.backbone.chat.decode(answer.tokens)
+                found = [place for stop in answer.settings.stop if (place := text.find(stop)) >= 0]
+                answer.ending = min(found, default=None)
+            return (
+                len(answer.tokens) >= answer.settings.max_new_tokens
+                or answer.ending is not None
+                or answer.tokens[-1] in self.backbone.chat.end_tokens
             )
 
         with self.backbone.merged(adapter), self.backbone.autocast():
@@ -241,20 +265,24 @@ class LocalSampler:
 
     def _draw(self, answers: list[_Running], logits: Tensor) -> None:
         """Draw one token per row by inverting the cumulative distribution at the row's next uniform number."""
-        temperature = self.config.temperature
-        if temperature == 0.0:
-            tokens = logits.argmax(dim=-1)
-        else:
-            logits = logits if temperature == 1.0 else logits / temperature
-            if self.config.top_p < 1.0:
-                logits = _nucleus(logits, self.config.top_p)
-            uniform = torch.tensor([a.stream.random() for a in answers], dtype=torch.float64, device=logits.device)
-            tokens = _invert(logits, uniform)
-        normaliser = torch.logsumexp(logits, dim=-1)
-        chosen = logits.gather(-1, tokens[:, None]).squeeze(-1) - normaliser
-        for answer, token, logprob in zip(answers, tokens.tolist(), chosen.tolist(), strict=True):
-            answer.tokens.append(token)
-            answer.logprobs.append(logprob)
+        kinds: dict[tuple[float, float], list[int]] = {}
+        for row, answer in enumerate(answers):
+            kinds.setdefault((answer.settings.temperature, answer.settings.top_p), []).append(row)
+        for (temperature, top_p), rows in kinds.items():
+            mine = [answers[row] for row in rows]
+            part = logits if len(kinds) == 1 else logits[rows]
+            if temperature == 0.0:
+                tokens = part.argmax(dim=-1)
+            else:
+                part = part if temperature == 1.0 else part / temperature
+                if top_p < 1.0:
+                    part = _nucleus(part, top_p)
+                uniform = torch.tensor([a.stream.random() for a in mine], dtype=torch.float64, device=part.device)
+                tokens = _invert(part, uniform)
+            chosen = part.gather(-1, tokens[:, None]).squeeze(-1) - torch.logsumexp(part, dim=-1)
+            for answer, token, logprob in zip(mine, tokens.tolist(), chosen.tolist(), strict=True):
+                answer.tokens.append(token)
+                answer.logprobs.append(logprob)
 
 
 def _invert(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -32,11 +32,17 @@ class RewardModelScorer:
     @torch.no_grad()
     def raw(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Unnormalised scores, ``[B]``."""
-        sequences = [self._tokens(r) for r in rollouts]
-        batch = collate(sequences, [[False] * len(s) for s in sequences], self.role.backbone.device)
+        parts = [self._tokens(r) for r in rollouts]
+        sequences = [prompt + answer for prompt, answer in parts]
+        batch = collate(
+            sequences,
+            [[False] * len(s) for s in sequences],
+            self.role.backbone.device,
+            prompt_lengths=[len(prompt) for prompt, _ in parts],
+        )
         out = torch.empty(batch.size)
         for index, part in batch.micro_batches(self.token_budget):
-            lower = self.role.backbone.lower(part.tokens)
+            lower = self.role.backbone.lower(part)
             if lower is not None:
                 part.columns["lower"] = lower
             out[index.cpu()] = self.role.scores(part).cpu()
@@ -48,8 +54,12 @@ class RewardModelScorer:
             return {"reward_model": []}
         return {"reward_model": ((self.raw(rollouts) - self.mean) / self.std).tolist()}
 
-    def _tokens(self, rollout: Rollout) -> list[int]:
+    def _tokens(self, rollout: Rollout) -> tuple[list[int], list[int]]:
+        """Prompt and answer."""
         if self.same_tokens:
-            return rollout.prompt_tokens + rollout.tokens
-        tokens = self.role.backbone.chat.answer(rollout.prompt.messages, rollout.text).tokens
-        return tokens if rollout.finish_reason == "stop" else tokens[:-1]  # a cut answer never said it had ended
+            return rollout.prompt_tokens, rollout.tokens
+        encoded = self.role.backbone.chat.answer(rollout.prompt.messages, rollout.text)
+        count = encoded.response_mask.index(True)
+        answer = encoded.tokens[count:]
+        # A cut answer never said it had ended.
+        return encoded.tokens[:count], answer if rollout.finish_reason == "stop" else answer[:-1]

@@ -1,7 +1,7 @@
 """Training loops, one file each, and what they share."""
 
 from trimtab.trainers.checkpoint import Checkpoints, load_tensors, save_tensors, seed_step, step_seed
-from trimtab.trainers.learner import Learner, Norms, OptimizerConfig, scheduled_lr
+from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
 from trimtab.trainers.preference import (
     WITHOUT_REFERENCE,
     CpoConfig,
@@ -35,7 +35,9 @@ from trimtab.trainers.reward import (
 )
 from trimtab.trainers.rl import RlRoles, rollout_batch, train_rl
 from trimtab.trainers.rl_config import (
+    TOKEN_RETURNS,
     AnyRlConfig,
+    ClippedConfig,
     DapoConfig,
     DrGrpoConfig,
     GroupConfig,
@@ -43,19 +45,26 @@ from trimtab.trainers.rl_config import (
     KLConfig,
     MissingEosConfig,
     OnlineConfig,
+    OnlineDpoConfig,
+    PolicyGradientConfig,
     PpoConfig,
+    PtxConfig,
     ReinforcePpBaselineConfig,
     ReinforcePpConfig,
+    RejectionConfig,
     RlConfig,
     RlooConfig,
     check_rl,
 )
+from trimtab.trainers.rl_update import advantages_of, reduce_policy_loss
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
 
 __all__ = [
+    "TOKEN_RETURNS",
     "WITHOUT_REFERENCE",
     "AnyRlConfig",
     "Checkpoints",
+    "ClippedConfig",
     "CpoConfig",
     "DapoConfig",
     "DpoConfig",
@@ -68,18 +77,23 @@ __all__ = [
     "KLConfig",
     "KtoConfig",
     "Learner",
+    "Metrics",
     "MissingEosConfig",
     "Norms",
     "OfflineConfig",
     "OnlineConfig",
+    "OnlineDpoConfig",
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
+    "PolicyGradientConfig",
     "PpoConfig",
     "PreferenceConfig",
+    "PtxConfig",
     "Ranking",
     "ReinforcePpBaselineConfig",
     "ReinforcePpConfig",
+    "RejectionConfig",
     "RewardConfig",
     "RlConfig",
     "RlRoles",
@@ -87,6 +101,7 @@ __all__ = [
     "Session",
     "SftConfig",
     "SimpoConfig",
+    "advantages_of",
     "answer_logprobs",
     "check_rl",
     "encode_preferences",
@@ -96,6 +111,7 @@ __all__ = [
     "judged_from_rankings",
     "load_tensors",
     "mean_nll",
+    "reduce_policy_loss",
     "reference_logprobs",
     "rollout_batch",
     "save_tensors",

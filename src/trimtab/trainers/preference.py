@@ -37,7 +37,7 @@ from trimtab.records import Rating
 from trimtab.trainers.checkpoint import load_tensors, save_tensors, seed_step
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
-from trimtab.trainers.reward import Ranking, fill_lower_cache
+from trimtab.trainers.reward import Ranking, fill_lower_cache, packed_size
 from trimtab.trainers.sft import step_indices
 
 T = TypeVar("T")
@@ -210,7 +210,7 @@ def train_preference(
     of = {id(r): None if reference is None else reference[i] for r, i in zip(ranked, usable, strict=True)}
     cache = fill_lower_cache(
         policy,
-        [s for r in ranked for s in r.sequences],
+        ranked,
         epochs=config.epochs,
         cache_mb=config.cache_mb,
         micro_batch_tokens=config.micro_batch_tokens,
@@ -257,9 +257,9 @@ def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: in
     if not flat:
         return []
     sums = torch.empty(len(flat))
-    batch = collate(flat, _masks(rankings), role.backbone.device)
+    batch = collate(flat, _masks(rankings), role.backbone.device, prompt_lengths=_prompt_lengths(rankings))
     for index, part in batch.micro_batches(token_budget):
-        sums[index.cpu()] = role.logprobs(part)[0].sum(dim=1).cpu()
+        sums[index.cpu()] = role.logprobs(part)[0].sum(dim=1).float().cpu()
     values = iter(sums.tolist())
     return [[next(values) for _ in r.sequences] for r in rankings]
 
@@ -381,26 +381,31 @@ def _masks(rankings: Sequence[Ranking]) -> list[list[bool]]:
     return [[False] * r.prompt_length + [True] * (len(s) - r.prompt_length) for r in rankings for s in r.sequences]
 
 
+def _prompt_lengths(rankings: Sequence[Ranking]) -> list[int]:
+    return [r.prompt_length for r in rankings for _ in r.sequences]
+
+
 def _micro_batches(
     policy: Role, chosen: Sequence[Ranking], reference: Sequence[Sequence[float] | None], token_budget: int
 ) -> list[tuple[list[str], _Part]]:
-    """Whole rankings of similar length, up to the token budget."""
-    order = sorted(range(len(chosen)), key=lambda i: max(len(s) for s in chosen[i].sequences))
+    """Whole rankings of similar size, up to the token budget; a prompt counts once."""
+    sizes = [packed_size(r) for r in chosen]
+    order = sorted(range(len(chosen)), key=lambda i: sizes[i])
     groups: list[list[int]] = []
-    rows = 0
     for place in order:
-        sequences = chosen[place].sequences
-        width = max(len(s) for s in sequences)
-        if groups and (rows + len(sequences)) * width <= token_budget:
+        if groups and (len(groups[-1]) + 1) * sizes[place] <= token_budget:
             groups[-1].append(place)
-            rows += len(sequences)
         else:
             groups.append([place])
-            rows = len(sequences)
     parts = []
     for group in groups:
         rankings = [chosen[i] for i in group]
-        batch = collate([s for r in rankings for s in r.sequences], _masks(rankings), policy.backbone.device)
+        batch = collate(
+            [s for r in rankings for s in r.sequences],
+            _masks(rankings),
+            policy.backbone.device,
+            prompt_lengths=_prompt_lengths(rankings),
+        )
         known = [v for i in group for v in (reference[i] or ())]
         parts.append(
             (
@@ -515,7 +520,7 @@ def _judged_loss(
     policy: Role, reference: Role, batch: Batch, part: list[Judged], point: Tensor, norms: Norms, config: KtoConfig
 ) -> tuple[Tensor, Metrics]:
     with torch.no_grad():
-        lower = policy.backbone.lower(batch.tokens) if policy.backbone is reference.backbone else None
+        lower = policy.backbone.lower(batch) if policy.backbone is reference.backbone else None
         if lower is not None:
             batch.columns["lower"] = lower
         known = masked_sum(reference.logprobs(batch)[0], batch.response_mask, dim=1)
@@ -567,6 +572,7 @@ def _judged_batches(
         [a.prompt + a.answer for a in chosen],
         [[False] * len(a.prompt) + [True] * len(a.answer) for a in chosen],
         policy.backbone.device,
+        prompt_lengths=[len(a.prompt) for a in chosen],
     )
     return [
         ([chosen[i].id for i in index.tolist()], (part, [chosen[i] for i in index.tolist()]))

@@ -138,7 +138,7 @@ def train_reward(
     learner = Learner(role, config.optimizer, total)
     cache = fill_lower_cache(
         role,
-        [s for r in usable for s in r.sequences],
+        usable,
         epochs=config.epochs,
         cache_mb=config.cache_mb,
         micro_batch_tokens=config.micro_batch_tokens,
@@ -187,7 +187,7 @@ def probe_reward_head(role: Role, rankings: Sequence[Ranking], cache: LowerCache
     assert role.scalar is not None
     chosen = list(rankings[:PROBE_RANKINGS])
     flat = [s for r in chosen for s in r.sequences]
-    batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
+    batch = _answers(role, chosen)
     features = torch.empty(len(flat), role.backbone.width, dtype=torch.float64)
     for index, part in batch.micro_batches(token_budget):
         cache.fill(part, [str(flat[i]) for i in index.tolist()], role.backbone.lower)
@@ -250,7 +250,7 @@ def score_rankings(role: Role, rankings: Sequence[Ranking], *, token_budget: int
     flat = [sequence for r in rankings for sequence in r.sequences]
     if not flat:
         return []
-    batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
+    batch = _answers(role, rankings)
     scores = torch.empty(len(flat))
     for index, part in batch.micro_batches(token_budget):
         scores[index.cpu()] = role.scores(part).cpu()
@@ -262,29 +262,34 @@ def _has_pair(ranking: Ranking) -> bool:
     return ranking.probability is not None or len(set(ranking.ranks)) > 1
 
 
+def packed_size(ranking: Ranking) -> int:
+    """Tokens of a ranking when its prompt is computed once."""
+    return ranking.prompt_length + sum(len(s) - ranking.prompt_length for s in ranking.sequences)
+
+
+def _answers(role: Role, rankings: Sequence[Ranking]) -> Batch:
+    """Every answer of every ranking, one after the other; no token is a response here."""
+    flat = [s for r in rankings for s in r.sequences]
+    lengths = [r.prompt_length for r in rankings for _ in r.sequences]
+    return collate(flat, [[False] * len(s) for s in flat], role.backbone.device, prompt_lengths=lengths)
+
+
 def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> list[tuple[list[str], _Part]]:
-    """Whole rankings of similar length, up to the token budget."""
-    order = sorted(chosen, key=lambda r: max(len(s) for s in r.sequences))
+    """Whole rankings of similar size, up to the token budget; a prompt counts once."""
     groups: list[list[Ranking]] = []
-    rows = 0
-    for ranking in order:
-        width = max(len(s) for s in ranking.sequences)
-        if groups and (rows + len(ranking.sequences)) * width <= token_budget:
+    for ranking in sorted(chosen, key=packed_size):
+        if groups and (len(groups[-1]) + 1) * packed_size(ranking) <= token_budget:
             groups[-1].append(ranking)
-            rows += len(ranking.sequences)
         else:
             groups.append([ranking])
-            rows = len(ranking.sequences)
     parts = []
     for group in groups:
-        flat = [s for r in group for s in r.sequences]
-        batch = collate(flat, [[False] * len(s) for s in flat], role.backbone.device)
-        parts.append(([r.id for r in group], _Part(batch=batch, rankings=group)))
+        parts.append(([r.id for r in group], _Part(batch=_answers(role, group), rankings=group)))
     return parts
 
 
 def fill_lower_cache(
-    role: Role, sequences: Sequence[list[int]], *, epochs: float, cache_mb: float, micro_batch_tokens: int
+    role: Role, rankings: Sequence[Ranking], *, epochs: float, cache_mb: float, micro_batch_tokens: int
 ) -> LowerCache:
     """What frozen layers give for every sequence, filled before the first step and always in the same batches.
 
@@ -294,7 +299,7 @@ def fill_lower_cache(
     if epochs <= 1 or role.backbone.frozen_layers == 0:
         return LowerCache(0.0)
     cache = LowerCache(cache_mb)
-    batch = collate(sequences, [[False] * len(s) for s in sequences], role.backbone.device)
+    sequences, batch = [s for r in rankings for s in r.sequences], _answers(role, rankings)
     for index, part in batch.micro_batches(micro_batch_tokens):
         cache.fill(part, [str(sequences[i]) for i in index.tolist()], role.backbone.lower)
     return cache
@@ -304,25 +309,27 @@ def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig, cache: Lo
     keys = [str(s) for r in part.rankings for s in r.sequences]
     cache.fill(part.batch, keys, role.backbone.lower)
     scores = role.scores(part.batch)
-    total = scores.new_zeros(())
-    right = pairs_seen = 0.0
+    pairs, weights, probabilities, margins = [], [], [], []
     start = 0
     for ranking in part.rankings:
-        mine = scores[start : start + len(ranking.sequences)]
+        soft = ranking.probability
+        found = ranking_pairs(ranking.ranks) if soft is None else torch.tensor([[0, 1]])
+        pairs.append(found + start)
+        weights += [ranking.weight / len(found) / norms.sequences] * len(found)
+        probabilities += [1.0 if soft is None else soft] * len(found)
+        margins += [ranking.margin or 0.0] * len(found)
         start += len(ranking.sequences)
-        if ranking.probability is not None:
-            pairs = torch.tensor([[0, 1]], device=mine.device)
-            probability = mine.new_tensor([ranking.probability])
-        else:
-            pairs = ranking_pairs(ranking.ranks).to(mine.device)
-            probability = None
-        winner, loser = mine[pairs[:, 0]], mine[pairs[:, 1]]
-        margin = None if ranking.margin is None else mine.new_full((len(pairs),), ranking.margin)
-        losses = bradley_terry_loss(winner, loser, margin=margin, probability=probability, centring=config.centring)
-        total = total + ranking.weight * losses.mean() / norms.sequences
-        share = (winner > loser).float().mean()
-        if ranking.probability is not None and ranking.probability < 0.5:
-            share = 1.0 - share
-        right += ranking.weight * float(share)
-        pairs_seen += len(pairs)
-    return total, {"accuracy": right / norms.sequences, "pairs": pairs_seen}
+    index = torch.cat(pairs).to(scores.device)
+    weight, probability = scores.new_tensor(weights), scores.new_tensor(probabilities)
+    winner, loser = scores[index[:, 0]], scores[index[:, 1]]
+    losses = bradley_terry_loss(
+        winner,
+        loser,
+        margin=scores.new_tensor(margins) if any(margins) else None,
+        probability=probability if any(p != 1.0 for p in probabilities) else None,
+        centring=config.centring,
+    )
+    with torch.no_grad():
+        right = torch.where(probability < 0.5, winner <= loser, winner > loser).to(scores.dtype)
+        accuracy = float((weight * right).sum())
+    return (weight * losses).sum(), {"accuracy": accuracy, "pairs": len(index)}

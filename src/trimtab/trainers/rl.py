@@ -1,17 +1,18 @@
-"""Online alignment: sample, score, say how good each token was, update under a KL leash. One loop for all methods.
+"""Online alignment: sample, score, make the better answers likelier, under a KL leash. One loop for all methods.
 
 One step, top to bottom:
 
 1. sample answers with the policy; their log-probabilities are the old ones, no pass recomputes them;
-2. score them; reward per token = −β·(log π_old − log π_ref), plus the score at the last token;
-3. advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
-4. epochs × minibatches of the clipped policy loss, and of the clipped value loss where there is a critic;
-5. move β if it is adaptive.
+2. score them; groups whose answers all score the same are replaced, where the method does so (DAPO);
+3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
+4. advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
+5. epochs × minibatches of the method's loss;
+6. move β if it is adaptive.
 
-What makes a method is in two functions, :func:`advantages_of` and :func:`reduce_policy_loss`; formulas
-live in :mod:`trimtab.algos`. Departures from Ouyang et al. 2022: policy, critic, reference and reward
-model may share one trunk (adapters), and the critic may start from the reward model (as in the paper)
-or at zero. All methods use the clipped surrogate; with one pass and one minibatch its gradient is
+What makes a method is in :mod:`trimtab.trainers.rl_update`; formulas live in :mod:`trimtab.algos`.
+Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk
+(adapters), and the critic may start from the reward model (as in the paper) or at zero. All
+policy-gradient methods use the clipped surrogate; with one pass and one minibatch its gradient is
 REINFORCE's, because every ratio is 1.
 """
 
@@ -28,44 +29,32 @@ from torch import Tensor
 
 from trimtab.algos import (
     AdaptiveKL,
-    approx_kl,
-    clip_fraction,
-    clipped_policy_loss,
-    clipped_value_loss,
-    gae,
-    group_advantage,
     group_has_spread,
     kl_k1,
-    kl_k2,
-    kl_k3,
     masked_mean,
     masked_sum,
     penalised_rewards,
-    reduce_sum,
-    reinforce_pp_advantage,
-    rloo_advantage,
     truncated_importance_weights,
-    whiten,
 )
-from trimtab.algos.masking import masked
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Backbone, Batch, Role, collate, scatter
+from trimtab.models import AdapterConfig, Backbone, Batch, Encoded, Role, collate, scatter
 from trimtab.records import Prompt, Rollout, read_records, write_records
-from trimtab.rollout import LocalSampler, Scorer
+from trimtab.rollout import LocalSampler, Sampler, Scorer
 from trimtab.trainers.checkpoint import seed_step, step_seed
-from trimtab.trainers.learner import Learner, Metrics, Norms
+from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rl_config import (
+    TOKEN_RETURNS,
     DapoConfig,
-    DrGrpoConfig,
-    GrpoConfig,
+    KLConfig,
+    OnlineDpoConfig,
+    PolicyGradientConfig,
     PpoConfig,
-    ReinforcePpBaselineConfig,
-    ReinforcePpConfig,
+    RejectionConfig,
     RlConfig,
-    RlooConfig,
     check_rl,
 )
+from trimtab.trainers.rl_update import advantages_of, clipped_update, online_dpo_update, rejection_update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +84,16 @@ Monitor = Callable[[Sequence[Rollout]], Metrics]
 """Further numbers of a rollout batch that are logged, never trained on (a gold reward, for example)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What a batch of answers earned."""
+
+    totals: list[float]
+    """Weighted sum of all components of each answer."""
+    placed: list[dict[int, float]]
+    """The part of it that belongs to the ends of steps: weighted reward by place in ``rollout.tokens``."""
+
+
 def train_rl(
     roles: RlRoles,
     prompts: Sequence[Prompt],
@@ -106,6 +105,8 @@ def train_rl(
     monitor: Monitor | None = None,
     samples: Path | None = None,
     weights: dict[str, float] | None = None,
+    imitate: Sequence[Encoded] = (),
+    sampler: Sampler | None = None,
 ) -> None:
     """Train the policy, and the critic where there is one, in place.
 
@@ -119,6 +120,8 @@ def train_rl(
         monitor: extra metrics of each rollout batch.
         samples: folder for each step's rollouts with their rewards; an interrupted step is continued from there.
         weights: weight of each reward component; 1 where not named.
+        imitate: conversations of PPO-ptx, needed where ``config.ptx`` is set.
+        sampler: what draws answers; None: the policy's own backbone.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -127,37 +130,62 @@ def train_rl(
     """
     session = session or Session()
     check_rl(config, len(prompts))
+    clipped = config if isinstance(config, PolicyGradientConfig) else None
+    if clipped is not None and clipped.ptx is not None and not imitate:
+        raise ConfigError("ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data")
     updates = config.steps * config.epochs * config.minibatches
     learners = {"policy": Learner(roles.policy, config.policy, updates)}
     if isinstance(config, PpoConfig):
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
         learners["critic"] = Learner(roles.critic, config.critic, updates)
-    leash = AdaptiveKL(config.kl.coefficient, config.kl.target or 1.0, config.kl.horizon)
+    kl = clipped.kl if clipped is not None else KLConfig(coefficient=0.0)
+    leash = AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)
     done, extra = session.checkpoints.restore(learners) if session.checkpoints else (0, {})
     if extra:
         leash.load_state_dict(extra["kl"])
-    sampler = LocalSampler(roles.policy.backbone, config.sampler)
+    sampler = sampler or LocalSampler(roles.policy.backbone, config.sampler)
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()
         value = seed_step(seed, "align", step)
-        chosen = _prompts_of_step(prompts, config.prompts, step, seed)
-        version = learners["policy"].steps
-        rollouts = _sample(sampler, roles.policy, chosen, config, value, version, samples, step)
+
+        def draw(chosen: Sequence[Prompt], name: str, seed: int = value) -> list[Rollout]:
+            path = None if samples is None else samples / f"{name}.jsonl"
+            version = learners["policy"].steps
+            return _sample(sampler, roles.policy, chosen, config.group, seed=seed, version=version, path=path)
+
+        def judge(answers: list[Rollout], step: int = step) -> Scores:
+            return score_rollouts(answers, score, weights or {}, step)
+
+        name = f"step-{step:06d}"
+        rollouts = draw(_prompts_of_step(prompts, config.prompts, step, seed), name)
         clock.lap("sample")
-        totals = score_rollouts(rollouts, score, weights or {}, step)
-        if samples is not None:
-            write_records(samples / f"step-{step:06d}.jsonl", rollouts)
+        scores = judge(rollouts)
         clock.lap("score")
-        batch = _prepare(roles, rollouts, totals, config, leash.value)
+        replaced: Metrics = {}
+        if isinstance(config, DapoConfig) and config.resample:
+            rollouts, scores, replaced = _resample(rollouts, scores, prompts, config, judge, draw, name)
+            clock.lap("resample")
+        if samples is not None:
+            write_records(samples / f"{name}.jsonl", rollouts)
+        batch = _prepare(roles, rollouts, scores, config, leash.value)
         clock.lap("infer")
-        metrics = _update(learners, roles, batch, [r.id for r in rollouts], config, value, leash.value)
+        ids = [r.id for r in rollouts]
+        match config:
+            case OnlineDpoConfig():
+                metrics = online_dpo_update(learners["policy"], batch, ids, config, seed=value)
+            case RejectionConfig():
+                metrics = rejection_update(learners["policy"], batch, ids, config, seed=value)
+            case _:
+                metrics = clipped_update(
+                    learners, roles.critic, batch, ids, config, seed=value, beta=leash.value, imitate=imitate
+                )
         clock.lap("update")
-        metrics |= _describe(rollouts, totals, batch, config, leash.value)
+        metrics |= _describe(rollouts, scores.totals, batch, config, leash.value) | replaced
         if monitor is not None:
             metrics |= monitor(rollouts)
-        if config.kl.target is not None:
+        if kl.target is not None:
             leash.update(metrics["kl"], len(rollouts))
         session.log({"step": step + 1, **metrics, **clock.seconds})
         session.after_step(
@@ -165,8 +193,11 @@ def train_rl(
         )
 
 
-def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> list[float]:
-    """Score rollouts in place (``rollout.rewards``) and return each one's weighted sum.
+def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> Scores:
+    """Score rollouts in place: ``rollout.rewards`` and, for rewards placed at steps, ``rollout.step_rewards``.
+
+    A component is a list with, for each answer, a number, or ``(place, number)`` pairs that say after which token of
+    the answer each number is earned.
 
     Raises:
         ScoringError: the function raised, or returned the wrong length or type.
@@ -182,22 +213,79 @@ def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, fl
         raise ScoringError(
             f"the reward function returned {type(components).__name__}; expected a dict of name → list of floats"
         )
+    placed: list[dict[int, float]] = [{} for _ in rollouts]
     for name, values in components.items():
         try:
-            numbers = [float(value) for value in values]
+            found = [_reward(value) for value in values]
         except (TypeError, ValueError) as error:
-            raise ScoringError(f"reward {name!r} at step {step}: expected a list of floats ({error})") from error
-        if len(numbers) != len(rollouts):
-            raise ScoringError(f"reward {name!r} has {len(numbers)} values for {len(rollouts)} answers")
-        for rollout, number in zip(rollouts, numbers, strict=True):
-            if not math.isfinite(number):
-                raise NonFiniteError(
-                    f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
-                    f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run the "
-                    "same command to continue from the last checkpoint"
-                )
-            rollout.rewards[name] = number
-    return [sum(weights.get(name, 1.0) * r.rewards[name] for name in components) for r in rollouts]
+            raise ScoringError(
+                f"reward {name!r} at step {step}: expected for each answer a number, or (place, number) pairs ({error})"
+            ) from error
+        if len(found) != len(rollouts):
+            raise ScoringError(f"reward {name!r} has {len(found)} values for {len(rollouts)} answers")
+        for rollout, at, reward in zip(rollouts, placed, found, strict=True):
+            pairs = reward if isinstance(reward, list) else [(-1, reward)]
+            for place, number in pairs:
+                if not math.isfinite(number):
+                    raise NonFiniteError(
+                        f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
+                        f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run "
+                        "the same command to continue from the last checkpoint"
+                    )
+                if place >= len(rollout.tokens):
+                    raise ScoringError(
+                        f"reward {name!r} is placed after token {place} of sample {rollout.id}, whose answer has "
+                        f"{len(rollout.tokens)} tokens; places count from 0"
+                    )
+            rollout.rewards[name] = sum(number for _, number in pairs)
+            if isinstance(reward, list):
+                rollout.step_rewards[name] = reward
+                for place, number in reward:
+                    at[place] = at.get(place, 0.0) + weights.get(name, 1.0) * number
+    totals = [sum(weights.get(name, 1.0) * r.rewards[name] for name in components) for r in rollouts]
+    return Scores(totals=totals, placed=placed)
+
+
+def _reward(value: Any) -> float | list[tuple[int, float]]:
+    """One answer's reward as a number, or as its step rewards."""
+    if hasattr(value, "__float__"):
+        return float(value)
+    if not isinstance(value, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
+        raise TypeError(f"got {value!r}")
+    pairs = [(int(place), float(number)) for place, number in value]
+    if any(place < 0 for place, _ in pairs):
+        raise ValueError(f"place {min(place for place, _ in pairs)} is below 0")
+    return pairs
+
+
+def answer_scores(config: RlConfig, rollouts: Sequence[Rollout], scores: Scores) -> Tensor:
+    """What each answer as a whole is worth, ``[B]``: clipped, overlong and missing-EOS penalties applied.
+
+    Rewards placed at steps are not in it; they go to their tokens as they are.
+    """
+    outcome = torch.tensor(
+        [total - sum(at.values()) for total, at in zip(scores.totals, scores.placed, strict=True)], dtype=torch.float32
+    )
+    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
+        outcome = outcome.clamp(-config.score_clip, config.score_clip)
+    if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
+        # Yu et al. 2025 (arXiv 2503.14476), eq. 13
+        allowed = config.sampler.max_new_tokens - config.overlong_buffer
+        over = torch.tensor([float(len(r.tokens) - allowed) for r in rollouts])
+        outcome = outcome - (over / config.overlong_buffer).clamp(0.0, 1.0)
+    if config.missing_eos is None:
+        return outcome
+    zeros, one = torch.zeros(len(rollouts), 1), torch.ones(len(rollouts), 1, dtype=torch.bool)
+    return penalised_rewards(
+        outcome,
+        zeros,
+        zeros,
+        one,
+        beta=0.0,
+        ended=torch.tensor([r.finish_reason == "stop" for r in rollouts]),
+        missing_eos_penalty=config.missing_eos.value,
+        missing_eos_mode=config.missing_eos.mode,
+    )[:, 0]
 
 
 def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
@@ -206,6 +294,7 @@ def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
         [r.prompt_tokens + r.tokens for r in rollouts],
         [[False] * len(r.prompt_tokens) + [True] * len(r.tokens) for r in rollouts],
         device,
+        prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
     )
     batch.columns["old_logprobs"] = scatter([r.logprobs for r in rollouts], batch.response_mask)
     return batch
@@ -229,35 +318,63 @@ def _prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int
 
 
 def _sample(
-    sampler: LocalSampler,
+    sampler: Sampler,
     policy: Role,
     prompts: Sequence[Prompt],
-    config: RlConfig,
+    group: int,
+    *,
     seed: int,
     version: int,
-    samples: Path | None,
-    step: int,
+    path: Path | None,
 ) -> list[Rollout]:
-    """Draw the step's answers, or take those that a killed process had finished drawing."""
-    path = None if samples is None else samples / f"step-{step:06d}.jsonl"
+    """Draw answers, or take those that a killed process had finished drawing."""
     if path is not None and path.exists():
         try:
             kept = read_records(path, Rollout)
         except DataError:
             kept = []
-        wanted = [p.id for p in prompts for _ in range(config.group)]
+        wanted = [p.id for p in prompts for _ in range(group)]
         if [r.prompt.id for r in kept] == wanted and all(r.weight_version == version for r in kept):
             return kept
-    rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=config.group, weight_version=version)
+    rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=group, weight_version=version)
     if path is not None:
         write_records(path, rollouts)
     return rollouts
 
 
+def _resample(
+    rollouts: list[Rollout],
+    scores: Scores,
+    prompts: Sequence[Prompt],
+    config: DapoConfig,
+    score: Callable[[list[Rollout]], Scores],
+    draw: Callable[[Sequence[Prompt], str], list[Rollout]],
+    name: str,
+) -> tuple[list[Rollout], Scores, Metrics]:
+    """Replace groups without spread by other prompts' groups (DAPO's dynamic sampling)."""
+    size = config.group
+    replaced = 0
+    seen = {r.prompt.id for r in rollouts}
+    others = [p for p in prompts if p.id not in seen]
+    random.Random(f"{name}|{rollouts[0].id}|resample").shuffle(others)
+    totals, placed = list(scores.totals), list(scores.placed)
+    for again in range(config.resample):
+        worth = answer_scores(config, rollouts, Scores(totals=totals, placed=placed)).view(-1, size)
+        flat = (~group_has_spread(worth)).nonzero().squeeze(1).tolist()[: len(others)]
+        if not flat:
+            break
+        fresh = draw(others[: len(flat)], f"{name}-again-{again + 1}")
+        others = others[len(flat) :]
+        found = score(fresh)
+        for number, group in enumerate(flat):
+            ours, theirs = slice(group * size, (group + 1) * size), slice(number * size, (number + 1) * size)
+            rollouts[ours], totals[ours], placed[ours] = fresh[theirs], found.totals[theirs], found.placed[theirs]
+        replaced += len(flat)
+    return rollouts, Scores(totals=totals, placed=placed), {"resampled": float(replaced)}
+
+
 @torch.no_grad()
-def _prepare(
-    roles: RlRoles, rollouts: Sequence[Rollout], scores: Sequence[float], config: RlConfig, beta: float
-) -> Batch:
+def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config: RlConfig, beta: float) -> Batch:
     """Everything that stays fixed during the update: reference, old values, rewards, advantages, returns."""
     device = roles.policy.backbone.device
     batch = rollout_batch(rollouts, device)
@@ -265,10 +382,11 @@ def _prepare(
     reference = torch.zeros_like(batch.columns["old_logprobs"])
     values, trainers = torch.zeros_like(reference), torch.zeros_like(reference)
     critic = roles.critic if isinstance(config, PpoConfig) else None
+    cap = config.importance_cap if isinstance(config, PolicyGradientConfig) else None
     shared = roles.policy.backbone is roles.reference.backbone
     lowers: list[tuple[Tensor, Tensor]] = []
     for index, part in batch.micro_batches(config.micro_batch_tokens):
-        lower = roles.reference.backbone.lower(part.tokens) if shared else None
+        lower = roles.reference.backbone.lower(part) if shared else None
         if lower is not None:
             part.columns["lower"] = lower
             lowers.append((index, lower))
@@ -276,7 +394,7 @@ def _prepare(
         reference[index, :width] = roles.reference.logprobs(part, temperature=temperature)[0]
         if critic is not None:
             values[index, :width] = critic.values(part)
-        if config.importance_cap is not None:
+        if cap is not None:
             trainers[index, :width] = roles.policy.logprobs(part, temperature=temperature)[0]
     if lowers:
         lower = torch.zeros(*batch.tokens.shape, lowers[0][1].shape[-1], dtype=lowers[0][1].dtype, device=device)
@@ -284,153 +402,32 @@ def _prepare(
             lower[index, : part_lower.shape[1]] = part_lower
         batch.columns["lower"] = lower
     sampled = batch.columns["old_logprobs"]
-    if config.importance_cap is not None:
-        batch.columns["importance"] = truncated_importance_weights(trainers, sampled, mask, cap=config.importance_cap)
+    if cap is not None:
+        batch.columns["importance"] = truncated_importance_weights(trainers, sampled, mask, cap=cap)
         batch.columns["old_logprobs"] = trainers
-    limit = config.score_clip or math.inf
-    clipped = torch.tensor(scores, dtype=torch.float32, device=device).clamp(-limit, limit)
-    penalty = config.missing_eos
+    worth = answer_scores(config, rollouts, scores).to(device)
+    in_reward = isinstance(config, PolicyGradientConfig) and config.kl.place == "reward"
     rewards = penalised_rewards(
-        clipped,
-        batch.columns["old_logprobs"],
-        reference,
-        mask,
-        beta=beta if config.kl.place == "reward" else 0.0,
-        ended=torch.tensor([r.finish_reason == "stop" for r in rollouts], device=device),
-        missing_eos_penalty=None if penalty is None else penalty.value,
-        missing_eos_mode="replace" if penalty is None else penalty.mode,
-    )
-    advantages, returns = advantages_of(config, rewards, values, mask)
-    batch.columns |= {
-        "sampled": sampled,
-        "reference": reference,
-        "values": values,
-        "advantages": advantages,
-        "returns": returns,
-        "rewards": rewards,
-    }
+        worth, batch.columns["old_logprobs"], reference, mask, beta=beta if in_reward else 0.0
+    ) + _placed(scores, rollouts, config, mask)
+    batch.columns |= {"sampled": sampled, "reference": reference, "rewards": rewards, "scores": worth}
+    if not isinstance(config, OnlineDpoConfig | RejectionConfig):
+        advantages, returns = advantages_of(config, rewards, values, mask)
+        batch.columns |= {"values": values, "advantages": advantages, "returns": returns}
     return batch
 
 
-def advantages_of(config: RlConfig, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """How much better each token was than expected.
-
-    Args:
-        config: the method.
-        rewards: ``[B, T]``, reward per token; consecutive ``config.group`` rows answer the same prompt.
-        values: ``[B, T]``, what the critic expected; zeros where there is none.
-        mask: ``[B, T]`` bool, True: the policy produced this token.
-
-    Returns:
-        advantages and returns, both ``[B, T]``.
-    """
-    totals = rewards.sum(dim=1).view(-1, config.group)  # one number per answer, KL included if it is in the reward
-
-    def spread(per_answer: Tensor) -> tuple[Tensor, Tensor]:
-        return masked(per_answer.reshape(-1, 1).expand_as(rewards), mask), rewards
-
-    match config:
-        case PpoConfig():
-            advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-            return (whiten(advantages, mask) if config.whiten_advantages else advantages), returns
-        case RlooConfig():
-            return spread(rloo_advantage(totals))
-        case GrpoConfig() | DapoConfig():
-            return spread(group_advantage(totals, std=config.std))
-        case DrGrpoConfig():
-            return spread(group_advantage(totals, std="none"))
-        case ReinforcePpConfig():
-            return reinforce_pp_advantage(rewards, mask, gamma=config.gamma), rewards
-        case ReinforcePpBaselineConfig():
-            places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-            last = torch.where(mask, places, -1).amax(dim=1)
-            centred = rewards.clone()
-            row = torch.arange(len(last), device=mask.device)
-            centred[row, last] -= totals.mean(dim=1).repeat_interleave(config.group)
-            return reinforce_pp_advantage(centred, mask, gamma=config.gamma), rewards
-
-
-def reduce_policy_loss(config: RlConfig, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
-    """A micro-batch's share of the step's policy loss; ``norms`` are the sizes of the whole optimiser step.
-
-    RLOO: sum over an answer's tokens, mean over answers. GRPO: mean over an answer's tokens, mean over answers.
-    Dr.GRPO: the same constant for every answer, ``max_new_tokens``. All others: mean over all tokens.
-    """
-    match config:
-        case RlooConfig():
-            return reduce_sum(losses, mask, norm=norms.sequences)
-        case GrpoConfig():
-            return reduce_sum(masked_mean(losses, mask, dim=1), norm=norms.sequences)
-        case DrGrpoConfig():
-            return reduce_sum(losses, mask, norm=norms.sequences * config.sampler.max_new_tokens)
-        case _:
-            return reduce_sum(losses, mask, norm=norms.tokens)
-
-
-def _update(
-    learners: dict[str, Learner],
-    roles: RlRoles,
-    batch: Batch,
-    ids: Sequence[str],
-    config: RlConfig,
-    seed: int,
-    beta: float,
-) -> Metrics:
-    """Epochs × minibatches of policy and critic; returns metrics averaged over the optimiser steps."""
-    eps_low, eps_high = config.eps, config.eps_high or config.eps
-    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator]
-
-    def policy_loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = roles.policy.logprobs(
-            part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0
+def _placed(scores: Scores, rollouts: Sequence[Rollout], config: RlConfig, mask: Tensor) -> Tensor:
+    """Rewards of steps at the tokens that end them, ``[B, T]``."""
+    if not any(scores.placed):
+        return torch.zeros(mask.shape, device=mask.device)
+    if config.method not in TOKEN_RETURNS:
+        raise ConfigError(
+            f"rewards are placed at steps, but {config.method!r} gives all tokens of an answer the same advantage; use "
+            f"align.method {', '.join(TOKEN_RETURNS)}, or one number per answer"
         )
-        old, mask = part.columns["old_logprobs"], part.response_mask
-        losses = clipped_policy_loss(new, old, part.columns["advantages"], mask, eps_low=eps_low, eps_high=eps_high)
-        if "importance" in part.columns:
-            losses = losses * part.columns["importance"]
-        if config.kl.place == "loss" and beta > 0:
-            losses = losses + beta * leash(new, part.columns["reference"], mask)
-        if config.entropy_bonus > 0:
-            losses = losses - config.entropy_bonus * entropies
-        with torch.no_grad():
-            count = float(mask.sum())
-            share = count / norms.tokens
-            fraction = clip_fraction(new, old, mask, eps_low=eps_low, eps_high=eps_high)
-            metrics = {
-                "entropy": float(masked_sum(entropies, mask)) / norms.tokens,
-                "clip_fraction": float(fraction) * share,
-                "approx_kl": float(approx_kl(new, old, mask)) * share,
-                "mismatch": float(masked_sum((new - part.columns["sampled"]).abs(), mask)) / norms.tokens,
-            }
-        return reduce_policy_loss(config, losses, mask, norms), metrics
-
-    def critic_loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        assert isinstance(config, PpoConfig) and roles.critic is not None
-        values = roles.critic.values(part)
-        losses = clipped_value_loss(
-            values, part.columns["values"], part.columns["returns"], part.response_mask, eps=config.value_eps
-        )
-        return reduce_sum(losses, part.response_mask, norm=norms.tokens), {}
-
-    gathered: list[Metrics] = []
-    for epoch in range(config.epochs):
-        order = torch.randperm(batch.size, generator=torch.Generator().manual_seed(seed + epoch))
-        for index in order.tensor_split(config.minibatches):
-            minibatch = batch.rows(index.to(batch.tokens.device))
-            norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
-            parts = [
-                ([ids[int(index[i])] for i in inner.tolist()], part)
-                for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
-            ]
-            policy = learners["policy"].step(parts, policy_loss, norms)
-            row = {"policy_loss": policy.pop("loss"), "policy_grad_norm": policy.pop("grad_norm")}
-            if "critic" in learners:
-                critic = learners["critic"].step(parts, critic_loss, norms)
-                row |= {"value_loss": critic["loss"], "value_grad_norm": critic["grad_norm"]}
-            gathered.append(row | policy)
-    averaged = {key: sum(m[key] for m in gathered) / len(gathered) for key in gathered[0]}
-    # Before the first update the trainer's log-probabilities should be the sampler's: this is by how much not.
-    return averaged | {"mismatch": gathered[0]["mismatch"]}
+    rows = [[at.get(i, 0.0) for i in range(len(r.tokens))] for at, r in zip(scores.placed, rollouts, strict=True)]
+    return scatter(rows, mask)
 
 
 def _describe(
@@ -447,8 +444,8 @@ def _describe(
         more["value"] = float(masked_mean(batch.columns["values"], mask))
         more["explained_variance"] = 1.0 - residual / spread if spread > 0 else 0.0
     if config.group > 1:
-        sums = batch.columns["rewards"].sum(dim=1).view(-1, config.group)
-        more["flat_groups"] = float((~group_has_spread(sums)).float().mean())
+        worth = batch.columns["scores"].view(-1, config.group)
+        more["flat_groups"] = float((~group_has_spread(worth)).float().mean())
     names = sorted({name for r in rollouts for name in r.rewards})
     mean = sum(totals) / n
     return {

@@ -35,6 +35,17 @@ class MissingEosConfig(Config):
     """``replace``: the score becomes ``value``; ``subtract``: |value| is taken off the score."""
 
 
+class PtxConfig(Config):
+    """PPO-ptx: conversations that the policy keeps imitating while it is aligned."""
+
+    coefficient: float = Field(default=0.1, gt=0.0)
+    """γ: how much their likelihood counts beside the policy's objective."""
+    batch: int = Field(default=8, ge=1)
+    """Conversations per optimiser step."""
+    data: str | None = None
+    """File or hub id; None: ``data.demonstrations``."""
+
+
 class OnlineConfig(Config):
     """What all online methods have in common: sample answers, score them, make the better ones likelier."""
 
@@ -54,12 +65,23 @@ class OnlineConfig(Config):
     """Passes over each rollout batch."""
     minibatches: int = Field(default=1, ge=1)
     """Optimiser steps per pass."""
+    missing_eos: MissingEosConfig | None = MissingEosConfig()
+    """Penalty of answers that were cut; None: none."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens held in memory at once."""
+
+
+class PolicyGradientConfig(OnlineConfig):
+    """What the methods with a clipped ratio have in common."""
+
     kl: KLConfig = KLConfig()
     """The leash."""
     eps: float = Field(default=0.2, gt=0.0, lt=1.0)
     """Clip range of the policy's ratio."""
     eps_high: float | None = Field(default=None, gt=0.0)
     """Its upper end (clip-higher); None: ``eps``."""
+    dual_clip: float | None = Field(default=None, gt=1.0)
+    """c: where an advantage is negative, a token's loss ends at c times it (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Reward units per nat of entropy, added to the objective."""
     importance_cap: float | None = Field(default=None, gt=0.0)
@@ -67,13 +89,11 @@ class OnlineConfig(Config):
     For samplers that are not exactly the trainer; how far apart they are is logged as ``mismatch`` either way."""
     score_clip: float | None = Field(default=5.0, gt=0.0)
     """Scores are limited to ± this; None: not."""
-    missing_eos: MissingEosConfig | None = MissingEosConfig()
-    """Penalty of answers that were cut; None: none."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
-    """Padded tokens held in memory at once."""
+    ptx: PtxConfig | None = None
+    """Mix in the likelihood of conversations (PPO-ptx); None: not."""
 
 
-class PpoConfig(OnlineConfig):
+class PpoConfig(PolicyGradientConfig):
     """Proximal policy optimisation with a critic."""
 
     method: Literal["ppo"] = "ppo"
@@ -94,7 +114,7 @@ class PpoConfig(OnlineConfig):
     """Advantages to mean 0 and variance 1 over the whole batch."""
 
 
-class RlooConfig(OnlineConfig):
+class RlooConfig(PolicyGradientConfig):
     """REINFORCE with the other answers to the same prompt as baseline; summed over tokens, mean over answers."""
 
     method: Literal["rloo"] = "rloo"
@@ -103,7 +123,7 @@ class RlooConfig(OnlineConfig):
     """Answers per prompt."""
 
 
-class GrpoConfig(OnlineConfig):
+class GrpoConfig(PolicyGradientConfig):
     """Group-relative policy optimisation: advantages by group mean and deviation, each answer averaged over tokens."""
 
     method: Literal["grpo"] = "grpo"
@@ -116,7 +136,7 @@ class GrpoConfig(OnlineConfig):
     """The leash; the paper puts k3 into the loss."""
 
 
-class DrGrpoConfig(OnlineConfig):
+class DrGrpoConfig(PolicyGradientConfig):
     """GRPO done right: no division by the deviation, and none by an answer's own length."""
 
     method: Literal["dr_grpo"] = "dr_grpo"
@@ -127,7 +147,7 @@ class DrGrpoConfig(OnlineConfig):
     """The leash; the paper has none."""
 
 
-class DapoConfig(OnlineConfig):
+class DapoConfig(PolicyGradientConfig):
     """Clip-higher, mean over all tokens, and groups whose answers are all alike count for nothing."""
 
     method: Literal["dapo"] = "dapo"
@@ -136,13 +156,19 @@ class DapoConfig(OnlineConfig):
     """Answers per prompt."""
     eps_high: float | None = Field(default=0.28, gt=0.0)
     """Upper end of the clip range."""
+    resample: int = Field(default=3, ge=0)
+    """Dynamic sampling: how often groups whose answers all score the same are replaced by other prompts' groups; those
+    that are still alike after it count for nothing. 0: none is replaced."""
+    overlong_buffer: int | None = Field(default=None, ge=1)
+    """Soft punishment: over the last this many of ``max_new_tokens`` tokens, up to one unit is taken off the score,
+    linearly; None: none."""
     std: Literal["sample", "population"] = "sample"
     """Which standard deviation divides."""
     kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
     """The leash; the paper has none."""
 
 
-class ReinforcePpConfig(OnlineConfig):
+class ReinforcePpConfig(PolicyGradientConfig):
     """REINFORCE++: KL in each token's reward, returns normalised over the whole batch."""
 
     method: Literal["reinforce_pp"] = "reinforce_pp"
@@ -151,7 +177,7 @@ class ReinforcePpConfig(OnlineConfig):
     """Discount per token."""
 
 
-class ReinforcePpBaselineConfig(OnlineConfig):
+class ReinforcePpBaselineConfig(PolicyGradientConfig):
     """REINFORCE++ with baseline: each group's mean is taken off the scores first, then as REINFORCE++.
 
     Three things go by this name. This is the paper's: group mean off, then normalised over the batch, KL in the loss
@@ -168,11 +194,39 @@ class ReinforcePpBaselineConfig(OnlineConfig):
     """The leash."""
 
 
-GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
-"""Methods without a critic."""
+class OnlineDpoConfig(OnlineConfig):
+    """Online DPO: of each prompt's answers, the best against the worst, by the DPO loss."""
 
-RlConfig = PpoConfig | GroupConfig
+    method: Literal["online_dpo"] = "online_dpo"
+    """The algorithm."""
+    group: int = Field(default=2, ge=2)
+    """Answers per prompt."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat: the leash to the reference."""
+
+
+class RejectionConfig(OnlineConfig):
+    """Rejection-sampling fine-tuning: of each prompt's answers, imitate the best."""
+
+    method: Literal["rejection"] = "rejection"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt, the n of best-of-n."""
+    keep: int = Field(default=1, ge=1)
+    """How many of them are imitated."""
+
+
+GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
+"""Methods with a clipped ratio and without a critic."""
+
+ClippedConfig = PpoConfig | GroupConfig
+"""Methods with a clipped ratio."""
+
+RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig
 """Any online method; ``method`` says which."""
+
+TOKEN_RETURNS = ("ppo", "reinforce_pp", "reinforce_pp_baseline")
+"""Methods in which a reward counts for the tokens before it only, so that rewards can be placed at steps."""
 
 AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
 """The same, for a recipe."""
@@ -192,16 +246,33 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
         )
     if config.sampler.temperature == 0.0:
         raise ConfigError("sampler.temperature is 0: without chance there is nothing to compare; use 0.7 to 1.0")
-    if config.minibatches > size:
-        raise ConfigError(f"minibatches is {config.minibatches} but a rollout batch has {size} answers; lower it")
-    if config.kl.target is not None and 0.2 * size >= config.kl.horizon:
+    if config.minibatches > config.prompts:
         raise ConfigError(
-            f"kl.horizon is {config.kl.horizon:g} sequences but a rollout batch has {size}: one step would change β by "
-            f"more than all of it; raise kl.horizon above {0.2 * size:g}"
+            f"minibatches is {config.minibatches} but a rollout batch has {config.prompts} prompts, whose answers stay "
+            "together; lower it"
         )
-    if config.kl.target is not None and config.kl.coefficient == 0.0:
+    if isinstance(config, RejectionConfig) and config.keep >= config.group:
+        raise ConfigError(f"keep is {config.keep} of group {config.group} answers: nothing is rejected; lower keep")
+    buffer = config.overlong_buffer if isinstance(config, DapoConfig) else None
+    if buffer is not None and buffer > config.sampler.max_new_tokens:
+        raise ConfigError(
+            f"overlong_buffer is {buffer} tokens but answers have {config.sampler.max_new_tokens} at most; lower it"
+        )
+    if isinstance(config, PolicyGradientConfig):
+        _check_leash(config.kl, size)
+    if prompts == 0:
+        raise ConfigError("there are no prompts to align on; check data.prompts")
+
+
+def _check_leash(kl: KLConfig, size: int) -> None:
+    if kl.target is None:
+        return
+    if 0.2 * size >= kl.horizon:
+        raise ConfigError(
+            f"kl.horizon is {kl.horizon:g} sequences but a rollout batch has {size}: one step would change β by more "
+            f"than all of it; raise kl.horizon above {0.2 * size:g}"
+        )
+    if kl.coefficient == 0.0:
         raise ConfigError(
             "kl.coefficient is 0 and kl.target is set: β is multiplied, so it would stay 0; start above 0"
         )
-    if prompts == 0:
-        raise ConfigError("there are no prompts to align on; check data.prompts")

@@ -1,0 +1,100 @@
+"""Every method of alignment for a few steps on the quickstart's model, data and reward model, and what it did.
+
+Stages before ``align`` are taken from a finished run of the quickstart recipe, as the pipeline takes them. Online
+methods are judged by the reward of their first and last steps (fresh prompts each), offline methods by their own loss
+on preferences that were kept out.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.files import write_json
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.reporting import machine
+from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.ui import Silent
+from trimtab.storage import read_metrics
+
+ADAPTER = {"kind": "lora", "rank": 16, "alpha": 32, "top_layers": 6}
+STEADY = {"lr": 2e-3, "schedule": "constant", "warmup": 0.0}
+SAMPLER = {"temperature": 0.7, "max_new_tokens": 48, "slots": 64}
+GROUPED = {"rloo": {}, "grpo": {}, "dr_grpo": {}, "dapo": {"resample": 1}, "reinforce_pp_baseline": {},
+           "online_dpo": {}, "rejection": {}}  # fmt: skip
+OFFLINE = {
+    "dpo": {}, "dpo, conservative": {"label_smoothing": 0.1},
+    "dpo, robust": {"label_smoothing": 0.1, "smoothing": "robust"},
+    "ipo": {}, "hinge": {}, "kto": {"batch": 32}, "orpo": {}, "simpo": {}, "cpo": {},
+}  # fmt: skip
+
+
+def sections(steps: int) -> dict[str, dict[str, Any]]:
+    """The ``align`` section of every method."""
+    online = {"adapter": ADAPTER, "steps": steps, "sampler": SAMPLER, "policy": STEADY}
+    critic = {"critic": {"lr": 1e-3, "schedule": "constant", "warmup": 0.0}, "lam": 1.0, "epochs": 1, "minibatches": 2}
+    found: dict[str, dict[str, Any]] = {
+        "ppo": online | critic | {"method": "ppo", "prompts": 32},
+        "ppo, ptx": online | critic | {"method": "ppo", "prompts": 32, "ptx": {"coefficient": 0.1, "batch": 8}},
+        "reinforce_pp": online | {"method": "reinforce_pp", "prompts": 32},
+    }
+    for name, more in GROUPED.items():
+        found[name] = online | {"method": name, "prompts": 8, "group": 4} | more
+    base = {"adapter": ADAPTER, "optimizer": {"lr": 5e-4}, "epochs": 1, "batch": 8, "holdout": 0.1}
+    for name, more in OFFLINE.items():
+        found[name] = base | {"method": name.split(",")[0]} | more
+    return found
+
+
+def main() -> int:
+    """Run all methods, print a row each, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a finished run of the quickstart")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"))
+    parser.add_argument("--steps", type=int, default=6, help="rollout batches of the online methods")
+    parser.add_argument("--only", default="", help="comma-separated names; all by default")
+    parser.add_argument("--json", type=Path, default=Path("runs/methods.json"))
+    options = parser.parse_args()
+    if not (options.run / "stages" / "reward").exists():
+        print(f"{options.run}: not a finished run; make it with `trimtab run {options.recipe}`", file=sys.stderr)
+        return 2
+    work = options.run.parent / f"{options.run.name}-methods"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(options.run, work, ignore=shutil.ignore_patterns("align", "evaluate", "report*"))
+    values = yaml.safe_load(options.recipe.read_text()) | {"name": work.name}
+    rows: list[dict[str, Any]] = []
+    for name, section in sections(options.steps).items():
+        if options.only and name not in options.only.split(","):
+            continue
+        recipe = options.recipe.with_name(f".{work.name}.yaml")
+        recipe.write_text(yaml.safe_dump(values | {"align": section, "evaluate": None}))
+        start = time.perf_counter()
+        try:
+            run_recipe(load_recipe(recipe), recipe, runs=options.run.parent, ui=Silent())
+        finally:
+            recipe.unlink()
+        rows.append({"method": name, "seconds": time.perf_counter() - start} | measured(work / "stages" / "align"))
+        print(json.dumps(rows[-1]), flush=True)
+        write_json(options.json, {"machine": machine(), "steps": options.steps, "rows": rows})
+    return 0
+
+
+def measured(stage: Path) -> dict[str, Any]:
+    """The objective before and after, and how far the policy went."""
+    steps = read_metrics(stage / "metrics.jsonl")
+    facts = stage / "align.json"
+    if facts.exists():
+        held = json.loads(facts.read_text())
+        before, after = held["heldout_before"], held["heldout_after"]
+        return {"what": "held-out loss", "before": before["loss"], "after": after["loss"], "steps": len(steps)}
+    ends = [sum(row["reward"] for row in part) / len(part) for part in (steps[:2], steps[-2:])]
+    return {"what": "reward", "before": ends[0], "after": ends[1], "steps": len(steps), "kl": steps[-1]["kl"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

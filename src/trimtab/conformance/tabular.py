@@ -1,0 +1,182 @@
+"""Policies, critics and reward models that are tables, so that every expectation is a sum and the optimum is known.
+
+They stand where a :class:`~trimtab.models.Role` stands, and the trainers run on them unchanged: an
+"answer" is a path of ``depth`` actions down a tree, its "tokens" are the actions, and a state is
+everything chosen so far. One level of 16 actions is a bandit; five levels of 4 are a token MDP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.models import Batch
+from trimtab.records import Prompt, Rollout
+
+ASKED = 0
+"""The one token of every prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tree:
+    """All paths of ``depth`` choices among ``actions``."""
+
+    actions: int
+    depth: int = 1
+
+    @property
+    def states(self) -> int:
+        """Inner nodes, the root first, level by level."""
+        return sum(self.actions**level for level in range(self.depth))
+
+    def paths(self) -> Tensor:
+        """Every path, ``[actions^depth, depth]``."""
+        each = torch.arange(self.actions)
+        return torch.cartesian_prod(*[each] * self.depth).view(-1, self.depth)
+
+    def states_on(self, paths: Tensor) -> Tensor:
+        """The state before each choice: ``[N, depth]`` → ``[N, depth]``."""
+        columns, start, place = [], 0, torch.zeros(len(paths), dtype=torch.long)
+        for level in range(self.depth):
+            columns.append(start + place)
+            start += self.actions**level
+            place = place * self.actions + paths[:, level]
+        return torch.stack(columns, dim=1)
+
+    def path_logprobs(self, logits: Tensor) -> Tensor:
+        """Log-probability of every path under a table of logits ``[states, actions]``; ``[actions^depth]``."""
+        paths = self.paths()
+        each = torch.log_softmax(logits, dim=-1)[self.states_on(paths)].gather(-1, paths[..., None])
+        return each.squeeze(-1).sum(dim=1)
+
+
+class Table:
+    """What the trainers ask of a backbone, for models that have none."""
+
+    device = torch.device("cpu")
+    frozen_layers = 0
+
+    def lower(self, batch: Batch) -> None:
+        """Nothing lies below."""
+
+
+class TabularRole:
+    """A policy (or reference) given by a table of logits; or, with ``critic``, a table of values.
+
+    Args:
+        tree: the paths there are.
+        logits: ``[states, actions]``, where a policy starts.
+        features: ``[states, actions, F]``; None: every logit is a parameter of its own. Otherwise the policy is
+            ``logits + features·θ`` and θ, which starts at 0, is what is trained.
+        critic: True: a critic; ``logits`` is not read.
+    """
+
+    adapter = None
+
+    def __init__(
+        self, tree: Tree, logits: Tensor | None = None, *, features: Tensor | None = None, critic: bool = False
+    ) -> None:
+        self.tree, self.features = tree, features
+        self.backbone: Any = Table()
+        self._start = torch.zeros(tree.states, tree.actions) if logits is None else logits.clone()
+        if critic:
+            self.table = nn.Parameter(torch.zeros(tree.states, dtype=torch.float64))
+        elif features is None:
+            self.table = nn.Parameter(self._start.clone())
+        else:
+            self.table = nn.Parameter(torch.zeros(features.shape[-1], dtype=features.dtype))
+
+    @property
+    def logits(self) -> Tensor:
+        """The policy's table now, ``[states, actions]``."""
+        return self.table if self.features is None else self._start + self.features @ self.table
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained."""
+        return {"table": self.table}
+
+    def train(self, on: bool = True) -> None:
+        """There is no dropout."""
+
+    def logprobs(
+        self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`trimtab.models.Role.logprobs`."""
+        paths = batch.tokens[:, 1:]
+        every, states = torch.log_softmax(self.logits / temperature, dim=-1), self.tree.states_on(paths)
+        chosen = every[states, paths]
+        entropies = -(every.exp() * every).sum(dim=-1)[states]
+        pad = torch.zeros(len(paths), 1, dtype=chosen.dtype)
+        return torch.cat([pad, chosen], dim=1), torch.cat([pad, entropies.detach()], dim=1)
+
+    def values(self, batch: Batch) -> Tensor:
+        """As :meth:`trimtab.models.Role.values`."""
+        mine = self.table[self.tree.states_on(batch.tokens[:, 1:])]
+        return torch.cat([torch.zeros(len(mine), 1, dtype=mine.dtype), mine], dim=1).float()
+
+
+class LinearReward:
+    """A reward model that is linear in known features of its answers; answer i is the single token i.
+
+    Args:
+        features: ``[answers, D]``.
+    """
+
+    adapter = None
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self.backbone: Any = Table()
+        self.weight = nn.Parameter(torch.zeros(features.shape[1], dtype=features.dtype))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained."""
+        return {"weight": self.weight}
+
+    def train(self, on: bool = True) -> None:
+        """There is no dropout."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """As :meth:`trimtab.models.Role.scores`."""
+        return self.features[batch.tokens[:, 1]] @ self.weight
+
+
+class TabularSampler:
+    """Draws paths from a tabular policy."""
+
+    def __init__(self, policy: TabularRole) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int, weight_version: int
+    ) -> list[Rollout]:
+        """As :meth:`trimtab.rollout.LocalSampler.generate`."""
+        tree, count = self.policy.tree, len(prompts) * group
+        generator = torch.Generator().manual_seed(seed)
+        every = torch.log_softmax(self.policy.logits, dim=-1)
+        paths = torch.zeros(count, tree.depth, dtype=torch.long)
+        logprobs = torch.zeros(count, tree.depth)
+        for level in range(tree.depth):
+            states = tree.states_on(paths)[:, level]
+            if level == 0:
+                drawn = torch.multinomial(every[0].exp(), count, replacement=True, generator=generator)
+            else:
+                drawn = torch.multinomial(every[states].exp(), 1, generator=generator).squeeze(1)
+            paths[:, level] = drawn
+            logprobs[:, level] = every[states, paths[:, level]]
+        return [
+            Rollout(
+                id=f"{weight_version}/{i}",
+                prompt=prompts[i // group],
+                prompt_tokens=[ASKED],
+                tokens=tokens,
+                logprobs=known,
+                text=" ".join(map(str, tokens)),
+                finish_reason="stop",
+                weight_version=weight_version,
+            )
+            for i, (tokens, known) in enumerate(zip(paths.tolist(), logprobs.tolist(), strict=True))
+        ]

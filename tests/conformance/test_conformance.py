@@ -1,0 +1,151 @@
+"""The part of the table that takes seconds, on one seed; tables against plain sums; golden values."""
+
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from trimtab.cli.app import app
+from trimtab.conformance import GOLDENS, hold
+from trimtab.conformance.experiments import (
+    Row,
+    _forward_optimum,
+    _row,
+    estimators,
+    gibbs,
+    kl,
+    preference_identities,
+    process_and_outcome,
+    settings,
+    train_table,
+)
+from trimtab.conformance.tabular import TabularRole, TabularSampler, Tree
+from trimtab.errors import ConfigError
+from trimtab.models import collate
+from trimtab.records import Prompt
+from trimtab.trainers import KLConfig, RlooConfig
+
+F = torch.float64
+
+
+# Tables -------------------------------------------------------------------------------------
+
+
+def test_a_tree_numbers_its_states_level_by_level():
+    tree = Tree(actions=3, depth=3)
+    assert tree.states == 1 + 3 + 9
+    assert tree.states_on(torch.tensor([[2, 1, 0], [0, 0, 2]])).tolist() == [[0, 3, 4 + 7], [0, 1, 4 + 0]]
+    every = tree.states_on(tree.paths())
+    assert every[:, 2].unique().numel() == 9 and every.max() == 12
+
+
+def test_path_probabilities_are_products_and_sum_to_one():
+    tree = Tree(actions=3, depth=2)
+    logits = torch.randn(4, 3, dtype=F, generator=torch.Generator().manual_seed(0))
+    p = torch.softmax(logits, -1)
+    by_hand = [p[0, a] * p[1 + a, b] for a in range(3) for b in range(3)]
+    assert torch.allclose(tree.path_logprobs(logits).exp(), torch.stack(by_hand))
+    assert float(torch.stack(by_hand).sum()) == pytest.approx(1.0)
+    batch = collate([[0, 2, 1]], [[False, True, True]], torch.device("cpu"))
+    found, entropies = TabularRole(tree, logits).logprobs(batch)
+    assert found[0].tolist() == pytest.approx([0.0, math.log(p[0, 2]), math.log(p[3, 1])])
+    assert float(entropies[0, 1]) == pytest.approx(-float((p[0] * p[0].log()).sum()))
+
+
+def test_the_sampler_draws_from_the_table_and_reports_what_it_drew_with():
+    tree = Tree(actions=2, depth=2)
+    logits = torch.tensor([[0.3, -0.2], [1.0, 0.0], [-2.0, 0.5]], dtype=F)
+    prompts = [Prompt.from_text(str(i)) for i in range(1000)]
+    drawn = TabularSampler(TabularRole(tree, logits)).generate(prompts, adapter=None, seed=1, group=4, weight_version=0)
+    counts = torch.zeros(4)
+    for rollout in drawn:
+        counts[rollout.tokens[0] * 2 + rollout.tokens[1]] += 1
+    share = tree.path_logprobs(logits).exp()
+    assert ((counts / 4000 - share).abs() < 4 * (share * (1 - share) / 4000).sqrt()).all()
+    first = drawn[0]
+    whole = float(tree.path_logprobs(logits)[first.tokens[0] * 2 + first.tokens[1]])
+    assert sum(first.logprobs) == pytest.approx(whole, abs=1e-6)
+
+
+def test_forward_optimum_is_where_its_gradient_vanishes():
+    ref, reward = torch.log_softmax(torch.tensor([0.5, -0.2, 1.0], dtype=F), 0), torch.tensor([1.0, 0.0, 0.3], dtype=F)
+    logits = _forward_optimum(ref, reward, 0.5).requires_grad_()
+    new = torch.log_softmax(logits, 0)
+    (new.exp() @ reward - 0.5 * (ref.exp() * (ref - new)).sum()).backward()
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-9
+
+
+def test_the_identity_that_makes_regret_exact():
+    g = torch.Generator().manual_seed(0)
+    ref, pi = torch.log_softmax(torch.randn(2, 6, dtype=F, generator=g), -1)
+    reward, beta = torch.randn(6, dtype=F, generator=g), 0.7
+    best = gibbs(ref, reward, beta)
+
+    def objective(p: torch.Tensor) -> float:
+        return float(p.exp() @ reward) - beta * kl(p, ref)
+
+    assert objective(best) - objective(pi) == pytest.approx(beta * kl(pi, best))
+
+
+# Rows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experiment", [estimators, preference_identities, process_and_outcome])
+def test_fast_experiments_pass(experiment):
+    rows = list(experiment([0]))
+    assert rows and [r for r in rows if not r.passed] == []
+
+
+def test_a_sampled_bandit_goes_to_its_optimum():
+    g = torch.Generator().manual_seed(3)
+    ref, reward = torch.log_softmax(torch.randn(8, dtype=F, generator=g), 0), torch.randn(8, dtype=F, generator=g)
+    config = settings(RlooConfig, steps=150, lr=0.1, samples=128, kl=KLConfig(coefficient=0.5))
+    roles = train_table(Tree(actions=8), ref[None], reward, config, seed=0)
+    end = torch.log_softmax(roles.policy.logits[0].detach(), 0)  # type: ignore[attr-defined]
+    assert kl(ref, gibbs(ref, reward, 0.5)) > 0.3 and kl(end, gibbs(ref, reward, 0.5)) < 0.02
+
+
+def test_a_row_shows_the_worst_seed_and_fails_outside_its_bounds():
+    row = _row("1", "a", "b", [0.1, 0.5, 0.2], high=0.4)
+    assert row.value == 0.5 and not row.passed and row.seeds == 3
+    assert _row("1", "a", "b", [0.3, 0.9], low=0.2, high=1.0).value in (0.3, 0.9)
+    assert _row("1", "a", "b", [0.1, 0.9], low=0.2, high=math.inf).value == 0.1
+    assert row.as_json()["low"] is None and json.dumps(row.as_json())
+
+
+def test_the_command_prints_the_table_and_fails_with_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    row = Row(experiment="1 x", algorithm="RLOO", measure="error", value=1e-3, low=-math.inf, high=1e-2, seeds=2)
+    bad = Row(experiment="1 x", algorithm="GRPO", measure="error", value=0.1, low=-math.inf, high=1e-2, seeds=2)
+    monkeypatch.setattr("trimtab.conformance.conformance", lambda seeds, long: iter([row]))
+    out = tmp_path / "table.json"
+    good = CliRunner().invoke(app, ["doctor", "--conformance", "--seeds", "2", "--out", str(out)])
+    assert good.exit_code == 0 and "pass  RLOO: error: 0.001  (≤ 0.01; 2 seeds)" in good.output
+    assert json.loads(out.read_text())["rows"][0]["passed"] is True
+    monkeypatch.setattr("trimtab.conformance.conformance", lambda seeds, long: iter([row, bad]))
+    failed = CliRunner().invoke(app, ["doctor", "--conformance", "--json"])
+    assert failed.exit_code == 1 and [r["passed"] for r in json.loads(failed.output)] == [True, False]
+
+
+# Goldens ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_our_own_functions_hold(name: str):
+    held = hold(name, GOLDENS[name].ours)
+    assert held.passed, held
+
+
+def test_another_librarys_loss_is_held_against_them():
+    def theirs(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
+        gap = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+        return -torch.nn.functional.logsigmoid(beta * gap)
+
+    assert hold("dpo", theirs).passed
+    averaged = hold("ipo", lambda **x: 23.6034)  # what comes out if log-ratios are averaged over length
+    assert not averaged.passed and averaged.difference == pytest.approx(23.6034 - 12.25)
+    with pytest.raises(ConfigError, match="there is no golden 'dop'; there are bradley_terry"):
+        hold("dop", theirs)
+    with pytest.raises(ConfigError, match=r"gave 1 numbers for 'kto', expected 2; return losses unreduced"):
+        hold("kto", lambda **x: 0.5)

@@ -1,0 +1,291 @@
+"""Online DPO, rejection sampling, PPO-ptx, dynamic sampling, overlong punishment, rewards at steps: by hand."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.errors import ConfigError, NonFiniteError, ScoringError
+from trimtab.models import AdapterConfig
+from trimtab.records import Rollout, read_records
+from trimtab.rollout import SamplerConfig
+from trimtab.trainers import (
+    DapoConfig,
+    KLConfig,
+    MissingEosConfig,
+    OnlineDpoConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PtxConfig,
+    RejectionConfig,
+    RlConfig,
+    RlooConfig,
+    RlRoles,
+    Session,
+    check_rl,
+    mean_nll,
+    train_rl,
+)
+from trimtab.trainers.rl import Scores, answer_scores, score_rollouts
+
+from ..kit import WORDS, chat_messages, prompts, same_weights, stir, tiny_backbone
+
+LORA = AdapterConfig(rank=4, alpha=8)
+STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
+SHORT = {
+    "adapter": LORA, "steps": 1, "prompts": 3, "policy": STEADY, "sampler": SamplerConfig(max_new_tokens=8, slots=5),
+    "missing_eos": None, "micro_batch_tokens": 70,
+}  # fmt: skip
+
+
+def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    return {"letters": [sum(c in "aeiou" for c in r.text) + 0.01 * len(r.tokens) for r in rollouts]}
+
+
+def run(settings: RlConfig, *, score=letters, roles: RlRoles | None = None, **more) -> tuple[RlRoles, list[dict]]:
+    roles = roles or stirred(isinstance(settings, PpoConfig))
+    rows: list[dict] = []
+    train_rl(roles, prompts(9), score, settings, seed=2, session=Session(log=rows.append), **more)
+    return roles, rows
+
+
+def stirred(critic: bool = False) -> RlRoles:
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=critic)
+    stir(roles.policy, scale=0.05, seed=1)
+    return roles
+
+
+def logprob(model, rollout: Rollout) -> float:
+    start, tokens = len(rollout.prompt_tokens), rollout.prompt_tokens + rollout.tokens
+    with torch.no_grad():
+        full = torch.log_softmax(model(torch.tensor([tokens])).logits[0], dim=-1)[start - 1 : -1]
+    return float(full.gather(-1, torch.tensor(rollout.tokens)[:, None]).sum())
+
+
+# Online DPO, rejection sampling ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_online_dpo_first_step_by_hand(group: int, tmp_path: Path):
+    roles = stirred()
+    _, [row] = run(OnlineDpoConfig(group=group, beta=0.3, **SHORT), roles=roles, samples=tmp_path)
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    roles.reference.backbone.activate(None)
+    expected, right = [], []
+    for start in range(0, len(rollouts), group):
+        answers = sorted(rollouts[start : start + group], key=lambda r: r.rewards["letters"])
+        worst, best = answers[0], answers[-1]
+        assert best.rewards["letters"] > worst.rewards["letters"]
+        model = roles.reference.backbone.model
+        h = sum(best.logprobs) - sum(worst.logprobs) - (logprob(model, best) - logprob(model, worst))
+        expected.append(math.log1p(math.exp(-0.3 * h)))
+        right.append(h > 0)
+    assert row["policy_loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    assert row["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert row["flat_groups"] == 0 and row["mismatch"] == pytest.approx(0, abs=1e-4)
+
+
+def test_rejection_imitates_the_best(tmp_path: Path):
+    _, [row] = run(RejectionConfig(group=4, keep=2, **SHORT), samples=tmp_path)
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    kept = []
+    for start in range(0, len(rollouts), 4):
+        answers = sorted(rollouts[start : start + 4], key=lambda r: -r.rewards["letters"])
+        kept += answers[:2]
+    nll = -sum(sum(r.logprobs) for r in kept) / sum(len(r.tokens) for r in kept)
+    assert row["policy_loss"] == pytest.approx(nll, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [OnlineDpoConfig(**SHORT), RejectionConfig(group=3, **SHORT)])
+def test_equal_answers_teach_nothing(settings):
+    roles = stirred()
+    before = roles.policy.state()
+    _, [row] = run(settings, roles=roles, score=lambda rollouts: {"one": [1.0] * len(rollouts)})
+    assert row["flat_groups"] == 1.0 and "policy_loss" not in row
+    assert all(torch.equal(after, before[name]) for name, after in roles.policy.state().items())
+
+
+@pytest.mark.parametrize("kind", [OnlineDpoConfig, RejectionConfig])
+def test_micro_batches_change_nothing(kind):
+    ends = []
+    for tokens in (1, 10_000):
+        settings = kind(group=4, **(SHORT | {"micro_batch_tokens": tokens, "steps": 2, "minibatches": 2}))
+        ends.append(run(settings)[0].policy)
+    same_weights(*ends)
+
+
+@pytest.mark.parametrize("settings", [OnlineDpoConfig(group=4), RejectionConfig(group=4)], ids=lambda c: c.method)
+def test_both_raise_the_reward(settings):
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        backbone.head.weight *= 3
+    roles = RlRoles.on(backbone, AdapterConfig(rank=8, alpha=16), seed=1, critic=False)
+    fast = OptimizerConfig(lr=1e-2, schedule="constant")
+    more = {"steps": 15, "prompts": 16, "policy": fast, "sampler": SamplerConfig(max_new_tokens=8)}
+    settings = settings.model_copy(update=SHORT | more | {"micro_batch_tokens": 4096})
+
+    def even(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        return {"even": [2 * sum(t % 2 == 0 for t in r.tokens) / len(r.tokens) - 1 for r in rollouts]}
+
+    _, rows = run(settings, roles=roles, score=even)
+    assert rows[-1]["reward"] > rows[0]["reward"] + 0.4
+
+
+def test_settings_that_contradict():
+    with pytest.raises(ConfigError, match="keep is 4 of group 4 answers: nothing is rejected"):
+        check_rl(RejectionConfig(group=4, keep=4), 3)
+    with pytest.raises(ConfigError, match="overlong_buffer is 65 tokens but answers have 64 at most"):
+        check_rl(DapoConfig(overlong_buffer=65), 3)
+    with pytest.raises(ConfigError, match="no conversations to imitate"):
+        run(RlooConfig(ptx=PtxConfig(), **SHORT))
+
+
+# PPO-ptx ------------------------------------------------------------------------------------
+
+
+def test_ptx_adds_the_conversations_likelihood():
+    roles = stirred(critic=True)
+    chat = roles.policy.backbone.chat
+    spoken = [chat.conversation(chat_messages(f"say {w}", f"{w} {w} and tea")) for w in WORDS[:5]]
+    start = mean_nll(roles.policy, spoken)
+    base = SHORT | {"kl": KLConfig(coefficient=0.0)}
+    _, [row] = run(
+        PpoConfig(ptx=PtxConfig(coefficient=0.5, batch=5), **(base | {"epochs": 1})), roles=roles, imitate=spoken
+    )
+    plain = run(PpoConfig(**(base | {"epochs": 1})), roles=stirred(critic=True))[1][0]
+    assert row["ptx_nll"] == pytest.approx(start, rel=1e-4)
+    assert row["policy_loss"] == pytest.approx(plain["policy_loss"] + 0.5 * start, rel=1e-4)
+    assert row["value_loss"] == pytest.approx(plain["value_loss"], rel=1e-5)  # the critic does not imitate
+
+
+def test_ptx_keeps_what_was_said_likely():
+    after = {}
+    for ptx in (None, PtxConfig(coefficient=1.0, batch=5)):
+        roles = stirred()
+        chat = roles.policy.backbone.chat
+        spoken = [chat.conversation(chat_messages(f"say {w}", f"{w} {w} and tea")) for w in WORDS[:5]]
+        run(RlooConfig(ptx=ptx, **(SHORT | {"steps": 8})), roles=roles, imitate=spoken)
+        after[ptx is None] = mean_nll(roles.policy, spoken)
+    assert after[False] < after[True] - 0.2
+
+
+# DAPO ---------------------------------------------------------------------------------------
+
+
+def test_flat_groups_are_replaced_by_other_prompts(tmp_path: Path):
+    asked = prompts(9)
+    dull = {p.id for p in asked[:6]}
+
+    def score(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        return {"it": [0.0 if r.prompt.id in dull else float(i) for i, r in enumerate(rollouts)]}
+
+    settings = DapoConfig(group=2, resample=5, **(SHORT | {"prompts": 3}))
+    _, [row] = run(settings, score=score, samples=tmp_path)
+    kept = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    assert {r.prompt.id for r in kept} == {p.id for p in asked[6:]}  # only these three prompts have spread
+    assert len(kept) == 6 and row["flat_groups"] == 0 and row["resampled"] >= 3
+    assert [kept[i].prompt.id == kept[i + 1].prompt.id for i in (0, 2, 4)] == [True] * 3
+    _, [none] = run(settings.model_copy(update={"resample": 0}), score=score)
+    assert none["flat_groups"] > 0 and "resampled" not in none
+
+
+def test_resampling_ends_when_prompts_run_out():
+    flat = lambda rollouts: {"it": [0.0] * len(rollouts)}  # noqa: E731
+    _, [row] = run(DapoConfig(group=2, resample=9, **(SHORT | {"prompts": 4})), score=flat)
+    assert row["resampled"] == 5 and row["flat_groups"] == 1.0  # 4 + 4 + 1 of the nine prompts were drawn
+
+
+def test_an_interrupted_step_with_resampling_is_the_same_again(tmp_path: Path):
+    settings = DapoConfig(group=2, **(SHORT | {"steps": 2}))
+    score = lambda rollouts: {"it": [float(r.tokens[0] % 2) for r in rollouts]}  # noqa: E731
+    ends = [run(settings, score=score, samples=tmp_path / "a")[0]]
+    for path in (tmp_path / "a").glob("step-000001*"):
+        path.unlink()
+    ends.append(run(settings, score=score, samples=tmp_path / "a")[0])
+    ends.append(run(settings, score=score, samples=tmp_path / "b")[0])
+    states = [e.policy.state() for e in ends]
+    assert all(torch.equal(states[0][name], other[name]) for other in states[1:] for name in other)
+
+
+def rollout(count: int, finish: str = "stop", number: int = 0) -> Rollout:
+    return Rollout(
+        id=f"p/0/{number}", prompt=prompts(1)[0], prompt_tokens=[5], tokens=[7] * count, logprobs=[0.0] * count,
+        text="x", finish_reason=finish, weight_version=0,
+    )  # fmt: skip
+
+
+def test_overlong_answers_are_punished_softly():
+    # Yu et al. 2025, eq. 13, with L_max 8 and L_cache 4: 0 up to 4 tokens, then −1/4 a token
+    settings = DapoConfig(overlong_buffer=4, **SHORT)
+    some = [rollout(n) for n in (1, 4, 5, 6, 8)]
+    worth = answer_scores(settings, some, Scores(totals=[1.0] * 5, placed=[{}] * 5))
+    assert worth.tolist() == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.0])
+
+
+def test_clip_comes_before_the_missing_end():
+    settings = RlooConfig(**(SHORT | {"missing_eos": MissingEosConfig(value=-3.0), "score_clip": 2.0}))
+    some, scores = [rollout(2), rollout(2, "length")], Scores(totals=[9.0, 9.0], placed=[{}, {}])
+    assert answer_scores(settings, some, scores).tolist() == [2.0, -3.0]
+    off = settings.model_copy(update={"missing_eos": MissingEosConfig(value=-3.0, mode="subtract")})
+    assert answer_scores(off, some, scores).tolist() == [2.0, -1.0]
+
+
+# Rewards at steps ---------------------------------------------------------------------------
+
+
+def test_step_rewards_count_at_their_tokens():
+    some = [rollout(4), rollout(3, number=1)]
+    scores = score_rollouts(
+        some, lambda rs: {"steps": [[(1, 1.0), (3, -0.5)], [(0, 2.0)]], "whole": [0.25, 0.5]}, {"steps": 2.0}, 0
+    )
+    assert scores.placed == [{1: 2.0, 3: -1.0}, {0: 4.0}]
+    assert scores.totals == pytest.approx([2 * 0.5 + 0.25, 2 * 2.0 + 0.5])
+    assert some[0].rewards == {"steps": 0.5, "whole": 0.25} and some[0].step_rewards == {"steps": [(1, 1.0), (3, -0.5)]}
+    assert answer_scores(RlooConfig(**SHORT), some, scores).tolist() == pytest.approx([0.25, 0.5])
+
+
+def test_step_rewards_reach_the_advantages_of_earlier_tokens_only():
+    """With γ = λ = 1, no leash and a critic of zeros, an advantage is the sum of the rewards that are still to come."""
+    seen = {}
+
+    def score(rollouts: Sequence[Rollout]) -> dict[str, list]:
+        return {"second": [[(1, 1.0)] if len(r.tokens) > 1 else [] for r in rollouts]}
+
+    def watch(config, rewards, values, mask):
+        seen["rewards"], seen["mask"] = rewards, mask
+        seen["result"] = original(config, rewards, values, mask)
+        return seen["result"]
+
+    from trimtab.trainers import rl
+
+    original = rl.advantages_of
+    settings = PpoConfig(whiten_advantages=False, lam=1.0, **(SHORT | {"kl": KLConfig(coefficient=0.0)}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl, "advantages_of", watch)
+        run(settings, score=score)
+    for rewards, mask, advantages in zip(seen["rewards"], seen["mask"], seen["result"][0], strict=True):
+        count = int(mask.sum())
+        expected = [1.0, 1.0][:count] + [0.0] * (count - 2) if count > 1 else [0.0]
+        assert advantages[mask].tolist() == pytest.approx(expected)
+        assert float(rewards.sum()) == (count > 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([(0, 1.0), (9, 1.0)], ScoringError, "placed after token 9 of sample p/0/0, whose answer has 2 tokens"),
+        ([(-1, 1.0)], ScoringError, "place -1 is below 0"),
+        ([(0, math.nan)], NonFiniteError, "'it' is nan for sample p/0/0"),
+        ([0.5, 1.0], ScoringError, r"\(place, number\) pairs \(got \[0\.5, 1\.0\]\)"),
+    ],
+)
+def test_step_rewards_that_cannot_be(value, error, message):
+    with pytest.raises(error, match=message):
+        score_rollouts([rollout(2)], lambda rs: {"it": [value]}, {}, 0)
+
+
+def test_methods_with_one_advantage_per_answer_refuse_step_rewards():
+    with pytest.raises(ConfigError, match=r"'rloo' gives all tokens of an answer the same advantage; use .*ppo"):
+        run(RlooConfig(**SHORT), score=lambda rs: {"it": [[(0, 1.0)] for _ in rs]})
