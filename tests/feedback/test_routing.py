@@ -40,7 +40,7 @@ def audits(count: int, seed: int, *, skill: float = 2.0, told: float = 1.0) -> l
 
 @cache
 def many(skill: float, told: float) -> list[Audit]:
-    return audits(20_000, 10**6, skill=skill, told=told)
+    return audits(5_000, 10**6, skill=skill, told=told)
 
 
 def true_error(confidence_from: float, calibrate, skill: float = 2.0, told: float = 1.0) -> float:
@@ -50,7 +50,7 @@ def true_error(confidence_from: float, calibrate, skill: float = 2.0, told: floa
     return sum(a.wrong for a in above) / len(above)
 
 
-@pytest.mark.parametrize("told", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("told", [0.3, 4.0])
 def test_the_stated_error_holds_about_as_often_as_stated(told: float):
     """One-sided 95 %: of 40 audits of 800, a true error above the stated 10 % in some 2; 6 has p < .02 at 5 %."""
     config, broken, found = RouteConfig(error=0.1), 0, 0

@@ -306,7 +306,6 @@ def label_hybrid(
         missing = [i for i in wanted if (i.id, number) not in asked]
         asked.update({(item, number): j for item, j in people(missing, number).items()} if missing else {})
 
-    by_id = {i.id: i for i in items}
     ask([i for i in items if i.id in chances], 0)
     found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id]) for i in items if (i.id, 0) in asked]
     audits = [a for a in found if a is not None]
