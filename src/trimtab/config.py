@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from trimtab.errors import ConfigError
 
@@ -16,7 +16,30 @@ from trimtab.errors import ConfigError
 class Config(BaseModel):
     """Frozen settings of one component; the text under each field is its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_fields_own_defaults(cls, values: Any) -> Any:
+        """Where a field's default is a configuration, what is given changes that one and not the class's defaults."""
+        if not isinstance(values, Mapping):
+            return values
+        merged = dict(values)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Config) and isinstance(merged.get(name), Mapping):
+                merged[name] = _over(field.default.model_dump(), merged[name])
+        return merged
+
+
+def _over(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` on top of ``defaults``, section by section."""
+    out = dict(defaults)
+    for key, value in given.items():
+        inner = out.get(key)
+        out[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return out
 
 
 C = TypeVar("C", bound=Config)

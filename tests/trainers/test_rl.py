@@ -487,7 +487,8 @@ def test_equal_rewards_teach_nothing_and_are_counted(settings):
     roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
     before = roles.policy.state()
     _, rows = run(settings, roles=roles, score=lambda rollouts: {"one": [1.0] * len(rollouts)})
-    assert rows[0]["flat_groups"] == 1.0 and rows[0]["policy_grad_norm"] == 0.0
+    assert rows[0]["flat_groups"] == 1.0
+    assert rows[0].get("policy_grad_norm", 0.0) == 0.0  # DAPO does not even take the step
     after = roles.policy.state()
     assert all(torch.equal(after[name], before[name]) for name in before)
 

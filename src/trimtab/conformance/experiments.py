@@ -79,12 +79,25 @@ Experiment = Callable[[Sequence[int]], Iterator[Row]]
 
 
 def _row(
-    experiment: str, algorithm: str, measure: str, values: Sequence[float], *, low: float = -math.inf, high: float
+    experiment: str,
+    algorithm: str,
+    measure: str,
+    values: Sequence[float],
+    *,
+    low: float = -math.inf,
+    high: float,
+    seeds: int = 0,
 ) -> Row:
     """The value that is worst: furthest beyond a bound, or else nearest to one."""
-    worst = min(values, key=lambda v: min(v - low, high - v))
+    worst = min(values, key=lambda v: min(v - low, high - v) if math.isfinite(v) else -math.inf)
     return Row(
-        experiment=experiment, algorithm=algorithm, measure=measure, value=worst, low=low, high=high, seeds=len(values)
+        experiment=experiment,
+        algorithm=algorithm,
+        measure=measure,
+        value=worst,
+        low=low,
+        high=high,
+        seeds=seeds or len(values),
     )
 
 
@@ -228,9 +241,8 @@ def gibbs_bandit(seeds: Sequence[int]) -> Iterator[Row]:
     own = [kl(e, _forward_optimum(*bandit(s), BETA)) for e, s in zip(ends, seeds, strict=True)]
     away = [kl(e, gibbs(*bandit(s), BETA)) for e, s in zip(ends, seeds, strict=True)]
     yield _row(name, "rloo, k3 in the loss", "KL(π‖optimum of E[r] − β·KL(ref‖π))", own, high=5e-3)
-    yield _row(
-        name, "rloo, k3 in the loss", "KL(π‖π*), mean: it goes elsewhere", [sum(away) / len(away)], low=0.1, high=1.0
-    )
+    mean, what = [sum(away) / len(away)], "KL(π‖π*), mean: it goes elsewhere"
+    yield _row(name, "rloo, k3 in the loss", what, mean, low=0.1, high=1.0, seeds=len(seeds))
     config = settings(RlooConfig, kl=KLConfig(coefficient=BETA, place="loss", estimator="k1"), **fit)
     best = [float(end(config, s)[bandit(s)[1].argmax()].exp()) for s in seeds]
     yield _row(name, "rloo, k1 in the loss", "probability of the best arm: no leash at all", best, low=0.95, high=1.0)
@@ -281,8 +293,8 @@ def preference_identities(seeds: Sequence[int]) -> Iterator[Row]:
         return torch.log_softmax(policy.logits[0].detach(), 0)
 
     def fit(**more: Any) -> dict[str, Any]:
-        steady = OptimizerConfig(lr=0.05, schedule="cosine", warmup=0.0, max_grad_norm=None)
-        return {"optimizer": steady, "epochs": 400, "batch": 64, "holdout": 0.0} | more
+        steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
+        return {"optimizer": steady, "epochs": 800, "batch": 64, "holdout": 0.0} | more
 
     def away(config: PairConfig, **more: Any) -> list[float]:
         return [kl(end(config, s, **more), gibbs(*instance(s), BETA)) for s in seeds]
@@ -334,14 +346,14 @@ def token_mdp(seeds: Sequence[int]) -> Iterator[Row]:
     for kind in (RlooConfig, PpoConfig):
         for epochs, bound in ((1, 0.01), (4, 0.03)):
             config = settings(
-                kind, steps=800 if epochs == 1 else 300, lr=0.1, samples=512, depth=5,
+                kind, steps=800 if epochs == 1 else 500, lr=0.1, samples=512, depth=5,
                 kl=KLConfig(coefficient=BETA), epochs=epochs, minibatches=1 if epochs == 1 else 2,
             )  # fmt: skip
             gaps, errors = [], []
             for seed in seeds:
                 ref, reward = instance(seed)
                 roles = train_table(MDP, ref, reward, config, seed=seed)
-                logits = cast(Any, roles.policy).logits.detach()
+                logits = cast(Any, roles.policy).logits.detach().double()
                 gaps.append(gap(logits, ref, reward))
                 if roles.critic is not None:
                     errors.append(_critic_error(cast(Any, roles.critic).table.detach(), logits, ref, reward))
@@ -399,14 +411,16 @@ def reward_efficiency(seeds: Sequence[int], pairs: int = 4000) -> Iterator[Row]:
             optimizer=steady, batch=pairs, epochs=80, holdout=0.0, centring=0.0, micro_batch_tokens=1 << 22
         )
         train_reward(cast(Any, role), rankings, config, seed=seed)
-        found = role.weight.detach()
+        found = role.scalar.weight.detach()[0]
         chance = torch.sigmoid(gaps @ true)
         fisher = (gaps * (chance * (1 - chance))[:, None]).T @ gaps
         errors.append(float((found - true) @ fisher @ (found - true)) / size)
         fresh = torch.randn(200_000, size, generator=generator, dtype=F) * math.sqrt(2)
         truth, said = torch.sigmoid(fresh @ true), torch.sigmoid(fresh @ found)
-        right = torch.where(said > 0.5, truth, 1 - truth)
-        ahead.append(float(right.mean() - torch.maximum(truth, 1 - truth).mean()))
+        outcome = torch.rand(len(fresh), generator=generator, dtype=F) < truth
+        bayes = torch.maximum(truth, 1 - truth)
+        error = math.sqrt(float((bayes * (1 - bayes)).mean()) / len(fresh))
+        ahead.append((float(((said > 0.5) == outcome).double().mean()) - float(bayes.mean())) / error)
         bins = (said * 10).long().clamp(max=9)
         totals = torch.zeros(10, dtype=F).index_add_(0, bins, said - truth)
         off.append(float(totals.abs().sum()) / len(fresh))
@@ -418,8 +432,9 @@ def reward_efficiency(seeds: Sequence[int], pairs: int = 4000) -> Iterator[Row]:
         [mean],
         low=1 - 3 * spread,
         high=1 + 3 * spread,
+        seeds=len(seeds),
     )
-    yield _row(name, "Bradley–Terry", "accuracy above Bayes", ahead, high=0.0)
+    yield _row(name, "Bradley–Terry", "accuracy above Bayes, in standard errors", ahead, high=3.0)
     yield _row(name, "Bradley–Terry", "calibration error", off, high=0.01)
 
 

@@ -10,6 +10,7 @@ To hold another library's function against them, wrap it so that it takes a gold
     print(hold("dpo", theirs))          # Held(name='dpo', got=(0.62095…,), expected=(0.62095…,), …, passed=True)
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +147,8 @@ def hold(name: str, function: Callable[..., Any]) -> Held:
             f"the function gave {len(got)} numbers for {name!r}, expected {len(golden.expected)}; return losses "
             "unreduced, one per example"
         )
-    difference = max(abs(a - b) for a, b in zip(got, golden.expected, strict=True))
+    apart = [abs(a - b) for a, b in zip(got, golden.expected, strict=True)]
+    difference = max(apart) if all(map(math.isfinite, apart)) else math.inf
     return Held(
         name=name, got=got, expected=golden.expected, difference=difference, passed=difference <= golden.tolerance
     )

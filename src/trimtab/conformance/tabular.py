@@ -58,6 +58,9 @@ class Table:
     device = torch.device("cpu")
     frozen_layers = 0
 
+    def __init__(self, width: int = 0) -> None:
+        self.width = width
+
     def lower(self, batch: Batch) -> None:
         """Nothing lies below."""
 
@@ -128,19 +131,19 @@ class LinearReward:
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
-        self.backbone: Any = Table()
-        self.weight = nn.Parameter(torch.zeros(features.shape[1], dtype=features.dtype))
+        self.backbone: Any = Table(width=features.shape[1])
+        self.scalar = nn.Linear(features.shape[1], 1, dtype=features.dtype)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained."""
-        return {"weight": self.weight}
+        return dict(self.scalar.named_parameters())
 
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
 
     def scores(self, batch: Batch) -> Tensor:
         """As :meth:`trimtab.models.Role.scores`."""
-        return self.features[batch.tokens[:, 1]] @ self.weight
+        return self.scalar(self.features[batch.tokens[:, 1]]).squeeze(-1)
 
 
 class TabularSampler:

@@ -258,21 +258,24 @@ def check_recipe(config: RunConfig) -> None:
         problems.append("evaluate needs data.heldout, data.prompts, data.preferences or data.ratings")
     if config.evaluate and config.evaluate.best_of and not (config.reward or sources):
         problems.append("evaluate.best_of needs reward or rewards: nothing says which answer is best")
+    if config.evaluate and config.evaluate.best_of and config.evaluate.sampler.temperature == 0.0:
+        problems.append("evaluate.best_of needs evaluate.sampler.temperature above 0: all n answers would be the same")
     if online:
         try:
             check_rl(online, prompts=1)
         except ConfigError as error:
             problems.append(f"align: {error}")
         reward = config.reward
+        plain = not sources or (len(sources) == 1 and list(sources.values()) == [ModelReward()])
         if (
             isinstance(online, PpoConfig)
             and online.critic_init == "reward_model"
-            and reward is not None
-            and (reward.model is not None or reward.adapter != online.adapter)
+            and (reward is None or reward.model is not None or reward.adapter != online.adapter or not plain)
         ):
             problems.append(
                 "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
-                "adapter settings (reward.adapter = align.adapter, no reward.model); or set critic_init: zero"
+                "adapter settings (reward.adapter = align.adapter, no reward.model) as the only reward; or set "
+                "critic_init: zero"
             )
         if online.sampler.max_new_tokens >= config.model.context:
             problems.append(

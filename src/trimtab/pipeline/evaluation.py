@@ -52,10 +52,17 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature)
     best: dict[str, float] | None = None
     if run.reward is not None or run.rewards:
-        rewards = load_rewards(context, trunk)
+        rewards, _ = load_rewards(context, trunk)
         if config.best_of is not None:
             pool = sample_in_chunks(
-                context, trunk, prompts, config.sampler, group=config.best_of, stage="evaluate", name="best-of"
+                context,
+                trunk,
+                prompts,
+                config.sampler,
+                group=config.best_of,
+                stage="evaluate",
+                name="best-of",
+                own=True,
             )
             answers["best_of"] = best_of(pool, rewards.total(pool), config.best_of)
             logprobs = torch.tensor([sum(r.logprobs) for r in answers["best_of"]])
@@ -81,6 +88,8 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
             f"[{row['low']:.1%}, {row['high']:.1%}] of {row['n']} held-out prompts"
         )
+    if best is not None:
+        context.ui.say(f"  best of {best['n']}: KL {best['kl']:.2f} nats by estimate, {best['kl_bound']:.2f} at most")
     if result["kl"] is not None:
         context.ui.say(f"  KL per answer {result['kl']['value']:.2f} nats")
     return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]

@@ -53,8 +53,13 @@ def sample_in_chunks(
     stage: str,
     name: str,
     adapter: str | None = None,
+    own: bool = False,
 ) -> list[Rollout]:
-    """Sample answers, saving after every few prompts, so that a killed process repeats at most that."""
+    """Sample answers, saving after every few prompts, so that a killed process repeats at most that.
+
+    All samples of a stage share one seed, so that models are compared on equal chances; with ``own`` this one has a
+    seed of its own, so that none of its answers is another sample's.
+    """
     sampler = LocalSampler(backbone, config)
     folder = context.folder(stage) / "samples" / name
     rollouts: list[Rollout] = []
@@ -76,7 +81,7 @@ def sample_in_chunks(
             part = sampler.generate(
                 prompts[start : start + chunk],
                 adapter=adapter,
-                seed=context.seed(stage),
+                seed=context.seed(f"{stage} {name}" if own else stage),
                 group=group,
                 progress=lambda n, _, done=done: bar.update(done + n, total),
             )

@@ -7,7 +7,7 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import Backbone, Encoded, Role
+from trimtab.models import Backbone, Chat, Encoded, Role
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records
 from trimtab.rollout import (
@@ -124,8 +124,14 @@ def load_scorer(context: Context, trunk: Backbone, token_budget: int = 4096) -> 
     )
 
 
-def load_rewards(context: Context, trunk: Backbone, token_budget: int = 4096) -> NamedRewards:
-    """Everything online alignment maximises, by name; without a ``rewards`` section that is the reward model."""
+def load_rewards(
+    context: Context, trunk: Backbone, token_budget: int = 4096
+) -> tuple[NamedRewards, RewardModelScorer | None]:
+    """Everything online alignment maximises, by name, and the reward model if it is among it.
+
+    Without a ``rewards`` section it is the reward model alone.
+    """
+    scorer = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
     functions = {}
     for name, source in sources.items():
@@ -134,8 +140,9 @@ def load_rewards(context: Context, trunk: Backbone, token_budget: int = 4096) ->
         elif isinstance(source, HttpReward):
             functions[name] = http_reward(source)
         else:
-            functions[name] = from_scorer(load_scorer(context, trunk, token_budget), "reward_model")
-    return NamedRewards(sources, functions, trunk.chat.decode)
+            scorer = load_scorer(context, trunk, token_budget)
+            functions[name] = from_scorer(scorer, "reward_model")
+    return NamedRewards(sources, functions, trunk.chat.decode), scorer
 
 
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
@@ -190,15 +197,16 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
 def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]]:
     """Optimise the policy against the reward model under the KL leash."""
     trunk = context.trunk()
-    rewards = load_rewards(context, trunk, config.micro_batch_tokens)
+    rewards, scorer = load_rewards(context, trunk, config.micro_batch_tokens)
     policy = policy_role(context, trunk)
     critic = None
     if isinstance(config, PpoConfig):
         critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
         if config.critic_init == "reward_model":
-            start_critic(critic, load_scorer(context, trunk))
+            assert scorer is not None  # check_recipe
+            start_critic(critic, scorer)
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
-    imitate, examples = _conversations(context, config)
+    imitate, examples = _conversations(context, config, trunk.chat)
     gold = context.gold()
 
     def monitor(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -228,22 +236,25 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     return counts | {"prompts": len(prompts), "steps": config.steps} | examples, files
 
 
-def _conversations(context: Context, config: RlConfig) -> tuple[list[Encoded], Counts]:
+def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[Encoded], Counts]:
     """What PPO-ptx imitates; nothing for a recipe without it."""
     ptx = config.ptx if isinstance(config, PolicyGradientConfig) else None
     if ptx is None:
         return [], {}
     source = ptx.data or context.config.data.demonstrations or ""
-    loaded, chat = context.load(source, Demonstration), context.trunk().chat
+    loaded, aside = context.load(source, Demonstration).records, context.set_aside()
+    records = [r for r in loaded if Prompt.of(r.messages[:-1]).id not in aside]
     found, long = [], 0
-    for record in loaded.records:
+    for record in records:
         try:
             found.append(chat.conversation(record.messages))
         except DataError:
             long += 1
     if long:
-        context.ui.say(f"  {long} of {len(loaded.records)} conversations to imitate do not fit model.context; left out")
-    return found, {"imitated": len(found), "imitated_too_long": long}
+        context.ui.say(f"  {long} of {len(records)} conversations to imitate do not fit model.context; left out")
+    if not found:
+        raise DataError(f"{source}: none of {len(loaded)} conversations can be imitated by align.ptx; check the file")
+    return found, {"imitated": len(found), "imitated_too_long": long, "imitated_set_aside": len(loaded) - len(records)}
 
 
 def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:

@@ -150,9 +150,12 @@ def train_rl(
         clock = _Clock()
         value = seed_step(seed, "align", step)
 
-        def draw(chosen: Sequence[Prompt], name: str, seed: int = value) -> list[Rollout]:
+        def draw(chosen: Sequence[Prompt], name: str, seed: int = value, kept: bool = step == done) -> list[Rollout]:
             path = None if samples is None else samples / f"{name}.jsonl"
             version = learners["policy"].steps
+            # Only the step that was begun with these very weights may go on from what it had drawn.
+            if path is not None and not kept:
+                path.unlink(missing_ok=True)
             return _sample(sampler, roles.policy, chosen, config.group, seed=seed, version=version, path=path)
 
         def judge(answers: list[Rollout], step: int = step) -> Scores:
@@ -178,8 +181,9 @@ def train_rl(
             case RejectionConfig():
                 metrics = rejection_update(learners["policy"], batch, ids, config, seed=value)
             case _:
+                used, names = _with_spread(batch, ids, config)
                 metrics = clipped_update(
-                    learners, roles.critic, batch, ids, config, seed=value, beta=leash.value, imitate=imitate
+                    learners, roles.critic, used, names, config, seed=value, beta=leash.value, imitate=imitate
                 )
         clock.lap("update")
         metrics |= _describe(rollouts, scores.totals, batch, config, leash.value) | replaced
@@ -415,6 +419,17 @@ def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config
         advantages, returns = advantages_of(config, rewards, values, mask)
         batch.columns |= {"values": values, "advantages": advantages, "returns": returns}
     return batch
+
+
+def _with_spread(batch: Batch, ids: list[str], config: RlConfig) -> tuple[Batch, list[str]]:
+    """For DAPO the groups whose answers differ in score; the others count for nothing. Other methods use all rows."""
+    if not isinstance(config, DapoConfig):
+        return batch, ids
+    spread = group_has_spread(batch.columns["scores"].view(-1, config.group)).repeat_interleave(config.group)
+    rows = spread.nonzero().squeeze(1)
+    if len(rows) == batch.size:
+        return batch, ids
+    return (batch.rows(rows) if len(rows) else batch), [ids[i] for i in rows.tolist()]
 
 
 def _placed(scores: Scores, rollouts: Sequence[Rollout], config: RlConfig, mask: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class DrGrpoConfig(PolicyGradientConfig):
 
 
 class DapoConfig(PolicyGradientConfig):
-    """Clip-higher, mean over all tokens, and groups whose answers are all alike count for nothing."""
+    """Clip-higher, mean over all tokens, and groups whose answers all score the same count for nothing."""
 
     method: Literal["dapo"] = "dapo"
     """The algorithm."""
@@ -257,6 +257,11 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
     if buffer is not None and buffer > config.sampler.max_new_tokens:
         raise ConfigError(
             f"overlong_buffer is {buffer} tokens but answers have {config.sampler.max_new_tokens} at most; lower it"
+        )
+    if isinstance(config, DapoConfig) and config.kl.place == "reward" and config.kl.coefficient > 0:
+        raise ConfigError(
+            "dapo divides by a group's spread, and a KL inside the reward would be all the spread of a flat group; set "
+            "kl.place: loss"
         )
     if isinstance(config, PolicyGradientConfig):
         _check_leash(config.kl, size)

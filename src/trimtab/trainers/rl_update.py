@@ -124,7 +124,7 @@ def clipped_update(
         critic: the critic's role.
         batch: with columns ``old_logprobs``, ``reference``, ``advantages``, ``sampled`` and, for PPO, ``values`` and
             ``returns``.
-        ids: name of each row, for messages.
+        ids: name of each row, for messages; none: there is nothing to learn from.
         config: the method.
         seed: order of the rows.
         beta: KL coefficient of this step.
@@ -133,6 +133,8 @@ def clipped_update(
     Returns:
         metrics averaged over the optimiser steps.
     """
+    if not ids:
+        return {}
     policy = learners["policy"].role
     eps_low, eps_high = config.eps, config.eps_high or config.eps
     leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator]
@@ -179,6 +181,8 @@ def clipped_update(
     gathered: list[Metrics] = []
     for epoch in range(config.epochs):
         for groups in _shuffled(batch.size // config.group, config.minibatches, seed + epoch):
+            if not len(groups):
+                continue
             # Whole groups, so that their prompt is computed once.
             index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
             minibatch = batch.rows(index.to(batch.tokens.device))
