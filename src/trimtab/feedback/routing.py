@@ -1,6 +1,6 @@
 """Hybrid labelling: which labels an AI may give alone, and which people give.
 
-A judge's calibrated confidence c = max(p, 1−p) decides. c ≥ ``high``: the AI's label. c < ``low``: a person's.
+A judge's confidence c = max(p, 1−p) decides. c ≥ ``high``: the AI's label. c < ``low``: a person's.
 Between: both, and where they differ a second person settles it. A random share of everything is audited
 by a person whatever the route, and that share, drawn with known probabilities, is what thresholds and error
 rates are estimated from.
@@ -8,8 +8,10 @@ rates are estimated from.
 Thresholds. Candidates are tried from the most confident down and the first that fails ends the search, so no
 correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021):
 ``high`` is the last at which the upper end of the interval of the AI's error among items at or above it is at
-most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is
-below one half. Intervals are one-sided 95 % Wilson on the effective number of items (Σw)²/Σw², w = 1/π.
+most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is below
+one half. Calibrators are monotone and treat both places alike, so calibrated confidence would rank items the
+same; thresholds are in the judge's own, and no label touches the ranking. Intervals are one-sided 95 % Wilson
+on the effective number of items (Σw)²/Σw², w = 1/π.
 """
 
 import math
@@ -23,7 +25,7 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.feedback.calibration import Calibrator, cross_fitted, fit
+from trimtab.feedback.calibration import Calibrator, cross_fitted, fit, reliability
 from trimtab.feedback.intervals import Estimate
 from trimtab.feedback.votes import canonical_ranks
 from trimtab.records import Comparison, Judgement, Record, content_id
@@ -81,7 +83,7 @@ class Audit(Record):
 
 
 class Thresholds(Record):
-    """Where the routes part, in calibrated confidence."""
+    """Where the routes part, in the judge's own confidence max(p, 1−p)."""
 
     high: float | None = None
     """From here the AI labels alone; None: nowhere."""
@@ -104,17 +106,12 @@ class Router:
     calibrate: Calibrator
     """From the judge's probability to one to be taken at its word."""
 
-    def confidence(self, probability: float) -> float:
-        """Calibrated max(p, 1−p)."""
-        p = self.calibrate(probability)
-        return max(p, 1 - p)
-
     def route(self, probability: float | None) -> Route:
         """Where an item goes; without an answer of the judge, to a person."""
         found = self.thresholds
         if probability is None or found.low is None:
             return "person"
-        c = self.confidence(probability)
+        c = _confidence(probability)
         if found.high is not None and c >= found.high:
             return "ai"
         return "both" if c >= found.low else "person"
@@ -166,8 +163,7 @@ def _bound(share: float, n: float, side: float) -> float:
 def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
     """Choose ``high`` and ``low`` from audited items.
 
-    Confidence is calibrated on the audits, cross-fitted by prompt where errors are measured, so that no item
-    judges itself; new items get the calibrator fitted to all of them. Items with equal confidence stay together.
+    Items with equal confidence stay together.
     """
     usable = [a for a in audits if a.label is not None]
     p, y = [a.probability for a in usable], [a.label for a in usable]
@@ -176,8 +172,7 @@ def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
     if len(usable) < config.least:
         reason = f"{len(usable)} audited items, {config.least} are needed; until then everything goes to people"
         return Router(thresholds=Thresholds(audited=len(usable), reason=reason), calibrate=calibrate)
-    fitted = cross_fitted(config.calibration, p, y, [a.prompt for a in usable], weights=weights, seed=config.seed)
-    ranked = sorted(zip((round(max(q, 1 - q), 9) for q in fitted), usable, strict=True), key=lambda x: -x[0])
+    ranked = sorted(zip(map(_confidence, p), usable, strict=True), key=lambda x: -x[0])
     high = _search(ranked, config.error, config.least)
     low = _search(ranked, 0.5, config.least)
     above = [a for c, a in ranked if high is not None and c >= high]
@@ -188,6 +183,10 @@ def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
         reason += "; the AI is not better than a coin at any confidence, so people label everything"
     found = Thresholds(high=high, low=low, error=error_estimate(above), audited=len(usable), reason=reason.lstrip("; "))
     return Router(thresholds=found, calibrate=calibrate)
+
+
+def _confidence(p: float) -> float:
+    return round(max(p, 1 - p), 9)  # 1 − .3 and .7 are one
 
 
 def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> float | None:
@@ -389,6 +388,16 @@ def _report(
     drawn: int,
 ) -> dict[str, Any]:
     counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
+    told = {"as said": [a.probability for a in audits]}
+    if len({a.prompt for a in audits}) > 1 and config.calibration != "none":
+        told[config.calibration] = cross_fitted(
+            config.calibration,
+            told["as said"],
+            [a.label for a in audits],
+            [a.prompt for a in audits],
+            weights=[1 / a.inclusion for a in audits],
+            seed=config.seed,
+        )
     times = [j.seconds for j in asked.values() if j.seconds is not None]
     seconds = sum(times) / len(times) if times else config.seconds_per_label
     labels = len(asked)
@@ -415,6 +424,7 @@ def _report(
         "hours_saved": saved * seconds / 3600,
         "cost_of_people": labels * seconds / 3600 * config.cost_per_hour,
         "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
+        "calibration_error": {name: reliability(values, [a.label for a in audits])[1] for name, values in told.items()},
         "error_of_ai": error_estimate(audits),
         "error_by_route": {name: error_estimate(found) for name, found in strata.items()},
         "error_by_principle": {name: error_estimate(found) for name, found in sorted(principles.items())},
@@ -439,6 +449,8 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         )
     if found.reason:
         said.append(found.reason)
+    errors = ", ".join(f"{name} {value:.3f}" for name, value in report["calibration_error"].items())
+    said.append(f"calibration error of the judge on audited items (cross-fitted): {errors}")
     for name, error in report["error_by_route"].items():
         if error.value is not None:
             said.append(
