@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]  # fmt: skip
     order = list(items)
     Random(0).shuffle(order)
-    for error in (0.1, 0.2, 0.25, 0.3):
+    for error in (0.2, 0.3, 0.35, 0.4):
         config = RouteConfig(error=error, audit=0.3, calibration="isotonic")
         found = label_hybrid(order, mean, FilePeople(crowd), config)
         result[f"router at {error}"] = plain(found.report)

@@ -438,8 +438,9 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
     said = [
         f"{report['items']} items: AI alone {routes['ai']} ({report['coverage']:.0%}), both {routes['both']}, "
         f"people {routes['person']}; {report['audited']} audited, {report['waiting']} wait for a person",
-        f"{report['labels_of_people']} labels of people, {report['labels_saved']} fewer than one per item: "
-        f"{report['hours_saved']:.1f} h at {report['seconds_per_label']:.0f} s",
+        f"{report['labels_of_people']} labels of people, {abs(report['labels_saved'])} "
+        f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
+        f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
     ]
     if found.high is not None and found.error.value is not None:
         low, high = found.error.low or 0.0, found.error.high or 0.0
