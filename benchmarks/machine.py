@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,21 @@ def versions() -> dict[str, str]:
     """Python and the packages whose speed this is."""
     packages = ("trimtab", "torch", "transformers", "peft")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def peak_mib() -> float:
+    """The most memory this process ever held in RAM, in MiB.
+
+    Linux counts it anew for each program (VmHWM); its ``ru_maxrss`` starts at the parent's peak, so it serves
+    elsewhere only.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 def _processor() -> str:

@@ -34,7 +34,7 @@ _NOTES = """\
 - `step s`: median seconds of one step; the warm-up step before the timed ones is dropped. `before s`: what happens
   once before the first step (adapters, copies of the weights, and for the reward model on upper layers what the frozen
   layers give for every text).
-- `tokens`: of one step. `sft` and `reward` count every token of the batch, prompts included; `ppo` and `decode` count
+- `tokens`: of one step. `sft`, `reward` and `dpo` count every token of the batch, prompts included; the others count
   the tokens of the answers.
 - `loaded` and `peak`: the most memory the workload's own process ever held, up to its first step and in all.
 - `full`: all weights are trained; `lora`: adapters on all layers; `top 10`: adapters on the upper 10 layers, what the
@@ -116,7 +116,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def phase_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Median seconds of each phase of a PPO step."""
+    """Median seconds of each phase of an online step."""
     done = [r for r in report["results"] if r.get("phases")]
     return [(r["name"], *(f"{r['phases'][phase]:.3g}" for phase in PHASES)) for r in done]
 
@@ -142,7 +142,7 @@ def markdown(report: dict[str, Any]) -> str:
         _NOTES.strip(),
     ]
     if phases:
-        blocks += ["Seconds of a PPO step by phase (medians):", _markdown_table(("workload", *PHASES), phases)]
+        blocks += ["Seconds of an online step by phase (medians):", _markdown_table(("workload", *PHASES), phases)]
     if failed:
         blocks += ["Failed:", "\n".join(failed)]
     return "\n\n".join(blocks) + "\n"
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=max(Console().width, 100))  # narrower, and headings lose letters
     _show(console, "Time and memory of a step", COLUMNS, rows(report))
     if phases := phase_rows(report):
-        _show(console, "Seconds of a PPO step by phase", ("workload", *PHASES), phases)
+        _show(console, "Seconds of an online step by phase", ("workload", *PHASES), phases)
     failed = [r for r in report["results"] if r["error"] is not None]
     for result in failed:
         print(f"{result['name']}: {result['error']}", file=sys.stderr)
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here (docs/benchmarks.md)")
     parser.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed steps per workload (3)")
     parser.add_argument(
-        "--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help="from sft,reward,ppo,decode"
+        "--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help=f"from {','.join(get_args(Kind))}"
     )
     parser.add_argument("--adapter", choices=get_args(Adapter), help="only full fine-tuning, or only LoRA")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="as model.name in a recipe")

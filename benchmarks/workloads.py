@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["sft", "reward", "ppo", "decode"]
+Kind = Literal["sft", "reward", "dpo", "rloo", "grpo", "ppo", "decode"]
 Adapter = Literal["full", "lora"]
 
 SEED = 0
@@ -21,11 +21,15 @@ class Workload:
     top_layers: int | None = None
     """LoRA on this many upper layers only; None: on all."""
     batch: int
-    """Dialogues (sft), pairs (reward) or prompts (ppo, decode) per step."""
+    """Dialogues (sft), pairs (reward, dpo) or prompts (rloo, grpo, ppo, decode) per step."""
+    group: int = 1
+    """Answers per prompt (rloo, grpo)."""
+    cached: bool = True
+    """Whether the reference's log-probabilities are at hand (dpo); False: they are computed anew in every step."""
     epochs: int = 1
     """Passes over one rollout batch (ppo)."""
     new_tokens: int = 48
-    """Answers are cut at so many tokens (ppo, decode)."""
+    """Answers are cut at so many tokens (rloo, grpo, ppo, decode)."""
     context: int = 256
     """The longest prompt and answer together, in tokens."""
 
@@ -33,7 +37,8 @@ class Workload:
     def name(self) -> str:
         """What tables call it, for example ``ppo 32, lora top 10``."""
         top = "" if self.top_layers is None else f" top {self.top_layers}"
-        return f"{self.kind} {self.batch}, {self.adapter}{top}"
+        size = f"{self.batch}" if self.group == 1 else f"{self.batch}×{self.group}"
+        return f"{self.kind} {size}, {self.adapter}{top}{'' if self.cached else ', reference in the step'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class Settings:
     """CPU threads of torch."""
     data: str | None = None
     """Preference file to take texts from; None: made-up sentences."""
+    full_length: bool = False
+    """Answers never end before ``new_tokens`` tokens, so that all who are compared decode equally many."""
 
 
 def _all_adapters(**fields: object) -> list[Workload]:
@@ -58,6 +65,9 @@ def _all_adapters(**fields: object) -> list[Workload]:
 WORKLOADS: tuple[Workload, ...] = (
     *_all_adapters(kind="sft", batch=8),
     *_all_adapters(kind="reward", batch=8),
+    *_all_adapters(kind="dpo", batch=8),
+    *_all_adapters(kind="rloo", batch=8, group=4),
+    *_all_adapters(kind="grpo", batch=8, group=4),
     *_all_adapters(kind="ppo", batch=32, epochs=4),
     *_all_adapters(kind="decode", batch=8),
     *_all_adapters(kind="decode", batch=32),

@@ -49,7 +49,10 @@ def pair_file(path: Path, count: int, words: int = 3) -> str:
 
 def test_the_workloads_are_those_promised():
     kinds = [(w.kind, w.batch) for w in WORKLOADS]
-    wanted = [("sft", 8), ("reward", 8), ("ppo", 32), ("decode", 8), ("decode", 32), ("decode", 64)]
+    wanted = [
+        ("sft", 8), ("reward", 8), ("dpo", 8), ("rloo", 8), ("grpo", 8), ("ppo", 32),
+        ("decode", 8), ("decode", 32), ("decode", 64),
+    ]  # fmt: skip
     assert kinds == [kind for kind in wanted for _ in range(3)]
     assert {(w.adapter, w.top_layers) for w in WORKLOADS} == {("full", None), ("lora", None), ("lora", 10)}
     assert {w.context for w in WORKLOADS} == {256}
@@ -59,20 +62,23 @@ def test_the_workloads_are_those_promised():
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=["full", "lora", "top"])
-@pytest.mark.parametrize("kind", ["sft", "reward", "ppo", "decode"])
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "rloo", "ppo", "decode"])
 def test_each_kind_with_each_adapter(model, kind, adapter):
-    workload = Workload(kind=kind, epochs=2, **SMALL, **adapter)
+    workload = Workload(kind=kind, epochs=2, group=2 if kind == "rloo" else 1, **SMALL, **adapter)
     found = measure(workload, settings(model))
     assert len(found["seconds"]) == len(found["tokens"]) == 2  # three steps, the first dropped
     assert 0 < found["min"] <= found["median"] <= found["max"]
     assert found["median"] == pytest.approx(sum(found["seconds"]) / 2)
     assert 100 < found["loaded_mib"] <= found["peak_mib"]
+    online = kind in ("rloo", "ppo")
     assert found["device"] == "cpu" and found["gpu_peak_mib"] is None
-    assert set(found["phases"]) == ({"sample", "score", "infer", "update"} if kind == "ppo" else set())
-    if kind == "ppo":
+    assert set(found["phases"]) == ({"sample", "score", "infer", "update"} if online else set())
+    if online:
         assert sum(found["phases"].values()) <= 2 * found["max"]
     if kind in ("ppo", "decode"):
         assert all(4 <= t <= 4 * 6 for t in found["tokens"])
+    if kind == "rloo":
+        assert all(8 <= t <= 8 * 6 for t in found["tokens"])
     rates = sorted(t / s for t, s in zip(found["tokens"], found["seconds"], strict=True))
     assert rates[0] <= found["tokens_per_second"] <= rates[1]
 
@@ -127,7 +133,9 @@ def test_command_line_measures_apart_and_writes(model, tmp_path, capsys):
     assert set(report) == {"command", "date", "machine", "versions", "settings", "results"}
     assert set(report["machine"]) == {"processor", "cores", "memory_gib", "system", "load_before"}
     assert report["versions"]["torch"] == torch.__version__
-    assert report["settings"] == {"model": model, "repeats": 1, "threads": 1, "data": None}
+    assert report["settings"] == {
+        "model": model, "repeats": 1, "threads": 1, "data": None, "full_length": False
+    }  # fmt: skip
     (result,) = report["results"]
     assert set(result) == {
         "name", "workload", "error", "seconds", "tokens", "median", "min", "max", "tokens_per_step",
@@ -165,7 +173,7 @@ def test_an_error_of_ours_says_what_to_do(model, monkeypatch, capsys):
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", [["--only", "sft,dpo"], ["--repeats", "0"], ["--adapter", "qlora"]])
+@pytest.mark.parametrize("line", [["--only", "sft,kto"], ["--repeats", "0"], ["--adapter", "qlora"]])
 def test_wrong_options_are_refused(line, capsys):
     with pytest.raises(SystemExit):
         main(line)
