@@ -198,6 +198,39 @@ def test_what_nobody_answered_waits_in_the_queue_and_is_not_labelled():
     assert len(result.queue) + len({j.item for j in result.judgements}) == 600
 
 
+def test_audits_come_first():
+    items, judged, truth = world(600)
+    people = People(truth, there=20)
+    result = label_hybrid(items, judged, people, RouteConfig())
+    drawn = draw_audit({j.item: j.probability for j in judged}, RouteConfig())
+    assert {q.id for q in result.queue} == set(drawn) - {j.item for j in result.judgements}
+    assert {item for item, _ in people.asked} == set(drawn) and not any(j.source == "ai" for j in result.judgements)
+    assert any(f"{len(drawn) - 20} of {len(drawn)} audits wait" in line for line in routing_lines(result.report))
+    assert result.report["waiting"] == 580 and result.report["labels_saved"] == 0
+
+
+def test_a_disagreement_waits_for_a_second_person():
+    items, judged, truth = world(1500)
+    everybody = People(truth, skill=0.9)
+    result = label_hybrid(
+        items, judged, lambda some, n: everybody(some, n) if n == 0 else {}, RouteConfig(error=0.05, audit=0.2)
+    )
+    assert result.queue and {q.overlap for q in result.queue} == {2}
+    assert {q.id for q in result.queue} <= {i for i, route in result.routes.items() if route == "both"}
+
+
+def test_the_soft_label_of_the_ai_is_calibrated():
+    """The judge says log-odds of four times what it knows; T = 4 mends it (fitted on some 800 audits)."""
+    items, judged, truth = world(4000)
+    loud = {j.item: j.probability for j in judged}
+    told = [j.model_copy(update={"probability": sigmoid(4 * math.log(j.probability / (1 - j.probability)))})
+            for j in judged]  # fmt: skip
+    result = label_hybrid(items, told, People(truth), RouteConfig(audit=0.2))
+    alone = [j for j in result.judgements if j.source == "ai"]
+    assert len(alone) > 500
+    assert all(abs(j.probability - loud[j.item]) < 0.05 for j in alone)
+
+
 def test_thresholds_are_reopened_when_the_judge_turns_round():
     items, judged, truth = world(4000, late=0.5)
     config = RouteConfig(error=0.1, audit=0.2)

@@ -7,6 +7,7 @@ import pytest
 
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, Interrupted
+from trimtab.feedback import Queued
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
@@ -106,19 +107,22 @@ def test_hybrid_labels_with_simulated_people(tmp_path: Path):
 
 def test_hybrid_labels_wait_for_people_and_go_on(tmp_path: Path):
     (tmp_path / "people.jsonl").touch()
-    label = {"source": "hybrid", "people": str(tmp_path / "people.jsonl")}
+    label = {"source": "hybrid", "people": str(tmp_path / "people.jsonl"), "route": {"audit": 0.3}}
     recipe = recipe_in(tmp_path, label=label, gold=None, sft=None, align=None, reward=None)
-    with pytest.raises(Interrupted, match=r"items wait for a person.*same command"):
-        go(recipe, until="preferences")
-    queue = read_records(stage(recipe, "label") / "queue.jsonl", Comparison)
-    clicks = [
-        Judgement(id=f"c{n}{k}", item=i.id, annotator=f"ann{k}", source="human", shown_order=(0, 1), ranks=(0, 1))
-        for n, i in enumerate(queue)
-        for k in range(2)
-    ]
-    write_records(tmp_path / "people.jsonl", clicks)
+    clicks: list[Judgement] = []
+    queues = []
+    for _ in range(2):  # the audits, then the rest
+        with pytest.raises(Interrupted, match=r"items wait for a person.*same command"):
+            go(recipe, until="preferences")
+        queues.append(read_records(stage(recipe, "label") / "queue.jsonl", Queued))
+        clicks += [
+            Judgement(id=f"c{i.id}", item=i.id, annotator="ann", source="human", shown_order=(0, 1), ranks=(0, 1))
+            for i in queues[-1]
+        ]
+        write_records(tmp_path / "people.jsonl", clicks)
     go(recipe, until="preferences")
-    assert read_records(stage(recipe, "label") / "queue.jsonl", Comparison) == []
+    assert read_records(stage(recipe, "label") / "queue.jsonl", Queued) == []
+    assert 0 < len(queues[0]) < len(queues[1]) and sum(map(len, queues)) == 10
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,7 @@ def test_hybrid_labels_wait_for_people_and_go_on(tmp_path: Path):
         ({"revise": {}, "sft": None}, "revise needs sft"),
         ({"balance": {}, "align": None}, "balance needs data.redteam_heldout, evaluate and align"),
         ({"label": {"source": "hybrid"}, "gold": None}, "label.source 'hybrid' needs people"),
+        ({"label": {"source": "hybrid"}, "sample": {"answers": 3}}, "compares pairs; set sample.answers to 2, not 3"),
     ],
 )
 def test_sections_that_need_each_other(tmp_path: Path, sections: dict, said: str):

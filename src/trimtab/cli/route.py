@@ -21,9 +21,9 @@ def route(
     app), audits.jsonl and routing.json into FOLDER.
     """
     from trimtab.config import parse_config
-    from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
+    from trimtab.feedback import RouteConfig, ensemble, label_hybrid, routing_lines
     from trimtab.files import write_json
-    from trimtab.pipeline.ai_labels import FilePeople, ensemble
+    from trimtab.pipeline.ai_labels import FilePeople
     from trimtab.pipeline.judging import plain
     from trimtab.pipeline.ui import Ui
     from trimtab.records import Comparison, Judgement, read_records, write_records

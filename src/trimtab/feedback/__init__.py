@@ -4,6 +4,7 @@ from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, r
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
 from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
 from trimtab.feedback.callables import Utility, load_callable
+from trimtab.feedback.ensemble import ensemble
 from trimtab.feedback.gold import friendly_parts, friendly_utility
 from trimtab.feedback.intervals import (
     Estimate,
@@ -13,9 +14,9 @@ from trimtab.feedback.intervals import (
     wilson_interval,
 )
 from trimtab.feedback.judge import FAILURES, Ask, JudgeConfig, Judged, Question, Reply, Verdict, combine, judge
-from trimtab.feedback.judge_report import against_people, cohen_kappa, mcnemar, report_lines, run_facts
+from trimtab.feedback.judge_report import against_people, cohen_kappa, mcnemar, people_lines, report_lines, run_facts
 from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, revise
-from trimtab.feedback.routing import Hybrid, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
+from trimtab.feedback.routing import Hybrid, Queued, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
 
@@ -30,6 +31,7 @@ __all__ = [
     "JudgeConfig",
     "Judged",
     "Question",
+    "Queued",
     "Reply",
     "Revised",
     "Revision",
@@ -51,6 +53,7 @@ __all__ = [
     "cohen_kappa",
     "combine",
     "cross_fitted",
+    "ensemble",
     "fit_isotonic",
     "fit_temperature",
     "friendly_parts",
@@ -62,6 +65,7 @@ __all__ = [
     "mcnemar",
     "pair_votes",
     "paired_bootstrap_interval",
+    "people_lines",
     "reliability",
     "reliability_weights",
     "report_lines",

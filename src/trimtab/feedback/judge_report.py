@@ -263,9 +263,14 @@ def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = No
         said.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to speak to the judge")
     if facts["cost"]:
         said.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
+    return [*said, *people_lines(people)]
+
+
+def people_lines(people: Mapping[str, Any] | None) -> list[str]:
+    """What :func:`against_people` found, in words."""
     if people is None:
-        return [*said, "agreement with people: no labels of people were given"]
-    said += [
+        return ["agreement with people: no labels of people were given"]
+    said = [
         f"agreement with people on {people['pairs']} pairs: {_shown(people['accuracy'])} where both name a winner, "
         f"κ {_shown(people['kappa'], share=False)}",
         f"  by which way it leans: {_shown(people['lean'])}; the longest answer would get {_shown(people['longest'])}",

@@ -3,14 +3,15 @@
 A judge's confidence c = max(p, 1−p) decides. c ≥ ``high``: the AI's label. c < ``low``: a person's.
 Between: both, and where they differ a second person settles it. A random share of everything is audited
 by a person whatever the route, and that share, drawn with known probabilities, is what thresholds and error
-rates are estimated from.
+rates are estimated from. Audits come first: until all of them are in, nobody is asked about anything else.
 
 Thresholds. Candidates are tried from the most confident down and the first that fails ends the search, so no
 correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021):
 ``high`` is the last at which the upper end of the interval of the AI's error among items at or above it is at
 most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is below
 one half. Calibrators are monotone and treat both places alike, so calibrated confidence would rank items the
-same; thresholds are in the judge's own, and no label touches the ranking. Intervals are one-sided 95 % Wilson
+same; thresholds are in the judge's own, and no label touches the ranking. What calibration changes is the soft
+label: the AI's probability is calibrated where it counts alone. Intervals are one-sided 95 % Wilson
 on the effective number of items (Σw)²/Σw², w = 1/π.
 """
 
@@ -45,7 +46,7 @@ class RouteConfig(Config):
     least: int = Field(default=30, ge=5)
     """Audited items needed before any threshold is set, and at or above a threshold; until then all goes to people."""
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
-    """How the judge's confidence is calibrated, on audited items, cross-fitted."""
+    """How the AI's probabilities are calibrated on audited items; the report's calibration error is cross-fitted."""
     pilot: int = Field(default=200, ge=10)
     """Audits, in the order of the items, from which thresholds are first set; the later ones are watched for drift."""
     window: int = Field(default=50, ge=10)
@@ -251,14 +252,21 @@ def _segments(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[int, R
         start = begin
 
 
+class Queued(Comparison):
+    """An item that waits for people, as the annotation app takes it."""
+
+    overlap: int = Field(ge=1)
+    """How many people judge it in all; 2 where a second person settles a disagreement."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hybrid:
     """What came of hybrid labelling."""
 
     judgements: tuple[Judgement, ...]
     """Those that count, of AI and people, in item order."""
-    queue: tuple[Comparison, ...]
-    """Items that still wait for a person."""
+    queue: tuple[Queued, ...]
+    """Items to put before people now; while audits are missing, the audits only."""
     routes: dict[str, Route]
     """Route of each item."""
     router: Router
@@ -306,25 +314,21 @@ def label_hybrid(
         asked.update({(item, number): j for item, j in people(missing, number).items()} if missing else {})
 
     ask([i for i in items if i.id in chances], 0)
+    missing = sum((name, 0) not in asked for name in chances)
     found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id]) for i in items if (i.id, 0) in asked]
     audits = [a for a in found if a is not None]
-    segments = _segments(audits, config)
+    segments = [(0, _waiting(missing, len(chances)))] if missing else _segments(audits, config)
     starts = {audits[start].item: router for start, router in segments[1:]}
     router, routes = segments[0][1], {}
     for item in items:
         router = starts.get(item.id, router)
         routes[item.id] = router.route(p[item.id])
-    ask([i for i in items if routes[i.id] != "ai"], 0)
-    ask(
-        [
-            i
-            for i in items
-            if routes[i.id] == "both" and (i.id, 0) in asked and _sides(p[i.id]) != _sides(first_better(asked[i.id, 0]))
-        ],
-        1,
-    )
+    if not missing:
+        ask([i for i in items if routes[i.id] != "ai"], 0)
+    both = [i for i in items if routes[i.id] == "both" and (i.id, 0) in asked]
+    ask([i for i in both if _sides(p[i.id]) != _sides(first_better(asked[i.id, 0]))], 1)
     kept: list[Judgement] = []
-    queue: list[Comparison] = []
+    queue: list[Queued] = []
     for item in items:
         one, two, machine = asked.get((item.id, 0)), asked.get((item.id, 1)), said.get(item.id)
         route = routes[item.id]
@@ -334,16 +338,18 @@ def label_hybrid(
             if route == "both" and two is not None:
                 kept.append(two)
         elif route == "ai" and machine is not None:
-            kept.append(machine)
+            kept.append(_calibrated(machine, router.calibrate))
         elif one is None:
-            queue.append(item)
+            if audited or not missing:
+                queue.append(_queued(item, 1))
         elif machine is not None and _sides(p[item.id]) == _sides(first_better(one)):
             kept += [machine, one]
         elif two is not None:
             kept += [one, two, *([machine] if machine is not None else [])]
         else:
-            queue.append(item)
-    report = _report(items, said, routes, asked, audits, router, config, len(queue), len(chances))
+            queue.append(_queued(item, 2))
+    unlabelled = len(items) - len({j.item for j in kept})
+    report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances))
     return Hybrid(
         judgements=tuple(kept),
         queue=tuple(queue),
@@ -367,6 +373,23 @@ def first_better(judgement: Judgement | None) -> float | None:
 
 def _sides(p: float | None) -> int:
     return 0 if p is None or p == 0.5 else 1 if p > 0.5 else -1
+
+
+def _waiting(missing: int, drawn: int) -> Router:
+    reason = f"{missing} of {drawn} audits wait for a person; thresholds are set when all are in"
+    return Router(thresholds=Thresholds(reason=reason), calibrate=lambda p: p)
+
+
+def _queued(item: Comparison, people: int) -> Queued:
+    return Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=people)
+
+
+def _calibrated(judgement: Judgement, calibrate: Calibrator) -> Judgement:
+    """The AI's judgement with the probability that can be taken at its word; the judge's own stays in its records."""
+    if judgement.probability is None:
+        return judgement
+    p = calibrate(judgement.probability)
+    return judgement.model_copy(update={"probability": p, "strength": round(abs(2 * p - 1), 6)})
 
 
 def _audit(item: Comparison, p: float | None, person: Judgement, chance: float) -> Audit | None:
@@ -401,7 +424,7 @@ def _report(
     times = [j.seconds for j in asked.values() if j.seconds is not None]
     seconds = sum(times) / len(times) if times else config.seconds_per_label
     labels = len(asked)
-    saved = len(items) - labels
+    saved = len(items) - labels - waiting
     strata: dict[str, list[Audit]] = {name: [] for name in counts}
     principles: dict[str, list[Audit]] = {}
     for audit in audits:
@@ -442,6 +465,8 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
         f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
     ]
+    if report["cost_of_people"]:
+        said.append(f"people cost {report['cost_of_people']:.2f}, saved {report['cost_saved']:.2f}")
     if found.high is not None and found.error.value is not None:
         low, high = found.error.low or 0.0, found.error.high or 0.0
         said.append(
@@ -457,6 +482,10 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
             said.append(
                 f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]"
             )
+    known = {name: e for name, e in report["error_by_principle"].items() if e.value is not None}
+    if known:
+        each = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in known.items())
+        said.append(f"  by principle: {', '.join(each)}")
     if report.get("reopened"):
         said.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
     return said

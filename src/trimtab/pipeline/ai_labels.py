@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trimtab.constitution import load_constitution
 from trimtab.errors import Interrupted
-from trimtab.feedback import SimulationConfig, aggregate, label_hybrid, routing_lines, simulate
+from trimtab.feedback import SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
 from trimtab.feedback.callables import Utility
 from trimtab.files import write_json
 from trimtab.pipeline.context import Context, Counts
@@ -41,9 +41,8 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         write_records(folder / "judgements.jsonl", overall)
         return counts, files
     utility = context.gold()
-    pairs = [i for i in items if len(i.completions) == 2]
     asker = SimulatedPeople(utility, config.simulation, context.seed("label")) if utility else FilePeople(people)
-    result = label_hybrid(pairs, ensemble(pairs, overall), asker, config.route)
+    result = label_hybrid(items, ensemble(items, overall), asker, config.route)
     write_records(folder / "judgements.jsonl", result.judgements)
     write_records(folder / "queue.jsonl", result.queue)
     write_records(folder / "audits.jsonl", result.audits)
@@ -52,38 +51,13 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         context.ui.say(f"  {line}")
     if result.queue:
         raise Interrupted(
-            f"{len(result.queue)} items wait for a person: {folder / 'queue.jsonl'}. Put their judgements into "
+            f"{len(result.queue)} items wait for a person now: {folder / 'queue.jsonl'}. Put their judgements into "
             f"{config.people} (label.people) and run the same command again; what was judged is kept"
         )
     report = result.report
-    counts |= {"judgements": len(result.judgements), "not_pairs": len(items) - len(pairs)}
+    counts["judgements"] = len(result.judgements)
     counts |= {"labels_of_people": report["labels_of_people"], "labels_saved": report["labels_saved"]}
     return counts, [*files, "queue.jsonl", "audits.jsonl", "routing.json"]
-
-
-def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
-    """One judgement per item from one or several judges: their mean probability, under the name of all."""
-    overall = [j for j in judgements if j.criterion == "overall"]
-    names = sorted({j.annotator for j in overall})
-    if len(names) == 1:
-        return overall
-    first = {}
-    for j in overall:
-        first.setdefault(j.item, j)
-    made = []
-    for preference in aggregate(items, overall).preferences:
-        p, model = preference.probability, first[preference.id]
-        assert p is not None
-        update = {
-            "id": "+".join(preference.judgements),
-            "annotator": "+".join(names),
-            "shown_order": (0, 1),
-            "ranks": tuple(preference.ranks),
-            "probability": p,
-            "strength": round(abs(2 * p - 1), 6),
-        }
-        made.append(model.model_copy(update=update))
-    return made
 
 
 class SimulatedPeople:
@@ -101,11 +75,14 @@ class SimulatedPeople:
 
 
 class FilePeople:
-    """People's judgements from a file, in the order they were given; what is missing waits."""
+    """People's judgements of a file, one per person and item; what is missing waits.
+
+    Who ranked comes before who skipped, otherwise the order is the file's.
+    """
 
     def __init__(self, judgements: Sequence[Judgement]) -> None:
         self.by_item: dict[str, list[Judgement]] = {}
-        for judgement in judgements:
+        for judgement in sorted(judgements, key=lambda j: j.ranks is None):
             mine = self.by_item.setdefault(judgement.item, [])
             if judgement.criterion == "overall" and judgement.annotator not in {j.annotator for j in mine}:
                 mine.append(judgement)

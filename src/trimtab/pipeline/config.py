@@ -209,6 +209,8 @@ def check_recipe(config: RunConfig) -> None:
         problems.append("balance needs data.redteam_heldout, evaluate and align: it compares the first and last model")
     if config.label and config.label.source == "hybrid" and not (config.gold or config.label.people):
         problems.append("label.source 'hybrid' needs people: gold for simulated ones, or label.people")
+    if config.label and config.label.source == "hybrid" and config.sample and config.sample.answers != 2:
+        problems.append(f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}")
     if config.sft and not (data.demonstrations or data.preferences or config.revise):
         problems.append("sft needs data.demonstrations (or data.preferences, whose better answers it imitates)")
     if config.label and not config.sample:

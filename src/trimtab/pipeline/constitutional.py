@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab.constitution import DEFAULT, Constitution, load_constitution
-from trimtab.errors import DataError, Interrupted
+from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.evals import Measure, declines, measure, preaches, takes_up
 from trimtab.feedback import JudgeConfig, by_principle, revise
 from trimtab.feedback.routing import first_better
@@ -187,7 +187,7 @@ def _by_judge(
     for tag, name in TAGS.items():
         try:
             part = constitution.model_copy(update={"principles": constitution.tagged(tag)})
-        except Exception:
+        except ConfigError:
             context.ui.say(f"  the constitution has no principle tagged {tag!r}: {name} is measured by words only")
             continue
         used = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}

@@ -11,7 +11,18 @@ from pydantic import Field
 from trimtab.config import Config, parse_config
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError
-from trimtab.feedback import JudgeConfig, Judged, Question, Reply, against_people, judge, report_lines, run_facts
+from trimtab.feedback import (
+    JudgeConfig,
+    Judged,
+    Question,
+    Reply,
+    against_people,
+    ensemble,
+    judge,
+    people_lines,
+    report_lines,
+    run_facts,
+)
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig
 from trimtab.files import write_atomic, write_json
 from trimtab.models import Backbone, ModelConfig, model_identity
@@ -194,7 +205,14 @@ def judge_items(
         ui.say(f"  judge {name}:")
         for line in report_lines(facts, compared):
             ui.say(f"    {line}")
-    write_records(folder / "judgements.jsonl", [j for judged in found.values() for j in judged.judgements])
+    everything = [j for judged in found.values() for j in judged.judgements]
+    write_records(folder / "judgements.jsonl", everything)
+    if len(judges) > 1:
+        compared = against_people(items, ensemble(items, everything), people, seed=seed) if people else None
+        report["ensemble"] = {"judges": list(judges), "people": compared}
+        ui.say("  all judges together:")
+        for line in people_lines(compared):
+            ui.say(f"    {line}")
     write_json(folder / "judge.json", plain(report))
     return found
 
