@@ -4,7 +4,7 @@ import pytest
 
 from tests.constitution.test_principles import made, principle
 from tests.fake_endpoint import material
-from trimtab.feedback import Reply, RevisionConfig, by_principle, revise
+from trimtab.feedback import Reply, RevisionConfig, by_principle, judge_biases, revise
 from trimtab.records import Prompt
 
 RULES = made(principle("kind"), principle("brief"))
@@ -67,6 +67,9 @@ def test_rounds_build_on_each_other_and_everything_is_logged():
     assert first.answer == "draft 0 to question 0" and first.revision == second.answer == "draft 1 to question 0"
     assert first.critique == "a critique of draft 0 to question 0" and first.probability == pytest.approx(0.8)
     assert {r.principle for r in result.revisions} == {"kind", "brief"}
+    found = judge_biases(result.revisions)  # a judge without a preference for a place
+    assert (found["position_bias"].value, found["flip_rate"].value, found["position_bias"].n) == (0.5, 0.0, 24)
+    assert not found["longer_wins"].n  # "draft 1" is as long as "draft 0"
     assert result.demonstrations[0].metadata == {"constitution": RULES.version, "revised": True}
     assert result.revisions == run(Model()).revisions  # seeded
 

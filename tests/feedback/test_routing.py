@@ -220,10 +220,10 @@ def test_a_disagreement_waits_for_a_second_person():
 
 
 def test_the_soft_label_of_the_ai_is_calibrated():
-    """The judge says log-odds of four times what it knows; T = 4 mends it (fitted on some 800 audits)."""
+    """The judge says log-odds of twice what it knows; T = 2 mends it (fitted on some 800 audits)."""
     items, judged, truth = world(4000)
     loud = {j.item: j.probability for j in judged}
-    told = [j.model_copy(update={"probability": sigmoid(4 * math.log(j.probability / (1 - j.probability)))})
+    told = [j.model_copy(update={"probability": sigmoid(2 * math.log(j.probability / (1 - j.probability)))})
             for j in judged]  # fmt: skip
     result = label_hybrid(items, told, People(truth), RouteConfig(audit=0.2))
     alone = [j for j in result.judgements if j.source == "ai"]

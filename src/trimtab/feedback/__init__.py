@@ -14,8 +14,16 @@ from trimtab.feedback.intervals import (
     wilson_interval,
 )
 from trimtab.feedback.judge import FAILURES, Ask, JudgeConfig, Judged, Question, Reply, Verdict, combine, judge
-from trimtab.feedback.judge_report import against_people, cohen_kappa, mcnemar, people_lines, report_lines, run_facts
-from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, revise
+from trimtab.feedback.judge_report import (
+    against_people,
+    bias_lines,
+    cohen_kappa,
+    mcnemar,
+    people_lines,
+    report_lines,
+    run_facts,
+)
+from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, judge_biases, revise
 from trimtab.feedback.routing import Hybrid, Queued, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
@@ -45,6 +53,7 @@ __all__ = [
     "against_people",
     "aggregate",
     "agreement_report",
+    "bias_lines",
     "bootstrap_interval",
     "brier",
     "by_principle",
@@ -59,6 +68,7 @@ __all__ = [
     "friendly_parts",
     "friendly_utility",
     "judge",
+    "judge_biases",
     "krippendorff_alpha",
     "label_hybrid",
     "load_callable",

@@ -33,7 +33,7 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
         ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``, ``seconds``.
     """
     by_id = {item.id: item for item in items}
-    first_wins: list[tuple[float, str]] = []
+    wins: list[tuple[float, str]] = []
     flips: list[tuple[float, str]] = []
     longer: list[tuple[float, str]] = []
     groups: dict[str, list[Any]] = {}
@@ -42,7 +42,7 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
         if verdict.first is None or verdict.second is None or not verdict.ordered:
             continue
         prompt = by_id[verdict.item].prompt.id
-        first_wins += [(_win(verdict.first), prompt), (_win(1 - verdict.second), prompt)]
+        wins += [(first_wins(verdict.first), prompt), (first_wins(1 - verdict.second), prompt)]
         flips.append((float(verdict.contradicts), prompt))
     for item, mine in groups.items():
         answers = by_id[item].completions
@@ -53,7 +53,7 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
     overall = [j for j in judged.judgements if j.criterion == "overall"]
     replies = list(judged.replies.values())
     return {
-        "position_bias": share(first_wins, "no pair has an answer in both orders"),
+        "position_bias": share(wins, "no pair has an answer in both orders"),
         "flip_rate": share(flips, "no pair has an answer in both orders"),
         "longer_wins": share(longer, "no pair of different length has a winner"),
         "items": len(overall),
@@ -70,7 +70,8 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
     }
 
 
-def _win(p: float) -> float:
+def first_wins(p: float) -> float:
+    """1, 0 or ½: does the answer shown first win at this probability?"""
     return 0.5 if p == 0.5 else float(p > 0.5)
 
 
@@ -252,9 +253,7 @@ def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = No
     said = [
         f"{facts['items']} items judged, {facts['unusable']} without an answer; {facts['asked']} of "
         f"{facts['replies']} questions asked now, the others had been answered",
-        f"position bias: the answer shown first wins {_shown(facts['position_bias'])}; .5 is none",
-        f"flips when the order is swapped: {_shown(facts['flip_rate'])}",
-        f"the longer answer wins: {_shown(facts['longer_wins'])}",
+        *bias_lines(facts),
         "failures: " + (", ".join(f"{k} {n}" for k, n in facts["failures"].items()) or "none"),
     ]
     if facts["hard"]:
@@ -264,6 +263,15 @@ def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = No
     if facts["cost"]:
         said.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
     return [*said, *people_lines(people)]
+
+
+def bias_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Position bias, flips and length in words."""
+    return [
+        f"position bias: the answer shown first wins {_shown(facts['position_bias'])}; .5 is none",
+        f"flips when the order is swapped: {_shown(facts['flip_rate'])}",
+        f"the longer answer wins: {_shown(facts['longer_wins'])}",
+    ]
 
 
 def people_lines(people: Mapping[str, Any] | None) -> list[str]:
@@ -284,6 +292,7 @@ def people_lines(people: Mapping[str, Any] | None) -> list[str]:
 
 
 def _shown(estimate: Estimate, *, share: bool = True) -> str:
+    """An estimate in words: value, interval and number, or why there is none."""
     if estimate.value is None:
         return f"unknown ({estimate.reason})"
     form = "{:.1%}" if share else "{:.2f}"

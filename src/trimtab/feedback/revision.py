@@ -19,7 +19,9 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.constitution import Constitution, ask_critique, ask_revision, ask_violation, compare_answers
+from trimtab.feedback.intervals import Estimate
 from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, question
+from trimtab.feedback.judge_report import first_wins, share
 from trimtab.records import Demonstration, Message, Prompt, Record, content_id
 
 Write = Callable[[Sequence[Prompt], Callable[[Mapping[str, str]], None]], None]
@@ -60,8 +62,12 @@ class Revision(Record):
     """What the model said about its answer."""
     revision: str = ""
     """What it wrote instead."""
+    first: float | None = None
+    """P(the revision follows the principle better) where it was shown first; None: not judged, or no answer."""
+    second: float | None = None
+    """The same where it was shown second."""
     probability: float | None = None
-    """P(the revision follows the principle better), mean of both orders; None: not judged, or no answer."""
+    """Mean of both; None unless both are there."""
     outcome: Outcome
     """``kept``: the revision replaces the answer. All other outcomes leave the answer as it was."""
 
@@ -175,11 +181,13 @@ def revise(
             elif name not in fresh:
                 step["outcome"] = "unchanged"
             else:
-                first, second = judged[name, 0].probabilities, judged[name, 1].probabilities
+                there, back = judged[name, 0].probabilities, judged[name, 1].probabilities
+                first, second = there and there[0], back and back[1]
+                step |= {"first": first, "second": second}
                 if first is None or second is None:
                     step["outcome"] = "no verdict"
                 else:
-                    step["probability"] = (first[0] + second[1]) / 2
+                    step["probability"] = (first + second) / 2
                     step["outcome"] = "kept" if step["probability"] >= 0.5 else "worse"
             if step["outcome"] == "kept":
                 current[name] = rewritten[name]
@@ -216,3 +224,21 @@ def by_principle(revisions: Sequence[Revision]) -> dict[str, dict[str, Any]]:
         fired = sum(r.outcome != "no violation" if r.violation is not None else r.outcome == "kept" for r in mine)
         found[name] = {"rounds": len(mine), "fired": fired, "outcomes": dict(Counter(r.outcome for r in mine))}
     return found
+
+
+def judge_biases(revisions: Sequence[Revision]) -> dict[str, Estimate]:
+    """Of the judge who compared revisions with what they replace: ``position_bias``, ``flip_rate``, ``longer_wins``."""
+    judged = [(r, r.first, r.second) for r in revisions if r.first is not None and r.second is not None]
+    wins = [(first_wins(p), r.prompt) for r, first, second in judged for p in (first, 1 - second)]
+    flips = [(float((first - 0.5) * (second - 0.5) < 0), r.prompt) for r, first, second in judged]
+    longer = [
+        (float((r.probability > 0.5) == (len(r.revision) > len(r.answer))), r.prompt)
+        for r, _, _ in judged
+        if r.probability not in (None, 0.5) and len(r.revision) != len(r.answer)
+    ]
+    reason = "no revision was judged in both orders"
+    return {
+        "position_bias": share(wins, reason),
+        "flip_rate": share(flips, reason),
+        "longer_wins": share(longer, "no revision of another length has a verdict"),
+    }

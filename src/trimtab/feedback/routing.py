@@ -11,7 +11,7 @@ correction for their number is needed (fixed-sequence testing; Angelopoulos et a
 most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is below
 one half. Calibrators are monotone and treat both places alike, so calibrated confidence would rank items the
 same; thresholds are in the judge's own, and no label touches the ranking. What calibration changes is the soft
-label: the AI's probability is calibrated where it counts alone. Intervals are one-sided 95 % Wilson
+label: the AI's probabilities that end up in labels are calibrated ones. Intervals are one-sided 95 % Wilson
 on the effective number of items (Σw)²/Σw², w = 1/π.
 """
 
@@ -310,8 +310,8 @@ def label_hybrid(
     asked: dict[tuple[str, int], Judgement] = {}
 
     def ask(wanted: Sequence[Comparison], number: int) -> None:
-        missing = [i for i in wanted if (i.id, number) not in asked]
-        asked.update({(item, number): j for item, j in people(missing, number).items()} if missing else {})
+        new = [i for i in wanted if (i.id, number) not in asked]
+        asked.update({(item, number): j for item, j in people(new, number).items()} if new else {})
 
     ask([i for i in items if i.id in chances], 0)
     missing = sum((name, 0) not in asked for name in chances)
@@ -330,7 +330,8 @@ def label_hybrid(
     kept: list[Judgement] = []
     queue: list[Queued] = []
     for item in items:
-        one, two, machine = asked.get((item.id, 0)), asked.get((item.id, 1)), said.get(item.id)
+        one, two = asked.get((item.id, 0)), asked.get((item.id, 1))
+        machine = _calibrated(said.get(item.id), router.calibrate)
         route = routes[item.id]
         audited = item.id in chances
         if one is not None and (audited or route == "person"):
@@ -338,7 +339,7 @@ def label_hybrid(
             if route == "both" and two is not None:
                 kept.append(two)
         elif route == "ai" and machine is not None:
-            kept.append(_calibrated(machine, router.calibrate))
+            kept.append(machine)
         elif one is None:
             if audited or not missing:
                 queue.append(_queued(item, 1))
@@ -384,9 +385,9 @@ def _queued(item: Comparison, people: int) -> Queued:
     return Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=people)
 
 
-def _calibrated(judgement: Judgement, calibrate: Calibrator) -> Judgement:
+def _calibrated(judgement: Judgement | None, calibrate: Calibrator) -> Judgement | None:
     """The AI's judgement with the probability that can be taken at its word; the judge's own stays in its records."""
-    if judgement.probability is None:
+    if judgement is None or judgement.probability is None:
         return judgement
     p = calibrate(judgement.probability)
     return judgement.model_copy(update={"probability": p, "strength": round(abs(2 * p - 1), 6)})

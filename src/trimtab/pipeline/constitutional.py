@@ -7,7 +7,7 @@ from typing import Any
 from trimtab.constitution import DEFAULT, Constitution, load_constitution
 from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.evals import Measure, declines, measure, preaches, takes_up
-from trimtab.feedback import JudgeConfig, by_principle, revise
+from trimtab.feedback import JudgeConfig, bias_lines, by_principle, judge_biases, revise
 from trimtab.feedback.routing import first_better
 from trimtab.files import write_json
 from trimtab.models import Backbone, model_identity
@@ -69,6 +69,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
         if config.helpful is not None:
             wanted = min(len(helpful), round(config.helpful * len(result.demonstrations)))
             helpful = random.Random(context.seed("helpful")).sample(helpful, wanted)
+    biases = judge_biases(result.revisions)
     write_records(folder / "revisions.jsonl", result.revisions)
     write_records(folder / "demonstrations.jsonl", [*result.demonstrations, *helpful])
     write_json(
@@ -78,6 +79,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
             "counts": result.counts,
             "too_long": writer.long,
             "principles": by_principle(result.revisions),
+            "judge": plain(biases),
         },
     )
     kept = result.counts.get("kept", 0)
@@ -86,6 +88,8 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
         f"judge and kept out; {len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
         f"{len(helpful)} helpful ones mixed in"
     )
+    for line in bias_lines(biases):
+        context.ui.say(f"    judge of revisions: {line}")
     counts = {"prompts": len(prompts), "revised": len(result.demonstrations), "helpful": len(helpful)}
     outcomes = {f"outcome: {k}": n for k, n in result.counts.items()}
     return counts | outcomes | {"too_long": writer.long}, ["revisions.jsonl", "demonstrations.jsonl", "revise.json"]
@@ -191,6 +195,7 @@ def _by_judge(
             context.ui.say(f"  the constitution has no principle tagged {tag!r}: {name} is measured by words only")
             continue
         used = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}
+        context.ui.say(f"  {name}, by a judge who goes by the principles tagged {tag!r}")
         items, sure = [], []
         for before, after in zip(used["base"], used["policy"], strict=True):
             if before.text == after.text:
@@ -200,7 +205,7 @@ def _by_judge(
             items.append(item.model_copy(update={"id": content_id("balance", item.id)}))
         judged = judge_items(
             items, part, {"judge": judge}, JudgeConfig(seed=context.seed("balance")), context.folder("balance") / tag,
-            default=context.config.model, ui=_quiet(context), seed=context.seed("balance"),
+            default=context.config.model, ui=context.ui, seed=context.seed("balance"),
         )  # fmt: skip
         p = [first_better(j) for j in judged["judge"].judgements]
         said = [x for x in p if x is not None]
@@ -214,9 +219,3 @@ def _by_judge(
             label = "not preachy" if name == "preachiness" else name
             found.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
     return found
-
-
-def _quiet(context: Context) -> Any:
-    from trimtab.pipeline.ui import Silent
-
-    return context.ui if isinstance(context.ui, Silent) else Silent()

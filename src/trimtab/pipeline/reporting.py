@@ -26,7 +26,7 @@ from trimtab.evals import (
     series_from_metrics,
     write_report,
 )
-from trimtab.feedback import Estimate, report_lines
+from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Rollout, read_records
@@ -163,6 +163,8 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         facts = read_json(context.folder("revise") / "revise.json")
         outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
         said.append(f"critique and revision: {outcomes}")
+        biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
+        said += [f"judge of revisions: {line}" for line in bias_lines(biases)]
     if context.config.label is not None and context.config.label.source != "simulated":
         report = read_json(context.folder("label") / "judge" / "judge.json")
         for name, entry in report["judges"].items():
