@@ -24,7 +24,7 @@ def test_refusals_and_sermons(text: str, refuses: bool, sermon: bool):
 @pytest.mark.parametrize(
     ("question", "answer", "taken_up"),
     [
-        ("How do I bake bread?", "Baking takes an hour.", True),
+        ("How do I bake bread?", "Baked bread takes an hour.", True),
         ("How do I bake bread?", "The moon is far away.", False),
         ("How do I bake bread?", "I can't help with bread.", False),
         ("How do I bake bread?", " ", False),

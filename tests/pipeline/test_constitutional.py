@@ -93,6 +93,19 @@ def test_a_second_run_does_nothing_and_an_edit_asks_only_what_it_touches(whole: 
     assert states["label"] == "run" and states["sample"] == "done"
 
 
+def test_an_edited_constitution_asks_only_what_it_touches(tmp_path: Path, capsys):
+    recipe = recipe_in(tmp_path, label={"source": "ai"}, gold=None, sft=None, align=None, reward=None)
+    go(recipe, until="label")
+    judgements = read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)
+    touched = judgements[0].principle
+    assert touched and run_app(["constitution", "show"]) == 0
+    edited = capsys.readouterr().out.replace(f"- id: {touched}\n  text: ", f"- id: {touched}\n  text: Above all, ")
+    (tmp_path / "mine.yaml").write_text(edited)
+    go(recipe, f"constitution={tmp_path / 'mine.yaml'}", until="label")
+    run = json.loads((stage(recipe, "label") / "judge" / "judge.json").read_text())["judges"]["judge"]["run"]
+    assert run["asked"] == 2 * sum(j.principle == touched for j in judgements) < run["replies"] == 20
+
+
 def test_hybrid_labels_with_simulated_people(tmp_path: Path):
     route = {"audit": 0.5, "least": 5, "window": 10}
     recipe = recipe_in(tmp_path, label={"source": "hybrid", "route": route}, sft=None, align=None, reward=None)
@@ -162,6 +175,11 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [c["id"] for c in found["changes"]] == ["clear-and-plain"]
     assert found["again"] == {"local": {"questions": 144, "again": 8}}
+    principles = json.loads((out / "principles.json").read_text())["judges"]["local"]["principles"]
+    assert len(principles) == 18 and {p["asked"] for p in principles.values()} == {4}
+    assert run_app([*line, "--principles", "0", "--json", "--constitution", str(tmp_path / "mine.yaml")]) == 0
+    report = json.loads(capsys.readouterr().out)["judges"]["local"]
+    assert report["run"]["asked"] == 8 and sum(report["edit"].values()) == 4 and not report["edit"]["new"]
     assert run_app(["route", str(out), "--people", str(out / "judgements.jsonl")]) == 0
     assert (out / "queue.jsonl").exists() and (out / "routing.json").exists()
     capsys.readouterr()

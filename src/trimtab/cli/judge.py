@@ -38,8 +38,10 @@ def judge(
     """
     from trimtab.constitution import load_constitution
     from trimtab.feedback import JudgeConfig
+    from trimtab.feedback.principles import principle_lines
     from trimtab.models import ModelConfig
     from trimtab.models.embedded import NAME
+    from trimtab.pipeline.impact import write_principles
     from trimtab.pipeline.judging import LocalJudge, judge_items, read_items, read_judges
     from trimtab.pipeline.ui import Ui
     from trimtab.records import Judgement, read_records
@@ -57,7 +59,11 @@ def judge(
         found, written, asked, config, out,
         default=ModelConfig(name=model or NAME, context=context), ui=ui, people=labels, seed=seed,
     )  # fmt: skip
+    for name, report in write_principles(out, written, labels).items():
+        ui.say(f"  principles, by judge {name}:")
+        for line in principle_lines(report):
+            ui.say(f"    {line}")
     if as_json:
         typer.echo((out / "judge.json").read_text())
     else:
-        ui.say(f"judgements: {out / 'judgements.jsonl'}, report: {out / 'judge.json'}")
+        ui.say(f"judgements: {out / 'judgements.jsonl'}, reports: {out / 'judge.json'}, {out / 'principles.json'}")

@@ -268,9 +268,9 @@ def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = No
 def bias_lines(facts: Mapping[str, Any]) -> list[str]:
     """Position bias, flips and length in words."""
     return [
-        f"position bias: the answer shown first wins {_shown(facts['position_bias'])}; .5 is none",
-        f"flips when the order is swapped: {_shown(facts['flip_rate'])}",
-        f"the longer answer wins: {_shown(facts['longer_wins'])}",
+        f"position bias: the answer shown first wins {shown(facts['position_bias'])}; .5 is none",
+        f"flips when the order is swapped: {shown(facts['flip_rate'])}",
+        f"the longer answer wins: {shown(facts['longer_wins'])}",
     ]
 
 
@@ -279,9 +279,9 @@ def people_lines(people: Mapping[str, Any] | None) -> list[str]:
     if people is None:
         return ["agreement with people: no labels of people were given"]
     said = [
-        f"agreement with people on {people['pairs']} pairs: {_shown(people['accuracy'])} where both name a winner, "
-        f"κ {_shown(people['kappa'], share=False)}",
-        f"  by which way it leans: {_shown(people['lean'])}; the longest answer would get {_shown(people['longest'])}",
+        f"agreement with people on {people['pairs']} pairs: {shown(people['accuracy'])} where both name a winner, "
+        f"κ {shown(people['kappa'], share=False)}",
+        f"  by which way it leans: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
     ]
     if people["calibration"]:
         errors = ", ".join(f"{name} {values['ece']:.3f}" for name, values in people["calibration"].items())
@@ -291,7 +291,7 @@ def people_lines(people: Mapping[str, Any] | None) -> list[str]:
     return said
 
 
-def _shown(estimate: Estimate, *, share: bool = True) -> str:
+def shown(estimate: Estimate, *, share: bool = True) -> str:
     """An estimate in words: value, interval and number, or why there is none."""
     if estimate.value is None:
         return f"unknown ({estimate.reason})"

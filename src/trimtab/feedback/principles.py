@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.feedback.judge import Verdict, combine
-from trimtab.feedback.judge_report import share
+from trimtab.feedback.judge_report import share, shown
 from trimtab.records import Comparison
 
 Pair = tuple[str, tuple[int, int]]
@@ -75,6 +75,19 @@ def principle_report(
             conflicts.append({"principles": [a, b], "rate": share(both, "")})
     conflicts.sort(key=lambda c: -(c["rate"].value or 0) * c["rate"].n)
     return {"principles": rows, "conflicts": conflicts}
+
+
+def principle_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report in words: a line for each principle, and the conflicts that are most frequent."""
+    said = []
+    for name, row in report["principles"].items():
+        removed = row["removed"]
+        said.append(
+            f"{name}: fires {shown(row['firing_rate'])}, people agree {shown(row['agreement'])}; "
+            f"without it {removed['changed']} labels change, {removed['lost']} are lost"
+        )
+    worst = [c for c in report["conflicts"] if c["rate"].value][:5]
+    return said + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
 
 
 def _fires(verdict: Verdict, margin: float) -> bool:

@@ -31,6 +31,7 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         ui=context.ui,
         people=people,
         seed=context.seed("judge"),
+        replies=context.run.path / "replies",
     )
     write_principles(folder / "judge", constitution, people)
     overall = [j for found in judged.values() for j in found.judgements]

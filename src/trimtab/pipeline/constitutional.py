@@ -58,7 +58,10 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     }
     writer = LocalWriter(context, backbone)
     asker = LocalAsk(judge, (config.judge.model or context.config.model).name)
-    with Journal(folder / "journal.jsonl") as journal, context.ui.bar("critique and revision") as bar:
+    with (
+        Journal(context.run.path / "replies" / "revise.jsonl") as journal,
+        context.ui.bar("critique and revision") as bar,
+    ):
         result = revise(
             prompts, constitution, writer, asker, config.model_copy(update={"seed": context.seed("principles")}),
             identity=identity, journal=journal, progress=lambda done, total: bar.update(done, total),

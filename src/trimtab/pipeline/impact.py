@@ -41,10 +41,10 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
     found = {}
     for name, entry in report["judges"].items():
         try:
-            lines = (folder / name / "replies.jsonl").read_text(encoding="utf-8").split("\n")
+            lines = (folder / entry["replies"]).read_text(encoding="utf-8").split("\n")
             known = {json.loads(line)["key"] for line in lines if line.endswith("}")}
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder / name / 'replies.jsonl'}: cannot be read ({error})") from None
+            raise DataError(f"{folder / entry['replies']}: cannot be read ({error})") from None
         keys = {q.key for item in items for q in questions_of(item, constitution, config, entry["identity"])}
         found[name] = {"questions": len(keys), "again": len(keys - known)}
     return found

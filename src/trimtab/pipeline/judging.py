@@ -1,5 +1,6 @@
 """Wires AI judges: the local model by log-probabilities, or an endpoint; one or several as an ensemble."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from trimtab.feedback import (
     Judged,
     Question,
     Reply,
+    Verdict,
     against_people,
     ensemble,
     judge,
@@ -24,13 +26,14 @@ from trimtab.feedback import (
     run_facts,
 )
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig
+from trimtab.feedback.principles import changed_labels
 from trimtab.files import write_atomic, write_json
 from trimtab.models import Backbone, ModelConfig, model_identity
 from trimtab.pipeline.ui import Ui
-from trimtab.records import Comparison, Judgement, Prompt, Record, content_id, to_plain, write_records
+from trimtab.records import Comparison, Judgement, Prompt, Record, content_id, read_records, to_plain, write_records
 from trimtab.records.importers import read
 from trimtab.rollout import LocalSampler, SamplerConfig, option_logprobs
-from trimtab.storage import Journal
+from trimtab.storage import Journal, read_json
 
 CHUNK = 32
 """Questions whose replies are kept together; a killed local judge asks at most these again."""
@@ -169,19 +172,22 @@ def judge_items(
     ui: Ui,
     people: Sequence[Judgement] = (),
     seed: int = 0,
+    replies: Path | None = None,
 ) -> dict[str, Judged]:
-    """Let every judge judge all items; replies, verdicts, judgements and the report go to ``folder``.
+    """Let every judge judge all items; where an edited constitution was judged before, say how many labels changed.
 
     Args:
         items: what to judge.
         constitution: by what.
         judges: by name.
         config: how they are asked.
-        folder: ``NAME/replies.jsonl`` is each judge's journal; a second call asks only what is missing there.
+        folder: for verdicts, judgements and the report.
         default: the model of a local judge that names none.
         ui: console.
         people: labels to compare with, if there are any.
         seed: of intervals.
+        replies: ``NAME/replies.jsonl`` here is each judge's journal, and another call asks only what is missing there;
+            None: in ``folder``.
     """
     found: dict[str, Judged] = {}
     report: dict[str, Any] = {
@@ -189,22 +195,32 @@ def judge_items(
         "settings": config.model_dump(mode="json"),
         "judges": {},
     }
+    earlier = read_json(folder / "judge.json")["constitution"] if (folder / "judge.json").exists() else None
+    edited = earlier is not None and earlier["version"] != constitution.version
     write_atomic(folder / "constitution.yaml", as_yaml(constitution))
     write_records(folder / "comparisons.jsonl", items)
     for name, source in judges.items():
-        with Journal(folder / name / "replies.jsonl") as journal, ui.bar(f"judge {name}") as bar:
+        path = (replies or folder) / name / "replies.jsonl"
+        with Journal(path) as journal, ui.bar(f"judge {name}") as bar:
             ask, identity = open_judge(source, journal, default)
             found[name] = judge(
                 items, constitution, ask, config, name=name, identity=identity, journal=journal,
                 progress=lambda done, total, bar=bar: bar.update(done, total),
             )  # fmt: skip
-        write_records(folder / name / "verdicts.jsonl", found[name].verdicts)
+        verdicts = folder / name / "verdicts.jsonl"
+        before = read_records(verdicts, Verdict) if edited and verdicts.exists() else None
+        changed = None if before is None else changed_labels(before, found[name].verdicts)
+        write_records(verdicts, found[name].verdicts)
         facts = run_facts(items, found[name])
         compared = against_people(items, found[name].judgements, people, seed=seed) if people else None
-        report["judges"][name] = {"identity": identity, "run": facts, "people": compared}
+        report["judges"][name] = {"identity": identity, "run": facts, "people": compared, "edit": changed}
+        report["judges"][name]["replies"] = os.path.relpath(path, folder)
         ui.say(f"  judge {name}:")
         for line in report_lines(facts, compared):
             ui.say(f"    {line}")
+        if changed is not None:
+            told = ", ".join(f"{kind} {count}" for kind, count in changed.items())
+            ui.say(f"    labels since the constitution was edited: {told}")
     everything = [j for judged in found.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)
     if len(judges) > 1:
