@@ -182,7 +182,8 @@ def revise(
                 step["outcome"] = "unchanged"
             else:
                 there, back = judged[name, 0].probabilities, judged[name, 1].probabilities
-                first, second = there and there[0], back and back[1]
+                first = None if there is None else there[0]
+                second = None if back is None else back[1]
                 step |= {"first": first, "second": second}
                 if first is None or second is None:
                     step["outcome"] = "no verdict"
