@@ -27,7 +27,7 @@ def train(one: Role, batch: Batch, steps: int = 3) -> None:
     def loss(part: Batch, norms: Norms):
         if one.scalar is not None:
             return (one.scores(part) - 3.0).square().sum() / norms.sequences, {}
-        return -one.logprobs(part)[0].sum() / norms.tokens, {}
+        return -one.logprobs(part).sum() / norms.tokens, {}
 
     for _ in range(steps):
         learner.step([(["all"], batch)], loss, norms)
@@ -38,14 +38,14 @@ def test_reference_stays_while_policy_and_critic_train():
     policy = Role.trainable(trunk, "policy", lora(), seed=1)
     critic = Role.trainable(trunk, "critic", lora(), seed=2, scalar_head=True)
     reference, batch = Role(trunk), batch_of(trunk)
-    fixed = reference.logprobs(batch)[0]
-    assert torch.equal(policy.logprobs(batch)[0], fixed)  # B is zero: it starts as the trunk
+    fixed = reference.logprobs(batch)
+    assert torch.equal(policy.logprobs(batch), fixed)  # B is zero: it starts as the trunk
     train(critic, batch)
-    assert torch.equal(policy.logprobs(batch)[0], fixed)
+    assert torch.equal(policy.logprobs(batch), fixed)
     train(policy, batch)
     moved = critic.scores(batch)
-    assert not torch.allclose(policy.logprobs(batch)[0], fixed, atol=1e-3)
-    assert torch.equal(reference.logprobs(batch)[0], fixed)
+    assert not torch.allclose(policy.logprobs(batch), fixed, atol=1e-3)
+    assert torch.equal(reference.logprobs(batch), fixed)
     train(policy, batch)
     assert torch.equal(critic.scores(batch), moved)
 
@@ -70,37 +70,37 @@ def test_merged_computes_the_adapter_and_puts_every_bit_back(architecture):
     trunk = tiny_backbone(architecture)
     policy = stir(Role.trainable(trunk, "policy", lora(), seed=1))
     batch, reference = batch_of(trunk), Role(trunk)
-    adapted, plain = policy.logprobs(batch)[0], reference.logprobs(batch)[0]
+    adapted, plain = policy.logprobs(batch), reference.logprobs(batch)
     before = {name: p.detach().clone() for name, p in trunk.model.named_parameters()}
     with trunk.merged("policy"):
-        torch.testing.assert_close(reference.logprobs(batch)[0], adapted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(reference.logprobs(batch), adapted, rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match="on purpose"), trunk.merged("policy"):
         raise RuntimeError("on purpose")
     assert all(torch.equal(p, before[name]) for name, p in trunk.model.named_parameters())
-    assert torch.equal(reference.logprobs(batch)[0], plain)
-    assert torch.equal(policy.logprobs(batch)[0], adapted)
+    assert torch.equal(reference.logprobs(batch), plain)
+    assert torch.equal(policy.logprobs(batch), adapted)
 
 
 def test_merged_none_is_the_reference():
     trunk = tiny_backbone()
     policy, batch = stir(Role.trainable(trunk, "policy", lora(), seed=1)), batch_of(trunk)
-    plain = Role(trunk).logprobs(batch)[0]
+    plain = Role(trunk).logprobs(batch)
     policy.logprobs(batch)
     with trunk.merged(None):
         direct = trunk.model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
     assert torch.equal(direct, trunk.hidden(batch.tokens, adapter=None))
-    assert torch.equal(Role(trunk).logprobs(batch)[0], plain)
+    assert torch.equal(Role(trunk).logprobs(batch), plain)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_merge_folds_one_adapter_in_for_good(architecture):
     trunk = tiny_backbone(architecture)
     sft, batch = stir(Role.trainable(trunk, "sft", lora(), seed=1)), batch_of(trunk)
-    adapted = sft.logprobs(batch)[0]
+    adapted = sft.logprobs(batch)
     trunk.merge("sft")
-    torch.testing.assert_close(Role(trunk).logprobs(batch)[0], adapted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Role(trunk).logprobs(batch), adapted, rtol=1e-4, atol=1e-4)
     policy = Role.trainable(trunk, "policy", lora(1), seed=2)  # the next stage builds on it
-    torch.testing.assert_close(policy.logprobs(batch)[0], adapted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.logprobs(batch), adapted, rtol=1e-4, atol=1e-4)
     assert not any("sft" in name for name, _ in trunk.model.named_parameters())
 
 
@@ -110,10 +110,10 @@ def test_copy_adapter():
     batch = batch_of(trunk)
     stir(one)
     trunk.copy_adapter("one", "two")
-    assert torch.equal(one.logprobs(batch)[0], two.logprobs(batch)[0])
-    copied = two.logprobs(batch)[0]
+    assert torch.equal(one.logprobs(batch), two.logprobs(batch))
+    copied = two.logprobs(batch)
     stir(one, seed=4)
-    assert torch.equal(two.logprobs(batch)[0], copied)
+    assert torch.equal(two.logprobs(batch), copied)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -123,14 +123,14 @@ def test_two_halves_are_the_whole(architecture):
     critic = stir(Role.trainable(trunk, "critic", lora(2), seed=2, scalar_head=True))
     assert trunk.frozen_layers == 2  # below the lowest adapter of all
     batch = batch_of(trunk)
-    whole = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
+    whole = policy.logprobs(batch), critic.values(batch), Role(trunk).logprobs(batch)
     lower = trunk.lower(batch)
     assert lower is not None and not lower.requires_grad
     batch.columns["lower"] = lower
-    halves = policy.logprobs(batch)[0], critic.values(batch), Role(trunk).logprobs(batch)[0]
+    halves = policy.logprobs(batch), critic.values(batch), Role(trunk).logprobs(batch)
     for a, b in zip(halves, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    policy.logprobs(batch)[0].sum().backward()
+    policy.logprobs(batch).sum().backward()
     assert all(p.grad is not None for p in policy.parameters().values())
 
 
@@ -149,7 +149,7 @@ def test_trunk_that_cannot_be_cut_is_used_whole():
     assert trunk.frozen_layers == 0
     assert trunk.lower(batch) is None
     train(policy, batch)
-    assert not torch.equal(policy.logprobs(batch)[0], Role(trunk).logprobs(batch)[0])
+    assert not torch.equal(policy.logprobs(batch), Role(trunk).logprobs(batch))
 
 
 def test_cut_that_would_change_the_numbers_is_not_made():
@@ -178,12 +178,12 @@ def test_more_layers_than_there_are(top):
 def test_dropout_is_on_in_training_only():
     trunk = tiny_backbone()
     policy, batch = stir(Role.trainable(trunk, "policy", lora(dropout=0.5), seed=1)), batch_of(trunk)
-    calm = policy.logprobs(batch)[0]
-    assert torch.equal(policy.logprobs(batch)[0], calm)
+    calm = policy.logprobs(batch)
+    assert torch.equal(policy.logprobs(batch), calm)
     policy.train(True)
-    assert not torch.equal(policy.logprobs(batch)[0], calm)
+    assert not torch.equal(policy.logprobs(batch), calm)
     policy.train(False)
-    assert torch.equal(policy.logprobs(batch)[0], calm)
+    assert torch.equal(policy.logprobs(batch), calm)
 
 
 def test_dropout_of_the_trunk_is_on_only_where_all_of_it_trains():
@@ -191,10 +191,30 @@ def test_dropout_of_the_trunk_is_on_only_where_all_of_it_trains():
     adapter = Role.trainable(trunk, "policy", lora(), seed=1)
     whole = Role.trainable(tiny_backbone(dropout=0.5), "policy", AdapterConfig(kind="full"), seed=1)
     batch = batch_of(trunk)
-    calm = adapter.logprobs(batch)[0]
+    calm = adapter.logprobs(batch)
     adapter.train(True)
-    assert torch.equal(adapter.logprobs(batch)[0], calm)
+    assert torch.equal(adapter.logprobs(batch), calm)
     whole.train(True)
-    assert not torch.equal(whole.logprobs(batch)[0], calm)
+    assert not torch.equal(whole.logprobs(batch), calm)
     whole.train(False)
-    assert torch.equal(whole.logprobs(batch)[0], calm)
+    assert torch.equal(whole.logprobs(batch), calm)
+
+
+@pytest.mark.parametrize("adapter", [lora(), lora(1), AdapterConfig(kind="full")], ids=["lora", "top layer", "full"])
+def test_checkpointing_gives_the_same_gradients_and_keeps_less(adapter):
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        trunk = tiny_backbone()
+        trunk = Backbone(trunk.model, trunk.chat, gradient_checkpointing=checkpointing)
+        policy, batch = stir(Role.trainable(trunk, "policy", adapter, seed=1)), batch_of(trunk)
+        policy.train(True)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            loss = policy.logprobs(batch).sum()
+        loss.backward()
+        policy.train(False)
+        kept.append(sum(sizes))
+        gradients.append({name: p.grad for name, p in policy.parameters().items()})
+    assert kept[1] < kept[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)

@@ -134,7 +134,7 @@ def test_shared_prompts_give_the_same_numbers_and_gradients(architecture, top):
         lower = backbone.lower(batch)
         if lower is not None:
             batch.columns["lower"] = lower
-        logprobs, entropies = role.logprobs(batch)
+        logprobs, entropies = role.logprobs_and_entropies(batch)
         values, scores = role.values(batch), role.scores(batch)
         (logprobs.sum() + values.square().sum() + scores.square().sum()).backward()
         gradients = torch.cat([p.grad.flatten() for p in role.parameters().values()])

@@ -124,8 +124,8 @@ def test_asking_for_an_accelerator_that_is_not_there():
 def test_bfloat16_stays_near_float32(tiny: Path):
     tokens = tokenizer().encode("<|im_start|>user\nwarm tea<|im_end|>\n<|im_start|>assistant\nthank you.<|im_end|>")
     batch = collate([tokens], [[False] * 8 + [True] * (len(tokens) - 8)], torch.device("cpu"))
-    exact = Role(load(tiny)).logprobs(batch)[0]
-    short = Role(load(tiny, precision="bfloat16")).logprobs(batch)[0]
+    exact = Role(load(tiny)).logprobs(batch)
+    short = Role(load(tiny, precision="bfloat16")).logprobs(batch)
     assert short.dtype == torch.float32
     assert not torch.equal(exact, short)
     torch.testing.assert_close(short, exact, rtol=0.05, atol=0.1)

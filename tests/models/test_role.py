@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ModelError
-from trimtab.models import AdapterConfig, Backbone, Batch, Role, collate, pack, role
+from trimtab.models import AdapterConfig, Backbone, Batch, Role, collate, head, pack
 
 from ..kit import chat_messages, sentences, stir, tiny_backbone
 
@@ -36,7 +36,7 @@ def by_hand(model, tokens: list[int], temperature: float = 1.0) -> tuple[Tensor,
 def test_logprobs_and_entropies_are_the_models(architecture, temperature):
     backbone = tiny_backbone(architecture)
     tokens, masks = encoded(backbone)
-    logprobs, entropies = Role(backbone).logprobs(batch_of(backbone), temperature=temperature)
+    logprobs, entropies = Role(backbone).logprobs_and_entropies(batch_of(backbone), temperature=temperature)
     for row, (sequence, mask) in enumerate(zip(tokens, masks, strict=True)):
         wanted, spread = by_hand(backbone.model, sequence, temperature)
         for t, own in enumerate(mask):
@@ -63,7 +63,7 @@ def test_adapter_is_the_textbook_formula():
                 found += 1
     assert found == 3 * 7  # every linear map of every layer
     tokens, masks = encoded(backbone)
-    logprobs = policy.logprobs(batch_of(backbone))[0]
+    logprobs = policy.logprobs(batch_of(backbone))
     for row, (sequence, mask) in enumerate(zip(tokens, masks, strict=True)):
         wanted = by_hand(plain, sequence)[0]
         first = mask.index(True)
@@ -75,7 +75,7 @@ def test_adapter_is_the_textbook_formula():
 def gradients(one: Role, batch: Batch) -> dict[str, Tensor]:
     for parameter in one.parameters().values():
         parameter.grad = None
-    one.logprobs(batch)[0].sum().backward()
+    one.logprobs(batch).sum().backward()
     return {name: p.grad.clone() for name, p in one.parameters().items() if p.grad is not None}
 
 
@@ -88,15 +88,15 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_head_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     policy = stir(Role.trainable(tiny_backbone(), "policy", LORA, seed=1))
     batch = batch_of(policy.backbone)
-    whole, entropies = policy.logprobs(batch)
+    whole, entropies = policy.logprobs_and_entropies(batch)
     gradient = gradients(policy, batch)
-    monkeypatch.setattr(role, "HEAD_CHUNK", 3)
-    pieces, pieces_entropies = policy.logprobs(batch)
+    monkeypatch.setattr(head, "CHUNK", 3)
+    pieces, pieces_entropies = policy.logprobs_and_entropies(batch)
     torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pieces_entropies, entropies, rtol=1e-5, atol=1e-5)
     close(gradients(policy, batch), gradient)
     with torch.no_grad():
-        torch.testing.assert_close(policy.logprobs(batch)[0], whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(policy.logprobs(batch), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -109,7 +109,7 @@ def test_padding_is_never_seen(architecture):
     wide.response_mask = torch.cat([wide.response_mask, torch.zeros_like(filler, dtype=torch.bool)], dim=1)
     width = batch.tokens.shape[1]
     one = Role(backbone)
-    torch.testing.assert_close(one.logprobs(wide)[0][:, :width], one.logprobs(batch)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one.logprobs(wide)[:, :width], one.logprobs(batch), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -121,7 +121,7 @@ def test_packed_rows_are_separate_rows(architecture, kind):
     separate = collate(tokens, masks, backbone.device)
     packed = pack(tokens, masks, 64, backbone.device)
     assert packed.size < separate.size
-    apart, together = trained.logprobs(separate)[0], trained.logprobs(packed)[0]
+    apart, together = trained.logprobs(separate), trained.logprobs(packed)
     for number, sequence in enumerate(tokens):
         mine = together[packed.columns["segments"] == number]
         torch.testing.assert_close(mine, apart[number, : len(sequence)], rtol=1e-4, atol=1e-5)
@@ -136,7 +136,7 @@ def test_packed_neighbours_do_not_talk():
     after = pack(changed, masks, 128, backbone.device)
     segments = before.columns["segments"]
     assert before.size == 1
-    a, b = Role(backbone).logprobs(before)[0], Role(backbone).logprobs(after)[0]
+    a, b = Role(backbone).logprobs(before), Role(backbone).logprobs(after)
     assert torch.equal(a[segments != 1], b[segments != 1])
     assert not torch.allclose(a[segments == 1], b[segments == 1])
 
@@ -175,7 +175,7 @@ def test_state_round_trip(kind):
     state = trained.state()
     other.load_state(state)
     assert torch.equal(trained.scores(batch), other.scores(batch))
-    assert torch.equal(trained.logprobs(batch)[0], other.logprobs(batch)[0])
+    assert torch.equal(trained.logprobs(batch), other.logprobs(batch))
     with torch.no_grad():
         next(iter(trained.parameters().values())).zero_()
     name = next(iter(state))
@@ -211,6 +211,6 @@ def test_tied_embeddings_are_trained_once():
     model = trained.backbone.model
     assert model.lm_head.weight is model.model.embed_tokens.weight
     tokens, masks = encoded(trained.backbone)
-    logprobs = trained.logprobs(collate(tokens, masks, trained.backbone.device))[0]
+    logprobs = trained.logprobs(collate(tokens, masks, trained.backbone.device))
     wanted = by_hand(model, tokens[0])[0]
     assert float(logprobs.detach()[0, len(tokens[0]) - 1]) == pytest.approx(float(wanted[-1]), abs=1e-4)

@@ -35,8 +35,8 @@ def test_logprobs_are_what_the_trainer_computes(architecture, temperature):
     rollouts = sample(backbone, prompts(6), group=3, adapter="policy", temperature=temperature, slots=7)
     batch = rollout_batch(rollouts, backbone.device)
     with torch.no_grad():
-        again = policy.logprobs(batch, temperature=temperature)[0]
-        reference = Role(backbone).logprobs(batch, temperature=temperature)[0]
+        again = policy.logprobs(batch, temperature=temperature)
+        reference = Role(backbone).logprobs(batch, temperature=temperature)
     torch.testing.assert_close(batch.columns["old_logprobs"], again, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(again, reference, atol=1e-2)
 
@@ -53,7 +53,7 @@ def test_greedy_is_hugging_faces_token_by_token(architecture):
         assert rollout.tokens == theirs
     batch = rollout_batch(rollouts, backbone.device)
     torch.testing.assert_close(
-        batch.columns["old_logprobs"], Role(backbone).logprobs(batch)[0].detach(), rtol=1e-4, atol=1e-4
+        batch.columns["old_logprobs"], Role(backbone).logprobs(batch).detach(), rtol=1e-4, atol=1e-4
     )
 
 

@@ -23,7 +23,7 @@ def batch_of(one: Role, count: int = 6) -> Batch:
 
 def nll(one: Role):
     def loss(part: Batch, norms: Norms):
-        total = -one.logprobs(part)[0].sum() / norms.tokens
+        total = -one.logprobs(part).sum() / norms.tokens
         return total, {"share": part.size / norms.sequences}
 
     return loss
@@ -129,7 +129,7 @@ def test_bad_gradient_changes_nothing():
     before = snapshot(learner)
 
     def loss(part: Batch, norms: Norms):
-        value = one.logprobs(part)[0].sum()
+        value = one.logprobs(part).sum()
         return (value - value.detach()).abs().sqrt(), {}  # 0, with an infinite slope
 
     with pytest.raises(NonFiniteError, match=r"gradient norm became nan at optimiser step 0 \(samples all\)"):
@@ -144,7 +144,7 @@ def test_long_list_of_bad_samples_is_cut():
     with pytest.raises(NonFiniteError, match=r"involved: s0, s1, .*s7 …\."):
         learner.step(
             [([f"s{i}" for i in range(20)], batch)],
-            lambda part, norms: (one.logprobs(part)[0].sum() * float("nan"), {}),
+            lambda part, norms: (one.logprobs(part).sum() * float("nan"), {}),
             Norms(tokens=1, sequences=1),
         )
 

@@ -67,7 +67,6 @@ def test_micro_batches_and_packing_do_not_change_the_result(adapter):
         other, others = trained(SftConfig(packing=packing, micro_batch_tokens=budget, **settings), adapter=adapter)
         same_weights(whole, other)
         assert [r["loss"] for r in others] == pytest.approx([r["loss"] for r in rows], abs=1e-5)
-        assert [r["entropy"] for r in others] == pytest.approx([r["entropy"] for r in rows], abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])

@@ -138,12 +138,12 @@ def test_online(config):
     masks = [[i >= n for i in range(len(s))] for s, n in zip(tokens, starts, strict=True)]
     whole = collate(tokens, masks, torch.device("cpu"))
     advantages = torch.randn(whole.tokens.shape, generator=torch.Generator().manual_seed(0))
-    whole.columns |= {"advantages": advantages, "old": one.logprobs(whole)[0].detach() + 0.1 * advantages.sin()}
+    whole.columns |= {"advantages": advantages, "old": one.logprobs(whole).detach() + 0.1 * advantages.sin()}
     norms = Norms(tokens=float(whole.response_mask.sum()), sequences=8)
 
     def loss(part: Batch) -> Tensor:
         losses = clipped_policy_loss(
-            one.logprobs(part)[0], part.columns["old"], part.columns["advantages"], part.response_mask
+            one.logprobs(part), part.columns["old"], part.columns["advantages"], part.response_mask
         )
         return reduce_policy_loss(config, losses, part.response_mask, norms)
 

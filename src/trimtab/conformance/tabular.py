@@ -103,10 +103,14 @@ class TabularRole:
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
 
-    def logprobs(
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """As :meth:`trimtab.models.Role.logprobs`."""
+        return self.logprobs_and_entropies(batch, temperature=temperature)[0]
+
+    def logprobs_and_entropies(
         self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`trimtab.models.Role.logprobs`."""
+        """As :meth:`trimtab.models.Role.logprobs_and_entropies`."""
         paths = batch.tokens[:, 1:]
         every, states = torch.log_softmax(self.logits / temperature, dim=-1), self.tree.states_on(paths)
         chosen = every[states, paths]

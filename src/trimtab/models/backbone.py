@@ -13,12 +13,14 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.config import Config
@@ -54,13 +56,20 @@ class Backbone:
         model: a Hugging Face causal language model in float32.
         chat: how its conversations are rendered.
         dtype: precision of matrix products (weights stay float32).
+        gradient_checkpointing: compute each layer anew in the backward pass instead of keeping what is in it.
+
+    Raises:
+        ModelError: logits are changed after the output projection, or the architecture has no checkpointing.
     """
 
-    def __init__(self, model: Any, chat: Chat, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: Any, chat: Chat, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False
+    ) -> None:
         self.model = model
         self.chat = chat
         self.dtype = dtype
         self.layers = _decoder_layers(model)
+        self.gradient_checkpointing = gradient_checkpointing
         self.frozen_layers = 0
         """Layers below every adapter: the same for all roles."""
         self._lowest: dict[str, int] = {}
@@ -69,6 +78,14 @@ class Backbone:
         self._recent: dict[tuple[torch.Size, bytes], Tensor] = {}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        if gradient_checkpointing:
+            if not all(hasattr(layer, "gradient_checkpointing") for layer in self.layers):
+                raise ModelError(
+                    f"{type(model).__name__}: no checkpointing in its layers; set model.gradient_checkpointing: false"
+                )
+            for layer in self.layers:
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self._check_head()
 
     @classmethod
@@ -79,7 +96,8 @@ class Backbone:
         ends = getattr(model.generation_config, "eos_token_id", None)
         extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         chat = Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
-        return cls(model, chat, dtype=compute_dtype(config, pick_device(config.device)))
+        dtype = compute_dtype(config, pick_device(config.device))
+        return cls(model, chat, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing)
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +116,12 @@ class Backbone:
 
     def copy(self) -> "Backbone":
         """A second trunk with weights of its own, for full fine-tuning of several roles."""
-        return Backbone(copy.deepcopy(self.model), self.chat, dtype=self.dtype)
+        return Backbone(
+            copy.deepcopy(self.model),
+            self.chat,
+            dtype=self.dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     def autocast(self) -> Any:
         """Context in which matrix products run at this backbone's precision."""
@@ -190,6 +213,9 @@ class Backbone:
             self.model.train(on)
         for module in self._tuned():
             module.lora_dropout.train(on)
+        if self.gradient_checkpointing:
+            for layer in self.layers:
+                layer.training = on  # transformers checkpoints a layer that is in training; its parts stay as they are
 
     def _tuned(self) -> list[Any]:
         return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]

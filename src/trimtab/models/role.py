@@ -2,14 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trimtab.errors import ModelError
 from trimtab.models.backbone import AdapterConfig, Backbone
 from trimtab.models.batch import Batch, block_diagonal_mask
-
-HEAD_CHUNK = 1024
-"""Response tokens projected to the vocabulary at a time; batch × time × vocabulary never exists."""
+from trimtab.models.head import token_logprobs, token_logprobs_and_entropies
 
 
 class Role:
@@ -110,40 +107,45 @@ class Role:
             position_ids=batch.columns.get("positions"),
         )
 
-    def logprobs(
-        self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the response tokens and entropies before them.
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the response tokens.
 
         Args:
             batch: tokens and response mask; columns ``lower`` (see :meth:`Backbone.lower`) and those of
                 :func:`~trimtab.models.batch.pack` are used where present.
             temperature: logits are divided by it, as when the tokens were sampled.
+
+        Returns:
+            ``[B, T]`` float32 in nats, zero where the mask is False.
+        """
+        with self.backbone.autocast():
+            return _placed(token_logprobs(*self._predicting(batch), temperature=temperature), batch)
+
+    def logprobs_and_entropies(
+        self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`logprobs`, and the entropy each token was drawn at.
+
+        Args:
+            batch: tokens and response mask.
+            temperature: logits are divided by it.
             entropy_gradient: True: entropies carry a gradient too (for an entropy bonus).
 
         Returns:
-            ``(logprobs, entropies)``, both ``[B, T]`` float32 in nats, zero where the mask is False.
+            two of ``[B, T]`` float32 in nats, zero where the mask is False.
         """
+        with self.backbone.autocast():
+            logprobs, entropies = token_logprobs_and_entropies(
+                *self._predicting(batch), temperature=temperature, gradient=entropy_gradient
+            )
+            return _placed(logprobs, batch), _placed(entropies, batch)
+
+    def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Hidden states before the response tokens, these tokens, and the head's weight and bias."""
         hidden = self._hidden(batch)
         row, column = batch.response_mask.nonzero(as_tuple=True)
-        states, targets = hidden[row, column - 1], batch.tokens[row, column]
-        weight, bias = self.backbone.head.weight, getattr(self.backbone.head, "bias", None)
-        one = len(states) <= HEAD_CHUNK or not torch.is_grad_enabled()
-        parts = []
-        for start in range(0, len(states), HEAD_CHUNK):
-            chunk = (states[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK])
-            with self.backbone.autocast():
-                if one:
-                    parts.append(_project(*chunk, weight, bias, temperature, entropy_gradient))
-                else:
-                    parts.append(
-                        checkpoint(_project, *chunk, weight, bias, temperature, entropy_gradient, use_reentrant=False)
-                    )
-        zeros = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
-        place = (row, column)
-        logprobs = zeros.index_put(place, torch.cat([p[0] for p in parts]))
-        entropies = zeros.index_put(place, torch.cat([p[1] for p in parts]))
-        return logprobs, entropies
+        head = self.backbone.head
+        return hidden[row, column - 1], batch.tokens[row, column], head.weight, getattr(head, "bias", None)
 
     def values(self, batch: Batch) -> Tensor:
         """Value of the state before each response token, ``[B, T]`` float32, zero where the mask is False."""
@@ -164,17 +166,7 @@ class Role:
         return hidden[torch.arange(batch.size, device=hidden.device), batch.lengths - 1].float()
 
 
-def _project(
-    states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Log p of ``targets`` and entropy of each row: ``[N, H]``, ``[N]`` → ``[N]``, ``[N]``."""
-    logits = nn.functional.linear(states, weight, bias).float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    normaliser = torch.logsumexp(logits, dim=-1)
-    chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        # H = log Z − Σ p·logit
-        shares = torch.exp(logits - normaliser[:, None])
-        entropy = normaliser - (shares * logits).sum(-1)
-    return chosen - normaliser, entropy
+def _placed(values: Tensor, batch: Batch) -> Tensor:
+    """``[N]`` → ``[B, T]``: one number per response token at its place, zero elsewhere."""
+    zeros = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=values.device)
+    return zeros.index_put(batch.response_mask.nonzero(as_tuple=True), values)

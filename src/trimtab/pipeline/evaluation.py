@@ -113,7 +113,7 @@ def kl_per_answer(reference: Role, rollouts: Sequence[Rollout], temperature: flo
     batch = rollout_batch(rollouts, reference.backbone.device)
     out = torch.zeros(batch.size)
     for index, part in batch.micro_batches(4096):
-        logprobs, _ = reference.logprobs(part, temperature=temperature or 1.0)
+        logprobs = reference.logprobs(part, temperature=temperature or 1.0)
         out[index.cpu()] = (part.columns["old_logprobs"] - logprobs).sum(dim=1).cpu()
     return out.tolist()
 

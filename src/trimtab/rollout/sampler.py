@@ -13,7 +13,7 @@ up to the last bits of floating point in the logits.
 import hashlib
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,9 @@ from trimtab.rollout.cache import SlotCache
 BLOCK = 256
 """Tokens per block of the vocabulary when a cumulative distribution is inverted."""
 
+
+PREFILL = 1024
+"""Prompt tokens, padding included, that are read at once; prompts of like length go together."""
 
 SHORTEST_PREFIX = 4
 """A common start of fewer tokens is not worth a pass of its own."""
@@ -186,8 +189,8 @@ class LocalSampler:
                     while waiting and free >= len(waiting[0]):
                         started.append(waiting.popleft())
                         free -= len(started[-1])
-                    for answer in self._prefill(started, prefix, cache, len(running)):
-                        running.append(answer)
+                    for groups in _alike(started):
+                        running += self._prefill(groups, prefix, cache, len(running))
                 else:
                     self._decode(running, cache)
                 slot = 0
@@ -219,8 +222,6 @@ class LocalSampler:
         self, groups: list[list[_Running]], prefix: DynamicCache, cache: SlotCache, first_slot: int
     ) -> list[_Running]:
         """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
-        if not groups:
-            return []
         shared = prefix.get_seq_length()
         lengths = [len(members[0].prompt_tokens) for members in groups]
         tokens = torch.zeros(len(groups), max(lengths) - shared, dtype=torch.int64)
@@ -283,6 +284,15 @@ class LocalSampler:
             for answer, token, logprob in zip(mine, tokens.tolist(), chosen.tolist(), strict=True):
                 answer.tokens.append(token)
                 answer.logprobs.append(logprob)
+
+
+def _alike(groups: list[list[_Running]]) -> Iterator[list[list[_Running]]]:
+    """Groups with prompts about as long, at most :data:`PREFILL` padded tokens of them together (one at least)."""
+    ordered, start = sorted(groups, key=lambda members: len(members[0].prompt_tokens)), 0
+    for stop in range(1, len(ordered) + 1):
+        if stop == len(ordered) or len(ordered[stop][0].prompt_tokens) * (stop + 1 - start) > PREFILL:
+            yield ordered[start:stop]
+            start = stop
 
 
 def _invert(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class OfflineConfig(Config):
     """Rankings (KTO: answers) per optimiser step."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure the loss and the implied accuracy on unseen ones."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
     """Memory for what frozen lower layers give, so that they run once and not once per epoch."""
@@ -259,7 +259,7 @@ def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: in
     sums = torch.empty(len(flat))
     batch = collate(flat, _masks(rankings), role.backbone.device, prompt_lengths=_prompt_lengths(rankings))
     for index, part in batch.micro_batches(token_budget):
-        sums[index.cpu()] = role.logprobs(part)[0].sum(dim=1).float().cpu()
+        sums[index.cpu()] = role.logprobs(part).sum(dim=1).float().cpu()
     values = iter(sums.tolist())
     return [[next(values) for _ in r.sequences] for r in rankings]
 
@@ -292,7 +292,7 @@ def reference_logprobs(
 
 def _pair_loss(policy: Role, part: _Part, norms: Norms, config: PairConfig) -> tuple[Tensor, Metrics]:
     """The part's share of the loss, and of the metrics of its pairs (weighted like the loss)."""
-    sums = masked_sum(policy.logprobs(part.batch)[0], part.batch.response_mask, dim=1)
+    sums = masked_sum(policy.logprobs(part.batch), part.batch.response_mask, dim=1)
     lengths = part.batch.response_mask.sum(dim=1).to(sums.dtype)
     pairs, weights, probabilities = [], [], []
     start = 0
@@ -523,8 +523,8 @@ def _judged_loss(
         lower = policy.backbone.lower(batch) if policy.backbone is reference.backbone else None
         if lower is not None:
             batch.columns["lower"] = lower
-        known = masked_sum(reference.logprobs(batch)[0], batch.response_mask, dim=1)
-    sums = masked_sum(policy.logprobs(batch)[0], batch.response_mask, dim=1)
+        known = masked_sum(reference.logprobs(batch), batch.response_mask, dim=1)
+    sums = masked_sum(policy.logprobs(batch), batch.response_mask, dim=1)
     liked = torch.tensor([a.desirable for a in part], device=sums.device)
     weight = sums.new_tensor([a.weight for a in part]) / norms.sequences
     losses = kto_loss(
@@ -561,7 +561,7 @@ def _reference_point(policy: Role, reference: Role, chosen: Sequence[Judged], to
     sums = torch.empty(2, len(fitting), device=device)
     for index, part in batch.micro_batches(token_budget):
         for row, role in enumerate((policy, reference)):
-            sums[row, index] = role.logprobs(part)[0].sum(dim=1)
+            sums[row, index] = role.logprobs(part).sum(dim=1)
     return kto_reference_point(sums[0], sums[1])
 
 

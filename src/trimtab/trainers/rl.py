@@ -395,11 +395,11 @@ def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config
             part.columns["lower"] = lower
             lowers.append((index, lower))
         width = part.tokens.shape[1]
-        reference[index, :width] = roles.reference.logprobs(part, temperature=temperature)[0]
+        reference[index, :width] = roles.reference.logprobs(part, temperature=temperature)
         if critic is not None:
             values[index, :width] = critic.values(part)
         if cap is not None:
-            trainers[index, :width] = roles.policy.logprobs(part, temperature=temperature)[0]
+            trainers[index, :width] = roles.policy.logprobs(part, temperature=temperature)
     if lowers:
         lower = torch.zeros(*batch.tokens.shape, lowers[0][1].shape[-1], dtype=lowers[0][1].dtype, device=device)
         for index, part_lower in lowers:

@@ -142,9 +142,9 @@ def clipped_update(
     def policy_loss(part: Batch | Imitation, norms: Norms) -> tuple[Tensor, Metrics]:
         if isinstance(part, Imitation):
             assert config.ptx is not None
-            nll = -policy.logprobs(part.batch)[0].sum() / part.tokens
+            nll = -policy.logprobs(part.batch).sum() / part.tokens
             return config.ptx.coefficient * nll, {"ptx_nll": float(nll.detach())}
-        new, entropies = policy.logprobs(
+        new, entropies = policy.logprobs_and_entropies(
             part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0
         )
         old, mask = part.columns["old_logprobs"], part.response_mask
@@ -222,7 +222,7 @@ def online_dpo_update(
     usable = (scores.amax(dim=1) > scores.amin(dim=1)).nonzero().squeeze(1).cpu()
 
     def loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs(part, temperature=config.sampler.temperature)
+        new, entropies = learner.role.logprobs_and_entropies(part, temperature=config.sampler.temperature)
         sums = masked_sum(new, part.response_mask, dim=1)
         reference = masked_sum(part.columns["reference"], part.response_mask, dim=1)
         chosen, rejected = sums[0::2], sums[1::2]
@@ -265,7 +265,7 @@ def rejection_update(
     rows = (order + torch.arange(len(scores), device=scores.device)[:, None] * config.group)[spread].flatten().cpu()
 
     def loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs(part, temperature=config.sampler.temperature)
+        new, entropies = learner.role.logprobs_and_entropies(part, temperature=config.sampler.temperature)
         with torch.no_grad():
             metrics = _token_metrics(new, entropies, part, norms)
         return -new.sum() / norms.tokens, metrics

@@ -34,7 +34,7 @@ class SftConfig(Config):
     """Share of the demonstrations kept out of training, to see the loss on unseen ones."""
     packing: bool = True
     """Pack conversations into rows; False pads each to the longest of its micro-batch. Same numbers."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     """Padded tokens held in memory at once; changes memory and speed, never the result's meaning."""
 
 
@@ -79,7 +79,7 @@ def mean_nll(role: Role, examples: Sequence[Encoded], *, token_budget: int = 409
     batch = collate([e.tokens for e in examples], [e.response_mask for e in examples], role.backbone.device)
     total = 0.0
     for _, part in batch.micro_batches(token_budget):
-        total -= float(role.logprobs(part)[0].sum())
+        total -= float(role.logprobs(part).sum())
     return total / float(batch.response_mask.sum())
 
 
@@ -113,5 +113,4 @@ def _micro_batches(
 
 
 def _loss(role: Role, part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-    logprobs, entropies = role.logprobs(part)
-    return -logprobs.sum() / norms.tokens, {"entropy": float(entropies.sum()) / norms.tokens}
+    return -role.logprobs(part).sum() / norms.tokens, {}
