@@ -18,8 +18,8 @@ print(f"{len(loaded.records)} preferences in format {loaded.format}, {len(loaded
 backbone = Backbone.load(ModelConfig(name=model, context=128))
 adapter = AdapterConfig(top_layers=2, rank=8)
 role = Role.trainable(backbone, "reward", adapter, seed=0, scalar_head=True)
-rankings, kept, too_long = encode_preferences(backbone.chat, loaded.records)
-print(f"{too_long} do not fit the context")
+rankings, kept, left_out = encode_preferences(backbone.chat, loaded.records)
+print("left out: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
 
 train, held = split_holdout([p.prompt.id for p in kept], share=0.2, seed=0)
 session = Session(log=lambda m: print(f"step {m['step']:.0f}  loss {m['loss']:.3f}  accuracy {m['accuracy']:.0%}"))

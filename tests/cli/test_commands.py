@@ -132,11 +132,13 @@ def test_chat_forgets_the_oldest_turns_and_says_so(tmp_path):
         (["run", "{recipe}", "--set", "data.demonstrations=missing.jsonl"], 3, "missing.jsonl"),
         (["chat", "{recipe}", "--model", "judge"], 2, "has no model 'judge'"),
         (["data", "check", "missing.jsonl"], 3, "missing.jsonl"),
+        (["doctor", "--long"], 2, "--long: only with --conformance, which is not given"),
+        (["doctor", "--seeds", "1", "--out", "t.json"], 2, "--seeds and --out: only with --conformance"),
     ],
 )
 def test_mistakes_get_a_message_and_a_code(arguments, code, message, fails, tmp_path):
     recipe = str(toy_recipe(tmp_path))
-    runs = [] if arguments[0] == "data" else ["--runs", str(tmp_path / "runs")]
+    runs = [] if arguments[0] in ("data", "doctor") else ["--runs", str(tmp_path / "runs")]
     assert message in fails(*(recipe if a == "{recipe}" else a for a in arguments), *runs, code=code)
 
 

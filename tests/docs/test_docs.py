@@ -247,6 +247,12 @@ def test_recipes_are_named_like_their_files(recipe):
     assert load_recipe(recipe).name == recipe.stem
 
 
+def test_tests_that_documents_name_exist():
+    written = "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named and [name for name in sorted(named) if f"def {name}(" not in written] == []
+
+
 def test_nothing_of_one_machine_is_in_the_documents():
     for page in PAGES:
         assert str(ROOT) not in page.read_text(), page.name

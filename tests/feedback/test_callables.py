@@ -26,3 +26,10 @@ def test_a_dotted_path_gives_the_function():
 def test_a_wrong_path_says_what_is_wrong(path, says):
     with pytest.raises(ConfigError, match=says):
         load_callable(path)
+
+
+def test_a_module_that_fails_while_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "halfway.py").write_text("def f(): ...\n\n\n1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"'halfway' cannot be imported \(ZeroDivisionError"):
+        load_callable("halfway.f")

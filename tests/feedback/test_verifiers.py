@@ -34,6 +34,14 @@ def rollout(text: str, **metadata) -> Rollout:
         ("nothing here", None),
         ("", None),
         ("1/0", None),
+        ("5-3", 3),  # a difference, not a number below zero
+        ("(2)-3 = -1", -1),
+        ("x -3", -3),
+        (r"so \frac{1}{2}", Fraction(1, 2)),
+        (r"\boxed{-\frac{3}{4}} of 10", Fraction(-3, 4)),
+        (r"#### 3\dfrac{1}{2}", Fraction(7, 2)),
+        (r"\frac12", Fraction(1, 2)),
+        (r"\frac{1}{0}", None),
     ],
 )
 def test_final_number(text, number):

@@ -7,6 +7,8 @@ import yaml
 
 from trimtab.errors import ConfigError
 from trimtab.pipeline.config import RunConfig, check_recipe, dump_config, load_recipe
+from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.run import run_recipe
 
 from ..kit import TOY, toy_recipe
 
@@ -89,6 +91,13 @@ def test_missing_recipe(tmp_path: Path):
         ({"align.sampler.max_new_tokens": 64}, r"leaves no room for a prompt in model\.context \(64\)"),
         ({"align.critic_init": "reward_model", "reward.adapter.rank": 2}, r"same adapter settings"),
         ({"align.critic_init": "reward_model", "reward.model": {"name": "x"}}, r"no reward\.model"),
+        (
+            {"rewards": {"f": {"kind": "function", "path": "a.b", "weight": 0}, "m": {"kind": "model", "weight": 0}}},
+            "the weight of all rewards is 0: there is nothing to maximise",
+        ),
+        ({"align": {"method": "dpo", "smoothing": "robust"}}, "'robust' and align.label_smoothing 0"),
+        ({"align.kl": {"estimator": "k3"}}, "align: kl.estimator is 'k3' and kl.place is 'reward'"),
+        ({"align.missing_eos": {"mode": "subtract", "value": 0}}, "align: missing_eos.mode is 'subtract'"),
     ],
 )
 def test_contradictions_are_refused_before_anything_runs(changes: dict, message: str):
@@ -101,3 +110,34 @@ def test_contradictions_are_refused_before_anything_runs(changes: dict, message:
         section[last] = value
     with pytest.raises(ConfigError, match=message):
         check_recipe(RunConfig.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "given", "limit"),
+    [
+        (None, {}, 5.0),
+        ({"m": {"kind": "model"}}, {}, 5.0),
+        ({"m": {"kind": "model", "weight": 2.0}}, {}, 5.0),
+        ({"f": {"kind": "function", "path": "a.b"}}, {}, None),
+        ({"f": {"kind": "function", "path": "a.b"}, "m": {"kind": "model"}}, {}, None),
+        (None, {"score_clip": None}, None),
+        (None, {"score_clip": 2.0}, 2.0),
+        ({"f": {"kind": "function", "path": "a.b"}}, {"score_clip": 2.0}, 2.0),
+    ],
+)
+def test_only_a_reward_model_alone_is_limited_unasked(tmp_path: Path, rewards, given, limit):
+    config = load_recipe(toy_recipe(tmp_path, rewards=rewards, align=TOY["align"] | given))
+    assert config.align.score_clip == limit
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_recipe(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("key", ["gold", "rewards.f.path"])
+def test_functions_that_cannot_be_imported_are_found_before_anything_runs(tmp_path: Path, key: str):
+    rewards = {"f": {"kind": "function", "path": "json.dumps"}}
+    recipe = toy_recipe(tmp_path, rewards=rewards)
+    config = load_recipe(recipe, [f"{key}=no_such_module.f"])  # a copied run can be read without its functions
+    for act in (make_plan, run_recipe):
+        with pytest.raises(ConfigError, match=rf"{key}: 'no_such_module\.f': module 'no_such_module' cannot be"):
+            act(config, recipe, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs" / "toy" / "stages").exists()

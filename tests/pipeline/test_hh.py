@@ -1,11 +1,12 @@
-"""The HH recipe on real rows, with a tiny model in place of a real one. No row is printed."""
+"""The HH recipe on invented dialogues and on real rows, with a tiny model in place of a real one. No row is printed."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.kit import save_model, tiny_model
+from tests.kit import save_model, sentences, tiny_model
+from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
@@ -13,14 +14,27 @@ from trimtab.records import Preference, Rollout, read_records
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "pairwise" / "hh-harmless-base.jsonl.gz"
+REAL = pytest.param(DATA, marks=pytest.mark.skipif(not DATA.exists(), reason=f"SKIPPED LOUDLY: no real data ({DATA})"))
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"SKIPPED LOUDLY: real data is not here ({DATA})")
-def test_the_hh_recipe_runs_on_a_subset(tmp_path):
+def invented(folder: Path) -> Path:
+    """Dialogues of one and of two turns about tea and trees, as the data set writes them."""
+    asked, good, bad = sentences(24, words=4), sentences(24, start=300), sentences(24, start=600)
+    path = folder / "dialogues.jsonl"
+    with path.open("w") as file:
+        for i, (question, chosen, rejected) in enumerate(zip(asked, good, bad, strict=True)):
+            before = f"\n\nHuman: {asked[i - 1]}\n\nAssistant: {good[i - 2]}" if i % 2 else ""
+            head = f"{before}\n\nHuman: {question}\n\nAssistant: "
+            file.write(json.dumps({"chosen": head + chosen, "rejected": head + rejected}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("data", [None, REAL], ids=["invented", "real"])
+def test_the_hh_recipe_runs_on_a_subset(tmp_path, data, monkeypatch):
     model = save_model(tmp_path / "model", tiny_model(context=2048))
     recipe = ROOT / "recipes" / "hh-harmless.yaml"
     overrides = [
-        f"data.preferences={DATA}",
+        f"data.preferences={data or invented(tmp_path)}",
         "data.limit=24",
         "data.heldout_share=0.2",
         f"model.name={model}",
@@ -35,7 +49,12 @@ def test_the_hh_recipe_runs_on_a_subset(tmp_path):
         "evaluate.sampler.max_new_tokens=8",
         "align.minibatches=2",
     ]
+    started = []
+    original = learning.start_critic
+    monkeypatch.setattr(learning, "start_critic", lambda *models: started.append(models) or original(*models))
     run = run_recipe(load_recipe(recipe, overrides), recipe, runs=tmp_path / "runs", ui=Silent())
+    [(critic, scorer)] = started  # adapters: the critic begins as the reward model and lives beside it
+    assert critic.backbone is scorer.role.backbone and critic.adapter != scorer.role.adapter
     result = json.loads((run.path / "stages" / "evaluate" / "evaluation.json").read_text())
     assert {row["judge"] for row in result["win_rates"]} == {"proxy"}  # no gold utility, and none is claimed
     counts = json.loads((run.path / "stages" / "preferences" / "status.json").read_text())["counts"]
@@ -46,4 +65,5 @@ def test_the_hh_recipe_runs_on_a_subset(tmp_path):
     assert asked and not asked & learnt
     sft = json.loads((run.path / "stages" / "sft" / "status.json").read_text())["counts"]
     assert sft["set_aside"] == counts["set_aside"]
-    assert "simulated" not in json.loads((run.path / "report.json").read_text())["notice"]
+    notice = json.loads((run.path / "report.json").read_text())["notice"]
+    assert notice == "The preferences were imported from a file; see the provenance below."

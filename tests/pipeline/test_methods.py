@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DataError
+from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
-from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.memory import model_shape
+from trimtab.pipeline.plan import TOKENS, _cost, make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.rollout import split_steps
@@ -95,18 +97,27 @@ def vowels(rollouts) -> list[float]:
     return [sum(c in "aeiou" for c in r.text) / (len(r.text) + 1) for r in rollouts]
 
 
-def test_rewards_by_name_from_a_recipe(tmp_path: Path):
+def test_rewards_by_name_from_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     function = {"kind": "function", "path": f"{__name__}.vowels"}
     rewards = {"vowels": function | {"weight": 2.0}, "model": {"kind": "model", "weight": 0.5, "clip": 1.0}}
     recipe = toy_recipe(tmp_path, sft=None, align=align("rloo"), rewards=rewards)
     run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
     (first, *_) = read_metrics(tmp_path / "runs/toy/stages/align/metrics.jsonl")
     assert first["reward"] == pytest.approx(2 * first["reward/vowels"] + 0.5 * first["reward/model"])
+    page = (tmp_path / "runs/toy/report.html").read_text()
+    assert "the rewards “vowels” and “model” (proxy, trained against)" in page
     alone = toy_recipe(
         tmp_path, name="alone", sft=None, sample=None, label=None, reward=None, gold=None, align=align("grpo"),
         rewards={"vowels": function},
     )  # fmt: skip
+    asked, counted = [], vowels
+    monkeypatch.setattr(f"{__name__}.vowels", lambda rollouts: asked.append(len(rollouts)) or counted(rollouts))
     run_recipe(load_recipe(alone), alone, runs=tmp_path / "runs", ui=Silent())
+    monkeypatch.undo()
+    assert max(asked) == 4 * 3 and sum(asked) == 2 * 4 * 3 + 2 * 10  # the evaluation asks in batches of training's size
+    page = (tmp_path / "runs/alone/report.html").read_text()
+    assert "the reward “vowels” (proxy, trained against)" in page and "This run has no preferences." in page
+    assert "imported" not in page and "the reward model" not in page.lower()
     result = json.loads((tmp_path / "runs/alone/stages/evaluate/evaluation.json").read_text())
     assert result["judges"] == ["proxy"]
 
@@ -130,7 +141,29 @@ def test_rewards_that_cannot_be(tmp_path: Path, sections: dict, message: str):
         load_recipe(toy_recipe(tmp_path, **sections))
 
 
-def test_kto_from_thumbs(tmp_path: Path):
+def test_preferences_that_teach_nothing_are_counted(tmp_path: Path):
+    """A third of the pairs is tied, a third has one answer twice: neither reward model nor DPO is trained on them."""
+    rows = [
+        {"id": str(i), "prompt": {"id": f"p{i}", "messages": [{"role": "user", "content": f"say {i}"}]},
+         "completions": [{"text": "a nice day"}, {"text": "no" if i % 3 else "a nice day"}],
+         "ranks": [0, int(i % 3 < 2)]}
+        for i in range(30)
+    ]  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"preferences": "p.jsonl", "heldout": "data/heldout.jsonl"}
+    recipe = toy_recipe(tmp_path, sft=None, sample=None, label=None, gold=None, data=data, align=align("dpo"))
+    run = run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    for stage in ("reward", "align"):
+        status = run.status(stage)
+        assert status is not None and status.counts is not None
+        assert status.counts["preferences"] + status.counts["held_out"] == 10
+        assert (status.counts["identical"], status.counts["tied"]) == (10, 10)
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::3]))
+    with pytest.raises(DataError, match=r"none of 10 preferences can be learnt from \(0 too long, 0 tied, 10 with"):
+        run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+
+
+def test_kto_from_thumbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = toy_recipe(tmp_path, sft=None, sample=None, label=None, reward=None, align=align("kto"))
     rows = [
         {"prompt": f"say {i}", "completion": text, "label": label}
@@ -141,7 +174,17 @@ def test_kto_from_thumbs(tmp_path: Path):
     values = yaml.safe_load(recipe.read_text())
     values["data"] = {"ratings": "data/thumbs.jsonl", "heldout": "data/heldout.jsonl"}
     recipe.write_text(yaml.safe_dump(values))
+    asked: dict[str, set[str]] = {}
+    for name in ("train_kto", "evaluate_kto"):
+        ours = getattr(learning, name)
+
+        def watched(policy, reference, answers, *rest, ours=ours, name=name, **more):
+            asked[name] = {str(a.prompt) for a in answers}
+            return ours(policy, reference, answers, *rest, **more)
+
+        monkeypatch.setattr(learning, name, watched)
     run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
+    assert asked["evaluate_kto"] and not asked["train_kto"] & asked["evaluate_kto"]  # a prompt is on one side only
     stages = tmp_path / "runs/toy/stages"
     assert read_metrics(stages / "align" / "metrics.jsonl") and (stages / "align" / "weights.safetensors").exists()
     assert json.loads((stages / "align" / "align.json").read_text())["heldout_before"]["loss"] == pytest.approx(0.5)
@@ -197,3 +240,36 @@ def test_ptx_and_steps_from_a_recipe(tmp_path: Path):
 def words(rollouts) -> list[list[float]]:
     """A number per step."""
     return [[float(len(step)) for step in split_steps(r.text, " ")] for r in rollouts]
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "grown"),
+    [
+        ("dapo", {"resample": 3}, {"resample": 0}),
+        ("rloo", {"ptx": {"batch": 4}}, {}),
+        ("online_dpo", {"group": 2}, {"group": 4}),  # per answer drawn, four of which share one update
+        ("rejection", {"keep": 2}, {"keep": 1}),
+    ],
+)
+def test_the_plan_counts_what_a_method_does(folder: Path, method: str, more: dict, grown: dict):
+    def flops(settings: dict) -> float:
+        config = load_recipe(toy_recipe(folder, align=align(method) | settings))
+        what, _, tokens, cost = _cost("align", config, folder / "recipe.yaml", model_shape(config.model))
+        assert what and tokens
+        return cost / (config.align.prompts * config.align.group)
+
+    assert flops(more) > flops(grown)
+
+
+def test_the_plan_counts_ratings_and_best_of_n(tmp_path: Path):
+    rows = [{"prompt": f"say {i}", "completion": "hi", "label": i % 2 == 0} for i in range(20)]
+    recipe = toy_recipe(
+        tmp_path, sft=None, sample=None, label=None, reward=None, data={"ratings": "data/t.jsonl"}, align=align("kto")
+    )
+    (tmp_path / "data" / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_recipe(recipe)
+    shape = model_shape(config.model)
+    assert _cost("align", config, recipe, shape)[:3] == ("16 ratings, 4 a step", 4, 16 * TOKENS)
+    assert _cost("evaluate", config, recipe, shape)[0] == "4 answers"  # two held-out prompts, two models
+    recipe = toy_recipe(tmp_path, evaluate={"best_of": 3})
+    assert _cost("evaluate", load_recipe(recipe), recipe, shape)[0] == "60 answers"  # ten prompts, three models and 3

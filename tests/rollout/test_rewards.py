@@ -28,8 +28,8 @@ from trimtab.rollout import (
 def rollouts(*texts: str) -> list[Rollout]:
     return [
         Rollout(
-            id=f"p/0/{i}", prompt=Prompt.from_text("Q"), prompt_tokens=[1], tokens=[2], logprobs=[0.0], text=text,
-            finish_reason="stop", weight_version=0,
+            id=f"p/0/{i}", prompt=Prompt.from_text("Q", reference="72"), prompt_tokens=[1], tokens=[2], logprobs=[0.0],
+            text=text, finish_reason="stop", weight_version=0,
         )
         for i, text in enumerate(texts)
     ]  # fmt: skip
@@ -105,6 +105,11 @@ class Endpoint(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         status, body = self.replies.pop(0)
+        if not status:  # what a broken endpoint sends, as it is, a byte at a time
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                threading.Event().wait(0.05)
+            return
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
@@ -137,12 +142,18 @@ def test_endpoint(url: str):
         "prompts": [[{"role": "user", "content": "Q"}]] * 2,
         "completions": ["a", "b"],
         "finish_reasons": ["stop", "stop"],
+        "metadata": [{"reference": "72"}] * 2,
     }
+
+
+CUT = b"HTTP/1.0 200 OK\r\nContent-Length: 90\r\n\r\n{"
 
 
 @pytest.mark.parametrize(
     ("replies", "message"),
     [
+        ([(0, b"no\r\n")] * 3, r"(?s)BadStatusLine: no.*attempt 3 of 3"),
+        ([(0, CUT)] * 3, r"IncompleteRead.*attempt 3 of 3"),
         ([(500, b"")] * 3, r"HTTP Error 500.*attempt 3 of 3"),
         ([(404, b"")], r"HTTP Error 404.*attempt 1 of 3"),
         ([(200, b"<html>")], r'expected \{"rewards"'),
@@ -156,6 +167,17 @@ def test_endpoints_that_fail(url: str, replies, message):
     with pytest.raises(ScoringError, match=message):
         post(url)
     assert not Endpoint.replies
+
+
+def test_an_endpoint_that_trickles(url: str):
+    """Every byte comes in time, the answer never does."""
+    Endpoint.replies = [(0, b"HTTP/1.0 200 OK\r\n\r\n" + b" " * 30)]
+    start = time.monotonic()
+    with pytest.raises(ScoringError, match=r"reward 'it' took longer than 0\.6 s for 1 answers; raise rewards\.it\.t"):
+        NamedRewards({"it": HttpReward(url=url, timeout=0.2)}, {"it": http_reward(HttpReward(url=url, timeout=0.2))})(
+            rollouts("a")
+        )
+    assert time.monotonic() - start < 3
 
 
 def test_no_endpoint_there(monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from trimtab.errors import DataError
 from trimtab.models import AdapterConfig, Backbone, Role
@@ -237,12 +238,31 @@ def test_an_answer_ends_at_a_stop_string():
     )
     for one, other in zip(free, bound, strict=True):
         if stop in one.text:
-            assert other.text == one.text[: one.text.index(stop)]
+            assert other.text == one.text[: one.text.index(stop)].strip()
             assert other.tokens == one.tokens[: len(other.tokens)]  # what was drawn is the same, up to the stop
             assert stop in backbone.chat.decode(other.tokens) and stop not in backbone.chat.decode(other.tokens[:-1])
             assert other.finish_reason == "stop"
         else:
             assert other.tokens == one.tokens
+
+
+def test_white_space_can_be_a_stop_string():
+    """A line break ends the answer when it is drawn, not when something follows it."""
+    backbone, asked = tiny_backbone(), prompts(48)
+
+    def said(tokens: list[int]) -> str:
+        return backbone.chat.decode(tokens, strip=False)
+
+    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(asked, adapter=None, seed=3)
+    bound = LocalSampler(backbone, SamplerConfig(max_new_tokens=24, stop=("\n",))).generate(asked, adapter=None, seed=3)
+    stopped = [o for f, o in zip(free, bound, strict=True) if "\n" in said(f.tokens)]
+    assert stopped
+    for other in stopped:
+        assert other.finish_reason == "stop"
+        assert "\n" in said(other.tokens) and "\n" not in said(other.tokens[:-1])
+        assert other.text == said(other.tokens).partition("\n")[0].strip()
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        SamplerConfig(stop=("",))
 
 
 def test_settings_of_single_prompts():

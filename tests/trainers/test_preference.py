@@ -244,6 +244,10 @@ def test_rankings_to_thumbs():
     answers, balanced = judged_from_rankings([ranking(chat, 0, (0, 1, 2)), ranking(chat, 1, (0, 1), probability=0.2)])
     assert [(a.id, a.desirable) for a in answers] == [("r0/0", True), ("r0/2", False), ("r1/0", False), ("r1/1", True)]
     assert balanced == 1  # the middle one wins as often as it loses
+    same = ranking(chat, 0, (0, 1, 2))
+    same = replace(same, sequences=[same.sequences[0], same.sequences[0], same.sequences[2]])
+    answers, balanced = judged_from_rankings([same])  # it is not disliked for losing to itself
+    assert [(a.id, a.desirable) for a in answers] == [("r0/0", True), ("r0/1", True), ("r0/2", False)]
 
 
 def test_thumbs_from_ratings():

@@ -151,7 +151,7 @@ def test_fresh_head_has_the_papers_spread():
 
 def test_nothing_but_ties():
     chat = tiny_backbone().chat
-    with pytest.raises(DataError, match="none of the 2 preferences has a better and a worse answer"):
+    with pytest.raises(DataError, match="none of the 2 preferences has a better and a different, worse answer"):
         train_reward(role(), [ranking(chat, 0, (0, 0)), ranking(chat, 1, (1, 1, 1))], RewardConfig(), seed=0)
     with pytest.raises(DataError, match="none of the 0 preferences"):
         train_reward(role(), [], RewardConfig(), seed=0)
@@ -196,14 +196,48 @@ def test_encoded_preferences_end_as_they_ended():
         for name, reason in REASONS
     )
     long = Preference.pair(prompt, "bread " * 50, "a")
-    rankings, kept, too_long = encode_preferences(chat, [ended, long, cut])
-    assert (kept, too_long) == ([ended, cut], 1)
+    rankings, kept, left_out = encode_preferences(chat, [ended, long, cut])
+    assert (kept, left_out["too_long"]) == ([ended, cut], 1)
     head = chat.prompt(prompt.messages)
     body = tokenizer().encode("thank you.")
     assert rankings[0].sequences[0] == [*head, *body, chat.end_token]
     assert rankings[1].sequences[0] == [*head, *body]  # it never said that it had ended
     assert all(r.sequences[1][-1] == chat.end_token for r in rankings)
     assert (rankings[0].weight, rankings[0].margin, rankings[0].ranks) == (2.0, 0.5, (0, 1))
+
+
+def ranked(number: int, texts: str, ranks: tuple[int, ...], **fields) -> Preference:
+    answers = tuple(Completion(text=text) for text in texts.split())
+    asked = Prompt.from_text(f"tea {number}")
+    return Preference(id=str(number), prompt=asked, completions=answers, ranks=ranks, **fields)
+
+
+def test_preferences_that_teach_nothing_are_left_out_and_counted():
+    some = [
+        ranked(0, "good bad", (0, 1)),
+        ranked(1, "same same", (0, 1)),
+        ranked(2, "same same", (0, 1), probability=0.9),
+        ranked(3, "good bad", (0, 0)),
+        ranked(4, "good bad", (0, 0), probability=0.5),  # a soft label says something
+        ranked(5, "same same bad", (0, 1, 2)),
+    ]
+    rankings, kept, left_out = encode_preferences(Chat(tokenizer(), context=48), some)
+    assert [r.id for r in rankings] == [p.id for p in kept] == ["0", "4", "5"]
+    assert left_out == {"too_long": 0, "tied": 1, "identical": 2, "identical_pairs": 1}
+    assert rankings[2].pairs().tolist() == [[0, 2], [1, 2]]
+
+
+def test_pairs_of_identical_answers_do_not_weigh():
+    """Of the ranking a, a, b only a-b counts: its loss is that of one pair, not two thirds of it and a log 2."""
+    one = role()
+    init_reward_head(one, 0)
+    (whole,), _, _ = encode_preferences(one.backbone.chat, [ranked(0, "same same bad", (0, 1, 2))])
+    best, again, worst = score_rankings(one, [whole])[0]
+    assert best == pytest.approx(again, abs=1e-6)
+    rows: list[dict] = []
+    train_reward(one, [whole], RewardConfig(batch=1), seed=0, session=Session(log=rows.append))
+    assert rows[0]["loss"] == pytest.approx(math.log1p(math.exp(worst - best)), rel=1e-4)
+    assert rows[0]["pairs"] == 2
 
 
 # The first head ---------------------------------------------------------------------------

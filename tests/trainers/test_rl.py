@@ -437,7 +437,7 @@ def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list
         advantages = [[(a - mean) / spread for a in row] for row in advantages]
     leash = beta if settings.kl.place == "loss" else 0.0
     losses = [
-        [-a + leash * kinds[settings.kl.estimator](d) for a, d in zip(x, y, strict=True)]
+        [-a + leash * kinds[settings.kl.estimator or "k2"](d) for a, d in zip(x, y, strict=True)]
         for x, y in zip(advantages, deltas, strict=True)
     ]
     n, tokens = len(losses), sum(len(row) for row in losses)

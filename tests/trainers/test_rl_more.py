@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig
+from trimtab.models import AdapterConfig, Encoded
 from trimtab.records import Rollout, read_records
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
@@ -19,6 +19,7 @@ from trimtab.trainers import (
     OptimizerConfig,
     PpoConfig,
     PtxConfig,
+    ReinforcePpBaselineConfig,
     RejectionConfig,
     RlConfig,
     RlooConfig,
@@ -138,11 +139,47 @@ def test_settings_that_contradict():
         check_rl(RejectionConfig(group=4, keep=4), 3)
     with pytest.raises(ConfigError, match="overlong_buffer is 65 tokens but answers have 64 at most"):
         check_rl(DapoConfig(overlong_buffer=65), 3)
+    with pytest.raises(ConfigError, match=r"kl\.estimator is 'k3' and kl.place is 'reward', where"):
+        check_rl(RlooConfig(kl=KLConfig(estimator="k3")), 3)
+    with pytest.raises(ConfigError, match="k1 has no gradient in expectation, so no β steers"):
+        check_rl(RlooConfig(kl=KLConfig(place="loss", estimator="k1", target=6.0)), 3)
+    with pytest.raises(ConfigError, match=r"missing_eos\.mode is 'subtract' and its value 0: nothing is taken off"):
+        check_rl(RejectionConfig(missing_eos=MissingEosConfig(mode="subtract", value=0.0)), 3)
     with pytest.raises(ConfigError, match="no conversations to imitate"):
         run(RlooConfig(ptx=PtxConfig(), **SHORT))
 
 
 # PPO-ptx ------------------------------------------------------------------------------------
+
+
+def named(spoken: Sequence[Encoded]) -> list[tuple[str, Encoded]]:
+    return [(f"talk-{i}", one) for i, one in enumerate(spoken)]
+
+
+def test_ptx_goes_by_the_runs_seed_and_names_a_conversation_by_its_id(monkeypatch: pytest.MonkeyPatch):
+    """Each pass over five conversations, two at a time, has each once; another seed has another order."""
+    from trimtab.trainers import rl_update
+
+    seen: list[str] = []
+    original = rl_update._imitations
+
+    def watched(*arguments):
+        parts = original(*arguments)
+        seen.extend(name for names, _ in parts for name in names)
+        return parts
+
+    monkeypatch.setattr(rl_update, "_imitations", watched)
+    settings = RlooConfig(ptx=PtxConfig(batch=2), **(SHORT | {"steps": 3, "kl": KLConfig(coefficient=0.0)}))
+    orders = []
+    for seed in (2, 3):
+        roles = stirred()
+        chat = roles.policy.backbone.chat
+        spoken = [chat.conversation(chat_messages(f"say {w}", f"{w} and tea")) for w in WORDS[:5]]
+        seen.clear()
+        train_rl(roles, prompts(9), letters, settings, seed=seed, imitate=named(spoken))
+        assert sorted(seen) == [f"talk-{i}" for i in range(5)]
+        orders.append([set(seen[:2]), set(seen[2:4])])
+    assert orders[0] != orders[1]
 
 
 def test_ptx_adds_the_conversations_likelihood():
@@ -152,7 +189,7 @@ def test_ptx_adds_the_conversations_likelihood():
     start = mean_nll(roles.policy, spoken)
     base = SHORT | {"kl": KLConfig(coefficient=0.0)}
     _, [row] = run(
-        PpoConfig(ptx=PtxConfig(coefficient=0.5, batch=5), **(base | {"epochs": 1})), roles=roles, imitate=spoken
+        PpoConfig(ptx=PtxConfig(coefficient=0.5, batch=5), **(base | {"epochs": 1})), roles=roles, imitate=named(spoken)
     )
     plain = run(PpoConfig(**(base | {"epochs": 1})), roles=stirred(critic=True))[1][0]
     assert row["ptx_nll"] == pytest.approx(start, rel=1e-4)
@@ -166,7 +203,7 @@ def test_ptx_keeps_what_was_said_likely():
         roles = stirred()
         chat = roles.policy.backbone.chat
         spoken = [chat.conversation(chat_messages(f"say {w}", f"{w} {w} and tea")) for w in WORDS[:5]]
-        run(RlooConfig(ptx=ptx, **(SHORT | {"steps": 8})), roles=roles, imitate=spoken)
+        run(RlooConfig(ptx=ptx, **(SHORT | {"steps": 8})), roles=roles, imitate=named(spoken))
         after[ptx is None] = mean_nll(roles.policy, spoken)
     assert after[False] < after[True] - 0.2
 
@@ -224,12 +261,38 @@ def test_overlong_answers_are_punished_softly():
     assert worth.tolist() == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.0])
 
 
+def test_the_share_of_limited_scores_is_logged():
+    """A limit that is met must be seen to be met; where there is none, the log has none."""
+    score = lambda rollouts: {"it": [float(i) for i in range(len(rollouts))]}  # noqa: E731
+    base = SHORT | {"prompts": 2}
+    _, [row] = run(RlooConfig(group=2, score_clip=1.5, **base), score=score)
+    assert row["score_clipped"] == 0.5  # 2 and 3 of 0, 1, 2, 3
+    assert "score_clipped" not in run(RlooConfig(group=2, **base), score=score)[1][0]
+
+
 def test_clip_comes_before_the_missing_end():
     settings = RlooConfig(**(SHORT | {"missing_eos": MissingEosConfig(value=-3.0), "score_clip": 2.0}))
     some, scores = [rollout(2), rollout(2, "length")], Scores(totals=[9.0, 9.0], placed=[{}, {}])
     assert answer_scores(settings, some, scores).tolist() == [2.0, -3.0]
     off = settings.model_copy(update={"missing_eos": MissingEosConfig(value=-3.0, mode="subtract")})
     assert answer_scores(off, some, scores).tolist() == [2.0, -1.0]
+
+
+def test_groups_that_differ_in_step_rewards_only_are_not_flat():
+    def score(rollouts: Sequence[Rollout]) -> dict[str, list]:
+        """One answer of the first prompt earns 2 at its first token, all others 1; as wholes they earn nothing."""
+        return {"it": [[(0, 2.0 if i == 1 else 1.0)] for i in range(len(rollouts))]}
+
+    settings = ReinforcePpBaselineConfig(group=2, **(SHORT | {"prompts": 2, "missing_eos": None}))
+    _, [row] = run(settings, score=score)
+    assert row["flat_groups"] == 0.5
+
+
+def test_a_missing_end_leaves_step_rewards_alone():
+    settings = PpoConfig(**(SHORT | {"missing_eos": MissingEosConfig(value=-3.0)}))
+    cut = [rollout(2, "length")]
+    scores = score_rollouts(cut, lambda rs: {"steps": [[(0, 1.0)]], "whole": [0.5]}, {}, 0)
+    assert answer_scores(settings, cut, scores).tolist() == [-3.0] and scores.placed == [{0: 1.0}]
 
 
 # Rewards at steps ---------------------------------------------------------------------------

@@ -6,16 +6,20 @@ from typing import Annotated
 
 import typer
 
+from trimtab.errors import ConfigError
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     conformance: Annotated[
-        bool, typer.Option("--conformance", help="Run every trainer on problems whose optimum is known.")
+        bool, typer.Option("--conformance", help="Run seven experiments whose optimum is known.")
     ] = False,
     long: Annotated[
         bool, typer.Option("--long", help="With --conformance: the sampled experiments too, about half an hour.")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="With --conformance: how many seeds; the worst is shown.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="With --conformance: how many seeds (5); the worst is shown.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="With --conformance: write the table here too, as JSON or, for .md, as Markdown."),
@@ -23,8 +27,13 @@ def doctor(
 ) -> None:
     """Check the installation, the machine and the default model; exit 1 if something needed is missing."""
     if conformance:
-        _conformance(as_json, long, seeds, out)
+        _conformance(as_json, long, seeds or 5, out)
         return
+    stray = [flag for flag, given in {"--long": long, "--seeds": seeds, "--out": out}.items() if given]
+    if stray:
+        raise ConfigError(
+            f"{' and '.join(stray)}: only with --conformance, which is not given; add it, or drop the rest"
+        )
     from rich.console import Console
     from rich.markup import escape
 

@@ -1,4 +1,7 @@
-"""Seven experiments whose result is known before they are run. The trainers that train language models run them.
+"""Seven experiments whose result is known before they are run.
+
+Experiments 2 to 6 run the trainers of language models; 1 takes their advantages and their reduction of the loss, and 7
+the loss of process rewards in a loop of its own.
 
 J(π) = E_π[r] − β·KL(π‖ref) is largest at π* ∝ ref·exp(r/β), and J(π*) − J(π) = β·KL(π‖π*): the
 distance to the optimum is exact, and nobody has to judge an answer.

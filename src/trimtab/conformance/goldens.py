@@ -8,11 +8,15 @@ To hold another library's function against them, wrap it so that it takes a gold
         return other_library.dpo(policy_chosen - policy_rejected, ref_chosen - ref_rejected, beta)
 
     print(hold("dpo", theirs))          # Held(name='dpo', got=(0.62095…,), expected=(0.62095…,), …, passed=True)
+
+An estimator of the KL is held by its value, and by where it pulls when it is a loss: wrap it in
+:func:`expected_gradient`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +73,34 @@ def _moved_leash(beta: float, kl: float, target: float, sequences: int, horizon:
     return leash.value
 
 
+def expected_gradient(estimator: Callable[[Tensor, Tensor], Tensor], logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Σ_a π(a)·∇k(a): where an estimator pulls as a loss, its actions drawn from π and only the loss differentiated.
+
+    Args:
+        estimator: (log π, log ref) of some actions → their k, as :func:`~trimtab.algos.kl_k2`.
+        logits: ``[A]``, of π.
+        ref_logits: ``[A]``, of the reference.
+
+    Returns:
+        ``[A]``, with respect to the logits.
+    """
+    leaf = logits.clone().requires_grad_()
+    new = torch.log_softmax(leaf, 0)
+    loss = (new.detach().exp() * estimator(new, torch.log_softmax(ref_logits, 0))).sum()
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+_TIES = {"chosen": t(1.2, 1.2, 0.4), "rejected": t(0.4, 0.4, 1.2), "tie": torch.tensor([False, True, False])}
+_RANKED = t(1.2, 0.4, -0.3)[None]
+_STEPS = torch.tensor([[True, False, True, True]])
+_TOKENS = {"logprobs": t(-1.0, -2.0)[None], "ref_logprobs": t(-1.5, -1.0)[None]}
+_LOGITS = {"logits": t(0.5, -0.2, 1.0), "ref_logits": t(0.0, 0.3, -0.4)}
+_RATIOS = t(1.0, 1.1, 1.5, 0.5, 1.5, 0.5, 5.0)[None]
+_CLIPPED = {
+    "logprobs": _RATIOS.log(), "old_logprobs": torch.zeros_like(_RATIOS),
+    "advantages": t(2.0, 2.0, 2.0, 2.0, -2.0, -2.0, -2.0)[None], "response_mask": _RATIOS > 0,
+}  # fmt: skip
+
 GOLDENS: dict[str, Golden] = {
     "bradley_terry": Golden(inputs=_SCORES, expected=(0.371100666,), ours=algos.bradley_terry_loss),
     "bradley_terry, margin 1/3": Golden(
@@ -76,6 +108,27 @@ GOLDENS: dict[str, Golden] = {
     ),
     "bradley_terry, centred": Golden(
         inputs=_SCORES | {"centring": 0.01}, expected=(0.396700666,), ours=algos.bradley_terry_loss
+    ),
+    "ranking, all pairs": Golden(
+        inputs={"rewards": _RANKED, "ranks": torch.tensor([[0, 1, 2]])}, expected=(0.325233331,),
+        ours=algos.ranking_loss,
+    ),
+    "plackett_luce": Golden(inputs={"rewards": _RANKED}, expected=(0.917481122,), ours=algos.plackett_luce_loss),
+    "rao_kupper": Golden(  # the better answer won, it was a tie, the worse one won
+        inputs=_TIES | {"theta": 1.5}, expected=(0.515212057, 1.759553698, 1.467485192), ours=algos.rao_kupper_loss
+    ),
+    "davidson": Golden(
+        inputs=_TIES | {"nu": 0.5}, expected=(0.579132093, 1.672279273, 1.379132093), ours=algos.davidson_loss
+    ),
+    "process": Golden(  # P(right) is ¾ at each of three steps: one was right, one wrong, one right in half of the tries
+        inputs={"logits": t(1.0, 9.0, 1.0, 1.0)[None] * math.log(3), "labels": t(1.0, 0.0, 0.0, 0.5)[None],
+                "step_mask": _STEPS},
+        expected=(0.287682072, 0.0, 1.386294361, 0.836988217),
+        ours=algos.process_reward_loss,
+    ),
+    "process score": Golden(
+        inputs={"logits": t(1.0, 9.0, 1.0, 1.0)[None] * math.log(3), "step_mask": _STEPS}, expected=(0.421875,),
+        ours=algos.process_score,
     ),
     "dpo": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.620957048,), ours=algos.dpo_loss),
     "cdpo": Golden(
@@ -96,6 +149,10 @@ GOLDENS: dict[str, Golden] = {
         expected=(0.482507142, 0.480010660),
         ours=algos.kto_loss,
     ),
+    "kto, reference point": Golden(
+        inputs={"policy_mismatched": t(-1.0, -2.0), "ref_mismatched": t(-2.0, -2.5)}, expected=(0.75,),
+        ours=algos.kto_reference_point,
+    ),
     "simpo": Golden(inputs=_SIZED | {"beta": 2.0, "gamma": 1.0}, expected=(1.241153875,), ours=algos.simpo_loss),
     "orpo": Golden(inputs=_SIZED | {"lam": 0.1}, expected=(1.265837225,), ours=algos.orpo_loss),
     "cpo": Golden(inputs=_FREE | {"beta": 0.1, "alpha": 0.0}, expected=(0.554355244,), ours=algos.cpo_loss),
@@ -107,6 +164,74 @@ GOLDENS: dict[str, Golden] = {
         expected=(0.375, 0.35, 0.5),
         ours=lambda **inputs: algos.gae(**inputs)[0],
     ),
+    "gae across a mask": Golden(  # an action, 20 tokens of a tool, an action with reward 1
+        inputs={
+            "rewards": t(0.0, *[7.0] * 20, 1.0)[None], "values": t(0.5, *[7.0] * 20, 0.5)[None],
+            "response_mask": torch.tensor([[True, *[False] * 20, True]]), "gamma": 1.0, "lam": 0.95,
+        },
+        expected=(0.475, *[0.0] * 20, 0.5),
+        ours=lambda **inputs: algos.gae(**inputs)[0],
+    ),
+    "whiten": Golden(
+        inputs={"x": t(1.0, 3.0, 99.0)[None], "mask": torch.tensor([[True, True, False]])}, expected=(-1.0, 1.0, 0.0),
+        ours=algos.whiten,
+    ),
+    "reinforce++": Golden(
+        inputs={
+            "rewards": torch.stack([t(1.0, 2.0, 4.0), t(0.0, 9.0, 9.0)]),
+            "response_mask": torch.tensor([[True, True, True], [True, False, False]]), "gamma": 0.5,
+        },
+        expected=(0.152498570, 0.762492852, 0.762492852, -1.677484274, 0.0, 0.0),
+        ours=algos.reinforce_pp_advantage,
+    ),
+    "clipped policy": Golden(
+        inputs=_CLIPPED, expected=(-2.0, -2.2, -2.4, -1.0, 3.0, 1.6, 10.0), ours=algos.clipped_policy_loss
+    ),
+    "clipped policy, two ends, dual clip": Golden(
+        inputs=_CLIPPED | {"eps_low": 0.2, "eps_high": 0.28, "dual_clip": 3.0},
+        expected=(-2.0, -2.2, -2.56, -1.0, 3.0, 1.6, 6.0),
+        ours=algos.clipped_policy_loss,
+    ),
+    "clipped value": Golden(
+        inputs={
+            "values": t(0.5, 1.0, 0.0, 0.6, 2.0)[None], "old_values": t(*[0.5] * 5)[None],
+            "returns": t(*[1.0] * 5)[None], "response_mask": torch.ones(1, 5, dtype=torch.bool), "eps": 0.2,
+        },
+        expected=(0.125, 0.045, 0.5, 0.08, 0.5),
+        ours=algos.clipped_value_loss,
+    ),
+    "truncated importance weights": Golden(
+        inputs={
+            "logprobs": t(0.5, 1.0, 3.0)[None].log(), "sampler_logprobs": t(0.0, 0.0, 0.0)[None],
+            "response_mask": _ALL3, "cap": 2.0,
+        },
+        expected=(0.5, 1.0, 2.0),
+        ours=algos.truncated_importance_weights,
+    ),
+    "k1": Golden(inputs=_TOKENS, expected=(0.5, -1.0), ours=algos.kl_k1),
+    "k2": Golden(inputs=_TOKENS, expected=(0.125, 0.5), ours=algos.kl_k2),
+    "k3": Golden(inputs=_TOKENS, expected=(0.106530660, 0.718281828), ours=algos.kl_k3),
+    "k1, expected gradient": Golden(
+        inputs=_LOGITS, expected=(0.0, 0.0, 0.0), ours=partial(expected_gradient, algos.kl_k1)
+    ),
+    "k2, expected gradient": Golden(
+        inputs=_LOGITS, expected=(-0.099794651, -0.207437925, 0.307232576),
+        ours=partial(expected_gradient, algos.kl_k2),
+    ),
+    "k3, expected gradient": Golden(
+        inputs=_LOGITS, expected=(-0.013172187, -0.289065278, 0.302237465),
+        ours=partial(expected_gradient, algos.kl_k3),
+    ),
+    "penalised rewards": Golden(
+        inputs={"scores": t(1.0), "response_mask": torch.ones(1, 2, dtype=torch.bool), "beta": 0.5} | _TOKENS,
+        expected=(-0.25, 1.5),
+        ours=algos.penalised_rewards,
+    ),
+    "best of n, KL": Golden(  # of four draws from two and from ten equally likely answers
+        inputs={"selected_logprobs": t(0.5, 0.1).log(), "n": 4}, expected=(0.499123919, 0.634870281),
+        ours=algos.best_of_n_kl,
+    ),
+    "best of n, bound": Golden(inputs={"n": 4}, expected=(0.636294361,), ours=algos.best_of_n_kl_bound),
     "rloo": Golden(inputs={"rewards": _GROUP}, expected=(1.0, -1 / 3, -1 / 3, -1 / 3), ours=algos.rloo_advantage),
     "group, sample std": Golden(
         inputs={"rewards": _GROUP}, expected=(1.5, -0.5, -0.5, -0.5), tolerance=1e-5,

@@ -148,7 +148,7 @@ class Answer(Record):
     text: str
     """What it said, unchanged; the page neutralises and shortens it."""
     proxy: float | None = None
-    """Score of the reward model that was trained against."""
+    """What training climbed: the reward model's score, or the total of the recipe's rewards."""
     gold: float | None = None
     """Score of the held-out judge (simulated annotators), where there is one."""
     kl: float | None = None

@@ -24,9 +24,9 @@ def load_callable(path: str) -> Callable[..., Any]:
         raise ConfigError(f"{path!r} is not a dotted path; write it as 'package.module.function'")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # whatever the module does while it is imported
         raise ConfigError(
-            f"{path!r}: module {module_name!r} cannot be imported ({error}); "
+            f"{path!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}); "
             "check the spelling and that it is installed or on PYTHONPATH"
         ) from error
     if not hasattr(module, name):

@@ -13,7 +13,8 @@ from typing import Any
 from trimtab.errors import ScoringError
 from trimtab.records import Rollout
 
-_NUMBER = re.compile(r"[-−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|[-−]?\$?\.\d+")
+_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|(?:(?<![\w)])[-−])?\$?\.\d+")
+_FRACTION = re.compile(r"(\d+)?\s*\\[dt]?frac\s*(?:\{(\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))")
 _MARKS = (r"\\boxed\{", r"####", r"answer\s*(?:is|:|=)")
 
 
@@ -30,7 +31,11 @@ def arithmetic(rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number a text ends up with; None if it has none."""
+    r"""The number a text ends up with; None if it has none.
+
+    A sign between two numbers is an operation: "5-3" ends in 3. ``\frac{1}{2}`` is 1/2, ``3\frac{1}{2}`` is 7/2.
+    """
+    text = _FRACTION.sub(_plain_fraction, text)
     for mark in _MARKS:
         for found in reversed(list(re.finditer(mark, text, flags=re.I))):
             number = _first_number(text[found.end() :].partition("\n")[0])
@@ -38,6 +43,11 @@ def final_number(text: str) -> Fraction | None:
                 return number
     numbers = _NUMBER.findall(text)
     return _value(numbers[-1]) if numbers else None
+
+
+def _plain_fraction(found: re.Match[str]) -> str:
+    whole, above, below = int(found[1] or 0), int(found[2] or found[4]), int(found[3] or found[5])
+    return f"{whole * below + above}/{below}"
 
 
 def _first_number(text: str) -> Fraction | None:

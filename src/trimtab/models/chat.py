@@ -92,10 +92,11 @@ class Chat:
             mask.pop()
         return self._checked(Encoded(tokens=tokens, response_mask=mask))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of an answer, template tokens removed."""
+    def decode(self, tokens: Sequence[int], *, strip: bool = True) -> str:
+        """The text of an answer, template tokens removed and, unless told otherwise, the white space at its ends."""
         body = list(tokens[:-1]) if tokens and tokens[-1] in self.end_tokens else list(tokens)
-        return self.tokenizer.decode(body, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(body, skip_special_tokens=True)
+        return text.strip() if strip else text
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         if self.system is not None and messages[0].role != "system":

@@ -5,10 +5,10 @@ looked up from the current folder first, then from the recipe's own folder.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config, parse_config
 from trimtab.constitution import DEFAULT
@@ -19,6 +19,7 @@ from trimtab.pipeline.judging import JudgeSource, LocalJudge
 from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     TOKEN_RETURNS,
+    DpoConfig,
     OfflineConfig,
     OnlineConfig,
     PolicyGradientConfig,
@@ -29,6 +30,9 @@ from trimtab.trainers import (
     SftConfig,
     check_rl,
 )
+
+REWARD_MODEL_CLIP = 5.0
+"""``align.score_clip`` where only the reward model is climbed: spreads of the answers it was trained on."""
 
 
 class DataConfig(Config):
@@ -139,6 +143,9 @@ class RunConfig(Config):
     """From which everything random is derived."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None: all cores. Part of the numbers: sums are added in another order with another count."""
+    memory_gb: float | None = Field(default=None, gt=0.0)
+    """Memory the run may take, in GB: sizes ``micro_batch_tokens`` of every stage that does not say its own. None: the
+    stages' defaults."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""
     data: DataConfig = DataConfig()
@@ -170,6 +177,16 @@ class RunConfig(Config):
     """Harmlessness, helpfulness and preachiness of the first and the last model."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _limit_a_reward_model(self) -> Self:
+        """Far from its data a reward model may say anything; rewards of one's own mean what they say."""
+        align = self.align
+        if isinstance(align, PolicyGradientConfig) and "score_clip" not in align.model_fields_set:
+            alone = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())
+            clip = REWARD_MODEL_CLIP if alone else None
+            object.__setattr__(self, "align", align.model_copy(update={"score_clip": clip}))
+        return self
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -234,6 +251,8 @@ def check_recipe(config: RunConfig) -> None:
         problems.append(f"rewards {' and '.join(models)} are the same reward model; keep one")
     if sources and not online:
         problems.append("rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align")
+    if sources and all(source.weight == 0 for source in sources.values()):
+        problems.append("the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight")
     stepwise = [n for n, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
     if stepwise and online and online.method not in TOKEN_RETURNS:
         problems.append(
@@ -243,6 +262,11 @@ def check_recipe(config: RunConfig) -> None:
     ptx = online.ptx if isinstance(online, PolicyGradientConfig) else None
     if ptx is not None and not (ptx.data or data.demonstrations):
         problems.append("align.ptx needs conversations: data.demonstrations or align.ptx.data")
+    if isinstance(config.align, DpoConfig) and config.align.smoothing == "robust" and not config.align.label_smoothing:
+        problems.append(
+            "align.smoothing is 'robust' and align.label_smoothing 0: without a share of wrong labels nothing is "
+            "smoothed; set align.label_smoothing, or drop align.smoothing"
+        )
     if isinstance(config.align, OfflineConfig):
         rated = data.ratings is not None and config.align.method == "kto"
         if not (config.label or data.preferences or rated):
@@ -268,11 +292,15 @@ def check_recipe(config: RunConfig) -> None:
         except ConfigError as error:
             problems.append(f"align: {error}")
         reward = config.reward
-        plain = not sources or (len(sources) == 1 and list(sources.values()) == [ModelReward()])
         if (
             isinstance(online, PpoConfig)
             and online.critic_init == "reward_model"
-            and (reward is None or reward.model is not None or reward.adapter != online.adapter or not plain)
+            and (
+                reward is None
+                or reward.model is not None
+                or reward.adapter != online.adapter
+                or list(sources.values()) not in ([], [ModelReward()])
+            )
         ):
             problems.append(
                 "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "

@@ -13,10 +13,11 @@ from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
 from trimtab.models import Backbone, Role
 from trimtab.pipeline.context import Context, Counts
-from trimtab.pipeline.labelling import sample_in_chunks
+from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.records import Rollout, write_records
-from trimtab.trainers import load_tensors, rollout_batch
+from trimtab.rollout import NamedRewards
+from trimtab.trainers import OnlineConfig, load_tensors, rollout_batch
 
 MODELS = ("base", "sft", "policy")
 """From the earliest to the latest; a run without SFT or alignment lacks one."""
@@ -64,7 +65,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
                 name="best-of",
                 own=True,
             )
-            answers["best_of"] = best_of(pool, rewards.total(pool), config.best_of)
+            answers["best_of"] = best_of(pool, _scores(context, rewards, pool), config.best_of)
             logprobs = torch.tensor([sum(r.logprobs) for r in answers["best_of"]])
             best = {
                 "n": config.best_of,
@@ -72,7 +73,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
                 "kl_bound": best_of_n_kl_bound(config.best_of),
             }
         together = [r for group in zip(*answers.values(), strict=True) for r in group]  # the same prompt side by side
-        for rollout, value in zip(together, rewards.total(together), strict=True):
+        for rollout, value in zip(together, _scores(context, rewards, together), strict=True):
             rollout.rewards["proxy"] = value
     gold = context.gold()
     if gold is not None:
@@ -93,6 +94,13 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     if result["kl"] is not None:
         context.ui.say(f"  KL per answer {result['kl']['value']:.2f} nats")
     return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]
+
+
+def _scores(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[float]:
+    """Total reward of each answer, asked for in batches of the size that training asks for."""
+    align = context.config.align
+    size = align.prompts * align.group if isinstance(align, OnlineConfig) else CHUNK
+    return [x for i in range(0, len(rollouts), size) for x in rewards.total(rollouts[i : i + size])]
 
 
 def best_of(pool: Sequence[Rollout], scores: Sequence[float], n: int) -> list[Rollout]:

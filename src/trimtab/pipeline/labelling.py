@@ -12,7 +12,7 @@ from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, 
 from trimtab.rollout import LocalSampler, SamplerConfig
 
 CHUNK = 256
-"""Answers sampled between two savings of a stage that only samples."""
+"""Answers sampled between two savings of a stage that only samples, or scored at once where training says no number."""
 
 
 def run_sample(context: Context) -> tuple[Counts, list[str]]:

@@ -29,6 +29,7 @@ from trimtab.trainers import (
     PairConfig,
     PolicyGradientConfig,
     PpoConfig,
+    Ranking,
     RlConfig,
     RlRoles,
     encode_preferences,
@@ -150,11 +151,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     config = context.config.reward
     assert config is not None
     folder = context.folder("reward")
-    preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
     role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
-    rankings, kept, long = encode_preferences(role.backbone.chat, preferences)
-    if long:
-        context.ui.say(f"  {long} of {len(preferences)} preferences do not fit model.context; left out")
+    rankings, kept, left_out = _rankings(context, role.backbone.chat)
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("reward"))
     with context.training("reward", "reward model") as session:
         train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
@@ -175,8 +173,27 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
             )
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "reward.json", facts)
-    counts = {"preferences": len(train), "held_out": len(held), "too_long": long}
+    counts = {"preferences": len(train), "held_out": len(held)} | left_out
     return counts, ["weights.safetensors", "reward.json"]
+
+
+def _rankings(context: Context, chat: Chat) -> tuple[list[Ranking], list[Preference], Counts]:
+    """The run's preferences that teach something, as tokens and as they are, and how many were left out and why."""
+    preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
+    rankings, kept, left_out = encode_preferences(chat, preferences)
+    if any(left_out.values()):
+        context.ui.say(
+            f"  of {len(preferences)} preferences {left_out['too_long']} do not fit model.context, {left_out['tied']} "
+            f"are tied, {left_out['identical']} have identical answers (in others {left_out['identical_pairs']} pairs "
+            "do); left out"
+        )
+    if not rankings:
+        raise DataError(
+            f"none of {len(preferences)} preferences can be learnt from ({left_out['too_long']} too long, "
+            f"{left_out['tied']} tied, {left_out['identical']} with identical answers); look at the data with "
+            "`trimtab data check`, or raise model.context"
+        )
+    return rankings, kept, left_out
 
 
 def policy_role(context: Context, trunk: Backbone) -> Role:
@@ -236,7 +253,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     return counts | {"prompts": len(prompts), "steps": config.steps} | examples, files
 
 
-def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[Encoded], Counts]:
+def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:
     """What PPO-ptx imitates; nothing for a recipe without it."""
     ptx = config.ptx if isinstance(config, PolicyGradientConfig) else None
     if ptx is None:
@@ -247,7 +264,7 @@ def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list
     found, long = [], 0
     for record in records:
         try:
-            found.append(chat.conversation(record.messages))
+            found.append((record.id, chat.conversation(record.messages)))
         except DataError:
             long += 1
     if long:
@@ -267,17 +284,15 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         judged, long = encode_ratings(trunk.chat, ratings)
         if long:
             context.ui.say(f"  {long} of {len(ratings)} ratings do not fit model.context; left out")
-        train, held = split_holdout([a.id for a in judged], config.holdout, context.seed("align"))
+        # By what was asked, so that no prompt is on both sides with another answer.
+        train, held = split_holdout([str(a.prompt) for a in judged], config.holdout, context.seed("align"))
         before, after = _kto(context, policy, reference, [judged[i] for i in train], [judged[i] for i in held], config)
         counts: Counts = {"ratings": len(train), "held_out": len(held), "too_long": long}
         counts["set_aside"] = len(loaded) - len(ratings)
         return _aligned(context, policy, before, after, counts)
-    preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
-    rankings, kept, long = encode_preferences(trunk.chat, preferences)
-    if long:
-        context.ui.say(f"  {long} of {len(preferences)} preferences do not fit model.context; left out")
+    rankings, kept, left_out = _rankings(context, trunk.chat)
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("align"))
-    counts = {"preferences": len(train), "held_out": len(held), "too_long": long}
+    counts = {"preferences": len(train), "held_out": len(held)} | left_out
     if isinstance(config, KtoConfig):
         answers, balanced = judged_from_rankings([rankings[i] for i in train])
         heldout, _ = judged_from_rankings([rankings[i] for i in held])

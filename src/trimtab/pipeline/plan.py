@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from trimtab.errors import TrimtabError
-from trimtab.models import AdapterConfig, ModelConfig
-from trimtab.models.loading import resolve
+from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.run import plan_stages
-from trimtab.records import Demonstration, Preference, Prompt, load
+from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
+    DapoConfig,
     OfflineConfig,
     OnlineConfig,
     OnlineDpoConfig,
@@ -31,6 +31,9 @@ TOKENS = 70
 
 QUESTION = 200
 """Assumed tokens of a question to a judge beyond what all questions begin with."""
+
+FLAT = 0.5
+"""Assumed share of groups without spread, which DAPO draws again."""
 
 OBJECTIVES = {
     "dpo": "DPO: min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})",
@@ -53,6 +56,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
         recipe: where it came from.
         runs: folder of all runs; only read.
     """
+    config = fit_memory(config)
     planned = plan_stages(config, recipe, RunFolder(runs / config.name, create=False))
     rate = matmul_rate()
     shape = model_shape(config.model)
@@ -72,7 +76,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
             }
         )
     total = sum(row["seconds"] for row in rows)
-    memory = memory_gb(config, shape)
+    memory = run_gb(config)
     return {
         "name": config.name,
         "stages": rows,
@@ -120,7 +124,7 @@ def _online_objective(a: OnlineConfig) -> str:
     if a.kl.target is not None:
         leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
     if a.kl.place == "loss":
-        leash += f", {a.kl.estimator} in the loss"
+        leash += f", {a.kl.estimator or 'k2'} in the loss"
     if a.ptx is not None:
         leash += f" + {a.ptx.coefficient:g}·log π(conversations)"
     return f"{name}: max E[reward] − {leash}"
@@ -141,28 +145,6 @@ def warnings(config: RunConfig) -> list[str]:
     return found
 
 
-def model_shape(config: ModelConfig) -> dict[str, int]:
-    """Parameters, layers, width and vocabulary from the model's configuration; no weights are loaded."""
-    from transformers import AutoConfig
-
-    try:
-        loaded = AutoConfig.from_pretrained(resolve(config.name)).get_text_config()
-    except Exception as error:
-        raise TrimtabError(f"{config.name}: its configuration cannot be read ({str(error).splitlines()[0]})") from error
-    width, layers, vocabulary = loaded.hidden_size, loaded.num_hidden_layers, loaded.vocab_size
-    inner = getattr(loaded, "intermediate_size", None) or 4 * width
-    heads = loaded.num_attention_heads
-    keys = getattr(loaded, "num_key_value_heads", None) or heads
-    layer = 2 * width * width + 2 * width * width * keys // heads + 3 * width * inner
-    tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
-    return {
-        "parameters": layers * layer + tied * vocabulary * width,
-        "layer": layer,
-        "layers": layers,
-        "head": vocabulary * width,
-    }
-
-
 def matmul_rate() -> float:
     """Floating point operations per second of a 1024² product, measured for a moment."""
     a, best = torch.randn(1024, 1024), 1e9
@@ -171,21 +153,6 @@ def matmul_rate() -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - start)
     return 2 * 1024**3 / best
-
-
-def memory_gb(config: RunConfig, shape: dict[str, int]) -> float:
-    """Weights, gradients and optimiser where all weights are trained, and activations of one micro-batch."""
-    weights = 4 * shape["parameters"] / 1e9
-    stages = [s for s in (config.sft, config.reward, config.align) if s is not None]
-    full = max((3.0 if s.adapter.kind == "full" else 0.0 for s in stages), default=0.0)
-    copies = 3.0 if config.align and config.align.adapter.kind == "full" else 1.0
-    tokens = max((s.micro_batch_tokens for s in stages), default=0)
-    layers = shape["layers"]
-    held = max((s.micro_batch_tokens * min(s.adapter.top_layers or layers, layers) for s in stages), default=0)
-    width = (shape["layer"] / 6) ** 0.5
-    logits = 3 * min(tokens, 1024) * shape["head"] / width
-    activations = 4 * (25 * held * width + logits) / 1e9
-    return 0.6 + weights * copies * (1 + full) + activations
 
 
 def _centring(value: float) -> str:
@@ -214,7 +181,7 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
     """What a stage works on, its optimiser steps, tokens and floating point operations."""
     data = config.data
     forward = 2.0 * shape["parameters"]
-    prompts = _rows(data.prompts or data.preferences, Prompt, config, recipe) or 0
+    prompts = _rows(data.prompts or data.preferences or data.ratings, Prompt, config, recipe) or 0
     if stage == "sft" and config.sft:
         source = data.demonstrations or data.preferences
         count = round((_rows(source, Demonstration, config, recipe) or 0) * (1 - config.sft.holdout))
@@ -253,22 +220,41 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         return f"{kept} rankings of {answers}, {config.reward.batch} a step", updates, tokens, flops
     if stage == "align" and isinstance(config.align, OfflineConfig):
         o = config.align
+        what = f"rankings of {answers}"
+        if data.ratings:
+            count, answers, what = _rows(data.ratings, Rating, config, recipe) or 0, 1, "ratings"
         kept = round(count * (1 - o.holdout))
         lower, upper = _training(shape, o.adapter, head=True)
         tokens = kept * answers * TOKENS
-        flops = tokens * (lower + upper * (o.epochs + (0 if o.method in WITHOUT_REFERENCE else 0.5)))
+        reference = 0.0 if o.method in WITHOUT_REFERENCE else upper / 2
+        flops = tokens * (lower + upper * o.epochs + reference)
+        if o.method == "kto":  # the reference runs in every step, and both models on mismatched pairs
+            flops = tokens * o.epochs * (2 * lower + upper + 3 * upper / 2)
         items = kept * answers if o.method == "kto" else kept
-        return f"{kept} rankings of {answers}, {o.batch} a step", round(-(-items // o.batch) * o.epochs), tokens, flops
+        return f"{kept} {what}, {o.batch} a step", round(-(-items // o.batch) * o.epochs), tokens, flops
     if stage == "align" and isinstance(config.align, OnlineConfig):
         a = config.align
         size = a.prompts * a.group
         lower, upper = _training(shape, a.adapter, head=True)
-        tokens = a.steps * size * TOKENS
-        trained = 2 if isinstance(a, PpoConfig) else 1
-        flops = tokens * (forward / 2 + lower + 3 * upper / 2 + trained * a.epochs * upper)
-        return f"{prompts} prompts, {size} answers a step", a.steps * a.epochs * a.minibatches, tokens, flops
+        updates = a.steps * a.epochs * a.minibatches
+        drawn = a.steps * size * TOKENS
+        again = sum(FLAT**k for k in range(1, a.resample + 1)) if isinstance(a, DapoConfig) else 0.0
+        trained = 2.0 if isinstance(a, PpoConfig) else 1.0
+        if isinstance(a, OnlineDpoConfig | RejectionConfig):
+            trained = (2 if isinstance(a, OnlineDpoConfig) else a.keep) / a.group
+        # Reward model and drawing for all that is drawn; reference and updates for what stays.
+        flops = drawn * ((1 + again) * (forward / 2 + lower + upper / 2) + upper + trained * a.epochs * upper)
+        what = f"{prompts} prompts, {size} answers a step"
+        if again:
+            what += f" (and {again:.0%} drawn again if {FLAT:.0%} of groups are flat)"
+        ptx = a.ptx if isinstance(a, PolicyGradientConfig) else None
+        if ptx is not None:
+            flops += updates * ptx.batch * TOKENS * (lower + upper)
+            what += f", {ptx.batch} conversations an update"
+        return what, updates, round(drawn * (1 + again)), flops
     if stage == "evaluate" and config.evaluate:
         held = _rows(data.heldout, Prompt, config, recipe) or round(prompts * data.heldout_share)
-        count = min(config.evaluate.prompts or held, held) * (1 + (config.sft is not None) + (config.align is not None))
+        models = 1 + (config.sft is not None) + (config.align is not None) + (config.evaluate.best_of or 0)
+        count = min(config.evaluate.prompts or held, held) * models
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward * 2
     return "", 0, 0, 0.0

@@ -39,9 +39,6 @@ LABELS = {
 }  # fmt: skip
 """Names of methods that are not their initials."""
 
-JUDGES = {"gold": "the gold utility (simulated)", "proxy": "the reward model (proxy, trained against)"}
-"""How the page calls those who decide."""
-
 AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
     "leave_one_out": "One annotator against the others",
@@ -55,6 +52,7 @@ NOTICE = (
     "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
     "No person judged these answers."
 )
+GOLD = "“Gold” is a simulated utility; no person judged these answers."
 
 NOTICES = {
     "ai": "The preferences in this run come from AI judges under a written constitution. No person judged them.",
@@ -89,7 +87,7 @@ def collect(context: Context) -> ReportData:
     first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
     missing: dict[str, str] = {}
     if run.gold is None:
-        missing["gold"] = "This run has no gold utility, so no judge outside the reward model compared the answers."
+        missing["gold"] = f"This run has no gold utility, so no judge but {_climbed(run)} compared the answers."
     if "base" not in answers:
         missing["base"] = "This run has no answers of a model before SFT."
     if run.align is None:
@@ -97,13 +95,13 @@ def collect(context: Context) -> ReportData:
     elif not isinstance(run.align, OnlineConfig):
         missing["reward_against_kl"] = f"{run.align.method.upper()} learns from judged answers; no reward is climbed."
     if run.label is None:
-        missing["agreement"] = "The preferences were imported, so there are no judgements to compare."
+        missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     by_people = run.label is not None and (run.label.source == "simulated" or run.gold is not None)
     simulated = by_people or run.gold is not None
-    notice = NOTICE if simulated else "The preferences were imported from a file; see the provenance below."
+    notice = NOTICE if run.label else f"{_origin(run)} {GOLD if simulated else ''}".strip()
     if run.label is not None and run.label.source != "simulated":
-        notice = NOTICES[run.label.source] if not simulated else NOTICES[f"{run.label.source} gold"]
+        notice = NOTICES[f"{run.label.source} gold" if simulated else run.label.source]
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -120,7 +118,7 @@ def collect(context: Context) -> ReportData:
         before=names[first],
         after=names[last],
         stages=_stages(context),
-        win_rates=tuple(_win_rows(result, names)),
+        win_rates=tuple(_win_rows(result, names, judges_of(run))),
         kl=None
         if result["kl"] is None
         else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
@@ -181,6 +179,27 @@ def _label_lines(context: Context) -> tuple[str, ...]:
 _SHARES = ("position_bias", "flip_rate", "longer_wins")
 
 
+def _climbed(run: RunConfig) -> str:
+    """What gives the proxy: the rewards by the recipe's names, or the reward model."""
+    if not run.rewards:
+        return "the reward model"
+    return f"the reward{'s' if len(run.rewards) > 1 else ''} {' and '.join(f'“{name}”' for name in run.rewards)}"
+
+
+def judges_of(run: RunConfig) -> dict[str, str]:
+    """How the page calls those who decide."""
+    trained = ", trained against" if isinstance(run.align, OnlineConfig) else ""
+    return {"gold": "the gold utility (simulated)", "proxy": f"{_climbed(run)} (proxy{trained})"}
+
+
+def _origin(run: RunConfig) -> str:
+    """Where the preferences came from, in a run that made none."""
+    for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
+        if source:
+            return f"The {what} were imported from a file; see the provenance below."
+    return "This run has no preferences."
+
+
 def model_names(run: RunConfig) -> dict[str, str]:
     """What the page calls each model; the aligned one is called by its method."""
     method = "" if run.align is None else run.align.method
@@ -234,13 +253,13 @@ def _stages(context: Context) -> tuple[Stage, ...]:
     return tuple(rows)
 
 
-def _win_rows(result: Mapping[str, Any], names: Mapping[str, str]) -> list[WinRateRow]:
+def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mapping[str, str]) -> list[WinRateRow]:
     numbers = ("rate", "low", "high", "n", "wins", "ties", "losses")
     return [
         WinRateRow(
             model=names[row["model"]],
             against=names[row["against"]],
-            metric=JUDGES[row["judge"]],
+            metric=judges[row["judge"]],
             **{k: row[k] for k in numbers},
         )
         for row in result["win_rates"]

@@ -19,15 +19,18 @@ from types import FrameType
 import torch
 
 from trimtab.errors import ConfigError, Interrupted, NonFiniteError
+from trimtab.feedback import load_callable
 from trimtab.files import sha256_file, sha256_json, write_atomic
 from trimtab.models import model_identity
 from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
+from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
+from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
-CODE = 1
+CODE = 2
 """Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
 
 
@@ -47,8 +50,9 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
     """All stages of a recipe with their fingerprints and what would happen to them.
 
     Raises:
-        ConfigError: ``until`` names a stage this recipe does not have.
+        ConfigError: ``until`` names a stage this recipe does not have, or a function cannot be imported.
     """
+    _check_callables(config)
     stages = stages_of(config)
     if until is not None:
         names = [s.name for s in stages]
@@ -70,6 +74,17 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
             state = "continue" if same else "run"
         planned.append(Planned(stage=stage, fingerprint=prints[stage.name], state=state))
     return planned
+
+
+def _check_callables(config: RunConfig) -> None:
+    """Import every function the recipe names: a wrong path is found now, and not after hours of training."""
+    named = {f"rewards.{n}.path": s.path for n, s in (config.rewards or {}).items() if isinstance(s, FunctionReward)}
+    for key, path in ({"gold": config.gold} | named).items():
+        if path is not None:
+            try:
+                load_callable(path)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error}") from error
 
 
 def run_recipe(
@@ -95,6 +110,7 @@ def run_recipe(
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
     ui = ui or Ui()
+    config = fit_memory(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = RunFolder(runs / config.name)

@@ -4,6 +4,7 @@ component = clip((raw − mean)/std, ±clip);   the trainer adds weight · compo
 """
 
 import asyncio
+import http.client
 import inspect
 import json
 import math
@@ -40,6 +41,11 @@ class RewardComponent(Config):
     clip: float | None = Field(default=None, gt=0.0)
     """Then limited to ± this; None: not."""
 
+    @property
+    def deadline(self) -> float | None:
+        """Seconds after which scoring a batch has failed; None: never."""
+        return None
+
 
 class ModelReward(RewardComponent):
     """The reward model that the ``reward`` stage trained; already normalised over its own training answers."""
@@ -62,16 +68,31 @@ class FunctionReward(RewardComponent):
     per answer, one number for each of its :func:`split_steps`, and each counts at its step's last token. None: one
     number per answer."""
 
+    @property
+    def deadline(self) -> float:
+        """The timeout."""
+        return self.timeout
+
 
 class HttpReward(RewardComponent):
-    """An endpoint that gets ``{"prompts", "completions", "finish_reasons"}`` and answers ``{"rewards": [numbers]}``."""
+    """An endpoint that gets prompts and answers and gives numbers.
+
+    The request is ``{"prompts", "completions", "finish_reasons", "metadata"}``, each a list with an entry per answer;
+    the reply ``{"rewards": [numbers]}``.
+    """
 
     kind: Literal["http"] = "http"
     """What gives it."""
     url: str = Field(pattern=r"^https?://")
     """Where batches are posted."""
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds a request may take; a failed one is tried three times."""
+    """Seconds without a sign from the endpoint after which a request has failed; a failed one is tried three times. All
+    three together, however slowly the endpoint answers, take no more than three times this."""
+
+    @property
+    def deadline(self) -> float:
+        """Of all tries together."""
+        return ATTEMPTS * self.timeout
 
 
 RewardSource = Annotated[ModelReward | FunctionReward | HttpReward, Field(discriminator="kind")]
@@ -137,8 +158,7 @@ class NamedRewards:
         def shaped(value: float) -> float:
             return min(max((value - source.mean) / source.std, -limit), limit)
 
-        # An HTTP endpoint has a timeout per request.
-        values = call(name, self.functions[name], rollouts, function.timeout if function else None)
+        values = call(name, self.functions[name], rollouts, source.deadline)
         if function is None or function.steps is None:
             return [shaped(value) for value in numbers(name, values, rollouts)]
         assert self.decode is not None
@@ -245,8 +265,9 @@ def http_reward(source: HttpReward) -> RewardFunction:
             "prompts": [[m.model_dump(exclude_none=True) for m in r.prompt.messages] for r in rollouts],
             "completions": [r.text for r in rollouts],
             "finish_reasons": [r.finish_reason for r in rollouts],
+            "metadata": [r.prompt.metadata for r in rollouts],
         }
-        data = json.dumps(body).encode()
+        data = json.dumps(body, default=str).encode()
         headers = {"Content-Type": "application/json"}
         for attempt in range(ATTEMPTS):
             try:
@@ -255,11 +276,15 @@ def http_reward(source: HttpReward) -> RewardFunction:
                     return json.loads(answer.read())["rewards"]
             except (KeyError, TypeError, ValueError) as error:
                 raise ScoringError(f'{source.url}: expected {{"rewards": [numbers]}}, got {error!r}') from error
-            except OSError as error:
-                client = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            except (OSError, http.client.HTTPException) as error:
+                client = False
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()
+                    client = error.code < 500 and error.code != 429
                 if client or attempt + 1 == ATTEMPTS:
                     raise ScoringError(
-                        f"{source.url}: {error} (attempt {attempt + 1} of {ATTEMPTS}); check that the endpoint is up"
+                        f"{source.url}: {type(error).__name__}: {error} (attempt {attempt + 1} of {ATTEMPTS}); check "
+                        "that the endpoint is up"
                     ) from error
                 time.sleep(0.2 * 4**attempt)
         raise AssertionError("unreachable")

@@ -15,7 +15,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -48,8 +48,9 @@ class SamplerConfig(Config):
     """Draw from the smallest set of tokens with at least this mass; 1 = all tokens."""
     max_new_tokens: int = Field(default=64, ge=1)
     """An answer is cut here (finish_reason ``length``)."""
-    stop: tuple[str, ...] = ()
-    """An answer ends where one of these appears (finish_reason ``stop``); its text ends before it, its tokens after."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """An answer ends where one of these appears (finish_reason ``stop``), white space as it is written; its text ends
+    before it, its tokens after."""
     slots: int = Field(default=64, ge=1)
     """Answers decoded at the same time."""
 
@@ -162,7 +163,7 @@ class LocalSampler:
                 prompt_tokens=answer.prompt_tokens,
                 tokens=answer.tokens,
                 logprobs=answer.logprobs,
-                text=self.backbone.chat.decode(answer.tokens)[: answer.ending],
+                text=self.backbone.chat.decode(answer.tokens, strip=False)[: answer.ending].strip(),
                 finish_reason="stop" if ended else "length",
                 weight_version=weight_version,
             )
@@ -171,7 +172,7 @@ class LocalSampler:
 
         def done(answer: _Running) -> bool:
             if answer.settings.stop:
-                text = self.backbone.chat.decode(answer.tokens)
+                text = self.backbone.chat.decode(answer.tokens, strip=False)
                 found = [place for stop in answer.settings.stop if (place := text.find(stop)) >= 0]
                 answer.ending = min(found, default=None)
             return (

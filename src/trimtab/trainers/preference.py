@@ -27,7 +27,6 @@ from trimtab.algos import (
     kto_reference_point,
     masked_sum,
     orpo_loss,
-    ranking_pairs,
     simpo_loss,
 )
 from trimtab.config import Config
@@ -297,8 +296,7 @@ def _pair_loss(policy: Role, part: _Part, norms: Norms, config: PairConfig) -> t
     pairs, weights, probabilities = [], [], []
     start = 0
     for ranking in part.rankings:
-        soft = ranking.probability
-        found = ranking_pairs(ranking.ranks) if soft is None else torch.tensor([[0, 1]])
+        soft, found = ranking.probability, ranking.pairs()
         pairs.append(found + start)
         weights += [ranking.weight / len(found) / norms.sequences] * len(found)
         probabilities += [1.0 if soft is None else soft] * len(found)
@@ -361,20 +359,13 @@ def _usable(rankings: Sequence[Ranking], config: PairConfig, reference: Sequence
         )
     if soft and isinstance(config, DpoConfig) and config.label_smoothing:
         raise ConfigError("align.label_smoothing and soft labels both say how sure a label is; set label_smoothing: 0")
-    usable = [
-        i for i, r in enumerate(rankings) if (r.probability is not None or len(set(r.ranks)) > 1) and not _same(r)
-    ]
+    usable = [i for i, r in enumerate(rankings) if len(r.pairs())]
     if not usable:
         raise DataError(
             f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "
             "to learn; check the labels with `trimtab data check`"
         )
     return usable
-
-
-def _same(ranking: Ranking) -> bool:
-    """True if all answers are the same tokens: their gap is zero whatever the policy does."""
-    return all(s == ranking.sequences[0] for s in ranking.sequences)
 
 
 def _masks(rankings: Sequence[Ranking]) -> list[list[bool]]:
@@ -423,11 +414,11 @@ def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int
     """Answers that win more of their pairs than they lose are liked, the others not; balanced ones are counted."""
     found, balanced = [], 0
     for ranking in rankings:
-        ranks = list(ranking.ranks)
-        if ranking.probability is not None:
-            ranks = [0, 1] if ranking.probability > 0.5 else [1, 0] if ranking.probability < 0.5 else [0, 0]
-        for number, (sequence, rank) in enumerate(zip(ranking.sequences, ranks, strict=True)):
-            wins, losses = sum(other > rank for other in ranks), sum(other < rank for other in ranks)
+        pairs = ranking.pairs().tolist()
+        if ranking.probability is not None and ranking.probability <= 0.5:
+            pairs = [[b, a] for a, b in pairs if ranking.probability < 0.5]
+        for number, sequence in enumerate(ranking.sequences):
+            wins, losses = sum(a == number for a, _ in pairs), sum(b == number for _, b in pairs)
             if wins == losses:
                 balanced += 1
                 continue

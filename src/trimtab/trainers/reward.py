@@ -68,6 +68,15 @@ class Ranking:
     weight: float
     """Weight in the loss."""
 
+    def pairs(self) -> Tensor:
+        """Winner and loser of every strict pair of different answers, ``[P, 2]``; of a soft label its two answers.
+
+        Two answers of the same tokens have the same reward whatever the weights are, so they make no pair.
+        """
+        found = torch.tensor([[0, 1]]) if self.probability is not None else ranking_pairs(self.ranks)
+        differ = [self.sequences[a] != self.sequences[b] for a, b in found.tolist()]
+        return found[torch.tensor(differ, dtype=torch.bool)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
@@ -75,15 +84,22 @@ class _Part:
     rankings: list[Ranking]
 
 
-def encode_preferences(chat: Chat, preferences: Sequence[Preference]) -> tuple[list[Ranking], list[Preference], int]:
-    """Rankings as tokens; those that do not fit the context are left out and counted."""
-    rankings, kept, long = [], [], 0
+def encode_preferences(
+    chat: Chat, preferences: Sequence[Preference]
+) -> tuple[list[Ranking], list[Preference], dict[str, int]]:
+    """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
+
+    ``too_long``: does not fit the context; ``tied``: all answers have one rank; ``identical``: the answers that differ
+    in rank do not differ in words. ``identical_pairs`` are such pairs in rankings that have others too; those stay.
+    """
+    rankings, kept = [], []
+    left_out = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0}
     for preference in preferences:
         try:
             head = chat.prompt(preference.prompt.messages)
             bodies = [chat.answer_tokens(preference.prompt.messages, c.text) for c in preference.completions]
         except DataError:
-            long += 1
+            left_out["too_long"] += 1
             continue
         # A cut answer never said that it had ended, so the reward model must not see that it did.
         bodies = [
@@ -91,21 +107,26 @@ def encode_preferences(chat: Chat, preferences: Sequence[Preference]) -> tuple[l
             for b, c in zip(bodies, preference.completions, strict=True)
         ]
         if max(len(head) + len(b) for b in bodies) > chat.context:
-            long += 1
+            left_out["too_long"] += 1
             continue
-        kept.append(preference)
-        rankings.append(
-            Ranking(
-                id=preference.id,
-                sequences=[head + b for b in bodies],
-                prompt_length=len(head),
-                ranks=preference.ranks,
-                probability=preference.probability,
-                margin=preference.margin,
-                weight=preference.weight,
-            )
+        ranking = Ranking(
+            id=preference.id,
+            sequences=[head + b for b in bodies],
+            prompt_length=len(head),
+            ranks=preference.ranks,
+            probability=preference.probability,
+            margin=preference.margin,
+            weight=preference.weight,
         )
-    return rankings, kept, long
+        strict = 1 if ranking.probability is not None else len(ranking_pairs(ranking.ranks))
+        usable = len(ranking.pairs())
+        if not usable:
+            left_out["identical" if strict else "tied"] += 1
+            continue
+        left_out["identical_pairs"] += strict - usable
+        kept.append(preference)
+        rankings.append(ranking)
+    return rankings, kept, left_out
 
 
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -123,15 +144,15 @@ def train_reward(
     """Train ``role`` (with scalar head) in place.
 
     Raises:
-        DataError: no ranking has two answers of different rank.
+        DataError: no ranking has two different answers of different rank.
         NonFiniteError: the loss became NaN or infinite.
     """
     session = session or Session()
-    usable = [r for r in rankings if _has_pair(r)]
+    usable = [r for r in rankings if len(r.pairs())]
     if not usable:
         raise DataError(
-            f"none of the {len(rankings)} preferences has a better and a worse answer, so there is nothing to learn; "
-            "check the labels with `trimtab data check`"
+            f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "
+            "to learn; check the labels with `trimtab data check`"
         )
     per_epoch = -(-len(usable) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
@@ -197,8 +218,7 @@ def probe_reward_head(role: Role, rankings: Sequence[Ranking], cache: LowerCache
     gaps, targets, weights, owners = [], [], [], []
     start = 0
     for number, ranking in enumerate(chosen):
-        soft = ranking.probability
-        pairs = (ranking_pairs(ranking.ranks) if soft is None else torch.tensor([[0, 1]])) + start
+        soft, pairs = ranking.probability, ranking.pairs() + start
         gaps.append(features[pairs[:, 0]] - features[pairs[:, 1]])
         targets += [1.0 if soft is None else soft] * len(pairs)
         weights += [ranking.weight / len(pairs)] * len(pairs)
@@ -258,10 +278,6 @@ def score_rankings(role: Role, rankings: Sequence[Ranking], *, token_budget: int
     return [[next(values) for _ in r.sequences] for r in rankings]
 
 
-def _has_pair(ranking: Ranking) -> bool:
-    return ranking.probability is not None or len(set(ranking.ranks)) > 1
-
-
 def packed_size(ranking: Ranking) -> int:
     """Tokens of a ranking when its prompt is computed once."""
     return ranking.prompt_length + sum(len(s) - ranking.prompt_length for s in ranking.sequences)
@@ -312,8 +328,7 @@ def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig, cache: Lo
     pairs, weights, probabilities, margins = [], [], [], []
     start = 0
     for ranking in part.rankings:
-        soft = ranking.probability
-        found = ranking_pairs(ranking.ranks) if soft is None else torch.tensor([[0, 1]])
+        soft, found = ranking.probability, ranking.pairs()
         pairs.append(found + start)
         weights += [ranking.weight / len(found) / norms.sequences] * len(found)
         probabilities += [1.0 if soft is None else soft] * len(found)

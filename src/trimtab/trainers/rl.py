@@ -105,7 +105,7 @@ def train_rl(
     monitor: Monitor | None = None,
     samples: Path | None = None,
     weights: dict[str, float] | None = None,
-    imitate: Sequence[Encoded] = (),
+    imitate: Sequence[tuple[str, Encoded]] = (),
     sampler: Sampler | None = None,
 ) -> None:
     """Train the policy, and the critic where there is one, in place.
@@ -120,7 +120,7 @@ def train_rl(
         monitor: extra metrics of each rollout batch.
         samples: folder for each step's rollouts with their rewards; an interrupted step is continued from there.
         weights: weight of each reward component; 1 where not named.
-        imitate: conversations of PPO-ptx, needed where ``config.ptx`` is set.
+        imitate: conversations of PPO-ptx, each with its id; needed where ``config.ptx`` is set.
         sampler: what draws answers; None: the policy's own backbone.
 
     Raises:
@@ -183,10 +183,18 @@ def train_rl(
             case _:
                 used, names = _with_spread(batch, ids, config)
                 metrics = clipped_update(
-                    learners, roles.critic, used, names, config, seed=value, beta=leash.value, imitate=imitate
+                    learners,
+                    roles.critic,
+                    used,
+                    names,
+                    config,
+                    seed=value,
+                    beta=leash.value,
+                    imitate=imitate,
+                    order=seed,
                 )
         clock.lap("update")
-        metrics |= _describe(rollouts, scores.totals, batch, config, leash.value) | replaced
+        metrics |= _describe(rollouts, scores, batch, config, leash.value) | replaced
         if monitor is not None:
             metrics |= monitor(rollouts)
         if kl.target is not None:
@@ -267,9 +275,7 @@ def answer_scores(config: RlConfig, rollouts: Sequence[Rollout], scores: Scores)
 
     Rewards placed at steps are not in it; they go to their tokens as they are.
     """
-    outcome = torch.tensor(
-        [total - sum(at.values()) for total, at in zip(scores.totals, scores.placed, strict=True)], dtype=torch.float32
-    )
+    outcome = _outcome(scores)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
         outcome = outcome.clamp(-config.score_clip, config.score_clip)
     if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
@@ -290,6 +296,12 @@ def answer_scores(config: RlConfig, rollouts: Sequence[Rollout], scores: Scores)
         missing_eos_penalty=config.missing_eos.value,
         missing_eos_mode=config.missing_eos.mode,
     )[:, 0]
+
+
+def _outcome(scores: Scores) -> Tensor:
+    """Reward of each answer as a whole, ``[B]``: its total without what is placed at steps."""
+    whole = [total - sum(at.values()) for total, at in zip(scores.totals, scores.placed, strict=True)]
+    return torch.tensor(whole, dtype=torch.float32)
 
 
 def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
@@ -445,11 +457,9 @@ def _placed(scores: Scores, rollouts: Sequence[Rollout], config: RlConfig, mask:
     return scatter(rows, mask)
 
 
-def _describe(
-    rollouts: Sequence[Rollout], totals: Sequence[float], batch: Batch, config: RlConfig, beta: float
-) -> Metrics:
+def _describe(rollouts: Sequence[Rollout], scores: Scores, batch: Batch, config: RlConfig, beta: float) -> Metrics:
     """Means over the batch, as a person wants to read them. KL is per answer, in nats."""
-    mask, n = batch.response_mask, len(rollouts)
+    mask, n, totals = batch.response_mask, len(rollouts), scores.totals
     kl = masked_sum(kl_k1(batch.columns["old_logprobs"], batch.columns["reference"]), mask)
     more: Metrics = {}
     if isinstance(config, PpoConfig):
@@ -459,8 +469,13 @@ def _describe(
         more["value"] = float(masked_mean(batch.columns["values"], mask))
         more["explained_variance"] = 1.0 - residual / spread if spread > 0 else 0.0
     if config.group > 1:
-        worth = batch.columns["scores"].view(-1, config.group)
-        more["flat_groups"] = float((~group_has_spread(worth)).float().mean())
+        earned = list(
+            zip(batch.columns["scores"].tolist(), map(sorted, (at.items() for at in scores.placed)), strict=True)
+        )
+        groups = [earned[i : i + config.group] for i in range(0, n, config.group)]
+        more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
+    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
+        more["score_clipped"] = float((_outcome(scores).abs() > config.score_clip).float().mean())
     names = sorted({name for r in rollouts for name in r.rewards})
     mean = sum(totals) / n
     return {

@@ -22,8 +22,9 @@ class KLConfig(Config):
     """Adaptive: how many sequences a full correction takes."""
     place: Literal["reward", "loss"] = "reward"
     """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss."""
-    estimator: Literal["k1", "k2", "k3"] = "k2"
-    """In the loss only. Expected gradient: ``k1`` none at all, ``k2`` that of KL(π‖ref), ``k3`` that of KL(ref‖π)."""
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    """In the loss only; None there: ``k2``. Expected gradient: ``k1`` none at all, ``k2`` that of KL(π‖ref), ``k3``
+    that of KL(ref‖π)."""
 
 
 class MissingEosConfig(Config):
@@ -32,7 +33,8 @@ class MissingEosConfig(Config):
     value: float = -1.0
     """The penalty, in reward units."""
     mode: Literal["replace", "subtract"] = "replace"
-    """``replace``: the score becomes ``value``; ``subtract``: |value| is taken off the score."""
+    """``replace``: the score becomes ``value``; ``subtract``: |value| is taken off the score. Rewards placed at steps
+    are no part of the score: both modes leave them where they are."""
 
 
 class PtxConfig(Config):
@@ -87,8 +89,9 @@ class PolicyGradientConfig(OnlineConfig):
     importance_cap: float | None = Field(default=None, gt=0.0)
     """Weigh each token by min(π_trainer/π_sampler, this), after a pass that recomputes log-probabilities; None: not.
     For samplers that are not exactly the trainer; how far apart they are is logged as ``mismatch`` either way."""
-    score_clip: float | None = Field(default=5.0, gt=0.0)
-    """Scores are limited to ± this; None: not."""
+    score_clip: float | None = Field(default=None, gt=0.0)
+    """Scores (weighted sums) are limited to ± this, and the share that was is logged; None: not. In a recipe that has
+    no reward but the reward model it is 5 where it is left out."""
     ptx: PtxConfig | None = None
     """Mix in the likelihood of conversations (PPO-ptx); None: not."""
 
@@ -263,6 +266,11 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
             "dapo divides by a group's spread, and a KL inside the reward would be all the spread of a flat group; set "
             "kl.place: loss"
         )
+    if config.missing_eos is not None and config.missing_eos.mode == "subtract" and config.missing_eos.value == 0:
+        raise ConfigError(
+            "missing_eos.mode is 'subtract' and its value 0: nothing is taken off; set missing_eos.value to the "
+            "penalty, or missing_eos: null for none"
+        )
     if isinstance(config, PolicyGradientConfig):
         _check_leash(config.kl, size)
     if prompts == 0:
@@ -270,6 +278,16 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
 
 
 def _check_leash(kl: KLConfig, size: int) -> None:
+    if kl.place == "reward" and kl.estimator is not None:
+        raise ConfigError(
+            f"kl.estimator is {kl.estimator!r} and kl.place is 'reward', where the penalty is always −β·k1; set "
+            "kl.estimator: null, or kl.place: loss"
+        )
+    if kl.place == "loss" and kl.estimator == "k1" and kl.target is not None:
+        raise ConfigError(
+            "kl.estimator is 'k1' in the loss and kl.target is set: k1 has no gradient in expectation, so no β steers "
+            "the KL; use kl.estimator: k2, or kl.place: reward"
+        )
     if kl.target is None:
         return
     if 0.2 * size >= kl.horizon:

@@ -115,7 +115,8 @@ def clipped_update(
     *,
     seed: int,
     beta: float,
-    imitate: Sequence[Encoded] = (),
+    imitate: Sequence[tuple[str, Encoded]] = (),
+    order: int = 0,
 ) -> Metrics:
     """Epochs × minibatches of the clipped surrogate, and of the critic where there is one.
 
@@ -128,7 +129,8 @@ def clipped_update(
         config: the method.
         seed: order of the rows.
         beta: KL coefficient of this step.
-        imitate: conversations of PPO-ptx.
+        imitate: conversations of PPO-ptx, each with its id.
+        order: seed of their order, the same for the whole run.
 
     Returns:
         metrics averaged over the optimiser steps.
@@ -137,7 +139,7 @@ def clipped_update(
         return {}
     policy = learners["policy"].role
     eps_low, eps_high = config.eps, config.eps_high or config.eps
-    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator]
+    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator or "k2"]
 
     def policy_loss(part: Batch | Imitation, norms: Norms) -> tuple[Tensor, Metrics]:
         if isinstance(part, Imitation):
@@ -191,7 +193,7 @@ def clipped_update(
                 ([ids[int(index[i])] for i in inner.tolist()], part)
                 for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
             ]
-            extra = _imitations(imitate, learners["policy"].steps, config, batch.tokens.device)
+            extra = _imitations(imitate, learners["policy"].steps, config, order, batch.tokens.device)
             policy_metrics = _named(learners["policy"].step(parts + extra, policy_loss, norms))
             if "critic" in learners:
                 value = learners["critic"].step(parts, critic_loss, norms)
@@ -302,15 +304,15 @@ def _paired(lengths: Tensor, token_budget: int) -> list[Tensor]:
 
 
 def _imitations(
-    examples: Sequence[Encoded], update: int, config: ClippedConfig, device: torch.device
+    examples: Sequence[tuple[str, Encoded]], update: int, config: ClippedConfig, seed: int, device: torch.device
 ) -> list[tuple[list[str], Batch | Imitation]]:
     if not examples or config.ptx is None:
         return []
-    chosen = [examples[i] for i in step_indices(len(examples), config.ptx.batch, update, seed=0)]
-    batch = collate([e.tokens for e in chosen], [e.response_mask for e in chosen], device)
+    chosen = [examples[i] for i in step_indices(len(examples), config.ptx.batch, update, seed)]
+    batch = collate([e.tokens for _, e in chosen], [e.response_mask for _, e in chosen], device)
     tokens = float(batch.response_mask.sum())
     return [
-        ([f"conversation {i}" for i in index.tolist()], Imitation(batch=part, tokens=tokens))
+        ([chosen[i][0] for i in index.tolist()], Imitation(batch=part, tokens=tokens))
         for index, part in batch.micro_batches(config.micro_batch_tokens)
     ]
 

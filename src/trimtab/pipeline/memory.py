@@ -1,0 +1,161 @@
+"""How much memory a stage needs, counted from the model's shape, and micro-batches cut to a limit.
+
+What a layer keeps for its backward pass was counted tensor by tensor on a Llama-type layer (residual
+stream and its norms 4·H, inputs of the projections 2·H, queries and attention output 2·H, keys and
+values 2·K, MLP 4·I, floats per token); other decoder layers of today keep about as much.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.models import AdapterConfig, ModelConfig
+from trimtab.models.head import CHUNK
+from trimtab.models.loading import resolve
+from trimtab.pipeline.config import RunConfig
+from trimtab.trainers import OfflineConfig, OnlineConfig, PpoConfig, RewardConfig, SftConfig
+
+PROCESS = 0.7
+"""GB that Python, torch and the tokenizer take."""
+
+SLACK = 1.2
+"""Measured peaks over counted bytes: temporary results and gaps between freed blocks."""
+
+LARGEST = 8192
+"""Micro-batches of more tokens than this are not faster."""
+
+Section = SftConfig | RewardConfig | OfflineConfig | OnlineConfig
+
+
+def fit_memory(config: RunConfig) -> RunConfig:
+    """The recipe with ``micro_batch_tokens`` of every stage set to the most that ``memory_gb`` allows.
+
+    Where a stage says its own ``micro_batch_tokens``, that is kept and only checked. Without ``memory_gb`` nothing
+    changes.
+
+    Raises:
+        ConfigError: a stage needs more than the limit even with one sample of ``model.context`` tokens at a time;
+            says the smallest limit that works.
+    """
+    if config.memory_gb is None:
+        return config
+    found: dict[str, Any] = {}
+    problems = []
+    for name, section in _sections(config):
+        shape = model_shape(_model(config, section))
+        given = "micro_batch_tokens" in section.model_fields_set
+        lowest = section.micro_batch_tokens if given else config.model.context
+        least = stage_gb(config, section, shape, tokens=lowest)
+        if least > config.memory_gb:
+            problems.append(
+                f"{name} needs about {least:.1f} GB "
+                + (f"with {name}.micro_batch_tokens {lowest}" if given else "with one sample at a time")
+            )
+            continue
+        if not given:
+            low, high = lowest, max(LARGEST, lowest)
+            while low < high:  # the largest that fits
+                middle = (low + high + 1) // 2
+                fits = stage_gb(config, section, shape, tokens=middle) <= config.memory_gb
+                low, high = (middle, high) if fits else (low, middle - 1)
+            found[name] = section.model_copy(update={"micro_batch_tokens": low})
+    if problems:
+        raise ConfigError(
+            f"memory_gb is {config.memory_gb:g} but " + "; ".join(problems) + f". A sample has up to "
+            f"{config.model.context} tokens (model.context). Raise memory_gb, or lower model.context or "
+            "sampler.slots or cache_mb, train adapters instead of all weights, or set model.gradient_checkpointing"
+        )
+    return config.model_copy(update=found)
+
+
+def run_gb(config: RunConfig) -> float:
+    """The most that any training stage of a recipe needs, in 10⁹ bytes."""
+    return max(
+        (stage_gb(config, section, model_shape(_model(config, section))) for _, section in _sections(config)),
+        default=PROCESS,
+    )
+
+
+def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, tokens: int | None = None) -> float:
+    """Memory of a training stage, in 10⁹ bytes: an estimate.
+
+    Args:
+        config: the recipe.
+        section: the stage's section.
+        shape: of its model, see :func:`model_shape`.
+        tokens: a micro-batch; None: as the section says.
+    """
+    tokens = max(tokens or section.micro_batch_tokens, config.model.context)  # one sample may be that long
+    full = section.adapter.kind == "full"
+    weights = 4 * shape["parameters"]
+    trained = 4 * weights if full else 4 * _adapter_parameters(shape, section.adapter)  # with gradient and two moments
+    frozen = 0 if full and isinstance(section, SftConfig) else weights  # the trunk itself is trained only in SFT
+    held = frozen + trained * (2 if isinstance(section, PpoConfig) else 1)  # the critic is as large
+    update = _activations(shape, section.adapter, tokens, checkpointing=config.model.gradient_checkpointing)
+    if not isinstance(section, RewardConfig):
+        update += 2 * 4 * min(tokens, CHUNK) * shape["vocabulary"] + (4 * shape["head"] if full else 0)
+    if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
+        update += section.cache_mb * 1e6 / SLACK
+    drawing = 0.0
+    if isinstance(section, OnlineConfig):
+        held += 4 * model_shape(config.reward.model)["parameters"] if config.reward and config.reward.model else 0
+        answers = min(section.sampler.slots, section.prompts * section.group)
+        drawing = _sampling(shape, answers, config.model.context, merged=not full)
+    return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
+
+
+def model_shape(config: ModelConfig) -> dict[str, int]:
+    """Parameters, layers, widths and vocabulary from the model's configuration; no weights are loaded."""
+    from transformers import AutoConfig
+
+    try:
+        loaded = AutoConfig.from_pretrained(resolve(config.name)).get_text_config()
+    except Exception as error:
+        raise TrimtabError(f"{config.name}: its configuration cannot be read ({str(error).splitlines()[0]})") from error
+    width, layers, vocabulary = loaded.hidden_size, loaded.num_hidden_layers, loaded.vocab_size
+    inner = getattr(loaded, "intermediate_size", None) or 4 * width
+    heads = loaded.num_attention_heads
+    keys = width * (getattr(loaded, "num_key_value_heads", None) or heads) // heads
+    layer = 2 * width * width + 2 * width * keys + 3 * width * inner
+    tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
+    return {
+        "parameters": layers * layer + tied * vocabulary * width,
+        "layer": layer,
+        "layers": layers,
+        "head": vocabulary * width,
+        "vocabulary": vocabulary,
+        "width": width,
+        "keys": keys,
+        "inner": inner,
+    }
+
+
+def _sections(config: RunConfig) -> Iterator[tuple[str, Section]]:
+    for name in ("sft", "reward", "align"):
+        section = getattr(config, name)
+        if section is not None:
+            yield name, section
+
+
+def _model(config: RunConfig, section: Section) -> ModelConfig:
+    own = getattr(section, "model", None)
+    return own if isinstance(own, ModelConfig) else config.model
+
+
+def _adapter_parameters(shape: dict[str, int], adapter: AdapterConfig) -> int:
+    width, keys, inner = shape["width"], shape["keys"], shape["inner"]
+    sides = 2 * (width + width) + 2 * (width + keys) + 3 * (width + inner)  # in + out of the seven projections
+    return adapter.rank * sides * (adapter.top_layers or shape["layers"])
+
+
+def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, checkpointing: bool) -> float:
+    width, layers = shape["width"], min(adapter.top_layers or shape["layers"], shape["layers"])
+    layer = 8 * width + 2 * shape["keys"] + 4 * shape["inner"]
+    floats = layers * width + 2 * layer if checkpointing else (layers + 1) * layer
+    return 4.0 * tokens * floats
+
+
+def _sampling(shape: dict[str, int], answers: int, context: int, *, merged: bool) -> float:
+    """Packed weights, weights with the adapter in them, and the cache."""
+    copies = 4 * shape["parameters"] * (2 if merged else 1)
+    return copies + 4.0 * answers * context * shape["layers"] * 2 * shape["keys"]
