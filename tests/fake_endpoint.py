@@ -30,6 +30,7 @@ class Answer:
     body: bytes | None = None
     model: str = MODEL
     top: dict[str, float] | None = None
+    usage: bool = True
     finish: str = "stop"
 
 
@@ -151,7 +152,16 @@ def completion(answer: Answer) -> dict[str, Any]:
         "finish_reason": answer.finish,
     }
     if answer.top is not None:
-        listed = [{"token": t, "logprob": math.log(p)} for t, p in answer.top.items()]
-        choice["logprobs"] = {"content": [{**listed[0], "top_logprobs": listed}]}
-    usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
+        choice["logprobs"] = {"content": tokens(answer.text, answer.top)}
+    usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102} if answer.usage else None
     return {"id": "1", "object": "chat.completion", "model": answer.model, "choices": [choice], "usage": usage}
+
+
+def tokens(text: str, top: dict[str, float]) -> list[dict[str, Any]]:
+    """Log-probabilities of a whole text: ``top`` wherever a token is the first of it, certainty elsewhere."""
+    best, found = next(iter(top)), []
+    for word in re.findall(r"\s*(?:\w+|[^\w\s])|\s+$", text):
+        listed = top if word.strip() == best.strip() else {word: 1.0}
+        entries = [{"token": word if t == best else t, "logprob": math.log(p)} for t, p in listed.items()]
+        found.append({**entries[0], "top_logprobs": entries})
+    return found

@@ -1,7 +1,6 @@
 """Endpoints that are slow, fail, limit, babble, lie, change or attack: nothing lost or counted twice, no default."""
 
 import json
-import math
 import re
 
 import pytest
@@ -23,6 +22,7 @@ from tests.fake_endpoint import (
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.feedback import JudgeConfig, aggregate, judge, run_facts
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig, option_probabilities
+from trimtab.feedback.judge import read_option
 from trimtab.records import Comparison, Prompt
 from trimtab.storage import Journal
 
@@ -199,6 +199,7 @@ def test_cost_cap_holds_over_runs():
             run(fake, items(40), journal, max_cost=4.0, **prices)
         spent = sum(reply["cost"] for reply in journal.values())
         assert 0 < spent <= 4.0 and len(journal) == len(fake.requests)
+        assert spent > 4.0 - 3.0  # a question is some 2.5 kB, reserved at a token a byte
         before = len(journal)
         with pytest.raises(JudgeError, match="cost cap"):
             run(fake, items(40), journal, max_cost=4.0, **prices)
@@ -254,32 +255,136 @@ def test_the_fake_would_fall_for_it_without_the_marks():
 # Log-probabilities --------------------------------------------------------------------------
 
 
-def logprobs(top: dict[str, float]) -> dict:
-    return completion(Answer("A", top=top))["choices"][0]["logprobs"]
+def logprobs(top: dict[str, float], text: str = "A") -> dict:
+    return completion(Answer(text, top=top))["choices"][0]["logprobs"]
 
 
 def test_spellings_of_an_option_are_added_up():
-    found = option_probabilities(logprobs({"A": 0.5, " A": 0.1, "(B": 0.3, "x": 0.1}), ("A", "B"))
+    found = option_probabilities(logprobs({"A": 0.5, " A": 0.1, "(B": 0.3, "x": 0.1}), ("A", "B"), "A")
     assert found == pytest.approx((0.6 / 0.9, 0.3 / 0.9))
 
 
 def test_an_option_missing_from_a_cut_list_is_not_impossible():
     """Listed: .9 and .06, so .04 is left, and nothing unlisted is above .06: B has at most .04."""
-    assert option_probabilities(logprobs({"A": 0.9, "x": 0.06}), ("A", "B")) == pytest.approx((0.9 / 0.94, 0.04 / 0.94))
-    found = option_probabilities(logprobs({"A": 0.5, "x": 0.02}), ("A", "B"))  # .48 left, but at most .02 each
+    assert option_probabilities(logprobs({"A": 0.9, "x": 0.06}), ("A", "B"), "A") == pytest.approx((0.9 / 0.94, 0.04 / 0.94))
+    found = option_probabilities(logprobs({"A": 0.5, "x": 0.02}), ("A", "B"), "A")  # .48 left, but at most .02 each
     assert found == pytest.approx((0.5 / 0.52, 0.02 / 0.52))
 
 
 def test_no_option_among_the_tokens():
-    assert option_probabilities(logprobs({"The": 0.9}), ("A", "B")) is None
-    assert option_probabilities(None, ("A", "B")) is None
+    assert option_probabilities(logprobs({"The": 0.9}, "The"), ("A", "B"), "A") is None
+    assert option_probabilities(None, ("A", "B"), "A") is None
     bad = completion(Answer("A"))
     bad["choices"][0]["logprobs"] = {"content": [{"token": "A", "logprob": "nonsense"}]}
     with FakeEndpoint(lambda *_: Answer(body=json.dumps(bad).encode())) as fake:
         assert run_facts(items(1), run(fake, items(1)))["hard"] == 2
 
 
-def test_of_a_chain_of_thought_the_last_letter_counts():
-    tokens = [{"token": "A", "logprob": -0.1}, {"token": ":", "logprob": 0.0}, {"token": "B", "logprob": math.log(0.7)}]
-    tokens[2]["top_logprobs"] = [tokens[2], {"token": "A", "logprob": math.log(0.3)}]
-    assert option_probabilities({"content": tokens}, ("A", "B"), "B") == pytest.approx((0.3, 0.7))
+def test_of_a_chain_of_thought_the_stated_letter_counts():
+    said = logprobs({"B": 0.7, "A": 0.3}, "A is short. B is not.\nAnswer: B")
+    assert option_probabilities(said, ("A", "B"), "B", reason=True) == pytest.approx((0.3, 0.7))
+    said = logprobs({"B": 0.7, "A": 0.3}, "B\nUnlike A, it is short. So B is better.")
+    said["content"][-3]["logprob"] = 0.0  # the last B is not where it was decided
+    said["content"][-3]["top_logprobs"] = []
+    assert option_probabilities(said, ("A", "B"), "B") == pytest.approx((0.3, 0.7))
+
+
+NO_WINNER = (
+    "I cannot decide whether answer A or B is better.",
+    "I'm sorry, I can't choose between answer A and B.",
+    "Neither answer A nor B names a fish.",
+    "Both Answer A and B are equally good.",
+    "Not answer A.",
+    "A) is wrong, B) is right",
+    "Answer A is worse than the other one.",
+    "A good question.",
+    "Neither A nor B is good",
+    "Answer A and B tie",
+    "As an answer, B",
+    "Unlike A, I choose answer: B",
+)
+
+
+@pytest.mark.parametrize("text", NO_WINNER)
+def test_log_probabilities_make_no_winner_where_the_words_name_none(text: str):
+    with FakeEndpoint(saying(text, top={"A": 0.99, "B": 0.01})) as fake:
+        (found,) = run(fake, items(1)).judgements
+    assert found.ranks is None
+    assert read_option(text, ("A", "B"))[0] is None
+
+
+# What else an endpoint may do ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "failure"),
+    [
+        (400, '{"error": {"code": "context_length_exceeded"}}', "too long"),
+        (413, "Request too large", "too long"),
+        (400, '{"error": {"code": "content_filter"}}', "refused"),
+    ],
+)
+def test_a_question_it_refuses_does_not_block_the_others(status: int, said: str, failure: str):
+    bad = Answer(status=status, body=said.encode())
+    journal: dict = {}
+    with FakeEndpoint(lambda a, n: bad if "another 1" in str(a) else fair(a, n)) as fake:
+        judged = run(fake, items(3), journal)
+        assert run_facts(items(3), judged)["failures"] == {failure: 2} and len(fake.requests) == 6
+        run(fake, items(3), journal)
+        assert len(fake.requests) == 6
+
+
+def test_limits_that_make_replies_fail_are_part_of_the_key():
+    one = EndpointConfig(url="http://x/v1", model="m", key_env=None)
+    for more in ({"max_tokens": 9}, {"reason_tokens": 9}, {"max_reply_bytes": 1001}):
+        assert one.model_copy(update=more).identity != one.identity
+    assert one.model_copy(update={"url": "http://y/v1", "concurrency": 1}).identity == one.identity
+
+
+PRICED = {"price_in": 1000.0, "price_out": 0.0, "max_cost": 1000.0}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Answer("A", usage=False),
+        Answer(body=b"not json"),
+        Answer("A" * 300_000),
+        Answer("A", model="fake-2"),
+        Answer("A", wait=0.5),
+    ],
+    ids=["no usage", "malformed", "too long", "another model", "time-out"],
+)
+def test_what_may_have_been_billed_is_charged_and_journalled(bad: Answer):
+    journal: dict = {}
+    with FakeEndpoint(lambda asked, n: bad if n == 1 else fair(asked, n)) as fake:
+        try:
+            judged = run(fake, items(2), journal, timeout=0.2, concurrency=1, **PRICED)
+            assert run_facts(items(2), judged)["cost"] == pytest.approx(sum(r["cost"] for r in journal.values()))
+        except JudgeError as error:
+            assert "came from 'fake-2'" in str(error)
+        size = len(json.dumps(fake.requests[1]["messages"]))
+    costs = sorted(reply["cost"] for reply in journal.values())
+    most = 0.1 if bad.model != MODEL else size / 1000  # the other model says what it used
+    assert costs[0] == pytest.approx(0.1) and 0.7 * most < costs[-1] < 1.2 * most
+    again = Endpoint(EndpointConfig(url="http://x/v1", model="fake", key_env=None), journal)
+    assert again.spent == pytest.approx(sum(costs)) and again.model == MODEL
+
+
+def test_requests_in_flight_are_waited_for_before_the_cap_stops_a_run():
+    """Each is reserved at some 2.5 and costs .1, so ten questions at once fit under 4 one after the other."""
+    with FakeEndpoint(lambda a, n: Answer("A", wait=0.02)) as fake:
+        judged = run(fake, items(5), price_in=1000.0, max_cost=4.0, concurrency=8)
+    assert len(judged.replies) == 10
+
+
+@pytest.mark.parametrize("secret", ["sk-sécret", "sk-se\ncret"])
+def test_an_impossible_key_is_not_shown(monkeypatch, secret: str):
+    monkeypatch.setenv("JUDGE_KEY", secret)
+    with pytest.raises(ConfigError, match="environment variable JUDGE_KEY") as raised:
+        Endpoint(EndpointConfig(url="http://x/v1", model="m", key_env="JUDGE_KEY"))
+    assert "sk-" not in str(raised.value)
+    monkeypatch.setenv("JUDGE_KEY", "sk-fine\r\n")
+    with FakeEndpoint() as fake:
+        run(fake, items(1), key_env="JUDGE_KEY")
+    assert set(fake.keys) == {"Bearer sk-fine"}

@@ -14,6 +14,7 @@ from trimtab.feedback import (
     Reply,
     against_people,
     aggregate,
+    ensemble,
     judge,
     report_lines,
     run_facts,
@@ -159,6 +160,11 @@ def test_all_pairs_of_several_answers():
     assert len(ask.asked) == 12 and found.probability is None
     ranks = {one.completions[i].text: found.ranks[place] for place, i in enumerate(found.shown_order)}
     assert ranks == {"best": 0, "middle": 1, "middle again": 1, "worst": 2}
+    contradiction = by_first(lambda a, b, _: 0.9 if "best" in (a, b) else 0.6 if worth[a] > worth[b] else 0.4)
+    (found,) = run([one], contradiction).judgements
+    ranks = {one.completions[i].text: found.ranks[place] for place, i in enumerate(found.shown_order)}
+    # best: 3 · ½; the middle ones: ½ + .6 + ½ and ½ + .6 + ½; worst: ½ + .4 + .4
+    assert ranks == {"best": 1, "middle": 0, "middle again": 0, "worst": 2}
     (found,) = run([one], by_first(lambda a, b, _: "empty" if {a, b} == {"best", "worst"} else 0.5)).judgements
     assert found.verdict == "unsure"
 
@@ -202,6 +208,33 @@ def test_soft_labels_reach_the_preferences():
     assert made_of.probability == pytest.approx(0.7) and made_of.ranks == (0, 1) and made_of.source == "ai"
 
 
+def test_a_contradiction_is_a_tie_in_the_preference_and_keeps_its_probability():
+    one = item("a", "b")
+    (found,) = run([one], by_first(lambda a, b, _: 0.9 if a == "a" else 0.8)).judgements
+    (made_of,) = aggregate([one], [found], config=AggregateConfig()).preferences
+    assert made_of.ranks == (0, 0) and made_of.probability == pytest.approx(0.55)
+
+
+def test_an_ensemble_speaks_for_the_judges_that_answered():
+    """Judge a refuses the first item, both refuse the second, both answer the third."""
+    items = [item(f"x {n}", f"y {n}") for n in range(3)]
+    said = {"a": ["refused", "refused", 0.9], "b": [0.8, "empty", 0.5]}
+
+    def judgements(name):
+        def p(a, b, _):
+            found = said[name][int(a[-1])]
+            return found if isinstance(found, str) or a[0] == "x" else 1 - found
+
+        return judge(items, RULES, by_first(p), JudgeConfig(), name=name, identity=name, journal={}).judgements
+
+    first, third = ensemble(items, [*judgements("a"), *judgements("b")])
+    assert (first.item, first.annotator, first.comment) == (items[0].id, "b", "")
+    assert p_first(first) == pytest.approx(0.8) and first.verdict == "ranked"
+    assert third.annotator == "a+b" and p_first(third) == pytest.approx(0.7)
+    for found in (first, third):
+        assert Judgement.model_validate(found.model_dump()) == found  # it reads back
+
+
 @pytest.mark.parametrize(
     ("text", "reason", "found"),
     [
@@ -209,8 +242,13 @@ def test_soft_labels_reach_the_preferences():
         (" (B). ", False, ("B", "")),
         ("**B**", False, ("B", "")),
         ("Answer: A", False, ("A", "")),
-        ("B) because it is shorter", False, ("B", "")),
-        ("The better answer is B, as it names one.", False, ("B", "")),
+        ("B\nBecause it is shorter than A.", False, ("B", "")),
+        ("The better answer is B.", False, ("B", "")),
+        ("B) because it is shorter", False, (None, "neither")),
+        ("A) is wrong, B) is right", False, (None, "both")),
+        ("I cannot decide whether answer A or B is better.", False, (None, "refused")),
+        ("Neither answer A nor B", False, (None, "neither")),
+        ("Answer: A\nAnswer: B", False, (None, "both")),
         ("A good question.", False, (None, "neither")),
         ("Either.", False, (None, "neither")),
         ("Answer A and answer B are alike.", False, (None, "both")),
@@ -219,6 +257,11 @@ def test_soft_labels_reach_the_preferences():
         ("Answer A is kind. Answer B is not.\nAnswer: A", True, ("A", "")),
         ("Answer: A\nNo, wait.\n**Answer:** B", True, ("B", "")),
         ("Both are fine.", True, (None, "neither")),
+        ("Answer: A or B", True, (None, "both")),
+        ("Answer: A/B", True, (None, "both")),
+        ("Answer: A and B are equal", True, (None, "both")),
+        ("Answer: A\nAnswer: A or B", True, (None, "both")),
+        ("I cannot see a fault in A.\nAnswer: A", True, ("A", "")),
     ],
 )
 def test_reading_words(text: str, reason: bool, found):
@@ -229,6 +272,8 @@ def test_reading_digits():
     assert read_option("4/5", tuple("12345")) == ("4", "")
     assert read_option("Score: 2", tuple("12345")) == ("2", "")
     assert read_option("4 or 5", tuple("12345"))[0] is None
+    assert read_option("1. It does X.\n2. It does Y.\nScore: 4", tuple("12345")) == ("4", "")
+    assert read_option("Score: 4.5", tuple("12345"))[0] is None
 
 
 # Against people -----------------------------------------------------------------------------

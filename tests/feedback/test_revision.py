@@ -81,6 +81,16 @@ def test_what_got_worse_is_kept_out_and_counted():
     assert all(r.answer.startswith("draft 0") for r in result.revisions if r.outcome == "worse")
 
 
+def test_a_judge_that_does_not_decide_keeps_nothing():
+    for there, back in ((0.9, 0.8), (0.5, 0.5)):  # contradicts itself (.9 and .2); sees no difference
+        model = Model()
+        model.ask = lambda questions, keep, p=(there, back): keep(  # type: ignore
+            {q.key: Reply(probabilities=(p[n % 2], 1 - p[n % 2])) for n, q in enumerate(questions)}
+        )
+        result = run(model)
+        assert result.counts == {"undecided": 12, "left_out": 6} and result.demonstrations == ()
+
+
 def test_without_violation_there_is_no_revision():
     config = RevisionConfig(violation_first=True)
     model = Model(violates=False)

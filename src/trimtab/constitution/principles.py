@@ -89,6 +89,8 @@ class Constitution(Config):
             raise ValueError("there is no principle; a constitution needs at least one")
         if twice:
             raise ValueError(f"the id {twice[0]!r} stands more than once; give each principle an id of its own")
+        if any("overall" in (p.id, *p.tags) for p in self.principles):
+            raise ValueError("'overall' is what all principles together are called; give that principle or tag a name")
         return self
 
     @property

@@ -3,18 +3,25 @@
 Many requests at a time under a rate limit; time-outs, retries with backoff, a cost cap. A reply is
 handed over the moment it is there. What an endpoint does wrong falls into two kinds:
 
-- It answered, and the answer is unusable (empty, refused, neither option, not JSON, too long). That is a
-  reply with a failure: it is kept, counted, and not asked again.
+- It answered, and the answer is unusable (empty, refused, neither option, not JSON, too long), or it said of
+  this one question that it is too long or against its rules. That is a reply with a failure: it is kept,
+  counted, and not asked again.
 - It did not answer (time-out, connection, HTTP 429 or 5xx). The request is tried again with growing
   pauses; when the attempts of a question are used up the run stops with a message, and the same
   command goes on where it stopped.
+
+What a request cost where nobody says (a time-out, a reply without usage or not to be read) counts as the most
+it could have cost, and is journalled too, so the cap on the cost holds over all runs.
 """
 
 import asyncio
+import bisect
+import itertools
 import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +31,7 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, JudgeError
-from trimtab.feedback.judge import Question, Reply, read_option
+from trimtab.feedback.judge import LOST, Question, Reply, find_option, read_option
 
 KEPT = 4000
 """Characters of a reply that are kept; the whole length is counted beside it."""
@@ -71,8 +78,14 @@ class EndpointConfig(Config):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two endpoints the same judge: not the address, as a model may move."""
-        return {"model": self.model, "temperature": self.temperature, "logprobs": self.logprobs}
+        """What makes two endpoints the same judge, limits that make replies fail included: not the address, as a
+        model may move."""
+        return self.model_dump(include={"model", "temperature", "logprobs", *_LIMITS})
+
+
+_LIMITS = ("max_tokens", "reason_tokens", "max_reply_bytes")
+_TOO_LONG = re.compile(r"(?i)context_length|context length|context window|too long|too many tokens|too large")
+_FILTERED = re.compile(r"(?i)content_filter|content_policy|content management|content policy|responsibleai")
 
 
 class _NoAnswer(Exception):
@@ -81,6 +94,14 @@ class _NoAnswer(Exception):
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class _Unusable(Exception):
+    """The endpoint refuses this one question: a failure of :data:`~trimtab.feedback.judge.FAILURES` and its words."""
+
+    def __init__(self, failure: str, said: str) -> None:
+        super().__init__(said)
+        self.failure = failure
 
 
 class Endpoint:
@@ -103,11 +124,16 @@ class Endpoint:
         """What the endpoint called its model the first time."""
         self._headers = {}
         if config.key_env is not None:
-            key = os.environ.get(config.key_env)
+            key = os.environ.get(config.key_env, "").strip()
             if not key:
                 raise ConfigError(
                     f"the judge at {config.url} needs a key in the environment variable {config.key_env}, which is not "
                     "set; set it, or key_env: null for an endpoint without one"
+                )
+            if not (key.isascii() and key.isprintable()):
+                raise ConfigError(
+                    f"the key in the environment variable {config.key_env} holds characters that no key has (line "
+                    "breaks or letters beyond ASCII); set it anew"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
         if config.max_cost is not None and config.price_in == config.price_out == 0:
@@ -137,7 +163,7 @@ class Endpoint:
                     if problems:
                         return
                     try:
-                        keep({question.key: await self._ask(client, question, problems)})
+                        keep({question.key: await self._ask(client, question, problems, keep)})
                     except BaseException as error:  # the others finish what they began, then the first one is raised
                         problems.append(error)
                         return
@@ -147,35 +173,55 @@ class Endpoint:
             if not isinstance(error, _Stopped):
                 raise error
 
-    async def _ask(self, client: httpx.AsyncClient, question: Question, problems: Sequence[object]) -> Reply:
+    async def _ask(
+        self,
+        client: httpx.AsyncClient,
+        question: Question,
+        problems: Sequence[object],
+        keep: Callable[[Mapping[str, Reply]], None],
+    ) -> Reply:
         config = self.config
-        reserve = self._reserve(question)
         reason = "it was not asked"
         started = time.monotonic()
-        try:
-            for attempt in range(config.attempts):
+        for attempt in range(config.attempts):
+            most = await self._reserve(question, problems)
+            try:
                 await self._turn()
                 if problems:
                     raise _Stopped
-                try:
-                    async with asyncio.timeout(config.timeout):
-                        body = await self._post(client, question)
-                except TimeoutError:
-                    error = _NoAnswer(f"no complete reply within {config.timeout:g} s")
-                except httpx.HTTPError as problem:
-                    error = _NoAnswer(f"{type(problem).__name__}: {problem}")
-                except _NoAnswer as problem:
-                    error = problem
-                else:
-                    return self._read(body, question, time.monotonic() - started)
-                reason = str(error)
-                if attempt + 1 < config.attempts:
-                    pause = min(60.0, config.backoff * 2**attempt) * (0.5 + self._random.random())
-                    await asyncio.sleep(max(pause, error.wait))
-                    if problems:
-                        raise _Stopped
-        finally:
-            self._reserved -= reserve
+                async with asyncio.timeout(config.timeout):
+                    body = await self._post(client, question)
+                reply = self._read(body, question, time.monotonic() - started, most)
+                self.spent += reply.cost
+                if not self._same_model(reply):
+                    keep(_lost(question, reply.cost))
+                    raise JudgeError(
+                        f"{config.url}: this reply came from {reply.model!r}, earlier ones from {self.model!r}. Two "
+                        "judges must not be mixed under one name: name a fixed version in model, or start another "
+                        "folder. Earlier replies are kept, this one is not counted"
+                    )
+                return reply
+            except TimeoutError:
+                error, bill = _NoAnswer(f"no complete reply within {config.timeout:g} s"), most
+            except httpx.LocalProtocolError:
+                raise JudgeError(f"{config.url}: the request cannot be sent; check the url and the key") from None
+            except httpx.HTTPError as problem:
+                error = _NoAnswer(f"{type(problem).__name__}: {problem}")
+                bill = 0.0 if isinstance(problem, httpx.ConnectError) else most
+            except _Unusable as problem:
+                return Reply(failure=problem.failure, text=str(problem), model=self.model or "", at=_now())
+            except _NoAnswer as problem:
+                error, bill = problem, 0.0
+            finally:
+                self._reserved -= most
+            reason = str(error)
+            self.spent += bill
+            keep(_lost(question, bill))
+            if attempt + 1 < config.attempts:
+                pause = min(60.0, config.backoff * 2**attempt) * (0.5 + self._random.random())
+                await asyncio.sleep(max(pause, error.wait))
+                if problems:
+                    raise _Stopped
         raise JudgeError(
             f"{config.url}: {reason}, {config.attempts} times in a row for one question. Everything answered so far is "
             "kept; check the endpoint, or lower per_minute and concurrency, and run the same command again"
@@ -213,14 +259,19 @@ class Endpoint:
                 named = config.key_env or "no key is sent"
                 raise JudgeError(f"{url}: HTTP {status}: it refuses the key ({named}); set a valid one and run again")
             if status != 200:
-                said = bytes(body[:300]).decode("utf-8", "replace")
+                said = bytes(body[:2000]).decode("utf-8", "replace")
+                if status in (400, 413, 422):
+                    for failure, words in (("too long", _TOO_LONG), ("refused", _FILTERED)):
+                        if words.search(said):
+                            raise _Unusable(failure, said)
+                said = said[:300]
                 hint = "; set logprobs: false if it cannot give log-probabilities" if config.logprobs else ""
                 raise JudgeError(f"{url}: HTTP {status} for model {config.model!r}: {said}{hint}")
         return bytes(body)
 
-    def _read(self, body: bytes, question: Question, seconds: float) -> Reply:
-        """A reply from a body, whatever it holds."""
-        facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    def _read(self, body: bytes, question: Question, seconds: float, most: float) -> Reply:
+        """A reply from a body, whatever it holds; where it does not say what was used it cost the most it can."""
+        facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": most}
         if len(body) > self.config.max_reply_bytes:
             start = body[:KEPT].decode("utf-8", "replace")
             return Reply(failure="too long", text=start, characters=len(body), model=self.model or "", **facts)
@@ -236,47 +287,43 @@ class Endpoint:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             start = body[:KEPT].decode("utf-8", "replace")
             return Reply(failure="malformed", text=start, characters=len(body), model=self.model or "", **facts)
-        cost = (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / 1e6
-        self.spent += cost
-        self._same_model(model)
-        facts |= {"tokens_in": tokens_in, "tokens_out": tokens_out, "cost": cost, "model": model}
+        if tokens_in:
+            facts["cost"] = (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / 1e6
+        facts |= {"tokens_in": tokens_in, "tokens_out": tokens_out, "model": model}
         facts |= {"text": text[:KEPT], "characters": len(text)}
         if choice.get("finish_reason") == "content_filter" or choice["message"].get("refusal"):
             return Reply(failure="refused", **facts)
         found, failure = read_option(text, question.options, reason=question.reason)
-        try:
-            soft = option_probabilities(choice.get("logprobs"), question.options, found if question.reason else None)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            soft = None
-        if soft is not None and (found is not None or not question.reason) and failure not in ("refused", "both"):
-            return Reply(probabilities=soft, **facts)
         if found is None:
             return Reply(failure=failure, **facts)
+        try:
+            soft = option_probabilities(choice.get("logprobs"), question.options, found, reason=question.reason)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            soft = None
+        if soft is not None:
+            return Reply(probabilities=soft, **facts)
         return Reply(probabilities=tuple(float(o == found) for o in question.options), hard=True, **facts)
 
-    def _same_model(self, model: str) -> None:
-        if self.model is None:
-            self.model = model
-        if model != self.model:
-            raise JudgeError(
-                f"{self.config.url}: this reply came from {model!r}, earlier ones from {self.model!r}. Two judges must "
-                "not be mixed under one name: name a fixed version in model, or start another folder. Earlier replies "
-                "are kept, this one is not counted"
-            )
+    def _same_model(self, reply: Reply) -> bool:
+        self.model = self.model or reply.model or None
+        return reply.model in ("", self.model)
 
-    def _reserve(self, question: Question) -> float:
-        """Set the most this question can cost aside, or stop."""
+    async def _reserve(self, question: Question, problems: Sequence[object]) -> float:
+        """Set the most a request can cost aside; while requests in flight hold too much, wait for their bills."""
         config = self.config
-        if config.max_cost is None:
-            return 0.0
         read = sum(len(m.content.encode()) + 16 for m in question.messages)  # a token is at least one byte
         written = config.reason_tokens if question.reason else config.max_tokens
         most = (read * config.price_in + written * config.price_out) / 1e6
-        if self.spent + self._reserved + most > config.max_cost:
-            raise JudgeError(
-                f"the cost cap of {config.max_cost:g} is reached: {self.spent:.4g} spent, and the next question could "
-                f"cost up to {most:.2g}. Everything answered is kept; raise max_cost to go on"
-            )
+        cap = math.inf if config.max_cost is None else config.max_cost
+        while self.spent + self._reserved + most > cap:
+            if self.spent + most > cap:
+                raise JudgeError(
+                    f"the cost cap of {cap:g} is reached: {self.spent:.4g} spent, and the next request could cost up "
+                    f"to {most:.2g}. Everything answered is kept; raise max_cost to go on"
+                )
+            await asyncio.sleep(0.01)
+            if problems:
+                raise _Stopped
         self._reserved += most
         return most
 
@@ -285,29 +332,42 @@ class _Stopped(Exception):
     """Another request stopped the run; this one was not answered."""
 
 
+def _lost(question: Question, cost: float) -> dict[str, Reply]:
+    """What was paid for no reply, under a key that no question has; nothing if it cost nothing."""
+    at = time.time_ns()
+    return {f"{question.key}{LOST}{at}": Reply(failure="malformed", cost=cost, at=_now())} if cost else {}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def option_probabilities(
-    logprobs: Mapping[str, Any] | None, options: Sequence[str], found: str | None = None
+    logprobs: Mapping[str, Any] | None, options: Sequence[str], found: str, *, reason: bool = False
 ) -> tuple[float, ...] | None:
     """P(option) from the log-probabilities of a reply, normalised over the options.
 
-    At the token that is an option (the first one, or with ``found`` the last one that is it), the probabilities of all
-    listed tokens that read as an option are added up. An option missing from the list is not impossible: the
-    list is cut. It gets the most it could have, min(smallest listed, 1 − sum of listed), so the judge never
-    looks surer than it was.
+    At the token with which the words state the option, the probabilities of all listed tokens that read as an option
+    are added up. An option missing from the list is not impossible: the list is cut. It gets the most it could have,
+    min(smallest listed, 1 − sum of listed), so the judge never looks surer than it was.
 
     Args:
         logprobs: ``choices[0].logprobs`` of the protocol.
         options: what could be answered.
-        found: the option the words named, where the judge thought first.
+        found: the option the words named (:func:`~trimtab.feedback.judge.read_option`).
+        reason: the judge thought first.
 
     Returns:
-        None if no token is an option.
+        None if the tokens do not state that option.
     """
     tokens = (logprobs or {}).get("content") or []
-    places = [t for t in tokens if _plain(t["token"]) in ([found] if found else options)]
-    if not places:
+    stated, _ = find_option("".join(t["token"] for t in tokens), options, reason=reason)
+    if stated is None:
         return None
-    place = places[-1] if found else places[0]
+    ends = list(itertools.accumulate(len(t["token"]) for t in tokens))
+    place = tokens[bisect.bisect_right(ends, stated.start(1))]
+    if _plain(place["token"]) != found:
+        return None
     listed = {t["token"]: math.exp(float(t["logprob"])) for t in [*(place.get("top_logprobs") or []), place]}
     mass = dict.fromkeys(options, 0.0)
     for token, p in listed.items():

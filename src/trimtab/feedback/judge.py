@@ -7,8 +7,8 @@ are always shown in both orders and the two probabilities averaged,
     p(i better) = ½ [p(i | i shown first) + p(i | i shown second)],
 
 which takes a constant preference for a place out (Bai et al., "Constitutional AI", 2022, section 4.1,
-asks in one order). Where the two orders name different winners the ranks are a tie, and the probability
-stays the average. A reply that names no option counts as a failure, never as a winner.
+asks in one order). Where the two orders name different winners the pair is a tie by rank, and the probability
+stays the average; of more than two answers such a pair counts half for each. A reply that names no option counts as a failure, never as a winner.
 
 The model is behind :data:`Ask`: the local model's log-probabilities (``rollout.options``) or an
 endpoint (``feedback.endpoint``).
@@ -37,6 +37,9 @@ FAILURES = {
     "too long": "the question does not fit the judge's context, or the reply is longer than allowed",
 }
 """Why there is no answer, by kind."""
+
+LOST = " lost "
+"""Between a question's key and a time, in the journal's key of what was paid for no reply."""
 
 LETTERS = ("A", "B")
 DIGITS = ("1", "2", "3", "4", "5")
@@ -145,7 +148,12 @@ class Verdict(Record):
     @property
     def contradicts(self) -> bool:
         """True: the two orders name different winners."""
-        return self.first is not None and self.second is not None and (self.first - 0.5) * (self.second - 0.5) < 0
+        return contradict(self.first, self.second)
+
+
+def contradict(first: float | None, second: float | None) -> bool:
+    """Do P(i better), asked with i first and with i second, name different winners?"""
+    return first is not None and second is not None and (first - 0.5) * (second - 0.5) < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +168,8 @@ class Judged:
     """All replies that were used, by key."""
     asked: int
     """Questions that were put to the judge in this run; the others had been answered before."""
+    lost: float = 0.0
+    """What was paid for requests without a reply."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,14 +213,17 @@ def judge(
     asked = [a for item in items for a in _questions(item, constitution, config, identity)]
     questions = {a.question.key: a.question for a in asked}
     missing = [q for key, q in questions.items() if key not in journal]
+    done = len(questions) - len(missing)
 
     def keep(replies: Mapping[str, Reply]) -> None:
+        nonlocal done
         journal.update({key: reply.model_dump(mode="json", exclude_defaults=True) for key, reply in replies.items()})
+        done += sum(key in questions for key in replies)
         if progress is not None:
-            progress(sum(key in journal for key in questions), len(questions))
+            progress(done, len(questions))
 
     if progress is not None:
-        progress(len(questions) - len(missing), len(questions))
+        progress(done, len(questions))
     if missing:
         ask(missing, keep)
     replies = {key: Reply.model_validate(journal[key]) for key in questions}
@@ -225,7 +238,14 @@ def judge(
         verdicts += found
         keys = list(dict.fromkeys(a.question.key for a in mine))
         judgements += _judgements(item, found, [replies[k] for k in keys], keys, name, constitution.version, config)
-    return Judged(judgements=tuple(judgements), verdicts=tuple(verdicts), replies=replies, asked=len(missing))
+    lost = (r for key, r in journal.items() if LOST in key and key.partition(LOST)[0] in questions)
+    return Judged(
+        judgements=tuple(judgements),
+        verdicts=tuple(verdicts),
+        replies=replies,
+        asked=len(missing),
+        lost=math.fsum(r["cost"] for r in lost),
+    )
 
 
 def question(
@@ -397,11 +417,12 @@ def _ranks(verdicts: Sequence[Verdict], count: int) -> tuple[list[int] | None, f
         return None, None
     if count == 2:
         p, first, second = pairs[0, 1]
-        if (first - 0.5) * (second - 0.5) < 0 or math.isclose(p, 0.5, abs_tol=1e-9):
+        if contradict(first, second) or math.isclose(p, 0.5, abs_tol=1e-9):
             return [0, 0], p
         return ([0, 1] if p > 0.5 else [1, 0]), p
     scores = [0.0] * count
-    for (i, j), (p, _, _) in pairs.items():
+    for (i, j), (p, first, second) in pairs.items():
+        p = 0.5 if contradict(first, second) else p
         scores[i] += p
         scores[j] += 1 - p
     levels = sorted({round(s, 9) for s in scores}, reverse=True)
@@ -412,39 +433,37 @@ _REFUSAL = re.compile(
     r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i['’]?m (?:unable|not able)|i am (?:unable|not able)|"
     r"i won['’]t|i will not|as an ai)\b"
 )
+_STATED = r"(?:the\s+)?(?:final\s+|better\s+|best\s+)?(?:answer|option|score|rating)\W*(?:is\b\W*)?"
 
 
 def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[str | None, str]:
     """Which option a reply in words names: (option, "") or (None, kind of failure).
 
-    Taken: the option alone (``B``, ``(B).``, ``**B**``, ``4/5``), or after ``Answer``, ``Option``, ``Score``,
-    ``Rating``. With ``reason`` only the last ``Answer: …`` counts. Everything else is a failure: an "A" that may
-    be the English article is no answer.
+    Taken: a line that is the option alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends (``Answer: B``,
+    ``The better answer is B.``). With ``reason`` only the last line that begins with ``Answer:`` counts. Everything
+    else is a failure: an "A" that may be the English article is no answer, nor is one of two letters in a sentence.
 
     >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
     (('B', ''), (None, 'neither'))
     """
+    found, failure = find_option(text, options, reason=reason)
+    return (None, failure) if found is None else (next(o for o in options if o.lower() == found[1].lower()), "")
+
+
+def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
+    """Where a reply states its option, as group 1, by the rules of :func:`read_option`; or None and why not."""
     if not text.strip():
         return None, "empty"
-    either = "|".join(map(re.escape, options))
-    if not reason:
-        alone = re.fullmatch(rf"\W*(?:answer|option|score|rating)?\W*({either})(?:\s*/\s*5)?\W*", text, re.I)
-        alone = alone or re.match(rf"\W*({either})\W*(?:\n|$|[).:,]\s)", text)
-        if alone:
-            return _option(alone.group(1), options), ""
-    named = re.findall(
-        rf"(?i:\b(?:answer|option|score|rating))\s*(?:(?i:is)\b|:)?\s*[*(\[\"']*({either})(?![\w'’])", text
-    )
+    of_five = r"(?:\s*/\s*5)?" if "5" in options else ""
+    one = rf"({'|'.join(map(re.escape, options))}){of_five}[^\w\n]*$"
     if reason:
-        stated = re.findall(rf"(?im:^\W*(?:final\s+)?answer\W*:\W*)({either})(?![\w'’])", text)
-        if stated:
-            return _option(stated[-1], options), ""
-    elif len(set(named)) == 1:
-        return _option(named[0], options), ""
+        lines = list(re.finditer(r"(?im)^\W*(?:final\s+)?answer\W*:", text))
+        if lines and (found := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
+            return found, ""
     if _REFUSAL.match(text):
         return None, "refused"
-    return None, "both" if not reason and len(set(named)) > 1 else "neither"
-
-
-def _option(found: str, options: Sequence[str]) -> str:
-    return next(o for o in options if o.lower() == found.lower())
+    stated = [] if reason else list(re.finditer(rf"(?im)^[^\w\n]*(?:{_STATED})?{one}", text))
+    if len({m[1].lower() for m in stated}) == 1:
+        return stated[0], ""
+    named = {o for o in options if re.search(rf"\b{re.escape(o)}\b", text)}
+    return None, "both" if len(named) > 1 and not re.search(r"(?i)\bneither\b", text) else "neither"

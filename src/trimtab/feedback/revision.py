@@ -1,9 +1,9 @@
 """Critique and revision: a model rewrites its own answers by principles, and the rewrites become training data.
 
 Bai et al., "Constitutional AI: Harmlessness from AI Feedback", 2022, section 3: answer → (critique → revision)
-once per round, one principle drawn for each round. Two departures. A revision must not be worse than
-what it replaces by a judge who compares the two under the round's principle in both orders; otherwise the
-earlier answer stays, and that is counted. And the model may first be asked whether the answer violates the
+once per round, one principle drawn for each round. Two departures. A revision must be better than
+what it replaces by a judge who compares the two under the round's principle in both orders; where it is worse, or the
+judge does not decide, the earlier answer stays, and that is counted. And the model may first be asked whether the answer violates the
 principle at all; if not, it is left as it is.
 
 Everything that is written or judged is kept under a hash of what was asked, so a killed run goes on
@@ -20,14 +20,14 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.constitution import Constitution, ask_critique, ask_revision, ask_violation, compare_answers
 from trimtab.feedback.intervals import Estimate
-from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, question
+from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, contradict, question
 from trimtab.feedback.judge_report import first_wins, share
 from trimtab.records import Demonstration, Message, Prompt, Record, content_id
 
 Write = Callable[[Sequence[Prompt], Callable[[Mapping[str, str]], None]], None]
 """Writes the next turn of conversations and hands texts over by the prompt's id, in any portions."""
 
-Outcome = Literal["kept", "no violation", "worse", "no verdict", "unchanged", "empty"]
+Outcome = Literal["kept", "no violation", "worse", "undecided", "no verdict", "unchanged", "empty"]
 
 
 class RevisionConfig(Config):
@@ -69,7 +69,8 @@ class Revision(Record):
     probability: float | None = None
     """Mean of both; None unless both are there."""
     outcome: Outcome
-    """``kept``: the revision replaces the answer. All other outcomes leave the answer as it was."""
+    """``kept``: the revision replaces the answer. All other outcomes leave the answer as it was; ``undecided``: the
+    judge's two orders name different winners, or neither names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +189,9 @@ def revise(
                 if first is None or second is None:
                     step["outcome"] = "no verdict"
                 else:
-                    step["probability"] = (first + second) / 2
-                    step["outcome"] = "kept" if step["probability"] >= 0.5 else "worse"
+                    p = step["probability"] = (first + second) / 2
+                    undecided = p == 0.5 or contradict(first, second)
+                    step["outcome"] = "undecided" if undecided else "kept" if p > 0.5 else "worse"
             if step["outcome"] == "kept":
                 current[name] = rewritten[name]
             done.append(Revision(**step))
@@ -231,7 +233,7 @@ def judge_biases(revisions: Sequence[Revision]) -> dict[str, Estimate]:
     """Of the judge who compared revisions with what they replace: ``position_bias``, ``flip_rate``, ``longer_wins``."""
     judged = [(r, r.first, r.second) for r in revisions if r.first is not None and r.second is not None]
     wins = [(first_wins(p), r.prompt) for r, first, second in judged for p in (first, 1 - second)]
-    flips = [(float((first - 0.5) * (second - 0.5) < 0), r.prompt) for r, first, second in judged]
+    flips = [(float(contradict(first, second)), r.prompt) for r, first, second in judged]
     longer = [
         (float((r.probability > 0.5) == (len(r.revision) > len(r.answer))), r.prompt)
         for r, _, _ in judged

@@ -1,15 +1,15 @@
 """Log-probabilities of a few possible answers to many prompts that begin alike.
 
-What all prompts begin with runs once and its keys and values are kept. The rest is arranged as trees: a
-token that several prompts have in common after the same tokens stands in a row once, at its depth, and
-attends to its ancestors only. So two orders of the same two answers share the request, and ten
-questions about one pair share everything before the question. The numbers are those of separate
-forward passes up to the order in which sums are added.
+What all prompts begin with runs once and its keys and values are kept; so does what many of them begin with
+beyond that (all questions under one principle). The rest is arranged as trees: a token that several prompts
+have in common after the same tokens stands in a row once, at its depth, and attends to its ancestors only. So
+two orders of the same two answers share the request. Rows of like length run together. The numbers are those
+of separate forward passes up to the order in which sums are added.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +18,10 @@ from transformers.cache_utils import DynamicCache
 from trimtab.models import Backbone
 
 SHORTEST_PREFIX = 4
-"""A common start of fewer tokens is not worth a pass of its own."""
+"""A start common to all prompts of fewer tokens is not worth a pass of its own."""
 
-SHARED = 8
-"""Prompts that share at least so many tokens beyond the common start may stand in one tree."""
-
-TREE = 1024
-"""Tokens of a tree, at most, unless a single prompt has more."""
-
+GROUP = 16
+"""So many prompts that share so many tokens beyond what all share are worth a pass for these tokens."""
 
 @dataclass
 class _Tree:
@@ -39,8 +35,7 @@ class _Tree:
 
     def common(self, sequence: Sequence[int]) -> int:
         """How many tokens a sequence shares with the one added last."""
-        pairs = zip(self.last, sequence, strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.last), len(sequence)))
+        return _common(self.last, sequence)
 
     def add(self, sequence: list[int]) -> list[int]:
         """Add a sequence (they come sorted); returns the places of its tokens."""
@@ -78,7 +73,7 @@ def option_logprobs(
     *,
     adapter: str | None = None,
     token_budget: int = 1024,
-    progress: Callable[[int, int], None] | None = None,
+    found: Callable[[Mapping[int, list[float]]], None] | None = None,
 ) -> list[list[float]]:
     """Log p(option | prompt) in nats, summed over the option's tokens.
 
@@ -88,7 +83,7 @@ def option_logprobs(
         options: for each prompt, token ids of each option, at least one token each.
         adapter: whose weights; None: the trunk.
         token_budget: padded tokens of a forward pass.
-        progress: called with (rows done, all rows).
+        found: called after each forward pass with the prompts that are done, by their place.
 
     Returns:
         for each prompt the numbers of its options, in their order.
@@ -97,60 +92,115 @@ def option_logprobs(
     if not prompts:
         return result
     # one entry per prompt and option: the sequence whose states predict the option's tokens
-    sequences = [
-        ([*prompt, *option[:-1]], list(option), index, place)
+    sequences = sorted(
+        _Sequence([*prompt, *option[:-1]], list(option), index, place)
         for index, (prompt, given) in enumerate(zip(prompts, options, strict=True))
         for place, option in enumerate(given)
-    ]
-    sequences.sort(key=lambda entry: entry[0])
-    first, last = sequences[0][0], sequences[-1][0]
-    room = min(len(p) for p in prompts) - 1
-    shared = next((i for i in range(min(room, len(first), len(last))) if first[i] != last[i]), room)
-    if shared < SHORTEST_PREFIX or len(prompts) == 1:
-        shared = 0
-    trees: list[tuple[_Tree, list[tuple[list[int], list[int], int, int]]]] = []
-    for sequence, option, index, place in sequences:
-        rest = sequence[shared:]
-        if trees:
-            tree = trees[-1][0]
-            common = tree.common(rest)
-            if common < min(SHARED, len(rest)) or len(tree.tokens) + len(rest) - common > TREE:
-                trees.append((_Tree(), []))
-        else:
-            trees.append((_Tree(), []))
-        tree, wanted = trees[-1]
-        path = tree.add(rest)
-        wanted.append((path[-len(option) :], option, index, place))
-    device = backbone.device
-    order = sorted(range(len(trees)), key=lambda i: len(trees[i][0].tokens))
+    )
+    left = [len(given) for given in options]
     backbone.activate(adapter)
     with backbone.autocast():  # not packed as for sampling: that layout is for few rows, here are hundreds
-        prefix = DynamicCache()
-        if shared:
-            tokens = torch.tensor([first[:shared]], device=device)
-            backbone.model.base_model(input_ids=tokens, past_key_values=prefix, use_cache=True)
-        done = 0
-        while done < len(order):
-            rows = [order[done]]
-            while done + len(rows) < len(order) and (
-                len(trees[order[done + len(rows)]][0].tokens) * (len(rows) + 1) <= token_budget
-            ):
-                rows.append(order[done + len(rows)])
-            _run(backbone, [trees[r] for r in rows], prefix, shared, result)
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(order))
+        for shared, prefix, members in _groups(backbone, sequences, 0, DynamicCache(), len(prompts)):
+            for trees in _batches(_trees(members, shared, 6 * backbone.width), token_budget):
+                for index, place, value in _run(backbone, trees, prefix, shared):
+                    result[index][place] = value
+                    left[index] -= 1
+                if found is not None:
+                    done = {s.index for _, wanted in trees for _, s in wanted}
+                    found({index: result[index] for index in done if not left[index]})
     return result
 
 
+class _Sequence(NamedTuple):
+    tokens: list[int]
+    option: list[int]
+    index: int
+    place: int
+
+
+_Row = tuple[_Tree, list[tuple[list[int], _Sequence]]]
+"""A tree and, for each sequence in it, the places that predict its option."""
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _groups(
+    backbone: Backbone, sequences: Sequence[_Sequence], depth: int, prefix: DynamicCache, prompts: int
+) -> Iterator[tuple[int, DynamicCache, Sequence[_Sequence]]]:
+    """Sorted sequences by the longest start that enough of them share: its length, keys and values, and whose it is."""
+    room = min(len(s.tokens) - len(s.option) for s in sequences)
+    shared = min(room, _common(sequences[0].tokens, sequences[-1].tokens))
+    if prompts > 1 and shared - depth >= SHORTEST_PREFIX:
+        prefix = _copy(prefix, 1)
+        tokens = torch.tensor([sequences[0].tokens[depth:shared]], device=backbone.device)
+        backbone.model.base_model(input_ids=tokens, past_key_values=prefix, use_cache=True)
+        depth = shared
+    alone: list[_Sequence] = []
+    start = 0
+    while start < len(sequences):
+        stop, first = start + 1, sequences[start].tokens
+        while stop < len(sequences) and _common(first, sequences[stop].tokens) >= depth + GROUP:
+            stop += 1
+        part = sequences[start:stop]
+        many = len({s.index for s in part})
+        if GROUP <= many and len(part) < len(sequences):
+            yield from _groups(backbone, part, depth, prefix, many)
+        else:
+            alone += part
+        start = stop
+    if alone:
+        yield depth, prefix, alone
+
+
+def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row]:
+    """Sorted sequences as trees. One joins the tree before it if the tokens saved are more than the attention added.
+
+    A token costs as much as ``scale`` (about six times the model's width) keys that it looks at; a sequence of n tokens in
+    a row of w makes n · w more looks each way.
+    """
+    rows: list[_Row] = []
+    for sequence in sequences:
+        rest = sequence.tokens[shared:]
+        if rows:
+            tree = rows[-1][0]
+            saved = tree.common(rest)
+            if saved * scale < 2 * len(tree.tokens) * (len(rest) - saved):
+                rows.append((_Tree(), []))
+        else:
+            rows.append((_Tree(), []))
+        tree, wanted = rows[-1]
+        wanted.append((tree.add(rest)[-len(sequence.option) :], sequence))
+    return rows
+
+
+def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
+    """Rows of like length, together within a budget of padded tokens, the longest first."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda r: -len(r[0].tokens)):
+        if batch and len(batch[0][0].tokens) * (len(batch) + 1) > token_budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _copy(prefix: DynamicCache, rows: int) -> DynamicCache:
+    """The same keys and values for so many rows, to be continued."""
+    cache, layers = DynamicCache(), prefix.layers
+    for number, layer in enumerate(layers):
+        keys, values = layer.keys, layer.values
+        assert keys is not None and values is not None
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+    return cache
+
+
 def _run(
-    backbone: Backbone,
-    trees: Sequence[tuple[_Tree, list[tuple[list[int], list[int], int, int]]]],
-    prefix: DynamicCache,
-    shared: int,
-    result: list[list[float]],
-) -> None:
-    """One forward pass over some trees; adds to ``result``."""
+    backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared: int
+) -> list[tuple[int, int, float]]:
+    """One forward pass over some trees: place of the prompt, of the option, and its log-probability."""
     device = backbone.device
     width = max(len(tree.tokens) for tree, _ in trees)
     tokens = torch.zeros(len(trees), width, dtype=torch.int64)
@@ -163,25 +213,19 @@ def _run(
         tokens[row, :size] = torch.tensor(tree.tokens)
         positions[row, :size] = torch.tensor(tree.depth)
         mask[row, 0, :size, shared : shared + size] = tree.mask()
-    cache = DynamicCache()
-    if shared:
-        everyone = (len(trees), -1, -1, -1)
-        layers: list[Any] = prefix.layers
-        for number, layer in enumerate(layers):
-            cache.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
     output = backbone.model.base_model(
         input_ids=tokens.to(device),
         position_ids=(positions + shared).to(device),
         attention_mask=mask.to(device),
-        past_key_values=cache,
+        past_key_values=_copy(prefix, len(trees)),
         use_cache=True,
     )
     places = sorted({(row, place) for row, (_, wanted) in enumerate(trees) for path, *_ in wanted for place in path})
     at = {key: number for number, key in enumerate(places)}
     rows, columns = (torch.tensor(x, device=device) for x in zip(*places, strict=True))
     logprobs = torch.log_softmax(backbone.head(output.last_hidden_state[rows, columns]).float(), dim=-1).cpu()
-    for row, (_, wanted) in enumerate(trees):
-        for path, option, index, place in wanted:
-            result[index][place] = sum(
-                float(logprobs[at[row, where], token]) for where, token in zip(path, option, strict=True)
-            )
+    return [
+        (s.index, s.place, sum(float(logprobs[at[row, w], t]) for w, t in zip(path, s.option, strict=True)))
+        for row, (_, wanted) in enumerate(trees)
+        for path, s in wanted
+    ]
