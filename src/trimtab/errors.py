@@ -5,6 +5,7 @@
     TrimtabError                 1   anything below; catch this one
     ├── ConfigError              2   a recipe, a flag or two settings that contradict each other
     ├── DataError                3   a data file: unreadable, unknown format, nothing usable in it
+    │   └── TooLongError         3   a conversation does not fit the model's context
     ├── ModelError               4   a model folder: missing, no tokenizer, no chat template, wrong shape
     ├── TrainingError            5   training cannot go on
     │   └── NonFiniteError       5   a loss, gradient or reward became NaN or infinite
@@ -35,6 +36,10 @@ class DataError(TrimtabError):
     """A data file cannot be used."""
 
     exit_code = 3
+
+
+class TooLongError(DataError):
+    """A conversation does not fit the model's context."""
 
 
 class ModelError(TrimtabError):

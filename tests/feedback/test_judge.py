@@ -322,8 +322,8 @@ def test_principles_firing_conflicts_and_removal():
     assert rows["kind"]["firing_rate"].value == 1.0 and rows["dull"]["firing_rate"].value == 0.0
     assert rows["kind"]["agreement"].value == 1.0 and rows["brief"]["agreement"].value == 0.0
     assert rows["dull"]["agreement"].value is None
-    assert rows["kind"]["removed"] == {"same": 0, "changed": 10, "lost": 0}  # brief and dull: (.2 + .5) / 2 < ½
-    assert rows["brief"]["removed"] == {"same": 10, "changed": 0, "lost": 0}
+    assert rows["kind"]["removed"] == {"same": 0, "changed": 10, "unknown": 0}  # brief and dull: (.2 + .5) / 2 < ½
+    assert rows["brief"]["removed"] == {"same": 10, "changed": 0, "unknown": 0}
     (conflict,) = found["conflicts"]
     assert conflict["principles"] == ["brief", "kind"] and conflict["rate"].value == 1.0
     less = run(items, by_first(says), JudgeConfig(principles=None), rules.without("kind"))

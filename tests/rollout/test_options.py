@@ -66,8 +66,30 @@ def test_longer_than_a_tree_and_with_an_adapter():
         assert [s for (s,) in found] == pytest.approx([separate(backbone, p, [3]) for p in prompts], abs=1e-4)
 
 
-def test_progress_is_told():
-    told: list[tuple[int, int]] = []
+def test_results_are_told_pass_by_pass_and_once():
+    told: list[dict[int, list[float]]] = []
     prompts, options = questions(0, 10, 6, 2)
-    option_logprobs(tiny_backbone(), prompts, options, token_budget=32, progress=lambda *n: told.append(n))
-    assert told[-1][0] == told[-1][1] and len(told) > 1
+    found = option_logprobs(tiny_backbone(), prompts, options, token_budget=32, found=lambda x: told.append(dict(x)))
+    assert len(told) > 1 and sum(map(len, told)) == len(prompts)
+    assert {k: v for part in told for k, v in part.items()} == dict(enumerate(found))
+
+
+def test_what_many_begin_with_runs_once():
+    """Three principles of 24 tokens, each with 20 questions of 6 to 9 tokens, after a common start of 30."""
+    backbone, r = tiny_backbone(), random.Random(3)
+    common = [r.randrange(200) for _ in range(30)]
+    principles = [[n, *(r.randrange(200) for _ in range(23))] for n in range(3)]
+    prompts = [common + p + [r.randrange(200) for _ in range(r.randint(6, 9))] for p in principles for _ in range(20)]
+    options = [[[7], [8]]] * len(prompts)
+    read = 0
+
+    def count(module, args, kwargs):
+        nonlocal read
+        read += kwargs["input_ids"].numel()
+
+    hook = backbone.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    found = option_logprobs(backbone, prompts, options)
+    hook.remove()
+    assert 30 + 3 * 24 + 60 * 6 <= read <= 30 + 3 * 24 + 60 * 9
+    for prompt, scores in zip(prompts, found, strict=True):
+        assert scores == pytest.approx([separate(backbone, prompt, [o]) for o in (7, 8)], abs=1e-4)

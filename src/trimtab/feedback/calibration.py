@@ -130,30 +130,33 @@ class Bin:
     """Items."""
 
 
-def reliability(p: Sequence[float], y: Sequence[float], *, bins: int = 5) -> tuple[list[Bin], float]:
+def reliability(
+    p: Sequence[float], y: Sequence[float], weights: Sequence[float] | None = None, *, bins: int = 5
+) -> tuple[list[Bin], float]:
     """Accuracy by confidence max(p, 1−p), in equal steps from ½ to 1, and the expected calibration error.
 
-    ECE = Σ_b (n_b / n) |accuracy_b − confidence_b|; Naeini et al., 2015. Empty bins are left out.
+    ECE = Σ_b (W_b / W) |accuracy_b − confidence_b| with sums of weights W; Naeini et al., 2015. Empty bins are left out.
     """
-    _checked(p, y, None)
-    found: dict[int, list[tuple[float, float]]] = {}
-    for x, t in zip(p, y, strict=True):
+    weights = _checked(p, y, weights)
+    found: dict[int, list[tuple[float, float, float]]] = {}
+    for x, t, w in zip(p, y, weights, strict=True):
         confidence, right = max(x, 1 - x), t if x > 0.5 else 1 - t if x < 0.5 else 0.5
-        found.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append((confidence, right))
-    rows = []
+        found.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append((confidence, right, w))
+    rows, gaps = [], []
     for place, values in sorted(found.items()):
-        n = len(values)
+        total = math.fsum(w for *_, w in values)
+        confidence, accuracy = (math.fsum(v[k] * v[2] for v in values) / total for k in (0, 1))
+        gaps.append(total * abs(accuracy - confidence))
         rows.append(
             Bin(
                 low=0.5 + place / (2 * bins),
                 high=0.5 + (place + 1) / (2 * bins),
-                confidence=math.fsum(c for c, _ in values) / n,
-                accuracy=math.fsum(r for _, r in values) / n,
-                n=n,
+                confidence=confidence,
+                accuracy=accuracy,
+                n=len(values),
             )
         )
-    error = math.fsum(b.n * abs(b.accuracy - b.confidence) for b in rows) / len(p) if p else 0.0
-    return rows, error
+    return rows, math.fsum(gaps) / math.fsum(weights) if p else 0.0
 
 
 def brier(p: Sequence[float], y: Sequence[float]) -> float:

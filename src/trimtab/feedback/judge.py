@@ -106,8 +106,8 @@ class JudgeConfig(Config):
     answer alone gets 1 to 5 for each objective."""
     principles: int | None = Field(default=1, ge=1)
     """How many principles are drawn for each item; None: all of them."""
-    objectives: tuple[str, ...] = ("helpful", "harmless", "honest")
-    """For ``rubric``: tags of the constitution; each is a criterion, and their mean is ``overall``."""
+    objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """For ``rubric``: tags of the constitution, None: all of them; each is a criterion, and their mean is ``overall``."""
     clamp: tuple[float, float] = (0.4, 0.6)
     """For ``reason``: probabilities are limited to this range, as a model that has argued is too sure of itself."""
     seed: int = 0
@@ -118,8 +118,6 @@ class JudgeConfig(Config):
         low, high = self.clamp
         if not 0 <= low < 0.5 < high <= 1:
             raise ValueError(f"clamp must lie around .5 within 0 to 1, got {low:g} to {high:g}")
-        if not self.objectives:
-            raise ValueError("objectives must not be empty")
         return self
 
 
@@ -170,6 +168,11 @@ class Judged:
     """Questions that were put to the judge in this run; the others had been answered before."""
     lost: float = 0.0
     """What was paid for requests without a reply."""
+
+    @property
+    def cost(self) -> float:
+        """Of all replies that were used, and of requests without one."""
+        return math.fsum(r.cost for r in self.replies.values()) + self.lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,7 +268,7 @@ def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig
     texts = [c.text for c in item.completions]
     found = []
     if config.mode == "rubric":
-        for objective in config.objectives:
+        for objective in config.objectives or constitution.tags:
             asked: tuple[Principle, ...] = constitution.tagged(objective)
             for i, text in enumerate(texts):
                 put = question(identity, rate_answer(item.prompt, text, asked), DIGITS)

@@ -64,7 +64,7 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
         "hard": sum(r.hard for r in replies),
         "items_that_speak_to_the_judge": sum(any(speaks_to_judge(c.text) for c in i.completions) for i in items),
         "tokens": {"in": sum(r.tokens_in for r in replies), "out": sum(r.tokens_out for r in replies)},
-        "cost": math.fsum(r.cost for r in replies) + judged.lost,
+        "cost": judged.cost,
         "seconds": math.fsum(r.seconds for r in replies),
         "models": sorted({r.model for r in replies if r.model}),
     }

@@ -35,8 +35,9 @@ def principle_report(
 
     Returns:
         ``principles`` by id, each with ``asked``, ``firing_rate``, ``agreement`` (of the pairs where it fires and
-        people have a winner), ``no_answer``, ``removed`` (pairs whose combined label changes or is lost without it) and
-        ``alone`` (pairs it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on.
+        people have a winner), ``no_answer``, ``removed`` (pairs by what their combined label is without it: the same,
+        changed, or unknown where no other principle has an answer; where principles are drawn another one would be drawn
+        and asked) and ``alone`` (pairs it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on.
         Shares are Estimates, clustered by prompt.
     """
     prompts = {item.id: item.prompt.id for item in items}
@@ -60,7 +61,7 @@ def principle_report(
             "no_answer": len(mine) - len(asked),
             "firing_rate": share(fired, "it has no answer anywhere"),
             "agreement": share(agree, "it fires nowhere where people have a winner"),
-            "removed": {k: effect[k] for k in ("same", "changed", "lost")},
+            "removed": {k: effect[k] for k in ("same", "changed", "unknown")},
             "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in asked),
         }
     conflicts = []
@@ -84,7 +85,7 @@ def principle_lines(report: Mapping[str, Any]) -> list[str]:
         removed = row["removed"]
         said.append(
             f"{name}: fires {shown(row['firing_rate'])}, people agree {shown(row['agreement'])}; "
-            f"without it {removed['changed']} labels change, {removed['lost']} are lost"
+            f"without it {removed['changed']} labels change, {removed['unknown']} have to be asked anew"
         )
     worst = [c for c in report["conflicts"] if c["rate"].value][:5]
     return said + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
@@ -100,7 +101,7 @@ def _without(verdicts: Sequence[Verdict], name: str) -> str:
     kept = [v for v in verdicts if v.principle != name]
     ((before, _, _),) = combine(verdicts).values()
     if not any(v.probability is not None for v in kept):
-        return "lost"
+        return "unknown"
     ((after, _, _),) = combine(kept).values()
     return "same" if _side(before) == _side(after) else "changed"
 

@@ -15,7 +15,7 @@ from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
-from trimtab.pipeline.judging import JudgeSource, LocalJudge
+from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     TOKEN_RETURNS,
@@ -80,7 +80,7 @@ class LabelConfig(Config):
     annotators where the recipe has a gold utility, otherwise those whose judgements are in ``people``."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
-    judges: dict[str, JudgeSource] | None = Field(default=None, min_length=1)
+    judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
     """AI judges by name; several are an ensemble, combined by ``aggregate``. None: the recipe's pretrained model."""
     judge: JudgeConfig = JudgeConfig()
     """How they are asked."""
@@ -98,11 +98,12 @@ class ReviseConfig(RevisionConfig):
     prompts: int | None = Field(default=None, ge=1)
     """How many red-team prompts; None: all."""
     helpful: float | None = Field(default=None, gt=0.0)
-    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None: all there are."""
+    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None, or where no revision was kept:
+    all there are."""
     sampler: SamplerConfig = SamplerConfig(temperature=0.7, max_new_tokens=96)
     """How answers, critiques and revisions are drawn."""
-    judge: LocalJudge = LocalJudge()
-    """Who decides whether a revision got worse."""
+    judge: JudgeSource = LocalJudge()
+    """Who decides whether a revision is better."""
 
 
 class BalanceConfig(Config):
@@ -110,7 +111,7 @@ class BalanceConfig(Config):
 
     prompts: int | None = Field(default=None, ge=1)
     """How many held-out red-team prompts; None: all."""
-    judge: LocalJudge = LocalJudge()
+    judge: JudgeSource = LocalJudge()
     """Who compares before with after, beside the measures by words."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab.constitution import DEFAULT, Constitution, load_constitution
-from trimtab.errors import ConfigError, DataError, Interrupted
+from trimtab.errors import ConfigError, DataError, Interrupted, TooLongError
 from trimtab.evals import Measure, declines, measure, preaches, takes_up
 from trimtab.feedback import JudgeConfig, bias_lines, by_principle, judge_biases, revise
 from trimtab.feedback.routing import first_better
@@ -13,7 +13,7 @@ from trimtab.files import write_json
 from trimtab.models import Backbone, model_identity
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts
-from trimtab.pipeline.judging import LocalAsk, LocalJudge, judge_items, plain
+from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_items, open_judge, plain
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import policy_role
 from trimtab.records import Comparison, Demonstration, Prompt, Rollout, content_id, read_records, write_records
@@ -48,30 +48,36 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     if not prompts:
         raise DataError(f"{context.config.data.redteam}: no prompt left that is not in data.redteam_heldout")
     backbone = Backbone.load(context.config.model)
-    judge = backbone if config.judge.model is None else Backbone.load(config.judge.model)
     identity = {
         "model": model_identity(context.config.model),
         "system": context.config.model.system,
-        "judge": model_identity(config.judge.model or context.config.model),
         "sampler": config.sampler.model_dump(mode="json"),
         "seed": context.seed("revise"),
     }
     writer = LocalWriter(context, backbone)
-    asker = LocalAsk(judge, (config.judge.model or context.config.model).name)
     with (
         Journal(context.run.path / "replies" / "revise.jsonl") as journal,
         context.ui.bar("critique and revision") as bar,
     ):
+        asker, identity["judge"] = open_judge(config.judge, journal, context.config.model)
+        if isinstance(config.judge, LocalJudge) and config.judge.model is None:
+            asker = LocalAsk(backbone, context.config.model.name)
+        seed = context.seed("principles") + config.seed
         result = revise(
-            prompts, constitution, writer, asker, config.model_copy(update={"seed": context.seed("principles")}),
+            prompts, constitution, writer, asker, config.model_copy(update={"seed": seed}),
             identity=identity, journal=journal, progress=lambda done, total: bar.update(done, total),
         )  # fmt: skip
     helpful: list[Demonstration] = []
     if context.config.data.demonstrations:
         helpful = list(context.load(context.config.data.demonstrations, Demonstration).records)
-        if config.helpful is not None:
+        if config.helpful is not None and result.demonstrations:
             wanted = min(len(helpful), round(config.helpful * len(result.demonstrations)))
             helpful = random.Random(context.seed("helpful")).sample(helpful, wanted)
+    if not (result.demonstrations or helpful):
+        raise DataError(
+            f"no revision was kept ({result.counts}) and there is no helpful data, so SFT has nothing to learn from; "
+            "name a stronger revise.judge, or data.demonstrations"
+        )
     biases = judge_biases(result.revisions)
     write_records(folder / "revisions.jsonl", result.revisions)
     write_records(folder / "demonstrations.jsonl", [*result.demonstrations, *helpful])
@@ -88,7 +94,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     kept = result.counts.get("kept", 0)
     context.ui.say(
         f"  {len(result.revisions)} revisions asked for, {kept} kept, {result.counts.get('worse', 0)} worse by the "
-        f"judge and kept out; {len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
+        f"judge and {result.counts.get('undecided', 0)} on which it does not decide kept out; {len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
         f"{len(helpful)} helpful ones mixed in"
     )
     for line in bias_lines(biases):
@@ -118,7 +124,7 @@ class LocalWriter:
             for prompt in part:
                 try:
                     fits = len(chat.prompt(prompt.messages)) + self.sampler.max_new_tokens <= chat.context
-                except DataError:
+                except TooLongError:
                     fits = False
                 if fits:
                     fitting.append(prompt)
@@ -187,7 +193,7 @@ def _by_words(answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Ro
 
 
 def _by_judge(
-    context: Context, judge: LocalJudge, answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Rollout]]
+    context: Context, judge: LocalJudge | EndpointJudge, answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Rollout]]
 ) -> list[Measure]:
     """How often the judge prefers after to before, by the principles of each property."""
     constitution, found = read_constitution(context), []

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from trimtab.config import Config, parse_config
 from trimtab.constitution import Constitution
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, DataError, TooLongError
 from trimtab.feedback import (
     JudgeConfig,
     Judged,
@@ -35,8 +35,11 @@ from trimtab.records.importers import read
 from trimtab.rollout import LocalSampler, SamplerConfig, option_logprobs
 from trimtab.storage import Journal, read_json
 
-CHUNK = 32
-"""Questions whose replies are kept together; a killed local judge asks at most these again."""
+PORTION = 2048
+"""Questions that are arranged together. Their replies are kept after each forward pass, a few at a time."""
+
+THOUGHTS = 32
+"""The same where the judge thinks first; a killed one asks at most these again."""
 
 
 class LocalJudge(Config):
@@ -61,11 +64,15 @@ JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
 """One judge."""
 
 
+JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+"""The annotator on its judgements, and a folder's name."""
+
+
 class Judges(Config):
     """A file of judges: ``judges: {name: {kind: local}, other: {kind: endpoint, url: …, model: …}}``."""
 
-    judges: dict[str, JudgeSource] = Field(min_length=1)
-    """By name; the name is the annotator on their judgements. Several are an ensemble."""
+    judges: dict[JudgeName, JudgeSource] = Field(min_length=1)
+    """By name. Several are an ensemble."""
 
 
 class LocalAsk:
@@ -80,45 +87,77 @@ class LocalAsk:
     def __init__(self, backbone: Backbone, name: str, *, reason_tokens: int = 120) -> None:
         self.backbone, self.name, self.reason_tokens = backbone, name, reason_tokens
 
-    def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        """Ask all questions, in portions of :data:`CHUNK`."""
-        for start in range(0, len(questions), CHUNK):
-            keep(self._portion(questions[start : start + CHUNK]))
+        tokenizer = backbone.chat.tokenizer
+        special = {*map(str, tokenizer.all_special_tokens), *map(str, tokenizer.added_tokens_decoder.values())}
+        self.special = sorted(t for t in special if len(t) > 1 and not t.isalnum() and t.strip())
 
-    def _portion(self, questions: Sequence[Question]) -> dict[str, Reply]:
-        started = time.monotonic()
-        chat = self.backbone.chat
-        replies: dict[str, Reply] = {}
+    def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        """Ask all questions; replies come in the order in which they are cheapest.
+
+        Raises:
+            DataError: the model's chat template refuses the conversation, with and without a system message.
+        """
+        size = THOUGHTS if any(q.reason for q in questions) else PORTION
+        for start in range(0, len(questions), size):
+            self._portion(questions[start : start + size], keep)
+
+    def _portion(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
         fitting: list[tuple[Question, list[int]]] = []
-        room = max((self.reason_tokens + 8 if q.reason else 8 for q in questions), default=0)
         for question in questions:
+            room = self.reason_tokens + 8 if question.reason else 8
             try:
-                tokens = chat.prompt(question.messages)
-            except DataError:
+                tokens = self._tokens(question)
+            except TooLongError:
                 tokens = []
-            if tokens and len(tokens) + room <= chat.context:
+            if tokens and len(tokens) + room <= self.backbone.chat.context:
                 fitting.append((question, tokens))
             else:
-                replies[question.key] = Reply(failure="too long", model=self.name)
+                keep({question.key: Reply(failure="too long", model=self.name)})
+        started = time.monotonic()
         thoughts = self._think([q for q, _ in fitting if q.reason])
         prompts, options = [], []
         for question, tokens in fitting:
             lead = f"{thoughts[question.key]}\nAnswer: " if question.reason else ""
             prompts.append(tokens + self._encode(lead.rstrip(" ")) if lead else tokens)
             options.append([self._encode(f"{' ' if lead else ''}{option}") for option in question.options])
-        found = option_logprobs(self.backbone, prompts, options)
-        seconds = round((time.monotonic() - started) / max(1, len(questions)), 4)
-        for (question, tokens), logprobs in zip(fitting, found, strict=True):
-            said = thoughts.get(question.key, "")
-            replies[question.key] = Reply(
-                probabilities=_normalised(logprobs),
-                text=said,
-                characters=len(said),
-                model=self.name,
-                tokens_in=len(tokens),
-                seconds=seconds,
-            )
-        return replies
+
+        def found(logprobs: Mapping[int, Sequence[float]]) -> None:
+            nonlocal started
+            seconds, started = time.monotonic() - started, time.monotonic()
+            replies = {}
+            for place, numbers in logprobs.items():
+                question, tokens = fitting[place]
+                said = thoughts.get(question.key, "")
+                replies[question.key] = Reply(
+                    probabilities=_normalised(numbers),
+                    text=said,
+                    characters=len(said),
+                    model=self.name,
+                    tokens_in=len(tokens),
+                    seconds=round(seconds / len(logprobs), 4),
+                )
+            keep(replies)
+
+        option_logprobs(self.backbone, prompts, options, found=found)
+
+    def _tokens(self, question: Question) -> list[int]:
+        """The question as the model reads it: no special token in it but the template's own."""
+        chat = self.backbone.chat
+        messages = [m.model_copy(update={"content": self._broken(m.content)}) for m in question.messages]
+        try:
+            return chat.prompt(messages)
+        except TooLongError:
+            raise
+        except DataError:  # some templates know no system role
+            system, first, *others = messages
+            if system.role != "system":
+                raise
+            return chat.prompt([first.model_copy(update={"content": f"{system.content}\n\n{first.content}"}), *others])
+
+    def _broken(self, text: str) -> str:
+        for token in self.special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _think(self, questions: Sequence[Question]) -> dict[str, str]:
         """Chains of thought, greedily, without the answer they may end in."""
@@ -146,7 +185,11 @@ def open_judge(
     if isinstance(source, EndpointJudge):
         return Endpoint(source, journal), source.identity
     config = source.model or default
-    identity = {"local": model_identity(config), "reason_tokens": source.reason_tokens}
+    identity = {
+        "local": model_identity(config),
+        **config.model_dump(mode="json", include={"context", "chat_template", "system"}),
+        "reason_tokens": source.reason_tokens,
+    }
     return _Lazy(config, source.reason_tokens), identity
 
 
@@ -190,6 +233,7 @@ def judge_items(
             None: in ``folder``.
     """
     found: dict[str, Judged] = {}
+    verdicts: dict[str, Path] = {}
     report: dict[str, Any] = {
         "constitution": {"name": constitution.name, "version": constitution.version},
         "settings": config.model_dump(mode="json"),
@@ -207,10 +251,9 @@ def judge_items(
                 items, constitution, ask, config, name=name, identity=identity, journal=journal,
                 progress=lambda done, total, bar=bar: bar.update(done, total),
             )  # fmt: skip
-        verdicts = folder / name / "verdicts.jsonl"
-        before = read_records(verdicts, Verdict) if edited and verdicts.exists() else None
+        verdicts[name] = folder / name / "verdicts.jsonl"
+        before = read_records(verdicts[name], Verdict) if edited and verdicts[name].exists() else None
         changed = None if before is None else changed_labels(before, found[name].verdicts)
-        write_records(verdicts, found[name].verdicts)
         facts = run_facts(items, found[name])
         compared = against_people(items, found[name].judgements, people, seed=seed) if people else None
         report["judges"][name] = {"identity": identity, "run": facts, "people": compared, "edit": changed}
@@ -221,6 +264,8 @@ def judge_items(
         if changed is not None:
             told = ", ".join(f"{kind} {count}" for kind, count in changed.items())
             ui.say(f"    labels since the constitution was edited: {told}")
+    for name, path in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
+        write_records(path, found[name].verdicts)
     everything = [j for judged in found.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)
     if len(judges) > 1:
