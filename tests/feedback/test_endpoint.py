@@ -266,7 +266,9 @@ def test_spellings_of_an_option_are_added_up():
 
 def test_an_option_missing_from_a_cut_list_is_not_impossible():
     """Listed: .9 and .06, so .04 is left, and nothing unlisted is above .06: B has at most .04."""
-    assert option_probabilities(logprobs({"A": 0.9, "x": 0.06}), ("A", "B"), "A") == pytest.approx((0.9 / 0.94, 0.04 / 0.94))
+    assert option_probabilities(logprobs({"A": 0.9, "x": 0.06}), ("A", "B"), "A") == pytest.approx(
+        (0.9 / 0.94, 0.04 / 0.94)
+    )
     found = option_probabilities(logprobs({"A": 0.5, "x": 0.02}), ("A", "B"), "A")  # .48 left, but at most .02 each
     assert found == pytest.approx((0.5 / 0.52, 0.02 / 0.52))
 

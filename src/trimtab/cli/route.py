@@ -23,10 +23,11 @@ def route(
     from trimtab.config import parse_config
     from trimtab.feedback import RouteConfig, ensemble, label_hybrid, routing_lines
     from trimtab.files import write_json
-    from trimtab.pipeline.ai_labels import FilePeople
+    from trimtab.pipeline.ai_labels import FilePeople, people_only
     from trimtab.pipeline.judging import plain
     from trimtab.pipeline.ui import Ui
     from trimtab.records import Comparison, Judgement, read_records, write_records
+    from trimtab.storage import read_json
 
     ui = Ui()
     values = {"error": error, "audit": audit, "calibration": calibration, "seed": seed}
@@ -36,7 +37,11 @@ def route(
     if len(pairs) < len(items):
         ui.say(f"{len(items) - len(pairs)} items have more than two answers; left out")
     ai = read_records(judged / "judgements.jsonl", Judgement)
-    result = label_hybrid(pairs, ensemble(pairs, ai), FilePeople(read_records(people, Judgement)), config)
+    given, said = people_only(pairs, read_records(people, Judgement))
+    for line in said:
+        ui.say(f"{people}: {line}")
+    cost = sum(judge["run"]["cost"] for judge in read_json(judged / "judge.json")["judges"].values())
+    result = label_hybrid(pairs, ensemble(pairs, ai), FilePeople(given), config, ai_cost=cost)
     write_records(judged / "labels.jsonl", result.judgements)
     write_records(judged / "queue.jsonl", result.queue)
     write_records(judged / "audits.jsonl", result.audits)

@@ -151,9 +151,8 @@ def _conversation(prompt: Prompt) -> str:
 
 
 def _pair(request: str, a: str, b: str, principle: str, question: str) -> str:
-    return (
-        f"Principle: {principle}\n\nRequest:\n{request}\n\nAnswer A:\n{fenced(a)}\n\nAnswer B:\n{fenced(b)}\n\n{question}"
-    )
+    answers = f"Answer A:\n{fenced(a)}\n\nAnswer B:\n{fenced(b)}"
+    return f"Principle: {principle}\n\nRequest:\n{request}\n\n{answers}\n\n{question}"
 
 
 def _single(request: str, answer: str, principle: str) -> str:

@@ -135,7 +135,8 @@ def reliability(
 ) -> tuple[list[Bin], float]:
     """Accuracy by confidence max(p, 1−p), in equal steps from ½ to 1, and the expected calibration error.
 
-    ECE = Σ_b (W_b / W) |accuracy_b − confidence_b| with sums of weights W; Naeini et al., 2015. Empty bins are left out.
+    ECE = Σ_b (W_b / W) |accuracy_b − confidence_b| with sums of weights W; Naeini et al., 2015. Empty bins are
+    left out.
     """
     weights = _checked(p, y, weights)
     found: dict[int, list[tuple[float, float, float]]] = {}

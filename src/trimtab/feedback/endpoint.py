@@ -78,8 +78,7 @@ class EndpointConfig(Config):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two endpoints the same judge, limits that make replies fail included: not the address, as a
-        model may move."""
+        """What makes two endpoints the same judge: the limits too, as replies fail by them; not the address."""
         return self.model_dump(include={"model", "temperature", "logprobs", *_LIMITS})
 
 

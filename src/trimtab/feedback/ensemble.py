@@ -10,8 +10,9 @@ from trimtab.records import Comparison, Judgement, Preference
 def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
     """One judgement per item from those of several judges, under the names of those that gave an answer there.
 
-    An item for which no judge has an answer has none here either. Of two answers the probability is the mean of the judges', and the ranks follow from it; of more
-    answers there are ranks only. One judge's judgements stay as they are.
+    An item for which no judge has an answer has none here either. Of two answers the probability is the mean of the
+    judges', and the ranks follow from it, contradictions being ties; of more answers there are ranks only. One
+    judge's judgements stay as they are.
     """
     overall = [j for j in judgements if j.criterion == "overall"]
     if len({j.annotator for j in overall}) == 1:

@@ -8,7 +8,8 @@ are always shown in both orders and the two probabilities averaged,
 
 which takes a constant preference for a place out (Bai et al., "Constitutional AI", 2022, section 4.1,
 asks in one order). Where the two orders name different winners the pair is a tie by rank, and the probability
-stays the average; of more than two answers such a pair counts half for each. A reply that names no option counts as a failure, never as a winner.
+stays the average; of more than two answers such a pair counts half for each. A reply that names no
+option counts as a failure, never as a winner.
 
 The model is behind :data:`Ask`: the local model's log-probabilities (``rollout.options``) or an
 endpoint (``feedback.endpoint``).
@@ -107,7 +108,7 @@ class JudgeConfig(Config):
     principles: int | None = Field(default=1, ge=1)
     """How many principles are drawn for each item; None: all of them."""
     objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """For ``rubric``: tags of the constitution, None: all of them; each is a criterion, and their mean is ``overall``."""
+    """For ``rubric``: tags of the constitution, None: all; each is a criterion, and their mean is ``overall``."""
     clamp: tuple[float, float] = (0.4, 0.6)
     """For ``reason``: probabilities are limited to this range, as a model that has argued is too sure of itself."""
     seed: int = 0

@@ -2,9 +2,9 @@
 
 Bai et al., "Constitutional AI: Harmlessness from AI Feedback", 2022, section 3: answer → (critique → revision)
 once per round, one principle drawn for each round. Two departures. A revision must be better than
-what it replaces by a judge who compares the two under the round's principle in both orders; where it is worse, or the
-judge does not decide, the earlier answer stays, and that is counted. And the model may first be asked whether the answer violates the
-principle at all; if not, it is left as it is.
+what it replaces by a judge who compares the two under the round's principle in both orders; where it is
+worse, or the judge does not decide, the earlier answer stays, and that is counted. And the model may first be
+asked whether the answer violates the principle at all; if not, it is left as it is.
 
 Everything that is written or judged is kept under a hash of what was asked, so a killed run goes on
 where it stopped and draws nothing twice.

@@ -12,11 +12,12 @@ most the stated error; ``low`` the last at which the AI still beats a coin, that
 one half. Calibrators are monotone and treat both places alike, so calibrated confidence would rank items the
 same; thresholds are in the judge's own, and no label touches the ranking. What calibration changes is the soft
 label: the AI's probabilities that end up in labels are calibrated ones. Intervals are one-sided 95 % Wilson
-on the effective number of items (Σw)²/Σw², w = 1/π.
+on the effective number of items, which takes inclusion weights and shared prompts into account.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from random import Random
 from statistics import NormalDist
@@ -25,6 +26,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trimtab.config import Config
+from trimtab.constitution import speaks_to_judge
 from trimtab.errors import DataError
 from trimtab.feedback.calibration import Calibrator, cross_fitted, fit, reliability
 from trimtab.feedback.intervals import Estimate
@@ -74,6 +76,8 @@ class Audit(Record):
     """What the person says: 1 first, 0 second, ½ tie."""
     inclusion: float = 1.0
     """Probability π with which it was drawn."""
+    uniform: bool = True
+    """Drawn whatever the confidence, not only because its band is thin; drift is watched on these."""
 
     @property
     def wrong(self) -> float:
@@ -132,17 +136,40 @@ def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -
         even = len(probabilities) / (len(bands) * len(members))
         chance = min(1.0, config.audit * ((1 - config.stratified) + config.stratified * even))
         for name in members:
-            if Random(content_id("audit", config.seed, name)).random() < chance:
+            if _lot(name, config) < chance:
                 drawn[name] = chance
     return drawn
 
 
+def _lot(name: str, config: RouteConfig) -> float:
+    """An item's own number in 0 … 1; below a (1 − s) it is audited whatever its confidence."""
+    return Random(content_id("audit", config.seed, name)).random()
+
+
 def weighted_error(audits: Sequence[Audit]) -> tuple[float, float]:
-    """The AI's error with inclusion weights (Hájek), and the effective number of items behind it."""
+    """The AI's error e with inclusion weights w = 1/π (Hájek), and the effective number of items behind it.
+
+    n = e (1 − e) / Var with the linearised variance between the G prompts,
+    Var = G/(G−1) · Σ_c (Σ_{i∈c} w_i (x_i − e))² / W², at most Kish's W² / Σw² (E. L. Korn and B. I. Graubard, Survey
+    Methodology 24 (1998), 193–201). Where all outcomes are the same, nothing is known of the variance within a
+    prompt, and n is Kish's over prompts; with a single prompt it is 1.
+    """
     weights = [1 / a.inclusion for a in audits]
     total = math.fsum(weights)
     error = math.fsum(w * a.wrong for w, a in zip(weights, audits, strict=True)) / total
-    return error, total**2 / math.fsum(w * w for w in weights)
+    sizes: defaultdict[str, float] = defaultdict(float)
+    residuals: defaultdict[str, float] = defaultdict(float)
+    for w, a in zip(weights, audits, strict=True):
+        sizes[a.prompt] += w
+        residuals[a.prompt] += w * (a.wrong - error)
+    groups = len(sizes)
+    if groups == 1:
+        return error, 1.0
+    if error in (0.0, 1.0):
+        return error, total**2 / math.fsum(s * s for s in sizes.values())
+    kish = total**2 / math.fsum(w * w for w in weights)
+    variance = groups / (groups - 1) * math.fsum(r * r for r in residuals.values()) / total**2
+    return error, min(kish, error * (1 - error) / variance) if variance else kish
 
 
 def error_estimate(audits: Sequence[Audit]) -> Estimate:
@@ -217,11 +244,12 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
     """Has the AI's error on items it labelled alone risen above the stated one?
 
     The last ``window`` audits are tested as each comes in: an alarm where that many errors or more would happen with
-    a chance below ``alarm`` if the error were the stated one (exact binomial). Windows overlap, so over long runs
+    a chance below ``alarm`` if the error were the stated one (exact binomial, half
+    errors rounded down). Windows overlap, so over long runs
     false alarms add up; an alarm costs fresh thresholds, not labels.
 
     Args:
-        audits: of AI-labelled items, oldest first.
+        audits: of AI-labelled items, oldest first; drawn uniformly, as the test gives all the same weight.
         config: window, stated error and chance of a false alarm.
 
     Returns:
@@ -229,7 +257,7 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
     """
     for end in range(config.window, len(audits) + 1):
         part = audits[end - config.window : end]
-        wrong = math.ceil(math.fsum(a.wrong for a in part))
+        wrong = math.floor(math.fsum(a.wrong for a in part))
         n, e = len(part), config.error
         tail = math.fsum(math.comb(n, k) * e**k * (1 - e) ** (n - k) for k in range(wrong, n + 1))
         if tail < config.alarm:
@@ -243,7 +271,7 @@ def _segments(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[int, R
     while True:
         pilot = set_thresholds(audits[start : start + config.pilot], config)
         later = range(start + config.pilot, len(audits))
-        alone = [k for k in later if pilot.route(audits[k].probability) == "ai"]
+        alone = [k for k in later if audits[k].uniform and pilot.route(audits[k].probability) == "ai"]
         alarm = drifted([audits[k] for k in alone], config)
         if alarm is None:
             return [*found, (start, set_thresholds(audits[start:], config))]
@@ -284,12 +312,15 @@ def label_hybrid(
     ai: Sequence[Judgement],
     people: Callable[[Sequence[Comparison], int], Mapping[str, Judgement]],
     config: RouteConfig,
+    *,
+    ai_cost: float = 0.0,
 ) -> Hybrid:
     """Route items, ask people where they are needed, settle disagreements, audit, and report.
 
     Thresholds are first set from the ``pilot`` audits; the audits after them are watched for drift in the order of the
     items. Without an alarm all audits set the final thresholds; an alarm ends their validity where its window began,
-    and from there on they are set anew.
+    and from there on they are set anew. An item with an answer that seems to speak to its judge goes to a person. Who
+    skips has not answered: the item goes on waiting, and the skip is counted.
 
     Args:
         items: pairs of answers.
@@ -297,6 +328,7 @@ def label_hybrid(
         people: asks somebody about items, the n-th person per item (0, 1, …), and returns the judgements that are
             there by item id; items without one wait in the queue.
         config: shares, stated error, drift.
+        ai_cost: what the judge cost, for the report.
 
     Raises:
         DataError: an item has more than two answers.
@@ -308,21 +340,27 @@ def label_hybrid(
     p: dict[str, float | None] = {i.id: first_better(said.get(i.id)) for i in items}
     chances = draw_audit(p, config)
     asked: dict[tuple[str, int], Judgement] = {}
+    skipped: set[tuple[str, int]] = set()
 
     def ask(wanted: Sequence[Comparison], number: int) -> None:
-        new = [i for i in wanted if (i.id, number) not in asked]
-        asked.update({(item, number): j for item, j in people(new, number).items()} if new else {})
+        new = [i for i in wanted if (i.id, number) not in asked and (i.id, number) not in skipped]
+        for item, judgement in (people(new, number) if new else {}).items():
+            if judgement.ranks is None:
+                skipped.add((item, number))
+            else:
+                asked[item, number] = judgement
 
     ask([i for i in items if i.id in chances], 0)
     missing = sum((name, 0) not in asked for name in chances)
-    found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id]) for i in items if (i.id, 0) in asked]
+    found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id], config) for i in items if (i.id, 0) in asked]
     audits = [a for a in found if a is not None]
     segments = [(0, _waiting(missing, len(chances)))] if missing else _segments(audits, config)
     starts = {audits[start].item: router for start, router in segments[1:]}
-    router, routes = segments[0][1], {}
+    router, routers, routes = segments[0][1], {}, {}
     for item in items:
-        router = starts.get(item.id, router)
-        routes[item.id] = router.route(p[item.id])
+        router = routers[item.id] = starts.get(item.id, router)
+        aimed = any(speaks_to_judge(c.text) for c in item.completions)
+        routes[item.id] = "person" if aimed else router.route(p[item.id])
     if not missing:
         ask([i for i in items if routes[i.id] != "ai"], 0)
     both = [i for i in items if routes[i.id] == "both" and (i.id, 0) in asked]
@@ -331,7 +369,7 @@ def label_hybrid(
     queue: list[Queued] = []
     for item in items:
         one, two = asked.get((item.id, 0)), asked.get((item.id, 1))
-        machine = _calibrated(said.get(item.id), router.calibrate)
+        machine = _calibrated(said.get(item.id), routers[item.id].calibrate)
         route = routes[item.id]
         audited = item.id in chances
         if one is not None and (audited or route == "person"):
@@ -349,8 +387,9 @@ def label_hybrid(
             kept += [one, two, *([machine] if machine is not None else [])]
         else:
             queue.append(_queued(item, 2))
-    unlabelled = len(items) - len({j.item for j in kept})
+    unlabelled = {i.id for i in items} - {j.item for j in kept}
     report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances))
+    report |= {"skipped": len(skipped), "cost_of_ai": ai_cost, "reopened": [start for start, _ in segments[1:]]}
     return Hybrid(
         judgements=tuple(kept),
         queue=tuple(queue),
@@ -358,7 +397,7 @@ def label_hybrid(
         router=router,
         audits=tuple(audits),
         reopened=tuple(start for start, _ in segments[1:]),
-        report={**report, "reopened": [start for start, _ in segments[1:]]},
+        report=report,
     )
 
 
@@ -393,11 +432,12 @@ def _calibrated(judgement: Judgement | None, calibrate: Calibrator) -> Judgement
     return judgement.model_copy(update={"probability": p, "strength": round(abs(2 * p - 1), 6)})
 
 
-def _audit(item: Comparison, p: float | None, person: Judgement, chance: float) -> Audit | None:
+def _audit(item: Comparison, p: float | None, person: Judgement, chance: float, config: RouteConfig) -> Audit | None:
     label = first_better(person)
     if p is None or label is None:
         return None
-    return Audit(item=item.id, prompt=item.prompt.id, probability=p, label=label, inclusion=chance)
+    uniform = _lot(item.id, config) < config.audit * (1 - config.stratified)
+    return Audit(item=item.id, prompt=item.prompt.id, probability=p, label=label, inclusion=chance, uniform=uniform)
 
 
 def _report(
@@ -408,24 +448,24 @@ def _report(
     audits: Sequence[Audit],
     router: Router,
     config: RouteConfig,
-    waiting: int,
+    waiting: Set[str],
     drawn: int,
 ) -> dict[str, Any]:
     counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
-    told = {"as said": [a.probability for a in audits]}
+    told, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]
     if len({a.prompt for a in audits}) > 1 and config.calibration != "none":
-        told[config.calibration] = cross_fitted(
+        told[f"{config.calibration}, cross-fitted"] = cross_fitted(
             config.calibration,
             told["as said"],
             [a.label for a in audits],
             [a.prompt for a in audits],
-            weights=[1 / a.inclusion for a in audits],
+            weights=weights,
             seed=config.seed,
         )
     times = [j.seconds for j in asked.values() if j.seconds is not None]
     seconds = sum(times) / len(times) if times else config.seconds_per_label
     labels = len(asked)
-    saved = len(items) - labels - waiting
+    saved = len(items) - labels - sum((name, 0) not in asked for name in waiting)
     strata: dict[str, list[Audit]] = {name: [] for name in counts}
     principles: dict[str, list[Audit]] = {}
     for audit in audits:
@@ -442,13 +482,15 @@ def _report(
         "audited": len(audits),
         "drawn_for_audit": drawn,
         "labels_of_people": labels,
-        "waiting": waiting,
+        "waiting": len(waiting),
         "labels_saved": saved,
         "seconds_per_label": seconds,
         "hours_saved": saved * seconds / 3600,
         "cost_of_people": labels * seconds / 3600 * config.cost_per_hour,
         "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
-        "calibration_error": {name: reliability(values, [a.label for a in audits])[1] for name, values in told.items()},
+        "calibration_error": {
+            name: reliability(values, [a.label for a in audits], weights)[1] for name, values in told.items()
+        },
         "error_of_ai": error_estimate(audits),
         "error_by_route": {name: error_estimate(found) for name, found in strata.items()},
         "error_by_principle": {name: error_estimate(found) for name, found in sorted(principles.items())},
@@ -466,8 +508,13 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
         f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
     ]
-    if report["cost_of_people"]:
-        said.append(f"people cost {report['cost_of_people']:.2f}, saved {report['cost_saved']:.2f}")
+    if report.get("skipped"):
+        said.append(f"{report['skipped']} times somebody skipped; these items go on waiting")
+    if report["cost_of_people"] or report.get("cost_of_ai"):
+        said.append(
+            f"people cost {report['cost_of_people']:.2f}, the AI {report.get('cost_of_ai', 0.0):.2f}; labels saved are "
+            f"worth {report['cost_saved']:.2f} of people's time"
+        )
     if found.high is not None and found.error.value is not None:
         low, high = found.error.low or 0.0, found.error.high or 0.0
         said.append(
@@ -477,7 +524,7 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
     if found.reason:
         said.append(found.reason)
     errors = ", ".join(f"{name} {value:.3f}" for name, value in report["calibration_error"].items())
-    said.append(f"calibration error of the judge on audited items (cross-fitted): {errors}")
+    said.append(f"calibration error of the judge on audited items (weighted): {errors}")
     for name, error in report["error_by_route"].items():
         if error.value is not None:
             said.append(

@@ -20,7 +20,10 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     constitution = load_constitution(context.data_path(context.config.constitution))
-    people = read_records(Path(context.data_path(config.people)), Judgement) if config.people else []
+    given = read_records(Path(context.data_path(config.people)), Judgement) if config.people else []
+    people, said = people_only(items, given)
+    for line in said:
+        context.ui.say(f"  {config.people}: {line}")
     judged = judge_items(
         items,
         constitution,
@@ -43,7 +46,8 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         return counts, files
     utility = context.gold()
     asker = SimulatedPeople(utility, config.simulation, context.seed("label")) if utility else FilePeople(people)
-    result = label_hybrid(items, ensemble(items, overall), asker, config.route)
+    cost = sum(found.cost for found in judged.values())
+    result = label_hybrid(items, ensemble(items, overall), asker, config.route, ai_cost=cost)
     write_records(folder / "judgements.jsonl", result.judgements)
     write_records(folder / "queue.jsonl", result.queue)
     write_records(folder / "audits.jsonl", result.audits)
@@ -61,6 +65,17 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     return counts, [*files, "queue.jsonl", "audits.jsonl", "routing.json"]
 
 
+def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
+    """The judgements that people (or simulated ones) gave of these items, and what to say of the others."""
+    names = {item.id for item in items}
+    kept = [j for j in judgements if j.source != "ai" and j.item in names]
+    machine = sum(j.source == "ai" for j in judgements)
+    said = [f"{machine} judgements are an AI's and do not count as people's"] if machine else []
+    if other := len(judgements) - machine - len(kept):
+        said.append(f"{other} judgements are of no item here; left out")
+    return kept, said
+
+
 class SimulatedPeople:
     """Simulated annotators as people: the n-th person asked about an item is another one than the (n−1)-th."""
 
@@ -68,10 +83,13 @@ class SimulatedPeople:
         self.utility, self.config, self.seed = utility, config, seed
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
-        """Everybody answers at once."""
-        seed = (self.config.seed + self.seed + number * 7919) % (1 << 31)
-        config = self.config.model_copy(update={"overlap": 1, "seed": seed})
-        found = {j.item: j for j in simulate(items, self.utility, config)}
+        """Everybody answers at once; for one who skips another one is asked, and after ten the item waits."""
+        found: dict[str, Judgement] = {}
+        for again in range(10):
+            seed = (self.config.seed + self.seed + number * 7919 + again * 104729) % (1 << 31)
+            config = self.config.model_copy(update={"overlap": 1, "seed": seed})
+            left = [i for i in items if i.id not in found or found[i.id].ranks is None]
+            found |= {j.item: j for j in simulate(left, self.utility, config)} if left else {}
         return {item: j.model_copy(update={"annotator": f"{j.annotator}-{number}"}) for item, j in found.items()}
 
 

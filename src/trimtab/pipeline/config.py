@@ -98,8 +98,8 @@ class ReviseConfig(RevisionConfig):
     prompts: int | None = Field(default=None, ge=1)
     """How many red-team prompts; None: all."""
     helpful: float | None = Field(default=None, gt=0.0)
-    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None, or where no revision was kept:
-    all there are."""
+    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None, or where no revision was
+    kept: all there are."""
     sampler: SamplerConfig = SamplerConfig(temperature=0.7, max_new_tokens=96)
     """How answers, critiques and revisions are drawn."""
     judge: JudgeSource = LocalJudge()

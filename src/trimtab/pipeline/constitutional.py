@@ -94,7 +94,8 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     kept = result.counts.get("kept", 0)
     context.ui.say(
         f"  {len(result.revisions)} revisions asked for, {kept} kept, {result.counts.get('worse', 0)} worse by the "
-        f"judge and {result.counts.get('undecided', 0)} on which it does not decide kept out; {len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
+        f"judge and {result.counts.get('undecided', 0)} on which it does not decide kept out; "
+        f"{len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
         f"{len(helpful)} helpful ones mixed in"
     )
     for line in bias_lines(biases):
@@ -193,7 +194,10 @@ def _by_words(answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Ro
 
 
 def _by_judge(
-    context: Context, judge: LocalJudge | EndpointJudge, answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Rollout]]
+    context: Context,
+    judge: LocalJudge | EndpointJudge,
+    answers: Mapping[str, list[Rollout]],
+    benign: Mapping[str, list[Rollout]],
 ) -> list[Measure]:
     """How often the judge prefers after to before, by the principles of each property."""
     constitution, found = read_constitution(context), []

@@ -264,7 +264,10 @@ def judge_items(
         if changed is not None:
             told = ", ".join(f"{kind} {count}" for kind, count in changed.items())
             ui.say(f"    labels since the constitution was edited: {told}")
-    for name, path in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
+    for (
+        name,
+        path,
+    ) in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
         write_records(path, found[name].verdicts)
     everything = [j for judged in found.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)

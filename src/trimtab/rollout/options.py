@@ -23,6 +23,7 @@ SHORTEST_PREFIX = 4
 GROUP = 16
 """So many prompts that share so many tokens beyond what all share are worth a pass for these tokens."""
 
+
 @dataclass
 class _Tree:
     """A row: tokens at their depth, each with its parent's place (−1: the common start)."""
@@ -158,8 +159,8 @@ def _groups(
 def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row]:
     """Sorted sequences as trees. One joins the tree before it if the tokens saved are more than the attention added.
 
-    A token costs as much as ``scale`` (about six times the model's width) keys that it looks at; a sequence of n tokens in
-    a row of w makes n · w more looks each way.
+    A token costs as much as ``scale`` (about six times the model's width) keys that it looks at; a sequence of n tokens
+    in a row of w makes n · w more looks each way.
     """
     rows: list[_Row] = []
     for sequence in sequences:
@@ -197,9 +198,7 @@ def _copy(prefix: DynamicCache, rows: int) -> DynamicCache:
     return cache
 
 
-def _run(
-    backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared: int
-) -> list[tuple[int, int, float]]:
+def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared: int) -> list[tuple[int, int, float]]:
     """One forward pass over some trees: place of the prompt, of the option, and its log-probability."""
     device = backbone.device
     width = max(len(tree.tokens) for tree, _ in trees)
