@@ -104,3 +104,9 @@ def test_ece_by_hand():
 def test_what_is_no_probability_is_refused(p, y):
     with pytest.raises(ScoringError, match="calibration needs"):
         fit_temperature(p, y)
+
+
+def test_calibration_error_with_weights():
+    """.9 said, right in one of two; with weight 3 on the right one the accuracy is .75."""
+    assert reliability([0.9, 0.9], [1.0, 0.0])[1] == pytest.approx(0.4)
+    assert reliability([0.9, 0.9], [1.0, 0.0], [3.0, 1.0])[1] == pytest.approx(0.15)

@@ -199,6 +199,8 @@ def test_rubric_scores():
     assert p_first(found["helpful"]) == pytest.approx(1 / (1 + math.exp(-4)))
     assert found["honest"].ranks == (0, 0) and set(found) == {"overall", "helpful", "honest"}
     assert run_facts([one], judged)["position_bias"].value is None  # one by one: there is no order
+    judged = run([one], ask, JudgeConfig(mode="rubric"), rules)
+    assert {v.principle for v in judged.verdicts} == set(rules.tags) == {"helpful", "honest"}
 
 
 def test_soft_labels_reach_the_preferences():

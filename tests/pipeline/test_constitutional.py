@@ -69,7 +69,7 @@ def test_all_three_phases_and_the_page(whole: Path):
     made = read_records(stage(whole, "revise") / "demonstrations.jsonl", Demonstration)
     revised = [d for d in made if "constitution" in d.metadata]
     assert len(revised) == 6 - facts["counts"]["left_out"]
-    assert len(made) == len(revised) + min(40, 2 * len(revised))
+    assert len(made) == len(revised) + (min(40, 2 * len(revised)) if revised else 40)  # no revision: all helpful ones
     judgements = read_records(stage(whole, "label") / "judgements.jsonl", Judgement)
     items = read_records(stage(whole, "sample") / "comparisons.jsonl", Comparison)
     assert {j.item for j in judgements} == {i.id for i in items}
@@ -88,6 +88,9 @@ def test_a_second_run_does_nothing_and_an_edit_asks_only_what_it_touches(whole: 
     config = load_recipe(whole)
     states = {r["stage"]: r["state"] for r in make_plan(config, whole, whole.parent / "runs")["stages"]}
     assert set(states.values()) == {"done"} and {"revise", "balance"} <= set(states)
+    reseeded = load_recipe(whole, ["revise.seed=1"])
+    states = {r["stage"]: r["state"] for r in make_plan(reseeded, whole, whole.parent / "runs")["stages"]}
+    assert states["revise"] == "run"
     changed = load_recipe(whole, ["label.judge.principles=2"])
     states = {r["stage"]: r["state"] for r in make_plan(changed, whole, whole.parent / "runs")["stages"]}
     assert states["label"] == "run" and states["sample"] == "done"
@@ -180,7 +183,10 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     assert run_app([*line, "--principles", "0", "--json", "--constitution", str(tmp_path / "mine.yaml")]) == 0
     report = json.loads(capsys.readouterr().out)["judges"]["local"]
     assert report["run"]["asked"] == 8 and sum(report["edit"].values()) == 4 and not report["edit"]["new"]
+    assert run_app(["route", str(out), "--people", str(out / "people.jsonl")]) == 0
+    assert "do not count" not in capsys.readouterr().err
     assert run_app(["route", str(out), "--people", str(out / "judgements.jsonl")]) == 0
+    assert "judgements are an AI's and do not count as people's" in capsys.readouterr().err
     assert (out / "queue.jsonl").exists() and (out / "routing.json").exists()
     capsys.readouterr()
 

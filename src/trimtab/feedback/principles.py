@@ -37,7 +37,8 @@ def principle_report(
         ``principles`` by id, each with ``asked``, ``firing_rate``, ``agreement`` (of the pairs where it fires and
         people have a winner), ``no_answer``, ``removed`` (pairs by their combined label without it: the same, changed,
         or unknown where no other principle has an answer and another one would be drawn and asked) and ``alone`` (pairs
-        it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on. Shares are Estimates, clustered by prompt.
+        it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on. Shares are
+        Estimates, clustered by prompt.
     """
     prompts = {item.id: item.prompt.id for item in items}
     by_pair: dict[Pair, list[Verdict]] = defaultdict(list)

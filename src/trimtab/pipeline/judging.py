@@ -149,9 +149,9 @@ class LocalAsk:
         except TooLongError:
             raise
         except DataError:  # some templates know no system role
-            system, first, *others = messages
-            if system.role != "system":
+            if messages[0].role != "system" or len(messages) < 2:
                 raise
+            system, first, *others = messages
             return chat.prompt([first.model_copy(update={"content": f"{system.content}\n\n{first.content}"}), *others])
 
     def _broken(self, text: str) -> str:

@@ -178,10 +178,11 @@ def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row
 
 
 def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
-    """Rows of like length, together within a budget of padded tokens, the longest first."""
+    """Rows of like length (at most a quarter is padding) within a budget of padded tokens, the longest first."""
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda r: -len(r[0].tokens)):
-        if batch and len(batch[0][0].tokens) * (len(batch) + 1) > token_budget:
+        longest = len(batch[0][0].tokens) if batch else 0
+        if batch and (longest * (len(batch) + 1) > token_budget or 4 * len(row[0].tokens) < 3 * longest):
             yield batch
             batch = []
         batch.append(row)
