@@ -1,23 +1,25 @@
 """How many labels of people an AI judge saves at equal error: ``python -m benchmarks.hybrid_savings``.
 
-Data: LLMFAO's crowd votes and the GPT-4 and GPT-3.5 votes that come with it. Truth is the crowd's net vote. A
-person's error is that of one worker against the net vote of the others (½ where those are even). The
-judges gave one letter and no confidence, so the confidence is made of both: the mean of their votes, calibrated
-against the crowd (isotonic, cross-fitted by prompt). The most confident items go to the AI first; the control
-arm gives it the same number of items drawn at random. Intervals: bootstrap over prompts, 95 %.
+Data: LLMFAO's crowd votes on answers to a few prompts, and the GPT-4 and GPT-3.5 votes that come with it. For each
+worker who chose a winner, the net vote of the others on that item is the reference, and worker and AI are both scored
+against it (½ where the others are even, or the AI ties). The judges gave one letter and no confidence, so confidence is
+the distance of their mean vote from one half. The most confident items go to the AI first. How many is chosen on all
+prompts but one and applied to that one, in turns; ``saved`` is the share the AI labels there and ``beyond`` how much the
+error of all labels then exceeds one worker's. The control arm gives the AI items drawn at random, its share chosen in
+the same way. Intervals: bootstrap over prompts of the whole procedure, 95 %; with so few prompts they are rough.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from statistics import fmean
 from typing import Any
 
 from benchmarks.judge_agreement import llmfao
-from trimtab.feedback import RouteConfig, cross_fitted, label_hybrid, routing_lines
+from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
 from trimtab.feedback.routing import first_better, saved_at, saved_at_random, savings_curve
 from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
 from trimtab.files import write_json
@@ -33,36 +35,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairwise"))
-    parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--resamples", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/hybrid-savings.json"))
     options = parser.parse_args(arguments)
     items, crowd, given = llmfao(options.data / "llmfao")
     usable, _ = usable_judgements(items, crowd)
     prompts = {i.id: i.prompt.id for i in items}
-    truth, human = {}, {}
-    for item, _, _, votes in pair_votes(usable):
-        net = sum(votes.values())
-        sided = leave_one_out(votes)
-        if net and sided:
-            truth[item] = float(net > 0)
-            human[item] = 1 - fmean(sided.values())
+    workers = {item: found for item, _, _, found in pair_votes(usable)}
     votes = {name: {j.item: first_better(j) for j in found} for name, found in given.items()}
     arms = {
-        "gpt4": {i: votes["gpt4-judge"][i] for i in truth},
-        "gpt4 and gpt3.5": {i: (votes["gpt4-judge"][i] + votes["gpt3-judge"][i]) / 2 for i in truth},
+        "gpt4": {i.id: votes["gpt4-judge"][i.id] for i in items},
+        "gpt4 and gpt3.5": {i.id: (votes["gpt4-judge"][i.id] + votes["gpt3-judge"][i.id]) / 2 for i in items},
     }
-    names = sorted(truth)
-    result: dict[str, Any] = {"items": len(names), "one_worker_error": fmean(human[n] for n in names), "arms": {}}
+    result: dict[str, Any] = {"prompts": len(set(prompts.values())), "arms": {}}
     for arm, said in arms.items():
-        p = cross_fitted("isotonic", [said[n] for n in names], [truth[n] for n in names], [prompts[n] for n in names])
-        ai = dict(zip(names, p, strict=True))
-        result["arms"][arm] = savings(names, truth, ai, human, prompts, options.resamples)
-        for row in result["arms"][arm]:
-            print(arm, {k: v if not isinstance(v, float) else round(v, 3) for k, v in row.items()})
+        ai, human = errors(workers, said)
+        result |= {"items": len(human), "one_worker_error": fmean(human.values())}
+        confidence = {n: abs(said[n] - 0.5) for n in human}
+        rows = savings(ai, human, confidence, prompts, resamples=options.resamples)
+        result["arms"][arm] = {"error_of_ai": fmean(ai.values()), "rows": rows}
+        print(f"{arm}: error {fmean(ai.values()):.3f}, one worker {fmean(human.values()):.3f}, {len(human)} items")
+        for row in rows:
+            print(
+                " ", {k: tuple(round(x, 3) for x in v) if isinstance(v, tuple) else round(v, 3) for k, v in row.items()}
+            )
     mean = [
         Judgement(
             id=f"both-{i.id}", item=i.id, annotator="gpt4+gpt3.5", source="ai", shown_order=(0, 1),
-            probability=(votes["gpt4-judge"][i.id] + votes["gpt3-judge"][i.id]) / 2, ranks=(0, 1),
+            probability=arms["gpt4 and gpt3.5"][i.id], ranks=(0, 1),
         )
         for i in items
     ]  # fmt: skip
@@ -77,51 +77,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def errors(
+    workers: Mapping[str, Mapping[str, int]], ai: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The AI's error and one worker's by item, both against the net vote of the other workers.
+
+    Args:
+        workers: 1, 0 (tie) or −1 by item and worker.
+        ai: P(first better) by item.
+    """
+    machine, human = {}, {}
+    for item, votes in workers.items():
+        sided, total = leave_one_out(votes), sum(votes.values())
+        if sided:
+            human[item] = 1 - fmean(sided.values())
+            machine[item] = fmean(
+                0.5 if ai[item] == 0.5 or total == votes[w] else float((total - votes[w] > 0) != (ai[item] > 0.5))
+                for w in sided
+            )
+    return machine, human
+
+
 def savings(
-    names: Sequence[str],
-    truth: dict[str, float],
-    ai: dict[str, float],
-    human: dict[str, float],
-    prompts: dict[str, str],
+    ai: Mapping[str, float],
+    human: Mapping[str, float],
+    confidence: Mapping[str, float],
+    prompts: Mapping[str, str],
+    *,
     resamples: int,
 ) -> list[dict[str, Any]]:
-    """Labels saved at each margin by confidence and at random, with intervals."""
+    """Labels saved at each margin, by confidence and at random, on prompts on which the share was not chosen."""
     groups: dict[str, list[str]] = {}
-    for name in names:
+    for name in sorted(human):
         groups.setdefault(prompts[name], []).append(name)
-    pool, rng = list(groups.values()), Random(0)
-
-    def measured(drawn: Sequence[str]) -> list[tuple[float, float]]:
-        keys = {f"{n}#{k}": n for k, n in enumerate(drawn)}
-        curve = savings_curve(
-            {k: truth[n] for k, n in keys.items()},
-            {k: ai[n] for k, n in keys.items()},
-            {k: human[n] for k, n in keys.items()},
-            {k: abs(ai[n] - 0.5) for k, n in keys.items()},
-        )
-        return [(saved_at(curve, curve[0][1] + m), saved_at_random(curve, curve[0][1] + m)) for m in MARGINS]
-
-    whole = measured(names)
-    samples = [measured([n for g in rng.choices(pool, k=len(pool)) for n in g]) for _ in range(resamples)]
+    pool, rng = sorted(groups), Random(0)
+    whole = _held_out(pool, groups, ai, human, confidence)
+    samples = [_held_out(rng.choices(pool, k=len(pool)), groups, ai, human, confidence) for _ in range(resamples)]
     rows = []
     for place, margin in enumerate(MARGINS):
-
-        def ends(values: list[float]) -> tuple[float, float]:
-            values.sort()
-            return values[int(0.025 * (len(values) - 1))], values[math.ceil(0.975 * (len(values) - 1))]
-
-        by, control = whole[place]
-        rows.append(
-            {
-                "margin": margin,
-                "saved": by,
-                "saved_interval": ends([s[place][0] for s in samples]),
-                "random": control,
-                "random_interval": ends([s[place][1] for s in samples]),
-                "difference_interval": ends([s[place][0] - s[place][1] for s in samples]),
-            }
-        )
+        row: dict[str, Any] = {"margin": margin, **whole[place]}
+        for key in whole[place] if samples else ():
+            values = sorted(s[place][key] for s in samples if s)
+            row[f"{key}_interval"] = (
+                values[int(0.025 * (len(values) - 1))],
+                values[math.ceil(0.975 * (len(values) - 1))],
+            )
+        rows.append(row)
     return rows
+
+
+def _held_out(
+    drawn: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    ai: Mapping[str, float],
+    human: Mapping[str, float],
+    confidence: Mapping[str, float],
+) -> list[dict[str, float]]:
+    """For each margin, what came of shares chosen without the prompt they are applied to; empty for a single prompt."""
+    if len(set(drawn)) < 2:
+        return []
+    totals = [dict.fromkeys(("saved", "beyond", "random", "random_beyond"), 0.0) for _ in MARGINS]
+    size = sum(len(groups[g]) for g in drawn)
+
+    def curve(parts: Sequence[str]) -> list[tuple[float, float]]:
+        keys = {f"{n}#{k}": n for k, g in enumerate(parts) for n in groups[g]}
+        return savings_curve(*({k: table[n] for k, n in keys.items()} for table in (ai, human, confidence)))
+
+    for held in set(drawn):
+        chosen, test = curve([g for g in drawn if g != held]), curve([held])
+        weight = drawn.count(held) * len(groups[held]) / size
+        for margin, total in zip(MARGINS, totals, strict=True):
+            share, chance = (f(chosen, chosen[0][1] + margin) for f in (saved_at, saved_at_random))
+            total["saved"] += weight * share
+            total["beyond"] += weight * (test[round(share * len(groups[held]))][1] - test[0][1])
+            total["random"] += weight * chance
+            total["random_beyond"] += weight * chance * (test[-1][1] - test[0][1])
+    for total in totals:
+        total["difference"] = total["saved"] - total["random"]
+    return totals
 
 
 if __name__ == "__main__":

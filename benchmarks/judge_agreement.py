@@ -2,7 +2,9 @@
 
 LLMFAO (Ustalov, CC BY 4.0): crowd votes, and the votes of GPT-4 and GPT-3.5 that come with it. LLMBar (Zeng et
 al., MIT): pairs with a constructed or agreed label. The local model judges a stated random part of each
-(all of it with ``--pairs 0``); given votes go through the same report. No text is printed.
+(all of it with ``--pairs 0``), drawn from the pairs whose answers have together at most ``--longest`` characters
+(0: no limit); how many those are is said. Given votes go through the same report. A second run goes on where the first
+was stopped. No text is printed.
 """
 
 import argparse
@@ -19,9 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine, versions
+from benchmarks.tables import replace_table
 from trimtab.constitution import load_constitution
-from trimtab.feedback import JudgeConfig, agreement_report
-from trimtab.feedback.judge_report import against_people
+from trimtab.feedback import Estimate, JudgeConfig, agreement_report
+from trimtab.feedback.judge_report import against_people, shown
 from trimtab.files import write_json
 from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import LocalJudge, judge_items, plain
@@ -83,10 +86,30 @@ def llmbar(path: Path) -> tuple[list[Comparison], list[Judgement], dict[str, str
     return items, labels, subsets
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """What the local model's judgements came to, a row for each set."""
+    lines = [
+        "| set | pairs | agrees with people, by which way it leans | the longer answer would | both name a winner and "
+        "agree | shown first wins | orders contradict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("llmfao", "llmbar"):
+        if name not in result:
+            continue
+        found, run = result[name]["people"], result[name]["run"]
+        shares = [found["lean"], found["longest"], found["accuracy"], run["position_bias"], run["flip_rate"]]
+        cells = [shown(Estimate(**share)) for share in shares]
+        drawn = f"{result[name]['pairs_drawn']} of {result[name]['pairs_drawn_from']}"
+        lines.append(f"| {name} ({result[name]['pairs_in_all']}) | {drawn} | {' | '.join(cells)} |")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairwise"))
-    parser.add_argument("--pairs", type=int, default=250, help="of each set, drawn at random; 0: all")
+    parser.add_argument("--pairs", type=int, default=300, help="of each set, drawn at random; 0: all")
+    parser.add_argument("--longest", type=int, default=0, help="characters of both answers of a pair; 0: any")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/judges.md")
     parser.add_argument("--set", choices=["llmfao", "llmbar", "given"], action="append", dest="sets")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)
@@ -95,18 +118,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     chosen, ui = options.sets or ["given", "llmfao", "llmbar"], Ui()
     result: dict[str, Any] = {"machine": machine(), "versions": versions(), "pairs": options.pairs}
+    result["longest"] = options.longest
 
     def local(name: str, items: list[Comparison], people: list[Judgement]) -> None:
-        part = list(items)
-        random.Random(0).shuffle(part)
-        part = part[: options.pairs or None]  # a larger part contains every smaller one
-        ui.say(f"{name}: {len(part)} of {len(items)} pairs")
+        short = [i for i in items if not options.longest or sum(len(c.text) for c in i.completions) <= options.longest]
+        random.Random(0).shuffle(short)
+        part = short[: options.pairs or None]  # a larger part contains every smaller one
+        drawn = f"{len(part)} drawn from the {len(short)} of {len(items)} pairs that are not too long"
+        ui.say(f"{name}: {drawn if options.longest else f'{len(part)} of {len(items)} pairs'}")
         judge_items(
             part, load_constitution("default"), {"smollm2-135m": LocalJudge()}, JudgeConfig(), options.out / name,
             default=ModelConfig(context=options.context), ui=ui, people=people,
         )  # fmt: skip
         result[name] = json.loads((options.out / name / "judge.json").read_text())["judges"]["smollm2-135m"]
-        result[name]["pairs_drawn"] = len(part)
+        result[name] |= {"pairs_drawn": len(part), "pairs_drawn_from": len(short), "pairs_in_all": len(items)}
 
     items, crowd, given = llmfao(options.data / "llmfao")
     if "given" in chosen:
@@ -129,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bar, labels, _ = llmbar(options.data / "llmbar-processed.jsonl.gz")
         local("llmbar", bar, labels)
     write_json(options.out / "agreement.json", result)
+    if options.docs is not None:
+        replace_table(options.docs, "agreement", table(result))
     ui.say(f"written to {options.out / 'agreement.json'}")
     return 0
 

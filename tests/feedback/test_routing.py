@@ -343,9 +343,8 @@ def test_only_pairs():
 
 def test_savings_by_hand():
     """Confidence sorts right before wrong: at the people's own error of .25 the AI may label a, b, then c and d."""
-    truth = dict.fromkeys("abcd", 1.0)
-    ai = {"a": 0.9, "b": 0.8, "c": 0.3, "d": 0.3}
-    curve = savings_curve(truth, ai, dict.fromkeys("abcd", 0.25), {n: abs(p - 0.5) for n, p in ai.items()})
+    confidence = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.2}
+    curve = savings_curve({"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.0}, dict.fromkeys("abcd", 0.25), confidence)
     assert [round(e, 4) for _, e in curve] == [0.25, 0.1875, 0.125, 0.3125, 0.5]
     assert saved_at(curve, 0.25) == 0.5 and saved_at(curve, 0.05) == 0.0
     assert saved_at_random(curve, 0.25) == 0.0 and saved_at_random(curve, 0.375) == pytest.approx(0.5)

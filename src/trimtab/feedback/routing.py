@@ -356,11 +356,11 @@ def label_hybrid(
     audits = [a for a in found if a is not None]
     segments = [(0, _waiting(missing, len(chances)))] if missing else _segments(audits, config)
     starts = {audits[start].item: router for start, router in segments[1:]}
+    aimed = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
     router, routers, routes = segments[0][1], {}, {}
     for item in items:
         router = routers[item.id] = starts.get(item.id, router)
-        aimed = any(speaks_to_judge(c.text) for c in item.completions)
-        routes[item.id] = "person" if aimed else router.route(p[item.id])
+        routes[item.id] = "person" if item.id in aimed else router.route(p[item.id])
     if not missing:
         ask([i for i in items if routes[i.id] != "ai"], 0)
     both = [i for i in items if routes[i.id] == "both" and (i.id, 0) in asked]
@@ -389,7 +389,7 @@ def label_hybrid(
             queue.append(_queued(item, 2))
     unlabelled = {i.id for i in items} - {j.item for j in kept}
     report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances))
-    report |= {"skipped": len(skipped), "cost_of_ai": ai_cost, "reopened": [start for start, _ in segments[1:]]}
+    report |= {"speak_to_judge": len(aimed), "skipped": len(skipped), "cost_of_ai": ai_cost, "reopened": [start for start, _ in segments[1:]]}
     return Hybrid(
         judgements=tuple(kept),
         queue=tuple(queue),
@@ -508,6 +508,8 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
         f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
     ]
+    if report.get("speak_to_judge"):
+        said.append(f"{report['speak_to_judge']} have an answer that seems to speak to the judge and go to people")
     if report.get("skipped"):
         said.append(f"{report['skipped']} times somebody skipped; these items go on waiting")
     if report["cost_of_people"] or report.get("cost_of_ai"):
@@ -540,18 +542,12 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def savings_curve(
-    truth: Mapping[str, float],
-    ai: Mapping[str, float],
-    human_error: Mapping[str, float],
-    confidence: Mapping[str, float],
-    *,
-    seed: int = 0,
+    ai_error: Mapping[str, float], human_error: Mapping[str, float], confidence: Mapping[str, float], *, seed: int = 0
 ) -> list[tuple[float, float]]:
     """Error of hybrid labels as the AI labels more and more items, the most confident first.
 
     Args:
-        truth: 1, 0 or ½ by item.
-        ai: the AI's P(first better) by item.
+        ai_error: chance that the AI's label is wrong, by item; against the same references as people's.
         human_error: chance that one person's label is wrong, by item.
         confidence: by item; larger goes to the AI first.
         seed: of the random order of items with equal confidence.
@@ -559,14 +555,13 @@ def savings_curve(
     Returns:
         (share of items the AI labels, mean error of all labels) for 0 to all items.
     """
-    names = sorted(truth)
+    names = sorted(ai_error)
     Random(seed).shuffle(names)
     names.sort(key=lambda n: -confidence[n])
     total = math.fsum(human_error[n] for n in names)
     curve = [(0.0, total / len(names))]
     for count, n in enumerate(names, 1):
-        wrong = 0.5 if 0.5 in (truth[n], ai[n]) else float((ai[n] > 0.5) != (truth[n] > 0.5))
-        total += wrong - human_error[n]
+        total += ai_error[n] - human_error[n]
         curve.append((count / len(names), total / len(names)))
     return curve
 
