@@ -10,8 +10,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 demo: $(VENV)/.demo  ## install, then run the quickstart: a real model before and after
 	$(BIN)/trimtab run recipes/quickstart.yaml $(ARGS)
 
-test: $(VENV)/.dev lint  ## install, lint, import contracts, tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.dev lint  ## install, lint, import contracts, tests (a process per core, one thread each)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## the long proofs: minutes to an hour
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -4,9 +4,9 @@ Data: LLMFAO's crowd votes on answers to a few prompts, and the GPT-4 and GPT-3.
 worker who chose a winner, the net vote of the others on that item is the reference, and worker and AI are both scored
 against it (½ where the others are even, or the AI ties). The judges gave one letter and no confidence, so confidence is
 the distance of their mean vote from one half. The most confident items go to the AI first. How many is chosen on all
-prompts but one and applied to that one, in turns; ``saved`` is the share the AI labels there and ``beyond`` how much the
-error of all labels then exceeds one worker's. The control arm gives the AI items drawn at random, its share chosen in
-the same way. Intervals: bootstrap over prompts of the whole procedure, 95 %; with so few prompts they are rough.
+prompts but one and applied to that one, in turns; ``saved`` is the share the AI labels there and ``beyond`` how much
+the error of all labels then exceeds one worker's. The control arm gives the AI items drawn at random, its share chosen
+in the same way. Intervals: bootstrap over prompts of the whole procedure, 95 %; with so few prompts they are rough.
 """
 
 import argparse

@@ -72,14 +72,15 @@ def configuration() -> str:
 
 def records() -> str:
     """The records, field by field, and the row formats that are read."""
-    from trimtab.records import formats, types
+    from trimtab.records import annotation, formats, types
 
     parts = [
         "# Records\n\nWhat the parts of trimtab hand to each other, and what its JSON lines files hold. Records are "
         "frozen and their fields are given by name. From `trimtab.records`.\n\n```text\n" + _doc(types) + "\n```"
     ]
-    for cls in vars(types).values():
-        if not inspect.isclass(cls) or cls.__module__ != types.__name__ or cls is types.Record:
+    for cls in [*vars(types).values(), *vars(annotation).values()]:
+        ours = inspect.isclass(cls) and cls.__module__ in (types.__name__, annotation.__name__)
+        if not ours or cls is types.Record:
             continue
         table = _table(("field", "type", "default", "meaning"), _fields(cls))
         parts.append(f"## {cls.__name__}\n\n{plain(_doc(cls))}\n\n{table}")

@@ -12,6 +12,7 @@
     ├── CheckpointError          6   a checkpoint is damaged or belongs to another configuration
     ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
+    │   └── ConflictError        8   somebody else was first, or what is changed was changed since
     ├── JudgeError               9   an AI judge cannot go on: endpoint, cost cap, another model than before
     └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
 
@@ -74,6 +75,10 @@ class StorageError(TrimtabError):
     """The file system refused: full, read-only or missing permission."""
 
     exit_code = 8
+
+
+class ConflictError(StorageError):
+    """A label cannot be stored as asked: the slot went to somebody else, or the version is not the newest."""
 
 
 class JudgeError(TrimtabError):

@@ -32,10 +32,10 @@ def test_ai_and_people_are_scored_against_the_same_references():
 
 
 def test_the_share_is_chosen_on_other_prompts():
-    """Ten items each, five of them confident; there the AI is right on prompt 0 and wrong on prompt 1, else the reverse.
+    """Ten items each, five confident; there the AI is right on prompt 0 and wrong on prompt 1, else the reverse.
 
-    Chosen on 1: nothing. Chosen on 0 at people's error of ¼: k items with (k − 5) + ¼ (10 − k) ≤ 2.5, so 6; applied to 1
-    that is 5 wrong, 1 right and 4 of people: .6, .35 beyond.
+    Chosen on 1: nothing. Chosen on 0 at people's error of ¼: k items with (k − 5) + ¼ (10 − k) ≤ 2.5, so 6; applied
+    to 1 that is 5 wrong, 1 right and 4 of people: .6, .35 beyond.
     """
     names = [f"{g}-{n}" for g in range(2) for n in range(10)]
     confidence = {n: float(int(n[2:]) < 5) for n in names}

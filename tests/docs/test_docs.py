@@ -136,7 +136,9 @@ def check_pip(arguments: list[str]) -> None:
 
 def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *arguments = shlex.split(line)
-    if program == "trimtab":
+    if program == "trimtab" and arguments[0] == "annotate":
+        run_trimtab([*arguments, "--no-serve"])
+    elif program == "trimtab":
         run_trimtab(arguments)
     elif program == "python":
         monkeypatch.setattr(sys, "argv", arguments)
@@ -233,7 +235,7 @@ def test_every_stage_is_in_the_guide():
 def test_decisions_are_numbered_and_listed():
     files = sorted(p.name for p in (DOCS / "decisions").glob("0*.md"))
     numbers = [int(name[:4]) for name in files]
-    assert numbers == sorted(set(numbers)) and numbers[0] == 1  # ranges were given out, so there may be gaps
+    assert len(set(numbers)) == len(numbers)
     listed = re.findall(r"^(\d+)\. \[(.*)\]\((.*)\)$", (DOCS / "decisions" / "README.md").read_text(), flags=re.M)
     assert [name for _, _, name in listed] == files
     for number, title, name in listed:

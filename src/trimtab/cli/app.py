@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import chat, constitution, data, doctor, judge, plan, route, run
+from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, judge, plan, route, run
 from trimtab.errors import StorageError, TrimtabError
+
+_WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +30,8 @@ app.command()(run.run)
 app.command()(plan.plan)
 for _name, _command in run.SINGLE.items():
     app.command(_name)(_command)
+app.command()(annotate.annotate)
+app.command()(agreement.agreement)
 app.command()(chat.chat)
 app.command()(doctor.doctor)
 app.command()(judge.judge)
@@ -72,7 +76,9 @@ def run_app(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "trimtab":
             return _fail(error, f"{error}; this is a bug in trimtab", 70)
-        return _fail(error, f"the package {error.name!r} is not installed; run: pip install 'trimtab[train]'", 1)
+        package = (error.name or "").split(".")[0]
+        extra = "web" if package in _WEB else "train"
+        return _fail(error, f"the package {error.name!r} is not installed; run: pip install 'trimtab[{extra}]'", 1)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(error, f"the disk is full ({error.filename}); free some space and run the same command", 8)

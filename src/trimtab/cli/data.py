@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trimtab.cli.annotate import DatabaseUrl
 from trimtab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from trimtab.records.check import CheckReport, FileCheck, Lengths
     from trimtab.records.readers import Refusal
 
-app = typer.Typer(help="Check and convert data files.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check and convert data files; export, import and back up annotation projects.", no_args_is_help=True
+)
 
 _SHOWN = 20
 _SOURCE = "A file, or a hub data set: owner/name, owner/name#part, owner/name@split, owner/name#part@split."
@@ -100,6 +103,70 @@ def convert(
         f"refused {len(loaded.refused)}, dropped {loaded.duplicates} equal prompts"
     )
     _show_refused(console, source, loaded.refused)
+
+
+@app.command("export")
+def export_project(
+    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
+    format: Annotated[
+        str,
+        typer.Option("--format", help="trimtab, judgements, trl, ranking, unpaired, steps, rewrites or csv."),
+    ] = "trimtab",
+    database: DatabaseUrl = None,
+) -> None:
+    """Export an annotation project: data, and a manifest with hashes, counts and what was left out and why."""
+    from trimtab.web.exchange import FORMATS, export_folder
+    from trimtab.web.server import open_project
+
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format!r}: not one of {', '.join(FORMATS)}")
+    opened = open_project(project, database, create=False)
+    try:
+        manifest = export_folder(opened.store, format, out)
+    finally:
+        opened.close()
+    for name, file in manifest["files"].items():
+        typer.echo(f"{out / name}: {file['rows']} rows")
+    for reason, count in manifest["dropped"].items():
+        typer.echo(f"  left out: {count} {reason}")
+
+
+@app.command("import")
+def import_project(
+    source: Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder written by data export.")],
+    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="New annotation project.")],
+    database: DatabaseUrl = None,
+) -> None:
+    """Make an annotation project from an export; exporting that gives the same files."""
+    from trimtab.web.exchange import import_folder
+    from trimtab.web.server import open_project
+
+    opened = open_project(project, database)
+    try:
+        counts = import_folder(opened.store, source)
+    finally:
+        opened.close()
+    typer.echo(f"{project}: {counts['tasks']} tasks, {counts['submissions']} submissions")
+
+
+@app.command("backup")
+def backup_project(
+    project: Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The copy to write.")],
+    database: DatabaseUrl = None,
+) -> None:
+    """Copy an annotation project's database while it is in use, and check the copy."""
+    from trimtab.web.server import open_project
+
+    opened = open_project(project, database, create=False)
+    try:
+        opened.store.database.backup(out)
+    finally:
+        opened.close()
+    typer.echo(
+        f"{out}: {out.stat().st_size} bytes, checked; to restore, remove labels.db-wal and put it in place of labels.db"
+    )
 
 
 def _console() -> "Console":

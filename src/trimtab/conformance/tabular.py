@@ -158,7 +158,14 @@ class TabularSampler:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int, weight_version: int
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None,
+        seed: int,
+        group: int = 1,
+        weight_version: int = 0,
+        progress: Any = None,
     ) -> list[Rollout]:
         """As :meth:`trimtab.rollout.LocalSampler.generate`."""
         tree, count = self.policy.tree, len(prompts) * group

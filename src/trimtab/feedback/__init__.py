@@ -2,6 +2,7 @@
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
+from trimtab.feedback.annotators import AnnotatorReport, annotator_reports
 from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
 from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.ensemble import ensemble
@@ -26,12 +27,13 @@ from trimtab.feedback.judge_report import (
 from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, judge_biases, revise
 from trimtab.feedback.routing import Hybrid, Queued, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
-from trimtab.feedback.votes import canonical_ranks, pair_votes, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, pair_votes, settled, usable_judgements
 
 __all__ = [
     "FAILURES",
     "AggregateConfig",
     "Aggregated",
+    "AnnotatorReport",
     "Ask",
     "CohortConfig",
     "Estimate",
@@ -53,6 +55,7 @@ __all__ = [
     "against_people",
     "aggregate",
     "agreement_report",
+    "annotator_reports",
     "bias_lines",
     "bootstrap_interval",
     "brier",
@@ -82,6 +85,7 @@ __all__ = [
     "revise",
     "routing_lines",
     "run_facts",
+    "settled",
     "simulate",
     "usable_judgements",
     "wilson_interval",

@@ -17,6 +17,7 @@ from trimtab.records import Comparison, Judgement
 
 _NO_OVERLAP = "no pair of answers was judged by two annotators"
 _NO_WINNER = "no judgement has a winner"
+_NO_TRIAD = "there are no three answers to one prompt with a winner in each pair"
 _Sums = dict[Hashable, float]
 _Statistic = Callable[[Mapping[Hashable, float]], float | None]
 
@@ -70,21 +71,37 @@ def agreement_report(
         - ``leave_one_out``: an annotator who chose a winner chose that of the net vote of the others (½ if
           those are even): the ceiling for the accuracy of a reward model on single judgements.
         - ``krippendorff_alpha``: nominal, with first, second and tie as the values.
+        - ``cohen_kappa``: where exactly two annotators overlap; Cohen 1960, equation 1.
+        - ``fleiss_kappa``: over the pairs judged by the most usual number of annotators (2 or more), as it needs
+          equal numbers; Fleiss 1971, equations 1 to 7.
+        - ``gwet_ac1``: chance-corrected like κ, but stays meaningful where nearly all say the same; Gwet 2008,
+          equations 18 and 19, for any number of annotators. Categories: first, second, and tie where there is one.
         - ``first_shown_wins``: of the pairs with a winner, the answer shown earlier won; .5 = no bias.
         - ``longest_wins``: of the pairs with a winner, the one with more characters won (½ if equal):
           the baseline that a reward model must beat.
+        - ``three_cycles``: of the triples of answers to one prompt with a net winner in each pair, the share that
+          go round in a circle (a over b over c over a); ¼ if all winners were drawn by lot.
     """
-    usable, _ = usable_judgements(items, judgements, criterion)
+    usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
     clusters = _sums_by_prompt(items, usable)
+    total = _add(clusters)
+    raters = sorted({a for _, _, _, votes in pair_votes(usable) if len(votes) > 1 for a in votes})
+    usual = _usual_count(total)
     statistics: dict[str, tuple[_Statistic, str, str]] = {
         "raw_agreement": (_ratio("same", "pairs"), "pairs", _NO_OVERLAP),
         "leave_one_out": (_ratio("sided", "others"), "others", f"{_NO_OVERLAP}, one of whom chose a winner"),
         "krippendorff_alpha": (_alpha, "pairs", _NO_OVERLAP),
+        "cohen_kappa": (_cohen, "pairs", _NO_OVERLAP),
+        "fleiss_kappa": (_fleiss(usual), f"of {usual}", _NO_OVERLAP),
+        "gwet_ac1": (_ac1(3 if total.get("said 0") else 2), "pairs", _NO_OVERLAP),
         "first_shown_wins": (_ratio("earlier", "decided"), "decided", _NO_WINNER),
         "longest_wins": (_ratio("longer", "decided"), "decided", _NO_WINNER),
+        "three_cycles": (_ratio("cycles", "triads"), "triads", _NO_TRIAD),
     }
+    if len(raters) > 2:
+        why = f"κ of Cohen is for two annotators, {len(raters)} overlap; see fleiss_kappa and krippendorff_alpha"
+        statistics["cohen_kappa"] = (lambda sums: None, "none", why)
     samples = _resample(clusters, {name: s for name, (s, _, _) in statistics.items()}, seed, resamples)
-    total = _add(clusters)
     report = {}
     for name, (statistic, count, undefined) in statistics.items():
         value, n = statistic(total), round(total.get(count, 0))
@@ -98,7 +115,7 @@ def agreement_report(
         prompts = sum(sums.get(count, 0) > 0 for sums in clusters)
         if low < high:
             report[name] = Estimate(value=value, low=low, high=high, n=n)
-        elif statistic is _alpha:
+        elif name in ("krippendorff_alpha", "cohen_kappa", "fleiss_kappa", "gwet_ac1"):
             reason = f"no interval: resampling {prompts} prompt(s) always gives the same value"
             report[name] = Estimate(value=value, low=None, high=None, n=n, reason=reason)
         else:
@@ -125,11 +142,101 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
             "decided": decided,
             "longer": counts[1 if longer > 0 else -1] if longer else decided / 2,
         }
-        rows.setdefault(item.prompt.id, []).append(row | _coincidences(list(votes.values())))
+        row |= _coincidences(list(votes.values())) | _counts(votes, counts)
+        rows.setdefault(item.prompt.id, []).append(row)
     for item_id, judgements in usable.items():
         earlier = sum(first < second for j in judgements for first, second in combinations(j.ranks or (), 2))
         rows[by_id[item_id].prompt.id].append({"earlier": earlier})
+    for prompt, net in _net_wins(by_id, usable).items():
+        rows[prompt].append(_cycles(net))
     return [_add(found) for found in rows.values()]
+
+
+def _counts(votes: Mapping[str, int], counts: Counter[int]) -> _Sums:
+    """What the κ family is made of, for one pair of answers."""
+    m = len(votes)
+    row: _Sums = {"units": 1}
+    row |= {f"share {v}": n / m for v, n in counts.items()} | {f"said {v}": n for v, n in counts.items()}
+    if m > 1:
+        same = sum(math.comb(n, 2) for n in counts.values()) / math.comb(m, 2)
+        row |= {"paired": 1, "paired same": same, f"of {m}": 1, f"of {m} same": same}
+        row |= {f"of {m} said {v}": n for v, n in counts.items()}
+    if m == 2:
+        first, second = sorted(votes)
+        row[f"table {votes[first]} {votes[second]}"] = 1
+    return row
+
+
+def _usual_count(total: Mapping[Hashable, float]) -> int:
+    """The number of annotators, two or more, that most pairs of answers have."""
+    found = [
+        (n, -int(key[3:]))
+        for key, n in total.items()
+        if isinstance(key, str) and key[:3] == "of " and key[3:].isdigit()
+    ]
+    return -max(found)[1] if found else 2
+
+
+def _cohen(sums: Mapping[Hashable, float]) -> float | None:
+    table = {(a, b): sums.get(f"table {a} {b}", 0.0) for a in (-1, 0, 1) for b in (-1, 0, 1)}
+    n = sum(table.values())
+    if not n:
+        return None
+    expected = sum(
+        sum(table[v, b] for b in (-1, 0, 1)) * sum(table[a, v] for a in (-1, 0, 1)) / n**2 for v in (-1, 0, 1)
+    )
+    return _kappa(sum(table[v, v] for v in (-1, 0, 1)) / n, expected)
+
+
+def _fleiss(m: int) -> _Statistic:
+    def statistic(sums: Mapping[Hashable, float]) -> float | None:
+        n = sums.get(f"of {m}", 0.0)
+        if not n:
+            return None
+        expected = sum((sums.get(f"of {m} said {v}", 0.0) / (n * m)) ** 2 for v in (-1, 0, 1))
+        return _kappa(sums.get(f"of {m} same", 0.0) / n, expected)
+
+    return statistic
+
+
+def _ac1(categories: int) -> _Statistic:
+    def statistic(sums: Mapping[Hashable, float]) -> float | None:
+        if not sums.get("paired"):
+            return None
+        shares = [sums.get(f"share {v}", 0.0) / sums["units"] for v in (-1, 0, 1)]
+        expected = sum(p * (1 - p) for p in shares) / (categories - 1)
+        return _kappa(sums["paired same"] / sums["paired"], expected)
+
+    return statistic
+
+
+def _kappa(observed: float, expected: float) -> float | None:
+    return None if expected > 1 - 1e-12 else (observed - expected) / (1 - expected)
+
+
+def _net_wins(
+    by_id: Mapping[str, Comparison], usable: Mapping[str, Sequence[Judgement]]
+) -> dict[str, dict[tuple[str, str], int]]:
+    """For each prompt, by how many votes one answer's text beat another's, over all items."""
+    found: dict[str, dict[tuple[str, str], int]] = {}
+    for item_id, i, j, votes in pair_votes(usable):
+        item = by_id[item_id]
+        a, b = item.completions[i].text, item.completions[j].text
+        net = found.setdefault(item.prompt.id, {})
+        key, sign = ((a, b), 1) if a < b else ((b, a), -1)
+        net[key] = net.get(key, 0) + sign * sum(votes.values())
+    return found
+
+
+def _cycles(net: Mapping[tuple[str, str], int]) -> _Sums:
+    texts = sorted({text for pair in net for text in pair})
+    triads = cycles = 0
+    for a, b, c in combinations(texts, 3):
+        ab, bc, ac = net.get((a, b), 0), net.get((b, c), 0), net.get((a, c), 0)
+        if ab and bc and ac:
+            triads += 1
+            cycles += (ab > 0) == (bc > 0) != (ac > 0)
+    return {"triads": triads, "cycles": cycles}
 
 
 def _ratio(part: str, whole: str) -> _Statistic:

@@ -389,7 +389,12 @@ def label_hybrid(
             queue.append(_queued(item, 2))
     unlabelled = {i.id for i in items} - {j.item for j in kept}
     report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances))
-    report |= {"speak_to_judge": len(aimed), "skipped": len(skipped), "cost_of_ai": ai_cost, "reopened": [start for start, _ in segments[1:]]}
+    report |= {
+        "speak_to_judge": len(aimed),
+        "skipped": len(skipped),
+        "cost_of_ai": ai_cost,
+        "reopened": [start for start, _ in segments[1:]],
+    }
     return Hybrid(
         judgements=tuple(kept),
         queue=tuple(queue),

@@ -25,6 +25,12 @@ def canonical_ranks(judgement: Judgement) -> tuple[int, ...]:
     return tuple(by_answer[i] for i in range(len(by_answer)))
 
 
+def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """What counts for training: where an adjudicator settled an item by a criterion, that word alone; otherwise all."""
+    decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}
+    return [j for j in judgements if j.adjudication or (j.item, j.criterion) not in decided]
+
+
 def usable_judgements(
     items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str = "overall"
 ) -> tuple[dict[str, list[Judgement]], Counter[str]]:

@@ -83,7 +83,8 @@ class Backbone:
                 raise ModelError(
                     f"{type(model).__name__}: no checkpointing in its layers; set model.gradient_checkpointing: false"
                 )
-            for layer in self.layers:
+            layers: Any = self.layers
+            for layer in layers:
                 layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self._check_head()

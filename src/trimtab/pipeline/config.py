@@ -71,15 +71,33 @@ class SampleConfig(Config):
     """How they are drawn."""
 
 
+class HumanConfig(Config):
+    """People who compare the answers in the annotation app."""
+
+    project: str | None = None
+    """Folder of the annotation project; None: ``annotation`` in the run's folder."""
+    database: str | None = None
+    """URL of a PostgreSQL database; None: SQLite in the project's folder."""
+    overlap: int = Field(default=1, ge=1, le=100)
+    """How many people judge each item."""
+    enough: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The run goes on when this share of the judgements asked for is in."""
+    wait_minutes: float = Field(default=0.0, ge=0.0)
+    """How long to wait for them; then the run stops, and the same command goes on later."""
+
+
 class LabelConfig(Config):
     """Who compares the answers."""
 
-    source: Literal["simulated", "ai", "hybrid"] = "simulated"
-    """``simulated``: annotators made from a gold utility. Every label and page says so. ``ai``: judges under the
-    constitution. ``hybrid``: judges where they are sure, people where they are not; people are the simulated
-    annotators where the recipe has a gold utility, otherwise those whose judgements are in ``people``."""
+    source: Literal["simulated", "human", "ai", "hybrid"] = "simulated"
+    """``simulated``: annotators made from a gold utility, and every label and page says so; ``human``: people, in the
+    annotation app; ``ai``: judges under the constitution; ``hybrid``: judges where they are sure, people where they
+    are not, and those are simulated annotators where the recipe has a gold utility, otherwise whoever gave the
+    judgements in ``people``."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
+    human: HumanConfig = HumanConfig()
+    """For ``human``: how people are asked."""
     judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
     """AI judges by name; several are an ensemble, combined by ``aggregate``. None: the recipe's pretrained model."""
     judge: JudgeConfig = JudgeConfig()
@@ -90,6 +108,11 @@ class LabelConfig(Config):
     """For ``hybrid`` without gold: a file of people's judgements; it may grow while they label the queue."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
+
+    @property
+    def by_ai(self) -> bool:
+        """True: AI judges give labels, alone or beside people."""
+        return self.source in ("ai", "hybrid")
 
 
 class ReviseConfig(RevisionConfig):

@@ -17,7 +17,7 @@ from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import policy_role
 from trimtab.records import Comparison, Demonstration, Prompt, Rollout, content_id, read_records, write_records
-from trimtab.rollout import LocalSampler
+from trimtab.rollout import make_sampler
 from trimtab.storage import Journal
 from trimtab.trainers import load_tensors
 
@@ -115,7 +115,7 @@ class LocalWriter:
 
     def __call__(self, prompts: Sequence[Prompt], keep: Callable[[Mapping[str, str]], None]) -> None:
         """Write, saving after every few prompts."""
-        sampler = LocalSampler(self.backbone, self.sampler)
+        sampler = make_sampler(self.backbone, self.sampler)
         chat = self.backbone.chat
         for start in range(0, len(prompts), CHUNK):
             if self.context.stop_requested():

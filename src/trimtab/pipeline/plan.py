@@ -140,6 +140,12 @@ def warnings(config: RunConfig) -> list[str]:
     kl = config.align.kl if isinstance(config.align, PolicyGradientConfig) else None
     if kl is not None and kl.place == "loss" and kl.estimator == "k1":
         found.append("align.kl: k1 in the loss has no gradient in expectation; use k2, or place: reward")
+    if (
+        isinstance(config.align, PolicyGradientConfig)
+        and config.align.sampler.engine == "vllm"
+        and config.align.importance_cap is None
+    ):
+        found.append("align.sampler.engine is vllm without align.importance_cap: its log-probabilities differ a little")
     if isinstance(config.align, OnlineConfig) and config.evaluate:
         ours, theirs = config.align.sampler.temperature, config.evaluate.sampler.temperature
         if ours != theirs:
@@ -198,7 +204,7 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         count = min(config.revise.prompts or 10**9, _rows(data.redteam, Prompt, config, recipe) or 0)
         tokens = count * TOKENS * (1 + 4 * config.revise.rounds)
         return f"{count} prompts, {config.revise.rounds} rounds", 0, tokens, tokens * forward
-    if stage == "label" and config.label and config.label.source != "simulated":
+    if stage == "label" and config.label and config.label.by_ai:
         items = min(config.sample.prompts or prompts, prompts) if config.sample else 0
         asked, thought = items * _questions(config, recipe), 0
         if config.label.judge.mode == "reason":
@@ -209,6 +215,8 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         count = min(config.balance.prompts or 10**9, _rows(data.redteam_heldout, Prompt, config, recipe) or 0)
         return f"{2 * count} answers", 0, count * TOKENS, 4 * count * TOKENS * forward
     if stage == "label" and config.label:
+        if config.label.source == "human":
+            return f"people in the annotation app, {config.label.human.overlap} an item", 0, 0, 0.0
         return f"simulated annotators, {config.label.simulation.overlap} a prompt", 0, 0, 0.0
     count, answers = _rows(data.preferences, Preference, config, recipe) or 0, 2
     if config.sample and config.label:

@@ -43,8 +43,12 @@ AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
     "leave_one_out": "One annotator against the others",
     "krippendorff_alpha": "Krippendorff's α",
+    "cohen_kappa": "Cohen's κ",
+    "fleiss_kappa": "Fleiss' κ",
+    "gwet_ac1": "Gwet's AC1",
     "first_shown_wins": "The answer shown first wins",
     "longest_wins": "The longest answer wins",
+    "three_cycles": "Circles among three answers (¼: by lot)",
 }
 """Labels of the agreement statistics."""
 
@@ -87,7 +91,8 @@ def collect(context: Context) -> ReportData:
     first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
     missing: dict[str, str] = {}
     if run.gold is None:
-        missing["gold"] = f"This run has no gold utility, so no judge but {_climbed(run)} compared the answers."
+        but = f" but {_climbed(run)}" if run.reward or run.rewards else ""
+        missing["gold"] = f"This run has no gold utility, so no judge{but} compared the answers."
     if "base" not in answers:
         missing["base"] = "This run has no answers of a model before SFT."
     if run.align is None:
@@ -97,11 +102,11 @@ def collect(context: Context) -> ReportData:
     if run.label is None:
         missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
-    by_people = run.label is not None and (run.label.source == "simulated" or run.gold is not None)
-    simulated = by_people or run.gold is not None
-    notice = NOTICE if run.label else f"{_origin(run)} {GOLD if simulated else ''}".strip()
-    if run.label is not None and run.label.source != "simulated":
-        notice = NOTICES[f"{run.label.source} gold" if simulated else run.label.source]
+    source = None if run.label is None else run.label.source
+    simulated = source == "simulated" or run.gold is not None
+    notice = NOTICE if source == "simulated" else f"{_origin(run)} {GOLD if simulated else ''}".strip()
+    if source in ("ai", "hybrid"):
+        notice = NOTICES[f"{source} gold" if simulated else source]
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -163,7 +168,7 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         said.append(f"critique and revision: {outcomes}")
         biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
         said += [f"judge of revisions: {line}" for line in bias_lines(biases)]
-    if context.config.label is not None and context.config.label.source != "simulated":
+    if context.config.label is not None and context.config.label.by_ai:
         report = read_json(context.folder("label") / "judge" / "judge.json")
         for name, entry in report["judges"].items():
             facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
@@ -193,7 +198,9 @@ def judges_of(run: RunConfig) -> dict[str, str]:
 
 
 def _origin(run: RunConfig) -> str:
-    """Where the preferences came from, in a run that made none."""
+    """Where the preferences came from, in a run without simulated annotators."""
+    if run.label is not None:
+        return "The preferences in this run come from people, in the annotation app."
     for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
         if source:
             return f"The {what} were imported from a file; see the provenance below."

@@ -81,7 +81,7 @@ def _label_settings(config: RunConfig) -> Any:
 
 
 def _label_sources(config: RunConfig) -> list[str | None]:
-    if config.label is None or config.label.source == "simulated":
+    if config.label is None or not config.label.by_ai:
         return []
     return [constitution_path(config), config.label.people]
 

@@ -160,6 +160,8 @@ class Judgement(Record):
     """For two answers, where the judge says how sure it is: P(the answer shown first is better)."""
     criterion: str = "overall"
     """What was judged (helpful, harmless, …)."""
+    scores: tuple[float, ...] | None = None
+    """``scores[p]``: points given to the answer shown at position p, on the criterion's scale; higher is better."""
     principle: str | None = None
     """Ids of the principles of a constitution that were asked, joined by commas; None: none was."""
     guideline: str | None = None
@@ -170,6 +172,8 @@ class Judgement(Record):
     """Freely named group of annotators, optional."""
     comment: str = ""
     """The annotator's remark."""
+    adjudication: bool = False
+    """True: an adjudicator settled a disagreement; for training it stands in place of the others' judgements."""
     created_at: str | None = None
     """ISO 8601 in UTC; None for simulated judgements, so that equal seeds give equal files."""
 
@@ -186,6 +190,8 @@ class Judgement(Record):
             raise ValueError("ranks start at 0 (best)")
         if self.probability is not None and (self.ranks is None or count != 2):
             raise ValueError("a probability is defined for a ranked judgement of two answers only")
+        if self.scores is not None and len(self.scores) != count:
+            raise ValueError(f"{len(self.scores)} scores for {count} answers")
         return self
 
 
@@ -243,6 +249,8 @@ class Rating(Record):
     """True: thumbs up."""
     source: Source = "imported"
     """Where the label came from."""
+    annotator: str | None = None
+    """Pseudonym of who gave it, where known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from trimtab.rollout.rewards import (
     http_reward,
     split_steps,
 )
-from trimtab.rollout.sampler import LocalSampler, Sampler, SamplerConfig
+from trimtab.rollout.sampler import LocalSampler, Sampler, SamplerConfig, make_sampler
 from trimtab.rollout.scorer import RewardModelScorer, Scorer
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Scorer",
     "from_scorer",
     "http_reward",
+    "make_sampler",
     "option_logprobs",
     "split_steps",
 ]

@@ -15,7 +15,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -42,6 +42,9 @@ SHORTEST_PREFIX = 4
 class SamplerConfig(Config):
     """How answers are drawn."""
 
+    engine: Literal["local", "vllm"] = "local"
+    """``local``: with the model in this process. ``vllm``: with vLLM on the same accelerator; its log-probabilities
+    differ a little, so set ``importance_cap`` for training."""
     temperature: float = Field(default=1.0, ge=0.0)
     """Logits are divided by it; 0 takes the most likely token (its log-probability is then reported at T = 1)."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -59,10 +62,26 @@ class Sampler(Protocol):
     """What draws answers for the trainers."""
 
     def generate(
-        self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int, weight_version: int
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None,
+        seed: int,
+        group: int = 1,
+        weight_version: int = 0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Rollout]:
         """``group`` answers to each prompt, ordered by prompt, each with the log-probabilities it was drawn with."""
         ...
+
+
+def make_sampler(backbone: Backbone, config: SamplerConfig) -> Sampler:
+    """The sampler that ``config.engine`` names."""
+    if config.engine == "vllm":
+        from trimtab.rollout.vllm import VllmSampler
+
+        return VllmSampler(backbone, config)
+    return LocalSampler(backbone, config)
 
 
 @dataclass(kw_only=True)

@@ -39,7 +39,7 @@ from trimtab.algos import (
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Batch, Encoded, Role, collate, scatter
 from trimtab.records import Prompt, Rollout, read_records, write_records
-from trimtab.rollout import LocalSampler, Sampler, Scorer
+from trimtab.rollout import Sampler, Scorer, make_sampler
 from trimtab.trainers.checkpoint import seed_step, step_seed
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.progress import Session
@@ -144,7 +144,7 @@ def train_rl(
     done, extra = session.checkpoints.restore(learners) if session.checkpoints else (0, {})
     if extra:
         leash.load_state_dict(extra["kl"])
-    sampler = sampler or LocalSampler(roles.policy.backbone, config.sampler)
+    sampler = sampler or make_sampler(roles.policy.backbone, config.sampler)
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()

@@ -1,0 +1,97 @@
+"""``trimtab agreement``: how far people agree, and what length and position explain."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.annotate import DatabaseUrl
+
+
+def agreement(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROJECT", help="An annotation project, or a folder with comparisons.jsonl and judgements.jsonl."
+        ),
+    ],
+    criterion: Annotated[str | None, typer.Option("--criterion", help="Default: the project's first.")] = None,
+    fast: Annotated[float | None, typer.Option("--fast", help="Seconds under which a judgement is too fast.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    database: DatabaseUrl = None,
+) -> None:
+    """Agreement and bias statistics with intervals, for all and for each annotator."""
+    from json import dumps
+
+    from trimtab.feedback import agreement_report, annotator_reports
+
+    items, judgements, first, limit = _read(source, database)
+    criterion, limit = criterion or first, fast if fast is not None else limit
+    report = agreement_report(items, judgements, criterion=criterion)
+    workers = annotator_reports(items, judgements, criterion=criterion, fast_seconds=limit)
+    simulated = sum(j.source == "simulated" for j in judgements)
+    if json:
+        plain = {
+            "criterion": criterion,
+            "judgements": len(judgements),
+            "simulated": simulated,
+            "agreement": {name: e.model_dump(exclude={"name"}) for name, e in report.items()},
+            "annotators": [w.model_dump() for w in workers],
+        }
+        typer.echo(dumps(plain, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if simulated:
+        console.print(f"{simulated} of {len(judgements)} judgements are SIMULATED.")
+    table = Table("statistic", "value", "95 % interval", "n", title=f"criterion {criterion!r}", title_justify="left")
+    for name, e in report.items():
+        table.add_row(name, _number(e.value), _interval(e), str(e.n))
+    console.print(table)
+    table = Table(
+        "annotator", "judged", "agrees with others", "first shown wins", "longest wins", "seconds", "too fast"
+    )
+    for w in workers:
+        shares = [
+            f"{_number(e.value)} {_interval(e)}".strip() for e in (w.agreement, w.first_shown_wins, w.longest_wins)
+        ]
+        table.add_row(w.annotator, str(w.judgements), *shares, _number(w.seconds), _number(w.fast))
+    console.print(table)
+
+
+def _read(source: Path, database: str | None):
+    from trimtab.records import Comparison, Judgement, read_records
+
+    judged = source / "judgements.jsonl"
+    if database is None and judged.is_file():
+        from trimtab.feedback.annotators import FAST_SECONDS
+
+        return (
+            read_records(source / "comparisons.jsonl", Comparison),
+            read_records(judged, Judgement),
+            "overall",
+            FAST_SECONDS,
+        )
+    from trimtab.storage.snapshot import take_snapshot
+    from trimtab.web.exchange import comparisons_and_judgements
+    from trimtab.web.server import open_project
+
+    project = open_project(source, database, create=False)
+    try:
+        snapshot = take_snapshot(project.store)
+    finally:
+        project.close()
+    items, judgements = comparisons_and_judgements(snapshot)
+    return items, judgements, snapshot.config.criteria[0].name, snapshot.config.fast_seconds
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _interval(estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return estimate.reason
+    return f"[{estimate.low:.2f}, {estimate.high:.2f}]"

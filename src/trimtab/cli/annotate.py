@@ -1,0 +1,52 @@
+"""``trimtab annotate PROJECT``: the annotation app."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Project = Annotated[
+    Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.", show_default=False)
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database", envvar="TRIMTAB_DATABASE", help="PostgreSQL: postgresql+psycopg://user@host/name."),
+]
+
+
+def annotate(
+    project: Project,
+    items: Annotated[
+        list[str] | None, typer.Option("--items", metavar="FILE", help="Add items from a JSON lines file first.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8765,
+    public_url: Annotated[
+        str | None,
+        typer.Option("--public-url", help="How people reach it, behind a proxy: https://labels.example.org."),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option("--webhook", metavar="URL", help="Tell this URL about each judgement. Default: nobody."),
+    ] = None,
+    database: DatabaseUrl = None,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="With --no-serve: only add the items.")] = True,
+) -> None:
+    """Collect preferences from people in the browser. Prints one link; the first owner is made from it."""
+    from trimtab.web.items_file import read_items
+    from trimtab.web.server import open_project
+    from trimtab.web.server import serve as run
+
+    opened = open_project(project, database)
+    try:
+        for file in items or []:
+            added, refused = opened.store.add(read_items(file))
+            typer.echo(f"{file}: {added} items added, {len(refused)} refused")
+            for r in refused[:10]:
+                typer.echo(f"  row {r.index + 1}: {r.reason}")
+            if len(refused) > 10:
+                typer.echo(f"  … and {len(refused) - 10} more")
+        if serve:
+            run(opened, host=host, port=port, public_url=public_url, webhook=webhook, say=typer.echo)
+    finally:
+        opened.close()

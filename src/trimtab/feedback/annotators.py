@@ -1,0 +1,93 @@
+"""How each annotator works: agreement with the others, habits, speed. Signs to look into, never verdicts."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from statistics import median
+
+from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
+from trimtab.records import Comparison, Judgement, Record
+
+FAST_SECONDS = 3.0
+"""A ranking made in less is suspicious, unless the project says otherwise."""
+
+
+class AnnotatorReport(Record):
+    """One annotator's figures; each share has a 95 % interval that knows which votes are on one prompt."""
+
+    annotator: str
+    """Pseudonym."""
+    judgements: int
+    """Usable rankings."""
+    agreement: Estimate
+    """Share of their winners that were the others' net winner too (½ where those are even)."""
+    first_shown_wins: Estimate
+    """Of the pairs with a winner, how often the answer shown earlier won; ½ is no bias."""
+    longest_wins: Estimate
+    """Of the pairs with a winner, how often the longer answer won."""
+    seconds: float | None
+    """Median time for an item; None where times are not known."""
+    fast: float | None
+    """Share of judgements quicker than the limit; None where times are not known."""
+
+
+def annotator_reports(
+    items: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+    *,
+    criterion: str = "overall",
+    fast_seconds: float = FAST_SECONDS,
+) -> list[AnnotatorReport]:
+    """One report for each annotator, by pseudonym. Adjudications are left out.
+
+    Args:
+        items: what was judged.
+        judgements: any number, of any items.
+        criterion: which judgements to look at.
+        fast_seconds: what counts as suspiciously fast.
+    """
+    usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
+    by_id = {item.id: item for item in items}
+    sided: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    longer: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    for item_id, i, j, votes in pair_votes(usable):
+        item = by_id[item_id]
+        for annotator, hit in leave_one_out(votes).items():
+            sided[annotator].append((hit, item.prompt.id))
+        lengths = len(item.completions[i].text) - len(item.completions[j].text)
+        for annotator, vote in votes.items():
+            if vote:
+                hit = 0.5 if not lengths else float((lengths > 0) == (vote > 0))
+                longer[annotator].append((hit, item.prompt.id))
+    first: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    mine: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for item_id, found in usable.items():
+        for judgement in found:
+            mine[judgement.annotator].append(judgement)
+            for earlier, later in combinations(judgement.ranks or (), 2):
+                if earlier != later:
+                    first[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
+    reports = []
+    for annotator, found in sorted(mine.items()):
+        times = [j.seconds for j in found if j.seconds is not None]
+        reports.append(
+            AnnotatorReport(
+                annotator=annotator,
+                judgements=len(found),
+                agreement=_share(sided[annotator], "nobody else judged what this annotator decided"),
+                first_shown_wins=_share(first[annotator], "no winner was chosen"),
+                longest_wins=_share(longer[annotator], "no winner was chosen"),
+                seconds=median(times) if times else None,
+                fast=sum(t < fast_seconds for t in times) / len(times) if times else None,
+            )
+        )
+    return reports
+
+
+def _share(outcomes: Sequence[tuple[float, str]], undefined: str) -> Estimate:
+    if not outcomes:
+        return Estimate(reason=undefined)
+    values, prompts = [v for v, _ in outcomes], [p for _, p in outcomes]
+    low, high = clustered_wilson_interval(values, prompts)
+    return Estimate(value=sum(values) / len(values), low=low, high=high, n=len(values))

@@ -1,0 +1,311 @@
+"""What an annotation project holds: tasks to be judged, and what people submitted about them.
+
+A :class:`Submission` is one filled-in form, exactly as it was given, in the order shown. Training
+and statistics want other shapes; the functions at the end make them::
+
+    Task (compare)  + Submission  →  Judgement, one per criterion
+    Task (thumbs)   + Submission  →  Rating
+    Task (steps)    + Submission  →  StepLabel
+    any             + rewrite     →  Demonstration
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trimtab.records.types import (
+    Comparison,
+    Completion,
+    Demonstration,
+    Judgement,
+    Message,
+    Prompt,
+    Rating,
+    Record,
+    Source,
+    content_id,
+)
+
+TaskKind = Literal["compare", "thumbs", "steps"]
+Verdict = Literal["judged", "skip", "unsure", "flag"]
+OVERALL = "overall"
+
+
+class Check(Record):
+    """A task whose right answer is known, to see how an annotator works."""
+
+    role: Literal["gold", "attention", "qualification"]
+    """``gold``: measures accuracy; ``attention``: who misses several is paused; ``qualification``: asked first."""
+    ranks: tuple[int, ...] | None = None
+    """For ``compare``: the right ranks in canonical order; only the order of answers that differ is checked."""
+    good: bool | None = None
+    """For ``thumbs``: the right answer."""
+    first_wrong: int | None = None
+    """For ``steps``: index of the first wrong step; None: all are right."""
+
+
+class Task(Record):
+    """One thing to be judged by one or more people."""
+
+    id: str
+    """Made from prompt, answers and steps unless the data brought one."""
+    kind: TaskKind = "compare"
+    """``compare``: rank two or more answers; ``thumbs``: one answer, good or bad; ``steps``: find the first mistake."""
+    prompt: Prompt
+    """What was asked."""
+    completions: tuple[Completion, ...] = Field(min_length=1)
+    """The answers in canonical order; one for ``thumbs`` and ``steps``."""
+    steps: tuple[str, ...] = ()
+    """For ``steps``: the answer cut into steps, first to last."""
+    batch: str = "default"
+    """Tasks of one batch share a priority and can be paused together."""
+    overlap: int | None = Field(default=None, ge=1, le=1000)
+    """How many people judge it; None: as the project says."""
+    check: Check | None = None
+    """The right answer, where this task tests the annotator; such a task is shown to everybody."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything else the data said; never shown to annotators."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        if self.kind == "compare" and len(self.completions) < 2:
+            raise ValueError("a comparison needs two or more answers")
+        if self.kind != "compare" and len(self.completions) != 1:
+            raise ValueError(f"a {self.kind} task needs exactly one answer, got {len(self.completions)}")
+        if (self.kind == "steps") != bool(self.steps):
+            raise ValueError("steps are given for a steps task and for no other")
+        if self.check is not None:
+            self._right_answer_fits(self.check)
+        return self
+
+    def _right_answer_fits(self, check: Check) -> None:
+        if self.kind == "compare":
+            if check.ranks is None or len(check.ranks) != len(self.completions):
+                raise ValueError("the check of a comparison needs ranks, one for each answer")
+        elif self.kind == "thumbs" and check.good is None:
+            raise ValueError("the check of a thumbs task needs good: true or false")
+        elif self.kind == "steps" and check.first_wrong is not None and not 0 <= check.first_wrong < len(self.steps):
+            raise ValueError(f"first_wrong {check.first_wrong}: there are {len(self.steps)} steps, counted from 0")
+
+    @classmethod
+    def of(
+        cls, prompt: Prompt, completions: Sequence[Completion | str], *, kind: TaskKind = "compare", **fields: Any
+    ) -> Task:
+        """Build a task whose id is made from its content; that of a comparison is :meth:`Comparison.of`'s."""
+        answers = tuple(Completion(text=c) if isinstance(c, str) else c for c in completions)
+        steps = tuple(fields.pop("steps", ()))
+        texts = [c.text for c in answers]
+        made = content_id(prompt.id, texts) if kind == "compare" else content_id(prompt.id, kind, texts, steps)
+        return cls(id=fields.pop("id", made), kind=kind, prompt=prompt, completions=answers, steps=steps, **fields)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The same as an item for aggregation and statistics; None for other kinds."""
+        if self.kind != "compare":
+            return None
+        return Comparison(id=self.id, prompt=self.prompt, completions=self.completions)
+
+
+class Answer(Record):
+    """What was said about one criterion of a comparison, by position on the screen."""
+
+    criterion: str = OVERALL
+    """Name of the criterion."""
+    ranks: tuple[int, ...] | None = None
+    """``ranks[p]``: rank of the answer shown at position p, 0 = best, equal = tie; None where scores are given."""
+    strength: float | None = Field(default=None, ge=0.0, le=1.0)
+    """For two answers: how clear the difference is, from 0 to 1."""
+    scores: tuple[int, ...] | None = None
+    """``scores[p]``: points on the criterion's scale; higher is better."""
+
+
+class Rewrite(Record):
+    """An answer as the annotator would have it."""
+
+    of: int = Field(ge=0)
+    """Position on the screen of the answer it started from."""
+    text: str = Field(min_length=1)
+    """The better text."""
+
+
+class Submission(Record):
+    """One filled-in form, as it was given. Never edited: a change is a later submission."""
+
+    id: str
+    """Unique id of this event."""
+    task: str
+    """Id of the :class:`Task`."""
+    annotator: str
+    """Pseudonym."""
+    source: Source = "human"
+    """Who gave it. Simulated ones say so here, for ever."""
+    shown_order: tuple[int, ...] = (0,)
+    """``shown_order[p]`` is the index, in the task's completions, of the answer shown at position p."""
+    verdict: Verdict
+    """``judged`` carries an answer; the others say why there is none."""
+    answers: tuple[Answer, ...] = ()
+    """For ``compare``: one for each criterion."""
+    good: bool | None = None
+    """For ``thumbs``."""
+    first_wrong: int | None = None
+    """For ``steps``: index of the first wrong step; None: all are right."""
+    rewrite: Rewrite | None = None
+    """A better answer, where the annotator wrote one."""
+    reason: str = ""
+    """Why it was flagged, or what an adjudicator found to be the cause of the disagreement."""
+    comment: str = ""
+    """The annotator's remark."""
+    guideline: str | None = None
+    """Version of the guidelines beside the task."""
+    seconds: float | None = Field(default=None, ge=0.0)
+    """Time from showing to submitting; None where it is not known."""
+    cohort: str | None = None
+    """Groups the annotator named, as ``language=de, region=…``."""
+    adjudication: bool = False
+    """True: it settles a disagreement."""
+    created_at: str | None = None
+    """ISO 8601 in UTC."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The parts of ``cohort``, each ``name=value``."""
+        return tuple(re.split(r", (?=[a-z]+=)", self.cohort)) if self.cohort else ()
+
+
+class StepLabel(Record):
+    """Where a solution goes wrong: what a process reward model learns from."""
+
+    id: str
+    """Stable id."""
+    prompt: Prompt
+    """What was asked."""
+    steps: tuple[str, ...] = Field(min_length=1)
+    """The solution, step by step."""
+    first_wrong: int | None
+    """Index of the first wrong step; None: all are right. Nothing is known about steps after it."""
+    source: Source = "imported"
+    """Where the label came from."""
+    annotator: str | None = None
+    """Pseudonym of who gave it, where known."""
+
+
+def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
+    """One judgement for each criterion of a comparison; none for other kinds of task.
+
+    The overall judgement has the submission's id, the others that and the criterion's name. Scores
+    become ranks: more points, better rank, equal points a tie.
+    """
+    if task.kind != "compare":
+        return []
+    common: dict[str, Any] = {
+        "item": task.id,
+        "annotator": submission.annotator,
+        "source": submission.source,
+        "shown_order": submission.shown_order,
+        "guideline": submission.guideline,
+        "seconds": submission.seconds,
+        "cohort": submission.cohort,
+        "comment": submission.comment,
+        "adjudication": submission.adjudication,
+        "created_at": submission.created_at,
+    }
+    if submission.verdict != "judged":
+        return [Judgement(id=submission.id, ranks=None, verdict=submission.verdict, **common)]
+    made = []
+    for answer in submission.answers:
+        ranks = answer.ranks
+        if ranks is None:
+            assert answer.scores is not None
+            levels = sorted(set(answer.scores), reverse=True)
+            ranks = tuple(levels.index(score) for score in answer.scores)
+        made.append(
+            Judgement(
+                id=submission.id if answer.criterion == OVERALL else f"{submission.id}/{answer.criterion}",
+                ranks=ranks,
+                strength=answer.strength,
+                scores=answer.scores,
+                criterion=answer.criterion,
+                **common,
+            )
+        )
+    return made
+
+
+def rating_of(task: Task, submission: Submission) -> Rating | None:
+    """The thumb, where the task asked for one and got one."""
+    if task.kind != "thumbs" or submission.good is None:
+        return None
+    return Rating(
+        id=submission.id,
+        prompt=task.prompt,
+        completion=task.completions[0],
+        good=submission.good,
+        source=submission.source,
+        annotator=submission.annotator,
+    )
+
+
+def step_label_of(task: Task, submission: Submission) -> StepLabel | None:
+    """The first wrong step, where the task asked for it and got an answer."""
+    if task.kind != "steps" or submission.verdict != "judged":
+        return None
+    return StepLabel(
+        id=submission.id,
+        prompt=task.prompt,
+        steps=task.steps,
+        first_wrong=submission.first_wrong,
+        source=submission.source,
+        annotator=submission.annotator,
+    )
+
+
+def demonstration_of(task: Task, submission: Submission) -> Demonstration | None:
+    """The rewritten answer as a conversation to imitate, where there is one."""
+    if submission.rewrite is None:
+        return None
+    turns = (*task.prompt.messages, Message(role="assistant", content=submission.rewrite.text))
+    about = {"task": task.id, "submission": submission.id, "annotator": submission.annotator}
+    return Demonstration.of(turns, **about)
+
+
+def passes(task: Task, submission: Submission) -> bool | None:
+    """Did the annotator give the known right answer? None where there is none, or nothing was judged."""
+    check = task.check
+    if check is None or submission.verdict != "judged":
+        return None
+    if task.kind == "thumbs":
+        return submission.good == check.good
+    if task.kind == "steps":
+        return submission.first_wrong == check.first_wrong
+    return _in_order(check.ranks or (), overall_ranks(task, submission))
+
+
+def overall_ranks(task: Task, submission: Submission) -> tuple[int, ...]:
+    """Ranks in canonical order by the first criterion, display order undone; empty where nothing was ranked."""
+    judgement = next((j for j in judgements_of(task, submission) if j.ranks is not None), None)
+    if judgement is None or judgement.ranks is None:
+        return ()
+    by_answer: Mapping[int, int] = dict(zip(judgement.shown_order, judgement.ranks, strict=True))
+    return tuple(by_answer[i] for i in range(len(by_answer)))
+
+
+def disagree(task: Task, submissions: Sequence[Submission]) -> bool:
+    """True if two of those who judged contradict each other: another order of two answers, thumb or step."""
+    judged = [s for s in submissions if s.verdict == "judged"]
+    if task.kind == "thumbs":
+        return len({s.good for s in judged}) > 1
+    if task.kind == "steps":
+        return len({s.first_wrong for s in judged}) > 1
+    found = [overall_ranks(task, s) for s in judged]
+    return any((a[i] - a[j]) * (b[i] - b[j]) < 0 for a in found for b in found for i in range(len(a)) for j in range(i))
+
+
+def _in_order(right: Sequence[int], given: Sequence[int]) -> bool:
+    if len(right) != len(given):
+        return False
+    count = range(len(right))
+    return all(given[i] < given[j] for i in count for j in count if right[i] < right[j])

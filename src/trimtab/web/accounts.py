@@ -1,0 +1,108 @@
+"""Pages for getting in: invitation links, sign-in, sign-out, one's own profile."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import RedirectResponse, Response
+
+from trimtab.errors import ConflictError, DataError
+from trimtab.storage.people import MIN_PASSWORD, Invitation, Person
+from trimtab.web.app import COOKIE, fields, language_of, page, signed_in, start_session
+from trimtab.web.strings import catalogues, translate_error
+
+router = APIRouter(include_in_schema=False)
+Fields = Annotated[dict[str, str], Depends(fields)]
+Anybody = Annotated[Person, Depends(signed_in())]
+COHORTS = ("language", "region", "expertise")
+"""Groups people are asked for; all optional, freely named."""
+
+
+@router.get("/healthz")
+def health(request: Request) -> dict[str, str]:
+    """Does the server answer, and the database too?"""
+    request.app.state.store.config()
+    return {"status": "ok"}
+
+
+@router.get("/")
+def start(person: Anybody) -> Response:
+    """Where one's work is."""
+    return RedirectResponse("/manage" if person.role == "owner" else "/work", status_code=303)
+
+
+@router.get("/signin")
+def signin_page(request: Request) -> Response:
+    """The sign-in form."""
+    return page(request, "signin.html", None, problem=None, name="")
+
+
+@router.post("/signin")
+def signin(request: Request, given: Fields) -> Response:
+    """Check name and password; a new session replaces whatever cookie there was."""
+    try:
+        token = request.app.state.people.sign_in(given.get("name", ""), given.get("password", ""))
+    except DataError as error:
+        problem = translate_error(language_of(request, None), str(error))
+        return page(request, "signin.html", None, status=403, problem=problem, name=given.get("name", ""))
+    return start_session(request, token, "/")
+
+
+@router.post("/signout")
+def signout(request: Request, person: Anybody) -> Response:
+    """End the session."""
+    request.app.state.people.sign_out(request.cookies.get(COOKIE, ""))
+    answer = RedirectResponse("/signin", status_code=303)
+    answer.delete_cookie(COOKIE, path="/")
+    return answer
+
+
+@router.get("/join/{token}")
+def join_page(request: Request, token: str) -> Response:
+    """What an invitation link shows. Looking does not use it up."""
+    try:
+        invitation = request.app.state.people.invitation(token)
+    except DataError as error:
+        text = translate_error(language_of(request, None), str(error))
+        return page(request, "message.html", None, status=404, text=text)
+    return _join(request, invitation)
+
+
+def _join(request: Request, invitation: Invitation, *, problem: str = "", name: str = "") -> Response:
+    status = 422 if problem else 200
+    values = {"problem": problem, "invitation": invitation, "name": name, "least": MIN_PASSWORD}
+    return page(request, "join.html", None, status=status, **values)
+
+
+@router.post("/join/{token}")
+def join(request: Request, token: str, given: Fields) -> Response:
+    """Use an invitation link."""
+    people = request.app.state.people
+    invitation = people.invitation(token)
+    try:
+        session = people.accept(
+            token,
+            name=given.get("name", ""),
+            password=given.get("password", ""),
+            language=language_of(request, None),
+        )
+    except (DataError, ConflictError) as error:
+        problem = translate_error(language_of(request, None), str(error))
+        return _join(request, invitation, problem=problem, name=given.get("name", ""))
+    return start_session(request, session, "/")
+
+
+@router.get("/profile")
+def profile_page(request: Request, person: Anybody) -> Response:
+    """One's own settings."""
+    return page(request, "profile.html", person, cohorts=COHORTS)
+
+
+@router.post("/profile")
+def profile(request: Request, person: Anybody, given: Fields) -> Response:
+    """Change one's own settings."""
+    language = given.get("language")
+    if language not in catalogues():
+        raise DataError(f"language: one of {', '.join(catalogues())}")
+    groups = {name: given.get(f"cohort.{name}", "") for name in COHORTS}
+    request.app.state.people.profile(person.id, language=language, cohort=groups)
+    return RedirectResponse("/profile", status_code=303)

@@ -1,0 +1,133 @@
+"""The API for programs, with tokens: add items, read judgements. Described at ``/api/v1/openapi.json``."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+
+from trimtab.records.annotation import Submission, Task
+from trimtab.storage.tasks import parse_tasks
+from trimtab.web.dashboard import agreement_of
+
+router = APIRouter(prefix="/api/v1", tags=["v1"])
+_bearer = HTTPBearer(auto_error=False)
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body is not JSON."},
+    401: {"description": "No token, or one that does not work."},
+    503: {"description": "The database cannot be written or read now; try again."},
+}
+
+
+class NewItems(BaseModel):
+    """Items to add."""
+
+    model_config = ConfigDict(extra="forbid")
+    items: Annotated[list[dict[str, Any]], Field(max_length=10_000)]
+    """Tasks as in an export, or short: ``{"prompt": "…", "answers": ["…", "…"]}`` with ``kind``, ``steps``,
+    ``batch``, ``overlap``, ``check`` and ``metadata`` where needed."""
+
+
+class RefusedItem(BaseModel):
+    """An item that was not added."""
+
+    index: int
+    reason: str
+
+
+class Added(BaseModel):
+    """What became of the items."""
+
+    added: int
+    refused: list[RefusedItem]
+
+
+class Status(BaseModel):
+    """Where the project stands."""
+
+    items: int
+    complete: int
+    needed: int
+    done: int
+    disputed: int
+    flagged: int
+
+
+class StoredItem(BaseModel):
+    """A task and its place."""
+
+    number: int
+    task: Task
+
+
+class Items(BaseModel):
+    """A page of tasks; ``next`` is what ``after`` takes for the next page, None at the end."""
+
+    items: list[StoredItem]
+    next: int | None
+
+
+class StoredSubmission(BaseModel):
+    """A submission and its version."""
+
+    version: int
+    submission: Submission
+
+
+class Submissions(BaseModel):
+    """A page of submissions; ``next`` is what ``after`` takes for the next page, None at the end."""
+
+    judgements: list[StoredSubmission]
+    next: int | None
+
+
+def _token(scope: str):
+    def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+        found = request.app.state.people.token_scope(credentials.credentials) if credentials else None
+        if found is None:
+            raise HTTPException(401, "Send a token: Authorization: Bearer tt_…", {"WWW-Authenticate": "Bearer"})
+        if scope == "write" and found != "write":
+            raise HTTPException(403, "This token may only read.")
+
+    return Depends(check)
+
+
+After = Annotated[int, Query(ge=0, le=2**53)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@router.get("/status", dependencies=[_token("read")], responses=_ERRORS)
+def status(request: Request) -> Status:
+    """Where the project stands."""
+    return Status(**vars(request.app.state.store.progress()))
+
+
+@router.post("/items", dependencies=[_token("write")], responses=_ERRORS | {403: {"description": "Read-only token."}})
+def add_items(request: Request, new: NewItems) -> Added:
+    """Add items; each that is refused is named with the reason, the others are added."""
+    added, refused = request.app.state.store.add(parse_tasks(new.items))
+    return Added(added=added, refused=[RefusedItem(index=r.index, reason=r.reason) for r in refused])
+
+
+@router.get("/items", dependencies=[_token("read")], responses=_ERRORS)
+def items(request: Request, after: After = 0, limit: Limit = 100) -> Items:
+    """All tasks, page by page."""
+    found = request.app.state.store.tasks(after=after, limit=limit)
+    more = found[-1][0] if len(found) == limit else None
+    return Items(items=[StoredItem(number=n, task=task) for n, task in found], next=more)
+
+
+@router.get("/judgements", dependencies=[_token("read")], responses=_ERRORS)
+def judgements(request: Request, after: After = 0, limit: Limit = 100) -> Submissions:
+    """Everybody's current word, page by page; a change has a new, higher version. Groups are named in exports only."""
+    found = request.app.state.store.submissions(after=after, limit=limit)
+    more = found[-1][0] if len(found) == limit else None
+    named = [StoredSubmission(version=v, submission=s.model_copy(update={"cohort": None})) for v, s in found]
+    return Submissions(judgements=named, next=more)
+
+
+@router.get("/agreement", dependencies=[_token("read")], responses=_ERRORS)
+def agreement(request: Request) -> dict[str, Any]:
+    """Agreement and biases over the newest judgements, each with its interval or the reason why there is none."""
+    found, note = agreement_of(request.app.state.store, request.app.state.cache)
+    return {"note": note, "estimates": {name: e.model_dump(exclude={"name"}) for name, e in found.items()}}

@@ -1,0 +1,199 @@
+"""What an owner sees at a glance. Statistics over many judgements are made from the newest ones, and say so."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeVar
+
+from sqlalchemy import Integer, case, cast, func, select
+
+from trimtab.feedback import AnnotatorReport, Estimate, agreement_report, annotator_reports, wilson_interval
+from trimtab.records.annotation import Submission, Task, judgements_of
+from trimtab.storage.labels import LabelStore, Progress
+from trimtab.storage.people import People
+from trimtab.storage.schema import items, judgements
+
+NEWEST = 2000
+"""Judgements that the live statistics are made from; `trimtab agreement` uses all."""
+_Made = TypeVar("_Made")
+_REST = 20
+"""Statistics are kept for so many times the time it took to make them: large projects do not make them all the time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One annotator's line."""
+
+    name: str
+    pseudonym: str
+    state: str
+    judged: int
+    report: AnnotatorReport | None
+    checks: Estimate
+    """Share of gold and attention items answered right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """One group of annotators."""
+
+    name: str
+    annotators: int
+    judged: int
+    agreement: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """Everything on the page."""
+
+    progress: Progress
+    per_day: list[tuple[str, int]]
+    """Judgements on each of the last 14 days, the last one today (UTC)."""
+    days_left: float | None
+    """At the pace of the last seven days; None: nothing was judged."""
+    seconds: float | None
+    """Median time for an item."""
+    agreement: dict[str, Estimate]
+    note: str
+    workers: list[Worker]
+    cohorts: list[Cohort]
+    too_small: int
+    """Groups that are not shown."""
+    fast_seconds: float
+    min_cell: int
+
+
+def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashboard:
+    """Put the page together."""
+    config, progress = store.config(), store.progress()
+    found, note = agreement_of(store, cache)
+    tasks, said = _sample(store, cache)
+    items_, judged = _records(tasks, said)
+    criterion = config.criteria[0].name
+    reports = {
+        r.annotator: r for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
+    }
+    counts, checks = _by_person(store)
+    workers = [
+        Worker(
+            name=row.name,
+            pseudonym=row.pseudonym,
+            state="unqualified" if row.qualified is False else row.state,
+            judged=counts.get(row.id, 0),
+            report=reports.get(row.pseudonym),
+            checks=_share(*checks.get(row.id, (0, 0))),
+        )
+        for row in people.everybody()
+        if counts.get(row.id) or row.role == "annotator"
+    ]
+    cohorts, small = _cohorts(tasks, said, config.min_cell, criterion)
+    days = _per_day(store)
+    pace = sum(n for _, n in days[-7:]) / 7
+    times = [s.seconds for s in said if s.seconds is not None]
+    return Dashboard(
+        progress=progress,
+        per_day=days,
+        days_left=(progress.needed - progress.done) / pace if pace else None,
+        seconds=median(times) if times else None,
+        agreement=found,
+        note=note,
+        workers=workers,
+        cohorts=cohorts,
+        too_small=small,
+        fast_seconds=config.fast_seconds,
+        min_cell=config.min_cell,
+    )
+
+
+def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Estimate], str]:
+    """Agreement over the newest judgements, and a sentence about which these are."""
+
+    def make() -> tuple[dict[str, Estimate], str]:
+        tasks, said = _sample(store, cache)
+        made = agreement_report(*_records(tasks, said), criterion=store.config().criteria[0].name, resamples=300)
+        total = store.progress().done
+        return made, f"{len(said)} / {total}" if total > len(said) else ""
+
+    return _kept(cache, "agreement", make)
+
+
+def _kept(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
+    until, made = cache.get(name, (0.0, None))
+    started = time.monotonic()
+    if started >= until:
+        made = make()
+        now = time.monotonic()
+        cache[name] = (now + _REST * (now - started), made)
+    return made
+
+
+def _sample(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Task], list[Submission]]:
+    """The newest judgements, and the tasks they are about."""
+    return _kept(cache, "sample", lambda: _newest(store))
+
+
+def _newest(store: LabelStore) -> tuple[dict[str, Task], list[Submission]]:
+    said = [s for _, s in store.submissions(limit=NEWEST, newest=True) if not s.adjudication]
+    uids = sorted({s.task for s in said})
+    tasks: dict[str, Task] = {}
+    with store.database.read() as c:
+        for start in range(0, len(uids), 400):
+            query = select(items.c.body).where(items.c.uid.in_(uids[start : start + 400]), items.c.role.is_(None))
+            for body in c.scalars(query):
+                task = Task.model_validate_json(body)
+                tasks[task.id] = task
+    return tasks, [s for s in said if s.task in tasks]
+
+
+def _records(tasks: dict[str, Task], said: list[Submission]):
+    made = [j for s in said for j in judgements_of(tasks[s.task], s)]
+    return [c for t in tasks.values() if (c := t.comparison) is not None], made
+
+
+def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
+    with store.database.read() as c:
+        query = select(judgements.c.person_id, func.count()).group_by(judgements.c.person_id)
+        counts = {person: n for person, n in c.execute(query)}
+        asked = (
+            select(judgements.c.person_id, func.sum(case((judgements.c.passed, 1), else_=0)), func.count())
+            .where(judgements.c.passed.is_not(None))
+            .group_by(judgements.c.person_id)
+        )
+        return counts, {person: (right, n) for person, right, n in c.execute(asked)}
+
+
+def _per_day(store: LabelStore) -> list[tuple[str, int]]:
+    day = 86400
+    today = int(store.clock() // day)
+    first = today - 13
+    with store.database.read() as c:
+        whole = cast(judgements.c.at, Integer)  # SQLite cuts, PostgreSQL rounds: half a second at midnight
+        number = (whole - whole % day) / day
+        query = select(number, func.count()).where(judgements.c.at >= first * day).group_by(number)
+        found = Counter({int(n): count for n, count in c.execute(query)})
+    return [(time.strftime("%m-%d", time.gmtime(n * day)), found[n]) for n in range(first, today + 1)]
+
+
+def _cohorts(tasks: dict[str, Task], said: list[Submission], least: int, criterion: str) -> tuple[list[Cohort], int]:
+    """Groups large enough to be shown, each with the agreement inside it; and how many were too small."""
+    groups: defaultdict[str, list[Submission]] = defaultdict(list)
+    for s in said:
+        for part in s.groups:
+            groups[part].append(s)
+    made = []
+    for name, mine in sorted(groups.items()):
+        annotators = len({s.annotator for s in mine})
+        if annotators >= least:
+            report = agreement_report(*_records(tasks, mine), criterion=criterion, resamples=100)
+            made.append(Cohort(name=name, annotators=annotators, judged=len(mine), agreement=report["raw_agreement"]))
+    return made, len(groups) - len(made)
+
+
+def _share(right: int, of: int) -> Estimate:
+    if not of:
+        return Estimate(reason="no check item was answered")
+    low, high = wilson_interval(right, of)
+    return Estimate(value=right / of, low=low, high=high, n=of)

@@ -1,0 +1,149 @@
+"""What every request goes through before anything else: host, origin, size, rate; and the headers of every answer."""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+_SAFE = ("GET", "HEAD", "OPTIONS")
+SMALL, LARGE = 4_000_000, 64_000_000
+"""Bytes a request may have; the large limit is for sending in items."""
+_LARGE_PATHS = ("/manage/items", "/api/v1/items")
+_TRIES = {"/signin": (10, 300.0), "/join": (20, 300.0)}
+"""How many requests in how many seconds one address may make to a page that tells right secrets from wrong ones."""
+
+
+class Guard:
+    """ASGI middleware; see the module.
+
+    Args:
+        app: what is guarded.
+        hosts: names this server answers to; anything else is refused (DNS rebinding).
+        public: ``host:port`` of the address people use, which a proxy in front may hide from us.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], public: str = "") -> None:
+        self.app = app
+        self.public = public.lower()
+        self.hosts = frozenset(h.lower() for h in hosts)
+        self.tries = Tries()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the request, pass it on, add the headers."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        problem = self._problem(scope, headers)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    answer[name] = value
+                if not scope["path"].startswith("/static/"):
+                    answer["Cache-Control"] = "no-store"
+            await send(message)
+
+        if problem is not None:
+            status, text = problem
+            await PlainTextResponse(text + "\n", status_code=status)(scope, receive, send_with_headers)
+            return
+        limit = LARGE if scope["path"].startswith(_LARGE_PATHS) else SMALL
+        taken = 0
+
+        async def receive_limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > limit:  # without Content-Length: stop reading, as if the sender had gone
+                return {"type": "http.disconnect"}
+            return message
+
+        await self.app(scope, receive_limited, send_with_headers)
+
+    def _problem(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if _hostname(host) not in self.hosts:
+            return 400, "This server does not answer to that host name; start it with --public-url."
+        path, method = scope["path"], scope["method"]
+        length = headers.get("content-length", "0")
+        limit = LARGE if path.startswith(_LARGE_PATHS) else SMALL
+        if not length.isdecimal() or int(length[:18]) > limit:
+            return 413, f"The request is larger than {limit} bytes; send it in parts."
+        if method not in _SAFE:
+            if "authorization" not in headers and not _same_origin(headers, {host.lower(), self.public}):
+                return 403, "This request came from another site, and was refused."
+            for start, (count, seconds) in _TRIES.items():
+                if path.startswith(start) and not self.tries.allow(
+                    f"{start} {(scope.get('client') or ['?'])[0]}", count, seconds
+                ):
+                    return 429, "Too many tries; wait a few minutes."
+        return None
+
+
+class Tries:
+    """Counts tries by address in a sliding window; remembers the latest thousand addresses.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock=time.monotonic) -> None:
+        self._clock = clock
+        self._seen: OrderedDict[str, deque[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def allow(self, who: str, count: int, seconds: float) -> bool:
+        """Count one try; False if there were too many."""
+        now = self._clock()
+        with self._lock:
+            times = self._seen.setdefault(who, deque())
+            self._seen.move_to_end(who)
+            if len(self._seen) > 1000:
+                self._seen.popitem(last=False)
+            while times and times[0] <= now - seconds:
+                times.popleft()
+            if len(times) >= count:
+                return False
+            times.append(now)
+            return True
+
+
+def _hostname(host: str) -> str:
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _same_origin(headers: Headers, ours: set[str]) -> bool:
+    """Does the browser say the request comes from one of our pages? A program that is no browser says nothing."""
+    site = headers.get("sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin")
+    if origin is None:
+        return True  # the CSRF token still has to be right
+    try:
+        return urlsplit(origin).netloc.lower() in ours - {""}
+    except ValueError:
+        return False

@@ -1,0 +1,117 @@
+"""Opens a project and serves it with uvicorn."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from trimtab.errors import ConfigError, StorageError
+from trimtab.storage.database import Database
+from trimtab.storage.labels import LabelStore
+from trimtab.storage.people import People
+from trimtab.web.app import LOCAL, create_app
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """An open annotation project."""
+
+    store: LabelStore
+    """Items and judgements."""
+    people: People
+    """Accounts."""
+
+    def close(self) -> None:
+        """Close the database."""
+        self.store.database.close()
+
+
+def open_project(folder: Path, url: str | None = None, *, create: bool = True) -> Project:
+    """Open ``folder/labels.db``, or the database at ``url``.
+
+    Raises:
+        StorageError: cannot be opened; or there is none and ``create`` is off.
+    """
+    path = folder / "labels.db"
+    if url is None and not create and not path.is_file():
+        raise StorageError(f"{folder}: holds no labels.db; name the folder of an annotation project")
+    database = Database(url or f"sqlite:///{path}")
+    return Project(store=LabelStore(database), people=People(database))
+
+
+def serve(
+    project: Project,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    public_url: str | None = None,
+    webhook: str | None = None,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """Serve a project until Ctrl-C; prints one link.
+
+    Args:
+        project: open.
+        host: address to listen on; this machine only unless told otherwise.
+        port: 0 takes a free one.
+        public_url: how people reach it, where that is not ``http://host:port``.
+        webhook: URL told about each stored judgement; None: off. Only the command line can set it.
+        say: where the link goes.
+
+    Raises:
+        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL.
+        StorageError: the port is taken.
+    """
+    import uvicorn
+
+    from trimtab.web.webhook import Webhook
+
+    for url in (public_url, webhook):
+        if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+            raise ConfigError(f"{url!r} is not a URL; write http://… or https://…")
+    if public_url is not None and urlsplit(public_url).path.strip("/"):
+        raise ConfigError(f"{public_url!r} has a path; the app needs a host name (or port) of its own")
+    listening = _listen(host, port)
+    port = listening.getsockname()[1]
+    link = public_url.rstrip("/") if public_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    hosts = {*LOCAL, host, str(urlsplit(link).hostname)}
+    hook = Webhook(webhook, os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")) if webhook else None
+    app = create_app(
+        project.store,
+        project.people,
+        hosts=hosts,
+        public_url=link if public_url else None,
+        notify=hook.send if hook else None,
+    )
+    project.store.set_address(link)
+    token = project.people.first_owner()
+    if token is not None:
+        say(f"Open this link to become the first owner (it works once, for a day): {link}/join/{token}")
+    else:
+        say(f"Sign in at {link}/")
+    # No access log: invitation links are secrets.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
+        pass
+    finally:
+        listening.close()
+        if hook:
+            hook.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise StorageError(f"cannot listen on {host}:{port} ({error}); choose another --port") from None
+    listening.set_inheritable(True)
+    return listening

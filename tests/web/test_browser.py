@@ -1,0 +1,352 @@
+"""A person's whole work in a real browser: Debian's chromium, driven by Playwright."""
+
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from .kit import World
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+SHOTS = os.environ.get("TRIMTAB_SCREENSHOTS")
+"""A folder for screenshots to be looked at; none are taken without it."""
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the pages in a browser; no playwright")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the pages in a browser; install Debian's chromium"),
+    pytest.mark.timeout(240),
+]
+expect = playwright_api.expect
+expect.set_options(timeout=15_000)
+
+
+class Server:
+    """The app on a free port of 127.0.0.1; can be stopped and started like a connection that comes and goes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        config = uvicorn.Config(
+            self.world.app(), host="127.0.0.1", port=self.port, log_level="critical", access_log=False
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.server.force_exit = True
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator:
+    with playwright_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def server(here: World) -> Iterator[Server]:
+    here.clock = time.time  # pyright: ignore
+    here.store.clock = here.people.clock = time.time
+    made = Server(here)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def page(chromium, server: Server) -> Iterator:
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, base_url=server.url)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "console", lambda m: problems.append(m.text) if "Content Security" in m.text or "Refused" in m.text else None
+    )
+    page.problems = problems
+    yield page
+    context.close()
+    assert problems == []
+
+
+def shot(page, name: str) -> None:
+    if SHOTS:
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+
+
+def join(page, world: World, role: str = "annotator", name: str = "Robin") -> None:
+    page.goto(f"/join/{world.people.invite(role, by=None)}")  # pyright: ignore
+    page.get_by_label("Your name").fill(name)
+    page.get_by_label("Password").fill("correct horse battery")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/(work|manage)$"))
+
+
+RICH = (
+    "It depends on the *size* of the boat:\n\n1. Loosen the **tab screw**\n2. Turn it by 2°\n\n"
+    "```python\ndef trim(angle):\n    return angle - 2  # degrees\n```\n\n| speed | tab |\n|---|---|\n| 5 kn | 2° |\n"
+)
+PLAIN = "Just push the rudder harder. See [the manual](http://example.org/manual) or ![x](http://example.org/x.png)."
+
+
+def test_a_persons_whole_work_by_keyboard(page, server: Server, here: World):
+    here.configure(title="Boat answers", overlap=1, gold_every=0, rewrite=True)
+    here.store.set_guideline("# Guidelines\n\nPrefer answers that are **true**, then those that help.")
+    turns = [
+        {"role": "user", "content": "My boat pulls to the left."},
+        {"role": "assistant", "content": "That is what a trim tab is for. Is it fast?"},
+        {"role": "user", "content": "Yes. How do I set the tab?"},
+    ]
+    here.add({"prompt": turns, "answers": [RICH, PLAIN]})
+    here.pairs(3)
+    join(page, here)
+    assert page.locator(".answer").count() == 2
+    assert page.locator(".answer a, .answer img").count() == 0
+    shot(page, "pair-light")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    shot(page, "help")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("missing")
+    page.keyboard.press("2")
+    page.keyboard.press("r")
+    editor = page.locator("textarea[name=rewrite]")
+    expect(editor).to_be_focused()
+    started = editor.input_value()
+    assert started in (RICH, PLAIN)
+    page.keyboard.type("Better. ")
+    page.keyboard.press("Escape")
+    page.keyboard.press("c")
+    page.keyboard.type("close call")
+    shot(page, "pair-rewrite")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#status")).to_have_text("Saved.")
+    [(_, said)] = here.store.submissions()
+    assert said.comment == "close call" and said.rewrite and "Better." in said.rewrite.text
+    assert said.answers[0].ranks == (0, 1) and said.answers[0].strength == pytest.approx(2 / 3, abs=1e-3)
+    assert said.rewrite.of == 0 and said.seconds is not None
+
+    # undo, and the judgement comes back as it was
+    page.keyboard.press("z")
+    expect(page.locator("#status")).to_have_text("Taken back.")
+    expect(page.locator("#count")).to_have_text("0")
+    assert page.locator("textarea[name=comment]").input_value() == "close call"
+    assert page.locator("#form input:checked").get_attribute("data-ranks") == "0,1"
+    page.keyboard.press("7")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("1")
+    assert here.store.submissions()[0][1].answers[0].strength == 1.0
+
+    # a draft survives a reload
+    page.keyboard.press("c")
+    page.keyboard.type("half a thought")
+    page.reload()
+    assert page.locator("textarea[name=comment]").input_value() == "half a thought"
+
+    # the connection goes in the middle, and comes back
+    server.stop()
+    page.keyboard.press("4")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("No connection")
+    shot(page, "offline")
+    assert len(here.store.submissions()) == 1
+    server.start()
+    expect(page.locator("#status")).to_contain_text("your answer was saved", timeout=30_000)
+    assert [s.comment for _, s in here.store.submissions()][-1] == "half a thought"
+
+    # flag one, skip one, and it is finished
+    page.keyboard.press("f")
+    page.keyboard.press("ArrowDown")
+    page.locator("[data-act=send-flag]").press("Enter")
+    expect(page.locator("#count")).to_have_text("3")
+    page.keyboard.press("s")
+    expect(page.locator(".nothing h1")).to_have_text("Nothing left for you right now.")
+    shot(page, "finished")
+    assert [s.verdict for _, s in here.store.submissions()] == ["judged", "judged", "flag", "skip"]
+    page.goto("/history")
+    shot(page, "history")
+    page.locator("tbody a").last.click()
+    expect(page.locator(".notice")).to_be_visible()
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Saved.")
+    assert len(here.store.submissions()) == 4
+
+
+def test_a_pending_answer_is_sent_by_the_next_page(page, server: Server, here: World):
+    here.pairs(2)
+    join(page, here)
+    server.stop()
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("No connection")
+    server.start()
+    page.goto("/work")  # as after closing the browser
+    expect(page.locator("#count")).to_have_text("1")
+    assert len(here.store.submissions()) == 1
+
+
+def test_ranking_by_dragging_and_by_keys(page, server: Server, here: World):
+    here.configure(
+        overlap=1, gold_every=0, criteria=({"name": "overall"}, {"name": "clear", "kind": "scale", "points": 3})
+    )
+    here.add(*({"prompt": f"q{i}", "answers": ["one", "two", "three", "four"]} for i in range(2)))
+    join(page, here)
+    for letter, lane in ((0, 1), (1, 0), (2, 1), (3, 2)):
+        chip = page.locator(f"[data-chip='{letter}']").bounding_box()
+        goal = page.locator(f".lane[data-rank='{lane}']").bounding_box()
+        page.mouse.move(chip["x"] + 5, chip["y"] + 5)
+        page.mouse.down()
+        page.mouse.move(goal["x"] + goal["width"] / 2, goal["y"] + goal["height"] / 2, steps=4)
+        page.mouse.up()
+    shot(page, "ranking")
+    for row in page.locator("fieldset.row.scale").all():
+        row.locator("label").nth(2).click()
+    page.locator("[data-act=submit]").click()
+    expect(page.locator("#status")).to_have_text("Saved.")
+    first, second = here.store.submissions()[0][1].answers
+    assert first.ranks == (1, 0, 1, 2) and second.scores == (3, 3, 3, 3)
+    page.keyboard.type("11223333")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("2")
+    assert here.store.submissions()[1][1].answers[0].ranks == (0, 0, 1, 1)
+
+
+def test_thumbs_and_steps(page, server: Server, here: World):
+    here.configure(overlap=1, gold_every=0)
+    here.add(
+        {"prompt": "q", "answers": ["fine"], "kind": "thumbs"},
+        {"prompt": "What is 2 + 3 · 4?", "kind": "steps", "steps": ["3 · 4 = 12", "2 + 12 = 15", "So it is 15."]},
+    )
+    join(page, here)
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("1")
+    shot(page, "steps")
+    here.store.set_guideline("Only **real** mistakes.")
+    page.keyboard.press("s")
+    expect(page.locator(".nothing")).to_be_visible()
+    page.keyboard.press("z")
+    expect(page.locator("#guidelines strong")).to_have_text("real")  # new guidelines open beside the task
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("2")
+    thumb, steps = (s for _, s in here.store.submissions())
+    assert (thumb.good, steps.first_wrong) == (False, 1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "contrast"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_readable_everywhere(page, server: Server, here: World, theme: str, width: int):
+    """Text against its ground: 4.5 : 1 (WCAG 2.2, 1.4.3); nothing wider than the screen; targets of 24 px (2.5.8)."""
+    here.configure(overlap=1, gold_every=0, rewrite=True)
+    here.add({"prompt": "How do I set the tab?", "answers": [RICH, PLAIN]})
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+    join(page, here, "owner", "Olga")
+    if theme == "contrast":
+        page.evaluate("localStorage.setItem('trimtab/theme', 'contrast')")
+    for path in ("/work", "/manage", "/manage/people", "/manage/settings", "/profile", "/history", "/adjudicate"):
+        page.goto(path)
+        shot(page, f"{theme}-{width}{path.replace('/', '-')}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate(POOR_CONTRAST, 7 if theme == "contrast" else 4.5) == [], path
+        assert page.evaluate(SMALL_TARGETS) == [], path
+        assert page.evaluate(UNNAMED) == [], path
+
+
+POOR_CONTRAST = """least => {
+  const rgb = s => { const m = s.match(/[\\d.]+/g).map(Number); return m.length > 3 ? m : [...m, 1]; };
+  const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const ground = el => {
+    for (; el; el = el.parentElement) {
+      const c = rgb(getComputedStyle(el).backgroundColor);
+      if (c[3] === 1) return c;
+    }
+    return [255, 255, 255, 1];
+  };
+  const bad = [];
+  for (const el of document.querySelectorAll('body *')) {
+    const own = [...el.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!own || !el.checkVisibility() || el.closest('.skip, option')) continue;
+    const a = light(rgb(getComputedStyle(el).color)), b = light(ground(el));
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    const text = el.textContent.trim().slice(0, 30);
+    if (ratio < least) bad.push(`${el.tagName}.${el.className} "${text}" ${ratio.toFixed(2)}`);
+  }
+  return bad;
+}"""
+SMALL_TARGETS = """() => [...document.querySelectorAll('button, select, textarea, nav a, label.option')]
+  .filter(el => el.checkVisibility())
+  .filter(el => el.getBoundingClientRect().height < 24 || el.getBoundingClientRect().width < 24)
+  .map(el => el.outerHTML.slice(0, 80))"""
+UNNAMED = """() => [...document.querySelectorAll('input:not([type=hidden]), select, textarea:not([hidden]), button')]
+  .filter(el => el.checkVisibility() && !el.labels?.length && !el.getAttribute('aria-label') && !el.textContent.trim())
+  .map(el => el.outerHTML.slice(0, 80))"""
+
+
+def test_what_models_write_cannot_run(page, server: Server, here: World):
+    """Scripts in prompts, answers, guidelines, names and titles are shown as text; and the CSP holds."""
+    here.configure(title="<script>hit('title')</script>", overlap=1, gold_every=0, rewrite=True)
+    attacks = [
+        "<script>hit(1)</script>",
+        "<img src=x onerror=hit(2)>",
+        "[x](javascript:hit(3))",
+        "![x](http://127.0.0.1:1/leak.png)",
+        "<svg/onload=hit(4)>",
+        "```\n</code></pre><script>hit(5)</script>\n```",
+        "</textarea><script>hit(6)</script>",
+        "<a href='data:text/html,<script>hit(7)</script>'>x</a>",
+        '"><b onmouseover=hit(8)>',
+        "{{ 7*7 }}${7*7}<%= 7*7 %>",
+    ]
+    here.store.set_guideline("\n\n".join(attacks))
+    here.add({"prompt": "\n".join(attacks), "answers": ["\n\n".join(attacks), attacks[6] + " other"]})
+    requests: list[str] = []
+    page.on("request", lambda r: requests.append(r.url))
+    page.add_init_script("window.hits = []; window.hit = n => window.hits.push(n);")
+    join(page, here, name="<script>hit('name')</script>")
+    page.keyboard.press("g")
+    page.keyboard.press("1")
+    page.keyboard.press("r")
+    assert page.evaluate("window.hits") == []
+    assert "49" not in page.locator(".prompt").inner_text()
+    assert page.locator("main script, main img, main a, main svg").count() == 0
+    blocked = page.evaluate(
+        """() => new Promise(done => {
+          document.addEventListener('securitypolicyviolation', event => done(event.effectiveDirective));
+          const s = document.createElement('script'); s.textContent = 'hit(9)'; document.body.append(s);
+        })"""
+    )
+    assert blocked.startswith("script-src") and page.evaluate("window.hits") == []
+    page.problems.clear()  # the browser's own note about that
+    assert all(url.startswith(server.url) for url in requests), requests
