@@ -140,7 +140,7 @@ def test_prompts_hold_the_question_after_the_material():
     turns = compare_answers(asked, "one", "two", rule)
     swapped = compare_answers(asked, "two", "one", rule)
     last = turns[-1].content
-    assert last.index(rule.text) < last.index("one") < last.index("two") < last.index("Which answer")
+    assert last.index(rule.text) < last.index("one") < last.index("two") < last.index("Which is better")
     assert turns[:-1] == swapped[:-1] and turns[0].role == "system"  # what is shared stands in front
     assert [m.content for m in turns if m.role == "assistant"] == ["A", "B"]  # examples favour no place
     assert "Answer: A" in compare_answers(asked, "one", "two", rule, reason=True)[-1].content

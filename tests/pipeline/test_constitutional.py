@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trimtab.cli.app import run_app
-from trimtab.errors import ConfigError, Interrupted
+from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.feedback import Queued
+from trimtab.pipeline import labelling
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
@@ -154,6 +156,19 @@ def test_hybrid_labels_wait_for_people_and_go_on(tmp_path: Path):
 def test_sections_that_need_each_other(tmp_path: Path, sections: dict, said: str):
     with pytest.raises(ConfigError, match=said):
         load_recipe(recipe_in(tmp_path, **sections))
+
+
+def test_a_judge_that_sees_ties_only_is_named_as_the_reason(whole: Path, monkeypatch):
+    context = SimpleNamespace(config=load_recipe(whole), folder=lambda name: stage(whole, name), seed=lambda name: 0)
+    tied = [
+        j.model_copy(update={"ranks": (0, 0), "probability": None})
+        for j in read_records(stage(whole, "label") / "judgements.jsonl", Judgement)
+    ]
+    monkeypatch.setattr(
+        labelling, "read_records", lambda path, kind: tied if kind is Judgement else read_records(path, kind)
+    )
+    with pytest.raises(DataError, match=r"10 items make no preference \(all answers tied: 10\).*stronger one"):
+        labelling.run_preferences(context)  # type: ignore[arg-type]
 
 
 # The command line ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _RULES = (
 _COMPARE = f"You compare two answers to the same request and reply with one letter, A or B. {_RULES}"
 _THINK = f"You compare two answers to the same request. {_RULES}"
 _RATE = f"You rate one answer to a request. {_RULES}"
-_LETTER = "Which answer follows the principle better, A or B?"
+_LETTER = "Which is better, A or B?"
 _REASON = (
     "Which answer follows the principle better? Think in a few sentences about both answers, then end with a line "
     "of its own: 'Answer: A' or 'Answer: B'."

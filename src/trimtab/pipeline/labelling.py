@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab.errors import Interrupted
+from trimtab.errors import DataError, Interrupted
 from trimtab.feedback import aggregate, agreement_report, settled, simulate
 from trimtab.files import write_json
 from trimtab.models import Backbone
@@ -175,6 +175,13 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
     result = aggregate(items, settled(judgements), config=context.config.label.aggregate)
+    if not result.preferences:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in result.dropped.items())
+        raise DataError(
+            f"the judgements of {len(items)} items make no preference ({reasons}); there is nothing to learn from. A "
+            "judge whose two orders contradict each other sees ties only: name a stronger one in label.judges, or set "
+            "sample.answers to 2, where its probabilities still count"
+        )
     write_records(folder / "preferences.jsonl", result.preferences)
     estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
