@@ -6,7 +6,7 @@ Everything stays on 127.0.0.1 and is bounded by ``--seconds``, ``--kills`` and t
 people are simulated: each signs in, then judges and asks for the next item in one request, with a pause
 drawn from an exponential distribution in between. After each run the database is checked: no item has
 more judgements than its overlap, nobody judged an item twice, and every judgement the server
-acknowledged is there.
+acknowledged is there, as it was sent.
 """
 
 import argparse
@@ -149,7 +149,8 @@ class Worker:
         self.url, self.name, self.pause, self.until = url, name, pause, until
         self.random = random.Random(name)
         self.times: list[float] = []
-        self.acknowledged: list[str] = []
+        self.acknowledged: dict[str, Any] = {}
+        self.twice = 0
         self.retries = 0
         self.late = 0
 
@@ -169,7 +170,8 @@ class Worker:
                 }
                 reply = await self._retry(lambda form=form: self._submit(form))
                 if reply["stored"] == "stored":
-                    self.acknowledged.append(form["item"])
+                    self.twice += form["item"] in self.acknowledged
+                    self.acknowledged[form["item"]] = [form["key"], form["answers"][0]["ranks"]]
                 else:
                     self.late += 1
 
@@ -208,10 +210,10 @@ class Worker:
 class Invited(Worker):
     """A worker whose session was made beforehand, as sign-ins from one address are limited."""
 
-    session = ""
+    session = ("", "")
 
     async def _sign_in(self) -> None:
-        self.client.cookies.set("trimtab_session", self.session)
+        self.client.cookies.set(*self.session)
 
 
 def workers(project: Project, server: Server, people: int, pause: float, seconds: float) -> list[Worker]:
@@ -219,7 +221,8 @@ def workers(project: Project, server: Server, people: int, pause: float, seconds
     made: list[Worker] = []
     for n in range(people):
         worker = Invited(server.url, f"new {n}", pause, until)
-        worker.session = project.people.sign_in(worker.name, PASSWORD)
+        secret = project.people.sign_in(worker.name, PASSWORD)
+        worker.session = (f"trimtab_{project.store.project_id}", secret)
         made.append(worker)
     return made
 
@@ -230,17 +233,17 @@ def check(folder: Path, done: list[Worker]) -> dict[str, Any]:
     one = lambda query: c.execute(query).fetchone()[0]  # noqa: E731
     counts = "(SELECT item_id, sum(verdict = 'judged') AS n FROM judgements GROUP BY item_id)"
     stored = {
-        (name, uid)
-        for name, uid in c.execute(
-            "SELECT p.name, i.uid FROM judgements j JOIN people p ON p.id = j.person_id "
-            "JOIN items i ON i.id = j.item_id"
+        (name, uid): [key, json.loads(body)["answers"][0]["ranks"]]
+        for name, uid, key, body in c.execute(
+            "SELECT p.name, i.uid, e.key, e.body FROM judgements j JOIN people p ON p.id = j.person_id "
+            "JOIN items i ON i.id = j.item_id JOIN events e ON e.seq = j.seq"
         )
     }
-    said = [(w.name, uid) for w in done for uid in w.acknowledged]
+    said = {(w.name, uid): content for w in done for uid, content in w.acknowledged.items()}
     result = {
         "acknowledged": len(said),
-        "missing": sum(pair not in stored for pair in said),
-        "twice": len(said) - len(set(said)),
+        "missing": sum(stored.get(pair) != content for pair, content in said.items()),
+        "twice": sum(w.twice for w in done),
         "over_overlap": one(f"SELECT count(*) FROM {counts} JOIN items i ON i.id = item_id WHERE n > i.overlap"),
         "wrong_counters": one(f"SELECT count(*) FROM {counts} JOIN items i ON i.id = item_id WHERE n <> i.done"),
         "late": sum(w.late for w in done),

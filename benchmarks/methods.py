@@ -34,7 +34,7 @@ OFFLINE = {
 }  # fmt: skip
 
 
-def sections(steps: int) -> dict[str, dict[str, Any]]:
+def sections(steps: int, epochs: float) -> dict[str, dict[str, Any]]:
     """The ``align`` section of every method."""
     online = {"adapter": ADAPTER, "steps": steps, "sampler": SAMPLER, "policy": STEADY}
     critic = {"critic": {"lr": 1e-3, "schedule": "constant", "warmup": 0.0}, "lam": 1.0, "epochs": 1, "minibatches": 2}
@@ -45,7 +45,7 @@ def sections(steps: int) -> dict[str, dict[str, Any]]:
     }
     for name, more in GROUPED.items():
         found[name] = online | {"method": name, "prompts": 8, "group": 4} | more
-    base = {"adapter": ADAPTER, "optimizer": {"lr": 5e-4}, "epochs": 1, "batch": 8, "holdout": 0.1}
+    base = {"adapter": ADAPTER, "optimizer": {"lr": 5e-4}, "epochs": epochs, "batch": 8, "holdout": 0.1}
     for name, more in OFFLINE.items():
         found[name] = base | {"method": name.split(",")[0]} | more
     return found
@@ -57,7 +57,8 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a finished run of the quickstart")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"))
     parser.add_argument("--steps", type=int, default=6, help="rollout batches of the online methods")
-    parser.add_argument("--only", default="", help="comma-separated names; all by default")
+    parser.add_argument("--epochs", type=float, default=1.0, help="passes of the offline methods over the preferences")
+    parser.add_argument("--only", nargs="*", default=[], help="names; all by default")
     parser.add_argument("--json", type=Path, default=Path("runs/methods.json"))
     options = parser.parse_args()
     if not (options.run / "stages" / "reward").exists():
@@ -68,8 +69,8 @@ def main() -> int:
     shutil.copytree(options.run, work, ignore=shutil.ignore_patterns("align", "evaluate", "report*"))
     values = yaml.safe_load(options.recipe.read_text()) | {"name": work.name}
     rows: list[dict[str, Any]] = []
-    for name, section in sections(options.steps).items():
-        if options.only and name not in options.only.split(","):
+    for name, section in sections(options.steps, options.epochs).items():
+        if options.only and name not in options.only:
             continue
         recipe = options.recipe.with_name(f".{work.name}.yaml")
         recipe.write_text(yaml.safe_dump(values | {"align": section, "evaluate": None}))
@@ -80,7 +81,7 @@ def main() -> int:
             recipe.unlink()
         rows.append({"method": name, "seconds": time.perf_counter() - start} | measured(work / "stages" / "align"))
         print(json.dumps(rows[-1]), flush=True)
-        write_json(options.json, {"machine": machine(), "steps": options.steps, "rows": rows})
+        write_json(options.json, {"machine": machine(), "steps": options.steps, "epochs": options.epochs, "rows": rows})
     return 0
 
 

@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.feedback import Estimate, SimulationConfig, agreement_report, krippendorff_alpha, simulate, wilson_interval
+from trimtab.feedback import (
+    Estimate,
+    SimulationConfig,
+    agreement_report,
+    krippendorff_alpha,
+    nominal_report,
+    simulate,
+    wilson_interval,
+)
 from trimtab.records import Comparison, Judgement, Prompt
 
 ITEMS = [Comparison.of(Prompt.from_text(f"q{i}"), ["short", "a longer one"]) for i in range(40)]
@@ -167,3 +175,14 @@ def test_leave_one_out_is_near_the_share_of_right_votes_under_a_large_crowd():
     found = agreement_report(items, simulate(items, lambda p, c: float(c.text), config), resamples=200)["leave_one_out"]
     assert isinstance(found, Estimate)
     assert found.low <= 0.8808 <= found.high
+
+
+def test_nominal_agreement_of_krippendorffs_example():
+    """Krippendorff 2011, section C: four observers, twelve units, nominal, alpha = 0.743."""
+    rows = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 .")
+    columns = list(zip(*(row.split() for row in rows), strict=True))
+    units = [(str(n), {str(i): v for i, v in enumerate(c) if v != "."}) for n, c in enumerate(columns)]
+    found = nominal_report(units)
+    assert found["krippendorff_alpha"].value == pytest.approx(0.743, abs=5e-4)
+    assert found["gwet_ac1"].value == pytest.approx(0.775, abs=5e-4)  # irrCAC's cac.raw4raters
+    assert nominal_report([("p", {"a": 1})])["raw_agreement"].reason == "no item was judged by two annotators"

@@ -132,4 +132,4 @@ def test_a_report_of_one_annotator_by_hand():
     a, b = annotator_reports(items, judgements, fast_seconds=3)
     assert (a.annotator, a.judgements, a.agreement.value, a.first_shown_wins.value) == ("a", 4, 0.75, 1.0)
     assert (a.longest_wins.value, b.longest_wins.value) == (0.0, 0.25)
-    assert (a.seconds, a.fast, b.fast) == (1.0, 1.0, 0.0)
+    assert (a.seconds.value, a.fast.value, b.fast.value) == (1.0, 1.0, 0.0)

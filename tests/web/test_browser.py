@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from trimtab.storage.form import Form
+
 from .kit import World
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -212,6 +214,81 @@ def test_a_pending_answer_is_sent_by_the_next_page(page, server: Server, here: W
     page.goto("/work")  # as after closing the browser
     expect(page.locator("#count")).to_have_text("1")
     assert len(here.store.submissions()) == 1
+
+
+SWALLOWED = """() => {
+  const event = new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true, cancelable: true });
+  document.activeElement.dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
+
+def test_without_storage_in_the_browser(page, server: Server, here: World):
+    """Private windows and full disks: what is on the page is sent all the same, also after a break."""
+    here.configure(overlap=1, gold_every=0)
+    here.pairs(2)
+    join(page, here)
+    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('forbidden'); } });")
+    page.goto("/work")
+    assert page.evaluate("() => { try { return !localStorage; } catch { return true; } }")
+    server.stop()
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("No connection")
+    page.keyboard.press("7")
+    page.keyboard.press("Enter")  # somebody impatient: the form that waits is sent again, and no other
+    server.start()
+    expect(page.locator("#count")).to_have_text("1", timeout=30_000)
+    [(_, said)] = here.store.submissions()
+    assert said.answers[0].ranks == (0, 1)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("2")
+
+
+def test_drafts_belong_to_their_items_and_ones_own_words_stay(page, server: Server, here: World):
+    here.configure(overlap=1, gold_every=0, rewrite=True)
+    here.pairs(3)
+    join(page, here)
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("1")
+    page.keyboard.press("c")
+    page.keyboard.type("half a thought")
+    page.goto("/history")
+    page.locator("tbody a").first.click()
+    page.keyboard.press("7")
+    page.keyboard.press("Enter")  # another item is changed in between
+    expect(page.locator("#status")).to_have_text(re.compile("Saved|draft"))
+    expect(page.locator("textarea[name=comment]")).to_have_value("half a thought")
+    page.keyboard.press("1")
+    page.keyboard.press("r")
+    editor = page.locator("textarea[name=rewrite]")
+    page.locator("[data-act=rewrite-from]").nth(1).click()  # untouched: the other answer takes its place
+    before = editor.input_value()
+    page.keyboard.type("Mine. ")
+    page.locator("[data-act=rewrite-from]").nth(0).click()
+    expect(page.locator("#status")).to_contain_text("is kept")
+    assert sorted(editor.input_value()) == sorted(before + "Mine. ")
+
+
+def test_arrows_scroll_and_an_adjudicator_has_the_keys_that_apply(page, server: Server, here: World):
+    here.configure(overlap=2, gold_every=0)
+    [uid, *_] = here.pairs(2)
+    me = here.join("me").id
+    here.store.next(me)
+    here.store.submit(me, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
+    join(page, here, "adjudicator", "Alex")
+    assert page.locator(".answer[tabindex='0']").count() == 2
+    page.keyboard.press("1")
+    assert not page.evaluate(SWALLOWED)  # one row: arrows scroll the page
+    page.goto(f"/adjudicate/item?id={uid}")
+    assert page.evaluate(SWALLOWED)  # the answer and the cause: arrows go from row to row
+    page.locator("input[type=radio]").first.focus()
+    assert not page.evaluate(SWALLOWED)  # among radio buttons they choose
+    for letter in "fsn":
+        page.keyboard.press(letter)
+    expect(page.locator("#status")).to_have_text("")
 
 
 def test_ranking_by_dragging_and_by_keys(page, server: Server, here: World):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
 from trimtab.web.dashboard import dashboard
 
@@ -23,15 +24,15 @@ def test_figures_and_groups(world: World):
     found = dashboard(world.store, world.people, {})
     assert (found.progress.complete, found.progress.done, found.progress.needed) == (4, 12, 12)
     assert found.progress.disputed == 1
-    assert found.per_day[-1][1] == 12 and found.days_left == 0 and found.seconds == 8.0
+    assert found.per_day[-1][1] == 12 and found.days_left == 0 and found.seconds.value == 8.0
     # cem stands alone on one of the four items: 1 of 3 pairs of people agree there, 3 of 3 on the others
-    assert found.agreement["raw_agreement"].value == pytest.approx(10 / 12)
+    assert found.agreement["compare"]["raw_agreement"].value == pytest.approx(10 / 12)
     groups = {c.name: (c.annotators, c.judged, c.agreement.value) for c in found.cohorts}
     assert groups["language=de, mostly"] == (3, 12, pytest.approx(10 / 12))
     assert groups["region=north"] == (2, 8, 1.0)
     assert len(groups) == 2 and found.too_small == 1  # one person from the south is not shown as a group
-    reports = {w.name: w.report for w in found.workers}
-    assert [reports[n].fast for n in ("ann", "ben", "cem")] == [1.0, 0.0, 0.0]  # pyright: ignore
+    fast = {w.name: w.fast.value for w in found.workers}
+    assert [fast[n] for n in ("ann", "ben", "cem")] == [1.0, 0.0, 0.0]
 
 
 def test_figures_follow_the_work(here: World, visit):
@@ -39,10 +40,36 @@ def test_figures_follow_the_work(here: World, visit):
     here.configure(overlap=2, gold_every=0)
     here.pairs(1)
     owner, cache = visit("owner"), {}
-    assert dashboard(here.store, here.people, cache).agreement["raw_agreement"].value is None
+    assert dashboard(here.store, here.people, cache).agreement["compare"]["raw_agreement"].value is None
     for name in ("ann", "ben"):
         me = here.join(name).id
         here.store.submit(me, judge(here.store.next(me), name))
     cache.update({name: (0.0, value) for name, (_, value) in cache.items()})  # the rest after counting is over
-    assert dashboard(here.store, here.people, cache).agreement["raw_agreement"].value == 1.0
+    assert dashboard(here.store, here.people, cache).agreement["compare"]["raw_agreement"].value == 1.0
     assert owner.get("/manage").status_code == 200
+
+
+def test_thumbs_and_steps_are_measured_and_only_judgements_make_the_pace(here: World):
+    """Counted by hand. Thumbs: three pairs of people, one agrees. Steps: one pair, which agrees."""
+    here.configure(overlap=3, gold_every=0, fast_seconds=3.0)
+    [thumb, steps, other] = here.add(
+        {"prompt": "q1", "answers": ["a"], "kind": "thumbs"},
+        {"prompt": "q2", "kind": "steps", "steps": ["s1", "s2"], "overlap": 2},
+        {"prompt": "q3", "answers": ["a"], "kind": "thumbs", "overlap": 2},
+    )
+    for name, said in (("ann", True), ("ben", True), ("cem", False)):
+        me = here.join(name).id
+        item = here.store.next(me)
+        while isinstance(item, Assignment):
+            uid = item.task.id
+            answer = {thumb: {"good": said}, steps: {"first_wrong": 1}, other: {"verdict": "skip"}}[uid]
+            form = {"item": uid, "key": f"{name}-{uid}", "seconds": 2 if name == "ann" else 9, **answer}
+            here.clock.now += 10
+            _, item = here.store.submit(me, Form.model_validate(form))
+    found = dashboard(here.store, here.people, {})
+    assert found.per_day[-1][1] == 5  # three skips are no judgements
+    assert found.agreement["thumbs"]["raw_agreement"].value == pytest.approx(1 / 3)
+    assert found.agreement["steps"]["raw_agreement"].value == 1.0
+    assert found.agreement["steps"]["krippendorff_alpha"].reason  # one value throughout: undefined
+    fast = {w.name: (w.fast.value, w.judged) for w in found.workers}
+    assert fast == {"ann": (1.0, 2), "ben": (0.0, 2), "cem": (0.0, 1)}

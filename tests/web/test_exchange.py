@@ -1,13 +1,16 @@
 """Projects out and in, the API, the commands, the catalogue, the webhook."""
 
 import hashlib
+import html
 import http.server
 import json
 import re
+import socket
 import string
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +18,16 @@ import pytest
 from trimtab.cli.app import run_app
 from trimtab.errors import ConflictError, DataError
 from trimtab.records import Preference, load
+from trimtab.records.annotation import Submission
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
+from trimtab.storage.people import People
+from trimtab.storage.snapshot import load_snapshot, take_snapshot
 from trimtab.web import strings
 from trimtab.web.exchange import FORMATS, _files, export_folder, import_folder
 from trimtab.web.webhook import Webhook
 
-from .kit import World, judge
+from .kit import PASSWORD, World, judge
 
 WEB = Path(strings.__file__).parent
 
@@ -84,12 +90,81 @@ def test_the_import_of_an_export_is_identical(full: World, tmp_path: Path):
         made.database.close()
 
 
+def test_a_tighter_limit_does_not_keep_an_export_out(world: World, tmp_path: Path):
+    """What is in a project stays in it when the owner allows less; and an import that fails leaves nothing behind."""
+    world.add({"prompt": "q", "answers": list("abcdef")}, {"prompt": "\ud7ff", "answers": ["a", "b"]})
+    world.configure(max_answers=4, overlap=3)
+    export_folder(world.store, "trimtab", tmp_path / "out")
+    again = World(Database(f"sqlite:///{tmp_path}/again.db"))
+    broken = take_snapshot(world.store)
+    stranger = Submission(id="s", task="unknown", annotator="a", verdict="skip")
+    with pytest.raises(KeyError):
+        load_snapshot(again.store, replace(broken, submissions=(stranger,)))
+    assert again.store.config().overlap == 2 and again.store.tasks() == []
+    assert import_folder(again.store, tmp_path / "out") == {"tasks": 2, "submissions": 0}
+    assert again.store.progress().needed == 6
+    again.configure(max_answers=4, overlap=4)
+    assert again.store.progress().needed == 8  # the items took the project's overlap there, and do so here
+    again.database.close()
+
+
+def test_items_of_any_name_are_settled_and_retired(here: World, visit):
+    names = ["a/b", "../x", "..", "submit", "?q=1&é#"]
+    rows = [{"prompt": f"q {n}", "answers": ["a", "b"], "id": n} for n in names]
+    here.configure(overlap=2, gold_every=0)
+    here.add(*rows)
+    me = here.join("me").id
+    item = here.store.next(me)
+    while not isinstance(item, str):
+        form = {"item": item.task.id, "key": f"test {item.task.id:>9}", "verdict": "flag", "reason": "broken"}
+        _, item = here.store.submit(me, Form.model_validate(form))
+    boss = visit("adjudicator")
+    links = re.findall(r'href="(/adjudicate/item[^"]+)"', boss.get("/adjudicate").text)
+    assert len(links) == 5
+    for link, name in zip(links, names, strict=True):
+        page = boss.get(link.replace("&amp;", "&"))
+        assert page.status_code == 200 and f"q {name}" in html.unescape(page.text)
+        assert 'data-act="send-flag"' not in page.text and "<kbd>S</kbd>" not in page.text
+        assert boss.fill("/adjudicate/retire", item=name).status_code == 200
+    assert len(take_snapshot(here.store).retired) == 5
+
+
+def test_forms_have_the_projects_criteria_after_a_restart(here: World):
+    here.configure(criteria=({"name": "clear", "kind": "scale"},), gold_every=0)
+    here.pairs(2)
+    me = here.join("me").id
+    form = {"key": "test-key-1", "answers": [{"criterion": "clear", "scores": [1, 5]}]}
+    receipt, _ = here.store.submit(me, Form.model_validate({"item": here.store.next(me).task.id, **form}))  # pyright: ignore
+    again = World(Database(here.database.url))
+    from .kit import Browser
+
+    with Browser(again.app()) as browser:  # signed in before; this is the first thing the new process is asked
+        browser.cookies.set(browser.app.state.cookie, here.people.sign_in("me", PASSWORD))  # pyright: ignore
+        page = browser.get(f"/work?change={receipt.version}")
+    again.database.close()
+    assert 'data-criterion="clear"' in page.text and 'data-criterion="overall"' not in page.text
+
+
+def test_older_guidelines_can_be_read(here: World, visit):
+    for body in ("first rule", "second rule"):
+        here.store.set_guideline(body)
+    client = visit("annotator")
+    assert "second rule" in client.get("/guidelines").text
+    assert "first rule" in client.get("/guidelines?version=1").text
+    assert client.get("/guidelines?version=9").status_code == 200
+
+
 def test_manifests_account_for_everything(full: World):
     manifest = json.loads(_files(full.store, "trl")["manifest.json"])
     assert manifest["submissions"] == sum(manifest["verdicts"].values())
     assert manifest["dropped"]["taken back by the annotator"] == 2
     assert manifest["dropped"]["check item"] >= 1
     assert manifest["groups_hidden"] > 0  # the island of one
+    before = json.loads(_files(full.store, "csv")["manifest.json"])["dropped"]
+    [first, *_] = full.store.tasks()
+    full.store.retire(first[1].id, person=1)
+    after = json.loads(_files(full.store, "csv")["manifest.json"])["dropped"]
+    assert set(after) - set(before) == {"item retired"} and after["item retired"] == 3  # two people and the adjudicator
     text = _files(full.store, "trimtab")["submissions.jsonl"].decode()
     assert "island" not in text and "region=north" not in text  # one person each
     assert all(name not in text for name in ("boss", '"one"', '"two"'))
@@ -205,8 +280,47 @@ def test_commands(tmp_path: Path, capsys, monkeypatch):
     assert "name the folder of an annotation project" in capsys.readouterr().err
     assert run_app(["data", "export", "p", "out"]) == 3
     assert run_app(["data", "export", "p", "o", "--format", "xml"]) == 2
+    assert run_app(["annotate", "p", "--webhook", "http://127.0.0.1:9/x", "--port", "0"]) == 2  # no secret to sign with
+    assert "TRIMTAB_WEBHOOK_SECRET" in capsys.readouterr().err
+    database = Database("sqlite:///p/labels.db")
+    world = World(database)
+    world.join("olga", "owner")
+    assert run_app(["annotate", "p", "--no-serve", "--owner-link"]) == 0
+    [token] = re.findall(r"http://127.0.0.1:8765/join/(\S+)", capsys.readouterr().out)
+    assert People(database).invitation(token).role == "owner"
+    database.close()
     for url in ("labels.example.org", "https://example.org/labels"):
         assert run_app(["annotate", "p", "--public-url", url]) == 2
+
+
+def test_the_webhook_survives_nonsense_and_hears_of_each_judgement_once(here: World):
+    got = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(4):  # three tries of the first message, one of the second
+                connection, _ = server.accept()
+                with connection:
+                    got.append(connection.recv(65536).rpartition(b"\r\n\r\n")[2])
+                    connection.sendall(b"nonsense\r\n\r\n" if len(got) < 4 else b"HTTP/1.1 200 OK\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        hook = Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/", "secret")
+        here.pairs(2)
+        me = here.join("me").id
+        item = here.store.next(me)
+        from .kit import Browser
+
+        with Browser(here.app(notify=hook.send)) as browser:
+            browser.sign_in("me")
+            for key in ("1", "1", "2"):  # the second time, as after a lost answer
+                item = here.store.next(me) if key == "2" else item
+                assert browser.submit("/work/submit", judge(item, key).model_dump(mode="json")).status_code == 200
+        thread.join(10)
+        hook.close()
+    assert hook.dropped == 1
+    assert len(got) == 4 and len(set(got)) == 2
 
 
 def test_the_webhook_tells_ids_and_follows_nothing(monkeypatch):

@@ -14,6 +14,7 @@ from trimtab.records.types import Prompt
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.storage.project import ProjectConfig
 from trimtab.storage.snapshot import take_snapshot
 
 from .kit import World, judge
@@ -472,3 +473,175 @@ def test_right_answers_must_fit_their_task():
         Task.of(prompt, ["ab"], kind="steps", steps=("a", "b"), check=Check(role="gold", first_wrong=2))
     with pytest.raises(ValueError, match="needs good"):
         Task.of(prompt, ["a"], kind="thumbs", check=Check(role="gold"))
+
+
+def test_an_undo_after_the_item_was_retired_stops_nobody(world: World):
+    world.configure(overlap=1, gold_every=0, lease_minutes=10)
+    [uid, *_] = world.pairs(3)
+    one, two, boss = world.join("1").id, world.join("2").id, world.join("3", "adjudicator").id
+    world.store.next(one)
+    receipt, _ = world.store.submit(one, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
+    world.store.retire(uid, person=boss)
+    world.store.undo(one, receipt.version)
+    world.clock.now += 601
+    assert isinstance(world.store.next(two), Assignment)  # sweeps the leases that ran out
+    assert world.store.progress().flagged == 0
+
+
+def test_who_settles_an_item_they_held_gets_the_next_one(world: World):
+    world.configure(overlap=2, gold_every=0)
+    [uid, other] = world.pairs(2)
+    one, boss = world.join("1").id, world.join("2", "adjudicator").id
+    world.store.next(one)
+    world.store.submit(one, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
+    assert world.store.next(boss).task.id == other  # pyright: ignore
+    _, item = world.store.submit(boss, judge(world.store.next(boss), "2"))
+    assert item.task.id == uid  # pyright: ignore
+    settled = judge(world.store.dispute(uid, boss)[0], "3")
+    world.store.adjudicate(boss, settled)
+    assert world.store.next(boss) == "empty"
+    found = world.store.progress()
+    assert (found.complete, found.flagged, found.done, found.needed) == (1, 0, 1, 2)  # nobody else is asked about it
+
+
+def test_flags_are_counted_since_the_adjudicators_word(world: World):
+    world.configure(overlap=2, gold_every=0)
+    [uid] = world.pairs(1)
+    one, boss = world.join("1").id, world.join("2", "adjudicator").id
+    world.store.next(one)
+    receipt, _ = world.store.submit(one, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
+    world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "2"))
+    world.store.undo(one, receipt.version)
+    with world.database.read() as c:
+        assert c.execute(text("SELECT flags FROM items")).scalar() == 0
+
+
+def test_a_lower_overlap_shows_the_disputes_it_makes(world: World):
+    world.configure(overlap=3, gold_every=0)
+    world.pairs(1)
+    for name, best in (("1", 0), ("2", 1)):
+        me = world.join(name).id
+        world.store.submit(me, judge(world.store.next(me), name, best=best))
+    assert (world.store.progress().complete, world.store.progress().disputed) == (0, 0)
+    world.configure(overlap=2, gold_every=0)
+    assert (world.store.progress().complete, world.store.progress().disputed) == (1, 1)
+    world.configure(overlap=3, gold_every=0)
+    assert (world.store.progress().complete, world.store.progress().disputed) == (0, 0)
+
+
+def test_an_items_own_overlap_stays_and_positions_do_not_grow(world: World):
+    world.configure(overlap=1, gold_every=0)
+    world.pairs(2)
+    [own] = world.add({"prompt": "own", "answers": ["a", "b"], "overlap": 1})
+    me = world.join("me").id
+    item, turn = world.store.next(me), 0
+    while isinstance(item, Assignment):
+        turn += 1
+        _, item = world.store.submit(me, judge(item, str(turn)))
+    for overlap in (2, 3, 4, 5):
+        world.configure(overlap=overlap, gold_every=0)
+    with world.database.read() as c:
+        found = c.execute(text("SELECT uid, overlap, position FROM items")).all()
+    assert {row.overlap for row in found if row.uid != own} == {5}
+    assert [row.overlap for row in found if row.uid == own] == [1]
+    assert max(row.position for row in found) == 5  # 3, and the two that were opened again once
+
+
+def test_more_people_for_some_items(world: World):
+    """Routing between judge and people asks a second person where the first two words contradict each other."""
+    world.configure(overlap=1, gold_every=0)
+    [uid, rest, *_] = world.pairs(3)
+    one, two = world.join("1").id, world.join("2").id
+    item, turn = world.store.next(one), 0
+    while isinstance(item, Assignment):
+        turn += 1
+        _, item = world.store.submit(one, judge(item, str(turn)))
+    assert world.store.next(two) == "empty"
+    assert world.store.raise_overlap([uid, "unknown"], 2) == 1
+    assert world.store.raise_overlap([uid], 2) == 0
+    assert world.store.standing([uid]) == (1, 2) and world.store.standing([rest]) == (1, 1)
+    item = world.store.next(two)
+    assert isinstance(item, Assignment) and item.task.id == uid
+    assert world.store.submit(two, judge(item, "two", best=1))[1] == "empty"
+    assert world.store.progress().disputed == 1
+    world.configure(overlap=3, gold_every=0)
+    assert world.store.standing([uid]) == (2, 2)  # it has an overlap of its own now
+
+
+def test_what_everybody_passes_on_goes_to_an_adjudicator(world: World):
+    world.configure(overlap=1, gold_every=0)
+    [uid, other] = world.pairs(2)
+    boss = world.join("boss", "adjudicator").id
+    for name in ("1", "2"):
+        me = world.join(name).id
+        assert world.store.next(me).task.id == uid  # pyright: ignore
+        assert world.store.exhausted() == []
+        world.store.submit(me, Form(item=uid, key=f"test-key-{name}", verdict="skip"))
+    [(task, said)] = world.store.exhausted()
+    assert (task.id, [s.verdict for s in said]) == (uid, ["skip", "skip"])
+    world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "3"))
+    assert world.store.exhausted() == []
+    assert world.store.standing([uid]) == (0, 0) and world.store.standing([other]) == (0, 1)
+
+
+def test_the_paused_and_the_unqualified_write_nothing(world: World):
+    world.pairs(3)
+    me = world.join("me").id
+    form = judge(world.store.next(me), "1")
+    receipt, item = world.store.submit(me, form)
+    for change, said in (({"state": "paused"}, "paused"), ({"state": "active", "qualified": False}, "not qualified")):
+        world.people.change(me, by=me, **change)
+        with pytest.raises(ConflictError, match=said):
+            world.store.submit(me, judge(item, "2"))
+        with pytest.raises(ConflictError, match=said):
+            world.store.undo(me, receipt.version)
+        assert world.store.submit(me, form)[0] == receipt  # what was stored is acknowledged again
+
+
+def test_skipped_attention_items_are_missed_ones(world: World):
+    world.configure(overlap=1, gold_every=1, attention_misses=2)
+    check = {"role": "attention", "ranks": [0, 1]}
+    world.add(*({"prompt": f"t{i}", "answers": ["good", "bad"], "check": check} for i in range(3)))
+    me = world.join("me").id
+    item = world.store.next(me)
+    for turn, verdict in enumerate(("flag", "skip", "unsure")):
+        assert isinstance(item, Assignment)
+        form = {"item": item.task.id, "key": f"test-key-{turn}", "verdict": verdict, "reason": "broken"}
+        _, item = world.store.submit(me, Form.model_validate(form))
+    assert item == "paused"
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for wrong in ({"min_cell": 1}, {"flag_reasons": ()}, {"flag_reasons": ("",)}, {"flag_reasons": ("x" * 201,)}):
+        with pytest.raises(ValueError):
+            ProjectConfig(**wrong)
+
+
+def test_a_group_cannot_pass_for_another(here: World):
+    me = here.join("me").id
+    with pytest.raises(DataError, match="contains '='"):
+        here.people.profile(me, language="en", cohort={"region": "north, language=de"})
+    here.people.profile(me, language="en", cohort={"region": "north"})
+    here.people.withdraw(1, by=me)
+    with here.database.read() as c:
+        kinds = c.execute(text("SELECT kind, body FROM events ORDER BY seq DESC LIMIT 2")).all()
+    assert [row.kind for row in kinds] == ["withdrawn", "profile"] and "north" not in kinds[1].body
+
+
+def test_a_database_of_the_first_schema_is_migrated(here: World):
+    here.configure(overlap=2, gold_every=0)
+    here.pairs(1)
+    here.add({"prompt": "own", "answers": ["a", "b"], "overlap": 2})
+    with here.database.write() as c:
+        for statement in (
+            "ALTER TABLE items DROP COLUMN inherits",
+            "ALTER TABLE tokens ADD COLUMN used_at FLOAT",
+            "UPDATE alembic_version SET version_num = '0001'",
+        ):
+            c.execute(text(statement))
+    again = World(Database(here.database.url))
+    again.configure(overlap=3, gold_every=0)
+    with again.database.read() as c:
+        assert [row.overlap for row in c.execute(text("SELECT overlap FROM items ORDER BY id"))] == [3, 2]
+    again.database.close()
+    assert (here.database_folder() / "labels.db.before-0002").is_file()

@@ -23,11 +23,12 @@ def agreement(
     """Agreement and bias statistics with intervals, for all and for each annotator."""
     from json import dumps
 
-    from trimtab.feedback import agreement_report, annotator_reports
+    from trimtab.feedback import agreement_report, annotator_reports, nominal_report
 
-    items, judgements, first, limit = _read(source, database)
+    items, judgements, first, limit, units = _read(source, database)
     criterion, limit = criterion or first, fast if fast is not None else limit
     report = agreement_report(items, judgements, criterion=criterion)
+    nominal = {kind: nominal_report(found) for kind, found in units.items() if found}
     workers = annotator_reports(items, judgements, criterion=criterion, fast_seconds=limit)
     simulated = sum(j.source == "simulated" for j in judgements)
     if json:
@@ -36,6 +37,7 @@ def agreement(
             "judgements": len(judgements),
             "simulated": simulated,
             "agreement": {name: e.model_dump(exclude={"name"}) for name, e in report.items()},
+            **{kind: {n: e.model_dump(exclude={"name"}) for n, e in them.items()} for kind, them in nominal.items()},
             "annotators": [w.model_dump() for w in workers],
         }
         typer.echo(dumps(plain, indent=2))
@@ -49,6 +51,9 @@ def agreement(
     table = Table("statistic", "value", "95 % interval", "n", title=f"criterion {criterion!r}", title_justify="left")
     for name, e in report.items():
         table.add_row(name, _number(e.value), _interval(e), str(e.n))
+    for kind, them in nominal.items():
+        for name, e in them.items():
+            table.add_row(f"{kind}: {name}", _number(e.value), _interval(e), str(e.n))
     console.print(table)
     table = Table(
         "annotator", "judged", "agrees with others", "first shown wins", "longest wins", "seconds", "too fast"
@@ -57,7 +62,12 @@ def agreement(
         shares = [
             f"{_number(e.value)} {_interval(e)}".strip() for e in (w.agreement, w.first_shown_wins, w.longest_wins)
         ]
-        table.add_row(w.annotator, str(w.judgements), *shares, _number(w.seconds), _number(w.fast))
+        table.add_row(
+            w.annotator,
+            str(w.judgements),
+            *shares,
+            *(f"{_number(e.value)} {_interval(e)}".strip() for e in (w.seconds, w.fast)),
+        )
     console.print(table)
 
 
@@ -73,7 +83,9 @@ def _read(source: Path, database: str | None):
             read_records(judged, Judgement),
             "overall",
             FAST_SECONDS,
+            {},
         )
+    from trimtab.records.annotation import nominal_units
     from trimtab.storage.snapshot import take_snapshot
     from trimtab.web.exchange import comparisons_and_judgements
     from trimtab.web.server import open_project
@@ -84,7 +96,9 @@ def _read(source: Path, database: str | None):
     finally:
         project.close()
     items, judgements = comparisons_and_judgements(snapshot)
-    return items, judgements, snapshot.config.criteria[0].name, snapshot.config.fast_seconds
+    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
+    units = {kind: nominal_units(kind, tasks, snapshot.submissions) for kind in ("thumbs", "steps")}
+    return items, judgements, snapshot.config.criteria[0].name, snapshot.config.fast_seconds, units
 
 
 def _number(value: float | None) -> str:

@@ -25,16 +25,23 @@ def annotate(
         str | None,
         typer.Option("--public-url", help="How people reach it, behind a proxy: https://labels.example.org."),
     ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option("--proxy", metavar="ADDRESS", help="Of the proxy in front: believe its X-Forwarded-For."),
+    ] = None,
     webhook: Annotated[
         str | None,
         typer.Option("--webhook", metavar="URL", help="Tell this URL about each judgement. Default: nobody."),
     ] = None,
+    owner_link: Annotated[
+        bool, typer.Option("--owner-link", help="Print a link that makes an owner, for when the password is lost.")
+    ] = False,
     database: DatabaseUrl = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="With --no-serve: only add the items.")] = True,
 ) -> None:
     """Collect preferences from people in the browser. Prints one link; the first owner is made from it."""
     from trimtab.web.items_file import read_items
-    from trimtab.web.server import open_project
+    from trimtab.web.server import open_project, welcome
     from trimtab.web.server import serve as run
 
     opened = open_project(project, database)
@@ -47,6 +54,10 @@ def annotate(
             if len(refused) > 10:
                 typer.echo(f"  … and {len(refused) - 10} more")
         if serve:
-            run(opened, host=host, port=port, public_url=public_url, webhook=webhook, say=typer.echo)
+            options = {"public_url": public_url, "proxy": proxy, "webhook": webhook, "owner_link": owner_link}
+            run(opened, host=host, port=port, say=typer.echo, **options)
+        elif owner_link:
+            link = public_url or opened.store.address or f"http://{host}:{port}"
+            typer.echo(welcome(opened, link.rstrip("/"), owner_link=True))
     finally:
         opened.close()

@@ -1,8 +1,8 @@
 """Decisions about labels: who would prefer what, what several judgements say together, how far they agree."""
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
-from trimtab.feedback.agreement import agreement_report, krippendorff_alpha
-from trimtab.feedback.annotators import AnnotatorReport, annotator_reports
+from trimtab.feedback.agreement import agreement_report, krippendorff_alpha, nominal_report
+from trimtab.feedback.annotators import AnnotatorReport, annotator_reports, speed
 from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
 from trimtab.feedback.callables import Utility, load_callable
 from trimtab.feedback.ensemble import ensemble
@@ -11,6 +11,7 @@ from trimtab.feedback.intervals import (
     Estimate,
     bootstrap_interval,
     clustered_wilson_interval,
+    median_interval,
     paired_bootstrap_interval,
     wilson_interval,
 )
@@ -76,6 +77,8 @@ __all__ = [
     "label_hybrid",
     "load_callable",
     "mcnemar",
+    "median_interval",
+    "nominal_report",
     "pair_votes",
     "paired_bootstrap_interval",
     "people_lines",
@@ -87,6 +90,7 @@ __all__ = [
     "run_facts",
     "settled",
     "simulate",
+    "speed",
     "usable_judgements",
     "wilson_interval",
 ]

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from random import Random
+from typing import Any
 
 from trimtab.feedback.intervals import Estimate, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
@@ -93,7 +94,7 @@ def agreement_report(
         "krippendorff_alpha": (_alpha, "pairs", _NO_OVERLAP),
         "cohen_kappa": (_cohen, "pairs", _NO_OVERLAP),
         "fleiss_kappa": (_fleiss(usual), f"of {usual}", _NO_OVERLAP),
-        "gwet_ac1": (_ac1(3 if total.get("said 0") else 2), "pairs", _NO_OVERLAP),
+        "gwet_ac1": (_ac1([-1, 0, 1] if total.get("said 0") else [-1, 1]), "pairs", _NO_OVERLAP),
         "first_shown_wins": (_ratio("earlier", "decided"), "decided", _NO_WINNER),
         "longest_wins": (_ratio("longer", "decided"), "decided", _NO_WINNER),
         "three_cycles": (_ratio("cycles", "triads"), "triads", _NO_TRIAD),
@@ -101,6 +102,44 @@ def agreement_report(
     if len(raters) > 2:
         why = f"κ of Cohen is for two annotators, {len(raters)} overlap; see fleiss_kappa and krippendorff_alpha"
         statistics["cohen_kappa"] = (lambda sums: None, "none", why)
+    return _estimates(statistics, clusters, seed, resamples)
+
+
+def nominal_report(
+    units: Iterable[tuple[str, Mapping[str, Hashable]]], *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Estimate]:
+    """Agreement on labels without an order: thumbs, or the first wrong step.
+
+    Args:
+        units: for each item its prompt, and what each annotator said.
+        seed: of the bootstrap over prompts.
+        resamples: of the bootstrap.
+
+    Returns:
+        ``raw_agreement``, ``krippendorff_alpha`` and ``gwet_ac1`` as in :func:`agreement_report`; the categories of AC1
+        are the values that were given.
+    """
+    rows: dict[str, list[_Sums]] = {}
+    values: set[Hashable] = set()
+    for prompt, said in units:
+        counts = Counter(said.values())
+        values |= set(counts)
+        same = sum(math.comb(count, 2) for count in counts.values())
+        row: _Sums = {"pairs": math.comb(len(said), 2), "same": same}
+        rows.setdefault(prompt, []).append(row | _coincidences(list(said.values())) | _counts(said, counts))
+    reason = "no item was judged by two annotators"
+    statistics: dict[str, tuple[_Statistic, str, str]] = {
+        "raw_agreement": (_ratio("same", "pairs"), "pairs", reason),
+        "krippendorff_alpha": (_alpha, "pairs", reason),
+        "gwet_ac1": (_ac1(sorted(values, key=str)), "pairs", reason),
+    }
+    return _estimates(statistics, [_add(found) for found in rows.values()], seed, resamples)
+
+
+def _estimates(
+    statistics: Mapping[str, tuple[_Statistic, str, str]], clusters: Sequence[_Sums], seed: int, resamples: int
+) -> dict[str, Estimate]:
+    total = _add(clusters)
     samples = _resample(clusters, {name: s for name, (s, _, _) in statistics.items()}, seed, resamples)
     report = {}
     for name, (statistic, count, undefined) in statistics.items():
@@ -152,7 +191,7 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
     return [_add(found) for found in rows.values()]
 
 
-def _counts(votes: Mapping[str, int], counts: Counter[int]) -> _Sums:
+def _counts(votes: Mapping[str, Hashable], counts: Counter[Any]) -> _Sums:
     """What the κ family is made of, for one pair of answers."""
     m = len(votes)
     row: _Sums = {"units": 1}
@@ -199,12 +238,12 @@ def _fleiss(m: int) -> _Statistic:
     return statistic
 
 
-def _ac1(categories: int) -> _Statistic:
+def _ac1(values: Sequence[Hashable]) -> _Statistic:
     def statistic(sums: Mapping[Hashable, float]) -> float | None:
         if not sums.get("paired"):
             return None
-        shares = [sums.get(f"share {v}", 0.0) / sums["units"] for v in (-1, 0, 1)]
-        expected = sum(p * (1 - p) for p in shares) / (categories - 1)
+        shares = [sums.get(f"share {v}", 0.0) / sums["units"] for v in values]
+        expected = sum(p * (1 - p) for p in shares) / (max(2, len(values)) - 1)
         return _kappa(sums["paired same"] / sums["paired"], expected)
 
     return statistic

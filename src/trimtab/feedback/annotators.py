@@ -1,11 +1,11 @@
 """How each annotator works: agreement with the others, habits, speed. Signs to look into, never verdicts."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from statistics import median
 
-from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_wilson_interval, median_interval, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
 
@@ -26,10 +26,10 @@ class AnnotatorReport(Record):
     """Of the pairs with a winner, how often the answer shown earlier won; ½ is no bias."""
     longest_wins: Estimate
     """Of the pairs with a winner, how often the longer answer won."""
-    seconds: float | None
-    """Median time for an item; None where times are not known."""
-    fast: float | None
-    """Share of judgements quicker than the limit; None where times are not known."""
+    seconds: Estimate
+    """Median time for an item."""
+    fast: Estimate
+    """Share of judgements quicker than the limit."""
 
 
 def annotator_reports(
@@ -70,7 +70,7 @@ def annotator_reports(
                     first[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
     reports = []
     for annotator, found in sorted(mine.items()):
-        times = [j.seconds for j in found if j.seconds is not None]
+        seconds, fast = speed([j.seconds for j in found], fast_seconds)
         reports.append(
             AnnotatorReport(
                 annotator=annotator,
@@ -78,11 +78,25 @@ def annotator_reports(
                 agreement=_share(sided[annotator], "nobody else judged what this annotator decided"),
                 first_shown_wins=_share(first[annotator], "no winner was chosen"),
                 longest_wins=_share(longer[annotator], "no winner was chosen"),
-                seconds=median(times) if times else None,
-                fast=sum(t < fast_seconds for t in times) / len(times) if times else None,
+                seconds=seconds,
+                fast=fast,
             )
         )
     return reports
+
+
+def speed(seconds: Iterable[float | None], fast_seconds: float = FAST_SECONDS) -> tuple[Estimate, Estimate]:
+    """Median time, and the share of judgements quicker than the limit; times that are not known are left out."""
+    times = [t for t in seconds if t is not None]
+    if not times:
+        unknown = Estimate(reason="no times are known")
+        return unknown, unknown
+    low, high = median_interval(times) or (None, None)
+    reason = "" if low is not None else f"no interval: {len(times)} times, six are needed"
+    middle = Estimate(value=median(times), low=low, high=high, n=len(times), reason=reason)
+    fast = sum(t < fast_seconds for t in times)
+    low, high = wilson_interval(fast, len(times))
+    return middle, Estimate(value=fast / len(times), low=low, high=high, n=len(times))
 
 
 def _share(outcomes: Sequence[tuple[float, str]], undefined: str) -> Estimate:

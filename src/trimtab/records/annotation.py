@@ -12,7 +12,7 @@ and statistics want other shapes; the functions at the end make them::
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -233,6 +233,17 @@ def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
             )
         )
     return made
+
+
+def nominal_units(
+    kind: TaskKind, tasks: Mapping[str, Task], submissions: Iterable[Submission]
+) -> list[tuple[str, dict[str, bool | int | None]]]:
+    """For each thumbs or steps task its prompt's id, and each annotator's thumb or first wrong step."""
+    said: dict[str, dict[str, bool | int | None]] = {}
+    for s in submissions:
+        if s.task in tasks and tasks[s.task].kind == kind and s.verdict == "judged" and not s.adjudication:
+            said.setdefault(s.task, {})[s.annotator] = s.good if kind == "thumbs" else s.first_wrong
+    return [(tasks[uid].prompt.id, values) for uid, values in said.items()]
 
 
 def rating_of(task: Task, submission: Submission) -> Rating | None:

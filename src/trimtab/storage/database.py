@@ -28,7 +28,7 @@ from sqlalchemy.pool import QueuePool
 from trimtab.errors import ConfigError, StorageError
 from trimtab.files import storage_errors
 
-REVISION = "0001"
+REVISION = "0002"
 """The schema this version of trimtab reads and writes; the last file in ``migrations/versions``."""
 
 BUSY_MILLISECONDS = 10_000
@@ -68,7 +68,9 @@ class Database:
         else:
             options = {"pool_pre_ping": True}
         try:
-            self.engine = create_engine(parsed, pool_size=8, max_overflow=40, pool_timeout=30, **options)
+            self.engine = create_engine(
+                parsed, pool_size=8, max_overflow=40, pool_timeout=30, hide_parameters=True, **options
+            )
         except NoSuchModuleError as error:
             raise ConfigError(f"{url!r} is not a database URL that works here: {error}") from None
         if self.sqlite:

@@ -19,17 +19,27 @@ def whole_characters(text: str) -> str:
     return text
 
 
+def _no_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("NUL is not allowed here")
+    return text
+
+
 Text = Annotated[str, AfterValidator(whole_characters)]
+Key = Annotated[Text, AfterValidator(_no_nul)]
+"""A text that a database compares; PostgreSQL knows no NUL."""
+Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""A row's number, as far as both databases count."""
 
 
 class Form(Record):
     """One filled-in form."""
 
-    item: Annotated[Text, Field(min_length=1, max_length=200)]
+    item: Annotated[Key, Field(min_length=1, max_length=200)]
     """Id of the task."""
-    key: Annotated[Text, Field(min_length=8, max_length=64)]
+    key: Annotated[Key, Field(min_length=8, max_length=64)]
     """Chosen by the sender, once for each form: sending it again changes nothing."""
-    version: int | None = Field(default=None, ge=0, le=2**62)
+    version: Number | None = None
     """What it replaces: the version the sender has seen; None: it is the first."""
     verdict: Verdict = "judged"
     """``judged`` carries an answer; the others say why there is none."""
@@ -45,7 +55,7 @@ class Form(Record):
     """Why it is flagged, or the cause an adjudicator found."""
     comment: Annotated[Text, Field(max_length=10_000)] = ""
     """A remark."""
-    guideline: Annotated[Text, Field(max_length=40)] | None = None
+    guideline: Annotated[Key, Field(max_length=40)] | None = None
     """Version of the guidelines the sender saw; None: the newest."""
     seconds: float | None = Field(default=None, ge=0.0, le=1e9, allow_inf_nan=False)
     """Time spent looking, as measured by the sender."""

@@ -20,11 +20,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from trimtab.config import parse_config
@@ -87,19 +87,44 @@ _QUEUED = (
     .order_by(items.c.position)
     .limit(1)
 )
+_WANTED = and_(items.c.role.is_(None), items.c.retired.is_(False), items.c.adjudicated.is_(False))
 _TAKE = (
     update(items)
     .where(items.c.id == bindparam("item"))
-    .values(taken=items.c.taken + 1, open=and_(items.c.taken + 1 < items.c.overlap, items.c.retired.is_(False)))
+    .values(taken=items.c.taken + 1, open=and_(items.c.taken + 1 < items.c.overlap, _WANTED))
 )
+_NEEDED = case((items.c.adjudicated, items.c.done), else_=items.c.overlap)
 _GUIDELINE = select(guidelines.c.name).order_by(guidelines.c.version.desc()).limit(1)
+_SAID = (
+    select(judgements.c.seq, judgements.c.verdict, judgements.c.adjudication)
+    .where(judgements.c.item_id == bindparam("item"))
+    .order_by(judgements.c.seq)
+)
 _COUNT = (
     update(items)
     .where(items.c.id == bindparam("item"))
     .values(
-        done=items.c.done + bindparam("more"), flags=items.c.flags + bindparam("flagged"), disputed=bindparam("dispute")
+        done=bindparam("judged"),
+        flags=bindparam("flagged"),
+        disputed=bindparam("dispute"),
+        adjudicated=bindparam("settled"),
     )
 )
+_EXHAUSTED = and_(
+    items.c.open.is_(True),
+    select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.verdict != "judged").exists(),
+    ~select(people.c.id)
+    .where(
+        people.c.role == "annotator",
+        people.c.state == "active",
+        people.c.qualified.is_not(False),
+        ~select(judgements.c.seq)
+        .where(judgements.c.item_id == items.c.id, judgements.c.person_id == people.c.id)
+        .exists(),
+    )
+    .exists(),
+)
+"""Free slots, and nobody left to take them: every annotator has judged the item, skipped it or flagged it."""
 
 _CLOCK_SLACK = 120.0
 """Seconds a lease may seem to come from the future before the clock is taken to have been set back."""
@@ -119,6 +144,8 @@ class Assignment:
     """The form as it was, when a judgement was taken back or is being changed."""
     guideline: str | None = None
     """Newest version of the guidelines."""
+    config: ProjectConfig
+    """The project's settings at that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +158,8 @@ class Receipt:
     """To be named by whoever changes it."""
     state: str
     """``stored``, or ``late``: kept, not counted, the slot had gone to somebody else."""
+    new: bool = field(default=True, compare=False)
+    """False: this form was sent before, and nothing changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +169,7 @@ class Progress:
     items: int
     """Items to judge, checks and retired ones left out."""
     complete: int
-    """Of these, as many people as asked for have judged them."""
+    """Of these, as many people as asked for have judged them, or an adjudicator has settled them."""
     needed: int
     """Judgements wanted in all."""
     done: int
@@ -201,32 +230,62 @@ class LabelStore:
         return self._parsed[1]
 
     @property
-    def recent_config(self) -> ProjectConfig:
-        """The settings as the last transaction of this process saw them."""
-        return self._parsed[1]
+    def project_id(self) -> str:
+        """Eight characters that tell this project from others."""
+        return content_id(self._salt)[:8]
 
     def set_config(self, config: ProjectConfig, *, person: int | None = None) -> None:
-        """Change the settings. A new overlap holds for every item that does not have its own."""
+        """Change the settings. A new overlap holds for every item that was added without one."""
         with self.database.write() as c:
-            old = self.config(c)
-            raw = config.model_dump_json()
-            put_setting(c, "config", raw)
-            add_event(c, self.clock(), "settings", config.model_dump(mode="json"), person=person)
-            if config.overlap != old.overlap:
-                self._set_overlap(c, old.overlap, config.overlap)
+            self.put_config(c, config, person=person)
 
-    def _set_overlap(self, c: Connection, old: int, new: int) -> None:
-        mine = and_(items.c.overlap == old, items.c.role.is_(None))
+    def put_config(self, c: Connection, config: ProjectConfig, *, person: int | None = None) -> None:
+        """As :meth:`set_config`, in a transaction that is open."""
+        old = self.config(c)
+        put_setting(c, "config", config.model_dump_json())
+        add_event(c, self.clock(), "settings", config.model_dump(mode="json"), person=person)
+        if config.overlap != old.overlap:
+            self._set_overlap(c, and_(items.c.inherits.is_(True), items.c.role.is_(None)), config.overlap)
+
+    def raise_overlap(self, uids: Iterable[str], overlap: int, *, person: int | None = None) -> int:
+        """Ask so many people about these items, where fewer were asked so far; returns how many items that changed.
+
+        Retired and settled items, and check items, stay as they are.
+        """
+        wanted, changed = sorted(set(uids)), 0
+        with self.database.write() as c:
+            for start in range(0, len(wanted), 400):
+                mine = and_(_WANTED, items.c.uid.in_(wanted[start : start + 400]), items.c.overlap < overlap)
+                found = c.scalars(select(items.c.id).where(mine)).all()
+                c.execute(update(items).where(items.c.id.in_(found)).values(inherits=False))
+                self._set_overlap(c, items.c.id.in_(found), overlap)
+                changed += len(found)
+            add_event(c, self.clock(), "overlap", {"overlap": overlap, "items": changed}, person=person)
+        return changed
+
+    def _set_overlap(self, c: Connection, which: ColumnElement[bool], new: int) -> None:
+        """Slots that are taken stay; what has room again goes to the end of its batch, behind every cursor."""
+        judged = select(items.c.id, items.c.done >= items.c.overlap).where(which, items.c.done > 1)
+        before = dict(c.execute(judged).all())
         room = case((items.c.taken > new, items.c.taken), else_=new)
-        c.execute(update(items).where(mine).values(overlap=room))
-        c.execute(update(items).where(mine, items.c.taken >= items.c.overlap).values(open=False))
-        last = c.scalar(select(func.coalesce(func.max(items.c.position), 0))) or 0
-        again = and_(items.c.role.is_(None), items.c.open.is_(False), items.c.retired.is_(False))
-        c.execute(
-            update(items)
-            .where(again, items.c.taken < items.c.overlap)
-            .values(open=True, position=items.c.position + last)
+        c.execute(update(items).where(which).values(overlap=room))
+        c.execute(update(items).where(which, items.c.taken >= items.c.overlap).values(open=False))
+        last = select(items.c.batch_id, func.max(items.c.position).label("last")).group_by(items.c.batch_id).subquery()
+        again = (
+            select(
+                items.c.id,
+                (last.c.last + func.row_number().over(partition_by=items.c.batch_id, order_by=items.c.position)).label(
+                    "position"
+                ),
+            )
+            .join(last, last.c.batch_id == items.c.batch_id)
+            .where(which, _WANTED, items.c.open.is_(False), items.c.taken < items.c.overlap)
+            .subquery()
         )
+        c.execute(update(items).where(items.c.id == again.c.id).values(open=True, position=again.c.position))
+        ready = dict(c.execute(judged).all())
+        for number in (n for n, was in before.items() if ready[n] != was):  # one word more or less settles them
+            self._recount(c, c.execute(select(items).where(items.c.id == number)).one())
 
     @property
     def address(self) -> str | None:
@@ -248,17 +307,27 @@ class LabelStore:
             row = c.execute(query.order_by(guidelines.c.version.desc()).limit(1)).first()
         return (row.version, row.name, row.body) if row else None
 
+    def guideline_names(self) -> list[tuple[int, str]]:
+        """(number, name) of every version of the guidelines, newest first."""
+        with self.database.read() as c:
+            query = select(guidelines.c.version, guidelines.c.name).order_by(guidelines.c.version.desc())
+            return [(row.version, row.name) for row in c.execute(query)]
+
     def set_guideline(self, body: str, *, person: int | None = None) -> str:
         """Add a version of the guidelines; returns its name, ``v2-1a2b3c4d``. An unchanged text adds nothing."""
         with self.database.write() as c:
-            last = c.execute(select(guidelines).order_by(guidelines.c.version.desc()).limit(1)).first()
-            if last is not None and last.body == body:
-                return last.name
-            number = (last.version if last else 0) + 1
-            name = f"v{number}-{content_id(body)[:8]}"
-            c.execute(insert(guidelines).values(version=number, name=name, body=body, created_at=self.clock()))
-            add_event(c, self.clock(), "guideline", {"name": name}, person=person)
-            return name
+            return self.put_guideline(c, body, person=person)
+
+    def put_guideline(self, c: Connection, body: str, *, person: int | None = None) -> str:
+        """As :meth:`set_guideline`, in a transaction that is open."""
+        last = c.execute(select(guidelines).order_by(guidelines.c.version.desc()).limit(1)).first()
+        if last is not None and last.body == body:
+            return last.name
+        number = (last.version if last else 0) + 1
+        name = f"v{number}-{content_id(body)[:8]}"
+        c.execute(insert(guidelines).values(version=number, name=name, body=body, created_at=self.clock()))
+        add_event(c, self.clock(), "guideline", {"name": name}, person=person)
+        return name
 
     # Items --------------------------------------------------------------------------------
 
@@ -269,44 +338,42 @@ class LabelStore:
             tasks: from :func:`parse_tasks`, which gives the reason in place of a task that cannot be read.
             person: who adds them.
         """
+        config = self.config()
         refused: list[Refused] = []
-        added = 0
+        fit: dict[str, tuple[int, Task]] = {}
+        for index, task in enumerate(tasks):  # read before the transaction, so that nobody waits for it
+            reason = task if isinstance(task, str) else unusable(task, config)
+            if isinstance(task, str) or reason is not None:
+                refused.append(Refused(index=index, reason=str(reason)))
+            elif task.id in fit:
+                refused.append(duplicate(index, task.id))
+            else:
+                fit[task.id] = (index, task)
         with self.database.write() as c:
-            config = self.config(c)
-            known = {row.name: row.id for row in c.execute(select(batches.c.name, batches.c.id))}
-            last = dict(
-                c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).all()
-            )
-            rows: list[dict[str, Any]] = []
-            seen: set[str] = set()
+            known = self.insert_items(c, [task for _, task in fit.values()], config)
+            refused.extend(duplicate(fit[uid][0], uid) for uid in known)
+            refused.sort(key=lambda r: r.index)
+            added = len(fit) - len(known)
+            reasons = dict(Counter(r.reason.split(":")[0] for r in refused))
+            add_event(c, self.clock(), "items", {"added": added, "refused": reasons}, person=person)
+        return added, refused
 
-            def flush() -> None:
-                nonlocal added
-                uids = [row["uid"] for row in rows]
-                there = set(c.scalars(select(items.c.uid).where(items.c.uid.in_(uids))))
-                fresh = [{k: v for k, v in r.items() if k != "index"} for r in rows if r["uid"] not in there]
-                refused.extend(duplicate(row["index"], row["uid"]) for row in rows if row["uid"] in there)
-                if fresh:
-                    c.execute(insert(items), fresh)
-                added += len(fresh)
-                rows.clear()
-
-            for index, task in enumerate(tasks):
-                reason = task if isinstance(task, str) else unusable(task, config)
-                if isinstance(task, str) or reason is not None:
-                    refused.append(Refused(index=index, reason=str(reason)))
-                    continue
-                if task.id in seen:
-                    refused.append(duplicate(index, task.id))
-                    continue
-                seen.add(task.id)
+    def insert_items(self, c: Connection, tasks: Sequence[Task], config: ProjectConfig) -> set[str]:
+        """Add tasks with different ids in a transaction that is open; returns the ids of those that were there."""
+        known = {row.name: row.id for row in c.execute(select(batches.c.name, batches.c.id))}
+        last = dict(c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).all())
+        there: set[str] = set()
+        for start in range(0, len(tasks), 400):
+            part = tasks[start : start + 400]
+            there |= set(c.scalars(select(items.c.uid).where(items.c.uid.in_([t.id for t in part]))))
+            rows = []
+            for task in (t for t in part if t.id not in there):
                 if task.batch not in known:
                     known[task.batch] = c.execute(insert(batches).values(name=task.batch)).inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
                 batch = known[task.batch]
                 last[batch] = last.get(batch, 0) + 1
                 rows.append(
                     {
-                        "index": index,
                         "uid": task.id,
                         "kind": task.kind,
                         "body": task.model_dump_json(exclude_defaults=True),
@@ -314,18 +381,14 @@ class LabelStore:
                         "batch_id": batch,
                         "position": last[batch],
                         "overlap": task.overlap or config.overlap,
+                        "inherits": task.overlap is None,
                         "open": task.check is None,
                         "created_at": self.clock(),
                     }
                 )
-                if len(rows) >= 400:
-                    flush()
             if rows:
-                flush()
-            refused.sort(key=lambda r: r.index)
-            reasons = dict(Counter(r.reason.split(":")[0] for r in refused))
-            add_event(c, self.clock(), "items", {"added": added, "refused": reasons}, person=person)
-        return added, refused
+                c.execute(insert(items), rows)
+        return there
 
     def task(self, uid: str) -> Task:
         """One task.
@@ -349,7 +412,7 @@ class LabelStore:
                 items.c.batch_id,
                 func.count().label("size"),
                 func.sum(items.c.done).label("done"),
-                func.sum(case((items.c.retired, 0), else_=items.c.overlap)).label("needed"),
+                func.sum(case((items.c.retired, 0), else_=_NEEDED)).label("needed"),
             )
             .where(items.c.role.is_(None))
             .group_by(items.c.batch_id)
@@ -365,11 +428,15 @@ class LabelStore:
 
     def set_batch(self, name: str, *, priority: int, paused: bool, person: int | None = None) -> None:
         """Change a batch, or make one. Higher priorities are handed out first."""
-        values = {"priority": priority, "paused": paused}
         with self.database.write() as c:
-            if c.execute(update(batches).where(batches.c.name == name).values(**values)).rowcount == 0:
-                c.execute(insert(batches).values(name=name, **values))
-            add_event(c, self.clock(), "batch", {"name": name, **values}, person=person)
+            self.put_batch(c, name, priority=priority, paused=paused, person=person)
+
+    def put_batch(self, c: Connection, name: str, *, priority: int, paused: bool, person: int | None = None) -> None:
+        """As :meth:`set_batch`, in a transaction that is open."""
+        values = {"priority": priority, "paused": paused}
+        if c.execute(update(batches).where(batches.c.name == name).values(**values)).rowcount == 0:
+            c.execute(insert(batches).values(name=name, **values))
+        add_event(c, self.clock(), "batch", {"name": name, **values}, person=person)
 
     def retire(self, uid: str, *, person: int, reason: str = "") -> None:
         """Take an item out: nobody gets it any more; its judgements stay."""
@@ -390,7 +457,8 @@ class LabelStore:
 
         Raises:
             DataError: it does not fit the task, or the item is unknown to this person.
-            ConflictError: judged before and the version is not the newest, or the key was used for another form.
+            ConflictError: judged before and the version is not the newest, the key was used for another form, or this
+                person is paused or not qualified.
         """
         with self.database.write() as c:
             receipt = self._submit(c, person, form)
@@ -400,9 +468,10 @@ class LabelStore:
         """Take back one's last judgement; it comes back as a draft. The event stays.
 
         Raises:
-            ConflictError: it is not the last one any more.
+            ConflictError: it is not the last one any more, or this person may not work now.
         """
         with self.database.write() as c:
+            self._may_work(c, person)
             last = c.execute(
                 select(judgements)
                 .where(judgements.c.person_id == person, judgements.c.adjudication.is_(False))
@@ -415,14 +484,11 @@ class LabelStore:
             body = json.loads(c.execute(select(events.c.body).where(events.c.seq == last.seq)).scalar_one())
             add_event(c, self.clock(), "undo", {"undoes": last.seq}, person=person, item=item.id)
             c.execute(delete(judgements).where(judgements.c.seq == last.seq))
-            if item.role is None:
-                if last.verdict == "judged":
-                    c.execute(update(items).where(items.c.id == item.id).values(done=items.c.done - 1, disputed=False))
-                elif item.taken < item.overlap and not item.retired:
-                    self._take(c, item)
-                if last.verdict == "flag":
-                    c.execute(update(items).where(items.c.id == item.id).values(flags=items.c.flags - 1))
-            held = item.role is not None or last.verdict == "judged" or item.taken < item.overlap
+            held = item.role is not None or last.verdict == "judged"
+            if not held and item.taken < item.overlap and not item.retired:
+                self._take(c, item)
+                held = True
+            self._recount(c, item)
             self._lease(c, item.id, person, live=held, draft=json.dumps(body))
             return self._assignment(c, item, person, draft=body)
 
@@ -478,9 +544,9 @@ class LabelStore:
             body = json.loads(before.body)
             if body.get("digest") != digest:
                 raise ConflictError(f"the key {form.key!r} was used for another form; use a new one")
-            return Receipt(
-                submission=body["id"], version=before.seq, state="late" if before.kind == "late" else "stored"
-            )
+            state = "late" if before.kind == "late" else "stored"
+            return Receipt(submission=body["id"], version=before.seq, state=state, new=False)
+        self._may_work(c, person)
         item = self._item(c, form.item)
         config = self.config(c)
         task = task_of(item)
@@ -533,22 +599,29 @@ class LabelStore:
         )
         if lease is not None:
             c.execute(_DROP_LEASE, {"item": item.id, "person": person})
-        self._recount(c, item, mine, form.verdict, task)
-        if item.role == "attention" and passed is False:
+        self._recount(c, item)
+        if item.role == "attention" and not passed and form.verdict != "flag":
             self._watch_attention(c, person, config)
         return Receipt(submission=submission.id, version=seq, state="stored")
 
-    def _recount(self, c: Connection, item: Row[Any], mine: Row[Any] | None, verdict: str, task: Task) -> None:
-        done = (verdict == "judged") - (mine is not None and mine.verdict == "judged")
-        flags = (verdict == "flag") - (mine is not None and mine.verdict == "flag")
-        disputed = item.disputed
-        if item.role is not None:
-            done = 0
-        elif not item.adjudicated:
-            ready = item.done + done >= item.overlap > 1
-            disputed = bool(ready and disagree(task, self._of_item(c, item)))
-        if done or flags or disputed != item.disputed:
-            c.execute(_COUNT, {"item": item.id, "more": done, "flagged": flags, "dispute": disputed})
+    def _may_work(self, c: Connection, person: int) -> None:
+        who = c.execute(_PERSON, {"person": person}).one()
+        if who.state != "active":
+            raise ConflictError("your work is paused; ask an owner of the project to go on")
+        if who.role == "annotator" and who.qualified is False:
+            raise ConflictError("you are not qualified for this project; ask an owner if you think this is wrong")
+
+    def _recount(self, c: Connection, item: Row[Any]) -> None:
+        """Count anew what people said about an item; flags are those since the adjudicator's word."""
+        said = c.execute(_SAID, {"item": item.id}).all()
+        settled = max((j.seq for j in said if j.adjudication), default=0)
+        done = sum(j.verdict == "judged" and not j.adjudication for j in said) if item.role is None else 0
+        flags = sum(j.verdict == "flag" and j.seq > settled for j in said)
+        ready = not settled and not item.retired and done >= item.overlap > 1
+        disputed = ready and disagree(task_of(item), self._of_item(c, item))
+        if (done, flags, disputed, settled > 0) != (item.done, item.flags, item.disputed, item.adjudicated):
+            values = {"judged": done, "flagged": flags, "dispute": disputed, "settled": settled > 0}
+            c.execute(_COUNT, {"item": item.id, **values})
 
     def _of_item(self, c: Connection, item: Row[Any], *, adjudications: bool = False) -> list[Submission]:
         query = (
@@ -600,7 +673,12 @@ class LabelStore:
             select(func.count())
             .select_from(judgements)
             .join(items, items.c.id == judgements.c.item_id)
-            .where(judgements.c.person_id == person, judgements.c.passed.is_(False), items.c.role == "attention")
+            .where(
+                judgements.c.person_id == person,
+                items.c.role == "attention",
+                judgements.c.passed.is_not(True),
+                judgements.c.verdict != "flag",
+            )
         )
         if config.attention_misses and (missed or 0) >= config.attention_misses:
             c.execute(update(people).where(people.c.id == person, people.c.role == "annotator").values(state="paused"))
@@ -719,9 +797,7 @@ class LabelStore:
         last = select(func.max(items.c.position)).where(items.c.batch_id == batch).scalar_subquery()
         position = c.execute(select(last)).scalar_one()
         c.execute(
-            update(items)
-            .where(items.c.id == item)
-            .values(taken=items.c.taken - 1, open=items.c.retired.is_(False), position=position + 1)
+            update(items).where(items.c.id == item).values(taken=items.c.taken - 1, open=_WANTED, position=position + 1)
         )
 
     def _lease(self, c: Connection, item: int, person: int, *, live: bool = True, draft: str | None = None) -> None:
@@ -740,7 +816,14 @@ class LabelStore:
         task = task_of(item)
         pseudonym = self._pseudonym(c, person)
         shown = self.order(task, pseudonym)
-        return Assignment(task=task, shown_order=shown, version=version, draft=draft, guideline=c.scalar(_GUIDELINE))
+        return Assignment(
+            task=task,
+            shown_order=shown,
+            version=version,
+            draft=draft,
+            guideline=c.scalar(_GUIDELINE),
+            config=self.config(c),
+        )
 
     def _pseudonym(self, c: Connection, person: int) -> str:
         """They never change, so each is looked up once."""
@@ -757,6 +840,15 @@ class LabelStore:
     def flagged(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
         """Items that somebody flagged and nobody has retired."""
         return self._queue_of(items.c.flags > 0, limit)
+
+    def exhausted(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
+        """Items that too few people judged and no annotator is left for, as they passed on them; flagged ones aside."""
+        return self._queue_of(and_(_EXHAUSTED, items.c.flags == 0), limit)
+
+    def _in_queue(self, c: Connection, item: Row[Any]) -> bool:
+        return bool(
+            item.disputed or item.flags or c.scalar(select(items.c.id).where(items.c.id == item.id, _EXHAUSTED))
+        )
 
     def _queue_of(self, which: Any, limit: int) -> list[tuple[Task, list[Submission]]]:
         with self.database.read() as c:
@@ -777,7 +869,7 @@ class LabelStore:
             ).first()
             if mine is not None and not mine.adjudication:
                 raise ConflictError("you judged this item yourself; another adjudicator has to settle it")
-            if mine is None and not (item.disputed or item.flags):
+            if mine is None and not self._in_queue(c, item):
                 raise ConflictError("this item is not in dispute (any more)")
             return self._assignment(c, item, person, version=mine.seq if mine else None), said
 
@@ -797,7 +889,7 @@ class LabelStore:
                 body = json.loads(before.body)
                 if body.get("digest") != digest:
                     raise ConflictError(f"the key {form.key!r} was used for another form; use a new one")
-                return Receipt(submission=body["id"], version=before.seq, state="stored")
+                return Receipt(submission=body["id"], version=before.seq, state="stored", new=False)
             item = self._item(c, form.item)
             if form.verdict != "judged":
                 raise DataError("an adjudicator decides; or retires the item")
@@ -809,7 +901,7 @@ class LabelStore:
                 raise ConflictError("you judged this item yourself; another adjudicator has to settle it")
             if (mine.seq if mine else None) != form.version or (mine is None and item.adjudicated):
                 raise ConflictError("this item was settled since you opened it; reload the page")
-            if mine is None and not (item.disputed or item.flags):
+            if mine is None and not self._in_queue(c, item):
                 raise ConflictError("this item is not in dispute (any more)")
             now = self.clock()
             submission = self._record(c, form, item, person, now, None, adjudication=True)
@@ -829,7 +921,13 @@ class LabelStore:
                     at=now,
                 )
             )
-            c.execute(update(items).where(items.c.id == item.id).values(disputed=False, adjudicated=True, flags=0))
+            lease = c.execute(_LEASE, {"item": item.id, "person": person}).first()
+            if lease is not None:
+                c.execute(_DROP_LEASE, {"item": item.id, "person": person})
+                if lease.live and item.role is None:
+                    self._free(c, item.id, item.batch_id)
+            self._recount(c, item)
+            c.execute(update(items).where(items.c.id == item.id).values(open=False))
             return Receipt(submission=submission.id, version=seq, state="stored")
 
     # Reading ------------------------------------------------------------------------------
@@ -839,8 +937,8 @@ class LabelStore:
         counted = items.c.role.is_(None) & items.c.retired.is_(False)
         query = select(
             func.count(),
-            func.coalesce(func.sum(case((items.c.done >= items.c.overlap, 1), else_=0)), 0),
-            func.coalesce(func.sum(items.c.overlap), 0),
+            func.coalesce(func.sum(case((or_(items.c.done >= items.c.overlap, items.c.adjudicated), 1), else_=0)), 0),
+            func.coalesce(func.sum(_NEEDED), 0),
             func.coalesce(func.sum(items.c.done), 0),
             func.coalesce(func.sum(case((items.c.disputed, 1), else_=0)), 0),
             func.coalesce(func.sum(case((items.c.flags > 0, 1), else_=0)), 0),
@@ -852,13 +950,13 @@ class LabelStore:
             return Progress(**dict(zip(names, (int(v) for v in c.execute(query).one()), strict=True)))
 
     def standing(self, uids: Iterable[str]) -> tuple[int, int]:
-        """(done, needed) over these items; retired ones need nothing."""
+        """(done, needed) over these items; retired ones need nothing, and settled ones no more than they have."""
         wanted = sorted(uids)
         done = needed = 0
         with self.database.read() as c:
             for start in range(0, len(wanted), 400):
                 row = c.execute(
-                    select(func.coalesce(func.sum(items.c.done), 0), func.coalesce(func.sum(items.c.overlap), 0)).where(
+                    select(func.coalesce(func.sum(items.c.done), 0), func.coalesce(func.sum(_NEEDED), 0)).where(
                         items.c.uid.in_(wanted[start : start + 400]), items.c.retired.is_(False)
                     )
                 ).one()

@@ -154,13 +154,13 @@ class People:
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
                 add_event(c, now, "password", {}, person=person)
             else:
-                if c.execute(select(people.c.id).where(people.c.name_key == _key(name))).first():
+                if c.execute(select(people.c.id).where(people.c.name_key == name_key(name))).first():
                     raise ConflictError("this name is taken; choose another one")
                 made = c.execute(
                     insert(people).values(
                         pseudonym=f"a-{secrets.token_hex(5)}",
                         name=name,
-                        name_key=_key(name),
+                        name_key=name_key(name),
                         role=row.role,
                         password=hashed,
                         language=language,
@@ -177,10 +177,11 @@ class People:
         with self.database.read() as c:
             return [dict(r._mapping) for r in c.execute(query.order_by(invitations.c.id))]
 
-    def withdraw(self, invitation: int) -> None:
+    def withdraw(self, invitation: int, *, by: int) -> None:
         """Make a link stop working."""
         with self.database.write() as c:
             c.execute(delete(invitations).where(invitations.c.id == invitation, invitations.c.used_at.is_(None)))
+            add_event(c, self.clock(), "withdrawn", {"id": invitation}, person=by)
 
     def _invitation(self, c: Connection, token: str) -> Row[Any]:
         row = c.execute(select(invitations).where(invitations.c.token == _digest(token))).first()
@@ -202,7 +203,7 @@ class People:
         """
         name = "" if _broken(name) else name
         with self.database.read() as c:
-            row = c.execute(select(people).where(people.c.name_key == _key(name))).first()
+            row = c.execute(select(people).where(people.c.name_key == name_key(name))).first()
         known = row is not None and row.password is not None and row.state in ("active", "paused")
         try:
             stored = str(row.password) if known and row is not None else _nobody()
@@ -281,10 +282,18 @@ class People:
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
 
     def profile(self, person: int, *, language: str | None, cohort: dict[str, str]) -> None:
-        """Change one's own language and groups."""
+        """Change one's own language and groups. The event does not name the groups: they can be taken back.
+
+        Raises:
+            DataError: a group's name is too long or has characters that cannot stand in it.
+        """
         kept = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
+        for k, v in kept.items():
+            if "=" in v:  # or it would pass for another group: submissions carry "language=…, region=…"
+                raise DataError(f"{k}: {v!r} contains '='; write it without")
         with self.database.write() as c:
             c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(kept)))
+            add_event(c, self.clock(), "profile", {"groups": sorted(kept)}, person=person)
 
     # API tokens ---------------------------------------------------------------------------
 
@@ -342,7 +351,8 @@ def _person(row: Row[Any], csrf: str) -> Person:
     )
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
+    """A name as it is compared."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 

@@ -1,6 +1,6 @@
 """What the owner of an annotation project decides."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,9 +49,11 @@ class ProjectConfig(Config):
     """Share of the qualification items that must be right."""
     fast_seconds: float = Field(default=3.0, ge=0.0)
     """Judgements faster than this are counted as suspiciously fast."""
-    min_cell: int = Field(default=5, ge=1)
+    min_cell: int = Field(default=5, ge=2)
     """Groups of fewer annotators are never shown or exported as groups."""
-    flag_reasons: tuple[str, ...] = ("harmful", "personal data", "broken", "wrong language", "other")
+    flag_reasons: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=("harmful", "personal data", "broken", "wrong language", "other"), min_length=1
+    )
     """Choices for flagging an item."""
     paused: bool = False
     """Nobody gets new items."""

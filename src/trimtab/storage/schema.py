@@ -86,7 +86,6 @@ tokens = Table(
     Column("scope", Text, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
-    Column("used_at", Float),
 )
 
 batches = Table(
@@ -109,6 +108,7 @@ items = Table(
     Column("batch_id", Integer, ForeignKey("batches.id"), nullable=False),
     Column("position", Integer, nullable=False),
     Column("overlap", Integer, nullable=False),
+    Column("inherits", Boolean, nullable=False, server_default=text("false")),
     Column("taken", Integer, nullable=False, server_default="0"),
     Column("done", Integer, nullable=False, server_default="0"),
     Column("flags", Integer, nullable=False, server_default="0"),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Submission, Task, disagree, passes
@@ -13,6 +13,7 @@ from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
 from trimtab.storage.rows import add_event, submission_of, task_of
 from trimtab.storage.schema import batches, events, guidelines, items, judgements, people
+from trimtab.storage.tasks import unusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ def take_snapshot(store: LabelStore) -> Snapshot:
     """All of the project in one consistent snapshot."""
     with store.database.read() as c:
         tasks = [
-            task_of(row).model_copy(update={"overlap": row.overlap}) if row.role is None else task_of(row)
+            task_of(row).model_copy(update={"overlap": None if row.inherits else row.overlap})
             for row in c.execute(select(items).order_by(items.c.id))
         ]
         rows = c.execute(
@@ -68,30 +69,39 @@ def take_snapshot(store: LabelStore) -> Snapshot:
         )
 
 
+_WIDEST = ProjectConfig(max_answers=9, max_characters=1_000_000)
+"""What fitted a project once stays in it, so an import asks for less than adding an item does."""
+
+
 def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
-    """Fill an empty project with a snapshot.
+    """Fill an empty project with a snapshot, whole or not at all.
 
     Raises:
         ConflictError: the project has items already.
+        DataError: an item cannot be stored.
     """
-    if store.progress().items or store.tasks(limit=1):
-        raise ConflictError(f"{store.database.name}: has items already; import into a new project")
-    store.set_config(snapshot.config)
-    for version in snapshot.guidelines:
-        store.set_guideline(str(version["text"]))
-    for batch in snapshot.batches:
-        store.set_batch(batch["name"], priority=batch["priority"], paused=batch["paused"])
+    twice = len(snapshot.tasks) - len({task.id for task in snapshot.tasks})
+    if twice:
+        raise DataError(f"the export holds {twice} items twice")
+    for task in snapshot.tasks:
+        reason = unusable(task, _WIDEST)
+        if reason is not None:
+            raise DataError(f"item {task.id!r} of the export cannot be read: {reason}")
     counts = Counter(s.task for s in snapshot.submissions if s.verdict == "judged" and not s.adjudication)
-    room = [
-        t if t.check else t.model_copy(update={"overlap": max(t.overlap or snapshot.config.overlap, counts[t.id])})
-        for t in snapshot.tasks
-    ]
-    added, refused = store.add(room)
-    if refused:
-        raise DataError(f"{len(refused)} items of the export cannot be read; the first: {refused[0].reason}")
     with store.database.write() as c:
+        if c.scalar(select(items.c.id).limit(1)):
+            raise ConflictError(f"{store.database.name}: has items already; import into a new project")
+        store.put_config(c, snapshot.config)
+        for version in snapshot.guidelines:
+            store.put_guideline(c, str(version["text"]))
+        for batch in snapshot.batches:
+            store.put_batch(c, batch["name"], priority=batch["priority"], paused=batch["paused"])
+        store.insert_items(c, snapshot.tasks, snapshot.config)
+        for uid, count in counts.items():
+            wider = and_(items.c.uid == uid, items.c.role.is_(None), items.c.overlap < count)
+            c.execute(update(items).where(wider).values(overlap=count))
         _load_submissions(store, c, snapshot)
-    return {"tasks": added, "submissions": len(snapshot.submissions)}
+    return {"tasks": len(snapshot.tasks), "submissions": len(snapshot.submissions)}
 
 
 def _load_submissions(store: LabelStore, c: Connection, snapshot: Snapshot) -> None:
@@ -136,7 +146,7 @@ def _load_submissions(store: LabelStore, c: Connection, snapshot: Snapshot) -> N
         values = {
             "done": done,
             "taken": done,
-            "open": item.role is None and done < item.overlap,
+            "open": item.role is None and done < item.overlap and not settled,
             "flags": 0 if settled else sum(s.verdict == "flag" for s in first),
             "adjudicated": settled,
             "disputed": not settled and done >= item.overlap > 1 and disagree(tasks[uid], first),

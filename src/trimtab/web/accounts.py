@@ -6,15 +6,17 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 
 from trimtab.errors import ConflictError, DataError
-from trimtab.storage.people import MIN_PASSWORD, Invitation, Person
-from trimtab.web.app import COOKIE, fields, language_of, page, signed_in, start_session
-from trimtab.web.strings import catalogues, translate_error
+from trimtab.storage.people import MIN_PASSWORD, Invitation, Person, name_key
+from trimtab.web.app import fields, language_of, page, signed_in, start_session
+from trimtab.web.strings import catalogues, translate, translate_error
 
 router = APIRouter(include_in_schema=False)
 Fields = Annotated[dict[str, str], Depends(fields)]
 Anybody = Annotated[Person, Depends(signed_in())]
 COHORTS = ("language", "region", "expertise")
 """Groups people are asked for; all optional, freely named."""
+NAME_TRIES = (20, 300.0)
+"""How many wrong passwords for one name in how many seconds, from whatever addresses."""
 
 
 @router.get("/healthz")
@@ -39,20 +41,25 @@ def signin_page(request: Request) -> Response:
 @router.post("/signin")
 def signin(request: Request, given: Fields) -> Response:
     """Check name and password; a new session replaces whatever cookie there was."""
+    names, key = request.app.state.names, name_key(given.get("name", "")[:1000])
+    if not names.allow(key, *NAME_TRIES):
+        problem = translate(language_of(request, None), "signin.too_many")
+        return page(request, "signin.html", None, status=429, problem=problem, name=given.get("name", ""))
     try:
         token = request.app.state.people.sign_in(given.get("name", ""), given.get("password", ""))
     except DataError as error:
         problem = translate_error(language_of(request, None), str(error))
         return page(request, "signin.html", None, status=403, problem=problem, name=given.get("name", ""))
+    names.forgive(key)
     return start_session(request, token, "/")
 
 
 @router.post("/signout")
 def signout(request: Request, person: Anybody) -> Response:
     """End the session."""
-    request.app.state.people.sign_out(request.cookies.get(COOKIE, ""))
+    request.app.state.people.sign_out(request.cookies.get(request.app.state.cookie, ""))
     answer = RedirectResponse("/signin", status_code=303)
-    answer.delete_cookie(COOKIE, path="/")
+    answer.delete_cookie(request.app.state.cookie, path="/")
     return answer
 
 

@@ -22,16 +22,17 @@ CAUSES = ("noise", "guideline", "values", "broken")
 def queue(request: Request, person: Adjudicator) -> Response:
     """Items in dispute, and flagged ones."""
     store = request.app.state.store
-    return page(request, "adjudicate.html", person, disputed=store.disputed(), flagged=store.flagged())
+    found = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
+    return page(request, "adjudicate.html", person, **found)
 
 
-@router.get("/adjudicate/{item}")
-def one(request: Request, person: Adjudicator, item: str) -> Response:
+@router.get("/adjudicate/item")
+def one(request: Request, person: Adjudicator, id: str) -> Response:
     """One item, with what everybody said in the order this adjudicator sees the answers."""
-    assignment, said = request.app.state.store.dispute(item, person.id)
+    assignment, said = request.app.state.store.dispute(id, person.id)
     lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in said]
     task = task_html(request, person, assignment, adjudication=True)
-    return page(request, "adjudicate_item.html", person, item=item, said=lines, task=task, causes=CAUSES)
+    return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
 
 
 @router.post("/adjudicate/submit")
@@ -41,12 +42,10 @@ def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
     return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": "/adjudicate"})
 
 
-@router.post("/adjudicate/{item}/retire")
-def retire(
-    request: Request, person: Adjudicator, item: str, given: Annotated[dict[str, str], Depends(fields)]
-) -> Response:
+@router.post("/adjudicate/retire")
+def retire(request: Request, person: Adjudicator, given: Annotated[dict[str, str], Depends(fields)]) -> Response:
     """Take a broken item out."""
-    request.app.state.store.retire(item, person=person.id, reason=given.get("reason", "")[:200])
+    request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)
 
 

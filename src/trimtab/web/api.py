@@ -1,12 +1,18 @@
 """The API for programs, with tokens: add items, read judgements. Described at ``/api/v1/openapi.json``."""
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from trimtab.records.annotation import Submission, Task
+from trimtab.storage.form import Number
+from trimtab.storage.labels import LabelStore
 from trimtab.storage.tasks import parse_tasks
 from trimtab.web.dashboard import agreement_of
 
@@ -92,7 +98,6 @@ def _token(scope: str):
     return Depends(check)
 
 
-After = Annotated[int, Query(ge=0, le=2**53)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -102,15 +107,36 @@ def status(request: Request) -> Status:
     return Status(**vars(request.app.state.store.progress()))
 
 
-@router.post("/items", dependencies=[_token("write")], responses=_ERRORS | {403: {"description": "Read-only token."}})
-def add_items(request: Request, new: NewItems) -> Added:
+@router.post(
+    "/items",
+    dependencies=[_token("write")],
+    responses=_ERRORS | {403: {"description": "Read-only token."}, 422: {"description": "Not a list of items."}},
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": NewItems.model_json_schema()}}}
+    },
+)
+async def add_items(request: Request) -> Added:
     """Add items; each that is refused is named with the reason, the others are added."""
-    added, refused = request.app.state.store.add(parse_tasks(new.items))
+    try:
+        raw = await request.body()  # only now: without a token nothing is read
+    except ClientDisconnect:
+        raise HTTPException(400, "The request ended early, or is too large; send it in parts.") from None
+    return await run_in_threadpool(_add, request.app.state.store, raw)
+
+
+def _add(store: LabelStore, raw: bytes) -> Added:
+    try:
+        new = NewItems.model_validate(json.loads(raw))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "The body is not JSON.") from None
+    added, refused = store.add(parse_tasks(new.items))
     return Added(added=added, refused=[RefusedItem(index=r.index, reason=r.reason) for r in refused])
 
 
 @router.get("/items", dependencies=[_token("read")], responses=_ERRORS)
-def items(request: Request, after: After = 0, limit: Limit = 100) -> Items:
+def items(request: Request, after: Number = 0, limit: Limit = 100) -> Items:
     """All tasks, page by page."""
     found = request.app.state.store.tasks(after=after, limit=limit)
     more = found[-1][0] if len(found) == limit else None
@@ -118,7 +144,7 @@ def items(request: Request, after: After = 0, limit: Limit = 100) -> Items:
 
 
 @router.get("/judgements", dependencies=[_token("read")], responses=_ERRORS)
-def judgements(request: Request, after: After = 0, limit: Limit = 100) -> Submissions:
+def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submissions:
     """Everybody's current word, page by page; a change has a new, higher version. Groups are named in exports only."""
     found = request.app.state.store.submissions(after=after, limit=limit)
     more = found[-1][0] if len(found) == limit else None
@@ -130,4 +156,5 @@ def judgements(request: Request, after: After = 0, limit: Limit = 100) -> Submis
 def agreement(request: Request) -> dict[str, Any]:
     """Agreement and biases over the newest judgements, each with its interval or the reason why there is none."""
     found, note = agreement_of(request.app.state.store, request.app.state.cache)
-    return {"note": note, "estimates": {name: e.model_dump(exclude={"name"}) for name, e in found.items()}}
+    plain = {kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in found.items()}
+    return {"note": note, "estimates": plain.pop("compare"), **plain}

@@ -18,12 +18,11 @@ from trimtab import __version__
 from trimtab.errors import ConflictError, DataError, StorageError, TrimtabError
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.people import SESSION_DAYS, People, Person, RoleName
-from trimtab.web.security import Guard
+from trimtab.web.security import Guard, Tries
 from trimtab.web.strings import catalogues, choose, translate, translate_error
 from trimtab.web.text import render, visible
 
 HERE = Path(__file__).parent
-COOKIE = "trimtab_session"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -61,6 +60,8 @@ def create_app(
     app.state.notify = notify or (lambda _: None)
     app.state.pages = _environment()
     app.state.cache = {}
+    app.state.cookie = f"trimtab_{store.project_id}"  # browsers do not tell the ports of one host apart
+    app.state.names = Tries()
     app.add_middleware(Guard, hosts=hosts, public=urlsplit(public_url or "").netloc)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for part in (accounts, work, adjudication, manage, api):
@@ -90,7 +91,7 @@ def signed_in(role: RoleName = "annotator") -> Callable[[Request], Awaitable[Per
     """A dependency: the person signed in, who has this role, and sent the CSRF token with anything that changes."""
 
     async def person(request: Request) -> Person:
-        token = request.cookies.get(COOKIE)
+        token = request.cookies.get(request.app.state.cookie)
         found = await run_in_threadpool(request.app.state.people.session, token) if token else None
         if found is None:
             raise SignInNeeded
@@ -111,7 +112,10 @@ async def fields(request: Request) -> dict[str, str]:
     """A dependency: the text fields of an HTML form."""
     if not _is_form(request):
         raise HTTPException(415, "Send a form.")
-    return {k: v for k, v in (await request.form()).items() if isinstance(v, str)}
+    given = {k: v for k, v in (await request.form()).items() if isinstance(v, str)}
+    if any("\x00" in value for value in given.values()):
+        raise DataError("the form holds a NUL character; remove it")
+    return given
 
 
 def page(request: Request, template: str, person: Person | None, *, status: int = 200, **values: Any) -> HTMLResponse:
@@ -148,7 +152,7 @@ def start_session(request: Request, token: str, to: str) -> Response:
     """Set the session cookie, always a new one, and go on."""
     answer = RedirectResponse(to, status_code=303)
     answer.set_cookie(
-        COOKIE,
+        request.app.state.cookie,
         token,
         max_age=SESSION_DAYS * 86400,
         httponly=True,

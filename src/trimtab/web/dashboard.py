@@ -4,13 +4,20 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, TypeVar
 
-from sqlalchemy import Integer, case, cast, func, select
+from sqlalchemy import Integer, and_, case, cast, func, select
 
-from trimtab.feedback import AnnotatorReport, Estimate, agreement_report, annotator_reports, wilson_interval
-from trimtab.records.annotation import Submission, Task, judgements_of
+from trimtab.feedback import (
+    AnnotatorReport,
+    Estimate,
+    agreement_report,
+    annotator_reports,
+    nominal_report,
+    speed,
+    wilson_interval,
+)
+from trimtab.records.annotation import Submission, Task, judgements_of, nominal_units
 from trimtab.storage.labels import LabelStore, Progress
 from trimtab.storage.people import People
 from trimtab.storage.schema import items, judgements
@@ -18,6 +25,7 @@ from trimtab.storage.schema import items, judgements
 NEWEST = 2000
 """Judgements that the live statistics are made from; `trimtab agreement` uses all."""
 _Made = TypeVar("_Made")
+_JUDGED = and_(judgements.c.verdict == "judged", judgements.c.adjudication.is_(False))
 _REST = 20
 """Statistics are kept for so many times the time it took to make them: large projects do not make them all the time."""
 
@@ -31,6 +39,8 @@ class Worker:
     state: str
     judged: int
     report: AnnotatorReport | None
+    seconds: Estimate
+    fast: Estimate
     checks: Estimate
     """Share of gold and attention items answered right."""
 
@@ -54,9 +64,10 @@ class Dashboard:
     """Judgements on each of the last 14 days, the last one today (UTC)."""
     days_left: float | None
     """At the pace of the last seven days; None: nothing was judged."""
-    seconds: float | None
+    seconds: Estimate
     """Median time for an item."""
-    agreement: dict[str, Estimate]
+    agreement: dict[str, dict[str, Estimate]]
+    """By kind of task."""
     note: str
     workers: list[Worker]
     cohorts: list[Cohort]
@@ -77,6 +88,10 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
         r.annotator: r for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
     }
     counts, checks = _by_person(store)
+    times: defaultdict[str, list[float | None]] = defaultdict(list)
+    for s in said:
+        times[s.annotator].append(s.seconds)
+    speeds = {row.pseudonym: speed(times[row.pseudonym], config.fast_seconds) for row in people.everybody()}
     workers = [
         Worker(
             name=row.name,
@@ -84,6 +99,8 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
             state="unqualified" if row.qualified is False else row.state,
             judged=counts.get(row.id, 0),
             report=reports.get(row.pseudonym),
+            seconds=speeds[row.pseudonym][0],
+            fast=speeds[row.pseudonym][1],
             checks=_share(*checks.get(row.id, (0, 0))),
         )
         for row in people.everybody()
@@ -92,12 +109,11 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
     cohorts, small = _cohorts(tasks, said, config.min_cell, criterion)
     days = _per_day(store)
     pace = sum(n for _, n in days[-7:]) / 7
-    times = [s.seconds for s in said if s.seconds is not None]
     return Dashboard(
         progress=progress,
         per_day=days,
-        days_left=(progress.needed - progress.done) / pace if pace else None,
-        seconds=median(times) if times else None,
+        days_left=max(0, progress.needed - progress.done) / pace if pace else None,
+        seconds=speed(s.seconds for s in said)[0],
         agreement=found,
         note=note,
         workers=workers,
@@ -108,12 +124,16 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
     )
 
 
-def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Estimate], str]:
-    """Agreement over the newest judgements, and a sentence about which these are."""
+def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, dict[str, Estimate]], str]:
+    """Agreement over the newest judgements by kind of task, and which judgements these are."""
 
-    def make() -> tuple[dict[str, Estimate], str]:
+    def make() -> tuple[dict[str, dict[str, Estimate]], str]:
         tasks, said = _sample(store, cache)
-        made = agreement_report(*_records(tasks, said), criterion=store.config().criteria[0].name, resamples=300)
+        criterion = store.config().criteria[0].name
+        made = {"compare": agreement_report(*_records(tasks, said), criterion=criterion, resamples=300)}
+        for kind in ("thumbs", "steps"):
+            if units := nominal_units(kind, tasks, said):
+                made[kind] = nominal_report(units, resamples=300)
         total = store.progress().done
         return made, f"{len(said)} / {total}" if total > len(said) else ""
 
@@ -155,7 +175,7 @@ def _records(tasks: dict[str, Task], said: list[Submission]):
 
 def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
     with store.database.read() as c:
-        query = select(judgements.c.person_id, func.count()).group_by(judgements.c.person_id)
+        query = select(judgements.c.person_id, func.count()).where(_JUDGED).group_by(judgements.c.person_id)
         counts = {person: n for person, n in c.execute(query)}
         asked = (
             select(judgements.c.person_id, func.sum(case((judgements.c.passed, 1), else_=0)), func.count())
@@ -172,7 +192,9 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
     with store.database.read() as c:
         whole = cast(judgements.c.at, Integer)  # SQLite cuts, PostgreSQL rounds: half a second at midnight
         number = (whole - whole % day) / day
-        query = select(number, func.count()).where(judgements.c.at >= first * day).group_by(number)
+        wanted = and_(_JUDGED, items.c.role.is_(None), judgements.c.at >= first * day)
+        query = select(number, func.count()).join(items, items.c.id == judgements.c.item_id)
+        query = query.where(wanted).group_by(number)
         found = Counter({int(n): count for n, count in c.execute(query)})
     return [(time.strftime("%m-%d", time.gmtime(n * day)), found[n]) for n in range(first, today + 1)]
 

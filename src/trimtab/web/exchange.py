@@ -245,6 +245,9 @@ def _csv(snapshot: Snapshot, dropped: Counter[str]) -> Written:
     writer = csv.writer(out)
     writer.writerow(_COLUMNS)
     count = 0
+    out_of_use = set(snapshot.retired)
+    if left_out := sum(s.task in out_of_use for s in snapshot.submissions):
+        dropped["item retired"] = left_out
     for task, s in _pairs(snapshot, checks=True):
         common = {
             "submission": s.id, "task": task.id, "kind": task.kind, "annotator": s.annotator, "source": s.source,
@@ -275,7 +278,7 @@ def _cell(value: Any) -> Any:
     """A spreadsheet must not take a comment for a formula (OWASP, "CSV injection")."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+    if isinstance(value, str) and value[:1] in tuple("=+-@＝＋－＠\t\r\n"):
         return "'" + value
     return value
 

@@ -5,7 +5,6 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi import Path as InPath
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -13,8 +12,10 @@ from starlette.datastructures import UploadFile
 from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
 from trimtab.records.annotation import Task
+from trimtab.storage.form import Number
 from trimtab.storage.people import ROLES, Person
 from trimtab.storage.project import ProjectConfig
+from trimtab.storage.tasks import Refused
 from trimtab.web.app import fields, link_to, page, signed_in
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
@@ -23,7 +24,6 @@ from trimtab.web.items_file import task_of_line
 router = APIRouter(include_in_schema=False, prefix="/manage")
 Owner = Annotated[Person, Depends(signed_in("owner"))]
 Fields = Annotated[dict[str, str], Depends(fields)]
-Number = Annotated[int, InPath(ge=0, le=2**53)]
 
 
 @router.get("")
@@ -53,6 +53,11 @@ async def add_items(request: Request, person: Owner) -> Response:
         raw = await upload.read() if isinstance(upload, UploadFile) else b""
         raw = raw or str(form.get("lines", "")).encode()
         batch = str(form.get("batch", "")).strip()
+    added, refused = await run_in_threadpool(_add, request, person, raw, batch)
+    return await run_in_threadpool(_items, request, person, added=added, refused=refused)
+
+
+def _add(request: Request, person: Person, raw: bytes, batch: str) -> tuple[int, list[Refused]]:
     try:
         lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
@@ -62,8 +67,7 @@ async def add_items(request: Request, person: Owner) -> Response:
         tasks = [
             t.model_copy(update={"batch": batch}) if isinstance(t, Task) and t.batch == "default" else t for t in tasks
         ]
-    added, refused = await run_in_threadpool(request.app.state.store.add, tasks, person=person.id)
-    return await run_in_threadpool(_items, request, person, added=added, refused=refused)
+    return request.app.state.store.add(tasks, person=person.id)
 
 
 @router.post("/batches")
@@ -110,7 +114,7 @@ def invite(request: Request, person: Owner, given: Fields) -> Response:
 @router.post("/invitations/{number}/withdraw")
 def withdraw(request: Request, person: Owner, number: Number) -> Response:
     """Make an invitation link stop working."""
-    request.app.state.people.withdraw(number)
+    request.app.state.people.withdraw(number, by=person.id)
     return RedirectResponse("/manage/people", status_code=303)
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,7 +29,7 @@ SMALL, LARGE = 4_000_000, 64_000_000
 """Bytes a request may have; the large limit is for sending in items."""
 _LARGE_PATHS = ("/manage/items", "/api/v1/items")
 _TRIES = {"/signin": (10, 300.0), "/join": (20, 300.0)}
-"""How many requests in how many seconds one address may make to a page that tells right secrets from wrong ones."""
+"""How many failures in how many seconds one address may have at a page that tells right secrets from wrong ones."""
 
 
 class Guard:
@@ -52,10 +53,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        who, *limit = self._limit(scope)
         problem = self._problem(scope, headers)
+        if problem is None and limit and not self.tries.allow(who, *limit):
+            who, problem = "", (429, "Too many tries; wait a few minutes.")
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] < 400:
+                    self.tries.forgive(who)
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer[name] = value
@@ -92,16 +98,20 @@ class Guard:
         if method not in _SAFE:
             if "authorization" not in headers and not _same_origin(headers, {host.lower(), self.public}):
                 return 403, "This request came from another site, and was refused."
-            for start, (count, seconds) in _TRIES.items():
-                if path.startswith(start) and not self.tries.allow(
-                    f"{start} {(scope.get('client') or ['?'])[0]}", count, seconds
-                ):
-                    return 429, "Too many tries; wait a few minutes."
         return None
+
+    def _limit(self, scope: Scope) -> tuple[Any, ...]:
+        """Who tries what, how often in how many seconds; nothing where that is not limited."""
+        for start, limit in _TRIES.items():
+            if scope["method"] not in _SAFE and scope["path"].startswith(start):
+                return (f"{start} {(scope.get('client') or ['?'])[0]}", *limit)
+        return ("",)
 
 
 class Tries:
-    """Counts tries by address in a sliding window; remembers the latest thousand addresses.
+    """Counts tries in a sliding window; remembers the latest ten thousand who tried.
+
+    A try counts from its start, so that many at once are not more than allowed, and is forgiven if it was right.
 
     Args:
         clock: seconds, monotonic.
@@ -118,7 +128,7 @@ class Tries:
         with self._lock:
             times = self._seen.setdefault(who, deque())
             self._seen.move_to_end(who)
-            if len(self._seen) > 1000:
+            if len(self._seen) > 10_000:
                 self._seen.popitem(last=False)
             while times and times[0] <= now - seconds:
                 times.popleft()
@@ -126,6 +136,12 @@ class Tries:
                 return False
             times.append(now)
             return True
+
+    def forgive(self, who: str) -> None:
+        """The latest try was right and does not count."""
+        with self._lock:
+            if self._seen.get(who):
+                self._seen[who].pop()
 
 
 def _hostname(host: str) -> str:

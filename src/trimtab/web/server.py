@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trimtab.errors import ConfigError, StorageError
@@ -13,6 +13,10 @@ from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.people import People
 from trimtab.web.app import LOCAL, create_app
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,9 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8765,
     public_url: str | None = None,
+    proxy: str | None = None,
     webhook: str | None = None,
+    owner_link: bool = False,
     say: Callable[[str], Any] = print,
 ) -> None:
     """Serve a project until Ctrl-C; prints one link.
@@ -58,11 +64,13 @@ def serve(
         host: address to listen on; this machine only unless told otherwise.
         port: 0 takes a free one.
         public_url: how people reach it, where that is not ``http://host:port``.
+        proxy: address of the proxy in front, which says in ``X-Forwarded-For`` who asks; None: nobody is believed.
         webhook: URL told about each stored judgement; None: off. Only the command line can set it.
+        owner_link: print a link that makes an owner, even if there is one.
         say: where the link goes.
 
     Raises:
-        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL.
+        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL, or the webhook has no secret.
         StorageError: the port is taken.
     """
     import uvicorn
@@ -74,11 +82,14 @@ def serve(
             raise ConfigError(f"{url!r} is not a URL; write http://… or https://…")
     if public_url is not None and urlsplit(public_url).path.strip("/"):
         raise ConfigError(f"{public_url!r} has a path; the app needs a host name (or port) of its own")
+    secret = os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")
+    if webhook and not secret:
+        raise ConfigError("--webhook needs TRIMTAB_WEBHOOK_SECRET in the environment, to sign what it sends")
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     link = public_url.rstrip("/") if public_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
     hosts = {*LOCAL, host, str(urlsplit(link).hostname)}
-    hook = Webhook(webhook, os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")) if webhook else None
+    hook = Webhook(webhook, secret) if webhook else None
     app = create_app(
         project.store,
         project.people,
@@ -87,21 +98,40 @@ def serve(
         notify=hook.send if hook else None,
     )
     project.store.set_address(link)
-    token = project.people.first_owner()
-    if token is not None:
-        say(f"Open this link to become the first owner (it works once, for a day): {link}/join/{token}")
-    else:
-        say(f"Sign in at {link}/")
-    # No access log: invitation links are secrets.
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30)
+    say(welcome(project, link, owner_link=owner_link))
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(server_config(app, proxy)).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
         pass
     finally:
         listening.close()
         if hook:
             hook.close()
+
+
+def welcome(project: Project, link: str, *, owner_link: bool = False) -> str:
+    """The line with the link: to become an owner where there is none or ``owner_link`` asks for it, else to sign in."""
+    token = project.people.first_owner()
+    if token is None and owner_link:
+        token = project.people.invite("owner", by=None, days=1)
+    if token is None:
+        return f"Sign in at {link}/"
+    return f"Open this link to become an owner (it works once, for a day): {link}/join/{token}"
+
+
+def server_config(app: "FastAPI", proxy: str | None) -> "uvicorn.Config":
+    """How uvicorn serves the app. Who asks is who connects, unless that is the proxy."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # invitation links are secrets
+        server_header=False,
+        timeout_keep_alive=30,
+        proxy_headers=proxy is not None,
+        forwarded_allow_ips=proxy,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -17,9 +17,13 @@ LONGEST = 20_000
 """Longer texts are shown as they are, without Markdown: rendering takes time the reader would wait."""
 
 _NAMES = {
+    0x00AD: "SHY",
+    0x061C: "ALM",
     0x200B: "ZWSP",
     0x200E: "LRM",
     0x200F: "RLM",
+    0x2028: "LSEP",
+    0x2029: "PSEP",
     0x202A: "LRE",
     0x202B: "RLE",
     0x202C: "PDF",
@@ -34,7 +38,7 @@ _NAMES = {
     0x7F: "DEL",
 }
 _INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
 )
 
 

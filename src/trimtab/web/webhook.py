@@ -12,7 +12,6 @@ import json
 import logging
 import queue
 import threading
-import urllib.error
 import urllib.request
 from typing import Any
 
@@ -67,7 +66,7 @@ class Webhook:
                     request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
                     self._opener.open(request, timeout=self._timeout).close()
                     break
-                except (urllib.error.URLError, OSError):
+                except Exception:  # whatever the other side sends, the next message is tried
                     continue
             else:
                 self.dropped += 1

@@ -3,12 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi import Path as InPath
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from trimtab.records.annotation import OVERALL
-from trimtab.storage.form import Form
+from trimtab.storage.form import Form, Number
 from trimtab.storage.labels import Assignment, Receipt
 from trimtab.storage.people import Person
 from trimtab.storage.project import ProjectConfig
@@ -17,7 +16,6 @@ from trimtab.web.strings import translate
 
 router = APIRouter()
 Anybody = Annotated[Person, Depends(signed_in())]
-Version = Annotated[int, InPath(ge=0, le=2**53)]
 LETTERS = "ABCDEFGHI"
 
 
@@ -25,7 +23,7 @@ class Undo(BaseModel):
     """Which judgement to take back."""
 
     model_config = ConfigDict(extra="forbid")
-    version: Annotated[int, Field(ge=0, le=2**53)]
+    version: Number
 
 
 class Next(BaseModel):
@@ -46,9 +44,7 @@ class Next(BaseModel):
 
 
 @router.get("/work", include_in_schema=False)
-def work_page(
-    request: Request, person: Anybody, change: Annotated[int | None, Field(ge=0, le=2**53)] = None
-) -> Response:
+def work_page(request: Request, person: Anybody, change: Number | None = None) -> Response:
     """The task page; ``change`` opens one's earlier judgement."""
     store = request.app.state.store
     found = store.next(person.id) if change is None else store.reopen(person.id, change)
@@ -75,7 +71,8 @@ def next_task(request: Request, person: Anybody) -> Next:
 def submit(request: Request, person: Anybody, form: Form) -> Next:
     """Store a filled-in form and give the next task. Sending the same form again changes nothing."""
     receipt, found = request.app.state.store.submit(person.id, form)
-    request.app.state.notify({"event": "judgement", "item": form.item, "submission": receipt.submission})
+    if receipt.new and receipt.state == "stored":
+        request.app.state.notify({"event": "judgement", "item": form.item, "submission": receipt.submission})
     return _next(request, person, found, receipt)
 
 
@@ -86,16 +83,17 @@ def undo(request: Request, person: Anybody, what: Undo) -> Next:
 
 
 @router.get("/history", include_in_schema=False)
-def history(request: Request, person: Anybody, before: Annotated[int | None, Field(ge=0, le=2**53)] = None) -> Response:
+def history(request: Request, person: Anybody, before: Number | None = None) -> Response:
     """One's own judgements, newest first."""
     found = request.app.state.store.history(person.id, before=before)
     return page(request, "history.html", person, past=found, more=found[-1].version if len(found) == 25 else None)
 
 
 @router.get("/guidelines", include_in_schema=False)
-def guidelines(request: Request, person: Anybody) -> Response:
-    """The newest guidelines."""
-    return page(request, "guidelines.html", person, guideline=request.app.state.store.guideline())
+def guidelines(request: Request, person: Anybody, version: Number | None = None) -> Response:
+    """The guidelines, the newest unless an older version is asked for."""
+    store = request.app.state.store
+    return page(request, "guidelines.html", person, guideline=store.guideline(version), names=store.guideline_names())
 
 
 def _next(request: Request, person: Person, found: Assignment | str, receipt: Receipt | None = None) -> Next:
@@ -114,7 +112,6 @@ def task_html(request: Request, person: Person, found: Assignment | str, *, adju
     language = language_of(request, person)
     if isinstance(found, str):
         return fragment(request, "_nothing.html", language, state=found)
-    config: ProjectConfig = request.app.state.store.recent_config
     shown = [found.task.completions[i] for i in found.shown_order]
     return fragment(
         request,
@@ -123,10 +120,10 @@ def task_html(request: Request, person: Person, found: Assignment | str, *, adju
         task=found.task,
         shown=shown,
         letters=LETTERS,
-        rows=rows(found, config, language),
+        rows=rows(found, found.config, language),
         version=found.version,
         draft=found.draft,
-        config=config,
+        config=found.config,
         adjudication=adjudication,
     )
 

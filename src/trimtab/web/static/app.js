@@ -5,10 +5,23 @@ const body = document.body;
 const strings = JSON.parse(body.dataset.strings || "{}");
 const say = (key, values = {}) => (strings[key] || key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 const mine = (name) => `trimtab/${body.dataset.person}/${name}`;
+// What this page needs is in memory; the browser's storage has a copy for later pages, where it is allowed and not full.
+const memory = new Map();
 const store = {
-  get(name) { try { return JSON.parse(localStorage.getItem(mine(name))); } catch { return null; } },
-  set(name, value) { try { localStorage.setItem(mine(name), JSON.stringify(value)); } catch { /* full or forbidden: the page still works */ } },
-  drop(name) { try { localStorage.removeItem(mine(name)); } catch { /* as above */ } },
+  get(name) {
+    if (memory.has(name)) return memory.get(name);
+    try { return JSON.parse(localStorage.getItem(mine(name))); } catch { return null; }
+  },
+  set(name, value) {
+    memory.set(name, value);
+    try { localStorage.setItem(mine(name), JSON.stringify(value)); } catch { /* the page still works */ }
+  },
+  drop(name) { memory.set(name, null); try { localStorage.removeItem(mine(name)); } catch { /* as above */ } },
+  names(start) {
+    let kept = [];
+    try { kept = Object.keys(localStorage).filter((k) => k.startsWith(mine(start))).map((k) => k.slice(mine("").length)); } catch { /* as above */ }
+    return [...new Set([...memory.keys(), ...kept])].filter((name) => name.startsWith(start) && store.get(name));
+  },
 };
 
 // Colours: kept in this browser, and set before the page is used.
@@ -136,11 +149,12 @@ function start() {
   }
   const same = (shown, given) => shown === "" || given == null ? !given && shown === "" : Math.abs(Number(shown) - given) < 0.001;
 
+  const draftOf = (item) => `draft/${item}`;
   function keepDraft() {
     if (task()?.dataset.state !== "task") return;
     const text = form().elements.rewrite;
-    store.set("draft", {
-      item: task().dataset.item,
+    store.set(draftOf(task().dataset.item), {
+      at: Date.now(),
       rows: rows().map((row) => { const i = chosen(row); return i ? Number(i.value) : undefined; }),
       comment: form().elements.comment.value,
       rewrite: text && text.value ? { of: Number(text.dataset.of || 0), text: text.value } : undefined,
@@ -156,18 +170,18 @@ function start() {
   }
   function choose(input) {
     input.checked = true;
-    input.focus({ preventScroll: true });
+    if (document.activeElement?.matches("input")) document.activeElement.blur(); // arrows go to the rows again
     changed();
   }
-  function changed() { if (status.className === "bad" && !store.get("pending")) tell(""); board(); keepDraft(); }
+  function changed() { if (status.className === "bad" && !waiting().length) tell(""); board(); keepDraft(); }
 
   // A new task is on the page.
   function ready() {
     looked = 0; since = performance.now();
     if (task()?.dataset.state !== "task") return;
     const fromServer = task().dataset.draft;
-    const draft = store.get("draft");
-    if (draft && draft.item === task().dataset.item) { fill(draft); if (draft.rows.some((r) => r != null) || draft.comment) tell(say("js.draft")); }
+    const draft = store.get(draftOf(task().dataset.item));
+    if (draft) { fill(draft); if (draft.rows.some((r) => r != null) || draft.comment) tell(say("js.draft")); }
     else if (fromServer) fill(JSON.parse(fromServer));
     activate(0);
     makeBoard();
@@ -183,18 +197,19 @@ function start() {
 
   function show(reply) {
     if (reply.guideline && reply.guideline !== work.dataset.guideline) { // new rules: open them beside the task
-      store.drop("draft"); store.set("guidelines", true); location.assign(work.dataset.url); return;
+      store.set("guidelines", true); location.assign(work.dataset.url); return;
     }
     place.innerHTML = reply.html; // rendered and escaped by the server
-    store.drop("draft");
     window.scrollTo({ top: 0 });
     ready();
     document.getElementById("main").focus({ preventScroll: true });
   }
 
-  // Sending. A form is first written down here, then sent until the server has said what became of it.
+  // Sending. A form is first written down, then sent until the server has said what became of it; each by its own key.
+  const waiting = () => store.names("pending/");
   function send(verdict) {
     if (busy || task()?.dataset.state !== "task") return;
+    if (waiting().length) { deliver(); return; }
     const made = collect(verdict);
     if (made.missing) {
       const row = made.missing;
@@ -203,14 +218,15 @@ function start() {
       return;
     }
     made.key = key();
-    store.set("pending", { url: `${work.dataset.url}/submit`, form: made });
+    store.set(`pending/${made.key}`, { url: `${work.dataset.url}/submit`, form: made });
     deliver();
   }
   const key = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
 
   async function deliver() {
-    const pending = store.get("pending") || null;
-    if (!pending || busy) return;
+    const [name] = waiting();
+    if (!name || busy) return;
+    const pending = store.get(name);
     busy = true; work.classList.add("busy");
     clearTimeout(timer);
     let reply = null; let answer = null; let reason = "";
@@ -235,13 +251,14 @@ function start() {
       timer = setTimeout(renew, 5000);
       return;
     }
-    store.drop("pending");
+    store.drop(name);
     if (!answer.ok) {
       tell(say(answer.status === 409 ? "js.conflict" : "js.refused", { reason }), "bad");
       if (task()?.dataset.item !== pending.form.item) refresh();
       return;
     }
-    if (reply.to) { store.drop("draft"); location.href = reply.to; return; }
+    store.drop(draftOf(pending.form.item));
+    if (reply.to) { location.href = reply.to; return; }
     if (pending.form.version === undefined || pending.form.version === null) {
       const count = document.getElementById("count");
       if (count) count.textContent = Number(count.textContent) + 1;
@@ -250,6 +267,7 @@ function start() {
     tell(reply.stored === "late" ? say("js.late") : waited ? say("js.back") : say("js.saved"), reply.stored === "late" ? "bad" : "good");
     if (location.search) history.replaceState(null, "", work.dataset.url);
     show(reply);
+    deliver(); // what other pages could not send
   }
   window.addEventListener("online", () => { wait = 1000; deliver(); });
 
@@ -276,7 +294,7 @@ function start() {
   async function refresh() { const reply = await call("/work/next"); if (reply) show(reply); }
 
   async function undo() {
-    if (last === null || busy || store.get("pending")) { tell(say("js.nothing")); return; }
+    if (last === null || busy || waiting().length) { tell(say("js.nothing")); return; }
     const reply = await call("/work/undo", "POST", { version: last });
     if (!reply) return;
     last = null;
@@ -292,10 +310,11 @@ function start() {
     details.open = true;
     const text = form().elements.rewrite;
     if (position === null) { if (!text.value) tell(say("js.better")); text.focus(); return; }
-    if (!text.value || text.dataset.of !== String(position)) {
-      text.value = place.querySelector(`.answer[data-position="${position}"] textarea.raw`).value;
+    const raw = (p) => place.querySelector(`.answer[data-position="${p}"] textarea.raw`)?.value;
+    if (!text.value || text.value === raw(text.dataset.of)) { // nothing of one's own is lost
+      text.value = raw(position);
       text.dataset.of = position;
-    }
+    } else if (text.dataset.of !== String(position)) tell(say("js.rewrite_kept"));
     text.focus(); keepDraft();
   }
 
@@ -345,8 +364,8 @@ function start() {
       if (at.matches("button, a, summary")) return;
       event.preventDefault(); send("judged"); return;
     }
-    if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-      if (at.matches(".chip")) return;
+    if (event.key === "ArrowDown" || event.key === "ArrowUp") { // these also scroll, and choose among radio buttons
+      if (rows().length < 2 || at.matches("input, .chip, .answer, pre, aside")) return;
       event.preventDefault(); activate(active + (event.key === "ArrowDown" ? 1 : -1), true); return;
     }
     if (/^[0-9]$/.test(event.key)) {
@@ -358,6 +377,7 @@ function start() {
     const letter = event.key.toLowerCase();
     if (letter === "c" && form()) { event.preventDefault(); form().elements.comment.focus(); return; }
     if (letter === "r" && form()?.elements.rewrite) { event.preventDefault(); rewriteFrom(bestPosition()); return; }
+    if (["s", "n", "f"].includes(letter) && !place.querySelector(`[data-act=${keys[letter]}]`)) return; // an adjudicator decides
     if (keys[letter]) { event.preventDefault(); acts[keys[letter]](); }
   });
 
@@ -425,6 +445,7 @@ function start() {
     return made;
   }
 
+  for (const name of store.names("draft/")) if (store.get(name).at < Date.now() - 14 * 864e5) store.drop(name);
   if (store.get("guidelines") && document.getElementById("guidelines")) acts.guidelines();
   ready();
   deliver(); // what an earlier page could not send
