@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--separate", type=int, default=25)
+    parser.add_argument("--separate", type=int, default=20)
     parser.add_argument("--words", type=int, default=36)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/judging.json"))
