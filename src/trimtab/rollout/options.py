@@ -9,7 +9,7 @@ of separate forward passes up to the order in which sums are added.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def option_logprobs(
                     result[index][place] = value
                     left[index] -= 1
                 if found is not None:
-                    done = {s.index for _, wanted in trees for _, s in wanted}
+                    done = {s.prompt for _, wanted in trees for _, s in wanted}
                     found({index: result[index] for index in done if not left[index]})
     return result
 
@@ -115,7 +115,7 @@ def option_logprobs(
 class _Sequence(NamedTuple):
     tokens: list[int]
     option: list[int]
-    index: int
+    prompt: int
     place: int
 
 
@@ -146,7 +146,7 @@ def _groups(
         while stop < len(sequences) and _common(first, sequences[stop].tokens) >= depth + GROUP:
             stop += 1
         part = sequences[start:stop]
-        many = len({s.index for s in part})
+        many = len({s.prompt for s in part})
         if GROUP <= many and len(part) < len(sequences):
             yield from _groups(backbone, part, depth, prefix, many)
         else:
@@ -191,11 +191,11 @@ def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
 
 def _copy(prefix: DynamicCache, rows: int) -> DynamicCache:
     """The same keys and values for so many rows, to be continued."""
-    cache, layers = DynamicCache(), prefix.layers
+    cache = DynamicCache()
+    layers: list[Any] = prefix.layers
     for number, layer in enumerate(layers):
-        keys, values = layer.keys, layer.values
-        assert keys is not None and values is not None
-        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+        everyone = (rows, -1, -1, -1)
+        cache.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
     return cache
 
 
@@ -225,7 +225,7 @@ def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared
     rows, columns = (torch.tensor(x, device=device) for x in zip(*places, strict=True))
     logprobs = torch.log_softmax(backbone.head(output.last_hidden_state[rows, columns]).float(), dim=-1).cpu()
     return [
-        (s.index, s.place, sum(float(logprobs[at[row, w], t]) for w, t in zip(path, s.option, strict=True)))
+        (s.prompt, s.place, sum(float(logprobs[at[row, w], t]) for w, t in zip(path, s.option, strict=True)))
         for row, (_, wanted) in enumerate(trees)
         for path, s in wanted
     ]
