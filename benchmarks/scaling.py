@@ -106,7 +106,7 @@ class _Numbers:
     def prompt(self, messages: Sequence[Any]) -> list[int]:
         return [int(word) for word in messages[-1].content.split()]
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], *, strip: bool = True) -> str:
         return " ".join(map(str, tokens))
 
 

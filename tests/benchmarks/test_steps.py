@@ -61,7 +61,11 @@ def test_the_workloads_are_those_promised():
     assert DEFAULT_MODEL == embedded.NAME
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=["full", "lora", "top"])
+@pytest.mark.parametrize(
+    "adapter",
+    [ADAPTERS[0], pytest.param(ADAPTERS[1], marks=pytest.mark.slow), ADAPTERS[2]],
+    ids=["full", "lora", "top"],
+)
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "rloo", "ppo", "decode"])
 def test_each_kind_with_each_adapter(model, kind, adapter):
     workload = Workload(kind=kind, epochs=2, group=2 if kind == "rloo" else 1, **SMALL, **adapter)

@@ -51,7 +51,7 @@ def test_check_takes_hostile_names_as_text(tmp_path: Path) -> None:
     odd.write_text('{"prompt": "a", "[/bold]": 1e999}\n{"prompt": "b"}\n')
     result = run("check", path, odd)
     assert result.exit_code == 0, result.output
-    assert "[red]:boom:.jsonl" in result.output
+    assert "[red]:boom:.jsonl" in result.output.replace("\n", "")
     assert "'[/bold]' is no plain JSON value" in result.output
 
 

@@ -347,7 +347,7 @@ def test_readable_everywhere(page, server: Server, here: World, theme: str, widt
     here.configure(overlap=1, gold_every=0, rewrite=True)
     here.add({"prompt": "How do I set the tab?", "answers": [RICH, PLAIN]})
     page.set_viewport_size({"width": width, "height": 800})
-    page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+    page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
     join(page, here, "owner", "Olga")
     if theme == "contrast":
         page.evaluate("localStorage.setItem('trimtab/theme', 'contrast')")
