@@ -8,13 +8,16 @@ import pytest
 
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError, Interrupted
-from trimtab.feedback import Queued
+from trimtab.feedback import Queued, Router, Thresholds, routing
 from trimtab.pipeline import labelling
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
-from trimtab.records import Comparison, Demonstration, Judgement, read_records, write_records
+from trimtab.records import Comparison, Demonstration, Judgement, Preference, read_records, write_records
+from trimtab.storage.form import Form
+from trimtab.storage.labels import Assignment
+from trimtab.web.server import open_project
 
 from ..kit import TOY, save_model, sentences, tiny_model, toy_recipe
 
@@ -143,13 +146,120 @@ def test_hybrid_labels_wait_for_people_and_go_on(tmp_path: Path):
     assert 0 < len(queues[0]) < len(queues[1]) and sum(map(len, queues)) == 10
 
 
+class Crowd:
+    """People in a run's annotation project, without the app."""
+
+    def __init__(self, recipe: Path) -> None:
+        self.project = open_project(recipe.parent / "runs" / "toy" / "annotation", create=False)
+        token = self.project.people.first_owner()
+        assert token is not None
+        self.people = {"Ann": self._enter(token, "Ann")}
+        for name in ("Bea", "Cem"):
+            invited = self.project.people.invite("annotator", by=self.people["Ann"])
+            self.people[name] = self._enter(invited, name)
+
+    def _enter(self, token: str, name: str) -> int:
+        people = self.project.people
+        person = people.session(people.accept(token, name=name, password="a long password"))
+        assert person is not None
+        return person.id
+
+    def judge(self, name: str, say, *, skip: int = 0) -> list[str]:
+        """Somebody works until there is nothing left; ``say`` gives the ranks of the answers in the item's order."""
+        item, done = self.project.store.next(self.people[name]), []
+        while isinstance(item, Assignment):
+            form: dict = {"item": item.task.id, "key": f"test-key-{name}-{item.task.id}"}
+            if len(done) < skip:
+                form["verdict"] = "skip"
+            else:
+                ranks = say(item.task.id)
+                form["answers"] = [{"ranks": [ranks[i] for i in item.shown_order], "strength": 1.0}]
+            _, following = self.project.store.submit(self.people[name], Form.model_validate(form))
+            done.append(item.task.id)
+            item = following
+        return done
+
+
+def test_hybrid_labels_by_people_in_the_annotation_app(tmp_path: Path):
+    label = {"source": "hybrid", "people": "app", "route": {"audit": 0.4}}
+    recipe = recipe_in(tmp_path, label=label, sft=None, align=None, reward=None)
+    for _ in range(2):  # asked twice, queued once
+        with pytest.raises(Interrupted, match=r"0 of \d judgements are in.*let people judge with `trimtab annotate"):
+            go(recipe, until="preferences")
+    audits = {q.id for q in read_records(stage(recipe, "label") / "queue.jsonl", Queued)}
+    crowd = Crowd(recipe)
+    crowd.project.store.set_address("http://127.0.0.1:8765")  # as serving it does
+    assert 0 < len(audits) < 10 and set(crowd.judge("Ann", lambda _: (0, 1), skip=1)) == audits
+    with pytest.raises(Interrupted, match=r"let people judge at http://127.0.0.1:8765"):
+        go(recipe, until="preferences")  # what Ann skipped is an audit and still waits
+    assert len(read_records(stage(recipe, "label") / "queue.jsonl", Queued)) == 1
+    assert len(crowd.judge("Bea", lambda _: (0, 1))) == 1
+    with pytest.raises(Interrupted, match="judgements are in"):
+        go(recipe, until="preferences")  # too few audits for thresholds: people label the rest
+    rest = {q.id for q in read_records(stage(recipe, "label") / "queue.jsonl", Queued)}
+    assert len(rest) == 10 - len(audits) and not rest & audits
+    gone = sorted(rest)[0]
+    crowd.project.store.retire(gone, person=crowd.people["Ann"])
+    assert set(crowd.judge("Cem", lambda _: (1, 0))) == rest - {gone}
+    run = go(recipe, until="preferences")
+    crowd.project.close()
+    said = {j.item: j for j in read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)}
+    assert said.keys() == (audits | rest) - {gone} and {j.source for j in said.values()} == {"human"}
+    made = {p.id: p for p in read_records(stage(recipe, "preferences") / "preferences.jsonl", Preference)}
+    assert all(made[i].ranks == ((0, 1) if i in audits else (1, 0)) for i in said)
+    routing = json.loads((stage(recipe, "label") / "routing.json").read_text())
+    assert routing["items"] == routing["labels_of_people"] == 9 and routing["waiting"] == 0
+    assert run is not None
+
+
+def test_a_second_person_in_the_app_settles_where_judge_and_person_differ(tmp_path: Path, monkeypatch):
+    """With both routes forced open, every item that is no audit needs judge and person, and half of them a second."""
+    label = {"source": "hybrid", "people": "app", "route": {"audit": 0.4}}
+    recipe = recipe_in(tmp_path, label=label, sft=None, align=None, reward=None, gold=None)
+    both = Router(thresholds=Thresholds(low=0.5, audited=40), calibrate=lambda p: p)
+    monkeypatch.setattr(routing, "set_thresholds", lambda audits, config: both)
+    with pytest.raises(Interrupted):
+        go(recipe, until="preferences")
+    audits = {q.id for q in read_records(stage(recipe, "label") / "queue.jsonl", Queued)}
+    judged = read_records(stage(recipe, "label") / "judge" / "judgements.jsonl", Judgement)
+    leans = {j.item: routing.first_better(j) or 0.0 for j in judged}
+
+    def with_it(item: str) -> tuple[int, int]:
+        return (0, 1) if leans[item] > 0.5 else (1, 0)
+
+    def against(item: str) -> tuple[int, int]:
+        return (1, 0) if leans[item] > 0.5 else (0, 1)
+
+    crowd = Crowd(recipe)
+    crowd.judge("Ann", with_it)
+    with pytest.raises(Interrupted):
+        go(recipe, until="preferences")
+    rest = sorted({q.id for q in read_records(stage(recipe, "label") / "queue.jsonl", Queued)})
+    assert set(rest) == leans.keys() - audits and len(rest) >= 3
+    odd = set(rest[: len(rest) // 2])
+    crowd.judge("Ann", lambda i: against(i) if i in odd else with_it(i))
+    with pytest.raises(Interrupted, match=rf"{len(odd)} of {2 * len(odd)} judgements"):
+        go(recipe, until="preferences")
+    queue = read_records(stage(recipe, "label") / "queue.jsonl", Queued)
+    assert {q.id for q in queue} == odd and {q.overlap for q in queue} == {2}
+    assert crowd.judge("Ann", with_it) == []  # it has to be somebody else
+    assert set(crowd.judge("Bea", against)) == odd
+    go(recipe, until="preferences")
+    crowd.project.close()
+    made = {p.id: p for p in read_records(stage(recipe, "preferences") / "preferences.jsonl", Preference)}
+    assert all(made[i].ranks == tuple(against(i) if i in odd else with_it(i)) for i in leans)
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
         ({"revise": {}, "data": TOY["data"]}, "revise needs data.redteam"),
         ({"revise": {}, "sft": None}, "revise needs sft"),
         ({"balance": {}, "align": None}, "balance needs data.redteam_heldout, evaluate and align"),
-        ({"label": {"source": "hybrid"}, "gold": None}, "label.source 'hybrid' needs people"),
+        ({"label": {"source": "hybrid", "people": "simulated"}, "gold": None}, "'simulated' and needs gold"),
+        ({"label": {"source": "human", "people": "app"}}, "source 'human' asks nobody else"),
+        ({"label": {"source": "ai", "people": "app"}}, "name a file of judgements to compare with"),
+        ({"label": {"source": "hybrid", "people": "app", "human": {"overlap": 2}}}, "human.overlap is for source"),
         ({"label": {"source": "hybrid"}, "sample": {"answers": 3}}, "compares pairs; set sample.answers to 2, not 3"),
     ],
 )

@@ -320,7 +320,7 @@ def label_hybrid(
     Thresholds are first set from the ``pilot`` audits; the audits after them are watched for drift in the order of the
     items. Without an alarm all audits set the final thresholds; an alarm ends their validity where its window began,
     and from there on they are set anew. An item with an answer that seems to speak to its judge goes to a person. Who
-    skips has not answered: the item goes on waiting, and the skip is counted.
+    skips has not answered: the item goes on waiting, and the skip is counted. An adjudicator's word settles an item.
 
     Args:
         items: pairs of answers.
@@ -363,7 +363,8 @@ def label_hybrid(
         routes[item.id] = "person" if item.id in aimed else router.route(p[item.id])
     if not missing:
         ask([i for i in items if routes[i.id] != "ai"], 0)
-    both = [i for i in items if routes[i.id] == "both" and (i.id, 0) in asked]
+    first = {i: j for (i, number), j in asked.items() if number == 0}
+    both = [i for i in items if routes[i.id] == "both" and i.id in first and not first[i.id].adjudication]
     ask([i for i in both if _sides(p[i.id]) != _sides(first_better(asked[i.id, 0]))], 1)
     kept: list[Judgement] = []
     queue: list[Queued] = []
@@ -372,8 +373,8 @@ def label_hybrid(
         machine = _calibrated(said.get(item.id), routers[item.id].calibrate)
         route = routes[item.id]
         audited = item.id in chances
-        if one is not None and (audited or route == "person"):
-            kept.append(one)  # a person's label, once there, is used
+        if one is not None and (audited or route == "person" or one.adjudication):
+            kept.append(one)  # a person's label, once there, is used, and an adjudicator's settles the item
             if route == "both" and two is not None:
                 kept.append(two)
         elif route == "ai" and machine is not None:

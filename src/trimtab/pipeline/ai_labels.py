@@ -1,17 +1,21 @@
 """Labels by AI judges, and by judges and people together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trimtab.constitution import load_constitution
-from trimtab.errors import Interrupted
-from trimtab.feedback import SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
+from trimtab.errors import DataError, Interrupted
+from trimtab.feedback import Hybrid, SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
 from trimtab.feedback.callables import Utility
 from trimtab.files import write_json
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.impact import write_principles
 from trimtab.pipeline.judging import LocalJudge, judge_items, plain
+from trimtab.pipeline.people import AppPeople
 from trimtab.records import Comparison, Judgement, read_records, write_records
+
+People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
+"""Asks the n-th person about items, as :func:`~trimtab.feedback.label_hybrid` does."""
 
 
 def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
@@ -20,10 +24,7 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     constitution = load_constitution(context.data_path(context.config.constitution))
-    given = read_records(Path(context.data_path(config.people)), Judgement) if config.people else []
-    people, said = people_only(items, given)
-    for line in said:
-        context.ui.say(f"  {config.people}: {line}")
+    people = _people_of_file(context, items)
     judged = judge_items(
         items,
         constitution,
@@ -44,25 +45,81 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     if config.source == "ai":
         write_records(folder / "judgements.jsonl", overall)
         return counts, files
-    utility = context.gold()
-    asker = SimulatedPeople(utility, config.simulation, context.seed("label")) if utility else FilePeople(people)
     cost = sum(found.cost for found in judged.values())
-    result = label_hybrid(items, ensemble(items, overall), asker, config.route, ai_cost=cost)
-    write_records(folder / "judgements.jsonl", result.judgements)
-    write_records(folder / "queue.jsonl", result.queue)
-    write_records(folder / "audits.jsonl", result.audits)
-    write_json(folder / "routing.json", plain(result.report))
-    for line in routing_lines(result.report):
-        context.ui.say(f"  {line}")
+
+    def route(pairs: Sequence[Comparison], asker: People) -> Hybrid:
+        result = label_hybrid(pairs, ensemble(pairs, overall), asker, config.route, ai_cost=cost)
+        write_records(folder / "judgements.jsonl", result.judgements)
+        write_records(folder / "queue.jsonl", result.queue)
+        write_records(folder / "audits.jsonl", result.audits)
+        write_json(folder / "routing.json", plain(result.report))
+        for line in routing_lines(result.report):
+            context.ui.say(f"  {line}")
+        return result
+
+    who = context.config.people_of_hybrid
+    if who == "app":
+        result = _by_app(context, items, route)
+    elif who == "simulated":
+        utility = context.gold()
+        assert utility is not None
+        result = route(items, SimulatedPeople(utility, config.simulation, context.seed("label")))
+    else:
+        result = route(items, FilePeople(people))
     if result.queue:
         raise Interrupted(
             f"{len(result.queue)} items wait for a person now: {folder / 'queue.jsonl'}. Put their judgements into "
             f"{config.people} (label.people) and run the same command again; what was judged is kept"
         )
     report = result.report
-    counts["judgements"] = len(result.judgements)
+    counts["judgements"], counts["left_out"] = len(result.judgements), len(items) - report["items"]
     counts |= {"labels_of_people": report["labels_of_people"], "labels_saved": report["labels_saved"]}
     return counts, [*files, "queue.jsonl", "audits.jsonl", "routing.json"]
+
+
+def _people_of_file(context: Context, items: Sequence[Comparison]) -> list[Judgement]:
+    """The judgements in ``label.people``, where that is a file."""
+    assert context.config.label is not None
+    source = context.config.label.people
+    if source is None or source in ("app", "simulated"):
+        return []
+    people, said = people_only(items, read_records(Path(context.data_path(source)), Judgement))
+    for line in said:
+        context.ui.say(f"  {source}: {line}")
+    return people
+
+
+def _by_app(
+    context: Context, items: Sequence[Comparison], route: Callable[[Sequence[Comparison], People], Hybrid]
+) -> Hybrid:
+    """Route, let people in the annotation app judge what waits for them, and route again, until nothing waits.
+
+    Raises:
+        Interrupted: people are not done; it says where they judge.
+    """
+    assert context.config.label is not None
+    with AppPeople(context, context.config.label.human) as app:
+        items, told, before = app.fit(items), 0, -1
+        while True:
+            given, retired = app.said(items)
+            if len(retired) > told:
+                context.ui.say(f"  {len(retired)} items were taken out of the annotation project and are left out")
+            people, said = people_only(items, given)
+            for line in said:
+                context.ui.say(f"  annotation project: {line}")
+            result = route([item for item in items if item.id not in retired], FilePeople(people))
+            if not result.queue:
+                return result
+            if len(given) == before and len(retired) == told:
+                raise DataError(
+                    f"{len(result.queue)} items wait for a person, though the annotation project counts them as done: "
+                    "judgements by an AI, or without the criterion 'overall', are no answer here; see the project's "
+                    "criteria and imports"
+                )
+            told, before = len(retired), len(given)
+            for overlap in sorted({item.overlap for item in result.queue}):
+                app.ask([item for item in result.queue if item.overlap == overlap], overlap)
+            app.wait(result.queue)
 
 
 def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
@@ -94,14 +151,14 @@ class SimulatedPeople:
 
 
 class FilePeople:
-    """People's judgements of a file, one per person and item; what is missing waits.
+    """People's judgements of a file or of the annotation app, one per person and item; what is missing waits.
 
-    Who ranked comes before who skipped, otherwise the order is the file's.
+    An adjudicator comes first, then who ranked, then who skipped; otherwise the order is the one given.
     """
 
     def __init__(self, judgements: Sequence[Judgement]) -> None:
         self.by_item: dict[str, list[Judgement]] = {}
-        for judgement in sorted(judgements, key=lambda j: j.ranks is None):
+        for judgement in sorted(judgements, key=lambda j: (j.ranks is None, not j.adjudication)):
             mine = self.by_item.setdefault(judgement.item, [])
             if judgement.criterion == "overall" and judgement.annotator not in {j.annotator for j in mine}:
                 mine.append(judgement)

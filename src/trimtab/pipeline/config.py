@@ -79,9 +79,9 @@ class HumanConfig(Config):
     database: str | None = None
     """URL of a PostgreSQL database; None: SQLite in the project's folder."""
     overlap: int = Field(default=1, ge=1, le=100)
-    """How many people judge each item."""
+    """How many people judge each item; with ``hybrid`` the router says that."""
     enough: float = Field(default=1.0, gt=0.0, le=1.0)
-    """The run goes on when this share of the judgements asked for is in."""
+    """The run goes on when this share of the judgements asked for is in; with ``hybrid`` all of them."""
     wait_minutes: float = Field(default=0.0, ge=0.0)
     """How long to wait for them; then the run stops, and the same command goes on later."""
 
@@ -91,13 +91,12 @@ class LabelConfig(Config):
 
     source: Literal["simulated", "human", "ai", "hybrid"] = "simulated"
     """``simulated``: annotators made from a gold utility, and every label and page says so; ``human``: people, in the
-    annotation app; ``ai``: judges under the constitution; ``hybrid``: judges where they are sure, people where they
-    are not, and those are simulated annotators where the recipe has a gold utility, otherwise whoever gave the
-    judgements in ``people``."""
+    annotation app; ``ai``: judges under the constitution; ``hybrid``: judges where they are sure, ``people`` where
+    they are not."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
     human: HumanConfig = HumanConfig()
-    """For ``human``: how people are asked."""
+    """For ``human``, and ``hybrid`` with people in the app: how they are asked."""
     judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
     """AI judges by name; several are an ensemble, combined by ``aggregate``. None: the recipe's pretrained model."""
     judge: JudgeConfig = JudgeConfig()
@@ -105,7 +104,9 @@ class LabelConfig(Config):
     route: RouteConfig = RouteConfig()
     """For ``hybrid``: how labels are divided between AI and people."""
     people: str | None = None
-    """For ``hybrid`` without gold: a file of people's judgements; it may grow while they label the queue."""
+    """For ``hybrid``: ``app``, people in the annotation app; ``simulated``, annotators who go by the gold utility; or a
+    file of people's judgements, which may grow while they label the queue. None: ``simulated`` where the recipe has
+    gold, otherwise ``app``. For ``ai``: a file of judgements the judges are compared with."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -202,6 +203,12 @@ class RunConfig(Config):
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
 
+    @property
+    def people_of_hybrid(self) -> str:
+        """Who the people of hybrid labels are: ``simulated``, ``app``, or a file."""
+        given = None if self.label is None else self.label.people
+        return given or ("simulated" if self.gold else "app")
+
     @model_validator(mode="after")
     def _limit_a_reward_model(self) -> Self:
         """Far from its data a reward model may say anything; rewards of one's own mean what they say."""
@@ -248,8 +255,17 @@ def check_recipe(config: RunConfig) -> None:
         problems.append("revise needs sft, which learns from the revisions")
     if config.balance and not (data.redteam_heldout and config.evaluate and config.align):
         problems.append("balance needs data.redteam_heldout, evaluate and align: it compares the first and last model")
-    if config.label and config.label.source == "hybrid" and not (config.gold or config.label.people):
-        problems.append("label.source 'hybrid' needs people: gold for simulated ones, or label.people")
+    people, by = (config.label.people, config.label.source) if config.label else (None, "")
+    if by == "hybrid" and people == "simulated" and not config.gold:
+        problems.append("label.people is 'simulated' and needs gold, the utility simulated annotators go by")
+    if people and (by in ("simulated", "human") or (by == "ai" and people in ("simulated", "app"))):
+        problems.append(
+            f"label.people is {people!r}, but label.source {by!r} asks nobody else; remove it, set source: hybrid, or "
+            "with source: ai name a file of judgements to compare with"
+        )
+    if by == "hybrid" and config.people_of_hybrid == "app" and config.label:
+        for name in sorted({"overlap", "enough"} & config.label.human.model_fields_set):
+            problems.append(f"label.human.{name} is for source 'human'; with 'hybrid' the router says who is asked")
     if config.label and config.label.source == "hybrid" and config.sample and config.sample.answers != 2:
         problems.append(f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}")
     if config.sft and not (data.demonstrations or data.preferences or config.revise):

@@ -1,8 +1,6 @@
 """From prompts to preferences: sampled answers, judgements, what they say together."""
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from trimtab.errors import DataError, Interrupted
 from trimtab.feedback import aggregate, agreement_report, settled, simulate
@@ -11,8 +9,8 @@ from trimtab.models import Backbone
 from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.people import AppPeople
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
-from trimtab.records.annotation import Task, judgements_of
 from trimtab.rollout import SamplerConfig, make_sampler
 
 CHUNK = 256
@@ -115,48 +113,16 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
 
 def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str]]:
     """Put the answers in the annotation app's queue, and go on when enough judgements are in."""
-    from trimtab.storage.database import Database
-    from trimtab.storage.labels import LabelStore
-    from trimtab.storage.snapshot import take_snapshot, without_small_groups
-
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
-    folder = Path(config.project) if config.project else context.run.path / "annotation"
-    database = Database(config.database or f"sqlite:///{folder / 'labels.db'}")
-    command = f"trimtab annotate {folder}" + (" --database …" if config.database else "")
-    try:
-        store = LabelStore(database)
-        batch = f"{context.config.name}-{context.fingerprints['label'][:12]}"
-        tasks = [
-            Task.of(item.prompt, item.completions, id=item.id, batch=batch, overlap=config.overlap) for item in items
-        ]
-        added, refused = store.add(tasks)
-        known = sum(r.reason.startswith("duplicate") for r in refused)
-        if len(refused) > known:
-            context.ui.say(f"  {len(refused) - known} items cannot be shown to people and are left out")
-        wanted = {item.id for item in items}
-        deadline = time.monotonic() + 60 * config.wait_minutes
-        where = f"at {store.address} (started with `{command}`)" if store.address else f"with `{command}`"
-        if added:
-            context.ui.say(f"  {added} items are waiting for people {where}")
-        while True:
-            done, needed = store.standing(wanted)
-            if done >= config.enough * needed:
-                break
-            if context.stop_requested() or time.monotonic() >= deadline:
-                raise Interrupted(
-                    f"{done} of {needed} judgements are in, {config.enough:.0%} are needed; let people judge {where}, "
-                    "then run the same command again"
-                )
-            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
-        snapshot = take_snapshot(store)
-    finally:
-        database.close()
-    by_id = {task.id: task for task in snapshot.tasks if task.id in wanted and task.id not in snapshot.retired}
-    submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
-    judgements = [j for s in submissions if s.task in by_id for j in judgements_of(by_id[s.task], s)]
+    with AppPeople(context, config) as people:
+        shown = people.fit(items)
+        people.ask(shown, config.overlap)
+        people.wait(shown, config.enough)
+        judgements, retired = people.said(shown)
     write_records(context.folder("label") / "judgements.jsonl", judgements)
     sources = "+".join(sorted({j.source for j in judgements})) or "human"
-    counts = {"items": len(items), "judgements": len(judgements), "source": sources, "retired": len(items) - len(by_id)}
+    left_out = len(items) - len(shown) + len(retired)
+    counts = {"items": len(items), "judgements": len(judgements), "source": sources, "retired": left_out}
     return counts, ["judgements.jsonl"]
 
 

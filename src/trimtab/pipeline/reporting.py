@@ -59,14 +59,16 @@ NOTICE = (
 GOLD = "“Gold” is a simulated utility; no person judged these answers."
 
 NOTICES = {
+    "simulated": NOTICE,
+    "human": "The preferences in this run come from people, in the annotation app.",
     "ai": "The preferences in this run come from AI judges under a written constitution. No person judged them.",
     "hybrid": "The preferences in this run come from AI judges where they were sure and from people elsewhere.",
-    "ai gold": "The preferences in this run come from AI judges under a written constitution, and “gold” is a "
-    "simulated utility that only the evaluation uses. No person judged these answers.",
-    "hybrid gold": "The preferences in this run come from AI judges where they were sure and elsewhere from simulated "
-    "annotators; “gold” is the simulated utility those go by. No person judged these answers.",
+    "hybrid simulated": "The preferences in this run come from AI judges where they were sure and elsewhere from "
+    "simulated annotators; “gold” is the simulated utility those go by. No person judged these answers.",
 }
-"""The same where judges are AI."""
+"""The same by who compared the answers."""
+
+GOLD_BESIDE = "“Gold” is a simulated utility, which is measured with and labels nothing."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -104,9 +106,12 @@ def collect(context: Context) -> ReportData:
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     source = None if run.label is None else run.label.source
     simulated = source == "simulated" or run.gold is not None
-    notice = NOTICE if source == "simulated" else f"{_origin(run)} {GOLD if simulated else ''}".strip()
-    if source in ("ai", "hybrid"):
-        notice = NOTICES[f"{source} gold" if simulated else source]
+    if source is None:
+        notice = f"{_origin(run)} {GOLD if simulated else ''}".strip()
+    elif source == "hybrid" and run.people_of_hybrid == "simulated":
+        notice = NOTICES["hybrid simulated"]
+    else:
+        notice = f"{NOTICES[source]} {GOLD_BESIDE if run.gold and source != 'simulated' else ''}".strip()
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -198,9 +203,7 @@ def judges_of(run: RunConfig) -> dict[str, str]:
 
 
 def _origin(run: RunConfig) -> str:
-    """Where the preferences came from, in a run without simulated annotators."""
-    if run.label is not None:
-        return "The preferences in this run come from people, in the annotation app."
+    """Where the preferences came from, in a run that labels nothing."""
     for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
         if source:
             return f"The {what} were imported from a file; see the provenance below."

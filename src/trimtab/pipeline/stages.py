@@ -83,7 +83,8 @@ def _label_settings(config: RunConfig) -> Any:
 def _label_sources(config: RunConfig) -> list[str | None]:
     if config.label is None or not config.label.by_ai:
         return []
-    return [constitution_path(config), config.label.people]
+    people = config.label.people
+    return [constitution_path(config), None if people in ("app", "simulated") else people]
 
 
 STAGES: tuple[Stage, ...] = (
