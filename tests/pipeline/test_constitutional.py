@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import constitutional
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.feedback import Queued, Router, Thresholds, routing
@@ -279,6 +280,17 @@ def test_a_judge_that_sees_ties_only_is_named_as_the_reason(whole: Path, monkeyp
     )
     with pytest.raises(DataError, match=r"10 items make no preference \(all answers tied: 10\).*stronger one"):
         labelling.run_preferences(context)  # type: ignore[arg-type]
+
+
+def test_the_benchmark_writes_what_the_page_needs(whole: Path, tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- constitutional -->\n<!-- /constitutional -->\n")
+    line = ["--recipe", str(whole), "--runs", str(whole.parent / "runs"), "--out", str(tmp_path / "out.json")]
+    assert constitutional.main([*line, "--docs", str(page)]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["seconds"].keys() >= {"revise", "label", "align", "balance"} and found["kl"]["n"] > 0
+    rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
+    assert len(rows) == 1 + len(found["measures"]) and "KL per answer" in page.read_text()
 
 
 # The command line ---------------------------------------------------------------------------
