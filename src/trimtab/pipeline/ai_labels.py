@@ -11,7 +11,6 @@ from trimtab.files import write_json
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.impact import write_principles
 from trimtab.pipeline.judging import LocalJudge, judge_items, plain
-from trimtab.pipeline.people import AppPeople
 from trimtab.records import Comparison, Judgement, read_records, write_records
 
 People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
@@ -97,6 +96,8 @@ def _by_app(
     Raises:
         Interrupted: people are not done; it says where they judge.
     """
+    from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
+
     assert context.config.label is not None
     with AppPeople(context, context.config.label.human) as app:
         items, told, before = app.fit(items), 0, -1

@@ -9,7 +9,6 @@ from trimtab.models import Backbone
 from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
-from trimtab.pipeline.people import AppPeople
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import SamplerConfig, make_sampler
 
@@ -113,6 +112,8 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
 
 def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str]]:
     """Put the answers in the annotation app's queue, and go on when enough judgements are in."""
+    from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
+
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     with AppPeople(context, config) as people:
         shown = people.fit(items)
