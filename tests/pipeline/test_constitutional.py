@@ -202,7 +202,7 @@ def test_hybrid_labels_by_people_in_the_annotation_app(tmp_path: Path):
     gone = sorted(rest)[0]
     crowd.project.store.retire(gone, person=crowd.people["Ann"])
     assert set(crowd.judge("Cem", lambda _: (1, 0))) == rest - {gone}
-    run = go(recipe, until="preferences")
+    go(recipe, until="preferences")
     crowd.project.close()
     said = {j.item: j for j in read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)}
     assert said.keys() == (audits | rest) - {gone} and {j.source for j in said.values()} == {"human"}
@@ -210,7 +210,8 @@ def test_hybrid_labels_by_people_in_the_annotation_app(tmp_path: Path):
     assert all(made[i].ranks == ((0, 1) if i in audits else (1, 0)) for i in said)
     routing = json.loads((stage(recipe, "label") / "routing.json").read_text())
     assert routing["items"] == routing["labels_of_people"] == 9 and routing["waiting"] == 0
-    assert run is not None
+    judge = json.loads((stage(recipe, "label") / "judge" / "judge.json").read_text())["judges"]["judge"]
+    assert judge["people"]["pairs"] == 9  # the judge's report knows what people said
 
 
 def test_a_second_person_in_the_app_settles_where_judge_and_person_differ(tmp_path: Path, monkeypatch):

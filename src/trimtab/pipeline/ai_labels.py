@@ -23,7 +23,7 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     constitution = load_constitution(context.data_path(context.config.constitution))
-    people = _people_of_file(context, items)
+    people = _people_so_far(context, items)
     judged = judge_items(
         items,
         constitution,
@@ -76,15 +76,23 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     return counts, [*files, "queue.jsonl", "audits.jsonl", "routing.json"]
 
 
-def _people_of_file(context: Context, items: Sequence[Comparison]) -> list[Judgement]:
-    """The judgements in ``label.people``, where that is a file."""
-    assert context.config.label is not None
-    source = context.config.label.people
-    if source is None or source in ("app", "simulated"):
+def _people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgement]:
+    """What people have said of the items already: in the file ``label.people``, or in the annotation app."""
+    config = context.config.label
+    assert config is not None
+    source = config.people if config.source == "ai" else context.config.people_of_hybrid
+    if source is None or source == "simulated":
         return []
-    people, said = people_only(items, read_records(Path(context.data_path(source)), Judgement))
+    if source == "app":
+        from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
+
+        with AppPeople(context, config.human) as app:
+            given, _ = app.said(items)
+    else:
+        given = read_records(Path(context.data_path(source)), Judgement)
+    people, said = people_only(items, given)
     for line in said:
-        context.ui.say(f"  {source}: {line}")
+        context.ui.say(f"  people ({source}): {line}")
     return people
 
 
@@ -105,9 +113,7 @@ def _by_app(
             given, retired = app.said(items)
             if len(retired) > told:
                 context.ui.say(f"  {len(retired)} items were taken out of the annotation project and are left out")
-            people, said = people_only(items, given)
-            for line in said:
-                context.ui.say(f"  annotation project: {line}")
+            people, _ = people_only(items, given)
             result = route([item for item in items if item.id not in retired], FilePeople(people))
             if not result.queue:
                 return result

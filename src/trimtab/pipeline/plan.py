@@ -210,7 +210,10 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         if config.label.judge.mode == "reason":
             thought = max((s.reason_tokens for s in (config.label.judges or {"": LocalJudge()}).values()), default=0)
         tokens = asked * (QUESTION + thought)
-        return f"{asked} questions to each AI judge", 0, tokens, tokens * forward
+        what = f"{asked} questions to each AI judge"
+        if config.label.source == "hybrid":
+            what += f"; audits and what it is not sure of to people ({config.people_of_hybrid})"
+        return what, 0, tokens, tokens * forward
     if stage == "balance" and config.balance:
         count = min(config.balance.prompts or 10**9, _rows(data.redteam_heldout, Prompt, config, recipe) or 0)
         return f"{2 * count} answers", 0, count * TOKENS, 4 * count * TOKENS * forward
