@@ -1,6 +1,7 @@
 """Constitutional AI from a recipe: critique and revision, AI labels, hybrid labels, the balance, on a toy model."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from benchmarks import constitutional
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.feedback import Queued, Router, Thresholds, routing
-from trimtab.pipeline import labelling
+from trimtab.pipeline import labelling, people
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
@@ -250,6 +251,24 @@ def test_a_second_person_in_the_app_settles_where_judge_and_person_differ(tmp_pa
     crowd.project.close()
     made = {p.id: p for p in read_records(stage(recipe, "preferences") / "preferences.jsonl", Preference)}
     assert all(made[i].ranks == tuple(against(i) if i in odd else with_it(i)) for i in leans)
+
+
+def test_a_run_that_waits_for_the_app_goes_on_by_itself(tmp_path: Path, monkeypatch):
+    label = {"source": "hybrid", "people": "app", "human": {"wait_minutes": 5}, "route": {"audit": 0.4}}
+    recipe = recipe_in(tmp_path, label=label, sft=None, align=None, reward=None, gold=None)
+    crowd: list[Crowd] = []
+    rounds: list[int] = []
+
+    def work(seconds: float) -> None:
+        """People judge while the stage sleeps."""
+        if not crowd:
+            crowd.append(Crowd(recipe))
+        rounds.append(len(crowd[0].judge("Ann", lambda _: (0, 1))))
+
+    monkeypatch.setattr(people, "time", SimpleNamespace(monotonic=time.monotonic, sleep=work))
+    go(recipe, until="preferences")
+    crowd[0].project.close()
+    assert len(rounds) == 2 and sum(rounds) == 10  # the audits, then the rest
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ EFFICIENCY = 0.5
 TOKENS = 70
 """Assumed tokens of a prompt with its answer where nothing has been tokenised yet."""
 
-QUESTION = 200
+QUESTION = 150
 """Assumed tokens of a question to a judge beyond what all questions begin with."""
 
 FLAT = 0.5
