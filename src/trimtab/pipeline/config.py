@@ -264,8 +264,11 @@ def check_recipe(config: RunConfig) -> None:
             "with source: ai name a file of judgements to compare with"
         )
     if by == "hybrid" and config.people_of_hybrid == "app" and config.label:
-        for name in sorted({"overlap", "enough"} & config.label.human.model_fields_set):
-            problems.append(f"label.human.{name} is for source 'human'; with 'hybrid' the router says who is asked")
+        for name in ("overlap", "enough"):  # not by what was set: a resolved configuration sets everything
+            if (value := getattr(config.label.human, name)) != 1:
+                problems.append(
+                    f"label.human.{name} is {value:g}, for source 'human'; with 'hybrid' the router says that"
+                )
     if config.label and config.label.source == "hybrid" and config.sample and config.sample.answers != 2:
         problems.append(f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}")
     if config.sft and not (data.demonstrations or data.preferences or config.revise):
