@@ -282,7 +282,7 @@ def test_a_run_that_waits_for_the_app_goes_on_by_itself(tmp_path: Path, monkeypa
         ({"label": {"source": "ai", "people": "app"}}, "name a file of judgements to compare with"),
         (
             {"label": {"source": "hybrid", "people": "app", "human": {"overlap": 2}}},
-            "human.overlap is 2, which is for source",
+            "human.overlap is 2",
         ),
         ({"label": {"source": "hybrid"}, "sample": {"answers": 3}}, "compares pairs; set sample.answers to 2, not 3"),
     ],

@@ -267,8 +267,8 @@ def check_recipe(config: RunConfig) -> None:
         for name in ("overlap", "enough"):  # not by what was set: a resolved configuration sets everything
             if (value := getattr(config.label.human, name)) != 1:
                 problems.append(
-                    f"label.human.{name} is {value:g}, which is for source 'human'; with 'hybrid' the router says who is "
-                    "asked, so leave it at 1"
+                    f"label.human.{name} is {value:g}, which is for source 'human'; with 'hybrid' the router says "
+                    "who is asked, so leave it at 1"
                 )
     if config.label and config.label.source == "hybrid" and config.sample and config.sample.answers != 2:
         problems.append(f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}")
