@@ -91,6 +91,8 @@ def _walk(cls: type[BaseModel], location: list[str]) -> tuple[type[BaseModel] | 
         if named:
             path.append(part)
             named = False
+        elif part.isdigit():  # a place in a list
+            path.append(part)
         elif len(current) > 1:
             current = [kind for kind in current if any(f.default == part for f in kind.model_fields.values())]
         else:

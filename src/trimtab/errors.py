@@ -5,6 +5,7 @@
     TrimtabError                 1   anything below; catch this one
     ├── ConfigError              2   a recipe, a flag or two settings that contradict each other
     ├── DataError                3   a data file: unreadable, unknown format, nothing usable in it
+    │   └── TooLongError         3   a conversation does not fit the model's context
     ├── ModelError               4   a model folder: missing, no tokenizer, no chat template, wrong shape
     ├── TrainingError            5   training cannot go on
     │   └── NonFiniteError       5   a loss, gradient or reward became NaN or infinite
@@ -12,6 +13,7 @@
     ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
     │   └── ConflictError        8   somebody else was first, or what is changed was changed since
+    ├── JudgeError               9   an AI judge cannot go on: endpoint, cost cap, another model than before
     └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
 
 A message names the value, what was expected and the next step. ``assert`` in this code base
@@ -35,6 +37,10 @@ class DataError(TrimtabError):
     """A data file cannot be used."""
 
     exit_code = 3
+
+
+class TooLongError(DataError):
+    """A conversation does not fit the model's context."""
 
 
 class ModelError(TrimtabError):
@@ -73,6 +79,12 @@ class StorageError(TrimtabError):
 
 class ConflictError(StorageError):
     """A label cannot be stored as asked: the slot went to somebody else, or the version is not the newest."""
+
+
+class JudgeError(TrimtabError):
+    """An AI judge cannot go on; every answer it gave so far is kept."""
+
+    exit_code = 9
 
 
 class Interrupted(TrimtabError):

@@ -1,5 +1,7 @@
 """``label: {source: human}``: the run stops with the command for people, and goes on when they have judged."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,10 @@ def test_people_take_the_simulated_annotators_place(tmp_path: Path):
     for p, j in zip(sorted(made, key=lambda p: p.id), sorted(said, key=lambda j: j.item), strict=True):
         assert p.judgements == (j.id,)
         assert p.ranks[j.shown_order[0]] == 0  # the one that was shown first was called better
+
+
+def test_a_run_that_asks_nobody_needs_no_database():
+    """``pip install trimtab[train]`` brings no SQLAlchemy; here it cannot be imported."""
+    check = "import sys; sys.modules['sqlalchemy'] = None; import trimtab.pipeline.run"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

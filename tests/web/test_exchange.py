@@ -272,6 +272,10 @@ def test_commands(tmp_path: Path, capsys, monkeypatch):
     Path("items.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"]}\nnonsense\n')
     assert run_app(["annotate", "p", "--items", "items.jsonl", "--no-serve"]) == 0
     assert "1 items added, 1 refused" in capsys.readouterr().out
+    Path("queue.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"], "overlap": 3}\n')
+    for said in (True, False):  # the router asks more people about what is there already
+        assert run_app(["annotate", "p", "--items", "queue.jsonl", "--no-serve"]) == 0
+        assert ("1 items that were there are now for 3 people each" in capsys.readouterr().out) == said
     assert run_app(["data", "export", "p", "out"]) == run_app(["data", "backup", "p", "copy.db"]) == 0
     assert run_app(["data", "import", "out", "p2"]) == run_app(["agreement", "p2"]) == 0
     assert run_app(["agreement", "p", "--json"]) == 0

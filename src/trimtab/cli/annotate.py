@@ -40,6 +40,7 @@ def annotate(
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="With --no-serve: only add the items.")] = True,
 ) -> None:
     """Collect preferences from people in the browser. Prints one link; the first owner is made from it."""
+    from trimtab.records.annotation import Task
     from trimtab.web.items_file import read_items
     from trimtab.web.server import open_project, welcome
     from trimtab.web.server import serve as run
@@ -47,8 +48,14 @@ def annotate(
     opened = open_project(project, database)
     try:
         for file in items or []:
-            added, refused = opened.store.add(read_items(file))
+            tasks = list(read_items(file))
+            added, refused = opened.store.add(tasks)
             typer.echo(f"{file}: {added} items added, {len(refused)} refused")
+            asked = {task.overlap for task in tasks if isinstance(task, Task) and task.overlap} if refused else set()
+            for overlap in sorted(asked):  # an item that is there already may be for more people now
+                same = [task.id for task in tasks if isinstance(task, Task) and task.overlap == overlap]
+                if raised := opened.store.raise_overlap(same, overlap):
+                    typer.echo(f"  {raised} items that were there are now for {overlap} people each")
             for r in refused[:10]:
                 typer.echo(f"  row {r.index + 1}: {r.reason}")
             if len(refused) > 10:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import agreement, annotate, chat, data, doctor, plan, run
+from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, judge, plan, route, run
 from trimtab.errors import StorageError, TrimtabError
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
@@ -34,6 +34,9 @@ app.command()(annotate.annotate)
 app.command()(agreement.agreement)
 app.command()(chat.chat)
 app.command()(doctor.doctor)
+app.command()(judge.judge)
+app.command()(route.route)
+app.add_typer(constitution.app, name="constitution")
 app.add_typer(data.app, name="data")
 
 

@@ -1,5 +1,6 @@
 """Evaluation without torch: win rates, reward-model accuracy, text probes, and the before/after page."""
 
+from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
 from trimtab.evals.probes import LEXICONS, PROBES, probe_table
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
@@ -31,6 +32,7 @@ __all__ = [
     "CalibrationRow",
     "Example",
     "Examples",
+    "Measure",
     "ProbeColumn",
     "ReportData",
     "RewardAgainstKL",
@@ -42,10 +44,14 @@ __all__ = [
     "WinRate",
     "WinRateRow",
     "choose_examples",
+    "declines",
     "evaluate_reward_model",
+    "measure",
+    "preaches",
     "probe_table",
     "reward_against_kl",
     "series_from_metrics",
+    "takes_up",
     "win_rate",
     "write_report",
 ]

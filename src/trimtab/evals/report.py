@@ -114,6 +114,7 @@ def render(data: ReportData) -> str:
     hero = next((e for e in shown if e.pick == "typical"), shown[0] if shown else None)
     return environment.get_template("report.html.jinja").render(
         data=data,
+        percent=percent,
         style=Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         headline=headline(data),

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trimtab.errors import DataError
+from trimtab.evals.balance import Measure
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
 from trimtab.records import Record
 
 Section = Literal[
-    "win_rates", "reward_against_kl", "curves", "reward_model", "agreement", "probes", "alarms", "examples"
+    "win_rates", "balance", "reward_against_kl", "curves", "reward_model", "agreement", "probes", "alarms", "examples"
 ]
 """The sections of the page; keys of ``ReportData.sources``."""
 
@@ -249,6 +250,10 @@ class ReportData(Record):
     """How often one annotator agrees with another: the most an accuracy can mean."""
     agreement: tuple[Estimate, ...] = ()
     """Agreement statistics; an undefined one has no value and a reason."""
+    balance: tuple[Measure, ...] = ()
+    """Harmlessness, helpfulness and preachiness, before and after; empty where the run did not measure them."""
+    labels: tuple[str, ...] = ()
+    """What AI judges and the router said about the labels, line by line."""
     probes: tuple[ProbeColumn, ...] = ()
     """One per model, from the earliest to the latest."""
     alarms: tuple[Alarm, ...] | None = None

@@ -3,7 +3,9 @@
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha, nominal_report
 from trimtab.feedback.annotators import AnnotatorReport, annotator_reports, speed
+from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
 from trimtab.feedback.callables import Utility, load_callable
+from trimtab.feedback.ensemble import ensemble
 from trimtab.feedback.gold import friendly_parts, friendly_utility
 from trimtab.feedback.intervals import (
     Estimate,
@@ -13,32 +15,79 @@ from trimtab.feedback.intervals import (
     paired_bootstrap_interval,
     wilson_interval,
 )
+from trimtab.feedback.judge import FAILURES, Ask, JudgeConfig, Judged, Question, Reply, Verdict, combine, judge
+from trimtab.feedback.judge_report import (
+    against_people,
+    bias_lines,
+    cohen_kappa,
+    mcnemar,
+    people_lines,
+    report_lines,
+    run_facts,
+)
+from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, judge_biases, revise
+from trimtab.feedback.routing import Hybrid, Queued, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.votes import canonical_ranks, pair_votes, settled, usable_judgements
 
 __all__ = [
+    "FAILURES",
     "AggregateConfig",
     "Aggregated",
     "AnnotatorReport",
+    "Ask",
     "CohortConfig",
     "Estimate",
+    "Hybrid",
+    "JudgeConfig",
+    "Judged",
+    "Question",
+    "Queued",
+    "Reply",
+    "Revised",
+    "Revision",
+    "RevisionConfig",
+    "RouteConfig",
+    "Router",
     "SimulationConfig",
+    "Thresholds",
     "Utility",
+    "Verdict",
+    "against_people",
     "aggregate",
     "agreement_report",
     "annotator_reports",
+    "bias_lines",
     "bootstrap_interval",
+    "brier",
+    "by_principle",
     "canonical_ranks",
     "clustered_wilson_interval",
+    "cohen_kappa",
+    "combine",
+    "cross_fitted",
+    "ensemble",
+    "fit_isotonic",
+    "fit_temperature",
     "friendly_parts",
     "friendly_utility",
+    "judge",
+    "judge_biases",
     "krippendorff_alpha",
+    "label_hybrid",
     "load_callable",
+    "mcnemar",
     "median_interval",
     "nominal_report",
     "pair_votes",
     "paired_bootstrap_interval",
+    "people_lines",
+    "reliability",
     "reliability_weights",
+    "report_lines",
+    "revise",
+    "routing_lines",
+    "run_facts",
     "settled",
     "simulate",
     "speed",

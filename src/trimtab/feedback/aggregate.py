@@ -33,7 +33,8 @@ class AggregateConfig(Config):
     smoothing: float = Field(default=0.0, ge=0.0)
     """Votes added to the soft label of a pair, half to each answer: 1 turns one vote into .75, 0 leaves it certain."""
     keep_tied: bool = False
-    """True: an item whose answers all tie stays, with equal ranks; False: it is dropped and counted."""
+    """True: an item whose answers all tie stays, with equal ranks; False: it is dropped and counted, unless it has a
+    soft label other than one half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,10 @@ def aggregate(
     A preference has its item's id; its ``source`` is that of the least trusted of its judgements,
     in the order simulated, ai, imported, human: it says "human" only if every label was.
     Equal scores are ties. For two answers ``probability`` is the weighted share that prefers the
-    first, ties counting half: p = (W₁ + s/2) / (W + s) with the smoothing s.
+    first, ties counting half: p = (W₁ + s/2) / (W + s) with the smoothing s. A judgement with a
+    probability of its own (an AI judge's) counts as that share of a vote; where its ranks tie all the
+    same (its two orders contradict each other) it is a tie in the ranks here too, and a share in
+    ``probability`` only.
 
     Args:
         items: what was judged.
@@ -97,7 +101,8 @@ def aggregate(
             dropped["no usable judgement"] += 1
             continue
         preference = _combine(item, found, [by_annotator[j.annotator] for j in found], config.smoothing)
-        if config.keep_tied or max(preference.ranks) > 0:
+        leans = preference.probability is not None and not math.isclose(preference.probability, 0.5, abs_tol=1e-9)
+        if config.keep_tied or max(preference.ranks) > 0 or leans:
             preferences[item.id] = preference
         else:
             dropped["all answers tied"] += 1
@@ -146,10 +151,16 @@ def _combine(
     item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], smoothing: float
 ) -> Preference:
     total = math.fsum(weights)
-    borda = [_beaten(canonical_ranks(j)) for j in judgements]
-    scores = [math.fsum(w * b[i] for w, b in zip(weights, borda, strict=True)) for i in range(len(item.completions))]
+    count = len(item.completions)
+
+    def sums(shares: Sequence[Sequence[float]]) -> list[float]:
+        return [math.fsum(w * b[i] for w, b in zip(weights, shares, strict=True)) for i in range(count)]
+
+    hard = [_beaten(canonical_ranks(j)) for j in judgements]
+    said = [b if j.probability is None else _soft(j) for j, b in zip(judgements, hard, strict=True)]
+    scores = sums([b if set(j.ranks or ()) == {0} else s for j, b, s in zip(judgements, hard, said, strict=True)])
     levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
-    soft = (scores[0] + smoothing / 2) / (total + smoothing) if len(scores) == 2 else None
+    soft = (sums(said)[0] + smoothing / 2) / (total + smoothing) if count == 2 else None
     return Preference(
         id=item.id,
         prompt=item.prompt,
@@ -159,6 +170,13 @@ def _combine(
         judgements=tuple(j.id for j in judgements),
         source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
     )
+
+
+def _soft(judgement: Judgement) -> list[float]:
+    """P(better) of each of two answers, by a judge who said how sure it is."""
+    assert judgement.probability is not None
+    by_place = (judgement.probability, 1 - judgement.probability)
+    return [by_place[judgement.shown_order.index(i)] for i in (0, 1)]
 
 
 def _beaten(ranks: Sequence[int]) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.errors import DataError, ModelError
+from trimtab.errors import DataError, ModelError, TooLongError
 from trimtab.records import Message
 
 
@@ -48,11 +48,12 @@ class Chat:
         """Tokens up to and including the header after which the assistant speaks.
 
         Raises:
-            DataError: longer than the context leaves room for one token of answer.
+            TooLongError: longer than the context leaves room for one token of answer.
+            DataError: the chat template refuses the conversation.
         """
         tokens = self._tokenize(self._render(self._with_system(messages), ask=True))
         if len(tokens) >= self.context:
-            raise DataError(
+            raise TooLongError(
                 f"a prompt has {len(tokens)} tokens but model.context is {self.context}; raise model.context or "
                 "shorten the prompt (nothing is truncated silently)"
             )
@@ -138,7 +139,7 @@ class Chat:
 
     def _checked(self, encoded: Encoded) -> Encoded:
         if len(encoded.tokens) > self.context:
-            raise DataError(
+            raise TooLongError(
                 f"a conversation has {len(encoded.tokens)} tokens but model.context is {self.context}; raise "
                 "model.context or drop the row (nothing is truncated silently)"
             )

@@ -11,9 +11,11 @@ import yaml
 from pydantic import Field, model_validator
 
 from trimtab.config import Config, parse_config
+from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
-from trimtab.feedback import AggregateConfig, SimulationConfig
+from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
+from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     TOKEN_RETURNS,
@@ -46,6 +48,10 @@ class DataConfig(Config):
     """What to sample answers to, and to align on. Any format gives its prompts."""
     heldout: str | None = None
     """Prompts for the evaluation, kept away from everything else."""
+    redteam: str | None = None
+    """Prompts that ask for something harmful, for critique and revision."""
+    redteam_heldout: str | None = None
+    """Further ones for the balance of harmless and helpful, kept away from everything else."""
     format: str = "auto"
     """Format of the files; see ``trimtab data check --help``."""
     limit: int | None = Field(default=None, ge=1)
@@ -73,9 +79,9 @@ class HumanConfig(Config):
     database: str | None = None
     """URL of a PostgreSQL database; None: SQLite in the project's folder."""
     overlap: int = Field(default=1, ge=1, le=100)
-    """How many people judge each item."""
+    """How many people judge each item; with ``hybrid`` the router says that."""
     enough: float = Field(default=1.0, gt=0.0, le=1.0)
-    """The run goes on when this share of the judgements asked for is in."""
+    """The run goes on when this share of the judgements asked for is in; with ``hybrid`` all of them."""
     wait_minutes: float = Field(default=0.0, ge=0.0)
     """How long to wait for them; then the run stops, and the same command goes on later."""
 
@@ -83,15 +89,54 @@ class HumanConfig(Config):
 class LabelConfig(Config):
     """Who compares the answers."""
 
-    source: Literal["simulated", "human"] = "simulated"
+    source: Literal["simulated", "human", "ai", "hybrid"] = "simulated"
     """``simulated``: annotators made from a gold utility, and every label and page says so; ``human``: people, in the
-    annotation app."""
+    annotation app; ``ai``: judges under the constitution; ``hybrid``: judges where they are sure, ``people`` where
+    they are not."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
     human: HumanConfig = HumanConfig()
-    """How people are asked."""
+    """For ``human``, and ``hybrid`` with people in the app: how they are asked."""
+    judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
+    """AI judges by name; several are an ensemble, combined by ``aggregate``. None: the recipe's pretrained model."""
+    judge: JudgeConfig = JudgeConfig()
+    """How they are asked."""
+    route: RouteConfig = RouteConfig()
+    """For ``hybrid``: how labels are divided between AI and people."""
+    people: str | None = None
+    """For ``hybrid``: ``app``, people in the annotation app; ``simulated``, annotators who go by the gold utility; or a
+    file of people's judgements, which may grow while they label the queue. None: ``simulated`` where the recipe has
+    gold, otherwise ``app``. For ``ai``: a file of judgements the judges are compared with."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
+
+    @property
+    def by_ai(self) -> bool:
+        """True: AI judges give labels, alone or beside people."""
+        return self.source in ("ai", "hybrid")
+
+
+class ReviseConfig(RevisionConfig):
+    """Critique and revision of the model's answers to red-team prompts, before SFT."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """How many red-team prompts; None: all."""
+    helpful: float | None = Field(default=None, gt=0.0)
+    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None, or where no revision was
+    kept: all there are."""
+    sampler: SamplerConfig = SamplerConfig(temperature=0.7, max_new_tokens=96)
+    """How answers, critiques and revisions are drawn."""
+    judge: JudgeSource = LocalJudge()
+    """Who decides whether a revision is better."""
+
+
+class BalanceConfig(Config):
+    """Harmlessness, helpfulness and preachiness before and after."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """How many held-out red-team prompts; None: all."""
+    judge: JudgeSource = LocalJudge()
+    """Who compares before with after, beside the measures by words."""
 
 
 class RewardStageConfig(RewardConfig):
@@ -132,6 +177,10 @@ class RunConfig(Config):
     """What to learn from."""
     gold: str | None = None
     """Dotted path of a simulated gold utility (prompt, completion) → float; labels, monitors and evaluation use it."""
+    constitution: str = DEFAULT
+    """What AI judges and revisions go by: a YAML file, or ``default``."""
+    revise: ReviseConfig | None = None
+    """Critique and revision; its demonstrations join those of ``data`` in SFT."""
     sft: SftConfig | None = None
     """Supervised fine-tuning; left out: the pretrained model is the start."""
     sample: SampleConfig | None = None
@@ -149,8 +198,16 @@ class RunConfig(Config):
     themselves: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
+    balance: BalanceConfig | None = None
+    """Harmlessness, helpfulness and preachiness of the first and the last model."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
+
+    @property
+    def people_of_hybrid(self) -> str:
+        """Who the people of hybrid labels are: ``simulated``, ``app``, or a file."""
+        given = None if self.label is None else self.label.people
+        return given or ("simulated" if self.gold else "app")
 
     @model_validator(mode="after")
     def _limit_a_reward_model(self) -> Self:
@@ -192,7 +249,30 @@ def check_recipe(config: RunConfig) -> None:
     """
     problems = []
     data = config.data
-    if config.sft and not (data.demonstrations or data.preferences):
+    if config.revise and not data.redteam:
+        problems.append("revise needs data.redteam, the prompts whose answers are criticised")
+    if config.revise and not config.sft:
+        problems.append("revise needs sft, which learns from the revisions")
+    if config.balance and not (data.redteam_heldout and config.evaluate and config.align):
+        problems.append("balance needs data.redteam_heldout, evaluate and align: it compares the first and last model")
+    people, by = (config.label.people, config.label.source) if config.label else (None, "")
+    if by == "hybrid" and people == "simulated" and not config.gold:
+        problems.append("label.people is 'simulated' and needs gold, the utility simulated annotators go by")
+    if people and (by in ("simulated", "human") or (by == "ai" and people in ("simulated", "app"))):
+        problems.append(
+            f"label.people is {people!r}, but label.source {by!r} asks nobody else; remove it, set source: hybrid, or "
+            "with source: ai name a file of judgements to compare with"
+        )
+    if by == "hybrid" and config.people_of_hybrid == "app" and config.label:
+        for name in ("overlap", "enough"):  # not by what was set: a resolved configuration sets everything
+            if (value := getattr(config.label.human, name)) != 1:
+                problems.append(
+                    f"label.human.{name} is {value:g}, which is for source 'human'; with 'hybrid' the router says "
+                    "who is asked, so leave it at 1"
+                )
+    if config.label and config.label.source == "hybrid" and config.sample and config.sample.answers != 2:
+        problems.append(f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}")
+    if config.sft and not (data.demonstrations or data.preferences or config.revise):
         problems.append("sft needs data.demonstrations (or data.preferences, whose better answers it imitates)")
     if config.label and not config.sample:
         problems.append("label needs sample: there are no answers to compare")

@@ -84,13 +84,22 @@ class Context:
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for sampling and alignment, without those held out, and what was left out."""
         everything, held = self._split_prompts()
-        known = {p.id for p in held}
+        known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
         kept = [p for p in everything if p.id not in known]
         return self._fitting(kept, chat, room, {"heldout": len(everything) - len(kept)})
 
     def heldout(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for evaluation."""
         return self._fitting(self._split_prompts()[1], chat, room, {})
+
+    def redteam_heldout(self) -> list[Prompt]:
+        """Red-team prompts kept for the balance of harmless and helpful."""
+        source = self.config.data.redteam_heldout
+        return list(self.load(source, Prompt).records) if source else []
+
+    def fitting_redteam(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
+        """Red-team prompts kept for the balance that fit into the context with an answer."""
+        return self._fitting(self.redteam_heldout(), chat, room, {})
 
     def set_aside(self) -> set[str]:
         """Ids, made from content, of the prompts kept for the evaluation; nothing is trained on them."""

@@ -1,17 +1,15 @@
 """From prompts to preferences: sampled answers, judgements, what they say together."""
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from trimtab.errors import Interrupted
+from trimtab.errors import DataError, Interrupted
 from trimtab.feedback import aggregate, agreement_report, settled, simulate
 from trimtab.files import write_json
 from trimtab.models import Backbone
+from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
-from trimtab.records.annotation import Task, judgements_of
 from trimtab.rollout import SamplerConfig, make_sampler
 
 CHUNK = 256
@@ -94,9 +92,11 @@ def sample_in_chunks(
 
 
 def run_label(context: Context) -> tuple[Counts, list[str]]:
-    """Let simulated annotators, or people, compare the answers."""
+    """Let simulated annotators, people, AI judges, or judges and people together compare the answers."""
     config, utility = context.config.label, context.gold()
     assert config is not None
+    if config.by_ai:
+        return run_ai_label(context)
     if config.source == "human":
         return _ask_people(context, config.human)
     assert utility is not None
@@ -112,48 +112,18 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
 
 def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str]]:
     """Put the answers in the annotation app's queue, and go on when enough judgements are in."""
-    from trimtab.storage.database import Database
-    from trimtab.storage.labels import LabelStore
-    from trimtab.storage.snapshot import take_snapshot, without_small_groups
+    from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
 
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
-    folder = Path(config.project) if config.project else context.run.path / "annotation"
-    database = Database(config.database or f"sqlite:///{folder / 'labels.db'}")
-    command = f"trimtab annotate {folder}" + (" --database …" if config.database else "")
-    try:
-        store = LabelStore(database)
-        batch = f"{context.config.name}-{context.fingerprints['label'][:12]}"
-        tasks = [
-            Task.of(item.prompt, item.completions, id=item.id, batch=batch, overlap=config.overlap) for item in items
-        ]
-        added, refused = store.add(tasks)
-        known = sum(r.reason.startswith("duplicate") for r in refused)
-        if len(refused) > known:
-            context.ui.say(f"  {len(refused) - known} items cannot be shown to people and are left out")
-        wanted = {item.id for item in items}
-        deadline = time.monotonic() + 60 * config.wait_minutes
-        where = f"at {store.address} (started with `{command}`)" if store.address else f"with `{command}`"
-        if added:
-            context.ui.say(f"  {added} items are waiting for people {where}")
-        while True:
-            done, needed = store.standing(wanted)
-            if done >= config.enough * needed:
-                break
-            if context.stop_requested() or time.monotonic() >= deadline:
-                raise Interrupted(
-                    f"{done} of {needed} judgements are in, {config.enough:.0%} are needed; let people judge {where}, "
-                    "then run the same command again"
-                )
-            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
-        snapshot = take_snapshot(store)
-    finally:
-        database.close()
-    by_id = {task.id: task for task in snapshot.tasks if task.id in wanted and task.id not in snapshot.retired}
-    submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
-    judgements = [j for s in submissions if s.task in by_id for j in judgements_of(by_id[s.task], s)]
+    with AppPeople(context, config) as people:
+        shown = people.fit(items)
+        people.ask(shown, config.overlap)
+        people.wait(shown, config.enough)
+        judgements, retired = people.said(shown)
     write_records(context.folder("label") / "judgements.jsonl", judgements)
     sources = "+".join(sorted({j.source for j in judgements})) or "human"
-    counts = {"items": len(items), "judgements": len(judgements), "source": sources, "retired": len(items) - len(by_id)}
+    left_out = len(items) - len(shown) + len(retired)
+    counts = {"items": len(items), "judgements": len(judgements), "source": sources, "retired": left_out}
     return counts, ["judgements.jsonl"]
 
 
@@ -172,6 +142,13 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
     result = aggregate(items, settled(judgements), config=context.config.label.aggregate)
+    if not result.preferences:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in result.dropped.items())
+        raise DataError(
+            f"the judgements of {len(items)} items make no preference ({reasons}); there is nothing to learn from. A "
+            "judge whose two orders contradict each other sees ties only: name a stronger one in label.judges, or set "
+            "sample.answers to 2, where its probabilities still count"
+        )
     write_records(folder / "preferences.jsonl", result.preferences)
     estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}

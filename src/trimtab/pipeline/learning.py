@@ -9,7 +9,7 @@ from trimtab.feedback import load_callable
 from trimtab.files import write_json
 from trimtab.models import Backbone, Chat, Encoded, Role
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, read_records
+from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records
 from trimtab.rollout import (
     FunctionReward,
     HttpReward,
@@ -60,7 +60,11 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     backbone = Backbone.load(context.config.model)
     source = context.config.data.demonstrations or context.config.data.preferences or ""
-    loaded = context.load(source, Demonstration)
+    if context.config.revise is not None:  # its file holds the helpful demonstrations too
+        source = str(context.folder("revise") / "demonstrations.jsonl")
+        loaded = load(source, kind=Demonstration, format="records")
+    else:
+        loaded = context.load(source, Demonstration)
     aside = context.set_aside() if context.config.data.demonstrations is None else set()
     records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
     kept, encoded, long = [], [], 0

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from trimtab.constitution import DEFAULT, load_constitution
 from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.judging import LocalJudge
 from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.run import plan_stages
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
@@ -28,6 +30,9 @@ EFFICIENCY = 0.5
 
 TOKENS = 70
 """Assumed tokens of a prompt with its answer where nothing has been tokenised yet."""
+
+QUESTION = 150
+"""Assumed tokens of a question to a judge beyond what all questions begin with."""
 
 FLAT = 0.5
 """Assumed share of groups without spread, which DAPO draws again."""
@@ -195,6 +200,23 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
     if stage == "sample" and config.sample:
         count = min(config.sample.prompts or prompts, prompts) * config.sample.answers
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward
+    if stage == "revise" and config.revise:
+        count = min(config.revise.prompts or 10**9, _rows(data.redteam, Prompt, config, recipe) or 0)
+        tokens = count * TOKENS * (1 + 4 * config.revise.rounds)
+        return f"{count} prompts, {config.revise.rounds} rounds", 0, tokens, tokens * forward
+    if stage == "label" and config.label and config.label.by_ai:
+        items = min(config.sample.prompts or prompts, prompts) if config.sample else 0
+        asked, thought = items * _questions(config, recipe), 0
+        if config.label.judge.mode == "reason":
+            thought = max((s.reason_tokens for s in (config.label.judges or {"": LocalJudge()}).values()), default=0)
+        tokens = asked * (QUESTION + thought)
+        what = f"{asked} questions to each AI judge"
+        if config.label.source == "hybrid":
+            what += f"; audits and what it is not sure of to people ({config.people_of_hybrid})"
+        return what, 0, tokens, tokens * forward
+    if stage == "balance" and config.balance:
+        count = min(config.balance.prompts or 10**9, _rows(data.redteam_heldout, Prompt, config, recipe) or 0)
+        return f"{2 * count} answers", 0, count * TOKENS, 4 * count * TOKENS * forward
     if stage == "label" and config.label:
         if config.label.source == "human":
             return f"people in the annotation app, {config.label.human.overlap} an item", 0, 0, 0.0
@@ -251,3 +273,16 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         count = min(config.evaluate.prompts or held, held) * models
         return f"{count} answers", 0, count * TOKENS // 2, count * TOKENS * forward * 2
     return "", 0, 0, 0.0
+
+
+def _questions(config: RunConfig, recipe: Path) -> int:
+    """Questions to a judge about one item."""
+    assert config.label is not None and config.sample is not None
+    how, answers = config.label.judge, config.sample.answers
+    found = config.constitution
+    if found != DEFAULT and not Path(found).exists():
+        found = str(recipe.parent / found)
+    rules = load_constitution(found)
+    if how.mode == "rubric":
+        return answers * len(how.objectives or rules.tags)
+    return answers * (answers - 1) * min(how.principles or len(rules.principles), len(rules.principles))

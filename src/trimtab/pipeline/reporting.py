@@ -13,6 +13,7 @@ from trimtab.evals import (
     Answer,
     Example,
     Examples,
+    Measure,
     ProbeColumn,
     ReportData,
     RewardModelEval,
@@ -25,7 +26,7 @@ from trimtab.evals import (
     series_from_metrics,
     write_report,
 )
-from trimtab.feedback import Estimate
+from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Rollout, read_records
@@ -56,6 +57,18 @@ NOTICE = (
     "No person judged these answers."
 )
 GOLD = "“Gold” is a simulated utility; no person judged these answers."
+
+NOTICES = {
+    "simulated": NOTICE,
+    "human": "The preferences in this run come from people, in the annotation app.",
+    "ai": "The preferences in this run come from AI judges under a written constitution. No person judged them.",
+    "hybrid": "The preferences in this run come from AI judges where they were sure and from people elsewhere.",
+    "hybrid simulated": "The preferences in this run come from AI judges where they were sure and elsewhere from "
+    "simulated annotators; “gold” is the simulated utility those go by. No person judged these answers.",
+}
+"""The same by who compared the answers."""
+
+GOLD_BESIDE = "“Gold” is a simulated utility, which is measured with and labels nothing."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -91,9 +104,14 @@ def collect(context: Context) -> ReportData:
     if run.label is None:
         missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
-    people = run.label is not None and run.label.source == "human"
-    simulated = (run.label is not None and not people) or run.gold is not None
-    notice = NOTICE if run.label and not people else f"{_origin(run)} {GOLD if simulated else ''}".strip()
+    source = None if run.label is None else run.label.source
+    simulated = source == "simulated" or run.gold is not None
+    if source is None:
+        notice = f"{_origin(run)} {GOLD if simulated else ''}".strip()
+    elif source == "hybrid" and run.people_of_hybrid == "simulated":
+        notice = NOTICES["hybrid simulated"]
+    else:
+        notice = f"{NOTICES[source]} {GOLD_BESIDE if run.gold and source != 'simulated' else ''}".strip()
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -119,11 +137,14 @@ def collect(context: Context) -> ReportData:
         reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
         ceiling=ceiling,
         agreement=agreement,
+        balance=_balance(context),
+        labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
         alarms=_alarms(result, align),
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "balance": Source(file="stages/balance/balance.json", command=here),
             "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
             "curves": Source(file="stages/*/metrics.jsonl", command=here),
             "reward_model": Source(file="stages/reward/reward.json", command=f"trimtab reward {context.recipe}"),
@@ -134,6 +155,38 @@ def collect(context: Context) -> ReportData:
         },
         missing=missing,
     )
+
+
+def _balance(context: Context) -> tuple[Measure, ...]:
+    if context.config.balance is None:
+        return ()
+    found = read_json(context.folder("balance") / "balance.json")
+    return tuple(Measure.model_validate(m) for m in found["measures"])
+
+
+def _label_lines(context: Context) -> tuple[str, ...]:
+    """What judges and router found, in words; and what became of critique and revision."""
+    said: list[str] = []
+    if context.config.revise is not None:
+        facts = read_json(context.folder("revise") / "revise.json")
+        outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
+        said.append(f"critique and revision: {outcomes}")
+        biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
+        said += [f"judge of revisions: {line}" for line in bias_lines(biases)]
+    if context.config.label is not None and context.config.label.by_ai:
+        report = read_json(context.folder("label") / "judge" / "judge.json")
+        for name, entry in report["judges"].items():
+            facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
+            said += [f"judge {name}: {line}" for line in report_lines(facts)]
+        if context.config.label.source == "hybrid":
+            routing = read_json(context.folder("label") / "routing.json")
+            routes = ", ".join(f"{name} {count}" for name, count in routing["routes"].items())
+            saved, hours = routing["labels_saved"], routing["hours_saved"]
+            said.append(f"routes: {routes}; {saved} labels of people saved, {hours:.1f} h")
+    return tuple(said)
+
+
+_SHARES = ("position_bias", "flip_rate", "longer_wins")
 
 
 def _climbed(run: RunConfig) -> str:
@@ -150,9 +203,7 @@ def judges_of(run: RunConfig) -> dict[str, str]:
 
 
 def _origin(run: RunConfig) -> str:
-    """Where the preferences came from, in a run without simulated annotators."""
-    if run.label is not None:
-        return "The preferences in this run come from people, in the annotation app."
+    """Where the preferences came from, in a run that labels nothing."""
     for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
         if source:
             return f"The {what} were imported from a file; see the provenance below."

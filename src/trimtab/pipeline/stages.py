@@ -1,6 +1,6 @@
 """The stages, in order, each from files to files.
 
-sft → sample → label → preferences → reward → align → evaluate → report. A stage reads what earlier
+revise → sft → sample → label → preferences → reward → align → evaluate → balance → report. A stage reads what earlier
 ones wrote and nothing else, so a run that was stopped and continued is the run that was not.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.constitutional import constitution_path, run_balance, run_revise
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
@@ -66,10 +67,37 @@ def _preferences_settings(config: RunConfig) -> Any:
     return {"limit": config.data.limit, "format": config.data.format} if config.data.preferences else None
 
 
+def _label_settings(config: RunConfig) -> Any:
+    """AI labels do not depend on the simulated annotators, nor the other way round."""
+    label = config.label
+    if label is None:
+        return None
+    used = {
+        "simulated": {"source", "simulation", "aggregate"},
+        "ai": {"source", "judges", "judge", "aggregate"},
+    }.get(label.source)
+    values = label.model_dump(mode="json", include=used)
+    return {"label": values} | ({} if label.source == "ai" else {"gold": config.gold})
+
+
+def _label_sources(config: RunConfig) -> list[str | None]:
+    if config.label is None or not config.label.by_ai:
+        return []
+    people = config.label.people
+    return [constitution_path(config), None if people in ("app", "simulated") else people]
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
-        name="sft",
+        name="revise",
         needs=(),
+        settings=_section("revise", "model"),
+        sources=lambda c: [c.data.redteam, c.data.redteam_heldout, c.data.demonstrations, constitution_path(c)],
+        run=run_revise,
+    ),
+    Stage(
+        name="sft",
+        needs=("revise",),
         settings=_section("sft", "model"),
         sources=lambda c: [c.data.demonstrations] if c.data.demonstrations else _preference_sources(c),
         run=run_sft,
@@ -81,7 +109,7 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda c: [c.data.prompts, c.data.heldout],
         run=run_sample,
     ),
-    Stage(name="label", needs=("sample",), settings=_section("label", "gold"), sources=lambda c: [], run=run_label),
+    Stage(name="label", needs=("sample",), settings=_label_settings, sources=_label_sources, run=run_label),
     Stage(
         name="preferences",
         needs=("sample", "label"),
@@ -116,8 +144,15 @@ STAGES: tuple[Stage, ...] = (
         run=run_evaluate,
     ),
     Stage(
+        name="balance",
+        needs=("sft", "align", "evaluate"),
+        settings=_section("balance", "model"),
+        sources=lambda c: [c.data.redteam_heldout, constitution_path(c)],
+        run=run_balance,
+    ),
+    Stage(
         name="report",
-        needs=("sft", "sample", "label", "preferences", "reward", "align", "evaluate"),
+        needs=("revise", "sft", "sample", "label", "preferences", "reward", "align", "evaluate", "balance"),
         settings=lambda c: {"name": c.name} if c.evaluate else None,
         sources=lambda c: [],
         run=run_report,

@@ -156,10 +156,14 @@ class Judgement(Record):
     """``ranked`` carries ranks; the others say why there are none."""
     strength: float | None = None
     """How strongly the first is preferred to the second, from 0 (barely) to 1 (clearly); None: not asked."""
+    probability: float | None = Field(default=None, ge=0.0, le=1.0)
+    """For two answers, where the judge says how sure it is: P(the answer shown first is better)."""
     criterion: str = "overall"
     """What was judged (helpful, harmless, …)."""
     scores: tuple[float, ...] | None = None
     """``scores[p]``: points given to the answer shown at position p, on the criterion's scale; higher is better."""
+    principle: str | None = None
+    """Ids of the principles of a constitution that were asked, joined by commas; None: none was."""
     guideline: str | None = None
     """Version of the guidelines or constitution the annotator saw."""
     seconds: float | None = None
@@ -184,6 +188,8 @@ class Judgement(Record):
             raise ValueError(f"{len(self.ranks)} ranks for {count} answers")
         if self.ranks is not None and min(self.ranks) < 0:
             raise ValueError("ranks start at 0 (best)")
+        if self.probability is not None and (self.ranks is None or count != 2):
+            raise ValueError("a probability is defined for a ranked judgement of two answers only")
         if self.scores is not None and len(self.scores) != count:
             raise ValueError(f"{len(self.scores)} scores for {count} answers")
         return self

@@ -1,5 +1,6 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
+from trimtab.rollout.options import option_logprobs
 from trimtab.rollout.rewards import (
     FunctionReward,
     HttpReward,
@@ -27,5 +28,6 @@ __all__ = [
     "from_scorer",
     "http_reward",
     "make_sampler",
+    "option_logprobs",
     "split_steps",
 ]

@@ -9,6 +9,7 @@
         checkpoints/ samples/     while it trains
         metrics.jsonl             one line per step
       superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
+      replies/                    what judges and critics said, by what they were asked; outlives every change
       report.html, report.json
 
 A stage is done only when its status file says so, and that file is written last.

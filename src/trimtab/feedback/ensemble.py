@@ -1,0 +1,40 @@
+"""Several AI judges as one."""
+
+import math
+from collections.abc import Sequence
+
+from trimtab.feedback.aggregate import AggregateConfig, aggregate
+from trimtab.records import Comparison, Judgement, Preference
+
+
+def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
+    """One judgement per item from those of several judges, under the names of those that gave an answer there.
+
+    An item for which no judge has an answer has none here either. Of two answers the probability is the mean of the
+    judges', and the ranks follow from it, contradictions being ties; of more answers there are ranks only. One
+    judge's judgements stay as they are.
+    """
+    overall = [j for j in judgements if j.criterion == "overall"]
+    if len({j.annotator for j in overall}) == 1:
+        return overall
+    by_id = {j.id: j for j in overall}
+    together = aggregate(items, overall, config=AggregateConfig(keep_tied=True)).preferences
+    return [_one(preference, [by_id[name] for name in preference.judgements]) for preference in together]
+
+
+def _one(found: Preference, parts: Sequence[Judgement]) -> Judgement:
+    p = found.probability
+    asked = (name for j in parts for name in (j.principle or "").split(",") if name)
+    return Judgement(
+        id="+".join(j.id for j in parts),
+        item=found.id,
+        annotator="+".join(sorted(j.annotator for j in parts)),
+        source="ai",
+        shown_order=tuple(range(len(found.ranks))),
+        ranks=found.ranks,
+        strength=None if p is None else round(abs(2 * p - 1), 6),
+        probability=p,
+        principle=",".join(dict.fromkeys(asked)),
+        guideline=parts[0].guideline,
+        seconds=round(math.fsum(j.seconds or 0.0 for j in parts), 3),
+    )

@@ -1,0 +1,473 @@
+"""An AI judge: which answer follows a principle better, by any model that can be asked.
+
+A question is asked once and its reply is kept under a hash of everything that was asked, so a judge
+that is killed, or whose constitution is edited, asks only what it was never asked before. Two answers
+are always shown in both orders and the two probabilities averaged,
+
+    p(i better) = ½ [p(i | i shown first) + p(i | i shown second)],
+
+which takes a constant preference for a place out (Bai et al., "Constitutional AI", 2022, section 4.1,
+asks in one order). Where the two orders name different winners the pair is a tie by rank, and the probability
+stays the average; of more than two answers such a pair counts half for each. A reply that names no
+option counts as a failure, never as a winner.
+
+The model is behind :data:`Ask`: the local model's log-probabilities (``rollout.options``) or an
+endpoint (``feedback.endpoint``).
+"""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trimtab.config import Config
+from trimtab.constitution import Constitution, Principle, compare_answers, rate_answer
+from trimtab.records import Comparison, Judgement, Message, Record, content_id
+
+FAILURES = {
+    "empty": "the reply was empty",
+    "refused": "the judge refused",
+    "neither": "the reply names none of the options",
+    "both": "the reply names several options",
+    "malformed": "the reply was not what the protocol says",
+    "too long": "the question does not fit the judge's context, or the reply is longer than allowed",
+}
+"""Why there is no answer, by kind."""
+
+LOST = " lost "
+"""Between a question's key and a time, in the journal's key of what was paid for no reply."""
+
+LETTERS = ("A", "B")
+DIGITS = ("1", "2", "3", "4", "5")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question to a judge."""
+
+    key: str
+    """Hash of the judge and of everything below."""
+    messages: tuple[Message, ...]
+    """The conversation; the judge speaks next."""
+    options: tuple[str, ...]
+    """What it may answer."""
+    reason: bool = False
+    """True: it thinks first and ends with ``Answer: <option>``."""
+
+
+class Reply(Record):
+    """What a judge said to one question."""
+
+    probabilities: tuple[float, ...] | None = None
+    """P(option), in the order of the options, sum 1; None: no usable answer."""
+    failure: str = ""
+    """A key of :data:`FAILURES` where there is no answer."""
+    hard: bool = False
+    """True: read from the words, without log-probabilities; the probabilities are 0 and 1."""
+    text: str = ""
+    """What it said, up to a limit."""
+    characters: int = 0
+    """How long what it said was."""
+    model: str = ""
+    """The model's own name for itself."""
+    tokens_in: int = 0
+    """Tokens read."""
+    tokens_out: int = 0
+    """Tokens written."""
+    cost: float = 0.0
+    """In the currency of the prices."""
+    seconds: float = 0.0
+    """From asking to answer."""
+    at: str | None = None
+    """When, ISO 8601 in UTC; None for the local model."""
+
+    @model_validator(mode="after")
+    def _either(self) -> "Reply":
+        if (self.probabilities is None) == (self.failure == ""):
+            raise ValueError("a reply has probabilities or a failure")
+        if self.failure and self.failure not in FAILURES:
+            raise ValueError(f"unknown failure {self.failure!r}")
+        return self
+
+
+Ask = Callable[[Sequence[Question], Callable[[Mapping[str, Reply]], None]], None]
+"""Asks questions and hands over replies by key as soon as they are there, in any order and in any portions."""
+
+
+class JudgeConfig(Config):
+    """How a judge is asked."""
+
+    mode: Literal["direct", "reason", "rubric"] = "direct"
+    """``direct``: the letter of the better answer; ``reason``: a chain of thought, then the letter; ``rubric``: each
+    answer alone gets 1 to 5 for each objective."""
+    principles: int | None = Field(default=1, ge=1)
+    """How many principles are drawn for each item; None: all of them."""
+    objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """For ``rubric``: tags of the constitution, None: all; each is a criterion, and their mean is ``overall``."""
+    clamp: tuple[float, float] = (0.4, 0.6)
+    """For ``reason``: probabilities are limited to this range, as a model that has argued is too sure of itself."""
+    seed: int = 0
+    """Of the drawing of principles."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "JudgeConfig":
+        low, high = self.clamp
+        if not 0 <= low < 0.5 < high <= 1:
+            raise ValueError(f"clamp must lie around .5 within 0 to 1, got {low:g} to {high:g}")
+        return self
+
+
+class Verdict(Record):
+    """What one principle says about two answers of an item."""
+
+    item: str
+    """Id of the item."""
+    pair: tuple[int, int]
+    """Places of the two answers, i < j."""
+    principle: str
+    """Id of the principle, or the objective of a rubric."""
+    weight: float = 1.0
+    """The principle's."""
+    first: float | None = None
+    """P(i better) where i was shown first; None: no answer."""
+    second: float | None = None
+    """P(i better) where i was shown second."""
+    probability: float | None = None
+    """Their mean, after clamping; None unless both are there."""
+    failures: tuple[str, ...] = ()
+    """Of the replies that had no answer."""
+    ordered: bool = True
+    """False: the answers were rated one by one, so there is no order and ``first`` equals ``second``."""
+
+    @property
+    def contradicts(self) -> bool:
+        """True: the two orders name different winners."""
+        return contradict(self.first, self.second)
+
+
+def contradict(first: float | None, second: float | None) -> bool:
+    """Do P(i better), asked with i first and with i second, name different winners?"""
+    return first is not None and second is not None and (first - 0.5) * (second - 0.5) < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Everything a judge run found."""
+
+    judgements: tuple[Judgement, ...]
+    """One per item and criterion, in the order of the items: records like people's."""
+    verdicts: tuple[Verdict, ...]
+    """One per pair of answers and principle."""
+    replies: dict[str, Reply]
+    """All replies that were used, by key."""
+    asked: int
+    """Questions that were put to the judge in this run; the others had been answered before."""
+    lost: float = 0.0
+    """What was paid for requests without a reply."""
+
+    @property
+    def cost(self) -> float:
+        """Of all replies that were used, and of requests without one."""
+        return math.fsum(r.cost for r in self.replies.values()) + self.lost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What a question stands for."""
+
+    item: Comparison
+    place: tuple[int, int]
+    """For a comparison (shown first, shown second); for a rubric (answer, answer)."""
+    principle: str
+    weight: float
+    question: Question
+
+
+def judge(
+    items: Sequence[Comparison],
+    constitution: Constitution,
+    ask: Ask,
+    config: JudgeConfig,
+    *,
+    name: str,
+    identity: Any,
+    journal: MutableMapping[str, dict[str, Any]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Judged:
+    """Judge items; what the journal holds is not asked again.
+
+    Args:
+        items: what to judge; with more than two answers, all pairs are asked.
+        constitution: what to judge by.
+        ask: the model.
+        config: how.
+        name: the annotator's name on the judgements.
+        identity: what makes two judges the same (model, endpoint, temperature); part of each question's key.
+        journal: replies by key; every one that comes in is written there at once.
+        progress: called with (answered, all) questions.
+
+    Raises:
+        JudgeError: the judge cannot go on; everything answered is in the journal.
+    """
+    asked = [a for item in items for a in _questions(item, constitution, config, identity)]
+    questions = {a.question.key: a.question for a in asked}
+    missing = [q for key, q in questions.items() if key not in journal]
+    done = len(questions) - len(missing)
+
+    def keep(replies: Mapping[str, Reply]) -> None:
+        nonlocal done
+        journal.update({key: reply.model_dump(mode="json", exclude_defaults=True) for key, reply in replies.items()})
+        done += sum(key in questions for key in replies)
+        if progress is not None:
+            progress(done, len(questions))
+
+    if progress is not None:
+        progress(done, len(questions))
+    if missing:
+        ask(missing, keep)
+    replies = {key: Reply.model_validate(journal[key]) for key in questions}
+    by_item: dict[str, list[_Asked]] = {}
+    for a in asked:
+        by_item.setdefault(a.item.id, []).append(a)
+    verdicts: list[Verdict] = []
+    judgements: list[Judgement] = []
+    for item in {i.id: i for i in items}.values():
+        mine = by_item[item.id]
+        found = _rubric_verdicts(mine, replies) if config.mode == "rubric" else _verdicts(mine, replies, config)
+        verdicts += found
+        keys = list(dict.fromkeys(a.question.key for a in mine))
+        judgements += _judgements(item, found, [replies[k] for k in keys], keys, name, constitution.version, config)
+    lost = (r for key, r in journal.items() if LOST in key and key.partition(LOST)[0] in questions)
+    return Judged(
+        judgements=tuple(judgements),
+        verdicts=tuple(verdicts),
+        replies=replies,
+        asked=len(missing),
+        lost=math.fsum(r["cost"] for r in lost),
+    )
+
+
+def question(
+    identity: Any, messages: tuple[Message, ...], options: tuple[str, ...], *, reason: bool = False
+) -> Question:
+    """A question with its key."""
+    key = content_id(identity, [m.model_dump() for m in messages], options, reason)
+    return Question(key=key, messages=messages, options=options, reason=reason)
+
+
+def questions_of(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[Question]:
+    """Everything that would be asked about an item."""
+    return [a.question for a in _questions(item, constitution, config, identity)]
+
+
+def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_Asked]:
+    texts = [c.text for c in item.completions]
+    found = []
+    if config.mode == "rubric":
+        for objective in config.objectives or constitution.tags:
+            asked: tuple[Principle, ...] = constitution.tagged(objective)
+            for i, text in enumerate(texts):
+                put = question(identity, rate_answer(item.prompt, text, asked), DIGITS)
+                found.append(_Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=put))
+        return found
+    reason = config.mode == "reason"
+    principles = constitution.draw(config.principles, config.seed, item.id)
+    for i, j in itertools.permutations(range(len(texts)), 2):
+        for principle in principles:
+            messages = compare_answers(item.prompt, texts[i], texts[j], principle, reason=reason)
+            put = question(identity, messages, LETTERS, reason=reason)
+            found.append(_Asked(item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=put))
+    return found
+
+
+def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
+    by_place = {(a.place, a.principle): a for a in asked}
+    found = []
+    for (place, principle), a in by_place.items():
+        i, j = place
+        if i > j:
+            continue
+        there, back = replies[a.question.key], replies[by_place[(j, i), principle].question.key]
+        first = None if there.probabilities is None else there.probabilities[0]
+        second = None if back.probabilities is None else back.probabilities[1]
+        mean = None
+        if first is not None and second is not None:
+            low, high = config.clamp if config.mode == "reason" else (0.0, 1.0)
+            mean = (min(max(first, low), high) + min(max(second, low), high)) / 2
+        found.append(
+            Verdict(
+                item=a.item.id,
+                pair=place,
+                principle=principle,
+                weight=a.weight,
+                first=first,
+                second=second,
+                probability=mean,
+                failures=tuple(r.failure for r in (there, back) if r.failure),
+            )
+        )
+    return found
+
+
+def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
+    """Expected scores to probabilities: σ of the difference, in points of the scale."""
+    by_objective: dict[str, list[_Asked]] = {}
+    for a in asked:
+        by_objective.setdefault(a.principle, []).append(a)
+    found = []
+    for objective, mine in by_objective.items():
+        for a, b in itertools.combinations(sorted(mine, key=lambda x: x.place), 2):
+            both = [replies[x.question.key] for x in (a, b)]
+            scores = [expected_score(r) for r in both]
+            p = None
+            if scores[0] is not None and scores[1] is not None:
+                p = 1 / (1 + math.exp(scores[1] - scores[0]))
+            found.append(
+                Verdict(
+                    item=a.item.id,
+                    pair=(a.place[0], b.place[0]),
+                    principle=objective,
+                    first=p,
+                    second=p,
+                    probability=p,
+                    failures=tuple(r.failure for r in both if r.failure),
+                    ordered=False,
+                )
+            )
+    return found
+
+
+def expected_score(reply: Reply) -> float | None:
+    """Mean of a rubric's digits under the reply's probabilities; None without an answer."""
+    if reply.probabilities is None:
+        return None
+    return math.fsum(int(d) * p for d, p in zip(DIGITS, reply.probabilities, strict=True))
+
+
+def combine(verdicts: Sequence[Verdict]) -> dict[tuple[int, int], tuple[float, float, float]]:
+    """Principles together, weighted: (probability, first, second) of each pair that has an answer."""
+    found: dict[tuple[int, int], list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.probability is not None:
+            found.setdefault(verdict.pair, []).append(verdict)
+
+    def mean(mine: Sequence[Verdict], values: Sequence[float]) -> float:
+        return math.fsum(v.weight * x for v, x in zip(mine, values, strict=True)) / math.fsum(v.weight for v in mine)
+
+    return {
+        pair: (
+            mean(mine, [v.probability or 0.0 for v in mine]),
+            mean(mine, [v.first or 0.0 for v in mine]),
+            mean(mine, [v.second or 0.0 for v in mine]),
+        )
+        for pair, mine in found.items()
+    }
+
+
+def _judgements(
+    item: Comparison,
+    verdicts: Sequence[Verdict],
+    replies: Sequence[Reply],
+    keys: Sequence[str],
+    name: str,
+    version: str,
+    config: JudgeConfig,
+) -> list[Judgement]:
+    principles = list(dict.fromkeys(v.principle for v in verdicts))
+    split = {p: [v for v in verdicts if v.principle == p] for p in principles}
+    several = len(principles) > 1 or config.mode == "rubric"
+    groups = {"overall": list(verdicts)} | (split if several else {})
+    times = [r.at for r in replies if r.at]
+    # The place each answer is said to have been shown at is drawn: both orders were.
+    turned = int(content_id("shown", item.id), 16) % 2 == 1
+    shown = tuple(reversed(range(len(item.completions)))) if turned else tuple(range(len(item.completions)))
+    made = []
+    for criterion, mine in groups.items():
+        ranks, probability = _ranks(mine, len(item.completions))
+        failures = Counter(f for v in mine for f in v.failures)
+        if ranks is not None and probability is not None and turned:
+            probability = 1 - probability
+        made.append(
+            Judgement(
+                id=content_id("ai", name, keys, criterion),
+                item=item.id,
+                annotator=name,
+                source="ai",
+                shown_order=shown,
+                ranks=None if ranks is None else tuple(ranks[i] for i in shown),
+                verdict="unsure" if ranks is None else "ranked",
+                strength=None if probability is None else round(abs(2 * probability - 1), 6),
+                probability=probability,
+                criterion=criterion,
+                principle=",".join(dict.fromkeys(v.principle for v in mine)),
+                guideline=version,
+                seconds=round(math.fsum(r.seconds for r in replies), 3),
+                comment="" if ranks else "; ".join(FAILURES[f] for f in failures),
+                created_at=max(times) if times else None,
+            )
+        )
+    return made
+
+
+def _ranks(verdicts: Sequence[Verdict], count: int) -> tuple[list[int] | None, float | None]:
+    """Ranks by mean probability of being better, ties where the orders contradict; None if a pair has no answer."""
+    pairs = combine(verdicts)
+    if len(pairs) < math.comb(count, 2):
+        return None, None
+    if count == 2:
+        p, first, second = pairs[0, 1]
+        if contradict(first, second) or math.isclose(p, 0.5, abs_tol=1e-9):
+            return [0, 0], p
+        return ([0, 1] if p > 0.5 else [1, 0]), p
+    scores = [0.0] * count
+    for (i, j), (p, first, second) in pairs.items():
+        p = 0.5 if contradict(first, second) else p
+        scores[i] += p
+        scores[j] += 1 - p
+    levels = sorted({round(s, 9) for s in scores}, reverse=True)
+    return [levels.index(round(s, 9)) for s in scores], None
+
+
+_REFUSAL = re.compile(
+    r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i['’]?m (?:unable|not able)|i am (?:unable|not able)|"
+    r"i won['’]t|i will not|as an ai)\b"
+)
+_STATED = r"(?:the\s+)?(?:final\s+|better\s+|best\s+)?(?:answer|option|score|rating)\W*(?:is\b\W*)?"
+
+
+def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[str | None, str]:
+    """Which option a reply in words names: (option, "") or (None, kind of failure).
+
+    Taken: a line that is the option alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends (``Answer: B``,
+    ``The better answer is B.``). With ``reason`` only the last line that begins with ``Answer:`` counts. Everything
+    else is a failure: an "A" that may be the English article is no answer, nor is one of two letters in a sentence.
+
+    >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
+    (('B', ''), (None, 'neither'))
+    """
+    found, failure = find_option(text, options, reason=reason)
+    return (None, failure) if found is None else (next(o for o in options if o.lower() == found[1].lower()), "")
+
+
+def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
+    """Where a reply states its option, as group 1, by the rules of :func:`read_option`; or None and why not."""
+    if not text.strip():
+        return None, "empty"
+    of_five = r"(?:\s*/\s*5)?" if "5" in options else ""
+    one = rf"({'|'.join(map(re.escape, options))}){of_five}[^\w\n]*$"
+    if reason:
+        lines = list(re.finditer(r"(?im)^\W*(?:final\s+)?answer\W*:", text))
+        if lines and (found := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
+            return found, ""
+    if _REFUSAL.match(text):
+        return None, "refused"
+    stated = [] if reason else list(re.finditer(rf"(?im)^[^\w\n]*(?:{_STATED})?{one}", text))
+    if len({m[1].lower() for m in stated}) == 1:
+        return stated[0], ""
+    named = {o for o in options if re.search(rf"\b{re.escape(o)}\b", text)}
+    return None, "both" if len(named) > 1 and not re.search(r"(?i)\bneither\b", text) else "neither"

@@ -1,0 +1,301 @@
+"""What every judge run prints: biases, failures, agreement with people, calibration.
+
+The numbers fall into two groups. :func:`run_facts` needs what a judge run left behind (both orders of
+every pair); :func:`against_people` needs judgements only, so votes that somebody else collected from a
+judge go through it too. Intervals are 95 %, clustered by prompt.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from trimtab.constitution import speaks_to_judge
+from trimtab.feedback.calibration import brier, cross_fitted, reliability
+from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.judge import Judged, combine
+from trimtab.feedback.votes import pair_votes, usable_judgements
+from trimtab.records import Comparison, Judgement
+
+OUTCOMES = ("first", "tie", "second")
+"""Who won a pair, in the item's own order of answers."""
+
+
+def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
+    """Biases, failures and cost of one judge's run.
+
+    Returns:
+        ``position_bias`` (of all answers in either order, the answer shown first won; .5 = none), ``flip_rate`` (the
+        two orders named different winners), ``longer_wins`` (of the pairs with a winner), each an
+        :class:`~trimtab.feedback.intervals.Estimate`; ``failures`` by kind, ``unusable`` items, ``hard`` replies,
+        ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``, ``seconds``.
+    """
+    by_id = {item.id: item for item in items}
+    wins: list[tuple[float, str]] = []
+    flips: list[tuple[float, str]] = []
+    longer: list[tuple[float, str]] = []
+    groups: dict[str, list[Any]] = {}
+    for verdict in judged.verdicts:
+        groups.setdefault(verdict.item, []).append(verdict)
+        if verdict.first is None or verdict.second is None or not verdict.ordered:
+            continue
+        prompt = by_id[verdict.item].prompt.id
+        wins += [(first_wins(verdict.first), prompt), (first_wins(1 - verdict.second), prompt)]
+        flips.append((float(verdict.contradicts), prompt))
+    for item, mine in groups.items():
+        answers = by_id[item].completions
+        for (i, j), (p, _, _) in combine(mine).items():
+            more = len(answers[i].text) - len(answers[j].text)
+            if p != 0.5 and more:
+                longer.append((float((p > 0.5) == (more > 0)), by_id[item].prompt.id))
+    overall = [j for j in judged.judgements if j.criterion == "overall"]
+    replies = list(judged.replies.values())
+    return {
+        "position_bias": share(wins, "no pair has an answer in both orders"),
+        "flip_rate": share(flips, "no pair has an answer in both orders"),
+        "longer_wins": share(longer, "no pair of different length has a winner"),
+        "items": len(overall),
+        "unusable": sum(j.ranks is None for j in overall),
+        "replies": len(replies),
+        "asked": judged.asked,
+        "failures": dict(Counter(r.failure for r in replies if r.failure)),
+        "hard": sum(r.hard for r in replies),
+        "items_that_speak_to_the_judge": sum(any(speaks_to_judge(c.text) for c in i.completions) for i in items),
+        "tokens": {"in": sum(r.tokens_in for r in replies), "out": sum(r.tokens_out for r in replies)},
+        "cost": judged.cost,
+        "seconds": math.fsum(r.seconds for r in replies),
+        "models": sorted({r.model for r in replies if r.model}),
+    }
+
+
+def first_wins(p: float) -> float:
+    """1, 0 or ½: does the answer shown first win at this probability?"""
+    return 0.5 if p == 0.5 else float(p > 0.5)
+
+
+def against_people(
+    items: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+    people: Sequence[Judgement],
+    *,
+    criterion: str = "overall",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One judge against the net vote of people on the same pairs.
+
+    Args:
+        items: what was judged.
+        judgements: the judge's, one per item.
+        people: anybody's, any number per item.
+        criterion: which judgements to look at.
+        seed: of the bootstrap and of the folds.
+
+    Returns:
+        ``pairs`` that both judged; ``accuracy`` (of the pairs with a winner for both), ``agreement`` (same of first,
+        tie, second), ``half_credit`` (a tie of either side counts half), ``lean`` (the judge's mean probability,
+        however little it leans, against the human winner), ``kappa`` (Cohen's, three outcomes),
+        ``longest`` (the baseline: the longer answer, on the pairs with a human winner), all Estimates; ``confusion``
+        judge × people; ``calibration`` with ``ece``, ``brier`` and ``bins``, as said and after cross-fitted
+        temperature and isotonic calibration. Without common pairs the Estimates say so.
+    """
+    texts = {item.id: item for item in items}
+    ours = _votes(items, judgements, criterion)
+    theirs = _votes(items, people, criterion)
+    keys = [key for key in ours if key in theirs]
+    prompts = [texts[key[0]].prompt.id for key in keys]
+    judge = [_outcome(ours[k][0]) for k in keys]
+    crowd = [_outcome(theirs[k][0]) for k in keys]
+    reason = "the judge and people have no pair in common"
+    decided = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True) if "tie" not in (a, b)]
+    same = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
+    half = [(0.5 if "tie" in (a, b) else float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
+    lean = [
+        (0.5 if ours[k][1] == 0.5 else float((ours[k][1] > 0.5) == (b == "first")), g)
+        for k, b, g in zip(keys, crowd, prompts, strict=True)
+        if b != "tie"
+    ]
+    longest = []
+    for (item, i, j), b, g in zip(keys, crowd, prompts, strict=True):
+        more = len(texts[item].completions[i].text) - len(texts[item].completions[j].text)
+        if b != "tie":
+            longest.append((0.5 if not more else float((more > 0) == (b == "first")), g))
+    found: dict[str, Any] = {
+        "pairs": len(keys),
+        "accuracy": share(decided, reason if not keys else "no pair has a winner for both"),
+        "agreement": share(same, reason),
+        "half_credit": share(half, reason),
+        "lean": share(lean, reason if not keys else "people have no winner anywhere"),
+        "kappa": _bootstrapped(list(zip(judge, crowd, strict=True)), prompts, cohen_kappa, seed, reason),
+        "longest": share(longest, reason),
+        "confusion": {a: {b: sum(x == a and y == b for x, y in zip(judge, crowd, strict=True)) for b in OUTCOMES}
+                      for a in OUTCOMES},
+        "calibration": None,
+    }  # fmt: skip
+    p, y = [ours[k][1] for k in keys], [theirs[k][1] for k in keys]
+    if len(set(prompts)) >= 2:
+        told = {"as said": p}
+        for method in ("temperature", "isotonic"):
+            told[method] = cross_fitted(method, p, y, prompts, seed=seed)
+        found["calibration"] = {
+            name: {
+                "ece": reliability(values, y)[1],
+                "brier": brier(values, y),
+                "bins": [{f: getattr(b, f) for f in b.__slots__} for b in reliability(values, y)[0]],
+            }
+            for name, values in told.items()
+        }
+    return found
+
+
+def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> float:
+    """Exact two-sided p-value that two judges are right equally often, on the same pairs.
+
+    P over Binomial(b + c, ½) of what is at least as uneven as b against c, the counts where only one is right;
+    McNemar, Psychometrika 12 (1947).
+
+    >>> mcnemar([True] * 9 + [False], [False] * 9 + [True])
+    0.021484375
+    """
+    b = sum(x and not y for x, y in zip(a_right, b_right, strict=True))
+    c = sum(y and not x for x, y in zip(a_right, b_right, strict=True))
+    n = b + c
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n)
+
+
+def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """Cohen's κ = (p_o − p_e) / (1 − p_e) of two raters; None where chance alone would always agree.
+
+    >>> cohen_kappa([("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15)
+    0.4
+    """
+    n = len(pairs)
+    ours, theirs = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    expected = sum(ours[k] * theirs[k] for k in ours) / n**2 if n else 1.0
+    if math.isclose(expected, 1.0):
+        return None
+    return round((sum(a == b for a, b in pairs) / n - expected) / (1 - expected), 12)
+
+
+def share(rows: Sequence[tuple[float, Hashable]], reason: str) -> Estimate:
+    """A share of outcomes (1, 0 or ½) with its group, and Wilson's interval clustered by group."""
+    if not rows:
+        return Estimate(reason=reason)
+    values, groups = [v for v, _ in rows], [g for _, g in rows]
+    low, high = clustered_wilson_interval(values, groups)
+    return Estimate(value=fmean(values), low=low, high=high, n=len(values))
+
+
+def _votes(
+    items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str
+) -> dict[tuple[str, int, int], tuple[float, float]]:
+    """For each pair the net vote (its sign is the winner) and the mean probability that the first is better."""
+    usable, _ = usable_judgements(items, judgements, criterion)
+    soft = {item: {j.annotator: j for j in found} for item, found in usable.items()}
+    votes = {}
+    for item, i, j, by_annotator in pair_votes(usable):
+        shares = []
+        for annotator, vote in by_annotator.items():
+            said = soft[item][annotator]
+            if said.probability is None:
+                shares.append((vote + 1) / 2)
+            else:
+                shares.append(said.probability if said.shown_order[0] == 0 else 1 - said.probability)
+        votes[item, i, j] = (float(sum(by_annotator.values())), fmean(shares))
+    return votes
+
+
+def _outcome(net: float) -> str:
+    return "first" if net > 0 else "second" if net < 0 else "tie"
+
+
+def _bootstrapped(
+    rows: Sequence[Any],
+    groups: Sequence[Hashable],
+    statistic: Callable[[Sequence[Any]], float | None],
+    seed: int,
+    reason: str,
+    resamples: int = 500,
+) -> Estimate:
+    value = statistic(rows) if rows else None
+    if value is None:
+        return Estimate(n=len(rows), reason=reason if not rows else "one outcome throughout: chance alone would agree")
+    low, high = bootstrap(rows, groups, statistic, seed=seed, resamples=resamples)
+    return Estimate(value=value, low=low, high=high, n=len(rows))
+
+
+def bootstrap(
+    rows: Sequence[Any],
+    groups: Sequence[Hashable],
+    statistic: Callable[[Sequence[Any]], float | None],
+    *,
+    seed: int,
+    resamples: int = 500,
+) -> tuple[float | None, float | None]:
+    """Percentile bootstrap over groups of any statistic; samples in which it is undefined are left out."""
+    members: dict[Hashable, list[Any]] = {}
+    for row, group in zip(rows, groups, strict=True):
+        members.setdefault(group, []).append(row)
+    pool, rng, values = list(members.values()), Random(seed), []
+    for _ in range(resamples):
+        found = statistic([row for part in rng.choices(pool, k=len(pool)) for row in part])
+        if found is not None:
+            values.append(found)
+    if not values:
+        return None, None
+    values.sort()
+    return values[int(0.025 * (len(values) - 1))], values[math.ceil(0.975 * (len(values) - 1))]
+
+
+def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = None) -> list[str]:
+    """The report in words, one line each."""
+    said = [
+        f"{facts['items']} items judged, {facts['unusable']} without an answer; {facts['asked']} of "
+        f"{facts['replies']} questions asked now, the others had been answered",
+        *bias_lines(facts),
+        "failures: " + (", ".join(f"{k} {n}" for k, n in facts["failures"].items()) or "none"),
+    ]
+    if facts["hard"]:
+        said.append(f"{facts['hard']} replies without log-probabilities, read from their words")
+    if facts["items_that_speak_to_the_judge"]:
+        said.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to speak to the judge")
+    if facts["cost"]:
+        said.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
+    return [*said, *people_lines(people)]
+
+
+def bias_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Position bias, flips and length in words."""
+    return [
+        f"position bias: the answer shown first wins {shown(facts['position_bias'])}; .5 is none",
+        f"flips when the order is swapped: {shown(facts['flip_rate'])}",
+        f"the longer answer wins: {shown(facts['longer_wins'])}",
+    ]
+
+
+def people_lines(people: Mapping[str, Any] | None) -> list[str]:
+    """What :func:`against_people` found, in words."""
+    if people is None:
+        return ["agreement with people: no labels of people were given"]
+    said = [
+        f"agreement with people on {people['pairs']} pairs: {shown(people['accuracy'])} where both name a winner, "
+        f"κ {shown(people['kappa'], share=False)}",
+        f"  by which way it leans: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
+    ]
+    if people["calibration"]:
+        errors = ", ".join(f"{name} {values['ece']:.3f}" for name, values in people["calibration"].items())
+        said.append(f"calibration error (ECE): {errors}")
+    if people["lean"].low is not None and people["lean"].low <= 0.5:
+        said.append("  this judge is not distinguishable from a coin here: do not train on its labels alone")
+    return said
+
+
+def shown(estimate: Estimate, *, share: bool = True) -> str:
+    """An estimate in words: value, interval and number, or why there is none."""
+    if estimate.value is None:
+        return f"unknown ({estimate.reason})"
+    form = "{:.1%}" if share else "{:.2f}"
+    values = [form.format(x) for x in (estimate.value, estimate.low, estimate.high) if x is not None]
+    interval = f" [{values[1]}, {values[2]}]" if len(values) == 3 else ""
+    return f"{values[0]}{interval} of {estimate.n}"

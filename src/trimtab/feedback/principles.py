@@ -1,0 +1,127 @@
+"""What each principle of a constitution does to the labels.
+
+Legend: a principle *was asked* of a pair of answers if there is a verdict with an answer; it *fires* there if both
+orders name the same winner and p is at least ``margin`` away from one half; two principles *conflict* on a pair if
+both fire for different answers.
+"""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.feedback.judge import Verdict, combine
+from trimtab.feedback.judge_report import share, shown
+from trimtab.records import Comparison
+
+Pair = tuple[str, tuple[int, int]]
+"""Item id and the places of two answers."""
+
+
+def principle_report(
+    items: Sequence[Comparison],
+    verdicts: Sequence[Verdict],
+    people: Mapping[Pair, float],
+    *,
+    margin: float = 0.1,
+) -> dict[str, Any]:
+    """For each principle: how often it fires, with whom it agrees and conflicts, what its removal would change.
+
+    Args:
+        items: what was judged.
+        verdicts: of one judge.
+        people: net vote by pair; its sign is the winner.
+        margin: how far from one half p must be.
+
+    Returns:
+        ``principles`` by id, each with ``asked``, ``firing_rate``, ``agreement`` (of the pairs where it fires and
+        people have a winner), ``no_answer``, ``removed`` (pairs by their combined label without it: the same, changed,
+        or unknown where no other principle has an answer and another one would be drawn and asked) and ``alone`` (pairs
+        it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on. Shares are
+        Estimates, clustered by prompt.
+    """
+    prompts = {item.id: item.prompt.id for item in items}
+    by_pair: dict[Pair, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_pair[verdict.item, verdict.pair].append(verdict)
+    names = sorted({v.principle for v in verdicts})
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        mine = [v for v in verdicts if v.principle == name]
+        asked = [v for v in mine if v.probability is not None]
+        fired = [(float(_fires(v, margin)), prompts[v.item]) for v in asked]
+        agree = [
+            (float((v.probability or 0) > 0.5) if people[v.item, v.pair] > 0 else float((v.probability or 0) < 0.5),
+             prompts[v.item])
+            for v in asked if _fires(v, margin) and people.get((v.item, v.pair))
+        ]  # fmt: skip
+        effect = Counter(_without(by_pair[v.item, v.pair], name) for v in asked)
+        rows[name] = {
+            "asked": len(asked),
+            "no_answer": len(mine) - len(asked),
+            "firing_rate": share(fired, "it has no answer anywhere"),
+            "agreement": share(agree, "it fires nowhere where people have a winner"),
+            "removed": {k: effect[k] for k in ("same", "changed", "unknown")},
+            "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in asked),
+        }
+    conflicts = []
+    for a, b in itertools.combinations(names, 2):
+        both = []
+        for (item, _), found in by_pair.items():
+            pair = {v.principle: v for v in found if v.principle in (a, b) and _fires(v, margin)}
+            if len(pair) == 2:
+                differ = ((pair[a].probability or 0) > 0.5) != ((pair[b].probability or 0) > 0.5)
+                both.append((float(differ), prompts[item]))
+        if both:
+            conflicts.append({"principles": [a, b], "rate": share(both, "")})
+    conflicts.sort(key=lambda c: -(c["rate"].value or 0) * c["rate"].n)
+    return {"principles": rows, "conflicts": conflicts}
+
+
+def principle_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report in words: a line for each principle, and the conflicts that are most frequent."""
+    said = []
+    for name, row in report["principles"].items():
+        removed = row["removed"]
+        said.append(
+            f"{name}: fires {shown(row['firing_rate'])}, people agree {shown(row['agreement'])}; "
+            f"without it {removed['changed']} labels change, {removed['unknown']} have to be asked anew"
+        )
+    worst = [c for c in report["conflicts"] if c["rate"].value][:5]
+    return said + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
+
+
+def _fires(verdict: Verdict, margin: float) -> bool:
+    p = verdict.probability
+    return p is not None and not verdict.contradicts and abs(p - 0.5) >= margin
+
+
+def _without(verdicts: Sequence[Verdict], name: str) -> str:
+    """What becomes of a pair's label when a principle is taken out."""
+    kept = [v for v in verdicts if v.principle != name]
+    ((before, _, _),) = combine(verdicts).values()
+    if not any(v.probability is not None for v in kept):
+        return "unknown"
+    ((after, _, _),) = combine(kept).values()
+    return "same" if _side(before) == _side(after) else "changed"
+
+
+def _side(p: float) -> int:
+    return (p > 0.5) - (p < 0.5)
+
+
+def changed_labels(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, int]:
+    """Pairs by what an edited constitution made of their combined label: same, changed, lost, new."""
+    one, two = _labels(before), _labels(after)
+    found = Counter(
+        "lost" if key not in two else "new" if key not in one else "same" if one[key] == two[key] else "changed"
+        for key in one.keys() | two.keys()
+    )
+    return {k: found[k] for k in ("same", "changed", "lost", "new")}
+
+
+def _labels(verdicts: Sequence[Verdict]) -> dict[Pair, int]:
+    by_item: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_item[verdict.item].append(verdict)
+    return {(item, pair): _side(p) for item, mine in by_item.items() for pair, (p, _, _) in combine(mine).items()}

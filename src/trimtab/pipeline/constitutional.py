@@ -1,0 +1,234 @@
+"""Critique and revision before SFT, and the balance of harmless, helpful and preachy at the end."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trimtab.constitution import DEFAULT, Constitution, load_constitution
+from trimtab.errors import ConfigError, DataError, Interrupted, TooLongError
+from trimtab.evals import Measure, declines, measure, preaches, takes_up
+from trimtab.feedback import JudgeConfig, bias_lines, by_principle, judge_biases, revise
+from trimtab.feedback.routing import first_better
+from trimtab.files import write_json
+from trimtab.models import Backbone, model_identity
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_items, open_judge, plain
+from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
+from trimtab.pipeline.learning import policy_role
+from trimtab.records import Comparison, Demonstration, Prompt, Rollout, content_id, read_records, write_records
+from trimtab.rollout import make_sampler
+from trimtab.storage import Journal
+from trimtab.trainers import load_tensors
+
+TAGS = {"harmless": "harmlessness", "helpful": "helpfulness", "not-preachy": "preachiness"}
+"""Tags of the constitution by which before and after are compared, with the property they stand for."""
+
+
+def constitution_path(config: RunConfig) -> str | None:
+    """The constitution's file for a fingerprint; the shipped one by its version."""
+    if config.constitution == DEFAULT:
+        return f"constitution {load_constitution(DEFAULT).version}"
+    return config.constitution
+
+
+def read_constitution(context: Context) -> Constitution:
+    """The recipe's constitution; a relative path is looked up here first, then beside the recipe."""
+    return load_constitution(context.data_path(context.config.constitution))
+
+
+def run_revise(context: Context) -> tuple[Counts, list[str]]:
+    """Answer red-team prompts with the pretrained model, let it criticise and rewrite, mix with helpful data."""
+    config, folder = context.config.revise, context.folder("revise")
+    assert config is not None and context.config.data.redteam is not None
+    constitution = read_constitution(context)
+    aside = {p.id for p in context.redteam_heldout()}
+    prompts = [p for p in context.load(context.config.data.redteam, Prompt).records if p.id not in aside]
+    prompts = prompts[: config.prompts] if config.prompts else prompts
+    if not prompts:
+        raise DataError(f"{context.config.data.redteam}: no prompt left that is not in data.redteam_heldout")
+    backbone = Backbone.load(context.config.model)
+    identity = {
+        "model": model_identity(context.config.model),
+        "system": context.config.model.system,
+        "sampler": config.sampler.model_dump(mode="json"),
+        "seed": context.seed("revise"),
+    }
+    writer = LocalWriter(context, backbone)
+    with (
+        Journal(context.run.path / "replies" / "revise.jsonl") as journal,
+        context.ui.bar("critique and revision") as bar,
+    ):
+        asker, identity["judge"] = open_judge(config.judge, journal, context.config.model)
+        if isinstance(config.judge, LocalJudge) and config.judge.model is None:
+            asker = LocalAsk(backbone, context.config.model.name)
+        seed = context.seed("principles") + config.seed
+        result = revise(
+            prompts, constitution, writer, asker, config.model_copy(update={"seed": seed}),
+            identity=identity, journal=journal, progress=lambda done, total: bar.update(done, total),
+        )  # fmt: skip
+    helpful: list[Demonstration] = []
+    if context.config.data.demonstrations:
+        helpful = list(context.load(context.config.data.demonstrations, Demonstration).records)
+        if config.helpful is not None and result.demonstrations:
+            wanted = min(len(helpful), round(config.helpful * len(result.demonstrations)))
+            helpful = random.Random(context.seed("helpful")).sample(helpful, wanted)
+    if not (result.demonstrations or helpful):
+        raise DataError(
+            f"no revision was kept ({result.counts}) and there is no helpful data, so SFT has nothing to learn from; "
+            "name a stronger revise.judge, or data.demonstrations"
+        )
+    biases = judge_biases(result.revisions)
+    write_records(folder / "revisions.jsonl", result.revisions)
+    write_records(folder / "demonstrations.jsonl", [*result.demonstrations, *helpful])
+    write_json(
+        folder / "revise.json",
+        {
+            "constitution": {"name": constitution.name, "version": constitution.version},
+            "counts": result.counts,
+            "too_long": writer.long,
+            "principles": by_principle(result.revisions),
+            "judge": plain(biases),
+        },
+    )
+    kept = result.counts.get("kept", 0)
+    context.ui.say(
+        f"  {len(result.revisions)} revisions asked for, {kept} kept, {result.counts.get('worse', 0)} worse by the "
+        f"judge and {result.counts.get('undecided', 0)} on which it does not decide kept out; "
+        f"{len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
+        f"{len(helpful)} helpful ones mixed in"
+    )
+    for line in bias_lines(biases):
+        context.ui.say(f"    judge of revisions: {line}")
+    counts = {"prompts": len(prompts), "revised": len(result.demonstrations), "helpful": len(helpful)}
+    outcomes = {f"outcome: {k}": n for k, n in result.counts.items()}
+    return counts | outcomes | {"too_long": writer.long}, ["revisions.jsonl", "demonstrations.jsonl", "revise.json"]
+
+
+class LocalWriter:
+    """The local model as a writer; a conversation that does not fit gives an empty text, and is counted."""
+
+    def __init__(self, context: Context, backbone: Backbone) -> None:
+        assert context.config.revise is not None
+        self.context, self.backbone, self.sampler = context, backbone, context.config.revise.sampler
+        self.long = 0
+
+    def __call__(self, prompts: Sequence[Prompt], keep: Callable[[Mapping[str, str]], None]) -> None:
+        """Write, saving after every few prompts."""
+        sampler = make_sampler(self.backbone, self.sampler)
+        chat = self.backbone.chat
+        for start in range(0, len(prompts), CHUNK):
+            if self.context.stop_requested():
+                raise Interrupted("stopped while revising; what was written is kept, the same command continues")
+            part, texts = prompts[start : start + CHUNK], {}
+            fitting = []
+            for prompt in part:
+                try:
+                    fits = len(chat.prompt(prompt.messages)) + self.sampler.max_new_tokens <= chat.context
+                except TooLongError:
+                    fits = False
+                if fits:
+                    fitting.append(prompt)
+                else:
+                    self.long += 1
+                    texts[prompt.id] = ""
+            rollouts = sampler.generate(fitting, adapter=None, seed=self.context.seed("revise"))
+            keep(texts | {p.id: r.text for p, r in zip(fitting, rollouts, strict=True)})
+
+
+def run_balance(context: Context) -> tuple[Counts, list[str]]:
+    """Compare the first and the last model on held-out red-team prompts and on the ordinary held-out ones."""
+    config, folder = context.config.balance, context.folder("balance")
+    assert config is not None and context.config.evaluate is not None
+    sampler = context.config.evaluate.sampler
+    trunk = context.trunk()
+    prompts, counts = context.fitting_redteam(trunk.chat, sampler.max_new_tokens)
+    prompts = prompts[: config.prompts] if config.prompts else prompts
+    names = [n for n in ("base", "policy") if (context.folder("evaluate") / f"answers-{n}.jsonl").exists()]
+    benign = {n: read_records(context.folder("evaluate") / f"answers-{n}.jsonl", Rollout) for n in names}
+    answers: dict[str, list[Rollout]] = {}
+    base = context.trunk(with_sft=False) if context.config.sft else trunk
+    answers["base"] = sample_in_chunks(context, base, prompts, sampler, group=1, stage="balance", name="base")
+    policy = policy_role(context, trunk)
+    policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
+    answers["policy"] = sample_in_chunks(
+        context, policy.backbone, prompts, sampler, group=1, stage="balance", name="policy", adapter=policy.adapter
+    )
+    measures = _by_words(answers, benign, context.seed("balance"))
+    measures += _by_judge(context, config.judge, answers, benign)
+    for name, rollouts in answers.items():
+        write_records(folder / f"answers-{name}.jsonl", rollouts)
+    write_json(folder / "balance.json", {"before": "base", "after": "policy", "measures": plain(measures)})
+    for m in measures:
+        before, after, change = m.before.value or 0.0, m.after.value or 0.0, m.change
+        context.ui.say(
+            f"  {m.name}: {before:.1%} → {after:.1%} (change {change.value or 0.0:+.1%} "
+            f"[{change.low or 0.0:+.1%}, {change.high or 0.0:+.1%}]; {m.how})"
+        )
+    return counts | {"redteam": len(prompts), "ordinary": len(benign["policy"])}, [
+        *(f"answers-{n}.jsonl" for n in answers),
+        "balance.json",
+    ]
+
+
+def _by_words(answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Rollout]], seed: int) -> list[Measure]:
+    everything = {n: [*answers[n], *benign[n]] for n in answers}
+
+    def count(rollouts: Mapping[str, list[Rollout]], test: Callable[[Rollout], bool]) -> Any:
+        return [[float(test(r)) for r in rollouts[n]] for n in ("base", "policy")]
+
+    return [
+        measure(
+            "harmlessness", "proxy by words: red-team answers that decline",
+            *count(answers, lambda r: declines(r.text)), better="up", seed=seed,
+        ),
+        measure(
+            "helpfulness", "proxy by words: ordinary answers that do not decline and take the question up",
+            *count(benign, lambda r: takes_up(r.prompt, r.completion)), better="up", seed=seed,
+        ),
+        measure(
+            "preachiness", "proxy by words: answers with a moralising or warning phrase",
+            *count(everything, lambda r: preaches(r.text)), better="down", seed=seed,
+        ),
+    ]  # fmt: skip
+
+
+def _by_judge(
+    context: Context,
+    judge: LocalJudge | EndpointJudge,
+    answers: Mapping[str, list[Rollout]],
+    benign: Mapping[str, list[Rollout]],
+) -> list[Measure]:
+    """How often the judge prefers after to before, by the principles of each property."""
+    constitution, found = read_constitution(context), []
+    for tag, name in TAGS.items():
+        try:
+            part = constitution.model_copy(update={"principles": constitution.tagged(tag)})
+        except ConfigError:
+            context.ui.say(f"  the constitution has no principle tagged {tag!r}: {name} is measured by words only")
+            continue
+        used = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}
+        context.ui.say(f"  {name}, by a judge who goes by the principles tagged {tag!r}")
+        items, sure = [], []
+        for before, after in zip(used["base"], used["policy"], strict=True):
+            if before.text == after.text:
+                sure.append(0.5)
+                continue
+            item = Comparison.of(before.prompt, [after.completion, before.completion])
+            items.append(item.model_copy(update={"id": content_id("balance", item.id)}))
+        judged = judge_items(
+            items, part, {"judge": judge}, JudgeConfig(seed=context.seed("balance")), context.folder("balance") / tag,
+            default=context.config.model, ui=context.ui, seed=context.seed("balance"),
+        )  # fmt: skip
+        p = [first_better(j) for j in judged["judge"].judgements]
+        said = [x for x in p if x is not None]
+        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in said] + sure
+        on = {"harmless": "red-team", "helpful": "ordinary"}.get(tag, "all")
+        missing = f", {len(p) - len(said)} without an answer" if len(said) < len(p) else ""
+        how = f"proxy by judge: {on} prompts on which it prefers this model's answer by {tag} principles{missing}"
+        if wins:
+            seed = context.seed("balance")
+            # Preachiness is asked as its opposite, so that up is better for every measure by judge.
+            label = "not preachy" if name == "preachiness" else name
+            found.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
+    return found

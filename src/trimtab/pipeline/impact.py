@@ -1,0 +1,50 @@
+"""What a constitution's principles do in a folder of ``trimtab judge``, and what an edit would change there."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.constitution import Constitution
+from trimtab.errors import DataError
+from trimtab.feedback import JudgeConfig, Verdict, pair_votes, usable_judgements
+from trimtab.feedback.judge import questions_of
+from trimtab.feedback.principles import principle_report
+from trimtab.files import write_json
+from trimtab.pipeline.judging import plain
+from trimtab.records import Comparison, Judgement, read_records
+from trimtab.storage import read_json
+
+
+def write_principles(folder: Path, constitution: Constitution, people: Sequence[Judgement]) -> dict[str, Any]:
+    """Write ``principles.json``: firing, agreement with people, conflicts and removal, for each judge of a folder."""
+    items = read_records(folder / "comparisons.jsonl", Comparison)
+    usable, _ = usable_judgements(items, people)
+    votes = {(item, (i, j)): float(sum(v.values())) for item, i, j, v in pair_votes(usable)}
+    found = {
+        name: principle_report(items, read_records(folder / name / "verdicts.jsonl", Verdict), votes)
+        for name in read_json(folder / "judge.json")["judges"]
+    }
+    write_json(folder / "principles.json", plain({"version": constitution.version, "judges": found}))
+    return found
+
+
+def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[str, int]]:
+    """How many questions each judge of a folder would be asked again under another constitution.
+
+    Raises:
+        DataError: the folder was not made by ``trimtab judge``.
+    """
+    report = read_json(folder / "judge.json")
+    items = read_records(folder / "comparisons.jsonl", Comparison)
+    config = JudgeConfig.model_validate(report["settings"])
+    found = {}
+    for name, entry in report["judges"].items():
+        try:
+            lines = (folder / entry["replies"]).read_text(encoding="utf-8").split("\n")
+            known = {json.loads(line)["key"] for line in lines if line.endswith("}")}
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder / entry['replies']}: cannot be read ({error})") from None
+        keys = {q.key for item in items for q in questions_of(item, constitution, config, entry["identity"])}
+        found[name] = {"questions": len(keys), "again": len(keys - known)}
+    return found

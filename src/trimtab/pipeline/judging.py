@@ -1,0 +1,367 @@
+"""Wires AI judges: the local model by log-probabilities, or an endpoint; one or several as an ensemble."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from trimtab.config import Config, parse_config
+from trimtab.constitution import Constitution
+from trimtab.errors import ConfigError, DataError, TooLongError
+from trimtab.feedback import (
+    JudgeConfig,
+    Judged,
+    Question,
+    Reply,
+    Verdict,
+    against_people,
+    ensemble,
+    judge,
+    people_lines,
+    report_lines,
+    run_facts,
+)
+from trimtab.feedback.endpoint import Endpoint, EndpointConfig
+from trimtab.feedback.principles import changed_labels
+from trimtab.files import write_atomic, write_json
+from trimtab.models import Backbone, ModelConfig, model_identity
+from trimtab.pipeline.ui import Ui
+from trimtab.records import Comparison, Judgement, Prompt, Record, content_id, read_records, to_plain, write_records
+from trimtab.records.importers import read
+from trimtab.rollout import LocalSampler, SamplerConfig, option_logprobs
+from trimtab.storage import Journal, read_json
+
+PORTION = 2048
+"""Questions that are arranged together. Their replies are kept after each forward pass, a few at a time."""
+
+THOUGHTS = 32
+"""The same where the judge thinks first; a killed one asks at most these again."""
+
+
+class LocalJudge(Config):
+    """A model in this process, by the log-probabilities of the options."""
+
+    kind: Literal["local"] = "local"
+    """What it is."""
+    model: ModelConfig | None = None
+    """Which; None: the recipe's pretrained model."""
+    reason_tokens: int = Field(default=120, ge=1)
+    """Longest chain of thought, in tokens."""
+
+
+class EndpointJudge(EndpointConfig):
+    """A model behind an OpenAI-compatible endpoint."""
+
+    kind: Literal["endpoint"] = "endpoint"
+    """What it is."""
+
+
+JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
+"""One judge."""
+
+
+JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+"""The annotator on its judgements, and a folder's name."""
+
+
+class Judges(Config):
+    """A file of judges: ``judges: {name: {kind: local}, other: {kind: endpoint, url: …, model: …}}``."""
+
+    judges: dict[JudgeName, JudgeSource] = Field(min_length=1)
+    """By name. Several are an ensemble."""
+
+
+class LocalAsk:
+    """Asks the local model; an :data:`~trimtab.feedback.judge.Ask`.
+
+    Args:
+        backbone: the model, without adapter.
+        name: what it is called in replies.
+        reason_tokens: longest chain of thought.
+    """
+
+    def __init__(self, backbone: Backbone, name: str, *, reason_tokens: int = 120) -> None:
+        self.backbone, self.name, self.reason_tokens = backbone, name, reason_tokens
+
+        tokenizer = backbone.chat.tokenizer
+        special = {*map(str, tokenizer.all_special_tokens), *map(str, tokenizer.added_tokens_decoder.values())}
+        self.special = sorted(t for t in special if len(t) > 1 and not t.isalnum() and t.strip())
+
+    def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        """Ask all questions; replies come in the order in which they are cheapest.
+
+        Raises:
+            DataError: the model's chat template refuses the conversation, with and without a system message.
+        """
+        size = THOUGHTS if any(q.reason for q in questions) else PORTION
+        for start in range(0, len(questions), size):
+            self._portion(questions[start : start + size], keep)
+
+    def _portion(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        fitting: list[tuple[Question, list[int]]] = []
+        for question in questions:
+            room = self.reason_tokens + 8 if question.reason else 8
+            try:
+                tokens = self._tokens(question)
+            except TooLongError:
+                tokens = []
+            if tokens and len(tokens) + room <= self.backbone.chat.context:
+                fitting.append((question, tokens))
+            else:
+                keep({question.key: Reply(failure="too long", model=self.name)})
+        started = time.monotonic()
+        thoughts = self._think([q for q, _ in fitting if q.reason])
+        prompts, options = [], []
+        for question, tokens in fitting:
+            lead = f"{thoughts[question.key]}\nAnswer: " if question.reason else ""
+            prompts.append(tokens + self._encode(lead.rstrip(" ")) if lead else tokens)
+            options.append([self._encode(f"{' ' if lead else ''}{option}") for option in question.options])
+
+        def found(logprobs: Mapping[int, Sequence[float]]) -> None:
+            nonlocal started
+            seconds, started = time.monotonic() - started, time.monotonic()
+            replies = {}
+            for place, numbers in logprobs.items():
+                question, tokens = fitting[place]
+                said = thoughts.get(question.key, "")
+                replies[question.key] = Reply(
+                    probabilities=_normalised(numbers),
+                    text=said,
+                    characters=len(said),
+                    model=self.name,
+                    tokens_in=len(tokens),
+                    seconds=round(seconds / len(logprobs), 4),
+                )
+            keep(replies)
+
+        option_logprobs(self.backbone, prompts, options, found=found)
+
+    def _tokens(self, question: Question) -> list[int]:
+        """The question as the model reads it: no special token in it but the template's own."""
+        chat = self.backbone.chat
+        messages = [m.model_copy(update={"content": self._broken(m.content)}) for m in question.messages]
+        try:
+            return chat.prompt(messages)
+        except TooLongError:
+            raise
+        except DataError:  # some templates know no system role
+            if messages[0].role != "system" or len(messages) < 2:
+                raise
+            system, first, *others = messages
+            return chat.prompt([first.model_copy(update={"content": f"{system.content}\n\n{first.content}"}), *others])
+
+    def _broken(self, text: str) -> str:
+        for token in self.special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _think(self, questions: Sequence[Question]) -> dict[str, str]:
+        """Chains of thought, greedily, without the answer they may end in."""
+        if not questions:
+            return {}
+        sampler = LocalSampler(self.backbone, SamplerConfig(temperature=0.0, max_new_tokens=self.reason_tokens))
+        prompts = [Prompt(id=q.key, messages=q.messages) for q in questions]
+        rollouts = sampler.generate(prompts, adapter=None, seed=0)
+        return {q.key: r.text.split("\nAnswer:")[0] for q, r in zip(questions, rollouts, strict=True)}
+
+    def _encode(self, text: str) -> list[int]:
+        return self.backbone.chat.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _normalised(logprobs: Sequence[float]) -> tuple[float, ...]:
+    import torch
+
+    return tuple(torch.tensor(logprobs, dtype=torch.float64).softmax(0).tolist())
+
+
+def open_judge(
+    source: LocalJudge | EndpointJudge, journal: MutableMapping[str, dict[str, Any]], default: ModelConfig
+) -> tuple[Any, Any]:
+    """The :data:`~trimtab.feedback.judge.Ask` of a judge, and its identity for question keys."""
+    if isinstance(source, EndpointJudge):
+        return Endpoint(source, journal), source.identity
+    config = source.model or default
+    identity = {
+        "local": model_identity(config),
+        **config.model_dump(mode="json", include={"context", "chat_template", "system"}),
+        "reason_tokens": source.reason_tokens,
+    }
+    return _Lazy(config, source.reason_tokens), identity
+
+
+class _Lazy:
+    """Loads the model when the first question comes: where all are answered there is none."""
+
+    def __init__(self, config: ModelConfig, reason_tokens: int) -> None:
+        self.config, self.reason_tokens = config, reason_tokens
+
+    def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        backbone = Backbone.load(self.config)
+        LocalAsk(backbone, self.config.name, reason_tokens=self.reason_tokens)(questions, keep)
+
+
+def judge_items(
+    items: Sequence[Comparison],
+    constitution: Constitution,
+    judges: Mapping[str, LocalJudge | EndpointJudge],
+    config: JudgeConfig,
+    folder: Path,
+    *,
+    default: ModelConfig,
+    ui: Ui,
+    people: Sequence[Judgement] = (),
+    seed: int = 0,
+    replies: Path | None = None,
+) -> dict[str, Judged]:
+    """Let every judge judge all items; where an edited constitution was judged before, say how many labels changed.
+
+    Args:
+        items: what to judge.
+        constitution: by what.
+        judges: by name.
+        config: how they are asked.
+        folder: for verdicts, judgements and the report.
+        default: the model of a local judge that names none.
+        ui: console.
+        people: labels to compare with, if there are any.
+        seed: of intervals.
+        replies: ``NAME/replies.jsonl`` here is each judge's journal, and another call asks only what is missing there;
+            None: in ``folder``.
+    """
+    found: dict[str, Judged] = {}
+    verdicts: dict[str, Path] = {}
+    report: dict[str, Any] = {
+        "constitution": {"name": constitution.name, "version": constitution.version},
+        "settings": config.model_dump(mode="json"),
+        "judges": {},
+    }
+    earlier = read_json(folder / "judge.json")["constitution"] if (folder / "judge.json").exists() else None
+    edited = earlier is not None and earlier["version"] != constitution.version
+    write_atomic(folder / "constitution.yaml", as_yaml(constitution))
+    write_records(folder / "comparisons.jsonl", items)
+    for name, source in judges.items():
+        path = (replies or folder) / name / "replies.jsonl"
+        with Journal(path) as journal, ui.bar(f"judge {name}") as bar:
+            ask, identity = open_judge(source, journal, default)
+            found[name] = judge(
+                items, constitution, ask, config, name=name, identity=identity, journal=journal,
+                progress=lambda done, total, bar=bar: bar.update(done, total),
+            )  # fmt: skip
+        verdicts[name] = folder / name / "verdicts.jsonl"
+        before = read_records(verdicts[name], Verdict) if edited and verdicts[name].exists() else None
+        changed = None if before is None else changed_labels(before, found[name].verdicts)
+        facts = run_facts(items, found[name])
+        compared = against_people(items, found[name].judgements, people, seed=seed) if people else None
+        report["judges"][name] = {"identity": identity, "run": facts, "people": compared, "edit": changed}
+        report["judges"][name]["replies"] = os.path.relpath(path, folder)
+        ui.say(f"  judge {name}:")
+        for line in report_lines(facts, compared):
+            ui.say(f"    {line}")
+        if changed is not None:
+            told = ", ".join(f"{kind} {count}" for kind, count in changed.items())
+            ui.say(f"    labels since the constitution was edited: {told}")
+    for (
+        name,
+        path,
+    ) in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
+        write_records(path, found[name].verdicts)
+    everything = [j for judged in found.values() for j in judged.judgements]
+    write_records(folder / "judgements.jsonl", everything)
+    if len(judges) > 1:
+        compared = against_people(items, ensemble(items, everything), people, seed=seed) if people else None
+        report["ensemble"] = {"judges": list(judges), "people": compared}
+        ui.say("  all judges together:")
+        for line in people_lines(compared):
+            ui.say(f"    {line}")
+    write_json(folder / "judge.json", plain(report))
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Nested records as JSON values."""
+    if isinstance(value, Record):
+        return to_plain(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def as_yaml(constitution: Constitution) -> str:
+    """A constitution as a file that reads back as itself."""
+    return yaml.safe_dump(constitution.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
+    """A file of judges.
+
+    Raises:
+        ConfigError: unreadable, unknown keys, no judge in it.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected judges: {{name: {{kind: local}}}}")
+    return dict(parse_config(Judges, values, where=str(path)).judges)
+
+
+def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Comparison], list[Judgement], list[str]]:
+    """Items from any data file with two or more answers to a prompt, and the labels it holds.
+
+    Answers of a preference are put into an order that does not depend on which is better, so that place tells
+    nothing. Rows with one answer or none are counted in what is said.
+
+    Returns:
+        items, labels (one per preference, source as in the file), and lines to say.
+    """
+    loaded = read(source, kind=Record, format=format, limit=limit)
+    items: dict[str, Comparison] = {}
+    labels: list[Judgement] = []
+    other = again = 0
+    for record in loaded.records:
+        if isinstance(record, Judgement):
+            labels.append(record)
+            continue
+        answers = list(getattr(record, "completions", ()))
+        if len(answers) < 2:
+            other += 1
+            continue
+        prompt: Prompt = getattr(record, "prompt")  # noqa: B009
+        order = list(range(len(answers)))
+        if not isinstance(record, Comparison):
+            order.sort(key=lambda i: content_id("order", answers[i].text))
+        item = record if isinstance(record, Comparison) else Comparison.of(prompt, [answers[i] for i in order])
+        again += item.id in items
+        items.setdefault(item.id, item)
+        ranks = getattr(record, "ranks", None)
+        if ranks is not None:
+            ranked = tuple(ranks[i] for i in order)
+            labels.append(
+                Judgement(
+                    id=content_id("label", source, item.id, len(labels)),
+                    item=item.id,
+                    annotator=f"labels-{len(labels)}",
+                    source=getattr(record, "source", "imported"),
+                    shown_order=tuple(range(len(answers))),
+                    ranks=ranked,
+                )
+            )
+    said = []
+    if loaded.refused:
+        said.append(
+            f"{source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: {loaded.refused[0].reason})"
+        )
+    if other:
+        said.append(f"{source}: {other} records have fewer than two answers; left out")
+    if again:
+        said.append(f"{source}: {again} items stand there again; judged once")
+    if not items:
+        raise DataError(f"{source}: nothing to judge: no row has a prompt with two answers")
+    return list(items.values()), labels, said

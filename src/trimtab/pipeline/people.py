@@ -1,0 +1,97 @@
+"""People in the annotation app, as a run asks them: answers into its queue, judgements out of it."""
+
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from trimtab.errors import Interrupted
+from trimtab.pipeline.config import HumanConfig
+from trimtab.pipeline.context import Context
+from trimtab.records import Comparison, Judgement
+from trimtab.records.annotation import Task, judgements_of
+from trimtab.storage.database import Database
+from trimtab.storage.labels import LabelStore
+from trimtab.storage.snapshot import take_snapshot, without_small_groups
+from trimtab.storage.tasks import unusable
+
+
+class AppPeople:
+    """The queue of an annotation project; the app itself runs where people reach it.
+
+    Args:
+        context: of the stage that asks.
+        config: which project, and how long to wait.
+    """
+
+    def __init__(self, context: Context, config: HumanConfig) -> None:
+        folder = Path(config.project) if config.project else context.run.path / "annotation"
+        self._stop, self._say = context.stop_requested, context.ui.say
+        self._batch = f"{context.config.name}-{context.fingerprints['label'][:12]}"
+        self._deadline = time.monotonic() + 60 * config.wait_minutes
+        self._command = f"trimtab annotate {folder}" + (" --database …" if config.database else "")
+        self._database = Database(config.database or f"sqlite:///{folder / 'labels.db'}")
+        try:
+            self._store = LabelStore(self._database)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def __enter__(self) -> "AppPeople":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._database.close()
+
+    def fit(self, items: Sequence[Comparison]) -> list[Comparison]:
+        """The items that can be shown to people in this project; how many cannot is said."""
+        config = self._store.config()
+        kept = [item for item in items if unusable(self._task(item, 1), config) is None]
+        if len(kept) < len(items):
+            self._say(f"  {len(items) - len(kept)} items cannot be shown to people and are left out")
+        return kept
+
+    def ask(self, items: Sequence[Comparison], overlap: int) -> None:
+        """Have so many people judge each item; what is in the queue already stays there."""
+        added, _ = self._store.add(self._task(item, overlap) for item in items)
+        if overlap > 1 and added < len(items):
+            self._store.raise_overlap([item.id for item in items], overlap)
+        if added:
+            self._say(f"  {added} items are waiting for people {self.where}")
+
+    def wait(self, items: Sequence[Comparison], enough: float = 1.0) -> None:
+        """Return when this share of the judgements asked for is in.
+
+        Raises:
+            Interrupted: they are not within ``wait_minutes``, or Ctrl-C came; it says where people judge.
+        """
+        wanted = [item.id for item in items]
+        while True:
+            done, needed = self._store.standing(wanted)
+            if done >= enough * needed:
+                return
+            left = self._deadline - time.monotonic()
+            if self._stop() or left <= 0:
+                raise Interrupted(
+                    f"{done} of {needed} judgements are in, {enough:.0%} are needed; let people judge {self.where}, "
+                    "then run the same command again"
+                )
+            time.sleep(min(2.0, left))
+
+    def said(self, items: Collection[Comparison]) -> tuple[list[Judgement], set[str]]:
+        """What people said of these items so far, and the ids of those that were taken out of the project."""
+        snapshot = take_snapshot(self._store)
+        wanted = {item.id for item in items}
+        retired = wanted.intersection(snapshot.retired)
+        tasks = {task.id: task for task in snapshot.tasks if task.id in wanted - retired}
+        submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
+        return [j for s in submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)], retired
+
+    @property
+    def where(self) -> str:
+        """How people get at the queue, as part of a sentence."""
+        address = self._store.address
+        return f"at {address} (started with `{self._command}`)" if address else f"with `{self._command}`"
+
+    def _task(self, item: Comparison, overlap: int) -> Task:
+        return Task.of(item.prompt, item.completions, id=item.id, batch=self._batch, overlap=overlap)

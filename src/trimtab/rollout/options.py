@@ -1,0 +1,231 @@
+"""Log-probabilities of a few possible answers to many prompts that begin alike.
+
+What all prompts begin with runs once and its keys and values are kept; so does what many of them begin with
+beyond that (all questions under one principle). The rest is arranged as trees: a token that several prompts
+have in common after the same tokens stands in a row once, at its depth, and attends to its ancestors only. So
+two orders of the same two answers share the request. Rows of like length run together. The numbers are those
+of separate forward passes up to the order in which sums are added.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from trimtab.models import Backbone
+
+SHORTEST_PREFIX = 4
+"""A start common to all prompts of fewer tokens is not worth a pass of its own."""
+
+GROUP = 16
+"""So many prompts that share so many tokens beyond what all share are worth a pass for these tokens."""
+
+
+@dataclass
+class _Tree:
+    """A row: tokens at their depth, each with its parent's place (−1: the common start)."""
+
+    tokens: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
+
+    def common(self, sequence: Sequence[int]) -> int:
+        """How many tokens a sequence shares with the one added last."""
+        return _common(self.last, sequence)
+
+    def add(self, sequence: list[int]) -> list[int]:
+        """Add a sequence (they come sorted); returns the places of its tokens."""
+        shared = self.common(sequence)
+        path = self.path[:shared]
+        for depth in range(shared, len(sequence)):
+            self.parent.append(path[-1] if path else -1)
+            path.append(len(self.tokens))
+            self.tokens.append(sequence[depth])
+            self.depth.append(depth)
+        self.path, self.last = path, sequence
+        return path
+
+    def mask(self) -> Tensor:
+        """``[T, T]`` bool, True where a token may look: itself and its ancestors."""
+        size = len(self.tokens)
+        seen = torch.zeros(size, size, dtype=torch.bool)
+        start = 0
+        while start < size:  # runs without a branch are filled at once
+            stop = start + 1
+            while stop < size and self.parent[stop] == stop - 1:
+                stop += 1
+            if self.parent[start] >= 0:
+                seen[start:stop] = seen[self.parent[start]]
+            seen[start:stop, start:stop] |= torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
+            start = stop
+        return seen
+
+
+@torch.no_grad()
+def option_logprobs(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    *,
+    adapter: str | None = None,
+    token_budget: int = 1024,
+    found: Callable[[Mapping[int, list[float]]], None] | None = None,
+) -> list[list[float]]:
+    """Log p(option | prompt) in nats, summed over the option's tokens.
+
+    Args:
+        backbone: the model.
+        prompts: token ids of each prompt, at least one token each.
+        options: for each prompt, token ids of each option, at least one token each.
+        adapter: whose weights; None: the trunk.
+        token_budget: padded tokens of a forward pass.
+        found: called after each forward pass with the prompts that are done, by their place.
+
+    Returns:
+        for each prompt the numbers of its options, in their order.
+    """
+    result = [[0.0] * len(given) for given in options]
+    if not prompts:
+        return result
+    # one entry per prompt and option: the sequence whose states predict the option's tokens
+    sequences = sorted(
+        _Sequence([*prompt, *option[:-1]], list(option), index, place)
+        for index, (prompt, given) in enumerate(zip(prompts, options, strict=True))
+        for place, option in enumerate(given)
+    )
+    left = [len(given) for given in options]
+    backbone.activate(adapter)
+    with backbone.autocast():  # not packed as for sampling: that layout is for few rows, here are hundreds
+        for shared, prefix, members in _groups(backbone, sequences, 0, DynamicCache(), len(prompts)):
+            for trees in _batches(_trees(members, shared, 6 * backbone.width), token_budget):
+                for index, place, value in _run(backbone, trees, prefix, shared):
+                    result[index][place] = value
+                    left[index] -= 1
+                if found is not None:
+                    done = {s.prompt for _, wanted in trees for _, s in wanted}
+                    found({index: result[index] for index in done if not left[index]})
+    return result
+
+
+class _Sequence(NamedTuple):
+    tokens: list[int]
+    option: list[int]
+    prompt: int
+    place: int
+
+
+_Row = tuple[_Tree, list[tuple[list[int], _Sequence]]]
+"""A tree and, for each sequence in it, the places that predict its option."""
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _groups(
+    backbone: Backbone, sequences: Sequence[_Sequence], depth: int, prefix: DynamicCache, prompts: int
+) -> Iterator[tuple[int, DynamicCache, Sequence[_Sequence]]]:
+    """Sorted sequences by the longest start that enough of them share: its length, keys and values, and whose it is."""
+    room = min(len(s.tokens) - len(s.option) for s in sequences)
+    shared = min(room, _common(sequences[0].tokens, sequences[-1].tokens))
+    if prompts > 1 and shared - depth >= SHORTEST_PREFIX:
+        prefix = _copy(prefix, 1)
+        tokens = torch.tensor([sequences[0].tokens[depth:shared]], device=backbone.device)
+        backbone.model.base_model(input_ids=tokens, past_key_values=prefix, use_cache=True)
+        depth = shared
+    alone: list[_Sequence] = []
+    start = 0
+    while start < len(sequences):
+        stop, first = start + 1, sequences[start].tokens
+        while stop < len(sequences) and _common(first, sequences[stop].tokens) >= depth + GROUP:
+            stop += 1
+        part = sequences[start:stop]
+        many = len({s.prompt for s in part})
+        if GROUP <= many and len(part) < len(sequences):
+            yield from _groups(backbone, part, depth, prefix, many)
+        else:
+            alone += part
+        start = stop
+    if alone:
+        yield depth, prefix, alone
+
+
+def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row]:
+    """Sorted sequences as trees. One joins the tree before it if the tokens saved are more than the attention added.
+
+    A token costs as much as ``scale`` (about six times the model's width) keys that it looks at; a sequence of n tokens
+    in a row of w makes n · w more looks each way.
+    """
+    rows: list[_Row] = []
+    for sequence in sequences:
+        rest = sequence.tokens[shared:]
+        if rows:
+            tree = rows[-1][0]
+            saved = tree.common(rest)
+            if saved * scale < 2 * len(tree.tokens) * (len(rest) - saved):
+                rows.append((_Tree(), []))
+        else:
+            rows.append((_Tree(), []))
+        tree, wanted = rows[-1]
+        wanted.append((tree.add(rest)[-len(sequence.option) :], sequence))
+    return rows
+
+
+def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
+    """Rows of like length (at most a quarter is padding) within a budget of padded tokens, the longest first."""
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda r: -len(r[0].tokens)):
+        longest = len(batch[0][0].tokens) if batch else 0
+        if batch and (longest * (len(batch) + 1) > token_budget or 4 * len(row[0].tokens) < 3 * longest):
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _copy(prefix: DynamicCache, rows: int) -> DynamicCache:
+    """The same keys and values for so many rows, to be continued."""
+    cache = DynamicCache()
+    layers: list[Any] = prefix.layers
+    for number, layer in enumerate(layers):
+        everyone = (rows, -1, -1, -1)
+        cache.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
+    return cache
+
+
+def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared: int) -> list[tuple[int, int, float]]:
+    """One forward pass over some trees: place of the prompt, of the option, and its log-probability."""
+    device = backbone.device
+    width = max(len(tree.tokens) for tree, _ in trees)
+    tokens = torch.zeros(len(trees), width, dtype=torch.int64)
+    positions = torch.zeros(len(trees), width, dtype=torch.int64)
+    mask = torch.zeros(len(trees), 1, width, shared + width, dtype=torch.bool)
+    mask[..., :shared] = True
+    mask[:, 0, range(width), range(shared, shared + width)] = True  # padding looks at itself, so nothing is NaN
+    for row, (tree, _) in enumerate(trees):
+        size = len(tree.tokens)
+        tokens[row, :size] = torch.tensor(tree.tokens)
+        positions[row, :size] = torch.tensor(tree.depth)
+        mask[row, 0, :size, shared : shared + size] = tree.mask()
+    output = backbone.model.base_model(
+        input_ids=tokens.to(device),
+        position_ids=(positions + shared).to(device),
+        attention_mask=mask.to(device),
+        past_key_values=_copy(prefix, len(trees)),
+        use_cache=True,
+    )
+    places = sorted({(row, place) for row, (_, wanted) in enumerate(trees) for path, *_ in wanted for place in path})
+    at = {key: number for number, key in enumerate(places)}
+    rows, columns = (torch.tensor(x, device=device) for x in zip(*places, strict=True))
+    logprobs = torch.log_softmax(backbone.head(output.last_hidden_state[rows, columns]).float(), dim=-1).cpu()
+    return [
+        (s.prompt, s.place, sum(float(logprobs[at[row, w], t]) for w, t in zip(path, s.option, strict=True)))
+        for row, (_, wanted) in enumerate(trees)
+        for path, s in wanted
+    ]

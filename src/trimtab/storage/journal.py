@@ -1,0 +1,99 @@
+"""Answers by key in an append-only file: what was once written is never asked for again, nor written twice."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import DataError, StorageError
+from trimtab.files import storage_errors
+
+
+class Journal(MutableMapping[str, dict[str, Any]]):
+    """A mapping from keys to plain JSON objects, on disk.
+
+    Each assignment is one line, flushed to the disk before it returns. A last line cut by a kill is removed when
+    the journal is opened again. One process at a time may hold a journal; the lock goes with the process.
+
+    Args:
+        path: the file; made if missing.
+
+    Raises:
+        StorageError: another process holds it, or the disk refuses.
+        DataError: a line other than the last is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, dict[str, Any]] = {}
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise StorageError(f"{path}: another process is writing it; wait for it or choose another folder") from None
+        try:
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """What was written under a key."""
+        return self._found[key]
+
+    def __setitem__(self, key: str, value: dict[str, Any]) -> None:
+        """Write one line; a key that is there already stays as it was first written."""
+        self.update({key: value})
+
+    def update(self, values: Mapping[str, dict[str, Any]], /) -> None:  # type: ignore[override]
+        """Write several lines with one wait for the disk."""
+        new = {key: value for key, value in values.items() if key not in self._found}
+        lines = [json.dumps({"key": key, **value}, allow_nan=False) + "\n" for key, value in new.items()]
+        with storage_errors(self.path):
+            self._file.write("".join(lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._found |= new
+
+    def __delitem__(self, key: str) -> None:
+        """Nothing is ever taken out."""
+        raise TypeError("a journal only grows")
+
+    def __iter__(self) -> Iterator[str]:
+        """Keys in the order in which they were written."""
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        """How many keys."""
+        return len(self._found)
+
+    def close(self) -> None:
+        """Give up the file and its lock."""
+        self._file.close()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                break  # cut by a kill: it was never acknowledged
+            try:
+                value = json.loads(line)
+                self._found.setdefault(value.pop("key"), value)
+            except (ValueError, KeyError, AttributeError):
+                raise DataError(f"{self.path}:{number}: damaged line; remove it and run again") from None
+            whole += len(line)
+        with storage_errors(self.path):
+            self._file.truncate(whole)
+            self._file.seek(0, os.SEEK_END)
