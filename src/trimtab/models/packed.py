@@ -7,6 +7,7 @@ done once per call instead of once per token.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def _can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-def _pack(module: nn.Linear) -> None:
+def _pack(module: Any) -> None:
     module.forward = packed_linear(module)
 
 
