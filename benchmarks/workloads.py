@@ -69,7 +69,5 @@ WORKLOADS: tuple[Workload, ...] = (
     *_all_adapters(kind="rloo", batch=8, group=4),
     *_all_adapters(kind="grpo", batch=8, group=4),
     *_all_adapters(kind="ppo", batch=32, epochs=4),
-    *_all_adapters(kind="decode", batch=8),
-    *_all_adapters(kind="decode", batch=32),
-    *_all_adapters(kind="decode", batch=64),
+    *(Workload(kind="decode", adapter="full", batch=batch) for batch in (8, 32, 64)),  # adapters are merged before
 )
