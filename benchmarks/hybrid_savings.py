@@ -23,7 +23,7 @@ from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
 from trimtab.feedback.routing import first_better, saved_at, saved_at_random, savings_curve
 from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
 from trimtab.files import write_json
-from trimtab.pipeline.ai_labels import FilePeople
+from trimtab.pipeline.ai_labels import FilePeople, people_only
 from trimtab.pipeline.judging import plain
 from trimtab.records import Judgement
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Random(0).shuffle(order)
     for error in (0.2, 0.3, 0.35, 0.4):
         config = RouteConfig(error=error, audit=0.3, calibration="isotonic")
-        found = label_hybrid(order, mean, FilePeople(crowd), config)
+        found = label_hybrid(order, mean, FilePeople(people_only(order, crowd)[0]), config)
         result[f"router at {error}"] = plain(found.report)
         print(f"router, stated error {error:.0%}:", *routing_lines(found.report), sep="\n  ")
     write_json(options.out, result)

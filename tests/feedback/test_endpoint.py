@@ -323,6 +323,7 @@ def test_log_probabilities_make_no_winner_where_the_words_name_none(text: str):
     [
         (400, '{"error": {"code": "context_length_exceeded"}}', "too long"),
         (413, "Request too large", "too long"),
+        (400, "max_tokens is too large: 8. The maximum context length is 64 tokens, you sent 60.", "too long"),
         (400, '{"error": {"code": "content_filter"}}', "refused"),
     ],
 )
@@ -334,6 +335,15 @@ def test_a_question_it_refuses_does_not_block_the_others(status: int, said: str,
         assert run_facts(items(3), judged)["failures"] == {failure: 2} and len(fake.requests) == 6
         run(fake, items(3), journal)
         assert len(fake.requests) == 6
+
+
+def test_a_wrong_setting_stops_the_run_and_fails_no_question():
+    said = "max_tokens is too large: 100000. This model supports at most 16384 completion tokens."
+    journal: dict = {}
+    with FakeEndpoint(lambda a, n: Answer(status=400, body=said.encode())) as fake:
+        with pytest.raises(JudgeError, match="max_tokens is too large"):
+            run(fake, items(3), journal)
+    assert not any("failure" in reply for reply in journal.values())
 
 
 def test_limits_that_make_replies_fail_are_part_of_the_key():

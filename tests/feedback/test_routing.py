@@ -223,13 +223,73 @@ def test_between_the_thresholds_both_label_and_a_second_person_settles():
         by_item.setdefault(j.item, []).append(j)
     seconds = [key for key in people.asked if key[1] == 1]
     assert seconds and {i for i, _ in seconds} <= set(both)
-    audited = {a.item for a in result.audits}
-    for name in set(both) - audited:
+    assert {a.item for a in result.audits} & {i for i, _ in seconds}  # the same rule where an item is audited
+    for name in both:
         mine = by_item[name]
         machine = next(j for j in mine if j.source == "ai")
         assert len(mine) == (3 if (name, 1) in people.asked else 2)
         person = next(j for j in mine if j.annotator == "w0")
         assert (person.ranks != machine.ranks) == ((name, 1) in people.asked)
+    first = {a.item: a.label for a in result.audits}
+    assert all(first[i] == float(j.ranks == (0, 1)) for i in first for j in by_item[i] if j.annotator == "w0")
+
+
+def test_an_audited_item_waits_for_its_second_person_like_any_other():
+    items, judged, truth = world(1500)
+    everybody = People(truth, skill=0.9)
+    result = label_hybrid(
+        items, judged, lambda some, n: everybody(some, n) if n == 0 else {}, RouteConfig(error=0.05, audit=0.2)
+    )
+    assert {a.item for a in result.audits} & {q.id for q in result.queue}
+
+
+def test_an_adjudicators_word_settles_an_item_the_ai_would_label():
+    items, judged, truth = world(1500)
+    config = RouteConfig(error=0.2, audit=0.3)
+    before = label_hybrid(items, judged, People(truth), config)
+    drawn = draw_audit({j.item: j.probability for j in judged}, config)
+    name = next(j.item for j in before.judgements if j.source == "ai" and j.item not in drawn)
+    machine = next(j for j in judged if j.item == name)
+    word = machine.model_copy(
+        update={"id": "w", "source": "human", "adjudication": True, "ranks": machine.ranks[::-1], "probability": None}
+    )
+    after = label_hybrid(items, judged, People(truth), config, given=[word])
+    assert [j for j in after.judgements if j.item == name] == [word]
+    assert {j.item for j in after.judgements} == {i.id for i in items} and after.routes == before.routes
+
+
+def test_what_is_left_out_does_not_change_the_draw():
+    """An item that nobody can judge is in no label and no queue, and the others are audited with the same chances."""
+    items, judged, truth = world(600)
+    config = RouteConfig(audit=0.3)
+    drawn = draw_audit({j.item: j.probability for j in judged}, config)
+    gone = set(sorted(drawn)[:20]) | {i.id for i in items[:20]}
+    result = label_hybrid(items, judged, lambda some, n: {}, config, left_out=gone)
+    assert {q.id for q in result.queue} == set(drawn) - gone
+    done = label_hybrid(items, judged, People(truth), config, left_out=gone)
+    assert {a.item: a.inclusion for a in done.audits} == {i: p for i, p in drawn.items() if i not in gone}
+    assert {j.item for j in done.judgements} == {i.id for i in items} - gone
+    assert done.report["items"] == len(done.routes) == 600 - len(gone)
+    nothing = label_hybrid(items, judged, People(truth), config, left_out={i.id for i in items})
+    assert not nothing.judgements and not nothing.queue and nothing.report["coverage"] == 0.0
+
+
+def test_labels_that_were_not_needed_are_counted_and_paid():
+    """Everybody judged everything three times at 20 s: 3 · 1500 labels are there, at 36 an hour 900 in all."""
+    items, judged, truth = world(1500)
+    everybody = People(truth)
+    given = [j.model_copy(update={"id": f"{j.id}-{n}"}) for n in range(3) for j in everybody(items, n).values()]
+    config = RouteConfig(error=0.2, audit=0.3, cost_per_hour=36)
+    report = label_hybrid(items, judged, People(truth), config, given=given, ai_cost=3.0).report
+    assert report["labels_of_people"] + report["labels_not_needed"] == 4500 and report["labels_saved"] > 0
+    assert report["cost_of_people"] == pytest.approx(4500 * 20 / 3600 * 36)
+    lines = routing_lines(report)
+    assert any("people cost 900.00" in line for line in lines) and "the AI cost 3.00" in lines
+    assert any(f"{report['labels_not_needed']} more labels of people are there" in line for line in lines)
+    free = label_hybrid(items, judged, People(truth), RouteConfig(error=0.2, audit=0.3), ai_cost=3.0)
+    assert "the AI cost 3.00" in routing_lines(free.report) and not any(
+        "people cost" in x for x in routing_lines(free.report)
+    )
 
 
 def test_what_nobody_answered_waits_in_the_queue_and_is_not_labelled():
@@ -289,7 +349,7 @@ def test_a_skip_is_no_label():
     assert {q.id for q in result.queue} <= skipped and result.queue
     assert result.report["skipped"] == len(result.queue) and all(j.ranks is not None for j in result.judgements)
     assert result.report["labels_of_people"] == len({j.item for j in result.judgements if j.source != "ai"})
-    assert any("somebody skipped" in line for line in routing_lines(result.report))
+    assert any("passed on by all" in line for line in routing_lines(result.report))
 
 
 def test_what_speaks_to_the_judge_goes_to_a_person():
@@ -320,7 +380,7 @@ def test_an_item_that_waits_for_its_second_person_counts_once():
         ai_cost=3.0,
     )  # fmt: skip
     assert result.report["waiting"] > 0 and result.report["labels_saved"] == 1500 - result.report["labels_of_people"]
-    assert any("the AI 3.00" in line for line in routing_lines(result.report))
+    assert any("the AI cost 3.00" in line for line in routing_lines(result.report))
 
 
 def test_thresholds_are_reopened_when_the_judge_turns_round():

@@ -15,7 +15,8 @@ from trimtab.pipeline import labelling, people
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
-from trimtab.pipeline.ui import Silent
+from trimtab.pipeline.stages import STAGES
+from trimtab.pipeline.ui import Silent, Ui
 from trimtab.records import Comparison, Demonstration, Judgement, Preference, read_records, write_records
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
@@ -126,6 +127,70 @@ def test_hybrid_labels_with_simulated_people(tmp_path: Path):
         "ai",
         "simulated",
     }
+
+
+def test_simulated_people_who_always_skip_are_an_error_in_the_recipe(tmp_path: Path):
+    label = {"source": "hybrid", "simulation": {"skip_rate": 1.0}}
+    with pytest.raises(DataError, match=r"ten times in a row; lower label.simulation.skip_rate, which is 1$"):
+        go(recipe_in(tmp_path, label=label, sft=None, align=None, reward=None), until="label")
+
+
+def test_a_file_of_people_comes_later_and_simulated_ones_in_it_are_called_so(tmp_path: Path, capsys):
+    label = {"source": "hybrid", "people": str(tmp_path / "people.jsonl"), "route": {"audit": 0.3}}
+    recipe = recipe_in(tmp_path, label=label, gold=None, sft=None, align=None, reward=None)
+    words: list[Judgement] = []
+    for turn in range(2):
+        with pytest.raises(Interrupted, match="items wait for a person"):
+            run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Ui())
+        assert ("no such file yet, so nobody has judged" in capsys.readouterr().err) == (turn == 0)
+        for item in read_records(stage(recipe, "label") / "queue.jsonl", Queued):
+            word = Judgement(
+                id=f"c{item.id}", item=item.id, annotator="s", source="simulated", shown_order=(0, 1), ranks=(0, 1)
+            )
+            gone = word.model_copy(update={"ranks": None, "verdict": "flag"})  # the first audit is never ranked
+            words.append(word if words else gone)
+        write_records(tmp_path / "people.jsonl", words)
+    go(recipe)
+    routing = json.loads((stage(recipe, "label") / "routing.json").read_text())
+    assert routing["items"] == 9 and routing["waiting"] == 0
+    page = (tmp_path / "runs" / "toy" / "report.html").read_text()
+    assert "come from simulated annotators. No person judged these answers." in page
+    assert "from people" not in page.split("judged these answers")[0]
+
+
+def test_people_an_ai_judge_is_compared_with_change_the_reports_only(whole: Path, tmp_path: Path):
+    items = read_records(stage(whole, "sample") / "comparisons.jsonl", Comparison)
+    file, override = tmp_path / "people.jsonl", f"label.people={tmp_path / 'people.jsonl'}"
+    for count in (4, 10):
+        words = [
+            Judgement(id=i.id, item=i.id, annotator="ann", source="human", shown_order=(0, 1), ranks=(0, 1))
+            for i in items[:count]
+        ]
+        write_records(file, words)
+        plan = make_plan(load_recipe(whole, [override]), whole, whole.parent / "runs")
+        assert [r["stage"] for r in plan["stages"] if r["state"] != "done"] == ["report"]
+        go(whole, override)
+        report = json.loads((stage(whole, "label") / "judge" / "judge.json").read_text())
+        assert report["judges"]["judge"]["people"]["pairs"] == count
+        page = (whole.parent / "runs" / "toy" / "report.html").read_text()
+        assert f"agreement with people on {count} pairs" in page
+    go(whole)  # as other tests expect it
+
+
+def test_what_is_not_used_for_labels_makes_none_anew(tmp_path: Path):
+    def settings(label: dict, *overrides: str, **more):
+        config = load_recipe(recipe_in(tmp_path, label=label, **more), list(overrides))
+        return next(s for s in STAGES if s.name == "label").settings(config)
+
+    app = {"source": "hybrid", "people": "app"}
+    same = ("label.human.wait_minutes=5", "label.simulation.skip_rate=0.5", "label.aggregate.keep_tied=true")
+    for change in same:
+        assert settings(app, change) == settings(app)
+    assert settings(app, "label.human.project=elsewhere") != settings(app) != settings(app, "label.route.audit=0.5")
+    assert settings({"source": "hybrid"}, "label.simulation.skip_rate=0.5") != settings({"source": "hybrid"})
+    assert settings({"source": "hybrid"}, gold=None) == settings(app)
+    assert settings({"source": "human"}, "label.human.wait_minutes=5") == settings({"source": "human"})
+    assert settings({"source": "human"}, "label.human.enough=0.5") != settings({"source": "human"})
 
 
 def test_hybrid_labels_wait_for_people_and_go_on(tmp_path: Path):
@@ -269,6 +334,33 @@ def test_a_run_that_waits_for_the_app_goes_on_by_itself(tmp_path: Path, monkeypa
     go(recipe, until="preferences")
     crowd[0].project.close()
     assert len(rounds) == 2 and sum(rounds) == 10  # the audits, then the rest
+    judge = json.loads((stage(recipe, "label") / "judge" / "judge.json").read_text())["judges"]["judge"]
+    assert judge["people"]["pairs"] == 10  # what was said during the wait is in the report
+
+
+def test_a_skip_that_becomes_a_judgement_does_not_stop_a_run_that_waits(tmp_path: Path, monkeypatch):
+    """As many words as before, but another one: the audits are complete, and the next items wait."""
+    label = {"source": "hybrid", "people": "app", "human": {"wait_minutes": 5}, "route": {"audit": 0.4}}
+    recipe = recipe_in(tmp_path, label=label, sft=None, align=None, reward=None, gold=None)
+    with pytest.raises(Interrupted):
+        go(recipe, "label.human.wait_minutes=0", until="preferences")
+    crowd = Crowd(recipe)
+    assert len(crowd.judge("Ann", lambda _: (0, 1), skip=1)) > 1
+
+    def work(seconds: float) -> None:
+        passed = [p for p in crowd.project.store.history(crowd.people["Ann"]) if p.submission.verdict == "skip"]
+        for past in passed:
+            item = crowd.project.store.reopen(crowd.people["Ann"], past.version)
+            form = {"item": item.task.id, "key": "test-key-again", "version": past.version}
+            form |= {"answers": [{"ranks": [int(i) for i in item.shown_order], "strength": 1.0}]}
+            crowd.project.store.submit(crowd.people["Ann"], Form.model_validate(form))
+        if not passed:
+            crowd.judge("Ann", lambda _: (0, 1))
+
+    monkeypatch.setattr(people, "time", SimpleNamespace(monotonic=time.monotonic, sleep=work))
+    go(recipe, until="preferences")
+    crowd.project.close()
+    assert len(read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)) == 10
 
 
 @pytest.mark.parametrize(
@@ -280,6 +372,7 @@ def test_a_run_that_waits_for_the_app_goes_on_by_itself(tmp_path: Path, monkeypa
         ({"label": {"source": "hybrid", "people": "simulated"}, "gold": None}, "'simulated' and needs gold"),
         ({"label": {"source": "human", "people": "app"}}, "source 'human' asks nobody else"),
         ({"label": {"source": "ai", "people": "app"}}, "name a file of judgements to compare with"),
+        ({"label": {"source": "hybrid", "people": "App"}}, "label.people is 'App'; expected app, simulated, or a file"),
         (
             {"label": {"source": "hybrid", "people": "app", "human": {"overlap": 2}}},
             "human.overlap is 2",
@@ -348,6 +441,24 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     assert run_app(["route", str(out), "--people", str(out / "judgements.jsonl")]) == 0
     assert "judgements are an AI's and do not count as people's" in capsys.readouterr().err
     assert (out / "queue.jsonl").exists() and (out / "routing.json").exists()
+    assert run_app(["route", str(out), "--people", str(out / "none.jsonl"), "--set", "audit=1.0"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "none.jsonl: there is no such file yet, so nobody has judged" in said and "4 of 4 audits wait" in said
+    queue = read_records(out / "queue.jsonl", Queued)
+    words = [
+        Judgement(id=i.id, item=i.id, annotator="ann", source="human", shown_order=(0, 1), ranks=(0, 1), seconds=36)
+        for i in queue
+    ]
+    words[3] = words[3].model_copy(update={"ranks": None, "verdict": "flag"})
+    write_records(tmp_path / "one.jsonl", words[:2])
+    write_records(tmp_path / "two.jsonl", words[1:])
+    files = [f"--people={tmp_path / name}.jsonl" for name in ("one", "two")]
+    settings = ["--set", "audit=1.0", "--set", "cost_per_hour=50", "--set", "least=5"]
+    assert run_app(["route", str(out), *files, *settings]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 items were flagged and ranked by nobody; left out" in said and "people cost 1.50" in said
+    assert "3 audited items, 5 are needed" in said and read_records(out / "queue.jsonl", Queued) == []
+    assert run_app(["route", str(out), "--set", "cost=1"]) == 2 and "cost" in capsys.readouterr().err
     capsys.readouterr()
 
 

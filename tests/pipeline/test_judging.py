@@ -130,3 +130,18 @@ def test_only_people_count_as_people():
         "1 judgements are an AI's and do not count as people's",
         "1 judgements are of no item here; left out",
     ]
+
+
+def test_everybody_has_one_word_on_an_item():
+    one = item("a", "b")
+    first = human(one, (0, 1), "ann")
+    again = first.model_copy(update={"id": "2", "ranks": (1, 0)})
+    skip = human(one, (0, 1), "bea").model_copy(update={"ranks": None, "verdict": "skip"})
+    later = human(one, (0, 1), "bea").model_copy(update={"id": "3"})
+    other = human(one, (0, 1), "cem").model_copy(update={"criterion": "kind"})
+    kept, said = people_only([one], [first, skip, again, later, other, first])
+    assert kept == [first, later]
+    assert said == [
+        "2 judgements are an annotator's further words on an item; the first ranking counts",
+        "1 judgements are by another criterion than 'overall'; left out",
+    ]

@@ -132,7 +132,7 @@ def test_second_run_does_nothing(finished: Path):
         ("sft.optimizer.lr=2e-3", STAGES),
         ("sample.answers=4", STAGES[1:]),
         ("label.simulation.noise=0.5", STAGES[2:]),
-        ("label.aggregate.smoothing=2.0", STAGES[2:]),
+        ("label.aggregate.smoothing=2.0", STAGES[3:]),
         ("reward.centring=0.1", ["reward", "align", "evaluate", "report"]),
         ("align.kl.coefficient=0.1", ["align", "evaluate", "report"]),
         ("evaluate.examples=3", ["evaluate", "report"]),

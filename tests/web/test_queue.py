@@ -584,6 +584,34 @@ def test_what_everybody_passes_on_goes_to_an_adjudicator(world: World):
     assert world.store.standing([uid]) == (0, 0) and world.store.standing([other]) == (0, 1)
 
 
+def test_what_needs_more_people_than_there_are_goes_to_an_adjudicator(world: World):
+    world.configure(overlap=2, gold_every=0)
+    [uid] = world.pairs(1)
+    boss, me = world.join("boss", "adjudicator").id, world.join("me").id
+    assert world.store.submit(me, judge(world.store.next(me), "1"))[1] == "empty"
+    assert [task.id for task, _ in world.store.exhausted()] == [uid] and world.store.disputed() == []
+    other = world.join("other").id
+    assert world.store.exhausted() == []
+    world.people.change(other, by=boss, state="paused")
+    world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "2"))
+    assert world.store.exhausted() == [] and world.store.standing([uid]) == (1, 1)
+
+
+def test_who_changes_their_mind_keeps_their_place(world: World):
+    world.configure(overlap=2, gold_every=0)
+    [uid] = world.pairs(1)
+    one, two = world.join("one"), world.join("two")
+    world.store.submit(one.id, Form(item=world.store.next(one.id).task.id, key="test-key-0", verdict="skip"))  # pyright: ignore
+    world.store.submit(two.id, judge(world.store.next(two.id), "1"))
+    [past] = world.store.history(one.id)
+    world.store.submit(one.id, judge(world.store.reopen(one.id, past.version), "2", version=past.version))
+    [past] = world.store.history(two.id)
+    world.store.submit(two.id, judge(world.store.reopen(two.id, past.version), "3", best=1, version=past.version))
+    first = world.store.first_words()
+    assert first[uid, two.pseudonym] < first[uid, one.pseudonym]
+    assert [s.annotator for _, s in world.store.submissions()] == [one.pseudonym, two.pseudonym]
+
+
 def test_the_paused_and_the_unqualified_write_nothing(world: World):
     world.pairs(3)
     me = world.join("me").id

@@ -79,7 +79,9 @@ def _single(stage: str, text: str) -> Callable[..., None]:
 SINGLE = {
     "sft": _single("sft", "Run a recipe up to supervised fine-tuning."),
     "sample": _single("sample", "Run a recipe up to the sampled answers."),
-    "label": _single("label", "Run a recipe up to the judgements, of simulated annotators or of people."),
+    "label": _single(
+        "label", "Run a recipe up to the judgements: simulated annotators, people, AI judges, or judges and people."
+    ),
     "reward": _single("reward", "Run a recipe up to the reward model."),
     "align": _single("align", "Run a recipe up to the aligned policy (PPO)."),
     "eval": _single("evaluate", "Run a recipe up to the held-out evaluation."),

@@ -83,7 +83,10 @@ class EndpointConfig(Config):
 
 
 _LIMITS = ("max_tokens", "reason_tokens", "max_reply_bytes")
-_TOO_LONG = re.compile(r"(?i)context_length|context length|context window|too long|too many tokens|too large")
+_TOO_LONG = re.compile(
+    r"(?is)context_length|context length|context window|too long|too many tokens|\A(?!.*max_\w*tokens).*too large"
+)
+"""The question is at fault. A ``max_tokens`` that is too large is a wrong setting, and stops the run."""
 _FILTERED = re.compile(r"(?i)content_filter|content_policy|content management|content policy|responsibleai")
 
 

@@ -438,14 +438,20 @@ _REFUSAL = re.compile(
     r"i won['’]t|i will not|as an ai)\b"
 )
 _STATED = r"(?:the\s+)?(?:final\s+|better\s+|best\s+)?(?:answer|option|score|rating)\W*(?:is\b\W*)?"
+_TAKEN_BACK = (
+    r"(?im)^\W*(?:no|wait|actually|hmm|sorry|correction|rather|instead|on\s+(?:second\s+thoughts?|reflection))\b"
+    r".*\b(?-i:{0})\b|\b(?-i:{0})\s+(?:is|was|seems)\s+(?:\w+ly\s+|the\s+|much\s+)*(?:better|best|right|correct)\b"
+)
+"""Of a later line: it prefers another option, ``{0}``, than the one stated."""
 
 
 def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[str | None, str]:
     """Which option a reply in words names: (option, "") or (None, kind of failure).
 
     Taken: a line that is the option alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends (``Answer: B``,
-    ``The better answer is B.``). With ``reason`` only the last line that begins with ``Answer:`` counts. Everything
-    else is a failure: an "A" that may be the English article is no answer, nor is one of two letters in a sentence.
+    ``The better answer is B.``), if no later line takes it back (``No, B``, ``B is better``). With ``reason`` only the
+    last line that begins with ``Answer:`` counts. Everything else is a failure: an "A" that may be the English article
+    is no answer, nor is one of two letters in a sentence.
 
     >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
     (('B', ''), (None, 'neither'))
@@ -468,6 +474,9 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
         return None, "refused"
     stated = [] if reason else list(re.finditer(rf"(?im)^[^\w\n]*(?:{_STATED})?{one}", text))
     if len({m[1].lower() for m in stated}) == 1:
+        others = [o for o in options if o.isalpha() and o.lower() != stated[0][1].lower()]
+        if any(re.search(_TAKEN_BACK.format(o), text[stated[0].end() :]) for o in others):
+            return None, "both"
         return stated[0], ""
     named = {o for o in options if re.search(rf"\b{re.escape(o)}\b", text)}
     return None, "both" if len(named) > 1 and not re.search(r"(?i)\bneither\b", text) else "neither"

@@ -58,7 +58,7 @@ class RouteConfig(Config):
     seconds_per_label: float = Field(default=30.0, gt=0.0)
     """A person's time for one label, for the hours saved, where the judgements do not say."""
     cost_per_hour: float = Field(default=0.0, ge=0.0)
-    """Of a person."""
+    """Of a person; 0: not known, and no amount is printed."""
     seed: int = 0
     """Of the draw of audits."""
 
@@ -313,6 +313,8 @@ def label_hybrid(
     people: Callable[[Sequence[Comparison], int], Mapping[str, Judgement]],
     config: RouteConfig,
     *,
+    given: Sequence[Judgement] = (),
+    left_out: Set[str] = frozenset(),
     ai_cost: float = 0.0,
 ) -> Hybrid:
     """Route items, ask people where they are needed, settle disagreements, audit, and report.
@@ -320,7 +322,9 @@ def label_hybrid(
     Thresholds are first set from the ``pilot`` audits; the audits after them are watched for drift in the order of the
     items. Without an alarm all audits set the final thresholds; an alarm ends their validity where its window began,
     and from there on they are set anew. An item with an answer that seems to speak to its judge goes to a person. Who
-    skips has not answered: the item goes on waiting, and the skip is counted. An adjudicator's word settles an item.
+    skips has not answered: the item goes on waiting, and is counted. An adjudicator's word settles an item, whatever
+    its route. An audited item whose route is ``both`` is settled like one that is not audited: the audit's label is
+    the first person's, and what becomes of the item is decided by all who judged it.
 
     Args:
         items: pairs of answers.
@@ -328,6 +332,10 @@ def label_hybrid(
         people: asks somebody about items, the n-th person per item (0, 1, …), and returns the judgements that are
             there by item id; items without one wait in the queue.
         config: shares, stated error, drift.
+        given: what people have said already, asked for or not: adjudications are taken from here, and labels that were
+            not needed are counted.
+        left_out: ids of items that nobody can judge. They take part in the draw of audits, so that nothing else about
+            it changes, and in nothing else.
         ai_cost: what the judge cost, for the report.
 
     Raises:
@@ -338,8 +346,11 @@ def label_hybrid(
             raise DataError(f"item {item.id} has {len(item.completions)} answers; hybrid labelling takes pairs")
     said = {j.item: j for j in ai if j.criterion == "overall"}
     p: dict[str, float | None] = {i.id: first_better(said.get(i.id)) for i in items}
-    chances = draw_audit(p, config)
-    asked: dict[tuple[str, int], Judgement] = {}
+    chances = {name: chance for name, chance in draw_audit(p, config).items() if name not in left_out}
+    items = [i for i in items if i.id not in left_out]
+    words = [j for j in given if j.ranks is not None and j.criterion == "overall" and j.item in p]
+    settled = {j.item: j for j in words if j.adjudication and j.item not in left_out}
+    asked = {(item, 0): judgement for item, judgement in settled.items()}
     skipped: set[tuple[str, int]] = set()
 
     def ask(wanted: Sequence[Comparison], number: int) -> None:
@@ -352,7 +363,8 @@ def label_hybrid(
 
     ask([i for i in items if i.id in chances], 0)
     missing = sum((name, 0) not in asked for name in chances)
-    found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id], config) for i in items if (i.id, 0) in asked]
+    audited = [i for i in items if i.id in chances and (i.id, 0) in asked]
+    found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id], config) for i in audited]
     audits = [a for a in found if a is not None]
     segments = [(0, _waiting(missing, len(chances)))] if missing else _segments(audits, config)
     starts = {audits[start].item: router for start, router in segments[1:]}
@@ -372,27 +384,25 @@ def label_hybrid(
         one, two = asked.get((item.id, 0)), asked.get((item.id, 1))
         machine = _calibrated(said.get(item.id), routers[item.id].calibrate)
         route = routes[item.id]
-        audited = item.id in chances
-        if one is not None and (audited or route == "person" or one.adjudication):
-            kept.append(one)  # a person's label, once there, is used, and an adjudicator's settles the item
-            if route == "both" and two is not None:
-                kept.append(two)
-        elif route == "ai" and machine is not None:
-            kept.append(machine)
-        elif one is None:
-            if audited or not missing:
+        if one is None:
+            if route == "ai" and machine is not None and item.id not in chances:
+                kept.append(machine)
+            elif item.id in chances or not missing:
                 queue.append(_queued(item, 1))
-        elif machine is not None and _sides(p[item.id]) == _sides(first_better(one)):
+        elif route != "both" or one.adjudication or machine is None:
+            kept.append(one)  # a person's label, once there, is used, and an adjudicator's settles the item
+        elif _sides(p[item.id]) == _sides(first_better(one)):
             kept += [machine, one]
         elif two is not None:
-            kept += [one, two, *([machine] if machine is not None else [])]
+            kept += [one, two, machine]
         else:
             queue.append(_queued(item, 2))
     unlabelled = {i.id for i in items} - {j.item for j in kept}
-    report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances))
+    more = max(0, len(words) - len(asked))
+    report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances), more)
     report |= {
         "speak_to_judge": len(aimed),
-        "skipped": len(skipped),
+        "skipped": len({name for name, _ in skipped}),
         "cost_of_ai": ai_cost,
         "reopened": [start for start, _ in segments[1:]],
     }
@@ -456,6 +466,7 @@ def _report(
     config: RouteConfig,
     waiting: Set[str],
     drawn: int,
+    more: int,
 ) -> dict[str, Any]:
     counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
     told, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]
@@ -488,11 +499,12 @@ def _report(
         "audited": len(audits),
         "drawn_for_audit": drawn,
         "labels_of_people": labels,
+        "labels_not_needed": more,
         "waiting": len(waiting),
         "labels_saved": saved,
         "seconds_per_label": seconds,
         "hours_saved": saved * seconds / 3600,
-        "cost_of_people": labels * seconds / 3600 * config.cost_per_hour,
+        "cost_of_people": (labels + more) * seconds / 3600 * config.cost_per_hour,
         "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
         "calibration_error": {
             name: reliability(values, [a.label for a in audits], weights)[1] for name, values in told.items()
@@ -517,12 +529,13 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
     if report.get("speak_to_judge"):
         said.append(f"{report['speak_to_judge']} have an answer that seems to speak to the judge and go to people")
     if report.get("skipped"):
-        said.append(f"{report['skipped']} times somebody skipped; these items go on waiting")
-    if report["cost_of_people"] or report.get("cost_of_ai"):
-        said.append(
-            f"people cost {report['cost_of_people']:.2f}, the AI {report.get('cost_of_ai', 0.0):.2f}; labels saved are "
-            f"worth {report['cost_saved']:.2f} of people's time"
-        )
+        said.append(f"{report['skipped']} items were passed on by all who were asked so far; these go on waiting")
+    if report["labels_not_needed"]:
+        said.append(f"{report['labels_not_needed']} more labels of people are there that were not needed")
+    if report.get("cost_of_ai"):
+        said.append(f"the AI cost {report['cost_of_ai']:.2f}")
+    if report["cost_of_people"]:
+        said.append(f"people cost {report['cost_of_people']:.2f}; labels saved are worth {report['cost_saved']:.2f}")
     if found.high is not None and found.error.value is not None:
         low, high = found.error.low or 0.0, found.error.high or 0.0
         said.append(

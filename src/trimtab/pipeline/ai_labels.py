@@ -1,7 +1,9 @@
 """Labels by AI judges, and by judges and people together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from trimtab.constitution import load_constitution
 from trimtab.errors import DataError, Interrupted
@@ -10,7 +12,7 @@ from trimtab.feedback.callables import Utility
 from trimtab.files import write_json
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.impact import write_principles
-from trimtab.pipeline.judging import LocalJudge, judge_items, plain
+from trimtab.pipeline.judging import LocalJudge, compare_again, judge_items, plain
 from trimtab.records import Comparison, Judgement, read_records, write_records
 
 People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
@@ -23,7 +25,7 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     constitution = load_constitution(context.data_path(context.config.constitution))
-    people = _people_so_far(context, items)
+    people = people_so_far(context, items)
     judged = judge_items(
         items,
         constitution,
@@ -40,18 +42,20 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     overall = [j for found in judged.values() for j in found.judgements]
     counts: Counts = {"items": len(items), "judgements": len(overall), "source": config.source}
     counts["without_answer"] = sum(j.ranks is None and j.criterion == "overall" for j in overall)
-    files = ["judgements.jsonl", "judge/judge.json", "judge/principles.json"]
     if config.source == "ai":
         write_records(folder / "judgements.jsonl", overall)
-        return counts, files
+        return counts, ["judgements.jsonl"]
     cost = sum(found.cost for found in judged.values())
 
-    def route(pairs: Sequence[Comparison], asker: People) -> Hybrid:
-        result = label_hybrid(pairs, ensemble(pairs, overall), asker, config.route, ai_cost=cost)
+    def route(shown: Sequence[Comparison], asker: People, given: Sequence[Judgement], left_out: Set[str]) -> Hybrid:
+        judge = ensemble(shown, overall)
+        result = label_hybrid(shown, judge, asker, config.route, given=given, left_out=left_out, ai_cost=cost)
         write_records(folder / "judgements.jsonl", result.judgements)
         write_records(folder / "queue.jsonl", result.queue)
         write_records(folder / "audits.jsonl", result.audits)
+        write_records(folder / "people.jsonl", given)
         write_json(folder / "routing.json", plain(result.report))
+        compare_with_people(context, given)
         for line in routing_lines(result.report):
             context.ui.say(f"  {line}")
         return result
@@ -62,21 +66,39 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     elif who == "simulated":
         utility = context.gold()
         assert utility is not None
-        result = route(items, SimulatedPeople(utility, config.simulation, context.seed("label")))
+        result = route(items, SimulatedPeople(utility, config.simulation, context.seed("label")), [], set())
+        if result.queue:
+            raise DataError(
+                f"simulated annotators passed on {len(result.queue)} items ten times in a row; lower "
+                f"label.simulation.skip_rate, which is {config.simulation.skip_rate:g}"
+            )
     else:
-        result = route(items, FilePeople(people))
-    if result.queue:
-        raise Interrupted(
-            f"{len(result.queue)} items wait for a person now: {folder / 'queue.jsonl'}. Put their judgements into "
-            f"{config.people} (label.people) and run the same command again; what was judged is kept"
-        )
+        gone = flagged(people)
+        if gone:
+            context.ui.say(f"  {len(gone)} items were flagged and ranked by nobody; left out")
+        result = route(items, FilePeople(people), people, gone)
+        if result.queue:
+            raise Interrupted(
+                f"{len(result.queue)} items wait for a person now: {folder / 'queue.jsonl'}. Put their judgements into "
+                f"{config.people} (label.people) and run the same command again; what was judged is kept"
+            )
     report = result.report
     counts["judgements"], counts["left_out"] = len(result.judgements), len(items) - report["items"]
     counts |= {"labels_of_people": report["labels_of_people"], "labels_saved": report["labels_saved"]}
-    return counts, [*files, "queue.jsonl", "audits.jsonl", "routing.json"]
+    return counts, ["judgements.jsonl", "queue.jsonl", "audits.jsonl", "people.jsonl", "routing.json"]
 
 
-def _people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgement]:
+def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[str, Any]:
+    """Bring the judges' report and that of the principles up to what people have said by now.
+
+    Both are about the labels and no part of them, so they are not among the stage's outputs.
+    """
+    folder = context.folder("label") / "judge"
+    write_principles(folder, load_constitution(context.data_path(context.config.constitution)), people)
+    return compare_again(folder, people, seed=context.seed("judge"))
+
+
+def people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgement]:
     """What people have said of the items already: in the file ``label.people``, or in the annotation app."""
     config = context.config.label
     assert config is not None
@@ -89,7 +111,9 @@ def _people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgem
         with AppPeople(context, config.human) as app:
             given, _ = app.said(items)
     else:
-        given = read_records(Path(context.data_path(source)), Judgement)
+        given, said = read_people([Path(context.data_path(source))])
+        for line in said:
+            context.ui.say(f"  {line}")
     people, said = people_only(items, given)
     for line in said:
         context.ui.say(f"  people ({source}): {line}")
@@ -97,47 +121,82 @@ def _people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgem
 
 
 def _by_app(
-    context: Context, items: Sequence[Comparison], route: Callable[[Sequence[Comparison], People], Hybrid]
+    context: Context,
+    items: Sequence[Comparison],
+    route: Callable[[Sequence[Comparison], People, Sequence[Judgement], Set[str]], Hybrid],
 ) -> Hybrid:
     """Route, let people in the annotation app judge what waits for them, and route again, until nothing waits.
 
     Raises:
         Interrupted: people are not done; it says where they judge.
+        DataError: what people did is no answer to what was asked.
     """
     from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
 
     assert context.config.label is not None
     with AppPeople(context, context.config.label.human) as app:
-        items, told, before = app.fit(items), 0, -1
+        items, told, before = app.fit(items), 0, []
         while True:
             given, retired = app.said(items)
             if len(retired) > told:
                 context.ui.say(f"  {len(retired)} items were taken out of the annotation project and are left out")
+            told = len(retired)
             people, _ = people_only(items, given)
-            result = route([item for item in items if item.id not in retired], FilePeople(people))
+            result = route(items, FilePeople(people), people, retired)
             if not result.queue:
                 return result
-            if len(given) == before and len(retired) == told:
+            queue = [(item.id, item.overlap) for item in result.queue]
+            if queue == before:
                 raise DataError(
-                    f"{len(result.queue)} items wait for a person, though the annotation project counts them as done: "
+                    f"{len(queue)} items wait for a person, though the annotation project counts them as done: "
                     "judgements by an AI, or without the criterion 'overall', are no answer here; see the project's "
                     "criteria and imports"
                 )
-            told, before = len(retired), len(given)
+            before = queue
             for overlap in sorted({item.overlap for item in result.queue}):
                 app.ask([item for item in result.queue if item.overlap == overlap], overlap)
             app.wait(result.queue)
 
 
+def read_people(paths: Sequence[Path]) -> tuple[list[Judgement], list[str]]:
+    """Judgements from files, and what to say of those that are not there: nobody can judge before the queue exists."""
+    missing = [f"{path}: there is no such file yet, so nobody has judged" for path in paths if not path.exists()]
+    return [j for path in paths if path.exists() for j in read_records(path, Judgement)], missing
+
+
 def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
-    """The judgements that people (or simulated ones) gave of these items, and what to say of the others."""
+    """What people (or simulated ones) said of these items overall, once each, and what to say of the rest.
+
+    Of several words of one annotator on an item an adjudication counts, otherwise the first ranking: it was given
+    unprompted (:func:`~trimtab.feedback.usable_judgements`). The same judgement in two files is one.
+    """
     names = {item.id for item in items}
-    kept = [j for j in judgements if j.source != "ai" and j.item in names]
-    machine = sum(j.source == "ai" for j in judgements)
-    said = [f"{machine} judgements are an AI's and do not count as people's"] if machine else []
-    if other := len(judgements) - machine - len(kept):
-        said.append(f"{other} judgements are of no item here; left out")
-    return kept, said
+    kept: dict[tuple[str, str], Judgement] = {}
+    refused: Counter[str] = Counter()
+    for j in {j.id: j for j in judgements}.values():
+        key = (j.item, j.annotator)
+        if j.source == "ai":
+            refused["are an AI's and do not count as people's"] += 1
+        elif j.item not in names:
+            refused["are of no item here; left out"] += 1
+        elif j.criterion != "overall":
+            refused["are by another criterion than 'overall'; left out"] += 1
+        else:
+            if key in kept:
+                refused["are an annotator's further words on an item; the first ranking counts"] += 1
+            if key not in kept or _order(j) < _order(kept[key]):
+                kept[key] = j
+    return list(kept.values()), [f"{count} judgements {why}" for why, count in refused.items()]
+
+
+def _order(judgement: Judgement) -> tuple[bool, bool]:
+    """Whose word comes first: an adjudicator's, then who ranked, then who skipped."""
+    return judgement.ranks is None, not judgement.adjudication
+
+
+def flagged(people: Sequence[Judgement]) -> set[str]:
+    """Items that somebody flagged and nobody ranked: in a file that is how one is taken out."""
+    return {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
 
 
 class SimulatedPeople:
@@ -158,17 +217,15 @@ class SimulatedPeople:
 
 
 class FilePeople:
-    """People's judgements of a file or of the annotation app, one per person and item; what is missing waits.
+    """People's judgements of a file or of the annotation app, as :func:`people_only` gives them; what is missing waits.
 
     An adjudicator comes first, then who ranked, then who skipped; otherwise the order is the one given.
     """
 
     def __init__(self, judgements: Sequence[Judgement]) -> None:
         self.by_item: dict[str, list[Judgement]] = {}
-        for judgement in sorted(judgements, key=lambda j: (j.ranks is None, not j.adjudication)):
-            mine = self.by_item.setdefault(judgement.item, [])
-            if judgement.criterion == "overall" and judgement.annotator not in {j.annotator for j in mine}:
-                mine.append(judgement)
+        for judgement in sorted(judgements, key=_order):
+            self.by_item.setdefault(judgement.item, []).append(judgement)
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
         """The judgements that are there."""

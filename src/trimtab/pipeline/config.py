@@ -98,15 +98,17 @@ class LabelConfig(Config):
     human: HumanConfig = HumanConfig()
     """For ``human``, and ``hybrid`` with people in the app: how they are asked."""
     judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
-    """AI judges by name; several are an ensemble, combined by ``aggregate``. None: the recipe's pretrained model."""
+    """AI judges by name. Several are an ensemble: with ``ai`` their judgements are combined by ``aggregate``, with
+    ``hybrid`` by the mean of their probabilities. None: the recipe's pretrained model."""
     judge: JudgeConfig = JudgeConfig()
     """How they are asked."""
     route: RouteConfig = RouteConfig()
     """For ``hybrid``: how labels are divided between AI and people."""
     people: str | None = None
     """For ``hybrid``: ``app``, people in the annotation app; ``simulated``, annotators who go by the gold utility; or a
-    file of people's judgements, which may grow while they label the queue. None: ``simulated`` where the recipe has
-    gold, otherwise ``app``. For ``ai``: a file of judgements the judges are compared with."""
+    file of people's judgements (JSON lines), which may grow while they label the queue and need not exist before.
+    None: ``simulated`` where the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements the judges are
+    compared with; when it grows, only the reports are made again."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -235,7 +237,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
     for item in overrides or []:
-        _override(values, item)
+        override(values, item)
     config = parse_config(RunConfig, values, where=str(path))
     check_recipe(config)
     return config
@@ -256,6 +258,10 @@ def check_recipe(config: RunConfig) -> None:
     if config.balance and not (data.redteam_heldout and config.evaluate and config.align):
         problems.append("balance needs data.redteam_heldout, evaluate and align: it compares the first and last model")
     people, by = (config.label.people, config.label.source) if config.label else (None, "")
+    if by == "hybrid" and people and people not in ("app", "simulated") and not Path(people).suffix:
+        problems.append(
+            f"label.people is {people!r}; expected app, simulated, or a file of judgements (its name ends in .jsonl)"
+        )
     if by == "hybrid" and people == "simulated" and not config.gold:
         problems.append("label.people is 'simulated' and needs gold, the utility simulated annotators go by")
     if people and (by in ("simulated", "human") or (by == "ai" and people in ("simulated", "app"))):
@@ -360,7 +366,12 @@ def check_recipe(config: RunConfig) -> None:
         raise ConfigError("the recipe contradicts itself:\n" + "\n".join(f"  {p}" for p in problems))
 
 
-def _override(values: dict[str, Any], item: str) -> None:
+def override(values: dict[str, Any], item: str) -> None:
+    """Set one ``key.path=value`` in nested values; the value is YAML.
+
+    Raises:
+        ConfigError: not of that form, or a value where a section is needed.
+    """
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {item!r}: expected key.path=value, for example --set align.steps=10")

@@ -281,6 +281,28 @@ def judge_items(
     return found
 
 
+def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, Any]:
+    """Compare the judges of a folder of :func:`judge_items` with people once more, who have said more since.
+
+    Returns:
+        by judge, and of all together, what :func:`~trimtab.feedback.against_people` found; empty without people.
+    """
+    if not people:
+        return {}
+    items = read_records(folder / "comparisons.jsonl", Comparison)
+    judgements = read_records(folder / "judgements.jsonl", Judgement)
+    report = read_json(folder / "judge.json")
+    found = {}
+    for name, entry in report["judges"].items():
+        mine = [j for j in judgements if j.annotator == name]
+        found[name] = entry["people"] = against_people(items, mine, people, seed=seed)
+    if "ensemble" in report:
+        together = against_people(items, ensemble(items, judgements), people, seed=seed)
+        found["all together"] = report["ensemble"]["people"] = together
+    write_json(folder / "judge.json", plain(report))
+    return found
+
+
 def plain(value: Any) -> Any:
     """Nested records as JSON values."""
     if isinstance(value, Record):

@@ -46,9 +46,13 @@ class AppPeople:
     def fit(self, items: Sequence[Comparison]) -> list[Comparison]:
         """The items that can be shown to people in this project; how many cannot is said."""
         config = self._store.config()
-        kept = [item for item in items if unusable(self._task(item, 1), config) is None]
+        checks = {task.id for task in take_snapshot(self._store).tasks if task.check is not None}
+        kept = [item for item in items if item.id not in checks and unusable(self._task(item, 1), config) is None]
         if len(kept) < len(items):
-            self._say(f"  {len(items) - len(kept)} items cannot be shown to people and are left out")
+            self._say(
+                f"  {len(items) - len(kept)} items cannot be shown to people and are left out "
+                f"({len(checks.intersection(i.id for i in items))} are check items of the project)"
+            )
         return kept
 
     def ask(self, items: Sequence[Comparison], overlap: int) -> None:
@@ -65,26 +69,35 @@ class AppPeople:
         Raises:
             Interrupted: they are not within ``wait_minutes``, or Ctrl-C came; it says where people judge.
         """
-        wanted = [item.id for item in items]
+        wanted = {item.id for item in items}
         while True:
             done, needed = self._store.standing(wanted)
             if done >= enough * needed:
                 return
             left = self._deadline - time.monotonic()
             if self._stop() or left <= 0:
+                stuck = sum(task.id in wanted for task, _ in self._store.exhausted(limit=None))
+                more = ""
+                if stuck:
+                    more = f" ({stuck} items need somebody new: invite one, or settle them as an adjudicator)"
                 raise Interrupted(
-                    f"{done} of {needed} judgements are in, {enough:.0%} are needed; let people judge {self.where}, "
-                    "then run the same command again"
+                    f"{done} of {needed} judgements are in, {enough:.0%} are needed; let people judge {self.where}"
+                    f"{more}, then run the same command again"
                 )
             time.sleep(min(2.0, left))
 
     def said(self, items: Collection[Comparison]) -> tuple[list[Judgement], set[str]]:
-        """What people said of these items so far, and the ids of those that were taken out of the project."""
+        """What people said of these items so far, and the ids of those that were taken out of the project.
+
+        In the order of each person's first judgement of an item: who changes their mind keeps their place.
+        """
         snapshot = take_snapshot(self._store)
         wanted = {item.id for item in items}
         retired = wanted.intersection(snapshot.retired)
         tasks = {task.id: task for task in snapshot.tasks if task.id in wanted - retired}
         submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
+        first = self._store.first_words()
+        submissions = sorted(submissions, key=lambda s: first.get((s.task, s.annotator), 0))
         return [j for s in submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)], retired
 
     @property

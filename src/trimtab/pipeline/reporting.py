@@ -27,9 +27,10 @@ from trimtab.evals import (
     write_report,
 )
 from trimtab.feedback import Estimate, bias_lines, report_lines
+from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
-from trimtab.records import Rollout, read_records
+from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
 from trimtab.trainers import OnlineConfig
 
@@ -58,17 +59,15 @@ NOTICE = (
 )
 GOLD = "“Gold” is a simulated utility; no person judged these answers."
 
-NOTICES = {
-    "simulated": NOTICE,
-    "human": "The preferences in this run come from people, in the annotation app.",
-    "ai": "The preferences in this run come from AI judges under a written constitution. No person judged them.",
-    "hybrid": "The preferences in this run come from AI judges where they were sure and from people elsewhere.",
-    "hybrid simulated": "The preferences in this run come from AI judges where they were sure and elsewhere from "
-    "simulated annotators; “gold” is the simulated utility those go by. No person judged these answers.",
+GIVERS = {
+    "ai": "AI judges under a written constitution",
+    "human": "people",
+    "simulated": "simulated annotators",
+    "imported": "an imported file, which does not say who judged",
 }
-"""The same by who compared the answers."""
+"""Who gave a judgement, by its source."""
 
-GOLD_BESIDE = "“Gold” is a simulated utility, which is measured with and labels nothing."
+GOLD_BESIDE = "“Gold” is a simulated utility, which is measured with."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -104,14 +103,17 @@ def collect(context: Context) -> ReportData:
     if run.label is None:
         missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
-    source = None if run.label is None else run.label.source
-    simulated = source == "simulated" or run.gold is not None
-    if source is None:
+    givers = _givers(context)
+    simulated = "simulated" in givers or run.gold is not None
+    if run.label is None:
         notice = f"{_origin(run)} {GOLD if simulated else ''}".strip()
-    elif source == "hybrid" and run.people_of_hybrid == "simulated":
-        notice = NOTICES["hybrid simulated"]
+    elif run.label.source == "simulated":
+        notice = NOTICE
     else:
-        notice = f"{NOTICES[source]} {GOLD_BESIDE if run.gold and source != 'simulated' else ''}".strip()
+        whose = " and ".join(text for source, text in GIVERS.items() if source in givers)
+        nobody = "" if {"human", "imported"} & givers else "No person judged these answers."
+        notice = f"The preferences in this run come from {whose}. {nobody} {GOLD_BESIDE if run.gold else ''}"
+        notice = " ".join(notice.split())
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -157,6 +159,13 @@ def collect(context: Context) -> ReportData:
     )
 
 
+def _givers(context: Context) -> set[str]:
+    """The sources of the judgements themselves: whatever a recipe says, simulated ones are called so."""
+    if context.config.label is None:
+        return set()
+    return {j.source for j in read_records(context.folder("label") / "judgements.jsonl", Judgement)}
+
+
 def _balance(context: Context) -> tuple[Measure, ...]:
     if context.config.balance is None:
         return ()
@@ -174,11 +183,17 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
         said += [f"judge of revisions: {line}" for line in bias_lines(biases)]
     if context.config.label is not None and context.config.label.by_ai:
+        hybrid = context.config.label.source == "hybrid"
+        if hybrid:
+            people = read_records(context.folder("label") / "people.jsonl", Judgement)
+        else:
+            people = people_so_far(context, read_records(context.folder("sample") / "comparisons.jsonl", Comparison))
+        compared = compare_with_people(context, people)
         report = read_json(context.folder("label") / "judge" / "judge.json")
         for name, entry in report["judges"].items():
             facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
-            said += [f"judge {name}: {line}" for line in report_lines(facts)]
-        if context.config.label.source == "hybrid":
+            said += [f"judge {name}: {line}" for line in report_lines(facts, compared.get(name))]
+        if hybrid:
             routing = read_json(context.folder("label") / "routing.json")
             routes = ", ".join(f"{name} {count}" for name, count in routing["routes"].items())
             saved, hours = routing["labels_saved"], routing["hours_saved"]

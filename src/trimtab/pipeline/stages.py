@@ -68,23 +68,33 @@ def _preferences_settings(config: RunConfig) -> Any:
 
 
 def _label_settings(config: RunConfig) -> Any:
-    """AI labels do not depend on the simulated annotators, nor the other way round."""
+    """What the labels depend on, and nothing else: nobody judges again because of somebody who is not asked."""
     label = config.label
     if label is None:
         return None
-    used = {
-        "simulated": {"source", "simulation", "aggregate"},
-        "ai": {"source", "judges", "judge", "aggregate"},
-    }.get(label.source)
-    values = label.model_dump(mode="json", include=used)
-    return {"label": values} | ({} if label.source == "ai" else {"gold": config.gold})
+    who = config.people_of_hybrid if label.source == "hybrid" else label.source
+    used = (
+        {"source"}
+        | ({"judges", "judge"} if label.by_ai else set())
+        | ({"route"} if label.source == "hybrid" else set())
+    )
+    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}}.get(who, set())
+    values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": who}
+    if "human" in used:
+        del values["label"]["human"]["wait_minutes"]
+    return values | ({"gold": config.gold} if who == "simulated" else {})
 
 
 def _label_sources(config: RunConfig) -> list[str | None]:
     if config.label is None or not config.label.by_ai:
         return []
-    people = config.label.people
-    return [constitution_path(config), None if people in ("app", "simulated") else people]
+    file = config.label.source == "hybrid" and config.people_of_hybrid not in ("app", "simulated")
+    return [constitution_path(config), config.people_of_hybrid if file else None]
+
+
+def _report_sources(config: RunConfig) -> list[str | None]:
+    """People whom AI judges are compared with, and who label nothing."""
+    return [config.label.people] if config.label is not None and config.label.source == "ai" else []
 
 
 STAGES: tuple[Stage, ...] = (
@@ -154,7 +164,7 @@ STAGES: tuple[Stage, ...] = (
         name="report",
         needs=("revise", "sft", "sample", "label", "preferences", "reward", "align", "evaluate", "balance"),
         settings=lambda c: {"name": c.name} if c.evaluate else None,
-        sources=lambda c: [],
+        sources=_report_sources,
         run=run_report,
     ),
 )

@@ -112,7 +112,7 @@ _COUNT = (
 )
 _EXHAUSTED = and_(
     items.c.open.is_(True),
-    select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.verdict != "judged").exists(),
+    select(judgements.c.seq).where(judgements.c.item_id == items.c.id).exists(),
     ~select(people.c.id)
     .where(
         people.c.role == "annotator",
@@ -841,8 +841,8 @@ class LabelStore:
         """Items that somebody flagged and nobody has retired."""
         return self._queue_of(items.c.flags > 0, limit)
 
-    def exhausted(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
-        """Items that too few people judged and no annotator is left for, as they passed on them; flagged ones aside."""
+    def exhausted(self, *, limit: int | None = 50) -> list[tuple[Task, list[Submission]]]:
+        """Items that too few people judged and no annotator is left for; flagged ones aside."""
         return self._queue_of(and_(_EXHAUSTED, items.c.flags == 0), limit)
 
     def _in_queue(self, c: Connection, item: Row[Any]) -> bool:
@@ -850,7 +850,7 @@ class LabelStore:
             item.disputed or item.flags or c.scalar(select(items.c.id).where(items.c.id == item.id, _EXHAUSTED))
         )
 
-    def _queue_of(self, which: Any, limit: int) -> list[tuple[Task, list[Submission]]]:
+    def _queue_of(self, which: Any, limit: int | None) -> list[tuple[Task, list[Submission]]]:
         with self.database.read() as c:
             query = select(items).where(which, items.c.retired.is_(False)).order_by(items.c.id).limit(limit)
             return [(task_of(item), self._of_item(c, item)) for item in c.execute(query).all()]
@@ -981,6 +981,18 @@ class LabelStore:
             query = query.limit(limit)
         with self.database.read() as c:
             return [(row.seq, submission_of(row.body, row.pseudonym, row.uid)) for row in c.execute(query)]
+
+    def first_words(self) -> dict[tuple[str, str], int]:
+        """Version of the first judgement that somebody gave of an item, changed since or not, by item and pseudonym."""
+        query = (
+            select(items.c.uid, people.c.pseudonym, func.min(events.c.seq))
+            .join(items, items.c.id == events.c.item_id)
+            .join(people, people.c.id == events.c.person_id)
+            .where(events.c.kind.in_(("judgement", "import")), events.c.body.contains('"verdict": "judged"'))
+            .group_by(items.c.uid, people.c.pseudonym)
+        )
+        with self.database.read() as c:
+            return {(uid, name): int(seq) for uid, name, seq in c.execute(query)}
 
     # Shared -------------------------------------------------------------------------------
 
