@@ -257,6 +257,7 @@ def test_drafts_belong_to_their_items_and_ones_own_words_stay(page, server: Serv
     page.keyboard.type("half a thought")
     page.goto("/history")
     page.locator("tbody a").first.click()
+    page.wait_for_url(re.compile("/work\\?change="))  # a key pressed before the page is there goes to the old one
     page.keyboard.press("7")
     page.keyboard.press("Enter")  # another item is changed in between
     expect(page.locator("#status")).to_have_text(re.compile("Saved|draft"))
