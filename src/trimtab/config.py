@@ -6,8 +6,10 @@ keyword-only; an unknown key is an error that names the nearest valid one.
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from trimtab.errors import ConfigError
@@ -43,6 +45,20 @@ def _over(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 C = TypeVar("C", bound=Config)
+
+
+def read_yaml(path: Path, *, hint: str = "") -> Any:
+    """Plain values of a YAML file; ``hint`` ends the message about a file that cannot be read.
+
+    Raises:
+        ConfigError: unreadable, or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
 
 
 def parse_config(cls: type[C], values: Mapping[str, Any], *, where: str) -> C:

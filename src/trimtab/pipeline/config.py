@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from trimtab.config import Config, parse_config
+from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
@@ -228,12 +228,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: unreadable, not a mapping, unknown keys (nearest named), wrong types, contradictions.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); recipes that ship are in recipes/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    values = read_yaml(path, hint="; recipes that ship are in recipes/")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
     for item in overrides or []:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from trimtab.config import Config, parse_config
+from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError, TooLongError
 from trimtab.feedback import (
@@ -86,7 +86,7 @@ class LocalAsk:
 
     def __init__(self, backbone: Backbone, name: str, *, reason_tokens: int = 120) -> None:
         self.backbone, self.name, self.reason_tokens = backbone, name, reason_tokens
-
+        self.thinker = LocalSampler(backbone, SamplerConfig(temperature=0.0, max_new_tokens=reason_tokens))
         tokenizer = backbone.chat.tokenizer
         special = {*map(str, tokenizer.all_special_tokens), *map(str, tokenizer.added_tokens_decoder.values())}
         self.special = sorted(t for t in special if len(t) > 1 and not t.isalnum() and t.strip())
@@ -163,9 +163,8 @@ class LocalAsk:
         """Chains of thought, greedily, without the answer they may end in."""
         if not questions:
             return {}
-        sampler = LocalSampler(self.backbone, SamplerConfig(temperature=0.0, max_new_tokens=self.reason_tokens))
         prompts = [Prompt(id=q.key, messages=q.messages) for q in questions]
-        rollouts = sampler.generate(prompts, adapter=None, seed=0)
+        rollouts = self.thinker.generate(prompts, adapter=None, seed=0)
         return {q.key: r.text.split("\nAnswer:")[0] for q, r in zip(questions, rollouts, strict=True)}
 
     def _encode(self, text: str) -> list[int]:
@@ -323,12 +322,7 @@ def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
     Raises:
         ConfigError: unreadable, unknown keys, no judge in it.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected judges: {{name: {{kind: local}}}}")
     return dict(parse_config(Judges, values, where=str(path)).judges)
