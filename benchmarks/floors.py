@@ -148,13 +148,14 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
         name="reference, critic, reward model",
         operations=shared + 3 * passes(tokens, seen, 0, above) + 2 * shape.width * shape.vocabulary * head,
     )
-    both = update(tokens, seen, head) + update(tokens, seen, 0)
+    apart = not workload.shared_critic
+    both = update(tokens, seen, head) + (update(tokens, seen, 0) if apart else 0.0)
     assert prefill <= tokens
     return [
         sample,
         infer,
         Phase(name="update", operations=workload.epochs * both),
-        optimiser(models=2, steps=workload.epochs),
+        optimiser(models=2 if apart else 1, steps=workload.epochs),
     ]
 
 

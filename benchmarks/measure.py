@@ -264,7 +264,7 @@ def _online(workload: Workload, steps: int) -> RlooConfig | GrpoConfig | PpoConf
         "policy": STILL,
     }
     if workload.kind == "ppo":
-        return PpoConfig(**common, epochs=workload.epochs, critic=STILL)
+        return PpoConfig(**common, epochs=workload.epochs, critic=STILL, shared_critic=workload.shared_critic)
     plain: dict[str, Any] = {"group": workload.group, "score_clip": None, "missing_eos": None}
     return RlooConfig(**common, **plain) if workload.kind == "rloo" else GrpoConfig(**common, **plain)
 
@@ -276,7 +276,8 @@ def rule(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
 
 def _rl(workload: Workload, backbone: Backbone, pairs: Sequence[Preference], steps: int, session: Session) -> list[int]:
     config = _online(workload, steps)
-    roles = RlRoles.on(backbone, config.adapter, seed=SEED, critic=workload.kind == "ppo")
+    ppo = workload.kind == "ppo"
+    roles = RlRoles.on(backbone, config.adapter, seed=SEED, critic=ppo, shared_critic=workload.shared_critic)
     judge = rule if workload.kind != "ppo" else _judge(workload, backbone, config.micro_batch_tokens)
     tokens: list[int] = []
 

@@ -58,7 +58,8 @@ WORKLOADS: tuple[Workload, ...] = (
     *_pair(kind="rloo", batch=8, group=4),
     *_pair(kind="grpo", batch=8, group=4),
     *_pair(kind="ppo", batch=32, epochs=4),
-    Workload(kind="ppo", adapter="lora", top_layers=10, batch=32, epochs=4),
+    Workload(kind="ppo", adapter="full", batch=32, epochs=4, shared_critic=True),
+    Workload(kind="ppo", adapter="lora", top_layers=10, batch=32, epochs=4, shared_critic=True),
     *_pair(kind="decode", batch=8),
     *_pair(kind="decode", batch=32),
     *_pair(kind="decode", batch=64),
@@ -72,7 +73,8 @@ TARGETS = {
     "rloo 8×4, full": 4.0,
     "grpo 8×4, full": 4.0,
     "ppo 32, full": 3.5,
-    "ppo 32, lora top 10": 7.0,
+    "ppo 32, full, shared critic": 3.5,
+    "ppo 32, lora top 10, shared critic": 7.0,
     "decode 32, full": 4.0,
 }
 """The multiple of TRL's speed that each is meant to reach; PPO's with adapters is against TRL's full step."""
@@ -290,8 +292,9 @@ def equality_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 _NOTES = """\
-- `times`: TRL's median over ours; of several versions of TRL the faster is named. PPO with adapters is held against
-  TRL's step with all weights trained, because TRL has no shared trunk. `target`: what we want to reach.
+- `times`: TRL's median over ours; of several versions of TRL the faster is named. PPO with adapters, and PPO whose
+  critic is a head on the policy's states (`shared critic`), are held against TRL's step, which trains all weights of
+  two models: TRL has no shared trunk. `target`: what we want to reach.
 - `CPU times`: the same ratio of processor seconds, all threads together. On a busy machine it moves less.
 - `GB`: the most memory the process ever held (its high-water mark, libraries included).
 - `floor s`: counted operations over the matrix peak, or bytes over the bandwidth, whichever is longer, phase by phase
@@ -395,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", asked.model])
         for number, workload in enumerate(chosen, 1):
             console.print(f"{number}/{len(chosen)} {workload.name} …", highlight=False)
-            alone = asked.alone or (workload.kind == "ppo" and workload.adapter == "lora")
+            alone = asked.alone or (workload.kind == "ppo" and (workload.adapter == "lora" or workload.shared_critic))
             wanted = () if alone else (WITH_PPO,) if workload.kind == "ppo" else asked.trl
             pythons = {f"TRL {v}": environment_of(v, asked.envs) for v in wanted}
             found = compare(workload, settings, pythons, minutes=asked.minutes, answer_seconds=asked.patience)

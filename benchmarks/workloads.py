@@ -26,6 +26,8 @@ class Workload:
     """Answers per prompt (rloo, grpo)."""
     cached: bool = True
     """Whether the reference's log-probabilities are at hand (dpo); False: they are computed anew in every step."""
+    shared_critic: bool = False
+    """Whether the critic is a head on the policy's own states (ppo)."""
     epochs: int = 1
     """Passes over one rollout batch (ppo)."""
     new_tokens: int = 48
@@ -38,7 +40,9 @@ class Workload:
         """What tables call it, for example ``ppo 32, lora top 10``."""
         top = "" if self.top_layers is None else f" top {self.top_layers}"
         size = f"{self.batch}" if self.group == 1 else f"{self.batch}×{self.group}"
-        return f"{self.kind} {size}, {self.adapter}{top}{'' if self.cached else ', reference in the step'}"
+        more = "" if self.cached else ", reference in the step"
+        more += ", shared critic" if self.shared_critic else ""
+        return f"{self.kind} {size}, {self.adapter}{top}{more}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,5 +73,6 @@ WORKLOADS: tuple[Workload, ...] = (
     *_all_adapters(kind="rloo", batch=8, group=4),
     *_all_adapters(kind="grpo", batch=8, group=4),
     *_all_adapters(kind="ppo", batch=32, epochs=4),
+    *_all_adapters(kind="ppo", batch=32, epochs=4, shared_critic=True),
     *(Workload(kind="decode", adapter="full", batch=batch) for batch in (8, 32, 64)),  # adapters are merged before
 )

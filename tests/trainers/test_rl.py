@@ -53,7 +53,8 @@ def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
 
 
 def run(settings: PpoConfig, *, score=letters, roles: RlRoles | None = None, **more) -> tuple[RlRoles, list[dict]]:
-    roles = roles or RlRoles.on(tiny_backbone(), settings.adapter, seed=1)
+    shared = isinstance(settings, PpoConfig) and settings.shared_critic
+    roles = roles or RlRoles.on(tiny_backbone(), settings.adapter, seed=1, shared_critic=shared)
     rows: list[dict] = []
     train_rl(roles, prompts(9), score, settings, seed=2, session=Session(log=rows.append), **more)
     return roles, rows
@@ -92,18 +93,28 @@ def answer_values(model, head, rollout: Rollout) -> torch.Tensor:
             "sampler": SamplerConfig(max_new_tokens=24, temperature=0.8),
             "score_clip": 1.5,
         },
+        {"whiten_advantages": False, "missing_eos": None, "shared_critic": True, "value_coefficient": 0.3},
+        {"whiten_advantages": True, "missing_eos": None, "shared_critic": True, "value_coefficient": 0.0},
     ],
-    ids=["plain", "whitened, replace", "subtract, temperature, score clip"],
+    ids=[
+        "plain",
+        "whitened, replace",
+        "subtract, temperature, score clip",
+        "shared critic",
+        "shared critic, head alone",
+    ],
 )
 def test_one_step_recomputed(settings, tmp_path: Path):
     settings = config(
         FULL, **({"sampler": SamplerConfig(max_new_tokens=24)} | settings), steps=1, prompts=5, group=2, epochs=2,
         eps=0.05, value_eps=0.05, micro_batch_tokens=70,
     )  # fmt: skip
-    roles = RlRoles.on(tiny_backbone(), FULL, seed=1)
+    shared = settings.shared_critic
+    roles = RlRoles.on(tiny_backbone(), FULL, seed=1, shared_critic=shared)
     stir(roles.policy, scale=0.02, seed=1)
     stir(roles.critic, scale=0.1, seed=2)
-    policy, critic = copy.deepcopy(roles.policy.backbone.model), copy.deepcopy(roles.critic.backbone.model)
+    policy = copy.deepcopy(roles.policy.backbone.model)
+    critic = policy if shared else copy.deepcopy(roles.critic.backbone.model)
     head, reference = copy.deepcopy(roles.critic.scalar), roles.reference.backbone.model
     assert head is not None
     _, [logged] = run(settings, roles=roles, samples=tmp_path)
@@ -138,11 +149,9 @@ def test_one_step_recomputed(settings, tmp_path: Path):
         deviation = (sum((a - mean) ** 2 for a in flat) / total) ** 0.5
         advantages = [[(a - mean) / deviation for a in row] for row in advantages]
 
-    # Two epochs of one optimiser step each, policy and critic.
-    optimizers = [
-        torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.0),
-        torch.optim.AdamW([*critic.parameters(), *head.parameters()], lr=3e-3, weight_decay=0.0),
-    ]
+    # Two epochs of one optimiser step each, policy and critic; a shared critic's step is its head's alone.
+    ours, theirs = list(policy.parameters()), [*([] if shared else critic.parameters()), *head.parameters()]
+    optimizers = [torch.optim.AdamW(weights, lr=3e-3, weight_decay=0.0) for weights in (ours, theirs)]
     policy_losses, value_losses, clipped, entropies, moved = [], [], [], [], []
     for _ in range(2):
         policy_loss, value_loss, outside, entropy, shift = torch.zeros(()), torch.zeros(()), 0, 0.0, 0.0
@@ -159,10 +168,17 @@ def test_one_step_recomputed(settings, tmp_path: Path):
             entropy += float(spread.detach().sum()) / total
             gap = torch.tensor(old[i]) - new.detach()
             shift += float((torch.exp(-gap) - 1 + gap).sum()) / total
-        for loss, optimizer in zip((policy_loss, value_loss), optimizers, strict=True):
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        objective = policy_loss + settings.value_coefficient * value_loss if shared else policy_loss
+        slopes = [
+            torch.autograd.grad(
+                loss, weights, retain_graph=True, materialize_grads=True
+            )  # a critic has no use for lm_head
+            for loss, weights in ((objective, ours), (value_loss, theirs))
+        ]
+        for weights, gradient, optimizer in zip((ours, theirs), slopes, optimizers, strict=True):
+            for weight, slope in zip(weights, gradient, strict=True):
+                weight.grad = slope.clone()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
         policy_losses.append(float(policy_loss.detach()))
         value_losses.append(float(value_loss.detach()))
@@ -185,21 +201,29 @@ def test_one_step_recomputed(settings, tmp_path: Path):
     flat_returns, flat_values = (torch.tensor([x for row in rows for x in row]) for rows in (returns, old_values))
     share = 1 - float((flat_returns - flat_values).var(unbiased=False) / flat_returns.var(unbiased=False))
     assert logged["explained_variance"] == pytest.approx(share, abs=1e-3)
-    by_hand = RlRoles.on(Backbone(policy, roles.policy.backbone.chat), FULL, seed=1)
+    by_hand = RlRoles.on(Backbone(policy, roles.policy.backbone.chat), FULL, seed=1, shared_critic=shared)
     same_weights(roles.policy, by_hand.policy, within=5e-5)
-    by_hand.critic.load_state({**Role(Backbone(critic, roles.policy.backbone.chat), full=True).state(),
-                               "head.weight": head.weight, "head.bias": head.bias})  # fmt: skip
+    own = {} if shared else Role(Backbone(critic, roles.policy.backbone.chat), full=True).state()
+    by_hand.critic.load_state({**own, "head.weight": head.weight, "head.bias": head.bias})
     same_weights(roles.critic, by_hand.critic, within=5e-5)
+
+
+def test_a_shared_critic_and_its_settings_must_agree():
+    with pytest.raises(ConfigError, match="shared_critic is True but the critic is not a head on the policy"):
+        run(config(shared_critic=True), roles=RlRoles.on(tiny_backbone(), LORA, seed=1))
+    with pytest.raises(ConfigError, match="has no adapter to take over; set critic_init: zero"):
+        check_rl(config(shared_critic=True, critic_init="reward_model"), 4)
 
 
 # What must not change the result ------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own critic", "shared critic"])
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
-def test_micro_batches_do_not_change_the_result(adapter):
-    whole, rows = run(config(adapter, micro_batch_tokens=10_000, minibatches=2))
+def test_micro_batches_do_not_change_the_result(adapter, shared):
+    whole, rows = run(config(adapter, micro_batch_tokens=10_000, minibatches=2, shared_critic=shared))
     for budget in (60, 1):
-        parts, others = run(config(adapter, micro_batch_tokens=budget, minibatches=2))
+        parts, others = run(config(adapter, micro_batch_tokens=budget, minibatches=2, shared_critic=shared))
         same_weights(whole.policy, parts.policy)
         same_weights(whole.critic, parts.critic)
         for a, b in zip(rows, others, strict=True):
@@ -233,10 +257,10 @@ def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.Mon
     sizes: list[int] = []
     values = roles.critic.values
 
-    def counting(batch):
+    def counting(batch, hidden=None):
         if torch.is_grad_enabled():
             sizes.append(batch.size)
-        return values(batch)
+        return values(batch, hidden=hidden)
 
     monkeypatch.setattr(roles.critic, "values", counting)
     run(settings, roles=roles)

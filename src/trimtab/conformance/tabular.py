@@ -77,6 +77,7 @@ class TabularRole:
     """
 
     adapter = None
+    head_only = False
 
     def __init__(
         self, tree: Tree, logits: Tensor | None = None, *, features: Tensor | None = None, critic: bool = False
@@ -108,7 +109,12 @@ class TabularRole:
         return self.logprobs_and_entropies(batch, temperature=temperature)[0]
 
     def logprobs_and_entropies(
-        self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
+        self,
+        batch: Batch,
+        *,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+        hidden: None = None,  # a table has no states
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`trimtab.models.Role.logprobs_and_entropies`."""
         paths = batch.tokens[:, 1:]
@@ -118,7 +124,7 @@ class TabularRole:
         pad = torch.zeros(len(paths), 1, dtype=chosen.dtype)
         return torch.cat([pad, chosen], dim=1), torch.cat([pad, entropies.detach()], dim=1)
 
-    def values(self, batch: Batch) -> Tensor:
+    def values(self, batch: Batch, *, hidden: None = None) -> Tensor:
         """As :meth:`trimtab.models.Role.values`."""
         mine = self.table[self.tree.states_on(batch.tokens[:, 1:])]
         return torch.cat([torch.zeros(len(mine), 1, dtype=mine.dtype), mine], dim=1).float()

@@ -28,6 +28,7 @@ from trimtab.errors import ConfigError, ModelError
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
+from trimtab.models.lora import quicken
 
 REMEMBERED = 8
 """Micro-batches whose lower hidden states are remembered."""
@@ -152,6 +153,7 @@ class Backbone:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself
             torch.manual_seed(seed)
             self.model.add_adapter(peft, adapter_name=name)
+        quicken(self.model)
         self.train(False, full=False)  # a new adapter comes with its dropout on
         self.activate(None)
         self._lowest[name] = count - top

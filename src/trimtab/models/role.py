@@ -16,14 +16,23 @@ class Role:
         backbone: the trunk it computes with.
         adapter: name of its adapter; None: the trunk as it is (reference, or full fine-tuning).
         scalar_head: True for critic and reward model: a linear map from hidden state to one number.
+        full: True: all weights of the backbone are its own and trained.
+        head_only: True: backbone and adapter are another role's; only the head is trained.
     """
 
     def __init__(
-        self, backbone: Backbone, *, adapter: str | None = None, scalar_head: bool = False, full: bool = False
+        self,
+        backbone: Backbone,
+        *,
+        adapter: str | None = None,
+        scalar_head: bool = False,
+        full: bool = False,
+        head_only: bool = False,
     ) -> None:
         self.backbone = backbone
         self.adapter = adapter
         self.full = full
+        self.head_only = head_only
         self.scalar = nn.Linear(backbone.width, 1).to(backbone.device) if scalar_head else None
         if self.scalar is not None:
             nn.init.zeros_(self.scalar.weight)
@@ -42,12 +51,16 @@ class Role:
         backbone.add_adapter(name, config, seed=seed)
         return cls(backbone, adapter=name, scalar_head=scalar_head)
 
+    def with_head(self) -> "Role":
+        """A scalar head on this role's hidden states; the head is all that the new role trains."""
+        return Role(self.backbone, adapter=self.adapter, scalar_head=True, head_only=True)
+
     # Weights ------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What this role trains, by name."""
         found: dict[str, nn.Parameter] = {}
-        if self.adapter is not None:
+        if self.adapter is not None and not self.head_only:
             found |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in self._adapter().items()}
         elif self.full:
             found |= dict(self.backbone.model.named_parameters())
@@ -87,7 +100,13 @@ class Role:
 
     # Computing ----------------------------------------------------------------------------
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states, ``[B, T, H]``.
+
+        Args:
+            batch: tokens; columns ``lower`` (see :meth:`Backbone.lower`) and those of
+                :func:`~trimtab.models.batch.pack` are used where present; equal prompts are computed once.
+        """
         segments, lower = batch.columns.get("segments"), batch.columns.get("lower")
         shared = batch.shared_prompts()
         if shared is not None:
@@ -122,7 +141,12 @@ class Role:
             return _placed(token_logprobs(*self._predicting(batch), temperature=temperature), batch)
 
     def logprobs_and_entropies(
-        self, batch: Batch, *, temperature: float = 1.0, entropy_gradient: bool = False
+        self,
+        batch: Batch,
+        *,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+        hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`logprobs`, and the entropy each token was drawn at.
 
@@ -130,27 +154,33 @@ class Role:
             batch: tokens and response mask.
             temperature: logits are divided by it.
             entropy_gradient: True: entropies carry a gradient too (for an entropy bonus).
+            hidden: what :meth:`hidden` gave for this batch; None: computed here.
 
         Returns:
             two of ``[B, T]`` float32 in nats, zero where the mask is False.
         """
         with self.backbone.autocast():
             logprobs, entropies = token_logprobs_and_entropies(
-                *self._predicting(batch), temperature=temperature, gradient=entropy_gradient
+                *self._predicting(batch, hidden), temperature=temperature, gradient=entropy_gradient
             )
             return _placed(logprobs, batch), _placed(entropies, batch)
 
-    def _predicting(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _predicting(self, batch: Batch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Hidden states before the response tokens, these tokens, and the head's weight and bias."""
-        hidden = self._hidden(batch)
+        hidden = self.hidden(batch) if hidden is None else hidden
         row, column = batch.response_mask.nonzero(as_tuple=True)
         head = self.backbone.head
         return hidden[row, column - 1], batch.tokens[row, column], head.weight, getattr(head, "bias", None)
 
-    def values(self, batch: Batch) -> Tensor:
-        """Value of the state before each response token, ``[B, T]`` float32, zero where the mask is False."""
+    def values(self, batch: Batch, *, hidden: Tensor | None = None) -> Tensor:
+        """Value of the state before each response token, ``[B, T]`` float32, zero where the mask is False.
+
+        Args:
+            batch: tokens and response mask.
+            hidden: what :meth:`hidden` gave for this batch; None: computed here.
+        """
         assert self.scalar is not None
-        hidden = self._hidden(batch).float()
+        hidden = (self.hidden(batch) if hidden is None else hidden).float()
         before = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
         before[:, 1:] = self.scalar(hidden[:, :-1]).squeeze(-1)
         return torch.where(batch.response_mask, before, torch.zeros((), device=hidden.device))
@@ -162,7 +192,7 @@ class Role:
 
     def last_hidden(self, batch: Batch) -> Tensor:
         """Hidden state of the last real token of each sequence, ``[B, H]`` float32."""
-        hidden = self._hidden(batch)
+        hidden = self.hidden(batch)
         return hidden[torch.arange(batch.size, device=hidden.device), batch.lengths - 1].float()
 
 

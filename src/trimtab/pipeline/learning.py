@@ -32,6 +32,7 @@ from trimtab.trainers import (
     Ranking,
     RlConfig,
     RlRoles,
+    critic_of,
     encode_preferences,
     encode_ratings,
     evaluate_kto,
@@ -218,7 +219,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     policy = policy_role(context, trunk)
     critic = None
     if isinstance(config, PpoConfig):
-        critic = Role.trainable(trunk, "critic", config.adapter, seed=context.seed("critic"), scalar_head=True)
+        critic = critic_of(policy, trunk, config.adapter, seed=context.seed("critic"), shared=config.shared_critic)
         if config.critic_init == "reward_model":
             assert scorer is not None  # check_recipe
             start_critic(critic, scorer)

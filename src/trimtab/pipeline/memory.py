@@ -90,7 +90,8 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
     weights = 4 * shape["parameters"]
     trained = 4 * weights if full else 4 * _adapter_parameters(shape, section.adapter)  # with gradient and two moments
     frozen = 0 if full and isinstance(section, SftConfig) else weights  # the trunk itself is trained only in SFT
-    held = frozen + trained * (2 if isinstance(section, PpoConfig) else 1)  # the critic is as large
+    critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
+    held = frozen + trained * (2 if critic else 1)
     update = _activations(shape, section.adapter, tokens, checkpointing=config.model.gradient_checkpointing)
     if not isinstance(section, RewardConfig):
         update += 2 * 4 * min(tokens, CHUNK) * shape["vocabulary"] + (4 * shape["head"] if full else 0)

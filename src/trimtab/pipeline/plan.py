@@ -254,7 +254,7 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         updates = a.steps * a.epochs * a.minibatches
         drawn = a.steps * size * TOKENS
         again = sum(FLAT**k for k in range(1, a.resample + 1)) if isinstance(a, DapoConfig) else 0.0
-        trained = 2.0 if isinstance(a, PpoConfig) else 1.0
+        trained = 2.0 if isinstance(a, PpoConfig) and not a.shared_critic else 1.0
         if isinstance(a, OnlineDpoConfig | RejectionConfig):
             trained = (2 if isinstance(a, OnlineDpoConfig) else a.keep) / a.group
         # Reward model and drawing for all that is drawn; reference and updates for what stays.

@@ -33,7 +33,7 @@ from trimtab.trainers.reward import (
     split_holdout,
     train_reward,
 )
-from trimtab.trainers.rl import RlRoles, rollout_batch, train_rl
+from trimtab.trainers.rl import RlRoles, critic_of, rollout_batch, train_rl
 from trimtab.trainers.rl_config import (
     TOKEN_RETURNS,
     AnyRlConfig,
@@ -104,6 +104,7 @@ __all__ = [
     "advantages_of",
     "answer_logprobs",
     "check_rl",
+    "critic_of",
     "encode_preferences",
     "encode_ratings",
     "evaluate_kto",

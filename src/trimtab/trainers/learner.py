@@ -89,6 +89,8 @@ class Learner:
         parts: Iterable[tuple[Sequence[str], P]],
         loss: Callable[[P, Norms], tuple[Tensor, Metrics]],
         norms: Norms,
+        *,
+        also: Sequence["Learner"] = (),
     ) -> Metrics:
         """Accumulate gradients over all parts, then take one optimiser step.
 
@@ -96,6 +98,7 @@ class Learner:
             parts: micro-batches, each with the ids of its samples.
             loss: returns a part's share of the loss (already divided by ``norms``) and of each metric.
             norms: sizes of the whole step.
+            also: further learners whose weights this loss trains; each takes a step by its own settings.
 
         Returns:
             metrics summed over parts, with ``loss``, ``grad_norm`` and ``lr``.
@@ -103,8 +106,10 @@ class Learner:
         Raises:
             NonFiniteError: naming the samples, before any weight has changed.
         """
+        everyone = [self, *also]
         self.role.train(True)
-        self.optimizer.zero_grad(set_to_none=True)
+        for learner in everyone:
+            learner.optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
         losses: list[Tensor] = []
         names: list[Sequence[str]] = []
@@ -129,22 +134,31 @@ class Learner:
                 f"{', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}. No weight was changed. Lower the learning rate "
                 "or look at these samples, then run the same command to continue from the last checkpoint"
             )
+        found = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
+        rates = [learner._apply() for learner in everyone]
+        return metrics | {"loss": float(each.sum()), "grad_norm": found[0], "lr": rates[0]}
+
+    def _clip(self, names: Sequence[str]) -> float:
+        """Scale the gradients down to the norm that is allowed; their norm before."""
         gradients = [p for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(gradients, self.config.max_grad_norm or math.inf)
         if not bool(torch.isfinite(norm)):
-            everyone = [name for ids in names for name in ids]
             raise NonFiniteError(
                 f"the gradient norm became {float(norm)} at optimiser step {self.steps} (samples "
-                f"{', '.join(everyone[:8])}{' …' if len(everyone) > 8 else ''}). No weight was changed. Lower the "
+                f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}). No weight was changed. Lower the "
                 "learning rate, then run the same command to continue from the last checkpoint"
             )
+        return float(norm)
+
+    def _apply(self) -> float:
+        """Take the step; the learning rate it was taken at."""
         rate = scheduled_lr(self.config, self.steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        return metrics | {"loss": float(each.sum()), "grad_norm": float(norm), "lr": rate}
+        return rate
 
     # Continuing ---------------------------------------------------------------------------
 

@@ -69,15 +69,28 @@ class RlRoles:
     """Trained; scalar head. PPO has one, the other methods have none."""
 
     @classmethod
-    def on(cls, backbone: Backbone, config: AdapterConfig, *, seed: int, critic: bool = True) -> "RlRoles":
+    def on(
+        cls,
+        backbone: Backbone,
+        config: AdapterConfig,
+        *,
+        seed: int,
+        critic: bool = True,
+        shared_critic: bool = False,
+    ) -> "RlRoles":
         """Policy and critic as adapters (or full copies) of one backbone, which stays the reference."""
-        return cls(
-            policy=Role.trainable(backbone, "policy", config, seed=step_seed(seed, "policy", 0)),
-            reference=Role(backbone),
-            critic=Role.trainable(backbone, "critic", config, seed=step_seed(seed, "critic", 0), scalar_head=True)
-            if critic
-            else None,
-        )
+        policy = Role.trainable(backbone, "policy", config, seed=step_seed(seed, "policy", 0))
+        values = None
+        if critic:
+            values = critic_of(policy, backbone, config, seed=step_seed(seed, "critic", 0), shared=shared_critic)
+        return cls(policy=policy, reference=Role(backbone), critic=values)
+
+
+def critic_of(policy: Role, backbone: Backbone, config: AdapterConfig, *, seed: int, shared: bool) -> Role:
+    """A critic with a zero head: with weights of its own on ``backbone``, or, ``shared``, on the policy's states."""
+    if shared:
+        return policy.with_head()
+    return Role.trainable(backbone, "critic", config, seed=seed, scalar_head=True)
 
 
 Monitor = Callable[[Sequence[Rollout]], Metrics]
@@ -139,6 +152,11 @@ def train_rl(
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
         learners["critic"] = Learner(roles.critic, config.critic, updates)
+        if config.shared_critic != roles.critic.head_only:
+            raise ConfigError(
+                f"shared_critic is {config.shared_critic} but the critic {'is' if roles.critic.head_only else 'is not'}"
+                " a head on the policy; build the roles with RlRoles.on(..., shared_critic=config.shared_critic)"
+            )
     kl = clipped.kl if clipped is not None else KLConfig(coefficient=0.0)
     leash = AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)
     done, extra = session.checkpoints.restore(learners) if session.checkpoints else (0, {})

@@ -107,6 +107,11 @@ class PpoConfig(PolicyGradientConfig):
     """The critic's optimiser."""
     critic_init: Literal["zero", "reward_model"] = "zero"
     """``zero``: a zero head on a fresh adapter; ``reward_model``: its adapter too, if the trunk is shared."""
+    shared_critic: bool = False
+    """The critic is a linear head on the policy's own hidden states, so that one pass and one backward pass serve both;
+    False: it has an adapter (or a full copy) of its own."""
+    value_coefficient: float = Field(default=0.1, ge=0.0)
+    """With ``shared_critic``: how much the critic's loss moves the policy's weights; 0: it trains its head alone."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount per token."""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
@@ -270,6 +275,11 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
         raise ConfigError(
             "missing_eos.mode is 'subtract' and its value 0: nothing is taken off; set missing_eos.value to the "
             "penalty, or missing_eos: null for none"
+        )
+    if isinstance(config, PpoConfig) and config.shared_critic and config.critic_init != "zero":
+        raise ConfigError(
+            f"critic_init is {config.critic_init!r} and shared_critic is true: a critic on the policy's hidden states "
+            "has no adapter to take over; set critic_init: zero, or shared_critic: false"
         )
     if isinstance(config, PolicyGradientConfig):
         _check_leash(config.kl, size)

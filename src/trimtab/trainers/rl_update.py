@@ -138,6 +138,7 @@ def clipped_update(
     if not ids:
         return {}
     policy = learners["policy"].role
+    shared = isinstance(config, PpoConfig) and config.shared_critic
     eps_low, eps_high = config.eps, config.eps_high or config.eps
     leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator or "k2"]
 
@@ -146,8 +147,9 @@ def clipped_update(
             assert config.ptx is not None
             nll = -policy.logprobs(part.batch).sum() / part.tokens
             return config.ptx.coefficient * nll, {"ptx_nll": float(nll.detach())}
+        hidden = policy.hidden(part) if shared else None
         new, entropies = policy.logprobs_and_entropies(
-            part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0
+            part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0, hidden=hidden
         )
         old, mask = part.columns["old_logprobs"], part.response_mask
         advantages = part.columns["advantages"]
@@ -167,12 +169,18 @@ def clipped_update(
                 "clip_fraction": float(fraction) * share,
                 "approx_kl": float(approx_kl(new, old, mask)) * share,
             }
-        return reduce_policy_loss(config, losses, mask, norms), metrics
+        loss = reduce_policy_loss(config, losses, mask, norms)
+        if hidden is None:
+            return loss, metrics
+        assert isinstance(config, PpoConfig)
+        share = config.value_coefficient  # the head learns from the whole loss, the policy's weights from this share
+        value, _ = critic_loss(part, norms, share * hidden + (1 - share) * hidden.detach())
+        return loss + value, metrics | {"policy_loss": float(loss.detach()), "value_loss": float(value.detach())}
 
-    def critic_loss(part: Batch | Imitation, norms: Norms) -> tuple[Tensor, Metrics]:
+    def critic_loss(part: Batch | Imitation, norms: Norms, hidden: Tensor | None = None) -> tuple[Tensor, Metrics]:
         assert isinstance(config, PpoConfig) and isinstance(part, Batch) and critic is not None
         losses = clipped_value_loss(
-            critic.values(part),
+            critic.values(part, hidden=hidden),
             part.columns["values"],
             part.columns["returns"],
             part.response_mask,
@@ -194,8 +202,9 @@ def clipped_update(
                 for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
             ]
             extra = _imitations(imitate, learners["policy"].steps, config, order, batch.tokens.device)
-            policy_metrics = _named(learners["policy"].step(parts + extra, policy_loss, norms))
-            if "critic" in learners:
+            also = [learners["critic"]] if shared else []
+            policy_metrics = _named(learners["policy"].step(parts + extra, policy_loss, norms, also=also))
+            if "critic" in learners and not shared:
                 value = learners["critic"].step(parts, critic_loss, norms)
                 policy_metrics |= {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
             gathered.append(policy_metrics)
@@ -327,7 +336,9 @@ def _token_metrics(new: Tensor, entropies: Tensor, part: Batch, norms: Norms) ->
 
 
 def _named(metrics: Metrics) -> Metrics:
-    return {"policy_loss": metrics.pop("loss"), "policy_grad_norm": metrics.pop("grad_norm")} | metrics
+    """``loss`` is the policy's, unless the step says how much of it is."""
+    loss = metrics.pop("loss")
+    return {"policy_loss": loss, "policy_grad_norm": metrics.pop("grad_norm")} | metrics
 
 
 def _averaged(gathered: list[Metrics]) -> Metrics:
