@@ -30,7 +30,7 @@ from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 from trimtab.models.lora import quicken
 
-REMEMBERED = 8
+REMEMBERED = 64
 """Micro-batches whose lower hidden states are remembered."""
 
 

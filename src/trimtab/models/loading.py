@@ -129,6 +129,13 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
 
 
+def release_freed_memory() -> None:
+    """Hand freed blocks back to the kernel after all: what sampling needed once is not what an update needs next."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+
+
 def longest_context(name: str) -> int | None:
     """How many tokens a model was built for; None where its configuration does not say.
 

@@ -55,7 +55,7 @@ class OfflineConfig(Config):
     """Rankings (KTO: answers) per optimiser step."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure the loss and the implied accuracy on unseen ones."""
-    micro_batch_tokens: int = Field(default=1024, ge=1)
+    micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
     """Memory for what frozen lower layers give, so that they run once and not once per epoch."""

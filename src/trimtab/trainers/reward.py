@@ -43,7 +43,7 @@ class RewardConfig(Config):
     """Weight of (r_w + r_l)², which keeps rewards around zero."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure accuracy and calibration."""
-    micro_batch_tokens: int = Field(default=1024, ge=1)
+    micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
     """Memory for what frozen lower layers give, so that they run once and not once per epoch."""

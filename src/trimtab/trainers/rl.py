@@ -38,6 +38,7 @@ from trimtab.algos import (
 )
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Batch, Encoded, Role, collate, scatter
+from trimtab.models.loading import release_freed_memory
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import Sampler, Scorer, make_sampler
 from trimtab.trainers.checkpoint import seed_step, step_seed
@@ -371,6 +372,7 @@ def _sample(
         if [r.prompt.id for r in kept] == wanted and all(r.weight_version == version for r in kept):
             return kept
     rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=group, weight_version=version)
+    release_freed_memory()  # weights laid out for sampling, and caches, would lie beside what the update needs
     if path is not None:
         write_records(path, rollouts)
     return rollouts

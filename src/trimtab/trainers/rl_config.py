@@ -69,7 +69,7 @@ class OnlineConfig(Config):
     """Optimiser steps per pass."""
     missing_eos: MissingEosConfig | None = MissingEosConfig()
     """Penalty of answers that were cut; None: none."""
-    micro_batch_tokens: int = Field(default=1024, ge=1)
+    micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once."""
 
 

@@ -34,7 +34,7 @@ class SftConfig(Config):
     """Share of the demonstrations kept out of training, to see the loss on unseen ones."""
     packing: bool = True
     """Pack conversations into rows; False pads each to the longest of its micro-batch. Same numbers."""
-    micro_batch_tokens: int = Field(default=1024, ge=1)
+    micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once; changes memory and speed, never the result's meaning."""
 
 
