@@ -26,8 +26,8 @@ from trimtab.models.loading import resolve
 from trimtab.trainers import Session, rl
 
 WORKLOADS = (
-    Workload(kind="ppo", adapter="full", batch=32, epochs=4),
-    Workload(kind="ppo", adapter="lora", top_layers=10, batch=32, epochs=4),
+    Workload(kind="ppo", adapter="full", batch=32, epochs=4, shared_critic=True),
+    Workload(kind="ppo", adapter="lora", top_layers=10, batch=32, epochs=4, shared_critic=True),
 )
 
 PARTS = {

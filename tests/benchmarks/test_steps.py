@@ -50,7 +50,7 @@ def pair_file(path: Path, count: int, words: int = 3) -> str:
 def test_the_workloads_are_those_promised():
     kinds = [(w.kind, w.batch) for w in WORKLOADS]
     wanted = [
-        ("sft", 8), ("reward", 8), ("dpo", 8), ("rloo", 8), ("grpo", 8), ("ppo", 32),
+        ("sft", 8), ("reward", 8), ("dpo", 8), ("rloo", 8), ("grpo", 8), ("ppo", 32), ("ppo", 32),
         ("decode", 8), ("decode", 32), ("decode", 64),
     ]  # fmt: skip
     assert kinds == [kind for kind in wanted for _ in range(1 if kind[0] == "decode" else 3)]
@@ -58,6 +58,7 @@ def test_the_workloads_are_those_promised():
     assert {w.context for w in WORKLOADS} == {256}
     assert {(w.new_tokens, w.epochs) for w in WORKLOADS if w.kind == "ppo"} == {(48, 4)}
     assert len({w.name for w in WORKLOADS}) == len(WORKLOADS)
+    assert sum(w.shared_critic for w in WORKLOADS) == 3
     assert DEFAULT_MODEL == embedded.NAME
 
 
@@ -158,7 +159,7 @@ def test_a_failed_workload_is_a_row(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("benchmarks.steps._python", lambda *_: FailedChild())
     page = tmp_path / "page.md"
     assert main(["--only", "ppo", "--out", str(page)]) == 1
-    assert page.read_text().count("killed by signal 9") == 3
+    assert page.read_text().count("killed by signal 9") == 6
     assert "| ppo 32, full | failed | – |" in page.read_text()
     assert "ppo 32, lora top 10: killed by signal 9" in capsys.readouterr().err
 

@@ -142,6 +142,23 @@ def test_training_above_never_changes_below():
     assert before is not None and torch.equal(before, trunk.lower(batch))
 
 
+def test_remembered_states_are_as_many_tokens_as_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trimtab.models.backbone.REMEMBERED", 100)
+    trunk = tiny_backbone()
+    Role.trainable(trunk, "policy", lora(1), seed=1)
+    mask, device = [[True] * 40], torch.device("cpu")
+    batches = [collate([list(range(start, start + 40))], mask, device) for start in (1, 2, 3, 1)]
+    first = trunk.lower(batches[0])
+    assert trunk.lower(batches[0]) is first
+    for batch in batches[1:3]:
+        trunk.lower(batch)
+    assert len(trunk._recent) == 2  # 80 tokens; a third would be 120
+    again = trunk.lower(batches[3])
+    assert again is not first and torch.equal(again, first)
+    wide = collate([list(range(1, 60)), list(range(2, 61))], [[True] * 59] * 2, device)
+    assert trunk.lower(wide) is trunk.lower(wide)  # one at least
+
+
 def test_trunk_that_cannot_be_cut_is_used_whole():
     trunk = tiny_backbone("gpt2")
     policy = Role.trainable(trunk, "policy", lora(1), seed=1)

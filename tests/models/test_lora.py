@@ -58,6 +58,14 @@ def test_same_states_and_gradients_as_peft(settings):
         torch.testing.assert_close(slope, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max()))
 
 
+def test_what_comes_out_may_be_changed_in_place():
+    """Some models clamp queries where they stand."""
+    torch.manual_seed(0)
+    weight, a, b = torch.randn(4, 5), torch.randn(2, 5, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+    for bias in (None, torch.randn(4)):
+        lora_linear(torch.randn(2, 3, 5), weight, bias, a, b, 1.7).clamp_(-1, 1).sum().backward()
+
+
 def test_a_copy_computes_with_its_own_weights():
     backbone = adapted()
     tokens = torch.arange(1, 9)[None]

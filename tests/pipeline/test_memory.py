@@ -68,6 +68,13 @@ def test_a_limit_too_small_for_one_sample_names_the_smallest_that_works(tmp_path
         make_plan(config, recipe, tmp_path / "runs")
 
 
+def test_a_critic_on_the_policys_states_has_no_weights_to_hold(tmp_path):
+    config = load_recipe(toy_recipe(tmp_path), ["align.adapter={kind: full}"])
+    shape = model_shape(config.model)
+    own, shared = (stage_gb(config, config.align.model_copy(update={"shared_critic": s}), shape) for s in (False, True))
+    assert own - shared == pytest.approx(4 * 4 * shape["parameters"] / 1e9)
+
+
 def test_checkpointing_full_weights_and_longer_batches_cost_what_one_expects():
     shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 10**5, "width": 1000,
              "keys": 1000, "inner": 4000}  # fmt: skip

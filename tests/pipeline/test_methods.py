@@ -249,6 +249,7 @@ def words(rollouts) -> list[list[float]]:
         ("rloo", {"ptx": {"batch": 4}}, {}),
         ("online_dpo", {"group": 2}, {"group": 4}),  # per answer drawn, four of which share one update
         ("rejection", {"keep": 2}, {"keep": 1}),
+        ("ppo", {}, {"shared_critic": True}),
     ],
 )
 def test_the_plan_counts_what_a_method_does(folder: Path, method: str, more: dict, grown: dict):

@@ -283,6 +283,13 @@ def test_every_weight_trained_and_the_critic_from_the_reward_model(tmp_path: Pat
     assert not any(torch.equal(sft[n], policy[n]) for n in sft if "layernorm" not in n and "norm" not in n)
 
 
+def test_a_critic_on_the_policys_states(tmp_path: Path):
+    recipe = toy_recipe(tmp_path)
+    go(recipe, "align.shared_critic=true", "align.steps=2")
+    saved = load_file(tmp_path / "runs" / "toy" / "stages" / "align" / "critic.safetensors")
+    assert set(saved) == {"head.weight", "head.bias"}
+
+
 def test_reward_model_of_its_own(tmp_path: Path):
     recipe = toy_recipe(tmp_path / "a")
     other = toy_recipe(tmp_path / "b").parent / "model"

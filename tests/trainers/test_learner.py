@@ -138,6 +138,24 @@ def test_bad_gradient_changes_nothing():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_bad_gradient_of_the_second_learner_changes_neither():
+    one = role()
+    head = one.with_head()
+    first, second = Learner(one, OptimizerConfig(), 5), Learner(head, OptimizerConfig(), 5)
+    batch = batch_of(one)
+    before = snapshot(first), snapshot(second)
+
+    def loss(part: Batch, norms: Norms):
+        hidden = one.hidden(part)
+        values = head.values(part, hidden=hidden.detach()).sum()
+        return one.logprobs(part).sum() + (values - values.detach()).abs().sqrt(), {}
+
+    with pytest.raises(NonFiniteError, match=r"gradient norm became nan at optimiser step 0 \(samples all\)"):
+        first.step([(["all"], batch)], loss, Norms(tokens=1, sequences=1), also=[second])
+    for old, new in zip(before, (snapshot(first), snapshot(second)), strict=True):
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
 def test_long_list_of_bad_samples_is_cut():
     one = role()
     learner, batch = Learner(one, OptimizerConfig(), 5), batch_of(one)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,10 +210,33 @@ def test_one_step_recomputed(settings, tmp_path: Path):
 
 
 def test_a_shared_critic_and_its_settings_must_agree():
-    with pytest.raises(ConfigError, match="shared_critic is True but the critic is not a head on the policy"):
+    shared = RlRoles.on(tiny_backbone(), LORA, seed=1, shared_critic=True)
+    with pytest.raises(ConfigError, match="shared_critic is True, but the critic is not a head on this policy"):
         run(config(shared_critic=True), roles=RlRoles.on(tiny_backbone(), LORA, seed=1))
+    with pytest.raises(ConfigError, match="shared_critic is True, but the critic is not a head on this policy"):
+        other = RlRoles.on(tiny_backbone(), LORA, seed=1, shared_critic=True)
+        run(config(shared_critic=True), roles=replace(shared, critic=other.critic))
+    with pytest.raises(ConfigError, match="shared_critic is False, but the critic is a head on this policy"):
+        run(config(), roles=shared)
     with pytest.raises(ConfigError, match="has no adapter to take over; set critic_init: zero"):
         check_rl(config(shared_critic=True, critic_init="reward_model"), 4)
+    with pytest.raises(ConfigError, match=r"value_coefficient is 0\.3 and shared_critic is false"):
+        check_rl(config(value_coefficient=0.3), 4)
+
+
+@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
+def test_a_head_that_moves_no_weights_leaves_the_first_update_as_it_was(adapter):
+    """From a zero head both critics value every state 0, so the advantages are the same."""
+    own, _ = run(config(adapter, steps=1, epochs=1))
+    shared, _ = run(config(adapter, steps=1, epochs=1, shared_critic=True, value_coefficient=0.0))
+    same_weights(own.policy, shared.policy)
+    assert set(shared.critic.state()) == {"head.weight", "head.bias"}
+    both, _ = run(config(adapter, steps=1, epochs=1, shared_critic=True, value_coefficient=1.0))
+    assert not torch.equal(next(iter(both.critic.state().values())), torch.zeros(()))
+    with pytest.raises(AssertionError):  # a coefficient above 0 does move them, once the head is not zero
+        two = {"steps": 1, "epochs": 3, "shared_critic": True}
+        same_weights(run(config(adapter, **two, value_coefficient=0.0))[0].policy,
+                     run(config(adapter, **two, value_coefficient=1.0))[0].policy)  # fmt: skip
 
 
 # What must not change the result ------------------------------------------------------------

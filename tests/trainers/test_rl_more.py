@@ -52,8 +52,8 @@ def run(settings: RlConfig, *, score=letters, roles: RlRoles | None = None, **mo
     return roles, rows
 
 
-def stirred(critic: bool = False) -> RlRoles:
-    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=critic)
+def stirred(critic: bool = False, shared: bool = False) -> RlRoles:
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=critic, shared_critic=shared)
     stir(roles.policy, scale=0.05, seed=1)
     return roles
 
@@ -182,16 +182,17 @@ def test_ptx_goes_by_the_runs_seed_and_names_a_conversation_by_its_id(monkeypatc
     assert orders[0] != orders[1]
 
 
-def test_ptx_adds_the_conversations_likelihood():
-    roles = stirred(critic=True)
+@pytest.mark.parametrize("shared", [False, True], ids=["own critic", "shared critic"])
+def test_ptx_adds_the_conversations_likelihood(shared):
+    roles = stirred(critic=True, shared=shared)
     chat = roles.policy.backbone.chat
     spoken = [chat.conversation(chat_messages(f"say {w}", f"{w} {w} and tea")) for w in WORDS[:5]]
     start = mean_nll(roles.policy, spoken)
-    base = SHORT | {"kl": KLConfig(coefficient=0.0)}
+    base = SHORT | {"kl": KLConfig(coefficient=0.0), "shared_critic": shared}
     _, [row] = run(
         PpoConfig(ptx=PtxConfig(coefficient=0.5, batch=5), **(base | {"epochs": 1})), roles=roles, imitate=named(spoken)
     )
-    plain = run(PpoConfig(**(base | {"epochs": 1})), roles=stirred(critic=True))[1][0]
+    plain = run(PpoConfig(**(base | {"epochs": 1})), roles=stirred(critic=True, shared=shared))[1][0]
     assert row["ptx_nll"] == pytest.approx(start, rel=1e-4)
     assert row["policy_loss"] == pytest.approx(plain["policy_loss"] + 0.5 * start, rel=1e-4)
     assert row["value_loss"] == pytest.approx(plain["value_loss"], rel=1e-5)  # the critic does not imitate

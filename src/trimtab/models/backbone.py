@@ -30,8 +30,8 @@ from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 from trimtab.models.lora import quicken
 
-REMEMBERED = 64
-"""Micro-batches whose lower hidden states are remembered."""
+REMEMBERED = 32_768
+"""Padded tokens whose lower hidden states are remembered."""
 
 
 class AdapterConfig(Config):
@@ -226,8 +226,8 @@ class Backbone:
     def lower(self, batch: Batch) -> Tensor | None:
         """Hidden states of a batch below the lowest adapter, ``[B, T, H]``; None if there is no such place.
 
-        They depend on the tokens only, so one call serves all roles and epochs of a rollout. The last few
-        results are remembered: scoring and training ask about the same micro-batches one after the other.
+        They depend on the tokens only, so one call serves all roles and epochs of a rollout. Results are
+        remembered, up to :data:`REMEMBERED` tokens: scoring and training ask about the same micro-batches.
         """
         if self._lower is None:
             return None
@@ -248,7 +248,7 @@ class Backbone:
                         ).last_hidden_state
                     )
             self._recent[key] = found
-            while len(self._recent) > REMEMBERED:
+            while len(self._recent) > 1 and sum(h.shape[0] * h.shape[1] for h in self._recent.values()) > REMEMBERED:
                 del self._recent[next(iter(self._recent))]
         return self._recent[key]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -36,12 +36,19 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
-        out = functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scale)
+        out = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: some models change what comes out in place
+        flat = out.view(-1, weight.shape[0])
+        if bias is None:
+            torch.mm(rows, weight.T, out=flat)
+        else:
+            torch.addmm(bias, rows, weight.T, out=flat)
+        flat.addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scale = scale
-        return out.view(*x.shape[:-1], weight.shape[0])
+        return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, a, b, low = ctx.saved_tensors
         grad = grads[0].reshape(-1, weight.shape[0])

@@ -108,6 +108,8 @@ def objective(config: RunConfig) -> list[str]:
             clip = f"clip −{a.eps:g} +{a.eps_high or a.eps:g}, "
         if isinstance(a, PpoConfig):
             clip += f"GAE γ = {a.gamma:g}, λ = {a.lam:g}, "
+            if a.shared_critic:
+                clip += f"critic: a head on the policy's states, {a.value_coefficient:g} of its loss moves the policy, "
         lines.append(
             f"     {clip}{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
             f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"

@@ -98,10 +98,11 @@ class Learner:
             parts: micro-batches, each with the ids of its samples.
             loss: returns a part's share of the loss (already divided by ``norms``) and of each metric.
             norms: sizes of the whole step.
-            also: further learners whose weights this loss trains; each takes a step by its own settings.
+            also: further learners whose weights this loss trains; each takes a step by its own settings. Dropout is
+                on in this learner's role.
 
         Returns:
-            metrics summed over parts, with ``loss``, ``grad_norm`` and ``lr``.
+            metrics summed over parts, with ``loss`` and this learner's ``grad_norm`` and ``lr``.
 
         Raises:
             NonFiniteError: naming the samples, before any weight has changed.

@@ -11,7 +11,8 @@ One step, top to bottom:
 
 What makes a method is in :mod:`trimtab.trainers.rl_update`; formulas live in :mod:`trimtab.algos`.
 Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk
-(adapters), and the critic may start from the reward model (as in the paper) or at zero. All
+(adapters), the critic may start from the reward model (as in the paper) or at zero, and it may be a
+head on the policy's own states (``shared_critic``). All
 policy-gradient methods use the clipped surrogate; with one pass and one minibatch its gradient is
 REINFORCE's, because every ratio is 1.
 """
@@ -79,7 +80,10 @@ class RlRoles:
         critic: bool = True,
         shared_critic: bool = False,
     ) -> "RlRoles":
-        """Policy and critic as adapters (or full copies) of one backbone, which stays the reference."""
+        """Policy and critic as adapters (or full copies) of one backbone, which stays the reference.
+
+        ``shared_critic``: the critic is a head on the policy's own states instead.
+        """
         policy = Role.trainable(backbone, "policy", config, seed=step_seed(seed, "policy", 0))
         values = None
         if critic:
@@ -153,10 +157,12 @@ def train_rl(
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
         learners["critic"] = Learner(roles.critic, config.critic, updates)
-        if config.shared_critic != roles.critic.head_only:
+        same = roles.critic.backbone is roles.policy.backbone and roles.critic.adapter == roles.policy.adapter
+        shared = roles.critic.head_only and same
+        if config.shared_critic != shared:
             raise ConfigError(
-                f"shared_critic is {config.shared_critic} but the critic {'is' if roles.critic.head_only else 'is not'}"
-                " a head on the policy; build the roles with RlRoles.on(..., shared_critic=config.shared_critic)"
+                f"shared_critic is {config.shared_critic}, but the critic is {'' if shared else 'not '}a "
+                "head on this policy; build the roles with RlRoles.on(..., shared_critic=config.shared_critic)"
             )
     kl = clipped.kl if clipped is not None else KLConfig(coefficient=0.0)
     leash = AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)

@@ -106,7 +106,8 @@ class PpoConfig(PolicyGradientConfig):
     critic: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="constant")
     """The critic's optimiser."""
     critic_init: Literal["zero", "reward_model"] = "zero"
-    """``zero``: a zero head on a fresh adapter; ``reward_model``: its adapter too, if the trunk is shared."""
+    """``zero``: a zero head (on a fresh adapter, unless ``shared_critic``); ``reward_model``: head and adapter of the
+    reward model, if it is on the same trunk."""
     shared_critic: bool = False
     """The critic is a linear head on the policy's own hidden states, so that one pass and one backward pass serve both;
     False: it has an adapter (or a full copy) of its own."""
@@ -275,6 +276,12 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
         raise ConfigError(
             "missing_eos.mode is 'subtract' and its value 0: nothing is taken off; set missing_eos.value to the "
             "penalty, or missing_eos: null for none"
+        )
+    usual = PpoConfig.model_fields["value_coefficient"].default
+    if isinstance(config, PpoConfig) and not config.shared_critic and config.value_coefficient != usual:
+        raise ConfigError(
+            f"value_coefficient is {config.value_coefficient:g} and shared_critic is false: a critic of its own moves "
+            "no weights of the policy; set shared_critic: true, or leave value_coefficient out"
         )
     if isinstance(config, PpoConfig) and config.shared_critic and config.critic_init != "zero":
         raise ConfigError(

@@ -146,7 +146,9 @@ def clipped_update(
         if isinstance(part, Imitation):
             assert config.ptx is not None
             nll = -policy.logprobs(part.batch).sum() / part.tokens
-            return config.ptx.coefficient * nll, {"ptx_nll": float(nll.detach())}
+            weighed = config.ptx.coefficient * nll
+            apart = {"policy_loss": float(weighed.detach())} if shared else {}  # there the loss is not all the policy's
+            return weighed, {"ptx_nll": float(nll.detach())} | apart
         hidden = policy.hidden(part) if shared else None
         new, entropies = policy.logprobs_and_entropies(
             part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0, hidden=hidden
@@ -173,8 +175,8 @@ def clipped_update(
         if hidden is None:
             return loss, metrics
         assert isinstance(config, PpoConfig)
-        share = config.value_coefficient  # the head learns from the whole loss, the policy's weights from this share
-        value, _ = critic_loss(part, norms, share * hidden + (1 - share) * hidden.detach())
+        fixed = hidden.detach()  # the head learns from the whole loss, the policy's weights from a share of it
+        value, _ = critic_loss(part, norms, fixed + config.value_coefficient * (hidden - fixed))
         return loss + value, metrics | {"policy_loss": float(loss.detach()), "value_loss": float(value.detach())}
 
     def critic_loss(part: Batch | Imitation, norms: Norms, hidden: Tensor | None = None) -> tuple[Tensor, Metrics]:
