@@ -49,7 +49,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, a, b, low = ctx.saved_tensors
         grad = grads[0].reshape(-1, weight.shape[0])
         inner = (grad @ b).mul_(ctx.scale)
@@ -70,13 +70,14 @@ class QuickLinear(Linear):
         plain = len(active) == 1 and not (self.disable_adapters or self.merged or args or kwargs)
         if not plain or not self._same(active[0], x):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        base, name = self.get_base_layer(), active[0]
-        return lora_linear(
-            x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
+        base, a, b = self._parts(active[0])
+        return lora_linear(x, base.weight, base.bias, a.weight, b.weight, self.scaling[active[0]])
+
+    def _parts(self, name: str) -> tuple[Any, Any, Any]:
+        return self.get_base_layer(), self.lora_A[name], self.lora_B[name]
 
     def _same(self, name: str, x: Tensor) -> bool:
-        base, a, b, dropout = self.get_base_layer(), self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        (base, a, b), dropout = self._parts(name), self.lora_dropout[name]
         dropping = not isinstance(dropout, nn.Identity) and dropout.training
         known = name not in self.lora_variant and a.bias is None and b.bias is None
         exact = x.dtype == base.weight.dtype == a.weight.dtype and not torch.is_autocast_enabled(x.device.type)
