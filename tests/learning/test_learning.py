@@ -181,7 +181,7 @@ def ends(rows: list[dict], name: str = "reward") -> tuple[float, float]:
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 def test_ppo_raises_its_reward(adapter):
     roles, rows = RlRoles.on(trunk(), adapter, seed=1), []
-    train_rl(roles, prompts(32), even, ppo(adapter), seed=0, session=Session(log=rows.append))
+    train_rl(roles, prompts(32), even, ppo(adapter, steps=28), seed=0, session=Session(log=rows.append))
     first, last = ends(rows)
     assert first < 0 and last > 0.5
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
