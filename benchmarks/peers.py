@@ -233,7 +233,7 @@ def _run(arguments: Sequence[str]) -> str:
 # Reporting --------------------------------------------------------------------------------
 
 
-COLUMNS = ("workload", "ours s", "TRL s", "times", "CPU times", "target", "ours GB", "TRL GB", "floor s", "of floor")
+COLUMNS = ("workload", "ours s", "TRL s", "times", "CPU times", "target", "ours GiB", "TRL GiB", "floor s", "of floor")
 
 
 def fastest(result: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -296,7 +296,7 @@ _NOTES = """\
   critic is a head on the policy's states (`shared critic`), are held against TRL's step, which trains all weights of
   two models: TRL has no shared trunk. `target`: what we want to reach.
 - `CPU times`: the same ratio of processor seconds, all threads together. On a busy machine it moves less.
-- `GB`: the most memory the process ever held (its high-water mark, libraries included).
+- `GiB`: the most memory the process ever held (its high-water mark, libraries included).
 - `floor s`: counted operations over the matrix peak, or bytes over the bandwidth, whichever is longer, phase by phase
   (see `benchmarks/floors.py`); `of floor`: that, as a share of our time.
 - Answers have exactly the length shown on both sides: no token ends them. That spares TRL its unfinished rows, and us
@@ -405,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report["results"].append({"name": workload.name, "workload": asdict(workload), **found})
             for side, values in found["sides"].items():
                 median = values.get("median")
-                said = values["error"] or f"{median or float('nan'):.3g} s, {values['peak_mib'] / 1024:.1f} GB"
+                said = values["error"] or f"{median or float('nan'):.3g} s, {values['peak_mib'] / 1024:.1f} GiB"
                 console.print(f"    {side}: {said}", highlight=False)
             if asked.json is not None:
                 write_json(asked.json, report if earlier is None else merge(report, earlier))

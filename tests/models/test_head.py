@@ -23,9 +23,9 @@ def by_library(states, targets, weight, bias, temperature):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("gradient", [True, False])
-@pytest.mark.parametrize("chunk", [1024, 3])
+@pytest.mark.parametrize("chunk", [1024, 3, 0])  # 0: a vocabulary wider than the table may be
 def test_equals_the_formula(monkeypatch: pytest.MonkeyPatch, rows, bias, temperature, gradient, chunk):
-    monkeypatch.setattr("trimtab.models.head.CHUNK", chunk)
+    monkeypatch.setattr("trimtab.models.head.TABLE", 11 * chunk + 1)
     inputs = made(rows, bias=bias)
     weights = torch.linspace(-1, 2, rows, dtype=torch.float64)
     wanted, spread = by_library(*inputs, temperature)

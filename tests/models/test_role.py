@@ -90,7 +90,7 @@ def test_head_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     batch = batch_of(policy.backbone)
     whole, entropies = policy.logprobs_and_entropies(batch)
     gradient = gradients(policy, batch)
-    monkeypatch.setattr(head, "CHUNK", 3)
+    monkeypatch.setattr(head, "TABLE", 3 * policy.backbone.head.weight.shape[0])
     pieces, pieces_entropies = policy.logprobs_and_entropies(batch)
     torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pieces_entropies, entropies, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Role
-from trimtab.records import Rollout, read_records, write_records
+from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.trainers import (
     DapoConfig,
@@ -237,6 +237,22 @@ def test_a_head_that_moves_no_weights_leaves_the_first_update_as_it_was(adapter)
         two = {"steps": 1, "epochs": 3, "shared_critic": True}
         same_weights(run(config(adapter, **two, value_coefficient=0.0))[0].policy,
                      run(config(adapter, **two, value_coefficient=1.0))[0].policy)  # fmt: skip
+
+
+def test_a_wide_vocabulary_a_batch_of_one_and_prompts_of_any_length(monkeypatch: pytest.MonkeyPatch):
+    """256k words, in tables of 16 tokens; one answer a step; then one word beside many, in micro-batches too small."""
+    monkeypatch.setattr("trimtab.models.head.TABLE", 16 * 262_144)
+    backbone = tiny_backbone()
+    backbone.model.resize_token_embeddings(262_144)
+    settings = config(steps=1, prompts=1, epochs=1)
+    _, [row] = run(settings, roles=RlRoles.on(backbone, LORA, seed=1))
+    assert row["length"] <= 8 and math.isfinite(row["policy_loss"]) and row["policy_grad_norm"] > 0
+    asked = [Prompt.from_text("tea"), Prompt.from_text("tea and " * 40 + "tea")]
+    rows: list[dict] = []
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
+    train_rl(roles, asked, letters, config(steps=2, prompts=2, micro_batch_tokens=16), seed=2,
+             session=Session(log=rows.append))  # fmt: skip
+    assert len(rows) == 2 and all(math.isfinite(r["policy_loss"]) for r in rows)
 
 
 # What must not change the result ------------------------------------------------------------

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 1024
-"""Tokens projected to the vocabulary at a time."""
+TABLE = 1024 * 49152
+"""Numbers of tokens × vocabulary in memory at a time, 200 MB: 1,024 tokens for the default model, 192 for a vocabulary
+of 256k."""
 
 ROWS = 32
 """Rows of a chunk handled at a time where intermediate results should stay in the processor's cache."""
@@ -63,10 +64,11 @@ def token_logprobs_and_entropies(
 def _apply(
     states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy: str
 ) -> tuple[Tensor, Tensor]:
-    keep = len(states) <= CHUNK  # one chunk's table may wait for the backward pass; of several, each is made anew there
+    chunk = max(1, TABLE // weight.shape[0])
+    keep = len(states) <= chunk  # one chunk's table may wait for the backward pass; of several, each is made anew there
     parts = [
-        _Head.apply(states[at : at + CHUNK], weight, bias, targets[at : at + CHUNK], temperature, entropy, keep)
-        for at in range(0, len(states), CHUNK)
+        _Head.apply(states[at : at + chunk], weight, bias, targets[at : at + chunk], temperature, entropy, keep)
+        for at in range(0, len(states), chunk)
     ]
     if not parts:
         return states.new_zeros(0, dtype=torch.float32), states.new_zeros(0, dtype=torch.float32)

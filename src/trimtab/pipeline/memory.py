@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import AdapterConfig, ModelConfig
-from trimtab.models.head import CHUNK
+from trimtab.models.head import TABLE
 from trimtab.models.loading import resolve
 from trimtab.pipeline.config import RunConfig
 from trimtab.trainers import OfflineConfig, OnlineConfig, PpoConfig, RewardConfig, SftConfig
@@ -94,7 +94,7 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
     held = frozen + trained * (2 if critic else 1)
     update = _activations(shape, section.adapter, tokens, checkpointing=config.model.gradient_checkpointing)
     if not isinstance(section, RewardConfig):
-        update += 2 * 4 * min(tokens, CHUNK) * shape["vocabulary"] + (4 * shape["head"] if full else 0)
+        update += 2 * 4 * min(tokens * shape["vocabulary"], TABLE) + (4 * shape["head"] if full else 0)
     if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
         update += section.cache_mb * 1e6 / SLACK
     drawing = 0.0
