@@ -301,6 +301,8 @@ _NOTES = """\
   (see `benchmarks/floors.py`); `of floor`: that, as a share of our time.
 - Answers have exactly the length shown on both sides: no token ends them. That spares TRL its unfinished rows, and us
   nothing.
+- PPO's processes are too large to be alive together. Ours takes its steps, the first not timed; then TRL takes one,
+  its first, and that is timed.
 """
 
 _EQUAL = """\
@@ -337,6 +339,7 @@ def markdown(report: dict[str, Any]) -> str:
         for r in report["results"]
         for p in r.get("phases", ())
     ]
+    others = sorted({side for r in report["results"] for side in r["sides"] if side != "ours"})
     blocks = [
         "# Benchmarks: beside TRL",
         f"Written by this command on {report['date'][:10]}; run it to get the numbers of your machine:",
@@ -345,8 +348,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{here['memory_gib']} GiB memory, {here['system']}; load average before the start {here['load_before']}. "
         f"Measured before each workload (medians): matrix product {peak:.0f} GFLOP/s, copying {bandwidth:.1f} GB/s. "
         "**The machine is shared with other work and noisy: read the spread with the median.**",
-        f"Model: `{settings['model']}`, float32. Texts: {texts}. Versions: {made}. TRL {' and '.join(NEWER)}; for PPO "
-        f"{WITH_PPO}, its last version with a PPO trainer.",
+        f"Model: `{settings['model']}`, float32. Texts: {texts}. Versions: {made}; beside it {', '.join(others)}. TRL "
+        f"{WITH_PPO} is its last version with a PPO trainer.",
         table(COLUMNS, rows(report)),
         _NOTES.strip(),
         "## The same loss and gradient",

@@ -232,7 +232,7 @@ def test_a_head_that_moves_no_weights_leaves_the_first_update_as_it_was(adapter)
     same_weights(own.policy, shared.policy)
     assert set(shared.critic.state()) == {"head.weight", "head.bias"}
     both, _ = run(config(adapter, steps=1, epochs=1, shared_critic=True, value_coefficient=1.0))
-    assert not torch.equal(next(iter(both.critic.state().values())), torch.zeros(()))
+    assert float(both.critic.state()["head.weight"].abs().max()) > 0
     with pytest.raises(AssertionError):  # a coefficient above 0 does move them, once the head is not zero
         two = {"steps": 1, "epochs": 3, "shared_critic": True}
         same_weights(run(config(adapter, **two, value_coefficient=0.0))[0].policy,
