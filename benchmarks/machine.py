@@ -35,8 +35,17 @@ def peak_mib() -> float:
     """The most memory this process ever held in RAM, in MiB.
 
     Linux counts it anew for each program (VmHWM); its ``ru_maxrss`` starts at the parent's peak, so it serves
-    elsewhere only.
+    elsewhere only. VmHWM is exact to some pages per processor, so a later reading can be lower: it never is here.
     """
+    global _highest
+    _highest = max(_highest, _read_peak_mib())
+    return _highest
+
+
+_highest = 0.0
+
+
+def _read_peak_mib() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

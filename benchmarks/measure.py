@@ -121,7 +121,7 @@ def measure(workload: Workload, settings: Settings) -> dict[str, Any]:
         "phases": {key.removeprefix("seconds/"): statistics.median(m[key] for m in logged) for key in phases},
         "setup_seconds": clock.setup,
         "loaded_mib": loaded[0],
-        "peak_mib": max(loaded[0], peak_mib()),  # the kernel's mark is exact to some pages only
+        "peak_mib": peak_mib(),
         "gpu_peak_mib": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }

@@ -115,7 +115,7 @@ def _backbone(point: Point) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from trimtab.models import Backbone
-    from trimtab.models.loading import keep_freed_memory
+    from trimtab.models.allocation import keep_freed_memory
 
     keep_freed_memory()
     torch.manual_seed(SEED)

@@ -10,6 +10,7 @@ attention mask is needed. Packed rows (SFT) bring a block-diagonal one.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -274,6 +275,11 @@ class Backbone:
             ``[B, T, H]``.
         """
         self.activate(adapter)
+        if attention_mask is not None and self.dtype == torch.float32:
+            # What attention adds to its scores, once: each layer would make, and keep, its own from True and False.
+            attention_mask = torch.zeros(attention_mask.shape, device=self.device).masked_fill_(
+                ~attention_mask, -math.inf
+            )
         extra = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
         with self.autocast():
             if lower is not None and self._upper is not None:

@@ -78,7 +78,8 @@ class Batch:
     def micro_batches(self, token_budget: int) -> Iterator[tuple[Tensor, "Batch"]]:
         """Split into parts of similar length with at most ``token_budget`` padded tokens each (one row at least).
 
-        Rows that share a prompt stay together as far as the budget allows; their prompt counts once.
+        Rows that share a prompt stay together as far as the budget allows; their prompt counts once. The largest part
+        comes first: what it leaves free in memory holds all that follow.
 
         Yields:
             the row indices of a part, and the part.
@@ -94,15 +95,18 @@ class Batch:
                 size += lengths[row] - prompts[row] if members else lengths[row]
                 members.append(row)
             groups.append((size, members))
-        groups.sort(key=lambda group: group[0])
+        groups.sort(key=lambda group: -group[0])
+        parts: list[tuple[int, list[int]]] = []  # padded tokens, rows
         start = 0
         while start < len(groups):
             stop = start + 1
-            while stop < len(groups) and groups[stop][0] * (stop + 1 - start) <= token_budget:
+            while stop < len(groups) and groups[start][0] * (stop + 1 - start) <= token_budget:
                 stop += 1
-            index = torch.tensor([row for _, rows in groups[start:stop] for row in rows], device=self.tokens.device)
-            yield index, self.rows(index)
+            parts.append((groups[start][0] * (stop - start), [row for _, rows in groups[start:stop] for row in rows]))
             start = stop
+        for _, rows in sorted(parts, key=lambda part: -part[0]):
+            index = torch.tensor(rows, device=self.tokens.device)
+            yield index, self.rows(index)
 
     def shared_prompts(self) -> SharedPrompts | None:
         """The layout with each prompt once; None where no two rows share one."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trimtab.models.gradients import add_product
+
 TABLE = 1024 * 49152
 """Numbers of tokens × vocabulary in memory at a time, 200 MB: 1,024 tokens for the default model, 192 for a vocabulary
 of 256k."""
@@ -96,7 +98,8 @@ class _Head(torch.autograd.Function):
             for at in range(0, len(table), ROWS):
                 rows = table[at : at + ROWS]
                 spread[at : at + ROWS] = -(rows.exp() * rows).sum(-1)
-        ctx.save_for_backward(states, weight, bias, targets, spread, *([table] if keep else []))
+        ctx.save_for_backward(states, weight, bias, targets, spread)
+        ctx.table = table if keep else None  # the backward pass writes over it
         ctx.temperature, ctx.entropy = temperature, entropy
         kind = states.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
@@ -106,17 +109,16 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        states, weight, bias, targets, spread, *kept = ctx.saved_tensors
-        if kept:
-            table = kept[0]
-        else:
+        states, weight, bias, targets, spread = ctx.saved_tensors
+        table, ctx.table = ctx.table, None
+        if table is None:
             with torch.autocast(states.device.type, dtype=ctx.dtype, enabled=ctx.dtype != states.dtype):
                 table = _log_softmax(states, weight, bias, ctx.temperature)
-        slope = torch.exp(table)
         if ctx.entropy == "gradient":
-            slope.mul_(-grads[0][:, None] - grads[1][:, None] * (table + spread[:, None]))
+            factor = -grads[0][:, None] - grads[1][:, None] * (table + spread[:, None])
+            slope = table.exp_().mul_(factor)
         else:
-            slope.mul_(-grads[0][:, None])
+            slope = table.exp_().mul_(-grads[0][:, None])
         slope[torch.arange(len(targets), device=targets.device), targets] += grads[0]
         if ctx.temperature != 1.0:
             slope.div_(ctx.temperature)
@@ -124,7 +126,7 @@ class _Head(torch.autograd.Function):
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         return (
             (narrow @ weight.to(ctx.dtype)).to(states.dtype) if wants_states else None,
-            (narrow.T @ states.to(ctx.dtype)).to(weight.dtype) if wants_weight else None,
+            add_product(weight, narrow, states.to(ctx.dtype)) if wants_weight else None,
             slope.sum(0).to(weight.dtype) if wants_bias else None,
             *[None] * 4,
         )

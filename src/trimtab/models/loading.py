@@ -1,8 +1,5 @@
 """From a name in a recipe to weights and a tokenizer: hub id, local folder or the embedded default."""
 
-import ctypes
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +10,7 @@ from transformers.utils import logging as hf_logging
 from trimtab.config import Config
 from trimtab.errors import ModelError
 from trimtab.models import embedded
+from trimtab.models.allocation import keep_freed_memory
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -113,27 +111,6 @@ def load_causal_lm(config: ModelConfig) -> Any:
         tensor.data = tensor.data.clone()
     placed: Any = model
     return placed.to(pick_device(config.device)).eval()
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Let this process use large blocks again instead of handing each back to the kernel; True if it could be set.
-
-    By default glibc maps every large tensor afresh and the kernel fills it with zeros, page by page. On 2 cores
-    that was a fifth of a training step.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
-    m_trim_threshold, m_mmap_max = -1, -4
-    return mallopt is not None and bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
-
-
-def release_freed_memory() -> None:
-    """Hand freed blocks back to the kernel after all: what sampling needed once is not what an update needs next."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
-        trim(0)
 
 
 def longest_context(name: str) -> int | None:

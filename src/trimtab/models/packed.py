@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.models.allocation import mapped_apart
+
 ROWS = 32
 """Rows the layout is made for; other counts work too."""
 
@@ -52,5 +54,6 @@ def packed_linear(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
         if biases and len(biases) < len(layers):
             raise AttributeError("only some of the layers have a bias")
         bias = None if not biases else torch.cat(biases) if len(biases) > 1 else biases[0]
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        with mapped_apart():
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

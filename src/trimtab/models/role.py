@@ -1,11 +1,14 @@
 """Policy, reference, critic and reward model: one class with different heads on a backbone."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import ModelError
 from trimtab.models.backbone import AdapterConfig, Backbone
 from trimtab.models.batch import Batch, block_diagonal_mask
+from trimtab.models.gradients import gradients_in_one_block
 from trimtab.models.head import token_logprobs, token_logprobs_and_entropies
 
 
@@ -97,6 +100,11 @@ class Role:
     def train(self, on: bool = True) -> None:
         """Dropout on or off; everything but a gradient step runs with it off."""
         self.backbone.train(on, full=self.full)
+
+    def adding_gradients(self) -> AbstractContextManager[None]:
+        """Context for backward passes of a step: gradients of whole weights are added up in one block of memory."""
+        exact = self.full and self.backbone.dtype == torch.float32
+        return gradients_in_one_block(self.backbone.model) if exact else nullcontext()
 
     # Computing ----------------------------------------------------------------------------
 

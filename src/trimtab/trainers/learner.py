@@ -114,13 +114,14 @@ class Learner:
         metrics: Metrics = {}
         losses: list[Tensor] = []
         names: list[Sequence[str]] = []
-        for ids, part in parts:
-            value, shares = loss(part, norms)
-            value.backward()
-            losses.append(value.detach())
-            names.append(ids)
-            for key, share in shares.items():
-                metrics[key] = metrics.get(key, 0.0) + share
+        with self.role.adding_gradients():
+            for ids, part in parts:
+                value, shares = loss(part, norms)
+                value.backward()
+                losses.append(value.detach())
+                names.append(ids)
+                for key, share in shares.items():
+                    metrics[key] = metrics.get(key, 0.0) + share
         self.role.train(False)
         each = torch.stack(losses)
         if not bool(torch.isfinite(each).all()):

@@ -39,7 +39,7 @@ from trimtab.algos import (
 )
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Batch, Encoded, Role, collate, scatter
-from trimtab.models.loading import release_freed_memory
+from trimtab.models.allocation import release_freed_memory
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import Sampler, Scorer, make_sampler
 from trimtab.trainers.checkpoint import seed_step, step_seed
