@@ -113,7 +113,7 @@ def test_rows_without_a_common_prompt_are_left_alone():
 
 def test_micro_batches_keep_groups_together_and_count_a_prompt_once():
     batch = grouped()
-    assert [i.tolist() for i, _ in batch.micro_batches(10)] == [[0, 1, 3], [2]]  # 3 + 2 + 1 + 4 tokens; the largest first
+    assert [i.tolist() for i, _ in batch.micro_batches(10)] == [[0, 1, 3], [2]]  # 3 + 2 + 1 + 4 tokens come first
     assert [i.tolist() for i, _ in batch.micro_batches(20)] == [[0, 1, 3, 2]]
     assert sorted(sorted(i.tolist()) for i, _ in batch.micro_batches(6)) == [[0, 1], [2], [3]]
     assert [i.tolist() for i, _ in batch.micro_batches(1)] == [[3], [0], [2], [1]]
