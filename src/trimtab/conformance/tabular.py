@@ -6,6 +6,7 @@ everything chosen so far. One level of 16 actions is a bandit; five levels of 4 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,10 @@ class TabularRole:
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
 
+    def adding_gradients(self) -> AbstractContextManager[None]:
+        """Autograd adds up the few numbers there are."""
+        return nullcontext()
+
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """As :meth:`trimtab.models.Role.logprobs`."""
         return self.logprobs_and_entropies(batch, temperature=temperature)[0]
@@ -150,6 +155,10 @@ class LinearReward:
 
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
+
+    def adding_gradients(self) -> AbstractContextManager[None]:
+        """Autograd adds up the few numbers there are."""
+        return nullcontext()
 
     def scores(self, batch: Batch) -> Tensor:
         """As :meth:`trimtab.models.Role.scores`."""

@@ -1,5 +1,6 @@
 """Evaluation without torch: win rates, reward-model accuracy, text probes, and the before/after page."""
 
+from trimtab.evals.alarms import alarms
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
 from trimtab.evals.probes import LEXICONS, PROBES, probe_table
 from trimtab.evals.report import PANELS, write_report
@@ -43,6 +44,7 @@ __all__ = [
     "Stage",
     "WinRate",
     "WinRateRow",
+    "alarms",
     "choose_examples",
     "declines",
     "evaluate_reward_model",

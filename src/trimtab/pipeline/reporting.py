@@ -9,7 +9,6 @@ from typing import Any
 
 from trimtab import __version__
 from trimtab.evals import (
-    Alarm,
     Answer,
     Example,
     Examples,
@@ -21,6 +20,7 @@ from trimtab.evals import (
     Source,
     Stage,
     WinRateRow,
+    alarms,
     choose_examples,
     reward_against_kl,
     series_from_metrics,
@@ -142,7 +142,7 @@ def collect(context: Context) -> ReportData:
         balance=_balance(context),
         labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
-        alarms=_alarms(result, align),
+        alarms=alarms(result),
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
@@ -360,43 +360,6 @@ def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]
     found = {name: Estimate(name=AGREEMENT.get(name) or name, **values) for name, values in raw.items()}
     ceiling = found.get("leave_one_out")
     return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(found.values())
-
-
-def _alarms(result: Mapping[str, Any], align: list[dict[str, Any]]) -> tuple[Alarm, ...] | None:
-    """Simple signs of reward hacking on held-out answers; thresholds are in the messages."""
-    if "policy" not in result["models"]:
-        return None
-    probes, alarms = result["probes"]["policy"], []
-    before = result["probes"][result["models"][-2]]
-    means = result["means"]
-    if probes["distinct_answers"] < 0.9:
-        alarms.append(
-            Alarm(name="collapse", message=f"only {probes['distinct_answers']:.0%} of answers differ (limit 90 %)")
-        )
-    if probes.get("ended_rate", 1.0) < before.get("ended_rate", 0.0) - 0.1:
-        alarms.append(
-            Alarm(
-                name="endings",
-                message=f"{probes['ended_rate']:.0%} of answers end their turn, {before['ended_rate']:.0%} did before",
-            )
-        )
-    if probes["repetition"] > before["repetition"] + 0.05:
-        alarms.append(
-            Alarm(
-                name="repetition",
-                message=f"{probes['repetition']:.1%} of 4-grams are repeats, {before['repetition']:.1%} before",
-            )
-        )
-    if "gold" in result["judges"] and "proxy" in result["judges"]:
-        gains = {j: means["policy"][j] - means[result["models"][-2]][j] for j in ("gold", "proxy")}
-        if gains["proxy"] > 0 >= gains["gold"]:
-            alarms.append(
-                Alarm(
-                    name="over-optimisation",
-                    message=f"the proxy rose by {gains['proxy']:.2f} while gold moved by {gains['gold']:.2f}",
-                )
-            )
-    return tuple(alarms)
 
 
 def _examples(
