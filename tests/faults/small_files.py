@@ -12,8 +12,8 @@ import torch
 
 from trimtab.errors import StorageError
 from trimtab.files import write_atomic
+from trimtab.models import save_tensors
 from trimtab.storage import MetricsLog, read_metrics
-from trimtab.trainers import save_tensors
 
 
 def check(folder: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from trimtab.errors import ConfigError
-from trimtab.models import AdapterConfig, Backbone, Batch, Chat, Role, collate
+from trimtab.models import AdapterConfig, Backbone, Batch, Chat, DrawnStates, Role, collate
 from trimtab.trainers import Learner, Norms, OptimizerConfig
 
 from ..kit import chat_messages, sentences, stir, tiny_backbone, tokenizer
@@ -157,6 +157,23 @@ def test_remembered_states_are_as_many_tokens_as_is_said(monkeypatch: pytest.Mon
     assert again is not first and torch.equal(again, first)
     wide = collate([list(range(1, 60)), list(range(2, 61))], [[True] * 59] * 2, device)
     assert trunk.lower(wide) is trunk.lower(wide)  # one at least
+
+
+def test_drawn_states_are_as_many_tokens_as_is_said():
+    states, prompt = DrawnStates(20), torch.zeros(4, 2)
+    for number in range(3):
+        states.keep([1, 2, 3, 4, number, number], prompt, torch.full((2, 2), float(number)))
+    assert len(states) == 3
+    states.keep([1, 2, 3, 4, 0, 0], prompt, torch.full((2, 2), 7.0))  # once more: counted once, now the latest
+    assert len(states) == 3
+    states.keep([9] * 8, torch.zeros(4, 2), torch.zeros(4, 2))
+    assert states.get([1, 2, 3, 4, 1, 1]) is None and len(states) == 3  # the oldest went; 20 tokens are left
+    found = states.get([1, 2, 3, 4, 0, 0])
+    assert found is not None and found[1][0, 0] == 7.0
+    states.keep([9] * 30, torch.zeros(15, 2), torch.zeros(15, 2))
+    assert len(states) == 1  # one at least
+    states.clear()
+    assert len(states) == 0 and states.get([9] * 30) is None
 
 
 def test_trunk_that_cannot_be_cut_is_used_whole():

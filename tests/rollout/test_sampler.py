@@ -222,9 +222,57 @@ def test_what_all_prompts_begin_with_runs_once(monkeypatch: pytest.MonkeyPatch):
 def test_prompts_where_one_is_the_start_of_the_other():
     backbone = tiny_backbone()
     sampler = LocalSampler(backbone, SamplerConfig())
-    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]]).get_seq_length() == 5
-    assert sampler._prefix([[1, 2, 3, 4, 5, 6]] * 3).get_seq_length() == 5
-    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]]).get_seq_length() == 0
+    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]], None)[0].get_seq_length() == 5
+    assert sampler._prefix([[1, 2, 3, 4, 5, 6]] * 3, None)[0].get_seq_length() == 5
+    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]], None)[0].get_seq_length() == 0
+
+
+# What frozen layers give on the way ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group": 3, "slots": 4},
+        {"slots": 3, "temperature": 0.7},
+        {"group": 2, "max_new_tokens": 1},
+        {"group": 2, "slots": 5, "stop": ("e", "a")},
+    ],
+)
+def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, settings, monkeypatch):
+    plain, trunk, asked = tiny_backbone(architecture), tiny_backbone(architecture), prompts(6)
+    stir(Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1))
+    assert plain.frozen_layers == 0 and trunk.frozen_layers == len(trunk.layers) - 1
+    rollouts = sample(trunk, asked, **settings)
+    assert drawn(rollouts) == drawn(sample(plain, asked, **settings))  # reading the last token changes no answer
+    assert len(plain.drawn) == 0
+    batch = rollout_batch(rollouts, trunk.device)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "_computed", None)  # nothing is missing
+        found = trunk.lower(batch)
+    trunk.drawn.clear()
+    expected = trunk.lower(batch)
+    assert found is not None and expected is not None
+    for row, length in enumerate(batch.lengths.tolist()):
+        torch.testing.assert_close(found[row, :length], expected[row, :length], rtol=1e-4, atol=1e-5)
+
+
+def test_states_of_some_rows_only():
+    trunk, asked = tiny_backbone(), prompts(6)
+    Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1)
+    rollouts = sample(trunk, asked, group=2)
+    batch = rollout_batch(rollouts, trunk.device)
+    whole = trunk.lower(batch)
+    trunk.drawn.clear()
+    sample(trunk, asked[1:4], group=2)
+    half = trunk.lower(batch)
+    trunk.drawn.clear()
+    none = trunk.lower(batch)
+    assert whole is not None and half is not None and none is not None
+    for row, length in enumerate(batch.lengths.tolist()):
+        torch.testing.assert_close(half[row, :length], whole[row, :length], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(half[row, :length], none[row, :length], rtol=1e-4, atol=1e-5)
 
 
 # Stop strings, settings of single prompts --------------------------------------------------------

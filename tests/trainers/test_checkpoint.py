@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from trimtab.errors import CheckpointError, StorageError
-from trimtab.models import AdapterConfig, Role
-from trimtab.trainers import Checkpoints, Learner, OptimizerConfig, load_tensors, save_tensors, seed_step, step_seed
+from trimtab.models import AdapterConfig, Role, load_tensors, save_tensors
+from trimtab.trainers import Checkpoints, Learner, OptimizerConfig, seed_step, step_seed
 
 from ..kit import stir, tiny_backbone
 

@@ -275,6 +275,10 @@ def test_micro_batches_do_not_change_the_result(adapter, shared):
 def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.MonkeyPatch):
     halves, _ = run(config(TOP))
     assert halves.policy.backbone.frozen_layers == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "_computed", None)  # they ran while the answers were drawn, and not once more
+        again, _ = run(config(TOP))
+    same_weights(halves.policy, again.policy, within=0)
     monkeypatch.setattr(Backbone, "lower", lambda self, batch: None)
     whole, _ = run(config(TOP))
     same_weights(halves.policy, whole.policy)
@@ -422,6 +426,33 @@ def test_answers_of_a_killed_step_are_taken_up(tmp_path: Path):
     again, _ = run(config(), score=score, samples=tmp_path / "b")
     assert seen[:4] == [r.text for r in drawn]
     same_weights(straight.policy, again.policy, within=0)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    straight, _ = run(config(TOP), samples=tmp_path / "a")
+    assert not list((tmp_path / "a").glob("*.safetensors"))  # used, and gone
+
+    def dies(rollouts):
+        raise KeyError
+
+    with pytest.raises(ScoringError):
+        run(config(TOP), score=dies, samples=tmp_path / "b")
+    states = tmp_path / "b" / "step-000000.states.safetensors"
+    if not kept:
+        states.unlink()
+    draws: list[int] = []
+    generate = LocalSampler.generate
+
+    def counted(self, *args, **more):
+        draws.append(more["seed"])
+        return generate(self, *args, **more)
+
+    monkeypatch.setattr(LocalSampler, "generate", counted)
+    again, _ = run(config(TOP), samples=tmp_path / "b")
+    assert len(draws) == (1 if kept else 2)
+    after = again.policy.state()
+    assert all(torch.equal(weight, after[name]) for name, weight in straight.policy.state().items())
 
 
 def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):

@@ -1,22 +1,27 @@
 """Models: loading, chat rendering, one trunk with adapters, and the roles that compute on it."""
 
 from trimtab.models.backbone import AdapterConfig, Backbone
-from trimtab.models.batch import Batch, LowerCache, collate, pack, scatter
+from trimtab.models.batch import Batch, collate, pack, scatter
 from trimtab.models.chat import Chat, Encoded
 from trimtab.models.loading import ModelConfig, model_identity
+from trimtab.models.lower import DrawnStates, LowerCache
 from trimtab.models.role import Role
+from trimtab.models.tensors import load_tensors, save_tensors
 
 __all__ = [
     "AdapterConfig",
     "Backbone",
     "Batch",
     "Chat",
+    "DrawnStates",
     "Encoded",
     "LowerCache",
     "ModelConfig",
     "Role",
     "collate",
+    "load_tensors",
     "model_identity",
     "pack",
+    "save_tensors",
     "scatter",
 ]

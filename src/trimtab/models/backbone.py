@@ -30,6 +30,7 @@ from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 from trimtab.models.lora import quicken
+from trimtab.models.lower import DrawnStates
 
 REMEMBERED = 32_768
 """Padded tokens whose lower hidden states are remembered."""
@@ -76,6 +77,8 @@ class Backbone:
         self._lowest: dict[str, int] = {}
         self._lower: nn.Module | None = None
         self._upper: nn.Module | None = None
+        self.drawn = DrawnStates(REMEMBERED)
+        """What the frozen layers gave while answers were drawn; see :meth:`lower`."""
         self._recent: dict[tuple[torch.Size, bytes], Tensor] = {}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -227,21 +230,36 @@ class Backbone:
     def lower(self, batch: Batch) -> Tensor | None:
         """Hidden states of a batch below the lowest adapter, ``[B, T, H]``; None if there is no such place.
 
-        They depend on the tokens only, so one call serves all roles and epochs of a rollout. Results are
-        remembered, up to :data:`REMEMBERED` tokens: scoring and training ask about the same micro-batches.
+        They depend on the tokens only, so one call serves all roles and epochs of a rollout. Rows that the sampler
+        drew are in :attr:`drawn` already. What is computed here is remembered by the whole batch, up to
+        :data:`REMEMBERED` tokens: scoring and training ask about the same micro-batches.
         """
         if self._lower is None:
             return None
+        known = self.drawn.of(batch)
+        missing = [row for row, states in enumerate(known) if states is None]
+        if len(missing) == batch.size:
+            return self._computed(batch, self._lower)
+        drawn = [(row, torch.cat(states)) for row, states in enumerate(known) if states is not None]
+        out = drawn[0][1].new_zeros(*batch.tokens.shape, self.width)
+        for row, states in drawn:
+            out[row, : len(states)] = states
+        if missing:
+            rest = batch.rows(torch.tensor(missing, device=self.device))
+            out[missing, : rest.tokens.shape[1]] = self._computed(rest, self._lower)
+        return out
+
+    def _computed(self, batch: Batch, lower: nn.Module) -> Tensor:
         key = (batch.tokens.shape, batch.tokens.cpu().numpy().tobytes())
         if key not in self._recent:
             self.activate(None)
             shared = batch.shared_prompts()
             with torch.no_grad(), self.autocast():
                 if shared is None:
-                    found = self._lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
+                    found = lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
                 else:
                     found = shared.unpack(
-                        self._lower(
+                        lower(
                             input_ids=shared.tokens,
                             attention_mask=shared.attention,
                             position_ids=shared.positions,
@@ -292,6 +310,7 @@ class Backbone:
         below = min(self._lowest.values(), default=0)
         self._lower = self._upper = None
         self._recent = {}
+        self.drawn.clear()
         self.frozen_layers = 0
         if below == 0 or not (hasattr(base, "layers") and hasattr(base, "norm")):
             return

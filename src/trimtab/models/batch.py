@@ -4,7 +4,7 @@ Legend: B sequences, T tokens. Column t of every ``[B, T]`` tensor is about toke
 log-probability given all tokens before it, the value of the state before it was produced.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -226,38 +226,6 @@ def pack(
             start += length
     batch.columns |= {"segments": segments.to(device), "positions": positions.to(device)}
     return batch
-
-
-class LowerCache:
-    """Hidden states below the lowest adapter, kept per sequence, so that later epochs do not run them again.
-
-    Args:
-        limit_mb: megabytes to hold; what does not fit is computed each time.
-    """
-
-    def __init__(self, limit_mb: float) -> None:
-        self._kept: dict[str, Tensor] = {}
-        self._room = limit_mb * 1e6
-
-    def fill(self, batch: Batch, keys: Sequence[str], lower: Callable[[Batch], Tensor | None]) -> None:
-        """Put the column ``lower`` into ``batch``; ``keys`` name its rows, equal tokens by equal keys."""
-        if all(key in self._kept for key in keys):
-            rows = [self._kept[key] for key in keys]
-            found = rows[0].new_zeros(len(rows), batch.tokens.shape[1], rows[0].shape[-1])
-            for number, row in enumerate(rows):
-                found[number, : len(row)] = row
-            batch.columns["lower"] = found
-            return
-        computed = lower(batch)
-        if computed is None:
-            return
-        batch.columns["lower"] = computed
-        for number, (key, length) in enumerate(zip(keys, batch.lengths.tolist(), strict=True)):
-            row = computed[number, :length]
-            size = row.numel() * row.element_size()
-            if key not in self._kept and size <= self._room:
-                self._kept[key] = row.clone()
-                self._room -= size
 
 
 def block_diagonal_mask(segments: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from trimtab.evals import Measure, declines, measure, preaches, takes_up
 from trimtab.feedback import JudgeConfig, bias_lines, by_principle, judge_biases, revise
 from trimtab.feedback.routing import first_better
 from trimtab.files import write_json
-from trimtab.models import Backbone, model_identity
+from trimtab.models import Backbone, load_tensors, model_identity
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_items, open_judge, plain
@@ -19,7 +19,6 @@ from trimtab.pipeline.learning import policy_role
 from trimtab.records import Comparison, Demonstration, Prompt, Rollout, content_id, read_records, write_records
 from trimtab.rollout import make_sampler
 from trimtab.storage import Journal
-from trimtab.trainers import load_tensors
 
 TAGS = {"harmless": "harmlessness", "helpful": "helpfulness", "not-preachy": "preachiness"}
 """Tags of the constitution by which before and after are compared, with the property they stand for."""

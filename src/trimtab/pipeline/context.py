@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from trimtab.errors import DataError
 from trimtab.feedback import Utility, load_callable
 from trimtab.files import storage_errors
-from trimtab.models import Backbone, Chat, Role
+from trimtab.models import Backbone, Chat, Role, load_tensors
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
 from trimtab.storage import MetricsLog, RunFolder
-from trimtab.trainers import Checkpoints, Session, load_tensors, split_holdout, step_seed
+from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
 
 Counts = dict[str, Any]
 """What a stage says about itself: rows, pairs, drops, by name."""

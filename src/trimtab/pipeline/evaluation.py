@@ -11,13 +11,13 @@ from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
 from trimtab.evals import probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
-from trimtab.models import Backbone, Role
+from trimtab.models import Backbone, Role, load_tensors
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.records import Rollout, write_records
-from trimtab.rollout import NamedRewards
-from trimtab.trainers import OnlineConfig, load_tensors, rollout_batch
+from trimtab.rollout import NamedRewards, forget_drawn
+from trimtab.trainers import OnlineConfig, rollout_batch
 
 MODELS = ("base", "sft", "policy")
 """From the earliest to the latest; a run without SFT or alignment lacks one."""
@@ -44,16 +44,17 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         base = context.trunk(with_sft=False)
         sample("base", base)
         del base
+    # All adapters first: what the layers below them give while answers are drawn then serves KL and scores.
+    policy = None if run.align is None else policy_role(context, trunk)
+    rewards = load_rewards(context, trunk)[0] if run.reward is not None or run.rewards else None
     sample("sft" if run.sft is not None else "base", trunk)
     kl: list[float] | None = None
-    if run.align is not None:
-        policy = policy_role(context, trunk)
+    if policy is not None:
         policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
         sample("policy", policy.backbone, policy.adapter)
         kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature)
     best: dict[str, float] | None = None
-    if run.reward is not None or run.rewards:
-        rewards, _ = load_rewards(context, trunk)
+    if rewards is not None:
         if config.best_of is not None:
             pool = sample_in_chunks(
                 context,
@@ -82,6 +83,8 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     for name, rollouts in answers.items():
         write_records(folder / f"answers-{name}.jsonl", rollouts)
         files.append(f"answers-{name}.jsonl")
+    for name in (*answers, "best-of"):
+        forget_drawn(folder / "samples" / name)
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
     write_json(folder / "evaluation.json", result | {"best_of": best})
     for row in result["win_rates"]:
@@ -121,6 +124,9 @@ def kl_per_answer(reference: Role, rollouts: Sequence[Rollout], temperature: flo
     batch = rollout_batch(rollouts, reference.backbone.device)
     out = torch.zeros(batch.size)
     for index, part in batch.micro_batches(4096):
+        lower = reference.backbone.lower(part)
+        if lower is not None:
+            part.columns["lower"] = lower
         logprobs = reference.logprobs(part, temperature=temperature or 1.0)
         out[index.cpu()] = (part.columns["old_logprobs"] - logprobs).sum(dim=1).cpu()
     return out.tolist()

@@ -10,10 +10,13 @@ from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
-from trimtab.rollout import SamplerConfig, make_sampler
+from trimtab.rollout import SamplerConfig, make_sampler, read_drawn, write_drawn
 
 CHUNK = 256
 """Answers sampled between two savings of a stage that only samples, or scored at once where training says no number."""
+
+FILLINGS = 4
+"""A part that is saved fills the sampler's slots so often at least: its last answers keep ever fewer of them busy."""
 
 
 def run_sample(context: Context) -> tuple[Counts, list[str]]:
@@ -67,11 +70,13 @@ def sample_in_chunks(
     total = len(prompts) * group
     with context.ui.bar(f"sampling {name}") as bar:
         bar.start(0, total)
-        chunk = max(1, CHUNK // group)
+        parts = max(1, round(total / max(CHUNK, FILLINGS * config.slots)))
+        chunk = -(-len(prompts) // parts)
         for start in range(0, len(prompts), chunk):
             path = folder / f"prompts-{start:06d}.jsonl"
-            if path.exists():
-                rollouts += read_records(path, Rollout)
+            kept = read_drawn(path, backbone) or []
+            if [r.prompt.id for r in kept] == [p.id for p in prompts[start : start + chunk] for _ in range(group)]:
+                rollouts += kept
                 bar.update(len(rollouts), total)
                 continue
             if context.stop_requested():
@@ -86,7 +91,7 @@ def sample_in_chunks(
                 group=group,
                 progress=lambda n, _, done=done: bar.update(done + n, total),
             )
-            write_records(path, part)
+            write_drawn(path, part, backbone)
             rollouts += part
     return rollouts
 

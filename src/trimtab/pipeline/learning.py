@@ -7,7 +7,7 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import Backbone, Chat, Encoded, Role
+from trimtab.models import Backbone, Chat, Encoded, Role, load_tensors, save_tensors
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records
 from trimtab.rollout import (
@@ -38,10 +38,8 @@ from trimtab.trainers import (
     evaluate_kto,
     evaluate_preference,
     judged_from_rankings,
-    load_tensors,
     mean_nll,
     reference_logprobs,
-    save_tensors,
     score_rankings,
     split_holdout,
     train_kto,
@@ -156,8 +154,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     rankings, kept, left_out = _rankings(context, role.backbone.chat)
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("reward"))
     with context.training("reward", "reward model") as session:
-        train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
-    scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]])
+        cache = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
+    scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]], cache=cache)
     flat = [s for row in scores for s in row]
     mean = sum(flat) / len(flat)
     std = max((sum((s - mean) ** 2 for s in flat) / len(flat)) ** 0.5, 1e-3)

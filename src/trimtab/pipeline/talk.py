@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trimtab.errors import ConfigError, DataError
 from trimtab.evals.text import visible
-from trimtab.models import Backbone, ModelConfig
+from trimtab.models import Backbone, ModelConfig, load_tensors
 from trimtab.models.loading import longest_context
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
@@ -14,7 +14,6 @@ from trimtab.pipeline.ui import Silent
 from trimtab.records import Message, Prompt
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.storage import RunFolder
-from trimtab.trainers import load_tensors
 
 CONTEXT = 2048
 """Tokens a conversation with a bare model may have, if the model was built for as many."""

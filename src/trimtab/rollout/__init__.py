@@ -1,5 +1,6 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
+from trimtab.rollout.drawn import forget_drawn, read_drawn, write_drawn
 from trimtab.rollout.options import option_logprobs
 from trimtab.rollout.rewards import (
     FunctionReward,
@@ -25,9 +26,12 @@ __all__ = [
     "Sampler",
     "SamplerConfig",
     "Scorer",
+    "forget_drawn",
     "from_scorer",
     "http_reward",
     "make_sampler",
     "option_logprobs",
+    "read_drawn",
     "split_steps",
+    "write_drawn",
 ]

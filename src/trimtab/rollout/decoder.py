@@ -31,12 +31,16 @@ class LlamaDecoder:
 
     Args:
         base: a model of RMSNorm, rotary positions, grouped attention and SwiGLU, in float32 on a CPU.
+        tap: after so many layers the states are kept in :attr:`tapped`; 0: never.
 
     Raises:
         AttributeError: a part that such a model has is missing.
     """
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, *, tap: int = 0) -> None:
+        self.tap = tap
+        self.tapped: Tensor | None = None
+        """``[B, H]``, of the last step."""
         config = base.config.get_text_config()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.embed, self.rotary, self.norm = base.embed_tokens, base.rotary_emb, _norm(base.norm)
@@ -59,7 +63,7 @@ class LlamaDecoder:
         sin, size = sin[..., :half], cos.shape[-1]
         row, rotated = torch.arange(len(tokens)), self.heads + self.kv_heads
         blocks = list(_blocks(where, self.kv_heads))
-        for layer, slots in zip(self.layers, cache.slot_layers, strict=True):
+        for number, (layer, slots) in enumerate(zip(self.layers, cache.slot_layers, strict=True), start=1):
             heads = layer.qkv(layer.norm(x)).view(len(tokens), -1, size)
             turned = heads[:, :rotated] * cos
             turned[..., :half].addcmul_(heads[:, :rotated, half:], sin, value=-1.0)
@@ -77,6 +81,8 @@ class LlamaDecoder:
             x = x + layer.out(torch.cat(parts).view(len(tokens), -1))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(functional.silu(gate).mul_(up))
+            if number == self.tap:
+                self.tapped = x
         return self.norm(x)
 
 

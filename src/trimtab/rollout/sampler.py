@@ -3,7 +3,8 @@
 What all prompts begin with (a system message, say) is computed once. Each distinct prompt is
 prefilled once and its cache copied to every answer of its group. A finished answer frees its slot
 at once; the next waiting answer takes it. The log-probability of every produced token is kept,
-under exactly the distribution it was drawn from.
+under exactly the distribution it was drawn from; so is what the layers below all adapters gave
+for every token (:attr:`trimtab.models.Backbone.drawn`), where there are such layers.
 
 Each answer draws from a random stream of its own, made from (seed, prompt id, index in the
 group), one uniform number per token. So an answer does not depend on what else is in the batch,
@@ -100,10 +101,33 @@ class _Running:
     """Where a stop string begins in the text, once one has appeared."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    prompt_states: Tensor | None = None
+    """``[P, H]``, what the frozen layers gave for the prompt; kept only where there are frozen layers."""
+    states: list[Tensor] = field(default_factory=list)
+    """The same for each token of the answer that was read, ``[H]`` each: all but the last."""
+    ended: bool = False
+    """Nothing more is drawn; its last token is yet to be read for its states."""
 
     @property
     def length(self) -> int:
         return len(self.prompt_tokens) + len(self.tokens)
+
+
+class _Tap:
+    """What comes out of the layer below all adapters, as it passes."""
+
+    def __init__(self) -> None:
+        self.states: Tensor | None = None
+        """``[B, T, H]`` of the last pass, or ``[B, H]`` where it read one token of each row."""
+
+    def __call__(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self.states = output[0] if isinstance(output, tuple) else output
+
+    def take(self) -> Tensor:
+        """Hand the states over."""
+        assert self.states is not None
+        taken, self.states = self.states, None
+        return taken
 
 
 class LocalSampler:
@@ -179,6 +203,10 @@ class LocalSampler:
         cache = SlotCache(len(self.backbone.layers), slots, longest)
 
         def finish(answer: _Running) -> None:
+            if answer.prompt_states is not None:
+                states = torch.stack(answer.states)
+                self.backbone.drawn.keep(answer.prompt_tokens + answer.tokens, answer.prompt_states, states)
+                answer.prompt_states, answer.states = None, []
             ended = answer.tokens[-1] in self.backbone.chat.end_tokens or answer.ending is not None
             finished[order[id(answer)]] = Rollout(
                 id=f"{answer.prompt.id}/{weight_version}/{answer.index}",
@@ -204,8 +232,13 @@ class LocalSampler:
                 or answer.tokens[-1] in self.backbone.chat.end_tokens
             )
 
-        with self.backbone.merged(adapter), self.backbone.autocast(), self._laid_out() as decoder:
-            prefix = self._prefix([members[0].prompt_tokens for members in waiting])
+        with (
+            self.backbone.merged(adapter),
+            self.backbone.autocast(),
+            self._laid_out() as decoder,
+            self._tapped() as tap,
+        ):
+            prefix, before = self._prefix([members[0].prompt_tokens for members in waiting], tap)
             while waiting or running:
                 free = slots - len(running)
                 if waiting and (not running or free >= max(group, slots // 4)):
@@ -214,23 +247,43 @@ class LocalSampler:
                         started.append(waiting.popleft())
                         free -= len(started[-1])
                     for groups in _alike(started):
-                        running += self._prefill(groups, prefix, cache, len(running))
+                        running += self._prefill(groups, prefix, cache, len(running), tap, before)
                 else:
-                    self._decode(running, cache, decoder)
+                    self._decode(running, cache, decoder, tap)
                 slot = 0
                 while slot < len(running):  # close the gaps finished answers leave
-                    if not done(running[slot]):
+                    answer = running[slot]
+                    answer.ended = answer.ended or done(answer)
+                    unread = tap is not None and len(answer.states) < len(answer.tokens)
+                    if not answer.ended or unread:  # where states are kept, its last token is read before it leaves
                         slot += 1
                         continue
-                    finish(running[slot])
+                    finish(answer)
                     last = running.pop()
                     if slot < len(running):
                         cache.move(len(running), slot, last.length)
                         running[slot] = last
         return [finished[i] for i in range(total)]
 
-    def _prefix(self, prompts: list[list[int]]) -> DynamicCache:
-        """Keys and values of the tokens that all prompts begin with; empty for one prompt, or few such tokens."""
+    @contextmanager
+    def _tapped(self) -> Iterator[_Tap | None]:
+        """What the frozen layers give, caught on the way; None where no layer lies below all adapters."""
+        below = self.backbone.frozen_layers
+        if below == 0:
+            yield None
+            return
+        tap = _Tap()
+        hook = self.backbone.layers[below - 1].register_forward_hook(tap)
+        try:
+            yield tap
+        finally:
+            hook.remove()
+
+    def _prefix(self, prompts: list[list[int]], tap: _Tap | None) -> tuple[DynamicCache, Tensor | None]:
+        """Keys and values of the tokens that all prompts begin with, and the tapped states of these tokens.
+
+        Empty for one prompt, or few such tokens.
+        """
         prefix = DynamicCache()
         shared = 0
         if len(prompts) > 1:
@@ -240,10 +293,17 @@ class LocalSampler:
         if shared >= SHORTEST_PREFIX:
             tokens = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
             self.backbone.model.base_model(input_ids=tokens, past_key_values=prefix, use_cache=True)
-        return prefix
+            return prefix, None if tap is None else tap.take()[0]
+        return prefix, None
 
     def _prefill(
-        self, groups: list[list[_Running]], prefix: DynamicCache, cache: SlotCache, first_slot: int
+        self,
+        groups: list[list[_Running]],
+        prefix: DynamicCache,
+        cache: SlotCache,
+        first_slot: int,
+        tap: _Tap | None,
+        before: Tensor | None,
     ) -> list[_Running]:
         """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
         shared = prefix.get_seq_length()
@@ -263,7 +323,13 @@ class LocalSampler:
         states = output.last_hidden_state[torch.arange(len(groups), device=tokens.device), last]
         rows: list[int] = []
         answers: list[_Running] = []
+        tapped = None if tap is None else tap.take()
         for row, members in enumerate(groups):
+            if tapped is not None:
+                own = tapped[row, : lengths[row] - shared]
+                prompt_states = own if before is None else torch.cat([before, own])
+                for member in members:
+                    member.prompt_states = prompt_states
             for member in members:
                 cache.fill(first_slot + len(answers), prefill, row, lengths[row])
                 answers.append(member)
@@ -279,30 +345,41 @@ class LocalSampler:
             self._decodes = decodes(self.backbone)
         if self._decodes:
             with packed(self.backbone.head):
-                yield LlamaDecoder(self.backbone.model.base_model)
+                yield LlamaDecoder(self.backbone.model.base_model, tap=self.backbone.frozen_layers)
         else:
             with packed(self.backbone.model) if self.backbone.dtype == torch.float32 else nullcontext():
                 yield None
 
-    def _decode(self, running: list[_Running], cache: SlotCache, decoder: LlamaDecoder | None) -> None:
-        """One more token for every running answer."""
+    def _decode(
+        self, running: list[_Running], cache: SlotCache, decoder: LlamaDecoder | None, tap: _Tap | None
+    ) -> None:
+        """Read the last token of every running answer, and draw one more for those that have not ended."""
         device = self.backbone.device
         where = torch.tensor([answer.length - 1 for answer in running], device=device)
+        tokens = torch.tensor([answer.tokens[-1] for answer in running], device=device)
         if decoder is not None:
-            tokens = torch.tensor([answer.tokens[-1] for answer in running])
-            self._draw(running, self.backbone.head(decoder(tokens, where, cache)).float())
-            return
-        seen = int(where.max()) + 1
-        cache.place(where, seen)
-        mask = torch.arange(seen, device=device)[None, :] <= where[:, None]
-        output = self.backbone.model.base_model(
-            input_ids=torch.tensor([[answer.tokens[-1]] for answer in running], device=device),
-            position_ids=where[:, None],
-            attention_mask=mask[:, None, None, :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        self._draw(running, self.backbone.head(output.last_hidden_state[:, 0]).float())
+            states = decoder(tokens, where, cache)
+            tapped = decoder.tapped
+        else:
+            seen = int(where.max()) + 1
+            cache.place(where, seen)
+            mask = torch.arange(seen, device=device)[None, :] <= where[:, None]
+            output = self.backbone.model.base_model(
+                input_ids=tokens[:, None],
+                position_ids=where[:, None],
+                attention_mask=mask[:, None, None, :],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            states = output.last_hidden_state[:, 0]
+            tapped = None if tap is None else tap.take()[:, 0]
+        if tapped is not None:
+            for answer, state in zip(running, tapped, strict=True):
+                answer.states.append(state)
+        going = [row for row, answer in enumerate(running) if not answer.ended]
+        if going:
+            states = states if len(going) == len(running) else states[going]
+            self._draw([running[row] for row in going], self.backbone.head(states).float())
 
     def _draw(self, answers: list[_Running], logits: Tensor) -> None:
         """Draw one token per row by inverting the cumulative distribution at the row's next uniform number."""

@@ -1,6 +1,6 @@
 """Training loops, one file each, and what they share."""
 
-from trimtab.trainers.checkpoint import Checkpoints, load_tensors, save_tensors, seed_step, step_seed
+from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
 from trimtab.trainers.preference import (
     WITHOUT_REFERENCE,
@@ -110,12 +110,10 @@ __all__ = [
     "evaluate_kto",
     "evaluate_preference",
     "judged_from_rankings",
-    "load_tensors",
     "mean_nll",
     "reduce_policy_loss",
     "reference_logprobs",
     "rollout_batch",
-    "save_tensors",
     "scheduled_lr",
     "score_rankings",
     "seed_step",

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from trimtab.errors import CheckpointError, ModelError, StorageError
+from trimtab.errors import CheckpointError, ModelError
 from trimtab.files import write_folder
+from trimtab.models import load_tensors, save_tensors
 from trimtab.trainers.learner import Learner
 
 
@@ -33,22 +32,6 @@ def seed_step(seed: int, stage: str, step: int) -> int:
     value = step_seed(seed, stage, step)
     torch.manual_seed(value)
     return value
-
-
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors; a full disk is a :class:`StorageError`."""
-    try:
-        save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as error:
-        raise StorageError(f"{path}: cannot be written ({error}); free some space and run the same command") from None
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read safetensors; a damaged or missing file is a :class:`CheckpointError`."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or missing ({error}); delete {path.parent} and run again") from None
 
 
 class Checkpoints:

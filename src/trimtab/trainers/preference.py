@@ -31,9 +31,9 @@ from trimtab.algos import (
 )
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
-from trimtab.models import AdapterConfig, Batch, Chat, Role, collate
+from trimtab.models import AdapterConfig, Batch, Chat, Role, collate, load_tensors, save_tensors
 from trimtab.records import Rating
-from trimtab.trainers.checkpoint import load_tensors, save_tensors, seed_step
+from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
 from trimtab.trainers.reward import Ranking, fill_lower_cache, packed_size

@@ -140,8 +140,11 @@ def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int
 
 def train_reward(
     role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session | None = None
-) -> None:
+) -> LowerCache:
     """Train ``role`` (with scalar head) in place.
+
+    Returns:
+        what frozen layers gave for the rankings, for scoring them (:func:`score_rankings`).
 
     Raises:
         DataError: no ranking has two different answers of different rank.
@@ -178,6 +181,7 @@ def train_reward(
         metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config, cache), norms)
         session.log({"step": step + 1, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"reward": learner}))
+    return cache
 
 
 def init_reward_head(role: Role, seed: int) -> None:
@@ -265,14 +269,18 @@ def fit_ridge_bradley_terry(gaps: Tensor, targets: Tensor, weights: Tensor, pena
 
 
 @torch.no_grad()
-def score_rankings(role: Role, rankings: Sequence[Ranking], *, token_budget: int = 8192) -> list[list[float]]:
-    """Raw reward of every answer of every ranking."""
+def score_rankings(
+    role: Role, rankings: Sequence[Ranking], *, cache: LowerCache | None = None, token_budget: int = 8192
+) -> list[list[float]]:
+    """Raw reward of every answer of every ranking; ``cache``: what frozen layers gave for some of them."""
     flat = [sequence for r in rankings for sequence in r.sequences]
     if not flat:
         return []
     batch = _answers(role, rankings)
     scores = torch.empty(len(flat))
+    cache = cache or LowerCache(0.0)
     for index, part in batch.micro_batches(token_budget):
+        cache.fill(part, [str(flat[i]) for i in index.tolist()], role.backbone.lower)
         scores[index.cpu()] = role.scores(part).cpu()
     values = iter(scores.tolist())
     return [[next(values) for _ in r.sequences] for r in rankings]

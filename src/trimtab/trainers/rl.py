@@ -37,11 +37,11 @@ from trimtab.algos import (
     penalised_rewards,
     truncated_importance_weights,
 )
-from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
+from trimtab.errors import ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Batch, Encoded, Role, collate, scatter
 from trimtab.models.allocation import release_freed_memory
-from trimtab.records import Prompt, Rollout, read_records, write_records
-from trimtab.rollout import Sampler, Scorer, make_sampler
+from trimtab.records import Prompt, Rollout, write_records
+from trimtab.rollout import Sampler, Scorer, forget_drawn, make_sampler, read_drawn, write_drawn
 from trimtab.trainers.checkpoint import seed_step, step_seed
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.progress import Session
@@ -173,6 +173,8 @@ def train_rl(
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()
+        if roles.policy.backbone.frozen_layers:
+            roles.policy.backbone.drawn.clear()
         value = seed_step(seed, "align", step)
 
         def draw(chosen: Sequence[Prompt], name: str, seed: int = value, kept: bool = step == done) -> list[Rollout]:
@@ -219,6 +221,8 @@ def train_rl(
                     order=seed,
                 )
         clock.lap("update")
+        if samples is not None:
+            forget_drawn(samples, f"{name}*")
         metrics |= _describe(rollouts, scores, batch, config, leash.value) | replaced
         if monitor is not None:
             metrics |= monitor(rollouts)
@@ -369,18 +373,15 @@ def _sample(
     path: Path | None,
 ) -> list[Rollout]:
     """Draw answers, or take those that a killed process had finished drawing."""
-    if path is not None and path.exists():
-        try:
-            kept = read_records(path, Rollout)
-        except DataError:
-            kept = []
+    if path is not None:
+        kept = read_drawn(path, policy.backbone) or []
         wanted = [p.id for p in prompts for _ in range(group)]
         if [r.prompt.id for r in kept] == wanted and all(r.weight_version == version for r in kept):
             return kept
     rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=group, weight_version=version)
     release_freed_memory()  # weights laid out for sampling, and caches, would lie beside what the update needs
     if path is not None:
-        write_records(path, rollouts)
+        write_drawn(path, rollouts, policy.backbone)
     return rollouts
 
 

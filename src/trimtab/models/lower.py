@@ -1,0 +1,89 @@
+"""Hidden states below the lowest adapter: what frozen layers give for a sequence, computed once and used again."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from trimtab.models.batch import Batch
+
+
+class DrawnStates:
+    """What the layers below all adapters gave for the tokens of answers while they were drawn.
+
+    Scoring, the reference and training then go on from there: for a rollout, these layers run once.
+
+    Args:
+        limit: tokens to hold, prompts counted with every answer; beyond them the oldest answers are forgotten.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._tokens = 0
+
+    def keep(self, tokens: Iterable[int], prompt: Tensor, answer: Tensor) -> None:
+        """Remember a sequence.
+
+        Args:
+            tokens: prompt and answer.
+            prompt: ``[P, H]``; answers to one prompt may share it.
+            answer: ``[A, H]``.
+        """
+        key = tuple(tokens)
+        self._drop(key)
+        self._kept[key] = prompt, answer
+        self._tokens += len(key)
+        while self._tokens > self.limit and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
+    def get(self, tokens: Iterable[int]) -> tuple[Tensor, Tensor] | None:
+        """States of a sequence's prompt and of its answer; None where they are not known."""
+        return self._kept.get(tuple(tokens))
+
+    def of(self, batch: Batch) -> list[tuple[Tensor, Tensor] | None]:
+        """The same for each row of a batch."""
+        lengths = batch.lengths.tolist()
+        return [self.get(row[:n]) for row, n in zip(batch.tokens.tolist(), lengths, strict=True)]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept, self._tokens = {}, 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _drop(self, key: tuple[int, ...]) -> None:
+        if self._kept.pop(key, None) is not None:
+            self._tokens -= len(key)
+
+
+class LowerCache:
+    """Hidden states below the lowest adapter, kept per sequence, so that later epochs do not run them again.
+
+    Args:
+        limit_mb: megabytes to hold; what does not fit is computed each time.
+    """
+
+    def __init__(self, limit_mb: float) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._room = limit_mb * 1e6
+
+    def fill(self, batch: Batch, keys: Sequence[str], lower: Callable[[Batch], Tensor | None]) -> None:
+        """Put the column ``lower`` into ``batch``; ``keys`` name its rows, equal tokens by equal keys."""
+        if all(key in self._kept for key in keys):
+            rows = [self._kept[key] for key in keys]
+            found = rows[0].new_zeros(len(rows), batch.tokens.shape[1], rows[0].shape[-1])
+            for number, row in enumerate(rows):
+                found[number, : len(row)] = row
+            batch.columns["lower"] = found
+            return
+        computed = lower(batch)
+        if computed is None:
+            return
+        batch.columns["lower"] = computed
+        for number, (key, length) in enumerate(zip(keys, batch.lengths.tolist(), strict=True)):
+            row = computed[number, :length]
+            size = row.numel() * row.element_size()
+            if key not in self._kept and size <= self._room:
+                self._kept[key] = row.clone()
+                self._room -= size
