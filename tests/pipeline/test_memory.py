@@ -75,6 +75,14 @@ def test_a_critic_on_the_policys_states_has_no_weights_to_hold(tmp_path):
     assert own - shared == pytest.approx(4 * 4 * shape["parameters"] / 1e9)
 
 
+def test_states_of_frozen_layers_are_counted(tmp_path):
+    settings = ["align.adapter.top_layers=1", "align.prompts=6", "align.sampler.slots=1", "model.context=60"]
+    config = load_recipe(toy_recipe(tmp_path), settings)
+    shape, align = model_shape(config.model), config.align
+    some, more = (stage_gb(config, align.model_copy(update={"prompts": n}), shape) for n in (6, 12))
+    assert more - some == pytest.approx(2 * 6 * align.group * 60 * 4 * shape["width"] / 1e9)
+
+
 def test_checkpointing_full_weights_and_longer_batches_cost_what_one_expects():
     shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 10**5, "width": 1000,
              "keys": 1000, "inner": 4000}  # fmt: skip

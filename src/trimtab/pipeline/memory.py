@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import AdapterConfig, ModelConfig
+from trimtab.models.backbone import REMEMBERED
 from trimtab.models.head import TABLE
 from trimtab.models.loading import resolve
 from trimtab.pipeline.config import RunConfig
@@ -101,6 +102,10 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
     if isinstance(section, OnlineConfig):
         held += 4 * model_shape(config.reward.model)["parameters"] if config.reward and config.reward.model else 0
         answers = min(section.sampler.slots, section.prompts * section.group)
+        if (section.adapter.top_layers or shape["layers"]) < shape["layers"]:
+            # What the frozen layers give: as it was drawn, and laid out for the update.
+            rollouts = section.prompts * section.group * config.model.context
+            held += 4 * shape["width"] * (min(REMEMBERED, rollouts) + rollouts)
         drawing = _sampling(shape, answers, config.model.context, merged=not full)
     return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
 

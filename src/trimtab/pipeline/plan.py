@@ -259,8 +259,10 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         trained = 2.0 if isinstance(a, PpoConfig) and not a.shared_critic else 1.0
         if isinstance(a, OnlineDpoConfig | RejectionConfig):
             trained = (2 if isinstance(a, OnlineDpoConfig) else a.keep) / a.group
-        # Reward model and drawing for all that is drawn; reference and updates for what stays.
-        flops = drawn * ((1 + again) * (forward / 2 + lower + upper / 2) + upper + trained * a.epochs * upper)
+        # Reward model and drawing for all that is drawn; reference and updates for what stays. Our own sampler keeps
+        # what the frozen layers give.
+        below = lower if a.sampler.engine == "vllm" else 0.0
+        flops = drawn * ((1 + again) * (forward / 2 + below + upper / 2) + upper + trained * a.epochs * upper)
         what = f"{prompts} prompts, {size} answers a step"
         if again:
             what += f" (and {again:.0%} drawn again if {FLAT:.0%} of groups are flat)"
