@@ -22,7 +22,7 @@ from typing import Any
 
 import safetensors.torch
 
-import trimtab.trainers.checkpoint
+import trimtab.models.tensors
 from trimtab import files
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
@@ -70,7 +70,7 @@ def arm(kind: str, name: str, count: int) -> None:
                     file.truncate(path.stat().st_size // 2)
                 kill()
 
-        trimtab.trainers.checkpoint.save_file = saved
+        trimtab.models.tensors.save_file = saved
     else:
         raise ValueError(kind)
 

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from trimtab import files
 from trimtab.errors import StorageError
 from trimtab.files import write_atomic, write_folder, write_json
-from trimtab.models import AdapterConfig, Role
+from trimtab.models import AdapterConfig, Role, tensors
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Completion, write_records
 from trimtab.storage import RunFolder
-from trimtab.trainers import Checkpoints, OptimizerConfig, Session, SftConfig, checkpoint, train_sft
+from trimtab.trainers import Checkpoints, OptimizerConfig, Session, SftConfig, train_sft
 
 from ..kit import chat_messages, sentences, tiny_backbone, toy_recipe
 
@@ -94,7 +94,7 @@ def train(session: Session) -> dict[str, torch.Tensor]:
 
 
 def test_checkpoint_on_a_full_disk_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    wanted, save, saved = train(Session()), checkpoint.save_file, []
+    wanted, save, saved = train(Session()), tensors.save_file, []
 
     def fills_up(tensors: Any, path: Path, metadata: Any = None) -> None:
         saved.append(path)
@@ -103,7 +103,7 @@ def test_checkpoint_on_a_full_disk_keeps_the_one_before(tmp_path: Path, monkeypa
         save(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", fills_up)
+        patch.setattr(tensors, "save_file", fills_up)
         with pytest.raises(StorageError, match=r"cannot be written.*No space left.*run the same command"):
             train(Session(checkpoints=Checkpoints(tmp_path, "print", every=2)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004"]

@@ -23,10 +23,11 @@ MOMENTS: list[tuple[Moment, str, int]] = [
     (("before rename", "sft/checkpoints/step-000009", 1), "sft", 6),
     (("half written", "sft/weights.safetensors", 1), "sft", 18),
     (("before rename", "sft/status.json", 1), "sft", 18),
-    (("before rename", "sample/samples/answers/prompts-000064.jsonl", 1), "sample", 0),
+    (("before rename", "sample/samples/answers/prompts-000040.jsonl", 1), "sample", 0),
     (("before rename", "preferences/status.json", 2), "preferences", 0),
     (("after line", "reward/metrics.jsonl", 5), "reward", 3),
     (("before rename", "align/samples/step-000001.jsonl", 2), "align", 0),  # drawn and kept, not yet scored
+    (("before rename", "align/samples/step-000001.states.safetensors", 1), "align", 0),
     (("after line", "align/metrics.jsonl", 5), "align", 3),
     (("half written", "align/critic.safetensors", 1), "align", 6),
     (("before rename", "evaluate/samples/policy/prompts-000000.jsonl", 1), "evaluate", 0),
@@ -81,7 +82,7 @@ def steps(run: RunFolder, stage: str) -> list[dict[str, Any]]:
 
 def test_killed_everywhere_and_still_the_same(runner: Runner, tmp_path: Path):
     recipe = toy_recipe(
-        tmp_path, sample=TOY["sample"] | {"prompts": 80, "answers": 4}, reward=TOY["reward"] | {"epochs": 1}
+        tmp_path, sample=TOY["sample"] | {"prompts": 80, "answers": 5}, reward=TOY["reward"] | {"epochs": 1}
     )
     (tmp_path / "data" / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": p.text}) + "\n" for p in prompts(90))
@@ -99,6 +100,7 @@ def test_killed_everywhere_and_still_the_same(runner: Runner, tmp_path: Path):
     assert runner.run(recipe, tmp_path / "killed") == 0
 
     assert outputs(run) == outputs(straight)
+    assert not list(tmp_path.rglob("*.states.safetensors"))  # what frozen layers gave is kept until it was used
     assert len([name for name in outputs(run) if name.endswith(".safetensors")]) == 4
     for stage in ("sft", "reward", "align"):
         assert steps(run, stage) == steps(straight, stage)

@@ -163,17 +163,16 @@ def test_drawn_states_are_as_many_tokens_as_is_said():
     states, prompt = DrawnStates(20), torch.zeros(4, 2)
     for number in range(3):
         states.keep([1, 2, 3, 4, number, number], prompt, torch.full((2, 2), float(number)))
-    assert len(states) == 3
-    states.keep([1, 2, 3, 4, 0, 0], prompt, torch.full((2, 2), 7.0))  # once more: counted once, now the latest
-    assert len(states) == 3
-    states.keep([9] * 8, torch.zeros(4, 2), torch.zeros(4, 2))
-    assert states.get([1, 2, 3, 4, 1, 1]) is None and len(states) == 3  # the oldest went; 20 tokens are left
+    states.keep([9] * 3, torch.zeros(2, 2), torch.zeros(1, 2))  # would be 21: not kept, and nothing goes for it
+    assert len(states) == 3 and states.get([9] * 3) is None
+    states.keep([1, 2, 3, 4, 0, 0], prompt, torch.full((2, 2), 7.0))  # once more: counted once
+    states.keep([9] * 2, torch.zeros(1, 2), torch.zeros(1, 2))
+    assert len(states) == 4
     found = states.get([1, 2, 3, 4, 0, 0])
     assert found is not None and found[1][0, 0] == 7.0
-    states.keep([9] * 30, torch.zeros(15, 2), torch.zeros(15, 2))
-    assert len(states) == 1  # one at least
     states.clear()
-    assert len(states) == 0 and states.get([9] * 30) is None
+    states.keep([9] * 20, torch.zeros(10, 2), torch.zeros(10, 2))
+    assert len(states) == 1
 
 
 def test_trunk_that_cannot_be_cut_is_used_whole():

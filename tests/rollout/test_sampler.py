@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from trimtab.errors import DataError
-from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.models import AdapterConfig, Backbone, DrawnStates, Role
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.rollout.sampler import _nucleus
@@ -243,6 +243,7 @@ def test_prompts_where_one_is_the_start_of_the_other():
 def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, settings, monkeypatch):
     plain, trunk, asked = tiny_backbone(architecture), tiny_backbone(architecture), prompts(6)
     stir(Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1))
+    plain.drawn, trunk.drawn = DrawnStates(), DrawnStates()
     assert plain.frozen_layers == 0 and trunk.frozen_layers == len(trunk.layers) - 1
     rollouts = sample(trunk, asked, **settings)
     assert drawn(rollouts) == drawn(sample(plain, asked, **settings))  # reading the last token changes no answer
@@ -261,6 +262,7 @@ def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, 
 def test_states_of_some_rows_only():
     trunk, asked = tiny_backbone(), prompts(6)
     Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1)
+    trunk.drawn = DrawnStates()
     rollouts = sample(trunk, asked, group=2)
     batch = rollout_batch(rollouts, trunk.device)
     whole = trunk.lower(batch)

@@ -12,6 +12,7 @@ import torch
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import AdapterConfig, Role
 from trimtab.rollout import LocalSampler, SamplerConfig, make_sampler
+from trimtab.trainers import PpoConfig, RlRoles, train_rl
 
 from ..kit import prompts, stir, tiny_backbone
 
@@ -63,6 +64,18 @@ def test_the_policys_weights_are_given_adapter_added_under_plain_names(made):
     torch.testing.assert_close(engine.weights[name], wanted)
     sampler.generate(prompts(2), adapter=None, seed=0)
     assert all(torch.equal(engine.weights[n], plain[n]) for n in plain)
+
+
+def test_training_on_upper_layers_with_another_sampler_keeps_no_states(made, tmp_path):
+    backbone, _ = made
+    settings = PpoConfig(
+        adapter=AdapterConfig(rank=2, top_layers=1), steps=2, prompts=2, importance_cap=2.0,
+        sampler=SamplerConfig(engine="vllm", max_new_tokens=8),
+    )  # fmt: skip
+    roles = RlRoles.on(backbone, settings.adapter, seed=0)
+    train_rl(roles, prompts(4), lambda found: {"one": [1.0] * len(found)}, settings, seed=0, samples=tmp_path)
+    assert backbone.frozen_layers > 0 and backbone.drawn is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000.jsonl", "step-000001.jsonl"]
 
 
 def test_answers_come_back_in_order_with_the_reported_logprobs(made):

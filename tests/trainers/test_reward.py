@@ -119,6 +119,16 @@ def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch):
     assert sum(rows_run) == sum(len(r.sequences) for r in usable)
 
 
+def test_scores_on_cached_states_are_those_without(monkeypatch: pytest.MonkeyPatch):
+    one = role(TOP)
+    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
+    cache = train_reward(one, usable, RewardConfig(batch=2, epochs=2), seed=0)
+    plain = score_rankings(one, usable)
+    monkeypatch.setattr(one.backbone, "lower", None)  # nothing is missing
+    for found, wanted in zip(score_rankings(one, usable, cache=cache), plain, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
 def test_equal_ids_with_other_answers_are_not_mixed_up():
     one, two = role(TOP), role(TOP)
     rankings = mixed(one.backbone.chat)

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.models import AdapterConfig, Backbone, DrawnStates, Role, load_tensors
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.trainers import (
@@ -428,8 +428,12 @@ def test_answers_of_a_killed_step_are_taken_up(tmp_path: Path):
     same_weights(straight.policy, again.policy, within=0)
 
 
+@pytest.mark.parametrize("limit", [32_768, 50])
 @pytest.mark.parametrize("kept", [True, False])
-def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(
+    kept, limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("trimtab.trainers.rl.DrawnStates", lambda: DrawnStates(limit))
     straight, _ = run(config(TOP), samples=tmp_path / "a")
     assert not list((tmp_path / "a").glob("*.safetensors"))  # used, and gone
 
@@ -439,6 +443,7 @@ def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, tmp_path: Path,
     with pytest.raises(ScoringError):
         run(config(TOP), score=dies, samples=tmp_path / "b")
     states = tmp_path / "b" / "step-000000.states.safetensors"
+    assert (len(load_tensors(states)) < 4) == (limit == 50)
     if not kept:
         states.unlink()
     draws: list[int] = []
@@ -453,6 +458,7 @@ def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, tmp_path: Path,
     assert len(draws) == (1 if kept else 2)
     after = again.policy.state()
     assert all(torch.equal(weight, after[name]) for name, weight in straight.policy.state().items())
+    assert again.policy.backbone.drawn is None
 
 
 def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):

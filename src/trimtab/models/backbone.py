@@ -30,10 +30,7 @@ from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
 from trimtab.models.lora import quicken
-from trimtab.models.lower import DrawnStates
-
-REMEMBERED = 32_768
-"""Padded tokens whose lower hidden states are remembered."""
+from trimtab.models.lower import REMEMBERED, DrawnStates
 
 
 class AdapterConfig(Config):
@@ -77,8 +74,9 @@ class Backbone:
         self._lowest: dict[str, int] = {}
         self._lower: nn.Module | None = None
         self._upper: nn.Module | None = None
-        self.drawn = DrawnStates(REMEMBERED)
-        """What the frozen layers gave while answers were drawn; see :meth:`lower`."""
+        self.drawn: DrawnStates | None = None
+        """What the frozen layers give while answers are drawn; None: it is not kept. Who draws answers to go on with
+        them sets it. See :meth:`lower`."""
         self._recent: dict[tuple[torch.Size, bytes], Tensor] = {}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -231,12 +229,12 @@ class Backbone:
         """Hidden states of a batch below the lowest adapter, ``[B, T, H]``; None if there is no such place.
 
         They depend on the tokens only, so one call serves all roles and epochs of a rollout. Rows that the sampler
-        drew are in :attr:`drawn` already. What is computed here is remembered by the whole batch, up to
-        :data:`REMEMBERED` tokens: scoring and training ask about the same micro-batches.
+        drew may be in :attr:`drawn` already. What is computed here is remembered by the whole batch, up to
+        ``REMEMBERED`` padded tokens: scoring and training ask about the same micro-batches.
         """
         if self._lower is None:
             return None
-        known = self.drawn.of(batch)
+        known = [None] * batch.size if self.drawn is None else self.drawn.of(batch)
         missing = [row for row, states in enumerate(known) if states is None]
         if len(missing) == batch.size:
             return self._computed(batch, self._lower)
@@ -310,7 +308,8 @@ class Backbone:
         below = min(self._lowest.values(), default=0)
         self._lower = self._upper = None
         self._recent = {}
-        self.drawn.clear()
+        if self.drawn is not None:
+            self.drawn.clear()
         self.frozen_layers = 0
         if below == 0 or not (hasattr(base, "layers") and hasattr(base, "norm")):
             return

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from trimtab.models.batch import Batch
 
+REMEMBERED = 32_768
+"""Tokens whose hidden states are remembered, unasked for."""
+
 
 class DrawnStates:
     """What the layers below all adapters gave for the tokens of answers while they were drawn.
@@ -13,16 +16,17 @@ class DrawnStates:
     Scoring, the reference and training then go on from there: for a rollout, these layers run once.
 
     Args:
-        limit: tokens to hold, prompts counted with every answer; beyond them the oldest answers are forgotten.
+        limit: tokens to hold, prompts counted with every answer. What comes when they are full is not kept: what is
+            there then does not depend on what was asked since, and a continued run has the same.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = REMEMBERED) -> None:
         self.limit = limit
         self._kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._tokens = 0
 
     def keep(self, tokens: Iterable[int], prompt: Tensor, answer: Tensor) -> None:
-        """Remember a sequence.
+        """Remember a sequence, if there is room.
 
         Args:
             tokens: prompt and answer.
@@ -30,11 +34,11 @@ class DrawnStates:
             answer: ``[A, H]``.
         """
         key = tuple(tokens)
-        self._drop(key)
+        if key not in self._kept:
+            if self._tokens + len(key) > self.limit:
+                return
+            self._tokens += len(key)
         self._kept[key] = prompt, answer
-        self._tokens += len(key)
-        while self._tokens > self.limit and len(self._kept) > 1:
-            self._drop(next(iter(self._kept)))
 
     def get(self, tokens: Iterable[int]) -> tuple[Tensor, Tensor] | None:
         """States of a sequence's prompt and of its answer; None where they are not known."""
@@ -51,10 +55,6 @@ class DrawnStates:
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    def _drop(self, key: tuple[int, ...]) -> None:
-        if self._kept.pop(key, None) is not None:
-            self._tokens -= len(key)
 
 
 class LowerCache:

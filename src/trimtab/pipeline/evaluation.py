@@ -11,7 +11,7 @@ from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
 from trimtab.evals import probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
-from trimtab.models import Backbone, Role, load_tensors
+from trimtab.models import Backbone, DrawnStates, Role, load_tensors
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
@@ -44,9 +44,10 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         base = context.trunk(with_sft=False)
         sample("base", base)
         del base
-    # All adapters first: what the layers below them give while answers are drawn then serves KL and scores.
+    # All adapters first: what the layers below them give while answers are drawn serves KL and scores.
     policy = None if run.align is None else policy_role(context, trunk)
     rewards = load_rewards(context, trunk)[0] if run.reward is not None or run.rewards else None
+    trunk.drawn = DrawnStates()
     sample("sft" if run.sft is not None else "base", trunk)
     kl: list[float] | None = None
     if policy is not None:
@@ -83,10 +84,10 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     for name, rollouts in answers.items():
         write_records(folder / f"answers-{name}.jsonl", rollouts)
         files.append(f"answers-{name}.jsonl")
-    for name in (*answers, "best-of"):
-        forget_drawn(folder / "samples" / name)
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
     write_json(folder / "evaluation.json", result | {"best_of": best})
+    for name in (*answers, "best-of"):
+        forget_drawn(folder / "samples" / name)
     for row in result["win_rates"]:
         context.ui.say(
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "

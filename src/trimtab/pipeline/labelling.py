@@ -74,8 +74,8 @@ def sample_in_chunks(
         chunk = -(-len(prompts) // parts)
         for start in range(0, len(prompts), chunk):
             path = folder / f"prompts-{start:06d}.jsonl"
-            kept = read_drawn(path, backbone) or []
-            if [r.prompt.id for r in kept] == [p.id for p in prompts[start : start + chunk] for _ in range(group)]:
+            kept = read_drawn(path, [p.id for p in prompts[start : start + chunk] for _ in range(group)], backbone)
+            if kept is not None:
                 rollouts += kept
                 bar.update(len(rollouts), total)
                 continue

@@ -10,9 +10,9 @@ from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import AdapterConfig, ModelConfig
-from trimtab.models.backbone import REMEMBERED
 from trimtab.models.head import TABLE
 from trimtab.models.loading import resolve
+from trimtab.models.lower import REMEMBERED
 from trimtab.pipeline.config import RunConfig
 from trimtab.trainers import OfflineConfig, OnlineConfig, PpoConfig, RewardConfig, SftConfig
 

@@ -1,45 +1,58 @@
 """Answers on disk as they were drawn, with what the frozen layers gave for them, so that a killed process goes on.
 
-Hidden states computed again would differ in their last bits, and the continued run with them. So answers whose states
-should be there and are not (they are removed when the answers have been used) are drawn again: from the same seed and
-weights they come out the same.
+Hidden states computed again would differ in their last bits, and the continued run with them. So where states are kept
+(:attr:`trimtab.models.Backbone.drawn`) they are written beside the answers, and answers without theirs (removed
+when the answers have been used) are drawn again: from the same seed and weights they come out the same.
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 
 from trimtab.errors import CheckpointError, DataError
-from trimtab.models import Backbone, load_tensors, save_tensors
+from trimtab.files import write_atomic
+from trimtab.models import Backbone, load_tensors
 from trimtab.records import Rollout, read_records, write_records
 
 
-def write_drawn(path: Path, rollouts: list[Rollout], backbone: Backbone) -> None:
-    """Write rollouts to ``path`` and, where the backbone has frozen layers, their states beside it."""
-    if backbone.frozen_layers:
-        states = {}
-        for number, rollout in enumerate(rollouts):
-            known = backbone.drawn.get(rollout.prompt_tokens + rollout.tokens)
-            if known is not None:
-                states[str(number)] = torch.cat(known)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(_beside(path), states)
+def write_drawn(path: Path, rollouts: Sequence[Rollout], backbone: Backbone) -> None:
+    """Write rollouts to ``path`` and, where they are kept, their states beside it."""
+    if _keeps(backbone):
+        assert backbone.drawn is not None
+        known = {_name(r): backbone.drawn.get(r.prompt_tokens + r.tokens) for r in rollouts}
+        write_atomic(_beside(path), save({name: torch.cat(s).cpu() for name, s in known.items() if s is not None}))
     write_records(path, rollouts)
 
 
-def read_drawn(path: Path, backbone: Backbone) -> list[Rollout] | None:
-    """The rollouts that :func:`write_drawn` wrote, their states known to the backbone again; None: draw them."""
-    if not path.exists() or (backbone.frozen_layers and not _beside(path).exists()):
+def read_drawn(
+    path: Path, wanted: Sequence[str], backbone: Backbone, *, version: int | None = None
+) -> list[Rollout] | None:
+    """The rollouts that :func:`write_drawn` wrote, their states known to the backbone again; None: draw them.
+
+    Args:
+        path: the file.
+        wanted: id of each answer's prompt.
+        backbone: what drew them.
+        version: the weights they must be from; None: any.
+    """
+    if not path.exists() or (_keeps(backbone) and not _beside(path).exists()):
         return None
     try:
         rollouts = read_records(path, Rollout)
-        states = load_tensors(_beside(path)) if backbone.frozen_layers else {}
+        states = load_tensors(_beside(path)) if _keeps(backbone) else {}
     except (DataError, CheckpointError):
         return None
-    for number, rollout in enumerate(rollouts):
-        known = states.get(str(number))
-        if known is not None:
-            count = len(rollout.prompt_tokens)
+    if [r.prompt.id for r in rollouts] != list(wanted):
+        return None
+    if version is not None and any(r.weight_version != version for r in rollouts):
+        return None
+    for rollout in rollouts:
+        known = states.get(_name(rollout))
+        if known is not None and backbone.drawn is not None:
+            count, known = len(rollout.prompt_tokens), known.to(backbone.device)
             backbone.drawn.keep(rollout.prompt_tokens + rollout.tokens, known[:count], known[count:])
     return rollouts
 
@@ -50,5 +63,14 @@ def forget_drawn(folder: Path, pattern: str = "*") -> None:
         path.unlink()
 
 
+def _keeps(backbone: Backbone) -> bool:
+    return backbone.frozen_layers > 0 and backbone.drawn is not None
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.states.safetensors")
+
+
+def _name(rollout: Rollout) -> str:
+    """What an answer's states are called: by its tokens, so that they can be no other answer's."""
+    return hashlib.sha256(str(rollout.prompt_tokens + rollout.tokens).encode()).hexdigest()

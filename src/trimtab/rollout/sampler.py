@@ -3,8 +3,8 @@
 What all prompts begin with (a system message, say) is computed once. Each distinct prompt is
 prefilled once and its cache copied to every answer of its group. A finished answer frees its slot
 at once; the next waiting answer takes it. The log-probability of every produced token is kept,
-under exactly the distribution it was drawn from; so is what the layers below all adapters gave
-for every token (:attr:`trimtab.models.Backbone.drawn`), where there are such layers.
+under exactly the distribution it was drawn from; so is, where it is wanted, what the layers below
+all adapters gave for every token (:attr:`trimtab.models.Backbone.drawn`).
 
 Each answer draws from a random stream of its own, made from (seed, prompt id, index in the
 group), one uniform number per token. So an answer does not depend on what else is in the batch,
@@ -102,7 +102,7 @@ class _Running:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     prompt_states: Tensor | None = None
-    """``[P, H]``, what the frozen layers gave for the prompt; kept only where there are frozen layers."""
+    """``[P, H]``, what the frozen layers gave for the prompt, where that is kept."""
     states: list[Tensor] = field(default_factory=list)
     """The same for each token of the answer that was read, ``[H]`` each: all but the last."""
     ended: bool = False
@@ -203,7 +203,7 @@ class LocalSampler:
         cache = SlotCache(len(self.backbone.layers), slots, longest)
 
         def finish(answer: _Running) -> None:
-            if answer.prompt_states is not None:
+            if answer.prompt_states is not None and self.backbone.drawn is not None:
                 states = torch.stack(answer.states)
                 self.backbone.drawn.keep(answer.prompt_tokens + answer.tokens, answer.prompt_states, states)
                 answer.prompt_states, answer.states = None, []
@@ -267,9 +267,9 @@ class LocalSampler:
 
     @contextmanager
     def _tapped(self) -> Iterator[_Tap | None]:
-        """What the frozen layers give, caught on the way; None where no layer lies below all adapters."""
+        """What the frozen layers give, caught on the way; None where there are none or nobody wants it."""
         below = self.backbone.frozen_layers
-        if below == 0:
+        if below == 0 or self.backbone.drawn is None:
             yield None
             return
         tap = _Tap()

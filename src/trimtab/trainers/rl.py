@@ -38,10 +38,10 @@ from trimtab.algos import (
     truncated_importance_weights,
 )
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Backbone, Batch, Encoded, Role, collate, scatter
+from trimtab.models import AdapterConfig, Backbone, Batch, DrawnStates, Encoded, Role, collate, scatter
 from trimtab.models.allocation import release_freed_memory
 from trimtab.records import Prompt, Rollout, write_records
-from trimtab.rollout import Sampler, Scorer, forget_drawn, make_sampler, read_drawn, write_drawn
+from trimtab.rollout import LocalSampler, Sampler, Scorer, forget_drawn, make_sampler, read_drawn, write_drawn
 from trimtab.trainers.checkpoint import seed_step, step_seed
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.progress import Session
@@ -170,11 +170,13 @@ def train_rl(
     if extra:
         leash.load_state_dict(extra["kl"])
     sampler = sampler or make_sampler(roles.policy.backbone, config.sampler)
+    # Scores, the reference and the update go on from what frozen layers give while our own sampler draws.
+    keeps = isinstance(sampler, LocalSampler) and roles.policy.backbone.frozen_layers > 0
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()
-        if roles.policy.backbone.frozen_layers:
-            roles.policy.backbone.drawn.clear()
+        if keeps:
+            roles.policy.backbone.drawn = DrawnStates()
         value = seed_step(seed, "align", step)
 
         def draw(chosen: Sequence[Prompt], name: str, seed: int = value, kept: bool = step == done) -> list[Rollout]:
@@ -232,6 +234,8 @@ def train_rl(
         session.after_step(
             step + 1, config.steps, lambda c, s=step + 1: c.save(s, learners, {"kl": leash.state_dict()})
         )
+    if keeps:
+        roles.policy.backbone.drawn = None
 
 
 def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> Scores:
@@ -374,9 +378,9 @@ def _sample(
 ) -> list[Rollout]:
     """Draw answers, or take those that a killed process had finished drawing."""
     if path is not None:
-        kept = read_drawn(path, policy.backbone) or []
         wanted = [p.id for p in prompts for _ in range(group)]
-        if [r.prompt.id for r in kept] == wanted and all(r.weight_version == version for r in kept):
+        kept = read_drawn(path, wanted, policy.backbone, version=version)
+        if kept is not None:
             return kept
     rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=group, weight_version=version)
     release_freed_memory()  # weights laid out for sampling, and caches, would lie beside what the update needs
