@@ -142,13 +142,12 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
     reference = Phase(name="reference", operations=passes(tokens, seen, head))
     if workload.kind != "ppo":
         return [sample, reference, Phase(name="update", operations=update(tokens, seen, head)), optimiser()]
-    below, above = shape.layers - top, top
-    shared = passes(tokens, seen, 0, below)  # frozen: once for all four roles
-    infer = Phase(
-        name="reference, critic, reward model",
-        operations=shared + 3 * passes(tokens, seen, 0, above) + 2 * shape.width * shape.vocabulary * head,
-    )
+    # What lies below the adapters, and all that a critic on the policy's states needs, ran while answers were drawn.
     apart = not workload.shared_critic
+    infer = Phase(
+        name="reference, critic, reward model" if apart else "reference, reward model",
+        operations=(3 if apart else 2) * passes(tokens, seen, 0, top) + 2 * shape.width * shape.vocabulary * head,
+    )
     both = update(tokens, seen, head) + (update(tokens, seen, 0) if apart else 0.0)
     assert prefill <= tokens
     return [

@@ -385,7 +385,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(
         model=asked.model, repeats=asked.repeats, threads=asked.threads, data=asked.data, full_length=not asked.ends
     )
-    chosen = [w for w in WORKLOADS if w.kind in asked.only and asked.adapter in (None, w.adapter)]
+    chosen = [
+        w
+        for w in WORKLOADS
+        if w.kind in asked.only and asked.adapter in (None, w.adapter) and asked.named in (None, w.name)
+    ]
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -432,6 +436,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--patience", type=float, default=1800.0, metavar="S", help="longest wait for a step (1800)")
     parser.add_argument("--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help=",".join(get_args(Kind)))
     parser.add_argument("--adapter", choices=("full", "lora"), help="only full fine-tuning, or only LoRA")
+    parser.add_argument(
+        "--named", choices=[w.name for w in WORKLOADS], metavar="NAME", help="one workload, as in the table"
+    )
     parser.add_argument("--trl", type=_versions, default=NEWER[:1], metavar="VERSIONS", help=f"of {','.join(NEWER)}")
     parser.add_argument("--alone", action="store_true", help="ours only; with --add, beside TRL's earlier numbers")
     parser.add_argument("--envs", type=Path, default=Path(".peers"), metavar="FOLDER", help="TRL's environments")

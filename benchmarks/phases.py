@@ -32,7 +32,7 @@ WORKLOADS = (
 
 PARTS = {
     "sample": (("sample",), ("sample",)),
-    "score and infer": (("score", "infer"), ("reference, critic, reward model",)),
+    "score and infer": (("score", "infer"), ("reference, reward model",)),
     "update": (("update",), ("update", "optimiser")),
 }
 """By row of the table: the trainer's phases, and the floor's."""

@@ -101,7 +101,11 @@ def test_floor_of_online_methods_by_hand():
     frozen = count(
         Workload(kind="ppo", adapter="lora", top_layers=1, batch=1, new_tokens=2), {"prompts": [[1, 2]]}, SMALL
     )
-    assert frozen[1].operations == (1 + 3) * trunk / 2 + head  # the lower layer once, the upper one three times
+    assert frozen[1].operations == 3 * trunk / 2 + head  # the lower layer ran while answers were drawn
+    shared = count(
+        Workload(kind="ppo", adapter="full", batch=1, new_tokens=2, shared_critic=True), {"prompts": [[1, 2]]}, SMALL
+    )
+    assert shared[1].operations == 2 * trunk + head  # so did what the critic is a head on
 
 
 def test_a_phase_takes_what_its_longer_part_takes():

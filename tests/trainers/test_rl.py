@@ -285,6 +285,28 @@ def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.
     same_weights(halves.critic, whole.critic)
 
 
+@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
+def test_values_come_from_the_sampler_where_the_critic_is_on_the_policys_states(
+    adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = config(adapter, shared_critic=True, epochs=2)
+    found, rows = run(settings, samples=tmp_path)
+    kept = [r for step in (0, 1) for r in read_records(tmp_path / f"step-{step:06d}.jsonl", Rollout)]
+    assert all(len(r.values) == len(r.tokens) for r in kept) and any(v != 0.0 for r in kept for v in r.values)
+    generate = LocalSampler.generate
+
+    def without(self, *args, **more):
+        self.value_head = None
+        return generate(self, *args, **more)
+
+    monkeypatch.setattr(LocalSampler, "generate", without)
+    passed, others = run(settings)
+    same_weights(found.policy, passed.policy)
+    same_weights(found.critic, passed.critic)
+    for name in ("value", "explained_variance"):
+        assert [r[name] for r in rows] == pytest.approx([r[name] for r in others], abs=1e-4)
+
+
 def test_reference_never_moves():
     roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
     before = {n: p.detach().clone() for n, p in roles.reference.backbone.model.named_parameters() if "lora" not in n}

@@ -273,6 +273,8 @@ class Rollout:
     """``stop``: it ended its turn; ``length``: it was cut."""
     weight_version: int
     """Which weights sampled it: the number of optimiser steps they had seen."""
+    values: list[float] = field(default_factory=list)
+    """Value of the state before each produced token, where a critic on the policy's own states said it."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Named reward components, once scored."""
     step_rewards: dict[str, list[tuple[int, float]]] = field(default_factory=dict)

@@ -101,6 +101,7 @@ class _Running:
     """Where a stop string begins in the text, once one has appeared."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     prompt_states: Tensor | None = None
     """``[P, H]``, what the frozen layers gave for the prompt, where that is kept."""
     states: list[Tensor] = field(default_factory=list)
@@ -141,6 +142,9 @@ class LocalSampler:
     def __init__(self, backbone: Backbone, config: SamplerConfig) -> None:
         self.backbone = backbone
         self.config = config
+        self.value_head: torch.nn.Module | None = None
+        """A critic on the policy's own states (``[B, H]`` → ``[B, 1]``), whose values are then kept beside the
+        log-probabilities: the states they are of pass by here."""
         self._decodes: bool | None = None
 
     @torch.no_grad()
@@ -214,6 +218,7 @@ class LocalSampler:
                 prompt_tokens=answer.prompt_tokens,
                 tokens=answer.tokens,
                 logprobs=answer.logprobs,
+                values=answer.values,
                 text=self.backbone.chat.decode(answer.tokens, strip=False)[: answer.ending].strip(),
                 finish_reason="stop" if ended else "length",
                 weight_version=weight_version,
@@ -334,8 +339,9 @@ class LocalSampler:
                 cache.fill(first_slot + len(answers), prefill, row, lengths[row])
                 answers.append(member)
                 rows.append(row)
-        logits = self.backbone.head(states).float()
-        self._draw(answers, logits[torch.tensor(rows, device=logits.device)])
+        chosen = torch.tensor(rows, device=states.device)
+        self._value(answers, states[chosen])
+        self._draw(answers, self.backbone.head(states).float()[chosen])
         return answers
 
     @contextmanager
@@ -379,7 +385,18 @@ class LocalSampler:
         going = [row for row, answer in enumerate(running) if not answer.ended]
         if going:
             states = states if len(going) == len(running) else states[going]
-            self._draw([running[row] for row in going], self.backbone.head(states).float())
+            answers = [running[row] for row in going]
+            self._value(answers, states)
+            self._draw(answers, self.backbone.head(states).float())
+
+    def _value(self, answers: list[_Running], states: Tensor) -> None:
+        """Keep what the critic, if there is one here, says of the states before the next tokens, ``[B, H]``."""
+        if self.value_head is None:
+            return
+        with torch.autocast(states.device.type, enabled=False):
+            values = self.value_head(states.float()).squeeze(-1)
+        for answer, value in zip(answers, values.tolist(), strict=True):
+            answer.values.append(value)
 
     def _draw(self, answers: list[_Running], logits: Tensor) -> None:
         """Draw one token per row by inverting the cumulative distribution at the row's next uniform number."""

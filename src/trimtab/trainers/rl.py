@@ -171,7 +171,11 @@ def train_rl(
         leash.load_state_dict(extra["kl"])
     sampler = sampler or make_sampler(roles.policy.backbone, config.sampler)
     # Scores, the reference and the update go on from what frozen layers give while our own sampler draws.
-    keeps = isinstance(sampler, LocalSampler) and roles.policy.backbone.frozen_layers > 0
+    keeps = False
+    if isinstance(sampler, LocalSampler) and sampler.backbone is roles.policy.backbone:
+        keeps = roles.policy.backbone.frozen_layers > 0
+        if isinstance(config, PpoConfig) and config.shared_critic and roles.critic is not None:
+            sampler.value_head = roles.critic.scalar
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()
@@ -430,6 +434,9 @@ def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config
     values, trainers = torch.zeros_like(reference), torch.zeros_like(reference)
     critic = roles.critic if isinstance(config, PpoConfig) else None
     cap = config.importance_cap if isinstance(config, PolicyGradientConfig) else None
+    valued = all(len(r.values) == len(r.tokens) for r in rollouts)
+    if valued:  # the sampler had them: the critic is a head on the policy's states
+        values = scatter([r.values for r in rollouts], mask)
     shared = roles.policy.backbone is roles.reference.backbone
     lowers: list[tuple[Tensor, Tensor]] = []
     for index, part in batch.micro_batches(config.micro_batch_tokens):
@@ -439,7 +446,7 @@ def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config
             lowers.append((index, lower))
         width = part.tokens.shape[1]
         reference[index, :width] = roles.reference.logprobs(part, temperature=temperature)
-        if critic is not None:
+        if critic is not None and not valued:
             values[index, :width] = critic.values(part)
         if cap is not None:
             trainers[index, :width] = roles.policy.logprobs(part, temperature=temperature)
