@@ -405,7 +405,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", asked.model])
         for number, workload in enumerate(chosen, 1):
             console.print(f"{number}/{len(chosen)} {workload.name} …", highlight=False)
-            alone = asked.alone or (workload.kind == "ppo" and (workload.adapter == "lora" or workload.shared_critic))
+            repeated = workload.shared_critic and asked.named is None  # TRL's step is measured in another row
+            alone = asked.alone or (workload.kind == "ppo" and (workload.adapter == "lora" or repeated))
             wanted = () if alone else (WITH_PPO,) if workload.kind == "ppo" else asked.trl
             pythons = {f"TRL {v}": environment_of(v, asked.envs) for v in wanted}
             found = compare(workload, settings, pythons, minutes=asked.minutes, answer_seconds=asked.patience)
@@ -437,7 +438,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help=",".join(get_args(Kind)))
     parser.add_argument("--adapter", choices=("full", "lora"), help="only full fine-tuning, or only LoRA")
     parser.add_argument(
-        "--named", choices=[w.name for w in WORKLOADS], metavar="NAME", help="one workload, as in the table"
+        "--named", choices=[w.name for w in WORKLOADS], metavar="NAME", help="one workload, as in the table, beside TRL"
     )
     parser.add_argument("--trl", type=_versions, default=NEWER[:1], metavar="VERSIONS", help=f"of {','.join(NEWER)}")
     parser.add_argument("--alone", action="store_true", help="ours only; with --add, beside TRL's earlier numbers")
