@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here (docs/benchmarks.md)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here")
     parser.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed steps per workload (3)")
     parser.add_argument(
         "--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help=f"from {','.join(get_args(Kind))}"
