@@ -58,6 +58,7 @@ class Table:
 
     device = torch.device("cpu")
     frozen_layers = 0
+    tap = 0
 
     def __init__(self, width: int = 0) -> None:
         self.width = width

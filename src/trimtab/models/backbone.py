@@ -108,6 +108,11 @@ class Backbone:
         return self.model.device
 
     @property
+    def tap(self) -> int:
+        """After so many layers the sampler keeps the states in :attr:`drawn`; 0: none are frozen, or nobody asked."""
+        return 0 if self.drawn is None else self.frozen_layers
+
+    @property
     def width(self) -> int:
         """Size of a hidden state."""
         return self.model.config.get_text_config().hidden_size

@@ -20,8 +20,7 @@ from trimtab.records import Rollout, read_records, write_records
 
 def write_drawn(path: Path, rollouts: Sequence[Rollout], backbone: Backbone) -> None:
     """Write rollouts to ``path`` and, where they are kept, their states beside it."""
-    if _keeps(backbone):
-        assert backbone.drawn is not None
+    if backbone.tap and backbone.drawn is not None:
         known = {_name(r): backbone.drawn.get(r.prompt_tokens + r.tokens) for r in rollouts}
         write_atomic(_beside(path), save({name: torch.cat(s).cpu() for name, s in known.items() if s is not None}))
     write_records(path, rollouts)
@@ -38,11 +37,11 @@ def read_drawn(
         backbone: what drew them.
         version: the weights they must be from; None: any.
     """
-    if not path.exists() or (_keeps(backbone) and not _beside(path).exists()):
+    if not path.exists() or (backbone.tap and not _beside(path).exists()):
         return None
     try:
         rollouts = read_records(path, Rollout)
-        states = load_tensors(_beside(path)) if _keeps(backbone) else {}
+        states = load_tensors(_beside(path)) if backbone.tap else {}
     except (DataError, CheckpointError):
         return None
     if [r.prompt.id for r in rollouts] != list(wanted):
@@ -61,10 +60,6 @@ def forget_drawn(folder: Path, pattern: str = "*") -> None:
     """Remove the states, which are large, of answers that have been used; the answers stay."""
     for path in folder.glob(f"{pattern}.states.safetensors"):
         path.unlink()
-
-
-def _keeps(backbone: Backbone) -> bool:
-    return backbone.frozen_layers > 0 and backbone.drawn is not None
 
 
 def _beside(path: Path) -> Path:

@@ -273,8 +273,8 @@ class LocalSampler:
     @contextmanager
     def _tapped(self) -> Iterator[_Tap | None]:
         """What the frozen layers give, caught on the way; None where there are none or nobody wants it."""
-        below = self.backbone.frozen_layers
-        if below == 0 or self.backbone.drawn is None:
+        below = self.backbone.tap
+        if below == 0:
             yield None
             return
         tap = _Tap()
@@ -351,7 +351,7 @@ class LocalSampler:
             self._decodes = decodes(self.backbone)
         if self._decodes:
             with packed(self.backbone.head):
-                yield LlamaDecoder(self.backbone.model.base_model, tap=self.backbone.frozen_layers)
+                yield LlamaDecoder(self.backbone.model.base_model, tap=self.backbone.tap)
         else:
             with packed(self.backbone.model) if self.backbone.dtype == torch.float32 else nullcontext():
                 yield None
