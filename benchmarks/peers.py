@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,11 +113,15 @@ def compare(
     Returns:
         ``sides``: by name, ``seconds`` and ``cpu_seconds`` of each timed step, ``median`` and ``cpu_median`` of them,
         ``loaded_mib``, ``peak_mib``, ``first`` (the metrics of the first step, all on the same batch) and ``error``;
-        ``phases``: the floor's; ``peaks``: this machine's, measured just before.
+        ``phases``: the floor's; ``measured_peaks``: this machine's before, between and after the timed steps, all
+        sides waiting; ``peaks``: their medians.
     """
-    peaks = json.loads(_run(["-m", "benchmarks.floors", str(settings.threads)]))
+    found: dict[str, Any] = {"sides": {}, "measured_peaks": []}
+
+    def peak() -> None:
+        found["measured_peaks"].append(json.loads(_run(["-m", "benchmarks.floors", str(settings.threads)])))
+
     started = time.monotonic()
-    found: dict[str, Any] = {"sides": {}, "peaks": peaks}
     together = workload.kind != "ppo"
     running: dict[str, _Side] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -142,7 +146,7 @@ def compare(
             ours.step({}, timed=False)
         answers = ours.last.get("answers") or []
         if not together:
-            _repeat(running, settings.repeats, started, minutes)
+            _repeat(running, settings.repeats, started, minutes, peak)
             ours.close()
         for name, python in pythons.items():
             side = _Side(name, found)
@@ -154,23 +158,29 @@ def compare(
             if not together:
                 side.close()
         if together:
-            _repeat(running, settings.repeats, started, minutes)
+            _repeat(running, settings.repeats, started, minutes, peak)
         for side in running.values():
             side.close()
     for side in found["sides"].values():
         if side["seconds"]:
             side["median"] = statistics.median(side["seconds"])
             side["cpu_median"] = statistics.median(side["cpu_seconds"])
+    measured = found["measured_peaks"]
+    found["peaks"] = {key: statistics.median(peaks[key] for peaks in measured) for key in ("operations", "bytes")}
     return found
 
 
-def _repeat(running: dict[str, "_Side"], repeats: int, started: float, minutes: float) -> None:
-    """Steps of all sides in turn."""
+def _repeat(
+    running: dict[str, "_Side"], repeats: int, started: float, minutes: float, peak: Callable[[], None]
+) -> None:
+    """Steps of all sides in turn; the machine's peak before, between and after them."""
+    peak()
     for number in range(repeats):
         if number and time.monotonic() - started > 60 * minutes:
             return
         for side in running.values():
             side.step({}, timed=True)
+        peak()
 
 
 class _Side:
@@ -270,11 +280,30 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def floor_seconds(result: dict[str, Any]) -> float | None:
-    """The least time the workload's phases take on the peaks measured before it."""
-    if "phases" not in result:
-        return None
+    """The least time the workload's phases take on the peaks measured around it."""
+    return _least(result, [phase["name"] for phase in result["phases"]]) if "phases" in result else None
+
+
+def _least(result: dict[str, Any], names: Sequence[str]) -> float:
     peak, bandwidth = result["peaks"]["operations"], result["peaks"]["bytes"]
-    return sum(floors.Phase(**phase).seconds(peak, bandwidth) for phase in result["phases"])
+    return sum(floors.Phase(**p).seconds(peak, bandwidth) for p in result["phases"] if p["name"] in names)
+
+
+def update_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Our update against its floor: the phase of that name, or a step that is nothing else."""
+    table = []
+    for result in report["results"]:
+        ours, names = result["sides"]["ours"], {phase["name"] for phase in result.get("phases", ())}
+        seconds = ours.get("metrics", {}).get("seconds/update")
+        if seconds is None and names == {"update", "optimiser"}:
+            seconds = ours.get("median")
+        if seconds is None:
+            continue
+        least = _least(result, ("update", "optimiser"))
+        seen = [peaks["operations"] / 1e9 for peaks in result["measured_peaks"]]
+        rates = f"{result['peaks']['operations'] / 1e9:.0f} ({min(seen):.0f}–{max(seen):.0f})"
+        table.append((result["name"], f"{seconds:.3g}", f"{least:.3g}", f"{least / seconds:.0%}", rates))
+    return table
 
 
 def equality_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -303,6 +332,12 @@ _NOTES = """\
   nothing.
 - PPO's processes are too large to be alive together. Ours takes its steps, the first not timed; then TRL takes one,
   its first, and that is timed.
+"""
+
+_UPDATE = """\
+Ours, in the last timed step. The best matrix product is measured before, between and after the timed steps; the floor
+is with the median, and a range that is wide says how little one measurement is worth. Beside operations the floor
+counts the bytes an optimiser moves.
 """
 
 _EQUAL = """\
@@ -342,16 +377,19 @@ def markdown(report: dict[str, Any]) -> str:
     others = sorted({side for r in report["results"] for side in r["sides"] if side != "ours"})
     blocks = [
         "# Benchmarks: beside TRL",
-        f"Written by this command on {report['date'][:10]}; run it to get the numbers of your machine:",
-        f"```\n{report['command']}\n```",
+        f"Written on {report['date'][:10]} by what follows, in this order; run it to get the numbers of your machine:",
+        "```\n" + "\n".join(report["commands"]) + "\n```",
         f"Machine: {here['processor']}, {here['cores']} cores ({settings['threads']} threads used), "
         f"{here['memory_gib']} GiB memory, {here['system']}; load average before the start {here['load_before']}. "
-        f"Measured before each workload (medians): matrix product {peak:.0f} GFLOP/s, copying {bandwidth:.1f} GB/s. "
+        f"Measured around each workload (medians): matrix product {peak:.0f} GFLOP/s, copying {bandwidth:.1f} GB/s. "
         "**The machine is shared with other work and noisy: read the spread with the median.**",
         f"Model: `{settings['model']}`, float32. Texts: {texts}. Versions: {made}; beside it {', '.join(others)}. TRL "
         f"{WITH_PPO} is its last version with a PPO trainer.",
         table(COLUMNS, rows(report)),
         _NOTES.strip(),
+        "## The update against the matrix peak",
+        _UPDATE.strip(),
+        table(("workload", "update s", "floor s", "of floor", "GFLOP/s, median (range)"), update_rows(report)),
         "## The same loss and gradient",
         _EQUAL.strip(),
         table(("workload", "side", "loss", "gradient norm"), equality_rows(report)),
@@ -375,7 +413,8 @@ def merge(report: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     """Results of an earlier run, replaced where this one has the same workload, in the order of the list."""
     order = [w.name for w in WORKLOADS]
     kept = {r["name"]: r for r in earlier["results"]} | {r["name"]: r for r in report["results"]}
-    return report | {"results": sorted(kept.values(), key=lambda r: order.index(r["name"]))}
+    commands = [*earlier["commands"], *report["commands"]]
+    return report | {"commands": commands, "results": sorted(kept.values(), key=lambda r: order.index(r["name"]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -391,7 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if w.kind in asked.only and asked.adapter in (None, w.adapter) and asked.named in (None, w.name)
     ]
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
+        "commands": [shlex.join(["python", "-m", "benchmarks.peers", *arguments])],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
@@ -440,7 +479,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--named", choices=[w.name for w in WORKLOADS], metavar="NAME", help="one workload, as in the table, beside TRL"
     )
-    parser.add_argument("--trl", type=_versions, default=NEWER[:1], metavar="VERSIONS", help=f"of {','.join(NEWER)}")
+    parser.add_argument("--trl", type=_versions, default=NEWER, metavar="VERSIONS", help=f"of {','.join(NEWER)} (both)")
     parser.add_argument("--alone", action="store_true", help="ours only; with --add, beside TRL's earlier numbers")
     parser.add_argument("--envs", type=Path, default=Path(".peers"), metavar="FOLDER", help="TRL's environments")
     parser.add_argument("--ends", action="store_true", help="answers end where the model ends them")

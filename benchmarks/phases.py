@@ -2,7 +2,7 @@
 
 For each phase of a step the seconds measured, the least that the counted operations and bytes allow on this machine
 (``benchmarks/floors.py``), and what the processor did in it. Times are medians of steps without a profiler; the shares
-come from one further step, with it.
+come from one further step, with it. The machine's peaks are measured before the first and after every timed step.
 """
 
 import argparse
@@ -45,10 +45,11 @@ KINDS = {
 
 
 class _Watch:
-    """Time of each phase of each step, and in the last step what was done in it."""
+    """Time of each phase of each step, the machine's peaks around it, and in the last step what was done in it."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done = steps, 0
+    def __init__(self, steps: int, threads: int) -> None:
+        self.steps, self.threads, self.done = steps, threads, 0
+        self.peaks: list[dict[str, float]] = []
         self.seconds: list[dict[str, float]] = []
         self.shares: dict[str, dict[str, float]] = {}
         self._profile: profile | None = None
@@ -59,6 +60,8 @@ class _Watch:
         if 1 < self.done < self.steps:
             self.seconds.append({k.removeprefix("seconds/"): v for k, v in metrics.items() if k.startswith("seconds/")})
         self._stop()
+        if self.done < self.steps:
+            self.peaks.append(floors.peaks(self.threads))
         if self.done == self.steps - 1:
             self._start()
 
@@ -87,15 +90,14 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
     """Run a warm-up step, ``settings.repeats`` timed ones and a profiled one.
 
     Returns:
-        for each of :data:`PARTS`: ``name``, ``seconds``, ``floor`` and, as shares of one, the kinds of work.
+        for each of :data:`PARTS`: ``name``, ``seconds``, ``floor`` (on the median of ``peaks``, all that were measured)
+        and, as shares of one, the kinds of work.
     """
     backbone, pairs = measure._load(workload, settings)
     batch = measure._batch(workload, backbone, pairs)
     backbone.chat.end_tokens = frozenset()  # answers of exactly the length that is counted
     shape = floors.Shape.of(json.loads((Path(resolve(settings.model)) / "config.json").read_text()))
-    peaks = floors.peaks(settings.threads)
-    least = {p.name: p.seconds(peaks["operations"], peaks["bytes"]) for p in floors.count(workload, batch, shape)}
-    watch = _Watch(settings.repeats + 2)
+    watch = _Watch(settings.repeats + 2, settings.threads)
 
     class Clock(rl._Clock):
         def lap(self, name: str) -> None:
@@ -107,6 +109,8 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
         measure._RUN[workload.kind](workload, backbone, pairs, watch.steps, Session(log=watch.log))
     finally:
         rl._Clock = before
+    peaks = {key: statistics.median(measured[key] for measured in watch.peaks) for key in ("operations", "bytes")}
+    least = {p.name: p.seconds(peaks["operations"], peaks["bytes"]) for p in floors.count(workload, batch, shape)}
     rows = []
     for name, (ours, counted) in PARTS.items():
         work = {kind: sum(watch.shares[phase][kind] for phase in ours) for kind in (*KINDS, "the rest")}
@@ -116,7 +120,7 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
                 "seconds": statistics.median(sum(step[phase] for phase in ours) for step in watch.seconds),
                 "floor": sum(least[phase] for phase in counted),
                 "shares": {kind: seconds / sum(work.values()) for kind, seconds in work.items()},
-                "peaks": peaks,
+                "peaks": watch.peaks,
             }
         )
     return rows
@@ -132,16 +136,18 @@ def markdown(found: dict[str, list[dict[str, Any]]], settings: Settings, command
         f"{here['memory_gib']} GiB, load average before the start {here['load_before']}; {made}. `{settings.model}`, "
         "32 prompts, answers of 48 tokens, 4 epochs; policy, critic, reference and reward model.",
         "`floor`: operations that the mathematics needs over this machine's best matrix product, or bytes over its "
-        "bandwidth, whichever is longer (`benchmarks/floors.py`); `of floor`: floor over measured. The rest: "
-        "what the processor was busy with.",
+        "bandwidth, whichever is longer (`benchmarks/floors.py`), both the median of measurements around the timed "
+        "steps; `of floor`: floor over measured. The rest: what the processor was busy with.",
     ]
     for name, rows in found.items():
-        peaks = rows[0]["peaks"]
+        rates = [measured["operations"] / 1e9 for measured in rows[0]["peaks"]]
+        copying = statistics.median(measured["bytes"] for measured in rows[0]["peaks"])
         kinds = (*KINDS, "the rest")
         lines = [
             f"## {name}",
             "",
-            f"Measured just before: {peaks['operations'] / 1e9:.0f} GFLOP/s, {peaks['bytes'] / 1e9:.0f} GB/s.",
+            f"Measured around the timed steps: {', '.join(f'{rate:.0f}' for rate in rates)} GFLOP/s; "
+            f"{copying / 1e9:.0f} GB/s.",
             "",
             f"| phase | seconds | floor | of floor | {' | '.join(kinds)} |",
             f"|---|---:|---:|---:|{'---:|' * len(kinds)}",

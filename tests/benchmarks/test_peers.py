@@ -8,7 +8,7 @@ import pytest
 from benchmarks import peers
 from benchmarks.channel import Child, ChildFailed, environment
 from benchmarks.floors import Phase, Shape, count
-from benchmarks.peers import TARGETS, WORKLOADS, compare, floor_seconds, main, markdown, merge, rows
+from benchmarks.peers import TARGETS, WORKLOADS, compare, floor_seconds, main, markdown, merge, rows, update_rows
 from benchmarks.workloads import Settings, Workload
 
 from ..kit import save_model, tiny_model
@@ -40,6 +40,12 @@ def step(seconds: float) -> str:
     return json.dumps(
         {"seconds": seconds, "cpu_seconds": 2 * seconds, "metrics": {"loss": 1.5, "grad_norm": 2.5}, "peak_mib": 2048.0}
     )
+
+
+@pytest.fixture
+def known_peaks(monkeypatch):
+    """The machine's peaks, not measured: that takes a process each time."""
+    monkeypatch.setattr(peers, "_run", lambda arguments: json.dumps({"operations": 1e11, "bytes": 1e10}))
 
 
 READY = json.dumps({"ready": True, "loaded_mib": 1024.0, "versions": {"trl": "1.2.3"}})
@@ -132,10 +138,12 @@ def test_sides_take_turns_from_the_same_batch(model, tmp_path):
     assert [len(answer) for _, answer in heard[1]["answers"]] == [3] * 4  # none ended, and these are ours
     assert heard[2:] == [{}, {}]
     assert floor_seconds({"phases": found["phases"], "peaks": found["peaks"]}) > 0
+    rates = sorted(peaks["operations"] for peaks in found["measured_peaks"])
+    assert len(rates) == 3 and found["peaks"]["operations"] == rates[1]  # before, between and after two repeats
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "decode"])
-def test_our_side_of_each_kind(model, tmp_path, kind):
+def test_our_side_of_each_kind(model, tmp_path, kind, known_peaks):
     fake = fake_trl(tmp_path, [READY, step(1.0), step(1.0)])
     settings = Settings(model=model, repeats=1, threads=1, full_length=True)
     workload = Workload(kind=kind, adapter="full", batch=2, new_tokens=3, cached=kind != "dpo")
@@ -144,7 +152,7 @@ def test_our_side_of_each_kind(model, tmp_path, kind):
     assert ours["first"].get("tokens") == (6 if kind == "decode" else ours["first"].get("tokens"))
 
 
-def test_a_side_that_fails_is_noted_and_ours_goes_on(model, tmp_path):
+def test_a_side_that_fails_is_noted_and_ours_goes_on(model, tmp_path, known_peaks):
     fake = fake_trl(tmp_path, [READY, "die"])
     settings = Settings(model=model, repeats=1, threads=1)
     workload = Workload(kind="sft", adapter="lora", batch=2)
@@ -173,12 +181,13 @@ def result(name: str, kind: str, ours: float | None, trl: float | None, **more) 
         }
     phases = [{"name": "update", "operations": 1e12, "bytes": 0.0}]
     peaks = {"operations": 1e12, "bytes": 1e10}
-    return {"name": name, "workload": {"kind": kind}, "sides": sides, "phases": phases, "peaks": peaks}
+    common = {"phases": phases, "peaks": peaks, "measured_peaks": [{"operations": 8e11}, {"operations": 1.2e12}]}
+    return {"name": name, "workload": {"kind": kind}, "sides": sides, **common}
 
 
 def report(*results: dict) -> dict:
     return {
-        "command": "python -m benchmarks.peers", "date": "2026-01-02T03:04:05+00:00", "results": list(results),
+        "commands": ["python -m benchmarks.peers"], "date": "2026-01-02T03:04:05+00:00", "results": list(results),
         "machine": {"processor": "Abacus", "cores": 2, "memory_gib": 8.0, "system": "Linux", "load_before": 0.1},
         "settings": {"model": "tiny", "repeats": 3, "threads": 2, "data": "/home/me/pairs.jsonl.gz"},
         "versions": {"torch": "2"},
@@ -218,9 +227,24 @@ def test_the_page_names_what_it_was_made_with():
     assert "`pairs.jsonl.gz`" in text and "/home/me" not in text and "Abacus, 2 cores (2 threads used)" in text
 
 
+def test_the_update_is_held_against_the_peak():
+    whole = result("sft 8, full", "sft", 2.0, None)
+    whole["phases"].append({"name": "optimiser", "operations": 0.0, "bytes": 1e9})
+    online = result("rloo 8×4, full", "rloo", 9.0, None)
+    online["phases"].append({"name": "sample", "operations": 5e12, "bytes": 0.0})
+    online["sides"]["ours"]["metrics"] = {"seconds/update": 4.0}
+    apart = result("decode 8, full", "decode", 3.0, None)
+    apart["phases"] = [{"name": "sample", "operations": 1e12, "bytes": 0.0}]
+    assert update_rows(report(whole, online, apart)) == [
+        ("sft 8, full", "2", "1.1", "55%", "1000 (800–1200)"),
+        ("rloo 8×4, full", "4", "1", "25%", "1000 (800–1200)"),
+    ]
+
+
 def test_an_earlier_run_keeps_its_other_workloads():
     old = report(result("sft 8, full", "sft", 9.0, None), result("reward 8, full", "reward", 1.0, None))
     new = report(result("sft 8, full", "sft", 2.0, None))
+    assert len(merge(new, old)["commands"]) == 2
     merged = merge(new, old)["results"]
     assert [(r["name"], r["sides"]["ours"]["median"]) for r in merged] == [
         ("sft 8, full", 2.0),
