@@ -1,9 +1,9 @@
 """The least a step can cost: counted operations and bytes against the machine's measured peaks.
 
 What is counted is what the mathematics needs, on real tokens, whoever computes it: no padding, prompts that answers
-share once, the vocabulary at response tokens only, no pass twice, no recomputation. A multiplication and an addition
-are two operations. Per token of a sequence, with P weights in a layer's matrices, d = heads × head size, t tokens
-before it and itself:
+share once, what all sequences begin with (a template's system message) once, the vocabulary at response tokens only,
+no pass twice, no recomputation. A multiplication and an addition are two operations. Per token of a sequence, with P
+weights in a layer's matrices, d = heads × head size, t tokens before it and itself:
 
     forward   2·P + 4·d·t  in each layer,  2·H·V where the vocabulary is projected
     backward  twice that if all weights are trained; once, and the adapters' part, if they are not
@@ -117,24 +117,24 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
         return Phase(name="optimiser", operations=0.0, bytes=28.0 * trained * models * steps)
 
     if workload.kind == "sft":
-        tokens, head = sum(map(len, batch["tokens"])), sum(map(sum, batch["masks"]))
-        seen = sum(_triangle(0, len(row)) for row in batch["tokens"])
+        tokens, seen, _ = _trees([(row, []) for row in batch["tokens"]])
+        head = sum(map(sum, batch["masks"]))
         return [Phase(name="update", operations=update(tokens, seen, head)), optimiser()]
     if workload.kind in ("reward", "dpo"):
         groups = list(zip(batch["prompts"], batch["chosen"], batch["rejected"], strict=True))
-        tokens, seen, head = _trees([(len(p), [len(c), len(r)]) for p, c, r in groups])
+        tokens, seen, head = _trees([(p, [len(c), len(r)]) for p, c, r in groups])
         if workload.kind == "reward":
             return [Phase(name="update", operations=update(tokens, seen, 0)), optimiser()]
         reference = [] if workload.cached else [Phase(name="reference", operations=passes(tokens, seen, head))]
         return [*reference, Phase(name="update", operations=update(tokens, seen, head)), optimiser()]
     rows = workload.batch * workload.group
-    trees = [(len(p), [workload.new_tokens] * workload.group) for p in batch["prompts"]]
-    tokens, seen, head = _trees(trees)
-    prefill = sum(length for length, _ in trees)
+    tokens, seen, head = _trees([(p, [workload.new_tokens] * workload.group) for p in batch["prompts"]])
     # The last token is drawn but never fed back, so prompt and all but the last are run.
     sample = Phase(
         name="sample",
-        operations=passes(tokens - rows, seen - sum(p + workload.new_tokens for p, _ in trees) * workload.group, head),
+        operations=passes(
+            tokens - rows, seen - sum(len(p) + workload.new_tokens for p in batch["prompts"]) * workload.group, head
+        ),
         bytes=4.0 * shape.weights * workload.new_tokens,
     )
     if workload.kind == "decode":
@@ -149,7 +149,6 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
         operations=(3 if apart else 2) * passes(tokens, seen, 0, top) + 2 * shape.width * shape.vocabulary * head,
     )
     both = update(tokens, seen, head) + (update(tokens, seen, 0) if apart else 0.0)
-    assert prefill <= tokens
     return [
         sample,
         infer,
@@ -158,11 +157,18 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
     ]
 
 
-def _trees(groups: Sequence[tuple[int, Sequence[int]]]) -> tuple[int, int, int]:
-    """Tokens, what they see in all, and answer tokens, of prompts that their answers share."""
-    tokens = sum(prompt + sum(answers) for prompt, answers in groups)
-    seen = sum(_triangle(0, prompt) + sum(_triangle(prompt, a) for a in answers) for prompt, answers in groups)
-    return tokens, seen, sum(sum(answers) for _, answers in groups)
+def _trees(groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[int, int, int]:
+    """Tokens, what they see in all, and answer tokens, of prompts that their answers share.
+
+    Args:
+        groups: each prompt's tokens, and the lengths of its answers. What all prompts begin with counts once.
+    """
+    first, last = min(list(prompt) for prompt, _ in groups), max(list(prompt) for prompt, _ in groups)
+    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    again = len(groups) - 1
+    tokens = sum(len(prompt) + sum(answers) for prompt, answers in groups) - again * common
+    seen = sum(_triangle(0, len(p)) + sum(_triangle(len(p), a) for a in answers) for p, answers in groups)
+    return tokens, seen - again * _triangle(0, common), sum(sum(answers) for _, answers in groups)
 
 
 def _triangle(before: int, count: int) -> int:

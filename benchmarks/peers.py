@@ -328,6 +328,8 @@ _NOTES = """\
 - `GiB`: the most memory the process ever held (its high-water mark, libraries included).
 - `floor s`: counted operations over the matrix peak, or bytes over the bandwidth, whichever is longer, phase by phase
   (see `benchmarks/floors.py`); `of floor`: that, as a share of our time.
+- TRL draws answers through PEFT's layers, as its trainers do; with merged adapters its `decode` is that of the row
+  without. Our processes tell the C library to keep freed memory (`models/allocation.py`); TRL's do as the library does.
 - Answers have exactly the length shown on both sides: no token ends them. That spares TRL its unfinished rows, and us
   nothing.
 - PPO's processes are too large to be alive together. Ours takes its steps, the first not timed; then TRL takes one,
@@ -375,12 +377,13 @@ def markdown(report: dict[str, Any]) -> str:
         for p in r.get("phases", ())
     ]
     others = sorted({side for r in report["results"] for side in r["sides"] if side != "ours"})
+    days = sorted({r["date"][:10] for r in report["results"]})
     blocks = [
         "# Benchmarks: beside TRL",
-        f"Written on {report['date'][:10]} by what follows, in this order; run it to get the numbers of your machine:",
+        f"Measured on {' and '.join(days)} by what follows, in this order; run it to get the numbers of your machine:",
         "```\n" + "\n".join(report["commands"]) + "\n```",
         f"Machine: {here['processor']}, {here['cores']} cores ({settings['threads']} threads used), "
-        f"{here['memory_gib']} GiB memory, {here['system']}; load average before the start {here['load_before']}. "
+        f"{here['memory_gib']} GiB memory, {here['system']}; load average before the last {here['load_before']}. "
         f"Measured around each workload (medians): matrix product {peak:.0f} GFLOP/s, copying {bandwidth:.1f} GB/s. "
         "**The machine is shared with other work and noisy: read the spread with the median.**",
         f"Model: `{settings['model']}`, float32. Texts: {texts}. Versions: {made}; beside it {', '.join(others)}. TRL "
@@ -429,6 +432,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for w in WORKLOADS
         if w.kind in asked.only and asked.adapter in (None, w.adapter) and asked.named in (None, w.name)
     ]
+    if not chosen:
+        print("error: --only, --adapter and --named together leave no workload; drop one of them", file=sys.stderr)
+        return 2
     report: dict[str, Any] = {
         "commands": [shlex.join(["python", "-m", "benchmarks.peers", *arguments])],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -449,7 +455,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             wanted = () if alone else (WITH_PPO,) if workload.kind == "ppo" else asked.trl
             pythons = {f"TRL {v}": environment_of(v, asked.envs) for v in wanted}
             found = compare(workload, settings, pythons, minutes=asked.minutes, answer_seconds=asked.patience)
-            report["results"].append({"name": workload.name, "workload": asdict(workload), **found})
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            report["results"].append({"name": workload.name, "date": now, "workload": asdict(workload), **found})
             for side, values in found["sides"].items():
                 median = values.get("median")
                 said = values["error"] or f"{median or float('nan'):.3g} s, {values['peak_mib'] / 1024:.1f} GiB"

@@ -90,8 +90,8 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
     """Run a warm-up step, ``settings.repeats`` timed ones and a profiled one.
 
     Returns:
-        for each of :data:`PARTS`: ``name``, ``seconds``, ``floor`` (on the median of ``peaks``, all that were measured)
-        and, as shares of one, the kinds of work.
+        for each of :data:`PARTS`: ``name``, ``seconds``; the least that its ``operations`` and its ``bytes`` take, and
+        both together (``floor``), on the median of ``peaks``, all that were measured; ``shares`` of the kinds of work.
     """
     backbone, pairs = measure._load(workload, settings)
     batch = measure._batch(workload, backbone, pairs)
@@ -110,7 +110,7 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
     finally:
         rl._Clock = before
     peaks = {key: statistics.median(measured[key] for measured in watch.peaks) for key in ("operations", "bytes")}
-    least = {p.name: p.seconds(peaks["operations"], peaks["bytes"]) for p in floors.count(workload, batch, shape)}
+    needed = floors.count(workload, batch, shape)
     rows = []
     for name, (ours, counted) in PARTS.items():
         work = {kind: sum(watch.shares[phase][kind] for phase in ours) for kind in (*KINDS, "the rest")}
@@ -118,7 +118,9 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "seconds": statistics.median(sum(step[phase] for phase in ours) for step in watch.seconds),
-                "floor": sum(least[phase] for phase in counted),
+                "operations": sum(p.operations for p in needed if p.name in counted) / peaks["operations"],
+                "bytes": sum(p.bytes for p in needed if p.name in counted) / peaks["bytes"],
+                "floor": sum(p.seconds(peaks["operations"], peaks["bytes"]) for p in needed if p.name in counted),
                 "shares": {kind: seconds / sum(work.values()) for kind, seconds in work.items()},
                 "peaks": watch.peaks,
             }
@@ -135,9 +137,10 @@ def markdown(found: dict[str, list[dict[str, Any]]], settings: Settings, command
         f"on {here['processor']}, {here['cores']} cores of a shared cloud machine ({settings.threads} threads used), "
         f"{here['memory_gib']} GiB, load average before the start {here['load_before']}; {made}. `{settings.model}`, "
         "32 prompts, answers of 48 tokens, 4 epochs; policy, critic, reference and reward model.",
-        "`floor`: operations that the mathematics needs over this machine's best matrix product, or bytes over its "
-        "bandwidth, whichever is longer (`benchmarks/floors.py`), both the median of measurements around the timed "
-        "steps; `of floor`: floor over measured. The rest: what the processor was busy with.",
+        "`operations`: seconds that what the mathematics needs takes with this machine's best matrix product; `bytes`: "
+        "what must be moved, with its bandwidth (both the median of measurements around the timed steps); `floor`: the "
+        "longer of the two, part by part (`benchmarks/floors.py`); `of floor`: floor over measured. The rest: what the "
+        "processor was busy with.",
     ]
     for name, rows in found.items():
         rates = [measured["operations"] / 1e9 for measured in rows[0]["peaks"]]
@@ -149,16 +152,15 @@ def markdown(found: dict[str, list[dict[str, Any]]], settings: Settings, command
             f"Measured around the timed steps: {', '.join(f'{rate:.0f}' for rate in rates)} GFLOP/s; "
             f"{copying / 1e9:.0f} GB/s.",
             "",
-            f"| phase | seconds | floor | of floor | {' | '.join(kinds)} |",
-            f"|---|---:|---:|---:|{'---:|' * len(kinds)}",
+            f"| phase | seconds | operations | bytes | floor | of floor | {' | '.join(kinds)} |",
+            f"|---|---:|---:|---:|---:|---:|{'---:|' * len(kinds)}",
         ]
-        total = {key: sum(row[key] for row in rows) for key in ("seconds", "floor")}
+        total = {key: sum(row[key] for row in rows) for key in ("seconds", "operations", "bytes", "floor")}
         for row in [*rows, {"name": "the step", **total, "shares": None}]:
             shares = ["" if row["shares"] is None else f"{row['shares'][kind]:.0%}" for kind in kinds]
             cells = [
                 row["name"],
-                f"{row['seconds']:.3g}",
-                f"{row['floor']:.3g}",
+                *(f"{row[key]:.3g}" for key in ("seconds", "operations", "bytes", "floor")),
                 f"{row['floor'] / row['seconds']:.0%}",
             ]
             lines.append(f"| {' | '.join([*cells, *shares])} |")

@@ -249,8 +249,10 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 _NOTES = """\
 - `power`: p in cost ∝ size^p between the first and the last column: 1 is linear, 0 costs nothing more.
-- `tokens` are those of a sequence, half of them prompt; attention's share of the work grows with their square.
-- `answers`: those of a prompt, which a ranking (reward, dpo) or a group (rloo) has.
+- `tokens` are those of a sequence, half of them prompt: time should be linear in them, and a little more, as
+  attention's share of the work grows with their square. Memory should not grow: micro-batches have the same size.
+- `answers`: those of a prompt, which a ranking (reward, dpo) or a group (rloo) has: less than linear, as they share it.
+- `vocabulary`: less than linear, as only the head's part of the work grows with it.
 - `MiB`: what the steps add to the memory of the process with the loaded model in it. A larger vocabulary is also a
   larger model: its weights' gradient and optimiser state grow with it.
 """

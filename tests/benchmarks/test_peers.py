@@ -114,6 +114,16 @@ def test_floor_of_online_methods_by_hand():
     assert shared[1].operations == 2 * trunk + head  # so did what the critic is a head on
 
 
+def test_what_all_begin_with_counts_once():
+    """Rows of 3 and 4 tokens that begin with the same 2: 5 tokens, which see 1+2, 3, and 3+4."""
+    batch = {"tokens": [[1, 2, 3], [1, 2, 4, 5]], "masks": [[False, False, True], [False, False, True, True]]}
+    update, _ = count(Workload(kind="sft", adapter="full", batch=2), batch, SMALL)
+    assert update.operations == 3 * (2 * (2 * P * 5 + 4 * 4 * 13) + 2 * 4 * 10 * 3)
+    batch = {"prompts": [[1, 2], [1, 3]]}
+    (sample,) = count(Workload(kind="decode", adapter="full", batch=2, new_tokens=2), batch, SMALL)
+    assert sample.operations == 2 * (2 * P * 5 + 4 * 4 * (1 + 2 + 2 + 3 + 3)) + 2 * 4 * 10 * 4
+
+
 def test_a_phase_takes_what_its_longer_part_takes():
     assert Phase(name="x", operations=10, bytes=30).seconds(peak=5, bandwidth=30) == 2
     assert Phase(name="x", operations=10, bytes=90).seconds(peak=5, bandwidth=30) == 3
@@ -182,7 +192,7 @@ def result(name: str, kind: str, ours: float | None, trl: float | None, **more) 
     phases = [{"name": "update", "operations": 1e12, "bytes": 0.0}]
     peaks = {"operations": 1e12, "bytes": 1e10}
     common = {"phases": phases, "peaks": peaks, "measured_peaks": [{"operations": 8e11}, {"operations": 1.2e12}]}
-    return {"name": name, "workload": {"kind": kind}, "sides": sides, **common}
+    return {"name": name, "date": "2026-01-02T03:04:05", "workload": {"kind": kind}, "sides": sides, **common}
 
 
 def report(*results: dict) -> dict:
@@ -260,6 +270,11 @@ def test_command_line_writes_after_every_workload(monkeypatch, tmp_path, capsys)
     assert main([*line, "--only", "reward", "--add"]) == 0
     assert [r["name"] for r in json.loads(out.read_text())["results"]] == ["sft 8, full", "reward 8, full"]
     assert "| reward 8, full | 2 |" in page.read_text() and "sft 8, full" in capsys.readouterr().out
+
+
+def test_options_that_leave_nothing_are_refused(capsys):
+    assert main(["--model", "x", "--made-up", "--named", "sft 8, full", "--adapter", "lora"]) == 2
+    assert "leave no workload" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [["--only", "sft,chat"], ["--trl", "0.1"], ["--repeats", "none"]])

@@ -23,8 +23,8 @@ def test_each_phase_has_time_floor_and_work(tmp_path: Path, monkeypatch: pytest.
         line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines() if "|" in line
     }
     for phase in ("sample", "score and infer", "update"):
-        seconds, floor = float(rows[phase][1]), float(rows[phase][2])
-        assert 0 < floor < seconds
-        assert sum(int(share.rstrip("%")) for share in rows[phase][4:]) == pytest.approx(100, abs=2)
+        seconds, operations, moved, floor = map(float, rows[phase][1:5])
+        assert 0 < floor < seconds and max(operations, moved) <= floor * 1.01 <= (operations + moved) * 1.02
+        assert sum(int(share.rstrip("%")) for share in rows[phase][6:]) == pytest.approx(100, abs=2)
     parts = sum(float(rows[phase][1]) for phase in ("sample", "score and infer", "update"))
     assert float(rows["the step"][1]) == pytest.approx(parts, rel=0.01)

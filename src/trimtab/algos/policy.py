@@ -103,7 +103,7 @@ def clipped_value_loss(
 def truncated_importance_weights(
     logprobs: Tensor, sampler_logprobs: Tensor, response_mask: Tensor, *, cap: float = 2.0
 ) -> Tensor:
-    """Weights that correct for a sampler whose probabilities are not quite the trainer's (int8, other kernels).
+    """Weights that correct for a sampler whose probabilities are not quite the trainer's (other kernels or precision).
 
     w_t = min(exp(log π_trainer − log π_sampler), C), no gradient. Source: truncated importance sampling,
     Ionides 2008; for samplers of language models, Yao et al. 2025 ("Your Efficient RL Framework Secretly

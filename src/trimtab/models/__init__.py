@@ -1,7 +1,7 @@
 """Models: loading, chat rendering, one trunk with adapters, and the roles that compute on it."""
 
 from trimtab.models.backbone import AdapterConfig, Backbone
-from trimtab.models.batch import Batch, collate, pack, scatter
+from trimtab.models.batch import PASS_TOKENS, Batch, collate, pack, parts_of_like_size, scatter
 from trimtab.models.chat import Chat, Encoded
 from trimtab.models.loading import ModelConfig, model_identity
 from trimtab.models.lower import DrawnStates, LowerCache
@@ -9,6 +9,7 @@ from trimtab.models.role import Role
 from trimtab.models.tensors import load_tensors, save_tensors
 
 __all__ = [
+    "PASS_TOKENS",
     "AdapterConfig",
     "Backbone",
     "Batch",
@@ -22,6 +23,7 @@ __all__ = [
     "load_tensors",
     "model_identity",
     "pack",
+    "parts_of_like_size",
     "save_tensors",
     "scatter",
 ]

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+PASS_TOKENS = 4096
+"""Padded tokens of a forward pass that trains nothing, where nobody says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedPrompts:
@@ -95,16 +98,8 @@ class Batch:
                 size += lengths[row] - prompts[row] if members else lengths[row]
                 members.append(row)
             groups.append((size, members))
-        groups.sort(key=lambda group: -group[0])
-        parts: list[tuple[int, list[int]]] = []  # padded tokens, rows
-        start = 0
-        while start < len(groups):
-            stop = start + 1
-            while stop < len(groups) and groups[start][0] * (stop + 1 - start) <= token_budget:
-                stop += 1
-            parts.append((groups[start][0] * (stop - start), [row for _, rows in groups[start:stop] for row in rows]))
-            start = stop
-        for _, rows in sorted(parts, key=lambda part: -part[0]):
+        for part in parts_of_like_size([size for size, _ in groups], token_budget):
+            rows = [row for place in part for row in groups[place][1]]
             index = torch.tensor(rows, device=self.tokens.device)
             yield index, self.rows(index)
 
@@ -162,6 +157,20 @@ class Batch:
             place=place.to(device),
             source=source,
         )
+
+
+def parts_of_like_size(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of ``sizes`` in parts whose padded size, count × largest, is at most ``token_budget`` (one at least).
+
+    The largest part comes first: what it leaves free in memory holds all that follow.
+    """
+    parts: list[list[int]] = []
+    for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if parts and sizes[parts[-1][0]] * (len(parts[-1]) + 1) <= token_budget:
+            parts[-1].append(place)
+        else:
+            parts.append([place])
+    return sorted(parts, key=lambda part: -sizes[part[0]] * len(part))
 
 
 def collate(

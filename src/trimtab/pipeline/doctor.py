@@ -9,6 +9,7 @@ import torch
 
 from trimtab.errors import ModelError
 from trimtab.models import embedded
+from trimtab.models.packed import packed
 from trimtab.pipeline.plan import matmul_rate
 from trimtab.pipeline.reporting import machine, versions
 
@@ -29,6 +30,7 @@ def examine() -> list[Finding]:
         _finding("disk", "ok" if free > 2 else "problem", f"{free:.0f} GB free here; a run wants about 2"),
         _finding("matrix product", "ok", f"{matmul_rate() / 1e9:.0f} GFLOP/s measured in float32"),
     ]
+    found.append(_layout())
     for package, extra in OPTIONAL.items():
         there = importlib.util.find_spec(package) is not None
         text = "installed" if there else f"not installed; pip install 'trimtab[{extra}]'"
@@ -39,6 +41,17 @@ def examine() -> list[Finding]:
         found.append(_finding("default model", "note", str(error)))
     found.append(_gradient())
     return found
+
+
+def _layout() -> Finding:
+    """Whether weights can be laid out for the few rows that drawing answers multiplies at a time."""
+    layer = torch.nn.Linear(64, 64)
+    with packed(layer):
+        laid_out = "forward" in vars(layer)
+    if laid_out:
+        return _finding("drawing answers", "ok", "weights are laid out for few rows (oneDNN, float32)")
+    text = "no oneDNN in this torch: weights stay as they are; the same answers, more slowly"
+    return _finding("drawing answers", "note", text)
 
 
 def _gradient() -> Finding:

@@ -11,7 +11,7 @@ from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
 from trimtab.evals import probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
-from trimtab.models import Backbone, DrawnStates, Role, load_tensors
+from trimtab.models import PASS_TOKENS, Backbone, DrawnStates, Role, load_tensors
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
@@ -124,7 +124,7 @@ def kl_per_answer(reference: Role, rollouts: Sequence[Rollout], temperature: flo
     """Log π(answer) − log ref(answer) of each rollout, in nats: one sample each of the KL per answer."""
     batch = rollout_batch(rollouts, reference.backbone.device)
     out = torch.zeros(batch.size)
-    for index, part in batch.micro_batches(4096):
+    for index, part in batch.micro_batches(PASS_TOKENS):
         lower = reference.backbone.lower(part)
         if lower is not None:
             part.columns["lower"] = lower

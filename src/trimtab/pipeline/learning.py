@@ -7,7 +7,7 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import Backbone, Chat, Encoded, Role, load_tensors, save_tensors
+from trimtab.models import PASS_TOKENS, Backbone, Chat, Encoded, Role, load_tensors, save_tensors
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records
 from trimtab.rollout import (
@@ -108,7 +108,7 @@ def reward_role(context: Context, trunk: Backbone) -> Role:
     return Role.trainable(backbone, "reward", config.adapter, seed=context.seed("reward"), scalar_head=True)
 
 
-def load_scorer(context: Context, trunk: Backbone, token_budget: int = 4096) -> RewardModelScorer:
+def load_scorer(context: Context, trunk: Backbone, token_budget: int = PASS_TOKENS) -> RewardModelScorer:
     """The trained reward model, normalised over the answers it was trained on."""
     role = reward_role(context, trunk)
     folder = context.folder("reward")
@@ -125,7 +125,7 @@ def load_scorer(context: Context, trunk: Backbone, token_budget: int = 4096) -> 
 
 
 def load_rewards(
-    context: Context, trunk: Backbone, token_budget: int = 4096
+    context: Context, trunk: Backbone, token_budget: int = PASS_TOKENS
 ) -> tuple[NamedRewards, RewardModelScorer | None]:
     """Everything online alignment maximises, by name, and the reward model if it is among it.
 

@@ -5,16 +5,26 @@ stream and its norms 4·H, inputs of the projections 2·H, queries and attention
 values 2·K, MLP 4·I, floats per token); other decoder layers of today keep about as much.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
-from trimtab.models import AdapterConfig, ModelConfig
+from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
 from trimtab.models.head import TABLE
 from trimtab.models.loading import resolve
 from trimtab.models.lower import REMEMBERED
 from trimtab.pipeline.config import RunConfig
-from trimtab.trainers import OfflineConfig, OnlineConfig, PpoConfig, RewardConfig, SftConfig
+from trimtab.rollout import SamplerConfig
+from trimtab.trainers import (
+    KtoConfig,
+    OfflineConfig,
+    OnlineConfig,
+    OnlineDpoConfig,
+    PpoConfig,
+    RewardConfig,
+    SftConfig,
+)
 
 PROCESS = 0.7
 """GB that Python, torch and the tokenizer take."""
@@ -35,8 +45,8 @@ def fit_memory(config: RunConfig) -> RunConfig:
     changes.
 
     Raises:
-        ConfigError: a stage needs more than the limit even with one sample of ``model.context`` tokens at a time;
-            says the smallest limit that works.
+        ConfigError: a stage needs more than the limit even with its largest sample alone in a micro-batch, or for the
+            answers it draws at once; says the smallest limit that works.
     """
     if config.memory_gb is None:
         return config
@@ -45,13 +55,15 @@ def fit_memory(config: RunConfig) -> RunConfig:
     for name, section in _sections(config):
         shape = model_shape(_model(config, section))
         given = "micro_batch_tokens" in section.model_fields_set
-        lowest = section.micro_batch_tokens if given else config.model.context
+        lowest = section.micro_batch_tokens if given else largest_sample(config, section)
         least = stage_gb(config, section, shape, tokens=lowest)
         if least > config.memory_gb:
-            problems.append(
-                f"{name} needs about {least:.1f} GB "
-                + (f"with {name}.micro_batch_tokens {lowest}" if given else "with one sample at a time")
+            how = (
+                f"with {name}.micro_batch_tokens {lowest}"
+                if given
+                else f"with one sample (≤ {lowest} tokens) at a time"
             )
+            problems.append(f"{name} needs about {_up(least)} GB {how}")
             continue
         if not given:
             low, high = lowest, max(LARGEST, lowest)
@@ -60,21 +72,43 @@ def fit_memory(config: RunConfig) -> RunConfig:
                 fits = stage_gb(config, section, shape, tokens=middle) <= config.memory_gb
                 low, high = (middle, high) if fits else (low, middle - 1)
             found[name] = section.model_copy(update={"micro_batch_tokens": low})
+    for name, sampler, answers in _drawing(config):
+        needed = drawing_gb(config, sampler, answers)
+        if needed > config.memory_gb:
+            problems.append(f"{name} needs about {_up(needed)} GB with {name}.sampler.slots {sampler.slots}")
     if problems:
         raise ConfigError(
-            f"memory_gb is {config.memory_gb:g} but " + "; ".join(problems) + f". A sample has up to "
-            f"{config.model.context} tokens (model.context). Raise memory_gb, or lower model.context or "
-            "sampler.slots or cache_mb, train adapters instead of all weights, or set model.gradient_checkpointing"
+            f"memory_gb is {config.memory_gb:g} but " + "; ".join(problems) + ". Raise memory_gb, or lower "
+            f"model.context ({config.model.context}) or sampler.slots or cache_mb, train adapters instead of all "
+            "weights, or set model.gradient_checkpointing"
         )
     return config.model_copy(update=found)
 
 
+def _up(gb: float) -> str:
+    """With one decimal and never less than it is: a limit of so much is accepted."""
+    return f"{math.ceil(gb * 10) / 10:.1f}"
+
+
 def run_gb(config: RunConfig) -> float:
-    """The most that any training stage of a recipe needs, in 10⁹ bytes."""
-    return max(
-        (stage_gb(config, section, model_shape(_model(config, section))) for _, section in _sections(config)),
-        default=PROCESS,
-    )
+    """The most that any stage of a recipe which trains or draws answers needs, in 10⁹ bytes."""
+    training = [stage_gb(config, section, model_shape(_model(config, section))) for _, section in _sections(config)]
+    return max([PROCESS, *training, *(drawing_gb(config, s, answers) for _, s, answers in _drawing(config))])
+
+
+def largest_sample(config: RunConfig, section: Section) -> int:
+    """Tokens of the largest thing that a micro-batch cannot split, at most: a recipe is judged before its data is read.
+
+    A sequence; for rankings and pairs all their answers behind one prompt.
+    """
+    context = _model(config, section).context
+    if isinstance(section, OnlineDpoConfig):
+        return 2 * context
+    if isinstance(section, RewardConfig | OfflineConfig) and not isinstance(section, KtoConfig):
+        if config.sample is not None and config.data.preferences is None:
+            return context + (config.sample.answers - 1) * min(config.sample.sampler.max_new_tokens, context)
+        return 2 * context
+    return context
 
 
 def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, tokens: int | None = None) -> float:
@@ -86,7 +120,8 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
         shape: of its model, see :func:`model_shape`.
         tokens: a micro-batch; None: as the section says.
     """
-    tokens = max(tokens or section.micro_batch_tokens, config.model.context)  # one sample may be that long
+    context = _model(config, section).context
+    tokens = max(tokens or section.micro_batch_tokens, largest_sample(config, section))
     full = section.adapter.kind == "full"
     weights = 4 * shape["parameters"]
     trained = 4 * weights if full else 4 * _adapter_parameters(shape, section.adapter)  # with gradient and two moments
@@ -98,16 +133,30 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
         update += 2 * 4 * min(tokens * shape["vocabulary"], TABLE) + (4 * shape["head"] if full else 0)
     if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
         update += section.cache_mb * 1e6 / SLACK
+    update = max(update, _passing(shape))
     drawing = 0.0
     if isinstance(section, OnlineConfig):
-        held += 4 * model_shape(config.reward.model)["parameters"] if config.reward and config.reward.model else 0
-        answers = min(section.sampler.slots, section.prompts * section.group)
+        held += _reward_model(config)
+        answers = min(max(section.sampler.slots, section.group), section.prompts * section.group)
         if (section.adapter.top_layers or shape["layers"]) < shape["layers"]:
             # What the frozen layers give: as it was drawn, and laid out for the update.
-            rollouts = section.prompts * section.group * config.model.context
+            rollouts = section.prompts * section.group * context
             held += 4 * shape["width"] * (min(REMEMBERED, rollouts) + rollouts)
-        drawing = _sampling(shape, answers, config.model.context, merged=not full)
+        drawing = _sampling(shape, answers, context, merged=not full)
     return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
+
+
+def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None) -> float:
+    """Memory of a stage that draws ``answers`` (None: more than there are slots) and scores them, in 10⁹ bytes.
+
+    Counted for the evaluation, which holds most: the policy's own weights where all are trained, and the reward model.
+    """
+    shape = model_shape(config.model)
+    slots = sampler.slots if answers is None else min(sampler.slots, answers)
+    full = any(section.adapter.kind == "full" for _, section in _sections(config))
+    held = 4 * shape["parameters"] * (2 if full else 1) + _reward_model(config)
+    drawing = _sampling(shape, slots, config.model.context, merged=not full)
+    return PROCESS + (held + SLACK * max(drawing, _passing(shape))) / 1e9
 
 
 def model_shape(config: ModelConfig) -> dict[str, int]:
@@ -136,6 +185,23 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     }
 
 
+def _drawing(config: RunConfig) -> Iterator[tuple[str, SamplerConfig, int | None]]:
+    """Stages that draw answers and train nothing: name, how, and how many answers at most."""
+    for name in ("revise", "sample", "evaluate"):
+        section = getattr(config, name)
+        if section is not None:
+            each = section.answers if name == "sample" else section.best_of or 1 if name == "evaluate" else 1
+            answers = None if section.prompts is None else section.prompts * each
+            yield name, section.sampler.model_copy(update={"slots": max(section.sampler.slots, each)}), answers
+
+
+def _reward_model(config: RunConfig) -> int:
+    """Bytes of the reward model's weights, where they are not adapters on the policy's trunk."""
+    if config.reward is None or (config.reward.model is None and config.reward.adapter.kind != "full"):
+        return 0
+    return 4 * model_shape(config.reward.model or config.model)["parameters"]
+
+
 def _sections(config: RunConfig) -> Iterator[tuple[str, Section]]:
     for name in ("sft", "reward", "align"):
         section = getattr(config, name)
@@ -159,6 +225,11 @@ def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, 
     layer = 8 * width + 2 * shape["keys"] + 4 * shape["inner"]
     floats = layers * width + 2 * layer if checkpointing else (layers + 1) * layer
     return 4.0 * tokens * floats
+
+
+def _passing(shape: dict[str, int]) -> float:
+    """A forward pass that trains nothing: what one layer needs and what it hands on."""
+    return 4.0 * PASS_TOKENS * 2 * (8 * shape["width"] + 2 * shape["keys"] + 4 * shape["inner"])
 
 
 def _sampling(shape: dict[str, int], answers: int, context: int, *, merged: bool) -> float:

@@ -2,9 +2,9 @@
 
 A step of some 32 tokens is short: library calls between the matrix products, and keys and values read where there
 is only padding, cost as much as the products themselves. Here query, key and value are one product, as are gate and
-up; weights are laid out once per sampling; rows of like length attend together. The numbers are those of the model's
-own code up to the order of sums, which is checked on a probe before the first use; other models and devices take
-the model's own code.
+up; weights are laid out once per sampling; rows attend in blocks, each no further back than its longest. The numbers
+are those of the model's own code up to the order of sums, which is checked on a probe before the first use; other
+models and devices take the model's own code.
 """
 
 from collections.abc import Callable, Iterator

@@ -48,7 +48,7 @@ class SamplerConfig(Config):
 
     engine: Literal["local", "vllm"] = "local"
     """``local``: with the model in this process. ``vllm``: with vLLM on the same accelerator; its log-probabilities
-    differ a little, so set ``importance_cap`` for training."""
+    differ a little, so set ``importance_cap`` for training. Tested with a stand-in for vLLM only."""
     temperature: float = Field(default=1.0, ge=0.0)
     """Logits are divided by it; 0 takes the most likely token (its log-probability is then reported at T = 1)."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -332,7 +332,7 @@ class LocalSampler:
         for row, members in enumerate(groups):
             if tapped is not None:
                 own = tapped[row, : lengths[row] - shared]
-                prompt_states = own if before is None else torch.cat([before, own])
+                prompt_states = own.clone() if before is None else torch.cat([before, own])
                 for member in members:
                     member.prompt_states = prompt_states
             for member in members:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from trimtab.models import Role, collate
+from trimtab.models import PASS_TOKENS, Role, collate
 from trimtab.records import Rollout
 
 Scorer = Callable[[Sequence[Rollout]], Mapping[str, Sequence[float]]]
@@ -24,7 +24,13 @@ class RewardModelScorer:
     """
 
     def __init__(
-        self, role: Role, *, mean: float = 0.0, std: float = 1.0, same_tokens: bool = True, token_budget: int = 4096
+        self,
+        role: Role,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        same_tokens: bool = True,
+        token_budget: int = PASS_TOKENS,
     ) -> None:
         self.role, self.mean, self.std = role, mean, std
         self.same_tokens, self.token_budget = same_tokens, token_budget

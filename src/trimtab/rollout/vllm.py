@@ -10,6 +10,7 @@ tests run it with a stand-in for vLLM, not with vLLM.
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ class VllmSampler:
     """
 
     def __init__(self, backbone: Backbone, config: SamplerConfig, *, memory_share: float = 0.3) -> None:
+        # The engine in this process: weights are handed to it as they are, not sent to another one.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:

@@ -31,7 +31,17 @@ from trimtab.algos import (
 )
 from trimtab.config import Config
 from trimtab.errors import ConfigError, DataError
-from trimtab.models import AdapterConfig, Batch, Chat, Role, collate, load_tensors, save_tensors
+from trimtab.models import (
+    PASS_TOKENS,
+    AdapterConfig,
+    Batch,
+    Chat,
+    Role,
+    collate,
+    load_tensors,
+    parts_of_like_size,
+    save_tensors,
+)
 from trimtab.records import Rating
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
@@ -250,7 +260,7 @@ def evaluate_preference(
 
 
 @torch.no_grad()
-def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: int = 4096) -> list[list[float]]:
+def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: int = PASS_TOKENS) -> list[list[float]]:
     """Log-probability of every answer of every ranking, summed over its response tokens, in nats."""
     flat = [s for r in rankings for s in r.sequences]
     if not flat:
@@ -264,7 +274,7 @@ def answer_logprobs(role: Role, rankings: Sequence[Ranking], *, token_budget: in
 
 
 def reference_logprobs(
-    role: Role, rankings: Sequence[Ranking], folder: Path | None, *, token_budget: int = 4096
+    role: Role, rankings: Sequence[Ranking], folder: Path | None, *, token_budget: int = PASS_TOKENS
 ) -> list[list[float]]:
     """:func:`answer_logprobs` of the reference, kept in ``folder`` under a name made from content.
 
@@ -380,16 +390,8 @@ def _micro_batches(
     policy: Role, chosen: Sequence[Ranking], reference: Sequence[Sequence[float] | None], token_budget: int
 ) -> list[tuple[list[str], _Part]]:
     """Whole rankings of similar size, up to the token budget; a prompt counts once."""
-    sizes = [packed_size(r) for r in chosen]
-    order = sorted(range(len(chosen)), key=lambda i: sizes[i])
-    groups: list[list[int]] = []
-    for place in order:
-        if groups and (len(groups[-1]) + 1) * sizes[place] <= token_budget:
-            groups[-1].append(place)
-        else:
-            groups.append([place])
     parts = []
-    for group in groups:
+    for group in parts_of_like_size([packed_size(r) for r in chosen], token_budget):
         rankings = [chosen[i] for i in group]
         batch = collate(
             [s for r in rankings for s in r.sequences],

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from trimtab.algos import bradley_terry_loss, ranking_pairs
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.models import AdapterConfig, Batch, Chat, LowerCache, Role, collate
+from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Chat, LowerCache, Role, collate, parts_of_like_size
 from trimtab.records import Preference
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
@@ -202,7 +202,9 @@ PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 
 
 @torch.no_grad()
-def probe_reward_head(role: Role, rankings: Sequence[Ranking], cache: LowerCache, token_budget: int = 4096) -> None:
+def probe_reward_head(
+    role: Role, rankings: Sequence[Ranking], cache: LowerCache, token_budget: int = PASS_TOKENS
+) -> None:
     """Set the head to a penalised Bradley–Terry fit on the features as they are, before any weight is trained.
 
     Linear probing, then fine-tuning: Kumar et al. 2022 (arXiv 2202.10054). A head at random sends the first steps of
@@ -270,7 +272,7 @@ def fit_ridge_bradley_terry(gaps: Tensor, targets: Tensor, weights: Tensor, pena
 
 @torch.no_grad()
 def score_rankings(
-    role: Role, rankings: Sequence[Ranking], *, cache: LowerCache | None = None, token_budget: int = 8192
+    role: Role, rankings: Sequence[Ranking], *, cache: LowerCache | None = None, token_budget: int = PASS_TOKENS
 ) -> list[list[float]]:
     """Raw reward of every answer of every ranking; ``cache``: what frozen layers gave for some of them."""
     flat = [sequence for r in rankings for sequence in r.sequences]
@@ -300,14 +302,9 @@ def _answers(role: Role, rankings: Sequence[Ranking]) -> Batch:
 
 def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> list[tuple[list[str], _Part]]:
     """Whole rankings of similar size, up to the token budget; a prompt counts once."""
-    groups: list[list[Ranking]] = []
-    for ranking in sorted(chosen, key=packed_size):
-        if groups and (len(groups[-1]) + 1) * packed_size(ranking) <= token_budget:
-            groups[-1].append(ranking)
-        else:
-            groups.append([ranking])
     parts = []
-    for group in groups:
+    for places in parts_of_like_size([packed_size(r) for r in chosen], token_budget):
+        group = [chosen[place] for place in places]
         parts.append(([r.id for r in group], _Part(batch=_answers(role, group), rankings=group)))
     return parts
 

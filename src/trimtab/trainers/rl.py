@@ -174,8 +174,8 @@ def train_rl(
     keeps = False
     if isinstance(sampler, LocalSampler) and sampler.backbone is roles.policy.backbone:
         keeps = roles.policy.backbone.frozen_layers > 0
-        if isinstance(config, PpoConfig) and config.shared_critic and roles.critic is not None:
-            sampler.value_head = roles.critic.scalar
+        shares = isinstance(config, PpoConfig) and config.shared_critic and roles.critic is not None
+        sampler.value_head = roles.critic.scalar if shares and roles.critic is not None else None
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()
@@ -434,7 +434,8 @@ def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config
     values, trainers = torch.zeros_like(reference), torch.zeros_like(reference)
     critic = roles.critic if isinstance(config, PpoConfig) else None
     cap = config.importance_cap if isinstance(config, PolicyGradientConfig) else None
-    valued = all(len(r.values) == len(r.tokens) for r in rollouts)
+    shares = isinstance(config, PpoConfig) and config.shared_critic
+    valued = shares and all(len(r.values) == len(r.tokens) for r in rollouts)
     if valued:  # the sampler had them: the critic is a head on the policy's states
         values = scatter([r.values for r in rollouts], mask)
     shared = roles.policy.backbone is roles.reference.backbone

@@ -25,7 +25,7 @@ from trimtab.algos import (
     whiten,
 )
 from trimtab.algos.masking import masked
-from trimtab.models import Batch, Encoded, Role, collate
+from trimtab.models import Batch, Encoded, Role, collate, parts_of_like_size
 from trimtab.trainers.learner import Learner, Metrics, Norms
 from trimtab.trainers.rl_config import (
     ClippedConfig,
@@ -306,12 +306,7 @@ def _shuffled(count: int, minibatches: int, seed: int) -> tuple[Tensor, ...]:
 
 def _paired(lengths: Tensor, token_budget: int) -> list[Tensor]:
     """Pairs of similar length, two rows each, up to the token budget (one pair at least)."""
-    order, found, start = torch.argsort(lengths, stable=True), [], 0
-    for stop in range(1, len(order) + 1):
-        if stop == len(order) or 2 * int(lengths[order[stop]]) * (stop + 1 - start) > token_budget:
-            found.append(order[start:stop])
-            start = stop
-    return found
+    return [torch.tensor(part) for part in parts_of_like_size((2 * lengths).tolist(), token_budget)]
 
 
 def _imitations(

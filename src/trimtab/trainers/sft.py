@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.models import AdapterConfig, Batch, Encoded, Role, collate, pack
+from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Encoded, Role, collate, pack
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
@@ -74,7 +74,7 @@ def train_sft(
 
 
 @torch.no_grad()
-def mean_nll(role: Role, examples: Sequence[Encoded], *, token_budget: int = 4096) -> float:
+def mean_nll(role: Role, examples: Sequence[Encoded], *, token_budget: int = PASS_TOKENS) -> float:
     """Mean negative log-likelihood per response token over ``examples``, in nats."""
     batch = collate([e.tokens for e in examples], [e.response_mask for e in examples], role.backbone.device)
     total = 0.0
