@@ -253,8 +253,8 @@ def fastest(result: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's cells under :data:`COLUMNS`. PPO with adapters is held against TRL's full step."""
-    full_ppo = next((fastest(r) for r in report["results"] if r["name"] == "ppo 32, full"), None)
+    """The table's cells under :data:`COLUMNS`. PPO beside which no TRL ran is held against its full step elsewhere."""
+    full_ppo = next((f for r in report["results"] if r["workload"]["kind"] == "ppo" and (f := fastest(r))), None)
     table = []
     for result in report["results"]:
         ours = result["sides"]["ours"]
@@ -487,7 +487,7 @@ def _parser() -> argparse.ArgumentParser:
         "--named", choices=[w.name for w in WORKLOADS], metavar="NAME", help="one workload, as in the table, beside TRL"
     )
     parser.add_argument("--trl", type=_versions, default=NEWER, metavar="VERSIONS", help=f"of {','.join(NEWER)} (both)")
-    parser.add_argument("--alone", action="store_true", help="ours only; with --add, beside TRL's earlier numbers")
+    parser.add_argument("--alone", action="store_true", help="ours only; PPO is then held against TRL in another row")
     parser.add_argument("--envs", type=Path, default=Path(".peers"), metavar="FOLDER", help="TRL's environments")
     parser.add_argument("--ends", action="store_true", help="answers end where the model ends them")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="as model.name in a recipe")

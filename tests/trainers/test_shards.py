@@ -103,12 +103,13 @@ def test_kto():
     answers = judged_from_rankings(ranked(one))[0][:8]
     start = Role(one.backbone)
     point = offline._reference_point(one, start, answers, 10_000)
+    known = offline._reference_of(one, start, answers, LowerCache(0.0), 10_000)
     norms = Norms(tokens=0, sequences=sum(a.weight for a in answers))
     found = {}
     for name, cut in CUTS.items():
         parts = [p for rows in cut for _, p in offline._judged_batches(one, [answers[i] for i in rows], 10_000)]
         found[name] = gradient(
-            one, [lambda p=p: offline._judged_loss(one, start, *p, point, norms, config)[0] for p in parts]
+            one, [lambda p=p: offline._judged_loss(one, *p, known, point, norms, config)[0] for p in parts]
         )
     same(found)
 

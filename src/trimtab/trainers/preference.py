@@ -36,6 +36,7 @@ from trimtab.models import (
     AdapterConfig,
     Batch,
     Chat,
+    LowerCache,
     Role,
     collate,
     load_tensors,
@@ -466,7 +467,7 @@ def train_kto(
 
     Args:
         policy: starts at the reference's weights.
-        reference: frozen; also run on mismatched answers, which differ from step to step.
+        reference: frozen; run once on every answer, and in each step on its mismatched ones.
         answers: liked and disliked ones.
         config: settings.
         seed: order of the answers and dropout.
@@ -483,13 +484,16 @@ def train_kto(
             "only, use supervised fine-tuning on the liked ones, or collect the other kind"
         )
     point: dict[str, Tensor] = {}
+    cache = LowerCache(config.cache_mb)
+    known = _reference_of(policy, reference, answers, cache, config.micro_batch_tokens)
 
     def parts(chosen: list[Judged]) -> list[tuple[list[str], tuple[Batch, list[Judged]]]]:
         point["z"] = _reference_point(policy, reference, chosen, config.micro_batch_tokens)
         return _judged_batches(policy, chosen, config.micro_batch_tokens)
 
     def loss(part: tuple[Batch, list[Judged]], norms: Norms) -> tuple[Tensor, Metrics]:
-        return _judged_loss(policy, reference, *part, point["z"], norms, config)
+        cache.fill(part[0], [_key(a) for a in part[1]], policy.backbone.lower)
+        return _judged_loss(policy, *part, known, point["z"], norms, config)
 
     _train(policy, list(answers), config, lambda a: a.weight, parts, loss, seed=seed, session=session)
 
@@ -500,24 +504,48 @@ def evaluate_kto(policy: Role, reference: Role, answers: Sequence[Judged], confi
     if len(answers) < 2:
         return {}
     point = _reference_point(policy, reference, answers, config.micro_batch_tokens)
+    known = _reference_of(policy, reference, answers, LowerCache(0.0), config.micro_batch_tokens)
     norms = Norms(tokens=0, sequences=sum(a.weight for a in answers))
     total: Metrics = {"loss": 0.0}
     for _, (batch, part) in _judged_batches(policy, answers, config.micro_batch_tokens):
-        value, shares = _judged_loss(policy, reference, batch, part, point, norms, config)
+        value, shares = _judged_loss(policy, batch, part, known, point, norms, config)
         for name, share in {"loss": float(value), **shares}.items():
             total[name] = total.get(name, 0.0) + share
     return total
 
 
+@torch.no_grad()
+def _reference_of(
+    policy: Role, reference: Role, answers: Sequence[Judged], cache: LowerCache, token_budget: int
+) -> dict[str, float]:
+    """Log-probability of every answer under the reference, nats, by :func:`_key`; fills ``cache`` on the way.
+
+    Before the first step and always in the same batches, for a continued run to read the same bits.
+    """
+    known: dict[str, float] = {}
+    for _, (batch, part) in _judged_batches(policy, answers, token_budget):
+        if policy.backbone is reference.backbone:
+            cache.fill(batch, [_key(a) for a in part], policy.backbone.lower)
+        sums = masked_sum(reference.logprobs(batch), batch.response_mask, dim=1)
+        known |= zip([_key(a) for a in part], sums.tolist(), strict=True)
+    return known
+
+
+def _key(answer: Judged) -> str:
+    return f"{answer.prompt}{answer.answer}"
+
+
 def _judged_loss(
-    policy: Role, reference: Role, batch: Batch, part: list[Judged], point: Tensor, norms: Norms, config: KtoConfig
+    policy: Role,
+    batch: Batch,
+    part: list[Judged],
+    reference: dict[str, float],
+    point: Tensor,
+    norms: Norms,
+    config: KtoConfig,
 ) -> tuple[Tensor, Metrics]:
-    with torch.no_grad():
-        lower = policy.backbone.lower(batch) if policy.backbone is reference.backbone else None
-        if lower is not None:
-            batch.columns["lower"] = lower
-        known = masked_sum(reference.logprobs(batch), batch.response_mask, dim=1)
     sums = masked_sum(policy.logprobs(batch), batch.response_mask, dim=1)
+    known = sums.new_tensor([reference[_key(a)] for a in part])
     liked = torch.tensor([a.desirable for a in part], device=sums.device)
     weight = sums.new_tensor([a.weight for a in part]) / norms.sequences
     losses = kto_loss(
@@ -553,6 +581,9 @@ def _reference_point(policy: Role, reference: Role, chosen: Sequence[Judged], to
     batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
     sums = torch.empty(2, len(fitting), device=device)
     for index, part in batch.micro_batches(token_budget):
+        lower = policy.backbone.lower(part) if policy.backbone is reference.backbone else None
+        if lower is not None:
+            part.columns["lower"] = lower
         for row, role in enumerate((policy, reference)):
             sums[row, index] = role.logprobs(part).sum(dim=1)
     return kto_reference_point(sums[0], sums[1])
