@@ -91,13 +91,14 @@ class Phase:
         return max(self.operations / peak, self.bytes / bandwidth)
 
 
-def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase]:
+def count(workload: Workload, batch: dict[str, Any], shape: Shape, *, common: bool = True) -> list[Phase]:
     """The phases of one step of a workload.
 
     Args:
         workload: what is done.
         batch: its rows as tokens, as :func:`benchmarks.measure.serve` writes them.
         shape: of the model.
+        common: what all sequences begin with counts once; False: in each prompt, as trainers compute it.
     """
     top = shape.layers if workload.top_layers is None else workload.top_layers
     full = workload.adapter == "full"
@@ -117,18 +118,18 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
         return Phase(name="optimiser", operations=0.0, bytes=28.0 * trained * models * steps)
 
     if workload.kind == "sft":
-        tokens, seen, _ = _trees([(row, []) for row in batch["tokens"]])
+        tokens, seen, _ = _trees([(row, []) for row in batch["tokens"]], common)
         head = sum(map(sum, batch["masks"]))
         return [Phase(name="update", operations=update(tokens, seen, head)), optimiser()]
     if workload.kind in ("reward", "dpo"):
         groups = list(zip(batch["prompts"], batch["chosen"], batch["rejected"], strict=True))
-        tokens, seen, head = _trees([(p, [len(c), len(r)]) for p, c, r in groups])
+        tokens, seen, head = _trees([(p, [len(c), len(r)]) for p, c, r in groups], common)
         if workload.kind == "reward":
             return [Phase(name="update", operations=update(tokens, seen, 0)), optimiser()]
         reference = [] if workload.cached else [Phase(name="reference", operations=passes(tokens, seen, head))]
         return [*reference, Phase(name="update", operations=update(tokens, seen, head)), optimiser()]
     rows = workload.batch * workload.group
-    tokens, seen, head = _trees([(p, [workload.new_tokens] * workload.group) for p in batch["prompts"]])
+    tokens, seen, head = _trees([(p, [workload.new_tokens] * workload.group) for p in batch["prompts"]], common)
     # The last token is drawn but never fed back, so prompt and all but the last are run.
     sample = Phase(
         name="sample",
@@ -157,18 +158,19 @@ def count(workload: Workload, batch: dict[str, Any], shape: Shape) -> list[Phase
     ]
 
 
-def _trees(groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[int, int, int]:
+def _trees(groups: Sequence[tuple[Sequence[int], Sequence[int]]], common: bool) -> tuple[int, int, int]:
     """Tokens, what they see in all, and answer tokens, of prompts that their answers share.
 
     Args:
-        groups: each prompt's tokens, and the lengths of its answers. What all prompts begin with counts once.
+        groups: each prompt's tokens, and the lengths of its answers.
+        common: what all prompts begin with counts once.
     """
     first, last = min(list(prompt) for prompt, _ in groups), max(list(prompt) for prompt, _ in groups)
-    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    again = len(groups) - 1
-    tokens = sum(len(prompt) + sum(answers) for prompt, answers in groups) - again * common
+    start = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    again = len(groups) - 1 if common else 0
+    tokens = sum(len(prompt) + sum(answers) for prompt, answers in groups) - again * start
     seen = sum(_triangle(0, len(p)) + sum(_triangle(len(p), a) for a in answers) for p, answers in groups)
-    return tokens, seen - again * _triangle(0, common), sum(sum(answers) for _, answers in groups)
+    return tokens, seen - again * _triangle(0, start), sum(sum(answers) for _, answers in groups)
 
 
 def _triangle(before: int, count: int) -> int:
