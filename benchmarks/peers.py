@@ -353,8 +353,8 @@ and backward, over as many tokens.
 """
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as a page that says how and on what it was made."""
+def markdown(report: dict[str, Any], numbers: str | None = None) -> str:
+    """The report as a page that says how and on what it was made; ``numbers``: where all of them are, for a link."""
     here, settings = report["machine"], report["settings"]
     made = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     best = [r["peaks"] for r in report["results"]]
@@ -390,6 +390,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Model: `{settings['model']}`, float32. Texts: {texts}. Versions: {made}; beside it {', '.join(others)}. TRL "
         f"{WITH_PPO} is its last version with a PPO trainer.",
         table(COLUMNS, rows(report)),
+        *([] if numbers is None else [f"Every step's numbers: [{numbers}]({numbers})."]),
         _NOTES.strip(),
         "## The update against the matrix peak",
         _UPDATE.strip(),
@@ -466,7 +467,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write_json(asked.json, report if earlier is None else merge(report, earlier))
         whole = report if earlier is None else merge(report, earlier)
         if asked.out is not None:
-            write_atomic(asked.out, markdown(whole))
+            numbers = None if asked.json is None else os.path.relpath(asked.json, asked.out.parent)
+            write_atomic(asked.out, markdown(whole, numbers))
     except TrimtabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -255,6 +255,7 @@ _NOTES = """\
 - `vocabulary`: less than linear, as only the head's part of the work grows with it.
 - `MiB`: what the steps add to the memory of the process with the loaded model in it. A larger vocabulary is also a
   larger model: its weights' gradient and optimiser state grow with it.
+- DPO's pass of the reference runs before the steps, in what counts as loaded: its steps add the less.
 """
 
 

@@ -281,6 +281,7 @@ def test_command_line_writes_after_every_workload(monkeypatch, tmp_path, capsys)
     assert main([*line, "--only", "reward", "--add"]) == 0
     assert [r["name"] for r in json.loads(out.read_text())["results"]] == ["sft 8, full", "reward 8, full"]
     assert "| reward 8, full | 2 |" in page.read_text() and "sft 8, full" in capsys.readouterr().out
+    assert "[peers.json](peers.json)" in page.read_text()
 
 
 def test_options_that_leave_nothing_are_refused(capsys):
