@@ -492,7 +492,8 @@ def train_kto(
         return _judged_batches(policy, chosen, config.micro_batch_tokens)
 
     def loss(part: tuple[Batch, list[Judged]], norms: Norms) -> tuple[Tensor, Metrics]:
-        cache.fill(part[0], [_key(a) for a in part[1]], policy.backbone.lower)
+        if policy.backbone is reference.backbone:  # as where the cache was filled
+            cache.fill(part[0], [_key(a) for a in part[1]], policy.backbone.lower)
         return _judged_loss(policy, *part, known, point["z"], norms, config)
 
     _train(policy, list(answers), config, lambda a: a.weight, parts, loss, seed=seed, session=session)

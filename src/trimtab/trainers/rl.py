@@ -174,8 +174,8 @@ def train_rl(
     keeps = False
     if isinstance(sampler, LocalSampler) and sampler.backbone is roles.policy.backbone:
         keeps = roles.policy.backbone.frozen_layers > 0
-        shares = isinstance(config, PpoConfig) and config.shared_critic and roles.critic is not None
-        sampler.value_head = roles.critic.scalar if shares and roles.critic is not None else None
+        head = roles.critic if isinstance(config, PpoConfig) and config.shared_critic else None
+        sampler.value_head = None if head is None else head.scalar
     session.planned(done, config.steps)
     for step in range(done, config.steps):
         clock = _Clock()
