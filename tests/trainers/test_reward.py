@@ -20,7 +20,7 @@ from trimtab.trainers import (
     split_holdout,
     train_reward,
 )
-from trimtab.trainers.reward import fit_ridge_bradley_terry, init_reward_head, probe_reward_head
+from trimtab.trainers.reward import fill_lower_cache, fit_ridge_bradley_terry, init_reward_head, probe_reward_head
 
 from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
 
@@ -109,14 +109,28 @@ def test_micro_batches_and_cache_do_not_change_the_result(adapter):
         same_weights(whole, other)
 
 
-def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("settings", [{"epochs": 4}, {"epochs": 1, "head_init": "probe"}], ids=["epochs", "probe"])
+def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch, settings):
     one = role(TOP)
     rows_run = []
     lower = one.backbone.lower
     monkeypatch.setattr(one.backbone, "lower", lambda batch: rows_run.append(batch.size) or lower(batch))
     usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
-    train_reward(one, usable, RewardConfig(batch=2, epochs=4), seed=0)
+    train_reward(one, usable, RewardConfig(batch=2, **settings), seed=0)
     assert sum(rows_run) == sum(len(r.sequences) for r in usable)
+
+
+def test_a_full_cache_is_not_filled_further(monkeypatch: pytest.MonkeyPatch):
+    one = role(TOP)
+    rows_run = []
+    lower = one.backbone.lower
+    monkeypatch.setattr(one.backbone, "lower", lambda batch: rows_run.append(batch.size) or lower(batch))
+    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
+    answers, size = sum(len(r.sequences) for r in usable), 4 * one.backbone.width
+    room = (len(usable[0].sequences[0]) + 1) * size / 1e6  # the first one, and of the second a token
+    cache = fill_lower_cache(one, usable, passes=2, cache_mb=room, micro_batch_tokens=1)
+    assert cache.full
+    assert sum(rows_run) < answers
 
 
 def test_scores_on_cached_states_are_those_without(monkeypatch: pytest.MonkeyPatch):

@@ -61,10 +61,15 @@ class LowerCache:
     """Hidden states below the lowest adapter, kept per sequence, so that later epochs do not run them again.
 
     Args:
-        limit_mb: megabytes to hold; what does not fit is computed each time.
+        limit_mb: megabytes to hold. From the first sequence that does not fit on, nothing more is kept, and what is
+            not kept is computed each time: what is there then does not depend on what was asked since.
     """
 
+    full: bool
+    """Whether a sequence did not fit."""
+
     def __init__(self, limit_mb: float) -> None:
+        self.full = False
         self._kept: dict[str, Tensor] = {}
         self._room = limit_mb * 1e6
 
@@ -84,6 +89,9 @@ class LowerCache:
         for number, (key, length) in enumerate(zip(keys, batch.lengths.tolist(), strict=True)):
             row = computed[number, :length]
             size = row.numel() * row.element_size()
-            if key not in self._kept and size <= self._room:
+            if key in self._kept:
+                continue
+            self.full = self.full or size > self._room
+            if not self.full:
                 self._kept[key] = row.clone()
                 self._room -= size

@@ -221,7 +221,7 @@ def train_preference(
     cache = fill_lower_cache(
         policy,
         ranked,
-        epochs=config.epochs,
+        passes=config.epochs,
         cache_mb=config.cache_mb,
         micro_batch_tokens=config.micro_batch_tokens,
     )

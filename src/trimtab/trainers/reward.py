@@ -46,7 +46,7 @@ class RewardConfig(Config):
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
-    """Memory for what frozen lower layers give, so that they run once and not once per epoch."""
+    """Memory for what frozen lower layers give, so that they run once and not once per pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +163,7 @@ def train_reward(
     cache = fill_lower_cache(
         role,
         usable,
-        epochs=config.epochs,
+        passes=config.epochs + (config.head_init == "probe"),
         cache_mb=config.cache_mb,
         micro_batch_tokens=config.micro_batch_tokens,
     )
@@ -310,19 +310,21 @@ def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> 
 
 
 def fill_lower_cache(
-    role: Role, rankings: Sequence[Ranking], *, epochs: float, cache_mb: float, micro_batch_tokens: int
+    role: Role, rankings: Sequence[Ranking], *, passes: float, cache_mb: float, micro_batch_tokens: int
 ) -> LowerCache:
     """What frozen layers give for every sequence, filled before the first step and always in the same batches.
 
     The last bits of a matrix product depend on what is in the batch; filled as training goes, a continued run
-    would read other bits than one that was never stopped.
+    would read other bits than one that was never stopped. Nothing is kept for one pass.
     """
-    if epochs <= 1 or role.backbone.frozen_layers == 0:
+    if passes <= 1 or role.backbone.frozen_layers == 0:
         return LowerCache(0.0)
     cache = LowerCache(cache_mb)
     sequences, batch = [s for r in rankings for s in r.sequences], _answers(role, rankings)
     for index, part in batch.micro_batches(micro_batch_tokens):
         cache.fill(part, [str(sequences[i]) for i in index.tolist()], role.backbone.lower)
+        if cache.full:
+            break
     return cache
 
 
