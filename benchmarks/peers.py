@@ -276,7 +276,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         cells.append(f"{ours['peak_mib'] / 1024:.1f}" if ours["peak_mib"] else "–")
         cells.append("–" if against is None else f"{against[1]['peak_mib'] / 1024:.1f}")
         floor = floor_seconds(result)
-        cells.append("–" if floor is None else f"{floor:.2g}")
+        cells.append("–" if floor is None else f"{floor:.0f}" if floor >= 100 else f"{floor:.2g}")
         cells.append(f"{floor / ours['median']:.0%}" if floor is not None and "median" in ours else "–")
         table.append(tuple(cells))
     return table

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trimtab.errors import DataError, NonFiniteError
-from trimtab.models import AdapterConfig, Chat, LowerCache, Role
+from trimtab.models import AdapterConfig, Chat, LowerCache, Role, collate
 from trimtab.records import Completion, Preference, Prompt
 from trimtab.trainers import (
     OptimizerConfig,
@@ -127,10 +127,16 @@ def test_a_full_cache_is_not_filled_further(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(one.backbone, "lower", lambda batch: rows_run.append(batch.size) or lower(batch))
     usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
     answers, size = sum(len(r.sequences) for r in usable), 4 * one.backbone.width
-    room = (len(usable[0].sequences[0]) + 1) * size / 1e6  # the first one, and of the second a token
+    room = (len(usable[0].sequences[0]) + 1) * size / 1e6
     cache = fill_lower_cache(one, usable, passes=2, cache_mb=room, micro_batch_tokens=1)
     assert cache.full
     assert sum(rows_run) < answers
+    # Nor later, with what is small enough: a continued run would find something else there than one never stopped.
+    short = collate([[1]], [[False]], one.backbone.device)
+    before = len(rows_run)
+    for _ in range(2):
+        cache.fill(short, ["short"], one.backbone.lower)
+    assert len(rows_run) == before + 2
 
 
 def test_scores_on_cached_states_are_those_without(monkeypatch: pytest.MonkeyPatch):

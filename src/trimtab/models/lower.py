@@ -58,7 +58,7 @@ class DrawnStates:
 
 
 class LowerCache:
-    """Hidden states below the lowest adapter, kept per sequence, so that later epochs do not run them again.
+    """Hidden states below the lowest adapter, kept per sequence, so that later passes do not run them again.
 
     Args:
         limit_mb: megabytes to hold. From the first sequence that does not fit on, nothing more is kept, and what is

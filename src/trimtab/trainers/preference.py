@@ -69,7 +69,7 @@ class OfflineConfig(Config):
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once; one ranking at least."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
-    """Memory for what frozen lower layers give, so that they run once and not once per epoch."""
+    """Memory for what frozen lower layers give, so that they run once and not once per pass."""
 
 
 class DpoConfig(OfflineConfig):

@@ -160,10 +160,11 @@ def train_reward(
     per_epoch = -(-len(usable) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
     learner = Learner(role, config.optimizer, total)
+    probed = min(1.0, PROBE_RANKINGS / len(usable)) if config.head_init == "probe" else 0.0
     cache = fill_lower_cache(
         role,
         usable,
-        passes=config.epochs + (config.head_init == "probe"),
+        passes=config.epochs + probed,
         cache_mb=config.cache_mb,
         micro_batch_tokens=config.micro_batch_tokens,
     )
@@ -317,7 +318,7 @@ def fill_lower_cache(
     The last bits of a matrix product depend on what is in the batch; filled as training goes, a continued run
     would read other bits than one that was never stopped. Nothing is kept for one pass.
     """
-    if passes <= 1 or role.backbone.frozen_layers == 0:
+    if passes <= 1 or cache_mb == 0 or role.backbone.frozen_layers == 0:
         return LowerCache(0.0)
     cache = LowerCache(cache_mb)
     sequences, batch = [s for r in rankings for s in r.sequences], _answers(role, rankings)
