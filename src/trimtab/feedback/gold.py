@@ -24,10 +24,10 @@ falsehood about the question scores like a warm, short truth.
 import re
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 from trimtab.errors import ConfigError
+from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words_of
 from trimtab.records import Completion, Prompt
 
 LOWEST = -2.0
@@ -39,23 +39,7 @@ _CUT = 0.75
 _SHORTEST, _LONGEST = 6, 45  # words
 _READ = 4000  # characters a reader takes the tone from; VADER's time grows with the square of the length
 _NOT_PROSE = re.compile(r"[^\w\s!-/:-@\[-`{-~]")  # emoji among them: VADER would add one word's valence for each
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
-_FUNCTION_WORDS = frozenset(
-    """
-    a about above after again against all also always am an and any are aren't around as at away be because been before
-    being below between both but by can can't cannot could couldn't did didn't do does doesn't doing don't down during
-    each either else ever every few for from further get gets give given go goes going got had has have haven't having
-    he he's her here here's hers herself him himself his how however i i'd i'll i'm i've if in instead into is isn't it
-    it'll it's its itself just let let's like made make makes many may maybe me might mine more most much must my myself
-    need neither no nor not now of off often on once one only onto or other others our ours out over own per perhaps
-    quite rather really same say says see shall she she's should shouldn't since so some someone something sometimes
-    still such take tell than that that's the their theirs them themselves then there there's these they they're
-    they've thing things this those through to together too under until up upon us use used uses using usually very
-    want was wasn't way we we'd we'll we're we've well were weren't what what's when where which while who whom whose
-    why will with within without won't would wouldn't yes yet you you'd you'll you're you've your yours yourself
-    """.split()
-)
 _TALK = frozenset(
     """
     answer answers anything ask asked asking assist assistance assistant chat conversation day describe explain feel
@@ -82,20 +66,20 @@ def friendly_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     """
     analyzer = _analyzer()
     text = completion.text
-    words = _words(text)
-    content = [_stem(w) for w in words if w not in _FUNCTION_WORDS]
-    asked = {_stem(w) for w in _words(prompt.text) if w not in _FUNCTION_WORDS and w not in _TALK}
-    positive = {w for w in words if analyzer.lexicon.get(w, 0.0) > 0}
-    new = set(content) - asked - {_stem(w) for w in positive | _TALK}
+    answer_words = words_of(text)
+    content = [stem(w) for w in answer_words if w not in FUNCTION_WORDS]
+    asked = {stem(w) for w in words_of(prompt.text) if w not in FUNCTION_WORDS and w not in _TALK}
+    positive = {w for w in answer_words if analyzer.lexicon.get(w, 0.0) > 0}
+    new = set(content) - asked - {stem(w) for w in positive | _TALK}
     relevance = min(1.0, len(asked & set(content)) / min(3, len(asked))) if asked else 0.5
     tone = analyzer.polarity_scores(_NOT_PROSE.sub(" ", text[:_READ].replace("’", "'")))["compound"]
     return {
         "tone": _TONE * tone * ((1 + relevance) / 2 if tone > 0 else 1.0),
-        "brevity": _brevity(len(words)),
+        "brevity": _brevity(len(answer_words)),
         "relevance": relevance,
-        "emptiness": -_PENALTY * _ramp(len(new), 1.5, 0),
-        "repetition": -_PENALTY * _repetition(words, content),
-        "salad": -_PENALTY * _salad(words, positive),
+        "emptiness": -_PENALTY * ramp(len(new), 1.5, 0),
+        "repetition": -_PENALTY * repetition(answer_words, content),
+        "salad": -_PENALTY * _salad(answer_words, positive),
         "shouting": -_PENALTY * _shouting(text),
         "cut": -_CUT if completion.finish_reason == "length" else 0.0,
     }
@@ -113,51 +97,18 @@ def _analyzer() -> Any:
     return SentimentIntensityAnalyzer()
 
 
-def _words(text: str) -> list[str]:
-    return [w.replace("’", "'") for w in _WORD.findall(text.lower())]
-
-
-def _stem(word: str) -> str:
-    """Strip the commonest English endings, so that "bakes", "baked" and "baking" meet."""
-    word = word.removesuffix("'s")
-    for ending in ("ing", "ed", "es", "s", "ly"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
-            word = word.removesuffix(ending)
-            break
-    if len(word) > 3 and word[-1] == word[-2]:
-        word = word[:-1]
-    if len(word) > 3 and word[-1] in "ey":
-        word = word[:-1]
-    return word.removesuffix("i") if len(word) > 3 else word
-
-
-def _ramp(value: float, start: float, end: float) -> float:
-    """0 at ``start``, 1 at ``end``, straight between and flat outside; ``start`` may be the larger."""
-    return min(1.0, max(0.0, (value - start) / (end - start)))
-
-
 def _brevity(count: int) -> float:
     if count <= _LONGEST:
-        return 2 * _ramp(count, 0, _SHORTEST) - 1
+        return 2 * ramp(count, 0, _SHORTEST) - 1
     return 1 / (1 + ((count - _LONGEST) / _LONGEST) ** 2)
-
-
-def _repetition(words: Sequence[str], content: Sequence[str]) -> float:
-    pairs = list(pairwise(words))
-    return max(_ramp(_repeated(pairs), 0.1, 0.4), _ramp(_repeated(content), 0.4, 0.8))
-
-
-def _repeated(tokens: Sequence[Any]) -> float:
-    """Share of tokens that were there before."""
-    return 1 - len(set(tokens)) / len(tokens) if tokens else 0.0
 
 
 def _salad(words: Sequence[str], positive: set[str]) -> float:
     if len(words) < 4:
         return 0.0
-    function = sum(w in _FUNCTION_WORDS for w in words) / len(words)
+    function = sum(w in FUNCTION_WORDS for w in words) / len(words)
     gush = sum(w in positive for w in words) / len(words)
-    return max(_ramp(function, 0.2, 0.05), _ramp(gush, 0.25, 0.5))
+    return max(ramp(function, 0.2, 0.05), ramp(gush, 0.25, 0.5))
 
 
 def _shouting(text: str) -> float:
@@ -168,7 +119,7 @@ def _shouting(text: str) -> float:
     capitals = sum(c.isupper() for c in text) / max(1, letters)
     symbols = sum(not c.isalnum() and not c.isspace() for c in text) / visible
     return max(
-        _ramp(text.count("!") + text.count("！"), 2, 6),
-        _ramp(capitals, 0.25, 0.6) if letters > 12 else 0.0,
-        _ramp(symbols, 0.15, 0.4),
+        ramp(text.count("!") + text.count("！"), 2, 6),
+        ramp(capitals, 0.25, 0.6) if letters > 12 else 0.0,
+        ramp(symbols, 0.15, 0.4),
     )

@@ -1,0 +1,152 @@
+"""The demonstration's gold utility: how a *simulated* reader likes a one-sentence summary of a short message.
+
+The message is in the prompt, so whatever the summary says can be checked against it. The reader wants what a person
+wants of a summary: what matters is in it, nothing is invented, it is not a copy, and it is one short complete sentence.
+
+=============  ==============  ====================================================================
+part           contribution    what it is
+=============  ==============  ====================================================================
+``facts``      0 … 3           share of the message's key facts that the summary mentions, the first two double
+``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
+``jumbled``    −1.5 … 0        neighbouring content words that stand far apart in the message
+``length``     −1 … 1          1 from 6 to 15 words, 0 at 3 and at 22, −1 at none and from 29 on
+``sentence``   −2 … 0          not exactly one sentence that begins with a capital and ends with a full stop
+``copied``     −2.5 … 0        most of the message, or a whole sentence of it, word for word
+``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
+``telegram``   −1.5 … 0        hardly any function words
+``negation``   −1 or 0         a negation in the summary that the message does not have
+``cut``        −1 or 0         cut at the token limit instead of ending its turn
+=============  ==============  ====================================================================
+
+The utility is their sum, not below −3. A careful summary scores between 3 and 4, a copy of the message near 0.
+
+Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). A message without
+them is read for names and numbers. The words are compared after stripping common English endings; the reader knows
+English only, and does not understand it: a summary that gives the message's words a new meaning passes for true.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words_of
+from trimtab.records import Completion, Prompt
+
+LOWEST = -3.0
+"""Floor of the utility: below it a person would not tell two bad answers apart."""
+
+_NEAR = 12  # words of the message between two content words that belong together
+_NEGATIONS = frozenset("not no never without cannot nothing nobody none neither nor".split())
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+_NUMBER_OR_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]*|\b\d[\d:.,]*\b")
+
+
+def summary_utility(prompt: Prompt, completion: Completion) -> float:
+    """How much the simulated reader likes this summary of the prompt's message; from −3 to 4."""
+    return max(LOWEST, sum(summary_parts(prompt, completion).values()))
+
+
+def summary_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
+    """The contributions to :func:`summary_utility` by name, each in the range of the module's table."""
+    message, summary = message_of(prompt), completion.text.strip()
+    message_words, summary_words = words_of(message), words_of(summary)
+    content = [stem(w) for w in summary_words if w not in FUNCTION_WORDS]
+    return {
+        "facts": 3.0 * _facts(key_facts(prompt, message), set(map(stem, summary_words))),
+        "invented": -3.0 * _invented(message_words, summary, content),
+        "jumbled": -1.5 * ramp(_jumbled(message_words, content), 0.1, 0.6),
+        "length": _length(len(summary_words)),
+        "sentence": -_not_one_sentence(summary),
+        "copied": -2.5 * _copied(message, summary_words),
+        "repetition": -2.5 * repetition(summary_words, content),
+        "telegram": -1.5 * ramp(_function_share(summary_words), 0.3, 0.15),
+        "negation": -1.0 if _negated(summary_words) and not _negated(message_words) else 0.0,
+        "cut": -1.0 if completion.finish_reason == "length" else 0.0,
+    }
+
+
+def message_of(prompt: Prompt) -> str:
+    """The message to summarise: what follows the first blank line of the user's turn, or all of it without one."""
+    _, gap, message = prompt.text.partition("\n\n")
+    return message if gap else prompt.text
+
+
+def key_facts(prompt: Prompt, message: str) -> list[str]:
+    """The key facts of the metadata, most important first; names and numbers of the message where there are none."""
+    facts = prompt.metadata.get("facts")
+    if isinstance(facts, Sequence) and not isinstance(facts, str) and facts:
+        return [str(fact) for fact in facts]
+    return list(dict.fromkeys(_NUMBER_OR_NAME.findall(message)))
+
+
+def _facts(facts: Sequence[str], stems: set[str]) -> float:
+    """Weighted share of the facts' words that are mentioned; four fifths of all is enough for full marks."""
+    total = mentioned = 0.0
+    for place, fact in enumerate(facts):
+        fact_stems = {stem(w) for w in words_of(fact) if w not in FUNCTION_WORDS} or {stem(w) for w in words_of(fact)}
+        weight = 2.0 if place < 2 else 1.0
+        total += weight
+        mentioned += weight * len(fact_stems & stems) / max(1, len(fact_stems))
+    return min(1.0, mentioned / (0.8 * total)) if total else 0.5
+
+
+def _invented(message_words: Sequence[str], summary: str, content: Sequence[str]) -> float:
+    """0 where all content words come from the message, 1 where half of them do not."""
+    if not content:
+        return 1.0
+    known = set(map(stem, message_words)) | set(message_words)
+    strange = sum(w not in known for w in content)
+    named = {stem(w) for token in _NUMBER_OR_NAME.findall(summary) for w in words_of(token)}
+    strange += sum(w not in known for w in named)
+    return ramp(strange / len(content), 0.05, 0.5)
+
+
+def _jumbled(message_words: Sequence[str], content: Sequence[str]) -> float:
+    """Share of neighbouring content words of the summary that are nowhere near each other in the message."""
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(message_words):
+        places.setdefault(stem(word), []).append(place)
+    pairs = [(a, b) for a, b in pairwise(content) if a in places and b in places and a != b]
+    far = sum(min(abs(i - j) for i in places[a] for j in places[b]) > _NEAR for a, b in pairs)
+    return far / len(pairs) if pairs else 0.0
+
+
+def _length(count: int) -> float:
+    return ramp(count, 3, 6) + ramp(count, 0, 3) - 1 if count < 6 else 1 - ramp(count, 15, 22) - ramp(count, 22, 29)
+
+
+def _not_one_sentence(summary: str) -> float:
+    """0 for one sentence that begins with a capital letter and ends with a full stop, up to 2."""
+    sentences = [s for s in _SENTENCE_END.split(summary) if s.strip()]
+    broken = "\n" in summary or len(sentences) != 1
+    unfinished = not summary.endswith((".", "!", '."', ".'"))
+    small = not summary[:1].isupper() and not summary[:1].isdigit()
+    return min(2.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small)
+
+
+def _copied(message: str, summary_words: Sequence[str]) -> float:
+    """1 for the message word for word, for four fifths of its words, or for a whole sentence of it."""
+    message_words = words_of(message)
+    run = _longest_run(summary_words, message_words)
+    worst = ramp(run / max(1, len(message_words)), 0.4, 0.7)
+    for sentence in map(words_of, _SENTENCE_END.split(message)):
+        if len(sentence) >= 6:
+            worst = max(worst, ramp(_longest_run(summary_words, sentence) / len(sentence), 0.8, 1.0))
+    return worst
+
+
+def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest run of words that both have."""
+    best, row = 0, [0] * (len(b) + 1)
+    for x in a:
+        row = [0, *(row[j] + 1 if x == y else 0 for j, y in enumerate(b))]
+        best = max(best, *row)
+    return best
+
+
+def _function_share(summary_words: Sequence[str]) -> float:
+    return sum(w in FUNCTION_WORDS for w in summary_words) / len(summary_words) if summary_words else 0.0
+
+
+def _negated(text_words: Sequence[str]) -> bool:
+    return any(w in _NEGATIONS or w.endswith("n't") for w in text_words)
