@@ -40,6 +40,17 @@ LABELS = {
 }  # fmt: skip
 """Names of methods that are not their initials."""
 
+PRETRAINED = "the pretrained model"
+"""What a sentence calls the model that training started from."""
+
+CAPTIONS = {
+    "base": "before any training here",
+    "sft": "after imitating demonstrations",
+    "policy": "after learning from preferences",
+    "best_of": "the answer the rewards like best",
+}
+"""What was done to each model, for a reader who does not know the names of methods."""
+
 AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
     "leave_one_out": "One annotator against the others",
@@ -89,13 +100,15 @@ def collect(context: Context) -> ReportData:
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
     facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
     names = model_names(run)
-    first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
+    models = result["models"]
+    start, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the model that the KL is measured from
+    first = models[0]
     missing: dict[str, str] = {}
     if run.gold is None:
         but = f" but {_climbed(run)}" if run.reward or run.rewards else ""
         missing["gold"] = f"This run has no gold utility, so no judge{but} compared the answers."
-    if "base" not in answers:
-        missing["base"] = "This run has no answers of a model before SFT."
+    if run.evaluate is not None and not run.evaluate.pretrained:
+        missing["base"] = "The model was not pretrained (evaluate.pretrained is false), so nothing is compared with it."
     if run.align is None:
         missing["reward_against_kl"] = "This run did not align a policy."
     elif not isinstance(run.align, OnlineConfig):
@@ -117,6 +130,7 @@ def collect(context: Context) -> ReportData:
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
+        about=run.about or "",
         run=run.name,
         recipe=str(context.recipe),
         created_at=now(),
@@ -127,8 +141,11 @@ def collect(context: Context) -> ReportData:
         notice=notice,
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
-        before=names[first],
+        first=names[first],
+        before=names[start],
         after=names[last],
+        spoken={names[name]: text for name, text in spoken_names(run).items() if name in models},
+        captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
         win_rates=tuple(_win_rows(result, names, judges_of(run))),
         kl=None
@@ -142,7 +159,7 @@ def collect(context: Context) -> ReportData:
         balance=_balance(context),
         labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
-        alarms=alarms(result),
+        alarms=alarms(result, names=spoken_names(run), judges=judges_of(run)),
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
@@ -230,7 +247,14 @@ def model_names(run: RunConfig) -> dict[str, str]:
     method = "" if run.align is None else run.align.method
     label = LABELS.get(method, method.upper().replace("_", "-"))
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
-    return {"base": "Base", "sft": "SFT", "policy": label, "best_of": best}
+    first = "Pretrained" if run.evaluate is None or run.evaluate.pretrained else "Start"
+    return {"base": first, "sft": "SFT", "policy": label, "best_of": best}
+
+
+def spoken_names(run: RunConfig) -> dict[str, str]:
+    """What a sentence calls each model."""
+    pretrained = run.evaluate is None or run.evaluate.pretrained
+    return model_names(run) | {"base": PRETRAINED if pretrained else "the start model"}
 
 
 def machine() -> str:
@@ -382,8 +406,6 @@ def _examples(
             for name, rollouts in answers.items()
         )
         examples.append(Example(id=start.prompt.id, prompt=start.prompt.text, answers=shown))
-    if not result["judges"]:
-        return None
     wanted = context.config.evaluate.examples if context.config.evaluate else 24
     side = wanted // 6
     return choose_examples(
