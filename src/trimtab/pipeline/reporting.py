@@ -14,6 +14,7 @@ from trimtab.evals import (
     Examples,
     Measure,
     ProbeColumn,
+    Reading,
     ReportData,
     RewardModelEval,
     Series,
@@ -28,6 +29,7 @@ from trimtab.evals import (
 )
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
+from trimtab.pipeline.blind import blind_results
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Comparison, Judgement, Rollout, read_records
@@ -64,11 +66,9 @@ AGREEMENT = {
 }
 """Labels of the agreement statistics."""
 
-NOTICE = (
-    "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
-    "No person judged these answers."
-)
-GOLD = "“Gold” is a simulated utility; no person judged these answers."
+NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by."
+GOLD = "“Gold” is a simulated utility."
+NOBODY = "No person judged these answers."
 
 GIVERS = {
     "ai": "AI judges under a written constitution",
@@ -104,8 +104,16 @@ def collect(context: Context) -> ReportData:
     start, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the model that the KL is measured from
     first = models[0]
     missing: dict[str, str] = {}
+    blind = blind_results(context.run)
+    result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
+    if blind.stale:
+        missing["readings"] = (
+            f"Answers were made again since blind readers judged them ({', '.join(blind.stale)}); their judgements are "
+            "kept in the run’s folder blind/ and not shown."
+        )
     if run.gold is None:
-        but = f" but {_climbed(run)}" if run.reward or run.rewards else ""
+        judges = ([_climbed(run)] if run.reward or run.rewards else []) + (["blind readers"] if blind.rows else [])
+        but = f" but {' and '.join(judges)}" if judges else ""
         missing["gold"] = f"This run has no gold utility, so no judge{but} compared the answers."
     if run.evaluate is not None and not run.evaluate.pretrained:
         missing["base"] = "The model was not pretrained (evaluate.pretrained is false), so nothing is compared with it."
@@ -118,15 +126,19 @@ def collect(context: Context) -> ReportData:
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     givers = _givers(context)
     simulated = "simulated" in givers or run.gold is not None
+    people = {r.reader for r in blind.readings if r.kind == "human"}
+    nobody = "" if people or {"human", "imported"} & givers else NOBODY
     if run.label is None:
-        notice = f"{_origin(run)} {GOLD if simulated else ''}".strip()
+        notice = f"{_origin(run)} {f'{GOLD} {nobody}' if simulated else ''}"
     elif run.label.source == "simulated":
-        notice = NOTICE
+        notice = f"{NOTICE} {nobody}"
     else:
         whose = " and ".join(text for source, text in GIVERS.items() if source in givers)
-        nobody = "" if {"human", "imported"} & givers else "No person judged these answers."
         notice = f"The preferences in this run come from {whose}. {nobody} {GOLD_BESIDE if run.gold else ''}"
-        notice = " ".join(notice.split())
+    if people:
+        readers = "one person" if len(people) == 1 else f"{len(people)} people"
+        notice += f" The held-out answers were read blind by {readers}."
+    notice = " ".join(notice.split())
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -148,6 +160,7 @@ def collect(context: Context) -> ReportData:
         captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
         win_rates=tuple(_win_rows(result, names, judges_of(run))),
+        readings=tuple(_named(reading, names) for reading in blind.readings),
         kl=None
         if result["kl"] is None
         else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
@@ -163,6 +176,7 @@ def collect(context: Context) -> ReportData:
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "readings": Source(file="blind/*.judgements.jsonl", command=f"trimtab eval {context.recipe} --read FILE"),
             "balance": Source(file="stages/balance/balance.json", command=here),
             "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
             "curves": Source(file="stages/*/metrics.jsonl", command=here),
@@ -308,11 +322,18 @@ def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mappi
         WinRateRow(
             model=names[row["model"]],
             against=names[row["against"]],
-            metric=judges[row["judge"]],
+            metric=judges.get(row["judge"], row["judge"]),
             **{k: row[k] for k in numbers},
         )
         for row in result["win_rates"]
     ]
+
+
+def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
+    """A reading with the models called as the page calls them."""
+    sensible = {names[model]: counts for model, counts in reading.sensible.items()}
+    update = {"model": names[reading.model], "against": names[reading.against], "sensible": sensible}
+    return reading.model_copy(update=update)
 
 
 def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]:
