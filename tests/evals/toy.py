@@ -219,7 +219,6 @@ def toy_report() -> ReportData:
                 wins=14,
                 ties=2,
                 losses=4,
-                equal=1,
                 name="first",
             ),
         ),

@@ -112,15 +112,13 @@ class Reading(Record):
     high: Number
     """Upper end of the 95 % interval."""
     n: int
-    """Prompts judged, those with equal answers included."""
+    """Prompts judged."""
     wins: int
     """Prompts on which ``model`` was preferred."""
     ties: int
-    """Prompts without a preference, those with equal answers included."""
+    """Prompts without a preference."""
     losses: int
     """Prompts on which ``against`` was preferred."""
-    equal: int = 0
-    """Prompts to which both models gave the same answer; nobody is asked and they count as ties."""
     unread: int = 0
     """Prompts of the reading that this reader left empty."""
     sensible: dict[str, tuple[int, int]] = Field(default_factory=dict)
