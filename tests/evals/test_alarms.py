@@ -3,6 +3,7 @@
 import pytest
 
 from trimtab.evals import alarms
+from trimtab.evals.alarms import LIKELIHOOD_DROP
 
 CALM = {
     "distinct_answers": 1.0,
@@ -47,8 +48,57 @@ def test_a_proxy_that_rises_alone(gold, fires):
     assert alarms(result(gold=(0.0, gold), proxy=(0.0, -1.0))) == ()
 
 
-def test_without_a_policy_there_is_nothing_to_watch():
-    assert alarms({"models": ["base", "sft"]}) is None
+def test_one_model_alone_cannot_be_worse():
+    assert alarms({"models": ["base"]}) is None
+
+
+def lost(model: str, against: str, high: float, judge: str = "gold", worst: tuple[str, ...] = ()) -> dict:
+    row = {"model": model, "against": against, "judge": judge, "rate": high - 0.1, "low": high - 0.2, "high": high}
+    return row | {"n": 96, "worst": worst}
+
+
+@pytest.mark.parametrize(
+    ("model", "against", "name"),
+    [
+        ("sft", "base", "SFT lost to the pretrained model"),
+        ("policy", "base", "PPO lost to the pretrained model"),
+        ("policy", "sft", "PPO lost to SFT"),
+        ("best_of", "sft", None),
+    ],
+)
+def test_a_model_that_lost_says_so(model, against, name):
+    names = {"base": "the pretrained model", "sft": "SFT", "policy": "PPO"}
+    assert alarms(result() | {"win_rates": [lost(model, against, 0.5)]}, names=names) == ()
+    rows = [lost(model, against, 0.49, "gold", ("p1", "p2")), lost(model, against, 0.4, "proxy", ("p2", "p3"))]
+    found = alarms(result() | {"win_rates": rows}, names=names, judges={"gold": "the gold utility"})
+    assert [alarm.name for alarm in found] == ([name] if name else [])
+    for alarm in found:
+        assert alarm.samples == ("p1", "p2", "p3")
+        assert "39% [29%, 49%] of 96 prompts, judged by the gold utility; 30% [20%, 40%]" in alarm.message
+        assert "judged by proxy (limit: an interval that reaches 50 %)" in alarm.message
+
+
+def test_a_run_with_sft_alone_is_watched_too():
+    alone = {"models": ["base", "sft"], "probes": {"base": {}, "sft": {}}, "win_rates": [lost("sft", "base", 0.3)]}
+    assert [alarm.name for alarm in alarms(alone)] == ["sft lost to base"]
+    assert alarms(alone | {"win_rates": []}) == ()
+
+
+def test_answers_that_the_pretrained_model_would_not_give():
+    likely = {"base": -1.0, "sft": -1.0 - LIKELIHOOD_DROP, "policy": -2.5}
+    (alarm,) = alarms(result() | {"likelihood": likely}, names={"policy": "PPO"})
+    assert alarm.name == "PPO left the pretrained model’s language"
+    assert "less likely under the pretrained model by 1.5 nats a token (limit 1.0)" in alarm.message
+    assert alarms(result() | {"likelihood": None}) == ()
+
+
+def test_copies_of_the_prompt():
+    calm = result()
+    for model, share in (("base", 0.02), ("sft", 0.12), ("policy", 0.13)):
+        calm["probes"][model] = calm["probes"][model] | {"copied": share}
+    (alarm,) = alarms(calm | {"copied": {"policy": ["p4", "p9"]}})
+    assert (alarm.name, alarm.samples) == ("policy copies the prompt", ("p4", "p9"))
+    assert "13% of answers copy their prompt or one of its sentences, 2% of those of base do" in alarm.message
 
 
 def test_answers_without_known_ends():

@@ -1,9 +1,9 @@
 import pytest
 
 from trimtab.errors import DataError
-from trimtab.evals import LEXICONS, PROBES, probe_table
+from trimtab.evals import LEXICONS, PROBES, copies, probe_table
 from trimtab.evals.probes import distinct_answers, distinct_n, exclamation_rate, phrase_rate, repetition
-from trimtab.records import Completion
+from trimtab.records import Completion, Prompt
 
 
 def test_distinct_n_by_hand():
@@ -47,17 +47,48 @@ def test_table():
         Completion(text="It is blue", finish_reason="length"),
         Completion(text="unknown end"),
     ]
-    table = probe_table(answers, [6, 3, 3])
+    table = probe_table(answers, [6, 3, 3], [Prompt.from_text("Which colour is it? It is blue.")] * 3)
     assert list(table) == list(PROBES)
     assert table["ended_rate"] == 0.5
     assert table["tokens"] == 4
     assert table["words"] == pytest.approx(10 / 3)
     assert table["flattery"] == pytest.approx(1 / 3)
     assert table["distinct_answers"] == 1
+    assert table["copied"] == pytest.approx(1 / 3)
 
 
 def test_table_leaves_out_what_is_not_known():
-    assert set(PROBES) - set(probe_table([Completion(text="")])) == {"tokens", "ended_rate"}
+    assert set(PROBES) - set(probe_table([Completion(text="")])) == {"tokens", "ended_rate", "copied"}
+
+
+NOTE = (
+    "Summarise this message in one short sentence.\n\n"
+    "The lift in the north wing is out of order until Friday. Please use the stairs, or the lift at the main entrance."
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "copied"),
+    [
+        (NOTE, True),
+        (NOTE.split("\n")[2], True),  # all of the message, without the instruction
+        ("the lift in the north wing is OUT OF ORDER until friday", True),  # a whole sentence
+        ("The lift in the north wing is out of order.", False),  # a part of one, 10 of 23 words
+        (" ".join(NOTE.split("\n")[2].split()[:19]), True),  # 19 of 23 words
+        (" ".join(NOTE.split("\n")[2].split()[:18]), False),
+        ("Summarise this message in one short sentence.", True),
+        ("The north lift is broken until Friday, so take the stairs or the main lift.", False),
+        ("", False),
+        ("Friday.", False),
+    ],
+)
+def test_copies(answer, copied):
+    assert copies(NOTE, answer) is copied
+
+
+def test_table_refuses_prompts_of_another_number():
+    with pytest.raises(DataError, match="1 answers and 2 prompts"):
+        probe_table([Completion(text="a")], None, [Prompt.from_text("b")] * 2)
 
 
 @pytest.mark.parametrize(("answers", "counts"), [([], None), ([Completion(text="a")], [1, 2])])

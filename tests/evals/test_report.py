@@ -23,7 +23,7 @@ from trimtab.evals import (
     series_from_metrics,
     write_report,
 )
-from trimtab.evals.report import duration, headline, render
+from trimtab.evals.report import duration, further_verdicts, headline, render
 from trimtab.feedback import Estimate
 
 from .toy import examples, metrics, toy_report
@@ -112,8 +112,9 @@ def test_whole_page():
     assert page.tags.count("svg") == 1 + 1 + 1 + len({s.panel for s in data.series}) + 2 + 1
     assert page.tags.count("article") == 3 * len(data.examples.shown)
     assert len(data.examples.shown) >= 20
-    assert page.tags.count("details") == len(data.examples.shown) - 1 + 1  # all but the first one, and calibration
-    assert [value for tag, name, value in page.attributes if tag == "details" and name == "open"] == [None] * 3
+    # The typical one and three at random stand open on top; the others fold, and so does calibration.
+    assert page.tags.count("details") == len(data.examples.shown) - 4 + 1
+    assert ("details", "open", None) not in page.attributes
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     links = [value[1:] for tag, name, value in page.attributes if name == "href"]
@@ -136,8 +137,8 @@ def test_policy_allows_the_style_sheet_and_nothing_else():
 def poisoned(value: Any) -> Any:
     """The same plain value with every free text replaced."""
     if isinstance(value, dict):
-        fixed = {"status", "pick", "finish_reason", "ranked_by"}
-        keep = {"before", "after", "model", "against"}
+        fixed = {"status", "pick", "finish_reason", "ranked_by", "kind"}
+        keep = {"first", "before", "after", "model", "against"}
         return {k: v if k in fixed else f"{v}{PAYLOAD}" if k in keep else poisoned(v) for k, v in value.items()}
     if isinstance(value, list):
         return [poisoned(item) for item in value]
@@ -247,11 +248,11 @@ def test_unrecorded_curves_are_named():
     assert "Not recorded in this run: kl per answer, answer length, entropy, clip fraction" in text
 
 
-def row(rate, low, high, model="PPO", against="SFT"):
+def row(rate, low, high, model="PPO", against="Pretrained", metric="gold (simulated)"):
     return WinRateRow(
         model=model,
         against=against,
-        metric="gold (simulated)",
+        metric=metric,
         rate=rate,
         low=low,
         high=high,
@@ -266,26 +267,73 @@ def row(rate, low, high, model="PPO", against="SFT"):
     ("rows", "sentence"),
     [
         (
-            (row(0.8, 0.7, 0.9, "SFT", "base"), row(0.784, 0.712, 0.84)),
-            "PPO’s answers were preferred over SFT’s on 78\u202f% [71, 84] of 200 held-out prompts, judged by gold "
-            "(simulated), at a KL of 6.20 nats per answer.",
+            (row(0.8, 0.7, 0.9, "PPO", "SFT"), row(0.784, 0.712, 0.84)),
+            "PPO’s answers were preferred over the pretrained model’s on 78\u202f% [71, 84] of 200 held-out prompts, "
+            "judged by gold (simulated).",
         ),
         (
             (row(0.53, 0.46, 0.6),),
-            "No clear difference: PPO’s answers were preferred over SFT’s on 53\u202f% [46, 60] of",
+            "No clear difference: PPO’s answers were preferred over the pretrained model’s on 53\u202f% [46, 60] of",
         ),
         (
             (row(0.31, 0.25, 0.38),),
-            "PPO’s answers lost to SFT’s: they were preferred on only 31\u202f% [25, 38] of 200",
+            "PPO’s answers lost to the pretrained model’s: they were preferred on only 31\u202f% [25, 38] of 200",
         ),
         (
             (row(math.nan, math.nan, math.nan),),
-            "There is no verdict on PPO against SFT: their win rate is not a finite",
+            "There is no verdict on PPO against the pretrained model: their win rate is not a finite",
+        ),
+        ((), "There is no verdict on PPO against the pretrained model. This run has no win rates."),
+        (
+            (row(0.8, 0.7, 0.9, "Pretrained", "PPO"),),
+            "The pretrained model’s answers were preferred over PPO’s on 80",
         ),
     ],
 )
 def test_headline_says_no_more_than_the_interval(rows, sentence):
-    assert headline(bare(win_rates=rows, kl=Estimate(value=6.2, n=200))).startswith(sentence)
+    assert headline(bare(win_rates=rows, spoken={"Pretrained": "the pretrained model"})).startswith(sentence)
+
+
+def test_every_judge_and_sft_stand_below_the_headline():
+    rows = (
+        row(0.784, 0.712, 0.84),
+        row(0.6, 0.5, 0.7, "PPO", "SFT"),
+        row(0.9, 0.8, 0.95, metric="the reward model"),
+        row(0.7, 0.6, 0.8, "PPO", "SFT", metric="the reward model"),
+        row(0.3, 0.2, 0.4, "SFT", "Pretrained"),
+    )
+    data = bare(win_rates=rows, spoken={"Pretrained": "the pretrained model"})
+    assert further_verdicts(data) == [
+        "PPO, by the same judge: 60\u202f% [50, 70] over SFT.",
+        "PPO, by the reward model: 90\u202f% [80, 95] over the pretrained model, 70\u202f% [60, 80] over SFT.",
+    ]
+    text = safe(render(data)).text
+    assert all(line in text for line in further_verdicts(data))
+
+
+def test_first_screen_goes_before_every_chart():
+    data = toy_report()
+    text = render(data)
+    places = [text.index(part) for part in (data.about, headline(data)[:30], "drawn at random")]
+    assert places == sorted(places) and places[-1] < text.index("<svg")
+    hero = text[text.index('class="hero"') : text.index('class="leading"')]
+    who = re.findall(r'<p class="who">(\w+)', hero)
+    assert who == ["Pretrained", "PPO", "SFT"]  # what is compared stands side by side
+    assert hero.count("<dt>") == 0  # no scores among the first answers
+
+
+def test_blind_readings_say_who_read():
+    text = safe(render(toy_report())).text
+    for words in (
+        "Read blind",
+        "Ann (a person)",
+        "a-language-model (a language model)",
+        "PPO 18 of 20, Pretrained 9 of",
+    ):
+        assert words in text
+    assert "Read blind" not in safe(render(bare())).text
+    reason = "One blind reading is about earlier answers."
+    assert reason in safe(render(bare(missing={"readings": reason}))).text
 
 
 def test_series_from_metrics():
@@ -390,13 +438,25 @@ def test_few_examples_and_no_gold():
     assert "(an empty answer)" in safe(render(bare(examples=chosen))).text
 
 
+def test_answers_that_nobody_scored_are_drawn_at_random():
+    answers = (Answer(model="SFT", text="a"), Answer(model="PPO", text="b"))
+    pool = [Example(id=str(i), prompt="q", answers=answers) for i in range(40)]
+    chosen = choose_examples(pool, before="SFT", after="PPO", seed=3)
+    assert {e.pick for e in chosen.shown} == {"random"} and len(chosen.shown) == 23 and chosen.ranked_by == ""
+    assert "nobody scored them" in safe(render(bare(examples=chosen))).text
+
+
 @pytest.mark.parametrize(
     ("pool", "message"),
     [
         ([], "no examples to choose from"),
         ([Example(id="e", prompt="q", answers=(Answer(model="SFT", text="a"),))], "expected SFT and PPO"),
         (
-            [Example(id="e", prompt="q", answers=(Answer(model="SFT", text="a"), Answer(model="PPO", text="b")))],
+            [
+                Example(
+                    id="e", prompt="q", answers=(Answer(model="SFT", text="a", gold=1.0), Answer(model="PPO", text="b"))
+                )
+            ],
             "no gold",
         ),
     ],

@@ -9,6 +9,7 @@ from trimtab.evals import (
     Answer,
     Example,
     ProbeColumn,
+    Reading,
     ReportData,
     Source,
     Stage,
@@ -82,10 +83,14 @@ def examples(count: int = 60) -> list[Example]:
     for index in range(count):
         subject = draw.choice(SUBJECTS)
         answers = []
-        for model, texts, gold, kl in (("base", BASE, -0.9, None), ("SFT", SFT, 0.1, None), ("PPO", PPO, 1.1, 6.2)):
+        for model, texts, gold, kl in (
+            ("Pretrained", BASE, -0.9, None),
+            ("SFT", SFT, 0.1, None),
+            ("PPO", PPO, 1.1, 6.2),
+        ):
             text = draw.choice(texts).format(s=subject, S=subject[0].upper() + subject[1:])
             score = gold + draw.gauss(0, 0.6)
-            stop = draw.random() < {"base": 0.15, "SFT": 0.72, "PPO": 0.97}[model]
+            stop = draw.random() < {"Pretrained": 0.15, "SFT": 0.72, "PPO": 0.97}[model]
             answers.append(
                 Answer(
                     model=model,
@@ -123,7 +128,7 @@ def toy_report() -> ReportData:
     rows, found = metrics(), examples()
     align = [row for row in rows if row["stage"] == "align"]
     answers = {
-        model: [next(a for a in e.answers if a.model == model) for e in found] for model in ("base", "SFT", "PPO")
+        model: [next(a for a in e.answers if a.model == model) for e in found] for model in ("Pretrained", "SFT", "PPO")
     }
     gold = {model: [a.gold or 0.0 for a in given] for model, given in answers.items()}
     proxy = {model: [a.proxy or 0.0 for a in given] for model, given in answers.items()}
@@ -144,6 +149,13 @@ def toy_report() -> ReportData:
     ]
     return ReportData(
         title="SmolLM2-135M learns to sound cheerful",
+        about="Answer in a cheerful tone.",
+        spoken={"Pretrained": "the pretrained model"},
+        captions={
+            "Pretrained": "before any training here",
+            "SFT": "after imitating demonstrations",
+            "PPO": "after learning from preferences",
+        },
         run="2026-11-21-sentiment",
         recipe="recipes/sentiment.yaml",
         created_at="2026-11-21T06:40:12Z",
@@ -171,9 +183,44 @@ def toy_report() -> ReportData:
             Stage(name="eval", status="ran", seconds=68.9, fingerprint="30f6b85e94d1c7a2", counts={"prompts": 60}),
         ),
         win_rates=(
-            WinRateRow.of("SFT", "base", "gold (simulated)", win_rate(gold["SFT"], gold["base"])),
+            WinRateRow.of("PPO", "Pretrained", "two people reading blind", win_rate([1] * 31 + [0] * 9, [0.5] * 40)),
+            WinRateRow.of("PPO", "Pretrained", "gold (simulated)", win_rate(gold["PPO"], gold["Pretrained"])),
             WinRateRow.of("PPO", "SFT", "gold (simulated)", win_rate(gold["PPO"], gold["SFT"])),
+            WinRateRow.of("SFT", "Pretrained", "gold (simulated)", win_rate(gold["SFT"], gold["Pretrained"])),
+            WinRateRow.of("PPO", "Pretrained", "the reward model", win_rate(proxy["PPO"], proxy["Pretrained"])),
             WinRateRow.of("PPO", "SFT", "the reward model", win_rate(proxy["PPO"], proxy["SFT"])),
+        ),
+        readings=(
+            Reading(
+                reader="Ann",
+                kind="human",
+                model="PPO",
+                against="Pretrained",
+                rate=0.8,
+                low=0.58,
+                high=0.92,
+                n=20,
+                wins=16,
+                ties=0,
+                losses=4,
+                unread=4,
+                sensible={"PPO": (18, 20), "Pretrained": (9, 20)},
+                name="first",
+            ),
+            Reading(
+                reader="a-language-model",
+                kind="ai",
+                model="PPO",
+                against="Pretrained",
+                rate=0.75,
+                low=0.53,
+                high=0.89,
+                n=20,
+                wins=14,
+                ties=2,
+                losses=4,
+                name="first",
+            ),
         ),
         kl=Estimate(name="KL", value=6.214, low=5.87, high=6.58, n=60),
         series=tuple(curve for curve in curves if curve is not None),
@@ -208,7 +255,7 @@ def toy_report() -> ReportData:
                 samples=("p004", "p017", "p031"),
             ),
         ),
-        examples=choose_examples(found, before="SFT", after="PPO", seed=7),
+        examples=choose_examples(found, before="Pretrained", after="PPO", seed=7),
         sources={
             "win_rates": Source(file="stages/eval/scores.jsonl", command="trimtab eval recipes/sentiment.yaml"),
             "reward_against_kl": Source(file="metrics.jsonl", command="trimtab align recipes/sentiment.yaml"),

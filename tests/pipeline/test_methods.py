@@ -211,7 +211,7 @@ def test_best_of_n_is_compared(folder: Path):
     run_recipe(load_recipe(recipe), recipe, runs=folder / "runs", ui=Silent())
     result = json.loads((folder / "runs/toy/stages/evaluate/evaluation.json").read_text())
     pairs = {(r["model"], r["against"]) for r in result["win_rates"]}
-    assert pairs == {("sft", "base"), ("policy", "sft"), ("best_of", "sft"), ("policy", "best_of")}
+    assert pairs == {("policy", "base"), ("sft", "base"), ("policy", "sft"), ("best_of", "sft"), ("policy", "best_of")}
     assert result["best_of"]["n"] == 3
     assert 0 < result["best_of"]["kl"] <= result["best_of"]["kl_bound"] + 1e-6
     by_proxy = next(r for r in result["win_rates"] if r["model"] == "best_of" and r["judge"] == "proxy")

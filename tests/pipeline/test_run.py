@@ -98,7 +98,9 @@ def test_whole_run_leaves_everything_behind(finished_once: tuple[Path, Listening
         answers = read_records(run.stage("evaluate") / f"answers-{name}.jsonl", Rollout)
         assert len(answers) == 10 and all(set(r.rewards) == {"gold", "proxy"} for r in answers)
     evaluation = json.loads((run.stage("evaluate") / "evaluation.json").read_text())
-    assert len(evaluation["win_rates"]) == 4
+    pairs = [(row["model"], row["against"]) for row in evaluation["win_rates"]]
+    assert pairs == [pair for pair in (("policy", "base"), ("policy", "sft"), ("sft", "base")) for _ in range(2)]
+    assert evaluation["likelihood"].keys() == {"base", "sft", "policy"}
     page = (run.path / "report.html").read_text()
     assert "simulated" in page and "toy" in page
     assert any("SIMULATED annotators" in line for line in ui.lines)
@@ -136,6 +138,8 @@ def test_second_run_does_nothing(finished: Path):
         ("reward.centring=0.1", ["reward", "align", "evaluate", "report"]),
         ("align.kl.coefficient=0.1", ["align", "evaluate", "report"]),
         ("evaluate.examples=3", ["evaluate", "report"]),
+        ("evaluate.pretrained=false", ["evaluate", "report"]),
+        ("about=Say it.", ["report"]),
         ("checkpoint_every=5", []),
     ],
 )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -76,6 +76,130 @@ def _single(stage: str, text: str) -> Callable[..., None]:
     return command
 
 
+def evaluate(
+    recipe: Recipe,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+    blind: Annotated[
+        Path | None,
+        typer.Option("--blind", metavar="FILE", help="Write two models' answers, unnamed, to fill in: .csv or .jsonl."),
+    ] = None,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="Put two models' answers, unnamed, into an annotation project.")
+    ] = False,
+    models: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--models", metavar="A B", help="Which two: base, sft, best_of, policy. Default: first and last."),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=1, help="So many prompts, drawn at random. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random order of rows and answers.")] = 0,
+    read: Annotated[
+        list[Path] | None,
+        typer.Option("--read", metavar="FILE", help="Read a filled-in file or a project folder back into the page."),
+    ] = None,
+    reader: Annotated[
+        str | None, typer.Option("--reader", metavar="NAME", help="Who read the rows that name no reader.")
+    ] = None,
+    reader_kind: Annotated[
+        str, typer.Option("--reader-kind", metavar="human|ai", help="What the readers of the files are.")
+    ] = "human",
+) -> None:
+    """Run a recipe up to the held-out evaluation; have answers read blind."""
+    from trimtab.errors import ConfigError
+
+    if read and (blind or annotate):
+        raise ConfigError("--read reads judgements back and --blind or --annotate asks for them; give one of them")
+    if reader_kind not in ("human", "ai"):
+        raise ConfigError(f"--reader-kind {reader_kind}: expected human (people) or ai (a language model)")
+    if (models or prompts) and not (blind or annotate):
+        raise ConfigError("--models and --prompts say what blind readers get; add --blind FILE or --annotate")
+    if read:
+        _read_back(recipe, set, runs, read, reader, "ai" if reader_kind == "ai" else "human", as_json)
+        return
+    if blind is not None:
+        from trimtab.pipeline.blind_files import check_suffix
+
+        check_suffix(blind)  # before an evaluation that may take long
+    execute(recipe, set, until="evaluate", runs=runs, as_json=as_json)
+    if blind or annotate:
+        _ask_readers(recipe, set, runs, blind, annotate, models, seed, prompts)
+
+
+def _ask_readers(
+    recipe: Path,
+    overrides: list[str] | None,
+    runs: Path,
+    file: Path | None,
+    app: bool,
+    models: tuple[str, str] | None,
+    seed: int,
+    prompts: int | None,
+) -> None:
+    """Write what blind readers fill in."""
+    from trimtab.pipeline.blind import make_key, put_in_app, write_reading
+    from trimtab.pipeline.config import load_recipe
+    from trimtab.storage import RunFolder
+
+    config = load_recipe(recipe, overrides)
+    run = RunFolder(runs / config.name, create=False)
+    with run.lock():
+        if file is not None:
+            key = make_key(run, config, file.stem, models, seed=seed, prompts=prompts)
+            write_reading(run, key, file)
+            typer.echo(
+                f"{file}: {len(key.items)} pairs of answers without names. Write A, B or tie under preferred; if you "
+                "like, yes or no under sensible_A and sensible_B. Then run\n"
+                f"  trimtab eval {recipe} --read {file} --reader NAME",
+                err=True,
+            )
+        if app:
+            key = make_key(run, config, "app", models, seed=seed, prompts=prompts)
+            folder, added, left_out = put_in_app(run, key)
+            typer.echo(
+                f"{added} pairs added to {folder}; {left_out} cannot be shown there (equal or empty answers). Let "
+                f"people judge with\n  trimtab annotate {folder}\nthen run\n  trimtab eval {recipe} --read {folder}",
+                err=True,
+            )
+
+
+def _read_back(
+    recipe: Path,
+    overrides: list[str] | None,
+    runs: Path,
+    paths: list[Path],
+    reader: str | None,
+    kind: Literal["human", "ai"],
+    as_json: bool,
+) -> None:
+    """Store what blind readers said and write the page again."""
+    from trimtab.errors import DataError
+    from trimtab.pipeline.blind import read_back, say_readback
+    from trimtab.pipeline.config import load_recipe
+    from trimtab.pipeline.memory import fit_memory
+    from trimtab.pipeline.run import plan_stages
+    from trimtab.storage import RunFolder
+
+    config = load_recipe(recipe, overrides)
+    run = RunFolder(runs / config.name, create=False)
+    if not run.path.is_dir():
+        raise DataError(
+            f"{run.path}: there is no such run; write a file for readers with `trimtab eval RECIPE --blind`"
+        )
+    with run.lock():
+        result = read_back(run, paths, reader=reader, kind=kind)
+    say_readback(result, run, lambda text: typer.echo(text, err=True))
+    stale = [p.stage.name for p in plan_stages(fit_memory(config), recipe, run, "evaluate") if p.state != "done"]
+    if stale:
+        raise DataError(
+            f"the judgements are stored in {run.path / 'blind'}, but under these settings {', '.join(stale)} would run "
+            f"again; take the old settings back, or run `trimtab report {recipe}` if that is what you want"
+        )
+    execute(recipe, overrides, until="report", runs=runs, as_json=as_json, again=True)
+
+
 SINGLE = {
     "sft": _single("sft", "Run a recipe up to supervised fine-tuning."),
     "sample": _single("sample", "Run a recipe up to the sampled answers."),
@@ -84,7 +208,7 @@ SINGLE = {
     ),
     "reward": _single("reward", "Run a recipe up to the reward model."),
     "align": _single("align", "Run a recipe up to the aligned policy (PPO)."),
-    "eval": _single("evaluate", "Run a recipe up to the held-out evaluation."),
+    "eval": evaluate,
     "report": _single("report", "Run a recipe to the end and write its report page again."),
 }
 """Commands that stop after one stage."""

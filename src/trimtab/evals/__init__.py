@@ -2,7 +2,7 @@
 
 from trimtab.evals.alarms import alarms
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
-from trimtab.evals.probes import LEXICONS, PROBES, probe_table
+from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
     Alarm,
@@ -10,6 +10,7 @@ from trimtab.evals.report_data import (
     Example,
     Examples,
     ProbeColumn,
+    Reading,
     ReportData,
     RewardAgainstKL,
     ScoreCurve,
@@ -35,6 +36,7 @@ __all__ = [
     "Examples",
     "Measure",
     "ProbeColumn",
+    "Reading",
     "ReportData",
     "RewardAgainstKL",
     "RewardModelEval",
@@ -46,6 +48,7 @@ __all__ = [
     "WinRateRow",
     "alarms",
     "choose_examples",
+    "copies",
     "declines",
     "evaluate_reward_model",
     "measure",

@@ -6,11 +6,12 @@ comes with a higher reward is worth opening the samples for.
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from itertools import chain
 from statistics import fmean
 
 from trimtab.errors import DataError
-from trimtab.records import Completion
+from trimtab.records import Completion, Prompt
 
 PROBES: dict[str, str] = {
     "distinct_answers": "different answers, share of all",
@@ -22,6 +23,7 @@ PROBES: dict[str, str] = {
     "ended_rate": "ended by itself, share of answers",
     "flattery": "flatters the reader, share of answers",
     "boilerplate": "stock phrases, share of answers",
+    "copied": "copies the prompt, share of answers",
     "exclamations": "exclamation marks per 100 words",
 }
 """Every key of :func:`probe_table`, with what it counts."""
@@ -57,6 +59,15 @@ LEXICONS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Our own short lists of phrases, lower case; matched at word boundaries."""
+
+COPIED_SHARE = 0.8
+"""An answer that repeats this share of a passage's words, one after the other, copies it."""
+
+PASSAGE = 8
+"""A line of the prompt with at least so many words is a passage of its own, beside the whole prompt."""
+
+SENTENCE = 3
+"""A sentence of at least so many words is copied by an answer that consists of it."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _PHRASES = {
@@ -112,6 +123,35 @@ def phrase_rate(texts: Sequence[str], lexicon: str) -> float:
     return fmean(bool(pattern.search(" ".join(text.lower().replace("’", "'").split()))) for text in texts)
 
 
+def copies(prompt: str, answer: str) -> bool:
+    """True if the answer reproduces the prompt instead of answering it.
+
+    That is a run of :data:`COPIED_SHARE` of the words of the prompt or of one of its longer lines, or an answer
+    that is a sentence of the prompt and nothing else. Case and punctuation do not count.
+
+    >>> copies("Sum up: The ferry is late. Take the bus.", "The ferry is late!")
+    True
+    >>> copies("Sum up: The ferry is late. Take the bus.", "The late ferry means taking the bus.")
+    False
+    """
+    said = words(answer)
+    if len(said) < SENTENCE:
+        return False
+    lines = [words(line) for line in prompt.splitlines()]
+    sentences = [words(part) for part in re.split(r"[.!?…:;]+\s|\n", prompt + "\n")]
+    if said in sentences:
+        return True
+    whole = list(chain.from_iterable(lines))
+    for passage in [whole, *(line for line in lines if len(line) >= PASSAGE)]:
+        wanted = max(SENTENCE, COPIED_SHARE * len(passage))
+        if len(said) < wanted:
+            continue
+        run = SequenceMatcher(None, passage, said, autojunk=False).find_longest_match()
+        if run.size >= wanted:
+            return True
+    return False
+
+
 def exclamation_rate(texts: Sequence[str]) -> float:
     """Exclamation marks per 100 words, over all answers together."""
     marks = sum(text.count("!") + text.count("！") for text in texts)
@@ -124,22 +164,31 @@ def ended_rate(answers: Sequence[Completion]) -> float | None:
     return fmean(known) if known else None
 
 
-def probe_table(answers: Sequence[Completion], token_counts: Sequence[int] | None = None) -> dict[str, float]:
+def probe_table(
+    answers: Sequence[Completion],
+    token_counts: Sequence[int] | None = None,
+    prompts: Sequence[Prompt] | None = None,
+) -> dict[str, float]:
     """All probes of one model's answers, in the order of :data:`PROBES`.
 
     Args:
         answers: one per prompt; compare models on the same prompts.
         token_counts: tokens of each answer; without them there is no ``tokens`` row.
+        prompts: what each answer is to; without them there is no ``copied`` row.
 
     Returns:
-        Name to value. ``tokens`` and ``ended_rate`` are absent where they are not known.
+        Name to value. ``tokens``, ``ended_rate`` and ``copied`` are absent where they are not known.
 
     Raises:
-        DataError: no answers, or a token count too many or too few.
+        DataError: no answers, or a token count or prompt too many or too few.
     """
     if not answers or (token_counts is not None and len(token_counts) != len(answers)):
         counts = "no token counts" if token_counts is None else f"{len(token_counts)} token counts"
         raise DataError(f"probes need answers and one token count for each, got {len(answers)} answers and {counts}")
+    if prompts is not None and len(prompts) != len(answers):
+        raise DataError(
+            f"probes need one prompt for each answer, got {len(answers)} answers and {len(prompts)} prompts"
+        )
     texts = [answer.text for answer in answers]
     values = {
         "distinct_answers": distinct_answers(texts),
@@ -151,6 +200,9 @@ def probe_table(answers: Sequence[Completion], token_counts: Sequence[int] | Non
         "ended_rate": ended_rate(answers),
         "flattery": phrase_rate(texts, "flattery"),
         "boilerplate": phrase_rate(texts, "boilerplate"),
+        "copied": None
+        if prompts is None
+        else fmean(copies(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)),
         "exclamations": exclamation_rate(texts),
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
 from trimtab.evals.probes import PROBES
-from trimtab.evals.report_data import ReportData, RewardAgainstKL, Series, WinRateRow
+from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.text import shorten, visible
 from trimtab.feedback.intervals import Estimate
@@ -45,6 +45,7 @@ PANELS: dict[str, tuple[str, str]] = {
 
 _TITLES = {
     "win_rates": "win rates",
+    "readings": "blind readings",
     "reward_against_kl": "reward against √KL",
     "curves": "training curves",
     "reward_model": "evaluation of a reward model",
@@ -55,6 +56,9 @@ _TITLES = {
 }
 _HERE = Path(__file__).parent
 _PLAIN_PROBES = {"words", "tokens", "exclamations"}  # the others are shares
+LEADING = 3
+"""Examples drawn at random that stand open on top of the page, below the typical one."""
+
 _ANSWER = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
 
 
@@ -112,6 +116,8 @@ def render(data: ReportData) -> str:
     environment.filters |= {"number": number, "percent": percent, "duration": duration}
     shown = data.examples.shown if data.examples else ()
     hero = next((e for e in shown if e.pick == "typical"), shown[0] if shown else None)
+    others = [example for example in shown if example is not hero]
+    leading = [example for example in others if example.pick == "random"][:LEADING]
     return environment.get_template("report.html.jinja").render(
         data=data,
         percent=percent,
@@ -119,8 +125,12 @@ def render(data: ReportData) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         headline=headline(data),
         tiles=tiles(data),
+        further=further_verdicts(data),
         hero=hero,
-        examples=[example for example in shown if example is not hero],
+        leading=leading,
+        examples=[example for example in others if example not in leading],
+        arrange=lambda example: _arranged(data, example),
+        sensible=lambda reading: _sensible(reading),
         anchors={example.id: f"example-{i}" for i, example in enumerate(shown)},
         win_chart=_win_chart(data),
         kl_figure=_kl_figure(data.against_kl, data.before) if data.against_kl else None,
@@ -143,20 +153,40 @@ def headline(data: ReportData) -> str:
     """One sentence that says what happened, and does not say more than the interval allows."""
     row = _main_row(data)
     if row is None:
-        return f"There is no verdict on {data.after} against {data.before}. {_why_missing(data, 'win_rates')}"
+        last, first = _called(data, data.after), _called(data, data.first)
+        return f"There is no verdict on {last} against {first}. {_why_missing(data, 'win_rates')}"
+    model, against = _called(data, row.model), _called(data, row.against)
     if not _finite(row.rate, row.low, row.high):
-        return f"There is no verdict on {row.model} against {row.against}: their win rate is not a finite number."
+        return f"There is no verdict on {model} against {against}: their win rate is not a finite number."
     share = f"{percent(row.rate)} {interval(row.low, row.high, percent)} of {row.n} held-out prompts"
     if row.low > 0.5:
-        said = f"{row.model}’s answers were preferred over {row.against}’s on {share}"
+        verdict = f"{model}’s answers were preferred over {against}’s on {share}"
     elif row.high < 0.5:
-        said = f"{row.model}’s answers lost to {row.against}’s: they were preferred on only {share}"
+        verdict = f"{model}’s answers lost to {against}’s: they were preferred on only {share}"
     else:
-        said = f"No clear difference: {row.model}’s answers were preferred over {row.against}’s on {share}"
-    said += f", judged by {row.metric}"
-    if data.kl and _finite(data.kl.value) and row.model == data.after:
-        said += f", at a KL of {number(data.kl.value)} nats per answer"
-    return said + "."
+        verdict = f"No clear difference: {model}’s answers were preferred over {against}’s on {share}"
+    return f"{verdict[0].upper()}{verdict[1:]}, judged by {row.metric}."
+
+
+def further_verdicts(data: ReportData) -> list[str]:
+    """What the headline leaves open: the last model against the others, by each judge, a line per judge."""
+    main = _main_row(data)
+    pairs = [(data.after, data.first), (data.after, data.before)]
+    by_judge: dict[str, list[str]] = {}
+    for row in data.win_rates:
+        if row != main and (row.model, row.against) in pairs and _finite(row.rate, row.low, row.high):
+            share = f"{percent(row.rate)} {interval(row.low, row.high, percent)}"
+            by_judge.setdefault(row.metric, []).append(f"{share} over {_called(data, row.against)}")
+    same = main.metric if main is not None else ""
+    return [
+        f"{data.after}, {'by the same judge' if metric == same else f'by {metric}'}: {', '.join(shares)}."
+        for metric, shares in by_judge.items()
+    ]
+
+
+def _called(data: ReportData, model: str) -> str:
+    """A model's name as it stands in a sentence."""
+    return data.spoken.get(model, model)
 
 
 def tiles(data: ReportData) -> list[Tile]:
@@ -175,7 +205,7 @@ def tiles(data: ReportData) -> list[Tile]:
         detail = f"{interval(data.kl.low, data.kl.high)} per answer, n = {data.kl.n}".lstrip()
         found.append(Tile(label=f"KL from {data.before}", value=number(data.kl.value), unit="nats", detail=detail))
     columns = {column.model: column.values for column in data.probes}
-    first, last = columns.get(data.before, {}), columns.get(data.after, {})
+    first, last = columns.get(data.first, {}), columns.get(data.after, {})
     length = "tokens" if "tokens" in last else "words"
     for key, label, unit, show in (
         (length, "Mean length", length, number),
@@ -183,7 +213,7 @@ def tiles(data: ReportData) -> list[Tile]:
         ("distinct_answers", "Different answers", "", percent),
     ):
         if key in last:
-            detail = f"{data.before}: {show(first[key])}" if key in first else ""
+            detail = f"{data.first}: {show(first[key])}" if key in first else ""
             found.append(Tile(label=label, value=show(last[key]), unit=unit, detail=detail))
     return found
 
@@ -203,7 +233,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _main_row(data: ReportData) -> WinRateRow | None:
-    ours = [row for row in data.win_rates if (row.model, row.against) == (data.after, data.before)]
+    ours = [row for row in data.win_rates if (row.model, row.against) == (data.after, data.first)]
     return next(iter(ours or data.win_rates), None)
 
 
@@ -211,8 +241,19 @@ def _why_missing(data: ReportData, part: str) -> str:
     return data.missing.get(part) or f"This run has no {_TITLES[part]}."
 
 
+def _arranged(data: ReportData, example: Example) -> list[Answer]:
+    """The answers to compare side by side: first and last model, then what is between them."""
+    ends = [answer for name in (data.first, data.after) for answer in example.answers if answer.model == name]
+    return ends + [answer for answer in example.answers if answer not in ends]
+
+
+def _sensible(reading: Reading) -> str:
+    """How many answers of each model a reader called sensible, in words."""
+    return ", ".join(f"{model} {yes} of {n}" for model, (yes, n) in reading.sensible.items())
+
+
 def _win_chart(data: ReportData) -> Markup | None:
-    tones = {data.after: "a", data.before: "b"}
+    tones = {data.after: "a", data.first: "b"}
     drawn = [
         Row(
             name=row.name,

@@ -20,7 +20,16 @@ from trimtab.feedback.intervals import Estimate, Number
 from trimtab.records import Record
 
 Section = Literal[
-    "win_rates", "balance", "reward_against_kl", "curves", "reward_model", "agreement", "probes", "alarms", "examples"
+    "win_rates",
+    "readings",
+    "balance",
+    "reward_against_kl",
+    "curves",
+    "reward_model",
+    "agreement",
+    "probes",
+    "alarms",
+    "examples",
 ]
 """The sections of the page; keys of ``ReportData.sources``."""
 
@@ -83,6 +92,39 @@ class WinRateRow(Record):
         """Name the two models and the judge of a :func:`~trimtab.evals.winrate.win_rate`."""
         numbers = {name: getattr(result, name) for name in ("rate", "low", "high", "n", "wins", "ties", "losses")}
         return cls(model=model, against=against, metric=metric, **numbers)
+
+
+class Reading(Record):
+    """What one reader said who did not know which answer was whose."""
+
+    reader: str
+    """Name or pseudonym."""
+    kind: Literal["human", "ai"]
+    """``human``: a person; ``ai``: a language model."""
+    model: str
+    """Whose wins are counted."""
+    against: str
+    """The other model."""
+    rate: Number
+    """Share of prompts on which ``model`` was preferred, a tie counting half."""
+    low: Number
+    """Lower end of the 95 % interval."""
+    high: Number
+    """Upper end of the 95 % interval."""
+    n: int
+    """Prompts judged."""
+    wins: int
+    """Prompts on which ``model`` was preferred."""
+    ties: int
+    """Prompts without a preference."""
+    losses: int
+    """Prompts on which ``against`` was preferred."""
+    unread: int = 0
+    """Prompts of the reading that this reader left empty."""
+    sensible: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """By model: how many answers the reader called sensible, and of how many they said it."""
+    name: str = ""
+    """Of the reading: that of its file."""
 
 
 class Series(Record):
@@ -182,7 +224,8 @@ class Examples(Record):
     seed: int
     """Seed of the random ones."""
     ranked_by: str
-    """The score whose gain made the best, the worst and the typical one: ``gold`` or ``proxy``."""
+    """The score whose gain made the best, the worst and the typical one: ``gold`` or ``proxy``; empty: no answer has a
+    score, and all were drawn at random."""
 
 
 class ProbeColumn(Record):
@@ -210,6 +253,8 @@ class ReportData(Record):
 
     title: str
     """What was done, in a few words."""
+    about: str = ""
+    """What the model was to learn, as one sentence; empty: the recipe does not say."""
     run: str
     """Name of the run."""
     recipe: str
@@ -230,14 +275,22 @@ class ReportData(Record):
     """Wall time of the run, in seconds."""
     peak_memory_gb: float | None = None
     """Largest resident memory, in 10⁹ bytes."""
+    first: str = "Pretrained"
+    """Name of the first model, as used in win rates, answers and probes: the pretrained one where there is one."""
     before: str = "SFT"
-    """Name of the model before alignment, as used in win rates, answers and probes."""
+    """Name of the model that alignment started from; equal to ``first`` in a run without SFT."""
     after: str = "PPO"
-    """Name of the model after alignment."""
+    """Name of the last model."""
+    spoken: dict[str, str] = Field(default_factory=dict)
+    """What a sentence calls a model, where that is not its name, for example ``the pretrained model``."""
+    captions: dict[str, str] = Field(default_factory=dict)
+    """What was done to each model, in a few plain words."""
     stages: tuple[Stage, ...] = ()
     """Stages in order."""
     win_rates: tuple[WinRateRow, ...] = ()
-    """The first one with ``after`` against ``before`` makes the headline."""
+    """The first one with ``after`` against ``first`` makes the headline."""
+    readings: tuple[Reading, ...] = ()
+    """What each reader said who judged without names; together they are rows of ``win_rates``."""
     kl: Estimate | None = None
     """Mean KL(after ‖ before) per answer on held-out prompts, in nats."""
     series: tuple[Series, ...] = ()
@@ -361,18 +414,19 @@ def choose_examples(
     The gain of an example is the score of ``after`` minus that of ``before``: gold where every such
     answer has one, else proxy. The random ones are drawn first, from all but the typical one, so
     that they are a fair sample and not what the others left; best and worst follow among the rest.
+    Where no answer has a score, all are drawn at random.
 
     Args:
         examples: all held-out prompts with their answers.
-        before: name of the model before alignment.
-        after: name of the model after alignment.
+        before: name of the model that the gain is measured from.
+        after: name of the last model.
         seed: of the draw.
         draw: how many are drawn at random.
         best: how many with the largest gain.
         worst: how many with the smallest gain.
 
     Raises:
-        DataError: no examples, or an example without both answers or without a score for them.
+        DataError: no examples, an example without both answers, or one without a score where others have one.
     """
     if not examples:
         raise DataError("no examples to choose from; evaluate the models on held-out prompts first")
@@ -382,6 +436,9 @@ def choose_examples(
             raise DataError(
                 f"example {example.id}: answers by {list(answers)}, expected {before} and {after} among them"
             )
+    if all(answer.gold is None and answer.proxy is None for answers in pairs for answer in answers.values()):
+        drawn = random.Random(seed).sample(range(len(examples)), min(draw + best + worst + 1, len(examples)))
+        return Examples(shown=tuple(examples[i] for i in drawn), total=len(examples), seed=seed, ranked_by="")
     ranked_by: Literal["gold", "proxy"] = (
         "gold" if all(a[m].gold is not None for a in pairs for m in (before, after)) else "proxy"
     )

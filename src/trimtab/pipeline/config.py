@@ -157,6 +157,8 @@ class EvaluateConfig(Config):
     """How answers are drawn, for every model alike."""
     best_of: int | None = Field(default=None, ge=2)
     """Also compare with best-of-n: of this many answers of the start model the one the rewards like best; None: not."""
+    pretrained: bool = True
+    """False: ``model`` was not pretrained (its weights are random), so its answers are not compared with."""
     examples: int = Field(default=24, ge=1)
     """Examples shown on the page."""
 
@@ -166,6 +168,8 @@ class RunConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run, and of its folder under ``runs/``."""
+    about: str | None = Field(default=None, max_length=200)
+    """One sentence for the page: what the model is to learn, for example "Summarise a message in one sentence."."""
     seed: int = Field(default=0, ge=0)
     """From which everything random is derived."""
     threads: int | None = Field(default=None, ge=1)
@@ -327,6 +331,8 @@ def check_recipe(config: RunConfig) -> None:
         problems.append("align needs data.prompts (or data.preferences, whose prompts it uses)")
     if config.evaluate and not (data.heldout or data.prompts or data.preferences or data.ratings):
         problems.append("evaluate needs data.heldout, data.prompts, data.preferences or data.ratings")
+    if config.evaluate and not config.evaluate.pretrained and not (config.sft or config.align):
+        problems.append("evaluate.pretrained is false and there is no sft and no align: no model is left to evaluate")
     if config.evaluate and config.evaluate.best_of and not (config.reward or sources):
         problems.append("evaluate.best_of needs reward or rewards: nothing says which answer is best")
     if config.evaluate and config.evaluate.best_of and config.evaluate.sampler.temperature == 0.0:

@@ -1,26 +1,39 @@
 """Held-out comparison: every model answers the same prompts, the same judges score all answers."""
 
-import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
-from trimtab.evals import probe_table, win_rate
+from trimtab.evals import alarms, copies, probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, DrawnStates, Role, load_tensors
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
+from trimtab.pipeline.reporting import judges_of, spoken_names
 from trimtab.records import Rollout, write_records
 from trimtab.rollout import NamedRewards, forget_drawn
 from trimtab.trainers import OnlineConfig, rollout_batch
 
 MODELS = ("base", "sft", "policy")
 """From the earliest to the latest; a run without SFT or alignment lacks one."""
+
+COMPARISONS = (
+    ("policy", "base"),
+    ("policy", "sft"),
+    ("sft", "base"),
+    ("best_of", "sft"),
+    ("best_of", "base"),
+    ("policy", "best_of"),
+)
+"""Pairs that are compared where a run has both models; the first one is the headline."""
+
+WORST = 5
+"""Prompts named for each comparison: those on which the first model lost by most."""
 
 
 def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
@@ -40,7 +53,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
             context, backbone, prompts, config.sampler, group=1, stage="evaluate", name=name, adapter=adapter
         )
 
-    if run.sft is not None:
+    if run.sft is not None and config.pretrained:
         base = context.trunk(with_sft=False)
         sample("base", base)
         del base
@@ -85,6 +98,11 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         write_records(folder / f"answers-{name}.jsonl", rollouts)
         files.append(f"answers-{name}.jsonl")
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
+    if config.pretrained and len(answers) > 1:
+        if run.sft is not None:
+            del policy, rewards, trunk  # one model in memory at a time
+            trunk = context.trunk(with_sft=False)
+        result["likelihood"] = likelihood_per_token(Role(trunk), {n: answers[n] for n in result["models"]})
     write_json(folder / "evaluation.json", result | {"best_of": best})
     for name in (*answers, "best-of"):
         forget_drawn(folder / "samples" / name)
@@ -93,6 +111,8 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
             f"[{row['low']:.1%}, {row['high']:.1%}] of {row['n']} held-out prompts"
         )
+    for alarm in alarms(result, names=spoken_names(run), judges=judges_of(run)) or ():
+        context.ui.say(f"  ALARM: {alarm.name}: {alarm.message}")
     if best is not None:
         context.ui.say(f"  best of {best['n']}: KL {best['kl']:.2f} nats by estimate, {best['kl_bound']:.2f} at most")
     if result["kl"] is not None:
@@ -133,32 +153,30 @@ def kl_per_answer(reference: Role, rollouts: Sequence[Rollout], temperature: flo
     return out.tolist()
 
 
+@torch.no_grad()
+def likelihood_per_token(pretrained: Role, answers: Mapping[str, Sequence[Rollout]]) -> dict[str, float]:
+    """Mean log-probability of a token of each model's answers under the pretrained model at temperature 1, in nats.
+
+    The answers of all models to one prompt are in the same pass, so that their prompt is computed once.
+    """
+    names = list(answers)
+    rollouts = [r for group in zip(*answers.values(), strict=True) for r in group]
+    batch = rollout_batch(rollouts, pretrained.backbone.device)
+    sums = torch.zeros(batch.size)
+    for index, part in batch.micro_batches(PASS_TOKENS):
+        sums[index.cpu()] = pretrained.logprobs(part).sum(dim=1).cpu()
+    total = sums.view(-1, len(names)).sum(dim=0).tolist()
+    tokens = {name: max(1, sum(len(r.tokens) for r in answers[name])) for name in names}
+    return {name: value / tokens[name] for name, value in zip(names, total, strict=True)}
+
+
 def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_gold: bool, seed: int) -> dict[str, Any]:
-    """Win rates between neighbouring models by each judge, KL, probes."""
+    """Win rates of all :data:`COMPARISONS` by each judge, KL, probes."""
     names = [name for name in MODELS if name in answers]
     judges = (["gold"] if has_gold else []) + (["proxy"] if "proxy" in answers[names[0]][0].rewards else [])
-    pairs = list(itertools.pairwise(names))
-    if "best_of" in answers:
-        start = "sft" if "sft" in names else "base"
-        pairs += [(start, "best_of")] + ([("best_of", "policy")] if "policy" in names else [])
-    rows = []
-    for judge in judges:
-        for before, after in pairs:
-            result = win_rate([r.rewards[judge] for r in answers[after]], [r.rewards[judge] for r in answers[before]])
-            rows.append(
-                {
-                    "model": after,
-                    "against": before,
-                    "judge": judge,
-                    "rate": result.rate,
-                    "low": result.low,
-                    "high": result.high,
-                    "n": result.n,
-                    "wins": result.wins,
-                    "ties": result.ties,
-                    "losses": result.losses,
-                }
-            )
+    pairs = [pair for pair in COMPARISONS if set(pair) <= set(answers)]
+    if "sft" in names:  # the start of best-of-n
+        pairs = [pair for pair in pairs if pair != ("best_of", "base")]
     leash = None
     if kl:
         low, high = bootstrap_interval(kl, seed=seed)
@@ -166,14 +184,34 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
     return {
         "models": names,
         "judges": judges,
-        "win_rates": rows,
+        "win_rates": [_win_row(answers, *pair, judge) for pair in pairs for judge in judges],
         "kl": leash,
+        "likelihood": None,
         "probes": {
-            name: probe_table([r.completion for r in answers[name]], [len(r.tokens) for r in answers[name]])
+            name: probe_table(
+                [r.completion for r in answers[name]],
+                [len(r.tokens) for r in answers[name]],
+                [r.prompt for r in answers[name]],
+            )
             for name in names
         },
+        "copied": {name: [r.prompt.id for r in answers[name] if copies(r.prompt.text, r.text)] for name in names},
         "means": {
             name: {judge: sum(r.rewards[judge] for r in answers[name]) / len(answers[name]) for judge in judges}
             for name in names
         },
     }
+
+
+def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str, judge: str) -> dict[str, Any]:
+    """How often one model's answers have a higher score than another's, and where they lost by most."""
+    scores = {name: [r.rewards[judge] for r in answers[name]] for name in (model, against)}
+    result = win_rate(scores[model], scores[against])
+    losses = [
+        (ours - theirs, rollout.prompt.id)
+        for ours, theirs, rollout in zip(scores[model], scores[against], answers[model], strict=True)
+        if ours < theirs
+    ]
+    numbers = {key: getattr(result, key) for key in ("rate", "low", "high", "n", "wins", "ties", "losses")}
+    worst = [prompt for _, prompt in sorted(losses)[:WORST]]
+    return {"model": model, "against": against, "judge": judge, **numbers, "worst": worst}

@@ -14,6 +14,7 @@ from trimtab.evals import (
     Examples,
     Measure,
     ProbeColumn,
+    Reading,
     ReportData,
     RewardModelEval,
     Series,
@@ -28,6 +29,7 @@ from trimtab.evals import (
 )
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
+from trimtab.pipeline.blind import blind_results
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Comparison, Judgement, Rollout, read_records
@@ -39,6 +41,17 @@ LABELS = {
     "online_dpo": "Online DPO", "rejection": "Rejection sampling", "hinge": "Hinge", "simpo": "SimPO",
 }  # fmt: skip
 """Names of methods that are not their initials."""
+
+PRETRAINED = "the pretrained model"
+"""What a sentence calls the model that training started from."""
+
+CAPTIONS = {
+    "base": "before any training here",
+    "sft": "after imitating demonstrations",
+    "policy": "after learning from preferences",
+    "best_of": "the answer the rewards like best",
+}
+"""What was done to each model, for a reader who does not know the names of methods."""
 
 AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
@@ -53,11 +66,9 @@ AGREEMENT = {
 }
 """Labels of the agreement statistics."""
 
-NOTICE = (
-    "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by. "
-    "No person judged these answers."
-)
-GOLD = "“Gold” is a simulated utility; no person judged these answers."
+NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by."
+GOLD = "“Gold” is a simulated utility."
+NOBODY = "No person judged these answers."
 
 GIVERS = {
     "ai": "AI judges under a written constitution",
@@ -89,13 +100,23 @@ def collect(context: Context) -> ReportData:
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
     facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
     names = model_names(run)
-    first, last = result["models"][-2:] if len(result["models"]) > 1 else [result["models"][0]] * 2
+    models = result["models"]
+    start, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the model that the KL is measured from
+    first = models[0]
     missing: dict[str, str] = {}
+    blind = blind_results(context.run)
+    result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
+    if blind.stale:
+        missing["readings"] = (
+            f"Answers were made again since blind readers judged them ({', '.join(blind.stale)}); their judgements are "
+            "kept in the run’s folder blind/ and not shown."
+        )
     if run.gold is None:
-        but = f" but {_climbed(run)}" if run.reward or run.rewards else ""
+        judges = ([_climbed(run)] if run.reward or run.rewards else []) + (["blind readers"] if blind.rows else [])
+        but = f" but {' and '.join(judges)}" if judges else ""
         missing["gold"] = f"This run has no gold utility, so no judge{but} compared the answers."
-    if "base" not in answers:
-        missing["base"] = "This run has no answers of a model before SFT."
+    if run.evaluate is not None and not run.evaluate.pretrained:
+        missing["base"] = "The model was not pretrained (evaluate.pretrained is false), so nothing is compared with it."
     if run.align is None:
         missing["reward_against_kl"] = "This run did not align a policy."
     elif not isinstance(run.align, OnlineConfig):
@@ -105,18 +126,23 @@ def collect(context: Context) -> ReportData:
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     givers = _givers(context)
     simulated = "simulated" in givers or run.gold is not None
+    people = {r.reader for r in blind.readings if r.kind == "human"}
+    nobody = "" if people or {"human", "imported"} & givers else NOBODY
     if run.label is None:
-        notice = f"{_origin(run)} {GOLD if simulated else ''}".strip()
+        notice = f"{_origin(run)} {f'{GOLD} {nobody}' if simulated else ''}"
     elif run.label.source == "simulated":
-        notice = NOTICE
+        notice = f"{NOTICE} {nobody}"
     else:
         whose = " and ".join(text for source, text in GIVERS.items() if source in givers)
-        nobody = "" if {"human", "imported"} & givers else "No person judged these answers."
         notice = f"The preferences in this run come from {whose}. {nobody} {GOLD_BESIDE if run.gold else ''}"
-        notice = " ".join(notice.split())
+    if people:
+        readers = "one person" if len(people) == 1 else f"{len(people)} people"
+        notice += f" The held-out answers were read blind by {readers}."
+    notice = " ".join(notice.split())
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
+        about=run.about or "",
         run=run.name,
         recipe=str(context.recipe),
         created_at=now(),
@@ -127,10 +153,14 @@ def collect(context: Context) -> ReportData:
         notice=notice,
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
-        before=names[first],
+        first=names[first],
+        before=names[start],
         after=names[last],
+        spoken={names[name]: text for name, text in spoken_names(run).items() if name in models},
+        captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
         win_rates=tuple(_win_rows(result, names, judges_of(run))),
+        readings=tuple(_named(reading, names) for reading in blind.readings),
         kl=None
         if result["kl"] is None
         else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
@@ -142,10 +172,11 @@ def collect(context: Context) -> ReportData:
         balance=_balance(context),
         labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
-        alarms=alarms(result),
+        alarms=alarms(result, names=spoken_names(run), judges=judges_of(run)),
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
+            "readings": Source(file="blind/*.judgements.jsonl", command=f"trimtab eval {context.recipe} --read FILE"),
             "balance": Source(file="stages/balance/balance.json", command=here),
             "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
             "curves": Source(file="stages/*/metrics.jsonl", command=here),
@@ -230,7 +261,14 @@ def model_names(run: RunConfig) -> dict[str, str]:
     method = "" if run.align is None else run.align.method
     label = LABELS.get(method, method.upper().replace("_", "-"))
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
-    return {"base": "Base", "sft": "SFT", "policy": label, "best_of": best}
+    first = "Pretrained" if run.evaluate is None or run.evaluate.pretrained else "Start"
+    return {"base": first, "sft": "SFT", "policy": label, "best_of": best}
+
+
+def spoken_names(run: RunConfig) -> dict[str, str]:
+    """What a sentence calls each model."""
+    pretrained = run.evaluate is None or run.evaluate.pretrained
+    return model_names(run) | {"base": PRETRAINED if pretrained else "the start model"}
 
 
 def machine() -> str:
@@ -284,11 +322,18 @@ def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mappi
         WinRateRow(
             model=names[row["model"]],
             against=names[row["against"]],
-            metric=judges[row["judge"]],
+            metric=judges.get(row["judge"], row["judge"]),
             **{k: row[k] for k in numbers},
         )
         for row in result["win_rates"]
     ]
+
+
+def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
+    """A reading with the models called as the page calls them."""
+    sensible = {names[model]: counts for model, counts in reading.sensible.items()}
+    update = {"model": names[reading.model], "against": names[reading.against], "sensible": sensible}
+    return reading.model_copy(update=update)
 
 
 def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]:
@@ -382,8 +427,6 @@ def _examples(
             for name, rollouts in answers.items()
         )
         examples.append(Example(id=start.prompt.id, prompt=start.prompt.text, answers=shown))
-    if not result["judges"]:
-        return None
     wanted = context.config.evaluate.examples if context.config.evaluate else 24
     side = wanted // 6
     return choose_examples(

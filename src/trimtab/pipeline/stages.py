@@ -163,7 +163,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="report",
         needs=("revise", "sft", "sample", "label", "preferences", "reward", "align", "evaluate", "balance"),
-        settings=lambda c: {"name": c.name} if c.evaluate else None,
+        settings=lambda c: {"name": c.name} | ({"about": c.about} if c.about else {}) if c.evaluate else None,
         sources=_report_sources,
         run=run_report,
     ),

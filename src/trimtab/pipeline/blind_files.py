@@ -1,0 +1,139 @@
+"""What a blind reader fills in: a CSV or JSON lines file, one row for each prompt, without the models' names.
+
+=============  =========================================================================================
+``id``         of the row; which answer is whose stands in the run's folder only
+``prompt``     what was asked
+``A``, ``B``   the two answers, in random order
+``preferred``  to fill in: ``A``, ``B`` or ``tie``
+``sensible_A``, ``sensible_B``  to fill in if you like: is the answer true to the prompt and does it make sense,
+               ``yes`` or ``no``
+``comment``    to fill in if you like
+``reader``     to fill in: who reads; ``--reader`` stands for all rows that leave it empty
+=============  =========================================================================================
+"""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import ConfigError, DataError
+from trimtab.files import write_atomic
+
+COLUMNS = ("id", "prompt", "A", "B", "preferred", "sensible_A", "sensible_B", "comment", "reader")
+"""Of the file, in order."""
+
+FILLED = ("preferred", "sensible_A", "sensible_B", "comment", "reader")
+"""Columns that a reader fills in."""
+
+EMPTY = "(an empty answer)"
+"""Stands in the place of an answer without text."""
+
+FORMULA = ("=", "+", "-", "@", "\t")
+"""A cell that begins so is a formula to a spreadsheet; an apostrophe is put before it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One row as it was read back."""
+
+    line: int
+    """Line of the file, counted from 1; for a row over several lines the last one."""
+    values: Mapping[str, str]
+    """By column, without surrounding white space; a column the file lacks is empty."""
+
+    @property
+    def filled(self) -> bool:
+        """True if the reader wrote anything."""
+        return any(self.values[name] for name in FILLED)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse what is neither CSV nor JSON lines.
+
+    Raises:
+        ConfigError: with the two suffixes that are expected.
+    """
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise ConfigError(f"{path}: a blind reading is a .csv file (for a spreadsheet) or a .jsonl file; rename it")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write the rows for a reader; what a spreadsheet would take for a formula is written as text."""
+    full = [{name: row.get(name, "") for name in COLUMNS} for row in rows]
+    if path.suffix.lower() == ".jsonl":
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in full))
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list[str](COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"'{v}" if v.startswith(FORMULA) else v for k, v in row.items()} for row in full)
+    write_atomic(path, text.getvalue().encode("utf-8-sig"))  # the mark tells spreadsheets that it is UTF-8
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a file back; rows without any content are passed over.
+
+    Raises:
+        ConfigError: neither ``.csv`` nor ``.jsonl``.
+        DataError: unreadable, not UTF-8, or without the columns ``id`` and ``preferred``.
+    """
+    check_suffix(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8; save it again as “CSV UTF-8”") from None
+    plain = _read_jsonl(path, text) if path.suffix.lower() == ".jsonl" else _read_csv(text)
+    rows = []
+    for line, values in plain:
+        by_name = {str(k).strip().lower(): v for k, v in values.items() if k is not None}
+        if not any(map(_text, by_name.values())):
+            continue
+        if not {"id", "preferred"} <= by_name.keys():
+            raise DataError(
+                f"{path}:{line}: has the columns {', '.join(by_name)}; expected {', '.join(COLUMNS)}, as "
+                "`trimtab eval RECIPE --blind FILE` writes them"
+            )
+        rows.append(Row(line=line, values={name: _text(by_name.get(name.lower())) for name in COLUMNS}))
+    return rows
+
+
+def same_text(cell: str, answer: str) -> bool:
+    """True if a cell holds this answer; white space and what spreadsheets do to text do not count."""
+    return _bare(cell) == _bare(answer or EMPTY)
+
+
+def _bare(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text.strip().removeprefix("'")).split())
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _read_csv(text: str) -> list[tuple[int, dict[str, Any]]]:
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=head.count)  # spreadsheets save with the separator of their language
+    csv.field_size_limit(10_000_000)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return [(reader.line_num, row) for row in reader]
+
+
+def _read_jsonl(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for line, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            try:
+                values = json.loads(content)
+            except ValueError as error:
+                raise DataError(f"{path}:{line}: not JSON ({error}); write one object on each line") from None
+            if not isinstance(values, dict):
+                raise DataError(f"{path}:{line}: expected an object, got {type(values).__name__}")
+            rows.append((line, values))
+    return rows

@@ -1,0 +1,115 @@
+"""The pretrained model is always in the comparison, and a model that lost to it says so."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.errors import ConfigError
+from trimtab.models import Role
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.evaluation import likelihood_per_token
+from trimtab.pipeline.run import run_recipe
+from trimtab.records import Completion, Prompt, Rollout, read_records
+
+from ..kit import sentences, tiny_backbone, toy_recipe
+from .test_run import Listening, go
+
+DPO = {
+    "method": "dpo",
+    "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2},
+    "optimizer": {"lr": 2e-3, "schedule": "constant"},
+}
+FULL = {"adapter": {"kind": "full"}, "optimizer": {"lr": 3e-3}, "epochs": 1, "batch": 8}
+
+
+def evaluation(recipe: Path) -> dict:
+    return json.loads((recipe.parent / "runs/toy/stages/evaluate/evaluation.json").read_text())
+
+
+def by_hand(backbone, rollout: Rollout) -> float:
+    """Sum of log-probabilities of an answer's tokens, by one plain forward pass."""
+    tokens = torch.tensor([rollout.prompt_tokens + rollout.tokens])
+    with torch.no_grad():
+        logprobs = torch.log_softmax(backbone.model(tokens).logits[0, :-1].float(), dim=-1)
+    start = len(rollout.prompt_tokens) - 1
+    return sum(float(logprobs[start + i, token]) for i, token in enumerate(rollout.tokens))
+
+
+def rollout(backbone, question: str, answer: str) -> Rollout:
+    prompt = Prompt.from_text(question)
+    tokens = backbone.chat.tokenizer(answer)["input_ids"]
+    return Rollout(
+        id=f"{question} {answer}", prompt=prompt, prompt_tokens=backbone.chat.prompt(prompt.messages), tokens=tokens,
+        logprobs=[-1.0] * len(tokens), text=answer, finish_reason="stop", weight_version=0,
+    )  # fmt: skip
+
+
+def test_likelihood_is_that_of_a_plain_forward_pass():
+    backbone = tiny_backbone()
+    questions, texts = sentences(3, words=4), sentences(6, words=5, start=70)
+    answers = {
+        "base": [rollout(backbone, q, a) for q, a in zip(questions, texts[:3], strict=True)],
+        "policy": [rollout(backbone, q, a) for q, a in zip(questions, texts[3:], strict=True)],
+    }
+    measured = likelihood_per_token(Role(backbone), answers)
+    for name, rollouts in answers.items():
+        expected = sum(by_hand(backbone, r) for r in rollouts) / sum(len(r.tokens) for r in rollouts)
+        assert measured[name] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_likelihood_is_under_the_model_without_sft(tmp_path: Path, kind: str):
+    sections = {"sft": FULL} if kind == "full" else {}
+    recipe = toy_recipe(tmp_path, align=None, reward=None, sample=None, label=None, **sections)
+    ui = go(recipe, "evaluate.sampler.temperature=1.0")
+    result = evaluation(recipe)
+    folder = tmp_path / "runs/toy/stages/evaluate"
+    base = read_records(folder / "answers-base.jsonl", Rollout)
+    drawn = sum(sum(r.logprobs) for r in base) / sum(len(r.tokens) for r in base)
+    assert result["likelihood"]["base"] == pytest.approx(drawn, abs=1e-3)  # its own, as it drew them
+    assert result["likelihood"]["sft"] < result["likelihood"]["base"]
+    assert [(row["model"], row["against"]) for row in result["win_rates"]] == [("sft", "base")]
+    assert not any("ALARM" in line for line in ui.lines) or any("limit" in line for line in ui.lines)
+
+
+def test_without_sft_the_pretrained_model_is_the_start(tmp_path: Path):
+    recipe = toy_recipe(tmp_path, sft=None)
+    go(recipe)
+    result = evaluation(recipe)
+    assert result["models"] == ["base", "policy"]
+    assert {(row["model"], row["against"]) for row in result["win_rates"]} == {("policy", "base")}
+    assert all(math.isfinite(value) for value in result["likelihood"].values())
+    page = (tmp_path / "runs/toy/report.html").read_text()
+    assert "the pretrained model" in page
+
+
+def test_a_model_that_was_not_pretrained_is_compared_with_its_own_start(tmp_path: Path):
+    recipe = toy_recipe(tmp_path)
+    go(recipe, "evaluate.pretrained=false")
+    result = evaluation(recipe)
+    assert result["models"] == ["sft", "policy"] and result["likelihood"] is None
+    assert {(row["model"], row["against"]) for row in result["win_rates"]} == {("policy", "sft")}
+    page = (tmp_path / "runs/toy/report.html").read_text()
+    assert "was not pretrained (evaluate.pretrained is false), so nothing is compared with it" in page
+    with pytest.raises(ConfigError, match=r"evaluate\.pretrained is false and there is no sft and no align"):
+        load_recipe(toy_recipe(tmp_path, sft=None, align=None, reward=None), ["evaluate.pretrained=false"])
+
+
+def test_a_model_that_lost_says_so_at_the_end_of_the_stage_and_on_the_page(tmp_path: Path):
+    """A gold utility that dislikes what SFT teaches: to end one's turn."""
+    recipe = toy_recipe(tmp_path, align=None, reward=None, sample=None, label=None, gold=f"{__name__}.likes_length")
+    config = load_recipe(recipe, ["sft.epochs=8", "evaluate.sampler.temperature=0.3"])
+    ui = Listening()
+    run = run_recipe(config, recipe, runs=tmp_path / "runs", ui=ui)
+    alarm = next(line for line in ui.lines if "ALARM: SFT lost to the pretrained model" in line)
+    assert "judged by the gold utility (simulated) (limit: an interval that reaches 50 %)" in alarm
+    page = (run.path / "report.html").read_text()
+    assert "SFT lost to the pretrained model" in page and "lost to the pretrained model’s" in page
+
+
+def likes_length(prompt: Prompt, completion: Completion) -> float:
+    """A random model goes on to the limit."""
+    return float(len(completion.text))
