@@ -2,6 +2,23 @@
 
 from trimtab.evals.alarms import alarms
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
+from trimtab.evals.capability import (
+    BUILT_IN,
+    LIMITS,
+    Capability,
+    CapabilityConfig,
+    CapabilitySet,
+    OpenAnswer,
+    capability_report,
+    change,
+    complete,
+    load_capability,
+    lost,
+    on_topic,
+    shown,
+    shown_change,
+    summary,
+)
 from trimtab.evals.probes import LEXICONS, PROBES, probe_table
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
@@ -25,15 +42,21 @@ from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
+    "BUILT_IN",
     "LEXICONS",
+    "LIMITS",
     "PANELS",
     "PROBES",
     "Alarm",
     "Answer",
     "CalibrationRow",
+    "Capability",
+    "CapabilityConfig",
+    "CapabilitySet",
     "Example",
     "Examples",
     "Measure",
+    "OpenAnswer",
     "ProbeColumn",
     "ReportData",
     "RewardAgainstKL",
@@ -45,14 +68,23 @@ __all__ = [
     "WinRate",
     "WinRateRow",
     "alarms",
+    "capability_report",
+    "change",
     "choose_examples",
+    "complete",
     "declines",
     "evaluate_reward_model",
+    "load_capability",
+    "lost",
     "measure",
+    "on_topic",
     "preaches",
     "probe_table",
     "reward_against_kl",
     "series_from_metrics",
+    "shown",
+    "shown_change",
+    "summary",
     "takes_up",
     "win_rate",
     "write_report",
