@@ -4,14 +4,16 @@
 measure              on                                               what is compared
 ===================  ===============================================  =============================================
 right answers        questions with a right and a wrong answer        share where log p(right) > log p(wrong)
+odds                 the same                                         mean of log p(right) − log p(wrong)
 neutral text         short passages of prose                          perplexity, exp(−mean log p per token)
 demonstrations       the recipe's held-out demonstrations             the same, on the assistant's tokens
 sensible answers     open questions, answered greedily                share on topic and complete
 ===================  ===============================================  =============================================
 
-Log-probabilities of answers are sums over their tokens, the probability that the model gives exactly this answer. Right and
-wrong answers have the same form and differ in a word or two; dividing by length would let the words that they share
-dilute the ones in which they differ. A perplexity is the exponential of the mean over texts, each counting alike.
+The log-probability of an answer is the sum over its tokens, end of turn included: how likely the model is to give
+exactly this answer. Right and wrong answers have the same form and differ in a word or two, so length hardly matters,
+and where it does it matters before and after alike. A perplexity is the exponential of the mean over texts, each
+counting alike.
 """
 
 import json
@@ -27,12 +29,12 @@ from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.evals.balance import measure
 from trimtab.evals.probes import repetition, words
-from trimtab.evals.report_data import Alarm
+from trimtab.evals.report_data import Alarm, CapabilityReport, CapabilityRow
 from trimtab.feedback.intervals import Estimate, paired_bootstrap_interval, wilson_interval
 from trimtab.records import Record
 
 BUILT_IN = Path(__file__).with_name("capability.jsonl")
-"""168 questions with a right and a wrong answer, 32 open ones and 16 passages, written for this check."""
+"""136 questions with a right and a wrong answer, 24 open ones and 16 passages, written for this check."""
 
 ROWS = '{"question", "right", "wrong"}, {"question", "keywords"} or {"text"}'
 """The rows of a capability file."""
@@ -51,8 +53,8 @@ class CapabilityConfig(Config):
     """The capability check before and after SFT and alignment."""
 
     file: str | None = None
-    """JSON lines of your own with rows ``{"question", "right", "wrong"}``, ``{"question", "keywords"}`` and ``{"text"}``;
-    a measure without rows is left out. None: the set that ships with trimtab, in English."""
+    """JSON lines of your own: rows ``{"question", "right", "wrong"}``, ``{"question", "keywords"}`` and ``{"text"}``; a
+    measure without rows is left out. None: the set that ships with trimtab, in English."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,51 +101,26 @@ class Limit(Record):
     name: str
     """What the page calls it."""
     unit: str
-    """``share``: the change is a difference of shares; ``perplexity``: it is relative."""
+    """``share``: the change is a difference; ``nats`` and ``perplexity``: it is relative to before."""
     limit: float
-    """Largest loss without an alarm: of a share in points of 1, of a perplexity as a rise relative to before."""
+    """Largest loss without an alarm, of which a rise is one for a perplexity."""
 
     @property
     def stated(self) -> str:
         """The limit in words."""
-        return f"{100 * self.limit:.0f} points fewer" if self.unit == "share" else f"{self.limit:.0%} more"
+        if self.unit == "share":
+            return f"{100 * self.limit:.0f} points fewer"
+        return f"{100 * self.limit:.0f} % {'more' if self.unit == 'perplexity' else 'less'}"
 
 
 LIMITS: dict[str, Limit] = {
-    "margins": Limit(name="right answers", unit="share", limit=0.05),
+    "right": Limit(name="right answers", unit="share", limit=0.05),
+    "margins": Limit(name="log-odds of right answers", unit="nats", limit=0.15),
     "answers": Limit(name="answers on topic and complete", unit="share", limit=0.15),
     "texts": Limit(name="perplexity of neutral text", unit="perplexity", limit=0.25),
-    "demonstrations": Limit(name="perplexity of held-out demonstrations", unit="perplexity", limit=0.25),
+    "demonstrations": Limit(name="perplexity of held-out demonstrations", unit="perplexity", limit=0.5),
 }
-"""Every measure, by its field in :class:`Capability`; an alarm also needs an interval that excludes no change."""
-
-
-class CapabilityRow(Record):
-    """One measure of the check for all models of a run."""
-
-    name: str
-    """What is measured."""
-    unit: str
-    """``share`` or ``perplexity``."""
-    values: tuple[float | None, ...] = ()
-    """One per model, from the earliest to the latest; None where it was not measured."""
-    change: Estimate
-    """From the first model to the last, with a 95 % interval: of shares the difference, of perplexities relative."""
-    limit: str
-    """The largest loss without an alarm, in words."""
-    fired: tuple[str, ...] = ()
-    """Models at which the alarm fired."""
-    reason: str = ""
-    """Why there is no value, or a remark on it."""
-
-
-class CapabilityReport(Record):
-    """What the page shows of the check."""
-
-    models: tuple[str, ...]
-    """Names of the models, from the earliest to the latest."""
-    rows: tuple[CapabilityRow, ...]
-    """One per measure."""
+"""Every measure; an alarm also needs an interval that excludes no change. Decision 28 has the numbers behind them."""
 
 
 def load_capability(path: Path | None) -> CapabilitySet:
@@ -164,12 +141,12 @@ def load_capability(path: Path | None) -> CapabilitySet:
     questions: list[tuple[str, tuple[str, ...]]] = []
     texts: list[str] = []
     problems: list[str] = []
-    first: dict[str, int] = {}
+    first: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         fault, row = _parse(line)
-        key = "" if fault else row.get("question", row.get("text"))
+        key = (*sorted(row), row.get("question") or row.get("text", ""))
         if not fault and first.setdefault(key, number) != number:
             fault = f"repeats line {first[key]}"
         if fault:
@@ -205,26 +182,26 @@ def _parse(line: str) -> tuple[str, dict]:
             return f"keywords is {json.dumps(value)}, expected a list of words", {}
         if not all(isinstance(part, str) and part.strip() for part in parts):
             return f"{key} is {json.dumps(value)}, expected text that is not empty", {}
-    if row.get("right", "").strip() == row.get("wrong", " ").strip():
+    if "right" in row and row["right"].strip() == row["wrong"].strip():
         return "right and wrong are the same", {}
     if "text" in row and len(words(row["text"])) < 2:
         return "text has fewer than two words", {}
     return "", row
 
 
-def on_topic(answer: str, keywords: Sequence[str]) -> bool:
+def is_on_topic(answer: str, keywords: Sequence[str]) -> bool:
     """Does a word of the answer begin with one of the keywords?
 
-    >>> on_topic("Boiling water, then leaves.", ["boil"]), on_topic("Parboil it.", ["boil"])
+    >>> is_on_topic("Boiling water, then leaves.", ["boil"]), is_on_topic("Parboil it.", ["boil"])
     (True, False)
     """
     return any(re.search(rf"\b{re.escape(word.lower())}", answer.lower()) for word in keywords)
 
 
-def complete(answer: str) -> bool:
+def is_complete(answer: str) -> bool:
     """Does an answer have a whole sentence of three words or more, without going round in circles?
 
-    >>> complete("Tea is a drink. It is"), complete("Tea is a"), complete("Tea.")
+    >>> is_complete("Tea is a drink. It is"), is_complete("Tea is a"), is_complete("Tea.")
     (True, False, False)
     """
     sentences = re.findall(r"[^.!?]+[.!?]", answer)
@@ -237,25 +214,34 @@ def summary(measure_name: str, model: Capability) -> float | None:
     if not values:
         return None
     mean = fmean(values.values())
-    return mean if LIMITS[measure_name].unit == "share" else math.exp(min(mean, LARGEST))
+    return math.exp(min(mean, LARGEST)) if LIMITS[measure_name].unit == "perplexity" else mean
 
 
 def change(measure_name: str, before: Capability, after: Capability) -> Estimate:
     """How a measure changed on what both models were measured on, with a 95 % interval.
 
-    Shares: after − before. Perplexities: after / before − 1. Items are resampled in pairs (:mod:`.intervals`).
+    Shares: after − before. Others: after / before − 1. Items are resampled in pairs; a mean before is taken as it is.
     """
     first, last = _values(measure_name, before), _values(measure_name, after)
     both = [key for key in first if key in last]
     if not both:
-        return Estimate(reason=after.reasons.get(measure_name) or before.reasons.get(measure_name, ""))
+        return Estimate(reason=_reason(measure_name, after) or _reason(measure_name, before))
     a, b = [first[key] for key in both], [last[key] for key in both]
     if LIMITS[measure_name].unit == "share":
         return measure(measure_name, "", a, b, better="up").change
-    value = math.expm1(min(fmean(b) - fmean(a), LARGEST))
+    if LIMITS[measure_name].unit == "nats" and fmean(a) <= 0:
+        return Estimate(
+            n=len(both), reason="wrong answers were as likely as right ones before, so there is nothing to lose"
+        )
+
+    def relative(difference: float) -> float:
+        nats = LIMITS[measure_name].unit == "nats"
+        return difference / fmean(a) if nats else math.expm1(min(difference, LARGEST))
+
+    value = relative(fmean(b) - fmean(a))
     if len(both) == 1:
-        return Estimate(value=value, n=1, reason="one text gives no interval")
-    low, high = (math.expm1(min(end, LARGEST)) for end in paired_bootstrap_interval(b, a))
+        return Estimate(value=value, n=1, reason="one item gives no interval")
+    low, high = map(relative, paired_bootstrap_interval(b, a))
     return Estimate(value=value, low=low, high=high, n=len(both))
 
 
@@ -263,24 +249,22 @@ def exceeds(measure_name: str, difference: Estimate) -> bool:
     """Is a change a loss beyond the limit, with an interval that excludes no change?"""
     if difference.value is None or difference.low is None or difference.high is None:
         return False
-    if LIMITS[measure_name].unit == "share":
-        return difference.value < -LIMITS[measure_name].limit and difference.high < 0
-    return difference.value > LIMITS[measure_name].limit and difference.low > 0
+    if LIMITS[measure_name].unit == "perplexity":
+        return difference.value > LIMITS[measure_name].limit and difference.low > 0
+    return difference.value < -LIMITS[measure_name].limit and difference.high < 0
 
 
-def lost(before: Capability, after: Capability, *, names: tuple[str, str]) -> dict[str, Alarm]:
-    """The alarms of a step from one model to another, by measure; ``names`` are what the two models are called."""
-    found = {}
+def capability_lines(before: Capability, after: Capability, *, names: tuple[str, str]) -> list[str]:
+    """What a training stage says at its end: what changed, what could not be measured, and the alarms."""
+    parts = []
     for key, limit in LIMITS.items():
+        first, last = (shown(limit.unit, summary(key, model)) for model in (before, after))
         difference = change(key, before, after)
-        if exceeds(key, difference):
-            first, last = (shown(key, summary(key, model)) for model in (before, after))
-            found[key] = Alarm(
-                name=limit.name,
-                message=f"{names[1]} is worse than {names[0]}: {limit.name} {first} → {last}, "
-                f"{shown_change(key, difference)} (limit {limit.stated})",
-            )
-    return found
+        if difference.value is not None:
+            parts.append(f"{limit.name} {first} → {last} ({shown_change(limit.unit, difference)})")
+    lines = [f"capability: {'; '.join(parts) or 'nothing could be measured'}"]
+    lines += [f"capability, {LIMITS[key].name}: {reason}" for key, reason in after.reasons.items()]
+    return lines + [f"ALARM: {alarm.message}" for alarm in _alarms(before, after, names).values()]
 
 
 def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityReport, tuple[Alarm, ...]]:
@@ -292,8 +276,8 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
         models: two or more by name, from the earliest to the latest.
     """
     names, measured = list(models), list(models.values())
-    steps = {b: lost(models[a], models[b], names=(a, b)) for a, b in pairwise(names)}
-    overall = lost(measured[0], measured[-1], names=(names[0], names[-1]))
+    steps = {b: _alarms(models[a], models[b], (a, b)) for a, b in pairwise(names)}
+    overall = _alarms(measured[0], measured[-1], (names[0], names[-1]))
     rows, alarms = [], []
     for key, limit in LIMITS.items():
         fired = {name: found[key] for name, found in steps.items() if key in found}
@@ -301,8 +285,8 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
             fired = {f"{names[0]} to {names[-1]}": overall[key]}
         alarms += fired.values()
         difference = change(key, measured[0], measured[-1])
-        remarks = [difference.reason or measured[-1].reasons.get(key, "")]
-        if key == "margins" and guesses(measured[0]):
+        remarks = [difference.reason or _reason(key, measured[-1])]
+        if key == "right" and guesses(measured[0]):
             remarks.append(f"{names[0]} is no better than guessing, so this measure cannot show a loss")
         rows.append(
             CapabilityRow(
@@ -320,29 +304,47 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
 
 def guesses(model: Capability) -> bool:
     """Is a model's share of right answers not above one half, as far as its 95 % interval tells?"""
-    values = _values("margins", model).values()
+    values = _values("right", model).values()
     return bool(values) and wilson_interval(sum(values), len(values))[0] <= 0.5
 
 
-def shown(measure_name: str, value: float | None) -> str:
+def shown(unit: str, value: float | None) -> str:
     """A value of a measure in words."""
     if value is None:
         return "–"
-    return f"{value:.0%}" if LIMITS[measure_name].unit == "share" else f"{value:.3g}"
+    return f"{100 * value:.0f} %" if unit == "share" else f"{value:.3g}"
 
 
-def shown_change(measure_name: str, difference: Estimate) -> str:
+def shown_change(unit: str, difference: Estimate) -> str:
     """A change of a measure in words, with its interval."""
     if difference.value is None:
         return "–"
-    unit = " points" if LIMITS[measure_name].unit == "share" else " %"
-    ends = "" if difference.low is None else f" [{100 * difference.low:+.0f}, {100 * (difference.high or 0):+.0f}]"
-    return f"{100 * difference.value:+.0f}{ends}{unit}"
+    ends = ""
+    if difference.low is not None and difference.high is not None:
+        ends = f" [{100 * difference.low:+.0f}, {100 * difference.high:+.0f}]"
+    return f"{100 * difference.value:+.0f}{' points' if unit == 'share' else ' %'}{ends}"
 
 
 def _values(measure_name: str, model: Capability) -> dict[str, float]:
-    if measure_name == "margins":
+    if measure_name == "right":
         return {key: float(margin > 0) for key, margin in model.margins.items()}
     if measure_name == "answers":
         return {key: float(a.on_topic and a.complete) for key, a in model.answers.items()}
     return getattr(model, measure_name)
+
+
+def _reason(measure_name: str, model: Capability) -> str:
+    return model.reasons.get("margins" if measure_name == "right" else measure_name, "")
+
+
+def _alarms(before: Capability, after: Capability, names: tuple[str, str]) -> dict[str, Alarm]:
+    """Losses beyond a limit, by measure."""
+    fired = {}
+    for key, limit in LIMITS.items():
+        difference = change(key, before, after)
+        if exceeds(key, difference):
+            first, last = (shown(limit.unit, summary(key, model)) for model in (before, after))
+            message = f"{names[1]} is worse than {names[0]}: {limit.name} {first} → {last}, "
+            message += f"{shown_change(limit.unit, difference)} (limit {limit.stated})"
+            fired[key] = Alarm(name=limit.name, message=message)
+    return fired

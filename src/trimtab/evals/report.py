@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trimtab.evals.capability import shown_change
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
 from trimtab.evals.probes import PROBES
 from trimtab.evals.report_data import ReportData, RewardAgainstKL, Series, WinRateRow
@@ -45,6 +46,7 @@ PANELS: dict[str, tuple[str, str]] = {
 
 _TITLES = {
     "win_rates": "win rates",
+    "capability": "capability check",
     "reward_against_kl": "reward against √KL",
     "curves": "training curves",
     "reward_model": "evaluation of a reward model",
@@ -136,6 +138,8 @@ def render(data: ReportData) -> str:
         not_finite=list(_not_finite(data.model_dump())),
         shorten=lambda text: shorten(text, **_ANSWER),
         interval=interval,
+        shown=shown,
+        shown_change=shown_change,
     )
 
 

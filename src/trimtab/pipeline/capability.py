@@ -14,18 +14,13 @@ import torch
 
 from trimtab.errors import DataError
 from trimtab.evals import (
-    LIMITS,
     Capability,
     CapabilitySet,
     OpenAnswer,
-    change,
-    complete,
+    capability_lines,
+    is_complete,
+    is_on_topic,
     load_capability,
-    lost,
-    on_topic,
-    shown,
-    shown_change,
-    summary,
 )
 from trimtab.files import write_json
 from trimtab.models import Encoded, Role, collate
@@ -47,7 +42,7 @@ TOKENS = 1024
 DEMONSTRATIONS = 32
 """Held-out demonstrations that are read."""
 
-MODELS = {"base": "the pretrained model", "sft": "SFT", "policy": "the aligned model"}
+BASE, SFT, POLICY = "the pretrained model", "the model after SFT", "the model after alignment"
 """What the console calls the models."""
 
 T = TypeVar("T")
@@ -79,7 +74,7 @@ class CapabilityCheck:
             return
         self._context, self._path = context, context.folder(stage) / FILE
         trained_before = stage == "align" and context.config.sft is not None
-        self._names = ("sft" if trained_before else "base", "sft" if stage == "sft" else "policy")
+        self._names = (SFT if trained_before else BASE, SFT if stage == "sft" else POLICY)
         heldout = context.folder("sft") / "heldout.jsonl"
         self._demonstrations = read_records(heldout, Demonstration) if context.config.sft is not None else []
         if trained_before:
@@ -96,18 +91,8 @@ class CapabilityCheck:
             return []
         after = self._measured(role)
         write_json(self._path, {"before": self._before.model_dump(), "after": after.model_dump()})
-        parts = []
-        for key, limit in LIMITS.items():
-            values = [summary(key, model) for model in (self._before, after)]
-            if None not in values:
-                first, last = (shown(key, value) for value in values)
-                parts.append(f"{limit.name} {first} → {last} ({shown_change(key, change(key, self._before, after))})")
-        self._context.ui.say(f"  capability: {'; '.join(parts) or 'nothing could be measured'}")
-        for key, reason in after.reasons.items():
-            self._context.ui.say(f"  capability, {LIMITS[key].name}: {reason}")
-        first, last = (MODELS[name] for name in self._names)
-        for alarm in lost(self._before, after, names=(first, last)).values():
-            self._context.ui.say(f"  ALARM {alarm.message}")
+        for line in capability_lines(self._before, after, names=self._names):
+            self._context.ui.say(f"  {line}")
         return [FILE]
 
     def _measured(self, role: Role) -> Capability:
@@ -133,9 +118,8 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
             except DataError as error:
                 why = str(error)
         if len(found) < len(items):
-            reasons[key] = (
-                f"{len(items) - len(found)} of {len(items)} left out: {why or 'too short for this tokenizer'}"
-            )
+            left = len(items) - len(found)
+            reasons[key] = f"{left} of {len(items)} left out: {why or 'they have fewer than two tokens'}"
         return found
 
     def finite(key: str, values: dict[str, float]) -> dict[str, float]:
@@ -172,15 +156,14 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
         "no demonstrations were held out of SFT",
     )
 
-    def room(item: tuple[str, tuple[str, ...]]) -> Encoded:
+    def with_room(item: tuple[str, tuple[str, ...]]) -> Encoded:
         tokens = chat.prompt(asked(item[0]))
         if len(tokens) + ANSWER.max_new_tokens > chat.context:
-            raise DataError(
-                f"a question and {ANSWER.max_new_tokens} tokens of answer exceed model.context {chat.context}"
-            )
+            room = f"{len(tokens)} tokens and {ANSWER.max_new_tokens} of answer"
+            raise DataError(f"a question of {room} does not fit model.context {chat.context}")
         return Encoded(tokens=tokens, response_mask=[])
 
-    questions = [item for item, _ in usable("answers", rows.open, room, none)]
+    questions = [item for item, _ in usable("answers", rows.open, with_room, none)]
     rollouts = LocalSampler(role.backbone, ANSWER).generate(
         [Prompt.from_text(question) for question, _ in questions], adapter=role.adapter, seed=0
     )
@@ -189,7 +172,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
         texts=finite("texts", dict(zip([t for t, _ in texts], nll(texts), strict=True))),
         demonstrations=finite("demonstrations", dict(zip([d.id for d, _ in heldout], nll(heldout), strict=True))),
         answers={
-            question: OpenAnswer(text=r.text, on_topic=on_topic(r.text, keywords), complete=complete(r.text))
+            question: OpenAnswer(text=r.text, on_topic=is_on_topic(r.text, keywords), complete=is_complete(r.text))
             for (question, keywords), r in zip(questions, rollouts, strict=True)
         },
         reasons=reasons,
