@@ -77,9 +77,7 @@ def test_a_malformed_set_is_refused(tmp_path, text, message):
 
 
 def test_a_set_that_cannot_be_read(tmp_path):
-    with pytest.raises(
-        DataError, match=r"cannot be read \(No such file.*correct capability.file, or set capability: null"
-    ):
+    with pytest.raises(DataError, match=r"\(No such file.*correct capability.file, or set capability: null"):
         load_capability(tmp_path / "nowhere.jsonl")
     (tmp_path / "latin").write_bytes('{"text": "Käse und Brot"}'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):

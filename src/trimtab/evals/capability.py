@@ -249,19 +249,20 @@ def exceeds(measure_name: str, difference: Estimate) -> bool:
     """Is a change a loss beyond the limit, with an interval that excludes no change?"""
     if difference.value is None or difference.low is None or difference.high is None:
         return False
+    limit = LIMITS[measure_name].limit + 1e-9  # a change of exactly the limit is within it, whatever its last bits
     if LIMITS[measure_name].unit == "perplexity":
-        return difference.value > LIMITS[measure_name].limit and difference.low > 0
-    return difference.value < -LIMITS[measure_name].limit and difference.high < 0
+        return difference.value > limit and difference.low > 0
+    return difference.value < -limit and difference.high < 0
 
 
 def capability_lines(before: Capability, after: Capability, *, names: tuple[str, str]) -> list[str]:
     """What a training stage says at its end: what changed, what could not be measured, and the alarms."""
     parts = []
     for key, limit in LIMITS.items():
-        first, last = (shown(limit.unit, summary(key, model)) for model in (before, after))
+        first, last = (value_text(limit.unit, summary(key, model)) for model in (before, after))
         difference = change(key, before, after)
         if difference.value is not None:
-            parts.append(f"{limit.name} {first} → {last} ({shown_change(limit.unit, difference)})")
+            parts.append(f"{limit.name} {first} → {last} ({change_text(limit.unit, difference)})")
     lines = [f"capability: {'; '.join(parts) or 'nothing could be measured'}"]
     lines += [f"capability, {LIMITS[key].name}: {reason}" for key, reason in after.reasons.items()]
     return lines + [f"ALARM: {alarm.message}" for alarm in _alarms(before, after, names).values()]
@@ -308,14 +309,14 @@ def guesses(model: Capability) -> bool:
     return bool(values) and wilson_interval(sum(values), len(values))[0] <= 0.5
 
 
-def shown(unit: str, value: float | None) -> str:
+def value_text(unit: str, value: float | None) -> str:
     """A value of a measure in words."""
     if value is None:
         return "–"
     return f"{100 * value:.0f} %" if unit == "share" else f"{value:.3g}"
 
 
-def shown_change(unit: str, difference: Estimate) -> str:
+def change_text(unit: str, difference: Estimate) -> str:
     """A change of a measure in words, with its interval."""
     if difference.value is None:
         return "–"
@@ -343,8 +344,8 @@ def _alarms(before: Capability, after: Capability, names: tuple[str, str]) -> di
     for key, limit in LIMITS.items():
         difference = change(key, before, after)
         if exceeds(key, difference):
-            first, last = (shown(limit.unit, summary(key, model)) for model in (before, after))
+            first, last = (value_text(limit.unit, summary(key, model)) for model in (before, after))
             message = f"{names[1]} is worse than {names[0]}: {limit.name} {first} → {last}, "
-            message += f"{shown_change(limit.unit, difference)} (limit {limit.stated})"
+            message += f"{change_text(limit.unit, difference)} (limit {limit.stated})"
             fired[key] = Alarm(name=limit.name, message=message)
     return fired

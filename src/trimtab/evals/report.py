@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trimtab.evals.capability import shown_change
+from trimtab.evals.capability import change_text, value_text
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
 from trimtab.evals.probes import PROBES
 from trimtab.evals.report_data import ReportData, RewardAgainstKL, Series, WinRateRow
@@ -138,8 +138,8 @@ def render(data: ReportData) -> str:
         not_finite=list(_not_finite(data.model_dump())),
         shorten=lambda text: shorten(text, **_ANSWER),
         interval=interval,
-        shown=shown,
-        shown_change=shown_change,
+        value_text=value_text,
+        change_text=change_text,
     )
 
 

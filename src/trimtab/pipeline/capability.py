@@ -39,7 +39,7 @@ ANSWER = SamplerConfig(temperature=0.0, max_new_tokens=40)
 TOKENS = 1024
 """Padded tokens of a forward pass."""
 
-DEMONSTRATIONS = 32
+DEMONSTRATIONS = 16
 """Held-out demonstrations that are read."""
 
 BASE, SFT, POLICY = "the pretrained model", "the model after SFT", "the model after alignment"
