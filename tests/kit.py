@@ -209,7 +209,7 @@ def toy_recipe(folder: Path, **sections: Any) -> Path:
 
     Args:
         folder: made if missing.
-        sections: replace top-level sections of the recipe; None removes one.
+        sections: replace top-level sections of the recipe; None removes one. The capability check is off unless given.
 
     Returns:
         the path of ``recipe.yaml``; its data paths are relative to it, its model path is absolute.
@@ -227,7 +227,8 @@ def toy_recipe(folder: Path, **sections: Any) -> Path:
     _jsonl(folder / "data" / "heldout.jsonl", [{"prompt": text} for text in sentences(10, words=4, start=2000)])
     values = TOY | {"model": TOY["model"] | {"name": str((folder / "model").resolve())}} | sections
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False))
+    kept = {k: v for k, v in values.items() if v is not None} | {"capability": sections.get("capability")}
+    path.write_text(yaml.safe_dump(kept, sort_keys=False))
     return path
 
 

@@ -2,11 +2,24 @@
 
 from trimtab.evals.alarms import alarms
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
+from trimtab.evals.capability import (
+    BUILT_IN,
+    Capability,
+    CapabilityConfig,
+    CapabilitySet,
+    OpenAnswer,
+    capability_lines,
+    capability_report,
+    is_complete,
+    is_on_topic,
+    load_capability,
+)
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
     Alarm,
     Answer,
+    CapabilityReport,
     Example,
     Examples,
     ProbeColumn,
@@ -26,15 +39,21 @@ from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
+    "BUILT_IN",
     "LEXICONS",
     "PANELS",
     "PROBES",
     "Alarm",
     "Answer",
     "CalibrationRow",
+    "Capability",
+    "CapabilityConfig",
+    "CapabilityReport",
+    "CapabilitySet",
     "Example",
     "Examples",
     "Measure",
+    "OpenAnswer",
     "ProbeColumn",
     "Reading",
     "ReportData",
@@ -47,10 +66,15 @@ __all__ = [
     "WinRate",
     "WinRateRow",
     "alarms",
+    "capability_lines",
+    "capability_report",
     "choose_examples",
     "copies",
     "declines",
     "evaluate_reward_model",
+    "is_complete",
+    "is_on_topic",
+    "load_capability",
     "measure",
     "preaches",
     "probe_table",

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trimtab.evals.capability import change_text, value_text
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
 from trimtab.evals.probes import PROBES
 from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
@@ -46,6 +47,7 @@ PANELS: dict[str, tuple[str, str]] = {
 _TITLES = {
     "win_rates": "win rates",
     "readings": "blind readings",
+    "capability": "capability check",
     "reward_against_kl": "reward against √KL",
     "curves": "training curves",
     "reward_model": "evaluation of a reward model",
@@ -146,6 +148,8 @@ def render(data: ReportData) -> str:
         not_finite=list(_not_finite(data.model_dump())),
         shorten=lambda text: shorten(text, **_ANSWER),
         interval=interval,
+        value_text=value_text,
+        change_text=change_text,
     )
 
 

@@ -22,6 +22,7 @@ from trimtab.records import Record
 Section = Literal[
     "win_rates",
     "readings",
+    "capability",
     "balance",
     "reward_against_kl",
     "curves",
@@ -248,6 +249,34 @@ class Alarm(Record):
     """Ids of the prompts to look at."""
 
 
+class CapabilityRow(Record):
+    """One measure of the check for all models of a run."""
+
+    name: str
+    """What is measured."""
+    unit: str
+    """``share``, ``nats`` or ``perplexity``."""
+    values: tuple[float | None, ...] = ()
+    """One per model, from the earliest to the latest; None where it was not measured."""
+    change: Estimate
+    """From the first model to the last, with a 95 % interval: of shares the difference, otherwise relative."""
+    limit: str
+    """The largest loss without an alarm, in words."""
+    fired: tuple[str, ...] = ()
+    """Models at which the alarm fired."""
+    reason: str = ""
+    """Why there is no value, or a remark on it."""
+
+
+class CapabilityReport(Record):
+    """What the page shows of the check."""
+
+    models: tuple[str, ...]
+    """Names of the models, from the earliest to the latest."""
+    rows: tuple[CapabilityRow, ...]
+    """One per measure."""
+
+
 class ReportData(Record):
     """The whole page."""
 
@@ -309,6 +338,8 @@ class ReportData(Record):
     """What AI judges and the router said about the labels, line by line."""
     probes: tuple[ProbeColumn, ...] = ()
     """One per model, from the earliest to the latest."""
+    capability: CapabilityReport | None = None
+    """What alignment cost; None where the run did not check it."""
     alarms: tuple[Alarm, ...] | None = None
     """What fired; empty: monitors ran and none fired; None: none ran."""
     examples: Examples | None = None

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
+from trimtab.evals import CapabilityConfig
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
@@ -206,6 +207,9 @@ class RunConfig(Config):
     """Evaluation on held-out prompts."""
     balance: BalanceConfig | None = None
     """Harmlessness, helpfulness and preachiness of the first and the last model."""
+    capability: CapabilityConfig | None = CapabilityConfig()
+    """What the models can do before and after SFT and alignment: the page shows what alignment cost. ``null``: not
+    checked."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
 

@@ -8,8 +8,9 @@ from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, Chat, Encoded, Role, load_tensors, save_tensors
+from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records
+from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records, write_records
 from trimtab.rollout import (
     FunctionReward,
     HttpReward,
@@ -84,7 +85,9 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         role = Role.trainable(backbone, "sft", config.adapter, seed=context.seed("sft"))
     heldout = [encoded[i] for i in held]
     folder = context.folder("sft")
+    write_records(folder / "heldout.jsonl", [kept[i] for i in held])
     before = mean_nll(Role(backbone), heldout) if heldout else None
+    check = CapabilityCheck(context, "sft", Role(backbone))
     with context.training("sft", "fine-tuning") as session:
         train_sft(role, [encoded[i] for i in train], config, seed=context.seed("sft"), session=session)
     after = mean_nll(role, heldout) if heldout else None
@@ -97,7 +100,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         "set_aside": len(loaded.records) - len(records),
         "too_long": long,
     }
-    return counts, ["weights.safetensors", "sft.json"]
+    return counts, ["weights.safetensors", "sft.json", "heldout.jsonl", *check.finish(role)]
 
 
 def reward_role(context: Context, trunk: Backbone) -> Role:
@@ -231,6 +234,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         return {"gold": sum(float(gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)}
 
     folder = context.folder("align")
+    check = CapabilityCheck(context, "align", Role(trunk))
     with context.training("align", f"aligning ({config.method.upper()})") as session:
         train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
@@ -249,6 +253,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     if critic is not None:
         save_tensors(folder / "critic.safetensors", critic.state())
         files.append("critic.safetensors")
+    files += check.finish(policy)
     return counts | {"prompts": len(prompts), "steps": config.steps} | examples, files
 
 
@@ -277,6 +282,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
     """Learn from the preferences, and measure the objective on preferences kept out, before and after."""
     trunk, folder = context.trunk(), context.folder("align")
     policy, reference = policy_role(context, trunk), Role(trunk)
+    check = CapabilityCheck(context, "align", reference)
     if isinstance(config, KtoConfig) and context.config.data.ratings is not None:
         loaded, aside = context.load(context.config.data.ratings, Rating).records, context.set_aside()
         ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in aside]
@@ -288,7 +294,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         before, after = _kto(context, policy, reference, [judged[i] for i in train], [judged[i] for i in held], config)
         counts: Counts = {"ratings": len(train), "held_out": len(held), "too_long": long}
         counts["set_aside"] = len(loaded) - len(ratings)
-        return _aligned(context, policy, before, after, counts)
+        return _aligned(context, policy, before, after, counts, check)
     rankings, kept, left_out = _rankings(context, trunk.chat)
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("align"))
     counts = {"preferences": len(train), "held_out": len(held)} | left_out
@@ -297,7 +303,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         heldout, _ = judged_from_rankings([rankings[i] for i in held])
         counts |= {"answers": len(answers), "neither_liked_nor_disliked": balanced}
         before, after = _kto(context, policy, reference, answers, heldout, config)
-        return _aligned(context, policy, before, after, counts)
+        return _aligned(context, policy, before, after, counts, check)
     known = None
     if config.method not in WITHOUT_REFERENCE:
         known = reference_logprobs(reference, rankings, folder, token_budget=config.micro_batch_tokens)
@@ -311,7 +317,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         seed = context.seed("align")
         train_preference(policy, ours, config, reference=ours_known, seed=seed, session=session)
     after = evaluate_preference(policy, theirs, config, reference=theirs_known)
-    return _aligned(context, policy, before, after, counts)
+    return _aligned(context, policy, before, after, counts, check)
 
 
 def _kto(
@@ -330,7 +336,7 @@ def _kto(
 
 
 def _aligned(
-    context: Context, policy: Role, before: Metrics, after: Metrics, counts: Counts
+    context: Context, policy: Role, before: Metrics, after: Metrics, counts: Counts, check: CapabilityCheck
 ) -> tuple[Counts, list[str]]:
     """Write what an offline method learned."""
     folder = context.folder("align")
@@ -341,7 +347,7 @@ def _aligned(
         )
     save_tensors(folder / "weights.safetensors", policy.state())
     write_json(folder / "align.json", {"heldout_before": before, "heldout_after": after})
-    return counts, ["weights.safetensors", "align.json"]
+    return counts, ["weights.safetensors", "align.json", *check.finish(policy)]
 
 
 def start_critic(critic: Role, scorer: RewardModelScorer) -> None:

@@ -34,6 +34,9 @@ TOKENS = 70
 QUESTION = 150
 """Assumed tokens of a question to a judge beyond what all questions begin with."""
 
+CAPABILITY = 12_000
+"""Assumed tokens of a capability check of one model with the built-in set."""
+
 FLAT = 0.5
 """Assumed share of groups without spread, which DAPO draws again."""
 
@@ -65,6 +68,9 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
     rows = []
     for item in planned:
         what, updates, tokens, flops = _cost(item.stage.name, config, recipe, shape)
+        if item.stage.name in ("sft", "align") and config.capability is not None:
+            measured = 1 if item.stage.name == "align" and config.sft else 2
+            flops += 2.0 * shape["parameters"] * CAPABILITY * measured
         seconds = 0.0 if item.state == "done" else flops / (rate * EFFICIENCY)
         rows.append(
             {

@@ -9,7 +9,10 @@ from typing import Any
 
 from trimtab import __version__
 from trimtab.evals import (
+    Alarm,
     Answer,
+    Capability,
+    CapabilityReport,
     Example,
     Examples,
     Measure,
@@ -22,6 +25,7 @@ from trimtab.evals import (
     Stage,
     WinRateRow,
     alarms,
+    capability_report,
     choose_examples,
     reward_against_kl,
     series_from_metrics,
@@ -30,6 +34,7 @@ from trimtab.evals import (
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
 from trimtab.pipeline.blind import blind_results
+from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Comparison, Judgement, Rollout, read_records
@@ -139,6 +144,14 @@ def collect(context: Context) -> ReportData:
         readers = "one person" if len(people) == 1 else f"{len(people)} people"
         notice += f" The held-out answers were read blind by {readers}."
     notice = " ".join(notice.split())
+    cost, losses = _capability(context)
+    if cost is None:
+        missing["capability"] = (
+            "This run trained no language model, so there is no cost to measure."
+            if run.capability
+            else "The capability check is off in this run (capability: null)."
+        )
+    watched = alarms(result, names=spoken_names(run), judges=judges_of(run))
     here = f"trimtab run {context.recipe}"
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -172,11 +185,13 @@ def collect(context: Context) -> ReportData:
         balance=_balance(context),
         labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
-        alarms=alarms(result, names=spoken_names(run), judges=judges_of(run)),
+        capability=cost,
+        alarms=losses or None if watched is None else watched + losses,
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources={
             "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
             "readings": Source(file="blind/*.judgements.jsonl", command=f"trimtab eval {context.recipe} --read FILE"),
+            "capability": Source(file=f"stages/*/{FILE}", command=here),
             "balance": Source(file="stages/balance/balance.json", command=here),
             "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
             "curves": Source(file="stages/*/metrics.jsonl", command=here),
@@ -195,6 +210,18 @@ def _givers(context: Context) -> set[str]:
     if context.config.label is None:
         return set()
     return {j.source for j in read_records(context.folder("label") / "judgements.jsonl", Judgement)}
+
+
+def _capability(context: Context) -> tuple[CapabilityReport | None, tuple[Alarm, ...]]:
+    """What the training stages measured before and after them."""
+    run, names = context.config, model_names(context.config)
+    models: dict[str, Capability] = {}
+    for stage, model, section in (("sft", "sft", run.sft), ("align", "policy", run.align)):
+        if section is not None and run.capability is not None:
+            measured = read_json(context.folder(stage) / FILE)
+            models.setdefault(names["base"], Capability.model_validate(measured["before"]))
+            models[names[model]] = Capability.model_validate(measured["after"])
+    return capability_report(models) if models else (None, ())
 
 
 def _balance(context: Context) -> tuple[Measure, ...]:

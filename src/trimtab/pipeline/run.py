@@ -22,6 +22,7 @@ from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.feedback import load_callable
 from trimtab.files import sha256_file, sha256_json, write_atomic
 from trimtab.models import model_identity
+from trimtab.pipeline.capability import capability_set
 from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.memory import fit_memory
@@ -62,6 +63,8 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
     if not stages:
         raise ConfigError("the recipe has no stage; add sft, reward, align or evaluate")
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
+    if {"sft", "align"} & {stage.name for stage in stages}:
+        capability_set(config, context.data_path)  # a malformed one is refused before anything is trained
     prints: dict[str, str] = {}
     planned = []
     for stage in stages:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.evals import BUILT_IN
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.constitutional import constitution_path, run_balance, run_revise
 from trimtab.pipeline.context import Context, Counts
@@ -97,6 +98,11 @@ def _report_sources(config: RunConfig) -> list[str | None]:
     return [config.label.people] if config.label is not None and config.label.source == "ai" else []
 
 
+def _capability_source(config: RunConfig) -> list[str | None]:
+    """The capability set of stages that are checked: they depend on its content, and on nothing where there is none."""
+    return [] if config.capability is None else [config.capability.file or str(BUILT_IN)]
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="revise",
@@ -109,7 +115,10 @@ STAGES: tuple[Stage, ...] = (
         name="sft",
         needs=("revise",),
         settings=_section("sft", "model"),
-        sources=lambda c: [c.data.demonstrations] if c.data.demonstrations else _preference_sources(c),
+        sources=lambda c: [
+            *([c.data.demonstrations] if c.data.demonstrations else _preference_sources(c)),
+            *_capability_source(c),
+        ],
         run=run_sft,
     ),
     Stage(
@@ -143,6 +152,7 @@ STAGES: tuple[Stage, ...] = (
             c.data.heldout,
             *_imitated(c),
             c.data.ratings,
+            *_capability_source(c),
         ],
         run=run_align,
     ),
