@@ -23,6 +23,7 @@ from trimtab.trainers import (
     PolicyGradientConfig,
     PpoConfig,
     RejectionConfig,
+    RlConfig,
 )
 
 EFFICIENCY = 0.5
@@ -113,12 +114,13 @@ def objective(config: RunConfig) -> list[str]:
         lines.append(
             f"     {clip}{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
             f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"
+            + (f", an update stops above {a.kl.stop:g} nats per token" if a.kl.stop is not None else "")
         )
     return lines
 
 
-def _online_objective(a: OnlineConfig) -> str:
-    name = a.method.upper()  # type: ignore[attr-defined]
+def _online_objective(a: RlConfig) -> str:
+    name = a.method.upper()
     if isinstance(a, OnlineDpoConfig):
         return f"{name}: min −log σ({a.beta:g}·h) on the best and the worst of {a.group} sampled answers"
     if isinstance(a, RejectionConfig):

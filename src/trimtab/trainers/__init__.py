@@ -54,6 +54,7 @@ from trimtab.trainers.rl_config import (
     RejectionConfig,
     RlConfig,
     RlooConfig,
+    StepKLConfig,
     check_rl,
 )
 from trimtab.trainers.rl_update import advantages_of, reduce_policy_loss
@@ -101,6 +102,7 @@ __all__ = [
     "Session",
     "SftConfig",
     "SimpoConfig",
+    "StepKLConfig",
     "advantages_of",
     "answer_logprobs",
     "check_rl",

@@ -91,8 +91,9 @@ class Learner:
         norms: Norms,
         *,
         also: Sequence["Learner"] = (),
+        skip: Callable[[Metrics], bool] = lambda metrics: False,
     ) -> Metrics:
-        """Accumulate gradients over all parts, then take one optimiser step.
+        """Accumulate gradients over all parts, then take one optimiser step, unless ``skip`` says not to.
 
         Args:
             parts: micro-batches, each with the ids of its samples.
@@ -100,9 +101,11 @@ class Learner:
             norms: sizes of the whole step.
             also: further learners whose weights this loss trains; each takes a step by its own settings. Dropout is
                 on in this learner's role.
+            skip: receives the metrics summed over all parts; True: no weight changes and no step is counted.
 
         Returns:
-            metrics summed over parts, with ``loss`` and this learner's ``grad_norm`` and ``lr``.
+            metrics summed over parts, with ``loss`` and, where the step was taken, this learner's ``grad_norm`` and
+            ``lr``.
 
         Raises:
             NonFiniteError: naming the samples, before any weight has changed.
@@ -136,9 +139,14 @@ class Learner:
                 f"{', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}. No weight was changed. Lower the learning rate "
                 "or look at these samples, then run the same command to continue from the last checkpoint"
             )
-        found = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
+        metrics["loss"] = float(each.sum())
+        if skip(metrics):
+            for learner in everyone:
+                learner.optimizer.zero_grad(set_to_none=True)
+            return metrics
+        gradient_norms = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
         rates = [learner._apply() for learner in everyone]
-        return metrics | {"loss": float(each.sum()), "grad_norm": found[0], "lr": rates[0]}
+        return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
 
     def _clip(self, names: Sequence[str]) -> float:
         """Scale the gradients down to the norm that is allowed; their norm before."""

@@ -11,8 +11,18 @@ from trimtab.rollout import SamplerConfig
 from trimtab.trainers.learner import OptimizerConfig
 
 
-class KLConfig(Config):
-    """The leash: how dear it is to move away from the reference."""
+class StepKLConfig(Config):
+    """How far one rollout batch may move the policy."""
+
+    stop: float | None = Field(default=None, gt=0.0)
+    """Limit on KL(π_old‖π), the distance from the policy that drew the answers, in nats per token (k3). It is measured
+    on each minibatch before its update; above the limit the remaining updates of this rollout batch are skipped,
+    the critic's too. Usual: 0.01 to 0.1. Elsewhere named ``target_kl``, where training stops at 1.5 times the value.
+    None: every update is made."""
+
+
+class KLConfig(StepKLConfig):
+    """The leash: what moving away from the reference costs, and how far one rollout batch may move the policy."""
 
     coefficient: float = Field(default=0.05, ge=0.0)
     """β, reward units per nat; the first value if adaptive."""
@@ -212,6 +222,8 @@ class OnlineDpoConfig(OnlineConfig):
     """Answers per prompt."""
     beta: float = Field(default=0.1, gt=0.0)
     """β, reward units per nat: the leash to the reference."""
+    kl: StepKLConfig = StepKLConfig()
+    """How far one rollout batch may move the policy."""
 
 
 class RejectionConfig(OnlineConfig):
@@ -223,6 +235,8 @@ class RejectionConfig(OnlineConfig):
     """Answers per prompt, the n of best-of-n."""
     keep: int = Field(default=1, ge=1)
     """How many of them are imitated."""
+    kl: StepKLConfig = StepKLConfig()
+    """How far one rollout batch may move the policy."""
 
 
 GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
@@ -234,6 +248,9 @@ ClippedConfig = PpoConfig | GroupConfig
 RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig
 """Any online method; ``method`` says which."""
 
+LARGEST_STOP = 1.0
+"""Nats per token above which ``kl.stop`` is taken for a limit in another unit."""
+
 TOKEN_RETURNS = ("ppo", "reinforce_pp", "reinforce_pp_baseline")
 """Methods in which a reward counts for the tokens before it only, so that rewards can be placed at steps."""
 
@@ -241,7 +258,7 @@ AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
 """The same, for a recipe."""
 
 
-def check_rl(config: OnlineConfig, prompts: int) -> None:
+def check_rl(config: RlConfig, prompts: int) -> None:
     """Refuse settings that cannot work together.
 
     Raises:
@@ -288,10 +305,28 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
             f"critic_init is {config.critic_init!r} and shared_critic is true: a critic on the policy's hidden states "
             "has no adapter to take over; set critic_init: zero, or shared_critic: false"
         )
+    _check_stop(config)
     if isinstance(config, PolicyGradientConfig):
         _check_leash(config.kl, size)
     if prompts == 0:
         raise ConfigError("there are no prompts to align on; check data.prompts")
+
+
+def _check_stop(config: RlConfig) -> None:
+    stop = config.kl.stop
+    if stop is None:
+        return
+    if stop > LARGEST_STOP:
+        raise ConfigError(
+            f"kl.stop is {stop:g} nats per token: an answer of {config.sampler.max_new_tokens} tokens could move by "
+            f"{stop * config.sampler.max_new_tokens:g} nats in one step and nothing would be stopped; use 0.01 to 0.1 "
+            "(kl.target is the limit per answer)"
+        )
+    if config.epochs * config.minibatches == 1:
+        raise ConfigError(
+            f"kl.stop is {stop:g}, but epochs and minibatches are 1: the only update of a step starts at a KL of 0 and "
+            "is never stopped; raise epochs or minibatches, or leave kl.stop out"
+        )
 
 
 def _check_leash(kl: KLConfig, size: int) -> None:
