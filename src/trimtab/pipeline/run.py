@@ -30,7 +30,7 @@ from trimtab.pipeline.ui import Ui
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
-CODE = 4
+CODE = 5
 """Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
 
 

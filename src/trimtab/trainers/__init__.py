@@ -1,6 +1,7 @@
 """Training loops, one file each, and what they share."""
 
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
+from trimtab.trainers.guard import Fall, GuardConfig
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
 from trimtab.trainers.preference import (
     WITHOUT_REFERENCE,
@@ -70,8 +71,10 @@ __all__ = [
     "DapoConfig",
     "DpoConfig",
     "DrGrpoConfig",
+    "Fall",
     "GroupConfig",
     "GrpoConfig",
+    "GuardConfig",
     "HingeConfig",
     "IpoConfig",
     "Judged",

@@ -8,6 +8,7 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig
 from trimtab.rollout import SamplerConfig
+from trimtab.trainers.guard import GuardConfig
 from trimtab.trainers.learner import OptimizerConfig
 
 
@@ -81,6 +82,8 @@ class OnlineConfig(Config):
     """Penalty of answers that were cut; None: none."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once."""
+    guard: GuardConfig | None = GuardConfig()
+    """Ends a run that falls apart; None: nothing does."""
 
 
 class PolicyGradientConfig(OnlineConfig):
