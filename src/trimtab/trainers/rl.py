@@ -44,6 +44,7 @@ from trimtab.models.allocation import release_freed_memory
 from trimtab.records import Prompt, Rollout, write_records
 from trimtab.rollout import LocalSampler, Sampler, Scorer, forget_drawn, make_sampler, read_drawn, write_drawn
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
+from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.progress import Session
@@ -366,11 +367,11 @@ def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
 def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
     """A learner of the policy and, for PPO, one of the critic."""
     updates = config.steps * config.epochs * config.minibatches
-    learners = {"policy": Learner(roles.policy, config.policy, updates)}
+    learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates)}
     if isinstance(config, PpoConfig):
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
-        learners["critic"] = Learner(roles.critic, config.critic, updates)
+        learners["critic"] = Learner(roles.critic, with_lr(config.critic, "critic", roles.critic), updates)
         same = roles.critic.backbone is roles.policy.backbone and roles.critic.adapter == roles.policy.adapter
         shared = roles.critic.head_only and same
         if config.shared_critic != shared:
@@ -401,7 +402,7 @@ def _fallen(
         good, _ = _needed(checkpoints).restore(learners, guard.good)
         return Fall(step=step, good=good, reason=reason)
     last_good = checkpoints.newest(guard.good) if checkpoints is not None else None
-    advice = [f"lower policy.lr (now {config.policy.lr:g})"]
+    advice = [f"lower policy.lr (now {learners['policy'].config.lr:g})"]
     if isinstance(config, PolicyGradientConfig):
         advice.append(f"raise kl.coefficient (now {config.kl.coefficient:g})")
     if config.kl.stop is None and config.epochs * config.minibatches > 1:

@@ -72,7 +72,7 @@ class OnlineConfig(Config):
     """Answers per prompt."""
     sampler: SamplerConfig = SamplerConfig()
     """How answers are drawn; ``top_p`` must be 1, or the ratio would compare two distributions."""
-    policy: OptimizerConfig = OptimizerConfig(lr=1e-4, schedule="constant")
+    policy: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The policy's optimiser."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each rollout batch."""
@@ -116,7 +116,7 @@ class PpoConfig(PolicyGradientConfig):
     """The algorithm."""
     epochs: int = Field(default=2, ge=1)
     """Passes over each rollout batch."""
-    critic: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="constant")
+    critic: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The critic's optimiser."""
     critic_init: Literal["zero", "reward_model"] = "zero"
     """``zero``: a zero head (on a fresh adapter, unless ``shared_critic``); ``reward_model``: head and adapter of the
