@@ -1,8 +1,8 @@
 """Which learning rates are safe: ``python -m benchmarks.rates [FILE] [--stage sft|reward|dpo]``.
 
 Each cell trains a fresh model at one rate, adapters or all weights, and measures it on examples that were kept out and
-on plain answers to plain questions (:data:`PLAIN`), which no stage teaches. A rate is safe where the held-out loss falls
-and the plain answers stay as likely as they were.
+on plain answers to plain questions (:data:`PLAIN`), which no stage teaches. A rate is safe where the held-out loss
+falls and the plain answers stay as likely as they were.
 
 FILE holds demonstrations for ``sft``, and preferences for ``reward`` and ``dpo`` (those of a run are in
 ``stages/preferences/preferences.jsonl``). The rates are multiples of the defaults in :mod:`trimtab.trainers.defaults`.
