@@ -225,7 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=Path("runs/rates.json"), help="where results are written")
     options = parser.parse_args(arguments)
     model = ModelConfig(name=options.model, context=options.context)
-    console, cells = Console(), []
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    cells: list[Cell] = []
     try:
         width = Backbone.load(model).width
         for kind in options.kinds:
@@ -244,7 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
                 report = {"machine": machine(), "versions": versions(), "data": options.data.name}
                 settings = {"model": options.model, "limit": options.limit, "epochs": options.epochs}
                 write_json(options.json, report | settings | {"cells": [asdict(c) for c in cells]})
-                console.print(table([cell]))
+                outcome = cell.error or f"held-out loss {cell.loss:.3f}, {cell.seconds:.0f} s"
+                console.print(f"{cell.stage}, {cell.kind}, {cell.lr:g}: {outcome}", highlight=False)
     except TrimtabError as error:
         print(error, file=sys.stderr)
         return error.exit_code
