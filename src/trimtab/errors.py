@@ -8,7 +8,8 @@
     │   └── TooLongError         3   a conversation does not fit the model's context
     ├── ModelError               4   a model folder: missing, no tokenizer, no chat template, wrong shape
     ├── TrainingError            5   training cannot go on
-    │   └── NonFiniteError       5   a loss, gradient or reward became NaN or infinite
+    │   ├── NonFiniteError       5   a loss, gradient or reward became NaN or infinite
+    │   └── CollapseError        5   alignment fell apart; names the last good checkpoint
     ├── CheckpointError          6   a checkpoint is damaged or belongs to another configuration
     ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
@@ -57,6 +58,10 @@ class TrainingError(TrimtabError):
 
 class NonFiniteError(TrainingError):
     """A loss, gradient or reward became NaN or infinite."""
+
+
+class CollapseError(TrainingError):
+    """Alignment fell apart: answers that no longer end, a reward far below the start's, or a KL beyond all measure."""
 
 
 class CheckpointError(TrimtabError):

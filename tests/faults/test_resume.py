@@ -89,12 +89,14 @@ def kto(adapter: AdapterConfig, session: Session, _: Path) -> Trained:
     return policy.state()
 
 
-def ppo(adapter: AdapterConfig, session: Session, folder: Path, shared_critic: bool = False) -> Trained:
+def ppo(
+    adapter: AdapterConfig, session: Session, folder: Path, shared_critic: bool = False, stop: float | None = None
+) -> Trained:
     roles = RlRoles.on(tiny_backbone(), adapter, seed=1, shared_critic=shared_critic)
     config = PpoConfig(
         adapter=adapter, steps=6, prompts=4, sampler=SamplerConfig(max_new_tokens=6, slots=4),
         policy=OptimizerConfig(lr=1e-3), critic=OptimizerConfig(lr=1e-3), minibatches=2, epochs=1,
-        kl=KLConfig(coefficient=0.1, target=0.5, horizon=20), micro_batch_tokens=60,
+        kl=KLConfig(coefficient=0.1, target=0.5, horizon=20, stop=stop), micro_batch_tokens=60,
         shared_critic=shared_critic,
     )  # fmt: skip
     train_rl(
@@ -111,6 +113,7 @@ TRAINERS: dict[str, Callable[[AdapterConfig, Session, Path], Trained]] = {
     "reward": reward,
     "ppo": ppo,
     "ppo with a shared critic": partial(ppo, shared_critic=True),
+    "ppo with kl.stop": partial(ppo, stop=3e-5),
     "dpo": dpo,
     "kto": kto,
 }
@@ -137,6 +140,7 @@ def test_stopped_twice_and_continued_is_bit_for_bit_the_same(name, adapter, tmp_
             train(ADAPTERS[adapter], session(tmp_path, pieces, stop_after=stop_after), tmp_path)
     found = train(ADAPTERS[adapter], session(tmp_path, pieces), tmp_path)
     assert pieces == straight  # every logged number as well
+    assert name != "ppo with kl.stop" or any(row["kl_stopped"] for row in straight)
     assert found.keys() == wanted.keys()
     assert [k for k in wanted if not torch.equal(found[k], wanted[k])] == []
 

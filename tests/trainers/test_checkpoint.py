@@ -15,7 +15,7 @@ from ..kit import stir, tiny_backbone
 
 def learner(rank: int = 2) -> Learner:
     role = Role.trainable(tiny_backbone(layers=1), "policy", AdapterConfig(rank=rank), seed=0)
-    return Learner(role, OptimizerConfig(), 10)
+    return Learner(role, OptimizerConfig(lr=1e-4), 10)
 
 
 def test_seeds_of_steps_are_the_same_on_every_machine():

@@ -87,7 +87,7 @@ def test_three_steps_are_torchs_adamw(max_grad_norm):
 
 def test_metrics_are_sums_of_shares():
     one = role()
-    learner, batch = Learner(one, OptimizerConfig(), 1), batch_of(one)
+    learner, batch = Learner(one, OptimizerConfig(lr=1e-4), 1), batch_of(one)
     norms = Norms(tokens=float(batch.response_mask.sum()), sequences=6)
     parts = [([str(i)], part) for i, (_, part) in enumerate(batch.micro_batches(1))]
     assert len(parts) == 6
@@ -102,7 +102,7 @@ def snapshot(learner: Learner) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_loss_names_its_samples_and_changes_nothing(bad):
     one = role()
-    learner, batch = Learner(one, OptimizerConfig(), 5), batch_of(one)
+    learner, batch = Learner(one, OptimizerConfig(lr=1e-4), 5), batch_of(one)
     norms = Norms(tokens=float(batch.response_mask.sum()), sequences=6)
     learner.step([(["all"], batch)], nll(one), norms)
     before = snapshot(learner)
@@ -125,7 +125,7 @@ def test_bad_loss_names_its_samples_and_changes_nothing(bad):
 
 def test_bad_gradient_changes_nothing():
     one = role()
-    learner, batch = Learner(one, OptimizerConfig(), 5), batch_of(one)
+    learner, batch = Learner(one, OptimizerConfig(lr=1e-4), 5), batch_of(one)
     before = snapshot(learner)
 
     def loss(part: Batch, norms: Norms):
@@ -141,7 +141,7 @@ def test_bad_gradient_changes_nothing():
 def test_a_bad_gradient_of_the_second_learner_changes_neither():
     one = role()
     head = one.with_head()
-    first, second = Learner(one, OptimizerConfig(), 5), Learner(head, OptimizerConfig(), 5)
+    first, second = Learner(one, OptimizerConfig(lr=1e-4), 5), Learner(head, OptimizerConfig(lr=1e-4), 5)
     batch = batch_of(one)
     before = snapshot(first), snapshot(second)
 
@@ -158,7 +158,7 @@ def test_a_bad_gradient_of_the_second_learner_changes_neither():
 
 def test_long_list_of_bad_samples_is_cut():
     one = role()
-    learner, batch = Learner(one, OptimizerConfig(), 5), batch_of(one)
+    learner, batch = Learner(one, OptimizerConfig(lr=1e-4), 5), batch_of(one)
     with pytest.raises(NonFiniteError, match=r"involved: s0, s1, .*s7 …\."):
         learner.step(
             [([f"s{i}" for i in range(20)], batch)],

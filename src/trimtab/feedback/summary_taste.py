@@ -131,7 +131,9 @@ def _copied(message: str, summary_words: Sequence[str]) -> float:
     worst = ramp(run / max(1, len(message_words)), 0.4, 0.7)
     for sentence in map(words_of, _SENTENCE_END.split(message)):
         if len(sentence) >= 6:
-            worst = max(worst, ramp(_longest_run(summary_words, sentence) / len(sentence), 0.8, 1.0))
+            run = _longest_run(summary_words, sentence)
+            whole = ramp(run / len(sentence), 0.8, 1.0) * ramp(run / max(1, len(summary_words)), 0.6, 0.9)
+            worst = max(worst, whole)
     return worst
 
 

@@ -236,7 +236,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     folder = context.folder("align")
     check = CapabilityCheck(context, "align", Role(trunk))
     with context.training("align", f"aligning ({config.method.upper()})") as session:
-        train_rl(
+        fall = train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,
             rewards,
@@ -254,7 +254,14 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         save_tensors(folder / "critic.safetensors", critic.state())
         files.append("critic.safetensors")
     files += check.finish(policy)
-    return counts | {"prompts": len(prompts), "steps": config.steps} | examples, files
+    counts |= {"prompts": len(prompts), "steps": config.steps} | examples
+    if fall is not None:
+        context.ui.say(
+            f"  ALIGNMENT FELL APART, noticed at step {fall.step}: {fall.reason}. As align.guard.on_fall says, the run "
+            f"goes on with the last good weights, those after {fall.good} of {config.steps} steps"
+        )
+        counts |= {"steps": fall.good, "fell_apart_at_step": fall.step}
+    return counts, files
 
 
 def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:

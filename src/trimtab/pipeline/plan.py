@@ -11,6 +11,7 @@ from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.judging import LocalJudge
 from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
+from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
 from trimtab.pipeline.run import plan_stages
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.storage import RunFolder
@@ -23,6 +24,7 @@ from trimtab.trainers import (
     PolicyGradientConfig,
     PpoConfig,
     RejectionConfig,
+    RlConfig,
 )
 
 EFFICIENCY = 0.5
@@ -57,11 +59,11 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
     """Stages with their state, sizes and costs, and the objective as a formula.
 
     Args:
-        config: the resolved recipe; contradictions were refused when it was loaded.
+        config: the recipe; contradictions were refused when it was loaded.
         recipe: where it came from.
         runs: folder of all runs; only read.
     """
-    config = fit_memory(config)
+    config = fit_memory(fill_rates(config))
     planned = plan_stages(config, recipe, RunFolder(runs / config.name, create=False))
     rate = matmul_rate()
     shape = model_shape(config.model)
@@ -88,12 +90,12 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
     return {
         "name": config.name,
         "stages": rows,
-        "objective": objective(config),
+        "objective": objective(config) + rate_lines(config),
         "estimate": f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "
         f"{rate / 1e9:.0f} GFLOP/s, {EFFICIENCY:.0%} of it assumed; {shape['parameters'] / 1e6:.0f} M parameters).",
         "seconds": total,
         "memory_gb": memory,
-        "warnings": warnings(config),
+        "warnings": warnings(config) + rate_warnings(config),
     }
 
 
@@ -119,12 +121,13 @@ def objective(config: RunConfig) -> list[str]:
         lines.append(
             f"     {clip}{a.epochs} epoch(s) × {a.minibatches} minibatch(es)"
             f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"
+            + (f", an update stops above {a.kl.stop:g} nats per token" if a.kl.stop is not None else "")
         )
     return lines
 
 
-def _online_objective(a: OnlineConfig) -> str:
-    name = a.method.upper()  # type: ignore[attr-defined]
+def _online_objective(a: RlConfig) -> str:
+    name = a.method.upper()
     if isinstance(a, OnlineDpoConfig):
         return f"{name}: min −log σ({a.beta:g}·h) on the best and the worst of {a.group} sampled answers"
     if isinstance(a, RejectionConfig):

@@ -26,12 +26,13 @@ from trimtab.pipeline.capability import capability_set
 from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.memory import fit_memory
+from trimtab.pipeline.rates import fill_rates
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
-CODE = 4
+CODE = 5
 """Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
 
 
@@ -113,7 +114,7 @@ def run_recipe(
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
     ui = ui or Ui()
-    config = fit_memory(config)
+    config = fit_memory(fill_rates(config))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = RunFolder(runs / config.name)

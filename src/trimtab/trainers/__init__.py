@@ -1,6 +1,7 @@
 """Training loops, one file each, and what they share."""
 
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
+from trimtab.trainers.guard import Fall, GuardConfig
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
 from trimtab.trainers.preference import (
     WITHOUT_REFERENCE,
@@ -54,6 +55,7 @@ from trimtab.trainers.rl_config import (
     RejectionConfig,
     RlConfig,
     RlooConfig,
+    StepKLConfig,
     check_rl,
 )
 from trimtab.trainers.rl_update import advantages_of, reduce_policy_loss
@@ -69,8 +71,10 @@ __all__ = [
     "DapoConfig",
     "DpoConfig",
     "DrGrpoConfig",
+    "Fall",
     "GroupConfig",
     "GrpoConfig",
+    "GuardConfig",
     "HingeConfig",
     "IpoConfig",
     "Judged",
@@ -101,6 +105,7 @@ __all__ = [
     "Session",
     "SftConfig",
     "SimpoConfig",
+    "StepKLConfig",
     "advantages_of",
     "answer_logprobs",
     "check_rl",

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ def seed_step(seed: int, stage: str, step: int) -> int:
     return value
 
 
+def step_of(checkpoint: Path) -> int:
+    """How many steps were finished when a checkpoint was written, from its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -51,8 +56,18 @@ class Checkpoints:
         """True if a checkpoint should be written after ``step`` finished steps."""
         return self.every > 0 and step % self.every == 0
 
-    def save(self, step: int, learners: Mapping[str, Learner], extra: Mapping[str, Any] | None = None) -> Path:
-        """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed."""
+    def save(
+        self,
+        step: int,
+        learners: Mapping[str, Learner],
+        extra: Mapping[str, Any] | None = None,
+        *,
+        good: Collection[int] = (),
+    ) -> Path:
+        """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed.
+
+        The newest checkpoint whose step is in ``good`` is never removed.
+        """
         target = self.folder / f"step-{step:06d}"
 
         def fill(folder: Path) -> None:
@@ -63,12 +78,21 @@ class Checkpoints:
             (folder / "state.json").write_text(json.dumps(state, indent=2))
 
         write_folder(target, fill)
+        last_good = self.newest(good)
         for old in self._all()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old != last_good:
+                shutil.rmtree(old, ignore_errors=True)
         return target
 
-    def restore(self, learners: Mapping[str, Learner]) -> tuple[int, dict[str, Any]]:
-        """Load the newest checkpoint into ``learners``.
+    def newest(self, steps: Collection[int] | None = None) -> Path | None:
+        """The newest checkpoint, or the newest of those after one of ``steps``; None: there is none."""
+        checkpoints = [path for path in self._all() if steps is None or step_of(path) in steps]
+        return checkpoints[-1] if checkpoints else None
+
+    def restore(
+        self, learners: Mapping[str, Learner], steps: Collection[int] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Load the newest checkpoint, or the newest after one of ``steps``, into ``learners``.
 
         Returns:
             the number of finished steps (0: there is no checkpoint) and what was saved as ``extra``.
@@ -76,10 +100,9 @@ class Checkpoints:
         Raises:
             CheckpointError: damaged, or from another configuration.
         """
-        found = self._all()
-        if not found:
+        latest = self.newest(steps)
+        if latest is None:
             return 0, {}
-        latest = found[-1]
         try:
             state = json.loads((latest / "state.json").read_text())
         except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trimtab.config import Config
-from trimtab.errors import NonFiniteError
+from trimtab.errors import ConfigError, NonFiniteError
 from trimtab.models import Role
 
 P = TypeVar("P")
@@ -30,11 +30,12 @@ Log = Callable[[Metrics], None]
 class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
-    lr: float = Field(default=1e-4, gt=0.0)
-    """Peak learning rate."""
+    lr: float | None = Field(default=None, gt=0.0)
+    """Peak learning rate; None: the default for the stage, for what is trained and for the model's width (the guide's
+    section on learning rates)."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """What happens after warm-up: stay, or fall to zero over the planned steps."""
-    warmup: float = Field(default=0.05, ge=0.0, lt=1.0)
+    warmup: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the planned steps in which the rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled weight decay."""
@@ -55,7 +56,13 @@ class Norms:
 
 
 def scheduled_lr(config: OptimizerConfig, step: int, total: int) -> float:
-    """Learning rate of step ``step`` (0-based) of ``total``."""
+    """Learning rate of step ``step`` (0-based) of ``total``.
+
+    Raises:
+        ConfigError: ``config`` names no learning rate.
+    """
+    if config.lr is None:
+        raise ConfigError("lr is None, and only the trainers know a default for it; set lr")
     warm = config.warmup * total
     if step < warm:
         return config.lr * (step + 1) / (warm + 1)
@@ -81,7 +88,11 @@ class Learner:
         self.steps = 0
         self.parameters = role.parameters()
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            self.parameters.values(),
+            lr=scheduled_lr(config, 0, total_steps),
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
 
     def step(
@@ -91,8 +102,9 @@ class Learner:
         norms: Norms,
         *,
         also: Sequence["Learner"] = (),
+        skip: Callable[[Metrics], bool] = lambda metrics: False,
     ) -> Metrics:
-        """Accumulate gradients over all parts, then take one optimiser step.
+        """Accumulate gradients over all parts, then take one optimiser step, unless ``skip`` says not to.
 
         Args:
             parts: micro-batches, each with the ids of its samples.
@@ -100,9 +112,11 @@ class Learner:
             norms: sizes of the whole step.
             also: further learners whose weights this loss trains; each takes a step by its own settings. Dropout is
                 on in this learner's role.
+            skip: receives the metrics summed over all parts; True: no weight changes and no step is counted.
 
         Returns:
-            metrics summed over parts, with ``loss`` and this learner's ``grad_norm`` and ``lr``.
+            metrics summed over parts, with ``loss`` and, where the step was taken, this learner's ``grad_norm`` and
+            ``lr``.
 
         Raises:
             NonFiniteError: naming the samples, before any weight has changed.
@@ -136,9 +150,14 @@ class Learner:
                 f"{', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}. No weight was changed. Lower the learning rate "
                 "or look at these samples, then run the same command to continue from the last checkpoint"
             )
-        found = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
+        metrics["loss"] = float(each.sum())
+        if skip(metrics):
+            for learner in everyone:
+                learner.optimizer.zero_grad(set_to_none=True)
+            return metrics
+        gradient_norms = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
         rates = [learner._apply() for learner in everyone]
-        return metrics | {"loss": float(each.sum()), "grad_norm": found[0], "lr": rates[0]}
+        return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
 
     def _clip(self, names: Sequence[str]) -> float:
         """Scale the gradients down to the norm that is allowed; their norm before."""

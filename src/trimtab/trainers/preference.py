@@ -45,6 +45,7 @@ from trimtab.models import (
 )
 from trimtab.records import Rating
 from trimtab.trainers.checkpoint import seed_step
+from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
 from trimtab.trainers.reward import Ranking, fill_lower_cache, packed_size
@@ -58,7 +59,7 @@ class OfflineConfig(Config):
 
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """How."""
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the preferences."""
@@ -624,7 +625,7 @@ def _train(
 ) -> None:
     session = session or Session()
     total = max(1, round(-(-len(items) // config.batch) * config.epochs))
-    learner = Learner(policy, config.optimizer, total)
+    learner = Learner(policy, with_lr(config.optimizer, "preference", policy), total)
     done = session.checkpoints.restore({"policy": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):

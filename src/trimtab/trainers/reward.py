@@ -20,6 +20,7 @@ from trimtab.errors import DataError
 from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Chat, LowerCache, Role, collate, parts_of_like_size
 from trimtab.records import Preference
 from trimtab.trainers.checkpoint import seed_step
+from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
 from trimtab.trainers.sft import step_indices
@@ -30,7 +31,7 @@ class RewardConfig(Config):
 
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """How."""
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the preferences."""
@@ -159,7 +160,7 @@ def train_reward(
         )
     per_epoch = -(-len(usable) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
-    learner = Learner(role, config.optimizer, total)
+    learner = Learner(role, with_lr(config.optimizer, "reward", role), total)
     probed = min(1.0, PROBE_RANKINGS / len(usable)) if config.head_init == "probe" else 0.0
     cache = fill_lower_cache(
         role,

@@ -7,7 +7,8 @@ One step, top to bottom:
 3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
 4. advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
 5. epochs × minibatches of the method's loss;
-6. move β if it is adaptive.
+6. move β if it is adaptive;
+7. end a run that falls apart (:mod:`trimtab.trainers.guard`).
 
 What makes a method is in :mod:`trimtab.trainers.rl_update`; formulas live in :mod:`trimtab.algos`.
 Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk
@@ -37,12 +38,14 @@ from trimtab.algos import (
     penalised_rewards,
     truncated_importance_weights,
 )
-from trimtab.errors import ConfigError, NonFiniteError, ScoringError
+from trimtab.errors import CollapseError, ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, Batch, DrawnStates, Encoded, Role, collate, scatter
 from trimtab.models.allocation import release_freed_memory
 from trimtab.records import Prompt, Rollout, write_records
 from trimtab.rollout import LocalSampler, Sampler, Scorer, forget_drawn, make_sampler, read_drawn, write_drawn
-from trimtab.trainers.checkpoint import seed_step, step_seed
+from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
+from trimtab.trainers.defaults import with_lr
+from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rl_config import (
@@ -125,7 +128,7 @@ def train_rl(
     weights: dict[str, float] | None = None,
     imitate: Sequence[tuple[str, Encoded]] = (),
     sampler: Sampler | None = None,
-) -> None:
+) -> Fall | None:
     """Train the policy, and the critic where there is one, in place.
 
     Args:
@@ -141,34 +144,35 @@ def train_rl(
         imitate: conversations of PPO-ptx, each with its id; needed where ``config.ptx`` is set.
         sampler: what draws answers; None: the policy's own backbone.
 
+    Returns:
+        None; with ``guard.on_fall: keep`` the fall of a run that fell apart, where the last good weights are in place.
+
     Raises:
         ConfigError: settings that contradict each other.
         ScoringError: the reward function failed or gave the wrong shape.
         NonFiniteError: a reward, loss or gradient became NaN or infinite.
+        CollapseError: the run fell apart; names the last good checkpoint.
     """
     session = session or Session()
     check_rl(config, len(prompts))
     clipped = config if isinstance(config, PolicyGradientConfig) else None
     if clipped is not None and clipped.ptx is not None and not imitate:
         raise ConfigError("ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data")
-    updates = config.steps * config.epochs * config.minibatches
-    learners = {"policy": Learner(roles.policy, config.policy, updates)}
-    if isinstance(config, PpoConfig):
-        if roles.critic is None:
-            raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
-        learners["critic"] = Learner(roles.critic, config.critic, updates)
-        same = roles.critic.backbone is roles.policy.backbone and roles.critic.adapter == roles.policy.adapter
-        shared = roles.critic.head_only and same
-        if config.shared_critic != shared:
-            raise ConfigError(
-                f"shared_critic is {config.shared_critic}, but the critic is {'' if shared else 'not '}a "
-                "head on this policy; build the roles with RlRoles.on(..., shared_critic=config.shared_critic)"
-            )
+    learners = _learners(roles, config)
     kl = clipped.kl if clipped is not None else KLConfig(coefficient=0.0)
     leash = AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)
+    guard = Guard(config.guard, answers=config.prompts * config.group, penalised=config.missing_eos is not None)
     done, extra = session.checkpoints.restore(learners) if session.checkpoints else (0, {})
     if extra:
         leash.load_state_dict(extra["kl"])
+        guard.load_state_dict(extra["guard"])
+
+    def save(checkpoints: Checkpoints, step: int) -> None:
+        extra = {"kl": leash.state_dict(), "guard": guard.state_dict()}
+        checkpoints.save(step, learners, extra, good=guard.good)
+
+    if done == 0 and config.guard is not None and config.guard.on_fall == "keep":
+        save(_needed(session.checkpoints), 0)
     sampler = sampler or make_sampler(roles.policy.backbone, config.sampler)
     # Scores, the reference and the update go on from what frozen layers give while our own sampler draws.
     keeps = False
@@ -177,6 +181,7 @@ def train_rl(
         head = roles.critic if isinstance(config, PpoConfig) and config.shared_critic else None
         sampler.value_head = None if head is None else head.scalar
     session.planned(done, config.steps)
+    fall = None
     for step in range(done, config.steps):
         clock = _Clock()
         if keeps:
@@ -235,11 +240,14 @@ def train_rl(
         if kl.target is not None:
             leash.update(metrics["kl"], len(rollouts))
         session.log({"step": step + 1, **metrics, **clock.seconds})
-        session.after_step(
-            step + 1, config.steps, lambda c, s=step + 1: c.save(s, learners, {"kl": leash.state_dict()})
-        )
+        reason = guard.judge(metrics)
+        if reason is not None:
+            fall = _fallen(reason, step + 1, guard, session.checkpoints, learners, config)
+            break
+        session.after_step(step + 1, config.steps, lambda checkpoints, s=step + 1: save(checkpoints, s))
     if keeps:
         roles.policy.backbone.drawn = None
+    return fall
 
 
 def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> Scores:
@@ -351,6 +359,60 @@ def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
     )
     batch.columns["old_logprobs"] = scatter([r.logprobs for r in rollouts], batch.response_mask)
     return batch
+
+
+# What a run begins and may end with -------------------------------------------------------
+
+
+def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
+    """A learner of the policy and, for PPO, one of the critic."""
+    updates = config.steps * config.epochs * config.minibatches
+    learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates)}
+    if isinstance(config, PpoConfig):
+        if roles.critic is None:
+            raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
+        learners["critic"] = Learner(roles.critic, with_lr(config.critic, "critic", roles.critic), updates)
+        same = roles.critic.backbone is roles.policy.backbone and roles.critic.adapter == roles.policy.adapter
+        shared = roles.critic.head_only and same
+        if config.shared_critic != shared:
+            raise ConfigError(
+                f"shared_critic is {config.shared_critic}, but the critic is {'' if shared else 'not '}a "
+                "head on this policy; build the roles with RlRoles.on(..., shared_critic=config.shared_critic)"
+            )
+    return learners
+
+
+def _needed(checkpoints: Checkpoints | None) -> Checkpoints:
+    if checkpoints is None:
+        raise ConfigError("guard.on_fall is 'keep', which needs checkpoints; give the session some, or set it to stop")
+    return checkpoints
+
+
+def _fallen(
+    reason: str,
+    step: int,
+    guard: Guard,
+    checkpoints: Checkpoints | None,
+    learners: dict[str, Learner],
+    config: RlConfig,
+) -> Fall:
+    """Load the last good weights, or raise an error that names them."""
+    assert config.guard is not None
+    if config.guard.on_fall == "keep":
+        good, _ = _needed(checkpoints).restore(learners, guard.good)
+        return Fall(step=step, good=good, reason=reason)
+    last_good = checkpoints.newest(guard.good) if checkpoints is not None else None
+    advice = [f"lower policy.lr (now {learners['policy'].config.lr:g})"]
+    if isinstance(config, PolicyGradientConfig):
+        advice.append(f"raise kl.coefficient (now {config.kl.coefficient:g})")
+    if config.kl.stop is None and config.epochs * config.minibatches > 1:
+        advice.append("set kl.stop")
+    raise CollapseError(
+        f"alignment fell apart, noticed at step {step}: {reason}. "
+        + (f"Last good checkpoint: {last_good}. " if last_good else "No checkpoint was written before that. ")
+        + f"In the align section {', or '.join(advice)}; with other settings the stage starts anew. guard.on_fall: "
+        "keep goes on with the last good weights instead, and guard: null judges nothing"
+    )
 
 
 # The parts of a step ----------------------------------------------------------------------

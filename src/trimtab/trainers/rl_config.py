@@ -8,11 +8,22 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig
 from trimtab.rollout import SamplerConfig
+from trimtab.trainers.guard import GuardConfig
 from trimtab.trainers.learner import OptimizerConfig
 
 
-class KLConfig(Config):
-    """The leash: how dear it is to move away from the reference."""
+class StepKLConfig(Config):
+    """How far one rollout batch may move the policy."""
+
+    stop: float | None = Field(default=None, gt=0.0)
+    """Limit on KL(π_old‖π), the distance from the policy that drew the answers, in nats per token (k3). It is measured
+    on each minibatch before its update; above the limit the remaining updates of this rollout batch are skipped,
+    the critic's too. Usual: 0.01 to 0.1. Elsewhere named ``target_kl``, where training stops at 1.5 times the value.
+    None: every update is made."""
+
+
+class KLConfig(StepKLConfig):
+    """The leash: what moving away from the reference costs, and how far one rollout batch may move the policy."""
 
     coefficient: float = Field(default=0.05, ge=0.0)
     """β, reward units per nat; the first value if adaptive."""
@@ -61,7 +72,7 @@ class OnlineConfig(Config):
     """Answers per prompt."""
     sampler: SamplerConfig = SamplerConfig()
     """How answers are drawn; ``top_p`` must be 1, or the ratio would compare two distributions."""
-    policy: OptimizerConfig = OptimizerConfig(lr=1e-4, schedule="constant")
+    policy: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The policy's optimiser."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each rollout batch."""
@@ -71,6 +82,8 @@ class OnlineConfig(Config):
     """Penalty of answers that were cut; None: none."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens held in memory at once."""
+    guard: GuardConfig | None = GuardConfig()
+    """Ends a run that falls apart; None: nothing does."""
 
 
 class PolicyGradientConfig(OnlineConfig):
@@ -103,7 +116,7 @@ class PpoConfig(PolicyGradientConfig):
     """The algorithm."""
     epochs: int = Field(default=2, ge=1)
     """Passes over each rollout batch."""
-    critic: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="constant")
+    critic: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The critic's optimiser."""
     critic_init: Literal["zero", "reward_model"] = "zero"
     """``zero``: a zero head (on a fresh adapter, unless ``shared_critic``); ``reward_model``: head and adapter of the
@@ -212,6 +225,8 @@ class OnlineDpoConfig(OnlineConfig):
     """Answers per prompt."""
     beta: float = Field(default=0.1, gt=0.0)
     """β, reward units per nat: the leash to the reference."""
+    kl: StepKLConfig = StepKLConfig()
+    """How far one rollout batch may move the policy."""
 
 
 class RejectionConfig(OnlineConfig):
@@ -223,6 +238,8 @@ class RejectionConfig(OnlineConfig):
     """Answers per prompt, the n of best-of-n."""
     keep: int = Field(default=1, ge=1)
     """How many of them are imitated."""
+    kl: StepKLConfig = StepKLConfig()
+    """How far one rollout batch may move the policy."""
 
 
 GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
@@ -234,6 +251,9 @@ ClippedConfig = PpoConfig | GroupConfig
 RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig
 """Any online method; ``method`` says which."""
 
+LARGEST_STOP = 1.0
+"""Nats per token above which ``kl.stop`` is taken for a limit in another unit."""
+
 TOKEN_RETURNS = ("ppo", "reinforce_pp", "reinforce_pp_baseline")
 """Methods in which a reward counts for the tokens before it only, so that rewards can be placed at steps."""
 
@@ -241,7 +261,7 @@ AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
 """The same, for a recipe."""
 
 
-def check_rl(config: OnlineConfig, prompts: int) -> None:
+def check_rl(config: RlConfig, prompts: int) -> None:
     """Refuse settings that cannot work together.
 
     Raises:
@@ -288,10 +308,28 @@ def check_rl(config: OnlineConfig, prompts: int) -> None:
             f"critic_init is {config.critic_init!r} and shared_critic is true: a critic on the policy's hidden states "
             "has no adapter to take over; set critic_init: zero, or shared_critic: false"
         )
+    _check_stop(config)
     if isinstance(config, PolicyGradientConfig):
         _check_leash(config.kl, size)
     if prompts == 0:
         raise ConfigError("there are no prompts to align on; check data.prompts")
+
+
+def _check_stop(config: RlConfig) -> None:
+    stop = config.kl.stop
+    if stop is None:
+        return
+    if stop > LARGEST_STOP:
+        raise ConfigError(
+            f"kl.stop is {stop:g} nats per token: an answer of {config.sampler.max_new_tokens} tokens could move by "
+            f"{stop * config.sampler.max_new_tokens:g} nats in one step and nothing would be stopped; use 0.01 to 0.1 "
+            "(kl.target is the limit per answer)"
+        )
+    if config.epochs * config.minibatches == 1:
+        raise ConfigError(
+            f"kl.stop is {stop:g}, but epochs and minibatches are 1: the only update of a step starts at a KL of 0 and "
+            "is never stopped; raise epochs or minibatches, or leave kl.stop out"
+        )
 
 
 def _check_leash(kl: KLConfig, size: int) -> None:

@@ -1,6 +1,15 @@
-"""What a rollout batch does to the policy: the clipped ratio, the better of two answers, or imitation of the best."""
+"""What a rollout batch does to the policy: the clipped ratio, the better of two answers, or imitation of the best.
 
-from collections.abc import Sequence
+With ``kl.stop`` every method ends its update early. Before each optimiser step KL(π_old‖π) is estimated (k3, nats per
+token) on the step's whole minibatch, whatever its micro-batches are; above the limit, this step and all that remain of
+the rollout batch are skipped. Source: Spinning Up's PPO and stable-baselines3's PPO, both ``target_kl``. Departures:
+they stop above 1.5 times ``target_kl``, here the limit is the value itself; Spinning Up goes on with the critic,
+here it stops too, as in stable-baselines3. Online DPO and rejection sampling measure it on the answers they train on,
+which were chosen by their scores.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +46,7 @@ from trimtab.trainers.rl_config import (
     ReinforcePpBaselineConfig,
     ReinforcePpConfig,
     RejectionConfig,
+    RlConfig,
     RlooConfig,
 )
 from trimtab.trainers.sft import step_indices
@@ -133,10 +143,10 @@ def clipped_update(
         order: seed of their order, the same for the whole run.
 
     Returns:
-        metrics averaged over the optimiser steps.
+        metrics averaged over the optimiser steps; their number is ``updates``.
     """
     if not ids:
-        return {}
+        return _summary([], None, config)
     policy = learners["policy"].role
     shared = isinstance(config, PpoConfig) and config.shared_critic
     eps_low, eps_high = config.eps, config.eps_high or config.eps
@@ -167,10 +177,7 @@ def clipped_update(
         with torch.no_grad():
             share = float(mask.sum()) / norms.tokens
             fraction = clip_fraction(new, old, mask, eps_low=eps_low, eps_high=eps_high)
-            metrics = _token_metrics(new, entropies, part, norms) | {
-                "clip_fraction": float(fraction) * share,
-                "approx_kl": float(approx_kl(new, old, mask)) * share,
-            }
+            metrics = _token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
         loss = reduce_policy_loss(config, losses, mask, norms)
         if hidden is None:
             return loss, metrics
@@ -190,27 +197,28 @@ def clipped_update(
         )
         return reduce_sum(losses, part.response_mask, norm=norms.tokens), {}
 
-    gathered: list[Metrics] = []
-    for epoch in range(config.epochs):
-        for groups in _shuffled(batch.size // config.group, config.minibatches, seed + epoch):
-            if not len(groups):
-                continue
-            # Whole groups, so that their prompt is computed once.
-            index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
-            minibatch = batch.rows(index.to(batch.tokens.device))
-            norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
-            parts: list[tuple[list[str], Batch | Imitation]] = [
-                ([ids[int(index[i])] for i in inner.tolist()], part)
-                for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
-            ]
-            extra = _imitations(imitate, learners["policy"].steps, config, order, batch.tokens.device)
-            also = [learners["critic"]] if shared else []
-            policy_metrics = _named(learners["policy"].step(parts + extra, policy_loss, norms, also=also))
-            if "critic" in learners and not shared:
-                value = learners["critic"].step(parts, critic_loss, norms)
-                policy_metrics |= {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
-            gathered.append(policy_metrics)
-    return _averaged(gathered)
+    taken: list[Metrics] = []
+    too_far = _too_far(config)
+    for groups in _minibatches(batch.size // config.group, config, seed):
+        # Whole groups, so that their prompt is computed once.
+        index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
+        minibatch = batch.rows(index.to(batch.tokens.device))
+        norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
+        parts: list[tuple[list[str], Batch | Imitation]] = [
+            ([ids[int(index[i])] for i in inner.tolist()], part)
+            for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
+        ]
+        extra = _imitations(imitate, learners["policy"].steps, config, order, batch.tokens.device)
+        also = [learners["critic"]] if shared else []
+        metrics = learners["policy"].step(parts + extra, policy_loss, norms, also=also, skip=too_far)
+        if too_far(metrics):
+            return _summary(taken, metrics, config)
+        metrics = _named(metrics)
+        if "critic" in learners and not shared:
+            value = learners["critic"].step(parts, critic_loss, norms)
+            metrics |= {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
+        taken.append(metrics)
+    return _summary(taken, None, config)
 
 
 def online_dpo_update(
@@ -227,7 +235,7 @@ def online_dpo_update(
         seed: order of the groups.
 
     Returns:
-        metrics averaged over the optimiser steps; empty if every group was flat.
+        metrics averaged over the optimiser steps; their number is ``updates``, 0 if every group was flat.
     """
     scores = batch.columns["scores"].view(-1, config.group)
     first = torch.arange(len(scores), device=scores.device) * config.group
@@ -249,20 +257,21 @@ def online_dpo_update(
             }
         return losses.sum() / (norms.sequences / 2), metrics
 
-    gathered: list[Metrics] = []
-    for epoch in range(config.epochs):
-        for index in _shuffled(len(usable), config.minibatches, seed + epoch):
-            if not len(index):
-                continue
-            groups = usable[index].to(best.device)
-            rows = torch.stack([best[groups], worst[groups]], dim=1).flatten()
-            norms = Norms(tokens=float(batch.response_mask[rows].sum()), sequences=len(rows))
-            parts = []
-            for pair in _paired(batch.lengths[rows].view(-1, 2).amax(dim=1), config.micro_batch_tokens):
-                chosen = rows.view(-1, 2)[pair].flatten()
-                parts.append(([ids[i] for i in chosen.tolist()], batch.rows(chosen)))
-            gathered.append(_named(learner.step(parts, loss, norms)))
-    return _averaged(gathered)
+    taken: list[Metrics] = []
+    too_far = _too_far(config)
+    for index in _minibatches(len(usable), config, seed):
+        groups = usable[index].to(best.device)
+        rows = torch.stack([best[groups], worst[groups]], dim=1).flatten()
+        norms = Norms(tokens=float(batch.response_mask[rows].sum()), sequences=len(rows))
+        parts = []
+        for pair in _paired(batch.lengths[rows].view(-1, 2).amax(dim=1), config.micro_batch_tokens):
+            chosen = rows.view(-1, 2)[pair].flatten()
+            parts.append(([ids[i] for i in chosen.tolist()], batch.rows(chosen)))
+        metrics = learner.step(parts, loss, norms, skip=too_far)
+        if too_far(metrics):
+            return _summary(taken, metrics, config)
+        taken.append(_named(metrics))
+    return _summary(taken, None, config)
 
 
 def rejection_update(
@@ -283,25 +292,34 @@ def rejection_update(
             metrics = _token_metrics(new, entropies, part, norms)
         return -new.sum() / norms.tokens, metrics
 
-    gathered: list[Metrics] = []
+    taken: list[Metrics] = []
+    too_far = _too_far(config)
+    for index in _minibatches(len(rows), config, seed):
+        chosen = rows[index]
+        best = batch.rows(chosen.to(batch.tokens.device))
+        norms = Norms(tokens=float(best.response_mask.sum()), sequences=best.size)
+        parts = [
+            ([ids[int(chosen[i])] for i in inner.tolist()], part)
+            for inner, part in best.micro_batches(config.micro_batch_tokens)
+        ]
+        metrics = learner.step(parts, loss, norms, skip=too_far)
+        if too_far(metrics):
+            return _summary(taken, metrics, config)
+        taken.append(_named(metrics))
+    return _summary(taken, None, config)
+
+
+def _minibatches(count: int, config: RlConfig, seed: int) -> Iterator[Tensor]:
+    """Rows of each optimiser step: every pass is a fresh shuffle of all ``count``, cut into minibatches."""
     for epoch in range(config.epochs):
-        for index in _shuffled(len(rows), config.minibatches, seed + epoch):
-            if not len(index):
-                continue
-            chosen = rows[index]
-            kept = batch.rows(chosen.to(batch.tokens.device))
-            norms = Norms(tokens=float(kept.response_mask.sum()), sequences=kept.size)
-            parts = [
-                ([ids[int(chosen[i])] for i in inner.tolist()], part)
-                for inner, part in kept.micro_batches(config.micro_batch_tokens)
-            ]
-            gathered.append(_named(learner.step(parts, loss, norms)))
-    return _averaged(gathered)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
+        yield from (part for part in order.tensor_split(config.minibatches) if len(part))
 
 
-def _shuffled(count: int, minibatches: int, seed: int) -> tuple[Tensor, ...]:
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order.tensor_split(minibatches)
+def _too_far(config: RlConfig) -> Callable[[Metrics], bool]:
+    """True where a minibatch's KL to the policy that drew the answers is above ``kl.stop``."""
+    limit = math.inf if config.kl.stop is None else config.kl.stop
+    return lambda metrics: metrics["approx_kl"] > limit
 
 
 def _paired(lengths: Tensor, token_budget: int) -> list[Tensor]:
@@ -324,9 +342,11 @@ def _imitations(
 
 
 def _token_metrics(new: Tensor, entropies: Tensor, part: Batch, norms: Norms) -> Metrics:
-    """The part's share of mean entropy and of the mean distance to what the sampler reported."""
+    """The part's share of means per token: entropy, KL to the old policy, distance to what the sampler reported."""
     mask = part.response_mask
+    moved = float(approx_kl(new, part.columns["old_logprobs"], mask))
     return {
+        "approx_kl": moved * float(mask.sum()) / norms.tokens,
         "entropy": float(masked_sum(entropies, mask)) / norms.tokens,
         "mismatch": float(masked_sum((new - part.columns["sampled"]).abs(), mask)) / norms.tokens,
     }
@@ -338,9 +358,20 @@ def _named(metrics: Metrics) -> Metrics:
     return {"policy_loss": loss, "policy_grad_norm": metrics.pop("grad_norm")} | metrics
 
 
-def _averaged(gathered: list[Metrics]) -> Metrics:
-    if not gathered:
-        return {}
-    averaged = {key: sum(m[key] for m in gathered) / len(gathered) for key in gathered[0]}
-    # Before the first update the trainer's log-probabilities should be the sampler's: this is by how much not.
-    return averaged | {"mismatch": gathered[0]["mismatch"]}
+def _summary(taken: list[Metrics], refused: Metrics | None, config: RlConfig) -> Metrics:
+    """Means over the optimiser steps that were taken.
+
+    Args:
+        taken: metrics of each.
+        refused: metrics of the minibatch whose KL ended the update; it counts for ``approx_kl`` only.
+        config: the method.
+    """
+    means = {key: sum(m[key] for m in taken) / len(taken) for key in (taken[0] if taken else ())}
+    measured = taken if refused is None else [*taken, refused]
+    if measured:
+        means["approx_kl"] = sum(m["approx_kl"] for m in measured) / len(measured)
+        # Before the first update the trainer's log-probabilities should be the sampler's: this is by how much not.
+        means["mismatch"] = measured[0]["mismatch"]
+    if config.kl.stop is not None:
+        means["kl_stopped"] = float(refused is not None)
+    return means | {"updates": float(len(taken))}

@@ -15,6 +15,7 @@ from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Encoded, Role, collate, pack
 from trimtab.trainers.checkpoint import seed_step
+from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
 
@@ -24,7 +25,7 @@ class SftConfig(Config):
 
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)
+    optimizer: OptimizerConfig = OptimizerConfig()
     """How."""
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the demonstrations."""
@@ -59,7 +60,7 @@ def train_sft(
         raise DataError("no demonstrations to fine-tune on; check the file with `trimtab data check`")
     per_epoch = -(-len(examples) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
-    learner = Learner(role, config.optimizer, total)
+    learner = Learner(role, with_lr(config.optimizer, "sft", role), total)
     done = session.checkpoints.restore({"sft": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):

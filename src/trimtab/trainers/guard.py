@@ -1,0 +1,132 @@
+"""Notices when online alignment falls apart, and says which weights were the last good ones.
+
+Three limits, compared with the run's first step, whose answers come from the reference:
+
+- ``ended``: answers no longer end their turn. The commonest fall: at too high a learning rate the policy forgets its
+  end-of-turn token and every answer is cut.
+- ``reward``: the policy is clearly worse at the very thing it is trained for.
+- ``kl``: it is far from the reference and has gained nothing for it.
+
+None of them is about entropy, about how many answers are alike, or about KL per answer: all three go far in healthy
+runs that end at one best answer. One bad step can be chance, so a limit must be passed on consecutive steps.
+
+The answers of step s (from 1) come from the weights after s − 1 steps. So a checkpoint is known to be good only one
+step later, and is kept until a newer one is known to be.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.trainers.learner import Metrics
+
+FEWEST = 16
+"""Answers a step must have to be judged: means over fewer are too noisy."""
+
+SHOWN = 8
+"""Steps whose values a message shows."""
+
+
+class GuardConfig(Config):
+    """When online alignment has fallen apart, and what is done then.
+
+    Steps of fewer than 16 answers are not judged.
+    """
+
+    ended: float | None = Field(default=0.5, gt=0.0, lt=1.0)
+    """Smallest share of answers that end their turn, as a part of the first step's share. Judged where more than half
+    of the first step's answers ended and ``missing_eos`` penalises those that do not. None: not judged."""
+    reward: float | None = Field(default=1.5, gt=0.0)
+    """How far the mean reward may lie below the first step's, in standard deviations of that step's rewards. None: not
+    judged."""
+    kl: float | None = Field(default=3.0, gt=0.0)
+    """Largest KL to the reference, in nats per token, while the mean reward is not above the first step's. None: not
+    judged."""
+    steps: int = Field(default=2, ge=1)
+    """Consecutive steps on which the same limit must be passed."""
+    on_fall: Literal["stop", "keep"] = "stop"
+    """``stop``: an error that names the last good checkpoint. ``keep``: alignment ends with the last good weights, and
+    the run goes on with them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fall:
+    """A run that fell apart."""
+
+    step: int
+    """The step on which it was noticed, from 1."""
+    good: int
+    """Finished steps of the last good weights: those of a checkpoint, or 0, where the run began."""
+    reason: str
+    """The limits that were passed, with the values of the last steps."""
+
+
+class Guard:
+    """Judges each step of a run.
+
+    Args:
+        config: the limits; None: every step is healthy.
+        answers: how many a step has.
+        penalised: True: answers that do not end their turn are penalised.
+    """
+
+    def __init__(self, config: GuardConfig | None, *, answers: int, penalised: bool) -> None:
+        self._config = config if answers >= FEWEST else None
+        self._penalised = penalised
+        self._steps: list[dict[str, float]] = []
+
+    def judge(self, metrics: Metrics) -> str | None:
+        """Take in a step's metrics; why the run has fallen apart, None where it has not."""
+        if self._config is None:
+            return None
+        values = {name: metrics[name] for name in ("ended", "reward", "reward_std")}
+        self._steps.append(values | {"kl": metrics["kl"] / max(metrics["length"], 1.0)})
+        latest = [self._passed(step) for step in self._steps[-self._config.steps :]]
+        if len(latest) < self._config.steps:
+            return None
+        reasons = [text for name, text in latest[-1].items() if all(name in passed for passed in latest)]
+        return "; ".join(reasons) or None
+
+    @property
+    def good(self) -> Collection[int]:
+        """Numbers of finished steps whose weights went on to draw a healthy step."""
+        return [number for number, step in enumerate(self._steps) if not self._passed(step)]
+
+    def _passed(self, step: Mapping[str, float]) -> dict[str, str]:
+        """The limits that a step passed, by name, each in words."""
+        config, first = self._config, self._steps[0]
+        assert config is not None
+        limits: dict[str, tuple[float, str]] = {}
+        if config.ended is not None and self._penalised and first["ended"] > 0.5:
+            least = config.ended * first["ended"]
+            limits["ended"] = (step["ended"] - least, f"fewer than {least:.0%} of answers end their turn")
+        if config.reward is not None and first["reward_std"] > 0:
+            least = first["reward"] - config.reward * first["reward_std"]
+            limits["reward"] = (
+                step["reward"] - least,
+                f"the mean reward is below {least:.3g}, {config.reward:g} standard deviations under the first step's",
+            )
+        if config.kl is not None and step["reward"] <= first["reward"]:
+            limits["kl"] = (
+                config.kl - step["kl"],
+                f"the KL to the reference is above {config.kl:g} nats per token and the mean reward has not risen",
+            )
+        return {
+            name: f"{text} ({name} by step, the last {len(self._steps[-SHOWN:])}: {self._values(name)})"
+            for name, (room, text) in limits.items()
+            if room < 0
+        }
+
+    def _values(self, name: str) -> str:
+        return ", ".join(f"{step[name]:.3g}" for step in self._steps[-SHOWN:])
+
+    def state_dict(self) -> Sequence[Mapping[str, float]]:
+        """What a checkpoint keeps."""
+        return [dict(step) for step in self._steps]
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._steps = [dict(step) for step in state]
