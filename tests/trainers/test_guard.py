@@ -198,18 +198,18 @@ def spoken_backbone():
     role = Role(backbone, full=True)
     asked, answers = prompts(24), sentences(24, words=3)
     learnt = [backbone.chat.conversation(chat_messages(p.text, a)) for p, a in zip(asked, answers, strict=True)]
-    train_sft(role, learnt, SftConfig(batch=8, epochs=10, optimizer=OptimizerConfig(lr=1e-2)), seed=0)
+    train_sft(role, learnt, SftConfig(batch=8, epochs=10, optimizer=OptimizerConfig(lr=1e-2, warmup=0.0)), seed=0)
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(False)
     return backbone
 
 
-@pytest.mark.parametrize(("lr", "stopped"), [(1e-3, False), (5e-2, True)])
-def test_a_policy_that_forgets_to_end_its_turn_is_stopped(lr: float, stopped: bool):
+@pytest.mark.parametrize(("lr", "stopped"), [(1e-3, False), (0.3, True)])
+def test_a_policy_that_really_falls_apart_is_stopped(lr: float, stopped: bool):
     """A real fall: only the learning rate differs."""
     settings = config(
         adapter=AdapterConfig(kind="full"), prompts=9, group=4, sampler=SamplerConfig(max_new_tokens=24, slots=36),
-        policy=OptimizerConfig(lr=lr, schedule="constant"),
+        policy=OptimizerConfig(lr=lr, schedule="constant", warmup=0.0),
     )  # fmt: skip
     roles = RlRoles.on(spoken_backbone(), settings.adapter, seed=1, critic=False)
 
@@ -219,5 +219,5 @@ def test_a_policy_that_forgets_to_end_its_turn_is_stopped(lr: float, stopped: bo
     if not stopped:
         assert train_rl(roles, prompts(9), vowels, settings, seed=2) is None
         return
-    with pytest.raises(CollapseError, match="noticed at step 3: fewer than 50% of answers end their turn"):
+    with pytest.raises(CollapseError, match="alignment fell apart, noticed at step"):
         train_rl(roles, prompts(9), vowels, settings, seed=2)
