@@ -8,7 +8,7 @@ part           contribution    what it is
 =============  ==============  ====================================================================
 ``facts``      0 … 3           share of the message's key facts that the summary mentions, the first two double
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
-``jumbled``    −1.5 … 0        neighbouring content words that stand far apart in the message
+``jumbled``    −2 … 0          share of neighbouring words that do not follow each other, near, in the message
 ``length``     −1 … 1          1 from 6 to 15 words, 0 at 3 and at 22, −1 at none and from 29 on
 ``sentence``   −2 … 0          not exactly one sentence that begins with a capital and ends with a full stop
 ``copied``     −2.5 … 0        most of the message, or a whole sentence of it, word for word
@@ -35,7 +35,7 @@ from trimtab.records import Completion, Prompt
 LOWEST = -3.0
 """Floor of the utility: below it a person would not tell two bad answers apart."""
 
-_NEAR = 12  # words of the message between two content words that belong together
+_NEAR = 6  # words of the message within which two neighbours of the summary belong together
 _NEGATIONS = frozenset("not no never without cannot nothing nobody none neither nor".split())
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _NUMBER_OR_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]*|\b\d[\d:.,]*\b")
@@ -54,7 +54,7 @@ def summary_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     return {
         "facts": 3.0 * _facts(key_facts(prompt, message), set(map(stem, summary_words))),
         "invented": -3.0 * _invented(message_words, summary, content),
-        "jumbled": -1.5 * ramp(_jumbled(message_words, content), 0.1, 0.6),
+        "jumbled": -2.0 * ramp(_jumbled(message_words, summary_words), 0.15, 0.6),
         "length": _length(len(summary_words)),
         "sentence": -_not_one_sentence(summary),
         "copied": -2.5 * _copied(message, summary_words),
@@ -101,14 +101,12 @@ def _invented(message_words: Sequence[str], summary: str, content: Sequence[str]
     return ramp(strange / len(content), 0.05, 0.5)
 
 
-def _jumbled(message_words: Sequence[str], content: Sequence[str]) -> float:
-    """Share of neighbouring content words of the summary that are nowhere near each other in the message."""
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(message_words):
-        places.setdefault(stem(word), []).append(place)
-    pairs = [(a, b) for a, b in pairwise(content) if a in places and b in places and a != b]
-    far = sum(min(abs(i - j) for i in places[a] for j in places[b]) > _NEAR for a, b in pairs)
-    return far / len(pairs) if pairs else 0.0
+def _jumbled(message_words: Sequence[str], summary_words: Sequence[str]) -> float:
+    """Share of neighbouring words of the summary that the message does not have in this order, close together."""
+    message_stems = [stem(w) for w in message_words]
+    near = {(a, b) for i, a in enumerate(message_stems) for b in message_stems[i + 1 : i + 1 + _NEAR]}
+    pairs = list(pairwise(map(stem, summary_words)))
+    return sum(pair not in near for pair in pairs) / len(pairs) if pairs else 0.0
 
 
 def _length(count: int) -> float:
