@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from trimtab.feedback import simulate
 from trimtab.feedback.simulated import SimulationConfig
-from trimtab.feedback.summary_taste import LOWEST, key_facts, message_of, summary_parts, summary_utility
-from trimtab.records import Comparison, Completion, Prompt
+from trimtab.feedback.summary_taste import LOWEST, copying, key_facts, message_of, summary_parts, summary_utility
+from trimtab.records import Comparison, Completion, Prompt, Rollout
 
 NOTE = (
     "Just to let you know that the lift in our building is out of order again. The engineer needs a part that comes "
@@ -32,7 +32,8 @@ WORSE = {
     "a fragment": "out of order again, so before Friday",
     "repeated": "The lift the lift the lift is out of order out of order out of order Friday Friday.",
     "stock phrase": "The lift is out of order until Friday, and I hope this helps you with your question today, my friend!",
-    "long": GOOD.rstrip(".") + ", so please use the back stairs and mind the wet paint while the engineer needs a part.",
+    "long": GOOD.rstrip(".")
+    + ", so please use the back stairs and mind the wet paint while the engineer needs a part.",
 }
 
 
@@ -52,8 +53,8 @@ def test_parts_name_what_is_wrong() -> None:
 
     assert part("facts", GOOD) == 3.0
     assert part("facts", WORSE["an aside"]) == 0.0
-    assert part("copied", NOTE) == -2.5
-    assert part("copied", WORSE["a whole sentence"]) == -2.5
+    assert part("copied", NOTE) == -3.5
+    assert part("copied", WORSE["a whole sentence"]) == -3.5
     assert part("copied", GOOD) == 0.0
     assert part("invented", GOOD) == 0.0
     assert part("invented", WORSE["an invented day"]) < -0.4
@@ -95,3 +96,11 @@ def test_simulated_annotators_prefer_the_good_summary_in_either_place() -> None:
     judgements = simulate([item], summary_utility, config)
     firsts = [j.shown_order[j.ranks.index(min(j.ranks))] if len(set(j.ranks)) > 1 else None for j in judgements]
     assert sum(best == 1 for best in firsts) >= 15
+
+
+def test_the_rule_against_copies_says_how_much_of_a_copy_an_answer_is() -> None:
+    def rollout(text: str) -> Rollout:
+        return Rollout(id="r", prompt=PROMPT, prompt_tokens=[1], tokens=[2], logprobs=[0.0], text=text)
+
+    texts = [NOTE, WORSE["a whole sentence"], GOOD, "", "The lift in our building is out of order again."]
+    assert copying([rollout(text) for text in texts]) == [1.0, 1.0, 0.0, 0.0, 0.0]

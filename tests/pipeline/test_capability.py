@@ -56,7 +56,7 @@ def test_a_run_measures_every_model_once_and_shows_it(checked):
     page = (recipe.parent / "runs" / "toy" / "report.html").read_text()
     assert "What alignment cost" in page and "log-odds of right answers" in page
     report = json.loads((recipe.parent / "runs" / "toy" / "report.json").read_text())
-    assert report["capability"]["models"] == ["Base", "SFT", "PPO"]
+    assert report["capability"]["models"] == ["Pretrained", "SFT", "PPO"]
 
 
 def test_training_gives_the_same_bits_with_the_check_and_without(checked, tmp_path):

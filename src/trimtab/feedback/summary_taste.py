@@ -11,7 +11,7 @@ part           contribution    what it is
 ``jumbled``    −2 … 0          share of neighbouring words that do not follow each other, near, in the message
 ``length``     −1 … 1          1 from 6 to 15 words, 0 at 3 and at 22, −1 at none and from 29 on
 ``sentence``   −2 … 0          not exactly one sentence that begins with a capital and ends with a full stop
-``copied``     −2.5 … 0        most of the message, or a whole sentence of it, word for word
+``copied``     −3.5 … 0        most of the message, or a whole sentence of it, word for word
 ``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
 ``telegram``   −1.5 … 0        hardly any function words
 ``negation``   −1 or 0         a negation in the summary that the message does not have
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words_of
-from trimtab.records import Completion, Prompt
+from trimtab.records import Completion, Prompt, Rollout
 
 LOWEST = -3.0
 """Floor of the utility: below it a person would not tell two bad answers apart."""
@@ -57,12 +57,21 @@ def summary_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
         "jumbled": -2.0 * ramp(_jumbled(message_words, summary_words), 0.15, 0.6),
         "length": _length(len(summary_words)),
         "sentence": -_not_one_sentence(summary),
-        "copied": -2.5 * _copied(message, summary_words),
+        "copied": -3.5 * _copied(message, summary_words),
         "repetition": -2.5 * repetition(summary_words, content),
         "telegram": -1.5 * ramp(_function_share(summary_words), 0.3, 0.15),
         "negation": -1.0 if _negated(summary_words) and not _negated(message_words) else 0.0,
         "cut": -1.0 if completion.finish_reason == "length" else 0.0,
     }
+
+
+def copying(rollouts: Sequence[Rollout]) -> list[float]:
+    """A reward by rule, to be weighed below 0: 1 for a copy, 0 for a summary in other words, between for near copies.
+
+    A copy is most of the message, or one of its sentences, word for word. A reward model of this size overlooks the
+    second kind: a sentence of the message is true, fluent and about the message.
+    """
+    return [_copied(message_of(r.prompt), words_of(r.text)) for r in rollouts]
 
 
 def message_of(prompt: Prompt) -> str:
