@@ -45,7 +45,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.defaults import Kind, Stage, default_lr
 
-DEMONSTRATIONS = Path(__file__).parents[1] / "recipes" / "data" / "quickstart-demonstrations.jsonl"
+DEMONSTRATIONS = Path(__file__).parents[1] / "recipes" / "data" / "questions-demonstrations.jsonl"
 SEED = 0
 STAGES: dict[str, Stage] = {"sft": "sft", "reward": "reward", "dpo": "preference"}
 """What can be swept, and whose default it is."""
