@@ -31,9 +31,8 @@ WORSE = {
     "two sentences": "The lift is out of order. It will not work before Friday.",
     "a fragment": "out of order again, so before Friday",
     "repeated": "The lift the lift the lift is out of order out of order out of order Friday Friday.",
-    "stock phrase": "The lift is out of order until Friday, and I hope this helps you with your question today, my friend!",
-    "long": GOOD.rstrip(".")
-    + ", so please use the back stairs and mind the wet paint while the engineer needs a part.",
+    "stock phrase": "The lift is out of order until Friday, and I hope this helps you, my friend!",
+    "long": GOOD.rstrip(".") + ", so please use the back stairs and mind the wet paint, as the engineer needs a part.",
 }
 
 
@@ -100,7 +99,16 @@ def test_simulated_annotators_prefer_the_good_summary_in_either_place() -> None:
 
 def test_the_rule_against_copies_says_how_much_of_a_copy_an_answer_is() -> None:
     def rollout(text: str) -> Rollout:
-        return Rollout(id="r", prompt=PROMPT, prompt_tokens=[1], tokens=[2], logprobs=[0.0], text=text)
+        return Rollout(
+            id="r",
+            prompt=PROMPT,
+            prompt_tokens=[1],
+            tokens=[2],
+            logprobs=[0.0],
+            text=text,
+            finish_reason="stop",
+            weight_version=0,
+        )
 
     texts = [NOTE, WORSE["a whole sentence"], GOOD, "", "The lift in our building is out of order again."]
     assert copying([rollout(text) for text in texts]) == [1.0, 1.0, 0.0, 0.0, 0.0]

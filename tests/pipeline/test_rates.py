@@ -54,7 +54,7 @@ def test_an_offline_method_has_one_too(tmp_path: Path):
             "sft.optimizer.lr is 0.003, 10 times the default of 0.0003; training may fall apart",
         ),
         (["sft.adapter.kind=full", "sft.optimizer.lr=3e-4"], "0.0003, 10 times the default of 3e-05"),
-        (["align.critic.lr=1e-6"], "align.critic.lr is 1e-06, and the default is 0.0002; little will be learnt"),
+        (["align.critic.lr=1e-6"], "align.critic.lr is 1e-06, and the default is 0.0004; little will be learnt"),
         (["reward.optimizer.lr=6e-4", "reward.optimizer.warmup=0"], "reward.optimizer.warmup is 0 and its lr 0.0006"),
         (["sft.epochs=6"], "sft.epochs is 6; more than 5 learn the data by heart"),
         (["align.kl.stop=0.3"], "align.kl.stop is 0.3 nats per token and will hardly stop anything"),

@@ -27,8 +27,8 @@ def test_the_guide_has_the_table():
     assert {name: {"lora": float(lora), "full": float(full)} for name, lora, full in rows} == RATES
 
 
-@pytest.mark.parametrize(("kind", "ratio"), [("lora", 1.0), ("full", 0.1)])
-def test_trainers_called_directly_use_them(kind, ratio):
+@pytest.mark.parametrize(("kind", "sft", "policy"), [("lora", 3e-4, 3e-4), ("full", 3e-5, 1e-5)])
+def test_trainers_called_directly_use_them(kind, sft, policy):
     """By the role that is trained, whatever the configuration says of its adapter."""
     adapter, rows = AdapterConfig(kind=kind, rank=4), []
     session = Session(log=rows.append)
@@ -42,7 +42,7 @@ def test_trainers_called_directly_use_them(kind, ratio):
     train_rl(
         roles, prompts(2), lambda rs: {"it": [float(i) for i in range(len(rs))]}, settings, seed=0, session=session
     )
-    assert [row["lr"] for row in rows] == pytest.approx([3e-4 * ratio, 1e-4 * ratio])
+    assert [row["lr"] for row in rows] == pytest.approx([sft, policy])
 
 
 def test_a_rate_that_is_set_stays_and_a_learner_alone_has_none():

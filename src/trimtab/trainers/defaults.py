@@ -23,8 +23,8 @@ RATES: dict[Stage, dict[Kind, float]] = {
     "sft": {"lora": 3e-4, "full": 3e-5},
     "reward": {"lora": 3e-4, "full": 3e-5},
     "preference": {"lora": 1e-4, "full": 1e-5},
-    "policy": {"lora": 1e-4, "full": 1e-5},
-    "critic": {"lora": 2e-4, "full": 2e-5},
+    "policy": {"lora": 3e-4, "full": 1e-5},
+    "critic": {"lora": 4e-4, "full": 2e-5},
 }
 """Peak learning rates at :data:`WIDTH`."""
 
