@@ -13,21 +13,20 @@ from trimtab.pipeline.rates import fill_rates, rate_warnings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DATA = RECIPES / "data"
-SMALLER = ["questions", "quickstart-dpo", "constitutional", "gsm8k", "hh-harmless"]
-"""All but the quickstart, which README and benchmarks measure."""
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def rows(name: str) -> list[dict]:
     return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize("name", NAMES)
 def test_recipes_say_what_they_teach_and_what_it_costs(name):
     config = load_recipe(RECIPES / f"{name}.yaml")
     assert config.about and config.capability is not None
 
 
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize("name", NAMES)
 def test_learning_rates_are_near_the_defaults(name, tmp_path):
     model = save_model(tmp_path / "model")  # narrower than the default model, with the same default rates
     config = load_recipe(RECIPES / f"{name}.yaml", [f"model.name={model}"])
