@@ -100,7 +100,7 @@ def test_without_sft_the_pretrained_model_is_measured_before_alignment(tmp_path)
     assert stored(recipe, "align")["before"]["demonstrations"] == {}
     assert any("held-out demonstrations: no demonstrations were held out" in line for line in ui.lines)
     report = json.loads((tmp_path / "runs" / "toy" / "report.json").read_text())
-    assert report["capability"]["models"] == ["Base", "DPO"]
+    assert report["capability"]["models"] == ["Pretrained", "DPO"]
 
 
 def test_a_malformed_set_is_refused_before_anything_is_trained(tmp_path):
