@@ -18,7 +18,7 @@ part           contribution    what it is
 ``cut``        −1 or 0         cut at the token limit instead of ending its turn
 =============  ==============  ====================================================================
 
-The utility is their sum, not below −3. A careful summary scores between 3 and 4, a copy of the message near 0.
+The utility is their sum, not below −3. A careful summary scores between 3 and 4, a copy of the message below −2.
 
 Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). A message without
 them is read for names and numbers. The words are compared after stripping common English endings; the reader knows
