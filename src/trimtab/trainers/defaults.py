@@ -1,7 +1,7 @@
 """Learning rates of a stage that names none: by what is trained, and by the model's width.
 
-The rates are for SmolLM2-135M (width 576); ``python -m benchmarks.rates`` measures them. A wider model gets the rate
-times 576/width: under Adam the change of a layer's output grows with its width (Yang et al. 2022, arXiv 2203.03466,
+The rates are for SmolLM2-135M (width 576). ``python -m benchmarks.rates`` can measure them; decision 30 says what was
+measured. A wider model gets the rate times 576/width: under Adam the change of a layer's output grows with its width (Yang et al. 2022, arXiv 2203.03466,
 table 8). A narrower one gets no more than the rate itself.
 """
 
@@ -17,7 +17,7 @@ Kind = Literal["lora", "full"]
 """What is trained of it: adapters (or a head alone), or all weights."""
 
 WIDTH = 576
-"""Width of the model that the rates were measured on."""
+"""Width of the model that the rates are for."""
 
 RATES: dict[Stage, dict[Kind, float]] = {
     "sft": {"lora": 3e-4, "full": 3e-5},
