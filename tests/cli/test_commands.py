@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import save_model, toy_recipe
 from trimtab.cli.app import run_app
+from trimtab.testing import save_model, toy_recipe
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = "run plan sft sample label reward align eval report chat doctor data".split()

@@ -19,7 +19,6 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from tests.kit import save_model, sentences, tiny_model
 from trimtab import errors
 from trimtab.cli.app import app, run_app
 from trimtab.conformance.experiments import estimators
@@ -27,6 +26,7 @@ from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.records import KINDS, load
 from trimtab.records.formats import FORMATS
+from trimtab.testing import save_model, sentences, tiny_model
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
