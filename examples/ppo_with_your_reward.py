@@ -5,10 +5,18 @@ Run: python examples/ppo_with_your_reward.py [MODEL] [STEPS]
 
 import sys
 
-from trimtab.models import AdapterConfig, Backbone, ModelConfig
-from trimtab.records import Prompt
-from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.trainers import PpoConfig, RlRoles, Session, train_rl
+from trimtab import (
+    AdapterConfig,
+    Backbone,
+    LocalSampler,
+    ModelConfig,
+    PpoConfig,
+    Prompt,
+    RlRoles,
+    SamplerConfig,
+    Session,
+    train_rl,
+)
 
 
 def reward(rollouts):

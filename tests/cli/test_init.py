@@ -73,10 +73,8 @@ def write(path: Path, values: list[dict[str, Any]]) -> str:
             writer.writeheader()
             writer.writerows(values)
     elif path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), path)
+        table = pytest.importorskip("pyarrow").Table.from_pylist(values)
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
     elif path.suffix == ".json":
         path.write_text(json.dumps(values))
     else:

@@ -157,7 +157,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_every_command_runs(page, place, monkeypatch, capsys):
-    for name, content in blocks(page, "jsonl"):
+    for name, content in [*blocks(page, "jsonl"), *blocks(page, "csv")]:
         (place / name).write_text(content)
     for line in commands(page):
         run_line(line, monkeypatch)

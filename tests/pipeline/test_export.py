@@ -231,6 +231,21 @@ def test_the_model_card_states_the_runs_facts(made, tmp_path):
     assert settings["align"]["method"] == "ppo" and settings["model"]["name"] == "model"
 
 
+@pytest.mark.parametrize("stage", ["policy", "reward"])
+def test_the_code_on_the_card_runs(made, tmp_path, stage, capsys):
+    folder = export_model(made.run.path, tmp_path / stage, stage=stage)
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    scope: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    if stage == "policy":
+        assert capsys.readouterr().out
+        return
+    conversation = [Message(**m) for m in scope["conversation"]]
+    here = made.reward.scores(batch_of([made.reward.backbone.chat.conversation(conversation)]))
+    assert made.reward.scalar is not None
+    assert scope["score"] + made.reward.scalar.bias.item() == pytest.approx(here.item(), abs=1e-4)
+
+
 def test_the_licence_of_the_base_model_is_passed_on(tmp_path):
     made = Made(tmp_path)
     (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
