@@ -198,6 +198,19 @@ def test_the_reward_model_becomes_a_sequence_classifier(tmp_path, pad_is_eos, ad
         assert json.loads((folder / "config.json").read_text())["reward_bias"] == pytest.approx(bias)
 
 
+def test_a_reward_model_of_its_own_is_exported_without_the_policys_sft(tmp_path):
+    own = save_model(tmp_path / "own", tiny_model(layers=2, width=16, seed=5))
+    made = Made(tmp_path, reward={"model": {"name": str(own), "context": 64}, "adapter": LORA})
+    folder = export_model(made.run.path, tmp_path / "reward", stage="reward")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    encoded = made.reward.backbone.chat.answer(QUESTION, "a boat.")
+    assert made.reward.scalar is not None
+    with torch.no_grad():
+        there = model(torch.tensor([encoded.tokens])).logits[0, 0] + made.reward.scalar.bias[0]
+        torch.testing.assert_close(there, made.reward.scores(batch_of([encoded]))[0], atol=1e-5, rtol=1e-4)
+    assert model.config.hidden_size == 16
+
+
 def test_answers_end_where_they_ended_in_training(made, tmp_path):
     folder = export_model(made.run.path, tmp_path / "policy")
     generation = GenerationConfig.from_pretrained(folder)
@@ -225,7 +238,7 @@ def test_the_model_card_states_the_runs_facts(made, tmp_path):
     assert head["library_name"] == "transformers" and "ppo" in head["tags"] and "license" not in head
     assert "licence: unknown" in card and "simulated annotators, not from people" in card
     assert "| sft | sft | LoRA, rank 4 | rows 7 |" in card and "| align | ppo |" in card
-    assert "`demonstrations.jsonl`" in card and "recorded no evaluation" in card
+    assert "demonstrations.jsonl`" in card and "recorded no evaluation" in card
     assert str(tmp_path.parent) not in card and str(made.run.path.parent.parent) not in card
     settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert settings["align"]["method"] == "ppo" and settings["model"]["name"] == "model"

@@ -144,9 +144,15 @@ def _machine(kind: On | None, memory_gb: float | None, asking: bool) -> "Machine
 
     here = Machine.here()
     if kind is None and asking:
-        kind = _ask(f"Where will it run: cpu or gpu? (here: {here})", here.kind, On)
+        kind = _ask(f"Where will it run: cpu or gpu? (here: {here})", here.kind, _place)
     chosen = here if kind is None or kind.value == here.kind else Machine(kind=kind.value, memory_gb=None)
     return chosen if memory_gb is None else Machine(kind=chosen.kind, memory_gb=memory_gb)
+
+
+def _place(text: str) -> On:
+    if text not in list(On):
+        raise ConfigError(f"{text!r} is neither cpu nor gpu")
+    return On(text)
 
 
 def _function(text: str) -> str:
@@ -163,5 +169,5 @@ def _ask(question: str, default: str | None, check: Callable[[str], T]) -> T:
         text = typer.prompt(question, default=default, show_default=bool(default), err=True)
         try:
             return check(text.strip())
-        except (TrimtabError, ValueError) as error:
+        except TrimtabError as error:
             typer.echo(f"  {error}", err=True)

@@ -31,7 +31,6 @@ from trimtab.models import AdapterConfig, Backbone, Chat, ModelConfig, Role, loa
 from trimtab.models.loading import load_chat, resolve
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.context import Context
-from trimtab.pipeline.learning import policy_role, reward_role
 from trimtab.pipeline.model_card import model_card
 from trimtab.pipeline.ui import Silent
 from trimtab.storage import RunFolder
@@ -160,11 +159,12 @@ class _Source:
     def load(self) -> tuple[Backbone, Role]:
         """The trunk, and the role with its trained weights."""
         context = Context(config=self.config, recipe=self.run.path / "config.yaml", run=self.run, ui=Silent())
-        trunk = Backbone.load(self.model) if "sft" not in self.adapters else context.trunk()
+        trunk = context.trunk() if "sft" in self.adapters else Backbone.load(self.model)
         if self.stage == "sft":
             return trunk, Role(trunk)
-        role = policy_role(context, trunk) if self.stage == "policy" else reward_role(context, trunk)
-        role.load_state(load_tensors(self.run.stage(STAGE_OF[self.stage]) / "weights.safetensors"))
+        name = STAGE_OF[self.stage]
+        role = Role.trainable(trunk, name, self.adapters[name], seed=0, scalar_head=self.stage == "reward")
+        role.load_state(load_tensors(self.run.stage(name) / "weights.safetensors"))
         return role.backbone, role
 
 
@@ -194,7 +194,7 @@ def _write_merged(source: _Source, target: Path) -> None:
     if source.stage == "reward":
         assert role.scalar is not None
         _make_classifier(config, tokenizer, backbone.chat)
-        config.reward_bias = float(role.scalar.bias)
+        config.reward_bias = float(role.scalar.bias.detach())
         state["score.weight"] = role.scalar.weight.detach().cpu()
         model = _filled(AutoModelForSequenceClassification, config, state)
     else:

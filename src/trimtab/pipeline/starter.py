@@ -139,7 +139,7 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
     Raises:
         DataError: it cannot be read, or has nothing that can be used so.
     """
-    hub = not Path(source).exists()
+    hub = not os.path.exists(source)  # False, too, where no file can have such a name
     report = check([source], format=format, limit=HUB_ROWS if hub else None).files[0]
     total = sum(report.records.values())
     kinds = {kind: report.records.get(record.__name__.lower(), 0) for kind, record in RECORDS.items()}
@@ -183,6 +183,8 @@ class Answers:
         Raises:
             ConfigError: with what to add.
         """
+        if self.behaviour is not None and not self.behaviour.strip():
+            raise ConfigError("the behaviour is empty; say in a sentence what the model should do")
         if self.data is None and self.behaviour is None:
             raise ConfigError("a recipe needs data or a behaviour in words; give --data FILE or --behaviour TEXT")
         if self.data is None and self.verifier is not None:
@@ -425,7 +427,7 @@ class _Writer:
             note += f", and the chat template refuses {lengths.refused}"
         lines = [
             "model:",
-            f"  name: {_quoted(self.answers.model)}",
+            f"  name: {_quoted(self._model())}",
             f"  # {note}",
             f"  context: {lengths.context}",
         ]
@@ -455,10 +457,16 @@ class _Writer:
         lines.append("  heldout_share: 0.1  # prompts kept away from training, for the evaluation")
         return "\n".join(lines)
 
+    def _model(self) -> str:
+        """The model's name; a folder is looked up in the current one, so a recipe elsewhere needs its full path."""
+        elsewhere = self.recipe.parent.resolve() != Path.cwd()
+        folder = Path(self.answers.model)
+        return str(folder.resolve()) if elsewhere and folder.is_dir() else self.answers.model
+
     def _path(self, source: str) -> str:
         """A path that the recipe's folder or the current one resolves; a hub id stays as it is."""
         path = Path(source)
-        if not path.exists():
+        if not os.path.exists(source):
             return source
         folder = self.recipe.parent.resolve()
         return os.path.relpath(path.resolve(), folder) if path.resolve().is_relative_to(folder) else str(path.resolve())
