@@ -185,7 +185,7 @@ def test_little_memory_gives_a_smaller_recipe_or_a_reason(here, model, capsys):
     [
         ([], 2, "this is not a terminal, so nothing can be asked; give --data FILE"),
         (["--data", "missing.csv"], 3, "missing.csv: no such file"),
-        (["--data", "prompts.jsonl"], 2, "holds prompts only"),
+        (["--data", "prompts.jsonl"], 2, "gives prompts only"),
         (["--data", "prompts.jsonl", "--verifier", "trimtab.nothing"], 2, "trimtab.nothing"),
         (["--data", "prompts.jsonl", "--use", "preferences"], 3, "cannot become a Preference"),
         (["--data", "unknown.csv"], 3, "unknown format; columns seen: 'left', 'right'"),

@@ -101,7 +101,11 @@ class _Source:
     def open(cls, path: Path, stage: Exported) -> "_Source":
         """Check that the model is there, finished, undamaged and trained on the SFT model that is there now."""
         if not (path / "config.yaml").is_file():
-            hint = "give the run's folder, runs/NAME, not its recipe" if path.is_file() else "run a recipe first"
+            hint = (
+                "give the run's folder, runs/NAME, not its recipe"
+                if path.is_file()
+                else "give the folder of a run, for example runs/NAME"
+            )
             raise ConfigError(f"{path}: is not the folder of a run (no config.yaml in it); {hint}")
         run, name = RunFolder(path, create=False), STAGE_OF[stage]
         own = run.stage(name) / "config.yaml"

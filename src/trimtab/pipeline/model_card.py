@@ -60,9 +60,7 @@ def model_card(config: RunConfig, run: RunFolder, stage: str, *, adapter: bool) 
     parts.append("## Training\n\n" + _training(config, run, stage))
     results = _results(run, stage)
     parts.append("## Results\n\n" + (results or "The run recorded no evaluation of this model."))
-    settings = config.model_dump(mode="json", exclude_defaults=True)
-    settings["model"] = settings.get("model", {}) | {"name": _public(config.model.name)}
-    settings["data"] = {k: _public(v) if isinstance(v, str) else v for k, v in settings.get("data", {}).items()}
+    settings = _public(config.model_dump(mode="json", exclude_defaults=True))
     recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     parts.append("## Recipe\n\nSettings that differ from the defaults.\n\n```yaml\n" + recipe + "```")
     return "\n\n".join(parts) + "\n"
@@ -99,9 +97,13 @@ def base_licence(name: str) -> tuple[str | None, str]:
     return (licence, "from its model card") if isinstance(licence, str) else (None, "")
 
 
-def _public(source: str) -> str:
-    """A file or folder by its last name, so that a card names no folder of the machine it was made on."""
-    return Path(source).name if Path(source).is_absolute() or Path(source).exists() else source
+def _public(value: Any) -> Any:
+    """A value in which absolute paths are file names, so that a card names no folder of the machine it was made on."""
+    if isinstance(value, dict):
+        return {key: _public(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _use(stage: str, adapter: bool, name: str) -> str:

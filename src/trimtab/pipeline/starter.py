@@ -112,7 +112,8 @@ class Data:
         """What a person wants to know about it, in sentences."""
         report = self.report
         records = ", ".join(f"{count} {kind}s" for kind, count in report.records.items())
-        lines = [f"{Path(self.source).name}: format {report.format}, {report.rows} rows, {records}"]
+        name = self.source if self.limited else Path(self.source).name
+        lines = [f"{name}: format {report.format}, {report.rows} rows, {records}"]
         if self.limited:
             lines.append(f"only the first {report.rows} rows of the hub data set were looked at")
         if report.refused:
@@ -152,7 +153,8 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
             f"ratings, demonstrations or prompts; `trimtab data check {source}` gives the reason for each row"
         )
     kind = use or found[0]
-    load(source, kind=RECORDS[kind], format=format, limit=HUB_ROWS if hub else None)  # raises if there is none
+    if kind not in found:  # convertible, or refused here
+        load(source, kind=RECORDS[kind], format=format, limit=HUB_ROWS if hub else None)
     if kind == "preferences" and report.pairs == report.identical_pairs:
         raise DataError(f"{source}: in no preference is one answer better than another, so there is nothing to learn")
     return Data(source=source, kind=kind, report=report, limited=hub, format=format)
@@ -160,7 +162,7 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What the user said; the questions of ``trimtab init``."""
+    """What a recipe is written from: the answers to the questions of ``trimtab init``."""
 
     name: str
     """Name of the run."""
@@ -191,7 +193,7 @@ class Answers:
             raise ConfigError("a verifier scores answers to prompts, and there are none; give --data FILE")
         if self.data is not None and self.data.kind == "prompts" and not (self.behaviour or self.verifier):
             raise ConfigError(
-                f"{self.data.source} holds prompts only, so nothing says which answers are good; give --verifier "
+                f"{self.data.source} gives prompts only, so nothing says which answers are good; give --verifier "
                 "package.module.function, which scores them, or --behaviour TEXT, by which an AI judge compares them"
             )
 
