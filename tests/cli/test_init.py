@@ -160,8 +160,12 @@ def test_the_recipe_says_what_is_in_the_file(here, model, capsys):
     bad = [{"prompt": "", "chosen": "", "rejected": ""}]
     file = write(here / "pairs.csv", PAIRS + PAIRS[:1] + bad)
     assert run_app(["init", "--data", file, "--model", model]) == 0
-    said = capsys.readouterr().err
-    assert "26 rows, 25 preferences" in said and "1 rows are refused" in said and "1 records are duplicates" in said
+    printed = capsys.readouterr().err
+    assert (
+        "26 rows, 25 preferences" in printed
+        and "refused rows, which are not used: 1" in printed
+        and "duplicate records: 1" in printed
+    )
     assert "26 rows, 25 preferences" in (here / "recipe.yaml").read_text().replace("\n#", "")
 
 
@@ -239,8 +243,12 @@ def test_on_a_terminal_it_asks_and_asks_again(here, model, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{line}\n" for line in typed)))
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert run_app(["init"]) == 0, sys.stderr.getvalue()
-    said = sys.stderr.getvalue()
-    assert "'./nothing' is not a folder here" in said and "missing.csv: no such file" in said and "mainframe" in said
+    printed = sys.stderr.getvalue()
+    assert (
+        "'./nothing' is not a folder here" in printed
+        and "missing.csv: no such file" in printed
+        and "mainframe" in printed
+    )
     assert sys.stdin.read() == ""
     monkeypatch.undo()
     monkeypatch.chdir(here)

@@ -12,8 +12,8 @@ from trimtab.feedback import JudgeConfig, RouteConfig
 
 def options(command: str) -> dict[str, str]:
     """Help text of each option of a command."""
-    found = typer.main.get_command(app).commands[command]
-    return {p.opts[0]: p.help or "" for p in found.params if p.opts[0].startswith("--")}
+    parameters = typer.main.get_command(app).commands[command].params
+    return {p.opts[0]: p.help or "" for p in parameters if p.opts[0].startswith("--")}
 
 
 @pytest.mark.parametrize(("command", "cls"), [("judge", JudgeConfig), ("route", RouteConfig)])

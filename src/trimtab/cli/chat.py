@@ -7,7 +7,9 @@ import typer
 
 
 def chat(
-    target: Annotated[str, typer.Argument(help="A run's folder (runs/NAME), a recipe, a model folder or a hub id.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A run's folder (runs/NAME), a recipe, a model folder or a hub id.")
+    ],
     model: Annotated[str, typer.Option("--model", help="Which model of a run: base, sft or policy.")] = "policy",
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,

@@ -21,8 +21,8 @@ class Use(StrEnum):
     """What a data file is used for."""
 
     preferences = "preferences"
-    demonstrations = "demonstrations"
     ratings = "ratings"
+    demonstrations = "demonstrations"
     prompts = "prompts"
 
 
@@ -43,7 +43,11 @@ def init(
     ] = None,
     behaviour: Annotated[
         str | None,
-        typer.Option("--behaviour", metavar="TEXT", help="What the model should do, in words; an AI judge goes by it."),
+        typer.Option(
+            "--behaviour",
+            metavar="TEXT",
+            help="What the model should do, in words; an AI judge compares answers by it.",
+        ),
     ] = None,
     verifier: Annotated[
         str | None,
@@ -67,7 +71,8 @@ def init(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run. Default: from the data file.")] = None,
     use: Annotated[
-        Use | None, typer.Option("--use", help="What to use the data for. Default: the most that it allows.")
+        Use | None,
+        typer.Option("--use", help="What to use the data for. Default: the first of these that the file allows."),
     ] = None,
     format: Format = "auto",
     chat_template: Annotated[
@@ -78,9 +83,9 @@ def init(
 ) -> None:
     """Write a commented recipe for your model, data and machine.
 
-    On a terminal it asks what the options do not say. The data decides what the recipe does: preferences give
-    fine-tuning and DPO, demonstrations fine-tuning, ratings KTO, prompts with a verifier GRPO, and a behaviour in words
-    an AI judge and DPO.
+    On a terminal, it asks for what the options leave out. The data decides what the recipe does: fine-tuning and DPO for
+    preferences, fine-tuning for demonstrations, KTO for ratings, GRPO for prompts with a verifier, an AI judge and DPO
+    for a behaviour in words.
 
     Example: trimtab init --data preferences.csv
     """

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml.", show_default=False)]
+Recipe = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/quickstart.yaml.", show_default=False)
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example align.steps=10; can be repeated."),

@@ -119,11 +119,11 @@ class Data:
         if report.refused:
             first = report.refused[0]
             lines.append(
-                f"{len(report.refused)} rows are refused and will not be used (first: line {first.line}, "
+                f"refused rows, which are not used: {len(report.refused)} (first: line {first.line}, "
                 f"{first.reason}); `trimtab data check {self.source}` lists them"
             )
         if report.duplicates:
-            lines.append(f"{report.duplicates} records are duplicates")
+            lines.append(f"duplicate records: {report.duplicates}")
         if report.chosen_longer is not None:
             lines.append(f"the better answer is the longer one in {report.chosen_longer:.0%} of {report.pairs} pairs")
         return lines
@@ -140,20 +140,20 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
     Raises:
         DataError: it cannot be read, or has nothing that can be used so.
     """
-    hub = not os.path.exists(source)  # False, too, where no file can have such a name
+    hub = not os.path.exists(source)  # a name that no file can have is looked up there too
     report = check([source], format=format, limit=HUB_ROWS if hub else None).files[0]
     total = sum(report.records.values())
     kinds = {kind: report.records.get(record.__name__.lower(), 0) for kind, record in RECORDS.items()}
     kinds["prompts"] += report.records.get("comparison", 0)
-    found = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
-    if not found:
+    usable = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
+    if not usable:
         others = ", ".join(report.records) or "nothing"
         raise DataError(
             f"{source}: holds {others}, and none of {report.rows} rows can be trained on. Expected preferences, "
             f"ratings, demonstrations or prompts; `trimtab data check {source}` gives the reason for each row"
         )
-    kind = use or found[0]
-    if kind not in found:  # convertible, or refused here
+    kind = use or usable[0]
+    if kind not in usable:  # convertible, or refused here
         load(source, kind=RECORDS[kind], format=format, limit=HUB_ROWS if hub else None)
     if kind == "preferences" and report.pairs == report.identical_pairs:
         raise DataError(f"{source}: in no preference is one answer better than another, so there is nothing to learn")
