@@ -242,6 +242,9 @@ def test_the_model_card_states_the_runs_facts(made, tmp_path):
     assert str(tmp_path.parent) not in card and str(made.run.path.parent.parent) not in card
     settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert settings["align"]["method"] == "ppo" and settings["model"]["name"] == "model"
+    settings["model"]["name"] = made.config.model.name  # of a local folder the card gives the last name only
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(settings))
+    assert load_recipe(tmp_path / "again.yaml") == made.config
 
 
 @pytest.mark.parametrize("stage", ["policy", "reward"])

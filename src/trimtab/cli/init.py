@@ -83,9 +83,9 @@ def init(
 ) -> None:
     """Write a commented recipe for your model, data and machine.
 
-    On a terminal, it asks for what the options leave out. The data decides what the recipe does: fine-tuning and DPO for
-    preferences, fine-tuning for demonstrations, KTO for ratings, GRPO for prompts with a verifier, an AI judge and DPO
-    for a behaviour in words.
+    On a terminal, it asks for what the options leave out. The data decides what the recipe does: fine-tuning and DPO
+    for preferences, fine-tuning for demonstrations, KTO for ratings, GRPO for prompts with a verifier, an AI judge and
+    DPO for a behaviour in words.
 
     Example: trimtab init --data preferences.csv
     """

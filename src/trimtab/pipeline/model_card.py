@@ -1,10 +1,11 @@
 """The README.md of an exported model, from what its run recorded."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from huggingface_hub import try_to_load_from_cache
+from pydantic import BaseModel
 
 from trimtab import __version__
 from trimtab.files import sha256_file
@@ -60,10 +61,36 @@ def model_card(config: RunConfig, run: RunFolder, stage: str, *, adapter: bool) 
     parts.append("## Training\n\n" + _training(config, run, stage))
     results = _results(run, stage)
     parts.append("## Results\n\n" + (results or "The run recorded no evaluation of this model."))
-    settings = _public(config.model_dump(mode="json", exclude_defaults=True))
+    settings = _public(changed_settings(config))
     recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     parts.append("## Recipe\n\nSettings that differ from the defaults.\n\n```yaml\n" + recipe + "```")
     return "\n\n".join(parts) + "\n"
+
+
+def changed_settings(config: BaseModel, defaults: BaseModel | None = None) -> dict[str, Any]:
+    """Plain values of the settings that differ from the defaults, and the names that select a kind (``method``).
+
+    Args:
+        config: a configuration.
+        defaults: the configuration that holds where nothing is given; None: the defaults of its class.
+    """
+    values: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        same_kind = type(defaults) is type(config)
+        default = getattr(defaults, name) if same_kind else field.get_default(call_default_factory=True)  # type: ignore
+        selects = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+        if selects or value != default:
+            values[name] = _plain(value, default)
+    return values
+
+
+def _plain(value: Any, default: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return changed_settings(value, default if isinstance(default, BaseModel) else None)
+    if isinstance(value, dict):
+        return {key: _plain(inner, None) for key, inner in value.items()}
+    return [_plain(inner, None) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def hub_name(name: str) -> str | None:

@@ -143,7 +143,7 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
     hub = not os.path.exists(source)  # a name that no file can have is looked up there too
     report = check([source], format=format, limit=HUB_ROWS if hub else None).files[0]
     total = sum(report.records.values())
-    kinds = {kind: report.records.get(record.__name__.lower(), 0) for kind, record in RECORDS.items()}
+    kinds: dict[Kind, int] = {kind: report.records.get(r.__name__.lower(), 0) for kind, r in RECORDS.items()}
     kinds["prompts"] += report.records.get("comparison", 0)
     usable = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
     if not usable:

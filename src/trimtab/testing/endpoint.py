@@ -151,7 +151,7 @@ class FakeEndpoint:
                 except OSError:
                     pass  # the client has gone
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self.stopping = threading.Event()
