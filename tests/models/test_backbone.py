@@ -6,9 +6,10 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig, Backbone, Batch, Chat, DrawnStates, Role, collate
+from trimtab.testing import chat_messages, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import Learner, Norms, OptimizerConfig
 
-from ..kit import chat_messages, sentences, stir, tiny_backbone, tokenizer
+from ..kit import stir
 
 
 def lora(top: int | None = None, **more) -> AdapterConfig:

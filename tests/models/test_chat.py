@@ -5,8 +5,7 @@ import pytest
 from trimtab.errors import DataError, ModelError
 from trimtab.models import Chat
 from trimtab.records import Message, Prompt
-
-from ..kit import END, TEMPLATE, tokenizer
+from trimtab.testing import END, TEMPLATE, tokenizer
 
 
 def chat(context: int = 128, template: str | None = None, **settings) -> Chat:

@@ -9,8 +9,7 @@ from trimtab.errors import ConfigError
 from trimtab.pipeline.config import RunConfig, check_recipe, dump_config, load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
-
-from ..kit import TOY, toy_recipe
+from trimtab.testing import TOY, toy_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

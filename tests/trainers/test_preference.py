@@ -10,6 +10,7 @@ import torch
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import AdapterConfig, Chat, Role
 from trimtab.records import Completion, Preference, Prompt, Rating
+from trimtab.testing import prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
     CpoConfig,
@@ -35,7 +36,7 @@ from trimtab.trainers import (
     train_preference,
 )
 
-from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
+from ..kit import same_weights, stir
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=1)

@@ -10,6 +10,7 @@ import torch
 from trimtab.errors import DataError, NonFiniteError
 from trimtab.models import AdapterConfig, Chat, LowerCache, Role, collate
 from trimtab.records import Completion, Preference, Prompt
+from trimtab.testing import prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
     OptimizerConfig,
     Ranking,
@@ -22,7 +23,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.reward import fill_lower_cache, fit_ridge_bradley_terry, init_reward_head, probe_reward_head
 
-from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
+from ..kit import same_weights, stir
 
 REASONS: list[tuple[str, Literal["stop", "length"]]] = [("ended", "stop"), ("cut", "length")]
 LORA = AdapterConfig(rank=4, alpha=8)

@@ -28,7 +28,7 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
-from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
+from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_chat, pick_device
 from trimtab.models.lora import quicken
 from trimtab.models.lower import REMEMBERED, DrawnStates
 
@@ -94,11 +94,7 @@ class Backbone:
     @classmethod
     def load(cls, config: ModelConfig) -> "Backbone":
         """Load what a configuration names."""
-        tokenizer = load_tokenizer(config)
-        model = load_causal_lm(config)
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        chat = Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
+        chat, model = load_chat(config), load_causal_lm(config)
         dtype = compute_dtype(config, pick_device(config.device))
         return cls(model, chat, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing)
 

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from trimtab.config import Config
 from trimtab.errors import ModelError
 from trimtab.models import embedded
 from trimtab.models.allocation import keep_freed_memory
+from trimtab.models.chat import Chat
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -79,6 +80,25 @@ def load_tokenizer(config: ModelConfig) -> Any:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{config.name}: the tokenizer has no eos token, so an answer could never end")
     return tokenizer
+
+
+def load_chat(config: ModelConfig) -> Chat:
+    """How a model's conversations are rendered; reads its tokenizer and its generation config, not its weights.
+
+    Raises:
+        ModelError: as :func:`load_tokenizer`, or the folder has no readable config.json.
+    """
+    tokenizer, name = load_tokenizer(config), resolve(config.name)
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:  # a model without generation_config.json
+        try:
+            generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+        except Exception as error:
+            raise ModelError(f"{config.name}: its configuration cannot be read ({_first_line(error)})") from error
+    ends = generation.eos_token_id
+    extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
 
 
 def load_causal_lm(config: ModelConfig) -> Any:

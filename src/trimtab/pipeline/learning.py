@@ -65,7 +65,8 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         loaded = load(source, kind=Demonstration, format="records")
     else:
         loaded = context.load(source, Demonstration)
-    aside = context.set_aside() if context.config.data.demonstrations is None else set()
+    data = context.config.data
+    aside = context.set_aside() if data.demonstrations is None or data.heldout is None else set()
     records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
     kept, encoded, long = [], [], 0
     for record in records:

@@ -133,11 +133,13 @@ def run_recipe(
                 ui.say(f"{head}: done before, skipped")
                 continue
             ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
-            run.begin(name, item.fingerprint)
+            needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
+            folder = run.begin(name, item.fingerprint, needs)
             if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
                 context.cached.add(name)
                 ui.say("  an earlier result under the same settings was taken back")
                 continue
+            write_atomic(folder / "config.yaml", dump_config(config))
             started = time.monotonic()
             try:
                 counts, outputs = item.stage.run(context)
