@@ -43,7 +43,7 @@ def package(tmp_path, monkeypatch):
     """A local package whose function goes through several modules."""
     files = {
         "mine/__init__.py": "from .rewards import score\n",
-        "mine/rewards.py": "import json\nfrom . import words\nfrom helpers import count\n\n\ndef score(rollouts): ...\n",
+        "mine/rewards.py": "import json\nfrom . import words\nfrom helpers import count\n\ndef score(rollouts): ...\n",
         "mine/words.py": "def later():\n    import mine.deep.late\n",
         "mine/deep/__init__.py": "",
         "mine/deep/late.py": "WORDS = 1\n",

@@ -271,7 +271,9 @@ def test_final_number_as_people_and_models_write_it(text, number):
 @given(
     st.integers(-(10**9), 10**9),
     st.sampled_from(["{:,}", "{}", "{:,}.0", "{}.00", "${:,}$", r"\text{{{:,}}}", "**{}**", "{} apples", "{:,}."]),
-    st.sampled_from(["The answer is {}", "#### {}", r"so \boxed{{{}}}", "Answer: {}", "2 + 2 = 5\n#### {}", "It is {}"]),
+    st.sampled_from(
+        ["The answer is {}", "#### {}", r"so \boxed{{{}}}", "Answer: {}", "2 + 2 = 5\n#### {}", "It is {}"]
+    ),
 )
 def test_every_way_to_write_a_number_is_read_as_that_number(value, form, frame):
     assert final_number(frame.format(form.format(value))) == value

@@ -40,7 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (tmp_path / "template.jinja").write_text(kit.TEMPLATE)
     (tmp_path / "constitution.yaml").write_text(CONSTITUTION)
-    (tmp_path / "my_rewards.py").write_text("from my_words import WORDS\n\n\ndef score(rollouts): ...\n\n\ndef gold(p, c): ...\n")
+    (tmp_path / "my_rewards.py").write_text(
+        "from my_words import WORDS\n\n\ndef score(rollouts): ...\n\n\ndef gold(p, c): ...\n"
+    )
     (tmp_path / "my_words.py").write_text("WORDS = 1\n")
     (tmp_path / "people.jsonl").write_text("")
     (tmp_path / "redteam.jsonl").write_text('{"prompt": "bad"}\n')
@@ -72,7 +74,11 @@ NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
     "model": ({}, "model/model.safetensors", "sft"),
     "tokenizer": ({}, "model/tokenizer.json", "sft"),
     "generation config": ({}, "model/generation_config.json", "sft"),
-    "template": ({"model": {"name": "model", "context": 64, "chat_template": "template.jinja"}}, "template.jinja", "sft"),
+    "template": (
+        {"model": {"name": "model", "context": 64, "chat_template": "template.jinja"}},
+        "template.jinja",
+        "sft",
+    ),
     "base of an adapter": ({"model": {"name": "adapter", "context": 64}}, "other/model.safetensors", "sft"),
     "reward model": ({"reward": REWARD | {"model": {"name": "other"}}}, "other/model.safetensors", "reward"),
     "template of the reward model": (

@@ -290,8 +290,10 @@ def test_prompt_completion_and_unpaired(prompt: Any, answer: Any) -> None:
 
 @pytest.mark.parametrize(
     ("label", "good"),
-    [(True, True), (1, True), ("yes", True), ("TRUE", True), (" 1 ", True), ("1.0", True), (1.0, True), ("T", True)]
-    + [(False, False), (0, False), ("no", False), ("false", False), ("0", False), (0.0, False), (Decimal(0), False)],
+    [
+        *((label, True) for label in (True, 1, 1.0, "yes", "TRUE", " 1 ", "1.0", "T")),
+        *((label, False) for label in (False, 0, 0.0, Decimal(0), "no", "false", "0", "N")),
+    ],
 )
 def test_spellings_of_a_thumb(label: Any, good: bool) -> None:
     [rating] = read({"prompt": "p", "completion": "a", "label": label}, "trl-unpaired")

@@ -199,7 +199,7 @@ def test_unknown_format_names_columns_and_formats(tmp_path: Path) -> None:
         load(path, kind=Prompt)
     message = str(caught.value)
     assert "columns seen: 'question', '\\x1b[31mred', 'answer'" in message
-    assert "trl-preference: prompt, chosen, rejected" in message
+    assert "trl-preference: prompt (or instruction, question, conversations), chosen, rejected" in message
     assert "aaa" not in message
 
 

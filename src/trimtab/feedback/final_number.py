@@ -93,7 +93,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Typography, markdown and LaTeX as plain expressions; ``\\boxed`` stays."""
+    r"""Typography, markdown and LaTeX as plain expressions; ``\boxed`` stays."""
     text = re.sub(r"(\d?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", lambda m: f"{m[1]}{' ' if m[1] else ''}{_FRACTIONS[m[2]]}", text)
     text = re.sub(r"(?<=[\d)])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_RAISED), text)
     for pattern, to in _REWRITES[:2]:
@@ -206,11 +206,11 @@ def _fraction_of(text: str) -> Fraction | None:
 
 
 def _read(segment: str, *, whole: bool) -> Fraction | None:
-    """The value of a marked answer: the end of the chain of expressions that begins with its first number.
+    r"""The value of a marked answer: the end of the chain of expressions that begins with its first number.
 
     Args:
         segment: what stands at the mark, plain.
-        whole: True: nothing but a unit may follow, as in ``\\boxed{}``.
+        whole: True: nothing but a unit may follow, as in ``\boxed{}``.
     """
     segment = re.sub(r"[{}]", lambda m: "(" if m[0] == "{" else ")", segment)
     number = _NUMBER.search(segment)
@@ -244,7 +244,9 @@ def _start(text: str, place: int, low: int) -> int:
     """Where the expression begins whose first number is at ``place``: before its parentheses and its sign."""
     while place > low:
         before = text[low:place].rstrip(" ")
-        sign = before[-1:] in ("-", "+") and not re.search(r"[\w)]\s*$", before[:-1] if len(before) < place - low else "")
+        sign = before[-1:] in ("-", "+") and not re.search(
+            r"[\w)]\s*$", before[:-1] if len(before) < place - low else ""
+        )
         attached = before[-1:] in ("-", "+") and len(before) == place - low and not re.search(r"[\w)]$", before[:-1])
         if before[-1:] == "(" or attached or (sign and not before[:-1].strip()):
             place = low + len(before) - 1

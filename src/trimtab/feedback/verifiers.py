@@ -14,11 +14,12 @@ from trimtab.errors import ScoringError
 from trimtab.feedback.final_number import final_number
 from trimtab.records import Rollout
 
+
 def arithmetic(rollouts: Sequence[Rollout]) -> list[float]:
     r"""1 if the answer's final number equals the reference's, else 0.
 
-    The reference is ``prompt.metadata["reference"]`` (or ``"answer"``); of it, and of the answer, the number counts
-    that :func:`~trimtab.feedback.final_number.final_number` finds: in ``\boxed{}``, after ``####``, after "answer is", or
+    The reference is ``prompt.metadata["reference"]`` (or ``"answer"``). Of both, the number counts that
+    :func:`~trimtab.feedback.final_number.final_number` finds: in ``\boxed{}``, after ``####``, after "answer is", or
     else the last one. 1,200 = 1200.0 = $1200; 1/2 = 0.5.
 
     Raises:

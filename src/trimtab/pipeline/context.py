@@ -81,8 +81,8 @@ class Context:
         if loaded.refused:
             more = f" The first {LISTED}:" if len(loaded.refused) > LISTED else ""
             self.ui.say(
-                f"  {source}: {len(loaded.refused)} of {loaded.rows} rows refused; `trimtab data check {source} --json` "
-                f"lists all.{more}"
+                f"  {source}: {len(loaded.refused)} of {loaded.rows} rows refused; "
+                f"`trimtab data check {source} --json` lists all.{more}"
             )
             for refusal in loaded.refused[:LISTED]:
                 self.ui.say(f"    line {refusal.line}: {refusal.reason}")
@@ -92,7 +92,8 @@ class Context:
             self.ui.say(f"  {source}: columns and keys that nothing here reads (rows): {names}{more}")
         for doubt, count in loaded.doubts.items():
             self.ui.say(f"  {source}: {count} rows: {doubt}")
-        self.lines |= {record.id: f"{source}, line {line}" for record, line in zip(loaded.records, loaded.lines)}
+        for record, line in zip(loaded.records, loaded.lines, strict=True):
+            self.lines[record.id] = f"{source}, line {line}"
         if loaded.duplicates:
             self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
         return loaded
@@ -177,9 +178,9 @@ class Context:
         kept, _, left_out = self.encoded(prompts, tokens, f"prompts (with {room} tokens of answer)")
         if not kept:
             raise DataError(
-                f"no prompt can be used: of {len(prompts)} {left_out['too_long']} are too long for model.context "
-                f"{chat.context} with {room} tokens of answer, {left_out['unrenderable']} cannot be rendered by the chat "
-                "template; raise model.context, or look at the data with `trimtab data check`"
+                f"no prompt can be used: of {len(prompts)}, {left_out['too_long']} do not fit model.context "
+                f"{chat.context} with {room} tokens of answer and {left_out['unrenderable']} cannot be rendered by the "
+                "chat template; raise model.context, or look at the data with `trimtab data check`"
             )
         return kept, counts | left_out
 

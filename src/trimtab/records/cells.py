@@ -173,8 +173,6 @@ def turns(columns: Columns, name: str, speaker: Role) -> list[Message]:
 def untrained(columns: Columns, name: str) -> list[int]:
     """Places in a list of turns of the assistant's turns that are not to be trained."""
     value = columns.get(name)
-    if isinstance(value, str):
-        value = literals.parse(value)
     items = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
     turns = [(place, item) for place, item in enumerate(items) if isinstance(item, dict)]
     return [place for place, item in turns if _speaker(item) == "assistant" and not _trained(item)]
@@ -238,7 +236,9 @@ def check_meaning(columns: Columns) -> None:
             raise RowError(f"has {name!r}, and a record holds text only; put it into the text, or drop the column")
     for name in SWITCHES:
         if not is_empty(columns.get(name)) and boolean(columns, name):
-            raise RowError(f"{name!r} is true, and all turns of the assistant are trained and no others; drop the column")
+            raise RowError(
+                f"{name!r} is true, and all turns of the assistant are trained and no others; drop the column"
+            )
     for name in ("train", "trainable"):
         value = columns.get(name)
         if value is not None and literals.boolean(value) is False:

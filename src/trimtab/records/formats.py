@@ -26,9 +26,9 @@ trl-prompt-only        prompt (text or messages)                                
 
 Columns and keys that carry meaning beside the text (``system``, ``history``, ``weight``, flags of turns that are not
 to be trained, ``tools``, …) are rendered, honoured or refused as :mod:`trimtab.records.cells` says. ``kto_tag``, or a
-boolean ``label``, makes a Rating of a row in the formats messages, sharegpt, alpaca and question-answer. All other
-columns are kept in the metadata of the prompt or demonstration, and :func:`unread` names them. Whatever cannot become
-a record raises :class:`RowError` with a reason that never quotes the row's text.
+``label`` of true, false, yes or no, makes a Rating of a row in the formats messages, sharegpt, alpaca and
+question-answer. All other columns are kept in the metadata of the prompt or demonstration, and :func:`unread` names
+them. Whatever cannot become a record raises :class:`RowError` with a reason that never quotes the row's text.
 
 Departures from the sources. ``trl-prompt-completion`` teaches every assistant turn of the prompt
 as well, because a :class:`Demonstration` does. Equal scores in ``ultrafeedback`` are ties, also in
@@ -64,6 +64,8 @@ READ_BY_REWARDS = frozenset(("reference", "answer", "instruction_id_list", "kwar
 """Metadata that the rewards by rule read (:mod:`trimtab.feedback.verifiers`)."""
 
 _TURN_KEYS = frozenset(("role", "content", "from", "value", "name", *FLAGS, *TURN_BEYOND_TEXT))
+_LISTS = ("messages", "conversations", "completions", "instances")
+_THUMBS = ("true", "false", "yes", "no")
 _ITEM_KEYS = {
     "completions": frozenset(("response", "overall_score", "fine-grained_score", "model")),
     "instances": frozenset(("input", "output")),
@@ -129,9 +131,11 @@ def unread(form: Format, columns: Columns) -> list[str]:
     names = [name for name in metadata if name not in READ_BY_REWARDS]
     keys: dict[str, None] = {}
     for name in form.uses(columns):
-        value = columns.get(name)
         if form.name == "oasst":
             continue
+        value = columns.get(name)
+        if isinstance(value, str) and name in _LISTS:
+            value = literals.parse(value)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, Mapping):
                 known = _ITEM_KEYS.get(name, _TURN_KEYS)
@@ -256,19 +260,19 @@ def _ranking(
 
 def _rating(turns: Sequence[Message], answer: str, good: bool, metadata: dict[str, Any]) -> Rating:
     prompt = _prompt(turns, metadata)
-    return Rating(
-        id=content_id(prompt.id, answer, good), prompt=prompt, completion=Completion(text=answer), good=good
-    )
+    return Rating(id=content_id(prompt.id, answer, good), prompt=prompt, completion=Completion(text=answer), good=good)
 
 
 def _thumb(columns: Columns) -> str | None:
     """The column with a thumb on the answer, in formats that may have one.
 
-    A ``label`` that is no boolean is a class of its own making, and metadata.
+    A ``label`` that is not true, false, yes or no is a class of the data's own, and metadata.
     """
     if columns.get("kto_tag") is not None:
         return "kto_tag"
-    return "label" if isinstance(columns.get("label"), bool) else None
+    label = columns.get("label")
+    is_thumb = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in _THUMBS)
+    return "label" if is_thumb else None
 
 
 def _rated_or_shown(
@@ -463,8 +467,9 @@ def _read_sharegpt(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
 
 
 def _read_turns(columns: Columns, name: str, metadata: dict[str, Any]) -> Record:
-    turns = cells.begin(columns, cells.messages(columns, name))
-    return _rated_or_shown(columns, turns, metadata, _untrained(columns, name))
+    given = {name: cells.listing(columns, name)}
+    turns = cells.begin(columns, cells.messages(given, name))
+    return _rated_or_shown(columns, turns, metadata, _untrained(given, name))
 
 
 def _read_alpaca(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
@@ -551,7 +556,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             name="trl-preference",
-            columns="prompt, chosen, rejected (or instruction, question, conversations for prompt); or both as messages",
+            columns="prompt (or instruction, question, conversations), chosen, rejected; or both as messages",
             matches=_is_preference,
             uses=_uses_pair,
             read=_read_preference,
@@ -637,7 +642,9 @@ def trl_rows(record: Record) -> list[dict[str, Any]]:
             ]
         case Demonstration():
             if record.untrained:
-                raise RowError("TRL trains every turn of the assistant, and a demonstration has some that are not to be")
+                raise RowError(
+                    "TRL trains every turn of the assistant, and a demonstration has some that are not to be"
+                )
             return [{"messages": _plain(record.messages)}]
         case Rating():
             answer = said("assistant", record.completion.text)

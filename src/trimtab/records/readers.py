@@ -28,8 +28,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(#(?P<part>[^@#]+))?(@(?P<split>[^@#]+))?")
 _TEXT = frozenset(
-    ("prompt", "chosen", "rejected", "completion", "instruction", "input", "output", "question", "answer", "text")
-    + ("response", "reference", "system", "system_prompt", "system_message")
+    "prompt chosen rejected completion instruction input output question answer text response reference system "
+    "system_prompt system_message".split()
 )
 """Columns whose cells in a CSV file are text even where it looks like a list, unless that is one of turns."""
 
