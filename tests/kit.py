@@ -215,7 +215,7 @@ def toy_recipe(folder: Path, **sections: Any) -> Path:
         the path of ``recipe.yaml``; its data paths are relative to it, its model path is absolute.
     """
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    if not (folder / "model").exists():  # its file times enter the fingerprints: a second call changes settings only
+    if not (folder / "model").exists():  # a second call changes settings only
         save_model(folder / "model")
     asked, answers = sentences(40, words=4), sentences(40, words=5, start=500)
     demonstrations = [

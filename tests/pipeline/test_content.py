@@ -147,7 +147,7 @@ def test_replies_of_a_judge_are_of_its_template(folder: Path):
     rewrite(folder / "template.jinja")
     assert model_identity(config) != before
     assert model_identity(ModelConfig(name="hub/model")) == {"name": "hub/model"}
-    with pytest.raises(ModelError, match="neither a Jinja template nor a file"):
+    with pytest.raises(ModelError, match="neither a file nor a Jinja template"):
         model_identity(ModelConfig(chat_template="nowhere.jinja"))
 
 

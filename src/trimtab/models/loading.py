@@ -113,8 +113,8 @@ def _template(setting: str) -> str:
         return Path(setting).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"model.chat_template: {setting!r} is neither a Jinja template nor a file that can be read "
-            f"({_first_line(error)})"
+            f"model.chat_template: {setting!r} is neither a file nor a Jinja template ({_first_line(error)}); give the "
+            "path of a UTF-8 file, or the template itself"
         ) from None
 
 

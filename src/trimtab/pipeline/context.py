@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab.errors import DataError, ModelError, TooLongError
+from trimtab.errors import DataError
 from trimtab.feedback import Utility, load_callable
 from trimtab.files import locate, storage_errors
 from trimtab.models import Backbone, Chat, Role, load_tensors
@@ -17,17 +17,15 @@ from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, l
 from trimtab.storage import MetricsLog, RunFolder
 from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
 
+LISTED = 5
+"""Rows that are named with their reason where some cannot be rendered; all are counted."""
+
 Counts = dict[str, Any]
 """What a stage says about itself: rows, pairs, drops, by name."""
 
-LISTED = 5
-"""Refused rows that the console names; the rest is counted."""
-
 UNREAD = 20
-"""Unread columns that the console names."""
+"""Unread columns that are named; all are counted."""
 
-T = TypeVar("T")
-R = TypeVar("R", Prompt, Demonstration, Preference, Rating)
 K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
 
@@ -49,8 +47,6 @@ class Context:
     """Of all stages of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
-    lines: dict[str, str] = field(default_factory=dict)
-    """Source and line of the records that were read, by id."""
 
     def folder(self, stage: str) -> Path:
         """A stage's folder."""
@@ -92,42 +88,9 @@ class Context:
             self.ui.say(f"  {source}: columns and keys that nothing here reads (rows): {names}{more}")
         for doubt, count in loaded.doubts.items():
             self.ui.say(f"  {source}: {count} rows: {doubt}")
-        for record, line in zip(loaded.records, loaded.lines, strict=True):
-            self.lines[record.id] = f"{source}, line {line}"
         if loaded.duplicates:
             self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
         return loaded
-
-    def encoded(self, records: Sequence[R], encode: Callable[[R], T], what: str) -> tuple[list[R], list[T], Counts]:
-        """Encode records one by one; what the model cannot take is left out, counted by reason, and the first named.
-
-        Args:
-            records: of one kind.
-            encode: raises ``TooLongError`` for a record that does not fit, ``DataError`` or ``ModelError`` for one that
-                the chat template cannot render.
-            what: what they are called in messages, in the plural.
-
-        Returns:
-            the records that are left, what ``encode`` gave for each, and the counts ``too_long`` and ``unrenderable``.
-        """
-        kept: list[R] = []
-        results: list[T] = []
-        refused: list[tuple[R, DataError | ModelError]] = []
-        for record in records:
-            try:
-                results.append(encode(record))
-                kept.append(record)
-            except (DataError, ModelError) as error:
-                refused.append((record, error))
-        long = sum(isinstance(error, TooLongError) for _, error in refused)
-        if refused:
-            self.ui.say(
-                f"  {len(refused)} of {len(records)} {what} left out: {long} do not fit model.context, "
-                f"{len(refused) - long} cannot be rendered by the chat template"
-            )
-        for record, error in [pair for pair in refused if not isinstance(pair[1], TooLongError)][:LISTED]:
-            self.ui.say(f"    {self.lines.get(record.id, f'record {record.id}')}: {error}")
-        return kept, results, {"too_long": long, "unrenderable": len(refused) - long}
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for sampling and alignment, without those held out, and what was left out."""
@@ -168,21 +131,24 @@ class Context:
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
         """Leave out, and count, prompts that do not fit into the context together with an answer."""
-
-        def tokens(prompt: Prompt) -> int:
-            length = len(chat.prompt(prompt.messages))
-            if length + room > chat.context:
-                raise TooLongError(f"{length} tokens and {room} of answer do not fit model.context {chat.context}")
-            return length
-
-        kept, _, left_out = self.encoded(prompts, tokens, f"prompts (with {room} tokens of answer)")
-        if not kept:
-            raise DataError(
-                f"no prompt can be used: of {len(prompts)}, {left_out['too_long']} do not fit model.context "
-                f"{chat.context} with {room} tokens of answer and {left_out['unrenderable']} cannot be rendered by the "
-                "chat template; raise model.context, or look at the data with `trimtab data check`"
+        kept, long = [], 0
+        for prompt in prompts:
+            try:
+                fits = len(chat.prompt(prompt.messages)) + room <= chat.context
+            except DataError:
+                fits = False
+            if fits:
+                kept.append(prompt)
+            else:
+                long += 1
+        if long:
+            self.ui.say(
+                f"  {long} of {len(prompts)} prompts are too long for model.context {chat.context} with {room} tokens "
+                "of answer; left out"
             )
-        return kept, counts | left_out
+        if not kept:
+            raise DataError(f"no prompt fits: {len(prompts)} read, {long} too long for model.context {chat.context}")
+        return kept, counts | {"too_long": long}
 
     def gold(self) -> Utility | None:
         """The simulated gold utility, if the recipe names one."""

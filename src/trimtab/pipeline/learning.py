@@ -67,16 +67,17 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         loaded = context.load(source, Demonstration)
     aside = context.set_aside() if context.config.data.demonstrations is None else set()
     records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
-    kept, encoded, left_out = context.encoded(
-        records, lambda r: backbone.chat.conversation(r.messages, untrained=r.untrained), "demonstrations"
-    )
+    kept, encoded, long = [], [], 0
+    for record in records:
+        try:
+            encoded.append(backbone.chat.conversation(record.messages, untrained=record.untrained))
+            kept.append(record)
+        except DataError:
+            long += 1
+    if long:
+        context.ui.say(f"  {long} of {len(records)} demonstrations do not fit model.context; left out")
     if not encoded:
-        raise DataError(
-            f"{source}: none of {loaded.rows} rows can be used as a demonstration ({len(loaded.refused)} refused, "
-            f"{len(loaded.records) - len(records)} set aside for the evaluation, {left_out['too_long']} too long for "
-            f"model.context, {left_out['unrenderable']} not rendered by the chat template); correct them, or raise "
-            "model.context"
-        )
+        raise DataError(f"{source}: none of {loaded.rows} rows is a usable demonstration")
     train, held = split_holdout([r.id for r in kept], config.holdout, context.seed("sft"))
     if config.adapter.kind == "full":
         role = Role(backbone, full=True)
@@ -97,7 +98,8 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         "held_out": len(held),
         "refused": len(loaded.refused),
         "set_aside": len(loaded.records) - len(records),
-    } | left_out
+        "too_long": long,
+    }
     return counts, ["weights.safetensors", "sft.json", "heldout.jsonl", *check.finish(role)]
 
 
@@ -270,14 +272,17 @@ def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list
     source = ptx.data or context.config.data.demonstrations or ""
     loaded, aside = context.load(source, Demonstration).records, context.set_aside()
     records = [r for r in loaded if Prompt.of(r.messages[:-1]).id not in aside]
-    kept, encoded, left_out = context.encoded(
-        records, lambda r: chat.conversation(r.messages, untrained=r.untrained), "conversations to imitate"
-    )
-    if not kept:
+    found, long = [], 0
+    for record in records:
+        try:
+            found.append((record.id, chat.conversation(record.messages, untrained=record.untrained)))
+        except DataError:
+            long += 1
+    if long:
+        context.ui.say(f"  {long} of {len(records)} conversations to imitate do not fit model.context; left out")
+    if not found:
         raise DataError(f"{source}: none of {len(loaded)} conversations can be imitated by align.ptx; check the file")
-    examples = [(record.id, conversation) for record, conversation in zip(kept, encoded, strict=True)]
-    counts = {"imitated": len(examples), "imitated_set_aside": len(loaded) - len(records)}
-    return examples, counts | {f"imitated_{reason}": count for reason, count in left_out.items()}
+    return found, {"imitated": len(found), "imitated_too_long": long, "imitated_set_aside": len(loaded) - len(records)}
 
 
 def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:
