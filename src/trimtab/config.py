@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from trimtab.errors import ConfigError
 
-LARGEST, SMALLEST, LARGEST_INTEGER = 1e30, 1e-30, 2**63 - 1
-"""Between what a setting lies in magnitude, unless it is 0: training computes in float32, which ends near 3e38 and
-1e-38, and counts in 64 bits."""
+LARGEST, SMALLEST, LARGEST_INTEGER = 1e15, 1e-30, 2**63 - 1
+"""Limits of a number's magnitude, unless it is 0: training computes in float32, where sums of squares must fit too, and
+counts in 64 bits."""
 
 
 class Config(BaseModel):

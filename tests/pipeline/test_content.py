@@ -109,7 +109,6 @@ NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
         "redteam.jsonl",
         "sample",
     ),
-    "demonstrations": ({}, "data/demonstrations.jsonl", "sft"),
     "conversations of PPO-ptx": (
         {"align": kit.TOY["align"] | {"ptx": {"data": "redteam.jsonl"}}},
         "redteam.jsonl",
