@@ -197,7 +197,8 @@ def test_every_number_of_a_recipe_is_bounded():
                 except ValidationError as error:
                     if any(e["loc"][:1] == (name,) or f"{name} is 1e+300" in e["msg"] for e in error.errors()):
                         continue
-                    needed = {n: "http://x" for n, f in kind.model_fields.items() if f.is_required()}
+                    required = [n for n, f in kind.model_fields.items() if f.is_required()]
+                    needed = {n: "http://x" if n == "url" else "x" for n in required}
                     with pytest.raises(ValidationError, match=rf"{name}"):
                         kind.model_validate(needed | {name: 1e300})
                     continue
