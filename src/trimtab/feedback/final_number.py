@@ -147,10 +147,9 @@ def _mixed(found: re.Match[str]) -> str:
 
 def _boxed(text: str) -> Iterator[str]:
     """What boxes hold, the last one first."""
-    bare = [(found.start(), found[1]) for found in _BOXED_BARE.finditer(text)]
-    braced = [(found.start(), found.end()) for found in list(_BOXED.finditer(text))[-MARKS:]]
-    for _, content in sorted([*bare[-MARKS:], *braced], reverse=True):
-        yield content if isinstance(content, str) else _braced(text, content)
+    found = [*_BOXED_BARE.finditer(text), *_BOXED.finditer(text)]
+    for mark in sorted(found, key=lambda mark: mark.start())[: -MARKS - 1 : -1]:
+        yield mark[1] if mark.re is _BOXED_BARE else _braced(text, mark.end())
 
 
 def _braced(text: str, start: int) -> str:
