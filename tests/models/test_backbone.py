@@ -203,10 +203,9 @@ def test_cut_that_would_change_the_numbers_is_not_made():
     assert granite(3.0).frozen_layers == 0
 
 
-@pytest.mark.parametrize("top", [0, 4])
-def test_more_layers_than_there_are(top):
-    with pytest.raises(ConfigError, match=rf"top_layers is {top} but the model has 3 layers; use 1 to 3"):
-        tiny_backbone().add_adapter("policy", lora(top), seed=1)
+def test_more_layers_than_there_are():
+    with pytest.raises(ConfigError, match="top_layers is 4 but the model has 3 layers; use 1 to 3"):
+        tiny_backbone().add_adapter("policy", lora(4), seed=1)
 
 
 def test_dropout_is_on_in_training_only():

@@ -10,7 +10,7 @@ from trimtab.cli.annotate import DatabaseUrl
 from trimtab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -111,6 +111,10 @@ def convert(
         f"{out}: {rows} rows from {len(loaded.records)} {kind} records; read {loaded.rows} rows as {loaded.format}, "
         f"refused {len(loaded.refused)}, dropped {loaded.duplicates} equal prompts"
     )
+    if loaded.unread:
+        console.print(f"columns and keys that nothing here reads: {_counts(loaded.unread)}")
+    for why, count in loaded.doubts.items():
+        console.print(f"{count} rows: {why}")
     _show_refused(console, source, loaded.refused)
 
 
@@ -214,6 +218,8 @@ def _lines(file: "FileCheck") -> list[tuple[str, str]]:
         ("answer, words", _spread(file.answer_words)),
         ("duplicates", str(file.duplicates)),
         ("empty answers", str(file.empty_answers)),
+        ("read by nobody", _counts(file.unread) or "nothing"),
+        *(("odd rows", f"{count}: {why}") for why, count in file.doubts.items()),
     ]
     if file.chosen_longer is not None:
         lines += [
@@ -222,6 +228,10 @@ def _lines(file: "FileCheck") -> list[tuple[str, str]]:
             ("chosen is longer", f"{file.chosen_longer:.1%} (accuracy of always choosing the longer answer)"),
         ]
     return lines
+
+
+def _counts(names: "Mapping[str, int]") -> str:
+    return ", ".join(f"{name[:40]!r} ({count})" for name, count in names.items())
 
 
 def _spread(lengths: "Lengths | None") -> str:

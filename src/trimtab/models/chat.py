@@ -7,7 +7,7 @@ then the answer. The mask is True on the answer's tokens up to and including the
 token, and False on everything else, such as the line break a template puts after it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,13 @@ class Chat:
         spoken = self._render([*turns, Message(role="assistant", content=text)], ask=False)
         return self._split_end(self._difference(asked, spoken))[0]
 
-    def conversation(self, messages: Sequence[Message]) -> Encoded:
-        """A whole conversation; the mask is True on every assistant turn, end-of-turn included."""
+    def conversation(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> Encoded:
+        """A whole conversation; the mask is True on every assistant turn, end-of-turn included.
+
+        Args:
+            messages: the turns.
+            untrained: places of assistant turns on which the mask is False.
+        """
         turns = self._with_system(messages)
         tokens: list[int] = []
         mask: list[bool] = []
@@ -86,7 +91,8 @@ class Chat:
             between = self._tokenize(self._difference(done, asked))
             body, rest = self._split_end(self._difference(asked, spoken))
             tokens += between + body + rest
-            mask += [False] * len(between) + [True] * len(body) + [False] * len(rest)
+            counts = index - (len(turns) - len(messages)) not in untrained  # a system turn may have come in front
+            mask += [False] * len(between) + [counts] * len(body) + [False] * len(rest)
             done = spoken
         while mask and not mask[-1]:  # what follows the last answer teaches nothing
             tokens.pop()

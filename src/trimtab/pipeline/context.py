@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from trimtab.errors import DataError
 from trimtab.feedback import Utility, load_callable
-from trimtab.files import storage_errors
+from trimtab.files import locate, storage_errors
 from trimtab.models import Backbone, Chat, Role, load_tensors
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.ui import Bar, Ui
@@ -17,8 +17,14 @@ from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, l
 from trimtab.storage import MetricsLog, RunFolder
 from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
 
+LISTED = 5
+"""Rows that are named with their reason where some cannot be rendered; all are counted."""
+
 Counts = dict[str, Any]
 """What a stage says about itself: rows, pairs, drops, by name."""
+
+UNREAD = 20
+"""Unread columns that are named; all are counted."""
 
 K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
@@ -62,21 +68,26 @@ class Context:
 
     def data_path(self, source: str) -> str:
         """A data source with relative paths looked up here first, then beside the recipe."""
-        if Path(source).exists():
-            return source
-        beside = self.recipe.parent / source
-        return str(beside) if beside.exists() else source
+        return locate(source, self.recipe.parent)
 
     def load(self, source: str, kind: type[K]) -> Loaded[K]:
         """Read a data file and say what was refused."""
         data = self.config.data
         loaded = load(self.data_path(source), kind=kind, format=data.format, limit=data.limit)
         if loaded.refused:
-            first = loaded.refused[0]
+            more = f" The first {LISTED}:" if len(loaded.refused) > LISTED else ""
             self.ui.say(
-                f"  {source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: line {first.line}, "
-                f"{first.reason}); `trimtab data check {source}` lists all"
+                f"  {source}: {len(loaded.refused)} of {loaded.rows} rows refused; "
+                f"`trimtab data check {source} --json` lists all.{more}"
             )
+            for refusal in loaded.refused[:LISTED]:
+                self.ui.say(f"    line {refusal.line}: {refusal.reason}")
+        if loaded.unread:
+            names = ", ".join(f"{name[:40]!r} ({count})" for name, count in list(loaded.unread.items())[:UNREAD])
+            more = f" and {len(loaded.unread) - UNREAD} more" if len(loaded.unread) > UNREAD else ""
+            self.ui.say(f"  {source}: columns and keys that nothing here reads (rows): {names}{more}")
+        for doubt, count in loaded.doubts.items():
+            self.ui.say(f"  {source}: {count} rows: {doubt}")
         if loaded.duplicates:
             self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
         return loaded

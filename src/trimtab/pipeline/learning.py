@@ -71,7 +71,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     kept, encoded, long = [], [], 0
     for record in records:
         try:
-            encoded.append(backbone.chat.conversation(record.messages))
+            encoded.append(backbone.chat.conversation(record.messages, untrained=record.untrained))
             kept.append(record)
         except DataError:
             long += 1
@@ -276,7 +276,7 @@ def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list
     found, long = [], 0
     for record in records:
         try:
-            found.append((record.id, chat.conversation(record.messages)))
+            found.append((record.id, chat.conversation(record.messages, untrained=record.untrained)))
         except DataError:
             long += 1
     if long:

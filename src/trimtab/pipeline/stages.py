@@ -133,7 +133,7 @@ STAGES: tuple[Stage, ...] = (
         name="sample",
         needs=("sft",),
         settings=_section("sample", "model"),
-        sources=lambda c: [c.data.prompts, c.data.heldout],
+        sources=lambda c: [c.data.prompts, c.data.heldout, c.data.redteam_heldout],
         run=run_sample,
     ),
     Stage(name="label", needs=("sample",), settings=_label_settings, sources=_label_sources, run=run_label),
@@ -158,6 +158,7 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda c: [
             c.data.prompts or c.data.preferences or c.data.ratings,
             c.data.heldout,
+            c.data.redteam_heldout,
             *_imitated(c),
             c.data.ratings,
             *_capability_source(c),

@@ -63,7 +63,7 @@ def toy_recipe(folder: Path, **sections: Any) -> Path:
         path of ``recipe.yaml``. Its data paths are relative to it, its model path is absolute.
     """
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    if not (folder / "model").exists():  # file times enter the fingerprints, so a second call keeps the model
+    if not (folder / "model").exists():  # a second call changes settings only
         save_model(folder / "model")
     questions, answers = sentences(40, words=4), sentences(40, words=5, start=500)
     demonstrations = [
