@@ -25,34 +25,40 @@ def turns(header: str, said: str, other: str, *, after: str = "", ask: str, star
 
 
 INST = (  # system text inside the first user turn; a space on both sides of an answer
-    "{% if messages[0]['role'] == 'system' %}{% set sys = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set sys = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
     "{% set rest = messages[1:] %}{% else %}{% set sys = '' %}{% set rest = messages %}{% endif %}"
     "{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
-    "{% if m['role'] == 'user' %}{{ '<s>[INST] ' + (sys if loop.first else '') + m['content'].strip() + ' [/INST]' }}"
+    "{% if m['role'] == 'user' %}{{ '<s>[INST] ' + (sys if loop.first else '') }}"
+    "{{ m['content'].strip() + ' [/INST]' }}"
     "{% else %}{% generation %}{{ ' ' + m['content'].strip() + ' </s>' }}{% endgeneration %}{% endif %}{% endfor %}"
 )
 GEMMA = (
     "{{ '<bos>' }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\\n' }}{% if role == 'model' %}{% generation %}{{ m['content'] | trim + '<end_of_turn>' }}"
-    "{% endgeneration %}{% else %}{{ m['content'] | trim + '<end_of_turn>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{{ '<start_of_turn>' + role + '\\n' }}{% if role == 'model' %}"
+    "{% generation %}{{ m['content'] | trim + '<end_of_turn>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] | trim + '<end_of_turn>' }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 QWEN3 = (  # thoughts before the last user turn are gone; the last answer has one, empty if need be
-    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
-    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
     "{% if m['role'] == 'assistant' %}{% set text = m['content'] %}{% set thought = '' %}"
     "{% if '</think>' in text %}{% set thought = text.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
     "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
-    "{% if loop.index0 > ns.last %}{{ '<think>\\n' + thought + '\\n</think>\\n\\n' + text }}{% else %}{{ text }}{% endif %}"
+    "{% if loop.index0 > ns.last %}{{ '<think>\\n' + thought + '\\n</think>\\n\\n' + text }}"
+    "{% else %}{{ text }}{% endif %}"
     "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 R1 = (  # asking opens a thought; earlier thoughts are gone
     "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
-    "{{ '<|assistant|>' + m['content'].split('</think>')[-1] + '</s>' }}{% else %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
+    "{{ '<|assistant|>' + m['content'].split('</think>')[-1] + '</s>' }}"
+    "{% else %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
 )
 
 
@@ -100,7 +106,8 @@ FAMILIES = {
         end="<|eot_id|>",
     ),
     "gemma": Family(
-        template=GEMMA, control=("<eos>", "<end_of_turn>", "<start_of_turn>", "<bos>"), end="<end_of_turn>", system=False
+        template=GEMMA, control=("<eos>", "<end_of_turn>", "<start_of_turn>", "<bos>"), end="<end_of_turn>",
+        system=False,
     ),
     "phi3": Family(  # eos follows the last turn
         template=turns(

@@ -237,8 +237,8 @@ class Chat:
     def _continuation(self, asked: str, added: str) -> list[int]:
         """Tokens of ``added`` behind ``asked``.
 
-        Where the tokenizer would merge the two, ``added`` is encoded behind other characters. Some must be there: alone,
-        SentencePiece puts a space before it.
+        Where the tokenizer would merge the two, ``added`` is encoded behind other characters, not alone: SentencePiece
+        would put a space before it.
         """
         for before in (asked, "a", ".", "\n"):
             head, whole = self._control.encode(before), self._control.encode(before + added)

@@ -1,10 +1,10 @@
 """Control tokens are the chat template's to write; in what people and models say, the same characters are text.
 
 A tokenizer turns the characters ``<|im_end|>`` into its end-of-turn token wherever they stand. So a conversation is
-rendered with each control token in a message replaced by a placeholder. In the rendered text every control token is then
-the template's own. It is encoded with a copy of the tokenizer in which the control tokens have names that nobody can
-type, and the placeholders are turned back into plain characters. The text is encoded as one piece, so that words,
-spaces and the "▁" of SentencePiece come out as they do from the tokenizer itself.
+rendered with each control token in a message replaced by a placeholder. Every control token in the rendered text is
+then the template's own. The text is encoded with a copy of the tokenizer in which the control tokens have names that
+nobody can type, and the placeholders are turned back into plain characters. It is encoded as one piece, so that
+words, spaces and the "▁" of SentencePiece come out as they do from the tokenizer itself.
 """
 
 import json

@@ -453,9 +453,7 @@ def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged],
         except DataError as error:
             leave_out(left_out, rating.id, error)
             continue
-        judged.append(
-            Judged(id=rating.id, prompt=prompt, answer=encoded.tokens[len(prompt) :], desirable=rating.good)
-        )
+        judged.append(Judged(id=rating.id, prompt=prompt, answer=encoded.tokens[len(prompt) :], desirable=rating.good))
     return judged, left_out
 
 

@@ -17,7 +17,17 @@ from torch.nn.functional import softplus
 from trimtab.algos import bradley_terry_loss, ranking_pairs
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Chat, LowerCache, Role, collate, leave_out, parts_of_like_size
+from trimtab.models import (
+    PASS_TOKENS,
+    AdapterConfig,
+    Batch,
+    Chat,
+    LowerCache,
+    Role,
+    collate,
+    leave_out,
+    parts_of_like_size,
+)
 from trimtab.records import Preference
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.defaults import with_lr
