@@ -196,8 +196,9 @@ def _base(kind: str, control: tuple[str, ...]) -> str:
     return json.dumps(state)
 
 
-def family_tokenizer(kind: str, name: str, *, special_marks: bool = False) -> Any:
-    """A tokenizer of one kind with the control tokens and the template of one family."""
+@cache
+def family_tokenizer(kind: str, name: str, *, special_marks: bool = False, template: str | None = None) -> Any:
+    """A tokenizer of one kind with the control tokens of one family, and its template unless another is given."""
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -209,7 +210,7 @@ def family_tokenizer(kind: str, name: str, *, special_marks: bool = False) -> An
     )  # fmt: skip
     if family.marks:
         fast.add_tokens([AddedToken(m, special=special_marks, normalized=False) for m in family.marks])
-    fast.chat_template = family.template
+    fast.chat_template = template or family.template
     return fast
 
 

