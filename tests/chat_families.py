@@ -116,6 +116,13 @@ FAMILIES = {
         ),
         control=("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"), end="<|end|>",
     ),
+    "cohere": Family(  # two tokens close an answer, the second is eos
+        template=turns(
+            "'<|start|><|' + m['role'] + '|>'", f"{TEXT} + '<|done|><|end|>'", f"{TEXT} + '<|end|>'",
+            ask="'<|start|><|assistant|>'",
+        ),
+        control=("<|end|>", "<|start|>", "<|done|>", "<|user|>", "<|assistant|>", "<|system|>"), end="<|end|>",
+    ),
     "mistral": Family(  # its markers are tokens
         template=INST, control=("</s>", "<s>", "[INST]", "[/INST]"), end="</s>"
     ),

@@ -114,8 +114,7 @@ class Chat:
             text: the answer.
             finish_reason: None: rendered by the template, which may add an empty thought or trim it. ``stop``: sampled,
                 so the text stands behind the prompt as it was drawn. ``length``: likewise, and without an end-of-turn
-                token, for the model never produced one. An answer that opens a thought without closing it was cut,
-                whatever is given here.
+                token, for the model never produced one. None, and a thought is opened but not closed: as ``length``.
 
         Raises:
             DataError: the chat template cannot take the conversation, or needs a thought that the answer lacks.
@@ -294,7 +293,7 @@ class Chat:
         always, last = self._control.written(after[: _common(after, later)]), self._control.written(after)
         ends = [end for end in always if end[1] in self.end_tokens] or always
         ends = ends or [end for end in last if end[1] in self.end_tokens]
-        letters = (after[: ends[0][0]] if ends else after).strip()
+        letters = self._control.letters(after[: ends[0][0]] if ends else after).strip()
         if letters:
             raise ModelError(
                 f"the chat template ends an assistant's turn with {letters!r}, which is no token of this tokenizer, so "

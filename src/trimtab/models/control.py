@@ -109,6 +109,10 @@ class ControlTokens:
         """The control tokens that the template writes: the character each begins at, and its id."""
         return [(match.start(), self.ids[match.group()]) for match in self._written.finditer(rendered)]
 
+    def letters(self, rendered: str) -> str:
+        """Rendered text without the control tokens that the template writes."""
+        return self._written.sub("", rendered)
+
     def plain(self, rendered: str) -> str:
         """Rendered text as it reads, for messages."""
         return self._hidden.sub(self._content, rendered)
