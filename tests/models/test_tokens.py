@@ -60,7 +60,8 @@ def test_training_tokens_are_those_of_apply_chat_template(kind: str, name: str):
         for place in places:
             prompt = golden(tokens, messages[:place], ask=True)
             assert one.prompt(messages[:place]) == prompt
-            assert encoded.tokens[: len(prompt)] == prompt
+            if name != "r1" or place == places[-1]:  # which shows an earlier answer without the thought it asked for
+                assert encoded.tokens[: len(prompt)] == prompt
         if name == "no_end":  # the template writes none, so one is added
             assert encoded.tokens == [*expected, end]
         elif name == "r1":  # the prompt opens a thought, which the template drops from a finished answer
