@@ -1,16 +1,16 @@
 """What every stage is handed: configuration, folders, the console, and the models earlier stages made."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, TooLongError
 from trimtab.feedback import Utility, load_callable
 from trimtab.files import locate, storage_errors
-from trimtab.models import Backbone, Chat, Role, load_tensors
+from trimtab.models import Backbone, Chat, Role, leave_out, load_tensors
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
@@ -130,25 +130,36 @@ class Context:
     def _fitting(
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
-        """Leave out, and count, prompts that do not fit into the context together with an answer."""
-        kept, long = [], 0
+        """Leave out, and count, prompts that the model cannot be asked, or that leave no room for an answer."""
+        kept: list[Prompt] = []
+        left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
         for prompt in prompts:
             try:
-                fits = len(chat.prompt(prompt.messages)) + room <= chat.context
-            except DataError:
-                fits = False
-            if fits:
+                if (length := len(chat.prompt(prompt.messages))) + room > chat.context:
+                    raise TooLongError(f"{length} tokens and {room} of answer exceed model.context {chat.context}")
                 kept.append(prompt)
-            else:
-                long += 1
-        if long:
-            self.ui.say(
-                f"  {long} of {len(prompts)} prompts are too long for model.context {chat.context} with {room} tokens "
-                "of answer; left out"
-            )
+            except DataError as error:
+                leave_out(left_out, prompt.id, error)
+        counted = self.left_out(left_out, len(prompts), f"prompts (with {room} tokens of answer)")
         if not kept:
-            raise DataError(f"no prompt fits: {len(prompts)} read, {long} too long for model.context {chat.context}")
-        return kept, counts | {"too_long": long}
+            raise DataError(
+                f"none of {len(prompts)} prompts can be asked: {left_out['too_long']} too long for model.context "
+                f"{chat.context}{_reasons(left_out['unrendered'], ', ')}"
+            )
+        return kept, counts | counted
+
+    def left_out(self, left_out: Mapping[str, Any], total: int, rows: str) -> dict[str, int]:
+        """Say which rows cannot be encoded and why; their number by reason.
+
+        Args:
+            left_out: as :func:`trimtab.models.leave_out` fills it.
+            total: rows there are.
+            rows: what they are.
+        """
+        long, unrendered = left_out["too_long"], left_out["unrendered"]
+        if long or unrendered:
+            self.ui.say(f"  of {total} {rows} {long} do not fit model.context{_reasons(unrendered, ', ')}; left out")
+        return {"too_long": long, "unrendered": len(unrendered)}
 
     def gold(self) -> Utility | None:
         """The simulated gold utility, if the recipe names one."""
@@ -169,6 +180,15 @@ class Context:
         role.load_state(state)
         backbone.merge("sft")
         return backbone
+
+
+def _reasons(unrendered: Mapping[str, str], before: str) -> str:
+    """How many rows cannot be rendered, and the first of them with their reasons; empty if there are none."""
+    if not unrendered:
+        return ""
+    listed = "; ".join(f"{row}: {reason}" for row, reason in list(unrendered.items())[:LISTED])
+    more = len(unrendered) - LISTED
+    return f"{before}{len(unrendered)} cannot be rendered ({listed}{f'; and {more} more' if more > 0 else ''})"
 
 
 class StageSession(Session):
