@@ -4,6 +4,7 @@ A recipe is a complete YAML file without inheritance or interpolation. Relative 
 looked up from the current folder first, then from the recipe's own folder.
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -247,128 +248,188 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def check_recipe(config: RunConfig) -> None:
-    """Refuse sections that cannot work together.
+    """Refuse sections that cannot work together. Each section has a function that yields what contradicts it.
 
     Raises:
         ConfigError: with the sections and what to add or remove.
     """
-    problems = []
+    problems = [problem for check in _CHECKS for problem in check(config)]
+    if problems:
+        raise ConfigError("the recipe contradicts itself:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _check_data(config: RunConfig) -> Iterator[str]:
     data = config.data
-    if config.revise and not data.redteam:
-        problems.append("revise needs data.redteam, the prompts whose answers are criticised")
-    if config.revise and not config.sft:
-        problems.append("revise needs sft, which learns from the revisions")
-    if config.balance and not (data.redteam_heldout and config.evaluate and config.align):
-        problems.append("balance needs data.redteam_heldout, evaluate and align: it compares the first and last model")
-    people, by = (config.label.people, config.label.source) if config.label else (None, "")
-    if by == "hybrid" and people and people not in ("app", "simulated") and not Path(people).suffix:
-        problems.append(
-            f"label.people is {people!r}; expected app, simulated, or a file of judgements (its name ends in .jsonl)"
-        )
-    if by == "hybrid" and people == "simulated" and not config.gold:
-        problems.append("label.people is 'simulated' and needs gold, the utility simulated annotators go by")
-    if people and (by in ("simulated", "human") or (by == "ai" and people in ("simulated", "app"))):
-        problems.append(
-            f"label.people is {people!r}, but label.source {by!r} asks nobody else; remove it, set source: hybrid, or "
-            "with source: ai name a file of judgements to compare with"
-        )
-    if by == "hybrid" and config.people_of_hybrid == "app" and config.label:
-        for name in ("overlap", "enough"):  # not by what was set: a resolved configuration sets everything
-            if (value := getattr(config.label.human, name)) != 1:
-                problems.append(
-                    f"label.human.{name} is {value:g}, which is for source 'human'; with 'hybrid' the router says "
-                    "who is asked, so leave it at 1"
-                )
-    if config.label and config.label.source == "hybrid" and config.sample and config.sample.answers != 2:
-        problems.append(f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}")
-    if config.sft and not (data.demonstrations or data.preferences or config.revise):
-        problems.append("sft needs data.demonstrations (or data.preferences, whose better answers it imitates)")
-    if config.label and not config.sample:
-        problems.append("label needs sample: there are no answers to compare")
-    if config.sample and not data.prompts:
-        problems.append("sample needs data.prompts")
-    if config.label and config.label.source == "simulated" and not config.gold:
-        problems.append("label.source is 'simulated' and needs gold, the utility simulated annotators go by")
+    learns_from_ratings = isinstance(config.align, OfflineConfig) and config.align.method == "kto"
     if config.label and data.preferences:
-        problems.append("label and data.preferences both say where preferences come from; remove one")
-    if config.reward and not (config.label or data.preferences):
-        problems.append("reward needs preferences: a label section or data.preferences")
-    online = config.align if isinstance(config.align, OnlineConfig) else None
-    sources = config.rewards or {}
-    if online and not (config.reward or sources):
-        problems.append("align needs reward, or rewards that are not a model: there is nothing to maximise")
+        yield "label and data.preferences both say where preferences come from; remove one"
+    if data.ratings and not learns_from_ratings:
+        yield "data.ratings is for align.method kto; remove it or change align"
+    if data.ratings and learns_from_ratings and (config.label or data.preferences):
+        yield "data.ratings and preferences both say what KTO learns from; remove one"
+
+
+def _check_revise(config: RunConfig) -> Iterator[str]:
+    if config.revise is None:
+        return
+    if not config.data.redteam:
+        yield "revise needs data.redteam, the prompts whose answers are criticised"
+    if not config.sft:
+        yield "revise needs sft, which learns from the revisions"
+
+
+def _check_sft(config: RunConfig) -> Iterator[str]:
+    if config.sft and not (config.data.demonstrations or config.data.preferences or config.revise):
+        yield "sft needs data.demonstrations (or data.preferences, whose better answers it imitates)"
+
+
+def _check_sample(config: RunConfig) -> Iterator[str]:
+    if config.sample and not config.data.prompts:
+        yield "sample needs data.prompts"
+
+
+def _check_label(config: RunConfig) -> Iterator[str]:
+    label = config.label
+    if label is None:
+        return
+    if not config.sample:
+        yield "label needs sample: there are no answers to compare"
+    if label.source == "simulated" and not config.gold:
+        yield "label.source is 'simulated' and needs gold, the simulated annotators' utility"
+    if label.source == "hybrid":
+        yield from _check_hybrid(label, config)
+    elif label.people and (label.source != "ai" or label.people in ("simulated", "app")):
+        yield (
+            f"label.people is {label.people!r}, but label.source {label.source!r} asks nobody else; remove it, set "
+            "source: hybrid, or with source: ai name a file of judgements to compare with"
+        )
+
+
+def _check_hybrid(label: LabelConfig, config: RunConfig) -> Iterator[str]:
+    people = label.people
+    if people and people not in ("app", "simulated") and not Path(people).suffix:
+        yield f"label.people is {people!r}; expected app, simulated, or a file of judgements (its name ends in .jsonl)"
+    if people == "simulated" and not config.gold:
+        yield "label.people is 'simulated' and needs gold, the simulated annotators' utility"
+    if config.people_of_hybrid == "app":
+        for name in ("overlap", "enough"):  # by value and not by model_fields_set: a resolved recipe sets everything
+            if (value := getattr(label.human, name)) != 1:
+                yield (
+                    f"label.human.{name} is {value:g}, but only source 'human' uses it; with 'hybrid' the router "
+                    "decides who is asked, so leave it at 1"
+                )
+    if config.sample and config.sample.answers != 2:
+        yield f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}"
+
+
+def _check_reward(config: RunConfig) -> Iterator[str]:
+    if config.reward and not (config.label or config.data.preferences):
+        yield "reward needs preferences: a label section or data.preferences"
+
+
+def _check_rewards(config: RunConfig) -> Iterator[str]:
+    sources = config.rewards
+    if not sources:
+        return
+    align = config.align
     models = [name for name, source in sources.items() if isinstance(source, ModelReward)]
     if models and not config.reward:
-        problems.append(f"rewards.{models[0]} is the reward model and needs reward, the section that trains it")
+        yield f"rewards.{models[0]} is the reward model and needs reward, the section that trains it"
     if len(models) > 1:
-        problems.append(f"rewards {' and '.join(models)} are the same reward model; keep one")
-    if sources and not online:
-        problems.append("rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align")
-    if sources and all(source.weight == 0 for source in sources.values()):
-        problems.append("the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight")
-    stepwise = [n for n, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
-    if stepwise and online and online.method not in TOKEN_RETURNS:
-        problems.append(
-            f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {online.method!r} gives all tokens "
+        yield f"rewards {' and '.join(models)} are the same reward model; keep one"
+    if not isinstance(align, OnlineConfig):
+        yield "rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align"
+    if all(source.weight == 0 for source in sources.values()):
+        yield "the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight"
+    stepwise = [name for name, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
+    if stepwise and isinstance(align, OnlineConfig) and align.method not in TOKEN_RETURNS:
+        yield (
+            f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {align.method!r} gives all tokens "
             f"of an answer the same advantage; use {', '.join(TOKEN_RETURNS)}, or drop steps"
         )
-    ptx = online.ptx if isinstance(online, PolicyGradientConfig) else None
-    if ptx is not None and not (ptx.data or data.demonstrations):
-        problems.append("align.ptx needs conversations: data.demonstrations or align.ptx.data")
-    if isinstance(config.align, DpoConfig) and config.align.smoothing == "robust" and not config.align.label_smoothing:
-        problems.append(
+
+
+def _check_offline(config: RunConfig) -> Iterator[str]:
+    align, data = config.align, config.data
+    if not isinstance(align, OfflineConfig):
+        return
+    if not (config.label or data.preferences or (data.ratings and align.method == "kto")):
+        also = " (or data.ratings)" if align.method == "kto" else ""
+        yield f"align.method {align.method!r} needs preferences: a label section or data.preferences{also}"
+    if isinstance(align, DpoConfig) and align.smoothing == "robust" and not align.label_smoothing:
+        yield (
             "align.smoothing is 'robust' and align.label_smoothing 0: without a share of wrong labels nothing is "
             "smoothed; set align.label_smoothing, or drop align.smoothing"
         )
-    if isinstance(config.align, OfflineConfig):
-        rated = data.ratings is not None and config.align.method == "kto"
-        if not (config.label or data.preferences or rated):
-            also = " (or data.ratings)" if config.align.method == "kto" else ""
-            problems.append(
-                f"align.method {config.align.method!r} needs preferences: a label section or data.preferences{also}"
-            )
-        if rated and (config.label or data.preferences):
-            problems.append("data.ratings and preferences both say what KTO learns from; remove one")
-    if data.ratings and not (isinstance(config.align, OfflineConfig) and config.align.method == "kto"):
-        problems.append("data.ratings is for align.method kto; remove it or change align")
-    if online and not (data.prompts or data.preferences):
-        problems.append("align needs data.prompts (or data.preferences, whose prompts it uses)")
-    if config.evaluate and not (data.heldout or data.prompts or data.preferences or data.ratings):
-        problems.append("evaluate needs data.heldout, data.prompts, data.preferences or data.ratings")
-    if config.evaluate and not config.evaluate.pretrained and not (config.sft or config.align):
-        problems.append("evaluate.pretrained is false and there is no sft and no align: no model is left to evaluate")
-    if config.evaluate and config.evaluate.best_of and not (config.reward or sources):
-        problems.append("evaluate.best_of needs reward or rewards: nothing says which answer is best")
-    if config.evaluate and config.evaluate.best_of and config.evaluate.sampler.temperature == 0.0:
-        problems.append("evaluate.best_of needs evaluate.sampler.temperature above 0: all n answers would be the same")
-    if online:
-        try:
-            check_rl(online, prompts=1)
-        except ConfigError as error:
-            problems.append(f"align: {error}")
-        reward = config.reward
-        if (
-            isinstance(online, PpoConfig)
-            and online.critic_init == "reward_model"
-            and (
-                reward is None
-                or reward.model is not None
-                or reward.adapter != online.adapter
-                or list(sources.values()) not in ([], [ModelReward()])
-            )
-        ):
-            problems.append(
-                "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
-                "adapter settings (reward.adapter = align.adapter, no reward.model) as the only reward; or set "
-                "critic_init: zero"
-            )
-        if online.sampler.max_new_tokens >= config.model.context:
-            problems.append(
-                f"align.sampler.max_new_tokens ({online.sampler.max_new_tokens}) leaves no room for a prompt in "
-                f"model.context ({config.model.context})"
-            )
-    if problems:
-        raise ConfigError("the recipe contradicts itself:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _check_online(config: RunConfig) -> Iterator[str]:
+    align, data = config.align, config.data
+    if not isinstance(align, OnlineConfig):
+        return
+    if not (config.reward or config.rewards):
+        yield "align needs reward, or rewards that are not a model: there is nothing to maximise"
+    if not (data.prompts or data.preferences):
+        yield "align needs data.prompts (or data.preferences, whose prompts it uses)"
+    ptx = align.ptx if isinstance(align, PolicyGradientConfig) else None
+    if ptx is not None and not (ptx.data or data.demonstrations):
+        yield "align.ptx needs conversations: data.demonstrations or align.ptx.data"
+    try:
+        check_rl(align, prompts=1)
+    except ConfigError as error:
+        yield f"align: {error}"
+    if isinstance(align, PpoConfig) and align.critic_init == "reward_model" and not _reward_fits_critic(config, align):
+        yield (
+            "align.critic_init is 'reward_model', which needs the reward model on the policy's trunk with the same "
+            "adapter settings (reward.adapter = align.adapter, no reward.model) as the only reward; or set "
+            "critic_init: zero"
+        )
+    if align.sampler.max_new_tokens >= config.model.context:
+        yield (
+            f"align.sampler.max_new_tokens ({align.sampler.max_new_tokens}) leaves no room for a prompt in "
+            f"model.context ({config.model.context})"
+        )
+
+
+def _reward_fits_critic(config: RunConfig, align: PpoConfig) -> bool:
+    """True if the critic can start as a copy of the reward model."""
+    reward, sources = config.reward, list((config.rewards or {}).values())
+    on_the_trunk = reward is not None and reward.model is None and reward.adapter == align.adapter
+    return on_the_trunk and sources in ([], [ModelReward()])
+
+
+def _check_evaluate(config: RunConfig) -> Iterator[str]:
+    evaluate, data = config.evaluate, config.data
+    if evaluate is None:
+        return
+    if not (data.heldout or data.prompts or data.preferences or data.ratings):
+        yield "evaluate needs data.heldout, data.prompts, data.preferences or data.ratings"
+    if not evaluate.pretrained and not (config.sft or config.align):
+        yield "evaluate.pretrained is false and there is no sft and no align: no model is left to evaluate"
+    if evaluate.best_of and not (config.reward or config.rewards):
+        yield "evaluate.best_of needs reward or rewards: nothing says which answer is best"
+    if evaluate.best_of and evaluate.sampler.temperature == 0.0:
+        yield "evaluate.best_of needs evaluate.sampler.temperature above 0: all n answers would be the same"
+
+
+def _check_balance(config: RunConfig) -> Iterator[str]:
+    if config.balance and not (config.data.redteam_heldout and config.evaluate and config.align):
+        yield "balance needs data.redteam_heldout, evaluate and align: it compares the first and last model"
+
+
+_CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
+    _check_data,
+    _check_revise,
+    _check_sft,
+    _check_sample,
+    _check_label,
+    _check_reward,
+    _check_rewards,
+    _check_offline,
+    _check_online,
+    _check_evaluate,
+    _check_balance,
+)
 
 
 def override(values: dict[str, Any], item: str) -> None:

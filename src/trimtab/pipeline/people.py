@@ -71,7 +71,7 @@ class AppPeople:
         """
         wanted = {item.id for item in items}
         while True:
-            done, needed = self._store.standing(wanted)
+            done, needed = self._store.judgement_counts(wanted)
             if done >= enough * needed:
                 return
             left = self._deadline - time.monotonic()
@@ -96,7 +96,7 @@ class AppPeople:
         retired = wanted.intersection(snapshot.retired)
         tasks = {task.id: task for task in snapshot.tasks if task.id in wanted - retired}
         submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
-        first = self._store.first_words()
+        first = self._store.first_versions()
         submissions = sorted(submissions, key=lambda s: first.get((s.task, s.annotator), 0))
         return [j for s in submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)], retired
 

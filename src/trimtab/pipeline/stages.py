@@ -12,6 +12,19 @@ from trimtab.evals import BUILT_IN
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.constitutional import constitution_path, run_balance, run_revise
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.costs import (
+    StageCost,
+    align_cost,
+    balance_cost,
+    evaluate_cost,
+    label_cost,
+    no_cost,
+    preferences_cost,
+    revise_cost,
+    reward_cost,
+    sample_cost,
+    sft_cost,
+)
 from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
 from trimtab.pipeline.learning import run_align, run_reward, run_sft
@@ -33,6 +46,8 @@ class Stage:
     """Data files it reads."""
     run: Callable[[Context], tuple[Counts, list[str]]]
     """Does the work; returns counts and the names of its output files."""
+    cost: StageCost
+    """Estimates what it would cost."""
 
 
 def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
@@ -69,7 +84,7 @@ def _preferences_settings(config: RunConfig) -> Any:
 
 
 def _label_settings(config: RunConfig) -> Any:
-    """What the labels depend on, and nothing else: nobody judges again because of somebody who is not asked."""
+    """What the labels depend on, and nothing else: settings of unused annotators do not trigger relabelling."""
     label = config.label
     if label is None:
         return None
@@ -110,6 +125,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("revise", "model"),
         sources=lambda c: [c.data.redteam, c.data.redteam_heldout, c.data.demonstrations, constitution_path(c)],
         run=run_revise,
+        cost=revise_cost,
     ),
     Stage(
         name="sft",
@@ -120,6 +136,7 @@ STAGES: tuple[Stage, ...] = (
             *_capability_source(c),
         ],
         run=run_sft,
+        cost=sft_cost,
     ),
     Stage(
         name="sample",
@@ -127,14 +144,23 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("sample", "model"),
         sources=lambda c: [c.data.prompts, c.data.heldout],
         run=run_sample,
+        cost=sample_cost,
     ),
-    Stage(name="label", needs=("sample",), settings=_label_settings, sources=_label_sources, run=run_label),
+    Stage(
+        name="label",
+        needs=("sample",),
+        settings=_label_settings,
+        sources=_label_sources,
+        run=run_label,
+        cost=label_cost,
+    ),
     Stage(
         name="preferences",
         needs=("sample", "label"),
         settings=_preferences_settings,
         sources=_preference_sources,
         run=run_preferences,
+        cost=preferences_cost,
     ),
     Stage(
         name="reward",
@@ -142,6 +168,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("reward", "model"),
         sources=lambda c: [],
         run=run_reward,
+        cost=reward_cost,
     ),
     Stage(
         name="align",
@@ -155,6 +182,7 @@ STAGES: tuple[Stage, ...] = (
             *_capability_source(c),
         ],
         run=run_align,
+        cost=align_cost,
     ),
     Stage(
         name="evaluate",
@@ -162,6 +190,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("evaluate", "model", "gold", "rewards"),
         sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
+        cost=evaluate_cost,
     ),
     Stage(
         name="balance",
@@ -169,6 +198,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("balance", "model"),
         sources=lambda c: [c.data.redteam_heldout, constitution_path(c)],
         run=run_balance,
+        cost=balance_cost,
     ),
     Stage(
         name="report",
@@ -176,6 +206,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda c: {"name": c.name} | ({"about": c.about} if c.about else {}) if c.evaluate else None,
         sources=_report_sources,
         run=run_report,
+        cost=no_cost,
     ),
 )
 """All stages in order."""

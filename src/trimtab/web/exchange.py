@@ -102,7 +102,7 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
             guidelines=tuple(project["guidelines"]),
             batches=tuple(project["batches"]),
             retired=tuple(project["retired"]),
-            kept={},
+            excluded={},
         )
     except OSError as error:
         raise DataError(
@@ -130,10 +130,10 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions})
     dropped: Counter[str] = Counter()
-    if snapshot.kept["late"]:
-        dropped["came after the slot had gone to somebody else"] = snapshot.kept["late"]
-    if snapshot.kept["undone"]:
-        dropped["taken back by the annotator"] = snapshot.kept["undone"]
+    if snapshot.excluded["late"]:
+        dropped["came after the slot had gone to somebody else"] = snapshot.excluded["late"]
+    if snapshot.excluded["undone"]:
+        dropped["taken back by the annotator"] = snapshot.excluded["undone"]
     files, rows = _WRITERS[format](snapshot, dropped)
     manifest = {
         "format": format,
