@@ -9,8 +9,8 @@ import yaml
 from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
-from trimtab.pipeline.memory import model_shape
 from trimtab.pipeline.costs import TOKENS, Sizing, align_cost, evaluate_cost
+from trimtab.pipeline.memory import model_shape
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent

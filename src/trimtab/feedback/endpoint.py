@@ -32,9 +32,10 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.feedback.judge import LOST, Question, Reply, find_option, read_option
+from trimtab.http import Retries, is_temporary, retry_after
 
-KEPT = 4000
-"""Characters of a reply that are kept; the whole length is counted beside it."""
+STORED_CHARACTERS = 4000
+"""Characters of a reply that are stored, beside its whole length."""
 
 TOP = 20
 """Log-probabilities asked for at each token; the most the protocol allows."""
@@ -140,6 +141,7 @@ class Endpoint:
             self._headers["Authorization"] = f"Bearer {key}"
         if config.max_cost is not None and config.price_in == config.price_out == 0:
             raise ConfigError("max_cost needs price_in and price_out (for a million tokens), or it could not be held")
+        self._retries = Retries(attempts=config.attempts, backoff=config.backoff, factor=2.0)
         self._random = random.Random(0)
         self._reserved = 0.0
         self._next = 0.0
@@ -220,7 +222,7 @@ class Endpoint:
             self.spent += bill
             keep(_lost(question, bill))
             if attempt + 1 < config.attempts:
-                pause = min(60.0, config.backoff * 2**attempt) * (0.5 + self._random.random())
+                pause = self._retries.pause(attempt) * (0.5 + self._random.random())
                 await asyncio.sleep(max(pause, error.wait))
                 if problems:
                     raise _Stopped
@@ -255,8 +257,8 @@ class Endpoint:
                 if len(body) > config.max_reply_bytes:
                     break
             status = response.status_code
-            if status == 429 or status >= 500 or status in (408, 409, 425):
-                raise _NoAnswer(f"HTTP {status}", _retry_after(response.headers.get("retry-after")))
+            if is_temporary(status):
+                raise _NoAnswer(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
             if status in (401, 403):
                 named = config.key_env or "no key is sent"
                 raise JudgeError(f"{url}: HTTP {status}: it refuses the key ({named}); set a valid one and run again")
@@ -275,7 +277,7 @@ class Endpoint:
         """A reply from a body, whatever it holds; where it does not say what was used it cost the most it can."""
         facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": most}
         if len(body) > self.config.max_reply_bytes:
-            start = body[:KEPT].decode("utf-8", "replace")
+            start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
             return Reply(failure="too long", text=start, characters=len(body), model=self.model or "", **facts)
         try:
             values = json.loads(body)
@@ -287,12 +289,12 @@ class Endpoint:
             if not isinstance(text, str):
                 raise TypeError("content is not text")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            start = body[:KEPT].decode("utf-8", "replace")
+            start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
             return Reply(failure="malformed", text=start, characters=len(body), model=self.model or "", **facts)
         if tokens_in:
             facts["cost"] = (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / 1e6
         facts |= {"tokens_in": tokens_in, "tokens_out": tokens_out, "model": model}
-        facts |= {"text": text[:KEPT], "characters": len(text)}
+        facts |= {"text": text[:STORED_CHARACTERS], "characters": len(text)}
         if choice.get("finish_reason") == "content_filter" or choice["message"].get("refusal"):
             return Reply(failure="refused", **facts)
         found, failure = read_option(text, question.options, reason=question.reason)
@@ -385,10 +387,3 @@ def option_probabilities(
 
 def _plain(token: str) -> str:
     return token.strip(" \n\t()[]*\"'.:")
-
-
-def _retry_after(value: str | None) -> float:
-    try:
-        return min(120.0, max(0.0, float(value or 0)))
-    except ValueError:
-        return 0.0

@@ -1,4 +1,4 @@
-"""What each stage of a recipe would cost. Estimates, from counts and assumed lengths; nothing is trained or tokenised."""
+"""What each stage of a recipe would cost: estimates from counts and assumed lengths."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.errors import ConfigError, DataError
-from trimtab.evals.text import visible
 from trimtab.models import Backbone, ModelConfig, load_tensors
 from trimtab.models.loading import longest_context
 from trimtab.pipeline.config import load_recipe
@@ -14,6 +13,7 @@ from trimtab.pipeline.ui import Silent
 from trimtab.records import Message, Prompt
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.storage import RunFolder
+from trimtab.text import visible
 
 CONTEXT = 2048
 """Tokens a conversation with a bare model may have, if the model was built for as many."""

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from trimtab.records.annotation import Submission, Task, overall_ranks
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
-from trimtab.web.app import fields, page, signed_in
+from trimtab.web.pages import fields, page, signed_in
 from trimtab.web.work import LETTERS, task_html
 
 router = APIRouter(include_in_schema=False)

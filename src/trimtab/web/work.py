@@ -11,7 +11,7 @@ from trimtab.storage.form import Form, Number
 from trimtab.storage.labels import Assignment, Receipt
 from trimtab.storage.people import Person
 from trimtab.storage.project import ProjectConfig
-from trimtab.web.app import fragment, language_of, page, signed_in
+from trimtab.web.pages import fragment, language_of, page, signed_in
 from trimtab.web.strings import translate
 
 router = APIRouter()
