@@ -139,25 +139,23 @@ def reliability(
     left out.
     """
     weights = _checked(p, y, weights)
-    found: dict[int, list[tuple[float, float, float]]] = {}
-    for x, t, w in zip(p, y, weights, strict=True):
-        confidence, right = max(x, 1 - x), t if x > 0.5 else 1 - t if x < 0.5 else 0.5
-        found.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append((confidence, right, w))
+    confidences = [max(x, 1 - x) for x in p]
+    right = [t if x > 0.5 else 1 - t if x < 0.5 else 0.5 for x, t in zip(p, y, strict=True)]
     rows, gaps = [], []
-    for place, values in sorted(found.items()):
-        total = math.fsum(w for *_, w in values)
-        confidence, accuracy = (math.fsum(v[k] * v[2] for v in values) / total for k in (0, 1))
+    for low, high, members in confidence_bins(confidences, bins):
+        total = math.fsum(weights[i] for i in members)
+        confidence, accuracy = (math.fsum(v[i] * weights[i] for i in members) / total for v in (confidences, right))
         gaps.append(total * abs(accuracy - confidence))
-        rows.append(
-            Bin(
-                low=0.5 + place / (2 * bins),
-                high=0.5 + (place + 1) / (2 * bins),
-                confidence=confidence,
-                accuracy=accuracy,
-                n=len(values),
-            )
-        )
+        rows.append(Bin(low=low, high=high, confidence=confidence, accuracy=accuracy, n=len(members)))
     return rows, math.fsum(gaps) / math.fsum(weights) if p else 0.0
+
+
+def confidence_bins(confidences: Sequence[float], bins: int) -> list[tuple[float, float, list[int]]]:
+    """Items by confidence in ½ … 1, in steps of equal width: (lower edge, upper edge, indices); empty bins left out."""
+    members: dict[int, list[int]] = {}
+    for i, confidence in enumerate(confidences):
+        members.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append(i)
+    return [(0.5 + b / (2 * bins), 0.5 + (b + 1) / (2 * bins), inside) for b, inside in sorted(members.items())]
 
 
 def brier(p: Sequence[float], y: Sequence[float]) -> float:
