@@ -158,5 +158,8 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
     write_json(folder / "agreement.json", agreement)
-    dropped = {f"dropped: {reason}": n for reason, n in (result.dropped | result.dropped_judgements).items()}
-    return {"preferences": len(result.preferences), **dropped}, ["preferences.jsonl", "agreement.json"]
+    counts: Counts = {"preferences": len(result.preferences)}
+    counts |= {f"items dropped: {reason}": n for reason, n in result.dropped.items()}
+    for reason, n in result.dropped_judgements.items():
+        counts[f"judgements dropped: {reason.removeprefix('item dropped: ')}"] = n
+    return counts, ["preferences.jsonl", "agreement.json"]
