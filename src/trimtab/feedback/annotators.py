@@ -61,15 +61,15 @@ def annotator_reports(
                 hit = 0.5 if not lengths else float((lengths > 0) == (vote > 0))
                 longer[annotator].append((hit, item.prompt.id))
     first: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
-    mine: defaultdict[str, list[Judgement]] = defaultdict(list)
+    by_annotator: defaultdict[str, list[Judgement]] = defaultdict(list)
     for item_id, found in usable.items():
         for judgement in found:
-            mine[judgement.annotator].append(judgement)
+            by_annotator[judgement.annotator].append(judgement)
             for earlier, later in combinations(judgement.ranks or (), 2):
                 if earlier != later:
                     first[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
     reports = []
-    for annotator, found in sorted(mine.items()):
+    for annotator, found in sorted(by_annotator.items()):
         seconds, fast = speed([j.seconds for j in found], fast_seconds)
         reports.append(
             AnnotatorReport(

@@ -106,8 +106,8 @@ def cross_fitted(
     fold = {name: number % min(folds, len(names)) for number, name in enumerate(names)}
     out = [0.0] * len(p)
     for number in range(min(folds, len(names))):
-        mine = [i for i, g in enumerate(groups) if fold[g] != number]
-        calibrator = fit(method, [p[i] for i in mine], [y[i] for i in mine], [weights[i] for i in mine])
+        training = [i for i, g in enumerate(groups) if fold[g] != number]
+        calibrator = fit(method, [p[i] for i in training], [y[i] for i in training], [weights[i] for i in training])
         for i, g in enumerate(groups):
             if fold[g] == number:
                 out[i] = calibrator(p[i])
@@ -165,13 +165,15 @@ def brier(p: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _checked(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | None) -> list[float]:
-    found = [1.0] * len(p) if weights is None else list(weights)
-    if not len(p) == len(y) == len(found):
-        raise ScoringError(f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(found)}")
+    weights_used = [1.0] * len(p) if weights is None else list(weights)
+    if not len(p) == len(y) == len(weights_used):
+        raise ScoringError(
+            f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(weights_used)}"
+        )
     bad = [x for x in (*p, *y) if not 0 <= x <= 1]
-    if bad or any(not (math.isfinite(w) and w > 0) for w in found):
+    if bad or any(not (math.isfinite(w) and w > 0) for w in weights_used):
         raise ScoringError(f"calibration needs probabilities in 0..1 and weights above 0, got {bad[:3] or 'a weight'}")
-    return found
+    return weights_used
 
 
 def _logit(p: float) -> float:

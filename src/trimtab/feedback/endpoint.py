@@ -102,8 +102,8 @@ class _NoAnswer(Exception):
 class _Unusable(Exception):
     """The endpoint refuses this one question: a failure of :data:`~trimtab.feedback.judge.FAILURES` and its words."""
 
-    def __init__(self, failure: str, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, failure: str, message: str) -> None:
+        super().__init__(message)
         self.failure = failure
 
 
@@ -234,23 +234,23 @@ class Endpoint:
     async def _turn(self) -> None:
         """Wait for this request's place under the rate limit."""
         now = time.monotonic()
-        mine = max(now, self._next)
-        self._next = mine + 60.0 / self.config.per_minute
-        await asyncio.sleep(mine - now)
+        begin = max(now, self._next)
+        self._next = begin + 60.0 / self.config.per_minute
+        await asyncio.sleep(begin - now)
 
     async def _post(self, client: httpx.AsyncClient, question: Question) -> bytes:
         """One request; the body of a reply with status 200."""
         config = self.config
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": config.model,
             "messages": [m.model_dump() for m in question.messages],
             "temperature": config.temperature,
             "max_tokens": config.reason_tokens if question.reason else config.max_tokens,
         }
         if config.logprobs:
-            asked |= {"logprobs": True, "top_logprobs": TOP}
+            request |= {"logprobs": True, "top_logprobs": TOP}
         url = f"{config.url.rstrip('/')}/chat/completions"
-        async with client.stream("POST", url, json=asked) as response:
+        async with client.stream("POST", url, json=request) as response:
             body = bytearray()
             async for part in response.aiter_bytes():
                 body += part
@@ -263,14 +263,14 @@ class Endpoint:
                 named = config.key_env or "no key is sent"
                 raise JudgeError(f"{url}: HTTP {status}: it refuses the key ({named}); set a valid one and run again")
             if status != 200:
-                said = bytes(body[:2000]).decode("utf-8", "replace")
+                message = bytes(body[:2000]).decode("utf-8", "replace")
                 if status in (400, 413, 422):
                     for failure, words in (("too long", _TOO_LONG), ("refused", _FILTERED)):
-                        if words.search(said):
-                            raise _Unusable(failure, said)
-                said = said[:300]
+                        if words.search(message):
+                            raise _Unusable(failure, message)
+                message = message[:300]
                 hint = "; set logprobs: false if it cannot give log-probabilities" if config.logprobs else ""
-                raise JudgeError(f"{url}: HTTP {status} for model {config.model!r}: {said}{hint}")
+                raise JudgeError(f"{url}: HTTP {status} for model {config.model!r}: {message}{hint}")
         return bytes(body)
 
     def _read(self, body: bytes, question: Question, seconds: float, most: float) -> Reply:
@@ -297,16 +297,16 @@ class Endpoint:
         facts |= {"text": text[:STORED_CHARACTERS], "characters": len(text)}
         if choice.get("finish_reason") == "content_filter" or choice["message"].get("refusal"):
             return Reply(failure="refused", **facts)
-        found, failure = read_option(text, question.options, reason=question.reason)
-        if found is None:
+        option, failure = read_option(text, question.options, reason=question.reason)
+        if option is None:
             return Reply(failure=failure, **facts)
         try:
-            soft = option_probabilities(choice.get("logprobs"), question.options, found, reason=question.reason)
+            soft = option_probabilities(choice.get("logprobs"), question.options, option, reason=question.reason)
         except (ValueError, KeyError, TypeError, AttributeError):
             soft = None
         if soft is not None:
             return Reply(probabilities=soft, **facts)
-        return Reply(probabilities=tuple(float(o == found) for o in question.options), hard=True, **facts)
+        return Reply(probabilities=tuple(float(o == option) for o in question.options), hard=True, **facts)
 
     def _same_model(self, reply: Reply) -> bool:
         self.model = self.model or reply.model or None

@@ -22,19 +22,19 @@ def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> li
     return [_one(preference, [by_id[name] for name in preference.judgements]) for preference in together]
 
 
-def _one(found: Preference, parts: Sequence[Judgement]) -> Judgement:
-    p = found.probability
-    asked = (name for j in parts for name in (j.principle or "").split(",") if name)
+def _one(preference: Preference, parts: Sequence[Judgement]) -> Judgement:
+    p = preference.probability
+    principles = (name for j in parts for name in (j.principle or "").split(",") if name)
     return Judgement(
         id="+".join(j.id for j in parts),
-        item=found.id,
+        item=preference.id,
         annotator="+".join(sorted(j.annotator for j in parts)),
         source="ai",
-        shown_order=tuple(range(len(found.ranks))),
-        ranks=found.ranks,
+        shown_order=tuple(range(len(preference.ranks))),
+        ranks=preference.ranks,
         strength=None if p is None else round(abs(2 * p - 1), 6),
         probability=p,
-        principle=",".join(dict.fromkeys(asked)),
+        principle=",".join(dict.fromkeys(principles)),
         guideline=parts[0].guideline,
         seconds=round(math.fsum(j.seconds or 0.0 for j in parts), 3),
     )

@@ -214,8 +214,8 @@ def judge(
     Raises:
         JudgeError: the judge cannot go on; everything answered is in the journal.
     """
-    asked = [a for item in items for a in _questions(item, constitution, config, identity)]
-    questions = {a.question.key: a.question for a in asked}
+    all_questions = [a for item in items for a in _questions(item, constitution, config, identity)]
+    questions = {a.question.key: a.question for a in all_questions}
     missing = [q for key, q in questions.items() if key not in journal]
     done = len(questions) - len(missing)
 
@@ -232,16 +232,22 @@ def judge(
         ask(missing, keep)
     replies = {key: Reply.model_validate(journal[key]) for key in questions}
     by_item: dict[str, list[_Asked]] = {}
-    for a in asked:
+    for a in all_questions:
         by_item.setdefault(a.item.id, []).append(a)
     verdicts: list[Verdict] = []
     judgements: list[Judgement] = []
     for item in {i.id: i for i in items}.values():
-        mine = by_item[item.id]
-        found = _rubric_verdicts(mine, replies) if config.mode == "rubric" else _verdicts(mine, replies, config)
-        verdicts += found
-        keys = list(dict.fromkeys(a.question.key for a in mine))
-        judgements += _judgements(item, found, [replies[k] for k in keys], keys, name, constitution.version, config)
+        questions_of_item = by_item[item.id]
+        item_verdicts = (
+            _rubric_verdicts(questions_of_item, replies)
+            if config.mode == "rubric"
+            else _verdicts(questions_of_item, replies, config)
+        )
+        verdicts += item_verdicts
+        keys = list(dict.fromkeys(a.question.key for a in questions_of_item))
+        judgements += _judgements(
+            item, item_verdicts, [replies[k] for k in keys], keys, name, constitution.version, config
+        )
     lost = (r for key, r in journal.items() if LOST in key and key.partition(LOST)[0] in questions)
     return Judged(
         judgements=tuple(judgements),
@@ -267,39 +273,45 @@ def questions_of(item: Comparison, constitution: Constitution, config: JudgeConf
 
 def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_Asked]:
     texts = [c.text for c in item.completions]
-    found = []
+    questions = []
     if config.mode == "rubric":
         for objective in config.objectives or constitution.tags:
             asked: tuple[Principle, ...] = constitution.tagged(objective)
             for i, text in enumerate(texts):
-                put = question(identity, rate_answer(item.prompt, text, asked), DIGITS)
-                found.append(_Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=put))
-        return found
+                asked_question = question(identity, rate_answer(item.prompt, text, asked), DIGITS)
+                questions.append(
+                    _Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=asked_question)
+                )
+        return questions
     reason = config.mode == "reason"
     principles = constitution.draw(config.principles, config.seed, item.id)
     for i, j in itertools.permutations(range(len(texts)), 2):
         for principle in principles:
             messages = compare_answers(item.prompt, texts[i], texts[j], principle, reason=reason)
-            put = question(identity, messages, LETTERS, reason=reason)
-            found.append(_Asked(item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=put))
-    return found
+            asked_question = question(identity, messages, LETTERS, reason=reason)
+            questions.append(
+                _Asked(
+                    item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=asked_question
+                )
+            )
+    return questions
 
 
 def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
     by_place = {(a.place, a.principle): a for a in asked}
-    found = []
+    verdicts = []
     for (place, principle), a in by_place.items():
         i, j = place
         if i > j:
             continue
-        there, back = replies[a.question.key], replies[by_place[(j, i), principle].question.key]
-        first = None if there.probabilities is None else there.probabilities[0]
-        second = None if back.probabilities is None else back.probabilities[1]
+        one, other = replies[a.question.key], replies[by_place[(j, i), principle].question.key]
+        first = None if one.probabilities is None else one.probabilities[0]
+        second = None if other.probabilities is None else other.probabilities[1]
         mean = None
         if first is not None and second is not None:
             low, high = config.clamp if config.mode == "reason" else (0.0, 1.0)
             mean = (min(max(first, low), high) + min(max(second, low), high)) / 2
-        found.append(
+        verdicts.append(
             Verdict(
                 item=a.item.id,
                 pair=place,
@@ -308,10 +320,10 @@ def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: Jud
                 first=first,
                 second=second,
                 probability=mean,
-                failures=tuple(r.failure for r in (there, back) if r.failure),
+                failures=tuple(r.failure for r in (one, other) if r.failure),
             )
         )
-    return found
+    return verdicts
 
 
 def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
@@ -319,15 +331,15 @@ def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> l
     by_objective: dict[str, list[_Asked]] = {}
     for a in asked:
         by_objective.setdefault(a.principle, []).append(a)
-    found = []
-    for objective, mine in by_objective.items():
-        for a, b in itertools.combinations(sorted(mine, key=lambda x: x.place), 2):
+    verdicts = []
+    for objective, rated in by_objective.items():
+        for a, b in itertools.combinations(sorted(rated, key=lambda x: x.place), 2):
             both = [replies[x.question.key] for x in (a, b)]
             scores = [expected_score(r) for r in both]
             p = None
             if scores[0] is not None and scores[1] is not None:
                 p = 1 / (1 + math.exp(scores[1] - scores[0]))
-            found.append(
+            verdicts.append(
                 Verdict(
                     item=a.item.id,
                     pair=(a.place[0], b.place[0]),
@@ -339,7 +351,7 @@ def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> l
                     ordered=False,
                 )
             )
-    return found
+    return verdicts
 
 
 def expected_score(reply: Reply) -> float | None:
@@ -351,21 +363,21 @@ def expected_score(reply: Reply) -> float | None:
 
 def combine(verdicts: Sequence[Verdict]) -> dict[tuple[int, int], tuple[float, float, float]]:
     """Principles together, weighted: (probability, first, second) of each pair that has an answer."""
-    found: dict[tuple[int, int], list[Verdict]] = {}
+    by_pair: dict[tuple[int, int], list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.probability is not None:
-            found.setdefault(verdict.pair, []).append(verdict)
+            by_pair.setdefault(verdict.pair, []).append(verdict)
 
-    def mean(mine: Sequence[Verdict], values: Sequence[float]) -> float:
-        return math.fsum(v.weight * x for v, x in zip(mine, values, strict=True)) / math.fsum(v.weight for v in mine)
+    def mean(group: Sequence[Verdict], values: Sequence[float]) -> float:
+        return math.fsum(v.weight * x for v, x in zip(group, values, strict=True)) / math.fsum(v.weight for v in group)
 
     return {
         pair: (
-            mean(mine, [v.probability or 0.0 for v in mine]),
-            mean(mine, [v.first or 0.0 for v in mine]),
-            mean(mine, [v.second or 0.0 for v in mine]),
+            mean(group, [v.probability or 0.0 for v in group]),
+            mean(group, [v.first or 0.0 for v in group]),
+            mean(group, [v.second or 0.0 for v in group]),
         )
-        for pair, mine in found.items()
+        for pair, group in by_pair.items()
     }
 
 
@@ -386,13 +398,13 @@ def _judgements(
     # The place each answer is said to have been shown at is drawn: both orders were.
     turned = int(content_id("shown", item.id), 16) % 2 == 1
     shown = tuple(reversed(range(len(item.completions)))) if turned else tuple(range(len(item.completions)))
-    made = []
-    for criterion, mine in groups.items():
-        ranks, probability = _ranks(mine, len(item.completions))
-        failures = Counter(f for v in mine for f in v.failures)
+    judgements = []
+    for criterion, group in groups.items():
+        ranks, probability = _ranks(group, len(item.completions))
+        failures = Counter(f for v in group for f in v.failures)
         if ranks is not None and probability is not None and turned:
             probability = 1 - probability
-        made.append(
+        judgements.append(
             Judgement(
                 id=content_id("ai", name, keys, criterion),
                 item=item.id,
@@ -404,14 +416,14 @@ def _judgements(
                 strength=None if probability is None else round(abs(2 * probability - 1), 6),
                 probability=probability,
                 criterion=criterion,
-                principle=",".join(dict.fromkeys(v.principle for v in mine)),
+                principle=",".join(dict.fromkeys(v.principle for v in group)),
                 guideline=version,
                 seconds=round(math.fsum(r.seconds for r in replies), 3),
                 comment="" if ranks else "; ".join(FAILURES[f] for f in failures),
                 created_at=max(times) if times else None,
             )
         )
-    return made
+    return judgements
 
 
 def _ranks(verdicts: Sequence[Verdict], count: int) -> tuple[list[int] | None, float | None]:
@@ -456,8 +468,8 @@ def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
     (('B', ''), (None, 'neither'))
     """
-    found, failure = find_option(text, options, reason=reason)
-    return (None, failure) if found is None else (next(o for o in options if o.lower() == found[1].lower()), "")
+    match, failure = find_option(text, options, reason=reason)
+    return (None, failure) if match is None else (next(o for o in options if o.lower() == match[1].lower()), "")
 
 
 def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
@@ -468,8 +480,8 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     one = rf"({'|'.join(map(re.escape, options))}){of_five}[^\w\n]*$"
     if reason:
         lines = list(re.finditer(r"(?im)^\W*(?:final\s+)?answer\W*:", text))
-        if lines and (found := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
-            return found, ""
+        if lines and (match := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
+            return match, ""
     if _REFUSAL.match(text):
         return None, "refused"
     stated = [] if reason else list(re.finditer(rf"(?im)^[^\w\n]*(?:{_STATED})?{one}", text))

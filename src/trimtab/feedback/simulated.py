@@ -157,10 +157,10 @@ def _parts(item: Comparison, config: SimulationConfig) -> list[Mapping[str, floa
     if not wanted:
         return [{} for _ in item.completions]
     function = load_callable(config.parts)
-    found = [function(item.prompt, completion) for completion in item.completions]
-    for name in sorted(wanted - set(found[0])):
-        raise ConfigError(f"a cohort weighs {name!r}, but {config.parts} gives only: {', '.join(sorted(found[0]))}")
-    return found
+    parts = [function(item.prompt, completion) for completion in item.completions]
+    for name in sorted(wanted - set(parts[0])):
+        raise ConfigError(f"a cohort weighs {name!r}, but {config.parts} gives only: {', '.join(sorted(parts[0]))}")
+    return parts
 
 
 def _judge(

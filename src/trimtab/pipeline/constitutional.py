@@ -90,9 +90,9 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
             "judge": plain(biases),
         },
     )
-    kept = result.counts.get("kept", 0)
+    replaced = result.counts.get("kept", 0)
     context.ui.say(
-        f"  {len(result.revisions)} revisions asked for, {kept} kept, {result.counts.get('worse', 0)} worse by the "
+        f"  {len(result.revisions)} revisions asked for, {replaced} kept, {result.counts.get('worse', 0)} worse by the "
         f"judge and {result.counts.get('undecided', 0)} on which it does not decide kept out; "
         f"{len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
         f"{len(helpful)} helpful ones mixed in"
@@ -199,7 +199,7 @@ def _by_judge(
     benign: Mapping[str, list[Rollout]],
 ) -> list[Measure]:
     """How often the judge prefers after to before, by the principles of each property."""
-    constitution, found = read_constitution(context), []
+    constitution, measures = read_constitution(context), []
     for tag, name in TAGS.items():
         try:
             part = constitution.model_copy(update={"principles": constitution.tagged(tag)})
@@ -220,14 +220,14 @@ def _by_judge(
             default=context.config.model, ui=context.ui, seed=context.seed("balance"),
         )  # fmt: skip
         p = [first_better(j) for j in judged["judge"].judgements]
-        said = [x for x in p if x is not None]
-        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in said] + sure
+        answered = [x for x in p if x is not None]
+        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in answered] + sure
         on = {"harmless": "red-team", "helpful": "ordinary"}.get(tag, "all")
-        missing = f", {len(p) - len(said)} without an answer" if len(said) < len(p) else ""
+        missing = f", {len(p) - len(answered)} without an answer" if len(answered) < len(p) else ""
         how = f"proxy by judge: {on} prompts on which it prefers this model's answer by {tag} principles{missing}"
         if wins:
             seed = context.seed("balance")
             # Preachiness is asked as its opposite, so that up is better for every measure by judge.
             label = "not preachy" if name == "preachiness" else name
-            found.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
-    return found
+            measures.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
+    return measures

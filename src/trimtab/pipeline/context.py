@@ -85,8 +85,8 @@ class Context:
         """Prompts for sampling and alignment, without those held out, and what was left out."""
         everything, held = self._split_prompts()
         known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
-        kept = [p for p in everything if p.id not in known]
-        return self._fitting(kept, chat, room, {"heldout": len(everything) - len(kept)})
+        remaining = [p for p in everything if p.id not in known]
+        return self._fitting(remaining, chat, room, {"heldout": len(everything) - len(remaining)})
 
     def heldout(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for evaluation."""
@@ -120,14 +120,14 @@ class Context:
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
         """Leave out, and count, prompts that do not fit into the context together with an answer."""
-        kept, long = [], 0
+        fitting, long = [], 0
         for prompt in prompts:
             try:
                 fits = len(chat.prompt(prompt.messages)) + room <= chat.context
             except DataError:
                 fits = False
             if fits:
-                kept.append(prompt)
+                fitting.append(prompt)
             else:
                 long += 1
         if long:
@@ -135,9 +135,9 @@ class Context:
                 f"  {long} of {len(prompts)} prompts are too long for model.context {chat.context} with {room} tokens "
                 "of answer; left out"
             )
-        if not kept:
+        if not fitting:
             raise DataError(f"no prompt fits: {len(prompts)} read, {long} too long for model.context {chat.context}")
-        return kept, counts | {"too_long": long}
+        return fitting, counts | {"too_long": long}
 
     def gold(self) -> Utility | None:
         """The simulated gold utility, if the recipe names one."""

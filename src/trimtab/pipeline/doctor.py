@@ -22,7 +22,7 @@ Finding = dict[str, str]
 def examine() -> list[Finding]:
     """All findings, in order."""
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    found = [
+    findings = [
         _finding("python", "ok", platform.python_version()),
         _finding("machine", "ok", machine()),
         _finding("versions", "ok", ", ".join(f"{k} {v}" for k, v in versions().items())),
@@ -30,17 +30,17 @@ def examine() -> list[Finding]:
         _finding("disk", "ok" if free > 2 else "problem", f"{free:.0f} GB free here; a run wants about 2"),
         _finding("matrix product", "ok", f"{matmul_rate() / 1e9:.0f} GFLOP/s measured in float32"),
     ]
-    found.append(_layout())
+    findings.append(_layout())
     for package, extra in OPTIONAL.items():
         there = importlib.util.find_spec(package) is not None
         text = "installed" if there else f"not installed; pip install 'trimtab[{extra}]'"
-        found.append(_finding(package, "ok" if there else "note", text))
+        findings.append(_finding(package, "ok" if there else "note", text))
     try:
-        found.append(_finding("default model", "ok", str(embedded.embedded_folder())))
+        findings.append(_finding("default model", "ok", str(embedded.embedded_folder())))
     except ModelError as error:
-        found.append(_finding("default model", "note", str(error)))
-    found.append(_gradient())
-    return found
+        findings.append(_finding("default model", "note", str(error)))
+    findings.append(_gradient())
+    return findings
 
 
 def _layout() -> Finding:

@@ -127,11 +127,11 @@ class LocalAsk:
             replies = {}
             for place, numbers in logprobs.items():
                 question, tokens = fitting[place]
-                said = thoughts.get(question.key, "")
+                thought = thoughts.get(question.key, "")
                 replies[question.key] = Reply(
                     probabilities=_normalised(numbers),
-                    text=said,
-                    characters=len(said),
+                    text=thought,
+                    characters=len(thought),
                     model=self.name,
                     tokens_in=len(tokens),
                     seconds=round(seconds / len(logprobs), 4),
@@ -231,7 +231,7 @@ def judge_items(
         replies: ``NAME/replies.jsonl`` here is each judge's journal, and another call asks only what is missing there;
             None: in ``folder``.
     """
-    found: dict[str, Judged] = {}
+    judged_by: dict[str, Judged] = {}
     verdicts: dict[str, Path] = {}
     report: dict[str, Any] = {
         "constitution": {"name": constitution.name, "version": constitution.version},
@@ -246,29 +246,29 @@ def judge_items(
         path = (replies or folder) / name / "replies.jsonl"
         with Journal(path) as journal, ui.bar(f"judge {name}") as bar:
             ask, identity = open_judge(source, journal, default)
-            found[name] = judge(
+            judged_by[name] = judge(
                 items, constitution, ask, config, name=name, identity=identity, journal=journal,
                 progress=lambda done, total, bar=bar: bar.update(done, total),
             )  # fmt: skip
         verdicts[name] = folder / name / "verdicts.jsonl"
         before = read_records(verdicts[name], Verdict) if edited and verdicts[name].exists() else None
-        changed = None if before is None else changed_labels(before, found[name].verdicts)
-        facts = run_facts(items, found[name])
-        compared = against_people(items, found[name].judgements, people, seed=seed) if people else None
+        changed = None if before is None else changed_labels(before, judged_by[name].verdicts)
+        facts = run_facts(items, judged_by[name])
+        compared = against_people(items, judged_by[name].judgements, people, seed=seed) if people else None
         report["judges"][name] = {"identity": identity, "run": facts, "people": compared, "edit": changed}
         report["judges"][name]["replies"] = os.path.relpath(path, folder)
         ui.say(f"  judge {name}:")
         for line in report_lines(facts, compared):
             ui.say(f"    {line}")
         if changed is not None:
-            told = ", ".join(f"{kind} {count}" for kind, count in changed.items())
-            ui.say(f"    labels since the constitution was edited: {told}")
+            changes = ", ".join(f"{kind} {count}" for kind, count in changed.items())
+            ui.say(f"    labels since the constitution was edited: {changes}")
     for (
         name,
         path,
     ) in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
-        write_records(path, found[name].verdicts)
-    everything = [j for judged in found.values() for j in judged.judgements]
+        write_records(path, judged_by[name].verdicts)
+    everything = [j for judged in judged_by.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)
     if len(judges) > 1:
         compared = against_people(items, ensemble(items, everything), people, seed=seed) if people else None
@@ -277,7 +277,7 @@ def judge_items(
         for line in people_lines(compared):
             ui.say(f"    {line}")
     write_json(folder / "judge.json", plain(report))
-    return found
+    return judged_by
 
 
 def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, Any]:
@@ -291,15 +291,15 @@ def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -
     items = read_records(folder / "comparisons.jsonl", Comparison)
     judgements = read_records(folder / "judgements.jsonl", Judgement)
     report = read_json(folder / "judge.json")
-    found = {}
+    comparisons = {}
     for name, entry in report["judges"].items():
-        mine = [j for j in judgements if j.annotator == name]
-        found[name] = entry["people"] = against_people(items, mine, people, seed=seed)
+        by_judge = [j for j in judgements if j.annotator == name]
+        comparisons[name] = entry["people"] = against_people(items, by_judge, people, seed=seed)
     if "ensemble" in report:
         together = against_people(items, ensemble(items, judgements), people, seed=seed)
-        found["all together"] = report["ensemble"]["people"] = together
+        comparisons["all together"] = report["ensemble"]["people"] = together
     write_json(folder / "judge.json", plain(report))
-    return found
+    return comparisons
 
 
 def plain(value: Any) -> Any:
@@ -369,15 +369,15 @@ def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Com
                     ranks=ranked,
                 )
             )
-    said = []
+    lines = []
     if loaded.refused:
-        said.append(
+        lines.append(
             f"{source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: {loaded.refused[0].reason})"
         )
     if other:
-        said.append(f"{source}: {other} records have fewer than two answers; left out")
+        lines.append(f"{source}: {other} records have fewer than two answers; left out")
     if again:
-        said.append(f"{source}: {again} items stand there again; judged once")
+        lines.append(f"{source}: {again} items stand there again; judged once")
     if not items:
         raise DataError(f"{source}: nothing to judge: no row has a prompt with two answers")
-    return list(items.values()), labels, said
+    return list(items.values()), labels, lines

@@ -50,7 +50,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
     """
     if config.memory_gb is None:
         return config
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     problems = []
     for name, section in _sections(config):
         shape = model_shape(_model(config, section))
@@ -71,7 +71,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
                 middle = (low + high + 1) // 2
                 fits = stage_gb(config, section, shape, tokens=middle) <= config.memory_gb
                 low, high = (middle, high) if fits else (low, middle - 1)
-            found[name] = section.model_copy(update={"micro_batch_tokens": low})
+            sections[name] = section.model_copy(update={"micro_batch_tokens": low})
     for name, sampler, answers in _drawing(config):
         needed = drawing_gb(config, sampler, answers)
         if needed > config.memory_gb:
@@ -82,7 +82,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
             f"model.context ({config.model.context}) or sampler.slots or cache_mb, train adapters instead of all "
             "weights, or set model.gradient_checkpointing"
         )
-    return config.model_copy(update=found)
+    return config.model_copy(update=sections)
 
 
 def _up(gb: float) -> str:

@@ -43,47 +43,47 @@ def rate_lines(config: RunConfig) -> list[str]:
 
 def rate_warnings(config: RunConfig) -> list[str]:
     """Rates, epochs and limits far outside what is known to work; the recipe's rates are filled in."""
-    found = []
+    lines = []
     for name, key, stage, optimizer in _optimizers(config):
         assert optimizer.lr is not None
         usual, given = _usual(config, name, stage), optimizer.lr
         if given > FAR * usual * (1 + 1e-9):  # 5 × 3e-4 is below 1.5e-3 in binary
-            found.append(
+            lines.append(
                 f"{name}.{key}.lr is {given:g}, {given / usual:.0f} times the default of {usual:g}; training may fall "
                 f"apart. Up to {FAR * usual:g} is usual; leave it out for the default"
             )
         if given < usual / SLOW:
-            found.append(
+            lines.append(
                 f"{name}.{key}.lr is {given:g}, and the default is {usual:g}; little will be learnt. From "
                 f"{usual / SLOW:g} on is usual; leave it out for the default"
             )
         if given > usual and optimizer.warmup == 0:
-            found.append(
+            lines.append(
                 f"{name}.{key}.warmup is 0 and its lr {given:g} is above the default of {usual:g}; Adam's first steps "
                 "are its least certain. Set warmup to 0.1, or lower lr"
             )
     for name in ("sft", "reward", "align"):
         section = getattr(config, name)
         if section is not None and section.epochs > EPOCHS:
-            found.append(f"{name}.epochs is {section.epochs:g}; more than {EPOCHS} learn the data by heart. Use 1 to 3")
+            lines.append(f"{name}.epochs is {section.epochs:g}; more than {EPOCHS} learn the data by heart. Use 1 to 3")
     if isinstance(config.align, OnlineConfig):
-        found += _online(config.align)
-    return found
+        lines += _online(config.align)
+    return lines
 
 
 def _online(align: Any) -> list[str]:
-    found = []
+    lines = []
     if align.kl.stop is not None and align.kl.stop > LARGE_STOP:
-        found.append(
+        lines.append(
             f"align.kl.stop is {align.kl.stop:g} nats per token and will hardly stop anything; use 0.01 to 0.1"
         )
     answers = align.prompts * align.group
     if align.guard is not None and answers < FEWEST:
-        found.append(
+        lines.append(
             f"align.guard judges no step: a step has {answers} answers and {FEWEST} are needed; raise align.prompts or "
             "align.group"
         )
-    return found
+    return lines
 
 
 def _optimizers(config: RunConfig) -> Iterator[tuple[str, str, Stage, OptimizerConfig]]:

@@ -287,13 +287,13 @@ class People:
         Raises:
             DataError: a group's name is too long or has characters that cannot stand in it.
         """
-        kept = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
-        for k, v in kept.items():
+        groups = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
+        for k, v in groups.items():
             if "=" in v:  # or it would pass for another group: submissions carry "language=…, region=…"
                 raise DataError(f"{k}: {v!r} contains '='; write it without")
         with self.database.write() as c:
-            c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(kept)))
-            add_event(c, self.clock(), "profile", {"groups": sorted(kept)}, person=person)
+            c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(groups)))
+            add_event(c, self.clock(), "profile", {"groups": sorted(groups)}, person=person)
 
     # API tokens ---------------------------------------------------------------------------
 

@@ -116,9 +116,9 @@ class RunFolder:
             if folder.exists() and (status is None or status.fingerprint != fingerprint):
                 old = "unknown" if status is None else status.fingerprint[:12]
                 self._move(folder, self.path / "superseded" / f"{name}-{old}")
-            kept = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
-            if not folder.exists() and kept.exists():
-                self._move(kept, folder)
+            earlier = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
+            if not folder.exists() and earlier.exists():
+                self._move(earlier, folder)
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.rglob(".*.tmp"):  # half-written by a process that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -135,8 +135,8 @@ class RunFolder:
 
     def peak_memory(self) -> float | None:
         """Largest memory of any finished stage, in 10⁹ bytes."""
-        found = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
-        return max(found, default=0.0) or None
+        peaks = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
+        return max(peaks, default=0.0) or None
 
     def finish(
         self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str], memory_gb: float
@@ -175,8 +175,8 @@ class MetricsLog:
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with storage_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8")
 

@@ -22,15 +22,15 @@ CAUSES = ("noise", "guideline", "values", "broken")
 def queue(request: Request, person: Adjudicator) -> Response:
     """Items in dispute, and flagged ones."""
     store = request.app.state.store
-    found = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
-    return page(request, "adjudicate.html", person, **found)
+    queues = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
+    return page(request, "adjudicate.html", person, **queues)
 
 
 @router.get("/adjudicate/item")
 def one(request: Request, person: Adjudicator, id: str) -> Response:
     """One item, with what everybody said in the order this adjudicator sees the answers."""
-    assignment, said = request.app.state.store.dispute(id, person.id)
-    lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in said]
+    assignment, submissions = request.app.state.store.dispute(id, person.id)
+    lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in submissions]
     task = task_html(request, person, assignment, adjudication=True)
     return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
 

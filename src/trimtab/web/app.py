@@ -122,8 +122,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """Say where and what, and do not send back what was sent."""
     assert isinstance(error, RequestValidationError)
-    found = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
-    return await run_in_threadpool(_answer, request, 422, "; ".join(found))
+    problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
+    return await run_in_threadpool(_answer, request, 422, "; ".join(problems))
 
 
 async def _sign_in(request: Request, _: Exception) -> Response:

@@ -22,18 +22,18 @@ def signed_in(role: RoleName = "annotator") -> Callable[[Request], Awaitable[Per
 
     async def person(request: Request) -> Person:
         token = request.cookies.get(request.app.state.cookie)
-        found = await run_in_threadpool(request.app.state.people.session, token) if token else None
-        if found is None:
+        who = await run_in_threadpool(request.app.state.people.session, token) if token else None
+        if who is None:
             raise SignInNeeded
-        if not found.may(role):
+        if not who.may(role):
             raise HTTPException(403, "Your role does not allow this.")
         if request.method not in ("GET", "HEAD"):
             sent = request.headers.get("x-csrf-token")
             if sent is None and _is_form(request):
                 sent = str((await request.form()).get("csrf", ""))
-            if sent != found.csrf:
+            if sent != who.csrf:
                 raise HTTPException(403, "The page is too old, or this request came from elsewhere; reload the page.")
-        return found
+        return who
 
     return person
 
