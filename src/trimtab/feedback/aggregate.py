@@ -1,4 +1,4 @@
-"""Several annotators' judgements of an item become one training preference, with the way back kept.
+"""Several annotators' judgements of an item become one training preference, which keeps their ids.
 
 Answers are ordered by weighted Borda score: for each judgement, the share of the other answers
 that an answer beat (a tie counts half), averaged over judgements by annotator weight. For two
@@ -27,19 +27,19 @@ class AggregateConfig(Config):
     """How judgements become preferences."""
 
     criterion: str = "overall"
-    """Judgements of this criterion are used, others are counted as dropped."""
+    """Criterion whose judgements are used; the others are counted as dropped."""
     weighting: Literal["equal", "agreement"] = "equal"
-    """``equal``: every annotator counts 1; ``agreement``: by :func:`reliability_weights`."""
+    """``equal``: every annotator has weight 1; ``agreement``: weights by :func:`reliability_weights`."""
     smoothing: float = Field(default=0.0, ge=0.0)
-    """Votes added to the soft label of a pair, half to each answer: 1 turns one vote into .75, 0 leaves it certain."""
+    """Votes added to the soft label of a pair, half to each answer; with 1, one vote gives .75, with 0 it gives 1."""
     keep_tied: bool = False
-    """True: an item whose answers all tie stays, with equal ranks; False: it is dropped and counted, unless it has a
-    soft label other than one half."""
+    """True: keep items whose answers all tie, with equal ranks; False: drop and count them, unless they have a soft
+    label other than one half."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated:
-    """Preferences, and an account of everything that is not in them."""
+    """Preferences, and counts of everything that was dropped."""
 
     preferences: tuple[Preference, ...]
     """One for each usable item, in the order of the items."""
@@ -177,7 +177,7 @@ def _combine(
 
 
 def _soft(judgement: Judgement) -> list[float]:
-    """P(better) of each of two answers, by a judge who said how sure it is."""
+    """P(better) of each of two answers, by a judgement with a probability."""
     assert judgement.probability is not None
     by_place = (judgement.probability, 1 - judgement.probability)
     return [by_place[judgement.shown_order.index(i)] for i in (0, 1)]

@@ -1,6 +1,6 @@
-"""Is a confidence of 80 % right in 80 %? Measured, and mended on data that was held back.
+"""Calibration of a judge's probabilities: is a confidence of 80 % right in 80 %? Measured and corrected.
 
-Legend: p = a judge's P(first is better), y = what people say (1 first, 0 second, ½ tie or even votes). Every
+Legend: p = a judge's P(first is better), y = people's label (1 first, 0 second, ½ tie or even votes). Every
 function takes p and y with one weight each (1 unless said otherwise).
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from trimtab.errors import ScoringError
 
 Calibrator = Callable[[float], float]
-"""From a judge's probability to one that can be taken at its word."""
+"""Maps a judge's probability to a calibrated one."""
 
 Method = Literal["temperature", "isotonic", "none"]
 
@@ -119,13 +119,13 @@ class Bin:
     """One bar of a reliability plot."""
 
     low: float
-    """Confidence from here …"""
+    """Lower edge of the bin."""
     high: float
-    """… to here."""
+    """Upper edge."""
     confidence: float
     """Mean confidence."""
     accuracy: float
-    """Share that people agree with; a tie of people counts half."""
+    """Share in which people agree; a tie counts half."""
     n: int
     """Items."""
 
@@ -159,21 +159,19 @@ def confidence_bins(confidences: Sequence[float], bins: int) -> list[tuple[float
 
 
 def brier(p: Sequence[float], y: Sequence[float]) -> float:
-    """Mean (p − y)²; one half said of everything gives ¼ on certain labels."""
+    """Mean (p − y)²; p = ½ throughout gives ¼ on certain labels."""
     _checked(p, y, None)
     return math.fsum((a - b) ** 2 for a, b in zip(p, y, strict=True)) / len(p)
 
 
 def _checked(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | None) -> list[float]:
-    weights_used = [1.0] * len(p) if weights is None else list(weights)
-    if not len(p) == len(y) == len(weights_used):
-        raise ScoringError(
-            f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(weights_used)}"
-        )
+    checked = [1.0] * len(p) if weights is None else list(weights)
+    if not len(p) == len(y) == len(checked):
+        raise ScoringError(f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(checked)}")
     bad = [x for x in (*p, *y) if not 0 <= x <= 1]
-    if bad or any(not (math.isfinite(w) and w > 0) for w in weights_used):
+    if bad or any(not (math.isfinite(w) and w > 0) for w in checked):
         raise ScoringError(f"calibration needs probabilities in 0..1 and weights above 0, got {bad[:3] or 'a weight'}")
-    return weights_used
+    return checked
 
 
 def _logit(p: float) -> float:

@@ -13,7 +13,7 @@ Utility = Callable[[Prompt, Completion], float]
 
 
 def load_callable(path: str) -> Callable[..., Any]:
-    """Import ``package.module.name`` and return what it names.
+    """Import ``package.module.name`` and return the function.
 
     Raises:
         ConfigError: if the path has no dot, the module cannot be imported, the name is not in it

@@ -8,9 +8,9 @@ from trimtab.records import Comparison, Judgement, Preference
 
 
 def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
-    """One judgement per item from those of several judges, under the names of those that gave an answer there.
+    """One judgement per item from several judges, under the names of the judges with an answer.
 
-    An item for which no judge has an answer has none here either. Of two answers the probability is the mean of the
+    Items without an answer by any judge are left out. Of two answers the probability is the mean of the
     judges', and the ranks follow from it, contradictions being ties; of more answers there are ranks only. One
     judge's judgements stay as they are.
     """

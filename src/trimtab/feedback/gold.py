@@ -50,7 +50,7 @@ _TALK = frozenset(
 
 
 def friendly_utility(prompt: Prompt, completion: Completion) -> float:
-    """How much the simulated people like this answer; from −2 to 4, a plain correct short answer is near 2.
+    """Utility of an answer to the simulated annotators, from −2 to 4; a plain correct short answer is near 2.
 
     Raises:
         ConfigError: if ``vaderSentiment`` is not installed.

@@ -1,12 +1,12 @@
-"""An AI judge: which answer follows a principle better, by any model that can be asked.
+"""An AI judge: a model decides which of two answers follows a principle better.
 
-A question is asked once and its reply is kept under a hash of everything that was asked, so a judge
-that is killed, or whose constitution is edited, asks only what it was never asked before. Two answers
-are always shown in both orders and the two probabilities averaged,
+Each reply is stored under a hash of its whole question, so a judge that was killed, or whose constitution
+was edited, is asked only new questions. Two answers are always shown in both orders and the two
+probabilities averaged,
 
     p(i better) = ½ [p(i | i shown first) + p(i | i shown second)],
 
-which takes a constant preference for a place out (Bai et al., "Constitutional AI", 2022, section 4.1,
+which removes a constant preference for one position (Bai et al., "Constitutional AI", 2022, section 4.1,
 asks in one order). Where the two orders name different winners the pair is a tie by rank, and the probability
 stays the average; of more than two answers such a pair counts half for each. A reply that names no
 option counts as a failure, never as a winner.
@@ -40,7 +40,7 @@ FAILURES = {
 """Why there is no answer, by kind."""
 
 LOST = " lost "
-"""Between a question's key and a time, in the journal's key of what was paid for no reply."""
+"""Separates a question's key from a time in the journal's key of a cost without a reply."""
 
 LETTERS = ("A", "B")
 DIGITS = ("1", "2", "3", "4", "5")
@@ -55,13 +55,13 @@ class Question:
     messages: tuple[Message, ...]
     """The conversation; the judge speaks next."""
     options: tuple[str, ...]
-    """What it may answer."""
+    """The answers the judge may give."""
     reason: bool = False
-    """True: it thinks first and ends with ``Answer: <option>``."""
+    """True: the judge reasons first and ends with ``Answer: <option>``."""
 
 
 class Reply(Record):
-    """What a judge said to one question."""
+    """A judge's reply to one question."""
 
     probabilities: tuple[float, ...] | None = None
     """P(option), in the order of the options, sum 1; None: no usable answer."""
@@ -70,9 +70,9 @@ class Reply(Record):
     hard: bool = False
     """True: read from the words, without log-probabilities; the probabilities are 0 and 1."""
     text: str = ""
-    """What it said, up to a limit."""
+    """The reply's text, up to a limit."""
     characters: int = 0
-    """How long what it said was."""
+    """Length of the whole reply."""
     model: str = ""
     """The model's own name for itself."""
     tokens_in: int = 0
@@ -82,9 +82,9 @@ class Reply(Record):
     cost: float = 0.0
     """In the currency of the prices."""
     seconds: float = 0.0
-    """From asking to answer."""
+    """Time between question and reply."""
     at: str | None = None
-    """When, ISO 8601 in UTC; None for the local model."""
+    """Time of the reply, ISO 8601 in UTC; None for the local model."""
 
     @model_validator(mode="after")
     def _either(self) -> "Reply":
@@ -96,7 +96,7 @@ class Reply(Record):
 
 
 Ask = Callable[[Sequence[Question], Callable[[Mapping[str, Reply]], None]], None]
-"""Asks questions and hands over replies by key as soon as they are there, in any order and in any portions."""
+"""Asks questions; passes replies by key to its second argument as they arrive, in any order, a few at a time."""
 
 
 class JudgeConfig(Config):
@@ -104,15 +104,15 @@ class JudgeConfig(Config):
 
     mode: Literal["direct", "reason", "rubric"] = "direct"
     """``direct``: the letter of the better answer; ``reason``: a chain of thought, then the letter; ``rubric``: each
-    answer alone gets 1 to 5 for each objective."""
+    answer by itself is rated 1 to 5 for each objective."""
     principles: int | None = Field(default=1, ge=1)
-    """How many principles are drawn for each item; None: all of them."""
+    """Principles drawn for each item; None: all of them."""
     objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """For ``rubric``: tags of the constitution, None: all; each is a criterion, and their mean is ``overall``."""
+    """For ``rubric``: tags of the constitution; None: all. Each is a criterion, and their mean is ``overall``."""
     clamp: tuple[float, float] = (0.4, 0.6)
-    """For ``reason``: probabilities are limited to this range, as a model that has argued is too sure of itself."""
+    """For ``reason``: range to which probabilities are limited, because a model is too sure after reasoning."""
     seed: int = 0
-    """Of the drawing of principles."""
+    """Seed of the draw of principles."""
 
     @model_validator(mode="after")
     def _range(self) -> "JudgeConfig":
@@ -123,7 +123,7 @@ class JudgeConfig(Config):
 
 
 class Verdict(Record):
-    """What one principle says about two answers of an item."""
+    """The comparison of two answers of an item by one principle."""
 
     item: str
     """Id of the item."""
@@ -132,15 +132,15 @@ class Verdict(Record):
     principle: str
     """Id of the principle, or the objective of a rubric."""
     weight: float = 1.0
-    """The principle's."""
+    """Weight of the principle."""
     first: float | None = None
     """P(i better) where i was shown first; None: no answer."""
     second: float | None = None
     """P(i better) where i was shown second."""
     probability: float | None = None
-    """Their mean, after clamping; None unless both are there."""
+    """Mean of ``first`` and ``second``, after clamping; None if one is missing."""
     failures: tuple[str, ...] = ()
-    """Of the replies that had no answer."""
+    """Failures of the replies without an answer."""
     ordered: bool = True
     """False: the answers were rated one by one, so there is no order and ``first`` equals ``second``."""
 
@@ -157,7 +157,7 @@ def contradict(first: float | None, second: float | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Everything a judge run found."""
+    """The result of a judge run."""
 
     judgements: tuple[Judgement, ...]
     """One per item and criterion, in the order of the items: records like people's."""
@@ -166,19 +166,19 @@ class Judged:
     replies: dict[str, Reply]
     """All replies that were used, by key."""
     asked: int
-    """Questions that were put to the judge in this run; the others had been answered before."""
+    """Questions asked in this run; the others had been answered before."""
     lost: float = 0.0
-    """What was paid for requests without a reply."""
+    """Cost of requests without a reply."""
 
     @property
     def cost(self) -> float:
-        """Of all replies that were used, and of requests without one."""
+        """Cost of all replies that were used, and of requests without a reply."""
         return math.fsum(r.cost for r in self.replies.values()) + self.lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
-    """What a question stands for."""
+    """A question with the item, answers and principle it is about."""
 
     item: Comparison
     place: tuple[int, int]
@@ -199,16 +199,16 @@ def judge(
     journal: MutableMapping[str, dict[str, Any]],
     progress: Callable[[int, int], None] | None = None,
 ) -> Judged:
-    """Judge items; what the journal holds is not asked again.
+    """Judge items; questions answered in the journal are not asked again.
 
     Args:
-        items: what to judge; with more than two answers, all pairs are asked.
-        constitution: what to judge by.
+        items: the items; with more than two answers, every pair is a question.
+        constitution: the principles.
         ask: the model.
-        config: how.
+        config: how it is asked.
         name: the annotator's name on the judgements.
-        identity: what makes two judges the same (model, endpoint, temperature); part of each question's key.
-        journal: replies by key; every one that comes in is written there at once.
+        identity: identifies the judge (model, endpoint, temperature); part of each question's key.
+        journal: replies by key; each new reply is written there at once.
         progress: called with (answered, all) questions.
 
     Raises:
@@ -267,7 +267,7 @@ def question(
 
 
 def questions_of(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[Question]:
-    """Everything that would be asked about an item."""
+    """All questions about an item."""
     return [a.question for a in _questions(item, constitution, config, identity)]
 
 
@@ -395,7 +395,7 @@ def _judgements(
     several = len(principles) > 1 or config.mode == "rubric"
     groups = {"overall": list(verdicts)} | (split if several else {})
     times = [r.at for r in replies if r.at]
-    # The place each answer is said to have been shown at is drawn: both orders were.
+    # Both orders were shown; the one on the record is drawn at random.
     turned = int(content_id("shown", item.id), 16) % 2 == 1
     shown = tuple(reversed(range(len(item.completions)))) if turned else tuple(range(len(item.completions)))
     judgements = []

@@ -1,8 +1,7 @@
-"""What every judge run prints: biases, failures, agreement with people, calibration.
+"""Report on a judge run: biases, failures, agreement with people, calibration.
 
-The numbers fall into two groups. :func:`run_facts` needs what a judge run left behind (both orders of
-every pair); :func:`against_people` needs judgements only, so votes that somebody else collected from a
-judge go through it too. Intervals are 95 %, clustered by prompt.
+:func:`run_facts` needs the verdicts of a run (both orders of every pair); :func:`against_people` needs judgements
+only, so it also takes a judge's votes from elsewhere. Intervals are 95 %, clustered by prompt.
 """
 
 import math
@@ -252,14 +251,14 @@ def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = No
     """The report in words, one line each."""
     lines = [
         f"{facts['items']} items judged, {facts['unusable']} without an answer; {facts['asked']} of "
-        f"{facts['replies']} questions asked now, the others had been answered",
+        f"{facts['replies']} questions asked now, the others had been answered before",
         *bias_lines(facts),
         "failures: " + (", ".join(f"{k} {n}" for k, n in facts["failures"].items()) or "none"),
     ]
     if facts["hard"]:
-        lines.append(f"{facts['hard']} replies without log-probabilities, read from their words")
+        lines.append(f"{facts['hard']} replies without log-probabilities, read from their text")
     if facts["items_that_speak_to_the_judge"]:
-        lines.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to speak to the judge")
+        lines.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to address the judge")
     if facts["cost"]:
         lines.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
     return [*lines, *people_lines(people)]
@@ -275,13 +274,13 @@ def bias_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def people_lines(people: Mapping[str, Any] | None) -> list[str]:
-    """What :func:`against_people` found, in words."""
+    """The result of :func:`against_people` in words."""
     if people is None:
-        return ["agreement with people: no labels of people were given"]
+        return ["agreement with people: there are no labels by people"]
     lines = [
         f"agreement with people on {people['pairs']} pairs: {shown(people['accuracy'])} where both name a winner, "
         f"κ {shown(people['kappa'], share=False)}",
-        f"  by which way it leans: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
+        f"  by the sign of its lean: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
     ]
     if people["calibration"]:
         errors = ", ".join(f"{name} {values['ece']:.3f}" for name, values in people["calibration"].items())

@@ -79,13 +79,13 @@ def principle_report(
 
 
 def principle_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report in words: a line for each principle, and the conflicts that are most frequent."""
+    """The report in words: a line for each principle, and the most frequent conflicts."""
     lines = []
     for name, row in report["principles"].items():
         removed = row["removed"]
         lines.append(
             f"{name}: fires {shown(row['firing_rate'])}, people agree {shown(row['agreement'])}; "
-            f"without it {removed['changed']} labels change, {removed['unknown']} have to be asked anew"
+            f"without it {removed['changed']} labels change, {removed['unknown']} need new questions"
         )
     worst = [c for c in report["conflicts"] if c["rate"].value][:5]
     return lines + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
@@ -97,7 +97,7 @@ def _fires(verdict: Verdict, margin: float) -> bool:
 
 
 def _without(verdicts: Sequence[Verdict], name: str) -> str:
-    """What becomes of a pair's label when a principle is taken out."""
+    """What happens to a pair's label if a principle is removed."""
     others = [v for v in verdicts if v.principle != name]
     ((before, _, _),) = combine(verdicts).values()
     if not any(v.probability is not None for v in others):
@@ -111,7 +111,7 @@ def _side(p: float) -> int:
 
 
 def changed_labels(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, int]:
-    """Pairs by what an edited constitution made of their combined label: same, changed, lost, new."""
+    """Pairs by the change of their combined label under an edited constitution: same, changed, lost, new."""
     one, two = _labels(before), _labels(after)
     outcomes = Counter(
         "lost" if key not in two else "new" if key not in one else "same" if one[key] == two[key] else "changed"

@@ -1,4 +1,4 @@
-"""The whole run as one configuration: what a recipe may say.
+"""The whole run as one configuration: the sections and settings of a recipe.
 
 A recipe is a complete YAML file without inheritance or interpolation. Relative data paths are
 looked up from the current folder first, then from the recipe's own folder.
@@ -34,43 +34,44 @@ from trimtab.trainers import (
 )
 
 REWARD_MODEL_CLIP = 5.0
-"""``align.score_clip`` where only the reward model is climbed: spreads of the answers it was trained on."""
+"""Default of ``align.score_clip`` if the reward model is the only reward, in standard deviations of its training
+answers' rewards."""
 
 
 class DataConfig(Config):
     """Files or hub ids (``owner/name#part@split``)."""
 
     demonstrations: str | None = None
-    """Conversations to imitate (SFT). A preference file gives its better answers."""
+    """Conversations to imitate (SFT). From a preference file, the better answers are used."""
     preferences: str | None = None
     """Ready-made preferences; with them, ``sample`` and ``label`` are not needed."""
     ratings: str | None = None
     """Single answers with thumbs up or down, for ``align.method: kto``."""
     prompts: str | None = None
-    """What to sample answers to, and to align on. Any format gives its prompts."""
+    """Prompts to sample answers to and to align on. Any format will do; only its prompts are read."""
     heldout: str | None = None
-    """Prompts for the evaluation, kept away from everything else."""
+    """Prompts for the evaluation; nothing is trained on them."""
     redteam: str | None = None
     """Prompts that ask for something harmful, for critique and revision."""
     redteam_heldout: str | None = None
-    """Further ones for the balance of harmless and helpful, kept away from everything else."""
+    """Held-out red-team prompts for the balance of harmless and helpful; nothing is trained on them."""
     format: str = "auto"
     """Format of the files; see ``trimtab data check --help``."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many rows of each file."""
     heldout_share: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """Where ``heldout`` is not given: this share of the prompts is set aside."""
+    """Share of the prompts that is set aside for the evaluation if ``heldout`` is not given."""
 
 
 class SampleConfig(Config):
-    """Answers to be compared."""
+    """Sampling of the answers to compare."""
 
     prompts: int | None = Field(default=None, ge=1)
     """How many prompts to use; None: all."""
     answers: int = Field(default=4, ge=2)
     """Answers per prompt."""
     sampler: SamplerConfig = SamplerConfig()
-    """How they are drawn."""
+    """How the answers are sampled."""
 
 
 class HumanConfig(Config):
@@ -81,36 +82,36 @@ class HumanConfig(Config):
     database: str | None = None
     """URL of a PostgreSQL database; None: SQLite in the project's folder."""
     overlap: int = Field(default=1, ge=1, le=100)
-    """How many people judge each item; with ``hybrid`` the router says that."""
+    """How many people judge each item; with ``hybrid`` the router decides."""
     enough: float = Field(default=1.0, gt=0.0, le=1.0)
-    """The run goes on when this share of the judgements asked for is in; with ``hybrid`` all of them."""
+    """Share of the requested judgements at which the run continues; with ``hybrid`` always all of them."""
     wait_minutes: float = Field(default=0.0, ge=0.0)
-    """How long to wait for them; then the run stops, and the same command goes on later."""
+    """How long the run waits for judgements; then it stops, and the same command continues it."""
 
 
 class LabelConfig(Config):
     """Who compares the answers."""
 
     source: Literal["simulated", "human", "ai", "hybrid"] = "simulated"
-    """``simulated``: annotators made from a gold utility, and every label and page says so; ``human``: people, in the
-    annotation app; ``ai``: judges under the constitution; ``hybrid``: judges where they are sure, ``people`` where
-    they are not."""
+    """``simulated``: simulated annotators with a gold utility, named as such on every label and page; ``human``: people
+    in the annotation app; ``ai``: AI judges with the constitution; ``hybrid``: AI judges label items of which they are
+    sure, and ``people`` the others."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
     human: HumanConfig = HumanConfig()
-    """For ``human``, and ``hybrid`` with people in the app: how they are asked."""
+    """The annotation app, for ``human``, and for ``hybrid`` with people in the app."""
     judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
-    """AI judges by name. Several are an ensemble: with ``ai`` their judgements are combined by ``aggregate``, with
-    ``hybrid`` by the mean of their probabilities. None: the recipe's pretrained model."""
+    """AI judges by name. Several form an ensemble: ``ai`` combines their judgements by ``aggregate``, ``hybrid`` by the
+    mean of their probabilities. None: the recipe's pretrained model."""
     judge: JudgeConfig = JudgeConfig()
-    """How they are asked."""
+    """How the AI judges are asked."""
     route: RouteConfig = RouteConfig()
-    """For ``hybrid``: how labels are divided between AI and people."""
+    """For ``hybrid``: which labels the AI gives and which people give."""
     people: str | None = None
-    """For ``hybrid``: ``app``, people in the annotation app; ``simulated``, annotators who go by the gold utility; or a
-    file of people's judgements (JSON lines), which may grow while they label the queue and need not exist before.
-    None: ``simulated`` where the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements the judges are
-    compared with; when it grows, only the reports are made again."""
+    """For ``hybrid``: ``app``, people in the annotation app; ``simulated``, simulated annotators with the gold utility;
+    or a file of people's judgements (JSON lines), which may grow while people label the queue and need not exist
+    at first. None: ``simulated`` if the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements with which
+    the judges are compared; when it grows, only the reports are made again."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -126,12 +127,12 @@ class ReviseConfig(RevisionConfig):
     prompts: int | None = Field(default=None, ge=1)
     """How many red-team prompts; None: all."""
     helpful: float | None = Field(default=None, gt=0.0)
-    """Helpful demonstrations (``data.demonstrations``) mixed in, for each revision; None, or where no revision was
-    kept: all there are."""
+    """Helpful demonstrations (``data.demonstrations``) mixed in, per revision; None, or without any revision: all of
+    them."""
     sampler: SamplerConfig = SamplerConfig(temperature=0.7, max_new_tokens=96)
-    """How answers, critiques and revisions are drawn."""
+    """How answers, critiques and revisions are sampled."""
     judge: JudgeSource = LocalJudge()
-    """Who decides whether a revision is better."""
+    """The judge that decides whether a revision is better."""
 
 
 class BalanceConfig(Config):
@@ -140,14 +141,14 @@ class BalanceConfig(Config):
     prompts: int | None = Field(default=None, ge=1)
     """How many held-out red-team prompts; None: all."""
     judge: JudgeSource = LocalJudge()
-    """Who compares before with after, beside the measures by words."""
+    """The judge that compares before with after, beside the measures by words."""
 
 
 class RewardStageConfig(RewardConfig):
-    """Reward model training, and which model it is built on."""
+    """Training of the reward model, and its base model."""
 
     model: ModelConfig | None = None
-    """None: an adapter on the policy's trunk after SFT. Otherwise a model of its own, smaller or different."""
+    """Base model, for example a smaller one; None: an adapter on the policy's trunk after SFT."""
 
 
 class EvaluateConfig(Config):
@@ -156,73 +157,73 @@ class EvaluateConfig(Config):
     prompts: int | None = Field(default=None, ge=1)
     """How many held-out prompts; None: all."""
     sampler: SamplerConfig = SamplerConfig()
-    """How answers are drawn, for every model alike."""
+    """How answers are sampled, the same for every model."""
     best_of: int | None = Field(default=None, ge=2)
-    """Also compare with best-of-n: of this many answers of the start model the one the rewards like best; None: not."""
+    """Also compare with best-of-n: the answer with the highest reward of this many by the start model; None: do not."""
     pretrained: bool = True
-    """False: ``model`` was not pretrained (its weights are random), so its answers are not compared with."""
+    """False: ``model`` was not pretrained (its weights are random), so it is left out of the comparison."""
     examples: int = Field(default=24, ge=1)
     """Examples shown on the page."""
 
 
 class RunConfig(Config):
-    """A recipe. Sections that are left out are stages that do not run."""
+    """A recipe. A stage whose section is left out does not run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run, and of its folder under ``runs/``."""
     about: str | None = Field(default=None, max_length=200)
     """One sentence for the page: what the model is to learn, for example "Summarise a message in one sentence."."""
     seed: int = Field(default=0, ge=0)
-    """From which everything random is derived."""
+    """Seed of everything random in the run."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; None: all cores. Part of the numbers: sums are added in another order with another count."""
+    """CPU threads; None: all cores. Results depend on it: another count adds sums in another order."""
     memory_gb: float | None = Field(default=None, gt=0.0)
-    """Memory the run may take, in GB: sizes ``micro_batch_tokens`` of every stage that does not say its own. None: the
+    """Memory the run may use, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
     stages' defaults."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""
     data: DataConfig = DataConfig()
-    """What to learn from."""
+    """The data files."""
     gold: str | None = None
     """Dotted path of a simulated gold utility (prompt, completion) → float; labels, monitors and evaluation use it."""
     constitution: str = DEFAULT
-    """What AI judges and revisions go by: a YAML file, or ``default``."""
+    """Principles for AI judges and revisions: a YAML file, or ``default``."""
     revise: ReviseConfig | None = None
-    """Critique and revision; its demonstrations join those of ``data`` in SFT."""
+    """Critique and revision; SFT learns from its demonstrations and those of ``data``."""
     sft: SftConfig | None = None
-    """Supervised fine-tuning; left out: the pretrained model is the start."""
+    """Supervised fine-tuning; left out: training starts from the pretrained model."""
     sample: SampleConfig | None = None
-    """Answers to compare."""
+    """Sampling of the answers to compare."""
     label: LabelConfig | None = None
-    """Who compares them."""
+    """Who compares the answers."""
     reward: RewardStageConfig | None = None
     """Reward model."""
     rewards: dict[str, RewardSource] | None = Field(default=None, min_length=1)
-    """What online alignment maximises, by name: the reward model (``kind: model``), Python functions (``function``) and
-    endpoints (``http``), each with a weight. Left out: the reward model alone."""
+    """Rewards that online alignment maximises, by name: the reward model (``kind: model``), Python functions
+    (``function``) and endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
-    """Alignment. On answers of its own against the reward model: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
-    ``dapo``, ``reinforce_pp``, ``reinforce_pp_baseline``, ``online_dpo`` or ``rejection``. On the preferences
-    themselves: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
+    """Alignment. On sampled answers, against the rewards: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
+    ``dapo``, ``reinforce_pp``, ``reinforce_pp_baseline``, ``online_dpo`` or ``rejection``. On the
+    preferences: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     balance: BalanceConfig | None = None
     """Harmlessness, helpfulness and preachiness of the first and the last model."""
     capability: CapabilityConfig | None = CapabilityConfig()
-    """What the models can do before and after SFT and alignment: the page shows what alignment cost. ``null``: not
-    checked."""
+    """Check of the models' capabilities before and after SFT and alignment: the page shows what alignment cost.
+    ``null``: no check."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
 
     @property
     def people_of_hybrid(self) -> str:
-        """Who the people of hybrid labels are: ``simulated``, ``app``, or a file."""
+        """Who labels beside the AI: ``simulated``, ``app``, or a file."""
         given = None if self.label is None else self.label.people
         return given or ("simulated" if self.gold else "app")
 
     @model_validator(mode="after")
     def _limit_a_reward_model(self) -> Self:
-        """Far from its data a reward model may say anything; rewards of one's own mean what they say."""
+        """Clip a reward model, which is unreliable far from its data; custom rewards are not clipped."""
         align = self.align
         if isinstance(align, PolicyGradientConfig) and "score_clip" not in align.model_fields_set:
             alone = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())

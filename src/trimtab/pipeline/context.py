@@ -1,4 +1,4 @@
-"""What every stage is handed: configuration, folders, the console, and the models earlier stages made."""
+"""The context of a stage: configuration, folders, the console, and the models of earlier stages."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +18,19 @@ from trimtab.storage import MetricsLog, RunFolder
 from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
 
 Counts = dict[str, Any]
-"""What a stage says about itself: rows, pairs, drops, by name."""
+"""Counts that a stage reports, by name: rows, pairs, drops."""
 
 K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
 
 @dataclass(kw_only=True)
 class Context:
-    """The surroundings of a stage."""
+    """Everything a stage needs beside its own settings."""
 
     config: RunConfig
     """The resolved recipe."""
     recipe: Path
-    """Where it was read from."""
+    """The recipe's file."""
     run: RunFolder
     """The run's folder."""
     ui: Ui
@@ -38,7 +38,7 @@ class Context:
     stop_requested: Callable[[], bool] = field(default=lambda: False)
     """True after Ctrl-C."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of all stages of this run."""
+    """Fingerprint of each stage of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
 
@@ -47,7 +47,7 @@ class Context:
         return self.run.stage(stage)
 
     def seed(self, purpose: str) -> int:
-        """A seed of its own for each purpose."""
+        """The seed for a purpose; each purpose has its own."""
         return step_seed(self.config.seed, purpose, 0) % (1 << 31)
 
     @contextmanager
@@ -61,14 +61,14 @@ class Context:
                 session.close()
 
     def data_path(self, source: str) -> str:
-        """A data source with relative paths looked up here first, then beside the recipe."""
+        """A data source; a relative path is looked up in the current folder first, then beside the recipe."""
         if Path(source).exists():
             return source
         beside = self.recipe.parent / source
         return str(beside) if beside.exists() else source
 
     def load(self, source: str, kind: type[K]) -> Loaded[K]:
-        """Read a data file and say what was refused."""
+        """Read a data file and report refused rows."""
         data = self.config.data
         loaded = load(self.data_path(source), kind=kind, format=data.format, limit=data.limit)
         if loaded.refused:
@@ -78,11 +78,11 @@ class Context:
                 f"{first.reason}); `trimtab data check {source}` lists all"
             )
         if loaded.duplicates:
-            self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
+            self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts; left out")
         return loaded
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Prompts for sampling and alignment, without those held out, and what was left out."""
+        """Prompts for sampling and alignment, without held-out ones; and counts of those left out."""
         everything, held = self._split_prompts()
         known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
         remaining = [p for p in everything if p.id not in known]
@@ -93,16 +93,16 @@ class Context:
         return self._fitting(self._split_prompts()[1], chat, room, {})
 
     def redteam_heldout(self) -> list[Prompt]:
-        """Red-team prompts kept for the balance of harmless and helpful."""
+        """Held-out red-team prompts for the balance of harmless and helpful."""
         source = self.config.data.redteam_heldout
         return list(self.load(source, Prompt).records) if source else []
 
     def fitting_redteam(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Red-team prompts kept for the balance that fit into the context with an answer."""
+        """Held-out red-team prompts that fit into the context with an answer."""
         return self._fitting(self.redteam_heldout(), chat, room, {})
 
     def set_aside(self) -> set[str]:
-        """Ids, made from content, of the prompts kept for the evaluation; nothing is trained on them."""
+        """Content ids of the prompts for the evaluation; nothing is trained on them."""
         if self.config.evaluate is None:
             return set()
         return {Prompt.of(p.messages).id for p in self._split_prompts()[1]}
@@ -119,7 +119,7 @@ class Context:
     def _fitting(
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
-        """Leave out, and count, prompts that do not fit into the context together with an answer."""
+        """Leave out and count prompts that do not fit into the context with an answer."""
         fitting, long = [], 0
         for prompt in prompts:
             try:
@@ -144,7 +144,7 @@ class Context:
         return load_callable(self.config.gold) if self.config.gold else None
 
     def trunk(self, *, with_sft: bool = True) -> Backbone:
-        """The pretrained model, with what SFT learnt folded in."""
+        """The pretrained model, with the weights of SFT merged in."""
         backbone = Backbone.load(self.config.model)
         if self.config.sft is None or not with_sft:
             return backbone

@@ -1,4 +1,4 @@
-"""What a constitution's principles do in a folder of ``trimtab judge``, and what an edit would change there."""
+"""The effect of a constitution's principles on the labels in a folder of ``trimtab judge``, and of an edit."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def write_principles(folder: Path, constitution: Constitution, people: Sequence[
 
 
 def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[str, int]]:
-    """How many questions each judge of a folder would be asked again under another constitution.
+    """How many new questions another constitution needs, for each judge of a folder.
 
     Raises:
         DataError: the folder was not made by ``trimtab judge``.

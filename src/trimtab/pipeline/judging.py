@@ -1,4 +1,4 @@
-"""Wires AI judges: the local model by log-probabilities, or an endpoint; one or several as an ensemble."""
+"""Sets up AI judges: the local model by log-probabilities, or an endpoint; one judge or an ensemble."""
 
 import os
 import time
@@ -35,20 +35,20 @@ from trimtab.records.importers import read
 from trimtab.rollout import LocalSampler, SamplerConfig, option_logprobs
 from trimtab.storage import Journal, read_json
 
-PORTION = 2048
-"""Questions that are arranged together. Their replies are kept after each forward pass, a few at a time."""
+QUESTIONS_TOGETHER = 2048
+"""Questions tokenised and batched together. Replies are stored after each forward pass."""
 
-THOUGHTS = 32
-"""The same where the judge thinks first; a killed one asks at most these again."""
+REASONED_TOGETHER = 32
+"""The same with reasoning; a killed judge repeats at most these."""
 
 
 class LocalJudge(Config):
     """A model in this process, by the log-probabilities of the options."""
 
     kind: Literal["local"] = "local"
-    """What it is."""
+    """Kind of judge."""
     model: ModelConfig | None = None
-    """Which; None: the recipe's pretrained model."""
+    """The judge's model; None: the recipe's pretrained model."""
     reason_tokens: int = Field(default=120, ge=1)
     """Longest chain of thought, in tokens."""
 
@@ -57,7 +57,7 @@ class EndpointJudge(EndpointConfig):
     """A model behind an OpenAI-compatible endpoint."""
 
     kind: Literal["endpoint"] = "endpoint"
-    """What it is."""
+    """Kind of judge."""
 
 
 JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
@@ -65,14 +65,14 @@ JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
 
 
 JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-"""The annotator on its judgements, and a folder's name."""
+"""Annotator on the judge's judgements, and name of its folder."""
 
 
 class Judges(Config):
     """A file of judges: ``judges: {name: {kind: local}, other: {kind: endpoint, url: …, model: …}}``."""
 
     judges: dict[JudgeName, JudgeSource] = Field(min_length=1)
-    """By name. Several are an ensemble."""
+    """Judges by name. Several form an ensemble."""
 
 
 class LocalAsk:
@@ -80,7 +80,7 @@ class LocalAsk:
 
     Args:
         backbone: the model, without adapter.
-        name: what it is called in replies.
+        name: the model's name in replies.
         reason_tokens: longest chain of thought.
     """
 
@@ -92,16 +92,16 @@ class LocalAsk:
         self.special = sorted(t for t in special if len(t) > 1 and not t.isalnum() and t.strip())
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        """Ask all questions; replies come in the order in which they are cheapest.
+        """Ask all questions; replies come in the cheapest order.
 
         Raises:
             DataError: the model's chat template refuses the conversation, with and without a system message.
         """
-        size = THOUGHTS if any(q.reason for q in questions) else PORTION
+        size = REASONED_TOGETHER if any(q.reason for q in questions) else QUESTIONS_TOGETHER
         for start in range(0, len(questions), size):
-            self._portion(questions[start : start + size], keep)
+            self._ask_together(questions[start : start + size], keep)
 
-    def _portion(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+    def _ask_together(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
         fitting: list[tuple[Question, list[int]]] = []
         for question in questions:
             room = self.reason_tokens + 8 if question.reason else 8
@@ -121,7 +121,7 @@ class LocalAsk:
             prompts.append(tokens + self._encode(lead.rstrip(" ")) if lead else tokens)
             options.append([self._encode(f"{' ' if lead else ''}{option}") for option in question.options])
 
-        def found(logprobs: Mapping[int, Sequence[float]]) -> None:
+        def keep_replies(logprobs: Mapping[int, Sequence[float]]) -> None:
             nonlocal started
             seconds, started = time.monotonic() - started, time.monotonic()
             replies = {}
@@ -138,10 +138,10 @@ class LocalAsk:
                 )
             keep(replies)
 
-        option_logprobs(self.backbone, prompts, options, found=found)
+        option_logprobs(self.backbone, prompts, options, found=keep_replies)
 
     def _tokens(self, question: Question) -> list[int]:
-        """The question as the model reads it: no special token in it but the template's own."""
+        """The question as tokens; special tokens come from the template only."""
         chat = self.backbone.chat
         messages = [m.model_copy(update={"content": self._broken(m.content)}) for m in question.messages]
         try:
@@ -160,7 +160,7 @@ class LocalAsk:
         return text
 
     def _think(self, questions: Sequence[Question]) -> dict[str, str]:
-        """Chains of thought, greedily, without the answer they may end in."""
+        """Chains of thought by greedy decoding, without the answer at their end."""
         if not questions:
             return {}
         prompts = [Prompt(id=q.key, messages=q.messages) for q in questions]
@@ -193,7 +193,7 @@ def open_judge(
 
 
 class _Lazy:
-    """Loads the model when the first question comes: where all are answered there is none."""
+    """Loads the model at the first question; none is loaded if the journal answers all."""
 
     def __init__(self, config: ModelConfig, reason_tokens: int) -> None:
         self.config, self.reason_tokens = config, reason_tokens
@@ -216,20 +216,20 @@ def judge_items(
     seed: int = 0,
     replies: Path | None = None,
 ) -> dict[str, Judged]:
-    """Let every judge judge all items; where an edited constitution was judged before, say how many labels changed.
+    """Have every judge judge all items; after an edit of the constitution, report how many labels changed.
 
     Args:
-        items: what to judge.
-        constitution: by what.
+        items: the items.
+        constitution: the principles.
         judges: by name.
         config: how they are asked.
         folder: for verdicts, judgements and the report.
         default: the model of a local judge that names none.
         ui: console.
-        people: labels to compare with, if there are any.
+        people: people's labels to compare with.
         seed: of intervals.
-        replies: ``NAME/replies.jsonl`` here is each judge's journal, and another call asks only what is missing there;
-            None: in ``folder``.
+        replies: folder with each judge's journal, ``NAME/replies.jsonl``; questions answered there are not asked
+            again. None: ``folder``.
     """
     judged_by: dict[str, Judged] = {}
     verdicts: dict[str, Path] = {}
@@ -281,10 +281,10 @@ def judge_items(
 
 
 def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, Any]:
-    """Compare the judges of a folder of :func:`judge_items` with people once more, who have said more since.
+    """Compare the judges of a folder of :func:`judge_items` with people's newer judgements.
 
     Returns:
-        by judge, and of all together, what :func:`~trimtab.feedback.against_people` found; empty without people.
+        the result of :func:`~trimtab.feedback.against_people` by judge, and of all together; empty without people.
     """
     if not people:
         return {}
@@ -312,7 +312,7 @@ def plain(value: Any) -> Any:
 
 
 def as_yaml(constitution: Constitution) -> str:
-    """A constitution as a file that reads back as itself."""
+    """A constitution as YAML; reading it gives the same constitution."""
     return yaml.safe_dump(constitution.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -331,11 +331,11 @@ def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
 def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Comparison], list[Judgement], list[str]]:
     """Items from any data file with two or more answers to a prompt, and the labels it holds.
 
-    Answers of a preference are put into an order that does not depend on which is better, so that place tells
-    nothing. Rows with one answer or none are counted in what is said.
+    Answers of a preference are put into an order that does not depend on which is better. Rows with fewer than two
+    answers are counted in the lines.
 
     Returns:
-        items, labels (one per preference, source as in the file), and lines to say.
+        items, labels (one per preference, source as in the file), and lines for the console.
     """
     loaded = read(source, kind=Record, format=format, limit=limit)
     items: dict[str, Comparison] = {}
@@ -377,7 +377,7 @@ def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Com
     if other:
         lines.append(f"{source}: {other} records have fewer than two answers; left out")
     if again:
-        lines.append(f"{source}: {again} items stand there again; judged once")
+        lines.append(f"{source}: {again} repeated items; judged once")
     if not items:
         raise DataError(f"{source}: nothing to judge: no row has a prompt with two answers")
     return list(items.values()), labels, lines

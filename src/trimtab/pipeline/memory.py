@@ -1,4 +1,4 @@
-"""How much memory a stage needs, counted from the model's shape, and micro-batches cut to a limit.
+"""Memory that a stage needs, counted from the model's shape, and micro-batches sized to a limit.
 
 What a layer keeps for its backward pass was counted tensor by tensor on a Llama-type layer (residual
 stream and its norms 4·H, inputs of the projections 2·H, queries and attention output 2·H, keys and
@@ -41,8 +41,7 @@ Section = SftConfig | RewardConfig | OfflineConfig | OnlineConfig
 def fit_memory(config: RunConfig) -> RunConfig:
     """The recipe with ``micro_batch_tokens`` of every stage set to the most that ``memory_gb`` allows.
 
-    Where a stage says its own ``micro_batch_tokens``, that is kept and only checked. Without ``memory_gb`` nothing
-    changes.
+    A recipe's own ``micro_batch_tokens`` is only checked. Without ``memory_gb`` nothing changes.
 
     Raises:
         ConfigError: a stage needs more than the limit even with its largest sample alone in a micro-batch, or for the
@@ -86,7 +85,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
 
 
 def _up(gb: float) -> str:
-    """With one decimal and never less than it is: a limit of so much is accepted."""
+    """With one decimal, rounded up, so that this limit would be accepted."""
     return f"{math.ceil(gb * 10) / 10:.1f}"
 
 

@@ -33,7 +33,7 @@ from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
 CODE = 5
-"""Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
+"""Version of the results: incremented when a stage gives other results for equal inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +41,9 @@ class Planned:
     """A stage and what a run would do with it."""
 
     stage: Stage
-    """Which."""
+    """The stage."""
     fingerprint: str
-    """Of what it would be made with."""
+    """Fingerprint under the present settings and inputs."""
     state: str
     """``done`` (skipped), ``continue`` (interrupted before), ``run``."""
 
@@ -81,7 +81,7 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
 
 
 def _check_callables(config: RunConfig) -> None:
-    """Import every function the recipe names: a wrong path is found now, and not after hours of training."""
+    """Import every function that the recipe names, so that a wrong path fails before any training."""
     named = {f"rewards.{n}.path": s.path for n, s in (config.rewards or {}).items() if isinstance(s, FunctionReward)}
     for key, path in ({"gold": config.gold} | named).items():
         if path is not None:
@@ -134,7 +134,7 @@ def run_recipe(
                 continue
             ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
             run.begin(name, item.fingerprint)
-            if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
+            if run.is_done(name, item.fingerprint) and not redo:  # restored from superseded/
                 context.cached.add(name)
                 ui.say("  an earlier result under the same settings was taken back")
                 continue
@@ -156,7 +156,7 @@ def run_recipe(
 
 
 def _last_good(folder: Path) -> str:
-    """Where to go on from after a number stopped being finite."""
+    """From which checkpoint to continue after a number became NaN or infinite."""
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     return (
         f"last good checkpoint: {checkpoints[-1]}"

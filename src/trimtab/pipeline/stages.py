@@ -1,7 +1,7 @@
 """The stages, in order, each from files to files.
 
 revise → sft → sample → label → preferences → reward → align → evaluate → balance → report. A stage reads what earlier
-ones wrote and nothing else, so a run that was stopped and continued is the run that was not.
+ones wrote and nothing else, so a run that was stopped and continued gives the same results.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Stage:
     """A named step of the pipeline."""
 
     name: str
-    """Also the name of its folder."""
+    """Name of the stage and of its folder."""
     needs: tuple[str, ...]
     """Stages whose outputs it reads, where the recipe has them."""
     settings: Callable[[RunConfig], Any]
@@ -45,7 +45,7 @@ class Stage:
     sources: Callable[[RunConfig], list[str | None]]
     """Data files it reads."""
     run: Callable[[Context], tuple[Counts, list[str]]]
-    """Does the work; returns counts and the names of its output files."""
+    """Runs the stage; returns counts and the names of its output files."""
     cost: StageCost
     """Estimates what it would cost."""
 
@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
 
 
 def _preference_sources(config: RunConfig) -> list[str | None]:
-    """Preferences, and what says which of their prompts are set aside for the evaluation."""
+    """Preferences, and the files that decide which prompts are set aside for the evaluation."""
     return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
 
 
@@ -109,12 +109,12 @@ def _label_sources(config: RunConfig) -> list[str | None]:
 
 
 def _report_sources(config: RunConfig) -> list[str | None]:
-    """People whom AI judges are compared with, and who label nothing."""
+    """Judgements with which AI judges are compared; they give no labels."""
     return [config.label.people] if config.label is not None and config.label.source == "ai" else []
 
 
 def _capability_source(config: RunConfig) -> list[str | None]:
-    """The capability set of stages that are checked: they depend on its content, and on nothing where there is none."""
+    """The capability set, on whose content the checked stages depend."""
     return [] if config.capability is None else [config.capability.file or str(BUILT_IN)]
 
 

@@ -22,7 +22,7 @@ from trimtab.storage.schema import invitations, people, sessions, tokens
 
 RoleName = Literal["owner", "adjudicator", "annotator"]
 ROLES: tuple[RoleName, ...] = ("annotator", "adjudicator", "owner")
-"""Each may do what those before it may."""
+"""From the fewest rights to the most; each includes those before it."""
 MIN_PASSWORD = 10
 _SESSION = (
     select(people, sessions.c.csrf)
@@ -38,21 +38,21 @@ class Person:
     """Somebody who is signed in."""
 
     id: int
-    """Row."""
+    """Row number."""
     name: str
     """As chosen; shown to owners only."""
     pseudonym: str
-    """Stands in judgements and exports."""
+    """Name in judgements and exports."""
     role: RoleName
-    """What they may do."""
+    """The person's rights."""
     state: str
     """``active``, ``paused``, ``removed`` or ``imported``."""
     language: str | None
-    """Of the interface."""
+    """Language of the interface; None: the browser's."""
     cohort: dict[str, str]
-    """Groups they named, all optional."""
+    """Groups the person named, all optional."""
     csrf: str = ""
-    """Of this session."""
+    """CSRF token of the session."""
 
     def may(self, role: RoleName) -> bool:
         """Does the role include this one?"""
@@ -64,9 +64,9 @@ class Invitation:
     """A link that has not been used."""
 
     id: int
-    """Row."""
+    """Row number."""
     role: RoleName
-    """What whoever uses it becomes."""
+    """Role of the new account."""
     person: str | None
     """Name of the person whose password it resets; None: a new account."""
 

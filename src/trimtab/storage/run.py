@@ -1,4 +1,4 @@
-"""The folder of one run: its stages, their fingerprints and status, metrics, and what was superseded.
+"""The folder of one run: its stages, their fingerprints and status, metrics, and superseded results.
 
 ::
 
@@ -9,7 +9,7 @@
         checkpoints/ samples/     while it trains
         metrics.jsonl             one line per step
       superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
-      replies/                    what judges and critics said, by what they were asked; outlives every change
+      replies/                    replies of judges and critics, by question; kept across all changes
       report.html, report.json
 
 A stage is done only when its status file says so, and that file is written last.
@@ -32,7 +32,7 @@ from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What is known about a stage's folder."""
+    """Status of a stage."""
 
     stage: str
     """Name."""
@@ -43,7 +43,7 @@ class Status:
     seconds: float = 0.0
     """Time spent in it, over all attempts."""
     counts: dict[str, Any] | None = None
-    """What it says about itself: rows, pairs, drops …"""
+    """Counts that the stage reports: rows, pairs, drops …"""
     outputs: dict[str, str] | None = None
     """SHA-256 of each output file."""
     memory_gb: float = 0.0
@@ -107,8 +107,7 @@ class RunFolder:
     def begin(self, name: str, fingerprint: str) -> Path:
         """Make the folder ready to run a stage, or to continue it.
 
-        What stands there under another fingerprint moves to ``superseded/``; an earlier result under
-        this fingerprint moves back.
+        A folder with another fingerprint moves to ``superseded/``; an earlier result with this fingerprint moves back.
         """
         folder = self.stage(name)
         with storage_errors(folder):
