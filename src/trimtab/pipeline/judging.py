@@ -13,6 +13,7 @@ from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError, TooLongError
 from trimtab.feedback import (
+    Ask,
     JudgeConfig,
     Judged,
     Question,
@@ -179,7 +180,7 @@ def _normalised(logprobs: Sequence[float]) -> tuple[float, ...]:
 
 def open_judge(
     source: LocalJudge | EndpointJudge, journal: MutableMapping[str, dict[str, Any]], default: ModelConfig
-) -> tuple[Any, Any]:
+) -> tuple[Ask, dict[str, Any]]:
     """The :data:`~trimtab.feedback.judge.Ask` of a judge, and its identity for question keys."""
     if isinstance(source, EndpointJudge):
         return Endpoint(source, journal), source.identity

@@ -7,7 +7,6 @@ values 2·K, MLP 4·I, floats per token); other decoder layers of today keep abo
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
@@ -49,7 +48,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
     """
     if config.memory_gb is None:
         return config
-    sections: dict[str, Any] = {}
+    sections: dict[str, Section] = {}
     problems = []
     for name, section in _sections(config):
         shape = model_shape(_model(config, section))

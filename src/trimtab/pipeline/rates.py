@@ -1,12 +1,12 @@
 """Fills in the learning rates that a recipe leaves out, and warns of unusual ones."""
 
 from collections.abc import Iterator
-from typing import Any
 
+from trimtab.config import Config
 from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.memory import model_shape
-from trimtab.trainers import OfflineConfig, OnlineConfig, OptimizerConfig, PpoConfig
+from trimtab.trainers import OfflineConfig, OnlineConfig, OptimizerConfig, PpoConfig, RlConfig
 from trimtab.trainers.defaults import Kind, Stage, default_lr
 from trimtab.trainers.guard import FEWEST
 
@@ -25,7 +25,7 @@ LARGE_STOP = 0.2
 
 def fill_rates(config: RunConfig) -> RunConfig:
     """The recipe with a learning rate in every optimiser; see :mod:`trimtab.trainers.defaults`."""
-    sections: dict[str, Any] = {}
+    sections: dict[str, Config] = {}
     for name, key, stage, optimizer in _optimizers(config):
         if optimizer.lr is None:
             filled = optimizer.model_copy(update={"lr": _usual(config, name, stage)})
@@ -71,7 +71,7 @@ def rate_warnings(config: RunConfig) -> list[str]:
     return lines
 
 
-def _online(align: Any) -> list[str]:
+def _online(align: RlConfig) -> list[str]:
     lines = []
     if align.kl.stop is not None and align.kl.stop > LARGE_STOP:
         lines.append(
