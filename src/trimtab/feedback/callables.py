@@ -13,7 +13,7 @@ Utility = Callable[[Prompt, Completion], float]
 
 
 def load_callable(path: str) -> Callable[..., Any]:
-    """Import ``package.module.name`` and return the function.
+    """Import ``package.module.name`` and return what it names.
 
     Raises:
         ConfigError: if the path has no dot, the module cannot be imported, the name is not in it
@@ -34,7 +34,7 @@ def load_callable(path: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"functions there: {', '.join(sorted(public)) or 'none'}"
         raise ConfigError(f"{path!r}: {module_name!r} has no {name!r}; {hint}")
-    target = getattr(module, name)
-    if not callable(target):
-        raise ConfigError(f"{path!r} is a {type(target).__name__}, not a function; name something that can be called")
-    return target
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"{path!r} is a {type(found).__name__}, not a function; name something that can be called")
+    return found

@@ -37,22 +37,22 @@ def final_number(text: str) -> Fraction | None:
     """
     text = _FRACTION.sub(_plain_fraction, text)
     for mark in _MARKS:
-        for match in reversed(list(re.finditer(mark, text, flags=re.I))):
-            number = _first_number(text[match.end() :].partition("\n")[0])
+        for found in reversed(list(re.finditer(mark, text, flags=re.I))):
+            number = _first_number(text[found.end() :].partition("\n")[0])
             if number is not None:
                 return number
     numbers = _NUMBER.findall(text)
     return _value(numbers[-1]) if numbers else None
 
 
-def _plain_fraction(match: re.Match[str]) -> str:
-    whole, above, below = int(match[1] or 0), int(match[2] or match[4]), int(match[3] or match[5])
+def _plain_fraction(found: re.Match[str]) -> str:
+    whole, above, below = int(found[1] or 0), int(found[2] or found[4]), int(found[3] or found[5])
     return f"{whole * below + above}/{below}"
 
 
 def _first_number(text: str) -> Fraction | None:
-    match = _NUMBER.search(text)
-    return _value(match[0]) if match else None
+    found = _NUMBER.search(text)
+    return _value(found[0]) if found else None
 
 
 def _value(text: str) -> Fraction | None:

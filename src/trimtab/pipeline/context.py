@@ -18,7 +18,7 @@ from trimtab.storage import MetricsLog, RunFolder
 from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
 
 Counts = dict[str, Any]
-"""Counts that a stage reports, by name: rows, pairs, drops."""
+"""What a stage says about itself: rows, pairs, drops, by name."""
 
 K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
@@ -61,14 +61,14 @@ class Context:
                 session.close()
 
     def data_path(self, source: str) -> str:
-        """A data source; a relative path is looked up in the current folder first, then beside the recipe."""
+        """A data source with relative paths looked up here first, then beside the recipe."""
         if Path(source).exists():
             return source
         beside = self.recipe.parent / source
         return str(beside) if beside.exists() else source
 
     def load(self, source: str, kind: type[K]) -> Loaded[K]:
-        """Read a data file and report refused rows."""
+        """Read a data file and say what was refused."""
         data = self.config.data
         loaded = load(self.data_path(source), kind=kind, format=data.format, limit=data.limit)
         if loaded.refused:
@@ -78,7 +78,7 @@ class Context:
                 f"{first.reason}); `trimtab data check {source}` lists all"
             )
         if loaded.duplicates:
-            self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts; left out")
+            self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
         return loaded
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
@@ -119,15 +119,15 @@ class Context:
     def _fitting(
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
-        """Leave out and count prompts that do not fit into the context with an answer."""
-        fitting, long = [], 0
+        """Leave out, and count, prompts that do not fit into the context together with an answer."""
+        kept, long = [], 0
         for prompt in prompts:
             try:
                 fits = len(chat.prompt(prompt.messages)) + room <= chat.context
             except DataError:
                 fits = False
             if fits:
-                fitting.append(prompt)
+                kept.append(prompt)
             else:
                 long += 1
         if long:
@@ -135,9 +135,9 @@ class Context:
                 f"  {long} of {len(prompts)} prompts are too long for model.context {chat.context} with {room} tokens "
                 "of answer; left out"
             )
-        if not fitting:
+        if not kept:
             raise DataError(f"no prompt fits: {len(prompts)} read, {long} too long for model.context {chat.context}")
-        return fitting, counts | {"too_long": long}
+        return kept, counts | {"too_long": long}
 
     def gold(self) -> Utility | None:
         """The simulated gold utility, if the recipe names one."""

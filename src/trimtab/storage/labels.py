@@ -29,7 +29,7 @@ from trimtab.storage.database import Database
 from trimtab.storage.form import Form
 from trimtab.storage.progress import HistoryEntry, Progress
 from trimtab.storage.project import ProjectConfig
-from trimtab.storage.queue import Assignment, Queue
+from trimtab.storage.queue import Assignment, Queue, answer_order
 from trimtab.storage.rows import get_setting, put_setting, task_of
 from trimtab.storage.schema import items, judgements
 from trimtab.storage.schema import settings as setting_rows
@@ -187,6 +187,10 @@ class LabelStore:
             item_rows.retire_item(tx, tx.item(uid), person=person, reason=reason)
 
     # Judging ------------------------------------------------------------------------------
+
+    def order(self, task: Task, pseudonym: str) -> tuple[int, ...]:
+        """The order in which a person sees a task's answers: random, and the same every time."""
+        return answer_order(self._salt, task, pseudonym)
 
     def next(self, person: int) -> Assignment | str:
         """The task of a person, or why there is none: ``paused``, ``unqualified``, ``closed`` or ``empty``."""

@@ -107,7 +107,8 @@ class RunFolder:
     def begin(self, name: str, fingerprint: str) -> Path:
         """Make the folder ready to run a stage, or to continue it.
 
-        A folder with another fingerprint moves to ``superseded/``; an earlier result with this fingerprint moves back.
+        What stands there under another fingerprint moves to ``superseded/``; an earlier result under
+        this fingerprint moves back.
         """
         folder = self.stage(name)
         with storage_errors(folder):
