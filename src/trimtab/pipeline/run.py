@@ -134,7 +134,7 @@ def run_recipe(
                 continue
             ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
             run.begin(name, item.fingerprint)
-            if run.is_done(name, item.fingerprint) and not redo:  # restored from superseded/
+            if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
                 context.cached.add(name)
                 ui.say("  an earlier result under the same settings was taken back")
                 continue
