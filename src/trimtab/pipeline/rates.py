@@ -49,8 +49,8 @@ def rate_warnings(config: RunConfig) -> list[str]:
         usual, given = _usual(config, name, stage), optimizer.lr
         if given > FAR * usual * (1 + 1e-9):  # 5 × 3e-4 is below 1.5e-3 in binary
             lines.append(
-                f"{name}.{key}.lr is {given:g}, {given / usual:.0f} times the default of {usual:g}; training may "
-                f"diverge. Up to {FAR * usual:g} is usual; leave it out for the default"
+                f"{name}.{key}.lr is {given:g}, {given / usual:.0f} times the default of {usual:g}; training may fall "
+                f"apart. Up to {FAR * usual:g} is usual; leave it out for the default"
             )
         if given < usual / SLOW:
             lines.append(
