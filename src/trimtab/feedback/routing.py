@@ -582,7 +582,7 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         each = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in known.items())
         lines.append(f"  by principle: {', '.join(each)}")
     if report.get("reopened"):
-        lines.append(f"the AI's error rose; thresholds were set anew after {report['reopened']} audits")
+        lines.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
     return lines
 
 
