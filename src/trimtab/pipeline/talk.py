@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, TooLongError
 from trimtab.models import Backbone, ModelConfig, load_tensors
 from trimtab.models.loading import longest_context
 from trimtab.pipeline.config import load_recipe
@@ -83,7 +83,8 @@ class Talk:
         """Answer a message. When the context is full, the oldest turns are dropped and counted.
 
         Raises:
-            DataError: this turn alone does not fit the context.
+            TooLongError: this turn alone does not fit the context.
+            DataError: the chat template cannot take the conversation.
         """
         turns = [*self.turns, Message(role="user", content=text)]
         forgotten = 0
@@ -91,7 +92,7 @@ class Talk:
             try:
                 rollout = self.sampler.generate([Prompt.of(turns)], adapter=self.adapter, seed=self.count)[0]
                 break
-            except DataError:
+            except TooLongError:
                 if len(turns) < 3:
                     raise
                 turns, forgotten = turns[2:], forgotten + 2
