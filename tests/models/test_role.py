@@ -123,7 +123,7 @@ def test_packed_rows_are_separate_rows(architecture, kind):
     assert packed.size < separate.size
     apart, together = trained.logprobs(separate), trained.logprobs(packed)
     for number, sequence in enumerate(tokens):
-        mine = together[packed.columns["segments"] == number]
+        mine = together[packed.segments == number]
         torch.testing.assert_close(mine, apart[number, : len(sequence)], rtol=1e-4, atol=1e-5)
     close(gradients(trained, packed), gradients(trained, separate))
 
@@ -134,8 +134,8 @@ def test_packed_neighbours_do_not_talk():
     changed = [tokens[0], [(t + 7) % 300 for t in tokens[1]], *tokens[2:]]
     before = pack(tokens, masks, 128, backbone.device)
     after = pack(changed, masks, 128, backbone.device)
-    segments = before.columns["segments"]
-    assert before.size == 1
+    segments = before.segments
+    assert before.size == 1 and segments is not None
     a, b = Role(backbone).logprobs(before), Role(backbone).logprobs(after)
     assert torch.equal(a[segments != 1], b[segments != 1])
     assert not torch.allclose(a[segments == 1], b[segments == 1])

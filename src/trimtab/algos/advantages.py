@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.algos.checks import full, not_negative, positive, same_shape, two_dimensional
-from trimtab.algos.masking import masked, masked_mean, masked_sum
+from trimtab.algos.masking import last_true, masked, masked_mean, masked_sum
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 
@@ -168,8 +168,8 @@ def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: flo
     """REINFORCE++: the reward still to come, whitened over the whole batch; no critic, no groups.
 
     A_t = Σ_{s≥t} γ^{s−t} r_s, then (A − mean)/std over all counting tokens of the batch. Source: Hu et
-    al. 2025 (arXiv 2501.03262), section on global advantage normalisation. For its baseline variant
-    subtract each group's mean from the scores before they become ``rewards``.
+    al. 2025 (arXiv 2501.03262), section on global advantage normalisation. Its variant with a baseline:
+    :func:`reinforce_pp_baseline_advantage`.
 
     Args:
         rewards: ``[B, T]``, reward units, with the KL penalty inside (:func:`~trimtab.algos.penalised_rewards`).
@@ -186,6 +186,39 @@ def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: flo
     """
     to_come, _ = gae(rewards, torch.zeros_like(rewards), response_mask, gamma=gamma, lam=1.0)
     return whiten(to_come, response_mask, eps=eps)
+
+
+def reinforce_pp_baseline_advantage(
+    rewards: Tensor, response_mask: Tensor, *, group: int, gamma: float = 1.0, eps: float = 1e-8
+) -> Tensor:
+    """REINFORCE++ with baseline: the mean total of each group is taken off its answers first, at their last token.
+
+    r_last ← r_last − mean over the group of Σ_t r_t, then :func:`reinforce_pp_advantage`. Source: Hu et al. 2025
+    (arXiv 2501.03262), REINFORCE++-baseline.
+
+    Args:
+        rewards: ``[B, T]``, reward units; every ``group`` consecutive rows answer one prompt.
+        response_mask: ``[B, T]`` bool, True: an action of the policy.
+        group: answers per prompt; B is a multiple of it.
+        gamma: γ, in [0, 1].
+        eps: as in :func:`whiten`.
+
+    Returns:
+        ``[B, T]``, 0 where the mask is False.
+
+    Raises:
+        ConfigError: γ outside [0, 1], or ε not above 0.
+        TrainingError: the shapes differ or are not ``[B, T]``, the mask is not bool, a row has no token that counts, or
+            B is not a multiple of ``group``.
+    """
+    same_shape(rewards=rewards, response_mask=response_mask)
+    two_dimensional(rewards=rewards)
+    if group < 1 or len(rewards) % group:
+        raise TrainingError(f"{len(rewards)} answers are no whole number of groups of {group}; pass whole groups")
+    baseline = rewards.sum(dim=1).view(-1, group).mean(dim=1).repeat_interleave(group)
+    centred = rewards.clone()
+    centred[torch.arange(len(rewards), device=rewards.device), last_true(response_mask)] -= baseline
+    return reinforce_pp_advantage(centred, response_mask, gamma=gamma, eps=eps)
 
 
 def whiten(

@@ -32,6 +32,30 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
+def last_true(mask: Tensor) -> Tensor:
+    """Column of the last True in each row, where the score of a whole answer goes.
+
+    Args:
+        mask: ``[B, T]`` bool, True: counts.
+
+    Returns:
+        ``[B]`` int64.
+
+    Raises:
+        TrainingError: the mask is not bool, or a row has no True.
+
+    >>> last_true(torch.tensor([[False, True, False]])).tolist()
+    [1]
+    """
+    boolean(mask=mask)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, positions, -1).amax(1)
+    if bool((last < 0).any()):
+        rows = (last < 0).nonzero()[:, 0].tolist()
+        raise TrainingError(f"answers {rows} have no token that counts, so no place for their score; drop them first")
+    return last
+
+
 def masked_sum(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
     """Sum of x over what counts, in float32 or wider: Σ_{t: mask_t} x_t.
 

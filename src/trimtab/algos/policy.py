@@ -10,7 +10,7 @@ at e⁸⁹, and 0 · ∞ makes NaN of tokens that the clip or an advantage of 0 
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, positive, same_shape
+from trimtab.algos.checks import boolean, full, positive, same_shape
 from trimtab.algos.kl import kl_k1, kl_k3
 from trimtab.algos.masking import masked, masked_mean
 from trimtab.errors import ConfigError
@@ -176,6 +176,52 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor) -> 
         TrainingError: the shapes differ, or the mask is not bool.
     """
     return masked_mean(kl_k3(old_logprobs.detach(), logprobs.detach(), response_mask), response_mask)
+
+
+def explained_variance(values: Tensor, returns: Tensor, response_mask: Tensor) -> Tensor:
+    """How much of the variation of the returns the critic predicts: 1 − Var(R − V)/Var(R), population variances.
+
+    1: all of it; 0: none, or the returns do not vary; below 0: worse than predicting their mean.
+
+    Args:
+        values: ``[B, T]``, reward units, the critic's predictions.
+        returns: ``[B, T]``, reward units.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+
+    Returns:
+        a float64 scalar, at most 1.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> one = torch.ones(1, 2, dtype=torch.bool)
+    >>> float(explained_variance(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), one))
+    0.75
+    """
+    same_shape(values=values, returns=returns, response_mask=response_mask)
+    boolean(response_mask=response_mask)
+    values, returns = values[response_mask], returns[response_mask]
+    variance, residual = (x.var(unbiased=False).double() for x in (returns, returns - values))
+    return torch.where(variance > 0, 1.0 - residual / variance, torch.zeros_like(variance))
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` itself, whose gradient is multiplied by a factor on the way back.
+
+    x.detach() + c·(x − x.detach()). A head on shared states then trains on its whole loss and moves what is below by a
+    share of it.
+
+    Args:
+        x: any shape.
+        factor: c; 0: nothing below is trained.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> (3 * scale_gradient(x, 0.5)).backward()
+    >>> x.grad.tolist()
+    [1.5]
+    """
+    fixed = x.detach()
+    return fixed + factor * (x - fixed)
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -206,6 +206,39 @@ def davidson_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, nu: float) -
     return total - torch.where(tie, between, chosen)
 
 
+def fit_ridge_bradley_terry(gaps: Tensor, targets: Tensor, weights: Tensor, *, penalty: float) -> Tensor:
+    """Coefficients of a linear Bradley–Terry model with a ridge penalty, by eight steps of Newton's method.
+
+    argmin_v Σ w·[softplus(z) − p·z] + ½·λ·|v|² with z = gaps @ v. Source: Le Cessie & van Houwelingen 1992 (ridge
+    logistic regression).
+
+    Args:
+        gaps: ``[P, D]``, features of the first answer minus those of the second.
+        targets: ``[P]``, p: probability that the first is better, in [0, 1].
+        weights: ``[P]``, w.
+        penalty: λ, above 0, in units of one pair's loss.
+
+    Returns:
+        ``[D]``, v.
+
+    Raises:
+        ConfigError: λ not above 0.
+        TrainingError: shapes differ, or a probability is outside [0, 1].
+    """
+    positive(penalty=penalty)
+    two_dimensional(gaps=gaps)
+    same_shape(targets=targets, weights=weights, pairs=gaps[:, 0])
+    targets = within_unit("target", targets)
+    v = gaps.new_zeros(gaps.shape[1])
+    eye = penalty * torch.eye(gaps.shape[1], dtype=gaps.dtype, device=gaps.device)
+    for _ in range(8):
+        share = torch.sigmoid(gaps @ v)
+        gradient = gaps.T @ (weights * (share - targets)) + penalty * v
+        hessian = (gaps * (weights * share * (1 - share))[:, None]).T @ gaps + eye
+        v = v - torch.linalg.solve(hessian, gradient)
+    return v
+
+
 def process_reward_loss(logits: Tensor, labels: Tensor, step_mask: Tensor) -> Tensor:
     """Cross-entropy of "this step is right" at the end of every step of a solution.
 

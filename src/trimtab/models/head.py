@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trimtab.models.gradients import add_product
+from trimtab.models.kernels import kernels
 
 TABLE = 1024 * 49152
 """Numbers of tokens × vocabulary in memory at a time, 200 MB: 1,024 tokens for the default model, 192 for a vocabulary
@@ -126,7 +126,7 @@ class _Head(torch.autograd.Function):
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         return (
             (narrow @ weight.to(ctx.dtype)).to(states.dtype) if wants_states else None,
-            add_product(weight, narrow, states.to(ctx.dtype)) if wants_weight else None,
+            kernels().weight_gradient(weight, narrow, states.to(ctx.dtype)) if wants_weight else None,
             slope.sum(0).to(weight.dtype) if wants_bias else None,
             *[None] * 4,
         )

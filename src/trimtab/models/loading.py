@@ -10,7 +10,6 @@ from transformers.utils import logging as hf_logging
 from trimtab.config import Config
 from trimtab.errors import ModelError
 from trimtab.models import embedded
-from trimtab.models.allocation import keep_freed_memory
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -89,7 +88,6 @@ def load_causal_lm(config: ModelConfig) -> Any:
     """
     name = resolve(config.name)
     _check_exists(config.name, name)
-    keep_freed_memory()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
     except Exception as error:

@@ -19,7 +19,7 @@ from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
-    TOKEN_RETURNS,
+    ONLINE,
     DpoConfig,
     OfflineConfig,
     OnlineConfig,
@@ -30,6 +30,7 @@ from trimtab.trainers import (
     RlConfig,
     SftConfig,
     check_rl,
+    methods_with,
 )
 
 REWARD_MODEL_CLIP = 5.0
@@ -307,10 +308,10 @@ def check_recipe(config: RunConfig) -> None:
     if sources and all(source.weight == 0 for source in sources.values()):
         problems.append("the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight")
     stepwise = [n for n, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
-    if stepwise and online and online.method not in TOKEN_RETURNS:
+    if stepwise and online and not ONLINE[online.method].step_rewards:
         problems.append(
             f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {online.method!r} gives all tokens "
-            f"of an answer the same advantage; use {', '.join(TOKEN_RETURNS)}, or drop steps"
+            f"of an answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or drop steps"
         )
     ptx = online.ptx if isinstance(online, PolicyGradientConfig) else None
     if ptx is not None and not (ptx.data or data.demonstrations):

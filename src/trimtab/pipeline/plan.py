@@ -16,11 +16,14 @@ from trimtab.pipeline.run import plan_stages
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
-    WITHOUT_REFERENCE,
+    METHODS,
+    OFFLINE,
     DapoConfig,
+    KtoConfig,
     OfflineConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    PairConfig,
     PolicyGradientConfig,
     PpoConfig,
     RejectionConfig,
@@ -41,18 +44,6 @@ CAPABILITY = 12_000
 
 FLAT = 0.5
 """Assumed share of groups without spread, which DAPO draws again."""
-
-OBJECTIVES = {
-    "dpo": "DPO: min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})",
-    "ipo": "IPO: min (h − 1/(2τ))², h = gap of log(π/ref), τ = {tau:g}",
-    "hinge": "Hinge: min max(0, 1 − β·h), h = gap of log(π/ref), β = {beta:g}",
-    "kto": "KTO: min λ_D(1 − σ(β(r − z))) if liked, λ_U(1 − σ(β(z − r))) if not; β = {beta:g}, "
-    "λ_D = {weight_desirable:g}, λ_U = {weight_undesirable:g}",
-    "orpo": "ORPO: min NLL of the better − λ·log σ(log-odds gap), λ = {lam:g}",
-    "simpo": "SimPO: min −log σ(β·gap of log π per token − γ), β = {beta:g}, γ = {gamma:g}",
-    "cpo": "CPO: min −log σ(β·gap of log π) + α·NLL of the better ({nll}), β = {beta:g}, α = {alpha:g}",
-}
-"""Objective of each offline method, with its settings filled in."""
 
 
 def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
@@ -107,10 +98,10 @@ def objective(config: RunConfig) -> list[str]:
     if config.reward:
         lines.append("Reward: min −mean over pairs log σ(r_w − r_l)" + _centring(config.reward.centring))
     if isinstance(config.align, OfflineConfig):
-        lines.append(OBJECTIVES[config.align.method].format(**config.align.model_dump()))
+        lines.append(_method_objective(config.align))
     if isinstance(config.align, OnlineConfig):
         a = config.align
-        lines.append(_online_objective(a))
+        lines.append(_method_objective(a))
         clip = ""
         if isinstance(a, PolicyGradientConfig):
             clip = f"clip −{a.eps:g} +{a.eps_high or a.eps:g}, "
@@ -126,21 +117,9 @@ def objective(config: RunConfig) -> list[str]:
     return lines
 
 
-def _online_objective(a: RlConfig) -> str:
-    name = a.method.upper()
-    if isinstance(a, OnlineDpoConfig):
-        return f"{name}: min −log σ({a.beta:g}·h) on the best and the worst of {a.group} sampled answers"
-    if isinstance(a, RejectionConfig):
-        return f"{name}: max log π(the best {a.keep} of {a.group} sampled answers)"
-    assert isinstance(a, PolicyGradientConfig)
-    leash = f"{a.kl.coefficient:g}·KL(π‖reference)"
-    if a.kl.target is not None:
-        leash += f" (adaptive, towards {a.kl.target:g} nats per answer)"
-    if a.kl.place == "loss":
-        leash += f", {a.kl.estimator or 'k2'} in the loss"
-    if a.ptx is not None:
-        leash += f" + {a.ptx.coefficient:g}·log π(conversations)"
-    return f"{name}: max E[reward] − {leash}"
+def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
+    method = METHODS[config.method]
+    return f"{method.label}: {method.objective(config)}"
 
 
 def warnings(config: RunConfig) -> list[str]:
@@ -252,7 +231,7 @@ def _cost(stage: str, config: RunConfig, recipe: Path, shape: dict[str, int]) ->
         kept = round(count * (1 - o.holdout))
         lower, upper = _training(shape, o.adapter, head=True)
         tokens = kept * answers * TOKENS
-        reference = 0.0 if o.method in WITHOUT_REFERENCE else upper / 2
+        reference = 0.0 if not OFFLINE[o.method].reference else upper / 2
         flops = tokens * (lower + upper * o.epochs + reference)
         if o.method == "kto":  # the reference runs in every step, and both models on mismatched pairs
             flops = tokens * o.epochs * (2 * lower + upper + 3 * upper / 2)

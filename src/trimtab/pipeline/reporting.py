@@ -39,13 +39,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
-from trimtab.trainers import OnlineConfig
-
-LABELS = {
-    "dr_grpo": "Dr. GRPO", "reinforce_pp": "REINFORCE++", "reinforce_pp_baseline": "REINFORCE++ with baseline",
-    "online_dpo": "Online DPO", "rejection": "Rejection sampling", "hinge": "Hinge", "simpo": "SimPO",
-}  # fmt: skip
-"""Names of methods that are not their initials."""
+from trimtab.trainers import METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
 """What a sentence calls the model that training started from."""
@@ -125,7 +119,9 @@ def collect(context: Context) -> ReportData:
     if run.align is None:
         missing["reward_against_kl"] = "This run did not align a policy."
     elif not isinstance(run.align, OnlineConfig):
-        missing["reward_against_kl"] = f"{run.align.method.upper()} learns from judged answers; no reward is climbed."
+        missing["reward_against_kl"] = (
+            f"{METHODS[run.align.method].label} learns from judged answers; no reward is climbed."
+        )
     if run.label is None:
         missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
     ceiling, agreement = _agreement(context) if run.label else (None, ())
@@ -285,8 +281,7 @@ def _origin(run: RunConfig) -> str:
 
 def model_names(run: RunConfig) -> dict[str, str]:
     """What the page calls each model; the aligned one is called by its method."""
-    method = "" if run.align is None else run.align.method
-    label = LABELS.get(method, method.upper().replace("_", "-"))
+    label = "" if run.align is None else METHODS[run.align.method].label
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
     first = "Pretrained" if run.evaluate is None or run.evaluate.pretrained else "Start"
     return {"base": first, "sft": "SFT", "policy": label, "best_of": best}

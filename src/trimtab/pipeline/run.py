@@ -18,6 +18,7 @@ from types import FrameType
 
 import torch
 
+from trimtab import fast_cpu
 from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.feedback import load_callable
 from trimtab.files import sha256_file, sha256_json, write_atomic
@@ -114,6 +115,7 @@ def run_recipe(
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
     ui = ui or Ui()
+    fast_cpu.install()
     config = fit_memory(fill_rates(config))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
