@@ -70,7 +70,7 @@ def test_results_are_told_pass_by_pass_and_once():
     told: list[dict[int, list[float]]] = []
     prompts, options = questions(0, 10, 6, 2)
     backbone = tiny_backbone()
-    found = option_logprobs(backbone, prompts, options, micro_batch_tokens=32, found=lambda x: told.append(dict(x)))
+    found = option_logprobs(backbone, prompts, options, micro_batch_tokens=32, report=lambda x: told.append(dict(x)))
     assert len(told) > 1 and sum(map(len, told)) == len(prompts)
     assert {k: v for part in told for k, v in part.items()} == dict(enumerate(found))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, not_negative, same_shape, two_dimensional
 from trimtab.algos.masking import last_true, masked
+from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
 from trimtab.errors import ConfigError, NonFiniteError
 
 
@@ -134,13 +135,13 @@ class AdaptiveKL:
 
 
 def penalised_rewards(
-    scores: Tensor,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    response_mask: Tensor,
+    scores: TensorB,
+    logprobs: TensorBT,
+    ref_logprobs: TensorBT,
+    response_mask: MaskBT,
     *,
     beta: float,
-) -> Tensor:
+) -> TensorBT:
     """Reward per token: the KL penalty everywhere, plus the score at the last token the policy produced.
 
     r_t = −β·(log π_t − log ref_t) + [t is the last True]·score. Source: Ziegler et al. 2019, eq. 2; Ouyang
@@ -197,7 +198,7 @@ def best_of_n_kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of_n_kl(selected_logprobs: Tensor, n: int) -> Tensor:
+def best_of_n_kl(selected_logprobs: TensorB, n: int) -> TensorB:
     """KL between best-of-n and the policy it samples from, estimated from the answers it selected.
 
     With ε = π(selected):  (1 − ε)ⁿ·[log n + (n − 1)·log(1 − ε) − (n − 1)/n]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, same_shape
+from trimtab.algos.shapes import MaskBT, TensorB
 from trimtab.errors import TrainingError
 
 
@@ -32,7 +33,7 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def last_true(mask: Tensor) -> Tensor:
+def last_true(mask: MaskBT) -> TensorB:
     """Column of the last True in each row, where the score of a whole answer goes.
 
     Args:
@@ -74,8 +75,8 @@ def masked_sum(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
     >>> float(masked_sum(torch.tensor([1.0, float("nan"), 4.0]), torch.tensor([True, False, True])))
     5.0
     """
-    kept = full(masked(x, mask))
-    return kept.sum() if dim is None else kept.sum(dim)
+    counted = full(masked(x, mask))
+    return counted.sum() if dim is None else counted.sum(dim)
 
 
 def masked_mean(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:

@@ -7,15 +7,15 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, same_shape
+from trimtab.algos.shapes import MaskB, TensorB
 from trimtab.errors import ConfigError
 
 
 def penalise_missing_eos(
-    scores: Tensor, ended: Tensor, *, penalty: float, mode: Literal["replace", "subtract"] = "replace"
-) -> Tensor:
+    scores: TensorB, ended: MaskB, *, penalty: float, mode: Literal["replace", "subtract"] = "replace"
+) -> TensorB:
     """Scores with a penalty for answers that were cut before they ended their turn.
 
     ``replace``: s ← penalty (Stiennon et al. 2020, published code); ``subtract``: s ← s − |penalty|. Answers that
@@ -48,7 +48,7 @@ def penalise_missing_eos(
     return torch.where(ended, scores, cut)
 
 
-def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor:
+def overlong_penalty(lengths: TensorB, *, max_tokens: int, buffer: int) -> TensorB:
     """Soft overlong punishment: 0 up to L_max − L_cache tokens, then linearly down to −1 at L_max.
 
     −min(1, max(0, (|y| − (L_max − L_cache))/L_cache)). Source: DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 13.

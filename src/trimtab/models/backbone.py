@@ -54,7 +54,7 @@ class Backbone:
         model: a Hugging Face causal language model in float32.
         chat: how its conversations are rendered.
         dtype: precision of matrix products (weights stay float32).
-        gradient_checkpointing: compute each layer anew in the backward pass instead of keeping what is in it.
+        gradient_checkpointing: recompute each layer in the backward pass instead of storing its intermediate results.
 
     Raises:
         ModelError: logits are changed after the output projection, or the architecture has no checkpointing.
@@ -292,8 +292,8 @@ class Backbone:
         probe = torch.arange(4, device=self.device)[None]
         with torch.no_grad():
             hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-            ours, theirs = self.head(hidden), self.model(input_ids=probe, use_cache=False).logits
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+            computed, expected = self.head(hidden), self.model(input_ids=probe, use_cache=False).logits
+        if not torch.allclose(computed, expected, rtol=1e-3, atol=1e-3):
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the output projection (soft cap or scale); "
                 "trimtab would compute wrong log-probabilities for it, so it refuses"

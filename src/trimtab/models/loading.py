@@ -31,7 +31,7 @@ class ModelConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; weights stay float32. ``auto``: bfloat16 on accelerators that have it."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the layer anew there: about a third more time
+    """Store only each layer's input for the backward pass and recompute the layer there: about a third more time
     for a fraction of the memory. Gradients are the same."""
 
 
@@ -129,7 +129,7 @@ def pick_device(name: str) -> torch.device:
     """The device a configuration means.
 
     Raises:
-        ModelError: ``cuda`` was asked for and there is none.
+        ModelError: ``cuda`` is set but there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

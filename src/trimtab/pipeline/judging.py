@@ -139,7 +139,7 @@ class LocalAsk:
                 )
             keep(replies)
 
-        option_logprobs(self.backbone, prompts, options, found=found)
+        option_logprobs(self.backbone, prompts, options, report=found)
 
     def _tokens(self, question: Question) -> list[int]:
         """The question as the model reads it: no special token in it but the template's own."""

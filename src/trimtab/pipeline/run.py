@@ -6,7 +6,6 @@ fingerprint and status ``done``: skipped. Otherwise it runs, and so does everyth
 """
 
 import json
-import resource
 import signal
 import sys
 import time
@@ -30,6 +29,7 @@ from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.rates import fill_rates
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
+from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
@@ -144,12 +144,12 @@ def run_recipe(
             try:
                 counts, outputs = item.stage.run(context)
             except BaseException as error:
-                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory_gb())
+                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
                 if isinstance(error, NonFiniteError):
                     raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
                 raise
             seconds = time.monotonic() - started
-            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory_gb())
+            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
             said = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
             ui.say(f"  {seconds:.0f} s · {said}")
             if asked[0] and number < len(planned):
@@ -161,12 +161,6 @@ def _last_good(folder: Path) -> str:
     """Where to go on from after a number stopped being finite."""
     found = sorted((folder / "checkpoints").glob("step-*"))
     return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet; the stage starts again"
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in 10⁹ bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
@@ -213,4 +207,4 @@ def _ctrl_c() -> Iterator[Sequence[bool]]:
         signal.signal(signal.SIGINT, old)
 
 
-__all__ = ["CODE", "STAGES", "Planned", "peak_memory_gb", "plan_stages", "run_recipe"]
+__all__ = ["CODE", "STAGES", "Planned", "plan_stages", "run_recipe"]

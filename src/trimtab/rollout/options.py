@@ -74,7 +74,7 @@ def option_logprobs(
     *,
     adapter: str | None = None,
     micro_batch_tokens: int = 1024,
-    found: Callable[[Mapping[int, list[float]]], None] | None = None,
+    report: Callable[[Mapping[int, list[float]]], None] | None = None,
 ) -> list[list[float]]:
     """Log p(option | prompt) in nats, summed over the option's tokens.
 
@@ -84,7 +84,7 @@ def option_logprobs(
         options: for each prompt, token ids of each option, at least one token each.
         adapter: whose weights; None: the trunk.
         micro_batch_tokens: padded tokens of a forward pass.
-        found: called after each forward pass with the prompts that are done, by their place.
+        report: called after each forward pass with the prompts that are done, by their place.
 
     Returns:
         for each prompt the numbers of its options, in their order.
@@ -106,9 +106,9 @@ def option_logprobs(
                 for index, place, value in _run(backbone, trees, prefix, shared):
                     result[index][place] = value
                     left[index] -= 1
-                if found is not None:
+                if report is not None:
                     done = {s.prompt for _, wanted in trees for _, s in wanted}
-                    found({index: result[index] for index in done if not left[index]})
+                    report({index: result[index] for index in done if not left[index]})
     return result
 
 

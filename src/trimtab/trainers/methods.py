@@ -40,13 +40,14 @@ from trimtab.algos import (
     whiten,
 )
 from trimtab.algos.masking import masked
+from trimtab.algos.shapes import MaskBT, TensorBT
 from trimtab.trainers import offline_config as offline
 from trimtab.trainers import rl_config as online
 from trimtab.trainers.learner import Metrics, Norms
 from trimtab.trainers.pairs import Pairs
 from trimtab.trainers.rl_update import Update, clipped_update, online_dpo_update, rejection_update
 
-Advantages = Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Advantages = Callable[[Any, TensorBT, TensorBT, MaskBT], tuple[TensorBT, TensorBT | None]]
 """(config, rewards ``[B, T]``, the critic's values ``[B, T]`` or zeros, response mask ``[B, T]``) → advantages ``[B,
 T]`` and, for a method with a critic, returns ``[B, T]``."""
 
@@ -65,7 +66,7 @@ class OnlineMethod:
     """What a rollout batch does to the policy."""
     advantages: Advantages | None = None
     """How much better each token was than expected; None: the update uses scores only."""
-    reduction: Callable[[Any, Tensor, Tensor, Norms], Tensor] | None = None
+    reduction: Callable[[Any, TensorBT, MaskBT, Norms], Tensor] | None = None
     """(config, token losses ``[B, T]``, response mask ``[B, T]``, sizes of the optimiser step) → the micro-batch's
     share of the step's loss; None: the update reduces its own loss."""
     critic: bool = False
@@ -102,49 +103,49 @@ class OfflineMethod:
 def _per_answer(advantage: Callable[[Any, Tensor], Tensor]) -> Advantages:
     """One advantage for all tokens of an answer, from the group's total rewards ``[prompts, group]``."""
 
-    def advantages(config: Any, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, None]:
+    def advantages(config: Any, rewards: TensorBT, values: TensorBT, mask: MaskBT) -> tuple[TensorBT, None]:
         totals = rewards.sum(dim=1).view(-1, config.group)
         return masked(advantage(config, totals).reshape(-1, 1).expand_as(rewards), mask), None
 
     return advantages
 
 
-def _ppo(config: online.PpoConfig, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _ppo(config: online.PpoConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT) -> tuple[TensorBT, TensorBT]:
     advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     return (whiten(advantages, mask) if config.whiten_advantages else advantages), returns
 
 
 def _reinforce_pp(
-    config: online.ReinforcePpConfig, rewards: Tensor, values: Tensor, mask: Tensor
-) -> tuple[Tensor, None]:
+    config: online.ReinforcePpConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT
+) -> tuple[TensorBT, None]:
     return reinforce_pp_advantage(rewards, mask, gamma=config.gamma), None
 
 
 def _reinforce_pp_baseline(
-    config: online.ReinforcePpBaselineConfig, rewards: Tensor, values: Tensor, mask: Tensor
-) -> tuple[Tensor, None]:
+    config: online.ReinforcePpBaselineConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT
+) -> tuple[TensorBT, None]:
     return reinforce_pp_baseline_advantage(rewards, mask, group=config.group, gamma=config.gamma), None
 
 
 # Reductions -------------------------------------------------------------------------------
 
 
-def token_mean(config: Any, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
+def token_mean(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
     """Mean over all tokens."""
     return reduce_sum(losses, mask, norm=norms.tokens)
 
 
-def answer_sum(config: Any, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
+def answer_sum(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
     """Sum over the tokens of an answer, mean over answers."""
     return reduce_sum(losses, mask, norm=norms.sequences)
 
 
-def answer_mean(config: Any, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
+def answer_mean(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
     """Mean over the tokens of an answer, mean over answers."""
     return reduce_sum(masked_mean(losses, mask, dim=1), norm=norms.sequences)
 
 
-def constant_length(config: Any, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
+def constant_length(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
     """Sum over the tokens of an answer divided by ``max_new_tokens``, mean over answers."""
     return reduce_sum(losses, mask, norm=norms.sequences * config.sampler.max_new_tokens)
 

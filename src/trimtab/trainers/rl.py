@@ -216,7 +216,7 @@ def train_rl(
         run.adapt_kl(metrics)
 
         session.log({"step": step + 1, **metrics, **clock.seconds})
-        reason = run.guard.judge(metrics)
+        reason = run.guard.check(metrics)
         if reason is not None:
             return run.fall(reason, step + 1, session.checkpoints)
         session.after_step(step + 1, config.steps, partial(run.save, step=step + 1))
