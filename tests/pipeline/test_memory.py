@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from trimtab import fast_cpu
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig, FrozenStates, ModelConfig, Role, collate
 from trimtab.pipeline.config import load_recipe
@@ -20,6 +21,7 @@ from ..kit import chat_messages, save_model, sentences, tiny_backbone, tiny_mode
 @pytest.mark.parametrize("top", [None, 1])
 def test_counted_activations_are_those_a_forward_pass_keeps(tmp_path, top):
     """Bytes of distinct storages that autograd holds, all layers against one fewer, so that only layers count."""
+    fast_cpu.install()  # as in every run: the estimate counts what its functions keep
     backbone = tiny_backbone()
     role = Role.trainable(backbone, "policy", AdapterConfig(rank=2, top_layers=top), seed=0)
     found = [backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(6)]
