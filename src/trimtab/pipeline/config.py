@@ -201,9 +201,8 @@ class RunConfig(Config):
     """What online alignment maximises, by name: the reward model (``kind: model``), Python functions (``function``) and
     endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
-    """Alignment. On answers of its own against the reward model: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
-    ``dapo``, ``reinforce_pp``, ``reinforce_pp_baseline``, ``online_dpo`` or ``rejection``. On the preferences
-    themselves: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
+    """Alignment, by the method that ``align.method`` names: an online one maximises rewards of the policy's answers, an
+    offline one learns from the preferences themselves."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     balance: BalanceConfig | None = None

@@ -19,6 +19,7 @@ Legend: B answers, T tokens, P pairs. Consecutive ``config.group`` rows of ``[B,
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -171,62 +172,55 @@ def _text(template: str) -> Callable[[Any], str]:
 
 # The table --------------------------------------------------------------------------------
 
-_CLIPPED: dict[str, Any] = {"objective": _penalised_reward, "update": clipped_update}
+_clipped = partial(OnlineMethod, objective=_penalised_reward, update=clipped_update)
 
 _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
-    OnlineMethod(
+    _clipped(
         config=online.PpoConfig,
         label="PPO",
         advantages=_ppo,
         reduction=token_mean,
         critic=True,
         step_rewards=True,
-        **_CLIPPED,
     ),
-    OnlineMethod(
+    _clipped(
         config=online.RlooConfig,
         label="RLOO",
         advantages=_per_answer(lambda config, totals: rloo_advantage(totals)),
         reduction=answer_sum,
-        **_CLIPPED,
     ),
-    OnlineMethod(
+    _clipped(
         config=online.GrpoConfig,
         label="GRPO",
         advantages=_per_answer(lambda config, totals: group_advantage(totals, std=config.std)),
         reduction=answer_mean,
-        **_CLIPPED,
     ),
-    OnlineMethod(
+    _clipped(
         config=online.DrGrpoConfig,
         label="Dr. GRPO",
         advantages=_per_answer(lambda config, totals: group_advantage(totals, std="none")),
         reduction=constant_length,
-        **_CLIPPED,
     ),
-    OnlineMethod(
+    _clipped(
         config=online.DapoConfig,
         label="DAPO",
         advantages=_per_answer(lambda config, totals: group_advantage(totals, std=config.std)),
         reduction=token_mean,
         skips_flat_groups=True,
-        **_CLIPPED,
     ),
-    OnlineMethod(
+    _clipped(
         config=online.ReinforcePpConfig,
         label="REINFORCE++",
         advantages=_reinforce_pp,
         reduction=token_mean,
         step_rewards=True,
-        **_CLIPPED,
     ),
-    OnlineMethod(
+    _clipped(
         config=online.ReinforcePpBaselineConfig,
         label="REINFORCE++ with baseline",
         advantages=_reinforce_pp_baseline,
         reduction=token_mean,
         step_rewards=True,
-        **_CLIPPED,
     ),
     OnlineMethod(
         config=online.OnlineDpoConfig,
