@@ -5,11 +5,8 @@ Run: python examples/ppo_with_your_reward.py [MODEL] [STEPS]
 
 import sys
 
+import trimtab
 from trimtab import fast_cpu
-from trimtab.models import AdapterConfig, Backbone, ModelConfig
-from trimtab.records import Prompt
-from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.trainers import PpoConfig, RlRoles, Session, train_rl
 
 
 def reward(rollouts):
@@ -23,13 +20,14 @@ def reward(rollouts):
 model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
 fast_cpu.install()  # the same numbers, faster on processors
-backbone = Backbone.load(ModelConfig(name=model, context=128))
+backbone = trimtab.Backbone.load(trimtab.ModelConfig(name=model, context=128))
 questions = ("Why is the sky blue?", "What is a trim tab?", "Is tea healthy?", "Name a fish.")
-prompts = [Prompt.from_text(q) for q in questions]
-sampler = SamplerConfig(max_new_tokens=32)
-roles = RlRoles.on(backbone, AdapterConfig(top_layers=2, rank=8), seed=0)
-config = PpoConfig(steps=steps, prompts=16, sampler=sampler)
-session = Session(log=lambda m: print(f"step {m['step']:3.0f}  reward {m['reward']:+.2f}  KL {m['kl']:.2f} nats"))
-train_rl(roles, prompts, reward, config, seed=0, session=session)
-for answer in LocalSampler(backbone, sampler).generate(prompts, adapter="policy", seed=1):
+prompts = [trimtab.Prompt.from_text(q) for q in questions]
+sampler = trimtab.SamplerConfig(max_new_tokens=32)
+roles = trimtab.RlRoles.on(backbone, trimtab.AdapterConfig(top_layers=2, rank=8), seed=0)
+config = trimtab.PpoConfig(steps=steps, prompts=16, sampler=sampler)
+line = "step {step:3.0f}  reward {reward:+.2f}  KL {kl:.2f} nats"
+session = trimtab.Session(log=lambda metrics: print(line.format(**metrics)))
+trimtab.train_rl(roles, prompts, reward, config, seed=0, session=session)
+for answer in trimtab.LocalSampler(backbone, sampler).generate(prompts, adapter="policy", seed=1):
     print(f"{answer.prompt.text}\n  → {answer.text!r}")

@@ -6,8 +6,7 @@ from transformers.cache_utils import DynamicCache
 
 from trimtab.fast_cpu.decoder import ROWS, LlamaDecoder, can_decode
 from trimtab.rollout.cache import SlotCache
-
-from ..kit import tiny_backbone
+from trimtab.testing import tiny_backbone
 
 
 @pytest.mark.parametrize(("architecture", "known"), [("llama", True), ("qwen2", True), ("gpt2", False)])

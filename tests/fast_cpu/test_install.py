@@ -9,9 +9,10 @@ from trimtab.models import AdapterConfig, FrozenStates, Role
 from trimtab.models.kernels import Kernels, kernels
 from trimtab.records import Rollout, read_records
 from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import OptimizerConfig, PpoConfig, RlRoles, Session, train_rl
 
-from ..kit import prompts, same_weights, stir, tiny_backbone
+from ..kit import same_weights, stir
 
 STEADY = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
 

@@ -8,8 +8,7 @@ from peft.tuners.lora.layer import Linear
 
 from trimtab.fast_cpu.lora import OneFunctionLinear, lora_linear
 from trimtab.models import AdapterConfig, Backbone
-
-from ..kit import tiny_backbone
+from trimtab.testing import tiny_backbone
 
 
 def adapted(**settings) -> Backbone:

@@ -20,9 +20,8 @@ from trimtab.pipeline.ui import Silent, Ui
 from trimtab.records import Comparison, Demonstration, Judgement, Preference, read_records, write_records
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.testing import TOY, save_model, sentences, tiny_model, toy_recipe
 from trimtab.web.server import open_project
-
-from ..kit import TOY, save_model, sentences, tiny_model, toy_recipe
 
 SAMPLER = {"max_new_tokens": 8, "slots": 32}
 SMALL = {

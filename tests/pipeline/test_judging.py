@@ -19,8 +19,7 @@ from trimtab.pipeline.config import BalanceConfig, ReviseConfig
 from trimtab.pipeline.judging import EndpointJudge, Judges, LocalAsk, LocalJudge, judge_items, open_judge
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Message
-
-from ..kit import tiny_backbone
+from trimtab.testing import tiny_backbone
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"

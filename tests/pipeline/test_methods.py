@@ -15,8 +15,7 @@ from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.rollout import split_steps
 from trimtab.storage import read_metrics
-
-from ..kit import toy_recipe
+from trimtab.testing import toy_recipe
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
 ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline", "online_dpo", "rejection"]

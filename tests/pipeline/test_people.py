@@ -18,9 +18,8 @@ from trimtab.records import Comparison, Judgement, Preference, Prompt, read_reco
 from trimtab.records.annotation import Check, Task
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.testing import toy_recipe
 from trimtab.web.server import open_project
-
-from ..kit import toy_recipe
 
 
 def test_people_take_the_simulated_annotators_place(tmp_path: Path):

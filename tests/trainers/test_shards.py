@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trimtab.models import AdapterConfig, Role
 from trimtab.rollout import SamplerConfig
+from trimtab.testing import prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     OFFLINE,
     CpoConfig,
@@ -44,7 +45,7 @@ from trimtab.trainers import (
 from trimtab.trainers.rankings import ranking_batches
 from trimtab.trainers.rl_update import critic_on_policy
 
-from ..kit import prompts, sentences, stir, tiny_backbone
+from ..kit import stir
 
 CUTS = {"1 × 8": [range(8)], "8 × 1": [[i] for i in range(8)], "2 ranks": [range(3), range(3, 8)]}
 

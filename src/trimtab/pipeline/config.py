@@ -1,7 +1,7 @@
 """The whole run as one configuration: what a recipe may say.
 
-A recipe is a complete YAML file without inheritance or interpolation. Relative data paths are
-looked up from the current folder first, then from the recipe's own folder.
+A recipe is a complete YAML file without inheritance or interpolation. Relative paths of data, models and chat templates
+are looked up from the current folder first, then from the recipe's own folder; ``~`` is the home folder.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from trimtab.config import Config, parse_config, read_yaml
+from trimtab.config import Config, load_yaml, parse_config, read_yaml
 from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
 from trimtab.evals import CapabilityConfig
@@ -241,7 +241,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
     for item in overrides or []:
         override(values, item)
-    config = parse_config(RunConfig, values, where=str(path))
+    config = parse_config(RunConfig, values, where=str(path), beside=path.parent)
     check_recipe(config)
     return config
 
@@ -389,8 +389,8 @@ def override(values: dict[str, Any], item: str) -> None:
         if not isinstance(current, dict):
             raise ConfigError(f"--set {item!r}: {name!r} is a value, not a section")
     try:
-        current[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        current[last] = load_yaml(text)
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {item!r}: {text!r} is not a YAML value") from None
 
 

@@ -12,7 +12,7 @@ from trimtab.feedback.routing import first_better
 from trimtab.files import write_json
 from trimtab.models import Backbone, load_tensors, model_identity
 from trimtab.pipeline.config import RunConfig
-from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.context import LISTED, Context, Counts
 from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_items, open_judge, plain
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import policy_role
@@ -86,6 +86,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
             "constitution": {"name": constitution.name, "version": constitution.version},
             "counts": result.counts,
             "too_long": writer.long,
+            "unrendered": writer.unrendered,
             "principles": by_principle(result.revisions),
             "judge": plain(biases),
         },
@@ -101,16 +102,17 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
         context.ui.say(f"    judge of revisions: {line}")
     counts = {"prompts": len(prompts), "revised": len(result.demonstrations), "helpful": len(helpful)}
     outcomes = {f"outcome: {k}": n for k, n in result.counts.items()}
-    return counts | outcomes | {"too_long": writer.long}, ["revisions.jsonl", "demonstrations.jsonl", "revise.json"]
+    left_out = {"too_long": writer.long, "unrendered": writer.unrendered}
+    return counts | outcomes | left_out, ["revisions.jsonl", "demonstrations.jsonl", "revise.json"]
 
 
 class LocalWriter:
-    """The local model as a writer; a conversation that does not fit gives an empty text, and is counted."""
+    """The local model as a writer; a conversation that it cannot take gives an empty text, and is counted."""
 
     def __init__(self, context: Context, backbone: Backbone) -> None:
         assert context.config.revise is not None
         self.context, self.backbone, self.sampler = context, backbone, context.config.revise.sampler
-        self.long = 0
+        self.long = self.unrendered = 0
 
     def __call__(self, prompts: Sequence[Prompt], keep: Callable[[Mapping[str, str]], None]) -> None:
         """Write, saving after every few prompts."""
@@ -123,16 +125,22 @@ class LocalWriter:
             fitting = []
             for prompt in part:
                 try:
-                    fits = len(chat.prompt(prompt.messages)) + self.sampler.max_new_tokens <= chat.context
-                except TooLongError:
-                    fits = False
-                if fits:
+                    if len(chat.prompt(prompt.messages)) + self.sampler.max_new_tokens > chat.context:
+                        raise TooLongError("no room for an answer")
                     fitting.append(prompt)
-                else:
-                    self.long += 1
+                except DataError as error:
                     texts[prompt.id] = ""
+                    self._leave_out(prompt, error)
             rollouts = sampler.generate(fitting, adapter=None, seed=self.context.seed("revise"))
             keep(texts | {p.id: r.text for p, r in zip(fitting, rollouts, strict=True)})
+
+    def _leave_out(self, prompt: Prompt, error: DataError) -> None:
+        if isinstance(error, TooLongError):
+            self.long += 1
+            return
+        self.unrendered += 1
+        if self.unrendered <= LISTED:
+            self.context.ui.say(f"  prompt {prompt.id} cannot be rendered and is left out: {error}")
 
 
 def run_balance(context: Context) -> tuple[Counts, list[str]]:

@@ -327,7 +327,7 @@ def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected judges: {{name: {{kind: local}}}}")
-    return dict(parse_config(Judges, values, where=str(path)).judges)
+    return dict(parse_config(Judges, values, where=str(path), beside=path.parent).judges)
 
 
 def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Comparison], list[Judgement], list[str]]:

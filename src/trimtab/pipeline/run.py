@@ -1,8 +1,9 @@
 """Runs a recipe: stage by stage, skipping what is done, continuing what was interrupted.
 
-A stage's fingerprint is the hash of its part of the configuration, the seed, the content of its
-data files, the model, the fingerprints of the stages it reads from, and :data:`CODE`. Equal
-fingerprint and status ``done``: skipped. Otherwise it runs, and so does everything after it.
+A stage's fingerprint is the hash of its part of the configuration, the seed, the fingerprints of the stages it reads
+from, and :data:`CODE`. What the configuration names enters by its content: data files, model folders, chat templates,
+constitutions, and the source of functions. Equal fingerprint and status ``done``: skipped. Otherwise it runs, and so
+does everything after it.
 """
 
 import json
@@ -14,14 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from trimtab import fast_cpu
 from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.feedback import load_callable
+from trimtab.feedback.callables import source_digests
 from trimtab.files import sha256_file, sha256_json, write_atomic
-from trimtab.models import model_identity
+from trimtab.models import ModelConfig, model_identity
 from trimtab.pipeline.capability import capability_set
 from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
@@ -33,7 +36,7 @@ from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
-CODE = 5
+CODE = 6
 """Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
 
 
@@ -135,11 +138,13 @@ def run_recipe(
                 ui.say(f"{head}: done before, skipped")
                 continue
             ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
-            run.begin(name, item.fingerprint)
+            needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
+            folder = run.begin(name, item.fingerprint, needs)
             if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
                 context.cached.add(name)
                 ui.say("  an earlier result under the same settings was taken back")
                 continue
+            write_atomic(folder / "config.yaml", dump_config(config))
             started = time.monotonic()
             try:
                 counts, outputs = item.stage.run(context)
@@ -174,7 +179,7 @@ def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str
     value = {
         "code": CODE,
         "stage": stage.name,
-        "settings": json.loads(json.dumps(stage.settings(config), default=str)),
+        "settings": _with_content(json.loads(json.dumps(stage.settings(config), default=str))),
         "seed": config.seed,
         "threads": config.threads,
         "model": model_identity(config.model),
@@ -183,6 +188,21 @@ def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str
         "needs": {name: earlier[name] for name in stage.needs if name in earlier},
     }
     return sha256_json(value)
+
+
+def _with_content(settings: Any) -> Any:
+    """A stage's settings, with the content of the models and functions they name."""
+    if isinstance(settings, list):
+        return [_with_content(inner) for inner in settings]
+    if not isinstance(settings, dict):
+        return settings
+    if settings.keys() == ModelConfig.model_fields.keys():
+        identity = model_identity(ModelConfig.model_validate(settings))
+        return settings | {"name": None, "chat_template": None, "identity": identity}
+    values = {name: _with_content(inner) for name, inner in settings.items()}
+    functions = [settings.get("gold"), settings["path"] if settings.get("kind") == "function" else None]
+    sources = [source_digests(path) for path in functions if path is not None]
+    return values | {"source": sources} if sources else values
 
 
 @contextmanager

@@ -57,6 +57,14 @@ def _preference_sources(config: RunConfig) -> list[str | None]:
     return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
 
 
+def _demonstration_sources(config: RunConfig) -> list[str | None]:
+    """Demonstrations, and the prompts of which some are set aside where there is no file of held-out ones."""
+    data = config.data
+    if data.demonstrations is None:
+        return _preference_sources(config)
+    return [data.demonstrations, *([data.prompts] if config.evaluate is not None and data.heldout is None else [])]
+
+
 def _imitated(config: RunConfig) -> list[str | None]:
     ptx = config.align.ptx if isinstance(config.align, PolicyGradientConfig) else None
     return [] if ptx is None else [ptx.data or config.data.demonstrations]
@@ -116,7 +124,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("revise",),
         settings=_section("sft", "model"),
         sources=lambda c: [
-            *([c.data.demonstrations] if c.data.demonstrations else _preference_sources(c)),
+            *_demonstration_sources(c),
             *_capability_source(c),
         ],
         run=run_sft,
@@ -125,7 +133,7 @@ STAGES: tuple[Stage, ...] = (
         name="sample",
         needs=("sft",),
         settings=_section("sample", "model"),
-        sources=lambda c: [c.data.prompts, c.data.heldout],
+        sources=lambda c: [c.data.prompts, c.data.heldout, c.data.redteam_heldout],
         run=run_sample,
     ),
     Stage(name="label", needs=("sample",), settings=_label_settings, sources=_label_sources, run=run_label),
@@ -150,6 +158,7 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda c: [
             c.data.prompts or c.data.preferences or c.data.ratings,
             c.data.heldout,
+            c.data.redteam_heldout,
             *_imitated(c),
             c.data.ratings,
             *_capability_source(c),

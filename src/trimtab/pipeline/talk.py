@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab import fast_cpu
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, TooLongError
 from trimtab.evals.text import visible
 from trimtab.models import Backbone, ModelConfig, load_tensors
 from trimtab.models.loading import longest_context
@@ -85,7 +85,8 @@ class Talk:
         """Say something and get an answer; the oldest turns go when the context is full, and are counted.
 
         Raises:
-            DataError: this turn alone does not fit the context.
+            TooLongError: this turn alone does not fit the context.
+            DataError: the chat template cannot take the conversation.
         """
         turns = [*self.turns, Message(role="user", content=text)]
         forgotten = 0
@@ -93,7 +94,7 @@ class Talk:
             try:
                 rollout = self.sampler.generate([Prompt.of(turns)], adapter=self.adapter, seed=self.count)[0]
                 break
-            except DataError:
+            except TooLongError:
                 if len(turns) < 3:
                     raise
                 turns, forgotten = turns[2:], forgotten + 2

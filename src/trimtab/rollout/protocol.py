@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trimtab.config import Config
-from trimtab.errors import DataError
+from trimtab.errors import TooLongError
 from trimtab.models import Chat, FrozenStates
 from trimtab.records import Prompt, Rollout
 
@@ -68,7 +68,8 @@ class Sampler(Protocol):
             the distribution they were drawn from.
 
         Raises:
-            DataError: a prompt leaves no room for an answer in the context.
+            TooLongError: a prompt leaves no room for an answer in the context.
+            DataError: the chat template cannot take a prompt.
         """
         ...
 
@@ -77,11 +78,12 @@ def encode_prompt(chat: Chat, prompt: Prompt, config: SamplerConfig) -> list[int
     """Tokens of a prompt.
 
     Raises:
-        DataError: prompt and longest answer do not fit the context.
+        TooLongError: prompt and longest answer do not fit the context.
+        DataError: the chat template cannot take the prompt.
     """
     tokens = chat.prompt(prompt.messages)
     if len(tokens) + config.max_new_tokens > chat.context:
-        raise DataError(
+        raise TooLongError(
             f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {config.max_new_tokens} "
             f"that exceeds model.context {chat.context}; raise model.context or lower max_new_tokens"
         )

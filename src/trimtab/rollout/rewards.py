@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from trimtab.config import Config
+from trimtab.config import LARGEST, Config
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
 from trimtab.rollout.scorer import Scorer
@@ -156,7 +156,13 @@ class NamedRewards:
         limit = source.clip or math.inf
 
         def shaped(value: float) -> float:
-            return min(max((value - source.mean) / source.std, -limit), limit)
+            shaped = min(max((value - source.mean) / source.std, -limit), limit)
+            if not abs(shaped * source.weight) < LARGEST:
+                raise NonFiniteError(
+                    f"reward {name!r} is {shaped:g} after its mean and std, and weighs {source.weight:g}: beyond what "
+                    f"training computes with ({LARGEST:g}); correct rewards.{name}"
+                )
+            return shaped
 
         values = call(name, self.functions[name], rollouts, source.deadline)
         if function is None or function.steps is None:
@@ -247,8 +253,11 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
     if len(rewards) != len(rollouts):
         raise ScoringError(f"reward {name!r} has {len(rewards)} values for {len(rollouts)} answers")
     for value, rollout in zip(rewards, rollouts, strict=True):
-        if not math.isfinite(value):
-            raise NonFiniteError(f"reward {name!r} is {value} for sample {rollout.id}; mend the reward function")
+        if not abs(value) < LARGEST:
+            raise NonFiniteError(
+                f"reward {name!r} is {value:g} for sample {rollout.id}, beyond what training computes with; expected a "
+                f"finite number below {LARGEST:g}: mend the reward function"
+            )
     return rewards
 
 

@@ -5,6 +5,7 @@
     runs/NAME/
       config.yaml                 the resolved configuration
       stages/STAGE/               outputs of a stage
+        config.yaml               the resolved configuration it was last run with
         status.json               fingerprint, running | done, seconds, counts, SHA-256 of each output
         checkpoints/ samples/     while it trains
         metrics.jsonl             one line per step
@@ -48,6 +49,8 @@ class Status:
     """SHA-256 of each output file."""
     memory_gb: float = 0.0
     """Largest resident memory of the process when it ended, over all attempts, in 10⁹ bytes."""
+    needs: dict[str, str] | None = None
+    """Fingerprints of the stages it was made from; None: an older version did not record them."""
 
 
 class RunFolder:
@@ -104,11 +107,18 @@ class RunFolder:
         outputs = {self.stage(name) / file: digest for file, digest in (status.outputs or {}).items()}
         return all(file.is_file() and sha256_file(file) == digest for file, digest in outputs.items())
 
-    def begin(self, name: str, fingerprint: str) -> Path:
+    def made_from(self, name: str, earlier: str) -> bool:
+        """True if stage ``name`` was made from the result of ``earlier`` that is there now, as far as was recorded."""
+        later, first = self.status(name), self.status(earlier)
+        if later is None or first is None or later.needs is None:
+            return True
+        return later.needs.get(earlier, first.fingerprint) == first.fingerprint
+
+    def begin(self, name: str, fingerprint: str, needs: Mapping[str, str] | None = None) -> Path:
         """Make the folder ready to run a stage, or to continue it.
 
         What stands there under another fingerprint moves to ``superseded/``; an earlier result under
-        this fingerprint moves back.
+        this fingerprint moves back. ``needs``: fingerprints of the stages it is made from.
         """
         folder = self.stage(name)
         with storage_errors(folder):
@@ -123,7 +133,8 @@ class RunFolder:
             for left in folder.rglob(".*.tmp"):  # half-written by a process that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         if self.status(name) is None:
-            self._write(Status(stage=name, fingerprint=fingerprint, state="running"))
+            given = None if needs is None else dict(needs)
+            self._write(Status(stage=name, fingerprint=fingerprint, state="running", needs=given))
         return folder
 
     def add_seconds(self, name: str, seconds: float, *, memory_gb: float) -> None:

@@ -7,13 +7,14 @@ See :func:`trimtab.algos.kto_loss`. The reference is run once on every answer, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.algos import kto_loss, kto_reference_point, masked_sum
 from trimtab.errors import DataError
-from trimtab.models import Batch, Chat, FrozenStates, Role, collate
+from trimtab.models import Batch, Chat, FrozenStates, Role, collate, leave_out
 from trimtab.records import Rating
 from trimtab.trainers.learner import Metrics, Norms
 from trimtab.trainers.offline import added_up, fit
@@ -77,21 +78,22 @@ def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int
     return answers, balanced
 
 
-def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged], int]:
-    """Thumbs as tokens; those that do not fit the context are left out and counted."""
-    answers, long = [], 0
+def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged], dict[str, Any]]:
+    """Thumbs as tokens, and those left out: how many are ``too_long``, and why others are ``unrendered``, by id."""
+    judged: list[Judged] = []
+    left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for rating in ratings:
+        messages, answer = rating.prompt.messages, rating.completion
         try:
-            prompt = chat.prompt(rating.prompt.messages)
-            answer = chat.answer_tokens(rating.prompt.messages, rating.completion.text)
-        except DataError:
-            long += 1
+            prompt = chat.prompt(messages)
+            encoded = chat.answer(messages, answer.text, answer.finish_reason)
+            if not any(encoded.response_mask):
+                raise DataError("an answer was cut before its first word")
+        except DataError as error:
+            leave_out(left_out, rating.id, error)
             continue
-        if len(prompt) + len(answer) > chat.context:
-            long += 1
-            continue
-        answers.append(Judged(id=rating.id, prompt=prompt, answer=answer, desirable=rating.good))
-    return answers, long
+        judged.append(Judged(id=rating.id, prompt=prompt, answer=encoded.tokens[len(prompt) :], desirable=rating.good))
+    return judged, left_out
 
 
 def train_kto(

@@ -3,13 +3,14 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.algos import ranking_pairs
 from trimtab.errors import DataError
-from trimtab.models import Batch, Chat, Role, collate, parts_of_like_size
+from trimtab.models import Batch, Chat, Role, collate, leave_out, parts_of_like_size
 from trimtab.records import Preference
 
 
@@ -104,32 +105,28 @@ class RankingBatch:
 
 def encode_preferences(
     chat: Chat, preferences: Sequence[Preference]
-) -> tuple[list[Ranking], list[Preference], dict[str, int]]:
+) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
     """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
 
     ``too_long``: does not fit the context; ``tied``: all answers have one rank; ``identical``: the answers that differ
     in rank have the same tokens. ``identical_pairs`` are such pairs in rankings that have other pairs too; those stay.
+    ``unrendered`` holds the reason for each preference, by id, that the chat template cannot take.
     """
-    rankings, encoded = [], []
-    left_out = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0}
+    rankings, used = [], []
+    left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
     for preference in preferences:
+        messages = preference.prompt.messages
         try:
-            head = chat.prompt(preference.prompt.messages)
-            bodies = [chat.answer_tokens(preference.prompt.messages, c.text) for c in preference.completions]
-        except DataError:
-            left_out["too_long"] += 1
-            continue
-        # A cut answer has no end-of-turn token, so the reward model must not see one.
-        bodies = [
-            b[:-1] if c.finish_reason == "length" and len(b) > 1 else b
-            for b, c in zip(bodies, preference.completions, strict=True)
-        ]
-        if max(len(head) + len(b) for b in bodies) > chat.context:
-            left_out["too_long"] += 1
+            head = chat.prompt(messages)
+            encoded = [chat.answer(messages, c.text, c.finish_reason) for c in preference.completions]
+            if not all(any(e.response_mask) for e in encoded):
+                raise DataError("an answer was cut before its first word")
+        except DataError as error:
+            leave_out(left_out, preference.id, error)
             continue
         ranking = Ranking(
             id=preference.id,
-            sequences=[head + b for b in bodies],
+            sequences=[e.tokens for e in encoded],
             prompt_length=len(head),
             ranks=preference.ranks,
             probability=preference.probability,
@@ -142,9 +139,9 @@ def encode_preferences(
             left_out["identical" if strict else "tied"] += 1
             continue
         left_out["identical_pairs"] += strict - usable
-        encoded.append(preference)
+        used.append(preference)
         rankings.append(ranking)
-    return rankings, encoded, left_out
+    return rankings, used, left_out
 
 
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
