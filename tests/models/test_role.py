@@ -1,5 +1,7 @@
 """What roles compute, against Hugging Face's own logits one sequence at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -104,10 +106,12 @@ def test_head_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch):
 def test_padding_is_never_seen(architecture):
     backbone = tiny_backbone(architecture)
     batch = batch_of(backbone)
-    wide = collate(*encoded(backbone), backbone.device)
     filler = torch.full((batch.size, 17), 9)
-    wide.tokens = torch.cat([wide.tokens, filler], dim=1)
-    wide.response_mask = torch.cat([wide.response_mask, torch.zeros_like(filler, dtype=torch.bool)], dim=1)
+    wide = replace(
+        batch,
+        tokens=torch.cat([batch.tokens, filler], dim=1),
+        response_mask=torch.cat([batch.response_mask, torch.zeros_like(filler, dtype=torch.bool)], dim=1),
+    )
     width = batch.tokens.shape[1]
     one = Role(backbone)
     torch.testing.assert_close(one.logprobs(wide)[:, :width], one.logprobs(batch), rtol=1e-5, atol=1e-5)
