@@ -455,7 +455,7 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     settings = ["--set", "audit=1.0", "--set", "cost_per_hour=50", "--set", "least=5"]
     assert run_app(["route", str(out), *files, *settings]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 items were flagged and ranked by nobody; left out" in said and "people cost 1.50" in said
+    assert "1 items were flagged and unranked; left out" in said and "people cost 1.50" in said
     assert "3 audited items, 5 are needed" in said and read_records(out / "queue.jsonl", Queued) == []
     assert run_app(["route", str(out), "--set", "cost=1"]) == 2 and "cost" in capsys.readouterr().err
     capsys.readouterr()

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
+from trimtab import testing
 from trimtab.errors import ModelError
 from trimtab.models import ModelConfig, model_identity
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import plan_stages
 from trimtab.storage import RunFolder
-
-from .. import kit
 
 CONSTITUTION = """name: ours
 principles:
@@ -32,13 +31,13 @@ principles:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Everything a recipe can name, beside it."""
-    kit.toy_recipe(tmp_path)
+    testing.toy_recipe(tmp_path)
     shutil.copytree(tmp_path / "model", tmp_path / "other")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(tmp_path / "other")})
     )
-    (tmp_path / "template.jinja").write_text(kit.TEMPLATE)
+    (tmp_path / "template.jinja").write_text(testing.TEMPLATE)
     (tmp_path / "constitution.yaml").write_text(CONSTITUTION)
     (tmp_path / "my_rewards.py").write_text(
         "from my_words import WORDS\n\n\ndef score(rollouts): ...\n\n\ndef gold(p, c): ...\n"
@@ -53,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fingerprints(folder: Path, **sections: Any) -> dict[str, str]:
-    recipe = kit.toy_recipe(folder, **sections)
+    recipe = testing.toy_recipe(folder, **sections)
     run = RunFolder(folder / "runs", create=False)
     return {item.stage.name: item.fingerprint for item in plan_stages(load_recipe(recipe), recipe, run)}
 
@@ -67,8 +66,8 @@ def rewrite(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-MODEL = kit.TOY["model"]
-REWARD = kit.TOY["reward"]
+MODEL = testing.TOY["model"]
+REWARD = testing.TOY["reward"]
 LABEL = {"source": "ai"}
 NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
     "model": ({}, "model/model.safetensors", "sft"),
@@ -105,12 +104,12 @@ NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
         "align",
     ),
     "prompts kept out": (
-        {"data": kit.TOY["data"] | {"redteam_heldout": "redteam.jsonl"}},
+        {"data": testing.TOY["data"] | {"redteam_heldout": "redteam.jsonl"}},
         "redteam.jsonl",
         "sample",
     ),
     "conversations of PPO-ptx": (
-        {"align": kit.TOY["align"] | {"ptx": {"data": "redteam.jsonl"}}},
+        {"align": testing.TOY["align"] | {"ptx": {"data": "redteam.jsonl"}}},
         "redteam.jsonl",
         "align",
     ),
@@ -168,16 +167,16 @@ def test_models_and_templates_are_found_as_data_are(
 ):
     target, here = tmp_path / "target", tmp_path / "here"
     here.mkdir()
-    recipe = kit.toy_recipe(tmp_path / "recipe")
-    kit.save_model(target / "m")
-    (target / "t.jinja").write_text(kit.TEMPLATE)
+    recipe = testing.toy_recipe(tmp_path / "recipe")
+    testing.save_model(target / "m")
+    (target / "t.jinja").write_text(testing.TEMPLATE)
     if place == "beside":
         shutil.copytree(target, recipe.parent, dirs_exist_ok=True)
     monkeypatch.chdir(target if place == "here" else here)
     monkeypatch.setenv("HOME", str(target if place == "home" else here))
     prefix = {"beside": "", "home": "~/", "here": "", "absolute": f"{target}/"}[place]
     model = {"name": f"{prefix}m", "context": 64, "chat_template": f"{prefix}t.jinja"}
-    config = load_recipe(kit.toy_recipe(tmp_path / "recipe", **section(model)))
+    config = load_recipe(testing.toy_recipe(tmp_path / "recipe", **section(model)))
     found = config.model
     if config.reward is not None and config.reward.model is not None:
         found = config.reward.model

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from trimtab import testing
 from trimtab.models import Chat
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import LISTED, Context
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Demonstration
 from trimtab.storage import RunFolder
-
-from .. import kit
 
 
 class Listening(Ui):
@@ -27,7 +26,7 @@ class Listening(Ui):
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    recipe = kit.toy_recipe(tmp_path)
+    recipe = testing.toy_recipe(tmp_path)
     return Context(config=load_recipe(recipe), recipe=recipe, run=RunFolder(tmp_path / "run"), ui=Listening())
 
 
@@ -48,8 +47,8 @@ def test_refused_rows_are_counted_and_the_first_named(context: Context, tmp_path
 
 @pytest.mark.parametrize("system", [None, "Be kind."])
 def test_masked_turns_count_in_no_loss(system: str | None):
-    chat = Chat(kit.tokenizer(), context=128, system=system)
-    turns = [*kit.chat_messages("a book", "a red boat"), *kit.chat_messages("the sea", "the calm lake")]
+    chat = Chat(testing.tokenizer(), context=128, system=system)
+    turns = [*testing.chat_messages("a book", "a red boat"), *testing.chat_messages("the sea", "the calm lake")]
     full = chat.conversation(turns)
     second = chat.conversation(turns, untrained=(1,))
     first = chat.conversation(turns, untrained=(3,))

@@ -77,5 +77,5 @@ def repetition(tokens: Sequence[str], content: Sequence[str]) -> float:
 
 
 def _repeated(tokens: Sequence[Any]) -> float:
-    """Share of tokens that were there before."""
+    """Share of tokens that repeat an earlier one."""
     return 1 - len(set(tokens)) / len(tokens) if tokens else 0.0

@@ -147,8 +147,8 @@ class Chat:
 
         Raises:
             TooLongError: longer than the context.
-            DataError: no turn to train, a conversation that the chat template cannot take, or an answer that opens a thought
-                and does not close it.
+            DataError: no turn to train, a conversation that the chat template cannot take, or a thought that is
+                opened and not closed.
         """
         turns = self._with_system(messages)
         added = len(turns) - len(messages)  # 1 where the recipe's system message was put in front

@@ -1,4 +1,4 @@
-"""What every stage is handed: configuration, folders, the console, and the models earlier stages made."""
+"""The context of a stage: configuration, folders, the console, and the models of earlier stages."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,12 +31,12 @@ K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
 @dataclass(kw_only=True)
 class Context:
-    """The surroundings of a stage."""
+    """Everything a stage needs beside its own settings."""
 
     config: RunConfig
     """The resolved recipe."""
     recipe: Path
-    """Where it was read from."""
+    """The recipe's file."""
     run: RunFolder
     """The run's folder."""
     ui: Ui
@@ -44,7 +44,7 @@ class Context:
     stop_requested: Callable[[], bool] = field(default=lambda: False)
     """True after Ctrl-C."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of all stages of this run."""
+    """Fingerprint of each stage of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
 
@@ -53,7 +53,7 @@ class Context:
         return self.run.stage(stage)
 
     def seed(self, purpose: str) -> int:
-        """A seed of its own for each purpose."""
+        """The seed for a purpose; each purpose has its own."""
         return step_seed(self.config.seed, purpose, 0) % (1 << 31)
 
     @contextmanager
@@ -93,27 +93,27 @@ class Context:
         return loaded
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Prompts for sampling and alignment, without those held out, and what was left out."""
+        """Prompts for sampling and alignment, without held-out ones; and counts of those left out."""
         everything, held = self._split_prompts()
         known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
-        kept = [p for p in everything if p.id not in known]
-        return self._fitting(kept, chat, room, {"heldout": len(everything) - len(kept)})
+        remaining = [p for p in everything if p.id not in known]
+        return self._fitting(remaining, chat, room, {"heldout": len(everything) - len(remaining)})
 
     def heldout(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for evaluation."""
         return self._fitting(self._split_prompts()[1], chat, room, {})
 
     def redteam_heldout(self) -> list[Prompt]:
-        """Red-team prompts kept for the balance of harmless and helpful."""
+        """Held-out red-team prompts for the balance of harmless and helpful."""
         source = self.config.data.redteam_heldout
         return list(self.load(source, Prompt).records) if source else []
 
     def fitting_redteam(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Red-team prompts kept for the balance that fit into the context with an answer."""
+        """Held-out red-team prompts that fit into the context with an answer."""
         return self._fitting(self.redteam_heldout(), chat, room, {})
 
     def set_aside(self) -> set[str]:
-        """Ids, made from content, of the prompts kept for the evaluation; nothing is trained on them."""
+        """Content ids of the prompts for the evaluation; nothing is trained on them."""
         if self.config.evaluate is None:
             return set()
         return {Prompt.of(p.messages).id for p in self._split_prompts()[1]}
@@ -166,7 +166,7 @@ class Context:
         return load_callable(self.config.gold) if self.config.gold else None
 
     def trunk(self, *, with_sft: bool = True) -> Backbone:
-        """The pretrained model, with what SFT learnt folded in."""
+        """The pretrained model, with the weights of SFT merged in."""
         backbone = Backbone.load(self.config.model)
         if self.config.sft is None or not with_sft:
             return backbone

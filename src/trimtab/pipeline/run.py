@@ -37,7 +37,7 @@ from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
 CODE = 6
-"""Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
+"""Version of the results: incremented when a stage gives other results for equal inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,9 @@ class Planned:
     """A stage and what a run would do with it."""
 
     stage: Stage
-    """Which."""
+    """The stage."""
     fingerprint: str
-    """Of what it would be made with."""
+    """Fingerprint under the present settings and inputs."""
     state: str
     """``done`` (skipped), ``continue`` (interrupted before), ``run``."""
 
@@ -85,7 +85,7 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
 
 
 def _check_callables(config: RunConfig) -> None:
-    """Import every function the recipe names: a wrong path is found now, and not after hours of training."""
+    """Import every function that the recipe names, so that a wrong path fails before any training."""
     named = {f"rewards.{n}.path": s.path for n, s in (config.rewards or {}).items() if isinstance(s, FunctionReward)}
     for key, path in ({"gold": config.gold} | named).items():
         if path is not None:
@@ -126,8 +126,8 @@ def run_recipe(
     planned = plan_stages(config, recipe, run, until)
     require_space(run.path, 0.2)
     write_atomic(run.path / "config.yaml", dump_config(config))
-    with run.lock(), _ctrl_c() as asked:
-        context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: asked[0])
+    with run.lock(), _ctrl_c() as stopping:
+        context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: stopping[0])
         context.fingerprints |= {p.stage.name: p.fingerprint for p in planned}
         for number, item in enumerate(planned, 1):
             name = item.stage.name
@@ -155,17 +155,21 @@ def run_recipe(
                 raise
             seconds = time.monotonic() - started
             run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
-            said = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
-            ui.say(f"  {seconds:.0f} s · {said}")
-            if asked[0] and number < len(planned):
+            summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
+            ui.say(f"  {seconds:.0f} s · {summary}")
+            if stopping[0] and number < len(planned):
                 raise Interrupted(f"stopped after stage {name}; the same command continues")
     return run
 
 
 def _last_good(folder: Path) -> str:
-    """Where to go on from after a number stopped being finite."""
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet; the stage starts again"
+    """From which checkpoint to continue after a number became NaN or infinite."""
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    return (
+        f"last good checkpoint: {checkpoints[-1]}"
+        if checkpoints
+        else "there is no checkpoint yet; the stage starts again"
+    )
 
 
 def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
@@ -208,21 +212,21 @@ def _with_content(settings: Any) -> Any:
 @contextmanager
 def _ctrl_c() -> Iterator[Sequence[bool]]:
     """The first Ctrl-C asks to stop at the next safe place; a second one stops at once."""
-    asked = [False]
+    stopping = [False]
 
     def ask(_: int, __: FrameType | None) -> None:
-        if asked[0]:
+        if stopping[0]:
             raise KeyboardInterrupt
-        asked[0] = True
+        stopping[0] = True
         print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
 
     try:
         old = signal.signal(signal.SIGINT, ask)
     except ValueError:  # not the main thread
-        yield asked
+        yield stopping
         return
     try:
-        yield asked
+        yield stopping
     finally:
         signal.signal(signal.SIGINT, old)
 

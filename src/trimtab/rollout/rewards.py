@@ -4,19 +4,16 @@ component = clip((raw − mean)/std, ±clip);   the trainer adds weight · compo
 """
 
 import asyncio
-import http.client
 import inspect
 import json
 import math
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trimtab import http
 from trimtab.config import LARGEST, Config
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
@@ -25,8 +22,8 @@ from trimtab.rollout.scorer import Scorer
 RewardFunction = Callable[[Sequence[Rollout]], Any]
 """Rollouts in, one number per rollout out; may be ``async``."""
 
-ATTEMPTS = 3
-"""Requests to an endpoint before its failure is the run's."""
+RETRIES = http.Retries(attempts=3)
+"""Of a request to an endpoint, before its failure stops the run."""
 
 
 class RewardComponent(Config):
@@ -92,7 +89,7 @@ class HttpReward(RewardComponent):
     @property
     def deadline(self) -> float:
         """Of all tries together."""
-        return ATTEMPTS * self.timeout
+        return RETRIES.attempts * self.timeout
 
 
 RewardSource = Annotated[ModelReward | FunctionReward | HttpReward, Field(discriminator="kind")]
@@ -278,24 +275,15 @@ def http_reward(source: HttpReward) -> RewardFunction:
         }
         data = json.dumps(body, default=str).encode()
         headers = {"Content-Type": "application/json"}
-        for attempt in range(ATTEMPTS):
-            try:
-                request = urllib.request.Request(source.url, data=data, headers=headers)
-                with urllib.request.urlopen(request, timeout=source.timeout) as answer:
-                    return json.loads(answer.read())["rewards"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ScoringError(f'{source.url}: expected {{"rewards": [numbers]}}, got {error!r}') from error
-            except (OSError, http.client.HTTPException) as error:
-                client = False
-                if isinstance(error, urllib.error.HTTPError):
-                    error.close()
-                    client = error.code < 500 and error.code != 429
-                if client or attempt + 1 == ATTEMPTS:
-                    raise ScoringError(
-                        f"{source.url}: {type(error).__name__}: {error} (attempt {attempt + 1} of {ATTEMPTS}); check "
-                        "that the endpoint is up"
-                    ) from error
-                time.sleep(0.2 * 4**attempt)
-        raise AssertionError("unreachable")
+        try:
+            reply = http.post(source.url, data, headers=headers, timeout=source.timeout, retries=RETRIES)
+        except http.PostError as error:
+            raise ScoringError(
+                f"{source.url}: {error} (attempt {error.attempt} of {RETRIES.attempts}); check that the endpoint is up"
+            ) from error
+        try:
+            return json.loads(reply)["rewards"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScoringError(f'{source.url}: expected {{"rewards": [numbers]}}, got {error!r}') from error
 
     return post

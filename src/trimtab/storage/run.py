@@ -1,4 +1,4 @@
-"""The folder of one run: its stages, their fingerprints and status, metrics, and what was superseded.
+"""The folder of one run: its stages, their fingerprints and status, metrics, and superseded results.
 
 ::
 
@@ -10,7 +10,7 @@
         checkpoints/ samples/     while it trains
         metrics.jsonl             one line per step
       superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
-      replies/                    what judges and critics said, by what they were asked; outlives every change
+      replies/                    replies of judges and critics, by question; kept across all changes
       report.html, report.json
 
 A stage is done only when its status file says so, and that file is written last.
@@ -33,7 +33,7 @@ from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What is known about a stage's folder."""
+    """Status of a stage."""
 
     stage: str
     """Name."""
@@ -44,7 +44,7 @@ class Status:
     seconds: float = 0.0
     """Time spent in it, over all attempts."""
     counts: dict[str, Any] | None = None
-    """What it says about itself: rows, pairs, drops …"""
+    """Counts that the stage reports: rows, pairs, drops …"""
     outputs: dict[str, str] | None = None
     """SHA-256 of each output file."""
     memory_gb: float = 0.0
@@ -126,9 +126,9 @@ class RunFolder:
             if folder.exists() and (status is None or status.fingerprint != fingerprint):
                 old = "unknown" if status is None else status.fingerprint[:12]
                 self._move(folder, self.path / "superseded" / f"{name}-{old}")
-            kept = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
-            if not folder.exists() and kept.exists():
-                self._move(kept, folder)
+            earlier = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
+            if not folder.exists() and earlier.exists():
+                self._move(earlier, folder)
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.rglob(".*.tmp"):  # half-written by a process that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -146,8 +146,8 @@ class RunFolder:
 
     def peak_memory(self) -> float | None:
         """Largest memory of any finished stage, in 10⁹ bytes."""
-        found = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
-        return max(found, default=0.0) or None
+        peaks = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
+        return max(peaks, default=0.0) or None
 
     def finish(
         self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str], memory_gb: float
@@ -186,8 +186,8 @@ class MetricsLog:
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with storage_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8")
 
