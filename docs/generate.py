@@ -278,7 +278,9 @@ def _signature(item: Callable[..., Any]) -> str:
             inner.append(str(parameter))
         result = signature.replace(parameters=[])
         line = f"{item.__name__}(\n    " + ",\n    ".join(inner) + f",\n{str(result).removeprefix('(')}"
-    return re.sub(r"\b(?:torch|typing|collections\.abc)\.", "", line)
+    line = re.sub(r"\b(?:torch|typing|collections\.abc)\.", "", line)
+    line = re.sub(r"Annotated\[Tensor, '(\[[^\]]*\](?: bool)?)'\]", r"Tensor\1", line)  # see trimtab.algos.shapes
+    return re.sub(r"Optional\[(Tensor\[[^\]]*\](?: bool)?)\]", r"\1 | None", line)
 
 
 def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:

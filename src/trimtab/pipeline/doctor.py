@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from trimtab.errors import ModelError
+from trimtab.fast_cpu.packed import packed
 from trimtab.models import embedded
-from trimtab.models.packed import packed
 from trimtab.pipeline.plan import matmul_rate
 from trimtab.pipeline.reporting import machine, versions
 

@@ -39,13 +39,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
-from trimtab.trainers import OnlineConfig
-
-LABELS = {
-    "dr_grpo": "Dr. GRPO", "reinforce_pp": "REINFORCE++", "reinforce_pp_baseline": "REINFORCE++ with baseline",
-    "online_dpo": "Online DPO", "rejection": "Rejection sampling", "hinge": "Hinge", "simpo": "SimPO",
-}  # fmt: skip
-"""Names of methods that are not their initials."""
+from trimtab.trainers import METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
 """Name, inside a sentence, of the model that training started from."""
@@ -304,8 +298,7 @@ def _origin(run: RunConfig) -> str:
 
 def model_names(run: RunConfig) -> dict[str, str]:
     """The page's name for each model; the aligned one has its method's."""
-    method = "" if run.align is None else run.align.method
-    label = LABELS.get(method, method.upper().replace("_", "-"))
+    label = "" if run.align is None else METHODS[run.align.method].label
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
     first = "Pretrained" if run.evaluate is None or run.evaluate.pretrained else "Start"
     return {"base": first, "sft": "SFT", "policy": label, "best_of": best}

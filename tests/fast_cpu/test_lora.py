@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft.tuners.lora.layer import Linear
 
+from trimtab.fast_cpu.lora import OneFunctionLinear, lora_linear
 from trimtab.models import AdapterConfig, Backbone
-from trimtab.models.lora import QuickLinear, lora_linear
 from trimtab.testing import tiny_backbone
 
 
@@ -24,7 +24,7 @@ def plainly(backbone: Backbone) -> Backbone:
     """A copy in which PEFT's own code computes."""
     other = copy.deepcopy(backbone)
     for module in other.model.modules():
-        if type(module) is QuickLinear:
+        if type(module) is OneFunctionLinear:
             module.__class__ = Linear
     return other
 
@@ -47,7 +47,7 @@ def test_one_layer_in_double_precision_against_numbers_by_finite_differences():
 @pytest.mark.parametrize("settings", [{}, {"top_layers": 2}], ids=["all layers", "upper layers"])
 def test_same_states_and_gradients_as_peft(settings):
     quick = adapted(**settings)
-    assert any(type(module) is QuickLinear for module in quick.model.modules())
+    assert any(type(module) is OneFunctionLinear for module in quick.model.modules())
     tokens = torch.randint(1, 60, (3, 11), generator=torch.Generator().manual_seed(2))
     ours, found = slopes(quick, tokens)
     theirs, wanted = slopes(plainly(quick), tokens)
@@ -83,9 +83,9 @@ def test_a_copy_computes_with_its_own_weights():
 @pytest.mark.parametrize("case", ["dropout", "autocast", "two active", "off"])
 def test_pefts_code_stays_in_charge_of_everything_else(case, monkeypatch: pytest.MonkeyPatch):
     backbone = adapted(**({"dropout": 0.5} if case == "dropout" else {}))
-    layer = next(m for m in backbone.model.modules() if type(m) is QuickLinear)
+    layer = next(m for m in backbone.model.modules() if type(m) is OneFunctionLinear)
     x, taken = torch.randn(2, layer.in_features), []
-    monkeypatch.setattr("trimtab.models.lora.lora_linear", lambda *args: taken.append(args) or torch.zeros(1))
+    monkeypatch.setattr("trimtab.fast_cpu.lora.lora_linear", lambda *args: taken.append(args) or torch.zeros(1))
     backbone.activate("one")
     layer(x)
     assert len(taken) == 1  # as it is

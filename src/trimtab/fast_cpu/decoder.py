@@ -1,10 +1,10 @@
-"""One decoding step of the Llama family written out, for a processor.
+"""One decoding step of the Llama family written out, for processors.
 
-A step of some 32 tokens is short: library calls between the matrix products, and keys and values read where there
-is only padding, cost as much as the products themselves. Here query, key and value are one product, as are gate and
-up; weights are laid out once per sampling; rows attend in blocks, each no further back than its longest. The numbers
-are those of the model's own code up to the order of sums, which is checked on a probe before the first use; other
-models and devices take the model's own code.
+In a step of some 32 tokens, library calls between the matrix products and reading the keys and values of padding cost
+as much as the products themselves. Here query, key and value are one product, as are gate and up; weights are laid out
+once per call of the sampler; rows attend in blocks, each only as far back as its longest row. The results equal those
+of the model's own code up to the order of sums, which a probe checks before the first use; other models and devices
+use the model's own code.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
+from trimtab.fast_cpu.packed import packed_linear
 from trimtab.models import Backbone
-from trimtab.models.packed import packed_linear
 from trimtab.rollout.cache import SlotCache
 
 ROWS = 16
@@ -31,22 +31,20 @@ class LlamaDecoder:
 
     Args:
         base: a model of RMSNorm, rotary positions, grouped attention and SwiGLU, in float32 on a CPU.
-        tap: after so many layers the states are kept in :attr:`tapped`; 0: never.
+        recorded_layer: the states after so many layers are returned too; 0: none are.
 
     Raises:
         AttributeError: a part that such a model has is missing.
     """
 
-    def __init__(self, base: Any, *, tap: int = 0) -> None:
-        self.tap = tap
-        self.tapped: Tensor | None = None
-        """``[B, H]``, of the last step."""
+    def __init__(self, base: Any, *, recorded_layer: int = 0) -> None:
+        self.recorded_layer = recorded_layer
         config = base.config.get_text_config()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.embed, self.rotary, self.norm = base.embed_tokens, base.rotary_emb, _norm(base.norm)
         self.layers = [_Layer(layer) for layer in base.layers]
 
-    def __call__(self, tokens: Tensor, where: Tensor, cache: SlotCache) -> Tensor:
+    def __call__(self, tokens: Tensor, where: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor | None]:
         """Read one more token of each row.
 
         Args:
@@ -55,7 +53,7 @@ class LlamaDecoder:
             cache: slot b holds row b; the new keys and values are put in it.
 
         Returns:
-            ``[B, H]``, final hidden states.
+            final hidden states and those of the recorded layer (None: no layer is), both ``[B, H]``.
         """
         x = self.embed(tokens)
         cos, sin = self.rotary(x, where[:, None])  # [B, 1, D] each
@@ -63,6 +61,7 @@ class LlamaDecoder:
         sin, size = sin[..., :half], cos.shape[-1]
         row, rotated = torch.arange(len(tokens)), self.heads + self.kv_heads
         blocks = list(_blocks(where, self.kv_heads))
+        recorded: Tensor | None = None
         for number, (layer, slots) in enumerate(zip(self.layers, cache.slot_layers, strict=True), start=1):
             heads = layer.qkv(layer.norm(x)).view(len(tokens), -1, size)
             turned = heads[:, :rotated] * cos
@@ -75,15 +74,15 @@ class LlamaDecoder:
             queries = turned[:, : self.heads].mul_(layer.scale).reshape(len(tokens) * self.kv_heads, -1, size)
             parts = []
             for rows, seen, bias in blocks:
-                mine = queries[rows.start * self.kv_heads : rows.stop * self.kv_heads]
-                scores = torch.baddbmm(bias, mine, keys[rows, :, :seen].flatten(0, 1).transpose(1, 2))
+                block = queries[rows.start * self.kv_heads : rows.stop * self.kv_heads]
+                scores = torch.baddbmm(bias, block, keys[rows, :, :seen].flatten(0, 1).transpose(1, 2))
                 parts.append(torch.bmm(torch.softmax(scores, dim=-1), values[rows, :, :seen].flatten(0, 1)))
             x = x + layer.out(torch.cat(parts).view(len(tokens), -1))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(functional.silu(gate).mul_(up))
-            if number == self.tap:
-                self.tapped = x
-        return self.norm(x)
+            if number == self.recorded_layer:
+                recorded = x
+        return self.norm(x), recorded
 
 
 class _Layer:
@@ -119,7 +118,7 @@ def _blocks(where: Tensor, kv_heads: int) -> Iterator[tuple[slice, int, Tensor]]
 
 
 @torch.no_grad()
-def decodes(backbone: Backbone) -> bool:
+def can_decode(backbone: Backbone) -> bool:
     """Whether :class:`LlamaDecoder` gives this model's numbers."""
     if backbone.device.type != "cpu" or backbone.dtype != torch.float32:
         return False
@@ -134,8 +133,8 @@ def decodes(backbone: Backbone) -> bool:
         for slot, length in enumerate(lengths):
             cache.fill(slot, prefill, slot, length - 1)
         last = torch.tensor(lengths) - 1
-        found = decoder(tokens[[0, 1], last], last, cache)
+        hidden, _ = decoder(tokens[[0, 1], last], last, cache)
     except (AttributeError, RuntimeError, TypeError):
         return False
     expected = expected[[0, 1], last]
-    return torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))
+    return torch.allclose(hidden, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))

@@ -1,8 +1,8 @@
 """Weights laid out for small batches while sampling.
 
 A matrix product of 8 to 64 rows spends much of its time bringing the weight matrix into the order
-the processor multiplies in. While answers are drawn the weights do not change, so this can be
-done once per call instead of once per token.
+the processor multiplies in. Weights do not change while answers are drawn, so this is done once
+per call instead of once per token.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.models.allocation import mapped_apart
+from trimtab.fast_cpu.allocation import mapped_apart
 
 ROWS = 32
 """Rows the layout is made for; other counts work too."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.models.packed import packed
+from trimtab.fast_cpu.packed import packed
 
 
 @pytest.mark.parametrize("rows", [1, 3, 32, 100])

@@ -61,7 +61,7 @@ class _LoraLinear(torch.autograd.Function):
         return before, None, None, slope_a, slope_b, None
 
 
-class QuickLinear(Linear):
+class OneFunctionLinear(Linear):
     """PEFT's linear layer, computing by :func:`lora_linear` where that is the same function."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -84,8 +84,8 @@ class QuickLinear(Linear):
         return known and exact and not dropping and not base.weight.requires_grad
 
 
-def quicken(model: nn.Module) -> None:
-    """Let the adapters of a model compute by :func:`lora_linear`."""
+def use_lora_linear(model: nn.Module) -> None:
+    """Let the adapted linear layers of a model compute by :func:`lora_linear`."""
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
-            module.__class__ = QuickLinear
+            module.__class__ = OneFunctionLinear

@@ -1,9 +1,9 @@
 """Gradients of all weights with the least memory: added up in one block, and little kept for them.
 
-By itself autograd writes each layer's gradient to a tensor of its own and then adds that to what earlier micro-batches
-gave, and keeps every intermediate result of a layer. Here a step's gradients lie side by side in one block and each
+Autograd writes each layer's gradient to a tensor of its own and then adds that to what earlier micro-batches
+gave, and stores every intermediate result of a layer. Here a step's gradients lie side by side in one block and each
 product adds to its place; an output projection that is also the embedding adds both its gradients to the same one.
-SwiGLU and RMSNorm keep their inputs and make the rest anew, which is a few passes over numbers at hand.
+SwiGLU and RMSNorm store their inputs and recompute the rest, which is a few passes over small tensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -102,8 +102,8 @@ class _Embedding(torch.autograd.Function):
         tokens, weight = ctx.saved_tensors
         rows, grad = tokens.reshape(-1), grads[0].reshape(-1, weight.shape[1])
         if ctx.padding is not None:
-            kept = rows != ctx.padding
-            rows, grad = rows[kept], grad[kept]
+            real = rows != ctx.padding
+            rows, grad = rows[real], grad[real]
         if weight.grad is None:
             weight.grad = _places[id(weight)].zero_()
         weight.grad.index_add_(0, rows, grad)
@@ -113,7 +113,7 @@ class _Embedding(torch.autograd.Function):
 class _Gated(torch.autograd.Function):
     """y = h·Dᵀ with h = silu(a)·b, a = x·Gᵀ and b = x·Uᵀ (Shazeer 2020, arXiv 2002.05202, eq. 6: SwiGLU).
 
-    What autograd would keep of every layer, silu(a) and h, is made anew: half of what a layer keeps for its backward
+    What autograd would keep of every layer, silu(a) and h, is recomputed: half of what a layer stores for its backward
     pass. With g = ∂L/∂y, k = g·D and σ the logistic function: ∂b = k·silu(a), ∂a = k·b·σ(a)·(1 + a·(1 − σ(a))).
     """
 

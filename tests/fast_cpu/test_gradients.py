@@ -14,8 +14,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from trimtab.fast_cpu.gradients import _Gated, _Norm, gradients_in_one_block
 from trimtab.models import Backbone, Batch, Role, collate
-from trimtab.models.gradients import _Gated, _Norm, gradients_in_one_block
 from trimtab.testing import tiny_backbone
 
 SMALL = {
@@ -56,7 +56,7 @@ def parts() -> list[Batch]:
 def gradients(role: Role, *, block: bool) -> dict[str, torch.Tensor | None]:
     for parameter in role.parameters().values():
         parameter.grad = None
-    with role.adding_gradients() if block else contextlib.nullcontext():
+    with role.accumulating_gradients() if block else contextlib.nullcontext():
         for part in parts():
             logprobs, entropies = role.logprobs_and_entropies(part, entropy_gradient=True)
             (logprobs.sum() + 0.1 * entropies.sum()).backward()
@@ -100,7 +100,7 @@ def test_all_products_write_to_one_block():
 def test_a_weight_that_is_not_used_has_no_gradient():
     """A critic never uses the output projection; it must get no moments and no weight decay."""
     one = role(KINDS["llama"])
-    with one.adding_gradients():
+    with one.accumulating_gradients():
         one.hidden(parts()[0]).sum().backward()
     found = {name: p.grad for name, p in one.parameters().items()}
     assert found["lm_head.weight"] is None
@@ -109,7 +109,7 @@ def test_a_weight_that_is_not_used_has_no_gradient():
 
 def test_afterwards_the_model_computes_as_before():
     one = role(KINDS["llama"])
-    with one.adding_gradients():
+    with one.accumulating_gradients():
         assert any("forward" in vars(module) for module in one.backbone.model.modules())
     assert not any("forward" in vars(module) for module in one.backbone.model.modules())
 
@@ -125,7 +125,7 @@ def test_frozen_weights_are_left_alone():
 
 def test_reduced_precision_is_autograds():
     one = role(KINDS["llama"], dtype=torch.bfloat16)
-    with one.adding_gradients():
+    with one.accumulating_gradients():
         assert not any("forward" in vars(module) for module in one.backbone.model.modules())
 
 
