@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, DataError, install_hint
 from trimtab.models import Backbone
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.sampler import SamplerConfig
@@ -42,7 +42,7 @@ class VllmSampler:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
-                "sampler.engine is 'vllm' but vLLM is not installed; pip install 'trimtab[vllm]', or engine: local"
+                f"sampler.engine is 'vllm' but vLLM is not installed; {install_hint('vllm')}, or set engine: local"
             ) from None
         self.backbone, self.config = backbone, config
         self._params: Callable[..., Any] = vllm.SamplingParams
