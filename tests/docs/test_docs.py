@@ -298,6 +298,9 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
 }
 """By command, what must be so after it; a documented command without a check is an error."""
 
+TAKES_RECIPE = {"run", "plan", "report", "sft", "sample", "label", "reward", "align", "eval"}
+"""Commands whose first argument is a recipe."""
+
 MAKE = {
     "demo": ["trimtab run recipes/quickstart.yaml"],
     "test": ["ruff check", "pytest"],
@@ -313,7 +316,7 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     name = next((n for n in (" ".join(arguments[:2]), arguments[0]) if n in CHECKS), None)
     assert name is not None, f"no check for `trimtab {shlex.join(arguments)}`; add one to CHECKS"
     line = list(arguments)
-    recipe = next((a for a in arguments if a.endswith(".yaml") and a.startswith("recipes/")), None)
+    recipe = arguments[1] if arguments[0] in TAKES_RECIPE else None
     if recipe is not None:
         given = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
         load_recipe(Path(recipe), given)  # as documented, without what is added here
