@@ -31,7 +31,7 @@ lint: $(VENV)/.dev  ## style, formatting and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(VENV)/.dev  ## pyright, strict for algos, records and feedback
+types: $(VENV)/.dev  ## pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 site: $(VENV)/.dev  ## build the documentation into build/site; warnings are errors

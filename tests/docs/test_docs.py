@@ -30,6 +30,7 @@ from trimtab.cli.app import app, run_app
 from trimtab.conformance.experiments import estimators
 from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
+from trimtab.pipeline.plan import objective
 from trimtab.pipeline.stages import STAGES
 from trimtab.records import KINDS, load
 from trimtab.records.formats import FORMATS
@@ -171,10 +172,11 @@ def check_stage(arguments: list[str], printed: str) -> None:
 
 
 def check_plan(arguments: list[str], printed: str) -> None:
-    """Every stage of the recipe is in the table, and the objective below it."""
+    """Every stage of the recipe is in the table (whose cells may be narrow), and the objective below it."""
     config = config_of(arguments)
-    assert all(stage.name in printed for stage in STAGES if stage.settings(config) is not None)
-    assert "objective" in printed.lower() or "maximise" in printed.lower()
+    shown = "".join(printed.split())
+    assert [s.name for s in STAGES if s.settings(config) is not None and s.name[:5] not in shown] == []
+    assert [line for line in objective(config) if "".join(line.split()) not in shown] == []
 
 
 def check_export(arguments: list[str], printed: str) -> None:
@@ -222,7 +224,7 @@ def check_route(arguments: list[str], printed: str) -> None:
 def check_doctor(arguments: list[str], printed: str) -> None:
     """Findings about the machine; with --conformance a table in which all rows pass."""
     if "--conformance" in arguments:
-        assert "RLOO" in printed and " no" not in {line[-3:] for line in printed.splitlines()}
+        assert "RLOO" in printed and "FAIL" not in printed
     else:
         assert "python" in printed and "torch" in printed
     if "--out" in arguments:
