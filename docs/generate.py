@@ -142,7 +142,18 @@ def api() -> str:
     return "\n\n".join(parts)
 
 
-PACKAGES = ("records", "feedback", "constitution", "models", "rollout", "trainers", "evals", "conformance", "storage")
+PACKAGES = (
+    "records",
+    "feedback",
+    "constitution",
+    "models",
+    "rollout",
+    "trainers",
+    "evals",
+    "conformance",
+    "storage",
+    "testing",
+)
 """Packages whose ``__all__`` is public; ``algos`` has a page of its own."""
 
 _NAME = ("name", "what it is")

@@ -24,7 +24,6 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from tests.kit import save_model, sentences, tiny_model
 from trimtab import errors
 from trimtab.cli.app import app, run_app
 from trimtab.conformance.experiments import estimators
@@ -34,6 +33,7 @@ from trimtab.pipeline.plan import objective
 from trimtab.pipeline.stages import STAGES
 from trimtab.records import KINDS, load
 from trimtab.records.formats import FORMATS
+from trimtab.testing import save_model, sentences, tiny_model
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -13,6 +13,7 @@ from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.records import Completion, Prompt, Rollout
 from trimtab.rollout import SamplerConfig
 from trimtab.storage import MetricsLog, read_metrics
+from trimtab.testing import chat_messages, prompts, tiny_backbone
 from trimtab.trainers import (
     DapoConfig,
     DpoConfig,
@@ -37,8 +38,6 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
-
-from ..kit import chat_messages, prompts, tiny_backbone
 
 ROOT = Path(__file__).parents[2]
 LORA = AdapterConfig(rank=2)

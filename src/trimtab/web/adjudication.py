@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from trimtab.records.annotation import Submission, Task, overall_ranks
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
-from trimtab.web.app import fields, page, signed_in
+from trimtab.web.pages import fields, page, signed_in
 from trimtab.web.work import LETTERS, task_html
 
 router = APIRouter(include_in_schema=False)
@@ -22,15 +22,15 @@ CAUSES = ("noise", "guideline", "values", "broken")
 def queue(request: Request, person: Adjudicator) -> Response:
     """Items in dispute, and flagged ones."""
     store = request.app.state.store
-    found = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
-    return page(request, "adjudicate.html", person, **found)
+    queues = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
+    return page(request, "adjudicate.html", person, **queues)
 
 
 @router.get("/adjudicate/item")
 def one(request: Request, person: Adjudicator, id: str) -> Response:
     """One item, with what everybody said in the order this adjudicator sees the answers."""
-    assignment, said = request.app.state.store.dispute(id, person.id)
-    lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in said]
+    assignment, submissions = request.app.state.store.dispute(id, person.id)
+    lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in submissions]
     task = task_html(request, person, assignment, adjudication=True)
     return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
 

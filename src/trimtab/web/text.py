@@ -6,54 +6,16 @@ shown as text, links show where they would lead and are no links. Characters tha
 change what is seen (control characters, direction overrides) are shown by name.
 """
 
-import re
 from functools import lru_cache
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
+from trimtab.text import visible
+
 LONGEST = 20_000
 """Longer texts are shown as they are, without Markdown: rendering takes time the reader would wait."""
-
-_NAMES = {
-    0x00AD: "SHY",
-    0x061C: "ALM",
-    0x200B: "ZWSP",
-    0x200E: "LRM",
-    0x200F: "RLM",
-    0x2028: "LSEP",
-    0x2029: "PSEP",
-    0x202A: "LRE",
-    0x202B: "RLE",
-    0x202C: "PDF",
-    0x202D: "LRO",
-    0x202E: "RLO",
-    0x2060: "WJ",
-    0x2066: "LRI",
-    0x2067: "RLI",
-    0x2068: "FSI",
-    0x2069: "PDI",
-    0xFEFF: "BOM",
-    0x7F: "DEL",
-}
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
-)
-
-
-def visible(text: str) -> str:
-    """Replace characters that cannot be seen by their names, as ``⟦RLO⟧``; line breaks and tabs stay.
-
-    >>> visible("abc\u202edef")
-    'abc⟦RLO⟧def'
-    """
-    return _INVISIBLE.sub(_name, text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _name(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"⟦{_NAMES.get(code) or f'U+{code:04X}'}⟧"
 
 
 def _markdown() -> MarkdownIt:

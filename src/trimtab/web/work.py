@@ -11,7 +11,7 @@ from trimtab.storage.form import Form, Number
 from trimtab.storage.labels import Assignment, Receipt
 from trimtab.storage.people import Person
 from trimtab.storage.project import ProjectConfig
-from trimtab.web.app import fragment, language_of, page, signed_in
+from trimtab.web.pages import fragment, language_of, page, signed_in
 from trimtab.web.strings import translate
 
 router = APIRouter()
@@ -47,13 +47,13 @@ class Next(BaseModel):
 def work_page(request: Request, person: Anybody, change: Number | None = None) -> Response:
     """The task page; ``change`` opens one's earlier judgement."""
     store = request.app.state.store
-    found = store.next(person.id) if change is None else store.reopen(person.id, change)
+    current = store.next(person.id) if change is None else store.reopen(person.id, change)
     last = store.history(person.id, limit=1)
     return page(
         request,
         "work.html",
         person,
-        task=task_html(request, person, found),
+        task=task_html(request, person, current),
         last=last[0].version if last else "",
         count=store.count(person.id),
         guideline=store.guideline(),
@@ -63,17 +63,17 @@ def work_page(request: Request, person: Anybody, change: Number | None = None) -
 @router.get("/work/next", responses={401: {}, 403: {}})
 def next_task(request: Request, person: Anybody) -> Next:
     """The task in front of the person signed in."""
-    found = request.app.state.store.next(person.id)
-    return _next(request, person, found)
+    current = request.app.state.store.next(person.id)
+    return _next(request, person, current)
 
 
 @router.post("/work/submit", responses={401: {}, 403: {}, 409: {}, 503: {}})
 def submit(request: Request, person: Anybody, form: Form) -> Next:
     """Store a filled-in form and give the next task. Sending the same form again changes nothing."""
-    receipt, found = request.app.state.store.submit(person.id, form)
+    receipt, current = request.app.state.store.submit(person.id, form)
     if receipt.new and receipt.state == "stored":
         request.app.state.notify({"event": "judgement", "item": form.item, "submission": receipt.submission})
-    return _next(request, person, found, receipt)
+    return _next(request, person, current, receipt)
 
 
 @router.post("/work/undo", responses={401: {}, 403: {}, 409: {}, 503: {}})
@@ -85,8 +85,8 @@ def undo(request: Request, person: Anybody, what: Undo) -> Next:
 @router.get("/history", include_in_schema=False)
 def history(request: Request, person: Anybody, before: Number | None = None) -> Response:
     """One's own judgements, newest first."""
-    found = request.app.state.store.history(person.id, before=before)
-    return page(request, "history.html", person, past=found, more=found[-1].version if len(found) == 25 else None)
+    past = request.app.state.store.history(person.id, before=before)
+    return page(request, "history.html", person, past=past, more=past[-1].version if len(past) == 25 else None)
 
 
 @router.get("/guidelines", include_in_schema=False)
@@ -96,39 +96,39 @@ def guidelines(request: Request, person: Anybody, version: Number | None = None)
     return page(request, "guidelines.html", person, guideline=store.guideline(version), names=store.guideline_names())
 
 
-def _next(request: Request, person: Person, found: Assignment | str, receipt: Receipt | None = None) -> Next:
+def _next(request: Request, person: Person, current: Assignment | str, receipt: Receipt | None = None) -> Next:
     return Next(
-        item=None if isinstance(found, str) else found.task.id,
-        state=found if isinstance(found, str) else "task",
-        html=task_html(request, person, found),
-        guideline=None if isinstance(found, str) else found.guideline,
+        item=None if isinstance(current, str) else current.task.id,
+        state=current if isinstance(current, str) else "task",
+        html=task_html(request, person, current),
+        guideline=None if isinstance(current, str) else current.guideline,
         stored=receipt.state if receipt else None,
         version=receipt.version if receipt else None,
     )
 
 
-def task_html(request: Request, person: Person, found: Assignment | str, *, adjudication: bool = False) -> str:
+def task_html(request: Request, person: Person, current: Assignment | str, *, adjudication: bool = False) -> str:
     """The task as a part of the page; or why there is none."""
     language = language_of(request, person)
-    if isinstance(found, str):
-        return fragment(request, "_nothing.html", language, state=found)
-    shown = [found.task.completions[i] for i in found.shown_order]
+    if isinstance(current, str):
+        return fragment(request, "_nothing.html", language, state=current)
+    shown = [current.task.completions[i] for i in current.shown_order]
     return fragment(
         request,
         "_task.html",
         language,
-        task=found.task,
+        task=current.task,
         shown=shown,
         letters=LETTERS,
-        rows=rows(found, found.config, language),
-        version=found.version,
-        draft=found.draft,
-        config=found.config,
+        rows=rows(current, current.config, language),
+        version=current.version,
+        draft=current.draft,
+        config=current.config,
         adjudication=adjudication,
     )
 
 
-def rows(found: Assignment, config: ProjectConfig, language: str) -> list[dict[str, Any]]:
+def rows(assignment: Assignment, config: ProjectConfig, language: str) -> list[dict[str, Any]]:
     """The form as rows of choices: each row is one question, each choice one value."""
 
     def t(key: str, **values: object) -> str:
@@ -137,7 +137,7 @@ def rows(found: Assignment, config: ProjectConfig, language: str) -> list[dict[s
     def option(label: str, key: int | None, **data: Any) -> dict[str, Any]:
         return {"label": label, "key": key, "data": data}
 
-    task = found.task
+    task = assignment.task
     if task.kind == "thumbs":
         options = [option(t("task.good"), 1, good="true"), option(t("task.bad"), 2, good="false")]
         return [{"type": "thumb", "criterion": "", "label": t("task.thumbs"), "position": None, "options": options}]
@@ -145,7 +145,7 @@ def rows(found: Assignment, config: ProjectConfig, language: str) -> list[dict[s
         options = [option(step, i + 1 if i < 9 else None, step=i) for i, step in enumerate(task.steps)]
         options.append(option(t("task.no_mistake"), 0, step=""))
         return [{"type": "step", "criterion": "", "label": t("task.steps"), "position": None, "options": options}]
-    made: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
     count = len(task.completions)
     for criterion in config.criteria:
         label = criterion.label or (t("criterion.overall") if criterion.name == OVERALL else criterion.name)
@@ -153,16 +153,18 @@ def rows(found: Assignment, config: ProjectConfig, language: str) -> list[dict[s
         if criterion.kind == "scale":
             for p in range(count):
                 points = [option(str(n), n, score=n) for n in range(1, criterion.points + 1)]
-                made.append(
+                questions.append(
                     row | {"type": "scale", "position": p, "options": points, "label": f"{label} – {LETTERS[p]}"}
                 )
         elif count == 2:
-            made.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
+            questions.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
         else:
             for p in range(count):
                 ranks = [option(t(f"rank.{n}"), n, rank=n - 1) for n in range(1, count + 1)]
-                made.append(row | {"type": "rank", "position": p, "options": ranks, "label": f"{label} – {LETTERS[p]}"})
-    return made
+                questions.append(
+                    row | {"type": "rank", "position": p, "options": ranks, "label": f"{label} – {LETTERS[p]}"}
+                )
+    return questions
 
 
 def _pair_options(config: ProjectConfig, t: Any, option: Any) -> list[dict[str, Any]]:
