@@ -131,10 +131,14 @@ def api() -> str:
     ]
     names = [name for name in getattr(trimtab, "__all__", ()) if not name.startswith("_")]
     if names:
-        parts.append("## trimtab\n\nThe names of `import trimtab`.")
+        parts.append(
+            "## trimtab\n\nThe names of `import trimtab`. Each is imported on first use, so the import loads no torch."
+        )
         for name in names:
             item = getattr(trimtab, name)
-            parts.append(f"### {name}\n\n" + (_described(item) if callable(item) else plain(_doc(item))))
+            parts.append(
+                f"### {name}\n\n" + (_described(item) if inspect.isfunction(item) else f"```text\n{_doc(item)}\n```")
+            )
     for name in PACKAGES:
         package = importlib.import_module(f"trimtab.{name}")
         rows = [(f"`{n}`", _first_line(getattr(package, n))) for n in package.__all__]
