@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--words", type=int, default=36)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/judging.json"))
-    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/judges.md")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/explanation/judges.md")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     fast_cpu.install()

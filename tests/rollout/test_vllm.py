@@ -123,5 +123,5 @@ def test_no_prompts_and_prompts_that_do_not_fit(made):
 
 def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match="pip install 'trimtab"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[vllm\]'"):
         make_sampler(tiny_backbone(), SamplerConfig(engine="vllm"))

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, install_hint
 from trimtab.models import Backbone, FrozenStates
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout
@@ -41,7 +41,7 @@ class VllmSampler:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
-                "sampler.engine is 'vllm' but vLLM is not installed; pip install 'trimtab[vllm]', or engine: local"
+                f"sampler.engine is 'vllm' but vLLM is not installed; {install_hint('vllm')}, or set engine: local"
             ) from None
         self.backbone, self.config = backbone, config
         self._params: Callable[..., Any] = vllm.SamplingParams
