@@ -705,6 +705,9 @@ class LabelStore:
             c.execute(_RENEW, {"item": held.id, "person": person, "until": now + config.lease_minutes * 60})
             return self._assignment(c, held, person, draft=json.loads(held.draft) if held.draft else None)
         self._expire(c, now)
+        if who.role == "annotator" and (item := self._check_item(c, person, 0, ("training",))) is not None:
+            self._lease(c, item.id, person)
+            return self._assignment(c, item, person)
         if who.role == "annotator" and who.qualified is None:
             item, finished = self._qualification(c, person, config)
             if item is not None:

@@ -1,16 +1,16 @@
 """Settling disagreements: the queue, one item with what people said, the adjudicator's word."""
 
-from itertools import pairwise
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from trimtab.records.annotation import Submission, Task, overall_ranks
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
-from trimtab.web.app import fields, page, signed_in
-from trimtab.web.work import LETTERS, task_html
+from trimtab.web.app import fields, language_of, page, signed_in
+from trimtab.web.strings import translate
+from trimtab.web.words import in_words
+from trimtab.web.work import task_html
 
 router = APIRouter(include_in_schema=False)
 Adjudicator = Annotated[Person, Depends(signed_in("adjudicator"))]
@@ -30,7 +30,12 @@ def queue(request: Request, person: Adjudicator) -> Response:
 def one(request: Request, person: Adjudicator, id: str) -> Response:
     """One item, with what everybody said in the order this adjudicator sees the answers."""
     assignment, said = request.app.state.store.dispute(id, person.id)
-    lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in said]
+    language = language_of(request, person)
+
+    def t(key: str, **values: object) -> str:
+        return translate(language, key, **values)
+
+    lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in said]
     task = task_html(request, person, assignment, adjudication=True)
     return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
 
@@ -48,18 +53,3 @@ def retire(request: Request, person: Adjudicator, given: Annotated[dict[str, str
     request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)
 
-
-def in_words(task: Task, submission: Submission, order: tuple[int, ...]) -> str:
-    """What somebody said, short, with the answers named as on the reader's screen: ``B > A = C``."""
-    if submission.verdict != "judged":
-        return f"{submission.verdict}: {submission.reason}" if submission.reason else submission.verdict
-    if task.kind == "thumbs":
-        return "👍" if submission.good else "👎"
-    if task.kind == "steps":
-        return "✓" if submission.first_wrong is None else f"✗ {submission.first_wrong + 1}"
-    ranks = overall_ranks(task, submission)
-    named = sorted((ranks[answer], LETTERS[p]) for p, answer in enumerate(order))
-    text = named[0][1]
-    for (before, _), (rank, letter) in pairwise(named):
-        text += f" {'=' if rank == before else '>'} {letter}"
-    return text

@@ -4,7 +4,6 @@ import json
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,9 +17,9 @@ from trimtab import __version__
 from trimtab.errors import ConflictError, DataError, StorageError, TrimtabError
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.people import SESSION_DAYS, People, Person, RoleName
-from trimtab.web.security import Guard, Tries
+from trimtab.web.security import Guard, Tries, base_path
 from trimtab.web.strings import catalogues, choose, translate, translate_error
-from trimtab.web.text import render, visible
+from trimtab.web.text import render_all, visible
 
 HERE = Path(__file__).parent
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -44,7 +43,8 @@ def create_app(
         store: items and judgements.
         people: accounts.
         hosts: names the server answers to.
-        public_url: how people reach it, where a proxy is in front; with HTTPS, cookies are marked secure.
+        public_url: how people reach it, where a proxy is in front, with a path if the app has only a part of a host.
+            Requests may then name any host; with HTTPS, cookies are marked secure.
         notify: called after each stored judgement (webhook); None: off.
     """
     from trimtab.web import accounts, adjudication, api, manage, work
@@ -55,14 +55,16 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
+        servers=[{"url": public_url}] if public_url else None,
     )
     app.state.store, app.state.people, app.state.public_url = store, people, public_url
     app.state.notify = notify or (lambda _: None)
-    app.state.pages = _environment()
+    app.state.base = base_path(public_url)
+    app.state.pages = _environment(app.state.base)
     app.state.cache = {}
     app.state.cookie = f"trimtab_{store.project_id}"  # browsers do not tell the ports of one host apart
     app.state.names = Tries()
-    app.add_middleware(Guard, hosts=hosts, public=urlsplit(public_url or "").netloc)
+    app.add_middleware(Guard, hosts=None if public_url else hosts, public=public_url or "")
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for part in (accounts, work, adjudication, manage, api):
         app.include_router(part.router)
@@ -73,11 +75,12 @@ def create_app(
     return app
 
 
-def _environment() -> Environment:
+def _environment(base: str) -> Environment:
     pages = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    pages.filters["markdown"] = render
+    pages.globals["base"] = base
+    pages.filters["markdown"] = lambda text: render_all([text])[0]
     pages.filters["visible"] = visible
     pages.filters["percent"] = lambda v: "–" if v is None else f"{100 * v:.0f} %"
     pages.filters["decimal"] = lambda v: "–" if v is None else f"{v:.2f}"
@@ -158,7 +161,7 @@ def start_session(request: Request, token: str, to: str) -> Response:
         httponly=True,
         samesite="lax",
         secure=(request.app.state.public_url or "").startswith("https:"),
-        path="/",
+        path=request.app.state.base or "/",
     )
     return answer
 
