@@ -97,6 +97,7 @@ function start() {
   let timer = null;
   let wait = 1000;
   let failed = false;
+  let heard = null; // what another tab announced while this page was waiting
 
   const task = () => document.getElementById("task");
   const form = () => document.getElementById("form");
@@ -427,6 +428,7 @@ function start() {
     wait = 1000;
     if ((sent && !tried.has(sent.key)) || wanted) { run(); return; }
     failed = false;
+    listen();
   }
   // What became of this page's own form.
   function settle(was, { reply, refused, status: code, reason }) {
@@ -473,6 +475,7 @@ function start() {
     const before = last;
     follow(reply);
     if (question.path === "/work/undo") { store.drop(draftOf(reply.item)); announce(reply.item); }
+    else announce(null);
     show(reply);
     const { typed } = question;
     if (typed && (typed.comment || typed.rewrite) && isTask() && `/work/next?item=${encodeURIComponent(task().dataset.item)}` === question.path) {
@@ -485,14 +488,20 @@ function start() {
   window.addEventListener("pageshow", (event) => { if (event.persisted && annotating && !locked()) want("/work/next"); });
   // Another tab stored or took back what stands here.
   window.addEventListener("storage", (event) => {
-    if (event.key !== own("done") || !event.newValue || !annotating || locked()) return;
-    const done = JSON.parse(event.newValue);
-    follow(done);
+    if (event.key !== own("done") || !event.newValue || !annotating) return;
+    heard = JSON.parse(event.newValue);
+    listen();
+  });
+  function listen() {
+    if (!heard || locked()) return;
+    const done = heard;
+    heard = null;
+    if (done.last !== undefined) follow(done);
     if (!isTask() || done.item !== task().dataset.item) return;
     const { comment, rewrite } = texts();
     if (comment || rewrite || task().dataset.version !== "") lookUp(done.item, ["js.elsewhere", {}, ""]);
     else want("/work/next", { message: ["js.elsewhere", {}, ""] });
-  });
+  }
   // Where there is no work, look for it from time to time.
   async function look() {
     if (!annotating || isTask() || locked() || running || document.hidden) return;
