@@ -225,8 +225,10 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
             continue
         tab.keyboard.press("6")
         tab.keyboard.press("Enter")
-        until(tab, "document.getElementById('status').className === 'good'")
-        assert stored(here)[screen["item"]][1:] == ("judged", ((1, 0), 0.667)), (seed, number)
+        deadline = time.monotonic() + 60
+        while stored(here).get(screen["item"], ())[1:] != ("judged", ((1, 0), 0.667)):
+            assert time.monotonic() < deadline, (seed, number, tab.locator("#status").inner_text())
+            tab.wait_for_timeout(100)
         tab.wait_for_timeout(500)
     context.close()
     assert problems == []
