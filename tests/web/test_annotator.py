@@ -154,7 +154,16 @@ def test_under_a_path_behind_a_proxy(here: World, cut: bool):
     assert answer.headers["location"] == "/teams/labels/"
     assert "Path=/teams/labels" in answer.headers["set-cookie"]
     client.headers["Cookie"] = answer.headers["set-cookie"].split(";")[0]
-    for path in ("/work", "/history", "/profile", "/manage", "/manage/items", "/manage/people", "/adjudicate", "/guidelines"):
+    for path in (
+        "/work",
+        "/history",
+        "/profile",
+        "/manage",
+        "/manage/items",
+        "/manage/people",
+        "/adjudicate",
+        "/guidelines",
+    ):
         page = client.get(base + path).text
         for link in re.findall(r'(?:href|src|action)="(/[^"]*)"', page):
             assert link.startswith("/teams/labels/"), (path, link)
@@ -170,7 +179,9 @@ def test_behind_a_proxy_any_host_name_is_answered(here: World):
         assert client.get("/signin", headers={"Host": host}).status_code == 200, host
 
 
-@pytest.mark.parametrize("url", ["https://example.org/work", "https://example.org/static/x", "https://example.org/x?y=1"])
+@pytest.mark.parametrize(
+    "url", ["https://example.org/work", "https://example.org/static/x", "https://example.org/x?y=1"]
+)
 def test_paths_that_cannot_be_told_from_ours_are_refused(here: World, url: str):
     with pytest.raises(ConfigError, match=r"path"):
         serve(Project(store=here.store, people=here.people), public_url=url)

@@ -155,13 +155,17 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
         elif act == "click":
             options = tab.locator("#form label.option")
             if options.count():
-                tab.evaluate("n => document.querySelectorAll('.choices:not([inert]) label.option')[n]?.click()", rng.randrange(7))
+                tab.evaluate(
+                    "n => document.querySelectorAll('.choices:not([inert]) label.option')[n]?.click()", rng.randrange(7)
+                )
         elif act == "submit":
             tab.evaluate("document.querySelector('.actions:not([inert]) [data-act=submit]')?.click()")
         elif act in ("skip", "undo"):
             tab.keyboard.press({"skip": "s", "undo": "z"}[act])
         elif act == "comment":
-            tab.evaluate("document.querySelector('.choices:not([inert]) [name=comment]')?.dispatchEvent(new Event('input', { bubbles: true }))")
+            tab.evaluate(
+                "document.querySelector('.choices:not([inert]) [name=comment]')?.dispatchEvent(new Event('input', { bubbles: true }))"
+            )
         elif act in ("bad", "good"):
             network.good = act == "good"
         elif act == "release":

@@ -126,7 +126,12 @@ def test_keys_of_every_keyboard(page, server: Server, here: World):
     was = guidelines.is_visible()
     press("i", "KeyG")  # Dvorak: this key has another letter
     assert guidelines.is_visible() == was
-    for key, code, more in [("?", "Digit7", {}), ("؟", "Slash", {}), (",", "Slash", {"shiftKey": True}), ("?", "Minus", {})]:
+    for key, code, more in [
+        ("?", "Digit7", {}),
+        ("؟", "Slash", {}),
+        (",", "Slash", {"shiftKey": True}),
+        ("?", "Minus", {}),
+    ]:
         press(key, code, **more)
         assert page.locator("#help").is_visible(), (key, code)
         page.keyboard.press("Escape")

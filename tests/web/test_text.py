@@ -14,7 +14,14 @@ def seen(text: str) -> str:
     html = str(render(text)).replace("<br />\n", "\n").replace("\u00a0", " ")
     html = re.sub(r"</(p|li)>\n", "\n", html)
     plain = TAGS.sub("", html).strip("\n")
-    for name, character in (("&lt;", "<"), ("&gt;", ">"), ("&#34;", '"'), ("&quot;", '"'), ("&#39;", "'"), ("&amp;", "&")):
+    for name, character in (
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&#34;", '"'),
+        ("&quot;", '"'),
+        ("&#39;", "'"),
+        ("&amp;", "&"),
+    ):
         plain = plain.replace(name, character)
     return plain
 

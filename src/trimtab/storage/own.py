@@ -67,9 +67,7 @@ def version_of(database: Database, person: int, uid: str) -> int | None:
 def training_left(database: Database, person: int) -> int:
     """How many training items a person has not answered yet."""
     seen = select(judgements.c.item_id).where(judgements.c.person_id == person)
-    query = select(func.count()).where(
-        items.c.role == "training", items.c.retired.is_(False), items.c.id.not_in(seen)
-    )
+    query = select(func.count()).where(items.c.role == "training", items.c.retired.is_(False), items.c.id.not_in(seen))
     with database.read() as c:
         return c.scalar(query) or 0
 

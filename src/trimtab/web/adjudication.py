@@ -52,4 +52,3 @@ def retire(request: Request, person: Adjudicator, given: Annotated[dict[str, str
     """Take a broken item out."""
     request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)
-

@@ -27,7 +27,18 @@ HEADERS = {
 _SAFE = ("GET", "HEAD", "OPTIONS")
 SMALL, LARGE = 4_000_000, 64_000_000
 """Bytes a request may have; the large limit is for sending in items."""
-FIRST_SEGMENTS = ("adjudicate", "api", "guidelines", "healthz", "history", "join", "manage", "profile", "signin", "signout")
+FIRST_SEGMENTS = (
+    "adjudicate",
+    "api",
+    "guidelines",
+    "healthz",
+    "history",
+    "join",
+    "manage",
+    "profile",
+    "signin",
+    "signout",
+)
 FIRST_SEGMENTS += ("static", "work")
 """What paths of ours start with; a base path must not, or a proxy that cuts it off could not be told from one that does not."""
 _LARGE_PATHS = ("/manage/items", "/api/v1/items")

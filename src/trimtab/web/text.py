@@ -75,7 +75,9 @@ def _name(match: re.Match[str]) -> str:
 
 # Markdown -------------------------------------------------------------------------------------
 
-_SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+_SPACELESS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 """Letters of scripts that mark a word in the middle of others: Thai, Burmese, Khmer, Chinese, Japanese, Korean."""
 _DUNDER = re.compile(r"__[a-z0-9]+(?:_[a-z0-9]+)*__(?!\w)")
 _CODE = re.compile(r"`[^`]*`")
@@ -121,7 +123,9 @@ def _backslash(state: StateInline, silent: bool) -> bool:
     if state.src[state.pos] != "\\":
         return False
     following = state.src[state.pos + 1 : state.pos + 2] if state.pos + 1 < state.posMax else ""
-    length = 2 if following.isascii() and following.isprintable() and not following.isalnum() and following != " " else 1
+    length = (
+        2 if following.isascii() and following.isprintable() and not following.isalnum() and following != " " else 1
+    )
     length = length if following else 1
     if not silent:
         state.pending += state.src[state.pos : state.pos + length]
@@ -233,7 +237,7 @@ def _image(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 
 def _url(token: Any, name: str) -> str:
     title = token.attrGet("title")
-    where = f'{token.attrGet(name) or ""}{f" {chr(34)}{title}{chr(34)}" if title else ""}'
+    where = f"{token.attrGet(name) or ''}{f' {chr(34)}{title}{chr(34)}' if title else ''}"
     return f'<span class="url" dir="ltr">({escape(where)})</span>'
 
 
