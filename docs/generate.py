@@ -29,6 +29,7 @@ def pages() -> dict[str, str]:
     """Every page of the reference, by file name."""
     made = {
         "algorithms.md": algorithms(),
+        "api.md": api(),
         "commands.md": commands(),
         "configuration.md": configuration(),
         "errors.md": errors(),
@@ -119,6 +120,32 @@ def commands() -> str:
 
     shown = list(_helps(get_command(app), "trimtab", None))
     return "# Commands\n\n" + "\n\n".join(f"## {path}\n\n```text\n{text}\n```" for path, text in shown)
+
+
+def api() -> str:
+    """The names of ``import trimtab`` and of ``trimtab.testing``."""
+    import trimtab
+    from trimtab import testing
+
+    names = [name for name in trimtab.__all__ if name != "__version__"]
+    rows = [(f"`{name}`", f"`{trimtab._HOME[name]}`", _summary(getattr(trimtab, name))) for name in names]
+    fakes = [(name, getattr(testing, name)) for name in testing.__all__]
+    table = _table(("name", "meaning"), [(f"`{n}`", _summary(x)) for n, x in fakes if callable(x) and _summary(x)])
+    return (
+        "# Python interface\n\n`import trimtab` gives the names below. Each is imported on first use, so the import "
+        "itself loads no torch. Type checkers see them all. What is not listed here or in `trimtab.algos`, "
+        "`trimtab.feedback`, `trimtab.evals` and `trimtab.testing` may change without notice.\n\n"
+        + _table(("name", "defined in", "meaning"), rows)
+        + "\n\n## trimtab.testing\n\n```text\n"
+        + _doc(testing)
+        + "\n```\n\n"
+        + table
+    )
+
+
+def _summary(item: Any) -> str:
+    """The first paragraph of a docstring."""
+    return plain(_doc(item).split("\n\n")[0])
 
 
 def algorithms() -> str:

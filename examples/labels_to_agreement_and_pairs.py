@@ -3,8 +3,7 @@
 Run: python examples/labels_to_agreement_and_pairs.py
 """
 
-from trimtab.feedback import aggregate, agreement_report
-from trimtab.records import Comparison, Judgement, Prompt
+from trimtab import Comparison, Judgement, Prompt, aggregate, agreement_report
 
 items = [
     Comparison.of(Prompt.from_text("What is a trim tab?"), ["A small surface on a rudder.", "No idea."]),

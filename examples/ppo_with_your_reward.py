@@ -5,10 +5,7 @@ Run: python examples/ppo_with_your_reward.py [MODEL] [STEPS]
 
 import sys
 
-from trimtab.models import AdapterConfig, Backbone, ModelConfig
-from trimtab.records import Prompt
-from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.trainers import PpoConfig, RlRoles, Session, train_rl
+import trimtab
 
 
 def reward(rollouts):
@@ -21,12 +18,12 @@ def reward(rollouts):
 
 model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
-backbone = Backbone.load(ModelConfig(name=model, context=128))
+backbone = trimtab.Backbone.load(trimtab.ModelConfig(name=model, context=128))
 questions = ("Why is the sky blue?", "What is a trim tab?", "Is tea healthy?", "Name a fish.")
-prompts = [Prompt.from_text(q) for q in questions]
-sampler = SamplerConfig(max_new_tokens=32)
-roles = RlRoles.on(backbone, AdapterConfig(top_layers=2, rank=8), seed=0)
-config = PpoConfig(steps=steps, prompts=16, sampler=sampler)
+prompts = [trimtab.Prompt.from_text(q) for q in questions]
+sampler = trimtab.SamplerConfig(max_new_tokens=32)
+roles = trimtab.RlRoles.on(backbone, trimtab.AdapterConfig(top_layers=2, rank=8), seed=0)
+config = trimtab.PpoConfig(steps=steps, prompts=16, sampler=sampler)
 
 
 def show(metrics):
@@ -34,6 +31,6 @@ def show(metrics):
     print(f"step {metrics['step']:3.0f}  reward {metrics['reward']:+.2f}  KL {metrics['kl']:.2f} nats")
 
 
-train_rl(roles, prompts, reward, config, seed=0, session=Session(log=show))
-for answer in LocalSampler(backbone, sampler).generate(prompts, adapter="policy", seed=1):
+trimtab.train_rl(roles, prompts, reward, config, seed=0, session=trimtab.Session(log=show))
+for answer in trimtab.LocalSampler(backbone, sampler).generate(prompts, adapter="policy", seed=1):
     print(f"{answer.prompt.text}\n  → {answer.text!r}")

@@ -11,6 +11,6 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # read when
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random three-layer Llama with a ChatML tokenizer; ``ModelConfig(name=str(tiny))`` loads it."""
-    from . import kit
+    from trimtab import testing
 
-    return kit.save_model(tmp_path_factory.mktemp("tiny") / "model")
+    return testing.save_model(tmp_path_factory.mktemp("tiny") / "model")

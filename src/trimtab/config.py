@@ -5,14 +5,19 @@ keyword-only; an unknown key is an error that names the nearest valid one.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from trimtab.errors import ConfigError
+
+LARGEST, SMALLEST, LARGEST_INTEGER = 1e15, 1e-30, 2**63 - 1
+"""Limits of a number's magnitude, unless it is 0: training computes in float32, where sums of squares must fit too, and
+counts in 64 bits."""
 
 
 class Config(BaseModel):
@@ -34,6 +39,28 @@ class Config(BaseModel):
                 merged[name] = _over(field.default.model_dump(), merged[name])
         return merged
 
+    @model_validator(mode="after")
+    def _fits_the_computation(self) -> Self:
+        """A number that float32 turns into infinity or zero is refused here and not found out in training."""
+        for name in type(self).model_fields:
+            for number in _numbers(getattr(self, name)):
+                large = LARGEST_INTEGER if isinstance(number, int) else LARGEST
+                if abs(number) > large or 0 < abs(number) < SMALLEST:
+                    size = f"{number:g}" if isinstance(number, float) else f"a number of {len(str(abs(number)))} digits"
+                    raise ValueError(
+                        f"{name} is {size}, beyond what training computes with; expected 0, or a magnitude between "
+                        f"{SMALLEST:g} and {large:g}"
+                    )
+        return self
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
+
 
 def _over(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` on top of ``defaults``, section by section."""
@@ -47,30 +74,55 @@ def _over(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 C = TypeVar("C", bound=Config)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice in one mapping, at any depth; the plain loader takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Check the keys as they are written, before an anchor is merged into them."""
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for (_, key), count in keys.items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given {count} times; keep one", node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values of a YAML text.
+
+    Raises:
+        yaml.YAMLError: not YAML, or a key is given twice in one mapping.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path, *, hint: str = "") -> Any:
     """Plain values of a YAML file; ``hint`` ends the message about a file that cannot be read.
 
     Raises:
-        ConfigError: unreadable, or no YAML.
+        ConfigError: unreadable, no YAML, or a key is given twice in one mapping.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
 
 
-def parse_config(cls: type[C], values: Mapping[str, Any], *, where: str) -> C:
+def parse_config(cls: type[C], values: Mapping[str, Any], *, where: str, beside: Path | None = None) -> C:
     """Build ``cls`` from plain values, or raise :class:`ConfigError` with one line per mistake.
 
     Args:
         cls: the configuration class.
         values: nested plain values, as read from YAML.
         where: what the values came from (a file name), for the message.
+        beside: the folder of that file, from which model folders and chat templates are looked up too; None: only from
+            the current folder.
     """
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(values, context={"beside": beside})
     except ValidationError as error:
         lines = [_explain(cls, item) for item in error.errors()]
         raise ConfigError(f"{where}: {len(lines)} mistake(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
@@ -91,6 +143,8 @@ def _explain(cls: type[Config], item: Any) -> str:
         valid = ", ".join(str(kind.model_fields[which].default) for kind in kinds)
         said = "required and missing" if given is None else f"{given!r} is not one of them"
         return f"{dotted}.{which}: {said}; valid: {valid}"
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):  # a whole section says too much
+        return f"{dotted}: {item['msg'].removeprefix('Value error, ')}"
     return f"{dotted}: {item['input']!r} is not accepted; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 

@@ -34,6 +34,21 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {reason}") from error
 
 
+def locate(name: str, beside: Path) -> str:
+    """A path with ``~`` expanded, looked up from the current folder first and then from ``beside``.
+
+    Where it is in neither, it comes back as it is: it may be the name of something on a hub.
+    """
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    for place in (path, beside / path):
+        try:
+            if place.exists():
+                return str(place)
+        except (OSError, ValueError):  # a name no file can have: too long, or with a NUL
+            break
+    return str(path) if name.startswith("~") else name
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` so that ``path`` holds either the old content or all of the new one."""
     raw = data.encode() if isinstance(data, str) else data

@@ -7,8 +7,7 @@ import pytest
 
 from benchmarks.hybrid_savings import errors, savings
 from benchmarks.judging import main
-
-from ..kit import save_model, tiny_model
+from trimtab.testing import save_model, tiny_model
 
 
 def test_it_measures_and_the_numbers_agree(tmp_path: Path, capsys):

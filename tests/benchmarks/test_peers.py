@@ -11,8 +11,7 @@ from benchmarks.channel import Child, ChildFailed, environment
 from benchmarks.floors import Phase, Shape, count, peaks
 from benchmarks.peers import TARGETS, WORKLOADS, compare, floor_seconds, main, markdown, merge, rows, update_rows
 from benchmarks.workloads import Settings, Workload
-
-from ..kit import save_model, tiny_model
+from trimtab.testing import save_model, tiny_model
 
 SMALL = Shape(layers=2, width=4, heads=2, key_heads=1, head_size=2, inner=8, vocabulary=10)
 P = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8

@@ -7,8 +7,7 @@ import pytest
 
 import benchmarks.phases
 from benchmarks.phases import WORKLOADS, main
-
-from ..kit import save_model, tiny_model
+from trimtab.testing import save_model, tiny_model
 
 
 def test_each_phase_has_time_floor_and_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rates import STAGES, main
+from trimtab.testing import save_model, sentences, tiny_model
 from trimtab.trainers.defaults import RATES
-
-from ..kit import save_model, sentences, tiny_model
 
 
 def files(folder: Path) -> dict[str, Path]:

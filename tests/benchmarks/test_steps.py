@@ -16,8 +16,7 @@ from benchmarks.texts import preferences
 from benchmarks.workloads import WORKLOADS, Settings, Workload
 from trimtab.errors import DataError
 from trimtab.models import Backbone, ModelConfig, embedded
-
-from ..kit import save_model, tiny_model
+from trimtab.testing import save_model, tiny_model
 
 SMALL = {"batch": 4, "new_tokens": 6, "context": 192}
 ADAPTERS = [{"adapter": "full"}, {"adapter": "lora"}, {"adapter": "lora", "top_layers": 1}]

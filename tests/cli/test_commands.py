@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import save_model, toy_recipe
 from trimtab.cli.app import run_app
+from trimtab.testing import save_model, toy_recipe
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = "run plan sft sample label reward align eval report chat doctor data".split()
+COMMANDS = (
+    "init run plan sft sample label reward align eval report judge route annotate agreement chat doctor data model"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,15 @@ def test_help_of_every_command_is_quick_and_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_help_groups_the_commands_by_task(capsys):
+    assert run_app(["--help"]) == 0
+    shown = capsys.readouterr().out
+    titles = ["Start here", "Run a recipe", "Collect and check labels", "Use a model", "Data"]
+    places = [shown.index(f"─ {title} ") for title in titles]
+    assert places == sorted(places)
+    assert places[0] < shown.index(" init ") < places[1] < shown.index(" align ") < places[2] < shown.index(" route ")
 
 
 def test_run_prints_a_summary_and_leaves_a_report(done):

@@ -48,11 +48,11 @@ def test_check_takes_hostile_names_as_text(tmp_path: Path) -> None:
         tmp_path / "[red]:boom:.jsonl", [pair("p"), {"prompt": "p", "chosen": "a", "rejected": "b", "x": 1e999}]
     )
     odd = tmp_path / "odd.jsonl"
-    odd.write_text('{"prompt": "a", "[/bold]": 1e999}\n{"prompt": "b"}\n')
+    odd.write_text('{"prompt": "a", "[/bold]": 1}\n{"prompt": "b"}\n')
     result = run("check", path, odd)
     assert result.exit_code == 0, result.output
     assert "[red]:boom:.jsonl" in result.output.replace("\n", "")
-    assert "'[/bold]' is no plain JSON value" in result.output
+    assert "'[/bold]' (1)" in result.output
 
 
 def test_check_shows_twenty_refusals_and_json_shows_all(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_shipped_one_covers_what_it_promises():
         ("name: x\nprinciples: []\n", "the constitution is empty"),
         ("just words", "the constitution is empty"),
         ("name: [", "not valid YAML"),
-        ("name: a\nname: b\nprinciples: [1]\n", "the key 'name' stands twice"),
+        ("name: a\nname: b\nprinciples: [1]\n", "the key 'name' is given 2 times"),
         (written(principle(), principle()), "the id 'kind' stands more than once"),
         (written(principle(critique="")), "critique: .*not filled in"),
         (written(principle(revision="TODO")), "revision: .*not filled in yet \\('TODO'\\)"),

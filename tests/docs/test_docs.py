@@ -19,7 +19,6 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from tests.kit import save_model, sentences, tiny_model
 from trimtab import errors
 from trimtab.cli.app import app, run_app
 from trimtab.conformance.experiments import estimators
@@ -27,6 +26,7 @@ from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.records import KINDS, load
 from trimtab.records.formats import FORMATS
+from trimtab.testing import save_model, sentences, tiny_model
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -157,7 +157,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_every_command_runs(page, place, monkeypatch, capsys):
-    for name, content in blocks(page, "jsonl"):
+    for name, content in [*blocks(page, "jsonl"), *blocks(page, "csv")]:
         (place / name).write_text(content)
     for line in commands(page):
         run_line(line, monkeypatch)

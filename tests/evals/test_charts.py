@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.evals.charts import Line, Row, line_chart, number, percent, row_chart, strip, ticks
-from trimtab.evals.text import shorten, visible
+from trimtab.text import shorten, visible
 
 FINITE = st.floats(-1e12, 1e12)
 
@@ -132,7 +132,7 @@ def test_names_are_escaped_and_made_visible():
     text = str(chart(line(name='<b>"x"\u202e')))
     assert "<b>" not in text
     assert "\u202e" not in text
-    assert "⟨U+202E⟩" in text
+    assert "⟦RLO⟧" in text
 
 
 def test_rows_and_strip():
@@ -149,8 +149,8 @@ def test_visible():
     assert not set(hidden) & set(visible(hidden))
     kept = "tab\tline\nعربي עברית 👩\u200d👧 e\u0301 汉"
     assert visible(kept) == kept
-    assert visible("a\r\nb\u2028c") == "a\nb\nc"
-    assert re.fullmatch(r"(⟨U\+[0-9A-F]{4,}⟩)+", visible(hidden))
+    assert visible("a\r\nb\rc\u2028d") == "a\nb\nc⟦LSEP⟧d"
+    assert re.fullmatch(r"(⟦(U\+[0-9A-F]{4,}|[A-Z]+)⟧)+", visible(hidden))
 
 
 def test_shorten():

@@ -155,7 +155,7 @@ def test_hostile_text_everywhere(tmp_path):
     page = write_report(ReportData.model_validate(hostile), tmp_path)
     found = safe(page.read_text())
     assert "<script>alert(1)</script>" in found.text  # as text, for people to see
-    assert "⟨U+202E⟩" in found.text
+    assert "⟦RLO⟧" in found.text
     assert "{{ 7 * 7 }}" in found.text
     assert json.loads((tmp_path / "report.json").read_text())["title"] == PAYLOAD
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import save_model, sentences
+from trimtab.testing import save_model, sentences
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -20,9 +20,8 @@ from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Completion, write_records
 from trimtab.storage import RunFolder
+from trimtab.testing import chat_messages, sentences, tiny_backbone, toy_recipe
 from trimtab.trainers import Checkpoints, OptimizerConfig, Session, SftConfig, train_sft
-
-from ..kit import chat_messages, sentences, tiny_backbone, toy_recipe
 
 REASONS = [
     (errno.ENOSPC, "the disk is full; free some space and run the same command again, finished work is kept"),

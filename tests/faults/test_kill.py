@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from trimtab.storage import RunFolder, read_metrics
-
-from ..kit import TOY, prompts, toy_recipe
+from trimtab.testing import TOY, prompts, toy_recipe
 
 Moment = tuple[str, str, int]
 

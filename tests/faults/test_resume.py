@@ -11,6 +11,7 @@ import torch
 from trimtab.errors import CheckpointError, Interrupted
 from trimtab.models import AdapterConfig, Chat, Role
 from trimtab.rollout import SamplerConfig
+from trimtab.testing import chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     Checkpoints,
     DpoConfig,
@@ -31,8 +32,6 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
-
-from ..kit import chat_messages, prompts, sentences, tiny_backbone
 
 ADAPTERS = {
     "lora": AdapterConfig(rank=4, alpha=8, dropout=0.1),

@@ -6,7 +6,13 @@ import re
 import pytest
 
 from tests.constitution.test_principles import made, principle
-from tests.fake_endpoint import (
+from trimtab.errors import ConfigError, JudgeError
+from trimtab.feedback import JudgeConfig, aggregate, judge, run_facts
+from trimtab.feedback.endpoint import Endpoint, EndpointConfig, option_probabilities
+from trimtab.feedback.judge import read_option
+from trimtab.records import Comparison, Prompt
+from trimtab.storage import Journal
+from trimtab.testing.endpoint import (
     MODEL,
     Answer,
     FakeEndpoint,
@@ -19,12 +25,6 @@ from tests.fake_endpoint import (
     saying,
     wordy,
 )
-from trimtab.errors import ConfigError, JudgeError
-from trimtab.feedback import JudgeConfig, aggregate, judge, run_facts
-from trimtab.feedback.endpoint import Endpoint, EndpointConfig, option_probabilities
-from trimtab.feedback.judge import read_option
-from trimtab.records import Comparison, Prompt
-from trimtab.storage import Journal
 
 RULES = made(principle("kind"))
 QUICK = {"key_env": None, "backoff": 0.01, "timeout": 5.0, "per_minute": 1e6, "attempts": 3}

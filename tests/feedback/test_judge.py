@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 
 from tests.constitution.test_principles import made, principle
-from tests.fake_endpoint import material
 from trimtab.feedback import (
     AggregateConfig,
     JudgeConfig,
@@ -23,6 +22,7 @@ from trimtab.feedback.judge import expected_score, questions_of, read_option
 from trimtab.feedback.judge_report import cohen_kappa
 from trimtab.feedback.principles import changed_labels, principle_report
 from trimtab.records import Comparison, Judgement, Prompt
+from trimtab.testing.endpoint import material
 
 RULES = made(principle("kind"), principle("brief"))
 

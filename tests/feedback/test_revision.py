@@ -3,9 +3,9 @@
 import pytest
 
 from tests.constitution.test_principles import made, principle
-from tests.fake_endpoint import material
 from trimtab.feedback import Reply, RevisionConfig, by_principle, judge_biases, revise
 from trimtab.records import Prompt
+from trimtab.testing.endpoint import material
 
 RULES = made(principle("kind"), principle("brief"))
 PROMPTS = [Prompt.from_text(f"question {n}") for n in range(6)]

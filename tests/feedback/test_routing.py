@@ -11,7 +11,7 @@ from trimtab.errors import DataError
 from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
 from trimtab.feedback.routing import (
     Audit,
-    _lot,
+    _random_of,
     _segments,
     draw_audit,
     drifted,
@@ -121,7 +121,7 @@ def test_false_alarms_of_the_drift_test_where_rare_bands_are_audited_more():
     for world_number in range(60):
         p = {f"{world_number}-{n}": 0.65 if n % 20 == 0 else 0.95 for n in range(2000)}
         drawn = draw_audit(p, config)
-        uniform = [n for n in drawn if _lot(n, config) < 0.05]
+        uniform = [n for n in drawn if _random_of(n, config) < 0.05]
         some = [
             Audit(item=n, prompt=n, probability=p[n], label=float(r.random() > (0.4 if p[n] == 0.65 else 0.0842)))
             for n in uniform
@@ -285,7 +285,7 @@ def test_labels_that_were_not_needed_are_counted_and_paid():
     assert report["cost_of_people"] == pytest.approx(4500 * 20 / 3600 * 36)
     lines = routing_lines(report)
     assert any("people cost 900.00" in line for line in lines) and "the AI cost 3.00" in lines
-    assert any(f"{report['labels_not_needed']} more labels of people are there" in line for line in lines)
+    assert any(f"{report['labels_not_needed']} labels by people were not needed" in line for line in lines)
     free = label_hybrid(items, judged, People(truth), RouteConfig(error=0.2, audit=0.3), ai_cost=3.0)
     assert "the AI cost 3.00" in routing_lines(free.report) and not any(
         "people cost" in x for x in routing_lines(free.report)
@@ -349,7 +349,7 @@ def test_a_skip_is_no_label():
     assert {q.id for q in result.queue} <= skipped and result.queue
     assert result.report["skipped"] == len(result.queue) and all(j.ranks is not None for j in result.judgements)
     assert result.report["labels_of_people"] == len({j.item for j in result.judgements if j.source != "ai"})
-    assert any("passed on by all" in line for line in routing_lines(result.report))
+    assert any("skipped by everyone asked so far" in line for line in routing_lines(result.report))
 
 
 def test_what_speaks_to_the_judge_goes_to_a_person():

@@ -28,6 +28,7 @@ WORSE = {
     "an aside": "You should mind the wet paint.",
     "jumbled": "The engineer is out of order and the building needs a lift from Leeds before Friday.",
     "telegram": "Lift, order, Friday, stairs.",
+    "a loose end": "The lift in our building is out of order and will not work before the.",
     "two sentences": "The lift is out of order. It will not work before Friday.",
     "a fragment": "out of order again, so before Friday",
     "repeated": "The lift the lift the lift is out of order out of order out of order Friday Friday.",
@@ -50,14 +51,17 @@ def test_parts_name_what_is_wrong() -> None:
     def part(name: str, text: str) -> float:
         return summary_parts(PROMPT, Completion(text=text))[name]
 
-    assert part("facts", GOOD) == 3.0
+    assert part("facts", GOOD) == pytest.approx(3.5 * 5 / 6)  # without the back stairs
     assert part("facts", WORSE["an aside"]) == 0.0
-    assert part("copied", NOTE) == -3.5
-    assert part("copied", WORSE["a whole sentence"]) == -3.5
+    assert part("copied", NOTE) == -3.0
+    assert part("copied", WORSE["a whole sentence"]) == -3.0
     assert part("copied", GOOD) == 0.0
     assert part("invented", GOOD) == 0.0
     assert part("invented", WORSE["an invented day"]) < -0.4
     assert part("sentence", WORSE["two sentences"]) == -1.5
+    assert part("sentence", "The lift in our building is out of the.") == -1.5
+    assert part("rewired", "The lift in our building is out of order.") == 0.0
+    assert part("rewired", WORSE["jumbled"]) == -3.0
     assert part("length", GOOD) == 1.0
     assert part("negation", "The lift is not in our building.") == 0.0  # the note has a negation too
 
@@ -86,7 +90,7 @@ def test_a_prompt_without_a_blank_line_is_all_message() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_has_a_finite_utility_in_range(text: str) -> None:
-    assert LOWEST <= utility(text) <= 4.0
+    assert LOWEST <= utility(text) <= 4.5
 
 
 def test_simulated_annotators_prefer_the_good_summary_in_either_place() -> None:

@@ -3,6 +3,8 @@
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trimtab.errors import ScoringError
 from trimtab.feedback.verifiers import INSTRUCTIONS, arithmetic, final_number, instructions
@@ -134,3 +136,164 @@ def test_share_of_instructions():
 def test_instructions_that_cannot_be_checked(metadata, message):
     with pytest.raises(ScoringError, match=message):
         instructions([rollout("a", **metadata)])
+
+
+WRITTEN: dict[str, list[tuple[str, Fraction | int | None]]] = {
+    "expressions": [
+        ("The answer is 5 * 3 = 15.", 15),
+        ("The answer is 5*3=15", 15),
+        ("The answer is 5 × 3 = 15", 15),
+        (r"The answer is $5 \times 3 = 15$.", 15),
+        ("The answer is 5 x 3 = 15.", 15),
+        ("The answer is 3 + 4 = 7", 7),
+        ("The answer is 3 + 4", 7),
+        ("The answer is 10 - 4 = 6 apples.", 6),
+        ("The answer is 12 / 4 = 3", 3),
+        ("The answer is 12 ÷ 4", 3),
+        ("The answer is 2^3 = 8", 8),
+        ("The answer is 5 ** 2 = 25", 25),
+        ("The answer is (5 + 2) * 3 = 21.", 21),
+        ("The answer is 15 = 5 * 3", 15),
+        ("The answer is x = 15", 15),
+        ("The answer is x_1 = 5", 5),
+        ("The answer is 5 apples * 3 = 15 apples", 15),
+        ("The answer is $5 * 3 = $15.", 15),
+        ("The answer is 1 + 2 = 3 + 4 = 7", 7),
+        ("#### 5 * 3 = 15", 15),
+        (r"\boxed{5 * 3 = 15}", 15),
+        (r"\boxed{3+4}", 7),
+        (r"\boxed{\sqrt{16} = 4}", 4),
+        ("5 * 3 = 15", 15),
+        ("15 = 5 * 3", 15),
+    ],
+    "what only follows the answer": [
+        ("The answer is 3 because 1 + 2 = 3", 3),
+        ("The answer is 3 (since 3 + 4 = 7)", 3),
+        ("The answer is 7, as 3 + 4 = 8", 7),
+        ("The answer is 3 since x = 5", 3),
+        ("The answer is 7 of the 10 clips", 7),
+        ("The answer is 15!", 15),
+    ],
+    "separators": [
+        (r"\boxed{1{,}200}", 1200),
+        (r"\boxed{1\,200}", 1200),
+        (r"\boxed{1,\!200}", 1200),
+        (r"\boxed{1{,}234{,}567.5}", Fraction("1234567.5")),
+        ("Answer: 1\u202f200", 1200),
+        ("Answer: 1'200", 1200),
+        ("Answer: 1.200,50", Fraction("1200.5")),
+        ("Answer: 12,34,567", 1234567),
+        ("Final answer: 1,234,567.", 1234567),
+        ("Answer: 3,4", 3),
+        ("#### 3,4,5", 3),
+    ],
+    "powers of ten": [
+        ("The answer is 1.2e3", 1200),
+        ("The answer is 1.2 × 10^3", 1200),
+        (r"\boxed{1.2 \times 10^{3}}", 1200),
+        (r"\boxed{5 \cdot 10^{-2}}", Fraction(1, 20)),
+        ("It is 1.2×10³", 1200),
+        ("The answer is 1e999999999", None),
+        ("The answer is 9^9^9^9", None),
+    ],
+    "fractions": [
+        ("The answer is 3 1/2", Fraction(7, 2)),
+        ("The answer is 3½", Fraction(7, 2)),
+        ("The answer is ½ cup", Fraction(1, 2)),
+        (r"\boxed{\frac{-3}{4}}", Fraction(-3, 4)),
+        (r"\boxed{\dfrac{1{,}200}{3}}", 400),
+        (r"\boxed{\frac{\frac{1}{2}}{2}}", Fraction(1, 4)),
+        (r"\boxed{3 \frac{1}{2}}", Fraction(7, 2)),
+        ("The answer is 3:4", Fraction(3, 4)),
+        ("The answer is 0.5 = 1/2", Fraction(1, 2)),
+    ],
+    "units and LaTeX": [
+        (r"\boxed{15\text{ cm}}", 15),
+        (r"\boxed{\text{15}}", 15),
+        (r"\boxed{\textbf{15}}", 15),
+        (r"\boxed{15\ \mathrm{km/h}}", 15),
+        (r"\boxed{15\,\text{cm}^2}", 15),
+        (r"\boxed{90^{\circ}}", 90),
+        (r"\boxed{50\%}", 50),
+        (r"\boxed{\$15}", 15),
+        (r"\boxed{\left(15\right)}", 15),
+        ("\\boxed 15", 15),
+        ("$\\boxed{15}$.", 15),
+        (r"The answer is $\boxed{15}$ not 3", 15),
+        ("The answer is 50%.", 50),
+        ("The answer is 15cm", 15),
+        ("The answer is US$15.", 15),
+        ("The answer is €1,200", 1200),
+        ("The answer is 100 °C", 100),
+    ],
+    "signs": [
+        ("The answer is minus 5", -5),
+        ("The answer is negative 5.", -5),
+        ("The answer is - 5", -5),
+        ("Answer: -$5", -5),
+        ("Answer: $-5", -5),
+        ("The answer is (-5)", -5),
+        ("#### −72", -72),
+        ("- 5 apples\n- 3 pears", 3),
+    ],
+    "places": [
+        ("The answer is **15**.", 15),
+        ("**Answer:** 15", 15),
+        ("**Answer: 15**", 15),
+        ("The answer is `15`", 15),
+        ("The answer is:\n\n$$15$$", 15),
+        ("The answer is:\nStep 1: add 3 and 4\nSo 7", 7),
+        ("<answer>15</answer>", 15),
+        ("#### $72", 72),
+        ("####72 clips", 72),
+        ("#### Step 1\nso 15", 15),
+        ("#### 1. First step\nIt is 15", 15),
+        ("The answer to part 2 is 15", 15),
+    ],
+    "no number": [
+        (r"\boxed{2\sqrt{3}}", None),
+        (r"\boxed{\sqrt{15}}", None),
+        (r"\boxed{3\pi}", None),
+        (r"\boxed{x+2}", None),
+        (r"\boxed{3 + x}", None),
+        (r"\boxed{3x}", None),
+        (r"\boxed{(1, 2)}", None),
+        (r"The answer is 2\sqrt{3}.", None),
+    ],
+}
+
+
+@pytest.mark.parametrize(("text", "number"), [case for cases in WRITTEN.values() for case in cases])
+def test_final_number_as_people_and_models_write_it(text, number):
+    assert final_number(text) == number
+
+
+@given(
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["{:,}", "{}", "{:,}.0", "{}.00", "${:,}$", r"\text{{{:,}}}", "**{}**", "{} apples", "{:,}."]),
+    st.sampled_from(
+        ["The answer is {}", "#### {}", r"so \boxed{{{}}}", "Answer: {}", "2 + 2 = 5\n#### {}", "It is {}"]
+    ),
+)
+def test_every_way_to_write_a_number_is_read_as_that_number(value, form, frame):
+    assert final_number(frame.format(form.format(value))) == value
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("+-*"), st.integers(1, 99)), min_size=1, max_size=4),
+    st.integers(1, 99),
+    st.booleans(),
+    st.sampled_from(["The answer is {}.", "#### {}", r"\boxed{{{}}}", "Answer: {}"]),
+)
+def test_every_chain_is_read_as_its_last_number(steps, first, spaced, frame):
+    gap = " " if spaced else ""
+    expression = str(first) + "".join(f"{gap}{sign}{gap}{number}" for sign, number in steps)
+    value = eval(expression)  # made above of digits and signs
+    assert final_number(frame.format(f"{expression}{gap}={gap}{value}")) == value
+    assert final_number(frame.format(expression)) == value
+
+
+@pytest.mark.parametrize("text", ["(" * 5000 + "5", r"\frac{" * 2000, "1," * 3000, "9" * 6000, r"\boxed{" * 2000 + "5"])
+def test_hostile_texts_end(text):
+    final_number(text)
+    final_number(f"The answer is {text}")

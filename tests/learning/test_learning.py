@@ -8,6 +8,7 @@ import torch
 from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.testing import WORDS, chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
     CpoConfig,
@@ -47,8 +48,6 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
-
-from ..kit import WORDS, chat_messages, prompts, sentences, tiny_backbone
 
 LORA = AdapterConfig(rank=8, alpha=16)
 FULL = AdapterConfig(kind="full")

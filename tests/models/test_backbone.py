@@ -6,9 +6,10 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig, Backbone, Batch, Chat, DrawnStates, Role, collate
+from trimtab.testing import chat_messages, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import Learner, Norms, OptimizerConfig
 
-from ..kit import chat_messages, sentences, stir, tiny_backbone, tokenizer
+from ..kit import stir
 
 
 def lora(top: int | None = None, **more) -> AdapterConfig:
@@ -202,10 +203,9 @@ def test_cut_that_would_change_the_numbers_is_not_made():
     assert granite(3.0).frozen_layers == 0
 
 
-@pytest.mark.parametrize("top", [0, 4])
-def test_more_layers_than_there_are(top):
-    with pytest.raises(ConfigError, match=rf"top_layers is {top} but the model has 3 layers; use 1 to 3"):
-        tiny_backbone().add_adapter("policy", lora(top), seed=1)
+def test_more_layers_than_there_are():
+    with pytest.raises(ConfigError, match="top_layers is 4 but the model has 3 layers; use 1 to 3"):
+        tiny_backbone().add_adapter("policy", lora(4), seed=1)
 
 
 def test_dropout_is_on_in_training_only():

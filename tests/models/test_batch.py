@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from trimtab.models import AdapterConfig, Batch, Role, collate, pack, scatter
 from trimtab.models.batch import block_diagonal_mask
+from trimtab.testing import tiny_backbone
 
-from ..kit import stir, tiny_backbone
+from ..kit import stir
 
 CPU = torch.device("cpu")
 lists = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=9)

@@ -2,11 +2,10 @@
 
 import pytest
 
-from trimtab.errors import DataError, ModelError
+from trimtab.errors import DataError
 from trimtab.models import Chat
 from trimtab.records import Message, Prompt
-
-from ..kit import END, TEMPLATE, tokenizer
+from trimtab.testing import END, TEMPLATE, tokenizer
 
 
 def chat(context: int = 128, template: str | None = None, **settings) -> Chat:
@@ -85,15 +84,19 @@ def test_system_message_of_the_conversation_wins():
     assert told == chat().prompt(turns(("system", "be glad."), ("user", "sing")))
 
 
-def test_template_that_rewrites_earlier_turns_is_refused():
+def test_turns_that_the_template_rewrites_later_are_taught_in_rows_of_their_own():
     forgets = "{% for m in messages %}{{ m['role'] + ':' }}" + (
         "{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
     one = chat(template=forgets)
-    one.conversation(turns(("user", "a"), ("assistant", "b")))  # one answer: nothing earlier to rewrite
-    with pytest.raises(ModelError, match=r"rewrites earlier turns.*model\.chat_template"):
-        one.conversation(turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+    said = turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    last, first = one.examples(said)
+    assert (last.tokens, last.response_mask) == by_hand(
+        ("user:a<|im_end|>assistant:<|im_end|>user:c<|im_end|>assistant:", False), ("d<|im_end|>", True)
+    )
+    assert (first.tokens, first.response_mask) == by_hand(("user:a<|im_end|>assistant:", False), ("b<|im_end|>", True))
+    assert one.conversation(said) == last and one.examples(said[:2]) == [first]
 
 
 def test_template_without_end_token_gets_one():

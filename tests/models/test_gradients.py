@@ -16,8 +16,7 @@ from transformers import (
 
 from trimtab.models import Backbone, Batch, Role, collate
 from trimtab.models.gradients import _Gated, _Norm, gradients_in_one_block
-
-from ..kit import tiny_backbone
+from trimtab.testing import tiny_backbone
 
 SMALL = {
     "vocab_size": 64,

@@ -10,8 +10,7 @@ import torch
 from trimtab.errors import ModelError
 from trimtab.models import Backbone, ModelConfig, Role, collate, model_identity
 from trimtab.models.loading import load_tokenizer, pick_device
-
-from ..kit import TEMPLATE, save_model, tiny_model, tokenizer
+from trimtab.testing import TEMPLATE, save_model, tiny_model, tokenizer
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from peft.tuners.lora.layer import Linear
 
 from trimtab.models import AdapterConfig, Backbone
 from trimtab.models.lora import QuickLinear, lora_linear
-
-from ..kit import tiny_backbone
+from trimtab.testing import tiny_backbone
 
 
 def adapted(**settings) -> Backbone:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from trimtab.errors import ModelError
 from trimtab.models import AdapterConfig, Backbone, Batch, Role, collate, head, pack
+from trimtab.testing import chat_messages, sentences, tiny_backbone
 
-from ..kit import chat_messages, sentences, stir, tiny_backbone
+from ..kit import stir
 
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 LORA = AdapterConfig(rank=4, alpha=8)

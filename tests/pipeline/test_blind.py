@@ -27,9 +27,8 @@ from trimtab.records import Judgement, Rollout, read_records
 from trimtab.storage import RunFolder
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.testing import toy_recipe
 from trimtab.web.server import open_project
-
-from ..kit import toy_recipe
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from trimtab.models import Role
 from trimtab.pipeline import capability
 from trimtab.pipeline.capability import measure_capability
 from trimtab.records import Demonstration
+from trimtab.testing import chat_messages, tiny_backbone, toy_recipe
 
 from ..evals.test_report import Page, bare
-from ..kit import chat_messages, tiny_backbone, toy_recipe
 from .test_run import ctrl_c, go, states, weights
 
 SMALL = [

@@ -1,16 +1,18 @@
 """Recipes: what is read, what is refused, and how it is said."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from trimtab.config import _models, load_yaml, parse_config
 from trimtab.errors import ConfigError
 from trimtab.pipeline.config import RunConfig, check_recipe, dump_config, load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
-
-from ..kit import TOY, toy_recipe
+from trimtab.testing import TOY, toy_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -141,3 +143,92 @@ def test_functions_that_cannot_be_imported_are_found_before_anything_runs(tmp_pa
         with pytest.raises(ConfigError, match=rf"{key}: 'no_such_module\.f': module 'no_such_module' cannot be"):
             act(config, recipe, runs=tmp_path / "runs")
     assert not (tmp_path / "runs" / "toy" / "stages").exists()
+
+
+NO_SETTING = [
+    *((f"{where}.{key}", value) for where in ("sft.adapter", "align.adapter", "reward.adapter") for key, value in (
+        ("alpha", 0), ("alpha", -8), ("rank", 0), ("rank", -1), ("dropout", 1.5), ("dropout", 1), ("dropout", -0.1),
+        ("top_layers", 0), ("top_layers", -2),
+    )),
+    *((f"{where}.betas", value) for where in ("sft.optimizer", "align.policy", "align.critic") for value in (
+        [0.9, 1.0], [1.0, 0.9], [-0.1, 0.9], [0.9], [0.9, 0.99, 0.999], [2, 3],
+    )),
+    ("model.context", -5), ("model.context", 0), ("model.context", 1), ("model.name", ""),
+    *((key, value) for value in (1e300, -1e300, 1e31, 1e-300) for key in (
+        "align.missing_eos.value", "rewards.f.weight", "rewards.f.mean", "rewards.f.std", "rewards.f.clip",
+        "align.score_clip", "align.policy.lr", "align.kl.coefficient", "sft.optimizer.weight_decay", "reward.centring",
+        "label.simulation.length_bias", "align.sampler.temperature",
+    )),
+    ("seed", 10**30), ("align.steps", 10**30), ("label.simulation.seed", 10**400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), NO_SETTING, ids=lambda x: str(x)[:40])
+def test_numbers_that_cannot_be_meant(key: str, value):
+    values = yaml.safe_load(yaml.safe_dump(TOY))
+    values["rewards"] = {"f": {"kind": "function", "path": "json.dumps"}}
+    *parents, last = key.split(".")
+    section = values
+    for name in parents:
+        section = section.setdefault(name, {})
+    section[last] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_config(RunConfig, values, where="r.yaml")
+    assert last in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_every_number_of_a_recipe_is_bounded():
+    """No setting takes a number that float32 cannot hold, wherever it is in the tree."""
+    kinds, waiting = set(), [RunConfig]
+    while waiting:
+        kind = waiting.pop()
+        if kind not in kinds:
+            kinds.add(kind)
+            waiting += [inner for field in kind.model_fields.values() for inner in _models(field.annotation)]
+    assert len(kinds) > 30
+    free = []
+    for kind in kinds:
+        for name, field in kind.model_fields.items():
+            if float in (field.annotation, *get_args(field.annotation)):
+                try:
+                    kind.model_validate({name: 1e300})
+                except ValidationError as error:
+                    if any(e["loc"][:1] == (name,) or f"{name} is 1e+300" in e["msg"] for e in error.errors()):
+                        continue
+                    required = [n for n, f in kind.model_fields.items() if f.is_required()]
+                    needed = {n: "http://x" if n == "url" else "x" for n in required}
+                    with pytest.raises(ValidationError, match=rf"{name}"):
+                        kind.model_validate(needed | {name: 1e300})
+                    continue
+                free.append(f"{kind.__name__}.{name}")
+    assert free == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: a\nname: b\n",
+        "name: a\nsft:\n  epochs: 1\n  epochs: 2\n",
+        "name: a\nsft:\n  optimizer:\n    lr: 1\n    lr: 2\n",
+        "name: a\nsft: {epochs: 1, epochs: 2}\n",
+        'name: a\n"sft": {}\nsft: {}\n',
+        "name: a\nlabel:\n  judges:\n    j: {kind: local, kind: local}\n",
+        "name: a\nlist:\n  - {a: 1, a: 1}\n",
+        '{"name": "a", "data": {"limit": 1, "limit": 2}}',
+        "name: a\nbase: &b {x: 1, x: 2}\nsft: *b\n",
+    ],
+)
+def test_a_key_given_twice(tmp_path: Path, text: str):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"the key '\w+' is given 2 times; keep one"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_key_given_twice_on_the_command_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        load_recipe(toy_recipe(tmp_path), ["align.kl={target: 4, target: 5}"])
+
+
+def test_an_anchor_may_be_overridden(tmp_path: Path):
+    assert load_yaml("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")["b"] == {"x": 3, "y": 2}

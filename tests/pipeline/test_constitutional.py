@@ -20,9 +20,8 @@ from trimtab.pipeline.ui import Silent, Ui
 from trimtab.records import Comparison, Demonstration, Judgement, Preference, read_records, write_records
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.testing import TOY, save_model, sentences, tiny_model, toy_recipe
 from trimtab.web.server import open_project
-
-from ..kit import TOY, save_model, sentences, tiny_model, toy_recipe
 
 SAMPLER = {"max_new_tokens": 8, "slots": 32}
 SMALL = {
@@ -456,7 +455,7 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     settings = ["--set", "audit=1.0", "--set", "cost_per_hour=50", "--set", "least=5"]
     assert run_app(["route", str(out), *files, *settings]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 items were flagged and ranked by nobody; left out" in said and "people cost 1.50" in said
+    assert "1 items were flagged and unranked; left out" in said and "people cost 1.50" in said
     assert "3 audited items, 5 are needed" in said and read_records(out / "queue.jsonl", Queued) == []
     assert run_app(["route", str(out), "--set", "cost=1"]) == 2 and "cost" in capsys.readouterr().err
     capsys.readouterr()

@@ -12,8 +12,9 @@ from trimtab.pipeline.labelling import sample_in_chunks
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig, forget_drawn
+from trimtab.testing import prompts, tiny_backbone
 
-from ..kit import prompts, stir, tiny_backbone
+from ..kit import stir
 
 CONFIG = SamplerConfig(max_new_tokens=8, slots=4)
 

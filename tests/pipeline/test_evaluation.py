@@ -13,8 +13,8 @@ from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.evaluation import likelihood_per_token
 from trimtab.pipeline.run import run_recipe
 from trimtab.records import Completion, Prompt, Rollout, read_records
+from trimtab.testing import sentences, tiny_backbone, toy_recipe
 
-from ..kit import sentences, tiny_backbone, toy_recipe
 from .test_run import Listening, go
 
 DPO = {

@@ -10,9 +10,8 @@ from trimtab.models import load_tensors
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
+from trimtab.testing import toy_recipe
 from trimtab.trainers.guard import Guard
-
-from ..kit import toy_recipe
 
 
 class Lines(Silent):

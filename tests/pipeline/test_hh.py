@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import save_model, sentences, tiny_model
 from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Preference, Rollout, read_records
+from trimtab.testing import save_model, sentences, tiny_model
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "pairwise" / "hh-harmless-base.jsonl.gz"

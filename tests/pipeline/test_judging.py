@@ -19,8 +19,7 @@ from trimtab.pipeline.config import BalanceConfig, ReviseConfig
 from trimtab.pipeline.judging import EndpointJudge, Judges, LocalAsk, LocalJudge, judge_items, open_judge
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Message
-
-from ..kit import tiny_backbone
+from trimtab.testing import tiny_backbone
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -142,6 +141,6 @@ def test_everybody_has_one_word_on_an_item():
     kept, said = people_only([one], [first, skip, again, later, other, first])
     assert kept == [first, later]
     assert said == [
-        "2 judgements are an annotator's further words on an item; the first ranking counts",
+        "2 judgements are further judgements by somebody who had judged the item; the first ranking counts",
         "1 judgements are by another criterion than 'overall'; left out",
     ]

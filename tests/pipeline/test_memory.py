@@ -13,8 +13,7 @@ from trimtab.models import AdapterConfig, ModelConfig, Role, collate
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.memory import _activations, fit_memory, model_shape, stage_gb
 from trimtab.pipeline.plan import make_plan
-
-from ..kit import chat_messages, save_model, sentences, tiny_backbone, tiny_model, toy_recipe
+from trimtab.testing import chat_messages, save_model, sentences, tiny_backbone, tiny_model, toy_recipe
 
 
 @pytest.mark.parametrize("top", [None, 1])

@@ -9,14 +9,14 @@ import yaml
 from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.costs import TOKENS, Sizing, align_cost, evaluate_cost
 from trimtab.pipeline.memory import model_shape
-from trimtab.pipeline.plan import TOKENS, _cost, make_plan
+from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.rollout import split_steps
 from trimtab.storage import read_metrics
-
-from ..kit import toy_recipe
+from trimtab.testing import toy_recipe
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
 ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline", "online_dpo", "rejection"]
@@ -255,9 +255,10 @@ def words(rollouts) -> list[list[float]]:
 def test_the_plan_counts_what_a_method_does(folder: Path, method: str, more: dict, grown: dict):
     def flops(settings: dict) -> float:
         config = load_recipe(toy_recipe(folder, align=align(method) | settings))
-        what, _, tokens, cost = _cost("align", config, folder / "recipe.yaml", model_shape(config.model))
-        assert what and tokens
-        return cost / (config.align.prompts * config.align.group)
+        shape = model_shape(config.model)
+        cost = align_cost(Sizing(config=config, recipe=folder / "recipe.yaml", shape=shape))
+        assert cost.what and cost.tokens
+        return cost.flops / (config.align.prompts * config.align.group)
 
     assert flops(more) > flops(grown)
 
@@ -270,7 +271,10 @@ def test_the_plan_counts_ratings_and_best_of_n(tmp_path: Path):
     (tmp_path / "data" / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_recipe(recipe)
     shape = model_shape(config.model)
-    assert _cost("align", config, recipe, shape)[:3] == ("16 ratings, 4 a step", 4, 16 * TOKENS)
-    assert _cost("evaluate", config, recipe, shape)[0] == "4 answers"  # two held-out prompts, two models
+    sizing = Sizing(config=config, recipe=recipe, shape=shape)
+    cost = align_cost(sizing)
+    assert (cost.what, cost.updates, cost.tokens) == ("16 ratings, 4 a step", 4, 16 * TOKENS)
+    assert evaluate_cost(sizing).what == "4 answers"  # two held-out prompts, two models
     recipe = toy_recipe(tmp_path, evaluate={"best_of": 3})
-    assert _cost("evaluate", load_recipe(recipe), recipe, shape)[0] == "60 answers"  # ten prompts, three models and 3
+    sizing = Sizing(config=load_recipe(recipe), recipe=recipe, shape=shape)
+    assert evaluate_cost(sizing).what == "60 answers"  # ten prompts, three models and 3

@@ -18,9 +18,8 @@ from trimtab.records import Comparison, Judgement, Preference, Prompt, read_reco
 from trimtab.records.annotation import Check, Task
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
+from trimtab.testing import toy_recipe
 from trimtab.web.server import open_project
-
-from ..kit import toy_recipe
 
 
 def test_people_take_the_simulated_annotators_place(tmp_path: Path):
@@ -93,7 +92,7 @@ def test_an_item_for_more_people_than_there_are_can_be_settled(asked):
     [(task, _)] = asked.store.exhausted()
     asked.store.adjudicate(asked.ann.id, form(asked.store.dispute(task.id, asked.ann.id)[0], "2", best=1))
     asked.app.wait([item])
-    given, _ = asked.app.said([item])
+    given, _ = asked.app.judgements([item])
     assert FilePeople(given)([item], 0)[item.id].adjudication
 
 
@@ -104,7 +103,7 @@ def test_people_stand_in_the_order_of_their_first_judgement(asked):
     asked.store.submit(asked.bea.id, form(asked.store.next(asked.bea.id), "2"))
     [past] = asked.store.history(asked.ann.id)
     asked.store.submit(asked.ann.id, form(asked.store.reopen(asked.ann.id, past.version), "3", 1, version=past.version))
-    given, _ = asked.app.said([item])
+    given, _ = asked.app.judgements([item])
     assert [j.annotator for j in given] == [asked.ann.pseudonym, asked.bea.pseudonym]
     assert [first_better(j) for j in given] == [0.0, 1.0]
 

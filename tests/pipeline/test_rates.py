@@ -7,9 +7,8 @@ import pytest
 from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.rates import fill_rates, rate_warnings
+from trimtab.testing import TOY, save_model, tiny_model, toy_recipe
 from trimtab.trainers.defaults import RATES
-
-from ..kit import TOY, save_model, tiny_model, toy_recipe
 
 UNSET = ["sft.optimizer.lr=null", "reward.optimizer.lr=null", "align.policy.lr=null", "align.critic.lr=null"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import save_model
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.rates import fill_rates, rate_warnings
+from trimtab.testing import save_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DATA = RECIPES / "data"

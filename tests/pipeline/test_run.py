@@ -19,8 +19,7 @@ from trimtab.pipeline.run import plan_stages, run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Comparison, Judgement, Preference, Rollout, read_records
 from trimtab.storage import MetricsLog, RunFolder, read_metrics
-
-from ..kit import sentences, toy_recipe
+from trimtab.testing import sentences, toy_recipe
 
 STAGES = ["sft", "sample", "label", "preferences", "reward", "align", "evaluate", "report"]
 

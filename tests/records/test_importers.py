@@ -180,10 +180,10 @@ def test_csv_cells_and_labels(tmp_path: Path) -> None:
     assert [(r.prompt.text, r.completion.text, r.good) for r in loaded.records] == [
         ('a, "b"\nc', "d", True),
         ("e", "f", False),
+        ("g", "h", True),
         ("n", "true", True),
     ]
     assert loaded.refused == (
-        Refusal(line=3, reason="'label' is text, expected true or false"),
         Refusal(line=4, reason="2 cells for 3 columns"),
         Refusal(line=5, reason="4 cells for 3 columns"),
     )
@@ -199,7 +199,7 @@ def test_unknown_format_names_columns_and_formats(tmp_path: Path) -> None:
         load(path, kind=Prompt)
     message = str(caught.value)
     assert "columns seen: 'question', '\\x1b[31mred', 'answer'" in message
-    assert "trl-preference: prompt, chosen, rejected" in message
+    assert "trl-preference: prompt (or instruction, question, conversations), chosen, rejected" in message
     assert "aaa" not in message
 
 

@@ -8,8 +8,9 @@ from trimtab.models import AdapterConfig, Role
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.rollout.cache import SlotCache
 from trimtab.rollout.decoder import ROWS, LlamaDecoder, decodes
+from trimtab.testing import prompts, tiny_backbone
 
-from ..kit import prompts, stir, tiny_backbone
+from ..kit import stir
 
 
 @pytest.mark.parametrize(("architecture", "known"), [("llama", True), ("qwen2", True), ("gpt2", False)])

@@ -7,8 +7,9 @@ import torch
 
 from trimtab.models import AdapterConfig, Role
 from trimtab.rollout import option_logprobs
+from trimtab.testing import tiny_backbone
 
-from ..kit import stir, tiny_backbone
+from ..kit import stir
 
 
 def separate(backbone, prompt: list[int], option: list[int]) -> float:

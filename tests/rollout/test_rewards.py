@@ -120,7 +120,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("trimtab.rollout.rewards.time.sleep", lambda _: None)
+    monkeypatch.setattr("trimtab.http.time.sleep", lambda _: None)
     Endpoint.replies, Endpoint.seen = [], []
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -152,8 +152,8 @@ CUT = b"HTTP/1.0 200 OK\r\nContent-Length: 90\r\n\r\n{"
 @pytest.mark.parametrize(
     ("replies", "message"),
     [
-        ([(0, b"no\r\n")] * 3, r"(?s)BadStatusLine: no.*attempt 3 of 3"),
-        ([(0, CUT)] * 3, r"IncompleteRead.*attempt 3 of 3"),
+        ([(0, b"no\r\n")] * 3, r"(?s)RemoteProtocolError.*attempt 3 of 3"),
+        ([(0, CUT)] * 3, r"RemoteProtocolError: peer closed connection.*attempt 3 of 3"),
         ([(500, b"")] * 3, r"HTTP Error 500.*attempt 3 of 3"),
         ([(404, b"")], r"HTTP Error 404.*attempt 1 of 3"),
         ([(200, b"<html>")], r'expected \{"rewards"'),
@@ -181,7 +181,7 @@ def test_an_endpoint_that_trickles(url: str):
 
 
 def test_no_endpoint_there(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trimtab.rollout.rewards.time.sleep", lambda _: None)
+    monkeypatch.setattr("trimtab.http.time.sleep", lambda _: None)
     with pytest.raises(ScoringError, match="check that the endpoint is up"):
         post("http://127.0.0.1:9/score")
 

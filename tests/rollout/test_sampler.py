@@ -11,9 +11,10 @@ from trimtab.models import AdapterConfig, Backbone, DrawnStates, Role
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.rollout.sampler import _nucleus
+from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import rollout_batch
 
-from ..kit import prompts, stir, tiny_backbone
+from ..kit import stir
 
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 

@@ -8,8 +8,9 @@ import torch
 from trimtab.models import AdapterConfig, Role
 from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, RewardModelScorer, SamplerConfig
+from trimtab.testing import prompts, tiny_backbone
 
-from ..kit import prompts, stir, tiny_backbone
+from ..kit import stir
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import torch
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import AdapterConfig, Role
 from trimtab.rollout import LocalSampler, SamplerConfig, make_sampler
+from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import PpoConfig, RlRoles, train_rl
 
-from ..kit import prompts, stir, tiny_backbone
+from ..kit import stir
 
 
 class Engine:

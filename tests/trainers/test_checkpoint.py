@@ -8,9 +8,10 @@ import torch
 
 from trimtab.errors import CheckpointError, StorageError
 from trimtab.models import AdapterConfig, Role, load_tensors, save_tensors
+from trimtab.testing import tiny_backbone
 from trimtab.trainers import Checkpoints, Learner, OptimizerConfig, seed_step, step_seed
 
-from ..kit import stir, tiny_backbone
+from ..kit import stir
 
 
 def learner(rank: int = 2) -> Learner:

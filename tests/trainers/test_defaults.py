@@ -7,10 +7,9 @@ import pytest
 
 from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig, Role
+from trimtab.testing import chat_messages, prompts, tiny_backbone
 from trimtab.trainers import Learner, OptimizerConfig, RlooConfig, RlRoles, Session, SftConfig, train_rl, train_sft
 from trimtab.trainers.defaults import RATES, default_lr, with_lr
-
-from ..kit import chat_messages, prompts, tiny_backbone
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,6 +11,7 @@ from trimtab.errors import CollapseError, ConfigError, Interrupted
 from trimtab.models import AdapterConfig, Role, load_tensors
 from trimtab.records import Rollout
 from trimtab.rollout import SamplerConfig
+from trimtab.testing import chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     Checkpoints,
     Fall,
@@ -25,8 +26,6 @@ from trimtab.trainers import (
     train_sft,
 )
 from trimtab.trainers.guard import Guard
-
-from ..kit import chat_messages, prompts, sentences, tiny_backbone
 
 HEALTHY = {"ended": 0.9, "reward": 1.0, "reward_std": 2.0, "kl": 0.0, "length": 10.0}
 """With the default limits: 45 % of answers must end, the reward must stay at −2 or above, and KL at 30 nats or below

@@ -11,6 +11,7 @@ from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig
 from trimtab.records import Rollout, read_records
 from trimtab.rollout import SamplerConfig
+from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import (
     DapoConfig,
     DrGrpoConfig,
@@ -33,7 +34,7 @@ from trimtab.trainers import (
     train_rl,
 )
 
-from ..kit import prompts, same_weights, tiny_backbone
+from ..kit import same_weights
 
 METHODS = (
     PpoConfig,

@@ -7,9 +7,8 @@ import torch
 
 from trimtab.errors import NonFiniteError
 from trimtab.models import AdapterConfig, Batch, Role, collate
+from trimtab.testing import chat_messages, sentences, tiny_backbone
 from trimtab.trainers import Learner, Norms, OptimizerConfig, scheduled_lr
-
-from ..kit import chat_messages, sentences, tiny_backbone
 
 
 def role(**model) -> Role:

@@ -10,6 +10,7 @@ import torch
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import AdapterConfig, Chat, Role
 from trimtab.records import Completion, Preference, Prompt, Rating
+from trimtab.testing import prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
     WITHOUT_REFERENCE,
     CpoConfig,
@@ -35,7 +36,7 @@ from trimtab.trainers import (
     train_preference,
 )
 
-from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
+from ..kit import same_weights, stir
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=1)
@@ -258,9 +259,20 @@ def test_thumbs_from_ratings():
         Rating(id=str(i), prompt=prompt, completion=Completion(text=text), good=good)
         for i, (text, good) in enumerate(texts)
     ]
-    answers, long = encode_ratings(chat, ratings)
-    assert [a.desirable for a in answers] == [True, False] and long == 1
+    answers, left_out = encode_ratings(chat, ratings)
+    assert [a.desirable for a in answers] == [True, False] and left_out == {"too_long": 1, "unrendered": {}}
     assert answers[0].prompt + answers[0].answer == chat.answer(prompt.messages, "Red fox.").tokens
+
+
+def test_a_thumb_on_a_cut_answer_teaches_no_end():
+    chat, prompt = Chat(tokenizer(), context=64), prompts(1)[0]
+    ended, cut, empty = (
+        Rating(id=name, prompt=prompt, completion=Completion(text=text, finish_reason=reason), good=True)
+        for name, text, reason in (("a", "red fox", "stop"), ("b", "red fox", "length"), ("c", "", "length"))
+    )
+    answers, left_out = encode_ratings(chat, [ended, cut, empty])
+    assert answers[0].answer == [*answers[1].answer, chat.end_token]
+    assert left_out == {"too_long": 0, "unrendered": {"c": "an answer was cut before its first word"}}
 
 
 def judged(chat: Chat) -> list[Judged]:

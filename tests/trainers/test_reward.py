@@ -10,6 +10,7 @@ import torch
 from trimtab.errors import DataError, NonFiniteError
 from trimtab.models import AdapterConfig, Chat, LowerCache, Role, collate
 from trimtab.records import Completion, Preference, Prompt
+from trimtab.testing import TEMPLATE, prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
     OptimizerConfig,
     Ranking,
@@ -22,7 +23,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.reward import fill_lower_cache, fit_ridge_bradley_terry, init_reward_head, probe_reward_head
 
-from ..kit import prompts, same_weights, sentences, stir, tiny_backbone, tokenizer
+from ..kit import same_weights, stir
 
 REASONS: list[tuple[str, Literal["stop", "length"]]] = [("ended", "stop"), ("cut", "length")]
 LORA = AdapterConfig(rank=4, alpha=8)
@@ -236,6 +237,16 @@ def test_encoded_preferences_end_as_they_ended():
     assert (rankings[0].weight, rankings[0].margin, rankings[0].ranks) == (2.0, 0.5, (0, 1))
 
 
+def test_a_preference_that_the_template_refuses_is_named_with_its_reason():
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TEMPLATE
+    chat = Chat(tokenizer(template=strict), context=48)
+    told = Preference.pair(Prompt.from_text("warm tea", system="be kind."), "a", "b")
+    plain = Preference.pair(Prompt.from_text("warm tea"), "a", "b")
+    rankings, kept, left_out = encode_preferences(chat, [told, plain])
+    assert (len(rankings), kept, left_out["too_long"]) == (1, [plain], 0)
+    assert "no system here" in left_out["unrendered"].pop(told.id) and not left_out["unrendered"]
+
+
 def ranked(number: int, texts: str, ranks: tuple[int, ...], **fields) -> Preference:
     answers = tuple(Completion(text=text) for text in texts.split())
     asked = Prompt.from_text(f"tea {number}")
@@ -253,7 +264,7 @@ def test_preferences_that_teach_nothing_are_left_out_and_counted():
     ]
     rankings, kept, left_out = encode_preferences(Chat(tokenizer(), context=48), some)
     assert [r.id for r in rankings] == [p.id for p in kept] == ["0", "4", "5"]
-    assert left_out == {"too_long": 0, "tied": 1, "identical": 2, "identical_pairs": 1}
+    assert left_out == {"too_long": 0, "tied": 1, "identical": 2, "identical_pairs": 1, "unrendered": {}}
     assert rankings[2].pairs().tolist() == [[0, 2], [1, 2]]
 
 

@@ -14,6 +14,7 @@ from trimtab.errors import ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Backbone, DrawnStates, Role, load_tensors
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import (
     DapoConfig,
     DrGrpoConfig,
@@ -33,7 +34,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.rl import _prompts_of_step
 
-from ..kit import prompts, same_weights, stir, tiny_backbone
+from ..kit import same_weights, stir
 
 FULL = AdapterConfig(kind="full")
 LORA = AdapterConfig(rank=4, alpha=8)

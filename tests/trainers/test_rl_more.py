@@ -11,6 +11,7 @@ from trimtab.errors import ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Encoded
 from trimtab.records import Rollout, read_records
 from trimtab.rollout import SamplerConfig
+from trimtab.testing import WORDS, chat_messages, prompts, tiny_backbone
 from trimtab.trainers import (
     DapoConfig,
     KLConfig,
@@ -31,7 +32,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.rl import Scores, answer_scores, score_rollouts
 
-from ..kit import WORDS, chat_messages, prompts, same_weights, stir, tiny_backbone
+from ..kit import same_weights, stir
 
 LORA = AdapterConfig(rank=4, alpha=8)
 STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)

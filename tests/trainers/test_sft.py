@@ -8,10 +8,11 @@ import torch
 
 from trimtab.errors import DataError, NonFiniteError
 from trimtab.models import AdapterConfig, Encoded, Role
+from trimtab.testing import chat_messages, sentences, tiny_backbone
 from trimtab.trainers import OptimizerConfig, Session, SftConfig, mean_nll, train_sft
 from trimtab.trainers.sft import step_indices
 
-from ..kit import chat_messages, same_weights, sentences, tiny_backbone
+from ..kit import same_weights
 
 FULL = AdapterConfig(kind="full")
 LORA = AdapterConfig(rank=4, alpha=8)

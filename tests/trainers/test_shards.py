@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trimtab.algos import clipped_policy_loss
 from trimtab.models import AdapterConfig, Batch, LowerCache, Role, collate
+from trimtab.testing import prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     CpoConfig,
     DapoConfig,
@@ -33,7 +34,7 @@ from trimtab.trainers import (
 from trimtab.trainers import preference as offline
 from trimtab.trainers import reward as rewards
 
-from ..kit import prompts, sentences, stir, tiny_backbone
+from ..kit import stir
 
 CUTS = {"1 × 8": [range(8)], "8 × 1": [[i] for i in range(8)], "2 ranks": [range(3), range(3, 8)]}
 

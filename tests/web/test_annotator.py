@@ -7,7 +7,7 @@ import pytest
 from trimtab.errors import ConfigError
 from trimtab.storage.own import own_work, remaining
 from trimtab.storage.people import MIN_PASSWORD
-from trimtab.web.server import serve, Project
+from trimtab.web.server import Project, serve
 
 from .kit import PASSWORD, Browser, World, judge
 

@@ -152,7 +152,7 @@ def test_a_lease_that_runs_out_goes_to_somebody_else_and_a_late_form_is_kept(wor
     assert receipt.state == "late"
     assert world.store.submit(slow, judge(item, "s", comment="sorry"))[0] == receipt
     assert world.store.progress().done == 1
-    assert take_snapshot(world.store).kept["late"] == 1
+    assert take_snapshot(world.store).excluded["late"] == 1
 
 
 def test_a_late_form_counts_if_the_slot_is_still_free(world: World):
@@ -559,13 +559,13 @@ def test_more_people_for_some_items(world: World):
     assert world.store.next(two) == "empty"
     assert world.store.raise_overlap([uid, "unknown"], 2) == 1
     assert world.store.raise_overlap([uid], 2) == 0
-    assert world.store.standing([uid]) == (1, 2) and world.store.standing([rest]) == (1, 1)
+    assert world.store.judgement_counts([uid]) == (1, 2) and world.store.judgement_counts([rest]) == (1, 1)
     item = world.store.next(two)
     assert isinstance(item, Assignment) and item.task.id == uid
     assert world.store.submit(two, judge(item, "two", best=1))[1] == "empty"
     assert world.store.progress().disputed == 1
     world.configure(overlap=3, gold_every=0)
-    assert world.store.standing([uid]) == (2, 2)  # it has an overlap of its own now
+    assert world.store.judgement_counts([uid]) == (2, 2)  # it has an overlap of its own now
 
 
 def test_what_everybody_passes_on_goes_to_an_adjudicator(world: World):
@@ -581,7 +581,7 @@ def test_what_everybody_passes_on_goes_to_an_adjudicator(world: World):
     assert (task.id, [s.verdict for s in said]) == (uid, ["skip", "skip"])
     world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "3"))
     assert world.store.exhausted() == []
-    assert world.store.standing([uid]) == (0, 0) and world.store.standing([other]) == (0, 1)
+    assert world.store.judgement_counts([uid]) == (0, 0) and world.store.judgement_counts([other]) == (0, 1)
 
 
 def test_what_needs_more_people_than_there_are_goes_to_an_adjudicator(world: World):
@@ -594,7 +594,7 @@ def test_what_needs_more_people_than_there_are_goes_to_an_adjudicator(world: Wor
     assert world.store.exhausted() == []
     world.people.change(other, by=boss, state="paused")
     world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "2"))
-    assert world.store.exhausted() == [] and world.store.standing([uid]) == (1, 1)
+    assert world.store.exhausted() == [] and world.store.judgement_counts([uid]) == (1, 1)
 
 
 def test_who_changes_their_mind_keeps_their_place(world: World):
@@ -607,7 +607,7 @@ def test_who_changes_their_mind_keeps_their_place(world: World):
     world.store.submit(one.id, judge(world.store.reopen(one.id, past.version), "2", version=past.version))
     [past] = world.store.history(two.id)
     world.store.submit(two.id, judge(world.store.reopen(two.id, past.version), "3", best=1, version=past.version))
-    first = world.store.first_words()
+    first = world.store.first_versions()
     assert first[uid, two.pseudonym] < first[uid, one.pseudonym]
     assert [s.annotator for _, s in world.store.submissions()] == [one.pseudonym, two.pseudonym]
 

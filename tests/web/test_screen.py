@@ -41,7 +41,7 @@ def realistic(rng: random.Random, answers: int) -> dict[str, Any]:
 SEEN = """() => {
   const inside = (el, box) => {
     const r = el.getBoundingClientRect();
-    if (r.top < -0.5 || r.left < -0.5 || r.bottom > innerHeight + 0.5 || r.right > innerWidth + 0.5 || !r.height) return false;
+    if (r.top < -1 || r.left < -1 || r.bottom > innerHeight + 1 || r.right > innerWidth + 1 || !r.height) return false;
     for (let p = el.parentElement; p; p = p.parentElement) {
       if (getComputedStyle(p).overflowY === 'visible') continue;
       const outer = p.getBoundingClientRect();
@@ -56,7 +56,8 @@ SEEN = """() => {
     choices: [...document.querySelectorAll('#form label.option')].every(o => inside(o)),
     submit: inside(document.querySelector('[data-act=submit]')),
     answers: [...document.querySelectorAll('.answers')].every(a => a.getBoundingClientRect().height >= 100),
-    still: document.documentElement.scrollHeight <= innerHeight + 1 && document.documentElement.scrollWidth <= innerWidth,
+    still: document.documentElement.scrollHeight <= innerHeight + 1,
+    narrow: document.documentElement.scrollWidth <= innerWidth,
   };
 }"""
 
@@ -202,29 +203,32 @@ def test_keys_scroll_the_answers_and_the_raw_text_is_one_key_away(page, server: 
     shot(page, "as-typed")
 
 
+SIDES = """() => [...document.querySelectorAll('.answer p, .answer li')].map(block => {
+  const outer = block.getBoundingClientRect(), range = document.createRange();
+  range.selectNodeContents(block);
+  const side = line => line.left - outer.left > outer.right - line.right ? 'right' : 'left';
+  return [...range.getClientRects()].map(side);
+})"""
+LOCAL_TIME = """at => new Date(at).toLocaleString('en', {
+  dateStyle: 'medium', timeStyle: 'short', timeZone: 'Asia/Kolkata' })"""
+
+
 def test_times_are_local_and_lines_have_their_own_direction(chromium, server: Server, here: World):
     here.configure(overlap=1, gold_every=0)
-    code = "<code>"
     here.add({"prompt": "שלום\nhello", "answers": ["עברית `a < b` עוד\n\nEnglish.\nעברית\n\n- שלום\n- hi", "x"]})
     context = chromium.new_context(base_url=server.url, timezone_id="Asia/Kolkata", locale="en-GB")
     page = context.new_page()
     join(page, here)
-    sides = page.evaluate("""() => [...document.querySelectorAll('.answer p, .answer li')].map(p => {
-      const r = document.createRange(); r.selectNodeContents(p);
-      return [...r.getClientRects()].map(b => { const o = p.getBoundingClientRect(); return b.left - o.left > o.right - b.right ? 'right' : 'left'; });
-    })""")
+    sides = page.evaluate(SIDES)
     flat = [side for lines in sides for side in lines]
     assert "right" in flat and "left" in flat
     inline = page.locator(".answer code").first
-    assert inline.evaluate("e => getComputedStyle(e).direction + getComputedStyle(e).unicodeBidi") == "ltrisolate", code
+    assert inline.evaluate("e => getComputedStyle(e).direction + getComputedStyle(e).unicodeBidi") == "ltrisolate"
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     page.wait_for_selector(".nothing")
     created = here.store.submissions()[0][1].created_at
     page.goto("/history")
-    local = page.evaluate(
-        "at => new Date(at).toLocaleString('en', { dateStyle: 'medium', timeStyle: 'short', timeZone: 'Asia/Kolkata' })",
-        created,
-    )
+    local = page.evaluate(LOCAL_TIME, created)
     assert page.locator("time").inner_text() == local
     context.close()

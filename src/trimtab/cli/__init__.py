@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point of ``trimtab``: run the command, turn every known error into a message and an exit code."""
+    """Entry point of ``trimtab``: run the command; errors become a message and an exit code."""
     from trimtab.cli.app import run_app
 
     sys.exit(run_app(sys.argv[1:]))

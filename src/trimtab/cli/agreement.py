@@ -1,4 +1,4 @@
-"""``trimtab agreement``: how far people agree, and what length and position explain."""
+"""``trimtab agreement``: how well annotators agree, and how far length and position explain their choices."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +15,19 @@ def agreement(
             metavar="PROJECT", help="An annotation project, or a folder with comparisons.jsonl and judgements.jsonl."
         ),
     ],
-    criterion: Annotated[str | None, typer.Option("--criterion", help="Default: the project's first.")] = None,
-    fast: Annotated[float | None, typer.Option("--fast", help="Seconds under which a judgement is too fast.")] = None,
+    criterion: Annotated[
+        str | None, typer.Option("--criterion", help="Which criterion. Default: the first of the project.")
+    ] = None,
+    fast: Annotated[
+        float | None, typer.Option("--fast", help="Judgements faster than this many seconds count as too fast.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     database: DatabaseUrl = None,
 ) -> None:
-    """Agreement and bias statistics with intervals, for all and for each annotator."""
+    """Show how well annotators agree, and their biases, with 95 % intervals.
+
+    Example: trimtab agreement my-project --criterion helpful
+    """
     from json import dumps
 
     from trimtab.feedback import agreement_report, annotator_reports, nominal_report
@@ -28,7 +35,7 @@ def agreement(
     items, judgements, first, limit, units = _read(source, database)
     criterion, limit = criterion or first, fast if fast is not None else limit
     report = agreement_report(items, judgements, criterion=criterion)
-    nominal = {kind: nominal_report(found) for kind, found in units.items() if found}
+    nominal = {kind: nominal_report(labels) for kind, labels in units.items() if labels}
     workers = annotator_reports(items, judgements, criterion=criterion, fast_seconds=limit)
     simulated = sum(j.source == "simulated" for j in judgements)
     if json:
@@ -37,7 +44,9 @@ def agreement(
             "judgements": len(judgements),
             "simulated": simulated,
             "agreement": {name: e.model_dump(exclude={"name"}) for name, e in report.items()},
-            **{kind: {n: e.model_dump(exclude={"name"}) for n, e in them.items()} for kind, them in nominal.items()},
+            **{
+                kind: {n: e.model_dump(exclude={"name"}) for n, e in report.items()} for kind, report in nominal.items()
+            },
             "annotators": [w.model_dump() for w in workers],
         }
         typer.echo(dumps(plain, indent=2))
@@ -51,8 +60,8 @@ def agreement(
     table = Table("statistic", "value", "95 % interval", "n", title=f"criterion {criterion!r}", title_justify="left")
     for name, e in report.items():
         table.add_row(name, _number(e.value), _interval(e), str(e.n))
-    for kind, them in nominal.items():
-        for name, e in them.items():
+    for kind, estimates in nominal.items():
+        for name, e in estimates.items():
             table.add_row(f"{kind}: {name}", _number(e.value), _interval(e), str(e.n))
     console.print(table)
     table = Table(

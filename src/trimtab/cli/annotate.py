@@ -10,36 +10,52 @@ Project = Annotated[
 ]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option("--database", envvar="TRIMTAB_DATABASE", help="PostgreSQL: postgresql+psycopg://user@host/name."),
+    typer.Option(
+        "--database",
+        envvar="TRIMTAB_DATABASE",
+        help="PostgreSQL database instead of SQLite in PROJECT: postgresql+psycopg://user@host/name.",
+    ),
 ]
 
 
 def annotate(
     project: Project,
     items: Annotated[
-        list[str] | None, typer.Option("--items", metavar="FILE", help="Add items from a JSON lines file first.")
+        list[str] | None,
+        typer.Option("--items", metavar="FILE", help="Add the items of this JSON lines file first; can be repeated."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8765,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+    ] = 8765,
     public_url: Annotated[
         str | None,
-        typer.Option("--public-url", help="How people reach it, behind a proxy: https://labels.example.org."),
+        typer.Option(
+            "--public-url", help="Address that annotators use, where a proxy is in front: https://labels.example.org."
+        ),
     ] = None,
     proxy: Annotated[
         str | None,
-        typer.Option("--proxy", metavar="ADDRESS", help="Of the proxy in front: believe its X-Forwarded-For."),
+        typer.Option(
+            "--proxy", metavar="ADDRESS", help="Address of the proxy whose X-Forwarded-For header is trusted."
+        ),
     ] = None,
     webhook: Annotated[
         str | None,
-        typer.Option("--webhook", metavar="URL", help="Tell this URL about each judgement. Default: nobody."),
+        typer.Option("--webhook", metavar="URL", help="Send each judgement to this URL. Default: none."),
     ] = None,
     owner_link: Annotated[
-        bool, typer.Option("--owner-link", help="Print a link that makes an owner, for when the password is lost.")
+        bool, typer.Option("--owner-link", help="Print a link that creates an owner account, for a lost password.")
     ] = False,
     database: DatabaseUrl = None,
-    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="With --no-serve: only add the items.")] = True,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Start the app, or only add the items.")] = True,
 ) -> None:
-    """Collect preferences from people in the browser. Prints one link; the first owner is made from it."""
+    """Collect people's preferences in the browser.
+
+    The first start prints a link; open it to create the owner account.
+
+    Example: trimtab annotate my-project --items pairs.jsonl
+    """
     from trimtab.records.annotation import Task
     from trimtab.web.items_file import read_items
     from trimtab.web.server import open_project, welcome
@@ -51,11 +67,11 @@ def annotate(
             tasks = list(read_items(file))
             added, refused = opened.store.add(tasks)
             typer.echo(f"{file}: {added} items added, {len(refused)} refused")
-            asked = {task.overlap for task in tasks if isinstance(task, Task) and task.overlap} if refused else set()
-            for overlap in sorted(asked):  # an item that is there already may be for more people now
+            overlaps = {task.overlap for task in tasks if isinstance(task, Task) and task.overlap} if refused else set()
+            for overlap in sorted(overlaps):  # an item that exists may now need more annotators
                 same = [task.id for task in tasks if isinstance(task, Task) and task.overlap == overlap]
                 if raised := opened.store.raise_overlap(same, overlap):
-                    typer.echo(f"  {raised} items that were there are now for {overlap} people each")
+                    typer.echo(f"  {raised} existing items now go to {overlap} annotators each")
             for r in refused[:10]:
                 typer.echo(f"  row {r.index + 1}: {r.reason}")
             if len(refused) > 10:

@@ -1,6 +1,6 @@
-"""All commands in one application, and what becomes of errors.
+"""All commands in one application, grouped by task, and how errors become messages and exit codes.
 
-Exit codes: those of :mod:`trimtab.errors`; 70 for a bug of ours. A traceback appears only with
+Exit codes: those of :mod:`trimtab.errors`; 70 for a bug in trimtab. A traceback appears only with
 ``--debug`` (or ``TRIMTAB_DEBUG=1``).
 """
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, judge, plan, route, run
+from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, init, judge, model, plan, route, run
 from trimtab.errors import StorageError, TrimtabError
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
@@ -24,24 +24,33 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Align a language model with human feedback: SFT, preferences, reward model, PPO, and a page that shows it.",
+    rich_markup_mode="markdown",
+    help="Align a language model with human feedback: fine-tuning, preferences, reward model, reinforcement learning, "
+    "evaluation. Start with `trimtab init`, which writes a recipe for your data; `trimtab run` runs it.",
 )
-app.command()(run.run)
-app.command()(plan.plan)
-for _name, _command in run.SINGLE.items():
-    app.command(_name)(_command)
-app.command()(annotate.annotate)
-app.command()(agreement.agreement)
-app.command()(chat.chat)
-app.command()(doctor.doctor)
-app.command()(judge.judge)
-app.command()(route.route)
-app.add_typer(constitution.app, name="constitution")
-app.add_typer(data.app, name="data")
+
+START, RUN, LABELS, DATA, MODELS = "Start here", "Run a recipe", "Collect and check labels", "Data", "Use a model"
+
+for _panel, _commands in {
+    START: {"init": init.init, "plan": plan.plan, "doctor": doctor.doctor},
+    RUN: {"run": run.run} | run.SINGLE,
+    LABELS: {
+        "annotate": annotate.annotate,
+        "agreement": agreement.agreement,
+        "judge": judge.judge,
+        "route": route.route,
+    },
+    MODELS: {"chat": chat.chat},
+}.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(constitution.app, name="constitution", rich_help_panel=LABELS)
+app.add_typer(data.app, name="data", rich_help_panel=DATA)
+app.add_typer(model.app, name="model", rich_help_panel=MODELS)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(print_it: bool) -> None:
+    if print_it:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -69,7 +78,7 @@ def run_app(arguments: list[str]) -> int:
     except TrimtabError as error:
         return _fail(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        return _fail(error, "stopped; what was finished is kept, the same command continues", 130)
+        return _fail(error, "stopped; finished work is kept and the same command continues", 130)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

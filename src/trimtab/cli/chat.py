@@ -7,21 +7,26 @@ import typer
 
 
 def chat(
-    target: Annotated[str, typer.Argument(help="A run folder (runs/NAME), a recipe, a model folder or a hub id.")],
-    model: Annotated[str, typer.Option("--model", help="For a run: base, sft or policy.")] = "policy",
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 96,
-    once: Annotated[str | None, typer.Option("--once", help="Answer this and leave.")] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A run's folder (runs/NAME), a recipe, a model folder or a hub id.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="Which model of a run: base, sft or policy.")] = "policy",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    once: Annotated[str | None, typer.Option("--once", help="Answer this message and exit.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
 ) -> None:
-    """Chat with a run's model, or any model. /reset forgets, /quit or Ctrl-D leaves."""
+    """Talk to a model in the terminal. /reset starts over, /quit or Ctrl-D exits.
+
+    Example: trimtab chat runs/quickstart --model sft
+    """
     from trimtab.pipeline.talk import Talk
 
     talk = Talk.open(target, which=model, runs=runs, temperature=temperature, max_new_tokens=max_new_tokens)
     if once is not None:
         _say(talk.answer(once))
         return
-    typer.echo("/reset forgets the conversation, /quit or Ctrl-D leaves.", err=True)
+    typer.echo("/reset starts over, /quit or Ctrl-D exits.", err=True)
     while True:
         try:
             text = input("you: ").strip()
@@ -37,7 +42,7 @@ def chat(
 
 def _say(result: Any) -> None:
     if result.forgotten:
-        typer.echo(f"({result.forgotten} oldest turns no longer fit the context and were forgotten)", err=True)
+        typer.echo(f"({result.forgotten} oldest turns dropped: the conversation no longer fits the context)", err=True)
     typer.echo(result.text)
     if result.cut:
         typer.echo("(cut at --max-new-tokens)", err=True)

@@ -6,55 +6,62 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Check, show and compare constitutions.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check, show and compare constitutions, the rules of AI judges.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 
-Source = Annotated[str, typer.Argument(metavar="FILE", help="YAML file, or default for the one that ships.")]
+Source = Annotated[str, typer.Argument(metavar="FILE", help="YAML file, or default for the constitution that ships.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @app.command()
 def check(file: Source = "default", as_json: Json = False) -> None:
-    """Check a constitution: ids, fields, weights; print its version. Exit code 2 if it is not usable."""
+    """Check ids, fields and weights and print the version; exit code 2 if there is a mistake."""
     from trimtab.constitution import load_constitution
 
-    found = load_constitution(file)
+    written = load_constitution(file)
     if as_json:
-        versions = {p.id: p.version for p in found.principles}
-        typer.echo(json.dumps({"name": found.name, "version": found.version, "principles": versions}, indent=2))
+        versions = {p.id: p.version for p in written.principles}
+        typer.echo(json.dumps({"name": written.name, "version": written.version, "principles": versions}, indent=2))
         return
-    count = len(found.principles)
-    typer.echo(f"{found.name}: {count} principle{'' if count == 1 else 's'}, version {found.version}")
-    for tag in found.tags:
-        typer.echo(f"  {tag}: {', '.join(p.id for p in found.tagged(tag))}")
+    count = len(written.principles)
+    typer.echo(f"{written.name}: {count} principle{'' if count == 1 else 's'}, version {written.version}")
+    for tag in written.tags:
+        typer.echo(f"  {tag}: {', '.join(p.id for p in written.tagged(tag))}")
 
 
 @app.command()
 def show(
     file: Source = "default",
-    principle: Annotated[str | None, typer.Option("--principle", help="Only this one.")] = None,
+    principle: Annotated[str | None, typer.Option("--principle", help="Print only the principle with this id.")] = None,
 ) -> None:
-    """Print a constitution as YAML, to read or to start one's own from."""
+    """Print a constitution as YAML; a starting point for your own."""
     import yaml
 
     from trimtab.constitution import load_constitution
 
-    found = load_constitution(file)
-    shown = [found[principle]] if principle else found.principles
-    typer.echo(f"# version {found.version}")
-    values = {"name": found.name, "principles": [p.model_dump(mode="json") for p in shown]}
+    written = load_constitution(file)
+    shown = [written[principle]] if principle else written.principles
+    typer.echo(f"# version {written.version}")
+    values = {"name": written.name, "principles": [p.model_dump(mode="json") for p in shown]}
     typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110), nl=False)
 
 
 @app.command()
 def diff(
     before: Source,
-    after: Annotated[str, typer.Argument(metavar="FILE", help="The other one.")],
+    after: Annotated[str, typer.Argument(metavar="FILE", help="The newer constitution.")],
     judged: Annotated[
-        Path | None, typer.Option("--judged", help="Folder of `trimtab judge`: count what would be asked again.")
+        Path | None,
+        typer.Option(
+            "--judged", help="Folder written by `trimtab judge`: count the questions that would be asked again."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what changed between two constitutions; exit code 1 if anything did."""
+    """Show what changed between two constitutions; exit code 1 if they differ."""
     from trimtab.constitution import compare, load_constitution
 
     old, new = load_constitution(before), load_constitution(after)

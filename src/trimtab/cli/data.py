@@ -1,4 +1,4 @@
-"""``trimtab data``: look at data files before training on them, and convert them."""
+"""``trimtab data``: check data files before training, convert them, and move annotation projects."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ from trimtab.cli.annotate import DatabaseUrl
 from trimtab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from trimtab.records.readers import Refusal
 
 app = typer.Typer(
-    help="Check and convert data files; export, import and back up annotation projects.", no_args_is_help=True
+    help="Check and convert data files; export, import and back up annotation projects.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 
 _SHOWN = 20
@@ -43,8 +45,8 @@ class To(StrEnum):
     trl = "trl"
 
 
-Format = Annotated[str, typer.Option("--format", help="Format of the rows; auto finds it from the columns.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Read at most so many rows of each source.")]
+Format = Annotated[str, typer.Option("--format", help="Format of the rows; auto recognises it by the columns.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Read at most this many rows of each source.")]
 
 
 @app.command()
@@ -52,13 +54,17 @@ def check(
     sources: Annotated[list[str], typer.Argument(metavar="FILE...", help=_SOURCE)],
     format: Format = "auto",
     limit: Limit = None,
-    kind: Annotated[Kind | None, typer.Option("--kind", help="Make this of every row; default: what it is.")] = None,
+    kind: Annotated[
+        Kind | None, typer.Option("--kind", help="Convert every row to this kind. Default: no conversion.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any row is refused.")] = False,
 ) -> None:
-    """Report what is in data files: counts, lengths, duplicates, leaks between them, refused rows.
+    """Report counts, lengths, duplicates, refused rows, and prompts that several files share.
 
-    Exit codes: 0 usable, 1 a row was refused and --strict is given, 3 a file is not usable at all.
+    Exit codes: 0 usable, 1 a row was refused and --strict is given, 3 a file has no usable row.
+
+    Example: trimtab data check train.jsonl test.jsonl
     """
     from dataclasses import asdict
     from json import dumps
@@ -83,17 +89,20 @@ def check(
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help=_SOURCE)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON lines file to write.")],
-    kind: Annotated[Kind, typer.Option("--kind", help="The kind of record to make.")],
+    kind: Annotated[Kind, typer.Option("--kind", help="The kind of record to write.")],
     to: Annotated[To, typer.Option("--to", help="trimtab's own records, or the rows TRL reads.")] = To.records,
     format: Format = "auto",
     limit: Limit = None,
 ) -> None:
-    """Convert a data file to records or to TRL's rows, and list what was refused."""
+    """Convert a data file to records or to TRL's rows, and list the refused rows.
+
+    Example: trimtab data convert pairs.csv pairs.jsonl --kind preference
+    """
     from trimtab.records.importers import KINDS, load, write_trl
     from trimtab.records.jsonl import write_records
 
     if out.exists() and out.resolve() == Path(source).resolve():
-        raise ConfigError(f"{out}: is the file that is read; give another name to write to")
+        raise ConfigError(f"{out}: is the input file; give another name for the output")
     loaded = load(source, kind=KINDS[kind], format=format, limit=limit)
     write = write_trl if to is To.trl else write_records
     rows = write(out, loaded.records)
@@ -102,6 +111,10 @@ def convert(
         f"{out}: {rows} rows from {len(loaded.records)} {kind} records; read {loaded.rows} rows as {loaded.format}, "
         f"refused {len(loaded.refused)}, dropped {loaded.duplicates} equal prompts"
     )
+    if loaded.unread:
+        console.print(f"columns and keys that nothing here reads: {_counts(loaded.unread)}")
+    for why, count in loaded.doubts.items():
+        console.print(f"{count} rows: {why}")
     _show_refused(console, source, loaded.refused)
 
 
@@ -111,11 +124,11 @@ def export_project(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
     format: Annotated[
         str,
-        typer.Option("--format", help="trimtab, judgements, trl, ranking, unpaired, steps, rewrites or csv."),
+        typer.Option("--format", help="One of trimtab, judgements, trl, ranking, unpaired, steps, rewrites, csv."),
     ] = "trimtab",
     database: DatabaseUrl = None,
 ) -> None:
-    """Export an annotation project: data, and a manifest with hashes, counts and what was left out and why."""
+    """Write an annotation project as files, with a manifest of hashes, counts and reasons for what was left out."""
     from trimtab.web.exchange import FORMATS, export_folder
     from trimtab.web.server import open_project
 
@@ -134,11 +147,11 @@ def export_project(
 
 @app.command("import")
 def import_project(
-    source: Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder written by data export.")],
+    source: Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder written by `trimtab data export`.")],
     project: Annotated[Path, typer.Argument(metavar="PROJECT", help="New annotation project.")],
     database: DatabaseUrl = None,
 ) -> None:
-    """Make an annotation project from an export; exporting that gives the same files."""
+    """Create an annotation project from an export; exporting it again gives the same files."""
     from trimtab.web.exchange import import_folder
     from trimtab.web.server import open_project
 
@@ -156,7 +169,7 @@ def backup_project(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The copy to write.")],
     database: DatabaseUrl = None,
 ) -> None:
-    """Copy an annotation project's database while it is in use, and check the copy."""
+    """Copy the database of an annotation project, even while it is in use, and check the copy."""
     from trimtab.web.server import open_project
 
     opened = open_project(project, database, create=False)
@@ -170,7 +183,7 @@ def backup_project(
 
 
 def _console() -> "Console":
-    """A console that takes all text as it is: file names and reasons are no markup."""
+    """A console without markup: file names and reasons are printed as they are."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False)
@@ -205,14 +218,20 @@ def _lines(file: "FileCheck") -> list[tuple[str, str]]:
         ("answer, words", _spread(file.answer_words)),
         ("duplicates", str(file.duplicates)),
         ("empty answers", str(file.empty_answers)),
+        ("read by nobody", _counts(file.unread) or "nothing"),
+        *(("odd rows", f"{count}: {why}") for why, count in file.doubts.items()),
     ]
     if file.chosen_longer is not None:
         lines += [
             ("strict pairs", str(file.pairs)),
             ("chosen and rejected identical", str(file.identical_pairs)),
-            ("chosen is longer", f"{file.chosen_longer:.1%} (what guessing the longest answer gets right)"),
+            ("chosen is longer", f"{file.chosen_longer:.1%} (accuracy of always choosing the longer answer)"),
         ]
     return lines
+
+
+def _counts(names: "Mapping[str, int]") -> str:
+    return ", ".join(f"{name[:40]!r} ({count})" for name, count in names.items())
 
 
 def _spread(lengths: "Lengths | None") -> str:

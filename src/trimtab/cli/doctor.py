@@ -1,4 +1,4 @@
-"""``trimtab doctor``: is this machine ready, and are the algorithms right?"""
+"""``trimtab doctor``: check the machine, and the algorithms against known optima."""
 
 import json
 from pathlib import Path
@@ -10,29 +10,29 @@ from trimtab.errors import ConfigError
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     conformance: Annotated[
-        bool, typer.Option("--conformance", help="Run seven experiments whose optimum is known.")
+        bool, typer.Option("--conformance", help="Run seven experiments with a known optimum.")
     ] = False,
     long: Annotated[
-        bool, typer.Option("--long", help="With --conformance: the sampled experiments too, about half an hour.")
+        bool, typer.Option("--long", help="With --conformance: also the sampled experiments, about half an hour.")
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="With --conformance: how many seeds (5); the worst is shown.")
+        int | None, typer.Option(min=1, help="With --conformance: number of seeds (5); the worst result is shown.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="With --conformance: write the table here too, as JSON or, for .md, as Markdown."),
+        typer.Option(help="With --conformance: also write the table to this file, as Markdown (.md) or JSON."),
     ] = None,
 ) -> None:
-    """Check the installation, the machine and the default model; exit 1 if something needed is missing."""
+    """Check the installation, the machine and the default model; exit code 1 if something is missing."""
     if conformance:
         _conformance(as_json, long, seeds or 5, out)
         return
     stray = [flag for flag, given in {"--long": long, "--seeds": seeds, "--out": out}.items() if given]
     if stray:
         raise ConfigError(
-            f"{' and '.join(stray)}: only with --conformance, which is not given; add it, or drop the rest"
+            f"{' and '.join(stray)}: only with --conformance, which is not given; add it, or remove the other options"
         )
     from rich.console import Console
     from rich.markup import escape

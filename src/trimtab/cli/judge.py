@@ -1,47 +1,46 @@
 """``trimtab judge``: AI labels under a constitution, with the report that goes with them."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trimtab.cli.data import Format, Limit
+from trimtab.cli.options import settings_of
+from trimtab.feedback import JudgeConfig
 
 
-class Mode(StrEnum):
-    """How a judge is asked."""
-
-    direct = "direct"
-    reason = "reason"
-    rubric = "rubric"
-
-
+@settings_of(JudgeConfig)
 def judge(
     items: Annotated[str, typer.Argument(metavar="ITEMS", help="Comparisons or preferences, in any format.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for judgements, replies and the report.")],
-    constitution: Annotated[str, typer.Option("--constitution", help="YAML file, or default.")] = "default",
-    judges: Annotated[Path | None, typer.Option("--judges", help="YAML file of judges; default: local model.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Name or folder of the local judge's model.")] = None,
-    mode: Annotated[Mode, typer.Option("--mode", help="Letter, chain of thought, or scores.")] = Mode.direct,
-    principles: Annotated[int, typer.Option("--principles", min=0, help="Drawn for each item; 0: all.")] = 1,
-    objectives: Annotated[
-        str | None, typer.Option("--objectives", help="For rubric: tags, with commas between; default: all.")
+    constitution: Annotated[
+        str, typer.Option("--constitution", help="YAML file, or default for the one that ships.")
+    ] = "default",
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="YAML file of judges. Default: the local model alone.")
     ] = None,
-    people: Annotated[Path | None, typer.Option("--people", help="Judgements of people, to compare with.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the drawing of principles.")] = 0,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model of a local judge: a name, a folder or a hub id.")
+    ] = None,
     context: Annotated[int, typer.Option("--context", min=64, help="Longest question, in the model's tokens.")] = 2048,
+    people: Annotated[
+        Path | None, typer.Option("--people", help="People's judgements to compare the judges with (JSON lines).")
+    ] = None,
     format: Format = "auto",
     limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    *,
+    settings: JudgeConfig,
 ) -> None:
-    """Judge answers with an AI under a constitution; run again to continue where it stopped.
+    """Judge answers with an AI under a constitution; the same command continues an interrupted one.
 
-    Labels in ITEMS (a preference's ranks) or --people are what the judge is compared with; they are written to
-    people.jsonl. Texts are never printed.
+    The judges are compared with the labels in ITEMS (a preference's ranks), or with those of --people, and these labels
+    are written to people.jsonl. No text of an item is printed.
+
+    Example: trimtab judge pairs.jsonl --out judged --mode reason --principles 2
     """
     from trimtab.constitution import load_constitution
-    from trimtab.feedback import JudgeConfig
     from trimtab.feedback.principles import principle_lines
     from trimtab.models import ModelConfig
     from trimtab.models.embedded import NAME
@@ -52,24 +51,22 @@ def judge(
     from trimtab.records import Judgement, read_records, write_records
 
     ui = Ui()
-    written = load_constitution(constitution)
-    found, labels, said = read_items(items, format=format, limit=limit)
-    for line in said:
+    rules = load_constitution(constitution)
+    comparisons, labels, notes = read_items(items, format=format, limit=limit)
+    for line in notes:
         ui.say(line)
     if people is not None:
         labels = read_records(people, Judgement)
-    labels, said = people_only(found, labels)
-    for line in said:
+    labels, notes = people_only(comparisons, labels)
+    for line in notes:
         ui.say(line)
-    asked = read_judges(judges) if judges else {"local": LocalJudge()}
-    wanted = tuple(objectives.replace(",", " ").split()) if objectives else None
-    config = JudgeConfig(mode=mode.value, principles=principles or None, objectives=wanted, seed=seed)
+    sources = read_judges(judges) if judges else {"local": LocalJudge()}
     judge_items(
-        found, written, asked, config, out,
-        default=ModelConfig(name=model or NAME, context=context), ui=ui, people=labels, seed=seed,
+        comparisons, rules, sources, settings, out,
+        default=ModelConfig(name=model or NAME, context=context), ui=ui, people=labels, seed=settings.seed,
     )  # fmt: skip
     write_records(out / "people.jsonl", labels)
-    for name, report in write_principles(out, written, labels).items():
+    for name, report in write_principles(out, rules, labels).items():
         ui.say(f"  principles, by judge {name}:")
         for line in principle_lines(report):
             ui.say(f"    {line}")

@@ -1,4 +1,4 @@
-"""``trimtab plan RECIPE``: what would happen, without training."""
+"""``trimtab plan RECIPE``: what a run would do, without training."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,10 @@ from trimtab.cli.run import Json, Recipe, Runs, Set
 
 
 def plan(recipe: Recipe, set: Set = None, runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Show what a run would do: stages, data, updates, tokens, time and memory estimates, the objective."""
+    """Show what a run would do: stages, data, updates, tokens, estimates of time and memory, the objective.
+
+    Example: trimtab plan recipe.yaml --set align.steps=10
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""``trimtab run RECIPE`` and the commands that run it up to one stage."""
+"""``trimtab run RECIPE``, and the commands that stop after one stage."""
 
 import json
 from collections.abc import Callable
@@ -7,36 +7,42 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml.", show_default=False)]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. align.steps=10.")
+Recipe = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/quickstart.yaml.", show_default=False)
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds all runs.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example align.steps=10; can be repeated."),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a summary as JSON on standard output.")]
 
 
 def run(
     recipe: Recipe,
     set: Set = None,
-    until: Annotated[str | None, typer.Option("--until", help="Last stage to run.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Run a recipe, stage by stage; what is done is skipped, what was interrupted continues."""
+    """Run a recipe. Finished stages are skipped; an interrupted stage continues.
+
+    Example: trimtab run recipes/quickstart.yaml --set align.steps=10
+    """
     execute(recipe, set, until=until, runs=runs, as_json=as_json)
 
 
 def execute(
     recipe: Path, overrides: list[str] | None, *, until: str | None, runs: Path, as_json: bool, again: bool = False
 ) -> None:
-    """Load, run, and say where things lie.
+    """Load a recipe, run it and print where the results are.
 
     Args:
         recipe: path of the recipe.
         overrides: ``key=value`` settings.
         until: last stage; None: all.
         runs: folder of all runs.
-        as_json: summary on standard output.
+        as_json: print a summary on standard output.
         again: run the last stage even if it is done.
     """
     from trimtab.pipeline.config import load_recipe
@@ -52,7 +58,7 @@ def execute(
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """What a script wants to know about a run."""
+    """A run's stages, win rates and report, for scripts."""
     stages = {}
     for file in sorted((path / "stages").glob("*/status.json")):
         status = json.loads(file.read_text())
@@ -83,46 +89,60 @@ def evaluate(
     as_json: Json = False,
     blind: Annotated[
         Path | None,
-        typer.Option("--blind", metavar="FILE", help="Write two models' answers, unnamed, to fill in: .csv or .jsonl."),
+        typer.Option(
+            "--blind",
+            metavar="FILE",
+            help="Write pairs of answers without model names to this file (.csv or .jsonl), for people to judge.",
+        ),
     ] = None,
-    annotate: Annotated[
-        bool, typer.Option("--annotate", help="Put two models' answers, unnamed, into an annotation project.")
-    ] = False,
+    annotate: Annotated[bool, typer.Option("--annotate", help="Put such pairs into an annotation project.")] = False,
     models: Annotated[
         tuple[str, str] | None,
-        typer.Option("--models", metavar="A B", help="Which two: base, sft, best_of, policy. Default: first and last."),
+        typer.Option(
+            "--models",
+            metavar="A B",
+            help="The two models to compare: base, sft, best_of, policy. Default: the first and the last.",
+        ),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", min=1, help="So many prompts, drawn at random. Default: all.")
+        int | None, typer.Option("--prompts", min=1, help="Number of prompts to judge, drawn at random. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random order of rows and answers.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random order of rows and answers.")] = 0,
     read: Annotated[
         list[Path] | None,
-        typer.Option("--read", metavar="FILE", help="Read a filled-in file or a project folder back into the page."),
+        typer.Option(
+            "--read",
+            metavar="FILE",
+            help="Read judgements back into the report: a filled-in file or a project folder; can be repeated.",
+        ),
     ] = None,
     reader: Annotated[
-        str | None, typer.Option("--reader", metavar="NAME", help="Who read the rows that name no reader.")
+        str | None, typer.Option("--reader", metavar="NAME", help="Name of the reader, for rows without one.")
     ] = None,
     reader_kind: Annotated[
-        str, typer.Option("--reader-kind", metavar="human|ai", help="What the readers of the files are.")
+        str,
+        typer.Option("--reader-kind", metavar="human|ai", help="Whether people or a language model judged the files."),
     ] = "human",
 ) -> None:
-    """Run a recipe up to the held-out evaluation; have answers read blind."""
+    """Run a recipe up to the held-out evaluation; write and read back blind comparisons.
+
+    Example: trimtab eval recipe.yaml --blind reading.csv, then trimtab eval recipe.yaml --read reading.csv --reader Ann
+    """
     from trimtab.errors import ConfigError
 
     if read and (blind or annotate):
-        raise ConfigError("--read reads judgements back and --blind or --annotate asks for them; give one of them")
+        raise ConfigError("--read reads judgements back, --blind and --annotate ask for them; give one of the two")
     if reader_kind not in ("human", "ai"):
         raise ConfigError(f"--reader-kind {reader_kind}: expected human (people) or ai (a language model)")
     if (models or prompts) and not (blind or annotate):
-        raise ConfigError("--models and --prompts say what blind readers get; add --blind FILE or --annotate")
+        raise ConfigError("--models and --prompts choose what blind readers judge; add --blind FILE or --annotate")
     if read:
         _read_back(recipe, set, runs, read, reader, "ai" if reader_kind == "ai" else "human", as_json)
         return
     if blind is not None:
         from trimtab.pipeline.blind_files import check_suffix
 
-        check_suffix(blind)  # before an evaluation that may take long
+        check_suffix(blind)  # before a long evaluation
     execute(recipe, set, until="evaluate", runs=runs, as_json=as_json)
     if blind or annotate:
         _ask_readers(recipe, set, runs, blind, annotate, models, seed, prompts)
@@ -138,7 +158,7 @@ def _ask_readers(
     seed: int,
     prompts: int | None,
 ) -> None:
-    """Write what blind readers fill in."""
+    """Write pairs of answers for blind readers."""
     from trimtab.pipeline.blind import make_key, put_in_app, write_reading
     from trimtab.pipeline.config import load_recipe
     from trimtab.storage import RunFolder
@@ -151,7 +171,7 @@ def _ask_readers(
             write_reading(run, key, file)
             typer.echo(
                 f"{file}: {len(key.items)} pairs of answers without names. Write A, B or tie under preferred; if you "
-                "like, yes or no under sensible_A and sensible_B. Then run\n"
+                "wish, yes or no under sensible_A and sensible_B. Then run\n"
                 f"  trimtab eval {recipe} --read {file} --reader NAME",
                 err=True,
             )
@@ -174,7 +194,7 @@ def _read_back(
     kind: Literal["human", "ai"],
     as_json: bool,
 ) -> None:
-    """Store what blind readers said and write the page again."""
+    """Store the judgements of blind readers and write the report again."""
     from trimtab.errors import DataError
     from trimtab.pipeline.blind import read_back, say_readback
     from trimtab.pipeline.config import load_recipe
@@ -185,9 +205,7 @@ def _read_back(
     config = load_recipe(recipe, overrides)
     run = RunFolder(runs / config.name, create=False)
     if not run.path.is_dir():
-        raise DataError(
-            f"{run.path}: there is no such run; write a file for readers with `trimtab eval RECIPE --blind`"
-        )
+        raise DataError(f"{run.path}: no such run; write a file for readers with `trimtab eval RECIPE --blind FILE`")
     with run.lock():
         result = read_back(run, paths, reader=reader, kind=kind)
     say_readback(result, run, lambda text: typer.echo(text, err=True))
@@ -195,20 +213,20 @@ def _read_back(
     if stale:
         raise DataError(
             f"the judgements are stored in {run.path / 'blind'}, but under these settings {', '.join(stale)} would run "
-            f"again; take the old settings back, or run `trimtab report {recipe}` if that is what you want"
+            f"again; restore the old settings, or accept that with `trimtab report {recipe}`"
         )
     execute(recipe, overrides, until="report", runs=runs, as_json=as_json, again=True)
 
 
 SINGLE = {
-    "sft": _single("sft", "Run a recipe up to supervised fine-tuning."),
+    "sft": _single("sft", "Run a recipe up to supervised fine-tuning (SFT)."),
     "sample": _single("sample", "Run a recipe up to the sampled answers."),
     "label": _single(
-        "label", "Run a recipe up to the judgements: simulated annotators, people, AI judges, or judges and people."
+        "label", "Run a recipe up to the labels, by simulated annotators, people, AI judges, or judges and people."
     ),
     "reward": _single("reward", "Run a recipe up to the reward model."),
-    "align": _single("align", "Run a recipe up to the aligned policy (PPO)."),
+    "align": _single("align", "Run a recipe up to the aligned policy, by the method that align.method names."),
     "eval": evaluate,
-    "report": _single("report", "Run a recipe to the end and write its report page again."),
+    "report": _single("report", "Run a recipe to the end and write its report again."),
 }
 """Commands that stop after one stage."""

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from trimtab.config import Config, parse_config
+from trimtab.config import Config, load_yaml, parse_config
 from trimtab.errors import ConfigError
 from trimtab.files import sha256_json
 from trimtab.records import content_id
@@ -171,7 +171,7 @@ def load_constitution(source: str | Path) -> Constitution:
 def parse_constitution(text: str, *, where: str) -> Constitution:
     """Build a constitution from YAML text; errors as in :func:`load_constitution`."""
     try:
-        values = yaml.load(text, Loader=_Strict)
+        values = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from None
     if not isinstance(values, Mapping) or not values.get("principles"):
@@ -180,21 +180,6 @@ def parse_constitution(text: str, *, where: str) -> Constitution:
             "(`trimtab constitution show` prints the one that ships)"
         )
     return parse_config(Constitution, values, where=where)
-
-
-class _Strict(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping; YAML forbids it and the plain loader takes the last."""
-
-
-def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    twice = [key for key, count in Counter(map(str, keys)).items() if count > 1]
-    if twice:
-        raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from trimtab.evals.text import visible
+from trimtab.text import visible
 
 _LETTER = 6.3  # mean width of a letter at the charts' text size, in SVG units
 _BOLD = 7.0  # the same in bold

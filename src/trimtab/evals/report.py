@@ -2,7 +2,7 @@
 
 The page uses nothing from outside and no script; its content security policy allows only the
 style sheet inside it, by hash. Every text goes through autoescape and
-:func:`~trimtab.evals.text.visible`, because answers are written by a model that may be attacked.
+:func:`~trimtab.text.visible`, because answers are written by a model that may be attacked.
 """
 
 import base64
@@ -22,9 +22,9 @@ from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number
 from trimtab.evals.probes import PROBES
 from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
 from trimtab.evals.reward_model import RewardModelEval
-from trimtab.evals.text import shorten, visible
 from trimtab.feedback.intervals import Estimate
 from trimtab.files import write_atomic
+from trimtab.text import shorten, visible
 
 # Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.
 _PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "held_out": "dabc"}

@@ -9,6 +9,7 @@ from itertools import permutations
 from statistics import fmean
 
 from trimtab.errors import ScoringError
+from trimtab.feedback.calibration import confidence_bins
 from trimtab.feedback.intervals import Estimate, Number, clustered_wilson_interval, paired_bootstrap_interval
 from trimtab.records import Preference, Record
 
@@ -112,16 +113,13 @@ def _calibration(
     margins: Sequence[float], correct: Sequence[float], prompts: Sequence[str], bins: int
 ) -> tuple[CalibrationRow, ...]:
     confidences = [1 / (1 + math.exp(-abs(margin))) for margin in margins]
-    members: dict[int, list[int]] = {}
-    for i, confidence in enumerate(confidences):
-        members.setdefault(min(int((confidence - 0.5) * 2 * bins), bins - 1), []).append(i)
     rows = []
-    for index, inside in sorted(members.items()):
+    for low_edge, high_edge, inside in confidence_bins(confidences, bins):
         low, high = clustered_wilson_interval([correct[i] for i in inside], [prompts[i] for i in inside])
         rows.append(
             CalibrationRow(
-                low=0.5 + index / (2 * bins),
-                high=0.5 + (index + 1) / (2 * bins),
+                low=low_edge,
+                high=high_edge,
                 n=len(inside),
                 confidence=fmean(confidences[i] for i in inside),
                 accuracy=fmean(correct[i] for i in inside),

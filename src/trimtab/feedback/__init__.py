@@ -1,4 +1,4 @@
-"""Decisions about labels: who would prefer what, what several judgements say together, how far they agree."""
+"""Decisions about labels: AI judges, simulated annotators, routing, aggregation, agreement."""
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
 from trimtab.feedback.agreement import agreement_report, krippendorff_alpha, nominal_report

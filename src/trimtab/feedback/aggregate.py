@@ -1,4 +1,4 @@
-"""Several annotators' judgements of an item become one training preference, with the way back kept.
+"""Several annotators' judgements of an item become one training preference, which keeps their ids.
 
 Answers are ordered by weighted Borda score: for each judgement, the share of the other answers
 that an answer beat (a tie counts half), averaged over judgements by annotator weight. For two
@@ -27,19 +27,19 @@ class AggregateConfig(Config):
     """How judgements become preferences."""
 
     criterion: str = "overall"
-    """Judgements of this criterion are used, others are counted as dropped."""
+    """Criterion whose judgements are used; the others are counted as dropped."""
     weighting: Literal["equal", "agreement"] = "equal"
-    """``equal``: every annotator counts 1; ``agreement``: by :func:`reliability_weights`."""
+    """``equal``: every annotator has weight 1; ``agreement``: weights by :func:`reliability_weights`."""
     smoothing: float = Field(default=0.0, ge=0.0)
-    """Votes added to the soft label of a pair, half to each answer: 1 turns one vote into .75, 0 leaves it certain."""
+    """Votes added to the soft label of a pair, half to each answer; with 1, one vote gives .75, with 0 it gives 1."""
     keep_tied: bool = False
-    """True: an item whose answers all tie stays, with equal ranks; False: it is dropped and counted, unless it has a
-    soft label other than one half."""
+    """True: keep items whose answers all tie, with equal ranks; False: drop and count them, unless they have a soft
+    label other than one half."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregated:
-    """Preferences, and an account of everything that is not in them."""
+    """Preferences, and counts of everything that was dropped."""
 
     preferences: tuple[Preference, ...]
     """One for each usable item, in the order of the items."""
@@ -81,7 +81,7 @@ def aggregate(
     usable, refused = usable_judgements(items, judgements, config.criterion)
     if weights is None:
         weights = _agreement_weights(usable) if config.weighting == "agreement" else {}
-    annotators = sorted({j.annotator for found in usable.values() for j in found})
+    annotators = sorted({j.annotator for judgements_of_item in usable.values() for j in judgements_of_item})
     by_annotator = {annotator: weights.get(annotator, 1.0) for annotator in annotators}
     for annotator, weight in by_annotator.items():
         if not (math.isfinite(weight) and weight >= 0):
@@ -95,18 +95,20 @@ def aggregate(
             dropped["item id already taken"] += 1
             continue
         seen.add(item.id)
-        found = [j for j in usable.get(item.id, []) if by_annotator[j.annotator] > 0]
-        refused["annotator has weight 0"] += len(usable.get(item.id, [])) - len(found)
-        if not found:
+        judgements_of_item = [j for j in usable.get(item.id, []) if by_annotator[j.annotator] > 0]
+        refused["annotator has weight 0"] += len(usable.get(item.id, [])) - len(judgements_of_item)
+        if not judgements_of_item:
             dropped["no usable judgement"] += 1
             continue
-        preference = _combine(item, found, [by_annotator[j.annotator] for j in found], config.smoothing)
+        preference = _combine(
+            item, judgements_of_item, [by_annotator[j.annotator] for j in judgements_of_item], config.smoothing
+        )
         leans = preference.probability is not None and not math.isclose(preference.probability, 0.5, abs_tol=1e-9)
         if config.keep_tied or max(preference.ranks) > 0 or leans:
             preferences[item.id] = preference
         else:
             dropped["all answers tied"] += 1
-            refused["item dropped: all answers tied"] += len(found)
+            refused["item dropped: all answers tied"] += len(judgements_of_item)
     return Aggregated(
         preferences=tuple(preferences.values()),
         dropped=dict(dropped),
@@ -137,7 +139,7 @@ def _agreement_weights(usable: Mapping[str, Sequence[Judgement]]) -> dict[str, f
         for annotator, hit in leave_one_out(votes).items():
             hits[annotator] += hit
             counts[annotator] += 1
-    annotators = sorted({j.annotator for found in usable.values() for j in found})
+    annotators = sorted({j.annotator for judgements in usable.values() for j in judgements})
     common = sum(hits.values()) / max(1, sum(counts.values()))
     if common <= 0.5:
         return dict.fromkeys(annotators, 1.0)
@@ -157,10 +159,12 @@ def _combine(
         return [math.fsum(w * b[i] for w, b in zip(weights, shares, strict=True)) for i in range(count)]
 
     hard = [_beaten(canonical_ranks(j)) for j in judgements]
-    said = [b if j.probability is None else _soft(j) for j, b in zip(judgements, hard, strict=True)]
-    scores = sums([b if set(j.ranks or ()) == {0} else s for j, b, s in zip(judgements, hard, said, strict=True)])
+    soft_shares = [b if j.probability is None else _soft(j) for j, b in zip(judgements, hard, strict=True)]
+    scores = sums(
+        [b if set(j.ranks or ()) == {0} else s for j, b, s in zip(judgements, hard, soft_shares, strict=True)]
+    )
     levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
-    soft = (sums(said)[0] + smoothing / 2) / (total + smoothing) if count == 2 else None
+    soft = (sums(soft_shares)[0] + smoothing / 2) / (total + smoothing) if count == 2 else None
     return Preference(
         id=item.id,
         prompt=item.prompt,
@@ -173,7 +177,7 @@ def _combine(
 
 
 def _soft(judgement: Judgement) -> list[float]:
-    """P(better) of each of two answers, by a judge who said how sure it is."""
+    """P(better) of each of two answers, by a judgement with a probability."""
     assert judgement.probability is not None
     by_place = (judgement.probability, 1 - judgement.probability)
     return [by_place[judgement.shown_order.index(i)] for i in (0, 1)]

@@ -68,7 +68,7 @@ def agreement_report(
     Returns:
         By name:
 
-        - ``raw_agreement``: two annotators said the same of a pair; a tie is an answer of its own.
+        - ``raw_agreement``: two annotators gave a pair the same label; a tie is a label of its own.
         - ``leave_one_out``: an annotator who chose a winner chose that of the net vote of the others (½ if
           those are even): the ceiling for the accuracy of a reward model on single judgements.
         - ``krippendorff_alpha``: nominal, with first, second and tie as the values.
@@ -81,7 +81,7 @@ def agreement_report(
         - ``longest_wins``: of the pairs with a winner, the one with more characters won (½ if equal):
           the baseline that a reward model must beat.
         - ``three_cycles``: of the triples of answers to one prompt with a net winner in each pair, the share that
-          go round in a circle (a over b over c over a); ¼ if all winners were drawn by lot.
+          form a cycle (a over b over c over a); ¼ is expected if all winners are random.
     """
     usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
     clusters = _sums_by_prompt(items, usable)
@@ -94,7 +94,7 @@ def agreement_report(
         "krippendorff_alpha": (_alpha, "pairs", _NO_OVERLAP),
         "cohen_kappa": (_cohen, "pairs", _NO_OVERLAP),
         "fleiss_kappa": (_fleiss(usual), f"of {usual}", _NO_OVERLAP),
-        "gwet_ac1": (_ac1([-1, 0, 1] if total.get("said 0") else [-1, 1]), "pairs", _NO_OVERLAP),
+        "gwet_ac1": (_ac1([-1, 0, 1] if total.get("rated 0") else [-1, 1]), "pairs", _NO_OVERLAP),
         "first_shown_wins": (_ratio("earlier", "decided"), "decided", _NO_WINNER),
         "longest_wins": (_ratio("longer", "decided"), "decided", _NO_WINNER),
         "three_cycles": (_ratio("cycles", "triads"), "triads", _NO_TRIAD),
@@ -111,7 +111,7 @@ def nominal_report(
     """Agreement on labels without an order: thumbs, or the first wrong step.
 
     Args:
-        units: for each item its prompt, and what each annotator said.
+        units: for each item its prompt, and the label of each annotator.
         seed: of the bootstrap over prompts.
         resamples: of the bootstrap.
 
@@ -121,19 +121,19 @@ def nominal_report(
     """
     rows: dict[str, list[_Sums]] = {}
     values: set[Hashable] = set()
-    for prompt, said in units:
-        counts = Counter(said.values())
+    for prompt, ratings in units:
+        counts = Counter(ratings.values())
         values |= set(counts)
         same = sum(math.comb(count, 2) for count in counts.values())
-        row: _Sums = {"pairs": math.comb(len(said), 2), "same": same}
-        rows.setdefault(prompt, []).append(row | _coincidences(list(said.values())) | _counts(said, counts))
+        row: _Sums = {"pairs": math.comb(len(ratings), 2), "same": same}
+        rows.setdefault(prompt, []).append(row | _coincidences(list(ratings.values())) | _counts(ratings, counts))
     reason = "no item was judged by two annotators"
     statistics: dict[str, tuple[_Statistic, str, str]] = {
         "raw_agreement": (_ratio("same", "pairs"), "pairs", reason),
         "krippendorff_alpha": (_alpha, "pairs", reason),
         "gwet_ac1": (_ac1(sorted(values, key=str)), "pairs", reason),
     }
-    return _estimates(statistics, [_add(found) for found in rows.values()], seed, resamples)
+    return _estimates(statistics, [_add(group) for group in rows.values()], seed, resamples)
 
 
 def _estimates(
@@ -188,18 +188,18 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
         rows[by_id[item_id].prompt.id].append({"earlier": earlier})
     for prompt, net in _net_wins(by_id, usable).items():
         rows[prompt].append(_cycles(net))
-    return [_add(found) for found in rows.values()]
+    return [_add(group) for group in rows.values()]
 
 
 def _counts(votes: Mapping[str, Hashable], counts: Counter[Any]) -> _Sums:
     """What the κ family is made of, for one pair of answers."""
     m = len(votes)
     row: _Sums = {"units": 1}
-    row |= {f"share {v}": n / m for v, n in counts.items()} | {f"said {v}": n for v, n in counts.items()}
+    row |= {f"share {v}": n / m for v, n in counts.items()} | {f"rated {v}": n for v, n in counts.items()}
     if m > 1:
         same = sum(math.comb(n, 2) for n in counts.values()) / math.comb(m, 2)
         row |= {"paired": 1, "paired same": same, f"of {m}": 1, f"of {m} same": same}
-        row |= {f"of {m} said {v}": n for v, n in counts.items()}
+        row |= {f"of {m} rated {v}": n for v, n in counts.items()}
     if m == 2:
         first, second = sorted(votes)
         row[f"table {votes[first]} {votes[second]}"] = 1
@@ -208,12 +208,12 @@ def _counts(votes: Mapping[str, Hashable], counts: Counter[Any]) -> _Sums:
 
 def _usual_count(total: Mapping[Hashable, float]) -> int:
     """The number of annotators, two or more, that most pairs of answers have."""
-    found = [
+    counts = [
         (n, -int(key[3:]))
         for key, n in total.items()
         if isinstance(key, str) and key[:3] == "of " and key[3:].isdigit()
     ]
-    return -max(found)[1] if found else 2
+    return -max(counts)[1] if counts else 2
 
 
 def _cohen(sums: Mapping[Hashable, float]) -> float | None:
@@ -232,7 +232,7 @@ def _fleiss(m: int) -> _Statistic:
         n = sums.get(f"of {m}", 0.0)
         if not n:
             return None
-        expected = sum((sums.get(f"of {m} said {v}", 0.0) / (n * m)) ** 2 for v in (-1, 0, 1))
+        expected = sum((sums.get(f"of {m} rated {v}", 0.0) / (n * m)) ** 2 for v in (-1, 0, 1))
         return _kappa(sums.get(f"of {m} same", 0.0) / n, expected)
 
     return statistic
@@ -257,14 +257,14 @@ def _net_wins(
     by_id: Mapping[str, Comparison], usable: Mapping[str, Sequence[Judgement]]
 ) -> dict[str, dict[tuple[str, str], int]]:
     """For each prompt, by how many votes one answer's text beat another's, over all items."""
-    found: dict[str, dict[tuple[str, str], int]] = {}
+    wins: dict[str, dict[tuple[str, str], int]] = {}
     for item_id, i, j, votes in pair_votes(usable):
         item = by_id[item_id]
         a, b = item.completions[i].text, item.completions[j].text
-        net = found.setdefault(item.prompt.id, {})
+        net = wins.setdefault(item.prompt.id, {})
         key, sign = ((a, b), 1) if a < b else ((b, a), -1)
         net[key] = net.get(key, 0) + sign * sum(votes.values())
-    return found
+    return wins
 
 
 def _cycles(net: Mapping[tuple[str, str], int]) -> _Sums:

@@ -1,4 +1,4 @@
-"""How each annotator works: agreement with the others, habits, speed. Signs to look into, never verdicts."""
+"""How each annotator works: agreement with others, biases, speed. Reasons to look closer, not verdicts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,18 +10,18 @@ from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
 
 FAST_SECONDS = 3.0
-"""A ranking made in less is suspicious, unless the project says otherwise."""
+"""A faster ranking is suspicious, unless the project sets another limit."""
 
 
 class AnnotatorReport(Record):
-    """One annotator's figures; each share has a 95 % interval that knows which votes are on one prompt."""
+    """One annotator's statistics; each share has a 95 % interval, clustered by prompt."""
 
     annotator: str
     """Pseudonym."""
     judgements: int
     """Usable rankings."""
     agreement: Estimate
-    """Share of their winners that were the others' net winner too (½ where those are even)."""
+    """Share of pairs on which the others' net vote names the same winner; ½ if the others are even."""
     first_shown_wins: Estimate
     """Of the pairs with a winner, how often the answer shown earlier won; ½ is no bias."""
     longest_wins: Estimate
@@ -61,20 +61,20 @@ def annotator_reports(
                 hit = 0.5 if not lengths else float((lengths > 0) == (vote > 0))
                 longer[annotator].append((hit, item.prompt.id))
     first: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
-    mine: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for item_id, found in usable.items():
-        for judgement in found:
-            mine[judgement.annotator].append(judgement)
+    by_annotator: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for item_id, judgements_of_item in usable.items():
+        for judgement in judgements_of_item:
+            by_annotator[judgement.annotator].append(judgement)
             for earlier, later in combinations(judgement.ranks or (), 2):
                 if earlier != later:
                     first[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
     reports = []
-    for annotator, found in sorted(mine.items()):
-        seconds, fast = speed([j.seconds for j in found], fast_seconds)
+    for annotator, rankings in sorted(by_annotator.items()):
+        seconds, fast = speed([j.seconds for j in rankings], fast_seconds)
         reports.append(
             AnnotatorReport(
                 annotator=annotator,
-                judgements=len(found),
+                judgements=len(rankings),
                 agreement=_share(sided[annotator], "nobody else judged what this annotator decided"),
                 first_shown_wins=_share(first[annotator], "no winner was chosen"),
                 longest_wins=_share(longer[annotator], "no winner was chosen"),

@@ -1,6 +1,6 @@
-"""Is a confidence of 80 % right in 80 %? Measured, and mended on data that was held back.
+"""Calibration of a judge's probabilities: is a confidence of 80 % right in 80 %? Measured and corrected.
 
-Legend: p = a judge's P(first is better), y = what people say (1 first, 0 second, ½ tie or even votes). Every
+Legend: p = a judge's P(first is better), y = people's label (1 first, 0 second, ½ tie or even votes). Every
 function takes p and y with one weight each (1 unless said otherwise).
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from trimtab.errors import ScoringError
 
 Calibrator = Callable[[float], float]
-"""From a judge's probability to one that can be taken at its word."""
+"""Maps a judge's probability to a calibrated one."""
 
 Method = Literal["temperature", "isotonic", "none"]
 
@@ -106,8 +106,8 @@ def cross_fitted(
     fold = {name: number % min(folds, len(names)) for number, name in enumerate(names)}
     out = [0.0] * len(p)
     for number in range(min(folds, len(names))):
-        mine = [i for i, g in enumerate(groups) if fold[g] != number]
-        calibrator = fit(method, [p[i] for i in mine], [y[i] for i in mine], [weights[i] for i in mine])
+        training = [i for i, g in enumerate(groups) if fold[g] != number]
+        calibrator = fit(method, [p[i] for i in training], [y[i] for i in training], [weights[i] for i in training])
         for i, g in enumerate(groups):
             if fold[g] == number:
                 out[i] = calibrator(p[i])
@@ -119,13 +119,13 @@ class Bin:
     """One bar of a reliability plot."""
 
     low: float
-    """Confidence from here …"""
+    """Lower edge of the bin."""
     high: float
-    """… to here."""
+    """Upper edge."""
     confidence: float
     """Mean confidence."""
     accuracy: float
-    """Share that people agree with; a tie of people counts half."""
+    """Share in which people agree; a tie counts half."""
     n: int
     """Items."""
 
@@ -139,41 +139,39 @@ def reliability(
     left out.
     """
     weights = _checked(p, y, weights)
-    found: dict[int, list[tuple[float, float, float]]] = {}
-    for x, t, w in zip(p, y, weights, strict=True):
-        confidence, right = max(x, 1 - x), t if x > 0.5 else 1 - t if x < 0.5 else 0.5
-        found.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append((confidence, right, w))
+    confidences = [max(x, 1 - x) for x in p]
+    right = [t if x > 0.5 else 1 - t if x < 0.5 else 0.5 for x, t in zip(p, y, strict=True)]
     rows, gaps = [], []
-    for place, values in sorted(found.items()):
-        total = math.fsum(w for *_, w in values)
-        confidence, accuracy = (math.fsum(v[k] * v[2] for v in values) / total for k in (0, 1))
+    for low, high, members in confidence_bins(confidences, bins):
+        total = math.fsum(weights[i] for i in members)
+        confidence, accuracy = (math.fsum(v[i] * weights[i] for i in members) / total for v in (confidences, right))
         gaps.append(total * abs(accuracy - confidence))
-        rows.append(
-            Bin(
-                low=0.5 + place / (2 * bins),
-                high=0.5 + (place + 1) / (2 * bins),
-                confidence=confidence,
-                accuracy=accuracy,
-                n=len(values),
-            )
-        )
+        rows.append(Bin(low=low, high=high, confidence=confidence, accuracy=accuracy, n=len(members)))
     return rows, math.fsum(gaps) / math.fsum(weights) if p else 0.0
 
 
+def confidence_bins(confidences: Sequence[float], bins: int) -> list[tuple[float, float, list[int]]]:
+    """Items by confidence in ½ … 1, in steps of equal width: (lower edge, upper edge, indices); empty bins left out."""
+    members: dict[int, list[int]] = {}
+    for i, confidence in enumerate(confidences):
+        members.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append(i)
+    return [(0.5 + b / (2 * bins), 0.5 + (b + 1) / (2 * bins), inside) for b, inside in sorted(members.items())]
+
+
 def brier(p: Sequence[float], y: Sequence[float]) -> float:
-    """Mean (p − y)²; one half said of everything gives ¼ on certain labels."""
+    """Mean (p − y)²; p = ½ throughout gives ¼ on certain labels."""
     _checked(p, y, None)
     return math.fsum((a - b) ** 2 for a, b in zip(p, y, strict=True)) / len(p)
 
 
 def _checked(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | None) -> list[float]:
-    found = [1.0] * len(p) if weights is None else list(weights)
-    if not len(p) == len(y) == len(found):
-        raise ScoringError(f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(found)}")
+    checked = [1.0] * len(p) if weights is None else list(weights)
+    if not len(p) == len(y) == len(checked):
+        raise ScoringError(f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(checked)}")
     bad = [x for x in (*p, *y) if not 0 <= x <= 1]
-    if bad or any(not (math.isfinite(w) and w > 0) for w in found):
+    if bad or any(not (math.isfinite(w) and w > 0) for w in checked):
         raise ScoringError(f"calibration needs probabilities in 0..1 and weights above 0, got {bad[:3] or 'a weight'}")
-    return found
+    return checked
 
 
 def _logit(p: float) -> float:

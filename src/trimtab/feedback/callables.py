@@ -1,11 +1,17 @@
 """Functions named in a recipe by dotted path, such as ``trimtab.feedback.gold.friendly_utility``."""
 
+import ast
 import difflib
 import importlib
-from collections.abc import Callable
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from trimtab.errors import ConfigError
+from trimtab.files import sha256_file
 from trimtab.records import Completion, Prompt
 
 Utility = Callable[[Prompt, Completion], float]
@@ -38,3 +44,79 @@ def load_callable(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{path!r} is a {type(found).__name__}, not a function; name something that can be called")
     return found
+
+
+def source_digests(path: str) -> dict[str, str]:
+    """SHA-256 of the code behind a dotted path, by module: equal digests, equal function.
+
+    It covers the module that is named, the packages it is in, and the local modules that these import, directly or
+    through others. The standard library, installed packages and other modules of trimtab are left out. Not seen are
+    modules that are imported by a computed name, and files that the code reads.
+    """
+    module = path.rpartition(".")[0]
+    digests: dict[str, str] = {}
+    waiting = [module, *_packages_of(module)]
+    while waiting:
+        name = waiting.pop()
+        file = None if name in digests else _source(name, named=name == module)
+        if file is not None:
+            digests[name] = sha256_file(file)
+            waiting += _imports(name, file)
+    return dict(sorted(digests.items()))
+
+
+def _packages_of(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _source(name: str, *, named: bool) -> Path | None:
+    """The file of a module; None where there is none, or where it is not local and not the one that is named."""
+    top = name.partition(".")[0]
+    if not named and (top in sys.stdlib_module_names or top == __name__.partition(".")[0]):
+        return None
+    try:
+        if not named and "." in name and not _is_local(top):
+            return None
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None
+    file = None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
+    if file is None or not file.is_file():
+        return None
+    return file if named or _is_own(file) else None
+
+
+def _is_local(top: str) -> bool:
+    """True: a top-level module or package is not an installed one."""
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return False
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    return any(_is_own(Path(place)) for place in places)
+
+
+def _is_own(file: Path) -> bool:
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return not installed and not file.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _imports(name: str, file: Path) -> Iterator[str]:
+    """Names of modules that a source file may import, anywhere in it, with the packages they are in."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # compiled, or no Python source
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:
+                continue
+            found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for module in found:
+            yield from (module, *_packages_of(module))

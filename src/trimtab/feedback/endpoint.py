@@ -1,17 +1,16 @@
 """A judge behind any OpenAI-compatible endpoint: ``POST {url}/chat/completions``.
 
-Many requests at a time under a rate limit; time-outs, retries with backoff, a cost cap. A reply is
-handed over the moment it is there. What an endpoint does wrong falls into two kinds:
+Requests run concurrently under a rate limit, with time-outs, retries with backoff, and a cost cap. Each reply is
+passed on as soon as it arrives. There are two kinds of failure:
 
-- It answered, and the answer is unusable (empty, refused, neither option, not JSON, too long), or it said of
-  this one question that it is too long or against its rules. That is a reply with a failure: it is kept,
-  counted, and not asked again.
-- It did not answer (time-out, connection, HTTP 429 or 5xx). The request is tried again with growing
-  pauses; when the attempts of a question are used up the run stops with a message, and the same
-  command goes on where it stopped.
+- The endpoint answered, and the answer is unusable (empty, refused, neither option, not JSON, too long), or the
+  endpoint rejected this question as too long or against its rules. The reply is stored with its failure, counted,
+  and the question is not asked again.
+- The endpoint did not answer (time-out, connection, HTTP 429 or 5xx). The request is tried again with growing
+  pauses; after the last attempt the run stops with a message, and the same command continues it.
 
-What a request cost where nobody says (a time-out, a reply without usage or not to be read) counts as the most
-it could have cost, and is journalled too, so the cap on the cost holds over all runs.
+Requests of unknown cost (a time-out, a reply without usage, or one that cannot be read) count as the most they could
+have cost. The journal holds these costs too, so the cost cap applies to all runs together.
 """
 
 import asyncio
@@ -32,53 +31,54 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.feedback.judge import LOST, Question, Reply, find_option, read_option
+from trimtab.http import Retries, is_temporary, retry_after
 
-KEPT = 4000
-"""Characters of a reply that are kept; the whole length is counted beside it."""
+STORED_CHARACTERS = 4000
+"""Characters of a reply that are stored, beside its whole length."""
 
 TOP = 20
 """Log-probabilities asked for at each token; the most the protocol allows."""
 
 
 class EndpointConfig(Config):
-    """Where a judge is, what it costs, and how patiently it is asked."""
+    """A judge's address, prices and limits."""
 
     url: str = Field(pattern=r"^https?://")
     """Base of the API, up to and including ``/v1``."""
     model: str = Field(min_length=1)
     """Name of the model there."""
     key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key; None: no key is sent. The key itself is never written anywhere."""
+    """Environment variable with the key; None: no key is sent. The key itself is never stored or logged."""
     temperature: float = Field(default=0.0, ge=0.0)
-    """Of its answers."""
+    """Sampling temperature of the replies."""
     logprobs: bool = True
-    """Ask for log-probabilities, which give soft labels; False for endpoints that refuse that."""
+    """Request log-probabilities, which give soft labels; False for endpoints without them."""
     max_tokens: int = Field(default=8, ge=1)
     """Longest reply, in tokens."""
     reason_tokens: int = Field(default=400, ge=1)
-    """Longest reply where the judge thinks first."""
+    """Longest reply with reasoning, in tokens."""
     concurrency: int = Field(default=8, ge=1)
-    """Requests at the same time."""
+    """Concurrent requests."""
     per_minute: float = Field(default=500.0, gt=0.0)
-    """Requests begun in a minute, at most."""
+    """Most requests per minute."""
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds for a whole request, however slowly it drips."""
+    """Seconds for a whole request, however slowly the reply arrives."""
     attempts: int = Field(default=6, ge=1)
     """Requests for one question before the run stops."""
     backoff: float = Field(default=1.0, ge=0.0)
-    """Seconds before the second attempt; doubles each time, up to a minute, with jitter. A larger Retry-After holds."""
+    """Seconds before the second attempt; doubles each time, up to 60, with jitter. A larger Retry-After is obeyed."""
     max_reply_bytes: int = Field(default=200_000, ge=1000)
-    """A longer body is not read to its end and counts as ``too long``."""
+    """Largest reply body; a larger one is not read to its end and counts as ``too long``."""
     price_in: float = Field(default=0.0, ge=0.0)
-    """Price of a million tokens read."""
+    """Price of a million input tokens."""
     price_out: float = Field(default=0.0, ge=0.0)
-    """Price of a million tokens written."""
+    """Price of a million output tokens."""
     max_cost: float | None = Field(default=None, ge=0.0)
-    """Stop before a request could take the total, earlier runs on the same journal included, above this."""
+    """Most that all runs on one journal may cost; no request starts that could exceed it. None: no limit."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two endpoints the same judge: the limits too, as replies fail by them; not the address."""
+        """Identifies the judge: model, sampling and limits (replies fail by them), but not the address."""
         return self.model_dump(include={"model", "temperature", "logprobs", *_LIMITS})
 
 
@@ -86,7 +86,7 @@ _LIMITS = ("max_tokens", "reason_tokens", "max_reply_bytes")
 _TOO_LONG = re.compile(
     r"(?is)context_length|context length|context window|too long|too many tokens|\A(?!.*max_\w*tokens).*too large"
 )
-"""The question is at fault. A ``max_tokens`` that is too large is a wrong setting, and stops the run."""
+"""The question is too long. A ``max_tokens`` that is too large is a wrong setting, and stops the run."""
 _FILTERED = re.compile(r"(?i)content_filter|content_policy|content management|content policy|responsibleai")
 
 
@@ -101,8 +101,8 @@ class _NoAnswer(Exception):
 class _Unusable(Exception):
     """The endpoint refuses this one question: a failure of :data:`~trimtab.feedback.judge.FAILURES` and its words."""
 
-    def __init__(self, failure: str, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, failure: str, message: str) -> None:
+        super().__init__(message)
         self.failure = failure
 
 
@@ -121,9 +121,9 @@ class Endpoint:
         self.config = config
         known = list((journal or {}).values())
         self.spent = math.fsum(float(reply.get("cost", 0.0)) for reply in known)
-        """In all, earlier runs included."""
+        """Total cost, earlier runs included."""
         self.model = next((str(reply["model"]) for reply in known if reply.get("model")), None)
-        """What the endpoint called its model the first time."""
+        """The model's name in the endpoint's first reply."""
         self._headers = {}
         if config.key_env is not None:
             key = os.environ.get(config.key_env, "").strip()
@@ -134,12 +134,15 @@ class Endpoint:
                 )
             if not (key.isascii() and key.isprintable()):
                 raise ConfigError(
-                    f"the key in the environment variable {config.key_env} holds characters that no key has (line "
-                    "breaks or letters beyond ASCII); set it anew"
+                    f"the key in the environment variable {config.key_env} contains characters that no key has (line "
+                    "breaks or letters beyond ASCII); set it again"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
         if config.max_cost is not None and config.price_in == config.price_out == 0:
-            raise ConfigError("max_cost needs price_in and price_out (for a million tokens), or it could not be held")
+            raise ConfigError(
+                "max_cost needs price_in and price_out (per million tokens); without prices the cost is unknown"
+            )
+        self._retries = Retries(attempts=config.attempts, backoff=config.backoff, factor=2.0)
         self._random = random.Random(0)
         self._reserved = 0.0
         self._next = 0.0
@@ -220,7 +223,7 @@ class Endpoint:
             self.spent += bill
             keep(_lost(question, bill))
             if attempt + 1 < config.attempts:
-                pause = min(60.0, config.backoff * 2**attempt) * (0.5 + self._random.random())
+                pause = self._retries.pause(attempt) * (0.5 + self._random.random())
                 await asyncio.sleep(max(pause, error.wait))
                 if problems:
                     raise _Stopped
@@ -232,50 +235,50 @@ class Endpoint:
     async def _turn(self) -> None:
         """Wait for this request's place under the rate limit."""
         now = time.monotonic()
-        mine = max(now, self._next)
-        self._next = mine + 60.0 / self.config.per_minute
-        await asyncio.sleep(mine - now)
+        begin = max(now, self._next)
+        self._next = begin + 60.0 / self.config.per_minute
+        await asyncio.sleep(begin - now)
 
     async def _post(self, client: httpx.AsyncClient, question: Question) -> bytes:
         """One request; the body of a reply with status 200."""
         config = self.config
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": config.model,
             "messages": [m.model_dump() for m in question.messages],
             "temperature": config.temperature,
             "max_tokens": config.reason_tokens if question.reason else config.max_tokens,
         }
         if config.logprobs:
-            asked |= {"logprobs": True, "top_logprobs": TOP}
+            request |= {"logprobs": True, "top_logprobs": TOP}
         url = f"{config.url.rstrip('/')}/chat/completions"
-        async with client.stream("POST", url, json=asked) as response:
+        async with client.stream("POST", url, json=request) as response:
             body = bytearray()
             async for part in response.aiter_bytes():
                 body += part
                 if len(body) > config.max_reply_bytes:
                     break
             status = response.status_code
-            if status == 429 or status >= 500 or status in (408, 409, 425):
-                raise _NoAnswer(f"HTTP {status}", _retry_after(response.headers.get("retry-after")))
+            if is_temporary(status):
+                raise _NoAnswer(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
             if status in (401, 403):
                 named = config.key_env or "no key is sent"
                 raise JudgeError(f"{url}: HTTP {status}: it refuses the key ({named}); set a valid one and run again")
             if status != 200:
-                said = bytes(body[:2000]).decode("utf-8", "replace")
+                message = bytes(body[:2000]).decode("utf-8", "replace")
                 if status in (400, 413, 422):
                     for failure, words in (("too long", _TOO_LONG), ("refused", _FILTERED)):
-                        if words.search(said):
-                            raise _Unusable(failure, said)
-                said = said[:300]
+                        if words.search(message):
+                            raise _Unusable(failure, message)
+                message = message[:300]
                 hint = "; set logprobs: false if it cannot give log-probabilities" if config.logprobs else ""
-                raise JudgeError(f"{url}: HTTP {status} for model {config.model!r}: {said}{hint}")
+                raise JudgeError(f"{url}: HTTP {status} for model {config.model!r}: {message}{hint}")
         return bytes(body)
 
     def _read(self, body: bytes, question: Question, seconds: float, most: float) -> Reply:
-        """A reply from a body, whatever it holds; where it does not say what was used it cost the most it can."""
+        """The reply in a body, whatever it contains; without usage it counts as the most it can cost."""
         facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": most}
         if len(body) > self.config.max_reply_bytes:
-            start = body[:KEPT].decode("utf-8", "replace")
+            start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
             return Reply(failure="too long", text=start, characters=len(body), model=self.model or "", **facts)
         try:
             values = json.loads(body)
@@ -287,31 +290,31 @@ class Endpoint:
             if not isinstance(text, str):
                 raise TypeError("content is not text")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            start = body[:KEPT].decode("utf-8", "replace")
+            start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
             return Reply(failure="malformed", text=start, characters=len(body), model=self.model or "", **facts)
         if tokens_in:
             facts["cost"] = (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / 1e6
         facts |= {"tokens_in": tokens_in, "tokens_out": tokens_out, "model": model}
-        facts |= {"text": text[:KEPT], "characters": len(text)}
+        facts |= {"text": text[:STORED_CHARACTERS], "characters": len(text)}
         if choice.get("finish_reason") == "content_filter" or choice["message"].get("refusal"):
             return Reply(failure="refused", **facts)
-        found, failure = read_option(text, question.options, reason=question.reason)
-        if found is None:
+        option, failure = read_option(text, question.options, reason=question.reason)
+        if option is None:
             return Reply(failure=failure, **facts)
         try:
-            soft = option_probabilities(choice.get("logprobs"), question.options, found, reason=question.reason)
+            soft = option_probabilities(choice.get("logprobs"), question.options, option, reason=question.reason)
         except (ValueError, KeyError, TypeError, AttributeError):
             soft = None
         if soft is not None:
             return Reply(probabilities=soft, **facts)
-        return Reply(probabilities=tuple(float(o == found) for o in question.options), hard=True, **facts)
+        return Reply(probabilities=tuple(float(o == option) for o in question.options), hard=True, **facts)
 
     def _same_model(self, reply: Reply) -> bool:
         self.model = self.model or reply.model or None
         return reply.model in ("", self.model)
 
     async def _reserve(self, question: Question, problems: Sequence[object]) -> float:
-        """Set the most a request can cost aside; while requests in flight hold too much, wait for their bills."""
+        """Reserve the most a request can cost; if the reservations exceed the cap, wait for requests in flight."""
         config = self.config
         read = sum(len(m.content.encode()) + 16 for m in question.messages)  # a token is at least one byte
         written = config.reason_tokens if question.reason else config.max_tokens
@@ -335,7 +338,7 @@ class _Stopped(Exception):
 
 
 def _lost(question: Question, cost: float) -> dict[str, Reply]:
-    """What was paid for no reply, under a key that no question has; nothing if it cost nothing."""
+    """The cost of a request without a reply, under a key that no question has; nothing if it cost nothing."""
     at = time.time_ns()
     return {f"{question.key}{LOST}{at}": Reply(failure="malformed", cost=cost, at=_now())} if cost else {}
 
@@ -385,10 +388,3 @@ def option_probabilities(
 
 def _plain(token: str) -> str:
     return token.strip(" \n\t()[]*\"'.:")
-
-
-def _retry_after(value: str | None) -> float:
-    try:
-        return min(120.0, max(0.0, float(value or 0)))
-    except ValueError:
-        return 0.0

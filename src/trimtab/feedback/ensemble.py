@@ -8,9 +8,9 @@ from trimtab.records import Comparison, Judgement, Preference
 
 
 def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
-    """One judgement per item from those of several judges, under the names of those that gave an answer there.
+    """One judgement per item from several judges, under the names of the judges with an answer.
 
-    An item for which no judge has an answer has none here either. Of two answers the probability is the mean of the
+    Items without an answer by any judge are left out. Of two answers the probability is the mean of the
     judges', and the ranks follow from it, contradictions being ties; of more answers there are ranks only. One
     judge's judgements stay as they are.
     """
@@ -22,19 +22,19 @@ def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> li
     return [_one(preference, [by_id[name] for name in preference.judgements]) for preference in together]
 
 
-def _one(found: Preference, parts: Sequence[Judgement]) -> Judgement:
-    p = found.probability
-    asked = (name for j in parts for name in (j.principle or "").split(",") if name)
+def _one(preference: Preference, parts: Sequence[Judgement]) -> Judgement:
+    p = preference.probability
+    principles = (name for j in parts for name in (j.principle or "").split(",") if name)
     return Judgement(
         id="+".join(j.id for j in parts),
-        item=found.id,
+        item=preference.id,
         annotator="+".join(sorted(j.annotator for j in parts)),
         source="ai",
-        shown_order=tuple(range(len(found.ranks))),
-        ranks=found.ranks,
+        shown_order=tuple(range(len(preference.ranks))),
+        ranks=preference.ranks,
         strength=None if p is None else round(abs(2 * p - 1), 6),
         probability=p,
-        principle=",".join(dict.fromkeys(asked)),
+        principle=",".join(dict.fromkeys(principles)),
         guideline=parts[0].guideline,
         seconds=round(math.fsum(j.seconds or 0.0 for j in parts), 3),
     )

@@ -50,7 +50,7 @@ _TALK = frozenset(
 
 
 def friendly_utility(prompt: Prompt, completion: Completion) -> float:
-    """How much the simulated people like this answer; from −2 to 4, a plain correct short answer is near 2.
+    """Utility of an answer to the simulated annotators, from −2 to 4; a plain correct short answer is near 2.
 
     Raises:
         ConfigError: if ``vaderSentiment`` is not installed.
@@ -68,10 +68,10 @@ def friendly_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     text = completion.text
     answer_words = words_of(text)
     content = [stem(w) for w in answer_words if w not in FUNCTION_WORDS]
-    asked = {stem(w) for w in words_of(prompt.text) if w not in FUNCTION_WORDS and w not in _TALK}
+    question_stems = {stem(w) for w in words_of(prompt.text) if w not in FUNCTION_WORDS and w not in _TALK}
     positive = {w for w in answer_words if analyzer.lexicon.get(w, 0.0) > 0}
-    new = set(content) - asked - {stem(w) for w in positive | _TALK}
-    relevance = min(1.0, len(asked & set(content)) / min(3, len(asked))) if asked else 0.5
+    new = set(content) - question_stems - {stem(w) for w in positive | _TALK}
+    relevance = min(1.0, len(question_stems & set(content)) / min(3, len(question_stems))) if question_stems else 0.5
     tone = analyzer.polarity_scores(_NOT_PROSE.sub(" ", text[:_READ].replace("’", "'")))["compound"]
     return {
         "tone": _TONE * tone * ((1 + relevance) / 2 if tone > 0 else 1.0),

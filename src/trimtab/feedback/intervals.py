@@ -8,7 +8,7 @@ bootstrap. Items that share a prompt are not independent; both families take tha
 import math
 import random
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist, fmean
+from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -99,16 +99,57 @@ def clustered_wilson_interval(
     """
     _require(len(outcomes) == len(clusters) and len(outcomes) > 0, "outcomes and clusters of equal length", outcomes)
     n = len(outcomes)
-    share = fmean(outcomes)
-    residuals: dict[Hashable, float] = {}
-    for outcome, cluster in zip(outcomes, clusters, strict=True):
-        residuals[cluster] = residuals.get(cluster, 0.0) + outcome - share
-    spread = sum(r * r for r in residuals.values())
+    share, _, residuals = cluster_residuals(outcomes, clusters)
+    squares = sum(r * r for r in residuals.values())
     if share in (0.0, 1.0):
         effective = float(len(residuals))
     else:
-        effective = n * min(1.0, n * share * (1 - share) / spread) if spread else float(n)
+        effective = n * min(1.0, n * share * (1 - share) / squares) if squares else float(n)
     return wilson_interval(share * effective, effective, confidence=confidence)
+
+
+def weighted_share(
+    outcomes: Sequence[float], clusters: Sequence[Hashable], weights: Sequence[float]
+) -> tuple[float, float]:
+    """A share of a population from items drawn with unequal chances, and the effective number of items behind it.
+
+    The share is Hájek's e = Σ w x / W with w = 1/π. n = e (1 − e) / Var with the linearised variance between the G
+    clusters, Var = G/(G−1) · Σ_c (Σ_{i∈c} w_i (x_i − e))² / W², at most Kish's W² / Σw² (Korn and Graubard, as in
+    :func:`clustered_wilson_interval`, which has equal weights and no factor G/(G−1)). Where all outcomes are the same,
+    nothing is known of the variance within a cluster, and n is Kish's over clusters; with a single cluster it is 1.
+
+    Args:
+        outcomes: 0 … 1.
+        clusters: the group of each outcome.
+        weights: inverse probability with which each item was drawn.
+    """
+    share, sizes, residuals = cluster_residuals(outcomes, clusters, weights)
+    total, groups = math.fsum(weights), len(sizes)
+    if groups == 1:
+        return share, 1.0
+    if share in (0.0, 1.0):
+        return share, total**2 / math.fsum(s * s for s in sizes.values())
+    kish = total**2 / math.fsum(w * w for w in weights)
+    variance = groups / (groups - 1) * math.fsum(r * r for r in residuals.values()) / total**2
+    return share, min(kish, share * (1 - share) / variance) if variance else kish
+
+
+def cluster_residuals(
+    outcomes: Sequence[float], clusters: Sequence[Hashable], weights: Sequence[float] | None = None
+) -> tuple[float, dict[Hashable, float], dict[Hashable, float]]:
+    """What the variance of a clustered share is made of.
+
+    Returns:
+        the share p̂ = Σ w x / Σ w; Σ_{i∈c} w_i by cluster; Σ_{i∈c} w_i (x_i − p̂) by cluster. Without weights w = 1.
+    """
+    weights = [1.0] * len(outcomes) if weights is None else weights
+    share = math.fsum(w * x for w, x in zip(weights, outcomes, strict=True)) / math.fsum(weights)
+    sizes: dict[Hashable, float] = {}
+    residuals: dict[Hashable, float] = {}
+    for weight, outcome, cluster in zip(weights, outcomes, clusters, strict=True):
+        sizes[cluster] = sizes.get(cluster, 0.0) + weight
+        residuals[cluster] = residuals.get(cluster, 0.0) + weight * outcome - weight * share
+    return share, sizes, residuals
 
 
 def bootstrap_interval(

@@ -1,12 +1,12 @@
-"""An AI judge: which answer follows a principle better, by any model that can be asked.
+"""An AI judge: a model decides which of two answers follows a principle better.
 
-A question is asked once and its reply is kept under a hash of everything that was asked, so a judge
-that is killed, or whose constitution is edited, asks only what it was never asked before. Two answers
-are always shown in both orders and the two probabilities averaged,
+Each reply is stored under a hash of its whole question, so a judge that was killed, or whose constitution
+was edited, is asked only new questions. Two answers are always shown in both orders and the two
+probabilities averaged,
 
     p(i better) = ½ [p(i | i shown first) + p(i | i shown second)],
 
-which takes a constant preference for a place out (Bai et al., "Constitutional AI", 2022, section 4.1,
+which removes a constant preference for one position (Bai et al., "Constitutional AI", 2022, section 4.1,
 asks in one order). Where the two orders name different winners the pair is a tie by rank, and the probability
 stays the average; of more than two answers such a pair counts half for each. A reply that names no
 option counts as a failure, never as a winner.
@@ -40,7 +40,7 @@ FAILURES = {
 """Why there is no answer, by kind."""
 
 LOST = " lost "
-"""Between a question's key and a time, in the journal's key of what was paid for no reply."""
+"""Separates a question's key from a time in the journal's key of a cost without a reply."""
 
 LETTERS = ("A", "B")
 DIGITS = ("1", "2", "3", "4", "5")
@@ -55,13 +55,13 @@ class Question:
     messages: tuple[Message, ...]
     """The conversation; the judge speaks next."""
     options: tuple[str, ...]
-    """What it may answer."""
+    """The answers the judge may give."""
     reason: bool = False
-    """True: it thinks first and ends with ``Answer: <option>``."""
+    """True: the judge reasons first and ends with ``Answer: <option>``."""
 
 
 class Reply(Record):
-    """What a judge said to one question."""
+    """A judge's reply to one question."""
 
     probabilities: tuple[float, ...] | None = None
     """P(option), in the order of the options, sum 1; None: no usable answer."""
@@ -70,9 +70,9 @@ class Reply(Record):
     hard: bool = False
     """True: read from the words, without log-probabilities; the probabilities are 0 and 1."""
     text: str = ""
-    """What it said, up to a limit."""
+    """The reply's text, up to a limit."""
     characters: int = 0
-    """How long what it said was."""
+    """Length of the whole reply."""
     model: str = ""
     """The model's own name for itself."""
     tokens_in: int = 0
@@ -82,9 +82,9 @@ class Reply(Record):
     cost: float = 0.0
     """In the currency of the prices."""
     seconds: float = 0.0
-    """From asking to answer."""
+    """Time between question and reply."""
     at: str | None = None
-    """When, ISO 8601 in UTC; None for the local model."""
+    """Time of the reply, ISO 8601 in UTC; None for the local model."""
 
     @model_validator(mode="after")
     def _either(self) -> "Reply":
@@ -96,7 +96,7 @@ class Reply(Record):
 
 
 Ask = Callable[[Sequence[Question], Callable[[Mapping[str, Reply]], None]], None]
-"""Asks questions and hands over replies by key as soon as they are there, in any order and in any portions."""
+"""Asks questions; passes replies by key to its second argument as they arrive, in any order, a few at a time."""
 
 
 class JudgeConfig(Config):
@@ -104,15 +104,15 @@ class JudgeConfig(Config):
 
     mode: Literal["direct", "reason", "rubric"] = "direct"
     """``direct``: the letter of the better answer; ``reason``: a chain of thought, then the letter; ``rubric``: each
-    answer alone gets 1 to 5 for each objective."""
+    answer by itself is rated 1 to 5 for each objective."""
     principles: int | None = Field(default=1, ge=1)
-    """How many principles are drawn for each item; None: all of them."""
+    """Principles drawn for each item; None: all of them."""
     objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """For ``rubric``: tags of the constitution, None: all; each is a criterion, and their mean is ``overall``."""
+    """For ``rubric``: tags of the constitution; None: all. Each is a criterion, and their mean is ``overall``."""
     clamp: tuple[float, float] = (0.4, 0.6)
-    """For ``reason``: probabilities are limited to this range, as a model that has argued is too sure of itself."""
+    """For ``reason``: range to which probabilities are limited, because a model is too sure after reasoning."""
     seed: int = 0
-    """Of the drawing of principles."""
+    """Seed of the draw of principles."""
 
     @model_validator(mode="after")
     def _range(self) -> "JudgeConfig":
@@ -123,7 +123,7 @@ class JudgeConfig(Config):
 
 
 class Verdict(Record):
-    """What one principle says about two answers of an item."""
+    """The comparison of two answers of an item by one principle."""
 
     item: str
     """Id of the item."""
@@ -132,15 +132,15 @@ class Verdict(Record):
     principle: str
     """Id of the principle, or the objective of a rubric."""
     weight: float = 1.0
-    """The principle's."""
+    """Weight of the principle."""
     first: float | None = None
     """P(i better) where i was shown first; None: no answer."""
     second: float | None = None
     """P(i better) where i was shown second."""
     probability: float | None = None
-    """Their mean, after clamping; None unless both are there."""
+    """Mean of ``first`` and ``second``, after clamping; None if one is missing."""
     failures: tuple[str, ...] = ()
-    """Of the replies that had no answer."""
+    """Failures of the replies without an answer."""
     ordered: bool = True
     """False: the answers were rated one by one, so there is no order and ``first`` equals ``second``."""
 
@@ -157,7 +157,7 @@ def contradict(first: float | None, second: float | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Everything a judge run found."""
+    """The result of a judge run."""
 
     judgements: tuple[Judgement, ...]
     """One per item and criterion, in the order of the items: records like people's."""
@@ -166,19 +166,19 @@ class Judged:
     replies: dict[str, Reply]
     """All replies that were used, by key."""
     asked: int
-    """Questions that were put to the judge in this run; the others had been answered before."""
+    """Questions asked in this run; the others had been answered before."""
     lost: float = 0.0
-    """What was paid for requests without a reply."""
+    """Cost of requests without a reply."""
 
     @property
     def cost(self) -> float:
-        """Of all replies that were used, and of requests without one."""
+        """Cost of all replies that were used, and of requests without a reply."""
         return math.fsum(r.cost for r in self.replies.values()) + self.lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
-    """What a question stands for."""
+    """A question with the item, answers and principle it is about."""
 
     item: Comparison
     place: tuple[int, int]
@@ -199,23 +199,23 @@ def judge(
     journal: MutableMapping[str, dict[str, Any]],
     progress: Callable[[int, int], None] | None = None,
 ) -> Judged:
-    """Judge items; what the journal holds is not asked again.
+    """Judge items; questions answered in the journal are not asked again.
 
     Args:
-        items: what to judge; with more than two answers, all pairs are asked.
-        constitution: what to judge by.
+        items: the items; with more than two answers, every pair is a question.
+        constitution: the principles.
         ask: the model.
-        config: how.
+        config: how it is asked.
         name: the annotator's name on the judgements.
-        identity: what makes two judges the same (model, endpoint, temperature); part of each question's key.
-        journal: replies by key; every one that comes in is written there at once.
+        identity: identifies the judge (model, endpoint, temperature); part of each question's key.
+        journal: replies by key; each new reply is written there at once.
         progress: called with (answered, all) questions.
 
     Raises:
         JudgeError: the judge cannot go on; everything answered is in the journal.
     """
-    asked = [a for item in items for a in _questions(item, constitution, config, identity)]
-    questions = {a.question.key: a.question for a in asked}
+    all_questions = [a for item in items for a in _questions(item, constitution, config, identity)]
+    questions = {a.question.key: a.question for a in all_questions}
     missing = [q for key, q in questions.items() if key not in journal]
     done = len(questions) - len(missing)
 
@@ -232,16 +232,22 @@ def judge(
         ask(missing, keep)
     replies = {key: Reply.model_validate(journal[key]) for key in questions}
     by_item: dict[str, list[_Asked]] = {}
-    for a in asked:
+    for a in all_questions:
         by_item.setdefault(a.item.id, []).append(a)
     verdicts: list[Verdict] = []
     judgements: list[Judgement] = []
     for item in {i.id: i for i in items}.values():
-        mine = by_item[item.id]
-        found = _rubric_verdicts(mine, replies) if config.mode == "rubric" else _verdicts(mine, replies, config)
-        verdicts += found
-        keys = list(dict.fromkeys(a.question.key for a in mine))
-        judgements += _judgements(item, found, [replies[k] for k in keys], keys, name, constitution.version, config)
+        questions_of_item = by_item[item.id]
+        item_verdicts = (
+            _rubric_verdicts(questions_of_item, replies)
+            if config.mode == "rubric"
+            else _verdicts(questions_of_item, replies, config)
+        )
+        verdicts += item_verdicts
+        keys = list(dict.fromkeys(a.question.key for a in questions_of_item))
+        judgements += _judgements(
+            item, item_verdicts, [replies[k] for k in keys], keys, name, constitution.version, config
+        )
     lost = (r for key, r in journal.items() if LOST in key and key.partition(LOST)[0] in questions)
     return Judged(
         judgements=tuple(judgements),
@@ -261,45 +267,51 @@ def question(
 
 
 def questions_of(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[Question]:
-    """Everything that would be asked about an item."""
+    """All questions about an item."""
     return [a.question for a in _questions(item, constitution, config, identity)]
 
 
 def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_Asked]:
     texts = [c.text for c in item.completions]
-    found = []
+    questions = []
     if config.mode == "rubric":
         for objective in config.objectives or constitution.tags:
             asked: tuple[Principle, ...] = constitution.tagged(objective)
             for i, text in enumerate(texts):
-                put = question(identity, rate_answer(item.prompt, text, asked), DIGITS)
-                found.append(_Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=put))
-        return found
+                asked_question = question(identity, rate_answer(item.prompt, text, asked), DIGITS)
+                questions.append(
+                    _Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=asked_question)
+                )
+        return questions
     reason = config.mode == "reason"
     principles = constitution.draw(config.principles, config.seed, item.id)
     for i, j in itertools.permutations(range(len(texts)), 2):
         for principle in principles:
             messages = compare_answers(item.prompt, texts[i], texts[j], principle, reason=reason)
-            put = question(identity, messages, LETTERS, reason=reason)
-            found.append(_Asked(item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=put))
-    return found
+            asked_question = question(identity, messages, LETTERS, reason=reason)
+            questions.append(
+                _Asked(
+                    item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=asked_question
+                )
+            )
+    return questions
 
 
 def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
     by_place = {(a.place, a.principle): a for a in asked}
-    found = []
+    verdicts = []
     for (place, principle), a in by_place.items():
         i, j = place
         if i > j:
             continue
-        there, back = replies[a.question.key], replies[by_place[(j, i), principle].question.key]
-        first = None if there.probabilities is None else there.probabilities[0]
-        second = None if back.probabilities is None else back.probabilities[1]
+        one, other = replies[a.question.key], replies[by_place[(j, i), principle].question.key]
+        first = None if one.probabilities is None else one.probabilities[0]
+        second = None if other.probabilities is None else other.probabilities[1]
         mean = None
         if first is not None and second is not None:
             low, high = config.clamp if config.mode == "reason" else (0.0, 1.0)
             mean = (min(max(first, low), high) + min(max(second, low), high)) / 2
-        found.append(
+        verdicts.append(
             Verdict(
                 item=a.item.id,
                 pair=place,
@@ -308,10 +320,10 @@ def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: Jud
                 first=first,
                 second=second,
                 probability=mean,
-                failures=tuple(r.failure for r in (there, back) if r.failure),
+                failures=tuple(r.failure for r in (one, other) if r.failure),
             )
         )
-    return found
+    return verdicts
 
 
 def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
@@ -319,15 +331,15 @@ def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> l
     by_objective: dict[str, list[_Asked]] = {}
     for a in asked:
         by_objective.setdefault(a.principle, []).append(a)
-    found = []
-    for objective, mine in by_objective.items():
-        for a, b in itertools.combinations(sorted(mine, key=lambda x: x.place), 2):
+    verdicts = []
+    for objective, rated in by_objective.items():
+        for a, b in itertools.combinations(sorted(rated, key=lambda x: x.place), 2):
             both = [replies[x.question.key] for x in (a, b)]
             scores = [expected_score(r) for r in both]
             p = None
             if scores[0] is not None and scores[1] is not None:
                 p = 1 / (1 + math.exp(scores[1] - scores[0]))
-            found.append(
+            verdicts.append(
                 Verdict(
                     item=a.item.id,
                     pair=(a.place[0], b.place[0]),
@@ -339,7 +351,7 @@ def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> l
                     ordered=False,
                 )
             )
-    return found
+    return verdicts
 
 
 def expected_score(reply: Reply) -> float | None:
@@ -351,21 +363,21 @@ def expected_score(reply: Reply) -> float | None:
 
 def combine(verdicts: Sequence[Verdict]) -> dict[tuple[int, int], tuple[float, float, float]]:
     """Principles together, weighted: (probability, first, second) of each pair that has an answer."""
-    found: dict[tuple[int, int], list[Verdict]] = {}
+    by_pair: dict[tuple[int, int], list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.probability is not None:
-            found.setdefault(verdict.pair, []).append(verdict)
+            by_pair.setdefault(verdict.pair, []).append(verdict)
 
-    def mean(mine: Sequence[Verdict], values: Sequence[float]) -> float:
-        return math.fsum(v.weight * x for v, x in zip(mine, values, strict=True)) / math.fsum(v.weight for v in mine)
+    def mean(group: Sequence[Verdict], values: Sequence[float]) -> float:
+        return math.fsum(v.weight * x for v, x in zip(group, values, strict=True)) / math.fsum(v.weight for v in group)
 
     return {
         pair: (
-            mean(mine, [v.probability or 0.0 for v in mine]),
-            mean(mine, [v.first or 0.0 for v in mine]),
-            mean(mine, [v.second or 0.0 for v in mine]),
+            mean(group, [v.probability or 0.0 for v in group]),
+            mean(group, [v.first or 0.0 for v in group]),
+            mean(group, [v.second or 0.0 for v in group]),
         )
-        for pair, mine in found.items()
+        for pair, group in by_pair.items()
     }
 
 
@@ -383,16 +395,16 @@ def _judgements(
     several = len(principles) > 1 or config.mode == "rubric"
     groups = {"overall": list(verdicts)} | (split if several else {})
     times = [r.at for r in replies if r.at]
-    # The place each answer is said to have been shown at is drawn: both orders were.
+    # Both orders were shown; the one on the record is drawn at random.
     turned = int(content_id("shown", item.id), 16) % 2 == 1
     shown = tuple(reversed(range(len(item.completions)))) if turned else tuple(range(len(item.completions)))
-    made = []
-    for criterion, mine in groups.items():
-        ranks, probability = _ranks(mine, len(item.completions))
-        failures = Counter(f for v in mine for f in v.failures)
+    judgements = []
+    for criterion, group in groups.items():
+        ranks, probability = _ranks(group, len(item.completions))
+        failures = Counter(f for v in group for f in v.failures)
         if ranks is not None and probability is not None and turned:
             probability = 1 - probability
-        made.append(
+        judgements.append(
             Judgement(
                 id=content_id("ai", name, keys, criterion),
                 item=item.id,
@@ -404,14 +416,14 @@ def _judgements(
                 strength=None if probability is None else round(abs(2 * probability - 1), 6),
                 probability=probability,
                 criterion=criterion,
-                principle=",".join(dict.fromkeys(v.principle for v in mine)),
+                principle=",".join(dict.fromkeys(v.principle for v in group)),
                 guideline=version,
                 seconds=round(math.fsum(r.seconds for r in replies), 3),
                 comment="" if ranks else "; ".join(FAILURES[f] for f in failures),
                 created_at=max(times) if times else None,
             )
         )
-    return made
+    return judgements
 
 
 def _ranks(verdicts: Sequence[Verdict], count: int) -> tuple[list[int] | None, float | None]:
@@ -456,8 +468,8 @@ def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
     (('B', ''), (None, 'neither'))
     """
-    found, failure = find_option(text, options, reason=reason)
-    return (None, failure) if found is None else (next(o for o in options if o.lower() == found[1].lower()), "")
+    match, failure = find_option(text, options, reason=reason)
+    return (None, failure) if match is None else (next(o for o in options if o.lower() == match[1].lower()), "")
 
 
 def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
@@ -468,8 +480,8 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     one = rf"({'|'.join(map(re.escape, options))}){of_five}[^\w\n]*$"
     if reason:
         lines = list(re.finditer(r"(?im)^\W*(?:final\s+)?answer\W*:", text))
-        if lines and (found := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
-            return found, ""
+        if lines and (match := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
+            return match, ""
     if _REFUSAL.match(text):
         return None, "refused"
     stated = [] if reason else list(re.finditer(rf"(?im)^[^\w\n]*(?:{_STATED})?{one}", text))

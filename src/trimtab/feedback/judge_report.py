@@ -1,8 +1,7 @@
-"""What every judge run prints: biases, failures, agreement with people, calibration.
+"""Report on a judge run: biases, failures, agreement with people, calibration.
 
-The numbers fall into two groups. :func:`run_facts` needs what a judge run left behind (both orders of
-every pair); :func:`against_people` needs judgements only, so votes that somebody else collected from a
-judge go through it too. Intervals are 95 %, clustered by prompt.
+:func:`run_facts` needs the verdicts of a run (both orders of every pair); :func:`against_people` needs judgements
+only, so it also takes a judge's votes from elsewhere. Intervals are 95 %, clustered by prompt.
 """
 
 import math
@@ -44,9 +43,9 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
         prompt = by_id[verdict.item].prompt.id
         wins += [(first_wins(verdict.first), prompt), (first_wins(1 - verdict.second), prompt)]
         flips.append((float(verdict.contradicts), prompt))
-    for item, mine in groups.items():
+    for item, group in groups.items():
         answers = by_id[item].completions
-        for (i, j), (p, _, _) in combine(mine).items():
+        for (i, j), (p, _, _) in combine(group).items():
             more = len(answers[i].text) - len(answers[j].text)
             if p != 0.5 and more:
                 longer.append((float((p > 0.5) == (more > 0)), by_id[item].prompt.id))
@@ -121,7 +120,7 @@ def against_people(
         more = len(texts[item].completions[i].text) - len(texts[item].completions[j].text)
         if b != "tie":
             longest.append((0.5 if not more else float((more > 0) == (b == "first")), g))
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "pairs": len(keys),
         "accuracy": share(decided, reason if not keys else "no pair has a winner for both"),
         "agreement": share(same, reason),
@@ -135,18 +134,18 @@ def against_people(
     }  # fmt: skip
     p, y = [ours[k][1] for k in keys], [theirs[k][1] for k in keys]
     if len(set(prompts)) >= 2:
-        told = {"as said": p}
+        probabilities = {"as said": p}
         for method in ("temperature", "isotonic"):
-            told[method] = cross_fitted(method, p, y, prompts, seed=seed)
-        found["calibration"] = {
+            probabilities[method] = cross_fitted(method, p, y, prompts, seed=seed)
+        result["calibration"] = {
             name: {
                 "ece": reliability(values, y)[1],
                 "brier": brier(values, y),
                 "bins": [{f: getattr(b, f) for f in b.__slots__} for b in reliability(values, y)[0]],
             }
-            for name, values in told.items()
+            for name, values in probabilities.items()
         }
-    return found
+    return result
 
 
 def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> float:
@@ -192,16 +191,16 @@ def _votes(
 ) -> dict[tuple[str, int, int], tuple[float, float]]:
     """For each pair the net vote (its sign is the winner) and the mean probability that the first is better."""
     usable, _ = usable_judgements(items, judgements, criterion)
-    soft = {item: {j.annotator: j for j in found} for item, found in usable.items()}
+    soft = {item: {j.annotator: j for j in judgements_of_item} for item, judgements_of_item in usable.items()}
     votes = {}
     for item, i, j, by_annotator in pair_votes(usable):
         shares = []
         for annotator, vote in by_annotator.items():
-            said = soft[item][annotator]
-            if said.probability is None:
+            judgement = soft[item][annotator]
+            if judgement.probability is None:
                 shares.append((vote + 1) / 2)
             else:
-                shares.append(said.probability if said.shown_order[0] == 0 else 1 - said.probability)
+                shares.append(judgement.probability if judgement.shown_order[0] == 0 else 1 - judgement.probability)
         votes[item, i, j] = (float(sum(by_annotator.values())), fmean(shares))
     return votes
 
@@ -239,9 +238,9 @@ def bootstrap(
         members.setdefault(group, []).append(row)
     pool, rng, values = list(members.values()), Random(seed), []
     for _ in range(resamples):
-        found = statistic([row for part in rng.choices(pool, k=len(pool)) for row in part])
-        if found is not None:
-            values.append(found)
+        value = statistic([row for part in rng.choices(pool, k=len(pool)) for row in part])
+        if value is not None:
+            values.append(value)
     if not values:
         return None, None
     values.sort()
@@ -250,19 +249,19 @@ def bootstrap(
 
 def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = None) -> list[str]:
     """The report in words, one line each."""
-    said = [
+    lines = [
         f"{facts['items']} items judged, {facts['unusable']} without an answer; {facts['asked']} of "
-        f"{facts['replies']} questions asked now, the others had been answered",
+        f"{facts['replies']} questions asked now, the others had been answered before",
         *bias_lines(facts),
         "failures: " + (", ".join(f"{k} {n}" for k, n in facts["failures"].items()) or "none"),
     ]
     if facts["hard"]:
-        said.append(f"{facts['hard']} replies without log-probabilities, read from their words")
+        lines.append(f"{facts['hard']} replies without log-probabilities, read from their text")
     if facts["items_that_speak_to_the_judge"]:
-        said.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to speak to the judge")
+        lines.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to address the judge")
     if facts["cost"]:
-        said.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
-    return [*said, *people_lines(people)]
+        lines.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
+    return [*lines, *people_lines(people)]
 
 
 def bias_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -275,20 +274,20 @@ def bias_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def people_lines(people: Mapping[str, Any] | None) -> list[str]:
-    """What :func:`against_people` found, in words."""
+    """The result of :func:`against_people` in words."""
     if people is None:
-        return ["agreement with people: no labels of people were given"]
-    said = [
+        return ["agreement with people: there are no labels by people"]
+    lines = [
         f"agreement with people on {people['pairs']} pairs: {shown(people['accuracy'])} where both name a winner, "
         f"κ {shown(people['kappa'], share=False)}",
-        f"  by which way it leans: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
+        f"  by the sign of its lean: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
     ]
     if people["calibration"]:
         errors = ", ".join(f"{name} {values['ece']:.3f}" for name, values in people["calibration"].items())
-        said.append(f"calibration error (ECE): {errors}")
+        lines.append(f"calibration error (ECE): {errors}")
     if people["lean"].low is not None and people["lean"].low <= 0.5:
-        said.append("  this judge is not distinguishable from a coin here: do not train on its labels alone")
-    return said
+        lines.append("  this judge is not distinguishable from a coin here: do not train on its labels alone")
+    return lines
 
 
 def shown(estimate: Estimate, *, share: bool = True) -> str:

@@ -47,28 +47,28 @@ def principle_report(
     names = sorted({v.principle for v in verdicts})
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        mine = [v for v in verdicts if v.principle == name]
-        asked = [v for v in mine if v.probability is not None]
-        fired = [(float(_fires(v, margin)), prompts[v.item]) for v in asked]
+        verdicts_of = [v for v in verdicts if v.principle == name]
+        answered = [v for v in verdicts_of if v.probability is not None]
+        fired = [(float(_fires(v, margin)), prompts[v.item]) for v in answered]
         agree = [
             (float((v.probability or 0) > 0.5) if people[v.item, v.pair] > 0 else float((v.probability or 0) < 0.5),
              prompts[v.item])
-            for v in asked if _fires(v, margin) and people.get((v.item, v.pair))
+            for v in answered if _fires(v, margin) and people.get((v.item, v.pair))
         ]  # fmt: skip
-        effect = Counter(_without(by_pair[v.item, v.pair], name) for v in asked)
+        effect = Counter(_without(by_pair[v.item, v.pair], name) for v in answered)
         rows[name] = {
-            "asked": len(asked),
-            "no_answer": len(mine) - len(asked),
+            "asked": len(answered),
+            "no_answer": len(verdicts_of) - len(answered),
             "firing_rate": share(fired, "it has no answer anywhere"),
             "agreement": share(agree, "it fires nowhere where people have a winner"),
             "removed": {k: effect[k] for k in ("same", "changed", "unknown")},
-            "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in asked),
+            "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in answered),
         }
     conflicts = []
     for a, b in itertools.combinations(names, 2):
         both = []
-        for (item, _), found in by_pair.items():
-            pair = {v.principle: v for v in found if v.principle in (a, b) and _fires(v, margin)}
+        for (item, _), group in by_pair.items():
+            pair = {v.principle: v for v in group if v.principle in (a, b) and _fires(v, margin)}
             if len(pair) == 2:
                 differ = ((pair[a].probability or 0) > 0.5) != ((pair[b].probability or 0) > 0.5)
                 both.append((float(differ), prompts[item]))
@@ -79,16 +79,16 @@ def principle_report(
 
 
 def principle_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report in words: a line for each principle, and the conflicts that are most frequent."""
-    said = []
+    """The report in words: a line for each principle, and the most frequent conflicts."""
+    lines = []
     for name, row in report["principles"].items():
         removed = row["removed"]
-        said.append(
+        lines.append(
             f"{name}: fires {shown(row['firing_rate'])}, people agree {shown(row['agreement'])}; "
-            f"without it {removed['changed']} labels change, {removed['unknown']} have to be asked anew"
+            f"without it {removed['changed']} labels change, {removed['unknown']} need new questions"
         )
     worst = [c for c in report["conflicts"] if c["rate"].value][:5]
-    return said + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
+    return lines + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
 
 
 def _fires(verdict: Verdict, margin: float) -> bool:
@@ -97,12 +97,12 @@ def _fires(verdict: Verdict, margin: float) -> bool:
 
 
 def _without(verdicts: Sequence[Verdict], name: str) -> str:
-    """What becomes of a pair's label when a principle is taken out."""
-    kept = [v for v in verdicts if v.principle != name]
+    """What happens to a pair's label if a principle is removed."""
+    others = [v for v in verdicts if v.principle != name]
     ((before, _, _),) = combine(verdicts).values()
-    if not any(v.probability is not None for v in kept):
+    if not any(v.probability is not None for v in others):
         return "unknown"
-    ((after, _, _),) = combine(kept).values()
+    ((after, _, _),) = combine(others).values()
     return "same" if _side(before) == _side(after) else "changed"
 
 
@@ -111,17 +111,17 @@ def _side(p: float) -> int:
 
 
 def changed_labels(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, int]:
-    """Pairs by what an edited constitution made of their combined label: same, changed, lost, new."""
+    """Pairs by the change of their combined label under an edited constitution: same, changed, lost, new."""
     one, two = _labels(before), _labels(after)
-    found = Counter(
+    outcomes = Counter(
         "lost" if key not in two else "new" if key not in one else "same" if one[key] == two[key] else "changed"
         for key in one.keys() | two.keys()
     )
-    return {k: found[k] for k in ("same", "changed", "lost", "new")}
+    return {k: outcomes[k] for k in ("same", "changed", "lost", "new")}
 
 
 def _labels(verdicts: Sequence[Verdict]) -> dict[Pair, int]:
     by_item: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         by_item[verdict.item].append(verdict)
-    return {(item, pair): _side(p) for item, mine in by_item.items() for pair, (p, _, _) in combine(mine).items()}
+    return {(item, pair): _side(p) for item, group in by_item.items() for pair, (p, _, _) in combine(group).items()}

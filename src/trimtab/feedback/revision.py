@@ -1,13 +1,13 @@
 """Critique and revision: a model rewrites its own answers by principles, and the rewrites become training data.
 
 Bai et al., "Constitutional AI: Harmlessness from AI Feedback", 2022, section 3: answer → (critique → revision)
-once per round, one principle drawn for each round. Two departures. A revision must be better than
-what it replaces by a judge who compares the two under the round's principle in both orders; where it is
-worse, or the judge does not decide, the earlier answer stays, and that is counted. And the model may first be
-asked whether the answer violates the principle at all; if not, it is left as it is.
+once per round, one principle drawn for each round. Two departures. A judge compares each revision with the
+answer it would replace, under the round's principle and in both orders; a revision that is worse, or on which
+the judge does not decide, is discarded and counted. And the model may first be asked whether the answer
+violates the principle; if not, the answer stays as it is.
 
-Everything that is written or judged is kept under a hash of what was asked, so a killed run goes on
-where it stopped and draws nothing twice.
+Every text and verdict is stored under a hash of its question, so a killed run continues where it stopped and
+samples nothing twice.
 """
 
 from collections import Counter
@@ -18,14 +18,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.constitution import Constitution, ask_critique, ask_revision, ask_violation, compare_answers
+from trimtab.constitution import Constitution, Principle, ask_critique, ask_revision, ask_violation, compare_answers
 from trimtab.feedback.intervals import Estimate
 from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, contradict, question
 from trimtab.feedback.judge_report import first_wins, share
 from trimtab.records import Demonstration, Message, Prompt, Record, content_id
 
 Write = Callable[[Sequence[Prompt], Callable[[Mapping[str, str]], None]], None]
-"""Writes the next turn of conversations and hands texts over by the prompt's id, in any portions."""
+"""Writes the next turn of conversations; passes texts by prompt id to its second argument, a few at a time."""
 
 Outcome = Literal["kept", "no violation", "worse", "undecided", "no verdict", "unchanged", "empty"]
 
@@ -36,17 +36,17 @@ class RevisionConfig(Config):
     rounds: int = Field(default=2, ge=1)
     """Rounds; each draws one principle."""
     critique: bool = True
-    """False: the revision is asked for without a critique before it."""
+    """False: revisions are requested without a critique before them."""
     violation_first: bool = False
     """True: ask whether the answer violates the principle; without a violation there is no revision."""
     violation_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     """P(violation) from which an answer is rewritten."""
     seed: int = 0
-    """Of the drawing of principles."""
+    """Seed of the draw of principles."""
 
 
 class Revision(Record):
-    """One round for one prompt, as it went."""
+    """One round for one prompt."""
 
     prompt: str
     """Id of the prompt."""
@@ -55,13 +55,13 @@ class Revision(Record):
     principle: str
     """Id of the principle drawn."""
     answer: str
-    """What was to be rewritten."""
+    """The answer to be rewritten."""
     violation: float | None = None
     """P(the answer violates the principle); None: not asked, or no answer."""
     critique: str = ""
-    """What the model said about its answer."""
+    """The model's critique of its answer."""
     revision: str = ""
-    """What it wrote instead."""
+    """The rewritten answer."""
     first: float | None = None
     """P(the revision follows the principle better) where it was shown first; None: not judged, or no answer."""
     second: float | None = None
@@ -75,10 +75,10 @@ class Revision(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Revised:
-    """What came of all prompts."""
+    """The result for all prompts."""
 
     demonstrations: tuple[Demonstration, ...]
-    """Prompt and last answer, where a revision was kept, or where every round found no violation."""
+    """Prompt and last answer, where a revision was kept or no round found a violation."""
     revisions: tuple[Revision, ...]
     """Every round of every prompt, by round and then by prompt."""
     answers: dict[str, str]
@@ -101,119 +101,168 @@ def revise(
     """Answer, criticise and rewrite.
 
     Args:
-        prompts: what to answer; usually red-team prompts.
-        constitution: what to criticise by.
+        prompts: prompts to answer; usually red-team prompts.
+        constitution: the principles to criticise by.
         write: the model that answers, criticises and rewrites.
         ask: the judge of revisions, and of violations.
         config: rounds and modes.
-        identity: what makes two models and their sampling the same; part of every key.
+        identity: identifies the models and their sampling; part of every key.
         journal: texts and replies by key.
         progress: called with (steps done, all steps); a round counts as one step, the first answers too.
     """
-    total = 1 + config.rounds
-
-    def texts(asked: Mapping[str, tuple[Message, ...]], purpose: str) -> dict[str, str]:
-        """What the model says next in each conversation, by prompt id."""
-        keys = {
-            name: content_id("write", identity, purpose, [m.model_dump() for m in m_]) for name, m_ in asked.items()
-        }
-        missing = {keys[n]: Prompt(id=keys[n], messages=m_) for n, m_ in asked.items() if keys[n] not in journal}
-        if missing:
-            write(list(missing.values()), lambda found: journal.update({k: {"text": t} for k, t in found.items()}))
-        return {name: str(journal[key]["text"]).strip() for name, key in keys.items()}
-
-    def replies(asked: Mapping[Any, Question]) -> dict[Any, Reply]:
-        missing = {q.key: q for q in asked.values() if q.key not in journal}
-        if missing:
-            ask(
-                list(missing.values()),
-                lambda found: journal.update(
-                    {k: r.model_dump(mode="json", exclude_defaults=True) for k, r in found.items()}
-                ),
-            )
-        return {name: Reply.model_validate(journal[q.key]) for name, q in asked.items()}
-
+    source = _Journalled(write, ask, identity, journal)
     by_id = {p.id: p for p in prompts}
-    answers = texts({p.id: p.messages for p in by_id.values()}, "answer")
-    current = dict(answers)
-    done: list[Revision] = []
-    if progress is not None:
-        progress(1, total)
+    first_answers = source.texts({p.id: p.messages for p in by_id.values()}, "answer")
+    answers, revisions = dict(first_answers), []
     for number in range(config.rounds):
-        drawn = {name: constitution.draw(1, config.seed, name, number)[0] for name in by_id}
-        steps: dict[str, dict[str, Any]] = {
-            name: {"prompt": name, "round": number, "principle": drawn[name].id, "answer": current[name]}
-            for name in by_id
-        }
-        going = [name for name in by_id if current[name]]
-        if config.violation_first:
-            found = replies(
-                {n: question(identity, ask_violation(by_id[n], current[n], drawn[n]), ("Yes", "No")) for n in going}
-            )
-            for name, reply in found.items():
-                steps[name]["violation"] = None if reply.probabilities is None else reply.probabilities[0]
-                if reply.probabilities is None:
-                    steps[name]["outcome"] = "no verdict"
-                elif reply.probabilities[0] < config.violation_threshold:
-                    steps[name]["outcome"] = "no violation"
-            going = [n for n in going if "outcome" not in steps[n]]
-        critiques = dict.fromkeys(going, "")
-        if config.critique:
-            critiques = texts({n: ask_critique(by_id[n], current[n], drawn[n]) for n in going}, f"critique {number}")
-        rewritten = texts(
-            {n: ask_revision(by_id[n], current[n], drawn[n], critiques[n]) for n in going}, f"revision {number}"
-        )
-        fresh = [n for n in going if rewritten[n] and rewritten[n] != current[n]]
-        judged = replies(
-            {
-                (n, place): question(identity, compare_answers(by_id[n], *pair, drawn[n]), LETTERS)
-                for n in fresh
-                for place, pair in enumerate(((rewritten[n], current[n]), (current[n], rewritten[n])))
-            }
-        )
-        for name in by_id:
-            step = steps[name]
-            if name in critiques:
-                step |= {"critique": critiques[name], "revision": rewritten[name]}
-            if "outcome" in step:
-                pass
-            elif name not in critiques or not rewritten[name]:
-                step["outcome"] = "empty"
-            elif name not in fresh:
-                step["outcome"] = "unchanged"
-            else:
-                there, back = judged[name, 0].probabilities, judged[name, 1].probabilities
-                first = None if there is None else there[0]
-                second = None if back is None else back[1]
-                step |= {"first": first, "second": second}
-                if first is None or second is None:
-                    step["outcome"] = "no verdict"
-                else:
-                    p = step["probability"] = (first + second) / 2
-                    undecided = p == 0.5 or contradict(first, second)
-                    step["outcome"] = "undecided" if undecided else "kept" if p > 0.5 else "worse"
-            if step["outcome"] == "kept":
-                current[name] = rewritten[name]
-            done.append(Revision(**step))
         if progress is not None:
-            progress(2 + number, total)
-    outcomes = {name: {r.outcome for r in done if r.prompt == name} for name in by_id}
-    usable = [n for n in by_id if current[n] and ("kept" in outcomes[n] or outcomes[n] == {"no violation"})]
-    made = tuple(
+            progress(1 + number, 1 + config.rounds)
+        principles = {name: constitution.draw(1, config.seed, name, number)[0] for name in by_id}
+        this_round = _round(number, by_id, answers, principles, source, config)
+        answers |= {r.prompt: r.revision for r in this_round if r.outcome == "kept"}
+        revisions += this_round
+    if progress is not None:
+        progress(1 + config.rounds, 1 + config.rounds)
+    outcomes = {name: {r.outcome for r in revisions if r.prompt == name} for name in by_id}
+    usable = [n for n in by_id if answers[n] and ("kept" in outcomes[n] or outcomes[n] == {"no violation"})]
+    demonstrations = tuple(
         Demonstration.of(
-            [*by_id[n].messages, Message(role="assistant", content=current[n])],
+            [*by_id[n].messages, Message(role="assistant", content=answers[n])],
             constitution=constitution.version,
-            revised=current[n] != answers[n],
+            revised=answers[n] != first_answers[n],
         )
         for n in usable
     )
-    counts = {str(k): n for k, n in Counter(r.outcome for r in done).items()}
+    counts = {str(outcome): n for outcome, n in Counter(r.outcome for r in revisions).items()}
     return Revised(
-        demonstrations=made,
-        revisions=tuple(done),
-        answers=answers,
+        demonstrations=demonstrations,
+        revisions=tuple(revisions),
+        answers=first_answers,
         counts={**counts, "left_out": len(by_id) - len(usable)},
     )
+
+
+def _round(
+    number: int,
+    prompts: Mapping[str, Prompt],
+    answers: Mapping[str, str],
+    principles: Mapping[str, Principle],
+    source: "_Journalled",
+    config: RevisionConfig,
+) -> list[Revision]:
+    """One round for all prompts: violations, critiques, revisions, and the judge's comparison of both answers."""
+    outcomes: dict[str, Outcome] = {name: "empty" for name in prompts if not answers[name]}
+    violations: dict[str, float | None] = {}
+    if config.violation_first:
+        violations = source.violations({n: (prompts[n], answers[n], principles[n]) for n in prompts if answers[n]})
+        for name, probability in violations.items():
+            if probability is None:
+                outcomes[name] = "no verdict"
+            elif probability < config.violation_threshold:
+                outcomes[name] = "no violation"
+    names = [n for n in prompts if n not in outcomes]
+    critiques = dict.fromkeys(names, "")
+    if config.critique:
+        asked = {n: ask_critique(prompts[n], answers[n], principles[n]) for n in names}
+        critiques = source.texts(asked, f"critique {number}")
+    asked = {n: ask_revision(prompts[n], answers[n], principles[n], critiques[n]) for n in names}
+    rewritten = source.texts(asked, f"revision {number}")
+    for name in names:
+        if not rewritten[name]:
+            outcomes[name] = "empty"
+        elif rewritten[name] == answers[name]:
+            outcomes[name] = "unchanged"
+    verdicts = source.comparisons(
+        {n: (prompts[n], rewritten[n], answers[n], principles[n]) for n in names if n not in outcomes}
+    )
+    revisions = []
+    for name in prompts:
+        first, second = verdicts.get(name, (None, None))
+        both = None if first is None or second is None else (first, second)
+        revisions.append(
+            Revision(
+                prompt=name,
+                round=number,
+                principle=principles[name].id,
+                answer=answers[name],
+                violation=violations.get(name),
+                critique=critiques.get(name, ""),
+                revision=rewritten.get(name, ""),
+                first=first,
+                second=second,
+                probability=None if both is None else sum(both) / 2,
+                outcome=outcomes[name] if name in outcomes else _outcome(both),
+            )
+        )
+    return revisions
+
+
+def _outcome(both: tuple[float, float] | None) -> Outcome:
+    """What becomes of a revision, by P(it is better) where it was shown first and where it was shown second."""
+    if both is None:
+        return "no verdict"
+    probability = sum(both) / 2
+    if probability == 0.5 or contradict(*both):
+        return "undecided"
+    return "kept" if probability > 0.5 else "worse"
+
+
+class _Journalled:
+    """The writing model and the judge, each asked only what the journal does not answer."""
+
+    def __init__(self, write: Write, ask: Ask, identity: Any, journal: MutableMapping[str, dict[str, Any]]) -> None:
+        self._write, self._ask, self._identity, self._journal = write, ask, identity, journal
+
+    def texts(self, conversations: Mapping[str, tuple[Message, ...]], purpose: str) -> dict[str, str]:
+        """What the model writes next in each conversation, by prompt id."""
+        keys = {
+            name: content_id("write", self._identity, purpose, [m.model_dump() for m in messages])
+            for name, messages in conversations.items()
+        }
+        missing = {
+            keys[name]: Prompt(id=keys[name], messages=messages)
+            for name, messages in conversations.items()
+            if keys[name] not in self._journal
+        }
+        if missing:
+            self._write(list(missing.values()), self._keep_texts)
+        return {name: str(self._journal[key]["text"]).strip() for name, key in keys.items()}
+
+    def violations(self, cases: Mapping[str, tuple[Prompt, str, Principle]]) -> dict[str, float | None]:
+        """P(the answer violates the principle) by prompt id; None: no answer."""
+        questions = {
+            name: question(self._identity, ask_violation(*case), ("Yes", "No")) for name, case in cases.items()
+        }
+        replies = self._replies(questions)
+        return {name: None if r.probabilities is None else r.probabilities[0] for name, r in replies.items()}
+
+    def comparisons(
+        self, cases: Mapping[str, tuple[Prompt, str, str, Principle]]
+    ) -> dict[str, tuple[float | None, float | None]]:
+        """P(a case's first answer is better) where it is shown first, and where it is shown second; None: no answer."""
+        questions = {
+            (name, place): question(self._identity, compare_answers(prompt, *shown, principle), LETTERS)
+            for name, (prompt, one, other, principle) in cases.items()
+            for place, shown in enumerate(((one, other), (other, one)))
+        }
+        replies = self._replies(questions)
+        return {name: (_at(replies[name, 0], 0), _at(replies[name, 1], 1)) for name in cases}
+
+    def _replies(self, questions: Mapping[Any, Question]) -> dict[Any, Reply]:
+        missing = {q.key: q for q in questions.values() if q.key not in self._journal}
+        if missing:
+            self._ask(list(missing.values()), self._keep_replies)
+        return {name: Reply.model_validate(self._journal[q.key]) for name, q in questions.items()}
+
+    def _keep_texts(self, texts: Mapping[str, str]) -> None:
+        self._journal.update({key: {"text": text} for key, text in texts.items()})
+
+    def _keep_replies(self, replies: Mapping[str, Reply]) -> None:
+        self._journal.update({k: r.model_dump(mode="json", exclude_defaults=True) for k, r in replies.items()})
+
+
+def _at(reply: Reply, place: int) -> float | None:
+    return None if reply.probabilities is None else reply.probabilities[place]
 
 
 def by_principle(revisions: Sequence[Revision]) -> dict[str, dict[str, Any]]:
@@ -221,16 +270,16 @@ def by_principle(revisions: Sequence[Revision]) -> dict[str, dict[str, Any]]:
 
     It fires where a violation was found, or, where that was not asked, where its revision was kept.
     """
-    found: dict[str, dict[str, Any]] = {}
+    table: dict[str, dict[str, Any]] = {}
     for name in sorted({r.principle for r in revisions}):
-        mine = [r for r in revisions if r.principle == name]
-        fired = sum(r.outcome != "no violation" if r.violation is not None else r.outcome == "kept" for r in mine)
-        found[name] = {"rounds": len(mine), "fired": fired, "outcomes": dict(Counter(r.outcome for r in mine))}
-    return found
+        rounds = [r for r in revisions if r.principle == name]
+        fired = sum(r.outcome != "no violation" if r.violation is not None else r.outcome == "kept" for r in rounds)
+        table[name] = {"rounds": len(rounds), "fired": fired, "outcomes": dict(Counter(r.outcome for r in rounds))}
+    return table
 
 
 def judge_biases(revisions: Sequence[Revision]) -> dict[str, Estimate]:
-    """Of the judge who compared revisions with what they replace: ``position_bias``, ``flip_rate``, ``longer_wins``."""
+    """Biases of the judge of revisions: ``position_bias``, ``flip_rate``, ``longer_wins``."""
     judged = [(r, r.first, r.second) for r in revisions if r.first is not None and r.second is not None]
     wins = [(first_wins(p), r.prompt) for r, first, second in judged for p in (first, 1 - second)]
     flips = [(float(contradict(first, second)), r.prompt) for r, first, second in judged]

@@ -1,9 +1,9 @@
-"""Hybrid labelling: which labels an AI may give alone, and which people give.
+"""Hybrid labelling: which labels the AI may give alone, and which items people judge.
 
 A judge's confidence c = max(p, 1−p) decides. c ≥ ``high``: the AI's label. c < ``low``: a person's.
 Between: both, and where they differ a second person settles it. A random share of everything is audited
 by a person whatever the route, and that share, drawn with known probabilities, is what thresholds and error
-rates are estimated from. Audits come first: until all of them are in, nobody is asked about anything else.
+rates are estimated from. Audits come first: until all are in, people are asked about nothing else.
 
 Thresholds. Candidates are tried from the most confident down and the first that fails ends the search, so no
 correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021):
@@ -16,11 +16,9 @@ on the effective number of items, which takes inclusion weights and shared promp
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from random import Random
-from statistics import NormalDist
 from typing import Any, Literal
 
 from pydantic import Field
@@ -29,38 +27,41 @@ from trimtab.config import Config
 from trimtab.constitution import speaks_to_judge
 from trimtab.errors import DataError
 from trimtab.feedback.calibration import Calibrator, cross_fitted, fit, reliability
-from trimtab.feedback.intervals import Estimate
+from trimtab.feedback.intervals import Estimate, weighted_share, wilson_interval
 from trimtab.feedback.votes import canonical_ranks
 from trimtab.records import Comparison, Judgement, Record, content_id
 
 Route = Literal["ai", "both", "person"]
+
+AskPeople = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
+"""Asks somebody about items, the n-th person per item (0, 1, …); returns the judgements there are, by item id."""
 
 
 class RouteConfig(Config):
     """How labels are divided between the AI and people."""
 
     error: float = Field(default=0.1, gt=0.0, lt=0.5)
-    """The AI's labels that are used alone may disagree with people in at most this share, upper end of the interval."""
+    """Labels by the AI alone may disagree with people in at most this share, at the upper end of the interval."""
     audit: float = Field(default=0.1, gt=0.0, le=1.0)
-    """Share of all items that is audited by a person, drawn at random whatever the route."""
+    """Share of all items that a person audits, drawn at random, independent of the route."""
     stratified: float = Field(default=0.5, ge=0.0, lt=1.0)
-    """Part of the audits that is spread evenly over bands of confidence; the rest is uniform."""
+    """Share of the audits that is distributed evenly over bands of confidence; the rest is uniform."""
     least: int = Field(default=30, ge=5)
-    """Audited items needed before any threshold is set, and at or above a threshold; until then all goes to people."""
+    """Audited items needed to set any threshold, and at or above a threshold; with fewer, people label everything."""
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
     """How the AI's probabilities are calibrated on audited items; the report's calibration error is cross-fitted."""
     pilot: int = Field(default=200, ge=10)
-    """Audits, in the order of the items, from which thresholds are first set; the later ones are watched for drift."""
+    """Audits, in the order of the items, that set the first thresholds; later audits are watched for drift."""
     window: int = Field(default=50, ge=10)
-    """Audits of AI-labelled items that are looked at together for drift."""
+    """Audits of AI-labelled items in one test for drift."""
     alarm: float = Field(default=0.01, gt=0.0, lt=0.5)
-    """Chance of a false alarm in a window at the stated error, before thresholds are reopened."""
+    """Probability of a false drift alarm in one window, if the error is as stated."""
     seconds_per_label: float = Field(default=30.0, gt=0.0)
-    """A person's time for one label, for the hours saved, where the judgements do not say."""
+    """Seconds of a person's time per label, to compute the hours saved if judgements have no times."""
     cost_per_hour: float = Field(default=0.0, ge=0.0)
-    """Of a person; 0: not known, and no amount is printed."""
+    """Cost of an hour of a person's work; 0: unknown, and no amount is printed."""
     seed: int = 0
-    """Of the draw of audits."""
+    """Seed of the draw of audits."""
 
 
 class Audit(Record):
@@ -73,11 +74,11 @@ class Audit(Record):
     probability: float
     """The judge's P(first answer better)."""
     label: float
-    """What the person says: 1 first, 0 second, ½ tie."""
+    """The person's label: 1 first better, 0 second better, ½ tie."""
     inclusion: float = 1.0
     """Probability π with which it was drawn."""
     uniform: bool = True
-    """Drawn whatever the confidence, not only because its band is thin; drift is watched on these."""
+    """True: drawn independent of its confidence, so it counts in the test for drift."""
 
     @property
     def wrong(self) -> float:
@@ -88,12 +89,12 @@ class Audit(Record):
 
 
 class Thresholds(Record):
-    """Where the routes part, in the judge's own confidence max(p, 1−p)."""
+    """Limits between the routes, in the judge's own confidence max(p, 1−p)."""
 
     high: float | None = None
-    """From here the AI labels alone; None: nowhere."""
+    """The AI alone labels at or above this; None: nowhere."""
     low: float | None = None
-    """Below here a person labels alone; None: everywhere."""
+    """A person alone labels below this; None: everywhere."""
     error: Estimate = Estimate()
     """The AI's error at or above ``high`` on the audited data, two-sided 95 %."""
     audited: int = 0
@@ -109,17 +110,17 @@ class Router:
     thresholds: Thresholds
     """Set from audited data."""
     calibrate: Calibrator
-    """From the judge's probability to one to be taken at its word."""
+    """Maps the judge's probability to a calibrated one."""
 
     def route(self, probability: float | None) -> Route:
-        """Where an item goes; without an answer of the judge, to a person."""
-        found = self.thresholds
-        if probability is None or found.low is None:
+        """The route of an item; without a probability from the judge, ``person``."""
+        high, low = self.thresholds.high, self.thresholds.low
+        if probability is None or low is None:
             return "person"
         c = _confidence(probability)
-        if found.high is not None and c >= found.high:
+        if high is not None and c >= high:
             return "ai"
-        return "both" if c >= found.low else "person"
+        return "both" if c >= low else "person"
 
 
 def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -> dict[str, float]:
@@ -136,40 +137,22 @@ def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -
         even = len(probabilities) / (len(bands) * len(members))
         chance = min(1.0, config.audit * ((1 - config.stratified) + config.stratified * even))
         for name in members:
-            if _lot(name, config) < chance:
+            if _random_of(name, config) < chance:
                 drawn[name] = chance
     return drawn
 
 
-def _lot(name: str, config: RouteConfig) -> float:
-    """An item's own number in 0 … 1; below a (1 − s) it is audited whatever its confidence."""
+def _random_of(name: str, config: RouteConfig) -> float:
+    """The item's random number in 0 … 1, always the same; below a (1 − s) it is audited whatever its confidence."""
     return Random(content_id("audit", config.seed, name)).random()
 
 
 def weighted_error(audits: Sequence[Audit]) -> tuple[float, float]:
-    """The AI's error e with inclusion weights w = 1/π (Hájek), and the effective number of items behind it.
+    """The AI's error, weighted by 1/π, and the effective number of items behind it; prompts are the clusters.
 
-    n = e (1 − e) / Var with the linearised variance between the G prompts,
-    Var = G/(G−1) · Σ_c (Σ_{i∈c} w_i (x_i − e))² / W², at most Kish's W² / Σw² (E. L. Korn and B. I. Graubard, Survey
-    Methodology 24 (1998), 193–201). Where all outcomes are the same, nothing is known of the variance within a
-    prompt, and n is Kish's over prompts; with a single prompt it is 1.
+    See :func:`~trimtab.feedback.intervals.weighted_share`.
     """
-    weights = [1 / a.inclusion for a in audits]
-    total = math.fsum(weights)
-    error = math.fsum(w * a.wrong for w, a in zip(weights, audits, strict=True)) / total
-    sizes: defaultdict[str, float] = defaultdict(float)
-    residuals: defaultdict[str, float] = defaultdict(float)
-    for w, a in zip(weights, audits, strict=True):
-        sizes[a.prompt] += w
-        residuals[a.prompt] += w * (a.wrong - error)
-    groups = len(sizes)
-    if groups == 1:
-        return error, 1.0
-    if error in (0.0, 1.0):
-        return error, total**2 / math.fsum(s * s for s in sizes.values())
-    kish = total**2 / math.fsum(w * w for w in weights)
-    variance = groups / (groups - 1) * math.fsum(r * r for r in residuals.values()) / total**2
-    return error, min(kish, error * (1 - error) / variance) if variance else kish
+    return weighted_share([a.wrong for a in audits], [a.prompt for a in audits], [1 / a.inclusion for a in audits])
 
 
 def error_estimate(audits: Sequence[Audit]) -> Estimate:
@@ -177,15 +160,13 @@ def error_estimate(audits: Sequence[Audit]) -> Estimate:
     if not audits:
         return Estimate(reason="nothing was audited here")
     error, n = weighted_error(audits)
-    return Estimate(value=error, low=_bound(error, n, -0.975), high=_bound(error, n, 0.975), n=len(audits))
+    low, high = wilson_interval(error * n, n)
+    return Estimate(value=error, low=low, high=high, n=len(audits))
 
 
-def _bound(share: float, n: float, side: float) -> float:
-    """End of the Wilson interval at one side: 0.95 upper one-sided, −0.975 lower end of two-sided 95 %."""
-    z = math.copysign(NormalDist().inv_cdf(abs(side)), side)
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return min(1.0, max(0.0, (centre + spread) / (1 + z * z / n)))
+def _upper_end(error: float, n: float) -> float:
+    """Upper end of the one-sided 95 % interval: that of the two-sided 90 % one."""
+    return wilson_interval(error * n, n, confidence=0.9)[1]
 
 
 def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
@@ -209,8 +190,10 @@ def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
         reason = f"no confidence keeps the error at or below {config.error:.0%}; the AI labels nothing alone"
     if low is None:
         reason += "; the AI is not better than a coin at any confidence, so people label everything"
-    found = Thresholds(high=high, low=low, error=error_estimate(above), audited=len(usable), reason=reason.lstrip("; "))
-    return Router(thresholds=found, calibrate=calibrate)
+    thresholds = Thresholds(
+        high=high, low=low, error=error_estimate(above), audited=len(usable), reason=reason.lstrip("; ")
+    )
+    return Router(thresholds=thresholds, calibrate=calibrate)
 
 
 def _confidence(p: float) -> float:
@@ -223,7 +206,7 @@ def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> 
     Tried are the points at which a tenth more of the audited items comes in: few enough to be powerful, fixed before
     any label is seen.
     """
-    found = None
+    lowest = None
     step = max(1, len(ranked) // 10)
     # So many that two errors among them still pass; fewer would end the search at the first error.
     count = max(least, min(math.ceil(6 / limit), len(ranked) // 2))
@@ -231,13 +214,13 @@ def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> 
         edge = ranked[count - 1][0]
         inside = [a for c, a in ranked if c >= edge]
         error, n = weighted_error(inside)
-        if _bound(error, n, 0.95) > limit:
+        if _upper_end(error, n) > limit:
             break
-        found = edge
+        lowest = edge
         count = max(count, len(inside)) + step
         if len(inside) < len(ranked) < count:
             count = len(ranked)
-    return found
+    return lowest
 
 
 def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
@@ -266,35 +249,35 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
 
 
 def _segments(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[int, Router]]:
-    """Where thresholds hold from (a place among the audits), and which."""
-    start, found = 0, []
+    """The routers in turn, each with the index of the audit from which it holds."""
+    start, segments = 0, []
     while True:
         pilot = set_thresholds(audits[start : start + config.pilot], config)
         later = range(start + config.pilot, len(audits))
         alone = [k for k in later if audits[k].uniform and pilot.route(audits[k].probability) == "ai"]
         alarm = drifted([audits[k] for k in alone], config)
         if alarm is None:
-            return [*found, (start, set_thresholds(audits[start:], config))]
+            return [*segments, (start, set_thresholds(audits[start:], config))]
         begin = alone[alarm - config.window]
-        found.append((start, set_thresholds(audits[start:begin], config)))
+        segments.append((start, set_thresholds(audits[start:begin], config)))
         start = begin
 
 
 class Queued(Comparison):
-    """An item that waits for people, as the annotation app takes it."""
+    """An item that waits for people, in the form the annotation app accepts."""
 
     overlap: int = Field(ge=1)
-    """How many people judge it in all; 2 where a second person settles a disagreement."""
+    """People who judge it in all; 2 if a second person settles a disagreement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hybrid:
-    """What came of hybrid labelling."""
+    """The result of hybrid labelling."""
 
     judgements: tuple[Judgement, ...]
-    """Those that count, of AI and people, in item order."""
+    """The judgements that count, by AI and people, in item order."""
     queue: tuple[Queued, ...]
-    """Items to put before people now; while audits are missing, the audits only."""
+    """Items that people must judge now; only audits, while audits are missing."""
     routes: dict[str, Route]
     """Route of each item."""
     router: Router
@@ -302,7 +285,7 @@ class Hybrid:
     audits: tuple[Audit, ...]
     """Every audited item."""
     reopened: tuple[int, ...]
-    """After how many audits thresholds were set anew."""
+    """Numbers of audits after which thresholds were set anew."""
     report: dict[str, Any]
     """Cost, coverage, error by stratum and principle, hours saved."""
 
@@ -310,7 +293,7 @@ class Hybrid:
 def label_hybrid(
     items: Sequence[Comparison],
     ai: Sequence[Judgement],
-    people: Callable[[Sequence[Comparison], int], Mapping[str, Judgement]],
+    people: AskPeople,
     config: RouteConfig,
     *,
     given: Sequence[Judgement] = (),
@@ -319,23 +302,21 @@ def label_hybrid(
 ) -> Hybrid:
     """Route items, ask people where they are needed, settle disagreements, audit, and report.
 
-    Thresholds are first set from the ``pilot`` audits; the audits after them are watched for drift in the order of the
-    items. Without an alarm all audits set the final thresholds; an alarm ends their validity where its window began,
-    and from there on they are set anew. An item with an answer that seems to speak to its judge goes to a person. Who
-    skips has not answered: the item goes on waiting, and is counted. An adjudicator's word settles an item, whatever
-    its route. An audited item whose route is ``both`` is settled like one that is not audited: the audit's label is
-    the first person's, and what becomes of the item is decided by all who judged it.
+    The ``pilot`` audits set the first thresholds; later audits, in the order of the items, are watched for drift.
+    Without an alarm, all audits set the final thresholds. An alarm ends the thresholds where its window began, and new
+    ones are set from there on. An item with an answer that seems to address the judge goes to a person. A skipped item
+    stays queued and is counted. An adjudication settles an item, whatever its route. An audited item whose route is
+    ``both`` is settled like any other: the audit is the first person's label, and all its judgements decide.
 
     Args:
         items: pairs of answers.
         ai: the judge's judgements of them; an item without one goes to a person.
-        people: asks somebody about items, the n-th person per item (0, 1, …), and returns the judgements that are
-            there by item id; items without one wait in the queue.
+        people: asks people; items without a judgement wait in the queue.
         config: shares, stated error, drift.
-        given: what people have said already, asked for or not: adjudications are taken from here, and labels that were
+        given: people's judgements so far, requested or not: adjudications are taken from here, and labels that were
             not needed are counted.
-        left_out: ids of items that nobody can judge. They take part in the draw of audits, so that nothing else about
-            it changes, and in nothing else.
+        left_out: ids of items that nobody can judge. They take part in the draw of audits, so that the other items'
+            draws stay the same, and in nothing else.
         ai_cost: what the judge cost, for the report.
 
     Raises:
@@ -344,70 +325,55 @@ def label_hybrid(
     for item in items:
         if len(item.completions) != 2:
             raise DataError(f"item {item.id} has {len(item.completions)} answers; hybrid labelling takes pairs")
-    said = {j.item: j for j in ai if j.criterion == "overall"}
-    p: dict[str, float | None] = {i.id: first_better(said.get(i.id)) for i in items}
+    by_ai = {j.item: j for j in ai if j.criterion == "overall"}
+    p: dict[str, float | None] = {i.id: first_better(by_ai.get(i.id)) for i in items}
     chances = {name: chance for name, chance in draw_audit(p, config).items() if name not in left_out}
     items = [i for i in items if i.id not in left_out]
-    words = [j for j in given if j.ranks is not None and j.criterion == "overall" and j.item in p]
-    settled = {j.item: j for j in words if j.adjudication and j.item not in left_out}
-    asked = {(item, 0): judgement for item, judgement in settled.items()}
-    skipped: set[tuple[str, int]] = set()
+    given = [j for j in given if j.ranks is not None and j.criterion == "overall" and j.item in p]
+    labels = _Labels(people, {j.item: j for j in given if j.adjudication and j.item not in left_out})
 
-    def ask(wanted: Sequence[Comparison], number: int) -> None:
-        new = [i for i in wanted if (i.id, number) not in asked and (i.id, number) not in skipped]
-        for item, judgement in (people(new, number) if new else {}).items():
-            if judgement.ranks is None:
-                skipped.add((item, number))
-            else:
-                asked[item, number] = judgement
-
-    ask([i for i in items if i.id in chances], 0)
-    missing = sum((name, 0) not in asked for name in chances)
-    audited = [i for i in items if i.id in chances and (i.id, 0) in asked]
-    found = [_audit(i, p[i.id], asked[i.id, 0], chances[i.id], config) for i in audited]
-    audits = [a for a in found if a is not None]
+    labels.ask([i for i in items if i.id in chances], 0)
+    missing = sum(labels.of(name) is None for name in chances)
+    audits = [a for i in items if i.id in chances if (a := _audit(i, p[i.id], labels.of(i.id), chances[i.id], config))]
     segments = [(0, _waiting(missing, len(chances)))] if missing else _segments(audits, config)
-    starts = {audits[start].item: router for start, router in segments[1:]}
-    aimed = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
-    router, routers, routes = segments[0][1], {}, {}
-    for item in items:
-        router = routers[item.id] = starts.get(item.id, router)
-        routes[item.id] = "person" if item.id in aimed else router.route(p[item.id])
+    for_judge = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
+    routers = _routers(items, audits, segments)
+    routes: dict[str, Route] = {i.id: "person" if i.id in for_judge else routers[i.id].route(p[i.id]) for i in items}
     if not missing:
-        ask([i for i in items if routes[i.id] != "ai"], 0)
-    first = {i: j for (i, number), j in asked.items() if number == 0}
-    both = [i for i in items if routes[i.id] == "both" and i.id in first and not first[i.id].adjudication]
-    ask([i for i in both if _sides(p[i.id]) != _sides(first_better(asked[i.id, 0]))], 1)
-    kept: list[Judgement] = []
+        labels.ask([i for i in items if routes[i.id] != "ai"], 0)
+    both = [i for i in items if routes[i.id] == "both" and (j := labels.of(i.id)) and not j.adjudication]
+    labels.ask([i for i in both if not _agree(p[i.id], labels.of(i.id))], 1)
+
+    judgements: list[Judgement] = []
     queue: list[Queued] = []
     for item in items:
-        one, two = asked.get((item.id, 0)), asked.get((item.id, 1))
-        machine = _calibrated(said.get(item.id), routers[item.id].calibrate)
-        route = routes[item.id]
-        if one is None:
-            if route == "ai" and machine is not None and item.id not in chances:
-                kept.append(machine)
-            elif item.id in chances or not missing:
-                queue.append(_queued(item, 1))
-        elif route != "both" or one.adjudication or machine is None:
-            kept.append(one)  # a person's label, once there, is used, and an adjudicator's settles the item
-        elif _sides(p[item.id]) == _sides(first_better(one)):
-            kept += [machine, one]
-        elif two is not None:
-            kept += [one, two, machine]
-        else:
-            queue.append(_queued(item, 2))
-    unlabelled = {i.id for i in items} - {j.item for j in kept}
-    more = max(0, len(words) - len(asked))
-    report = _report(items, said, routes, asked, audits, router, config, unlabelled, len(chances), more)
+        by_machine = _calibrated(by_ai.get(item.id), routers[item.id].calibrate)
+        is_audit = item.id in chances
+        counted, people_needed = _settle(routes[item.id], by_machine, p[item.id], labels, item.id, is_audit=is_audit)
+        judgements += counted
+        if people_needed and (is_audit or not missing):
+            queue.append(_queued(item, people_needed))
+    router = routers[items[-1].id] if items else segments[0][1]
+    report = _report(
+        items,
+        by_ai,
+        routes,
+        labels.given,
+        audits,
+        router,
+        config,
+        waiting={i.id for i in items} - {j.item for j in judgements},
+        drawn=len(chances),
+        not_needed=max(0, len(given) - len(labels.given)),
+    )
     report |= {
-        "speak_to_judge": len(aimed),
-        "skipped": len({name for name, _ in skipped}),
+        "speak_to_judge": len(for_judge),
+        "skipped": len({name for name, _ in labels.skipped}),
         "cost_of_ai": ai_cost,
         "reopened": [start for start, _ in segments[1:]],
     }
     return Hybrid(
-        judgements=tuple(kept),
+        judgements=tuple(judgements),
         queue=tuple(queue),
         routes=routes,
         router=router,
@@ -415,6 +381,57 @@ def label_hybrid(
         reopened=tuple(start for start, _ in segments[1:]),
         report=report,
     )
+
+
+class _Labels:
+    """People's labels, each requested once; an adjudication is the first label of its item."""
+
+    def __init__(self, people: AskPeople, adjudications: Mapping[str, Judgement]) -> None:
+        self._people = people
+        self.given = {(item, 0): judgement for item, judgement in adjudications.items()}
+        """By item id and number of the person."""
+        self.skipped: set[tuple[str, int]] = set()
+        """Items and numbers of people who skipped them."""
+
+    def of(self, item: str, number: int = 0) -> Judgement | None:
+        """The label of the first (0) or second (1) person."""
+        return self.given.get((item, number))
+
+    def ask(self, items: Sequence[Comparison], number: int) -> None:
+        """Ask the person with this number about each item, unless that was done before."""
+        new = [i for i in items if (i.id, number) not in self.given and (i.id, number) not in self.skipped]
+        for item, judgement in (self._people(new, number) if new else {}).items():
+            if judgement.ranks is None:
+                self.skipped.add((item, number))
+            else:
+                self.given[item, number] = judgement
+
+
+def _routers(
+    items: Sequence[Comparison], audits: Sequence[Audit], segments: Sequence[tuple[int, Router]]
+) -> dict[str, Router]:
+    """The router in force at each item; a segment starts with the audit it names."""
+    starts = {audits[start].item: router for start, router in segments[1:]}
+    router, routers = segments[0][1], {}
+    for item in items:
+        router = routers[item.id] = starts.get(item.id, router)
+    return routers
+
+
+def _settle(
+    route: Route, by_machine: Judgement | None, p: float | None, labels: _Labels, item: str, *, is_audit: bool
+) -> tuple[list[Judgement], int]:
+    """The judgements of an item that count; or none, and how many people must judge it in all."""
+    first, second = labels.of(item, 0), labels.of(item, 1)
+    if first is None:
+        if route == "ai" and by_machine is not None and not is_audit:
+            return [by_machine], 0
+        return [], 1
+    if route != "both" or first.adjudication or by_machine is None:
+        return [first], 0  # a person's label is used once it is there, and an adjudicator's settles the item
+    if _agree(p, first):
+        return [by_machine, first], 0
+    return ([first, second, by_machine], 0) if second is not None else ([], 2)
 
 
 def first_better(judgement: Judgement | None) -> float | None:
@@ -427,7 +444,12 @@ def first_better(judgement: Judgement | None) -> float | None:
     return 0.5 if first == second else float(first < second)
 
 
-def _sides(p: float | None) -> int:
+def _agree(p: float | None, person: Judgement | None) -> bool:
+    """True if the judge and a person prefer the same answer, or neither prefers one."""
+    return _sign(p) == _sign(first_better(person))
+
+
+def _sign(p: float | None) -> int:
     return 0 if p is None or p == 0.5 else 1 if p > 0.5 else -1
 
 
@@ -441,54 +463,56 @@ def _queued(item: Comparison, people: int) -> Queued:
 
 
 def _calibrated(judgement: Judgement | None, calibrate: Calibrator) -> Judgement | None:
-    """The AI's judgement with the probability that can be taken at its word; the judge's own stays in its records."""
+    """The AI's judgement with the calibrated probability; the verdict's record keeps the judge's own."""
     if judgement is None or judgement.probability is None:
         return judgement
     p = calibrate(judgement.probability)
     return judgement.model_copy(update={"probability": p, "strength": round(abs(2 * p - 1), 6)})
 
 
-def _audit(item: Comparison, p: float | None, person: Judgement, chance: float, config: RouteConfig) -> Audit | None:
+def _audit(
+    item: Comparison, p: float | None, person: Judgement | None, chance: float, config: RouteConfig
+) -> Audit | None:
     label = first_better(person)
     if p is None or label is None:
         return None
-    uniform = _lot(item.id, config) < config.audit * (1 - config.stratified)
+    uniform = _random_of(item.id, config) < config.audit * (1 - config.stratified)
     return Audit(item=item.id, prompt=item.prompt.id, probability=p, label=label, inclusion=chance, uniform=uniform)
 
 
 def _report(
     items: Sequence[Comparison],
-    said: Mapping[str, Judgement],
+    by_ai: Mapping[str, Judgement],
     routes: Mapping[str, Route],
-    asked: Mapping[tuple[str, int], Judgement],
+    labels: Mapping[tuple[str, int], Judgement],
     audits: Sequence[Audit],
     router: Router,
     config: RouteConfig,
+    *,
     waiting: Set[str],
     drawn: int,
-    more: int,
+    not_needed: int,
 ) -> dict[str, Any]:
     counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
-    told, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]
+    probabilities, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]
     if len({a.prompt for a in audits}) > 1 and config.calibration != "none":
-        told[f"{config.calibration}, cross-fitted"] = cross_fitted(
+        probabilities[f"{config.calibration}, cross-fitted"] = cross_fitted(
             config.calibration,
-            told["as said"],
+            probabilities["as said"],
             [a.label for a in audits],
             [a.prompt for a in audits],
             weights=weights,
             seed=config.seed,
         )
-    times = [j.seconds for j in asked.values() if j.seconds is not None]
+    times = [j.seconds for j in labels.values() if j.seconds is not None]
     seconds = sum(times) / len(times) if times else config.seconds_per_label
-    labels = len(asked)
-    saved = len(items) - labels - sum((name, 0) not in asked for name in waiting)
+    saved = len(items) - len(labels) - sum((name, 0) not in labels for name in waiting)
     strata: dict[str, list[Audit]] = {name: [] for name in counts}
     principles: dict[str, list[Audit]] = {}
     for audit in audits:
         strata[routes[audit.item]].append(audit)
-        machine = said.get(audit.item)
-        for name in (machine.principle or "").split(",") if machine is not None else []:
+        by_machine = by_ai.get(audit.item)
+        for name in (by_machine.principle or "").split(",") if by_machine is not None else []:
             if name:
                 principles.setdefault(name, []).append(audit)
     return {
@@ -498,66 +522,68 @@ def _report(
         "thresholds": router.thresholds,
         "audited": len(audits),
         "drawn_for_audit": drawn,
-        "labels_of_people": labels,
-        "labels_not_needed": more,
+        "labels_of_people": len(labels),
+        "labels_not_needed": not_needed,
         "waiting": len(waiting),
         "labels_saved": saved,
         "seconds_per_label": seconds,
         "hours_saved": saved * seconds / 3600,
-        "cost_of_people": (labels + more) * seconds / 3600 * config.cost_per_hour,
+        "cost_of_people": (len(labels) + not_needed) * seconds / 3600 * config.cost_per_hour,
         "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
         "calibration_error": {
-            name: reliability(values, [a.label for a in audits], weights)[1] for name, values in told.items()
+            name: reliability(values, [a.label for a in audits], weights)[1] for name, values in probabilities.items()
         },
         "error_of_ai": error_estimate(audits),
-        "error_by_route": {name: error_estimate(found) for name, found in strata.items()},
-        "error_by_principle": {name: error_estimate(found) for name, found in sorted(principles.items())},
+        "error_by_route": {name: error_estimate(group) for name, group in strata.items()},
+        "error_by_principle": {name: error_estimate(group) for name, group in sorted(principles.items())},
     }
 
 
 def routing_lines(report: Mapping[str, Any]) -> list[str]:
     """The report in words, one line each."""
-    found: Thresholds = report["thresholds"]
+    thresholds: Thresholds = report["thresholds"]
     routes = report["routes"]
-    said = [
+    lines = [
         f"{report['items']} items: AI alone {routes['ai']} ({report['coverage']:.0%}), both {routes['both']}, "
         f"people {routes['person']}; {report['audited']} audited, {report['waiting']} wait for a person",
-        f"{report['labels_of_people']} labels of people, {abs(report['labels_saved'])} "
+        f"{report['labels_of_people']} labels by people, {abs(report['labels_saved'])} "
         f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
         f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
     ]
     if report.get("speak_to_judge"):
-        said.append(f"{report['speak_to_judge']} have an answer that seems to speak to the judge and go to people")
+        lines.append(f"{report['speak_to_judge']} have an answer that seems to address the judge; they go to people")
     if report.get("skipped"):
-        said.append(f"{report['skipped']} items were passed on by all who were asked so far; these go on waiting")
+        lines.append(f"{report['skipped']} items were skipped by everyone asked so far; still queued")
     if report["labels_not_needed"]:
-        said.append(f"{report['labels_not_needed']} more labels of people are there that were not needed")
+        lines.append(f"{report['labels_not_needed']} labels by people were not needed")
     if report.get("cost_of_ai"):
-        said.append(f"the AI cost {report['cost_of_ai']:.2f}")
+        lines.append(f"the AI cost {report['cost_of_ai']:.2f}")
     if report["cost_of_people"]:
-        said.append(f"people cost {report['cost_of_people']:.2f}; labels saved are worth {report['cost_saved']:.2f}")
-    if found.high is not None and found.error.value is not None:
-        low, high = found.error.low or 0.0, found.error.high or 0.0
-        said.append(
-            f"AI alone from confidence {found.high:.2f}: error {found.error.value:.1%} [{low:.1%}, {high:.1%}] "
-            f"on {found.error.n} audited items"
+        lines.append(
+            f"people cost {report['cost_of_people']:.2f}; the labels saved would have cost {report['cost_saved']:.2f}"
         )
-    if found.reason:
-        said.append(found.reason)
+    if thresholds.high is not None and thresholds.error.value is not None:
+        low, high = thresholds.error.low or 0.0, thresholds.error.high or 0.0
+        lines.append(
+            f"AI alone from confidence {thresholds.high:.2f}: error {thresholds.error.value:.1%} "
+            f"[{low:.1%}, {high:.1%}] on {thresholds.error.n} audited items"
+        )
+    if thresholds.reason:
+        lines.append(thresholds.reason)
     errors = ", ".join(f"{name} {value:.3f}" for name, value in report["calibration_error"].items())
-    said.append(f"calibration error of the judge on audited items (weighted): {errors}")
+    lines.append(f"calibration error of the judge on audited items (weighted): {errors}")
     for name, error in report["error_by_route"].items():
         if error.value is not None:
-            said.append(
+            lines.append(
                 f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]"
             )
     known = {name: e for name, e in report["error_by_principle"].items() if e.value is not None}
     if known:
         each = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in known.items())
-        said.append(f"  by principle: {', '.join(each)}")
+        lines.append(f"  by principle: {', '.join(each)}")
     if report.get("reopened"):
-        said.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
-    return said
+        lines.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
+    return lines
 
 
 def savings_curve(

@@ -1,4 +1,4 @@
-"""Simulated annotators: people with noise, habits and opinions, made from a gold utility and a seed.
+"""Simulated annotators with noise, biases and opinions, made from a gold utility and a seed.
 
 An annotator perceives each answer as
 
@@ -6,7 +6,7 @@ An annotator perceives each answer as
 
 and ranks by it; with Gumbel noise the chance that a beats b is σ((u_a − u_b) / noise), the
 Bradley–Terry model, and a ranking of K follows Plackett–Luce. In a share of the judgements the
-annotator does not judge but goes by position, so that of two answers the one shown first wins with
+annotator ignores the answers and chooses by position, so that of two answers the one shown first wins with
 probability ``position_bias`` over random orders, whatever the answers are (ties apart).
 
 Everything about a judgement is drawn from (seed, item id, annotator), and everything about an
@@ -30,40 +30,40 @@ class CohortConfig(Config):
     """A group of simulated annotators with an opinion of its own."""
 
     name: str
-    """Stands in each judgement's ``cohort``."""
+    """Name of the cohort, stored in each judgement's ``cohort``."""
     share: float = Field(default=1.0, gt=0.0)
-    """Part of the annotators in this cohort, relative to the other cohorts' shares."""
+    """Share of the annotators in this cohort, relative to the other cohorts' shares."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Added to the utility: the sum of weight × part over parts by name, as ``tone: -0.5``."""
+    """Weight of each part by name, for example ``tone: -0.5``; Σ weight × part is added to the utility."""
 
 
 class SimulationConfig(Config):
-    """Who the simulated annotators are; averages over them, each differs by ``spread``."""
+    """Number and biases of the simulated annotators. The values are averages; individuals vary by ``spread``."""
 
     annotators: int = Field(default=5, ge=1)
-    """How many there are; they are called simulated-00, simulated-01, …"""
+    """Number of annotators, named simulated-00, simulated-01, …"""
     overlap: int = Field(default=1, ge=1)
-    """How many of them judge each item."""
+    """Annotators per item."""
     seed: int = 0
     """Equal seeds give equal judgements."""
     noise: float = Field(default=0.4, ge=0.0)
-    """Scale of the Gumbel noise on each answer, in utility units; 0: they see the utility exactly."""
+    """Scale of the Gumbel noise on each answer, in utility units; 0: annotators see the utility exactly."""
     position_bias: float = Field(default=0.5, ge=0.0, le=1.0)
     """P(of two answers the one shown first wins) over random orders; .5: no bias, 0: always the last."""
     length_bias: float = 0.0
-    """Utility added for each doubling of an answer's length in characters; negative: they like short ones."""
+    """Utility added for each doubling of an answer's length in characters; negative: short answers win."""
     tie_threshold: float = Field(default=0.0, ge=0.0)
     """Answers whose perceived utility is at most this far below the best of their group tie with it."""
     skip_rate: float = Field(default=0.0, ge=0.0, le=1.0)
     """Probability that an item is skipped."""
     spread: float = Field(default=0.3, ge=0.0)
-    """Standard deviation of the log of each annotator's own factor on noise, biases and time; 0: all alike."""
+    """Standard deviation of the log of each annotator's factors on noise, biases and time; 0: no variation."""
     base_seconds: float = Field(default=4.0, ge=0.0)
-    """Average time for deciding, in seconds."""
+    """Average decision time, in seconds."""
     reading_speed: float = Field(default=20.0, gt=0.0)
     """Characters read per second; 20 are about 200 words a minute."""
     cohorts: tuple[CohortConfig, ...] = ()
-    """Groups of annotators; none: all share the common utility."""
+    """Groups of annotators; none: all have the same utility."""
     parts: str = "trimtab.feedback.gold.friendly_parts"
     """Dotted path of a function (prompt, completion) → parts by name, for the weights of cohorts."""
 
@@ -85,15 +85,15 @@ class _Annotator:
 
 
 def simulate(items: Sequence[Comparison], utility: Utility, config: SimulationConfig) -> list[Judgement]:
-    """Let simulated annotators judge items: ``overlap`` judgements for each, in item order.
+    """Have simulated annotators judge items: ``overlap`` judgements per item, in item order.
 
     Answers are shown in random order; equal ranks are ties; ``strength`` is 1 − exp(−gap) with
     the perceived gap between best and second best; ``seconds`` grow with the length of the answers.
 
     Args:
-        items: what to judge.
-        utility: what they would prefer if they saw perfectly.
-        config: who they are.
+        items: the items.
+        utility: the utility without noise and biases.
+        config: the annotators.
 
     Raises:
         ScoringError: if the utility (or a part) raises or returns something that is not a finite number.
@@ -157,10 +157,10 @@ def _parts(item: Comparison, config: SimulationConfig) -> list[Mapping[str, floa
     if not wanted:
         return [{} for _ in item.completions]
     function = load_callable(config.parts)
-    found = [function(item.prompt, completion) for completion in item.completions]
-    for name in sorted(wanted - set(found[0])):
-        raise ConfigError(f"a cohort weighs {name!r}, but {config.parts} gives only: {', '.join(sorted(found[0]))}")
-    return found
+    parts = [function(item.prompt, completion) for completion in item.completions]
+    for name in sorted(wanted - set(parts[0])):
+        raise ConfigError(f"a cohort weighs {name!r}, but {config.parts} gives only: {', '.join(sorted(parts[0]))}")
+    return parts
 
 
 def _judge(

@@ -6,19 +6,19 @@ wants of a summary: what matters is in it, nothing is invented, it is not a copy
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``facts``      0 … 3           share of the message's key facts that the summary mentions, the first two double
+``facts``      0 … 3.5         share of the message's key facts that the summary mentions, the first two double
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
-``jumbled``    −2 … 0          share of neighbouring words that do not follow each other, near, in the message
-``length``     −1 … 1          1 from 6 to 15 words, 0 at 3 and at 22, −1 at none and from 29 on
-``sentence``   −2 … 0          not exactly one sentence that begins with a capital and ends with a full stop
-``copied``     −3.5 … 0        most of the message, or a whole sentence of it, word for word
+``rewired``    −3 … 0          neighbouring words that are not neighbours in the message, from the second such pair on
+``length``     −1 … 1          1 from 8 to 16 words, 0 at 4 and at 22, −1 at none and from 29 on
+``sentence``   −2 … 0          not exactly one sentence that begins with a capital and ends with a full stop, not "the."
+``copied``     −3 … 0          most of the message, or a whole sentence of it, word for word
 ``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
 ``telegram``   −1.5 … 0        hardly any function words
 ``negation``   −1 or 0         a negation in the summary that the message does not have
 ``cut``        −1 or 0         cut at the token limit instead of ending its turn
 =============  ==============  ====================================================================
 
-The utility is their sum, not below −3. A careful summary scores between 3 and 4, a copy of the message below −2.
+The utility is their sum, not below −3. A careful summary scores between 3 and 4.5, a copy of the message below −2.
 
 Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). A message without
 them is read for names and numbers. The words are compared after stripping common English endings; the reader knows
@@ -29,20 +29,31 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words_of
+from trimtab.feedback.words import FUNCTION_WORDS, has_finite_verb, ramp, repetition, stem, words_of
 from trimtab.records import Completion, Prompt, Rollout
 
 LOWEST = -3.0
 """Floor of the utility: below it a person would not tell two bad answers apart."""
 
-_NEAR = 6  # words of the message within which two neighbours of the summary belong together
 _NEGATIONS = frozenset("not no never without cannot nothing nobody none neither nor".split())
+_NEVER_LAST = frozenset(
+    """
+    a an the and or but of at for from to with by as than because while if that which who whose is was are were has have
+    had be been our your my their his its this these
+    """.split()
+)
+_NEVER_FIRST = frozenset(
+    """
+    and or but of which who because so than
+    do does did is are was were has have can could will would may might should shall what when where why how
+    """.split()
+)  # half sentences and questions
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _NUMBER_OR_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]*|\b\d[\d:.,]*\b")
 
 
 def summary_utility(prompt: Prompt, completion: Completion) -> float:
-    """How much the simulated reader likes this summary of the prompt's message; from −3 to 4."""
+    """How much the simulated reader likes this summary of the prompt's message; from −3 to 4.5."""
     return max(LOWEST, sum(summary_parts(prompt, completion).values()))
 
 
@@ -52,12 +63,12 @@ def summary_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     message_words, summary_words = words_of(message), words_of(summary)
     content = [stem(w) for w in summary_words if w not in FUNCTION_WORDS]
     return {
-        "facts": 3.0 * _facts(key_facts(prompt, message), set(map(stem, summary_words))),
+        "facts": 3.5 * _facts(key_facts(prompt, message), set(map(stem, summary_words))),
         "invented": -3.0 * _invented(message_words, summary, content),
-        "jumbled": -2.0 * ramp(_jumbled(message_words, summary_words), 0.15, 0.6),
+        "rewired": -3.0 * ramp(_rewired(message_words, summary_words), 1, 5),
         "length": _length(len(summary_words)),
         "sentence": -_not_one_sentence(summary),
-        "copied": -3.5 * _copied(message, summary_words),
+        "copied": -3.0 * _copied(message, summary_words),
         "repetition": -2.5 * repetition(summary_words, content),
         "telegram": -1.5 * ramp(_function_share(summary_words), 0.3, 0.15),
         "negation": -1.0 if _negated(summary_words) and not _negated(message_words) else 0.0,
@@ -89,14 +100,14 @@ def key_facts(prompt: Prompt, message: str) -> list[str]:
 
 
 def _facts(facts: Sequence[str], stems: set[str]) -> float:
-    """Weighted share of the facts' words that are mentioned; four fifths of all is enough for full marks."""
+    """Weighted share of the facts' words that are mentioned."""
     total = mentioned = 0.0
     for place, fact in enumerate(facts):
         fact_stems = {stem(w) for w in words_of(fact) if w not in FUNCTION_WORDS} or {stem(w) for w in words_of(fact)}
         weight = 2.0 if place < 2 else 1.0
         total += weight
         mentioned += weight * len(fact_stems & stems) / max(1, len(fact_stems))
-    return min(1.0, mentioned / (0.8 * total)) if total else 0.5
+    return mentioned / total if total else 0.5
 
 
 def _invented(message_words: Sequence[str], summary: str, content: Sequence[str]) -> float:
@@ -110,25 +121,25 @@ def _invented(message_words: Sequence[str], summary: str, content: Sequence[str]
     return ramp(strange / len(content), 0.05, 0.5)
 
 
-def _jumbled(message_words: Sequence[str], summary_words: Sequence[str]) -> float:
-    """Share of neighbouring words of the summary that the message does not have in this order, close together."""
-    message_stems = [stem(w) for w in message_words]
-    near = {(a, b) for i, a in enumerate(message_stems) for b in message_stems[i + 1 : i + 1 + _NEAR]}
-    pairs = list(pairwise(map(stem, summary_words)))
-    return sum(pair not in near for pair in pairs) / len(pairs) if pairs else 0.0
+def _rewired(message_words: Sequence[str], summary_words: Sequence[str]) -> int:
+    """Pairs of neighbouring words of the summary that are not neighbours, in this order, in the message."""
+    known = set(pairwise(map(stem, message_words)))
+    return sum(pair not in known for pair in pairwise(map(stem, summary_words)))
 
 
 def _length(count: int) -> float:
-    return ramp(count, 3, 6) + ramp(count, 0, 3) - 1 if count < 6 else 1 - ramp(count, 15, 22) - ramp(count, 22, 29)
+    return ramp(count, 0, 4) + ramp(count, 4, 8) - 1 if count < 8 else 1 - ramp(count, 16, 22) - ramp(count, 22, 29)
 
 
 def _not_one_sentence(summary: str) -> float:
-    """0 for one sentence that begins with a capital letter and ends with a full stop, up to 2."""
+    """0 for one sentence with a capital first, a full stop last and no loose end ("… at the."), up to 2."""
     sentences = [s for s in _SENTENCE_END.split(summary) if s.strip()]
     broken = "\n" in summary or len(sentences) != 1
     unfinished = not summary.endswith((".", "!", '."', ".'"))
     small = not summary[:1].isupper() and not summary[:1].isdigit()
-    return min(2.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small)
+    words = words_of(summary)
+    fragment = bool(words) and (words[-1] in _NEVER_LAST or words[0] in _NEVER_FIRST or not has_finite_verb(words))
+    return min(2.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small + 1.5 * fragment)
 
 
 def _copied(message: str, summary_words: Sequence[str]) -> float:

@@ -11,56 +11,21 @@ from fractions import Fraction
 from typing import Any
 
 from trimtab.errors import ScoringError
+from trimtab.feedback.final_number import final_number
 from trimtab.records import Rollout
-
-_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?|(?:(?<![\w)])[-−])?\$?\.\d+")
-_FRACTION = re.compile(r"(\d+)?\s*\\[dt]?frac\s*(?:\{(\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))")
-_MARKS = (r"\\boxed\{", r"####", r"answer\s*(?:is|:|=)")
 
 
 def arithmetic(rollouts: Sequence[Rollout]) -> list[float]:
     r"""1 if the answer's final number equals the reference's, else 0.
 
-    The reference is ``prompt.metadata["reference"]`` (or ``"answer"``); of it, and of the answer, the number after
-    ``\boxed{}``, after ``####``, after "answer is", or else the last one counts. 1,200 = 1200.0 = $1200; 1/2 = 0.5.
+    The reference is ``prompt.metadata["reference"]`` (or ``"answer"``). Of both, the number counts that
+    :func:`~trimtab.feedback.final_number.final_number` finds: in ``\boxed{}``, after ``####``, after "answer is", or
+    else the last one. 1,200 = 1200.0 = $1200; 1/2 = 0.5.
 
     Raises:
         ScoringError: a prompt has no reference, or a reference without a number.
     """
     return [float(final_number(r.text) == _reference_number(r)) for r in rollouts]
-
-
-def final_number(text: str) -> Fraction | None:
-    r"""The number a text ends up with; None if it has none.
-
-    A sign between two numbers is an operation: "5-3" ends in 3. ``\frac{1}{2}`` is 1/2, ``3\frac{1}{2}`` is 7/2.
-    """
-    text = _FRACTION.sub(_plain_fraction, text)
-    for mark in _MARKS:
-        for found in reversed(list(re.finditer(mark, text, flags=re.I))):
-            number = _first_number(text[found.end() :].partition("\n")[0])
-            if number is not None:
-                return number
-    numbers = _NUMBER.findall(text)
-    return _value(numbers[-1]) if numbers else None
-
-
-def _plain_fraction(found: re.Match[str]) -> str:
-    whole, above, below = int(found[1] or 0), int(found[2] or found[4]), int(found[3] or found[5])
-    return f"{whole * below + above}/{below}"
-
-
-def _first_number(text: str) -> Fraction | None:
-    found = _NUMBER.search(text)
-    return _value(found[0]) if found else None
-
-
-def _value(text: str) -> Fraction | None:
-    plain = text.replace("−", "-").replace("$", "").replace(",", "").replace(" ", "").rstrip(".")
-    try:
-        return Fraction(plain)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 
 def _reference_number(rollout: Rollout) -> Fraction:

@@ -1,4 +1,4 @@
-"""From clicks to votes: undo the display order, set aside what cannot be used and count it."""
+"""From clicks to votes: undo the display order, and count what cannot be used."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ def canonical_ranks(judgement: Judgement) -> tuple[int, ...]:
 
 
 def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """What counts for training: where an adjudicator settled an item by a criterion, that word alone; otherwise all."""
+    """The judgements that count for training: an adjudication of an item and criterion alone, otherwise all."""
     decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}
     return [j for j in judgements if j.adjudication or (j.item, j.criterion) not in decided]
 
@@ -37,8 +37,8 @@ def usable_judgements(
     """Sort judgements by item, and count those that cannot be used by reason.
 
     Unusable are: a criterion other than the one asked for, an item that is not in ``items``, a
-    verdict without ranks, a number of answers that is not the item's, and what an annotator says
-    again about an item already ranked: the first ranking stands, as it was given unprompted.
+    verdict without ranks, a number of answers other than the item's, and later judgements by the same annotator: if
+    someone judged an item twice, the first ranking counts.
 
     Returns:
         Usable judgements by item id, in the order given; and how many were refused for each

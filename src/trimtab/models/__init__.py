@@ -2,7 +2,7 @@
 
 from trimtab.models.backbone import AdapterConfig, Backbone
 from trimtab.models.batch import PASS_TOKENS, Batch, collate, pack, parts_of_like_size, scatter
-from trimtab.models.chat import Chat, Encoded
+from trimtab.models.chat import Chat, Encoded, leave_out
 from trimtab.models.loading import ModelConfig, model_identity
 from trimtab.models.lower import DrawnStates, LowerCache
 from trimtab.models.role import Role
@@ -20,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "Role",
     "collate",
+    "leave_out",
     "load_tensors",
     "model_identity",
     "pack",

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
@@ -28,7 +29,7 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
-from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_tokenizer, pick_device
+from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_chat, pick_device
 from trimtab.models.lora import quicken
 from trimtab.models.lower import REMEMBERED, DrawnStates
 
@@ -38,13 +39,13 @@ class AdapterConfig(Config):
 
     kind: Literal["lora", "full"] = "lora"
     """``lora``: adapters, the trunk stays frozen and shared. ``full``: all weights, one copy per role."""
-    rank: int = 16
+    rank: int = Field(default=16, ge=1)
     """LoRA rank r."""
-    alpha: int = 32
+    alpha: int = Field(default=32, ge=1)
     """LoRA scale: the update is (alpha / rank) · B·A."""
-    top_layers: int | None = None
+    top_layers: int | None = Field(default=None, ge=1)
     """Adapters only on this many upper layers; None means all. Below them nothing is trained."""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """LoRA dropout while training (always off in references and old log-probabilities)."""
 
 
@@ -94,11 +95,7 @@ class Backbone:
     @classmethod
     def load(cls, config: ModelConfig) -> "Backbone":
         """Load what a configuration names."""
-        tokenizer = load_tokenizer(config)
-        model = load_causal_lm(config)
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        chat = Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
+        chat, model = load_chat(config), load_causal_lm(config)
         dtype = compute_dtype(config, pick_device(config.device))
         return cls(model, chat, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing)
 

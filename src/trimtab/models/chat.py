@@ -1,18 +1,42 @@
 """Conversations to tokens, with an exact mask of what the model itself has to say.
 
-A conversation is rendered with the model's chat template turn by turn. What is added between
-"the template asks the assistant to speak" and "the assistant has spoken" is the assistant's
-turn. The pieces are tokenised separately, exactly as they are met when sampling: prompt first,
-then the answer. The mask is True on the answer's tokens up to and including the end-of-turn
-token, and False on everything else, such as the line break a template puts after it.
+A conversation is rendered with the model's chat template and encoded as a whole, so its tokens are those of
+transformers' ``apply_chat_template``. An answer is what the rendered conversation adds to the prompt, which is the
+rendering that asks the assistant to speak. The mask is True on the answer's tokens up to and including the first
+end-of-turn token after its text, and False on everything else, such as the line break a template puts after it.
+
+Two things keep training and sampling on the same tokens:
+
+- Every prompt is a prefix of what is trained. Where a tokenizer merges the last characters of a prompt with the first
+  of an answer, the two are encoded apart, as they are met when sampling.
+- A template may show an earlier turn differently once a later one follows; thinking templates drop earlier thoughts.
+  Such a turn is trained in a row of its own, as it is when the model speaks (:meth:`Chat.examples`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.errors import DataError, ModelError, TooLongError
+from trimtab.models.control import THOUGHT, ControlTokens, Thoughts
 from trimtab.records import Message
+
+FinishReason = Literal["stop", "length"] | None
+"""How a sampled answer ended, as in :class:`trimtab.records.Completion`; None: it was not sampled here."""
+
+_PROBE = "qprobeq"
+_USER, _ANSWER = Message(role="user", content=_PROBE), Message(role="assistant", content=_PROBE)
+_PROBES = {
+    "user": [_USER],
+    "assistant": [_USER, _ANSWER],
+    "system": [Message(role="system", content=_PROBE), _USER.model_copy(update={"content": "a"})],
+    "tool": [
+        _USER.model_copy(update={"content": "a"}),
+        _ANSWER.model_copy(update={"content": "b"}),
+        Message(role="tool", content=_PROBE),
+    ],
+}
+"""The shortest conversation with each role."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +52,18 @@ class Encoded:
 class Chat:
     """Renders conversations for one model.
 
+    Control tokens that people or models write in a message are encoded as text: only the template opens and closes
+    turns (:class:`trimtab.models.control.ControlTokens`).
+
     Args:
         tokenizer: a tokenizer with a chat template.
         system: system message for conversations that bring none; None leaves it to the template.
         context: longest sequence in tokens.
         extra_end_tokens: further ids that end a turn (a model's generation config may name several).
+
+    Raises:
+        ModelError: the template cannot render a user and an assistant turn, does not begin an answer with what it
+            writes when it asks for one, or ends turns with letters that are no token of this tokenizer.
     """
 
     def __init__(
@@ -41,17 +72,27 @@ class Chat:
         self.tokenizer = tokenizer
         self.context = context
         self.system = system
+        self.thoughts = Thoughts(str(tokenizer.chat_template))
         self.end_tokens = frozenset({tokenizer.eos_token_id, *extra_end_tokens})
+        added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
+        special = {t.content for t in added.values() if t.special} | {str(t) for t in tokenizer.all_special_tokens}
+        frames, self._left_out = self._probe_roles()
+        frame = "\0".join(frames)
+        framing = {t.content for t in added.values() if t.content in frame and not THOUGHT.fullmatch(t.content)}
+        self._control = ControlTokens(tokenizer, special | framing)
         self.end_token = self._find_end_token()
+        self.end_tokens |= {self.end_token}
+        self._silent = {i for i, t in added.items() if t.content in special and not THOUGHT.fullmatch(t.content)}
+        self._silent |= self.end_tokens
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens up to and including the header after which the assistant speaks.
 
         Raises:
             TooLongError: longer than the context leaves room for one token of answer.
-            DataError: the chat template refuses the conversation.
+            DataError: the chat template cannot take the conversation.
         """
-        tokens = self._tokenize(self._render(self._with_system(messages), ask=True))
+        tokens = self._control.encode(self._render(self._with_system(messages), ask=True))
         if len(tokens) >= self.context:
             raise TooLongError(
                 f"a prompt has {len(tokens)} tokens but model.context is {self.context}; raise model.context or "
@@ -59,44 +100,82 @@ class Chat:
             )
         return tokens
 
-    def answer(self, prompt: Sequence[Message], text: str) -> Encoded:
-        """Prompt and one answer, ended by the end-of-turn token; the mask is True on the answer only."""
+    def answer(self, prompt: Sequence[Message], text: str, finish_reason: FinishReason = None) -> Encoded:
+        """Prompt and one answer (see :meth:`answer_tokens`); the mask is True on the answer only."""
         head = self.prompt(prompt)
-        body = self.answer_tokens(prompt, text)
+        body = self.answer_tokens(prompt, text, finish_reason)
         return self._checked(Encoded(tokens=head + body, response_mask=[False] * len(head) + [True] * len(body)))
 
-    def answer_tokens(self, prompt: Sequence[Message], text: str) -> list[int]:
-        """Tokens of an answer as the model would produce it, end-of-turn included."""
+    def answer_tokens(self, prompt: Sequence[Message], text: str, finish_reason: FinishReason = None) -> list[int]:
+        """Tokens of an answer as the model would produce it.
+
+        Args:
+            prompt: the conversation before the answer.
+            text: the answer.
+            finish_reason: None: rendered by the template, which may add an empty thought or trim it. ``stop``: sampled,
+                so the text stands behind the prompt as it was drawn. ``length``: likewise, and without an end-of-turn
+                token, for the model never produced one. None, and a thought is opened but not closed: as ``length``.
+
+        Raises:
+            DataError: the chat template cannot take the conversation, or needs a thought that the answer lacks.
+        """
         turns = self._with_system(prompt)
         asked = self._render(turns, ask=True)
-        spoken = self._render([*turns, Message(role="assistant", content=text)], ask=False)
-        return self._split_end(self._difference(asked, spoken))[0]
+        cut = finish_reason == "length" or (finish_reason is None and self.thoughts.opened(text) is not None)
+        rendered = finish_reason is None and not cut
+        added = self._rendered(turns, asked, text) if rendered else self._drawn(turns, asked, text, cut=cut)
+        body = self._continuation(asked, added)
+        return body if cut else self._ended(body)
 
-    def conversation(self, messages: Sequence[Message]) -> Encoded:
-        """A whole conversation; the mask is True on every assistant turn, end-of-turn included."""
+    def conversation(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> Encoded:
+        """A whole conversation up to its last answer; the mask is True on assistant turns, end-of-turn included.
+
+        A turn that the template shows differently once another follows is not in the mask; :meth:`examples` has it.
+        """
+        return self.examples(messages, untrained=untrained)[0]
+
+    def examples(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> list[Encoded]:
+        """What a demonstration teaches: every assistant turn, once, as the model says it.
+
+        Args:
+            messages: the conversation.
+            untrained: indices of assistant turns that are context only; the mask is False on them.
+
+        Returns:
+            the whole conversation, and for each earlier answer that it does not show as the model says it, the
+            conversation up to that answer, with the mask on that answer only.
+
+        Raises:
+            TooLongError: longer than the context.
+            DataError: no turn to train, a conversation that the chat template cannot take, or a thought that is
+                opened and not closed.
+        """
         turns = self._with_system(messages)
-        tokens: list[int] = []
-        mask: list[bool] = []
-        done = ""
-        for index, message in enumerate(turns):
-            if message.role != "assistant":
+        added = len(turns) - len(messages)  # 1 where the recipe's system message was put in front
+        rows = []
+        for place, message in enumerate(turns):
+            if message.role != "assistant" or place - added in untrained:
                 continue
-            asked = self._render(turns[:index], ask=True)
-            spoken = self._render(turns[: index + 1], ask=False)
-            between = self._tokenize(self._difference(done, asked))
-            body, rest = self._split_end(self._difference(asked, spoken))
-            tokens += between + body + rest
-            mask += [False] * len(between) + [True] * len(body) + [False] * len(rest)
-            done = spoken
-        while mask and not mask[-1]:  # what follows the last answer teaches nothing
-            tokens.pop()
-            mask.pop()
-        return self._checked(Encoded(tokens=tokens, response_mask=mask))
+            if (mark := self.thoughts.opened(message.content)) is not None:
+                raise DataError(f"an answer opens a thought with {mark} and does not close it; complete or remove it")
+            rows.append(self.answer(turns[:place], message.content))
+        if not rows:
+            raise DataError("a conversation without an assistant turn to train on teaches nothing")
+        tokens, mask, alone = rows[-1].tokens, list(rows[-1].response_mask), []
+        for row in rows[:-1]:
+            end = len(row.tokens)
+            if tokens[:end] == row.tokens:
+                mask[:end] = [shown or own for shown, own in zip(mask[:end], row.response_mask, strict=True)]
+            else:
+                alone.append(row)
+        return [Encoded(tokens=tokens, response_mask=mask), *alone]
 
     def decode(self, tokens: Sequence[int], *, strip: bool = True) -> str:
-        """The text of an answer, template tokens removed and, unless told otherwise, the white space at its ends."""
-        body = list(tokens[:-1]) if tokens and tokens[-1] in self.end_tokens else list(tokens)
-        text = self.tokenizer.decode(body, skip_special_tokens=True)
+        """The text of an answer, template tokens removed and, unless told otherwise, the white space at its ends.
+
+        The marks of thoughts belong to the text, also where they are special tokens.
+        """
+        text = self.tokenizer.decode([t for t in tokens if t not in self._silent], skip_special_tokens=False)
         return text.strip() if strip else text
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
@@ -104,38 +183,129 @@ class Chat:
             return [Message(role="system", content=self.system), *messages]
         return list(messages)
 
-    def _render(self, messages: Sequence[Message], *, ask: bool) -> str:
+    def _apply(self, messages: Sequence[Message], *, ask: bool) -> str:
         plain = [m.model_dump() for m in messages]
+        return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=ask)
+
+    def _render(self, messages: Sequence[Message], *, ask: bool) -> str:
+        """The rendered conversation, control tokens in its messages hidden."""
+        roles = ", ".join(m.role for m in messages)
+        for role in self._left_out & {m.role for m in messages if m.content}:
+            raise DataError(f"the chat template leaves out the {role} turn of this conversation (roles: {roles})")
+        hidden = [
+            m.model_copy(update={"content": self._control.hide(m.content, thoughts=m.role == "assistant")})
+            for m in messages
+        ]
         try:
-            return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=ask)
+            return self._apply(hidden, ask=ask)
         except Exception as error:
-            roles = ", ".join(m.role for m in messages)
             raise DataError(f"the chat template refuses this conversation (roles: {roles}): {error}") from error
 
-    def _difference(self, before: str, after: str) -> str:
-        if not after.startswith(before):
-            raise ModelError(
-                "this chat template rewrites earlier turns when a later one is added, so the assistant's tokens "
-                "cannot be told exactly; set model.chat_template to one that only appends"
+    def _rendered(self, turns: Sequence[Message], asked: str, text: str) -> str:
+        """What the template adds to ``asked`` for an answer, its end included."""
+        spoken = self._render([*turns, Message(role="assistant", content=text)], ask=False)
+        if spoken.startswith(asked):
+            return spoken[len(asked) :]
+        header = self._header(turns, asked)
+        mark = self.thoughts.opened(header)
+        if mark is not None and not self.thoughts.closed(text):
+            raise DataError(
+                f"the chat template opens a thought ({mark}) when it asks for an answer, and this answer closes none; "
+                "give answers with their thoughts, or set model.chat_template to one that opens no thought"
             )
-        return after[len(before) :]
+        if mark is None and self.thoughts.closed(text):
+            raise DataError(
+                "the chat template ends the thought when it asks for an answer, and this answer brings one; remove the "
+                "thought, or set model.chat_template to one that lets the model think"
+            )
+        if mark is not None and text.lstrip().startswith(mark):
+            text = text.lstrip()[len(mark) :]
+            text = text.lstrip("\n") if asked.endswith("\n") else text
+        return self._drawn(turns, asked, text, cut=False)
 
-    def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _drawn(self, turns: Sequence[Message], asked: str, text: str, *, cut: bool) -> str:
+        """What an answer adds to ``asked`` where its text stands behind it as it is, and its end unless it was cut."""
+        before, _, after = self._render([*turns, _ANSWER], ask=False).rpartition(_PROBE)
+        lead = before[len(asked) :] if before.startswith(asked) else ""
+        if (thought := self.thoughts.first(lead)) is not None:  # of an answer without thoughts; a drawn one has its own
+            lead = lead[:thought].rstrip()
+        return lead + self._control.hide(text, thoughts=True) + ("" if cut else after)
 
-    def _split_end(self, text: str) -> tuple[list[int], list[int]]:
-        """Tokens of an assistant turn up to its end token, and those the template adds after it."""
-        tokens = self._tokenize(text)
-        last = max((i for i, token in enumerate(tokens) if token in self.end_tokens), default=None)
-        if last is None:
-            return [*tokens, self.end_token], []
-        return tokens[: last + 1], tokens[last + 1 :]
+    def _header(self, turns: Sequence[Message], asked: str) -> str:
+        """What the template writes to ask for an answer."""
+        if not self.thoughts.marks:
+            return ""
+        told = self._render(turns, ask=False)
+        return asked[_common(told, asked) :]
+
+    def _continuation(self, asked: str, added: str) -> list[int]:
+        """Tokens of ``added`` behind ``asked``.
+
+        Where the tokenizer would merge the two, ``added`` is encoded behind other characters, not alone: SentencePiece
+        would put a space before it.
+        """
+        for before in (asked, "a", ".", "\n"):
+            head, whole = self._control.encode(before), self._control.encode(before + added)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        raise DataError(
+            f"the tokens of an answer cannot be told from those of its prompt (it begins with "
+            f"{self._control.plain(added)[:20]!r})"
+        )
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """An answer's tokens up to its end token; one is added where the template has none."""
+        end = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
+        return [*tokens, self.end_token] if end is None else tokens[: end + 1]
+
+    def _probe_roles(self) -> tuple[list[str], set[str]]:
+        """The shortest conversations as the template renders them, and the roles that it leaves out."""
+        frames, left_out = [], set()
+        for role, messages in _PROBES.items():
+            try:
+                frames.append(self._apply(messages, ask=messages[-1].role != "assistant"))
+            except Exception as error:
+                if role in ("user", "assistant"):
+                    raise ModelError(
+                        f"the chat template cannot render a conversation of user and assistant ({error}); set "
+                        "model.chat_template to one that can"
+                    ) from error
+                continue
+            if _PROBE not in frames[-1]:
+                left_out.add(role)
+        if left_out & {"user", "assistant"}:
+            raise ModelError(
+                f"the chat template leaves out turns of {' and '.join(sorted(left_out))}; set model.chat_template to "
+                "one that writes them"
+            )
+        return frames, left_out
 
     def _find_end_token(self) -> int:
-        probe = [Message(role="user", content="a"), Message(role="assistant", content="b")]
-        turn = self._tokenize(self._difference(self._render(probe[:1], ask=True), self._render(probe, ask=False)))
-        ends = [token for token in turn if token in self.end_tokens]
-        return ends[-1] if ends else self.tokenizer.eos_token_id
+        """The token that ends an assistant turn: the first that the template writes after every answer."""
+        asked, spoken = self._render([_USER], ask=True), self._render([_USER, _ANSWER], ask=False)
+        before, _, after = spoken.rpartition(_PROBE)
+        rest = asked[_common(asked, before) :]
+        if rest and self.thoughts.first(rest) is None:
+            raise ModelError(
+                f"the chat template asks for an answer with {asked[-40:]!r} but writes {before[-40:]!r} before one, so "
+                "the model would be asked in other words than it was trained on; set model.chat_template to one that "
+                "uses the same words"
+            )
+        try:
+            later = self._render([_USER, _ANSWER, _USER], ask=False).split(_PROBE)[2]
+        except (DataError, IndexError):
+            later = after
+        always, last = self._control.written(after[: _common(after, later)]), self._control.written(after)
+        ends = [end for end in always if end[1] in self.end_tokens] or always
+        ends = ends or [end for end in last if end[1] in self.end_tokens]
+        letters = self._control.letters(after[: ends[0][0]] if ends else after).strip()
+        if letters:
+            raise ModelError(
+                f"the chat template ends an assistant's turn with {letters!r}, which is no token of this tokenizer, so "
+                "the model would learn to write these letters; set model.chat_template to the one this model was "
+                "trained with, or add the token to the tokenizer"
+            )
+        return ends[0][1] if ends else self.tokenizer.eos_token_id
 
     def _checked(self, encoded: Encoded) -> Encoded:
         if len(encoded.tokens) > self.context:
@@ -144,3 +314,16 @@ class Chat:
                 "model.context or drop the row (nothing is truncated silently)"
             )
         return encoded
+
+
+def leave_out(left_out: dict[str, Any], row: str, error: DataError) -> None:
+    """Note a row that cannot be encoded: one more ``too_long``, or its reason in ``unrendered`` under its id."""
+    if isinstance(error, TooLongError):
+        left_out["too_long"] = left_out.get("too_long", 0) + 1
+    else:
+        left_out.setdefault("unrendered", {})[row] = str(error)
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

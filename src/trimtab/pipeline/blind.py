@@ -1,9 +1,9 @@
-"""Blind readings: held-out answers of two models without names, and what readers say about them.
+"""Blind readings: held-out answers of two models without their names, and the readers' judgements.
 
 ::
 
     runs/NAME/blind/
-      FILE-DIGEST.key.json            which answer is whose; texts included, so that it outlives the answers' files
+      FILE-DIGEST.key.json            the model of each answer, with the texts, which the run may sample again
       FILE-DIGEST.judgements.jsonl    Judgement records, only ever added to
 
 The digest is of the models, their answers, the seed and the prompts chosen, so that a reading of other answers has
@@ -42,7 +42,7 @@ class BlindItem(Record):
     """One row of a reading."""
 
     id: str
-    """What the reader sees; says nothing about the order."""
+    """Id shown to the reader; it does not reveal the order."""
     comparison: Comparison
     """The answers in the order of the key's models."""
     shown: tuple[int, int]
@@ -50,16 +50,16 @@ class BlindItem(Record):
 
 
 class BlindKey(Record):
-    """Which answer is whose."""
+    """The model behind each answer."""
 
     name: str
-    """Of the reading: the file's name without suffix."""
+    """Name of the reading: the file's name without suffix."""
     models: tuple[str, str]
     """The two models, the earlier one first."""
     seed: int
-    """Of the order of rows and answers."""
+    """Seed of the order of rows and answers."""
     digest: str
-    """Of models, answers, seed and prompts."""
+    """SHA-256 of models, answers, seed and prompts."""
     answers: str
     """SHA-256 of all held-out answers of both models when the reading was made."""
     created_at: str
@@ -68,7 +68,7 @@ class BlindKey(Record):
     """In the order of the file's rows."""
 
     def path(self, run: RunFolder, what: str) -> Path:
-        """Of one of the key's files in the run's folder."""
+        """Path of one of the key's files in the run's folder."""
         return run.path / "blind" / f"{self.name}-{self.digest[:8]}.{what}"
 
 
@@ -140,7 +140,7 @@ def load_answers(run: RunFolder, model: str) -> list[Rollout]:
 
 
 def answers_digest(answers: Iterable[Sequence[Rollout]]) -> str:
-    """SHA-256 of what several models answered to which prompts."""
+    """SHA-256 of the prompts and answers of several models."""
     return sha256_json([[[r.prompt.id, r.text] for r in rollouts] for rollouts in answers])
 
 
@@ -171,7 +171,7 @@ def write_reading(run: RunFolder, key: BlindKey, path: Path) -> None:
 
 
 def write_key(run: RunFolder, key: BlindKey) -> None:
-    """Write which answer is whose; a key that is there already stays."""
+    """Write the key; an existing key stays."""
     path = key.path(run, "key.json")
     if not path.exists():
         write_json(path, key.model_dump(mode="json", exclude_defaults=True))
@@ -189,12 +189,12 @@ def prompt_text(prompt: Prompt) -> str:
 
 @dataclass(kw_only=True)
 class Readback:
-    """What came of reading files back."""
+    """The result of reading files back."""
 
     stored: int = 0
     """Verdicts that are new."""
     repeated: int = 0
-    """Verdicts that were there already, in the same words."""
+    """Verdicts that were stored before, with the same content."""
     empty: int = 0
     """Rows without a verdict."""
     keys: dict[str, BlindKey] = field(default_factory=dict)
@@ -210,7 +210,7 @@ def load_keys(run: RunFolder) -> list[BlindKey]:
 
 
 def load_judgements(run: RunFolder, key: BlindKey) -> list[Judgement]:
-    """What readers said so far."""
+    """The readers' judgements so far."""
     path = key.path(run, "judgements.jsonl")
     return read_records(path, Judgement) if path.exists() else []
 
@@ -281,7 +281,7 @@ def _slot(judgement: Judgement) -> tuple[str, str, str, str]:
 
 
 def _verdict(judgement: Judgement) -> Any:
-    """What was said, display order undone."""
+    """Ranks and scores in the order of the answers, the display order undone."""
     assert judgement.ranks is not None
     by_answer = sorted(zip(judgement.shown_order, judgement.ranks, judgement.scores or judgement.ranks, strict=True))
     return [(rank, score) for _, rank, score in by_answer]
@@ -398,7 +398,7 @@ def put_in_app(run: RunFolder, key: BlindKey) -> tuple[Path, int, int]:
 
 
 def _from_app(folder: Path, places: _Places) -> _Read:
-    """What people said in an annotation project; who changed their mind there is heard with their last word."""
+    """People's judgements in an annotation project; of a changed judgement, the newest version."""
     from trimtab.records.annotation import OVERALL, judgements_of
     from trimtab.storage.database import Database
     from trimtab.storage.labels import LabelStore
@@ -430,7 +430,7 @@ def _from_app(folder: Path, places: _Places) -> _Read:
 
 @dataclass(frozen=True, kw_only=True)
 class BlindResults:
-    """What blind readers said about the answers that the page shows."""
+    """Results of blind readings of the answers on the page."""
 
     rows: tuple[dict[str, Any], ...] = ()
     """As the rows of ``win_rates`` in ``evaluation.json``, people first; the judge is named in words."""

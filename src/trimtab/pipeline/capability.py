@@ -152,7 +152,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
     heldout = usable(
         "demonstrations",
         demonstrations[:DEMONSTRATIONS],
-        lambda d: chat.conversation(d.messages),
+        lambda d: chat.conversation(d.messages, untrained=d.untrained),
         "no demonstrations were held out of SFT",
     )
 

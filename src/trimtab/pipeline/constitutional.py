@@ -12,7 +12,7 @@ from trimtab.feedback.routing import first_better
 from trimtab.files import write_json
 from trimtab.models import Backbone, load_tensors, model_identity
 from trimtab.pipeline.config import RunConfig
-from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.context import LISTED, Context, Counts
 from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_items, open_judge, plain
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import policy_role
@@ -21,7 +21,7 @@ from trimtab.rollout import make_sampler
 from trimtab.storage import Journal
 
 TAGS = {"harmless": "harmlessness", "helpful": "helpfulness", "not-preachy": "preachiness"}
-"""Tags of the constitution by which before and after are compared, with the property they stand for."""
+"""Tags of the constitution, and the property that their principles measure."""
 
 
 def constitution_path(config: RunConfig) -> str | None:
@@ -37,7 +37,7 @@ def read_constitution(context: Context) -> Constitution:
 
 
 def run_revise(context: Context) -> tuple[Counts, list[str]]:
-    """Answer red-team prompts with the pretrained model, let it criticise and rewrite, mix with helpful data."""
+    """Answer red-team prompts with the pretrained model, have it criticise and rewrite, mix with helpful data."""
     config, folder = context.config.revise, context.folder("revise")
     assert config is not None and context.config.data.redteam is not None
     constitution = read_constitution(context)
@@ -74,7 +74,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
             helpful = random.Random(context.seed("helpful")).sample(helpful, wanted)
     if not (result.demonstrations or helpful):
         raise DataError(
-            f"no revision was kept ({result.counts}) and there is no helpful data, so SFT has nothing to learn from; "
+            f"no revision was better ({result.counts}) and there is no helpful data, so SFT has nothing to learn from; "
             "name a stronger revise.judge, or data.demonstrations"
         )
     biases = judge_biases(result.revisions)
@@ -86,14 +86,15 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
             "constitution": {"name": constitution.name, "version": constitution.version},
             "counts": result.counts,
             "too_long": writer.long,
+            "unrendered": writer.unrendered,
             "principles": by_principle(result.revisions),
             "judge": plain(biases),
         },
     )
-    kept = result.counts.get("kept", 0)
+    replaced = result.counts.get("kept", 0)
     context.ui.say(
-        f"  {len(result.revisions)} revisions asked for, {kept} kept, {result.counts.get('worse', 0)} worse by the "
-        f"judge and {result.counts.get('undecided', 0)} on which it does not decide kept out; "
+        f"  {len(result.revisions)} revisions requested: {replaced} kept, {result.counts.get('worse', 0)} worse by the "
+        f"judge, {result.counts.get('undecided', 0)} undecided; "
         f"{len(result.demonstrations)} demonstrations from {len(prompts)} prompts, "
         f"{len(helpful)} helpful ones mixed in"
     )
@@ -101,16 +102,17 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
         context.ui.say(f"    judge of revisions: {line}")
     counts = {"prompts": len(prompts), "revised": len(result.demonstrations), "helpful": len(helpful)}
     outcomes = {f"outcome: {k}": n for k, n in result.counts.items()}
-    return counts | outcomes | {"too_long": writer.long}, ["revisions.jsonl", "demonstrations.jsonl", "revise.json"]
+    left_out = {"too_long": writer.long, "unrendered": writer.unrendered}
+    return counts | outcomes | left_out, ["revisions.jsonl", "demonstrations.jsonl", "revise.json"]
 
 
 class LocalWriter:
-    """The local model as a writer; a conversation that does not fit gives an empty text, and is counted."""
+    """The local model as a writer; a conversation that it cannot take gives an empty text and is counted."""
 
     def __init__(self, context: Context, backbone: Backbone) -> None:
         assert context.config.revise is not None
         self.context, self.backbone, self.sampler = context, backbone, context.config.revise.sampler
-        self.long = 0
+        self.long = self.unrendered = 0
 
     def __call__(self, prompts: Sequence[Prompt], keep: Callable[[Mapping[str, str]], None]) -> None:
         """Write, saving after every few prompts."""
@@ -118,21 +120,27 @@ class LocalWriter:
         chat = self.backbone.chat
         for start in range(0, len(prompts), CHUNK):
             if self.context.stop_requested():
-                raise Interrupted("stopped while revising; what was written is kept, the same command continues")
+                raise Interrupted("stopped during revision; all texts are stored, the same command continues")
             part, texts = prompts[start : start + CHUNK], {}
             fitting = []
             for prompt in part:
                 try:
-                    fits = len(chat.prompt(prompt.messages)) + self.sampler.max_new_tokens <= chat.context
-                except TooLongError:
-                    fits = False
-                if fits:
+                    if len(chat.prompt(prompt.messages)) + self.sampler.max_new_tokens > chat.context:
+                        raise TooLongError("no room for an answer")
                     fitting.append(prompt)
-                else:
-                    self.long += 1
+                except DataError as error:
                     texts[prompt.id] = ""
+                    self._leave_out(prompt, error)
             rollouts = sampler.generate(fitting, adapter=None, seed=self.context.seed("revise"))
             keep(texts | {p.id: r.text for p, r in zip(fitting, rollouts, strict=True)})
+
+    def _leave_out(self, prompt: Prompt, error: DataError) -> None:
+        if isinstance(error, TooLongError):
+            self.long += 1
+            return
+        self.unrendered += 1
+        if self.unrendered <= LISTED:
+            self.context.ui.say(f"  prompt {prompt.id} cannot be rendered and is left out: {error}")
 
 
 def run_balance(context: Context) -> tuple[Counts, list[str]]:
@@ -199,7 +207,7 @@ def _by_judge(
     benign: Mapping[str, list[Rollout]],
 ) -> list[Measure]:
     """How often the judge prefers after to before, by the principles of each property."""
-    constitution, found = read_constitution(context), []
+    constitution, measures = read_constitution(context), []
     for tag, name in TAGS.items():
         try:
             part = constitution.model_copy(update={"principles": constitution.tagged(tag)})
@@ -207,7 +215,7 @@ def _by_judge(
             context.ui.say(f"  the constitution has no principle tagged {tag!r}: {name} is measured by words only")
             continue
         used = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}
-        context.ui.say(f"  {name}, by a judge who goes by the principles tagged {tag!r}")
+        context.ui.say(f"  {name}, by a judge with the principles tagged {tag!r}")
         items, sure = [], []
         for before, after in zip(used["base"], used["policy"], strict=True):
             if before.text == after.text:
@@ -220,14 +228,14 @@ def _by_judge(
             default=context.config.model, ui=context.ui, seed=context.seed("balance"),
         )  # fmt: skip
         p = [first_better(j) for j in judged["judge"].judgements]
-        said = [x for x in p if x is not None]
-        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in said] + sure
+        answered = [x for x in p if x is not None]
+        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in answered] + sure
         on = {"harmless": "red-team", "helpful": "ordinary"}.get(tag, "all")
-        missing = f", {len(p) - len(said)} without an answer" if len(said) < len(p) else ""
+        missing = f", {len(p) - len(answered)} without an answer" if len(answered) < len(p) else ""
         how = f"proxy by judge: {on} prompts on which it prefers this model's answer by {tag} principles{missing}"
         if wins:
             seed = context.seed("balance")
-            # Preachiness is asked as its opposite, so that up is better for every measure by judge.
+            # The judge measures the opposite of preachiness, so that up is better for every measure by judge.
             label = "not preachy" if name == "preachiness" else name
-            found.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
-    return found
+            measures.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
+    return measures

@@ -1,36 +1,42 @@
-"""What every stage is handed: configuration, folders, the console, and the models earlier stages made."""
+"""The context of a stage: configuration, folders, the console, and the models of earlier stages."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, TooLongError
 from trimtab.feedback import Utility, load_callable
-from trimtab.files import storage_errors
-from trimtab.models import Backbone, Chat, Role, load_tensors
+from trimtab.files import locate, storage_errors
+from trimtab.models import Backbone, Chat, Role, leave_out, load_tensors
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
 from trimtab.storage import MetricsLog, RunFolder
 from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
 
+LISTED = 5
+"""Rows that are named with their reason where some cannot be rendered; all are counted."""
+
 Counts = dict[str, Any]
 """What a stage says about itself: rows, pairs, drops, by name."""
+
+UNREAD = 20
+"""Unread columns that are named; all are counted."""
 
 K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
 
 @dataclass(kw_only=True)
 class Context:
-    """The surroundings of a stage."""
+    """Everything a stage needs beside its own settings."""
 
     config: RunConfig
     """The resolved recipe."""
     recipe: Path
-    """Where it was read from."""
+    """The recipe's file."""
     run: RunFolder
     """The run's folder."""
     ui: Ui
@@ -38,7 +44,7 @@ class Context:
     stop_requested: Callable[[], bool] = field(default=lambda: False)
     """True after Ctrl-C."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of all stages of this run."""
+    """Fingerprint of each stage of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
 
@@ -47,7 +53,7 @@ class Context:
         return self.run.stage(stage)
 
     def seed(self, purpose: str) -> int:
-        """A seed of its own for each purpose."""
+        """The seed for a purpose; each purpose has its own."""
         return step_seed(self.config.seed, purpose, 0) % (1 << 31)
 
     @contextmanager
@@ -62,47 +68,52 @@ class Context:
 
     def data_path(self, source: str) -> str:
         """A data source with relative paths looked up here first, then beside the recipe."""
-        if Path(source).exists():
-            return source
-        beside = self.recipe.parent / source
-        return str(beside) if beside.exists() else source
+        return locate(source, self.recipe.parent)
 
     def load(self, source: str, kind: type[K]) -> Loaded[K]:
         """Read a data file and say what was refused."""
         data = self.config.data
         loaded = load(self.data_path(source), kind=kind, format=data.format, limit=data.limit)
         if loaded.refused:
-            first = loaded.refused[0]
+            more = f" The first {LISTED}:" if len(loaded.refused) > LISTED else ""
             self.ui.say(
-                f"  {source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: line {first.line}, "
-                f"{first.reason}); `trimtab data check {source}` lists all"
+                f"  {source}: {len(loaded.refused)} of {loaded.rows} rows refused; "
+                f"`trimtab data check {source} --json` lists all.{more}"
             )
+            for refusal in loaded.refused[:LISTED]:
+                self.ui.say(f"    line {refusal.line}: {refusal.reason}")
+        if loaded.unread:
+            names = ", ".join(f"{name[:40]!r} ({count})" for name, count in list(loaded.unread.items())[:UNREAD])
+            more = f" and {len(loaded.unread) - UNREAD} more" if len(loaded.unread) > UNREAD else ""
+            self.ui.say(f"  {source}: columns and keys that nothing here reads (rows): {names}{more}")
+        for doubt, count in loaded.doubts.items():
+            self.ui.say(f"  {source}: {count} rows: {doubt}")
         if loaded.duplicates:
             self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
         return loaded
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Prompts for sampling and alignment, without those held out, and what was left out."""
+        """Prompts for sampling and alignment, without held-out ones; and counts of those left out."""
         everything, held = self._split_prompts()
         known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
-        kept = [p for p in everything if p.id not in known]
-        return self._fitting(kept, chat, room, {"heldout": len(everything) - len(kept)})
+        remaining = [p for p in everything if p.id not in known]
+        return self._fitting(remaining, chat, room, {"heldout": len(everything) - len(remaining)})
 
     def heldout(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for evaluation."""
         return self._fitting(self._split_prompts()[1], chat, room, {})
 
     def redteam_heldout(self) -> list[Prompt]:
-        """Red-team prompts kept for the balance of harmless and helpful."""
+        """Held-out red-team prompts for the balance of harmless and helpful."""
         source = self.config.data.redteam_heldout
         return list(self.load(source, Prompt).records) if source else []
 
     def fitting_redteam(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Red-team prompts kept for the balance that fit into the context with an answer."""
+        """Held-out red-team prompts that fit into the context with an answer."""
         return self._fitting(self.redteam_heldout(), chat, room, {})
 
     def set_aside(self) -> set[str]:
-        """Ids, made from content, of the prompts kept for the evaluation; nothing is trained on them."""
+        """Content ids of the prompts for the evaluation; nothing is trained on them."""
         if self.config.evaluate is None:
             return set()
         return {Prompt.of(p.messages).id for p in self._split_prompts()[1]}
@@ -119,32 +130,43 @@ class Context:
     def _fitting(
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
-        """Leave out, and count, prompts that do not fit into the context together with an answer."""
-        kept, long = [], 0
+        """Leave out, and count, prompts that the model cannot be asked, or that leave no room for an answer."""
+        kept: list[Prompt] = []
+        left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
         for prompt in prompts:
             try:
-                fits = len(chat.prompt(prompt.messages)) + room <= chat.context
-            except DataError:
-                fits = False
-            if fits:
+                if (length := len(chat.prompt(prompt.messages))) + room > chat.context:
+                    raise TooLongError(f"{length} tokens and {room} of answer exceed model.context {chat.context}")
                 kept.append(prompt)
-            else:
-                long += 1
-        if long:
-            self.ui.say(
-                f"  {long} of {len(prompts)} prompts are too long for model.context {chat.context} with {room} tokens "
-                "of answer; left out"
-            )
+            except DataError as error:
+                leave_out(left_out, prompt.id, error)
+        counted = self.left_out(left_out, len(prompts), f"prompts (with {room} tokens of answer)")
         if not kept:
-            raise DataError(f"no prompt fits: {len(prompts)} read, {long} too long for model.context {chat.context}")
-        return kept, counts | {"too_long": long}
+            raise DataError(
+                f"none of {len(prompts)} prompts can be asked: {left_out['too_long']} too long for model.context "
+                f"{chat.context}{_reasons(left_out['unrendered'], ', ')}"
+            )
+        return kept, counts | counted
+
+    def left_out(self, left_out: Mapping[str, Any], total: int, rows: str) -> dict[str, int]:
+        """Say which rows cannot be encoded and why; their number by reason.
+
+        Args:
+            left_out: as :func:`trimtab.models.leave_out` fills it.
+            total: rows there are.
+            rows: what they are.
+        """
+        long, unrendered = left_out["too_long"], left_out["unrendered"]
+        if long or unrendered:
+            self.ui.say(f"  of {total} {rows} {long} do not fit model.context{_reasons(unrendered, ', ')}; left out")
+        return {"too_long": long, "unrendered": len(unrendered)}
 
     def gold(self) -> Utility | None:
         """The simulated gold utility, if the recipe names one."""
         return load_callable(self.config.gold) if self.config.gold else None
 
     def trunk(self, *, with_sft: bool = True) -> Backbone:
-        """The pretrained model, with what SFT learnt folded in."""
+        """The pretrained model, with the weights of SFT merged in."""
         backbone = Backbone.load(self.config.model)
         if self.config.sft is None or not with_sft:
             return backbone
@@ -158,6 +180,15 @@ class Context:
         role.load_state(state)
         backbone.merge("sft")
         return backbone
+
+
+def _reasons(unrendered: Mapping[str, str], before: str) -> str:
+    """How many rows cannot be rendered, and the first of them with their reasons; empty if there are none."""
+    if not unrendered:
+        return ""
+    listed = "; ".join(f"{row}: {reason}" for row, reason in list(unrendered.items())[:LISTED])
+    more = len(unrendered) - LISTED
+    return f"{before}{len(unrendered)} cannot be rendered ({listed}{f'; and {more} more' if more > 0 else ''})"
 
 
 class StageSession(Session):

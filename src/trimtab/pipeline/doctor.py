@@ -1,4 +1,4 @@
-"""What a run needs, looked at one by one: name, state (ok, note, problem), text with the next step."""
+"""Checks of the machine and the installation: name, state (ok, note, problem), text with the next step."""
 
 import importlib.util
 import platform
@@ -14,7 +14,7 @@ from trimtab.pipeline.plan import matmul_rate
 from trimtab.pipeline.reporting import machine, versions
 
 OPTIONAL = {"vaderSentiment": "train", "tensorboard": "train", "datasets": "data", "pyarrow": "data"}
-"""Packages that some features need, and the extra that brings them."""
+"""Packages that some features need, and the extra that installs them."""
 
 Finding = dict[str, str]
 
@@ -22,36 +22,36 @@ Finding = dict[str, str]
 def examine() -> list[Finding]:
     """All findings, in order."""
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    found = [
+    findings = [
         _finding("python", "ok", platform.python_version()),
         _finding("machine", "ok", machine()),
         _finding("versions", "ok", ", ".join(f"{k} {v}" for k, v in versions().items())),
         _finding("torch threads", "ok", str(torch.get_num_threads())),
-        _finding("disk", "ok" if free > 2 else "problem", f"{free:.0f} GB free here; a run wants about 2"),
+        _finding("disk", "ok" if free > 2 else "problem", f"{free:.0f} GB free here; a run needs about 2"),
         _finding("matrix product", "ok", f"{matmul_rate() / 1e9:.0f} GFLOP/s measured in float32"),
     ]
-    found.append(_layout())
+    findings.append(_layout())
     for package, extra in OPTIONAL.items():
         there = importlib.util.find_spec(package) is not None
         text = "installed" if there else f"not installed; pip install 'trimtab[{extra}]'"
-        found.append(_finding(package, "ok" if there else "note", text))
+        findings.append(_finding(package, "ok" if there else "note", text))
     try:
-        found.append(_finding("default model", "ok", str(embedded.embedded_folder())))
+        findings.append(_finding("default model", "ok", str(embedded.embedded_folder())))
     except ModelError as error:
-        found.append(_finding("default model", "note", str(error)))
-    found.append(_gradient())
-    return found
+        findings.append(_finding("default model", "note", str(error)))
+    findings.append(_gradient())
+    return findings
 
 
 def _layout() -> Finding:
-    """Whether weights can be laid out for the few rows that drawing answers multiplies at a time."""
+    """Whether oneDNN can pack weights for the small matrix products of sampling."""
     layer = torch.nn.Linear(64, 64)
     with packed(layer):
-        laid_out = "forward" in vars(layer)
-    if laid_out:
-        return _finding("drawing answers", "ok", "weights are laid out for few rows (oneDNN, float32)")
-    text = "no oneDNN in this torch: weights stay as they are; the same answers, more slowly"
-    return _finding("drawing answers", "note", text)
+        is_packed = "forward" in vars(layer)
+    if is_packed:
+        return _finding("sampling", "ok", "weights are packed for small batches (oneDNN, float32)")
+    text = "no oneDNN in this torch: weights are not packed; the same answers, more slowly"
+    return _finding("sampling", "note", text)
 
 
 def _gradient() -> Finding:

@@ -1,4 +1,4 @@
-"""What a constitution's principles do in a folder of ``trimtab judge``, and what an edit would change there."""
+"""The effect of a constitution's principles on the labels in a folder of ``trimtab judge``, and of an edit."""
 
 import json
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ def write_principles(folder: Path, constitution: Constitution, people: Sequence[
     items = read_records(folder / "comparisons.jsonl", Comparison)
     usable, _ = usable_judgements(items, people)
     votes = {(item, (i, j)): float(sum(v.values())) for item, i, j, v in pair_votes(usable)}
-    found = {
+    reports = {
         name: principle_report(items, read_records(folder / name / "verdicts.jsonl", Verdict), votes)
         for name in read_json(folder / "judge.json")["judges"]
     }
-    write_json(folder / "principles.json", plain({"version": constitution.version, "judges": found}))
-    return found
+    write_json(folder / "principles.json", plain({"version": constitution.version, "judges": reports}))
+    return reports
 
 
 def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[str, int]]:
-    """How many questions each judge of a folder would be asked again under another constitution.
+    """How many new questions another constitution needs, for each judge of a folder.
 
     Raises:
         DataError: the folder was not made by ``trimtab judge``.
@@ -38,7 +38,7 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
     report = read_json(folder / "judge.json")
     items = read_records(folder / "comparisons.jsonl", Comparison)
     config = JudgeConfig.model_validate(report["settings"])
-    found = {}
+    counts = {}
     for name, entry in report["judges"].items():
         try:
             lines = (folder / entry["replies"]).read_text(encoding="utf-8").split("\n")
@@ -46,5 +46,5 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder / entry['replies']}: cannot be read ({error})") from None
         keys = {q.key for item in items for q in questions_of(item, constitution, config, entry["identity"])}
-        found[name] = {"questions": len(keys), "again": len(keys - known)}
-    return found
+        counts[name] = {"questions": len(keys), "again": len(keys - known)}
+    return counts

@@ -1,4 +1,4 @@
-"""Wires AI judges: the local model by log-probabilities, or an endpoint; one or several as an ensemble."""
+"""Sets up AI judges: the local model by log-probabilities, or an endpoint; one judge or an ensemble."""
 
 import os
 import time
@@ -13,6 +13,7 @@ from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError, TooLongError
 from trimtab.feedback import (
+    Ask,
     JudgeConfig,
     Judged,
     Question,
@@ -35,20 +36,20 @@ from trimtab.records.importers import read
 from trimtab.rollout import LocalSampler, SamplerConfig, option_logprobs
 from trimtab.storage import Journal, read_json
 
-PORTION = 2048
-"""Questions that are arranged together. Their replies are kept after each forward pass, a few at a time."""
+QUESTIONS_TOGETHER = 2048
+"""Questions tokenised and batched together. Replies are stored after each forward pass."""
 
-THOUGHTS = 32
-"""The same where the judge thinks first; a killed one asks at most these again."""
+REASONED_TOGETHER = 32
+"""The same with reasoning; a killed judge repeats at most these."""
 
 
 class LocalJudge(Config):
     """A model in this process, by the log-probabilities of the options."""
 
     kind: Literal["local"] = "local"
-    """What it is."""
+    """Kind of judge."""
     model: ModelConfig | None = None
-    """Which; None: the recipe's pretrained model."""
+    """The judge's model; None: the recipe's pretrained model."""
     reason_tokens: int = Field(default=120, ge=1)
     """Longest chain of thought, in tokens."""
 
@@ -57,7 +58,7 @@ class EndpointJudge(EndpointConfig):
     """A model behind an OpenAI-compatible endpoint."""
 
     kind: Literal["endpoint"] = "endpoint"
-    """What it is."""
+    """Kind of judge."""
 
 
 JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
@@ -65,14 +66,14 @@ JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
 
 
 JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-"""The annotator on its judgements, and a folder's name."""
+"""Annotator on the judge's judgements, and name of its folder."""
 
 
 class Judges(Config):
     """A file of judges: ``judges: {name: {kind: local}, other: {kind: endpoint, url: …, model: …}}``."""
 
     judges: dict[JudgeName, JudgeSource] = Field(min_length=1)
-    """By name. Several are an ensemble."""
+    """Judges by name. Several form an ensemble."""
 
 
 class LocalAsk:
@@ -80,7 +81,7 @@ class LocalAsk:
 
     Args:
         backbone: the model, without adapter.
-        name: what it is called in replies.
+        name: the model's name in replies.
         reason_tokens: longest chain of thought.
     """
 
@@ -92,16 +93,16 @@ class LocalAsk:
         self.special = sorted(t for t in special if len(t) > 1 and not t.isalnum() and t.strip())
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        """Ask all questions; replies come in the order in which they are cheapest.
+        """Ask all questions; replies come in the cheapest order.
 
         Raises:
             DataError: the model's chat template refuses the conversation, with and without a system message.
         """
-        size = THOUGHTS if any(q.reason for q in questions) else PORTION
+        size = REASONED_TOGETHER if any(q.reason for q in questions) else QUESTIONS_TOGETHER
         for start in range(0, len(questions), size):
-            self._portion(questions[start : start + size], keep)
+            self._ask_together(questions[start : start + size], keep)
 
-    def _portion(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+    def _ask_together(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
         fitting: list[tuple[Question, list[int]]] = []
         for question in questions:
             room = self.reason_tokens + 8 if question.reason else 8
@@ -121,27 +122,27 @@ class LocalAsk:
             prompts.append(tokens + self._encode(lead.rstrip(" ")) if lead else tokens)
             options.append([self._encode(f"{' ' if lead else ''}{option}") for option in question.options])
 
-        def found(logprobs: Mapping[int, Sequence[float]]) -> None:
+        def keep_replies(logprobs: Mapping[int, Sequence[float]]) -> None:
             nonlocal started
             seconds, started = time.monotonic() - started, time.monotonic()
             replies = {}
             for place, numbers in logprobs.items():
                 question, tokens = fitting[place]
-                said = thoughts.get(question.key, "")
+                thought = thoughts.get(question.key, "")
                 replies[question.key] = Reply(
                     probabilities=_normalised(numbers),
-                    text=said,
-                    characters=len(said),
+                    text=thought,
+                    characters=len(thought),
                     model=self.name,
                     tokens_in=len(tokens),
                     seconds=round(seconds / len(logprobs), 4),
                 )
             keep(replies)
 
-        option_logprobs(self.backbone, prompts, options, found=found)
+        option_logprobs(self.backbone, prompts, options, found=keep_replies)
 
     def _tokens(self, question: Question) -> list[int]:
-        """The question as the model reads it: no special token in it but the template's own."""
+        """The question as tokens; special tokens come from the template only."""
         chat = self.backbone.chat
         messages = [m.model_copy(update={"content": self._broken(m.content)}) for m in question.messages]
         try:
@@ -160,7 +161,7 @@ class LocalAsk:
         return text
 
     def _think(self, questions: Sequence[Question]) -> dict[str, str]:
-        """Chains of thought, greedily, without the answer they may end in."""
+        """Chains of thought by greedy decoding, without the answer at their end."""
         if not questions:
             return {}
         prompts = [Prompt(id=q.key, messages=q.messages) for q in questions]
@@ -179,7 +180,7 @@ def _normalised(logprobs: Sequence[float]) -> tuple[float, ...]:
 
 def open_judge(
     source: LocalJudge | EndpointJudge, journal: MutableMapping[str, dict[str, Any]], default: ModelConfig
-) -> tuple[Any, Any]:
+) -> tuple[Ask, dict[str, Any]]:
     """The :data:`~trimtab.feedback.judge.Ask` of a judge, and its identity for question keys."""
     if isinstance(source, EndpointJudge):
         return Endpoint(source, journal), source.identity
@@ -193,7 +194,7 @@ def open_judge(
 
 
 class _Lazy:
-    """Loads the model when the first question comes: where all are answered there is none."""
+    """Loads the model at the first question; none is loaded if the journal answers all."""
 
     def __init__(self, config: ModelConfig, reason_tokens: int) -> None:
         self.config, self.reason_tokens = config, reason_tokens
@@ -216,22 +217,22 @@ def judge_items(
     seed: int = 0,
     replies: Path | None = None,
 ) -> dict[str, Judged]:
-    """Let every judge judge all items; where an edited constitution was judged before, say how many labels changed.
+    """Have every judge judge all items; after an edit of the constitution, report how many labels changed.
 
     Args:
-        items: what to judge.
-        constitution: by what.
+        items: the items.
+        constitution: the principles.
         judges: by name.
         config: how they are asked.
         folder: for verdicts, judgements and the report.
         default: the model of a local judge that names none.
         ui: console.
-        people: labels to compare with, if there are any.
+        people: people's labels to compare with.
         seed: of intervals.
-        replies: ``NAME/replies.jsonl`` here is each judge's journal, and another call asks only what is missing there;
-            None: in ``folder``.
+        replies: folder with each judge's journal, ``NAME/replies.jsonl``; questions answered there are not asked
+            again. None: ``folder``.
     """
-    found: dict[str, Judged] = {}
+    judged_by: dict[str, Judged] = {}
     verdicts: dict[str, Path] = {}
     report: dict[str, Any] = {
         "constitution": {"name": constitution.name, "version": constitution.version},
@@ -246,29 +247,29 @@ def judge_items(
         path = (replies or folder) / name / "replies.jsonl"
         with Journal(path) as journal, ui.bar(f"judge {name}") as bar:
             ask, identity = open_judge(source, journal, default)
-            found[name] = judge(
+            judged_by[name] = judge(
                 items, constitution, ask, config, name=name, identity=identity, journal=journal,
                 progress=lambda done, total, bar=bar: bar.update(done, total),
             )  # fmt: skip
         verdicts[name] = folder / name / "verdicts.jsonl"
         before = read_records(verdicts[name], Verdict) if edited and verdicts[name].exists() else None
-        changed = None if before is None else changed_labels(before, found[name].verdicts)
-        facts = run_facts(items, found[name])
-        compared = against_people(items, found[name].judgements, people, seed=seed) if people else None
+        changed = None if before is None else changed_labels(before, judged_by[name].verdicts)
+        facts = run_facts(items, judged_by[name])
+        compared = against_people(items, judged_by[name].judgements, people, seed=seed) if people else None
         report["judges"][name] = {"identity": identity, "run": facts, "people": compared, "edit": changed}
         report["judges"][name]["replies"] = os.path.relpath(path, folder)
         ui.say(f"  judge {name}:")
         for line in report_lines(facts, compared):
             ui.say(f"    {line}")
         if changed is not None:
-            told = ", ".join(f"{kind} {count}" for kind, count in changed.items())
-            ui.say(f"    labels since the constitution was edited: {told}")
+            changes = ", ".join(f"{kind} {count}" for kind, count in changed.items())
+            ui.say(f"    labels since the constitution was edited: {changes}")
     for (
         name,
         path,
     ) in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
-        write_records(path, found[name].verdicts)
-    everything = [j for judged in found.values() for j in judged.judgements]
+        write_records(path, judged_by[name].verdicts)
+    everything = [j for judged in judged_by.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)
     if len(judges) > 1:
         compared = against_people(items, ensemble(items, everything), people, seed=seed) if people else None
@@ -277,29 +278,29 @@ def judge_items(
         for line in people_lines(compared):
             ui.say(f"    {line}")
     write_json(folder / "judge.json", plain(report))
-    return found
+    return judged_by
 
 
 def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, Any]:
-    """Compare the judges of a folder of :func:`judge_items` with people once more, who have said more since.
+    """Compare the judges of a folder of :func:`judge_items` with people's newer judgements.
 
     Returns:
-        by judge, and of all together, what :func:`~trimtab.feedback.against_people` found; empty without people.
+        the result of :func:`~trimtab.feedback.against_people` by judge, and of all together; empty without people.
     """
     if not people:
         return {}
     items = read_records(folder / "comparisons.jsonl", Comparison)
     judgements = read_records(folder / "judgements.jsonl", Judgement)
     report = read_json(folder / "judge.json")
-    found = {}
+    comparisons = {}
     for name, entry in report["judges"].items():
-        mine = [j for j in judgements if j.annotator == name]
-        found[name] = entry["people"] = against_people(items, mine, people, seed=seed)
+        by_judge = [j for j in judgements if j.annotator == name]
+        comparisons[name] = entry["people"] = against_people(items, by_judge, people, seed=seed)
     if "ensemble" in report:
         together = against_people(items, ensemble(items, judgements), people, seed=seed)
-        found["all together"] = report["ensemble"]["people"] = together
+        comparisons["all together"] = report["ensemble"]["people"] = together
     write_json(folder / "judge.json", plain(report))
-    return found
+    return comparisons
 
 
 def plain(value: Any) -> Any:
@@ -312,7 +313,7 @@ def plain(value: Any) -> Any:
 
 
 def as_yaml(constitution: Constitution) -> str:
-    """A constitution as a file that reads back as itself."""
+    """A constitution as YAML; reading it gives the same constitution."""
     return yaml.safe_dump(constitution.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -325,17 +326,17 @@ def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected judges: {{name: {{kind: local}}}}")
-    return dict(parse_config(Judges, values, where=str(path)).judges)
+    return dict(parse_config(Judges, values, where=str(path), beside=path.parent).judges)
 
 
 def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Comparison], list[Judgement], list[str]]:
     """Items from any data file with two or more answers to a prompt, and the labels it holds.
 
-    Answers of a preference are put into an order that does not depend on which is better, so that place tells
-    nothing. Rows with one answer or none are counted in what is said.
+    Answers of a preference are put into an order that does not depend on which is better. Rows with fewer than two
+    answers are counted in the lines.
 
     Returns:
-        items, labels (one per preference, source as in the file), and lines to say.
+        items, labels (one per preference, source as in the file), and lines for the console.
     """
     loaded = read(source, kind=Record, format=format, limit=limit)
     items: dict[str, Comparison] = {}
@@ -369,15 +370,15 @@ def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Com
                     ranks=ranked,
                 )
             )
-    said = []
+    lines = []
     if loaded.refused:
-        said.append(
+        lines.append(
             f"{source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: {loaded.refused[0].reason})"
         )
     if other:
-        said.append(f"{source}: {other} records have fewer than two answers; left out")
+        lines.append(f"{source}: {other} records have fewer than two answers; left out")
     if again:
-        said.append(f"{source}: {again} items stand there again; judged once")
+        lines.append(f"{source}: {again} repeated items; judged once")
     if not items:
         raise DataError(f"{source}: nothing to judge: no row has a prompt with two answers")
-    return list(items.values()), labels, said
+    return list(items.values()), labels, lines

@@ -1,4 +1,4 @@
-"""From prompts to preferences: sampled answers, judgements, what they say together."""
+"""From prompts to preferences: sampled answers, judgements, and their aggregation."""
 
 from collections.abc import Sequence
 
@@ -97,7 +97,7 @@ def sample_in_chunks(
 
 
 def run_label(context: Context) -> tuple[Counts, list[str]]:
-    """Let simulated annotators, people, AI judges, or judges and people together compare the answers."""
+    """Have the answers compared by simulated annotators, people, AI judges, or judges and people together."""
     config, utility = context.config.label, context.gold()
     assert config is not None
     if config.by_ai:
@@ -116,7 +116,7 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str]]:
-    """Put the answers in the annotation app's queue, and go on when enough judgements are in."""
+    """Put the answers into the annotation app's queue, and return when enough judgements are in."""
     from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
 
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
@@ -124,7 +124,7 @@ def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str
         shown = people.fit(items)
         people.ask(shown, config.overlap)
         people.wait(shown, config.enough)
-        judgements, retired = people.said(shown)
+        judgements, retired = people.judgements(shown)
     write_records(context.folder("label") / "judgements.jsonl", judgements)
     sources = "+".join(sorted({j.source for j in judgements})) or "human"
     left_out = len(items) - len(shown) + len(retired)
@@ -158,5 +158,8 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
     write_json(folder / "agreement.json", agreement)
-    dropped = {f"dropped: {reason}": n for reason, n in (result.dropped | result.dropped_judgements).items()}
-    return {"preferences": len(result.preferences), **dropped}, ["preferences.jsonl", "agreement.json"]
+    counts: Counts = {"preferences": len(result.preferences)}
+    counts |= {f"items dropped: {reason}": n for reason, n in result.dropped.items()}
+    for reason, n in result.dropped_judgements.items():
+        counts[f"judgements dropped: {reason.removeprefix('item dropped: ')}"] = n
+    return counts, ["preferences.jsonl", "agreement.json"]

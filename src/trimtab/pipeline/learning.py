@@ -7,7 +7,7 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import PASS_TOKENS, Backbone, Chat, Encoded, Role, load_tensors, save_tensors
+from trimtab.models import PASS_TOKENS, Backbone, Chat, Encoded, Role, leave_out, load_tensors, save_tensors
 from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records, write_records
@@ -65,31 +65,38 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         loaded = load(source, kind=Demonstration, format="records")
     else:
         loaded = context.load(source, Demonstration)
-    aside = context.set_aside() if context.config.data.demonstrations is None else set()
+    data = context.config.data
+    aside = context.set_aside() if data.demonstrations is None or data.heldout is None else set()
     records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
-    kept, encoded, long = [], [], 0
+    kept, encoded = [], []
+    left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for record in records:
         try:
-            encoded.append(backbone.chat.conversation(record.messages))
+            encoded.append(backbone.chat.examples(record.messages, untrained=record.untrained))
             kept.append(record)
-        except DataError:
-            long += 1
-    if long:
-        context.ui.say(f"  {long} of {len(records)} demonstrations do not fit model.context; left out")
+        except DataError as error:
+            leave_out(left_out, record.id, error)
+    counted = context.left_out(left_out, len(records), "demonstrations")
     if not encoded:
-        raise DataError(f"{source}: none of {loaded.rows} rows is a usable demonstration")
+        first = next(iter(left_out["unrendered"].values()), None)
+        raise DataError(
+            f"{source}: none of {loaded.rows} rows is a usable demonstration ({len(loaded.refused)} refused, "
+            f"{counted['too_long']} too long, {counted['unrendered']} that the chat template cannot take"
+            f"{f', the first: {first}' if first else ''})"
+        )
     train, held = split_holdout([r.id for r in kept], config.holdout, context.seed("sft"))
     if config.adapter.kind == "full":
         role = Role(backbone, full=True)
     else:
         role = Role.trainable(backbone, "sft", config.adapter, seed=context.seed("sft"))
-    heldout = [encoded[i] for i in held]
+    heldout = [example for i in held for example in encoded[i]]
+    examples = [example for i in train for example in encoded[i]]
     folder = context.folder("sft")
     write_records(folder / "heldout.jsonl", [kept[i] for i in held])
     before = mean_nll(Role(backbone), heldout) if heldout else None
     check = CapabilityCheck(context, "sft", Role(backbone))
     with context.training("sft", "fine-tuning") as session:
-        train_sft(role, [encoded[i] for i in train], config, seed=context.seed("sft"), session=session)
+        train_sft(role, examples, config, seed=context.seed("sft"), session=session)
     after = mean_nll(role, heldout) if heldout else None
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "sft.json", {"heldout_nll_before": before, "heldout_nll_after": after})
@@ -98,8 +105,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
         "held_out": len(held),
         "refused": len(loaded.refused),
         "set_aside": len(loaded.records) - len(records),
-        "too_long": long,
-    }
+    } | counted
     return counts, ["weights.safetensors", "sft.json", "heldout.jsonl", *check.finish(role)]
 
 
@@ -183,19 +189,20 @@ def _rankings(context: Context, chat: Chat) -> tuple[list[Ranking], list[Prefere
     """The run's preferences that teach something, as tokens and as they are, and how many were left out and why."""
     preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
     rankings, kept, left_out = encode_preferences(chat, preferences)
-    if any(left_out.values()):
+    counted = context.left_out(left_out, len(preferences), "preferences")
+    if left_out["tied"] or left_out["identical"] or left_out["identical_pairs"]:
         context.ui.say(
-            f"  of {len(preferences)} preferences {left_out['too_long']} do not fit model.context, {left_out['tied']} "
-            f"are tied, {left_out['identical']} have identical answers (in others {left_out['identical_pairs']} pairs "
-            "do); left out"
+            f"  of {len(preferences)} preferences {left_out['tied']} are tied, {left_out['identical']} have identical "
+            f"answers (in others {left_out['identical_pairs']} pairs do); left out"
         )
     if not rankings:
         raise DataError(
             f"none of {len(preferences)} preferences can be learnt from ({left_out['too_long']} too long, "
-            f"{left_out['tied']} tied, {left_out['identical']} with identical answers); look at the data with "
-            "`trimtab data check`, or raise model.context"
+            f"{len(left_out['unrendered'])} that the chat template cannot take, {left_out['tied']} tied, "
+            f"{left_out['identical']} with identical answers); look at the data with `trimtab data check`, or raise "
+            "model.context"
         )
-    return rankings, kept, left_out
+    return rankings, kept, left_out | counted
 
 
 def policy_role(context: Context, trunk: Backbone) -> Role:
@@ -272,17 +279,20 @@ def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list
     source = ptx.data or context.config.data.demonstrations or ""
     loaded, aside = context.load(source, Demonstration).records, context.set_aside()
     records = [r for r in loaded if Prompt.of(r.messages[:-1]).id not in aside]
-    found, long = [], 0
+    found: list[tuple[str, Encoded]] = []
+    left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for record in records:
         try:
-            found.append((record.id, chat.conversation(record.messages)))
-        except DataError:
-            long += 1
-    if long:
-        context.ui.say(f"  {long} of {len(records)} conversations to imitate do not fit model.context; left out")
+            found += [(record.id, e) for e in chat.examples(record.messages, untrained=record.untrained)]
+        except DataError as error:
+            leave_out(left_out, record.id, error)
+    counted = context.left_out(left_out, len(records), "conversations to imitate")
     if not found:
         raise DataError(f"{source}: none of {len(loaded)} conversations can be imitated by align.ptx; check the file")
-    return found, {"imitated": len(found), "imitated_too_long": long, "imitated_set_aside": len(loaded) - len(records)}
+    return found, {
+        "imitated": len(records) - sum(counted.values()),
+        "imitated_set_aside": len(loaded) - len(records),
+    } | {f"imitated_{reason}": count for reason, count in counted.items()}
 
 
 def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:
@@ -293,13 +303,12 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
     if isinstance(config, KtoConfig) and context.config.data.ratings is not None:
         loaded, aside = context.load(context.config.data.ratings, Rating).records, context.set_aside()
         ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in aside]
-        judged, long = encode_ratings(trunk.chat, ratings)
-        if long:
-            context.ui.say(f"  {long} of {len(ratings)} ratings do not fit model.context; left out")
+        judged, left_out = encode_ratings(trunk.chat, ratings)
+        counted = context.left_out(left_out, len(ratings), "ratings")
         # By what was asked, so that no prompt is on both sides with another answer.
         train, held = split_holdout([str(a.prompt) for a in judged], config.holdout, context.seed("align"))
         before, after = _kto(context, policy, reference, [judged[i] for i in train], [judged[i] for i in held], config)
-        counts: Counts = {"ratings": len(train), "held_out": len(held), "too_long": long}
+        counts: Counts = {"ratings": len(train), "held_out": len(held)} | counted
         counts["set_aside"] = len(loaded) - len(ratings)
         return _aligned(context, policy, before, after, counts, check)
     rankings, kept, left_out = _rankings(context, trunk.chat)

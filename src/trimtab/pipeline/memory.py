@@ -1,4 +1,4 @@
-"""How much memory a stage needs, counted from the model's shape, and micro-batches cut to a limit.
+"""Memory that a stage needs, counted from the model's shape, and micro-batches sized to a limit.
 
 What a layer keeps for its backward pass was counted tensor by tensor on a Llama-type layer (residual
 stream and its norms 4·H, inputs of the projections 2·H, queries and attention output 2·H, keys and
@@ -7,7 +7,6 @@ values 2·K, MLP 4·I, floats per token); other decoder layers of today keep abo
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
@@ -41,8 +40,7 @@ Section = SftConfig | RewardConfig | OfflineConfig | OnlineConfig
 def fit_memory(config: RunConfig) -> RunConfig:
     """The recipe with ``micro_batch_tokens`` of every stage set to the most that ``memory_gb`` allows.
 
-    Where a stage says its own ``micro_batch_tokens``, that is kept and only checked. Without ``memory_gb`` nothing
-    changes.
+    A recipe's own ``micro_batch_tokens`` is only checked. Without ``memory_gb`` nothing changes.
 
     Raises:
         ConfigError: a stage needs more than the limit even with its largest sample alone in a micro-batch, or for the
@@ -50,7 +48,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
     """
     if config.memory_gb is None:
         return config
-    found: dict[str, Any] = {}
+    sections: dict[str, Section] = {}
     problems = []
     for name, section in _sections(config):
         shape = model_shape(_model(config, section))
@@ -71,7 +69,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
                 middle = (low + high + 1) // 2
                 fits = stage_gb(config, section, shape, tokens=middle) <= config.memory_gb
                 low, high = (middle, high) if fits else (low, middle - 1)
-            found[name] = section.model_copy(update={"micro_batch_tokens": low})
+            sections[name] = section.model_copy(update={"micro_batch_tokens": low})
     for name, sampler, answers in _drawing(config):
         needed = drawing_gb(config, sampler, answers)
         if needed > config.memory_gb:
@@ -82,11 +80,11 @@ def fit_memory(config: RunConfig) -> RunConfig:
             f"model.context ({config.model.context}) or sampler.slots or cache_mb, train adapters instead of all "
             "weights, or set model.gradient_checkpointing"
         )
-    return config.model_copy(update=found)
+    return config.model_copy(update=sections)
 
 
 def _up(gb: float) -> str:
-    """With one decimal and never less than it is: a limit of so much is accepted."""
+    """With one decimal, rounded up, so that this limit would be accepted."""
     return f"{math.ceil(gb * 10) / 10:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""People in the annotation app, as a run asks them: answers into its queue, judgements out of it."""
+"""People in the annotation app: a run puts answers into the queue and reads judgements from it."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -25,7 +25,7 @@ class AppPeople:
     """
 
     def __init__(self, context: Context, config: HumanConfig) -> None:
-        folder = Path(config.project) if config.project else context.run.path / "annotation"
+        folder = Path(config.project).expanduser() if config.project else context.run.path / "annotation"
         self._stop, self._say = context.stop_requested, context.ui.say
         self._batch = f"{context.config.name}-{context.fingerprints['label'][:12]}"
         self._deadline = time.monotonic() + 60 * config.wait_minutes
@@ -44,19 +44,19 @@ class AppPeople:
         self._database.close()
 
     def fit(self, items: Sequence[Comparison]) -> list[Comparison]:
-        """The items that can be shown to people in this project; how many cannot is said."""
+        """The items that this project can show to people; the others are counted and reported."""
         config = self._store.config()
         checks = {task.id for task in take_snapshot(self._store).tasks if task.check is not None}
-        kept = [item for item in items if item.id not in checks and unusable(self._task(item, 1), config) is None]
-        if len(kept) < len(items):
+        fitting = [item for item in items if item.id not in checks and unusable(self._task(item, 1), config) is None]
+        if len(fitting) < len(items):
             self._say(
-                f"  {len(items) - len(kept)} items cannot be shown to people and are left out "
+                f"  {len(items) - len(fitting)} items cannot be shown to people and are left out "
                 f"({len(checks.intersection(i.id for i in items))} are check items of the project)"
             )
-        return kept
+        return fitting
 
     def ask(self, items: Sequence[Comparison], overlap: int) -> None:
-        """Have so many people judge each item; what is in the queue already stays there."""
+        """Have ``overlap`` people judge each item; items already in the queue stay there."""
         added, _ = self._store.add(self._task(item, overlap) for item in items)
         if overlap > 1 and added < len(items):
             self._store.raise_overlap([item.id for item in items], overlap)
@@ -64,14 +64,14 @@ class AppPeople:
             self._say(f"  {added} items are waiting for people {self.where}")
 
     def wait(self, items: Sequence[Comparison], enough: float = 1.0) -> None:
-        """Return when this share of the judgements asked for is in.
+        """Return when the share ``enough`` of the needed judgements is in.
 
         Raises:
-            Interrupted: they are not within ``wait_minutes``, or Ctrl-C came; it says where people judge.
+            Interrupted: after ``wait_minutes``, or after Ctrl-C; the message says where people judge.
         """
         wanted = {item.id for item in items}
         while True:
-            done, needed = self._store.standing(wanted)
+            done, needed = self._store.judgement_counts(wanted)
             if done >= enough * needed:
                 return
             left = self._deadline - time.monotonic()
@@ -86,23 +86,23 @@ class AppPeople:
                 )
             time.sleep(min(2.0, left))
 
-    def said(self, items: Collection[Comparison]) -> tuple[list[Judgement], set[str]]:
-        """What people said of these items so far, and the ids of those that were taken out of the project.
+    def judgements(self, items: Collection[Comparison]) -> tuple[list[Judgement], set[str]]:
+        """People's judgements of these items so far, and the ids of retired items.
 
-        In the order of each person's first judgement of an item: who changes their mind keeps their place.
+        They are in the order of each person's first judgement of an item; a changed judgement keeps its place.
         """
         snapshot = take_snapshot(self._store)
         wanted = {item.id for item in items}
         retired = wanted.intersection(snapshot.retired)
         tasks = {task.id: task for task in snapshot.tasks if task.id in wanted - retired}
         submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
-        first = self._store.first_words()
+        first = self._store.first_versions()
         submissions = sorted(submissions, key=lambda s: first.get((s.task, s.annotator), 0))
         return [j for s in submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)], retired
 
     @property
     def where(self) -> str:
-        """How people get at the queue, as part of a sentence."""
+        """How people open the queue, as part of a sentence."""
         address = self._store.address
         return f"at {address} (started with `{self._command}`)" if address else f"with `{self._command}`"
 

@@ -1,31 +1,31 @@
-"""Fills in the learning rates that a recipe leaves out, before fingerprints are made, and warns of unusual ones."""
+"""Fills in the learning rates that a recipe leaves out, and warns of unusual ones."""
 
 from collections.abc import Iterator
-from typing import Any
 
+from trimtab.config import Config
 from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.memory import model_shape
-from trimtab.trainers import OfflineConfig, OnlineConfig, OptimizerConfig, PpoConfig
+from trimtab.trainers import OfflineConfig, OnlineConfig, OptimizerConfig, PpoConfig, RlConfig
 from trimtab.trainers.defaults import Kind, Stage, default_lr
 from trimtab.trainers.guard import FEWEST
 
 FAR = 5.0
-"""Times the default rate above which a rate is warned of."""
+"""Rates above this many times the default cause a warning."""
 
 SLOW = 100.0
-"""Parts of the default rate below which a rate is warned of."""
+"""Rates below the default divided by this cause a warning."""
 
 EPOCHS = 5
-"""Passes over one set of data, or over one rollout batch, above which a stage is warned of."""
+"""More passes than this over one data set or rollout batch cause a warning."""
 
 LARGE_STOP = 0.2
-"""Nats per token above which ``kl.stop`` hardly stops anything."""
+"""``kl.stop`` above this, in nats per token, rarely stops an update."""
 
 
 def fill_rates(config: RunConfig) -> RunConfig:
     """The recipe with a learning rate in every optimiser; see :mod:`trimtab.trainers.defaults`."""
-    sections: dict[str, Any] = {}
+    sections: dict[str, Config] = {}
     for name, key, stage, optimizer in _optimizers(config):
         if optimizer.lr is None:
             filled = optimizer.model_copy(update={"lr": _usual(config, name, stage)})
@@ -34,7 +34,7 @@ def fill_rates(config: RunConfig) -> RunConfig:
 
 
 def rate_lines(config: RunConfig) -> list[str]:
-    """Every optimiser of a recipe whose rates are filled in, a line each."""
+    """A line for each optimiser of a recipe with all rates filled in."""
     return [
         f"{name}.{key}: AdamW, learning rate {o.lr:g}, {o.schedule} after {o.warmup:.0%} warm-up"
         for name, key, _, o in _optimizers(config)
@@ -42,52 +42,52 @@ def rate_lines(config: RunConfig) -> list[str]:
 
 
 def rate_warnings(config: RunConfig) -> list[str]:
-    """Rates, epochs and limits far outside what is known to work; the recipe's rates are filled in."""
-    found = []
+    """Warnings of rates, epochs and limits far outside the usual range, for a recipe with all rates filled in."""
+    lines = []
     for name, key, stage, optimizer in _optimizers(config):
         assert optimizer.lr is not None
         usual, given = _usual(config, name, stage), optimizer.lr
         if given > FAR * usual * (1 + 1e-9):  # 5 × 3e-4 is below 1.5e-3 in binary
-            found.append(
+            lines.append(
                 f"{name}.{key}.lr is {given:g}, {given / usual:.0f} times the default of {usual:g}; training may fall "
                 f"apart. Up to {FAR * usual:g} is usual; leave it out for the default"
             )
         if given < usual / SLOW:
-            found.append(
+            lines.append(
                 f"{name}.{key}.lr is {given:g}, and the default is {usual:g}; little will be learnt. From "
                 f"{usual / SLOW:g} on is usual; leave it out for the default"
             )
         if given > usual and optimizer.warmup == 0:
-            found.append(
+            lines.append(
                 f"{name}.{key}.warmup is 0 and its lr {given:g} is above the default of {usual:g}; Adam's first steps "
                 "are its least certain. Set warmup to 0.1, or lower lr"
             )
     for name in ("sft", "reward", "align"):
         section = getattr(config, name)
         if section is not None and section.epochs > EPOCHS:
-            found.append(f"{name}.epochs is {section.epochs:g}; more than {EPOCHS} learn the data by heart. Use 1 to 3")
+            lines.append(f"{name}.epochs is {section.epochs:g}; more than {EPOCHS} learn the data by heart. Use 1 to 3")
     if isinstance(config.align, OnlineConfig):
-        found += _online(config.align)
-    return found
+        lines += _online(config.align)
+    return lines
 
 
-def _online(align: Any) -> list[str]:
-    found = []
+def _online(align: RlConfig) -> list[str]:
+    lines = []
     if align.kl.stop is not None and align.kl.stop > LARGE_STOP:
-        found.append(
+        lines.append(
             f"align.kl.stop is {align.kl.stop:g} nats per token and will hardly stop anything; use 0.01 to 0.1"
         )
     answers = align.prompts * align.group
     if align.guard is not None and answers < FEWEST:
-        found.append(
+        lines.append(
             f"align.guard judges no step: a step has {answers} answers and {FEWEST} are needed; raise align.prompts or "
             "align.group"
         )
-    return found
+    return lines
 
 
 def _optimizers(config: RunConfig) -> Iterator[tuple[str, str, Stage, OptimizerConfig]]:
-    """Section, key, what learns, and settings of every optimiser."""
+    """Section, key, kind of training, and settings of every optimiser."""
     if config.sft is not None:
         yield "sft", "optimizer", "sft", config.sft.optimizer
     if config.reward is not None:

@@ -1,4 +1,4 @@
-"""The before/after page: gathers what the stages left behind into one :class:`ReportData`."""
+"""The before/after page: collects the results of all stages into one :class:`ReportData`."""
 
 import math
 import os
@@ -33,7 +33,7 @@ from trimtab.evals import (
 )
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
-from trimtab.pipeline.blind import blind_results
+from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
@@ -48,15 +48,15 @@ LABELS = {
 """Names of methods that are not their initials."""
 
 PRETRAINED = "the pretrained model"
-"""What a sentence calls the model that training started from."""
+"""Name, inside a sentence, of the model that training started from."""
 
 CAPTIONS = {
     "base": "before any training here",
     "sft": "after imitating demonstrations",
     "policy": "after learning from preferences",
-    "best_of": "the answer the rewards like best",
+    "best_of": "the sampled answer with the highest reward",
 }
-"""What was done to each model, for a reader who does not know the names of methods."""
+"""Each model's training, for a reader who does not know the names of methods."""
 
 AGREEMENT = {
     "raw_agreement": "Raw agreement of two annotators",
@@ -67,11 +67,11 @@ AGREEMENT = {
     "gwet_ac1": "Gwet's AC1",
     "first_shown_wins": "The answer shown first wins",
     "longest_wins": "The longest answer wins",
-    "three_cycles": "Circles among three answers (¼: by lot)",
+    "three_cycles": "Cycles among three answers (expected by chance: ¼)",
 }
 """Labels of the agreement statistics."""
 
-NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they go by."
+NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they follow."
 GOLD = "“Gold” is a simulated utility."
 NOBODY = "No person judged these answers."
 
@@ -83,7 +83,7 @@ GIVERS = {
 }
 """Who gave a judgement, by its source."""
 
-GOLD_BESIDE = "“Gold” is a simulated utility, which is measured with."
+GOLD_BESIDE = "“Gold” is a simulated utility, used only for evaluation."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -91,7 +91,7 @@ def run_report(context: Context) -> tuple[Counts, list[str]]:
     data = collect(context)
     path = write_report(data, context.run.path)
     context.ui.say(f"  report: {path}")
-    # Named as outputs, so that a page made under other settings since is not taken for this one.
+    # Outputs of this stage, so that a page made under other settings is not taken for this one.
     return {"examples": len(data.examples.shown) if data.examples else 0}, ["../../report.html", "../../report.json"]
 
 
@@ -104,17 +104,68 @@ def collect(context: Context) -> ReportData:
     }
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
     facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
-    names = model_names(run)
-    models = result["models"]
-    start, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the model that the KL is measured from
-    first = models[0]
-    missing: dict[str, str] = {}
     blind = blind_results(context.run)
     result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
+    names, judges = model_names(run), judges_of(run)
+    models = result["models"]
+    before, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the KL is measured from the one before
+    first = models[0]
+    ceiling, agreement = _agreement(context) if run.label else (None, ())
+    sources = _label_sources(context)
+    simulated = "simulated" in sources or run.gold is not None
+    cost, losses = _capability(context)
+    watched = alarms(result, names=spoken_names(run), judges=judges)
+    return ReportData(
+        title=f"{run.name}: {names[first]} and {names[last]} side by side",
+        about=run.about or "",
+        run=run.name,
+        recipe=str(context.recipe),
+        created_at=now(),
+        machine=machine(),
+        versions=versions(),
+        seeds={"run": run.seed},
+        simulated=simulated,
+        notice=_notice(run, sources, blind, simulated=simulated),
+        seconds=sum(s.seconds for s in _stages(context)),
+        peak_memory_gb=context.run.peak_memory(),
+        first=names[first],
+        before=names[before],
+        after=names[last],
+        spoken={names[name]: text for name, text in spoken_names(run).items() if name in models},
+        captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
+        stages=_stages(context),
+        win_rates=tuple(_win_rows(result, names, judges)),
+        readings=tuple(_named(reading, names) for reading in blind.readings),
+        kl=_kl(result),
+        series=_series(context, align),
+        against_kl=_against_kl(align, answers),
+        reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
+        ceiling=ceiling,
+        agreement=agreement,
+        balance=_balance(context),
+        labels=_label_lines(context),
+        probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in models),
+        capability=cost,
+        alarms=losses or None if watched is None else watched + losses,
+        examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
+        sources=_sources(context),
+        missing=_missing(run, blind, has_cost=cost is not None),
+    )
+
+
+def _kl(result: Mapping[str, Any]) -> Estimate | None:
+    if result["kl"] is None:
+        return None
+    return Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")})
+
+
+def _missing(run: RunConfig, blind: BlindResults, *, has_cost: bool) -> dict[str, str]:
+    """Why a part of the page is empty, by its name."""
+    missing: dict[str, str] = {}
     if blind.stale:
         missing["readings"] = (
             f"Answers were made again since blind readers judged them ({', '.join(blind.stale)}); their judgements are "
-            "kept in the run’s folder blind/ and not shown."
+            "stored in the run’s folder blind/ and not shown."
         )
     if run.gold is None:
         judges = ([_climbed(run)] if run.reward or run.rewards else []) + (["blind readers"] if blind.rows else [])
@@ -128,85 +179,53 @@ def collect(context: Context) -> ReportData:
         missing["reward_against_kl"] = f"{run.align.method.upper()} learns from judged answers; no reward is climbed."
     if run.label is None:
         missing["agreement"] = f"{_origin(run)} So there are no judgements to compare."
-    ceiling, agreement = _agreement(context) if run.label else (None, ())
-    givers = _givers(context)
-    simulated = "simulated" in givers or run.gold is not None
-    people = {r.reader for r in blind.readings if r.kind == "human"}
-    nobody = "" if people or {"human", "imported"} & givers else NOBODY
-    if run.label is None:
-        notice = f"{_origin(run)} {f'{GOLD} {nobody}' if simulated else ''}"
-    elif run.label.source == "simulated":
-        notice = f"{NOTICE} {nobody}"
-    else:
-        whose = " and ".join(text for source, text in GIVERS.items() if source in givers)
-        notice = f"The preferences in this run come from {whose}. {nobody} {GOLD_BESIDE if run.gold else ''}"
-    if people:
-        readers = "one person" if len(people) == 1 else f"{len(people)} people"
-        notice += f" The held-out answers were read blind by {readers}."
-    notice = " ".join(notice.split())
-    cost, losses = _capability(context)
-    if cost is None:
+    if not has_cost:
         missing["capability"] = (
             "This run trained no language model, so there is no cost to measure."
             if run.capability
             else "The capability check is off in this run (capability: null)."
         )
-    watched = alarms(result, names=spoken_names(run), judges=judges_of(run))
-    here = f"trimtab run {context.recipe}"
-    return ReportData(
-        title=f"{run.name}: {names[first]} and {names[last]} side by side",
-        about=run.about or "",
-        run=run.name,
-        recipe=str(context.recipe),
-        created_at=now(),
-        machine=machine(),
-        versions=versions(),
-        seeds={"run": run.seed},
-        simulated=simulated,
-        notice=notice,
-        seconds=sum(s.seconds for s in _stages(context)),
-        peak_memory_gb=context.run.peak_memory(),
-        first=names[first],
-        before=names[start],
-        after=names[last],
-        spoken={names[name]: text for name, text in spoken_names(run).items() if name in models},
-        captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
-        stages=_stages(context),
-        win_rates=tuple(_win_rows(result, names, judges_of(run))),
-        readings=tuple(_named(reading, names) for reading in blind.readings),
-        kl=None
-        if result["kl"] is None
-        else Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")}),
-        series=_series(context, align),
-        against_kl=_against_kl(align, answers),
-        reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
-        ceiling=ceiling,
-        agreement=agreement,
-        balance=_balance(context),
-        labels=_label_lines(context),
-        probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in result["models"]),
-        capability=cost,
-        alarms=losses or None if watched is None else watched + losses,
-        examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
-        sources={
-            "win_rates": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
-            "readings": Source(file="blind/*.judgements.jsonl", command=f"trimtab eval {context.recipe} --read FILE"),
-            "capability": Source(file=f"stages/*/{FILE}", command=here),
-            "balance": Source(file="stages/balance/balance.json", command=here),
-            "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {context.recipe}"),
-            "curves": Source(file="stages/*/metrics.jsonl", command=here),
-            "reward_model": Source(file="stages/reward/reward.json", command=f"trimtab reward {context.recipe}"),
-            "agreement": Source(file="stages/preferences/agreement.json", command=here),
-            "probes": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
-            "alarms": Source(file="stages/evaluate/evaluation.json", command=f"trimtab eval {context.recipe}"),
-            "examples": Source(file="stages/evaluate/answers-*.jsonl", command=f"trimtab eval {context.recipe}"),
-        },
-        missing=missing,
-    )
+    return missing
 
 
-def _givers(context: Context) -> set[str]:
-    """The sources of the judgements themselves: whatever a recipe says, simulated ones are called so."""
+def _notice(run: RunConfig, sources: set[str], blind: BlindResults, *, simulated: bool) -> str:
+    """Who gave the preferences, who judged the held-out answers, and what is simulated."""
+    people = {r.reader for r in blind.readings if r.kind == "human"}
+    nobody = "" if people or {"human", "imported"} & sources else NOBODY
+    if run.label is None:
+        notice = f"{_origin(run)} {f'{GOLD} {nobody}' if simulated else ''}"
+    elif run.label.source == "simulated":
+        notice = f"{NOTICE} {nobody}"
+    else:
+        givers = " and ".join(text for source, text in GIVERS.items() if source in sources)
+        notice = f"The preferences in this run come from {givers}. {nobody} {GOLD_BESIDE if run.gold else ''}"
+    if people:
+        readers = "one person" if len(people) == 1 else f"{len(people)} people"
+        notice += f" The held-out answers were read blind by {readers}."
+    return " ".join(notice.split())
+
+
+def _sources(context: Context) -> dict[str, Source]:
+    """For each part of the page, the file its numbers come from and the command that makes it."""
+    recipe = context.recipe
+    run, evaluate = f"trimtab run {recipe}", f"trimtab eval {recipe}"
+    return {
+        "win_rates": Source(file="stages/evaluate/evaluation.json", command=evaluate),
+        "readings": Source(file="blind/*.judgements.jsonl", command=f"{evaluate} --read FILE"),
+        "capability": Source(file=f"stages/*/{FILE}", command=run),
+        "balance": Source(file="stages/balance/balance.json", command=run),
+        "reward_against_kl": Source(file="stages/align/metrics.jsonl", command=f"trimtab align {recipe}"),
+        "curves": Source(file="stages/*/metrics.jsonl", command=run),
+        "reward_model": Source(file="stages/reward/reward.json", command=f"trimtab reward {recipe}"),
+        "agreement": Source(file="stages/preferences/agreement.json", command=run),
+        "probes": Source(file="stages/evaluate/evaluation.json", command=evaluate),
+        "alarms": Source(file="stages/evaluate/evaluation.json", command=evaluate),
+        "examples": Source(file="stages/evaluate/answers-*.jsonl", command=evaluate),
+    }
+
+
+def _label_sources(context: Context) -> set[str]:
+    """The sources of the judgements themselves, so that simulated ones are named whatever the recipe says."""
     if context.config.label is None:
         return set()
     return {j.source for j in read_records(context.folder("label") / "judgements.jsonl", Judgement)}
@@ -227,19 +246,19 @@ def _capability(context: Context) -> tuple[CapabilityReport | None, tuple[Alarm,
 def _balance(context: Context) -> tuple[Measure, ...]:
     if context.config.balance is None:
         return ()
-    found = read_json(context.folder("balance") / "balance.json")
-    return tuple(Measure.model_validate(m) for m in found["measures"])
+    balance = read_json(context.folder("balance") / "balance.json")
+    return tuple(Measure.model_validate(m) for m in balance["measures"])
 
 
 def _label_lines(context: Context) -> tuple[str, ...]:
-    """What judges and router found, in words; and what became of critique and revision."""
-    said: list[str] = []
+    """The results of critique and revision, of the judges and of the router, in words."""
+    lines: list[str] = []
     if context.config.revise is not None:
         facts = read_json(context.folder("revise") / "revise.json")
         outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
-        said.append(f"critique and revision: {outcomes}")
+        lines.append(f"critique and revision: {outcomes}")
         biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
-        said += [f"judge of revisions: {line}" for line in bias_lines(biases)]
+        lines += [f"judge of revisions: {line}" for line in bias_lines(biases)]
     if context.config.label is not None and context.config.label.by_ai:
         hybrid = context.config.label.source == "hybrid"
         if hybrid:
@@ -250,27 +269,27 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         report = read_json(context.folder("label") / "judge" / "judge.json")
         for name, entry in report["judges"].items():
             facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
-            said += [f"judge {name}: {line}" for line in report_lines(facts, compared.get(name))]
+            lines += [f"judge {name}: {line}" for line in report_lines(facts, compared.get(name))]
         if hybrid:
             routing = read_json(context.folder("label") / "routing.json")
             routes = ", ".join(f"{name} {count}" for name, count in routing["routes"].items())
             saved, hours = routing["labels_saved"], routing["hours_saved"]
-            said.append(f"routes: {routes}; {saved} labels of people saved, {hours:.1f} h")
-    return tuple(said)
+            lines.append(f"routes: {routes}; {saved} labels by people saved, {hours:.1f} h")
+    return tuple(lines)
 
 
 _SHARES = ("position_bias", "flip_rate", "longer_wins")
 
 
 def _climbed(run: RunConfig) -> str:
-    """What gives the proxy: the rewards by the recipe's names, or the reward model."""
+    """What the proxy is: the rewards by the recipe's names, or the reward model."""
     if not run.rewards:
         return "the reward model"
     return f"the reward{'s' if len(run.rewards) > 1 else ''} {' and '.join(f'“{name}”' for name in run.rewards)}"
 
 
 def judges_of(run: RunConfig) -> dict[str, str]:
-    """How the page calls those who decide."""
+    """The page's name for each judge."""
     trained = ", trained against" if isinstance(run.align, OnlineConfig) else ""
     return {"gold": "the gold utility (simulated)", "proxy": f"{_climbed(run)} (proxy{trained})"}
 
@@ -284,7 +303,7 @@ def _origin(run: RunConfig) -> str:
 
 
 def model_names(run: RunConfig) -> dict[str, str]:
-    """What the page calls each model; the aligned one is called by its method."""
+    """The page's name for each model; the aligned one has its method's."""
     method = "" if run.align is None else run.align.method
     label = LABELS.get(method, method.upper().replace("_", "-"))
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
@@ -293,7 +312,7 @@ def model_names(run: RunConfig) -> dict[str, str]:
 
 
 def spoken_names(run: RunConfig) -> dict[str, str]:
-    """What a sentence calls each model."""
+    """Each model's name inside a sentence."""
     pretrained = run.evaluate is None or run.evaluate.pretrained
     return model_names(run) | {"base": PRETRAINED if pretrained else "the start model"}
 
@@ -321,14 +340,14 @@ def _accelerator() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Trimtab and what it stands on."""
-    found = {"trimtab": __version__, "python": platform.python_version()}
+    """Versions of trimtab, Python and the main packages."""
+    installed = {"trimtab": __version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "peft"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _stages(context: Context) -> tuple[Stage, ...]:
@@ -357,7 +376,7 @@ def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mappi
 
 
 def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
-    """A reading with the models called as the page calls them."""
+    """A reading with the page's names for the models."""
     sensible = {names[model]: counts for model, counts in reading.sensible.items()}
     update = {"model": names[reading.model], "against": names[reading.against], "sensible": sensible}
     return reading.model_copy(update=update)
@@ -365,15 +384,15 @@ def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
 
 def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]:
     online = isinstance(context.config.align, OnlineConfig)
-    found: list[Series | None] = []
+    series: list[Series | None] = []
     if context.config.sft:
         rows, file = read_metrics(context.folder("sft") / "metrics.jsonl"), "stages/sft/metrics.jsonl"
-        found.append(
+        series.append(
             series_from_metrics(rows, "loss", panel="sft_loss", name="training", unit="nats per token", file=file)
         )
         facts = read_json(context.folder("sft") / "sft.json")
         if rows and facts["heldout_nll_before"] is not None:
-            found.append(
+            series.append(
                 Series(
                     panel="sft_loss",
                     name="held out",
@@ -385,7 +404,7 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
             )
     if context.config.reward:
         rows, file = read_metrics(context.folder("reward") / "metrics.jsonl"), "stages/reward/metrics.jsonl"
-        found.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
+        series.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
     for key, panel, unit in (
         ("loss", "preference loss", "nats"),
         ("accuracy", "implied accuracy", "share"),
@@ -400,7 +419,7 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
         ("value_loss", "value_loss", "reward²"),
         ("explained_variance", "explained_variance", ""),
     ):
-        found.append(
+        series.append(
             series_from_metrics(
                 align,
                 key,
@@ -410,28 +429,26 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
                 file="stages/align/metrics.jsonl",
             )
         )
-    return tuple(s for s in found if s is not None)
+    return tuple(s for s in series if s is not None)
 
 
 def _against_kl(align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]]) -> Any:
     start = answers.get("sft") or answers["base"]
-    spreads = {}
+    stds = {}
     for label, key in (("proxy", "proxy"), ("gold (simulated)", "gold")):
         values = [r.rewards[key] for r in start if key in r.rewards]
         if len(values) > 1:
             mean = sum(values) / len(values)
-            spreads[label] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) or 1.0
+            stds[label] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) or 1.0
     keys = {"proxy": "reward", "gold (simulated)": "gold"}
-    return reward_against_kl(
-        align, kl="kl", scores={label: keys[label] for label in spreads}, spreads=spreads, x="step"
-    )
+    return reward_against_kl(align, kl="kl", scores={label: keys[label] for label in stds}, spreads=stds, x="step")
 
 
 def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]:
     raw = read_json(context.folder("preferences") / "agreement.json")
-    found = {name: Estimate(name=AGREEMENT.get(name) or name, **values) for name, values in raw.items()}
-    ceiling = found.get("leave_one_out")
-    return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(found.values())
+    estimates = {name: Estimate(name=AGREEMENT.get(name) or name, **values) for name, values in raw.items()}
+    ceiling = estimates.get("leave_one_out")
+    return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(estimates.values())
 
 
 def _examples(

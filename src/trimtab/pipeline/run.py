@@ -1,8 +1,9 @@
 """Runs a recipe: stage by stage, skipping what is done, continuing what was interrupted.
 
-A stage's fingerprint is the hash of its part of the configuration, the seed, the content of its
-data files, the model, the fingerprints of the stages it reads from, and :data:`CODE`. Equal
-fingerprint and status ``done``: skipped. Otherwise it runs, and so does everything after it.
+A stage's fingerprint is the hash of its part of the configuration, the seed, the fingerprints of the stages it reads
+from, and :data:`CODE`. What the configuration names enters by its content: data files, model folders, chat templates,
+constitutions, and the source of functions. Equal fingerprint and status ``done``: skipped. Otherwise it runs, and so
+does everything after it.
 """
 
 import json
@@ -15,13 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.feedback import load_callable
+from trimtab.feedback.callables import source_digests
 from trimtab.files import sha256_file, sha256_json, write_atomic
-from trimtab.models import model_identity
+from trimtab.models import ModelConfig, model_identity
 from trimtab.pipeline.capability import capability_set
 from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
@@ -32,8 +35,8 @@ from trimtab.pipeline.ui import Ui
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
-CODE = 5
-"""Raised when a stage's results change for equal inputs, so that old results are not taken for new ones."""
+CODE = 6
+"""Version of the results: incremented when a stage gives other results for equal inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +44,9 @@ class Planned:
     """A stage and what a run would do with it."""
 
     stage: Stage
-    """Which."""
+    """The stage."""
     fingerprint: str
-    """Of what it would be made with."""
+    """Fingerprint under the present settings and inputs."""
     state: str
     """``done`` (skipped), ``continue`` (interrupted before), ``run``."""
 
@@ -81,7 +84,7 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
 
 
 def _check_callables(config: RunConfig) -> None:
-    """Import every function the recipe names: a wrong path is found now, and not after hours of training."""
+    """Import every function that the recipe names, so that a wrong path fails before any training."""
     named = {f"rewards.{n}.path": s.path for n, s in (config.rewards or {}).items() if isinstance(s, FunctionReward)}
     for key, path in ({"gold": config.gold} | named).items():
         if path is not None:
@@ -121,8 +124,8 @@ def run_recipe(
     planned = plan_stages(config, recipe, run, until)
     require_space(run.path, 0.2)
     write_atomic(run.path / "config.yaml", dump_config(config))
-    with run.lock(), _ctrl_c() as asked:
-        context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: asked[0])
+    with run.lock(), _ctrl_c() as stopping:
+        context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: stopping[0])
         context.fingerprints |= {p.stage.name: p.fingerprint for p in planned}
         for number, item in enumerate(planned, 1):
             name = item.stage.name
@@ -133,11 +136,13 @@ def run_recipe(
                 ui.say(f"{head}: done before, skipped")
                 continue
             ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
-            run.begin(name, item.fingerprint)
+            needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
+            folder = run.begin(name, item.fingerprint, needs)
             if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
                 context.cached.add(name)
                 ui.say("  an earlier result under the same settings was taken back")
                 continue
+            write_atomic(folder / "config.yaml", dump_config(config))
             started = time.monotonic()
             try:
                 counts, outputs = item.stage.run(context)
@@ -148,17 +153,21 @@ def run_recipe(
                 raise
             seconds = time.monotonic() - started
             run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory_gb())
-            said = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
-            ui.say(f"  {seconds:.0f} s · {said}")
-            if asked[0] and number < len(planned):
+            summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
+            ui.say(f"  {seconds:.0f} s · {summary}")
+            if stopping[0] and number < len(planned):
                 raise Interrupted(f"stopped after stage {name}; the same command continues")
     return run
 
 
 def _last_good(folder: Path) -> str:
-    """Where to go on from after a number stopped being finite."""
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet; the stage starts again"
+    """From which checkpoint to continue after a number became NaN or infinite."""
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    return (
+        f"last good checkpoint: {checkpoints[-1]}"
+        if checkpoints
+        else "there is no checkpoint yet; the stage starts again"
+    )
 
 
 def peak_memory_gb() -> float:
@@ -178,7 +187,7 @@ def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str
     value = {
         "code": CODE,
         "stage": stage.name,
-        "settings": json.loads(json.dumps(stage.settings(config), default=str)),
+        "settings": _with_content(json.loads(json.dumps(stage.settings(config), default=str))),
         "seed": config.seed,
         "threads": config.threads,
         "model": model_identity(config.model),
@@ -189,24 +198,39 @@ def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str
     return sha256_json(value)
 
 
+def _with_content(settings: Any) -> Any:
+    """A stage's settings, with the content of the models and functions they name."""
+    if isinstance(settings, list):
+        return [_with_content(inner) for inner in settings]
+    if not isinstance(settings, dict):
+        return settings
+    if settings.keys() == ModelConfig.model_fields.keys():
+        identity = model_identity(ModelConfig.model_validate(settings))
+        return settings | {"name": None, "chat_template": None, "identity": identity}
+    values = {name: _with_content(inner) for name, inner in settings.items()}
+    functions = [settings.get("gold"), settings["path"] if settings.get("kind") == "function" else None]
+    sources = [source_digests(path) for path in functions if path is not None]
+    return values | {"source": sources} if sources else values
+
+
 @contextmanager
 def _ctrl_c() -> Iterator[Sequence[bool]]:
     """The first Ctrl-C asks to stop at the next safe place; a second one stops at once."""
-    asked = [False]
+    stopping = [False]
 
     def ask(_: int, __: FrameType | None) -> None:
-        if asked[0]:
+        if stopping[0]:
             raise KeyboardInterrupt
-        asked[0] = True
+        stopping[0] = True
         print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
 
     try:
         old = signal.signal(signal.SIGINT, ask)
     except ValueError:  # not the main thread
-        yield asked
+        yield stopping
         return
     try:
-        yield asked
+        yield stopping
     finally:
         signal.signal(signal.SIGINT, old)
 

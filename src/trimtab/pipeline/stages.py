@@ -1,7 +1,7 @@
 """The stages, in order, each from files to files.
 
 revise → sft → sample → label → preferences → reward → align → evaluate → balance → report. A stage reads what earlier
-ones wrote and nothing else, so a run that was stopped and continued is the run that was not.
+ones wrote and nothing else, so a run that was stopped and continued gives the same results.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,19 @@ from trimtab.evals import BUILT_IN
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.constitutional import constitution_path, run_balance, run_revise
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.costs import (
+    StageCost,
+    align_cost,
+    balance_cost,
+    evaluate_cost,
+    label_cost,
+    no_cost,
+    preferences_cost,
+    revise_cost,
+    reward_cost,
+    sample_cost,
+    sft_cost,
+)
 from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
 from trimtab.pipeline.learning import run_align, run_reward, run_sft
@@ -24,7 +37,7 @@ class Stage:
     """A named step of the pipeline."""
 
     name: str
-    """Also the name of its folder."""
+    """Name of the stage and of its folder."""
     needs: tuple[str, ...]
     """Stages whose outputs it reads, where the recipe has them."""
     settings: Callable[[RunConfig], Any]
@@ -32,7 +45,9 @@ class Stage:
     sources: Callable[[RunConfig], list[str | None]]
     """Data files it reads."""
     run: Callable[[Context], tuple[Counts, list[str]]]
-    """Does the work; returns counts and the names of its output files."""
+    """Runs the stage; returns counts and the names of its output files."""
+    cost: StageCost
+    """Estimates what it would cost."""
 
 
 def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
@@ -53,8 +68,16 @@ def _plain(value: Any) -> Any:
 
 
 def _preference_sources(config: RunConfig) -> list[str | None]:
-    """Preferences, and what says which of their prompts are set aside for the evaluation."""
+    """Preferences, and the files that decide which prompts are set aside for the evaluation."""
     return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
+
+
+def _demonstration_sources(config: RunConfig) -> list[str | None]:
+    """Demonstrations, and the prompts of which some are set aside where there is no file of held-out ones."""
+    data = config.data
+    if data.demonstrations is None:
+        return _preference_sources(config)
+    return [data.demonstrations, *([data.prompts] if config.evaluate is not None and data.heldout is None else [])]
 
 
 def _imitated(config: RunConfig) -> list[str | None]:
@@ -69,7 +92,7 @@ def _preferences_settings(config: RunConfig) -> Any:
 
 
 def _label_settings(config: RunConfig) -> Any:
-    """What the labels depend on, and nothing else: nobody judges again because of somebody who is not asked."""
+    """What the labels depend on, and nothing else: settings of unused annotators do not trigger relabelling."""
     label = config.label
     if label is None:
         return None
@@ -94,12 +117,12 @@ def _label_sources(config: RunConfig) -> list[str | None]:
 
 
 def _report_sources(config: RunConfig) -> list[str | None]:
-    """People whom AI judges are compared with, and who label nothing."""
+    """Judgements with which AI judges are compared; they give no labels."""
     return [config.label.people] if config.label is not None and config.label.source == "ai" else []
 
 
 def _capability_source(config: RunConfig) -> list[str | None]:
-    """The capability set of stages that are checked: they depend on its content, and on nothing where there is none."""
+    """The capability set, on whose content the checked stages depend."""
     return [] if config.capability is None else [config.capability.file or str(BUILT_IN)]
 
 
@@ -110,31 +133,42 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("revise", "model"),
         sources=lambda c: [c.data.redteam, c.data.redteam_heldout, c.data.demonstrations, constitution_path(c)],
         run=run_revise,
+        cost=revise_cost,
     ),
     Stage(
         name="sft",
         needs=("revise",),
         settings=_section("sft", "model"),
         sources=lambda c: [
-            *([c.data.demonstrations] if c.data.demonstrations else _preference_sources(c)),
+            *_demonstration_sources(c),
             *_capability_source(c),
         ],
         run=run_sft,
+        cost=sft_cost,
     ),
     Stage(
         name="sample",
         needs=("sft",),
         settings=_section("sample", "model"),
-        sources=lambda c: [c.data.prompts, c.data.heldout],
+        sources=lambda c: [c.data.prompts, c.data.heldout, c.data.redteam_heldout],
         run=run_sample,
+        cost=sample_cost,
     ),
-    Stage(name="label", needs=("sample",), settings=_label_settings, sources=_label_sources, run=run_label),
+    Stage(
+        name="label",
+        needs=("sample",),
+        settings=_label_settings,
+        sources=_label_sources,
+        run=run_label,
+        cost=label_cost,
+    ),
     Stage(
         name="preferences",
         needs=("sample", "label"),
         settings=_preferences_settings,
         sources=_preference_sources,
         run=run_preferences,
+        cost=preferences_cost,
     ),
     Stage(
         name="reward",
@@ -142,6 +176,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("reward", "model"),
         sources=lambda c: [],
         run=run_reward,
+        cost=reward_cost,
     ),
     Stage(
         name="align",
@@ -150,11 +185,13 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda c: [
             c.data.prompts or c.data.preferences or c.data.ratings,
             c.data.heldout,
+            c.data.redteam_heldout,
             *_imitated(c),
             c.data.ratings,
             *_capability_source(c),
         ],
         run=run_align,
+        cost=align_cost,
     ),
     Stage(
         name="evaluate",
@@ -162,6 +199,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("evaluate", "model", "gold", "rewards"),
         sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
+        cost=evaluate_cost,
     ),
     Stage(
         name="balance",
@@ -169,6 +207,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_section("balance", "model"),
         sources=lambda c: [c.data.redteam_heldout, constitution_path(c)],
         run=run_balance,
+        cost=balance_cost,
     ),
     Stage(
         name="report",
@@ -176,6 +215,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda c: {"name": c.name} | ({"about": c.about} if c.about else {}) if c.evaluate else None,
         sources=_report_sources,
         run=run_report,
+        cost=no_cost,
     ),
 )
 """All stages in order."""

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimtab.errors import ConfigError, DataError
-from trimtab.evals.text import visible
+from trimtab.errors import ConfigError, TooLongError
 from trimtab.models import Backbone, ModelConfig, load_tensors
 from trimtab.models.loading import longest_context
 from trimtab.pipeline.config import load_recipe
@@ -14,6 +13,7 @@ from trimtab.pipeline.ui import Silent
 from trimtab.records import Message, Prompt
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.storage import RunFolder
+from trimtab.text import visible
 
 CONTEXT = 2048
 """Tokens a conversation with a bare model may have, if the model was built for as many."""
@@ -28,7 +28,7 @@ class Reply:
     cut: bool
     """True: it did not end its turn."""
     forgotten: int
-    """Oldest turns that no longer fitted the context."""
+    """Oldest turns that were dropped because the context was full."""
 
 
 @dataclass(kw_only=True)
@@ -36,9 +36,9 @@ class Talk:
     """A conversation and the model it is held with."""
 
     sampler: LocalSampler
-    """Draws the answers."""
+    """Samples the answers."""
     adapter: str | None
-    """Whose weights; None: the trunk."""
+    """Adapter of the model; None: the trunk alone."""
     turns: list[Message] = field(default_factory=list)
     """The conversation so far."""
     count: int = 0
@@ -80,10 +80,11 @@ class Talk:
         self.turns.clear()
 
     def answer(self, text: str) -> Reply:
-        """Say something and get an answer; the oldest turns go when the context is full, and are counted.
+        """Answer a message. When the context is full, the oldest turns are dropped and counted.
 
         Raises:
-            DataError: this turn alone does not fit the context.
+            TooLongError: this turn alone does not fit the context.
+            DataError: the chat template cannot take the conversation.
         """
         turns = [*self.turns, Message(role="user", content=text)]
         forgotten = 0
@@ -91,7 +92,7 @@ class Talk:
             try:
                 rollout = self.sampler.generate([Prompt.of(turns)], adapter=self.adapter, seed=self.count)[0]
                 break
-            except DataError:
+            except TooLongError:
                 if len(turns) < 3:
                     raise
                 turns, forgotten = turns[2:], forgotten + 2

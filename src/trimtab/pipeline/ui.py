@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a bar with time left per stage, and the numbers that matter.
+"""Console output of a run: a progress bar with time left per stage, and the main metrics.
 
 On a terminal the bar moves; where output goes to a file, a plain line appears now and then.
 """
@@ -39,7 +39,7 @@ class Bar:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(title, total=None, live="")
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
         self.live = ""
 
     def __enter__(self) -> "Bar":
@@ -52,7 +52,7 @@ class Bar:
         self._progress.stop()
 
     def start(self, done: int, total: int) -> None:
-        """Say how much there is and how much of it is already done."""
+        """Set the total, and how much is already done."""
         self._progress.reset(self._task, total=total, completed=done, live="")
 
     def update(self, done: int, total: int | None = None, metrics: Mapping[str, float] | None = None) -> None:
@@ -60,14 +60,14 @@ class Bar:
         if metrics is not None:
             self.live = " · ".join(form.format(metrics[key]) for key, form in LIVE if key in metrics)
         self._progress.update(self._task, completed=done, total=total, live=self.live)
-        if not self._console.is_terminal and time.monotonic() - self._said > 15:
-            self._said = time.monotonic()
+        if not self._console.is_terminal and time.monotonic() - self._printed > 15:
+            self._printed = time.monotonic()
             count = f"{done}/{total}" if total else str(done)
             self._console.print(f"  {self._title}: {count}  {self.live}", markup=False, highlight=False)
 
 
 class Ui:
-    """Where a run says what it does."""
+    """The console of a run."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -82,7 +82,7 @@ class Ui:
 
 
 class Silent(Ui):
-    """Says nothing; for tests and scripts."""
+    """A console without output; for tests and scripts."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))

@@ -39,8 +39,8 @@ class Check(Record):
     """A task whose right answer is known, to see how an annotator works."""
 
     role: Literal["training", "qualification", "gold", "attention"]
-    """``training``: comes before all others, and the right answer is shown afterwards; ``qualification``: decides who may
-    work; ``gold``: measures accuracy; ``attention``: who misses several is paused."""
+    """``training``: comes before all others, and the right answer is shown afterwards; ``qualification``: decides who
+    may work; ``gold``: measures accuracy; ``attention``: who misses several is paused."""
     ranks: tuple[int, ...] | None = None
     """For ``compare``: the right ranks in canonical order; only the order of answers that differ is checked."""
     good: bool | None = None

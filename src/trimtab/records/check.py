@@ -83,6 +83,10 @@ class FileCheck:
     longest answer would get right. None without pairs."""
     refused: tuple[Refusal, ...]
     """Every row that cannot be used, with line and reason."""
+    unread: dict[str, int]
+    """Columns and keys of turns that no part of trimtab reads by itself, with the number of rows that have them."""
+    doubts: dict[str, int]
+    """What is odd about usable rows, with their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +180,8 @@ def _check_one(source: str | Path, format: str, limit: int | None, kind: type[Re
         identical_pairs=sum(better == worse for better, worse in pairs),
         chosen_longer=sum(len(better) > len(worse) for better, worse in pairs) / len(pairs) if pairs else None,
         refused=loaded.refused,
+        unread=loaded.unread,
+        doubts=loaded.doubts,
     ), seen
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from trimtab.errors import DataError
 from trimtab.files import write_atomic
-from trimtab.records.formats import FORMATS, Format, RowError, explain, message_id, read_row, trl_rows
+from trimtab.records.cells import RowError
+from trimtab.records.formats import FORMATS, Format, doubts, explain, message_id, read_row, trl_rows, unread
 from trimtab.records.readers import Refusal, Row, read_rows
 from trimtab.records.types import (
     Comparison,
@@ -60,6 +61,13 @@ class Loaded(Generic[R]):
     """Every row that could not become a record, with the reason."""
     duplicates: int = 0
     """Prompts left out because the same one came before; 0 for other kinds."""
+    lines: tuple[int, ...] = ()
+    """Line or row number of each record."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Columns and keys of turns that no part of trimtab reads by itself, with the number of usable rows that have them
+    (see :func:`~trimtab.records.formats.unread`)."""
+    doubts: dict[str, int] = field(default_factory=dict)
+    """What is odd about usable rows, with their number."""
 
 
 def load(source: str | Path, *, kind: type[R], format: str = "auto", limit: int | None = None) -> Loaded[R]:
@@ -104,6 +112,9 @@ def read(
     records: list[R] = []
     refused: list[Refusal] = []
     known: dict[str, Prompt] = {}
+    names: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
+    lines: list[int] = []
     count = duplicates = 0
     for row in itertools.chain(head, rows):
         count += 1
@@ -119,6 +130,9 @@ def read(
                         duplicates += 1
                         continue
                 records.append(record)
+                lines.append(row.line)
+            names.update(unread(form, row.columns))
+            odd.update(doubts(form, row.columns))
         except RowError as error:
             refused.append(Refusal(line=row.line, reason=str(error)))
     return Loaded(
@@ -128,6 +142,9 @@ def read(
         rows=count,
         refused=tuple(refused),
         duplicates=duplicates,
+        lines=tuple(lines),
+        unread=dict(names.most_common()),
+        doubts=dict(odd),
     )
 
 
@@ -177,7 +194,7 @@ def convert(record: Record, kind: type[R]) -> list[R]:
     """What a record of another kind says as records of ``kind``.
 
     - Prompt: of anything that has one; the answer is dropped.
-    - Demonstration: of a preference, its best answer (the first of equals).
+    - Demonstration: of a preference, its best answer (the first of equals); of a rating, an answer with thumbs up.
     - Comparison: of a preference, its answers without the ranks, to be judged again.
     - Rating: of a preference between two answers, the better as good and the worse as bad.
 
@@ -218,6 +235,13 @@ def _best(record: Preference) -> list[Record]:
     return [Demonstration(id=message_id(turns), messages=turns, metadata=record.prompt.metadata | record.metadata)]
 
 
+def _liked(record: Rating) -> list[Record]:
+    if not record.good:
+        raise RowError("has thumbs down, and only good answers are imitated")
+    turns = (*record.prompt.messages, Message(role="assistant", content=record.completion.text))
+    return [Demonstration(id=message_id(turns), messages=turns, metadata=record.prompt.metadata)]
+
+
 def _unjudged(record: Preference) -> list[Record]:
     return [Comparison.of(record.prompt, record.completions)]
 
@@ -243,6 +267,7 @@ _CONVERSIONS: dict[tuple[type[Record], type[Record]], Callable[[Any], list[Recor
     (Comparison, Prompt): _asked,
     (Demonstration, Prompt): _unanswered,
     (Preference, Demonstration): _best,
+    (Rating, Demonstration): _liked,
     (Preference, Comparison): _unjudged,
     (Preference, Rating): _thumbs,
 }

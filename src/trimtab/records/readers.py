@@ -21,11 +21,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from trimtab.errors import DataError
+from trimtab.records.literals import parse
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """File types that are read; each text type may be gzipped (``.gz``)."""
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(#(?P<part>[^@#]+))?(@(?P<split>[^@#]+))?")
+_TEXT = frozenset(
+    "prompt chosen rejected completion instruction input output question answer text response reference system "
+    "system_prompt system_message".split()
+)
+"""Columns whose cells in a CSV file are text even where it looks like a list, unless that is one of turns."""
+
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -46,7 +53,8 @@ class Row:
     line: int
     """Line in the file (JSON lines) or number of the row (all others), from 1."""
     columns: dict[str, Any]
-    """Its plain JSON values; dates of parquet files and hub data sets are left as they come."""
+    """Its plain JSON values. Lists and objects that a CSV cell spells are decoded; values of parquet files and hub data
+    sets that JSON does not know (dates, bytes) are left as they come."""
 
 
 def read_rows(source: str | Path, *, limit: int | None = None) -> Iterator[Row | Refusal]:
@@ -161,9 +169,29 @@ def _csv_row(line: int, row: dict[Any, Any], columns: int) -> Row | Refusal:
     if None in row or None in row.values():
         count = columns + len(row.get(None, ())) - sum(value is None for value in row.values())
         return Refusal(line=line, reason=f"{count} cells for {columns} columns")
-    if str(row.get("label")).lower() in ("true", "false"):  # CSV knows no booleans, and a label needs one
-        row["label"] = row["label"].lower() == "true"
-    return Row(line=line, columns=row)
+    return Row(line=line, columns={name: _cell(name, text) for name, text in row.items()})
+
+
+def _cell(name: str, text: str) -> Any:
+    """The value of a CSV cell, which is text unless it spells a list, an object, NaN or the boolean of a label."""
+    plain = text.strip().lower()
+    if plain == "nan":
+        return None
+    if name == "label" and plain in ("true", "false"):  # other spellings may be a class of the user's own
+        return plain == "true"
+    value = parse(text)
+    if value is None or (name.lower() in _TEXT and not _are_turns(value)):
+        return text
+    return value
+
+
+def _are_turns(value: list[Any] | dict[str, Any]) -> bool:
+    """True: turns, each with a speaker and what it says."""
+    turns = value if isinstance(value, list) else [value]
+    return bool(turns) and all(
+        isinstance(turn, dict) and turn.keys() & {"role", "from"} and turn.keys() & {"content", "value"}
+        for turn in turns
+    )
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Refusal]:

@@ -95,12 +95,14 @@ class Completion(Record):
 
 
 class Demonstration(Record):
-    """A whole conversation that shows the wished behaviour; every assistant turn is learnt."""
+    """A conversation to imitate: the assistant's turns are trained, except those in ``untrained``."""
 
     id: str
     """Stable id; :func:`content_id` of the messages unless the data brought one."""
     messages: tuple[Message, ...] = Field(min_length=1)
     """All turns, oldest first; at least one is the assistant's and none of those is empty."""
+    untrained: tuple[int, ...] = ()
+    """Places in ``messages`` of assistant turns that are context only and count in no loss."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Anything else the data said."""
 
@@ -111,6 +113,11 @@ class Demonstration(Record):
             raise ValueError("a demonstration needs at least one assistant turn")
         if any(not a.strip() for a in answers):
             raise ValueError("an assistant turn is empty")
+        spoken = {place for place, m in enumerate(self.messages) if m.role == "assistant"}
+        if not set(self.untrained) <= spoken:
+            raise ValueError(f"untrained must be places of assistant turns, got {self.untrained}")
+        if spoken == set(self.untrained):
+            raise ValueError("no assistant turn is to be trained")
         return self
 
     @classmethod

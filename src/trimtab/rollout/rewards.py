@@ -4,20 +4,17 @@ component = clip((raw − mean)/std, ±clip);   the trainer adds weight · compo
 """
 
 import asyncio
-import http.client
 import inspect
 import json
 import math
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from trimtab.config import Config
+from trimtab import http
+from trimtab.config import LARGEST, Config
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
 from trimtab.rollout.scorer import Scorer
@@ -25,8 +22,8 @@ from trimtab.rollout.scorer import Scorer
 RewardFunction = Callable[[Sequence[Rollout]], Any]
 """Rollouts in, one number per rollout out; may be ``async``."""
 
-ATTEMPTS = 3
-"""Requests to an endpoint before its failure is the run's."""
+RETRIES = http.Retries(attempts=3)
+"""Of a request to an endpoint, before its failure stops the run."""
 
 
 class RewardComponent(Config):
@@ -92,7 +89,7 @@ class HttpReward(RewardComponent):
     @property
     def deadline(self) -> float:
         """Of all tries together."""
-        return ATTEMPTS * self.timeout
+        return RETRIES.attempts * self.timeout
 
 
 RewardSource = Annotated[ModelReward | FunctionReward | HttpReward, Field(discriminator="kind")]
@@ -156,7 +153,13 @@ class NamedRewards:
         limit = source.clip or math.inf
 
         def shaped(value: float) -> float:
-            return min(max((value - source.mean) / source.std, -limit), limit)
+            shaped = min(max((value - source.mean) / source.std, -limit), limit)
+            if not abs(shaped * source.weight) < LARGEST:
+                raise NonFiniteError(
+                    f"reward {name!r} is {shaped:g} after its mean and std, and weighs {source.weight:g}: beyond what "
+                    f"training computes with ({LARGEST:g}); correct rewards.{name}"
+                )
+            return shaped
 
         values = call(name, self.functions[name], rollouts, source.deadline)
         if function is None or function.steps is None:
@@ -247,8 +250,11 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
     if len(found) != len(rollouts):
         raise ScoringError(f"reward {name!r} has {len(found)} values for {len(rollouts)} answers")
     for value, rollout in zip(found, rollouts, strict=True):
-        if not math.isfinite(value):
-            raise NonFiniteError(f"reward {name!r} is {value} for sample {rollout.id}; mend the reward function")
+        if not abs(value) < LARGEST:
+            raise NonFiniteError(
+                f"reward {name!r} is {value:g} for sample {rollout.id}, beyond what training computes with; expected a "
+                f"finite number below {LARGEST:g}: mend the reward function"
+            )
     return found
 
 
@@ -269,24 +275,15 @@ def http_reward(source: HttpReward) -> RewardFunction:
         }
         data = json.dumps(body, default=str).encode()
         headers = {"Content-Type": "application/json"}
-        for attempt in range(ATTEMPTS):
-            try:
-                request = urllib.request.Request(source.url, data=data, headers=headers)
-                with urllib.request.urlopen(request, timeout=source.timeout) as answer:
-                    return json.loads(answer.read())["rewards"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ScoringError(f'{source.url}: expected {{"rewards": [numbers]}}, got {error!r}') from error
-            except (OSError, http.client.HTTPException) as error:
-                client = False
-                if isinstance(error, urllib.error.HTTPError):
-                    error.close()
-                    client = error.code < 500 and error.code != 429
-                if client or attempt + 1 == ATTEMPTS:
-                    raise ScoringError(
-                        f"{source.url}: {type(error).__name__}: {error} (attempt {attempt + 1} of {ATTEMPTS}); check "
-                        "that the endpoint is up"
-                    ) from error
-                time.sleep(0.2 * 4**attempt)
-        raise AssertionError("unreachable")
+        try:
+            reply = http.post(source.url, data, headers=headers, timeout=source.timeout, retries=RETRIES)
+        except http.PostError as error:
+            raise ScoringError(
+                f"{source.url}: {error} (attempt {error.attempt} of {RETRIES.attempts}); check that the endpoint is up"
+            ) from error
+        try:
+            return json.loads(reply)["rewards"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScoringError(f'{source.url}: expected {{"rewards": [numbers]}}, got {error!r}') from error
 
     return post

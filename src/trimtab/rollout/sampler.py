@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from trimtab.config import Config
-from trimtab.errors import DataError
+from trimtab.errors import TooLongError
 from trimtab.models import Backbone
 from trimtab.models.packed import packed
 from trimtab.records import Prompt, Rollout
@@ -174,7 +174,8 @@ class LocalSampler:
             rollouts ordered by prompt, then by index in the group.
 
         Raises:
-            DataError: a prompt leaves no room in the context.
+            TooLongError: a prompt leaves no room in the context.
+            DataError: the chat template cannot take a prompt.
         """
         context = self.backbone.chat.context
         waiting: deque[list[_Running]] = deque()
@@ -186,7 +187,7 @@ class LocalSampler:
             tokens = self.backbone.chat.prompt(prompt.messages)
             own = (settings or {}).get(prompt.id, self.config)
             if len(tokens) + own.max_new_tokens > context:
-                raise DataError(
+                raise TooLongError(
                     f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {own.max_new_tokens} "
                     f"that exceeds model.context {context}; raise model.context or lower max_new_tokens"
                 )

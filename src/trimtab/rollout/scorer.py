@@ -64,8 +64,6 @@ class RewardModelScorer:
         """Prompt and answer."""
         if self.same_tokens:
             return rollout.prompt_tokens, rollout.tokens
-        encoded = self.role.backbone.chat.answer(rollout.prompt.messages, rollout.text)
-        count = encoded.response_mask.index(True)
-        answer = encoded.tokens[count:]
-        # A cut answer never said it had ended.
-        return encoded.tokens[:count], answer if rollout.finish_reason == "stop" else answer[:-1]
+        chat, asked = self.role.backbone.chat, rollout.prompt.messages
+        prompt = chat.prompt(asked)
+        return prompt, chat.answer(asked, rollout.text, rollout.finish_reason).tokens[len(prompt) :]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, TooLongError
 from trimtab.models import Backbone
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.sampler import SamplerConfig
@@ -72,7 +72,7 @@ class VllmSampler:
         for prompt in prompts:
             tokens, own = chat.prompt(prompt.messages), (settings or {}).get(prompt.id, self.config)
             if len(tokens) + own.max_new_tokens > chat.context:
-                raise DataError(
+                raise TooLongError(
                     f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {own.max_new_tokens} "
                     f"that exceeds model.context {chat.context}; raise model.context or lower max_new_tokens"
                 )

@@ -144,10 +144,10 @@ class Database:
 
     def _migrate(self) -> None:
         with explained(self.name), self.engine.connect() as connection:
-            found = None
+            revision = None
             if self.engine.dialect.has_table(connection, "alembic_version"):
-                found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        if found == REVISION:
+                revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if revision == REVISION:
             return
         from alembic import command
         from alembic.config import Config
@@ -156,12 +156,12 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if found is not None and found not in known:
+        if revision is not None and revision not in known:
             raise StorageError(
-                f"{self.name}: its schema {found!r} is newer than this trimtab knows ({REVISION!r}); nothing was "
+                f"{self.name}: its schema {revision!r} is newer than this trimtab knows ({REVISION!r}); nothing was "
                 "changed; update trimtab, or open a backup made by this version"
             )
-        if found is not None and self.sqlite:
+        if revision is not None and self.sqlite:
             self.backup(Path(self.name).with_name(f"{Path(self.name).name}.before-{REVISION}"))
         with self.write() as connection:
             config.attributes["connection"] = connection
@@ -189,7 +189,7 @@ def explained(name: str) -> Iterator[None]:
         raise
 
 
-def _reason(said: str) -> str | None:
+def _reason(message: str) -> str | None:
     reasons = {
         "readonly database": "the database is read-only; give this user write permission to the file and its folder",
         "disk is full": "the disk is full; free some space and try again, nothing that was saved is lost",
@@ -200,7 +200,7 @@ def _reason(said: str) -> str | None:
         "unable to open": "cannot be opened; check the path and the permissions of its folder",
         "connect": "no connection to the database server; check the URL and that the server runs",
     }
-    return next((reason for sign, reason in reasons.items() if sign in said.lower()), None)
+    return next((reason for sign, reason in reasons.items() if sign in message.lower()), None)
 
 
 def _pragmas(connection: sqlite3.Connection, _: object) -> None:

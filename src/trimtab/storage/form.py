@@ -1,4 +1,4 @@
-"""What a filled-in form must look like; bad input is refused here and nowhere later."""
+"""Forms that annotators submit, and their validation."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from trimtab.storage.project import ProjectConfig
 
 
 def whole_characters(text: str) -> str:
-    """Refuse half a surrogate pair, which no database and no page can hold."""
+    """Refuse unpaired surrogates, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -38,15 +38,15 @@ class Form(Record):
     item: Annotated[Key, Field(min_length=1, max_length=200)]
     """Id of the task."""
     key: Annotated[Key, Field(min_length=8, max_length=64)]
-    """Chosen by the sender, once for each form: sending it again changes nothing."""
+    """Chosen by the sender for each form; a form with a known key changes nothing."""
     version: Number | None = None
-    """What it replaces: the version the sender has seen; None: it is the first."""
+    """Version of the judgement that this form replaces; None: the first judgement."""
     verdict: Verdict = "judged"
     """``judged`` carries an answer; the others say why there is none."""
     answers: tuple[Answer, ...] = Field(default=(), max_length=12)
     """For a comparison: one for each criterion, by position on the screen."""
     good: bool | None = None
-    """For a thumb."""
+    """For thumbs: True is good."""
     first_wrong: int | None = Field(default=None, ge=0, le=100_000)
     """For steps: index of the first wrong one; None: all are right."""
     rewrite: Rewrite | None = None
@@ -106,9 +106,9 @@ def whole_characters_or_refuse(text: str) -> None:
 
 
 def _check_answers(form: Form, task: Task, config: ProjectConfig) -> None:
-    given, asked = [a.criterion for a in form.answers], [c.name for c in config.criteria]
-    if sorted(given) != sorted(asked):
-        raise DataError(f"answers are needed for the criteria {', '.join(asked)}; got {', '.join(given) or 'none'}")
+    given, needed = [a.criterion for a in form.answers], [c.name for c in config.criteria]
+    if sorted(given) != sorted(needed):
+        raise DataError(f"answers are needed for the criteria {', '.join(needed)}; got {', '.join(given) or 'none'}")
     kinds = {c.name: c for c in config.criteria}
     count = len(task.completions)
     for answer in form.answers:

@@ -1,4 +1,4 @@
-"""Answers by key in an append-only file: what was once written is never asked for again, nor written twice."""
+"""Replies by key in an append-only file: no question is asked twice."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ class Journal(MutableMapping[str, dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._found: dict[str, dict[str, Any]] = {}
+        self._values: dict[str, dict[str, Any]] = {}
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+b")
@@ -43,37 +43,37 @@ class Journal(MutableMapping[str, dict[str, Any]]):
             raise
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """What was written under a key."""
-        return self._found[key]
+        """The value of a key."""
+        return self._values[key]
 
     def __setitem__(self, key: str, value: dict[str, Any]) -> None:
-        """Write one line; a key that is there already stays as it was first written."""
+        """Write one line; an existing key keeps its first value."""
         self.update({key: value})
 
     def update(self, values: Mapping[str, dict[str, Any]], /) -> None:  # type: ignore[override]
-        """Write several lines with one wait for the disk."""
-        new = {key: value for key, value in values.items() if key not in self._found}
+        """Write several lines with one flush to the disk."""
+        new = {key: value for key, value in values.items() if key not in self._values}
         lines = [json.dumps({"key": key, **value}, allow_nan=False) + "\n" for key, value in new.items()]
         with storage_errors(self.path):
             self._file.write("".join(lines).encode())
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._found |= new
+        self._values |= new
 
     def __delitem__(self, key: str) -> None:
-        """Nothing is ever taken out."""
+        """Not supported: a journal only grows."""
         raise TypeError("a journal only grows")
 
     def __iter__(self) -> Iterator[str]:
-        """Keys in the order in which they were written."""
-        return iter(self._found)
+        """Keys, oldest first."""
+        return iter(self._values)
 
     def __len__(self) -> int:
-        """How many keys."""
-        return len(self._found)
+        """Number of keys."""
+        return len(self._values)
 
     def close(self) -> None:
-        """Give up the file and its lock."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def __enter__(self) -> "Journal":
@@ -90,7 +90,7 @@ class Journal(MutableMapping[str, dict[str, Any]]):
                 break  # cut by a kill: it was never acknowledged
             try:
                 value = json.loads(line)
-                self._found.setdefault(value.pop("key"), value)
+                self._values.setdefault(value.pop("key"), value)
             except (ValueError, KeyError, AttributeError):
                 raise DataError(f"{self.path}:{number}: damaged line; remove it and run again") from None
             whole += len(line)

@@ -22,7 +22,7 @@ from trimtab.storage.schema import invitations, people, sessions, tokens
 
 RoleName = Literal["owner", "adjudicator", "annotator"]
 ROLES: tuple[RoleName, ...] = ("annotator", "adjudicator", "owner")
-"""Each may do what those before it may."""
+"""From the fewest rights to the most; each includes those before it."""
 MIN_PASSWORD = 10
 _SESSION = (
     select(people, sessions.c.csrf)
@@ -38,21 +38,21 @@ class Person:
     """Somebody who is signed in."""
 
     id: int
-    """Row."""
+    """Row number."""
     name: str
     """As chosen; shown to owners only."""
     pseudonym: str
-    """Stands in judgements and exports."""
+    """Name in judgements and exports."""
     role: RoleName
-    """What they may do."""
+    """The person's rights."""
     state: str
     """``active``, ``paused``, ``removed`` or ``imported``."""
     language: str | None
-    """Of the interface."""
+    """Language of the interface; None: the browser's."""
     cohort: dict[str, str]
-    """Groups they named, all optional."""
+    """Groups the person named, all optional."""
     csrf: str = ""
-    """Of this session."""
+    """CSRF token of the session."""
 
     def may(self, role: RoleName) -> bool:
         """Does the role include this one?"""
@@ -64,9 +64,9 @@ class Invitation:
     """A link that has not been used."""
 
     id: int
-    """Row."""
+    """Row number."""
     role: RoleName
-    """What whoever uses it becomes."""
+    """Role of the new account."""
     person: str | None
     """Name of the person whose password it resets; None: a new account."""
 
@@ -303,13 +303,13 @@ class People:
         Raises:
             DataError: a group's name is too long or has characters that cannot stand in it.
         """
-        kept = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
-        for k, v in kept.items():
+        groups = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
+        for k, v in groups.items():
             if "=" in v:  # or it would pass for another group: submissions carry "language=…, region=…"
                 raise DataError(f"{k}: {v!r} contains '='; write it without")
         with self.database.write() as c:
-            c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(kept)))
-            add_event(c, self.clock(), "profile", {"groups": sorted(kept)}, person=person)
+            c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(groups)))
+            add_event(c, self.clock(), "profile", {"groups": sorted(groups)}, person=person)
 
     # API tokens ---------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the owner of an annotation project decides."""
+"""Settings of an annotation project."""
 
 from typing import Annotated, Literal
 
@@ -11,52 +11,52 @@ class CriterionConfig(Config):
     """One question about the answers of a comparison."""
 
     name: str = Field(default="overall", pattern=r"^[a-z][a-z0-9_]{0,31}$")
-    """Stands in each judgement."""
+    """Name in judgements and exports."""
     label: str = Field(default="", max_length=200)
-    """What annotators read; empty: the name, translated for ``overall``."""
+    """Text shown to annotators; empty: the name, translated for ``overall``."""
     kind: Literal["preference", "scale"] = "preference"
     """``preference``: which answer is better; ``scale``: points for each answer."""
     points: int = Field(default=5, ge=2, le=9)
-    """For ``scale``: 1 to so many points."""
+    """For ``scale``: highest score; the lowest is 1."""
 
 
 class ProjectConfig(Config):
-    """Settings of an annotation project; every change of them is an event."""
+    """Settings of an annotation project; every change is recorded as an event."""
 
     title: str = Field(default="Preferences", min_length=1, max_length=120)
     """Heading of every page."""
     overlap: int = Field(default=2, ge=1, le=100)
     """How many people judge each item, unless the item says otherwise."""
     criteria: tuple[CriterionConfig, ...] = Field(default=(CriterionConfig(),), min_length=1, max_length=12)
-    """What is asked about a comparison."""
+    """Questions about each comparison."""
     ties: bool = True
-    """May two answers be equally good?"""
+    """True: two answers may be ranked equal."""
     strength: int = Field(default=3, ge=1, le=4)
-    """Levels of "better" for two answers; 1: only which one."""
+    """Levels of "better" for two answers; 1: only which one is better."""
     rewrite: bool = False
-    """Offer to rewrite the better answer; the text becomes a demonstration."""
+    """True: annotators may rewrite the better answer; the text becomes a demonstration."""
     max_answers: int = Field(default=8, ge=2, le=9)
-    """Items with more answers are refused."""
+    """Most answers in an item; items with more are refused."""
     max_characters: int = Field(default=200_000, ge=100, le=1_000_000)
-    """Items with a longer text are refused."""
+    """Longest text in an item, in characters; longer ones are refused."""
     lease_minutes: float = Field(default=60.0, gt=0.0, le=60 * 24 * 7)
-    """How long an item is kept for somebody who opened it."""
+    """How long an item stays reserved for the person who opened it."""
     gold_every: int = Field(default=10, ge=0)
-    """One item in so many is a check, while there are any that the annotator has not seen; 0: none."""
+    """Every so many items, one is a check item that the annotator has not seen, while there are any; 0: never."""
     attention_misses: int = Field(default=3, ge=0)
-    """Who misses so many attention items is paused; 0: nobody is."""
+    """Missed attention items after which an annotator is paused; 0: never."""
     qualification_share: float = Field(default=0.8, ge=0.0, le=1.0)
-    """Share of the qualification items that must be right."""
+    """Share of the qualification items that must be answered right."""
     fast_seconds: float = Field(default=3.0, ge=0.0)
     """Judgements faster than this are counted as suspiciously fast."""
     min_cell: int = Field(default=5, ge=2)
-    """Groups of fewer annotators are never shown or exported as groups."""
+    """Smallest group of annotators that is shown or exported as a group."""
     flag_reasons: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
         default=("harmful", "personal data", "broken", "wrong language", "other"), min_length=1
     )
-    """Choices for flagging an item."""
+    """Reasons offered for flagging an item."""
     paused: bool = False
-    """Nobody gets new items."""
+    """True: nobody gets new items."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "ProjectConfig":

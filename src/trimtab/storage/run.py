@@ -1,15 +1,16 @@
-"""The folder of one run: its stages, their fingerprints and status, metrics, and what was superseded.
+"""The folder of one run: its stages, their fingerprints and status, metrics, and superseded results.
 
 ::
 
     runs/NAME/
       config.yaml                 the resolved configuration
       stages/STAGE/               outputs of a stage
+        config.yaml               the resolved configuration it was last run with
         status.json               fingerprint, running | done, seconds, counts, SHA-256 of each output
         checkpoints/ samples/     while it trains
         metrics.jsonl             one line per step
       superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
-      replies/                    what judges and critics said, by what they were asked; outlives every change
+      replies/                    replies of judges and critics, by question; kept across all changes
       report.html, report.json
 
 A stage is done only when its status file says so, and that file is written last.
@@ -32,7 +33,7 @@ from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What is known about a stage's folder."""
+    """Status of a stage."""
 
     stage: str
     """Name."""
@@ -43,11 +44,13 @@ class Status:
     seconds: float = 0.0
     """Time spent in it, over all attempts."""
     counts: dict[str, Any] | None = None
-    """What it says about itself: rows, pairs, drops …"""
+    """Counts that the stage reports: rows, pairs, drops …"""
     outputs: dict[str, str] | None = None
     """SHA-256 of each output file."""
     memory_gb: float = 0.0
     """Largest resident memory of the process when it ended, over all attempts, in 10⁹ bytes."""
+    needs: dict[str, str] | None = None
+    """Fingerprints of the stages it was made from; None: an older version did not record them."""
 
 
 class RunFolder:
@@ -104,11 +107,18 @@ class RunFolder:
         outputs = {self.stage(name) / file: digest for file, digest in (status.outputs or {}).items()}
         return all(file.is_file() and sha256_file(file) == digest for file, digest in outputs.items())
 
-    def begin(self, name: str, fingerprint: str) -> Path:
+    def made_from(self, name: str, earlier: str) -> bool:
+        """True if stage ``name`` was made from the result of ``earlier`` that is there now, as far as was recorded."""
+        later, first = self.status(name), self.status(earlier)
+        if later is None or first is None or later.needs is None:
+            return True
+        return later.needs.get(earlier, first.fingerprint) == first.fingerprint
+
+    def begin(self, name: str, fingerprint: str, needs: Mapping[str, str] | None = None) -> Path:
         """Make the folder ready to run a stage, or to continue it.
 
         What stands there under another fingerprint moves to ``superseded/``; an earlier result under
-        this fingerprint moves back.
+        this fingerprint moves back. ``needs``: fingerprints of the stages it is made from.
         """
         folder = self.stage(name)
         with storage_errors(folder):
@@ -116,14 +126,15 @@ class RunFolder:
             if folder.exists() and (status is None or status.fingerprint != fingerprint):
                 old = "unknown" if status is None else status.fingerprint[:12]
                 self._move(folder, self.path / "superseded" / f"{name}-{old}")
-            kept = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
-            if not folder.exists() and kept.exists():
-                self._move(kept, folder)
+            earlier = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
+            if not folder.exists() and earlier.exists():
+                self._move(earlier, folder)
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.rglob(".*.tmp"):  # half-written by a process that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         if self.status(name) is None:
-            self._write(Status(stage=name, fingerprint=fingerprint, state="running"))
+            given = None if needs is None else dict(needs)
+            self._write(Status(stage=name, fingerprint=fingerprint, state="running", needs=given))
         return folder
 
     def add_seconds(self, name: str, seconds: float, *, memory_gb: float) -> None:
@@ -135,8 +146,8 @@ class RunFolder:
 
     def peak_memory(self) -> float | None:
         """Largest memory of any finished stage, in 10⁹ bytes."""
-        found = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
-        return max(found, default=0.0) or None
+        peaks = [s.memory_gb for s in map(_read_status, (self.path / "stages").glob("*")) if s is not None]
+        return max(peaks, default=0.0) or None
 
     def finish(
         self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str], memory_gb: float
@@ -175,8 +186,8 @@ class MetricsLog:
     def __init__(self, folder: Path, done: int) -> None:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with storage_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8")
 

@@ -1,19 +1,23 @@
-"""A whole project at one moment: what exports are made from, and what an import fills a project with."""
+"""A whole project at one moment: the source of every export, and the content of an import."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import and_, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Submission, Task, disagree, passes
+from trimtab.storage.items import insert_items, put_batch
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
-from trimtab.storage.rows import add_event, submission_of, task_of
+from trimtab.storage.rows import submission_of, task_of
 from trimtab.storage.schema import batches, events, guidelines, items, judgements, people
+from trimtab.storage.settings import put_config, put_guideline
+from trimtab.storage.submissions import put_judgement
 from trimtab.storage.tasks import unusable
+from trimtab.storage.transaction import Transaction, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +29,15 @@ class Snapshot:
     tasks: tuple[Task, ...]
     """All tasks, in the order they were added."""
     submissions: tuple[Submission, ...]
-    """Everybody's current word, oldest first."""
+    """Everybody's current judgements, oldest first."""
     guidelines: tuple[dict[str, Any], ...]
     """All versions."""
     batches: tuple[dict[str, Any], ...]
     """Names, priorities, pauses."""
     retired: tuple[str, ...]
     """Items that were taken out."""
-    kept: dict[str, int]
-    """Events that are not in ``submissions``: forms that came late, judgements that were taken back."""
+    excluded: dict[str, int]
+    """Events that are not in ``submissions``: ``late`` forms, and judgements that were ``undone``."""
 
 
 def take_snapshot(store: LabelStore) -> Snapshot:
@@ -53,7 +57,7 @@ def take_snapshot(store: LabelStore) -> Snapshot:
         ).all()
         other = Counter(c.scalars(select(events.c.kind).where(events.c.kind.in_(("late", "undo")))).all())
         return Snapshot(
-            config=store.config(c),
+            config=read_config(c),
             tasks=tuple(tasks),
             submissions=tuple(submission_of(r.body, r.pseudonym, r.uid) for r in rows),
             guidelines=tuple(
@@ -65,12 +69,12 @@ def take_snapshot(store: LabelStore) -> Snapshot:
                 for b in c.execute(select(batches).order_by(batches.c.id))
             ),
             retired=tuple(c.scalars(select(items.c.uid).where(items.c.retired.is_(True)).order_by(items.c.id))),
-            kept={"late": other["late"], "undone": other["undo"]},
+            excluded={"late": other["late"], "undone": other["undo"]},
         )
 
 
 _WIDEST = ProjectConfig(max_answers=9, max_characters=1_000_000)
-"""What fitted a project once stays in it, so an import asks for less than adding an item does."""
+"""Limits of an import: wider than any project's, so that items accepted under earlier settings come back."""
 
 
 def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
@@ -82,85 +86,74 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
     """
     twice = len(snapshot.tasks) - len({task.id for task in snapshot.tasks})
     if twice:
-        raise DataError(f"the export holds {twice} items twice")
+        raise DataError(f"the export contains {twice} repeated items; export the project again")
     for task in snapshot.tasks:
         reason = unusable(task, _WIDEST)
         if reason is not None:
             raise DataError(f"item {task.id!r} of the export cannot be read: {reason}")
     counts = Counter(s.task for s in snapshot.submissions if s.verdict == "judged" and not s.adjudication)
-    with store.database.write() as c:
-        if c.scalar(select(items.c.id).limit(1)):
+    with store.writing() as tx:
+        if tx.c.scalar(select(items.c.id).limit(1)):
             raise ConflictError(f"{store.database.name}: has items already; import into a new project")
-        store.put_config(c, snapshot.config)
+        put_config(tx, snapshot.config)
         for version in snapshot.guidelines:
-            store.put_guideline(c, str(version["text"]))
+            put_guideline(tx, str(version["text"]))
         for batch in snapshot.batches:
-            store.put_batch(c, batch["name"], priority=batch["priority"], paused=batch["paused"])
-        store.insert_items(c, snapshot.tasks, snapshot.config)
+            put_batch(tx, batch["name"], priority=batch["priority"], paused=batch["paused"])
+        insert_items(tx, snapshot.tasks, snapshot.config)
         for uid, count in counts.items():
             wider = and_(items.c.uid == uid, items.c.role.is_(None), items.c.overlap < count)
-            c.execute(update(items).where(wider).values(overlap=count))
-        _load_submissions(store, c, snapshot)
+            tx.c.execute(update(items).where(wider).values(overlap=count))
+        _load_submissions(tx, snapshot)
     return {"tasks": len(snapshot.tasks), "submissions": len(snapshot.submissions)}
 
 
-def _load_submissions(store: LabelStore, c: Connection, snapshot: Snapshot) -> None:
-    now = store.clock()
+def _load_submissions(tx: Transaction, snapshot: Snapshot) -> None:
+    c = tx.c
     tasks = {task.id: task for task in snapshot.tasks}
     rows = {row.uid: row for row in c.execute(select(items))}
-    known = {row.pseudonym: row.id for row in c.execute(select(people.c.pseudonym, people.c.id))}
-    said: dict[str, list[Submission]] = {}
+    person_ids = {row.pseudonym: row.id for row in c.execute(select(people.c.pseudonym, people.c.id))}
+    by_task: dict[str, list[Submission]] = {}
     for submission in snapshot.submissions:
-        if submission.annotator not in known:
-            made = c.execute(
+        if submission.annotator not in person_ids:
+            inserted = c.execute(
                 insert(people).values(
                     pseudonym=submission.annotator,
                     name=submission.annotator,
                     name_key=f"imported/{submission.annotator}",
                     role="annotator",
                     state="imported",
-                    created_at=now,
+                    created_at=tx.now,
                 )
             )
-            known[submission.annotator] = made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
-        person, item, task = known[submission.annotator], rows[submission.task], tasks[submission.task]
+            person_ids[submission.annotator] = inserted.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+        person, item, task = person_ids[submission.annotator], rows[submission.task], tasks[submission.task]
         body = submission.model_dump(mode="json", exclude_defaults=True, exclude={"annotator", "task"})
-        seq = add_event(c, now, "import", body, person=person, item=item.id)
-        c.execute(
-            insert(judgements).values(
-                seq=seq,
-                item_id=item.id,
-                person_id=person,
-                verdict=submission.verdict,
-                seconds=submission.seconds,
-                passed=passes(task, submission),
-                adjudication=submission.adjudication,
-                at=now,
-            )
-        )
-        said.setdefault(submission.task, []).append(submission)
-    for uid, found in said.items():
-        item, first = rows[uid], [s for s in found if not s.adjudication]
-        done = sum(s.verdict == "judged" for s in first) if item.role is None else 0
-        settled = len(first) < len(found)
+        seq = tx.event("import", body, person=person, item=item.id)
+        put_judgement(tx, seq, submission, item=item, person=person, replaces=None, passed=passes(task, submission))
+        by_task.setdefault(submission.task, []).append(submission)
+    for uid, submissions in by_task.items():
+        item, by_annotators = rows[uid], [s for s in submissions if not s.adjudication]
+        done = sum(s.verdict == "judged" for s in by_annotators) if item.role is None else 0
+        settled = len(by_annotators) < len(submissions)
         values = {
             "done": done,
             "taken": done,
             "open": item.role is None and done < item.overlap and not settled,
-            "flags": 0 if settled else sum(s.verdict == "flag" for s in first),
+            "flags": 0 if settled else sum(s.verdict == "flag" for s in by_annotators),
             "adjudicated": settled,
-            "disputed": not settled and done >= item.overlap > 1 and disagree(tasks[uid], first),
+            "disputed": not settled and done >= item.overlap > 1 and disagree(tasks[uid], by_annotators),
         }
         c.execute(update(items).where(items.c.id == item.id).values(**values))
     c.execute(update(items).where(items.c.uid.in_(snapshot.retired)).values(retired=True, open=False, disputed=False))
 
 
 def without_small_groups(submissions: Iterable[Submission], least: int) -> tuple[tuple[Submission, ...], int]:
-    """Take away the names of groups of fewer than ``least`` annotators; returns how many submissions that concerned."""
-    found = tuple(submissions)
+    """Remove the names of groups with fewer than ``least`` annotators; returns how many submissions that changed."""
+    submissions = tuple(submissions)
     members: defaultdict[str | None, set[str]] = defaultdict(set)
-    for s in found:
+    for s in submissions:
         members[s.cohort].add(s.annotator)
-    small = {cohort for cohort, who in members.items() if cohort is not None and len(who) < least}
-    kept = tuple(s.model_copy(update={"cohort": None}) if s.cohort in small else s for s in found)
-    return kept, sum(s.cohort in small for s in found)
+    small = {cohort for cohort, annotators in members.items() if cohort is not None and len(annotators) < least}
+    anonymous = tuple(s.model_copy(update={"cohort": None}) if s.cohort in small else s for s in submissions)
+    return anonymous, sum(s.cohort in small for s in submissions)

@@ -1,4 +1,4 @@
-"""Items on their way in: plain rows as tasks, and every reason why one cannot be used."""
+"""Parsing new items into tasks, and the reasons why an item is refused."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -19,9 +19,9 @@ class Refused:
     """An item that was not added."""
 
     index: int
-    """Its place in what was sent."""
+    """Index in the request."""
     reason: str
-    """Why."""
+    """Why it was refused."""
 
 
 def parse_task(values: Any) -> Task:
@@ -57,7 +57,7 @@ def parse_task(values: Any) -> Task:
 
 
 def parse_tasks(rows: Iterable[Any]) -> Iterator[Task | str]:
-    """Each row as a task, or the reason why it is none."""
+    """Each row as a task, or the reason why it is refused."""
     for row in rows:
         try:
             yield parse_task(row)

@@ -8,7 +8,7 @@ step is cut into micro-batches never changes the objective.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -27,6 +27,10 @@ Log = Callable[[Metrics], None]
 """Where a trainer reports each step."""
 
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""How much of a running mean stays at a step."""
+
+
 class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
@@ -39,7 +43,7 @@ class OptimizerConfig(Config):
     """Share of the planned steps in which the rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moment."""
     max_grad_norm: float | None = Field(default=1.0, gt=0.0)
     """Gradients are scaled down to this norm; None: never."""

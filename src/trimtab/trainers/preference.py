@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -39,6 +39,7 @@ from trimtab.models import (
     LowerCache,
     Role,
     collate,
+    leave_out,
     load_tensors,
     parts_of_like_size,
     save_tensors,
@@ -438,21 +439,22 @@ def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int
     return found, balanced
 
 
-def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged], int]:
-    """Thumbs as tokens; those that do not fit the context are left out and counted."""
-    found, long = [], 0
+def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged], dict[str, Any]]:
+    """Thumbs as tokens, and those left out: how many are ``too_long``, and why others are ``unrendered``, by id."""
+    judged: list[Judged] = []
+    left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for rating in ratings:
+        asked, answer = rating.prompt.messages, rating.completion
         try:
-            prompt = chat.prompt(rating.prompt.messages)
-            answer = chat.answer_tokens(rating.prompt.messages, rating.completion.text)
-        except DataError:
-            long += 1
+            prompt = chat.prompt(asked)
+            encoded = chat.answer(asked, answer.text, answer.finish_reason)
+            if not any(encoded.response_mask):
+                raise DataError("an answer was cut before its first word")
+        except DataError as error:
+            leave_out(left_out, rating.id, error)
             continue
-        if len(prompt) + len(answer) > chat.context:
-            long += 1
-            continue
-        found.append(Judged(id=rating.id, prompt=prompt, answer=answer, desirable=rating.good))
-    return found, long
+        judged.append(Judged(id=rating.id, prompt=prompt, answer=encoded.tokens[len(prompt) :], desirable=rating.good))
+    return judged, left_out
 
 
 def train_kto(

@@ -7,7 +7,7 @@ pairs of a prompt belong to one element, shuffled pairs overfit within a pass). 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +17,17 @@ from torch.nn.functional import softplus
 from trimtab.algos import bradley_terry_loss, ranking_pairs
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Chat, LowerCache, Role, collate, parts_of_like_size
+from trimtab.models import (
+    PASS_TOKENS,
+    AdapterConfig,
+    Batch,
+    Chat,
+    LowerCache,
+    Role,
+    collate,
+    leave_out,
+    parts_of_like_size,
+)
 from trimtab.records import Preference
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.defaults import with_lr
@@ -87,32 +97,28 @@ class _Part:
 
 def encode_preferences(
     chat: Chat, preferences: Sequence[Preference]
-) -> tuple[list[Ranking], list[Preference], dict[str, int]]:
+) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
     """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
 
     ``too_long``: does not fit the context; ``tied``: all answers have one rank; ``identical``: the answers that differ
     in rank do not differ in words. ``identical_pairs`` are such pairs in rankings that have others too; those stay.
+    ``unrendered`` holds the reason for each preference, by id, that the chat template cannot take.
     """
     rankings, kept = [], []
-    left_out = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0}
+    left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
     for preference in preferences:
+        asked = preference.prompt.messages
         try:
-            head = chat.prompt(preference.prompt.messages)
-            bodies = [chat.answer_tokens(preference.prompt.messages, c.text) for c in preference.completions]
-        except DataError:
-            left_out["too_long"] += 1
-            continue
-        # A cut answer never said that it had ended, so the reward model must not see that it did.
-        bodies = [
-            b[:-1] if c.finish_reason == "length" and len(b) > 1 else b
-            for b, c in zip(bodies, preference.completions, strict=True)
-        ]
-        if max(len(head) + len(b) for b in bodies) > chat.context:
-            left_out["too_long"] += 1
+            head = chat.prompt(asked)
+            encoded = [chat.answer(asked, c.text, c.finish_reason) for c in preference.completions]
+            if not all(any(e.response_mask) for e in encoded):
+                raise DataError("an answer was cut before its first word")
+        except DataError as error:
+            leave_out(left_out, preference.id, error)
             continue
         ranking = Ranking(
             id=preference.id,
-            sequences=[head + b for b in bodies],
+            sequences=[e.tokens for e in encoded],
             prompt_length=len(head),
             ranks=preference.ranks,
             probability=preference.probability,

@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.storage.people import MIN_PASSWORD, Invitation, Person, name_key
-from trimtab.web.app import fields, language_of, page, signed_in, start_session
+from trimtab.web.pages import fields, language_of, page, signed_in, start_session
 from trimtab.web.strings import catalogues, translate, translate_error
 
 router = APIRouter(include_in_schema=False)

@@ -7,8 +7,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
-from trimtab.web.app import fields, language_of, page, signed_in
-from trimtab.web.strings import translate
+from trimtab.web.pages import fields, page, signed_in, translator
 from trimtab.web.words import in_words
 from trimtab.web.work import task_html
 
@@ -29,13 +28,9 @@ def queue(request: Request, person: Adjudicator) -> Response:
 @router.get("/adjudicate/item")
 def one(request: Request, person: Adjudicator, id: str) -> Response:
     """One item, with what everybody said in the order this adjudicator sees the answers."""
-    assignment, said = request.app.state.store.dispute(id, person.id)
-    language = language_of(request, person)
-
-    def t(key: str, **values: object) -> str:
-        return translate(language, key, **values)
-
-    lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in said]
+    assignment, submissions = request.app.state.store.dispute(id, person.id)
+    t = translator(request, person)
+    lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in submissions]
     task = task_html(request, person, assignment, adjudication=True)
     return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
 

@@ -89,10 +89,10 @@ class Submissions(BaseModel):
 
 def _token(scope: str):
     def check(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        found = request.app.state.people.token_scope(credentials.credentials) if credentials else None
-        if found is None:
+        granted = request.app.state.people.token_scope(credentials.credentials) if credentials else None
+        if granted is None:
             raise HTTPException(401, "Send a token: Authorization: Bearer tt_…", {"WWW-Authenticate": "Bearer"})
-        if scope == "write" and found != "write":
+        if scope == "write" and granted != "write":
             raise HTTPException(403, "This token may only read.")
 
     return Depends(check)
@@ -138,23 +138,25 @@ def _add(store: LabelStore, raw: bytes) -> Added:
 @router.get("/items", dependencies=[_token("read")], responses=_ERRORS)
 def items(request: Request, after: Number = 0, limit: Limit = 100) -> Items:
     """All tasks, page by page."""
-    found = request.app.state.store.tasks(after=after, limit=limit)
-    more = found[-1][0] if len(found) == limit else None
-    return Items(items=[StoredItem(number=n, task=task) for n, task in found], next=more)
+    page = request.app.state.store.tasks(after=after, limit=limit)
+    more = page[-1][0] if len(page) == limit else None
+    return Items(items=[StoredItem(number=n, task=task) for n, task in page], next=more)
 
 
 @router.get("/judgements", dependencies=[_token("read")], responses=_ERRORS)
 def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submissions:
     """Everybody's current word, page by page; a change has a new, higher version. Groups are named in exports only."""
-    found = request.app.state.store.submissions(after=after, limit=limit)
-    more = found[-1][0] if len(found) == limit else None
-    named = [StoredSubmission(version=v, submission=s.model_copy(update={"cohort": None})) for v, s in found]
+    page = request.app.state.store.submissions(after=after, limit=limit)
+    more = page[-1][0] if len(page) == limit else None
+    named = [StoredSubmission(version=v, submission=s.model_copy(update={"cohort": None})) for v, s in page]
     return Submissions(judgements=named, next=more)
 
 
 @router.get("/agreement", dependencies=[_token("read")], responses=_ERRORS)
 def agreement(request: Request) -> dict[str, Any]:
     """Agreement and biases over the newest judgements, each with its interval or the reason why there is none."""
-    found, note = agreement_of(request.app.state.store, request.app.state.cache)
-    plain = {kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in found.items()}
+    estimates, note = agreement_of(request.app.state.store, request.app.state.cache)
+    plain = {
+        kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in estimates.items()
+    }
     return {"note": note, "estimates": plain.pop("compare"), **plain}

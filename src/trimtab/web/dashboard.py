@@ -17,6 +17,7 @@ from trimtab.feedback import (
     speed,
     wilson_interval,
 )
+from trimtab.records import Comparison, Judgement
 from trimtab.records.annotation import Submission, Task, judgements_of, nominal_units
 from trimtab.storage.labels import LabelStore, Progress
 from trimtab.storage.people import People
@@ -80,16 +81,16 @@ class Dashboard:
 def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashboard:
     """Put the page together."""
     config, progress = store.config(), store.progress()
-    found, note = agreement_of(store, cache)
-    tasks, said = _sample(store, cache)
-    items_, judged = _records(tasks, said)
+    agreement, note = agreement_of(store, cache)
+    tasks, submissions = _sample(store, cache)
+    items_, judged = _records(tasks, submissions)
     criterion = config.criteria[0].name
     reports = {
         r.annotator: r for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
     }
     counts, checks = _by_person(store)
     times: defaultdict[str, list[float | None]] = defaultdict(list)
-    for s in said:
+    for s in submissions:
         times[s.annotator].append(s.seconds)
     speeds = {row.pseudonym: speed(times[row.pseudonym], config.fast_seconds) for row in people.everybody()}
     workers = [
@@ -106,15 +107,15 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
         for row in people.everybody()
         if counts.get(row.id) or row.role == "annotator"
     ]
-    cohorts, small = _cohorts(tasks, said, config.min_cell, criterion)
+    cohorts, small = _cohorts(tasks, submissions, config.min_cell, criterion)
     days = _per_day(store)
     pace = sum(n for _, n in days[-7:]) / 7
     return Dashboard(
         progress=progress,
         per_day=days,
         days_left=max(0, progress.needed - progress.done) / pace if pace else None,
-        seconds=speed(s.seconds for s in said)[0],
-        agreement=found,
+        seconds=speed(s.seconds for s in submissions)[0],
+        agreement=agreement,
         note=note,
         workers=workers,
         cohorts=cohorts,
@@ -128,19 +129,19 @@ def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, di
     """Agreement over the newest judgements by kind of task, and which judgements these are."""
 
     def make() -> tuple[dict[str, dict[str, Estimate]], str]:
-        tasks, said = _sample(store, cache)
+        tasks, submissions = _sample(store, cache)
         criterion = store.config().criteria[0].name
-        made = {"compare": agreement_report(*_records(tasks, said), criterion=criterion, resamples=300)}
+        reports = {"compare": agreement_report(*_records(tasks, submissions), criterion=criterion, resamples=300)}
         for kind in ("thumbs", "steps"):
-            if units := nominal_units(kind, tasks, said):
-                made[kind] = nominal_report(units, resamples=300)
+            if units := nominal_units(kind, tasks, submissions):
+                reports[kind] = nominal_report(units, resamples=300)
         total = store.progress().done
-        return made, f"{len(said)} / {total}" if total > len(said) else ""
+        return reports, f"{len(submissions)} / {total}" if total > len(submissions) else ""
 
-    return _kept(cache, "agreement", make)
+    return _cached(cache, "agreement", make)
 
 
-def _kept(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
+def _cached(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
     until, made = cache.get(name, (0.0, None))
     started = time.monotonic()
     if started >= until:
@@ -152,12 +153,12 @@ def _kept(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
 
 def _sample(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Task], list[Submission]]:
     """The newest judgements, and the tasks they are about."""
-    return _kept(cache, "sample", lambda: _newest(store))
+    return _cached(cache, "sample", lambda: _newest(store))
 
 
 def _newest(store: LabelStore) -> tuple[dict[str, Task], list[Submission]]:
-    said = [s for _, s in store.submissions(limit=NEWEST, newest=True) if not s.adjudication]
-    uids = sorted({s.task for s in said})
+    submissions = [s for _, s in store.submissions(limit=NEWEST, newest=True) if not s.adjudication]
+    uids = sorted({s.task for s in submissions})
     tasks: dict[str, Task] = {}
     with store.database.read() as c:
         for start in range(0, len(uids), 400):
@@ -165,12 +166,12 @@ def _newest(store: LabelStore) -> tuple[dict[str, Task], list[Submission]]:
             for body in c.scalars(query):
                 task = Task.model_validate_json(body)
                 tasks[task.id] = task
-    return tasks, [s for s in said if s.task in tasks]
+    return tasks, [s for s in submissions if s.task in tasks]
 
 
-def _records(tasks: dict[str, Task], said: list[Submission]):
-    made = [j for s in said for j in judgements_of(tasks[s.task], s)]
-    return [c for t in tasks.values() if (c := t.comparison) is not None], made
+def _records(tasks: dict[str, Task], submissions: list[Submission]) -> tuple[list[Comparison], list[Judgement]]:
+    comparisons = [c for t in tasks.values() if (c := t.comparison) is not None]
+    return comparisons, [j for s in submissions for j in judgements_of(tasks[s.task], s)]
 
 
 def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
@@ -196,23 +197,27 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
         wanted = and_(_JUDGED, items.c.role.is_(None), judgements.c.at >= first * day)
         query = select(number, func.count()).join(items, items.c.id == judgements.c.item_id)
         query = query.where(wanted).group_by(number)
-        found = Counter({int(n): count for n, count in c.execute(query)})
-    return [(time.strftime("%m-%d", time.gmtime(n * day)), found[n]) for n in range(first, today + 1)]
+        counts = Counter({int(n): count for n, count in c.execute(query)})
+    return [(time.strftime("%m-%d", time.gmtime(n * day)), counts[n]) for n in range(first, today + 1)]
 
 
-def _cohorts(tasks: dict[str, Task], said: list[Submission], least: int, criterion: str) -> tuple[list[Cohort], int]:
+def _cohorts(
+    tasks: dict[str, Task], submissions: list[Submission], least: int, criterion: str
+) -> tuple[list[Cohort], int]:
     """Groups large enough to be shown, each with the agreement inside it; and how many were too small."""
     groups: defaultdict[str, list[Submission]] = defaultdict(list)
-    for s in said:
+    for s in submissions:
         for part in s.groups:
             groups[part].append(s)
-    made = []
-    for name, mine in sorted(groups.items()):
-        annotators = len({s.annotator for s in mine})
+    cohorts = []
+    for name, group in sorted(groups.items()):
+        annotators = len({s.annotator for s in group})
         if annotators >= least:
-            report = agreement_report(*_records(tasks, mine), criterion=criterion, resamples=100)
-            made.append(Cohort(name=name, annotators=annotators, judged=len(mine), agreement=report["raw_agreement"]))
-    return made, len(groups) - len(made)
+            report = agreement_report(*_records(tasks, group), criterion=criterion, resamples=100)
+            cohorts.append(
+                Cohort(name=name, annotators=annotators, judged=len(group), agreement=report["raw_agreement"])
+            )
+    return cohorts, len(groups) - len(cohorts)
 
 
 def _share(right: int, of: int) -> Estimate:

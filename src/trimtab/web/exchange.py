@@ -85,24 +85,24 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        found = {name: (folder / Path(name).name).read_bytes() for name in manifest["files"]}
+        files = {name: (folder / Path(name).name).read_bytes() for name in manifest["files"]}
         if manifest["format"] != "trimtab" or manifest["version"] != _VERSION:
             raise DataError(
                 f"{folder}: holds format {manifest['format']!r} version {manifest['version']}; 'trimtab' version "
                 f"{_VERSION} is needed: export with --format trimtab"
             )
-        for name, data in found.items():
+        for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
                 raise DataError(f"{folder / name}: was changed since it was exported; export it again")
-        project = json.loads(found["project.json"])
+        project = json.loads(files["project.json"])
         snapshot = Snapshot(
             config=parse_config(ProjectConfig, project["config"], where=str(folder / "project.json")),
-            tasks=tuple(Task.model_validate_json(line) for line in _lines(found["tasks.jsonl"])),
-            submissions=tuple(Submission.model_validate_json(line) for line in _lines(found["submissions.jsonl"])),
+            tasks=tuple(Task.model_validate_json(line) for line in _lines(files["tasks.jsonl"])),
+            submissions=tuple(Submission.model_validate_json(line) for line in _lines(files["submissions.jsonl"])),
             guidelines=tuple(project["guidelines"]),
             batches=tuple(project["batches"]),
             retired=tuple(project["retired"]),
-            kept={},
+            excluded={},
         )
     except OSError as error:
         raise DataError(
@@ -121,8 +121,8 @@ def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], li
     """What statistics and aggregation take; checks (gold, attention, qualification) are left out."""
     tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
     items = [c for t in tasks.values() if (c := t.comparison) is not None]
-    found = [j for s in snapshot.submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)]
-    return items, found
+    judgements = [j for s in snapshot.submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)]
+    return items, judgements
 
 
 def _files(store: LabelStore, format: str) -> dict[str, bytes]:
@@ -130,10 +130,10 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions})
     dropped: Counter[str] = Counter()
-    if snapshot.kept["late"]:
-        dropped["came after the slot had gone to somebody else"] = snapshot.kept["late"]
-    if snapshot.kept["undone"]:
-        dropped["taken back by the annotator"] = snapshot.kept["undone"]
+    if snapshot.excluded["late"]:
+        dropped["came after the slot had gone to somebody else"] = snapshot.excluded["late"]
+    if snapshot.excluded["undone"]:
+        dropped["taken back by the annotator"] = snapshot.excluded["undone"]
     files, rows = _WRITERS[format](snapshot, dropped)
     manifest = {
         "format": format,
@@ -174,16 +174,16 @@ def _native(snapshot: Snapshot, dropped: Counter[str]) -> Written:
 
 
 def _judgements(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    items, found = comparisons_and_judgements(snapshot)
+    items, judgements = comparisons_and_judgements(snapshot)
     _count_left_out(snapshot, dropped, {"compare"})
-    return _jsonl({"comparisons.jsonl": map(to_plain, items), "judgements.jsonl": map(to_plain, found)})
+    return _jsonl({"comparisons.jsonl": map(to_plain, items), "judgements.jsonl": map(to_plain, judgements)})
 
 
 def _preferences(snapshot: Snapshot, dropped: Counter[str]) -> Any:
-    items, found = comparisons_and_judgements(snapshot)
+    items, judgements = comparisons_and_judgements(snapshot)
     _count_left_out(snapshot, dropped, {"compare"})
     criterion = snapshot.config.criteria[0].name
-    result = aggregate(items, settled(found), config=AggregateConfig(criterion=criterion))
+    result = aggregate(items, settled(judgements), config=AggregateConfig(criterion=criterion))
     dropped.update({f"item: {reason}": n for reason, n in result.dropped.items()})
     dropped.update({f"judgement: {reason}": n for reason, n in result.dropped_judgements.items()})
     return result.preferences
@@ -229,9 +229,9 @@ def _steps(snapshot: Snapshot, dropped: Counter[str]) -> Written:
 
 def _rewrites(snapshot: Snapshot, dropped: Counter[str]) -> Written:
     tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
-    found = [d for s in snapshot.submissions if s.task in tasks and (d := demonstration_of(tasks[s.task], s))]
-    dropped["no rewritten answer, or of a check or a retired item"] = len(snapshot.submissions) - len(found)
-    return _jsonl({"demonstrations.jsonl": map(to_plain, found)})
+    demonstrations = [d for s in snapshot.submissions if s.task in tasks and (d := demonstration_of(tasks[s.task], s))]
+    dropped["no rewritten answer, or of a check or a retired item"] = len(snapshot.submissions) - len(demonstrations)
+    return _jsonl({"demonstrations.jsonl": map(to_plain, demonstrations)})
 
 
 _COLUMNS = (

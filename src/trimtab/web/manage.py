@@ -16,10 +16,10 @@ from trimtab.storage.form import Number
 from trimtab.storage.people import ROLES, Person
 from trimtab.storage.project import ProjectConfig
 from trimtab.storage.tasks import Refused
-from trimtab.web.app import fields, link_to, page, signed_in
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
 from trimtab.web.items_file import task_of_line
+from trimtab.web.pages import fields, link_to, page, signed_in
 
 router = APIRouter(include_in_schema=False, prefix="/manage")
 Owner = Annotated[Person, Depends(signed_in("owner"))]

@@ -40,7 +40,7 @@ FIRST_SEGMENTS = (
     "signout",
 )
 FIRST_SEGMENTS += ("static", "work")
-"""What paths of ours start with; a base path must not, or a proxy that cuts it off could not be told from one that does not."""
+"""What paths of ours start with. A base path must not: nobody could tell whether the proxy had cut it off."""
 _LARGE_PATHS = ("/manage/items", "/api/v1/items")
 _TRIES = {"/signin": (10, 300.0), "/join": (20, 300.0)}
 """How many failures in how many seconds one address may have at a page that tells right secrets from wrong ones."""
@@ -165,7 +165,7 @@ class Tries:
 
 
 def base_path(url: str | None) -> str:
-    """The path of a URL without its last slash: ``/labels`` of ``https://example.org/labels/``; empty where there is none."""
+    """The path of a URL without a slash at its end: ``/labels`` of ``https://example.org/labels/``."""
     return urlsplit(url or "").path.rstrip("/")
 
 

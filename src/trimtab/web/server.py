@@ -85,9 +85,7 @@ def serve(
     if public_url is not None and (urlsplit(public_url).query or urlsplit(public_url).fragment):
         raise ConfigError(f"{public_url!r} has a query or fragment; write host and path only")
     if base_path(public_url).strip("/").split("/")[0] in FIRST_SEGMENTS:
-        raise ConfigError(
-            f"{public_url!r}: the app has a page with this path itself; choose another path, like /labels"
-        )
+        raise ConfigError(f"{public_url!r}: a page of the app has this path; choose another one, like /labels")
     secret = os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")
     if webhook and not secret:
         raise ConfigError("--webhook needs TRIMTAB_WEBHOOK_SECRET in the environment, to sign what it sends")

@@ -1,4 +1,4 @@
-"""Text from models and people made safe to look at, and shown as it was written.
+r"""Text from models and people made safe to look at, and shown as it was written.
 
 What a model wrote may be an attack on whoever reads it. So everything is escaped first, a small part
 of Markdown is rendered, and nothing in it can load, run or lead anywhere: images and raw HTML are
@@ -10,7 +10,7 @@ CommonMark:
 
 - A line break is a line break, and runs of spaces keep their width (poems, addresses, tables of blanks).
 - ``*`` and ``**`` between letters or digits are asterisks: ``2*3*4``, ``x**2``. So are the underscores of ``__init__``.
-- A backslash is shown (``\\(x\\)``, ``C:\\.git``); what follows it is no markup. Entities are shown as typed.
+- A backslash is shown (``\(x\)``, ``C:\.git``); what follows it is no markup. Entities are shown as typed.
 - Numbered items keep their own numbers and their parenthesis.
 - A line of ``---`` or ``===`` under a text is no heading; ``<http://…>`` keeps its brackets.
 - A fence names its language.
@@ -19,6 +19,7 @@ Each paragraph, and each line of it, has its own direction. Code runs from left 
 """
 
 import re
+import string
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,55 +31,19 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 from markupsafe import Markup, escape
 
+from trimtab.text import visible
+
 LONGEST = 50_000
 """Characters. With a longer text among them, all texts of an item are shown plain: rendering takes seconds."""
-
-_NAMES = {
-    0x00AD: "SHY",
-    0x061C: "ALM",
-    0x200B: "ZWSP",
-    0x200E: "LRM",
-    0x200F: "RLM",
-    0x2028: "LSEP",
-    0x2029: "PSEP",
-    0x202A: "LRE",
-    0x202B: "RLE",
-    0x202C: "PDF",
-    0x202D: "LRO",
-    0x202E: "RLO",
-    0x2060: "WJ",
-    0x2066: "LRI",
-    0x2067: "RLI",
-    0x2068: "FSI",
-    0x2069: "PDI",
-    0xFEFF: "BOM",
-    0x7F: "DEL",
-}
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
-)
-
-
-def visible(text: str) -> str:
-    """Replace characters that cannot be seen by their names, as ``⟦RLO⟧``; line breaks and tabs stay.
-
-    >>> visible("abc\u202edef")
-    'abc⟦RLO⟧def'
-    """
-    return _INVISIBLE.sub(_name, text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _name(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"⟦{_NAMES.get(code) or f'U+{code:04X}'}⟧"
-
 
 # Markdown -------------------------------------------------------------------------------------
 
 _SPACELESS = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Japanese, Chinese
+    "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]"  # Korean
 )
-"""Letters of scripts that mark a word in the middle of others: Thai, Burmese, Khmer, Chinese, Japanese, Korean."""
+"""Letters of scripts in which a marked word stands between others without spaces."""
 _DUNDER = re.compile(r"__[a-z0-9]+(?:_[a-z0-9]+)*__(?!\w)")
 _CODE = re.compile(r"`[^`]*`")
 _NBSP = "\u00a0"
@@ -122,11 +87,7 @@ def _backslash(state: StateInline, silent: bool) -> bool:
     """A backslash and the punctuation after it: both are shown, neither is markup."""
     if state.src[state.pos] != "\\":
         return False
-    following = state.src[state.pos + 1 : state.pos + 2] if state.pos + 1 < state.posMax else ""
-    length = (
-        2 if following.isascii() and following.isprintable() and not following.isalnum() and following != " " else 1
-    )
-    length = length if following else 1
+    length = 2 if state.pos + 1 < state.posMax and state.src[state.pos + 1] in string.punctuation else 1
     if not silent:
         state.pending += state.src[state.pos : state.pos + length]
     state.pos += length

@@ -1,9 +1,9 @@
 """Tells one URL, named on the command line, about each stored judgement. Off by default.
 
 The URL cannot be set from the web or the API, so nobody who only has those can make this server
-fetch anything. The message has ids only, no texts. It is signed with HMAC-SHA256 over the body by
-``TRIMTAB_WEBHOOK_SECRET``, in ``X-Trimtab-Signature``. Delivery is tried three times and then given
-up; nothing is lost by that, as ``GET /api/v1/judgements`` has everything.
+fetch anything. The message has ids only, no texts. It is signed with HMAC-SHA256 over the body, with
+``TRIMTAB_WEBHOOK_SECRET`` as the key, in ``X-Trimtab-Signature``. After three failed attempts a message is
+dropped; ``GET /api/v1/judgements`` still has everything.
 """
 
 import hashlib
@@ -12,15 +12,14 @@ import json
 import logging
 import queue
 import threading
-import urllib.request
 from typing import Any
+
+from trimtab import http
 
 _log = logging.getLogger(__name__)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
+_RETRIES = http.Retries(attempts=3, backoff=0.0)
 
 
 class Webhook:
@@ -36,7 +35,6 @@ class Webhook:
         self.url, self._secret, self._timeout = url, secret.encode(), timeout
         self.dropped = 0
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=1000)
-        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -61,13 +59,11 @@ class Webhook:
             body = json.dumps(message).encode()
             signature = hmac.new(self._secret, body, hashlib.sha256).hexdigest()
             headers = {"Content-Type": "application/json", "X-Trimtab-Signature": f"sha256={signature}"}
-            for _ in range(3):
-                try:
-                    request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-                    self._opener.open(request, timeout=self._timeout).close()
-                    break
-                except Exception:  # whatever the other side sends, the next message is tried
-                    continue
-            else:
+            try:
+                http.post(
+                    self.url, body, headers=headers, timeout=self._timeout, retries=_RETRIES,
+                    retry_status=lambda _: True, use_proxies=False,
+                )  # fmt: skip
+            except Exception:  # whatever the other side sends, the next message is tried
                 self.dropped += 1
                 _log.warning("webhook: %s did not take a message (%d dropped so far)", self.url, self.dropped)

@@ -1,6 +1,7 @@
 """Judging: instructions, the task page, submitting, taking back, history, guidelines."""
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -20,8 +21,7 @@ from trimtab.storage.own import (
 )
 from trimtab.storage.people import Person
 from trimtab.storage.project import ProjectConfig
-from trimtab.web.app import fragment, language_of, page, signed_in
-from trimtab.web.strings import translate
+from trimtab.web.pages import fragment, language_of, page, signed_in, translator
 from trimtab.web.text import LONGEST, plain, render_all
 from trimtab.web.words import LETTERS, expected, in_words
 
@@ -140,11 +140,7 @@ def undo(request: Request, person: Anybody, what: Undo) -> Next:
 @router.get("/history", include_in_schema=False)
 def history(request: Request, person: Anybody, before: Number | None = None) -> Response:
     """One's own judgements, newest first."""
-    store, language = request.app.state.store, language_of(request, person)
-
-    def t(key: str, **values: object) -> str:
-        return translate(language, key, **values)
-
+    store, t = request.app.state.store, translator(request, person)
     past = store.history(person.id, before=before)
     words = [in_words(p.task, p.submission, store.order(p.task, person.pseudonym), t) for p in past]
     more = past[-1].version if len(past) == 25 else None
@@ -196,11 +192,6 @@ def _feedback(request: Request, person: Person, form: Form, receipt: Receipt) ->
     task = store.task(form.item)
     if task.check is None or task.check.role != "training" or form.verdict != "judged" or receipt.state != "stored":
         return None
-    language = language_of(request, person)
-
-    def t(key: str, **values: object) -> str:
-        return translate(language, key, **values)
-
     order = store.order(task, person.pseudonym)
     given = Submission(
         id="-", task=task.id, annotator=person.pseudonym, shown_order=order, **form.model_dump(include=_GIVEN)
@@ -208,9 +199,9 @@ def _feedback(request: Request, person: Person, form: Form, receipt: Receipt) ->
     return fragment(
         request,
         "_feedback.html",
-        language,
+        language_of(request, person),
         right=passes(task, given),
-        expected=expected(task, task.check, order, t),
+        expected=expected(task, task.check, order, translator(request, person)),
         explanation=task.check.explanation,
     )
 
@@ -233,7 +224,7 @@ def task_html(request: Request, person: Person, assignment: Assignment | str, *,
         shown=[(text, html, plain(text)) for text, html in zip(answers, rendered[len(messages) :], strict=True)],
         long=any(len(text) > LONGEST for text in [*(m.content for m in messages), *answers]),
         letters=LETTERS,
-        rows=rows(assignment, assignment.config, language),
+        rows=rows(assignment, assignment.config, translator(request, person)),
         version=assignment.version,
         draft=assignment.draft,
         config=assignment.config,
@@ -241,11 +232,8 @@ def task_html(request: Request, person: Person, assignment: Assignment | str, *,
     )
 
 
-def rows(assignment: Assignment, config: ProjectConfig, language: str) -> list[dict[str, Any]]:
+def rows(assignment: Assignment, config: ProjectConfig, t: Callable[..., str]) -> list[dict[str, Any]]:
     """The form as rows of choices: each row is one question, each choice one value."""
-
-    def t(key: str, **values: object) -> str:
-        return translate(language, key, **values)
 
     def option(label: str, key: int | None, short: str = "", **data: Any) -> dict[str, Any]:
         return {"label": label, "key": key, "short": short, "data": data}

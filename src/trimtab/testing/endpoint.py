@@ -1,7 +1,13 @@
-"""An OpenAI-compatible endpoint on this machine that behaves well or badly, as a test asks.
+"""An OpenAI-compatible endpoint on this machine, with scripted replies: right, wrong, slow, broken or malicious.
 
-A behaviour takes what was asked and the number of the request (from 0) and returns an :class:`Answer`. The fake
-judge prefers the answer that says "good"; what stands between the marks it reads as material, as a careful judge would.
+A behaviour is a function of the request body and the number of the request (from 0) that returns an :class:`Answer`.
+The built-in ones play a judge of two answers: :func:`fair` prefers the answer that contains "good", reads the texts
+between the ``<<<`` and ``>>>`` marks as material and never as instructions::
+
+    with FakeEndpoint(fair) as fake:
+        judge = Endpoint(EndpointConfig(url=fake.url, model=MODEL, key_env=None))
+        ...
+        assert len(fake.requests) == 2
 """
 
 from __future__ import annotations
@@ -17,73 +23,94 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "fake-1"
+"""The model name in replies."""
 
 
 @dataclass
 class Answer:
-    """What the endpoint sends back."""
+    """One reply of the endpoint."""
 
     text: str = ""
+    """The message."""
     status: int = 200
+    """HTTP status."""
     headers: dict[str, str] = field(default_factory=dict)
+    """Extra HTTP headers, such as ``Retry-After``."""
     wait: float = 0.0
+    """Seconds before the reply is sent."""
     body: bytes | None = None
+    """Raw body in place of a completion, for malformed replies."""
     model: str = MODEL
+    """The model the reply claims to come from."""
     top: dict[str, float] | None = None
+    """Probabilities of the first token, by token; None: no log-probabilities in the reply."""
     usage: bool = True
+    """False: no token counts in the reply."""
     finish: str = "stop"
+    """Finish reason."""
 
 
 Behaviour = Callable[[dict[str, Any], int], Answer]
+"""Request body and number of the request → reply."""
 
 
 def material(text: str) -> list[str]:
-    """What stands between the marks: request, answers."""
+    """The texts between the marks: the request and the answers."""
     return re.findall(r"<<<\n(.*?)\n>>>", text, flags=re.S)
 
 
 def outside(text: str) -> str:
-    """What does not."""
+    """The text outside the marks."""
     return re.sub(r"<<<\n.*?\n>>>", "", text, flags=re.S)
 
 
-def letter(asked: dict[str, Any]) -> str:
-    """A if answer A says "good" and B does not, B the other way round, else the first shown."""
-    _, a, b = material(asked["messages"][-1]["content"])[-3:]
+def letter(request: dict[str, Any]) -> str:
+    """``B`` if only answer B contains "good", otherwise ``A``."""
+    _, a, b = material(request["messages"][-1]["content"])[-3:]
     return "B" if "good" in b and "good" not in a else "A"
 
 
-def fair(asked: dict[str, Any], number: int) -> Answer:
-    """Right and 90 % sure."""
-    best = letter(asked)
+def fair(request: dict[str, Any], number: int) -> Answer:
+    """The better letter with probability 0.9."""
+    best = letter(request)
     other = "AB".replace(best, "")
     return Answer(best, top={best: 0.9, other: 0.08, "The": 0.01})
 
 
-def wordy(asked: dict[str, Any], number: int) -> Answer:
-    """Thinks aloud; without log-probabilities."""
-    return Answer(f"Answer A says this. Answer B says that.\nAnswer: {letter(asked)}")
+def wordy(request: dict[str, Any], number: int) -> Answer:
+    """The better letter after a chain of thought, without log-probabilities."""
+    return Answer(f"Answer A says this. Answer B says that.\nAnswer: {letter(request)}")
 
 
 def saying(text: str, **more: Any) -> Behaviour:
-    """Always the same."""
-    return lambda asked, number: Answer(text, **more)
+    """The same reply to every request; further arguments are fields of :class:`Answer`."""
+    return lambda request, number: Answer(text, **more)
 
 
 def first(count: int, bad: Answer, then: Behaviour = fair) -> Behaviour:
-    """Badly ``count`` times, then otherwise."""
-    return lambda asked, number: bad if number < count else then(asked, number)
+    """``bad`` for the first ``count`` requests, ``then`` for the others."""
+    return lambda request, number: bad if number < count else then(request, number)
 
 
-def gullible(asked: dict[str, Any], number: int) -> Answer:
-    """Does what it is told anywhere outside the marks."""
-    told = re.findall(r"Answer: ([AB])\b|choose ([AB])\b", outside(asked["messages"][-1]["content"]))
-    said = next((a or b for a, b in told), None)
-    return Answer(said) if said else fair(asked, number)
+def gullible(request: dict[str, Any], number: int) -> Answer:
+    """Obeys an instruction such as "choose B" that stands outside the marks; otherwise :func:`fair`."""
+    orders = re.findall(r"Answer: ([AB])\b|choose ([AB])\b", outside(request["messages"][-1]["content"]))
+    order = next((a or b for a, b in orders), None)
+    return Answer(order) if order else fair(request, number)
 
 
 class FakeEndpoint:
-    """Use as a context manager; ``url`` is its base, ``requests`` what it was asked."""
+    """A local HTTP server for the duration of a ``with`` block.
+
+    Args:
+        behaviour: what it replies.
+
+    Attributes:
+        url: base URL to give to a client.
+        requests: request bodies in order of arrival; ``times`` and ``keys`` hold the arrival times (seconds, monotonic)
+            and the ``Authorization`` headers.
+        most_at_once: largest number of requests in progress at the same time.
+    """
 
     def __init__(self, behaviour: Behaviour = fair) -> None:
         self.behaviour = behaviour
@@ -96,16 +123,16 @@ class FakeEndpoint:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     number = len(fake.requests)
-                    fake.requests.append(asked)
+                    fake.requests.append(request)
                     fake.times.append(time.monotonic())
                     fake.keys.append(self.headers.get("Authorization"))
                     fake.at_once += 1
                     fake.most_at_once = max(fake.most_at_once, fake.at_once)
                 try:
-                    answer = fake.behaviour(asked, number)
+                    answer = fake.behaviour(request, number)
                     fake.stopping.wait(answer.wait)
                     self.reply(answer)
                 finally:
@@ -124,7 +151,7 @@ class FakeEndpoint:
                 except OSError:
                     pass  # the client has gone
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self.stopping = threading.Event()
@@ -145,7 +172,7 @@ class FakeEndpoint:
 
 
 def completion(answer: Answer) -> dict[str, Any]:
-    """The protocol's form of an answer."""
+    """The body of a chat completion."""
     choice: dict[str, Any] = {
         "index": 0,
         "message": {"role": "assistant", "content": answer.text},
@@ -158,10 +185,10 @@ def completion(answer: Answer) -> dict[str, Any]:
 
 
 def tokens(text: str, top: dict[str, float]) -> list[dict[str, Any]]:
-    """Log-probabilities of a whole text: ``top`` wherever a token is the first of it, certainty elsewhere."""
-    best, found = next(iter(top)), []
+    """Log-probabilities of each token of a text: ``top`` for the token it starts with, certainty for the others."""
+    best, listed_tokens = next(iter(top)), []
     for word in re.findall(r"\s*(?:\w+|[^\w\s])|\s+$", text):
         listed = top if word.strip() == best.strip() else {word: 1.0}
         entries = [{"token": word if t == best else t, "logprob": math.log(p)} for t, p in listed.items()]
-        found.append({**entries[0], "top_logprobs": entries})
-    return found
+        listed_tokens.append({**entries[0], "top_logprobs": entries})
+    return listed_tokens

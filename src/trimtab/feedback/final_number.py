@@ -1,0 +1,330 @@
+r"""The number a text ends up with: ``\boxed{}``, ``####``, "the answer is", or else the last number.
+
+Typography and LaTeX are put into one plain form first. What is marked as the answer is then read as a chain of
+expressions, ``5 * 3 = 15``, and the last one counts. A marked answer that is no number, such as ``2\sqrt{3}``, gives
+none: its 2 is not what the text says.
+"""
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|\.\d+"
+_NUMBER = re.compile(rf"(?<![\w.])(?:{_UNSIGNED})")
+_LAST = re.compile(rf"(?:(?<![\w)])-)?(?<![\w.])(?:{_UNSIGNED})(?:\s*/\s*\d+)?")
+_STOP = "because|since|as|so|when|where|if|for|with|and|or|but|then|at|from|which|of"
+_WORD = rf"(?!(?:{_STOP})\b)[A-Za-z%°]+"
+_UNITS = re.compile(rf"(?:\s*{_WORD}){{0,3}}")
+_EQUALS = re.compile(rf"(?:\s*{_WORD}){{0,3}}\s*=\s*(?:[A-Za-z]\w*\s*=\s*)?")
+_NOT_A_NUMBER = re.compile(
+    r"\s*(?:\\?sqrt|√|\\?pi(?![A-Za-z])|π|\\infty|∞)|(?<=[\d)])(?:!(?=\S)|[A-Za-z]?\(|[abcdefiknxyz](?![A-Za-z]))"
+)
+_ON_TO_EQUALS = re.compile(rf"(?:(?!\b(?:{_STOP})\b)[^=,;])*=")
+_POWER_OF_UNIT = re.compile(r"([A-Za-z])\s*\^?\s*\(?-?\d\)?")
+_ROOT = re.compile(r"sqrt|√|(?<![A-Za-z])pi(?![A-Za-z])|π")
+
+_BOXED = re.compile(r"\\?f?box(?:ed)?\s*(?=\{)")
+_BOXED_BARE = re.compile(r"\\boxed\s+([^\s{}]+)")
+_HASHES = re.compile(r"####([^\n]*)")
+_ANSWER = re.compile(r"(?<!/)\banswer\b[^\n.\d]{0,40}?(?:\b(?:is|are|equals|would be)\b|[:=>])", flags=re.I)
+_BEGINS = re.compile(r"[^\w\n]*(?:[A-Za-z]{1,3}\.?\s*)?(?:[A-Za-z]\w{0,10}\s*=\s*)?[^\w\n]*\d")
+_LIST_ITEM = re.compile(r"\s*\d+[.)]\s+[A-Za-z]")
+
+LARGEST_POWER = 4096
+"""Bits of the largest power that is worked out."""
+
+MARKS = 100
+"""The most boxes and "answer is" that are looked at, from the end of the text."""
+
+_SYMBOLS = str.maketrans(
+    {"−": "-", "–": "-", "‐": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "⁄": "/", "≈": "=", "≅": "="}
+    | {"→": "=", "⇒": "=", "\u00a0": " ", "\u2009": " ", "\u202f": " "}
+)
+_FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5"} | {
+    "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"
+}  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+
+_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), to)
+    for pattern, to in (
+        (r"<<[^<>\n]*>>", ""),  # GSM8K's calculator
+        (r"(?<=\d)(?:\{?\\,\}?|\\!|[\u00a0\u2009\u202f'’_])(?=\d{3}(?!\d))", ""),
+        (r"\{,\}", ","),
+        (r"\\!|\\(?:left|right|displaystyle|big|Big|bigg|Bigg)(?![A-Za-z])", ""),
+        (r"\\[,;: ]|~|\\q?quad(?![A-Za-z])|\\[()\[\]]", " "),
+        (r"\\([%$#&_])", r"\1"),
+        (r"\^?\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?", " "),
+        (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\(?:approx|simeq|equiv|to|rightarrow|Rightarrow|implies)(?![A-Za-z])|==+>?|=>|->", "="),
+        (r"(?<=[A-Za-z])[$€£¥₹]", " "),
+        (r"[$€£¥₹]\s*", ""),
+        (r"`|(?<!\w)_+|_+(?!\w)", ""),
+        (r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,.])", r"\1;\2"),  # 1.200,50: see _european
+        (r"(?<![\d):])(?<![\d)] )\b(?:minus|negative)\s+(?=[\d.])", "-"),
+        (r"(?<![\d:.])(\d+):(\d+)(?![\d:])", r"\1/\2"),
+        (r"(\d)\s*[*xX]\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\d+)\s*[})]?", r"\1e\2"),
+        (r"\*\*(?=\s*[\d({\\-])(?<=[\d)}]\*\*)|(?<=[\d)}] )\*\*(?= [\d({\\-])", "^"),
+    )
+)
+
+
+def final_number(text: str) -> Fraction | None:
+    r"""The number a text ends up with; None if it has none.
+
+    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200`` with a narrow space, ``1'200``,
+    ``1.200,50``), fractions (``1/2``, ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``,
+    ``1.2 \times 10^3``), expressions of + − × ÷ and powers, currencies, units and markdown. A percentage is its number:
+    50 % is 50. A sign between two numbers is an operation: "5-3" ends in 3.
+
+    >>> str(final_number("The answer is 5 * 3 = 15.")), str(final_number(r"so \boxed{1{,}200}"))
+    ('15', '1200')
+    """
+    plain = _plain(text)
+    for find, whole in ((_boxed, True), (_after_hashes, False), (_after_answer, False)):
+        for segment in find(plain):
+            if re.search(r"\d", segment):
+                return _read(segment, whole=whole)
+    return _last(plain)
+
+
+# One plain form ---------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    r"""Typography, markdown and LaTeX as plain expressions; ``\boxed`` stays."""
+    text = re.sub(r"(\d?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", lambda m: f"{m[1]}{' ' if m[1] else ''}{_FRACTIONS[m[2]]}", text)
+    text = re.sub(r"(?<=[\d)])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_RAISED), text)
+    for pattern, to in _REWRITES[:2]:
+        text = pattern.sub(to, text)
+    text = text.translate(_SYMBOLS)
+    before = None
+    while before != text:  # from the inside out
+        before = text
+        text = re.sub(r"\\(?:text\w*|math\w+|mbox|hbox|operatorname|emph)\s*\{([^{}]*)\}", r" \1 ", text)
+    for pattern, to in _REWRITES[2:]:
+        text = pattern.sub(to, text)
+    text = re.sub(r"[\d.]+;\d+", lambda m: m[0].replace(".", "").replace(";", "."), text)
+    text = re.sub(r"\*+", _star, text)
+    before = None
+    while before != text:
+        before = text
+        text = re.sub(
+            r"(?<![\w.])(\d*)\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", _fraction, text
+        )
+        text = re.sub(r"\^\s*\{([^{}]*)\}", r"^(\1)", text)
+    return re.sub(r"(?<![\d./^])(\d{1,3})\s+(\d+)/(\d+)(?![\d/])", _mixed, text)
+
+
+def _star(found: re.Match[str]) -> str:
+    """An asterisk between two operands is an operation; all others are markdown."""
+    text, start, end = found.string, found.start(), found.end()
+    left, right = text[:start].rstrip(" "), text[end:].lstrip(" ")
+    even = (len(left) < start) == (len(right) < len(text) - end)
+    spaced = len(left) < start
+    operand = left[-1:].isdigit() or left[-1:] in (")", "}") or (spaced and left[-1:].isalpha())
+    if len(found[0]) < 3 and even and operand and re.match(r"[\d({\\.-]", right):
+        return found[0]
+    return ""
+
+
+def _fraction(found: re.Match[str]) -> str:
+    whole, above, below = found[1], found[2] or found[3] or "0", found[4] or found[5] or "0"
+    before = found.string[: found.start()].rstrip()[-1:]
+    if above.strip().isdigit() and below.strip().isdigit() and before not in ("/", "^", "*"):
+        return f"{int(whole or 0) * int(below) + int(above)}/{int(below)}"
+    return f"({whole}+({above})/({below}))" if whole else f"(({above})/({below}))"
+
+
+def _mixed(found: re.Match[str]) -> str:
+    whole, above, below = int(found[1]), int(found[2]), int(found[3])
+    return f"{whole * below + above}/{below}" if above < below else found[0]
+
+
+# Where the answer is ----------------------------------------------------------------------
+
+
+def _boxed(text: str) -> Iterator[str]:
+    """What boxes hold, the last one first."""
+    found = [*_BOXED_BARE.finditer(text), *_BOXED.finditer(text)]
+    for mark in sorted(found, key=lambda mark: mark.start())[: -MARKS - 1 : -1]:
+        yield mark[1] if mark.re is _BOXED_BARE else _braced(text, mark.end())
+
+
+def _braced(text: str, start: int) -> str:
+    """What stands in the braces that open at ``start``; to the end of the line where they do not close."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth == 0:
+            return text[start + 1 : place]
+    return text[start + 1 :].partition("\n")[0]
+
+
+def _after_hashes(text: str) -> Iterator[str]:
+    """Rest of the lines with ``####`` that are no headings, the last one first."""
+    for found in reversed(list(_HASHES.finditer(text))):
+        if _BEGINS.match(found[1]) and not _LIST_ITEM.match(found[1]):
+            yield found[1]
+
+
+def _after_answer(text: str) -> Iterator[str]:
+    """Lines after "the answer is", the last one first; where the line ends there, the next one if it has the number."""
+    for found in list(_ANSWER.finditer(text))[: -MARKS - 1 : -1]:
+        line, _, rest = text[found.end() :].partition("\n")
+        if not line.strip(" :*>."):
+            below = rest.lstrip().partition("\n")[0]
+            line = below if _BEGINS.match(below) and not _LIST_ITEM.match(below) else ""
+        yield line
+
+
+def _last(text: str) -> Fraction | None:
+    """The last number; the last expression where it stands after an equals sign."""
+    found = list(_LAST.finditer(text))
+    if not found:
+        return None
+    after = text.rfind("=") + 1
+    if after:
+        number = _NUMBER.search(text, after)
+        if number is not None and number.start() < found[-1].start():
+            parsed = _Expression(text).parse(_start(text, number.start(), after))
+            if parsed is not None and parsed[1] >= found[-1].end():
+                return parsed[0]
+    return _fraction_of(found[-1][0])
+
+
+def _fraction_of(text: str) -> Fraction | None:
+    try:
+        return Fraction(re.sub(r"[,\s]", "", text))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+# Reading it -------------------------------------------------------------------------------
+
+
+def _read(segment: str, *, whole: bool) -> Fraction | None:
+    r"""The value of a marked answer: the end of the chain of expressions that begins with its first number.
+
+    Args:
+        segment: what stands at the mark, plain.
+        whole: True: nothing but a unit may follow, as in ``\boxed{}``.
+    """
+    segment = re.sub(r"[{}]", lambda m: "(" if m[0] == "{" else ")", segment)
+    number = _NUMBER.search(segment)
+    if number is None:
+        return None
+    expression = _Expression(segment)
+    parsed = expression.parse(_start(segment, number.start(), 0)) or expression.parse(number.start())
+    if parsed is None:
+        return None
+    value, end = parsed
+    before = segment[: number.start()].rpartition("=")[2]
+    while (equals := _EQUALS.match(segment, end)) is not None:
+        first = _NUMBER.search(segment, equals.end())
+        place = equals.end() if first is None else _start(segment, first.start(), equals.end())
+        further = expression.parse(place) if first is not None and not segment[equals.end() : place].strip() else None
+        if further is None:
+            break
+        value, end = further
+        before = ""
+    if _ROOT.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is worked out
+        further = _ON_TO_EQUALS.match(segment, end)
+        return None if further is None else _read(segment[further.end() :], whole=whole)
+    if whole:
+        rest = _POWER_OF_UNIT.sub(r"\1", segment[end:])
+        if re.search(r"[\d+*=^(\\√π]", rest) or re.search(r"[\w)]\s*[-+*/^(]+\s*$", before):
+            return None
+    return value
+
+
+def _start(text: str, place: int, low: int) -> int:
+    """Where the expression begins whose first number is at ``place``: before its parentheses and its sign."""
+    while place > low:
+        before = text[low:place].rstrip(" ")
+        sign = before[-1:] in ("-", "+") and not re.search(
+            r"[\w)]\s*$", before[:-1] if len(before) < place - low else ""
+        )
+        attached = before[-1:] in ("-", "+") and len(before) == place - low and not re.search(r"[\w)]$", before[:-1])
+        if before[-1:] == "(" or attached or (sign and not before[:-1].strip()):
+            place = low + len(before) - 1
+        else:
+            break
+    return place
+
+
+class _Expression:
+    """Reads expressions of numbers, + − * / ^, parentheses and units out of a text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.place = 0
+
+    def parse(self, place: int) -> tuple[Fraction, int] | None:
+        """The value of the longest expression that begins at ``place``, and where it ends; None: there is none."""
+        self.place = place
+        try:
+            return self._sum(), self.place
+        except (ValueError, ZeroDivisionError, OverflowError, RecursionError):
+            return None
+
+    def _sum(self) -> Fraction:
+        value = self._product()
+        for sign in self._operators("+-"):
+            term = self._product()
+            value += term if sign == "+" else -term
+        return value
+
+    def _product(self) -> Fraction:
+        value = self._power()
+        for sign in self._operators("*/xX"):
+            factor = self._power()
+            value = value / factor if sign == "/" else value * factor
+        return value
+
+    def _power(self) -> Fraction:
+        negative = False
+        while (sign := re.compile(r"\s*([-+])").match(self.text, self.place)) is not None:
+            negative ^= sign[1] == "-"
+            self.place = sign.end()
+        value = self._operand()
+        for _ in self._operators("^"):
+            value = _power(value, self._power())
+        return -value if negative else value
+
+    def _operand(self) -> Fraction:
+        opened = re.compile(r"\s*\(").match(self.text, self.place)
+        if opened is not None:
+            self.place = opened.end()
+            value = self._sum()
+            closed = re.compile(r"\s*\)").match(self.text, self.place)
+            if closed is None:
+                raise ValueError("a parenthesis does not close")
+            self.place = closed.end()
+            return value
+        number = re.compile(rf"\s*({_UNSIGNED})").match(self.text, self.place)
+        if number is None:
+            raise ValueError("no number")
+        self.place = number.end()
+        return Fraction(number[1].replace(",", ""))
+
+    def _operators(self, signs: str) -> Iterator[str]:
+        """The operators of one rank, as long as an operand follows; units may stand before them."""
+        pattern = re.compile(rf"\s*([{re.escape(signs)}])\s*(?=[-+]?\s*\(*\s*[-+]?[\d.])")
+        while True:
+            units = _UNITS.match(self.text, self.place) if signs != "^" else None
+            found = pattern.match(self.text, self.place) or (
+                pattern.match(self.text, units.end()) if units is not None else None
+            )
+            if found is None:
+                return
+            self.place = found.end()
+            yield found[1]
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    size = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if exponent.denominator != 1 or size * abs(exponent) > LARGEST_POWER:
+        raise ValueError("a power that is not worked out")
+    return base**exponent.numerator

@@ -1,0 +1,281 @@
+"""What each stage of a recipe would cost: estimates from counts and assumed lengths."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from trimtab.constitution import DEFAULT, load_constitution
+from trimtab.models import AdapterConfig
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.judging import LocalJudge
+from trimtab.records import Demonstration, Preference, Prompt, Rating, load
+from trimtab.trainers import (
+    WITHOUT_REFERENCE,
+    DapoConfig,
+    OfflineConfig,
+    OnlineConfig,
+    OnlineDpoConfig,
+    PolicyGradientConfig,
+    PpoConfig,
+    RejectionConfig,
+    RlConfig,
+)
+
+TOKENS = 70
+"""Assumed tokens of a prompt with its answer."""
+
+QUESTION = 150
+"""Assumed tokens of a question to a judge beyond what all questions begin with."""
+
+CAPABILITY = 12_000
+"""Assumed tokens of a capability check of one model with the built-in set."""
+
+FLAT = 0.5
+"""Assumed share of groups with equal rewards, which DAPO draws again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a stage works on, and how much of it."""
+
+    what: str
+    """In words, for ``trimtab plan``."""
+    updates: int = 0
+    """Optimiser steps."""
+    tokens: int = 0
+    """Tokens read or sampled."""
+    flops: float = 0.0
+    """Floating point operations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """Counts that the estimates of several stages share."""
+
+    config: RunConfig
+    """The recipe, learning rates and batch sizes filled in."""
+    recipe: Path
+    """Its file; relative data paths are also looked up beside it."""
+    shape: dict[str, int]
+    """Of the model; see :func:`~trimtab.pipeline.memory.model_shape`."""
+
+    def rows(self, source: str | None, kind: type) -> int:
+        """Rows in a data file; 0 where it is not here to be counted."""
+        path = next((p for p in self._places(source) if p.is_file()), None)
+        if path is None:
+            return 0
+        return len(load(path, kind=kind, format=self.config.data.format, limit=self.config.data.limit).records)
+
+    def _places(self, source: str | None) -> tuple[Path, ...]:
+        return () if source is None else (Path(source), self.recipe.parent / source)
+
+    @cached_property
+    def prompts(self) -> int:
+        """Prompts to sample and to align on."""
+        data = self.config.data
+        return self.rows(data.prompts or data.preferences or data.ratings, Prompt)
+
+    @property
+    def sampled_prompts(self) -> int:
+        """Prompts of the ``sample`` stage."""
+        sample = self.config.sample
+        return 0 if sample is None else min(sample.prompts or self.prompts, self.prompts)
+
+    @cached_property
+    def preferences(self) -> tuple[int, int]:
+        """Preferences, and answers in each."""
+        if self.config.sample and self.config.label:
+            return self.sampled_prompts, self.config.sample.answers
+        return self.rows(self.config.data.preferences, Preference), 2
+
+    @property
+    def forward(self) -> float:
+        """FLOPs of a forward pass, per token."""
+        return 2.0 * self.shape["parameters"]
+
+    def training(self, adapter: AdapterConfig, *, head: bool) -> tuple[float, float]:
+        """FLOPs per token of a forward pass below the adapters, and of forward and backward above them."""
+        shape = self.shape
+        top = shape["layers"] if adapter.top_layers is None else adapter.top_layers
+        passes = 6 if adapter.kind == "full" else 4
+        upper = passes * (shape["layer"] * top + (shape["head"] / 2 if head else 0))
+        return 2.0 * shape["layer"] * (shape["layers"] - top), float(upper)
+
+    def capability_check(self, models: int) -> float:
+        """FLOPs of the capability check of so many models."""
+        return 0.0 if self.config.capability is None else self.forward * CAPABILITY * models
+
+
+StageCost = Callable[[Sizing], Cost]
+"""The estimate of one stage; called only if the recipe has the stage."""
+
+
+def no_cost(sizing: Sizing) -> Cost:
+    """A stage without matrix products."""
+    return Cost(what="")
+
+
+def revise_cost(sizing: Sizing) -> Cost:
+    """Answers, then a critique, a revision and two questions to the judge for each round."""
+    revise = sizing.config.revise
+    assert revise is not None
+    redteam = sizing.rows(sizing.config.data.redteam, Prompt)
+    count = min(revise.prompts or redteam, redteam)
+    tokens = count * TOKENS * (1 + 4 * revise.rounds)
+    return Cost(what=f"{count} prompts, {revise.rounds} rounds", tokens=tokens, flops=tokens * sizing.forward)
+
+
+def sft_cost(sizing: Sizing) -> Cost:
+    """Forward and backward passes over the demonstrations, and the capability check before and after."""
+    sft, data = sizing.config.sft, sizing.config.data
+    assert sft is not None
+    count = round(sizing.rows(data.demonstrations or data.preferences, Demonstration) * (1 - sft.holdout))
+    lower, upper = sizing.training(sft.adapter, head=True)
+    tokens = round(count * TOKENS * sft.epochs)
+    return Cost(
+        what=f"{count} demonstrations, {sft.batch} a step",
+        updates=round(-(-count // sft.batch) * sft.epochs),
+        tokens=tokens,
+        flops=tokens * (lower + upper) + sizing.capability_check(2),
+    )
+
+
+def sample_cost(sizing: Sizing) -> Cost:
+    """Sampled answers."""
+    sample = sizing.config.sample
+    assert sample is not None
+    count = sizing.sampled_prompts * sample.answers
+    return Cost(what=f"{count} answers", tokens=count * TOKENS // 2, flops=count * TOKENS * sizing.forward)
+
+
+def label_cost(sizing: Sizing) -> Cost:
+    """Questions to AI judges; other annotators cost no matrix products."""
+    config, label = sizing.config, sizing.config.label
+    assert label is not None
+    if label.source == "human":
+        return Cost(what=f"people in the annotation app, {label.human.overlap} an item")
+    if label.source == "simulated":
+        return Cost(what=f"simulated annotators, {label.simulation.overlap} a prompt")
+    questions, reasoning = sizing.sampled_prompts * _questions_per_item(sizing), 0
+    if label.judge.mode == "reason":
+        reasoning = max((s.reason_tokens for s in (label.judges or {"": LocalJudge()}).values()), default=0)
+    what = f"{questions} questions to each AI judge"
+    if label.source == "hybrid":
+        what += f"; audits and uncertain items to people ({config.people_of_hybrid})"
+    tokens = questions * (QUESTION + reasoning)
+    return Cost(what=what, tokens=tokens, flops=tokens * sizing.forward)
+
+
+def _questions_per_item(sizing: Sizing) -> int:
+    config = sizing.config
+    assert config.label is not None and config.sample is not None
+    judge, answers = config.label.judge, config.sample.answers
+    file = config.constitution
+    if file != DEFAULT and not Path(file).exists():
+        file = str(sizing.recipe.parent / file)
+    constitution = load_constitution(file)
+    if judge.mode == "rubric":
+        return answers * len(judge.objectives or constitution.tags)
+    principles = len(constitution.principles)
+    return answers * (answers - 1) * min(judge.principles or principles, principles)
+
+
+def preferences_cost(sizing: Sizing) -> Cost:
+    """Preferences are counted or read."""
+    return Cost(what=f"{sizing.preferences[0]} preferences")
+
+
+def reward_cost(sizing: Sizing) -> Cost:
+    """Passes over the ranked answers; the frozen layers read each answer once."""
+    reward = sizing.config.reward
+    assert reward is not None
+    preferences, answers = sizing.preferences
+    count = round(preferences * (1 - reward.holdout))
+    lower, upper = sizing.training(reward.adapter, head=False)
+    tokens = count * answers * TOKENS
+    return Cost(
+        what=f"{count} rankings of {answers}, {reward.batch} a step",
+        updates=round(-(-count // reward.batch) * reward.epochs),
+        tokens=tokens,
+        flops=tokens * (lower + upper * reward.epochs),
+    )
+
+
+def align_cost(sizing: Sizing) -> Cost:
+    """Alignment on preferences or on sampled answers, and the capability check of the models not checked before."""
+    align = sizing.config.align
+    cost = _offline_cost(sizing, align) if isinstance(align, OfflineConfig) else _online_cost(sizing)
+    check = sizing.capability_check(1 if sizing.config.sft else 2)
+    return Cost(what=cost.what, updates=cost.updates, tokens=cost.tokens, flops=cost.flops + check)
+
+
+def _offline_cost(sizing: Sizing, align: OfflineConfig) -> Cost:
+    (count, answers), what = sizing.preferences, "rankings of {}"
+    if sizing.config.data.ratings:
+        count, answers, what = sizing.rows(sizing.config.data.ratings, Rating), 1, "ratings"
+    count = round(count * (1 - align.holdout))
+    lower, upper = sizing.training(align.adapter, head=True)
+    tokens = count * answers * TOKENS
+    if align.method == "kto":  # the reference runs in every step, and both models on mismatched pairs
+        items, flops = count * answers, tokens * align.epochs * (2 * lower + upper + 3 * upper / 2)
+    else:
+        reference = 0.0 if align.method in WITHOUT_REFERENCE else upper / 2
+        items, flops = count, tokens * (lower + upper * align.epochs + reference)
+    return Cost(
+        what=f"{count} {what.format(answers)}, {align.batch} a step",
+        updates=round(-(-items // align.batch) * align.epochs),
+        tokens=tokens,
+        flops=flops,
+    )
+
+
+def _online_cost(sizing: Sizing) -> Cost:
+    align = sizing.config.align
+    assert isinstance(align, OnlineConfig)
+    answers = align.prompts * align.group
+    lower, upper = sizing.training(align.adapter, head=True)
+    updates = align.steps * align.epochs * align.minibatches
+    tokens = align.steps * answers * TOKENS
+    resampled = sum(FLAT**k for k in range(1, align.resample + 1)) if isinstance(align, DapoConfig) else 0.0
+    # The reward model reads all sampled answers; the reference and the updates only those that stay. The built-in
+    # sampler hands on what the frozen layers compute.
+    below = lower if align.sampler.engine == "vllm" else 0.0
+    per_token = (1 + resampled) * (sizing.forward / 2 + below + upper / 2)
+    flops = tokens * (per_token + upper + _trained_share(align) * align.epochs * upper)
+    what = f"{sizing.prompts} prompts, {answers} answers a step"
+    if resampled:
+        what += f" (and {resampled:.0%} sampled again if {FLAT:.0%} of groups are flat)"
+    ptx = align.ptx if isinstance(align, PolicyGradientConfig) else None
+    if ptx is not None:
+        flops += updates * ptx.batch * TOKENS * (lower + upper)
+        what += f", {ptx.batch} conversations an update"
+    return Cost(what=what, updates=updates, tokens=round(tokens * (1 + resampled)), flops=flops)
+
+
+def _trained_share(align: RlConfig) -> float:
+    """Answers that updates read, as a share of the sampled ones; a critic of its own reads them a second time."""
+    if isinstance(align, OnlineDpoConfig):
+        return 2 / align.group
+    if isinstance(align, RejectionConfig):
+        return align.keep / align.group
+    return 2.0 if isinstance(align, PpoConfig) and not align.shared_critic else 1.0
+
+
+def evaluate_cost(sizing: Sizing) -> Cost:
+    """Answers of every model, and their scores."""
+    config, evaluate = sizing.config, sizing.config.evaluate
+    assert evaluate is not None
+    heldout = sizing.rows(config.data.heldout, Prompt) or round(sizing.prompts * config.data.heldout_share)
+    models = 1 + (config.sft is not None) + (config.align is not None) + (evaluate.best_of or 0)
+    count = min(evaluate.prompts or heldout, heldout) * models
+    return Cost(what=f"{count} answers", tokens=count * TOKENS // 2, flops=count * TOKENS * sizing.forward * 2)
+
+
+def balance_cost(sizing: Sizing) -> Cost:
+    """Answers of two models to red-team prompts, and the questions that compare them."""
+    balance = sizing.config.balance
+    assert balance is not None
+    redteam = sizing.rows(sizing.config.data.redteam_heldout, Prompt)
+    count = min(balance.prompts or redteam, redteam)
+    return Cost(what=f"{2 * count} answers", tokens=count * TOKENS, flops=4 * count * TOKENS * sizing.forward)

@@ -1,0 +1,379 @@
+"""A run's model in the Hugging Face layout, for transformers, peft, vLLM and llama.cpp.
+
+Merged: the pretrained weights with everything the run learnt added, in float32. As an adapter: one LoRA adapter on the
+pretrained model, exactly equal to SFT's and alignment's together. With ΔW₁ = s₁·B₁·A₁ and ΔW₂ = s₂·B₂·A₂::
+
+    ΔW₁ + ΔW₂ = [s₁·B₁  s₂·B₂] · [A₁; A₂]        rank r₁ + r₂, scale 1
+
+A layer that only one of them changes is padded with zeros, because vLLM reads one rank for the whole adapter.
+
+A reward model becomes a sequence classifier with one label. Such classifiers have no bias, so the reward model's bias
+is left out of the weights. The config and the model card give it; differences between answers do not depend on it.
+"""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+
+from trimtab.errors import CheckpointError, ConfigError, ModelError
+from trimtab.files import sha256_file, storage_errors, write_atomic, write_folder, write_json
+from trimtab.models import AdapterConfig, Backbone, Chat, ModelConfig, Role, load_tensors, save_tensors
+from trimtab.models.loading import load_chat, resolve
+from trimtab.pipeline.config import RunConfig, load_recipe
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.model_card import model_card
+from trimtab.pipeline.ui import Silent
+from trimtab.storage import RunFolder
+
+Exported = Literal["sft", "policy", "reward"]
+"""Which of a run's models."""
+
+STAGE_OF: dict[Exported, str] = {"sft": "sft", "policy": "align", "reward": "reward"}
+"""The stage that trains each model."""
+
+CONVERTER = "convert_hf_to_gguf.py"
+"""llama.cpp's converter."""
+
+
+def export_model(
+    run: Path, folder: Path, *, stage: Exported = "policy", adapter: bool = False, gguf: bool = False
+) -> Path:
+    """Write a run's model to a new folder: weights, tokenizer with chat template, generation config, model card.
+
+    Args:
+        run: the run's folder, ``runs/NAME``.
+        folder: where to write; must be missing or empty. It appears when everything in it is written.
+        stage: the policy, the model after SFT, or the reward model.
+        adapter: True: one LoRA adapter in peft's layout; False: merged weights.
+        gguf: True: also ``model.gguf``, by llama.cpp's converter.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ConfigError: the folder is not empty, there is no such run, the run does not train such a model or has not
+            finished it, the model has no adapter, or llama.cpp's converter is not installed.
+        CheckpointError: weights are damaged, or belong to an SFT model that was trained again since.
+        ModelError: the architecture has no sequence classifier, or llama.cpp cannot convert the model.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is not an empty folder; give a new folder to write to")
+    source = _Source.open(run, stage)
+    if adapter:
+        source.check_adapters()
+    if gguf and (adapter or stage == "reward"):
+        raise ConfigError("--gguf converts merged language models; drop --adapter, and use --stage sft or policy")
+    converter = _converter(folder) if gguf else None
+
+    def fill(target: Path) -> None:
+        if adapter:
+            _write_adapter(source, target)
+        else:
+            _write_merged(source, target)
+        write_atomic(target / "README.md", model_card(source.config, source.run, stage, adapter=adapter))
+        if converter is not None:
+            _convert(converter, target)
+
+    write_folder(folder, fill)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The finished stage that is exported."""
+
+    run: RunFolder
+    config: RunConfig
+    """The configuration the stage was run with."""
+    stage: Exported
+
+    @classmethod
+    def open(cls, path: Path, stage: Exported) -> "_Source":
+        """Check that the model is there, finished, undamaged and trained on the SFT model that is there now."""
+        if not (path / "config.yaml").is_file():
+            hint = (
+                "give the run's folder, runs/NAME, not its recipe"
+                if path.is_file()
+                else "give the folder of a run, for example runs/NAME"
+            )
+            raise ConfigError(f"{path}: is not the folder of a run (no config.yaml in it); {hint}")
+        run, name = RunFolder(path, create=False), STAGE_OF[stage]
+        own = run.stage(name) / "config.yaml"
+        config = load_recipe(own if own.is_file() else path / "config.yaml")
+        section = {"sft": config.sft, "policy": config.align, "reward": config.reward}[stage]
+        if section is None:
+            trained = {"sft": config.sft, "policy": config.align, "reward": config.reward}
+            others = [other for other, there in trained.items() if there is not None]
+            hint = f"it has {', '.join(others)}" if others else "it trains nothing"
+            raise ConfigError(f"{path}: the recipe has no section {name!r}, so there is no {stage} model; {hint}")
+        needed = [name] if stage == "sft" or config.sft is None else ["sft", name]
+        if stage == "reward" and config.reward is not None and config.reward.model is not None:
+            needed = [name]  # a model of its own
+        for part in needed:
+            _check_finished(run, part)
+        if "sft" in needed and not run.made_from(name, "sft"):
+            raise CheckpointError(
+                f"{path}: the {stage} model was trained on another SFT model than the one that is there now; run the "
+                f"recipe up to {name!r} again"
+            )
+        return cls(run=run, config=config, stage=stage)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The pretrained model."""
+        reward = self.config.reward
+        return reward.model if self.stage == "reward" and reward is not None and reward.model else self.config.model
+
+    @property
+    def adapters(self) -> dict[str, AdapterConfig]:
+        """What was trained on the pretrained model, by stage."""
+        config, stages = self.config, {}
+        own = self.stage == "reward" and config.reward is not None and config.reward.model is not None
+        if config.sft is not None and not own:
+            stages["sft"] = config.sft.adapter
+        if self.stage == "policy" and config.align is not None:
+            stages["align"] = config.align.adapter
+        if self.stage == "reward" and config.reward is not None:
+            stages["reward"] = config.reward.adapter
+        return stages
+
+    def check_adapters(self) -> None:
+        """Refuse what is no adapter.
+
+        Raises:
+            ConfigError: a stage trained all weights.
+        """
+        full = [name for name, adapter in self.adapters.items() if adapter.kind == "full"]
+        if full:
+            raise ConfigError(
+                f"{self.run.path}: {' and '.join(full)} trained all weights (adapter.kind: full), so there is no "
+                "adapter to export; drop --adapter"
+            )
+
+    def load(self) -> tuple[Backbone, Role]:
+        """The trunk, and the role with its trained weights."""
+        context = Context(config=self.config, recipe=self.run.path / "config.yaml", run=self.run, ui=Silent())
+        trunk = context.trunk() if "sft" in self.adapters else Backbone.load(self.model)
+        if self.stage == "sft":
+            return trunk, Role(trunk)
+        name = STAGE_OF[self.stage]
+        role = Role.trainable(trunk, name, self.adapters[name], seed=0, scalar_head=self.stage == "reward")
+        role.load_state(load_tensors(self.run.stage(name) / "weights.safetensors"))
+        return role.backbone, role
+
+
+def _check_finished(run: RunFolder, name: str) -> None:
+    status = run.status(name)
+    if status is None or status.state != "done":
+        how = "has not been run" if status is None else "is not finished"
+        raise ConfigError(f"{run.path}: stage {name!r} {how}; run the recipe (`trimtab run RECIPE`) and export then")
+    weights = run.stage(name) / "weights.safetensors"
+    if not weights.is_file() or sha256_file(weights) != (status.outputs or {}).get(weights.name):
+        raise CheckpointError(f"{weights}: missing or not as the run wrote it; delete {weights.parent} and run again")
+
+
+# Merged weights ---------------------------------------------------------------------------
+
+
+def _write_merged(source: _Source, target: Path) -> None:
+    backbone, role = source.load()
+    with backbone.merged(role.adapter):
+        state = {
+            name.replace(".base_layer.", "."): tensor.detach().cpu().contiguous()
+            for name, tensor in backbone.model.state_dict().items()
+            if ".lora_" not in name
+        }
+    config = _plain_config(backbone.model.config)
+    tokenizer = export_tokenizer(backbone.chat)
+    if source.stage == "reward":
+        assert role.scalar is not None
+        _make_classifier(config, tokenizer, backbone.chat)
+        config.reward_bias = float(role.scalar.bias.detach())
+        state["score.weight"] = role.scalar.weight.detach().cpu()
+        model = _filled(AutoModelForSequenceClassification, config, state)
+    else:
+        model = _filled(AutoModelForCausalLM, config, state)
+        model.generation_config = generation_config(backbone.chat, source.config)
+    with storage_errors(target):
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _plain_config(config: Any) -> Any:
+    """A model's configuration without where it was loaded from."""
+    unwanted = ("quantization_config", "_name_or_path")
+    plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in unwanted})
+    plain.dtype = torch.float32
+    return plain
+
+
+def _filled(auto: Any, config: Any, state: dict[str, Tensor]) -> Any:
+    """A model of a configuration, holding these weights and no others."""
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, dtype=torch.float32)
+    except ValueError:
+        kind = type(config).__name__
+        raise ModelError(f"transformers has no {auto.__name__} for {kind}, so this model cannot be exported") from None
+    wanted = set(model.state_dict())
+    missing = wanted - set(state)
+    if missing:
+        raise ModelError(f"the exported model would lack {len(missing)} weights, for example {min(missing)!r}")
+    model.load_state_dict({k: v for k, v in state.items() if k in wanted}, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _make_classifier(config: Any, tokenizer: Any, chat: Chat) -> None:
+    """One label, and a padding token that ends no turn: transformers scores the last token before the padding."""
+    pad = _padding(tokenizer, chat)
+    config.num_labels = 1
+    config.pad_token_id = pad
+    if pad is not None:
+        tokenizer.pad_token_id = pad
+
+
+def _padding(tokenizer: Any, chat: Chat) -> int | None:
+    """A special token that never ends a turn; None: there is none, and conversations are scored one at a time."""
+    used = set(chat.end_tokens)
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder)]
+    return next((token for token in candidates if token is not None and token not in used), None)
+
+
+def export_tokenizer(chat: Chat) -> Any:
+    """A chat's tokenizer whose template adds the recipe's system message, as training did."""
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    if chat.system is not None:
+        text = chat.system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        tokenizer.chat_template = (
+            "{%- if messages[0]['role'] != 'system' %}"
+            f"{{%- set messages = [{{'role': 'system', 'content': '{text}'}}] + messages %}}"
+            "{%- endif %}" + tokenizer.chat_template
+        )
+    return tokenizer
+
+
+def generation_config(chat: Chat, config: RunConfig) -> GenerationConfig:
+    """Where an answer ends, and how answers were drawn for the evaluation."""
+    ends = [chat.end_token, *sorted(chat.end_tokens - {chat.end_token})]
+    pad = chat.tokenizer.pad_token_id
+    settings: dict[str, Any] = {
+        "bos_token_id": chat.tokenizer.bos_token_id,
+        "eos_token_id": ends,
+        "pad_token_id": chat.end_token if pad is None else pad,
+    }
+    sampler = None if config.evaluate is None else config.evaluate.sampler
+    if sampler is not None and sampler.temperature > 0:
+        settings |= {"do_sample": True, "temperature": sampler.temperature, "top_p": sampler.top_p, "top_k": 0}
+    return GenerationConfig(**settings)
+
+
+# One adapter ------------------------------------------------------------------------------
+
+
+def _write_adapter(source: _Source, target: Path) -> None:
+    deltas, head = [], {}
+    for stage, adapter in source.adapters.items():
+        tensors = load_tensors(source.run.stage(stage) / "weights.safetensors")
+        deltas.append((adapter.alpha / adapter.rank, tensors))
+        head |= {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
+    rank = sum(adapter.rank for adapter in source.adapters.values())
+    joined = joined_adapters(deltas, rank)
+    named = {f"base_model.model.{name}": tensor for name, tensor in joined.items()}
+    reward = source.stage == "reward"
+    if reward:
+        named["base_model.model.score.weight"] = head["head.weight"]
+    chat = load_chat(source.model)
+    tokenizer = export_tokenizer(chat)
+    config = AutoConfig.from_pretrained(resolve(source.model.name))
+    settings: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
+        "base_model_name_or_path": resolve(source.model.name),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": _transposed(config),
+        "target_modules": sorted({name.removesuffix(".lora_A.weight") for name in joined if ".lora_A." in name}),
+        "modules_to_save": ["score"] if reward else None,
+    }
+    save_tensors(target / "adapter_model.safetensors", named, metadata={"format": "pt"})
+    write_json(target / "adapter_config.json", settings)
+    with storage_errors(target):
+        if reward:
+            _make_classifier(config, tokenizer, chat)
+        else:
+            generation_config(chat, source.config).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def joined_adapters(adapters: list[tuple[float, dict[str, Tensor]]], rank: int) -> dict[str, Tensor]:
+    """One adapter that changes the weights as several together do.
+
+    Args:
+        adapters: of each its scale α/r and its tensors ``MODULE.lora_A.adapter.weight`` ``[r, in]`` and
+            ``MODULE.lora_B.adapter.weight`` ``[out, r]``.
+        rank: sum of their ranks.
+
+    Returns:
+        ``MODULE.lora_A.weight`` ``[rank, in]`` and ``MODULE.lora_B.weight`` ``[out, rank]``, for scale 1.
+    """
+    joined: dict[str, Tensor] = {}
+    first = 0
+    for scale, tensors in adapters:
+        own = 0
+        for name, a in tensors.items():
+            if not name.endswith(".lora_A.adapter.weight"):
+                continue
+            module = name.removesuffix(".lora_A.adapter.weight")
+            b, own = tensors[f"{module}.lora_B.adapter.weight"], len(a)
+            wide = joined.setdefault(f"{module}.lora_A.weight", a.new_zeros(rank, a.shape[1]))
+            tall = joined.setdefault(f"{module}.lora_B.weight", b.new_zeros(len(b), rank))
+            wide[first : first + own] = a
+            tall[:, first : first + own] = scale * b
+        first += own
+    return joined
+
+
+def _transposed(config: Any) -> bool:
+    """True: the architecture keeps its weights as ``[in, out]`` (GPT-2)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+# GGUF -------------------------------------------------------------------------------------
+
+
+def _converter(folder: Path) -> Path:
+    """Path of llama.cpp's converter: on ``PATH``, or in the folder that ``LLAMA_CPP`` names."""
+    places = [shutil.which(CONVERTER), str(Path(os.environ.get("LLAMA_CPP", "")) / CONVERTER)]
+    path = next((Path(place) for place in places if place and Path(place).is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"--gguf needs llama.cpp's {CONVERTER}, which is neither on PATH nor in the folder that the variable "
+            "LLAMA_CPP names; get llama.cpp (https://github.com/ggml-org/llama.cpp) and set LLAMA_CPP to its folder. "
+            f"Or export without --gguf and convert later: python {CONVERTER} {folder}"
+        )
+    return path
+
+
+def _convert(converter: Path, folder: Path) -> None:
+    start = [str(converter)] if os.access(converter, os.X_OK) else [sys.executable, str(converter)]
+    command = [*start, str(folder), "--outfile", str(folder / "model.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not (folder / "model.gguf").is_file():
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise ModelError(f"{converter}: could not convert the model ({lines[-1][:300]}); export without --gguf")

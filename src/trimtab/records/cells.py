@@ -1,0 +1,327 @@
+"""Columns of a row to typed values and turns, and the columns and keys that carry meaning beside the text.
+
+A record holds text. A column or key that changes what the text means is therefore
+
+- rendered: ``system`` and ``history`` become turns in front of the others;
+- honoured: ``weight`` of a preference, and the flags by which a turn is not to be trained (:data:`FLAGS`);
+- or a reason to refuse the row: tools, pictures, a reasoning text, a template of its own (:data:`BEYOND_TEXT`).
+
+Other columns stay in the metadata; :func:`trimtab.records.importers.read` lists them once, with their count.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.config import LARGEST
+from trimtab.records import literals
+from trimtab.records.readers import kind_of
+from trimtab.records.types import Message, Role
+
+Columns = Mapping[str, Any]
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "developer": "system",
+}
+"""Names of speakers in the formats in use."""
+
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns that hold the system message."""
+
+WEIGHTS = ("weight", "sample_weight", "example_weight", "loss_weight")
+"""Columns that say how much a row counts."""
+
+BEYOND_TEXT = (
+    *("tools", "functions", "tool_calls", "function_call", "available_tools"),
+    *("images", "image", "videos", "video", "audios", "audio", "documents", "files", "attachments"),
+    *("reasoning_content", "thinking"),
+    *("chat_template", "chat_template_kwargs"),
+    *("input_ids", "attention_mask", "token_type_ids", "loss_mask", "completion_mask", "assistant_masks"),
+)
+"""Columns that a record of text cannot hold; a row in which one is not empty is refused."""
+
+SWITCHES = ("train_on_inputs", "train_on_input", "train_on_prompt", "mask_history")
+"""Columns that ask for a loss on other turns than all of the assistant's; a row in which one is true is refused."""
+
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "masked")
+"""Keys of a turn that say whether it is trained; ``masked`` says the opposite."""
+
+TURN_BEYOND_TEXT = (
+    *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
+    *("images", "image", "videos", "video", "audios", "audio", "documents", "files", "attachments"),
+    *("reasoning_content", "reasoning", "thinking", "refusal", "recipient", "channel"),
+    *("prefix", "partial", "mask", "loss_scale", "train_detail", "training_detail"),
+)
+"""Keys of a turn that a record cannot hold; a row in which one is not empty is refused."""
+
+QUESTION = ("input", "context", "passage", "choices", "options")
+"""Columns that belong to a question. Beside a prompt that does not contain them the row is refused."""
+
+MEANING = frozenset((*SYSTEM, "history", *WEIGHTS, "train", "trainable", "mask", *BEYOND_TEXT, *SWITCHES))
+"""Columns that are handled for every format and are no metadata."""
+
+
+class RowError(ValueError):
+    """A row cannot become a record; the text is the reason."""
+
+
+# Values -----------------------------------------------------------------------------------
+
+
+def get(columns: Columns, name: str) -> Any:
+    """A column that must be there."""
+    if columns.get(name) is None:
+        raise RowError(f"{name!r} is {'null' if name in columns else 'missing'}")
+    return columns[name]
+
+
+def text(columns: Columns, name: str) -> str:
+    """A column of text."""
+    value = get(columns, name)
+    if not isinstance(value, str):
+        raise RowError(f"{name!r} is {kind_of(value)}, expected text")
+    return value
+
+
+def number(columns: Columns, name: str) -> float:
+    """A column with a number, which may be written as text."""
+    value = get(columns, name)
+    found = literals.number(value)
+    if found is None:
+        raise RowError(f"{name!r} is {kind_of(value)}, expected a finite number below {LARGEST:g}")
+    return found
+
+
+def boolean(columns: Columns, name: str) -> bool:
+    """A column with a boolean, which may be written as 0 and 1, or as text."""
+    value = get(columns, name)
+    found = literals.boolean(value)
+    if found is None:
+        raise RowError(f"{name!r} is {kind_of(value)}, expected true or false")
+    return found
+
+
+def listing(columns: Columns, name: str) -> list[Columns]:
+    """A column with a list of objects, which may be written as text."""
+    value = get(columns, name)
+    if isinstance(value, str):
+        value = literals.parse(value) or value
+    if not isinstance(value, list):
+        raise RowError(f"{name!r} is {kind_of(value)}, expected a list")
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise RowError(f"{name}[{index}] is {kind_of(item)}, expected an object")
+    return value
+
+
+def role(columns: Columns, name: str) -> Role:
+    """A column with a speaker's name."""
+    found = ROLES.get(text(columns, name).lower())
+    if found is None:
+        raise RowError(f"{name!r} is none of {', '.join(ROLES)}")
+    return found
+
+
+def is_empty(value: Any) -> bool:
+    """True: the value says nothing (null, false, zero, blank text, an empty list or object, written as text or not)."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "[]", "{}", "null", "none", "false")
+    if isinstance(value, dict):
+        return all(is_empty(inner) for inner in value.values())
+    return not value
+
+
+# Turns ------------------------------------------------------------------------------------
+
+
+def messages(columns: Columns, name: str) -> list[Message]:
+    """A list of ``role``/``content`` or ``from``/``value`` objects as turns."""
+    turns = []
+    for index, item in enumerate(listing(columns, name)):
+        try:
+            turns.append(_message(item))
+        except RowError as error:
+            raise RowError(f"{name}[{index}]: {error}") from None
+    if not turns:
+        raise RowError(f"{name!r} is empty")
+    return turns
+
+
+def turns(columns: Columns, name: str, speaker: Role) -> list[Message]:
+    """A column that holds one turn's text, one turn, or a list of turns."""
+    value = columns.get(name)
+    if isinstance(value, dict):
+        return messages({name: [value]}, name)
+    if isinstance(value, list):
+        return messages(columns, name)
+    return [Message(role=speaker, content=text(columns, name))]
+
+
+def untrained(columns: Columns, name: str) -> list[int]:
+    """Places in a list of turns of the assistant's turns that are not to be trained."""
+    value = columns.get(name)
+    items = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
+    turns = [(place, item) for place, item in enumerate(items) if isinstance(item, dict)]
+    return [place for place, item in turns if _speaker(item) == "assistant" and not _trained(item)]
+
+
+def _speaker(item: Columns) -> Role:
+    return role(item, "from" if "from" in item else "role")
+
+
+def _message(item: Columns) -> Message:
+    found = _speaker(item)
+    for key in TURN_BEYOND_TEXT:
+        if not is_empty(item.get(key)):
+            reason = "calls a tool" if key in ("tool_calls", "function_call") else f"has {key!r}"
+            raise RowError(f"{reason}, and a record holds text only")
+    name = item.get("name")
+    if not is_empty(name) and ROLES.get(str(name).lower()) != found:
+        raise RowError("has a 'name', which a record does not hold; write the speaker's name into the text")
+    trained = _trained(item)
+    if found != "assistant" and trained and any(item.get(key) is not None for key in FLAGS):
+        raise RowError("asks for a loss on this turn, and only the assistant's turns are trained")
+    content = "value" if "value" in item and item.get("content") is None else "content"
+    return Message(role=found, content=_content(item, content))
+
+
+def _content(item: Columns, name: str) -> str:
+    """The text of a turn: one string, or a list of parts that are all text."""
+    value = item.get(name)
+    if not isinstance(value, list):
+        return text(item, name)
+    parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise RowError(f"{name!r} is a list, expected text or parts that are all text")
+    return "".join(str(part) for part in parts)
+
+
+def _trained(item: Columns) -> bool:
+    """False: a flag of this turn takes it out of the loss."""
+    flags = []
+    for key in FLAGS:
+        if item.get(key) is None:
+            continue
+        value = literals.boolean(item[key])
+        if value is None:
+            raise RowError(f"{key!r} is {kind_of(item[key])}, expected 0 or 1: a turn is trained or it is not")
+        flags.append(value != (key == "masked"))
+    return all(flags)
+
+
+# What a row says beside its text -----------------------------------------------------------
+
+
+def check_meaning(columns: Columns) -> None:
+    """Refuse a row that a record of text cannot hold.
+
+    Raises:
+        RowError: with the column and what to do.
+    """
+    for name in BEYOND_TEXT:
+        if not is_empty(columns.get(name)):
+            raise RowError(f"has {name!r}, and a record holds text only; put it into the text, or drop the column")
+    for name in SWITCHES:
+        if not is_empty(columns.get(name)) and boolean(columns, name):
+            raise RowError(
+                f"{name!r} is true, and all turns of the assistant are trained and no others; drop the column"
+            )
+    for name in ("train", "trainable"):
+        value = columns.get(name)
+        if value is not None and literals.boolean(value) is False:
+            raise RowError(f"{name!r} is false: the row is not to be trained")
+    labels = columns.get("labels")
+    if isinstance(labels, list) and labels and all(type(label) is int for label in labels):
+        raise RowError("'labels' are tokens, and a record holds text only")
+    mask = columns.get("mask")
+    if not is_empty(mask) and ROLES.get(str(mask).lower()) != "user":
+        raise RowError("'mask' is not the user: all turns of the assistant are trained and no others; drop the column")
+
+
+def weight(columns: Columns) -> float:
+    """How much a row counts, 1 unless it says so.
+
+    Raises:
+        RowError: 0, negative or no number.
+    """
+    found = 1.0
+    for name in WEIGHTS:
+        if columns.get(name) in (None, ""):
+            continue
+        value = number(columns, name)
+        if value <= 0:
+            raise RowError(f"{name!r} is {'0' if value == 0 else 'negative'}: the row counts for nothing")
+        found *= value
+    return found
+
+
+def check_weight(columns: Columns) -> None:
+    """Refuse a weight other than 1, for records that have none."""
+    if weight(columns) != 1.0:
+        raise RowError("has a weight, and only preferences can be weighted; repeat or drop the row")
+
+
+def begin(columns: Columns, given: Sequence[Message]) -> list[Message]:
+    """The turns with the row's ``system`` message and ``history`` in front."""
+    systems = {text(columns, name) for name in SYSTEM if not is_empty(columns.get(name))}
+    if given and given[0].role == "system":
+        systems.add(given[0].content)
+        given = given[1:]
+    if len(systems) > 1:
+        raise RowError("has two different system messages")
+    head = [Message(role="system", content=content) for content in systems]
+    return [*head, *_history(columns), *given]
+
+
+def _history(columns: Columns) -> list[Message]:
+    """Earlier turns: a list of turns, or of pairs of question and answer."""
+    value = columns.get("history")
+    if isinstance(value, str):
+        value = literals.parse(value) if value.strip() else None
+        if value is None and not is_empty(columns["history"]):
+            raise RowError("'history' is text, expected a list of turns or of pairs")
+    if is_empty(value):
+        return []
+    if isinstance(value, list) and isinstance(value[0], dict):
+        return messages({"history": value}, "history")
+    found = []
+    for index, pair in enumerate(value if isinstance(value, list) else [value]):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(turn, str) for turn in pair)):
+            raise RowError(f"history[{index}] is no pair of question and answer")
+        found += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    return found
+
+
+def question(columns: Columns, name: str) -> list[Message]:
+    """The turns of a prompt column, with ``input`` after an ``instruction`` and the row's system and history in front.
+
+    Raises:
+        RowError: a column that belongs to the question (:data:`QUESTION`) is no part of it.
+    """
+    asked = turns(columns, name, "user")
+    if isinstance(columns.get(name), str):
+        used: tuple[str, ...] = ()
+        if name == "instruction" and not is_empty(columns.get("input")):
+            asked = [Message(role="user", content=f"{asked[0].content}\n\n{text(columns, 'input')}")]
+            used = ("input",)
+        for other in QUESTION:
+            value = columns.get(other)
+            if other in used or other == name or is_empty(value):
+                continue
+            pieces = value if isinstance(value, list) else [value]
+            if not all(str(piece).strip() in asked[0].content for piece in pieces):
+                raise RowError(f"{other!r} belongs to the question, and {name!r} does not contain it; put it in there")
+    return begin(columns, asked)

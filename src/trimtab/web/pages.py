@@ -1,0 +1,102 @@
+"""What every route uses: the person signed in, form fields, and pages in the person's language."""
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from fastapi import HTTPException, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from trimtab.errors import DataError
+from trimtab.storage.people import SESSION_DAYS, Person, RoleName
+from trimtab.web.strings import catalogues, choose, translate
+
+
+class SignInNeeded(Exception):
+    """Nobody is signed in; a page leads to the sign-in page, a script gets 401."""
+
+
+def signed_in(role: RoleName = "annotator") -> Callable[[Request], Awaitable[Person]]:
+    """A dependency: the person signed in, who has this role, and sent the CSRF token with anything that changes."""
+
+    async def person(request: Request) -> Person:
+        token = request.cookies.get(request.app.state.cookie)
+        who = await run_in_threadpool(request.app.state.people.session, token) if token else None
+        if who is None:
+            raise SignInNeeded
+        if not who.may(role):
+            raise HTTPException(403, "Your role does not allow this.")
+        if request.method not in ("GET", "HEAD"):
+            sent = request.headers.get("x-csrf-token")
+            if sent is None and _is_form(request):
+                sent = str((await request.form()).get("csrf", ""))
+            if sent != who.csrf:
+                raise HTTPException(403, "The page is too old, or this request came from elsewhere; reload the page.")
+        return who
+
+    return person
+
+
+async def fields(request: Request) -> dict[str, str]:
+    """A dependency: the text fields of an HTML form."""
+    if not _is_form(request):
+        raise HTTPException(415, "Send a form.")
+    given = {k: v for k, v in (await request.form()).items() if isinstance(v, str)}
+    if any("\x00" in value for value in given.values()):
+        raise DataError("the form holds a NUL character; remove it")
+    return given
+
+
+def page(request: Request, template: str, person: Person | None, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """Render a page in the person's language."""
+    language = language_of(request, person)
+    script = {k: v for k, v in catalogues()["en"].items() if k.startswith("js.")}
+    script |= {k: v for k, v in catalogues()[language].items() if k in script}
+    values |= {"title": request.app.state.store.config().title, "script_strings": json.dumps(script)}
+    values |= {"person": person, "here": request.url.path, "languages": list(catalogues())}
+    return HTMLResponse(fragment(request, template, language, **values), status_code=status)
+
+
+def fragment(request: Request, template: str, language: str, **values: Any) -> str:
+    """Render a template."""
+    html = request.app.state.pages.get_template(template).render(
+        t=partial(translate, language), language=language, **values
+    )
+    return html.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
+
+
+def translator(request: Request, person: Person | None) -> Callable[..., str]:
+    """Translates a key of the catalogue into the person's language, with values filled in."""
+    return partial(translate, language_of(request, person))
+
+
+def language_of(request: Request, person: Person | None) -> str:
+    """The person's language, or the browser's."""
+    return choose(person.language if person else None, request.headers.get("accept-language", ""))
+
+
+def link_to(request: Request, path: str) -> str:
+    """A link to a page of ours for somebody else."""
+    return (request.app.state.public_url or f"{request.url.scheme}://{request.headers['host']}") + path
+
+
+def start_session(request: Request, token: str, to: str) -> Response:
+    """Set the session cookie, always a new one, and go on."""
+    answer = RedirectResponse(to, status_code=303)
+    answer.set_cookie(
+        request.app.state.cookie,
+        token,
+        max_age=SESSION_DAYS * 86400,
+        httponly=True,
+        samesite="lax",
+        secure=(request.app.state.public_url or "").startswith("https:"),
+        path=request.app.state.base or "/",
+    )
+    return answer
+
+
+def _is_form(request: Request) -> bool:
+    kind = request.headers.get("content-type", "")
+    return kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data"))

@@ -1,0 +1,194 @@
+"""What a recipe names by path or dotted name enters the fingerprints by its content: a change runs the stages again."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab import testing
+from trimtab.errors import ModelError
+from trimtab.models import ModelConfig, model_identity
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.run import plan_stages
+from trimtab.storage import RunFolder
+
+CONSTITUTION = """name: ours
+principles:
+  - id: kind
+    text: The answer is kind.
+    critique: Point out what is unkind.
+    revision: Rewrite the answer kindly.
+    twin: A joke among friends.
+    tags: [harmless]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything a recipe can name, beside it."""
+    testing.toy_recipe(tmp_path)
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "other")})
+    )
+    (tmp_path / "template.jinja").write_text(testing.TEMPLATE)
+    (tmp_path / "constitution.yaml").write_text(CONSTITUTION)
+    (tmp_path / "my_rewards.py").write_text(
+        "from my_words import WORDS\n\n\ndef score(rollouts): ...\n\n\ndef gold(p, c): ...\n"
+    )
+    (tmp_path / "my_words.py").write_text("WORDS = 1\n")
+    (tmp_path / "people.jsonl").write_text("")
+    (tmp_path / "redteam.jsonl").write_text('{"prompt": "bad"}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("my_rewards", "my_words"):
+        sys.modules.pop(name, None)
+
+
+def fingerprints(folder: Path, **sections: Any) -> dict[str, str]:
+    recipe = testing.toy_recipe(folder, **sections)
+    run = RunFolder(folder / "runs", create=False)
+    return {item.stage.name: item.fingerprint for item in plan_stages(load_recipe(recipe), recipe, run)}
+
+
+def rewrite(path: Path) -> None:
+    """Change a file's content and neither its size nor its times."""
+    before = path.stat()
+    raw = bytearray(path.read_bytes())
+    raw[-2] = raw[-2] ^ 1
+    path.write_bytes(bytes(raw))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+MODEL = testing.TOY["model"]
+REWARD = testing.TOY["reward"]
+LABEL = {"source": "ai"}
+NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "model": ({}, "model/model.safetensors", "sft"),
+    "tokenizer": ({}, "model/tokenizer.json", "sft"),
+    "generation config": ({}, "model/generation_config.json", "sft"),
+    "template": (
+        {"model": {"name": "model", "context": 64, "chat_template": "template.jinja"}},
+        "template.jinja",
+        "sft",
+    ),
+    "base of an adapter": ({"model": {"name": "adapter", "context": 64}}, "other/model.safetensors", "sft"),
+    "reward model": ({"reward": REWARD | {"model": {"name": "other"}}}, "other/model.safetensors", "reward"),
+    "template of the reward model": (
+        {"reward": REWARD | {"model": {"name": "other", "chat_template": "template.jinja"}}},
+        "template.jinja",
+        "reward",
+    ),
+    "judge": (
+        {"label": LABEL | {"judges": {"j": {"kind": "local", "model": {"name": "other"}}}}},
+        "other/model.safetensors",
+        "label",
+    ),
+    "constitution of the judge": ({"label": LABEL, "constitution": "constitution.yaml"}, "constitution.yaml", "label"),
+    "gold": ({"gold": "my_rewards.gold"}, "my_rewards.py", "label"),
+    "what gold imports": ({"gold": "my_rewards.gold"}, "my_words.py", "label"),
+    "reward function": (
+        {"rewards": {"f": {"kind": "function", "path": "my_rewards.score"}, "m": {"kind": "model"}}},
+        "my_rewards.py",
+        "align",
+    ),
+    "what a reward function imports": (
+        {"rewards": {"f": {"kind": "function", "path": "my_rewards.score"}, "m": {"kind": "model"}}},
+        "my_words.py",
+        "align",
+    ),
+    "prompts kept out": (
+        {"data": testing.TOY["data"] | {"redteam_heldout": "redteam.jsonl"}},
+        "redteam.jsonl",
+        "sample",
+    ),
+    "conversations of PPO-ptx": (
+        {"align": testing.TOY["align"] | {"ptx": {"data": "redteam.jsonl"}}},
+        "redteam.jsonl",
+        "align",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_change_of_what_a_recipe_names_is_seen(folder: Path, name: str):
+    sections, file, first = NAMED[name]
+    before = fingerprints(folder, **sections)
+    assert fingerprints(folder, **sections) == before
+    rewrite(folder / file)
+    after = fingerprints(folder, **sections)
+    stages = list(before)
+    changed = [stage for stage in stages if before[stage] != after[stage]]
+    assert changed[0] == first
+    assert stages[-1] in changed
+
+
+def test_a_folder_that_was_only_touched_or_moved_is_the_same_model(folder: Path):
+    before = fingerprints(folder)
+    for file in (folder / "model").iterdir():
+        os.utime(file)
+    (folder / "model").rename(folder / "moved")
+    moved = {"model": MODEL | {"name": "moved"}}
+    shutil.copytree(folder / "moved", folder / "model")
+    assert fingerprints(folder, **moved) == before
+
+
+def test_replies_of_a_judge_are_of_its_template(folder: Path):
+    config = ModelConfig(name="hub/model", chat_template=str(folder / "template.jinja"))
+    before = model_identity(config)
+    rewrite(folder / "template.jinja")
+    assert model_identity(config) != before
+    assert model_identity(ModelConfig(name="hub/model")) == {"name": "hub/model"}
+    with pytest.raises(ModelError, match="neither a file nor a Jinja template"):
+        model_identity(ModelConfig(chat_template="nowhere.jinja"))
+
+
+Change = Callable[[Path], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        lambda m: {"model": m},
+        lambda m: {"reward": REWARD | {"model": m}},
+        lambda m: {"label": LABEL | {"judges": {"j": {"kind": "local", "model": m}}}},
+    ],
+    ids=["model", "reward.model", "label.judges"],
+)
+@pytest.mark.parametrize("place", ["beside", "home", "here", "absolute"])
+def test_models_and_templates_are_found_as_data_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: Callable[[Any], dict[str, Any]], place: str
+):
+    target, here = tmp_path / "target", tmp_path / "here"
+    here.mkdir()
+    recipe = testing.toy_recipe(tmp_path / "recipe")
+    testing.save_model(target / "m")
+    (target / "t.jinja").write_text(testing.TEMPLATE)
+    if place == "beside":
+        shutil.copytree(target, recipe.parent, dirs_exist_ok=True)
+    monkeypatch.chdir(target if place == "here" else here)
+    monkeypatch.setenv("HOME", str(target if place == "home" else here))
+    prefix = {"beside": "", "home": "~/", "here": "", "absolute": f"{target}/"}[place]
+    model = {"name": f"{prefix}m", "context": 64, "chat_template": f"{prefix}t.jinja"}
+    config = load_recipe(testing.toy_recipe(tmp_path / "recipe", **section(model)))
+    found = config.model
+    if config.reward is not None and config.reward.model is not None:
+        found = config.reward.model
+    if config.label is not None and config.label.judges is not None:
+        found = config.label.judges["j"].model  # type: ignore[union-attr]
+    assert found is not None and found.chat_template is not None
+    expected = recipe.parent if place == "beside" else target
+    assert Path(found.name).resolve() == (expected / "m").resolve()
+    assert Path(found.chat_template).resolve() == (expected / "t.jinja").resolve()
+
+
+@pytest.mark.parametrize("name", ["owner/name", "smollm2-135m-instruct"])
+def test_other_names_stay(name: str):
+    assert ModelConfig(name=name).name == name
+    assert ModelConfig(chat_template="{{ messages }}").chat_template == "{{ messages }}"
