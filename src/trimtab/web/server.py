@@ -71,8 +71,8 @@ def serve(
         say: where the link goes.
 
     Raises:
-        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL, the path of ``public_url`` is one of ours, or the
-            webhook has no secret.
+        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL, the path of ``public_url`` is one of ours, or
+            the webhook has no secret.
         StorageError: the port is taken.
     """
     import uvicorn
