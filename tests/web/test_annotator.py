@@ -5,6 +5,7 @@ import re
 import pytest
 
 from trimtab.errors import ConfigError
+from trimtab.storage.form import Form
 from trimtab.storage.own import own_work, remaining
 from trimtab.storage.people import MIN_PASSWORD
 from trimtab.web.server import Project, serve
@@ -185,3 +186,26 @@ def test_behind_a_proxy_any_host_name_is_answered(here: World):
 def test_paths_that_cannot_be_told_from_ours_are_refused(here: World, url: str):
     with pytest.raises(ConfigError, match=r"path"):
         serve(Project(store=here.store, people=here.people), public_url=url)
+
+
+def test_an_adjudicator_goes_on_to_the_next_item_and_says_why_only_where_people_disagree(here: World, visit):
+    here.configure(overlap=2, gold_every=0)
+    first, second, third = here.pairs(3)
+    for number, name in enumerate(("one", "two")):
+        person = here.join(name).id
+        for turn in range(3):
+            item = here.store.next(person)
+            assert not isinstance(item, str)
+            form = judge(item, str(turn), best=number)
+            if item.task.id == third:
+                form = Form(item=third, key=f"test-key-{turn}", verdict="flag", reason="broken")
+            here.store.submit(person, form)
+    client = visit("adjudicator")
+    assert "Why do they disagree?" in client.get(f"/adjudicate/item?id={first}").text
+    assert "Why do they disagree?" not in client.get(f"/adjudicate/item?id={third}").text
+    answers = [{"criterion": "overall", "ranks": [0, 1]}]
+    went = []
+    for uid in (first, second, third):
+        reply = client.submit("/adjudicate/submit", {"item": uid, "key": f"test-key-{uid}", "answers": answers})
+        went.append(reply.json()["to"])
+    assert went == [f"/adjudicate/item?id={second}", f"/adjudicate/item?id={third}", "/adjudicate"]

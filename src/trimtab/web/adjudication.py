@@ -1,10 +1,12 @@
 """Settling disagreements: the queue, one item with what people said, the adjudicator's word."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
+from trimtab.records.annotation import disagree
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
 from trimtab.web.pages import fields, page, signed_in, translator
@@ -31,15 +33,21 @@ def one(request: Request, person: Adjudicator, id: str) -> Response:
     assignment, submissions = request.app.state.store.dispute(id, person.id)
     t = translator(request, person)
     lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in submissions]
-    task = task_html(request, person, assignment, adjudication=True)
-    return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
+    causes = CAUSES if disagree(assignment.task, submissions) else ()
+    task = task_html(request, person, assignment, adjudication=True, causes=causes)
+    return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task)
 
 
 @router.post("/adjudicate/submit")
 def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
-    """Store the adjudicator's word."""
-    receipt = request.app.state.store.adjudicate(person.id, form)
-    return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": "/adjudicate"})
+    """Store the adjudicator's word; ``to`` is the next item they can decide, or the list where there is none."""
+    store = request.app.state.store
+    receipt = store.adjudicate(person.id, form)
+    waiting = [*store.disputed(), *store.flagged()]
+    free = (task.id for task, said in waiting if all(s.annotator != person.pseudonym for s in said))
+    following = next((uid for uid in free if uid != form.item), None)
+    to = "/adjudicate" if following is None else f"/adjudicate/item?id={quote(following, safe='')}"
+    return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": to})
 
 
 @router.post("/adjudicate/retire")

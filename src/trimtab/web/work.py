@@ -1,7 +1,7 @@
 """Judging: instructions, the task page, submitting, taking back, history, guidelines."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -206,8 +206,15 @@ def _feedback(request: Request, person: Person, form: Form, receipt: Receipt) ->
     )
 
 
-def task_html(request: Request, person: Person, assignment: Assignment | str, *, adjudication: bool = False) -> str:
-    """The task as a part of the page; or why there is none."""
+def task_html(
+    request: Request,
+    person: Person,
+    assignment: Assignment | str,
+    *,
+    adjudication: bool = False,
+    causes: Sequence[str] = (),
+) -> str:
+    """The task as a part of the page; or why there is none. With ``causes`` it asks why people disagree."""
     language = language_of(request, person)
     if isinstance(assignment, str):
         return fragment(request, "_nothing.html", language, state=assignment)
@@ -229,6 +236,7 @@ def task_html(request: Request, person: Person, assignment: Assignment | str, *,
         draft=assignment.draft,
         config=assignment.config,
         adjudication=adjudication,
+        causes=causes,
     )
 
 
