@@ -40,7 +40,7 @@ def test_training_comes_first_shows_the_right_answer_and_counts_nowhere(here: Wo
     here.add({"prompt": "q", "answers": ["yes", "no"], "check": {"role": "qualification", "ranks": [0, 1]}})
     here.pairs(2)
     client = visit("annotator")
-    assert "1 practice items" in client.get("/work").text
+    assert "Practice items first: 1" in client.get("/work").text
     client.fill("/work/start")
     person, seen = here.people.everybody()[0].id, []
     for number in range(4):
