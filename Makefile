@@ -1,32 +1,48 @@
-# Two commands: `make demo` (see it work) and `make test` (check it). Both start from a fresh clone with
-# nothing but Python 3.11+, make their own virtual environment, and are quick the second time.
+# `make demo` (see it work) and `make check` (check it) start from a fresh clone with nothing but Python 3.11+,
+# make their own virtual environment, and are quick the second time. `make help` lists all targets.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SITE   := build/site
+PORT   ?= 8001
 
-.PHONY: demo test test-slow check lint types format bench clean
+.DEFAULT_GOAL := help
+.PHONY: help demo check test test-slow tests lint types site docs format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## install, then run the quickstart: a real model before and after
 	$(BIN)/trimtab run recipes/quickstart.yaml $(ARGS)
 
-test: $(VENV)/.dev lint  ## install, lint, import contracts, tests (a process per core, one thread each)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+check: lint types site tests  ## what CI runs: lint, import contracts, types, documentation, tests
+
+test: lint tests  ## install, lint, import contracts, tests
 
 test-slow: $(VENV)/.dev  ## the long proofs: minutes to an hour
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
-check: test types  ## the same and types
+tests: $(VENV)/.dev  ## tests only: a process per core, one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## style, formatting and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev  ## pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(VENV)/.dev
+site: $(VENV)/.dev  ## build the documentation into build/site; warnings are errors
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs $(SITE)
+
+docs: site  ## build the documentation and serve it
+	@echo "http://127.0.0.1:$(PORT)"
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+format: $(VENV)/.dev  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,5 +64,5 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
-clean:
+clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The whole constitutional recipe on its real model: ``python -m benchmarks.constitutional --docs docs/judges.md``.
+"""The whole constitutional recipe on its real model: ``python -m benchmarks.constitutional``.
 
 Runs ``recipes/constitutional.yaml`` (a second call goes on where the first was stopped, and a finished run is only
 read) and writes what revision kept, what the judge was like, the KL per answer, and harmlessness, helpfulness and
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/constitutional.json"))
-    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/judges.md")
+    parser.add_argument("--docs", type=Path, help="page with the marks <!-- constitutional --> whose table is replaced")
     asked = parser.parse_args(arguments)
     before = machine()
     config = load_recipe(asked.recipe, asked.changes)

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairwise"))
     parser.add_argument("--pairs", type=int, default=300, help="of each set, drawn at random; 0: all")
     parser.add_argument("--longest", type=int, default=0, help="characters of both answers of a pair; 0: any")
-    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/judges.md")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/explanation/judges.md")
     parser.add_argument("--set", choices=["llmfao", "llmbar", "given"], action="append", dest="sets")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.machine import machine, versions
 from benchmarks.tables import replace_table
+from trimtab import fast_cpu
 from trimtab.constitution import load_constitution
 from trimtab.feedback import JudgeConfig, Question, Reply
 from trimtab.feedback.judge import questions_of
@@ -80,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--words", type=int, default=36)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/judging.json"))
-    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/judges.md")
+    parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/explanation/judges.md")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
+    fast_cpu.install()
     backbone = Backbone.load(ModelConfig(name=asked.model, context=2048))
     pairs = invented(asked.pairs, asked.words)
     everything = [q for both in pairs for q in both]

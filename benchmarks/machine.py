@@ -3,10 +3,10 @@
 import importlib.metadata
 import os
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
+
+from trimtab.process import peak_memory
 
 
 def cores() -> int:
@@ -32,27 +32,8 @@ def versions() -> dict[str, str]:
 
 
 def peak_mib() -> float:
-    """The most memory this process ever held in RAM, in MiB.
-
-    Linux counts it anew for each program (VmHWM); its ``ru_maxrss`` starts at the parent's peak, so it serves
-    elsewhere only. VmHWM is exact to some pages per processor, so a later reading can be lower: it never is here.
-    """
-    global _highest
-    _highest = max(_highest, _read_peak_mib())
-    return _highest
-
-
-_highest = 0.0
-
-
-def _read_peak_mib() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+    """The most memory this process ever held in RAM, in MiB."""
+    return peak_memory() / 2**20
 
 
 def _processor() -> str:

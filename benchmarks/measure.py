@@ -24,8 +24,9 @@ from benchmarks.channel import Channel, Stop
 from benchmarks.machine import peak_mib
 from benchmarks.texts import preferences
 from benchmarks.workloads import SEED, Kind, Settings, Workload
+from trimtab import fast_cpu
 from trimtab.errors import TrimtabError
-from trimtab.models import AdapterConfig, Backbone, ModelConfig, Role
+from trimtab.models import AdapterConfig, Backbone, FrozenStates, ModelConfig, Role
 from trimtab.models.loading import resolve
 from trimtab.records import Message, Preference, Rollout
 from trimtab.rollout import LocalSampler, RewardModelScorer, SamplerConfig
@@ -278,22 +279,23 @@ def _rl(workload: Workload, backbone: Backbone, pairs: Sequence[Preference], ste
     config = _online(workload, steps)
     ppo = workload.kind == "ppo"
     roles = RlRoles.on(backbone, config.adapter, seed=SEED, critic=ppo, shared_critic=workload.shared_critic)
-    judge = rule if workload.kind != "ppo" else _judge(workload, backbone, config.micro_batch_tokens)
+    states = FrozenStates(backbone)
+    reward = rule if not ppo else _reward_model(workload, states, config.micro_batch_tokens)
     tokens: list[int] = []
 
     def score(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
         _SCORED[:] = rollouts
         tokens.append(sum(len(r.tokens) for r in rollouts))
-        return dict(judge(rollouts))
+        return dict(reward(rollouts))
 
-    train_rl(roles, [pair.prompt for pair in pairs], score, config, seed=SEED, session=session)
+    train_rl(roles, [pair.prompt for pair in pairs], score, config, seed=SEED, session=session, states=states)
     return tokens
 
 
-def _judge(workload: Workload, backbone: Backbone, token_budget: int) -> RewardModelScorer:
-    role = Role.trainable(backbone, "reward", _adapter(workload), seed=SEED, scalar_head=True)
+def _reward_model(workload: Workload, states: FrozenStates, micro_batch_tokens: int) -> RewardModelScorer:
+    role = Role.trainable(states.backbone, "reward", _adapter(workload), seed=SEED, scalar_head=True)
     init_reward_head(role, SEED)
-    return RewardModelScorer(role, token_budget=token_budget)
+    return RewardModelScorer(role, micro_batch_tokens=micro_batch_tokens, states=states)
 
 
 def _decode(
@@ -323,6 +325,7 @@ _RUN: dict[Kind, Callable[[Workload, Backbone, Sequence[Preference], int, Sessio
 
 def main() -> int:
     """Measure what standard input asks for."""
+    fast_cpu.install()
     asked = json.loads(sys.stdin.readline())
     workload, settings = Workload(**asked["workload"]), Settings(**asked["settings"])
     torch.set_num_threads(settings.threads)

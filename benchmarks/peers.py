@@ -330,7 +330,7 @@ _NOTES = """\
 - `floor s`: counted operations over the matrix peak, or bytes over the bandwidth, whichever is longer, phase by phase
   (see `benchmarks/floors.py`); `of floor`: that, as a share of our time.
 - TRL draws answers through PEFT's layers, as its trainers do; with merged adapters its `decode` is that of the row
-  without. Our processes tell the C library to keep freed memory (`models/allocation.py`); TRL's do as the library does.
+  without. Our processes make the C library keep freed memory (`fast_cpu/allocation.py`); TRL's do not.
 - Answers have exactly the length shown on both sides: no token ends them. That spares TRL its unfinished rows, and us
   nothing.
 - PPO's processes are too large to be alive together. Ours takes its steps, the first not timed; then TRL takes one,

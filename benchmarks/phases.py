@@ -1,4 +1,4 @@
-"""Where the time of a PPO step goes: ``python -m benchmarks.phases --out docs/profile.md``.
+"""Where the time of a PPO step goes: ``python -m benchmarks.phases --out profile.md``.
 
 For each phase of a step the seconds measured, the least that the counted operations and bytes allow on this machine
 (``benchmarks/floors.py``), and what the processor did in it. Times are medians of steps without a profiler; the shares
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="as model.name in a recipe")
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="CPU threads (all cores)")
     parser.add_argument("--data", metavar="FILE", help="take texts from this preference file, not made-up ones")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here (docs/profile.md)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here")
     asked = parser.parse_args(arguments)
     here = machine()
     torch.set_num_threads(asked.threads)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from benchmarks.machine import machine, versions
+from trimtab import fast_cpu
 from trimtab.errors import DataError, TrimtabError
 from trimtab.files import write_json
 from trimtab.models import AdapterConfig, Backbone, Encoded, ModelConfig, Role, collate
@@ -224,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", type=Path, default=Path("runs/rates.json"), help="where results are written")
     options = parser.parse_args(arguments)
+    fast_cpu.install()
     model = ModelConfig(name=options.model, context=options.context)
     console = Console(width=None if sys.stdout.isatty() else 120)
     cells: list[Cell] = []

@@ -114,10 +114,10 @@ def _backbone(point: Point) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from trimtab import fast_cpu
     from trimtab.models import Backbone
-    from trimtab.models.allocation import keep_freed_memory
 
-    keep_freed_memory()
+    fast_cpu.install()
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=point.vocabulary,

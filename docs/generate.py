@@ -6,6 +6,7 @@
 import ast
 import dataclasses
 import difflib
+import importlib
 import inspect
 import itertools
 import json
@@ -33,6 +34,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands(),
         "configuration.md": configuration(),
         "errors.md": errors(),
+        "metrics.md": metrics(),
         "records.md": records(),
     }
     return {
@@ -52,7 +54,7 @@ def configuration() -> str:
     places: dict[type[BaseModel], list[str]] = {}
     _walk(RunConfig, "", Config, places)
     parts = [
-        "# Configuration\n\nWhat a recipe may say. A section that is left out is a stage that does not run; every "
+        "# Configuration\n\nThe keys of a recipe. A section that is left out is a stage that does not run; every "
         "other key has the default shown. `--set a.b=value` overrides one key. An unknown key is an error that names "
         "the nearest valid one.\n\n" + ", ".join(_link(cls) for cls in places)
     ]
@@ -76,7 +78,7 @@ def records() -> str:
     from trimtab.records import annotation, formats, types
 
     parts = [
-        "# Records\n\nWhat the parts of trimtab hand to each other, and what its JSON lines files hold. Records are "
+        "# Records\n\nThe data that the parts of trimtab exchange and that its JSON lines files hold. Records are "
         "frozen and their fields are given by name. From `trimtab.records`.\n\n```text\n" + _doc(types) + "\n```"
     ]
     for cls in [*vars(types).values(), *vars(annotation).values()]:
@@ -87,10 +89,89 @@ def records() -> str:
         parts.append(f"## {cls.__name__}\n\n{plain(_doc(cls))}\n\n{table}")
     rows = [(f"`{form.name}`", form.columns) for form in formats.FORMATS.values()]
     parts.append(
-        "## Row formats\n\nTried in this order; the first whose columns are there is taken. The [guide](../guide.md) "
-        "has a row of each.\n\n" + _table(("format", "columns"), rows)
+        "## Row formats\n\nTried in this order; the first whose columns are there is taken. [Use your own "
+        "data](../how-to/your-data.md#formats) has a row of each.\n\n" + _table(("format", "columns"), rows)
     )
     return "\n\n".join(parts)
+
+
+def metrics() -> str:
+    """Every logged and shown number, from the table in ``trimtab.metrics``."""
+    from trimtab.metrics import GROUPS, TRAINING
+
+    parts = [
+        "# Metrics\n\nEvery number in `metrics.jsonl` and on the pages: its meaning, its unit, the range to expect, "
+        "and what to do outside it. Ranges are rules of thumb for language models, not limits."
+    ]
+    for title, (where, table) in GROUPS.items():
+        parts.append(f"## {title}\n\n{where}")
+        if table is not TRAINING:
+            rows = [(m.title, m.unit, m.meaning, m.good, m.act) for m in table.values()]
+            parts.append(_table(("number", "unit", "meaning", "good", "otherwise"), rows))
+            continue
+        parts.append(", ".join(f"[{key}](#{_anchor(key)})" for key in table))
+        for key, m in table.items():
+            scope = f" Logged by {m.where}." if m.where else " Logged by every stage that trains."
+            unit = "without a unit" if m.unit == "1" else f"in {m.unit}"
+            parts.append(
+                f"### {key}\n\n**{m.title}**, {unit}.{scope}\n\n{m.meaning}\n\n"
+                f"- *Good:* {m.good}.\n- *Otherwise:* {m.act}"
+            )
+    return "\n\n".join(parts)
+
+
+def api() -> str:
+    """The public names: those of ``import trimtab`` in full, those of its packages with a line each."""
+    import trimtab
+
+    parts = [
+        "# API\n\nThe public names. Formulas are in [Algorithms](algorithms.md), records in [Records](records.md), "
+        "settings in [Configuration](configuration.md), exceptions in [Errors](errors.md). "
+        "[Use trimtab from Python](../how-to/python.md) has examples."
+    ]
+    names = [name for name in getattr(trimtab, "__all__", ()) if not name.startswith("_")]
+    if names:
+        parts.append(
+            "## trimtab\n\nThe names of `import trimtab`. Each is imported on first use, so the import loads no torch."
+        )
+        for name in names:
+            item = getattr(trimtab, name)
+            parts.append(
+                f"### {name}\n\n" + (_described(item) if inspect.isfunction(item) else f"```text\n{_doc(item)}\n```")
+            )
+    for name in PACKAGES:
+        package = importlib.import_module(f"trimtab.{name}")
+        rows = [(f"`{n}`", _first_line(getattr(package, n))) for n in package.__all__]
+        parts.append(f"## trimtab.{name}\n\n{plain(_doc(package).split(chr(10) * 2)[0])}\n\n" + _table(_NAME, rows))
+    return "\n\n".join(parts)
+
+
+PACKAGES = (
+    "records",
+    "feedback",
+    "constitution",
+    "models",
+    "rollout",
+    "trainers",
+    "evals",
+    "conformance",
+    "storage",
+    "testing",
+)
+"""Packages whose ``__all__`` is public; ``algos`` has a page of its own."""
+
+_NAME = ("name", "what it is")
+
+
+def _first_line(item: Any) -> str:
+    """First sentence of a docstring; of a plain value its type, which has no docstring of its own."""
+    if not callable(item) or get_origin(item) is not None:
+        return f"`{type(item).__name__}`"
+    return plain(_doc(item).split("\n\n")[0])
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def errors() -> str:
@@ -120,32 +201,6 @@ def commands() -> str:
 
     shown = list(_helps(get_command(app), "trimtab", None))
     return "# Commands\n\n" + "\n\n".join(f"## {path}\n\n```text\n{text}\n```" for path, text in shown)
-
-
-def api() -> str:
-    """The names of ``import trimtab`` and of ``trimtab.testing``."""
-    import trimtab
-    from trimtab import testing
-
-    names = [name for name in trimtab.__all__ if name != "__version__"]
-    rows = [(f"`{name}`", f"`{trimtab._HOME[name]}`", _summary(getattr(trimtab, name))) for name in names]
-    fakes = [(name, getattr(testing, name)) for name in testing.__all__]
-    table = _table(("name", "meaning"), [(f"`{n}`", _summary(x)) for n, x in fakes if callable(x) and _summary(x)])
-    return (
-        "# Python interface\n\n`import trimtab` gives the names below. Each is imported on first use, so the import "
-        "itself loads no torch. Type checkers see them all. What is not listed here or in `trimtab.algos`, "
-        "`trimtab.feedback`, `trimtab.evals` and `trimtab.testing` may change without notice.\n\n"
-        + _table(("name", "defined in", "meaning"), rows)
-        + "\n\n## trimtab.testing\n\n```text\n"
-        + _doc(testing)
-        + "\n```\n\n"
-        + table
-    )
-
-
-def _summary(item: Any) -> str:
-    """The first paragraph of a docstring."""
-    return plain(_doc(item).split("\n\n")[0])
 
 
 def algorithms() -> str:
@@ -278,7 +333,9 @@ def _signature(item: Callable[..., Any]) -> str:
             inner.append(str(parameter))
         result = signature.replace(parameters=[])
         line = f"{item.__name__}(\n    " + ",\n    ".join(inner) + f",\n{str(result).removeprefix('(')}"
-    return re.sub(r"\b(?:torch|typing|collections\.abc)\.", "", line)
+    line = re.sub(r"\b(?:torch|typing|collections\.abc)\.", "", line)
+    line = re.sub(r"Annotated\[Tensor, '(\[[^\]]*\](?: bool)?)'\]", r"Tensor\1", line)  # see trimtab.algos.shapes
+    return re.sub(r"Optional\[(Tensor\[[^\]]*\](?: bool)?)\]", r"\1 | None", line)
 
 
 def _helps(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:

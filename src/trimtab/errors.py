@@ -22,6 +22,15 @@ marks our own bugs only, never a user's mistake.
 """
 
 
+def install_hint(extra: str) -> str:
+    """The command that installs an extra, for messages about a missing package.
+
+    >>> install_hint("web")
+    "run in trimtab's folder: pip install -c constraints.txt -e '.[web]'"
+    """
+    return f"run in trimtab's folder: pip install -c constraints.txt -e '.[{extra}]'"
+
+
 class TrimtabError(Exception):
     """Base of every error a user can cause; its text is complete without a traceback."""
 

@@ -174,40 +174,6 @@ def test_rewards_add_up_to_score_minus_beta_kl():
 MISSING = {"scores": torch.tensor([2.0, 2.0]), "zeros": torch.zeros(2, 1), "mask": torch.ones(2, 1, dtype=torch.bool)}
 
 
-@pytest.mark.parametrize(
-    ("mode", "penalty", "expected"),
-    [("replace", -1.0, -1.0), ("subtract", -1.0, 1.0), ("subtract", 1.0, 1.0), ("replace", 0.0, 0.0)],
-)
-def test_missing_eos(mode, penalty: float, expected: float):
-    """Trap 9: the second answer was cut."""
-    m = MISSING
-    out = penalised_rewards(
-        m["scores"],
-        m["zeros"],
-        m["zeros"],
-        m["mask"],
-        beta=0.1,
-        ended=torch.tensor([True, False]),
-        missing_eos_penalty=penalty,
-        missing_eos_mode=mode,
-    )
-    assert out[:, 0].tolist() == [2.0, expected]
-
-
-def test_replacing_also_replaces_a_useless_score():
-    m = MISSING
-    out = penalised_rewards(
-        torch.tensor([2.0, NAN]),
-        m["zeros"],
-        m["zeros"],
-        m["mask"],
-        beta=0.1,
-        ended=torch.tensor([True, False]),
-        missing_eos_penalty=-1.0,
-    )
-    assert out[:, 0].tolist() == [2.0, -1.0]
-
-
 def test_rewards_are_constants():
     new = torch.zeros(2, 1, requires_grad=True)
     assert not penalised_rewards(MISSING["scores"], new, MISSING["zeros"], MISSING["mask"], beta=0.1).requires_grad
@@ -217,26 +183,9 @@ def test_rewards_refuse():
     scores, zeros, mask = MISSING["scores"], MISSING["zeros"], MISSING["mask"]
     with pytest.raises(TrainingError, match=r"answers \[1\] have no token"):
         penalised_rewards(scores, zeros, zeros, torch.tensor([[True], [False]]), beta=0.1)
-    with pytest.raises(TrainingError, match="ended"):
-        penalised_rewards(scores, zeros, zeros, mask, beta=0.1, missing_eos_penalty=-1.0)
-    with pytest.raises(ConfigError, match="missing_eos_mode"):
-        penalised_rewards(
-            scores,
-            zeros,
-            zeros,
-            mask,
-            beta=0.1,
-            ended=mask[:, 0],
-            missing_eos_penalty=-1.0,
-            missing_eos_mode="drop",  # type: ignore[arg-type]
-        )
     for beta in (-0.1, math.inf, NAN):
         with pytest.raises(ConfigError, match="beta is"):
             penalised_rewards(scores, zeros, zeros, mask, beta=beta)
-    with pytest.raises(ConfigError, match="missing_eos_penalty is nan"):
-        penalised_rewards(scores, zeros, zeros, mask, beta=0.1, ended=mask[:, 0], missing_eos_penalty=NAN)
-    with pytest.raises(TrainingError, match=r"ended is torch\.float32"):
-        penalised_rewards(scores, zeros, zeros, mask, beta=0.1, ended=scores, missing_eos_penalty=-1.0)
     for bad in (zeros[:, 0], zeros[:, :0]):
         with pytest.raises(TrainingError, match="two dimensions"):
             penalised_rewards(scores, bad, bad, bad.bool(), beta=0.1)

@@ -1,7 +1,9 @@
 """Side by side: processes take turns, floors are counted as by hand, tables say what was measured."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,17 +53,12 @@ def known_peaks(monkeypatch):
 READY = json.dumps({"ready": True, "loaded_mib": 1024.0, "versions": {"trl": "1.2.3"}})
 
 
-def test_the_workloads_are_those_of_the_comparison():
-    kinds = [(w.kind, w.batch, w.group, w.adapter, w.top_layers) for w in WORKLOADS]
-    for adapter in ("full", "lora"):
-        for kind, batch, group in [("sft", 8, 1), ("reward", 8, 1), ("rloo", 8, 4), ("grpo", 8, 4), ("ppo", 32, 1)]:
-            assert (kind, batch, group, adapter, None) in kinds
-        assert kinds.count(("dpo", 8, 1, adapter, None)) == 2  # with and without the reference at hand
-        assert {b for k, b, _, a, _ in kinds if (k, a) == ("decode", adapter)} == {8, 32, 64}
-    assert ("ppo", 32, 1, "lora", 10) in kinds
-    assert len({w.name for w in WORKLOADS}) == len(WORKLOADS) and set(TARGETS) <= {w.name for w in WORKLOADS}
-    assert all((w.new_tokens, w.context) == (48, 256) for w in WORKLOADS)
-    assert all(w.epochs == 4 for w in WORKLOADS if w.kind == "ppo")
+def test_the_page_and_the_targets_name_the_workloads_that_are_measured():
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    table = re.findall(r"^\| ((?:sft|reward|dpo|rloo|grpo|ppo|decode) [^|]*?) \|", page, flags=re.M)
+    names = [workload.name for workload in WORKLOADS]
+    assert sorted(table) == sorted(names) and len(set(names)) == len(names)
+    assert set(TARGETS) <= set(names)
 
 
 def test_floor_of_fine_tuning_by_hand():

@@ -1,9 +1,11 @@
 """Cost against size: what grows, and what the table makes of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from benchmarks import scaling
 from benchmarks.scaling import AXES, Point, main, markdown, measure, points, rows
 
 
@@ -19,10 +21,28 @@ def test_every_axis_has_one_two_four_and_eight_times():
     assert {axis for axes in AXES.values() for axis in axes} == {"tokens", "answers", "vocabulary"}
 
 
+SMALL = Point(step="sft", prompts=2, tokens=8, vocabulary=300, layers=2, width=16)
+
+
 @pytest.mark.parametrize("step", AXES)
-def test_each_step_on_a_small_model(step):
-    found = measure(Point(step=step, prompts=2, tokens=8, vocabulary=300, layers=2, width=16), 2)
-    assert len(found["seconds"]) == 2 and found["median"] > 0 and found["step_mib"] >= 0
+def test_a_step_of_twice_the_tokens_passes_twice_the_tokens_through_the_model(step, monkeypatch):
+    """What is timed is the work that the column names, counted at the final norm, which every pass goes through."""
+    passed: list[int] = []
+    backbone = scaling._backbone
+
+    def counting(point):
+        made = backbone(point)
+        made.model.model.norm.register_forward_pre_hook(lambda module, states: passed.append(states[0][..., 0].numel()))
+        return made
+
+    monkeypatch.setattr(scaling, "_backbone", counting)
+    counts = []
+    for tokens in (16, 32):
+        passed.clear()
+        result = measure(replace(SMALL, step=step, tokens=tokens), 1)
+        assert len(result["seconds"]) == 1 and result["median"] == result["seconds"][0]
+        counts.append(sum(passed))
+    assert counts[0] > 0 and counts[1] / counts[0] == pytest.approx(2, rel=0.15)
 
 
 def result(axis: str | None, times: int, seconds: float, mib: float) -> dict:

@@ -162,6 +162,6 @@ def test_it_is_fast_and_long_or_odd_text_does_not_stall_it():
 def test_without_vader_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
     gold._analyzer.cache_clear()
-    with pytest.raises(ConfigError, match=r"pip install 'trimtab\[train\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[train\]'"):
         utility(PLAIN)
     gold._analyzer.cache_clear()

@@ -10,7 +10,7 @@ from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.testing import WORDS, chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
-    WITHOUT_REFERENCE,
+    METHODS,
     CpoConfig,
     DapoConfig,
     DpoConfig,
@@ -134,7 +134,7 @@ def test_offline_methods_improve_their_own_objective_on_unseen_answers(name):
     config, backbone = OFFLINE[name], trunk()
     policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
     seen, unseen = rankings(policy, 0, 160), rankings(policy, 1000, 100)
-    free = config.method in WITHOUT_REFERENCE
+    free = not METHODS[config.method].reference
     known, known_unseen = (None, None) if free else (answer_logprobs(start, seen), answer_logprobs(start, unseen))
     before = evaluate_preference(policy, unseen, config, reference=known_unseen)
     train_preference(policy, seen, config, reference=known, seed=0)

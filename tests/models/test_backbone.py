@@ -1,11 +1,13 @@
 """One trunk for several roles: nobody's training moves anybody else's numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from trimtab.errors import ConfigError
-from trimtab.models import AdapterConfig, Backbone, Batch, Chat, DrawnStates, Role, collate
+from trimtab.errors import CheckpointError, ConfigError
+from trimtab.models import AdapterConfig, Backbone, Batch, Chat, FrozenStates, Role, collate
 from trimtab.testing import chat_messages, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import Learner, Norms, OptimizerConfig
 
@@ -105,18 +107,6 @@ def test_merge_folds_one_adapter_in_for_good(architecture):
     assert not any("sft" in name for name, _ in trunk.model.named_parameters())
 
 
-def test_copy_adapter():
-    trunk = tiny_backbone()
-    one, two = (Role.trainable(trunk, name, lora(), seed=s) for s, name in enumerate(("one", "two")))
-    batch = batch_of(trunk)
-    stir(one)
-    trunk.copy_adapter("one", "two")
-    assert torch.equal(one.logprobs(batch), two.logprobs(batch))
-    copied = two.logprobs(batch)
-    stir(one, seed=4)
-    assert torch.equal(two.logprobs(batch), copied)
-
-
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_two_halves_are_the_whole(architecture):
     trunk = tiny_backbone(architecture, layers=4)
@@ -125,55 +115,118 @@ def test_two_halves_are_the_whole(architecture):
     assert trunk.frozen_layers == 2  # below the lowest adapter of all
     batch = batch_of(trunk)
     whole = policy.logprobs(batch), critic.values(batch), Role(trunk).logprobs(batch)
-    lower = trunk.lower(batch)
-    assert lower is not None and not lower.requires_grad
-    batch.columns["lower"] = lower
-    halves = policy.logprobs(batch), critic.values(batch), Role(trunk).logprobs(batch)
+    states = FrozenStates(trunk)
+    frozen = states.of(batch)
+    assert frozen is not None and not frozen.requires_grad
+    halves = (
+        policy.logprobs(batch, states=states),
+        critic.values(batch, states=states),
+        Role(trunk).logprobs(batch, states=states),
+    )
+    assert (states.hits, states.computed) == (3 * batch.size, batch.size)
     for a, b in zip(halves, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    policy.logprobs(batch).sum().backward()
+    policy.logprobs(batch, states=states).sum().backward()
     assert all(p.grad is not None for p in policy.parameters().values())
 
 
 def test_training_above_never_changes_below():
     trunk = tiny_backbone()
     policy, batch = Role.trainable(trunk, "policy", lora(1), seed=1), batch_of(trunk)
-    before = trunk.lower(batch)
+    before = trunk.frozen_hidden(batch)
     train(policy, batch)
-    assert before is not None and torch.equal(before, trunk.lower(batch))
+    assert torch.equal(before, trunk.frozen_hidden(batch))
 
 
-def test_remembered_states_are_as_many_tokens_as_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trimtab.models.backbone.REMEMBERED", 100)
+# States of frozen layers ---------------------------------------------------------------------------
+
+
+def cut_trunk() -> Backbone:
     trunk = tiny_backbone()
     Role.trainable(trunk, "policy", lora(1), seed=1)
-    mask, device = [[True] * 40], torch.device("cpu")
-    batches = [collate([list(range(start, start + 40))], mask, device) for start in (1, 2, 3, 1)]
-    first = trunk.lower(batches[0])
-    assert trunk.lower(batches[0]) is first
-    for batch in batches[1:3]:
-        trunk.lower(batch)
-    assert len(trunk._recent) == 2  # 80 tokens; a third would be 120
-    again = trunk.lower(batches[3])
-    assert again is not first and torch.equal(again, first)
-    wide = collate([list(range(1, 60)), list(range(2, 61))], [[True] * 59] * 2, device)
-    assert trunk.lower(wide) is trunk.lower(wide)  # one at least
+    return trunk
 
 
-def test_drawn_states_are_as_many_tokens_as_is_said():
-    states, prompt = DrawnStates(20), torch.zeros(4, 2)
+def test_states_stop_at_the_limit_and_stay_as_they_are():
+    states, prompt = FrozenStates(cut_trunk(), limit=20), torch.zeros(4, 2)
     for number in range(3):
-        states.keep([1, 2, 3, 4, number, number], prompt, torch.full((2, 2), float(number)))
-    states.keep([9] * 3, torch.zeros(2, 2), torch.zeros(1, 2))  # would be 21: not kept, and nothing goes for it
-    assert len(states) == 3 and states.get([9] * 3) is None
-    states.keep([1, 2, 3, 4, 0, 0], prompt, torch.full((2, 2), 7.0))  # once more: counted once
-    states.keep([9] * 2, torch.zeros(1, 2), torch.zeros(1, 2))
-    assert len(states) == 4
-    found = states.get([1, 2, 3, 4, 0, 0])
-    assert found is not None and found[1][0, 0] == 7.0
+        states.add([1, 2, 3, 4, number, number], prompt, torch.full((2, 2), float(number)))
+    assert len(states) == 3 and not states.full
+    states.add([1, 2, 3, 4, 0, 0], prompt, torch.full((2, 2), 7.0))  # the same sequence again is counted once
+    states.add([9] * 3, torch.zeros(3, 2))  # would be 21 tokens
+    assert states.full and len(states) == 3 and states.get([9] * 3) is None
+    states.add([9] * 2, torch.zeros(2, 2))  # would fit, but a resumed run must have the same contents
+    assert len(states) == 3
+    known = states.get([1, 2, 3, 4, 0, 0])
+    assert known is not None and known.shape == (6, 2) and known[-1, 0] == 7.0
     states.clear()
-    states.keep([9] * 20, torch.zeros(10, 2), torch.zeros(10, 2))
-    assert len(states) == 1
+    states.add([9] * 20, torch.zeros(10, 2), torch.zeros(10, 2))
+    assert len(states) == 1 and not states.full
+
+
+def test_a_state_is_computed_once_and_the_rest_of_a_batch_beside_it():
+    trunk = cut_trunk()
+    batch, states = batch_of(trunk), FrozenStates(trunk)
+    whole = FrozenStates(trunk).of(batch)
+    states.of(batch.rows(torch.tensor([1, 2])))
+    assert (states.hits, states.computed) == (0, 2)
+    found = states.of(batch)
+    assert (states.hits, states.computed) == (2, 4)
+    again = states.of(batch)
+    assert (states.hits, states.computed) == (6, 4) and again is not None and found is not None and whole is not None
+    for row, length in enumerate(batch.lengths.tolist()):
+        assert torch.equal(found[row, :length], again[row, :length])
+        torch.testing.assert_close(found[row, :length], whole[row, :length], rtol=1e-4, atol=1e-5)
+
+
+def test_states_without_room_are_computed_each_time():
+    trunk = cut_trunk()
+    batch, states = batch_of(trunk), FrozenStates(trunk, limit=0)
+    assert torch.equal(states.of(batch), states.of(batch))
+    assert (len(states), states.hits, states.computed) == (0, 0, 2 * batch.size)
+
+
+def test_another_adapter_or_a_merge_empties_the_store():
+    trunk = tiny_backbone(layers=4)
+    states, batch = FrozenStates(trunk), batch_of(trunk)
+    assert states.of(batch) is None and not states.active  # no adapter: nothing is known to be frozen
+    Role.trainable(trunk, "policy", lora(1), seed=1)
+    states.of(batch)
+    assert len(states) == batch.size
+    stir(Role.trainable(trunk, "critic", lora(2), seed=2))
+    assert states.active and states.get(batch.tokens[0, : int(batch.lengths[0])].tolist()) is None
+    assert len(states) == 0
+    alone = cut_trunk()
+    states = FrozenStates(alone)
+    states.of(batch)
+    assert len(states) == batch.size
+    alone.merge("policy")
+    assert states.of(batch) is None and len(states) == 0
+
+
+def test_another_backbones_states_are_not_used():
+    trunk, other = cut_trunk(), cut_trunk()
+    states, batch = FrozenStates(other), batch_of(trunk)
+    assert torch.equal(Role(trunk).logprobs(batch, states=states), Role(trunk).logprobs(batch))
+    assert (states.hits, states.computed) == (0, 0)
+
+
+def test_states_on_disk_come_back_bit_for_bit(tmp_path: Path):
+    trunk = cut_trunk()
+    batch, states = batch_of(trunk), FrozenStates(trunk, limit=int(batch_of(trunk).lengths[:3].sum()))
+    states.of(batch)
+    rows = [row[:n] for row, n in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)]
+    states.save(tmp_path / "a.safetensors", rows)
+    again = FrozenStates(trunk, limit=states.limit)
+    again.load(tmp_path / "a.safetensors", rows)
+    assert len(again) == len(states) < batch.size and again.full == states.full is True
+    for row in rows:
+        known, loaded = states.get(row), again.get(row)
+        assert (known is None) == (loaded is None)
+        assert known is None or loaded is None or torch.equal(known, loaded)
+    (tmp_path / "a.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="damaged or missing"):
+        again.load(tmp_path / "a.safetensors", rows)
 
 
 def test_trunk_that_cannot_be_cut_is_used_whole():
@@ -181,7 +234,7 @@ def test_trunk_that_cannot_be_cut_is_used_whole():
     policy = Role.trainable(trunk, "policy", lora(1), seed=1)
     batch = batch_of(trunk)
     assert trunk.frozen_layers == 0
-    assert trunk.lower(batch) is None
+    assert FrozenStates(trunk).of(batch) is None
     train(policy, batch)
     assert not torch.equal(policy.logprobs(batch), Role(trunk).logprobs(batch))
 

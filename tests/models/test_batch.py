@@ -1,11 +1,13 @@
 """Padding, splitting and packing, on lists small enough to look at."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.models import AdapterConfig, Batch, Role, collate, pack, scatter
+from trimtab.models import AdapterConfig, Batch, FrozenStates, Role, collate, pack, scatter
 from trimtab.models.batch import block_diagonal_mask
 from trimtab.testing import tiny_backbone
 
@@ -27,13 +29,19 @@ def test_scatter_puts_values_where_the_mask_is_true():
     assert scatter([[1.0, 2.0], [3.0]], mask).tolist() == [[0, 1, 2, 0], [0, 0, 3, 0]]
 
 
-def test_rows_are_cut_to_their_longest_with_their_columns():
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Marked(Batch):
+    per_token: torch.Tensor
+    per_row: torch.Tensor
+
+
+def test_rows_are_cut_to_their_longest_with_the_fields_of_a_subclass():
     batch = collate([[1, 2, 3, 4], [5, 6], [7]], [[True] * 4, [True] * 2, [True]], CPU)
-    batch.columns |= {"per_token": torch.arange(12.0).view(3, 4), "per_row": torch.tensor([1.0, 2.0, 3.0])}
-    part = batch.rows(torch.tensor([2, 1]))
+    marked = Marked(**vars(batch), per_token=torch.arange(12.0).view(3, 4), per_row=torch.tensor([1.0, 2.0, 3.0]))
+    part = marked.rows(torch.tensor([2, 1]))
     assert part.tokens.tolist() == [[7, 0], [5, 6]]
-    assert part.columns["per_token"].tolist() == [[8, 9], [4, 5]]
-    assert part.columns["per_row"].tolist() == [3, 2]
+    assert part.per_token.tolist() == [[8, 9], [4, 5]]
+    assert part.per_row.tolist() == [3, 2]
 
 
 @given(lists, st.integers(1, 40))
@@ -53,7 +61,8 @@ def test_packing_loses_nothing_and_respects_the_width(sequences, width):
     masks = [[i % 2 == 1 for i in range(len(s))] for s in sequences]
     batch = pack(sequences, masks, width, CPU)
     assert batch.tokens.shape[1] <= max(width, max(map(len, sequences)))
-    segments, positions = batch.columns["segments"], batch.columns["positions"]
+    segments, positions = batch.segments, batch.positions
+    assert segments is not None and positions is not None
     for number, sequence in enumerate(sequences):
         place = segments == number
         assert batch.tokens[place].tolist() == sequence
@@ -89,7 +98,7 @@ def grouped() -> Batch:
 
 def test_a_prompt_is_laid_out_once():
     batch = grouped()
-    shared = batch.shared_prompts()
+    shared = batch.shared_prompts
     assert shared is not None
     assert shared.tokens[0].tolist() == [7, 8, 9, 1, 2, 3, 2, 2, 2, 2]
     assert shared.positions[0].tolist() == [0, 1, 2, 3, 4, 3, 3, 4, 5, 6]
@@ -106,10 +115,9 @@ def test_a_prompt_is_laid_out_once():
 
 def test_rows_without_a_common_prompt_are_left_alone():
     batch = grouped()
-    assert batch.rows(torch.tensor([0, 2])).shared_prompts() is None
-    assert batch.rows(torch.tensor([0, 1])).shared_prompts() is not None
-    del batch.columns["prompt_lengths"]
-    assert batch.shared_prompts() is None
+    assert batch.rows(torch.tensor([0, 2])).shared_prompts is None
+    assert batch.rows(torch.tensor([0, 1])).shared_prompts is not None
+    assert replace(batch, prompt_lengths=None).shared_prompts is None
 
 
 def test_micro_batches_keep_groups_together_and_count_a_prompt_once():
@@ -131,12 +139,10 @@ def test_shared_prompts_give_the_same_numbers_and_gradients(architecture, top):
         config = AdapterConfig(rank=4, alpha=8, top_layers=top)
         role = stir(Role.trainable(backbone, "it", config, seed=0, scalar_head=True), scale=0.1)
         batch = collate(tokens, masks, torch.device("cpu"), prompt_lengths=lengths)
-        assert (batch.shared_prompts() is None) == (lengths is None)
-        lower = backbone.lower(batch)
-        if lower is not None:
-            batch.columns["lower"] = lower
-        logprobs, entropies = role.logprobs_and_entropies(batch)
-        values, scores = role.values(batch), role.scores(batch)
+        assert (batch.shared_prompts is None) == (lengths is None)
+        states = FrozenStates(backbone)
+        logprobs, entropies = role.logprobs_and_entropies(batch, states=states)
+        values, scores = role.values(batch, states=states), role.scores(batch, states=states)
         (logprobs.sum() + values.square().sum() + scores.square().sum()).backward()
         gradients = torch.cat([p.grad.flatten() for p in role.parameters().values()])
         results.append((logprobs, entropies, values, scores, gradients))

@@ -1,5 +1,7 @@
 """What roles compute, against Hugging Face's own logits one sequence at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -104,10 +106,12 @@ def test_head_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch):
 def test_padding_is_never_seen(architecture):
     backbone = tiny_backbone(architecture)
     batch = batch_of(backbone)
-    wide = collate(*encoded(backbone), backbone.device)
     filler = torch.full((batch.size, 17), 9)
-    wide.tokens = torch.cat([wide.tokens, filler], dim=1)
-    wide.response_mask = torch.cat([wide.response_mask, torch.zeros_like(filler, dtype=torch.bool)], dim=1)
+    wide = replace(
+        batch,
+        tokens=torch.cat([batch.tokens, filler], dim=1),
+        response_mask=torch.cat([batch.response_mask, torch.zeros_like(filler, dtype=torch.bool)], dim=1),
+    )
     width = batch.tokens.shape[1]
     one = Role(backbone)
     torch.testing.assert_close(one.logprobs(wide)[:, :width], one.logprobs(batch), rtol=1e-5, atol=1e-5)
@@ -124,7 +128,7 @@ def test_packed_rows_are_separate_rows(architecture, kind):
     assert packed.size < separate.size
     apart, together = trained.logprobs(separate), trained.logprobs(packed)
     for number, sequence in enumerate(tokens):
-        mine = together[packed.columns["segments"] == number]
+        mine = together[packed.segments == number]
         torch.testing.assert_close(mine, apart[number, : len(sequence)], rtol=1e-4, atol=1e-5)
     close(gradients(trained, packed), gradients(trained, separate))
 
@@ -135,8 +139,8 @@ def test_packed_neighbours_do_not_talk():
     changed = [tokens[0], [(t + 7) % 300 for t in tokens[1]], *tokens[2:]]
     before = pack(tokens, masks, 128, backbone.device)
     after = pack(changed, masks, 128, backbone.device)
-    segments = before.columns["segments"]
-    assert before.size == 1
+    segments = before.segments
+    assert before.size == 1 and segments is not None
     a, b = Role(backbone).logprobs(before), Role(backbone).logprobs(after)
     assert torch.equal(a[segments != 1], b[segments != 1])
     assert not torch.allclose(a[segments == 1], b[segments == 1])

@@ -345,7 +345,7 @@ def test_reading_back_before_anything_was_written(place: Path, run: RunFolder, c
     assert run_app([*common, "--read", str(place / "x.csv")]) == 3
     assert "nothing was given to blind readers yet" in " ".join(capsys.readouterr().err.split())
     assert run_app([*common, "--set", "name=other", "--read", str(place / "x.csv")]) == 3
-    assert "there is no such run" in " ".join(capsys.readouterr().err.split())
+    assert "no such run" in " ".join(capsys.readouterr().err.split())
     assert not (place / "runs" / "other").exists()
 
 

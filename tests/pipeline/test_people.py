@@ -117,7 +117,7 @@ def test_check_items_of_a_shared_project_are_not_waited_for(asked):
 
 
 def test_a_run_that_asks_nobody_needs_no_database():
-    """``pip install trimtab[train]`` brings no SQLAlchemy; here it cannot be imported."""
+    """The ``train`` extra brings no SQLAlchemy; here it cannot be imported."""
     check = "import sys; sys.modules['sqlalchemy'] = None; import trimtab.pipeline.run"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

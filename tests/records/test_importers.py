@@ -96,7 +96,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"pip install 'trimtab\[data\]'"):
+    with pytest.raises(DataError, match=r"pip install -c constraints.txt -e '\.\[data\]'"):
         load(save(tmp_path / "a.parquet", "x"), kind=Prompt)
 
 
@@ -469,7 +469,7 @@ def test_the_hub_out_of_reach(hub: FakeHub) -> None:
 
 def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'trimtab\[data\]'"):
+    with pytest.raises(DataError, match=r"pip install -c constraints.txt -e '\.\[data\]'"):
         load("team/pairs", kind=Preference)
 
 

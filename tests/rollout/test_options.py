@@ -40,7 +40,7 @@ def test_equal_to_separate_passes(architecture, common: int, groups: int, each: 
     backbone = tiny_backbone(architecture)
     prompts, options = questions(0, common, groups, each)
     for budget in (64, 4096):
-        found = option_logprobs(backbone, prompts, options, token_budget=budget)
+        found = option_logprobs(backbone, prompts, options, micro_batch_tokens=budget)
         for prompt, given, scores in zip(prompts, options, found, strict=True):
             assert scores == pytest.approx([separate(backbone, prompt, option) for option in given], abs=1e-4)
 
@@ -70,7 +70,8 @@ def test_longer_than_a_tree_and_with_an_adapter():
 def test_results_are_told_pass_by_pass_and_once():
     told: list[dict[int, list[float]]] = []
     prompts, options = questions(0, 10, 6, 2)
-    found = option_logprobs(tiny_backbone(), prompts, options, token_budget=32, found=lambda x: told.append(dict(x)))
+    backbone = tiny_backbone()
+    found = option_logprobs(backbone, prompts, options, micro_batch_tokens=32, report=lambda x: told.append(dict(x)))
     assert len(told) > 1 and sum(map(len, told)) == len(prompts)
     assert {k: v for part in told for k, v in part.items()} == dict(enumerate(found))
 

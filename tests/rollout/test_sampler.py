@@ -7,22 +7,30 @@ import torch
 from pydantic import ValidationError
 
 from trimtab.errors import DataError
-from trimtab.models import AdapterConfig, Backbone, DrawnStates, Role
+from trimtab.models import AdapterConfig, Backbone, FrozenStates, Role, scatter
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.rollout.sampler import _nucleus
+from trimtab.rollout.sampler import _nucleus, _shared_start
 from trimtab.testing import prompts, tiny_backbone
-from trimtab.trainers import rollout_batch
+from trimtab.trainers import tokens_of
 
 from ..kit import stir
 
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 
 
-def sample(backbone: Backbone, asked: list[Prompt], *, group: int = 1, seed: int = 0, **settings) -> list[Rollout]:
+def sample(
+    backbone: Backbone,
+    asked: list[Prompt],
+    *,
+    group: int = 1,
+    seed: int = 0,
+    states: FrozenStates | None = None,
+    **settings,
+) -> list[Rollout]:
     adapter = settings.pop("adapter", None)
     config = SamplerConfig(**({"max_new_tokens": 12} | settings))
-    return LocalSampler(backbone, config).generate(asked, adapter=adapter, seed=seed, group=group)
+    return LocalSampler(backbone, config).generate(asked, adapter=adapter, seed=seed, group=group, states=states)
 
 
 def drawn(rollouts: list[Rollout]) -> dict[str, list[int]]:
@@ -35,11 +43,12 @@ def test_logprobs_are_what_the_trainer_computes(architecture, temperature):
     backbone = tiny_backbone(architecture)
     policy = stir(Role.trainable(backbone, "policy", AdapterConfig(rank=4, alpha=8), seed=1), scale=0.05)
     rollouts = sample(backbone, prompts(6), group=3, adapter="policy", temperature=temperature, slots=7)
-    batch = rollout_batch(rollouts, backbone.device)
+    batch = tokens_of(rollouts, backbone.device)
     with torch.no_grad():
         again = policy.logprobs(batch, temperature=temperature)
         reference = Role(backbone).logprobs(batch, temperature=temperature)
-    torch.testing.assert_close(batch.columns["old_logprobs"], again, rtol=1e-4, atol=1e-4)
+    sampled = scatter([r.logprobs for r in rollouts], batch.response_mask)
+    torch.testing.assert_close(sampled, again, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(again, reference, atol=1e-2)
 
 
@@ -53,10 +62,9 @@ def test_greedy_is_hugging_faces_token_by_token(architecture):
             asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=20,
         )[0, asked.shape[1] :].tolist()  # fmt: skip
         assert rollout.tokens == theirs
-    batch = rollout_batch(rollouts, backbone.device)
-    torch.testing.assert_close(
-        batch.columns["old_logprobs"], Role(backbone).logprobs(batch).detach(), rtol=1e-4, atol=1e-4
-    )
+    batch = tokens_of(rollouts, backbone.device)
+    sampled = scatter([r.logprobs for r in rollouts], batch.response_mask)
+    torch.testing.assert_close(sampled, Role(backbone).logprobs(batch).detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
@@ -221,11 +229,10 @@ def test_what_all_prompts_begin_with_runs_once(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_prompts_where_one_is_the_start_of_the_other():
-    backbone = tiny_backbone()
-    sampler = LocalSampler(backbone, SamplerConfig())
-    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]], None)[0].get_seq_length() == 5
-    assert sampler._prefix([[1, 2, 3, 4, 5, 6]] * 3, None)[0].get_seq_length() == 5
-    assert sampler._prefix([[1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]], None)[0].get_seq_length() == 0
+    assert _shared_start([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]]) == 5
+    assert _shared_start([[1, 2, 3, 4, 5, 6]] * 3) == 5
+    assert _shared_start([[1, 2, 3, 4, 5, 6], [1, 2, 3, 9, 9, 9]]) == 3
+    assert _shared_start([[1, 2, 3]]) == 0
 
 
 # What frozen layers give on the way ---------------------------------------------------------------
@@ -241,20 +248,17 @@ def test_prompts_where_one_is_the_start_of_the_other():
         {"group": 2, "slots": 5, "stop": ("e", "a")},
     ],
 )
-def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, settings, monkeypatch):
+def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, settings):
     plain, trunk, asked = tiny_backbone(architecture), tiny_backbone(architecture), prompts(6)
     stir(Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1))
-    plain.drawn, trunk.drawn = DrawnStates(), DrawnStates()
-    assert plain.frozen_layers == 0 and trunk.frozen_layers == len(trunk.layers) - 1
-    rollouts = sample(trunk, asked, **settings)
-    assert drawn(rollouts) == drawn(sample(plain, asked, **settings))  # reading the last token changes no answer
-    assert len(plain.drawn) == 0
-    batch = rollout_batch(rollouts, trunk.device)
-    with monkeypatch.context() as patch:
-        patch.setattr(Backbone, "_computed", None)  # nothing is missing
-        found = trunk.lower(batch)
-    trunk.drawn.clear()
-    expected = trunk.lower(batch)
+    none, states = FrozenStates(plain), FrozenStates(trunk)
+    rollouts = sample(trunk, asked, states=states, **settings)
+    # Reading the last token changes no answer.
+    assert drawn(rollouts) == drawn(sample(plain, asked, states=none, **settings))
+    assert len(none) == 0 and len(states) == len({tuple(r.prompt_tokens + r.tokens) for r in rollouts})
+    batch = tokens_of(rollouts, trunk.device)
+    found, expected = states.of(batch), FrozenStates(trunk).of(batch)
+    assert (states.hits, states.computed) == (batch.size, 0)
     assert found is not None and expected is not None
     for row, length in enumerate(batch.lengths.tolist()):
         torch.testing.assert_close(found[row, :length], expected[row, :length], rtol=1e-4, atol=1e-5)
@@ -263,22 +267,31 @@ def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, 
 def test_states_of_some_rows_only():
     trunk, asked = tiny_backbone(), prompts(6)
     Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1)
-    trunk.drawn = DrawnStates()
-    rollouts = sample(trunk, asked, group=2)
-    batch = rollout_batch(rollouts, trunk.device)
-    whole = trunk.lower(batch)
-    trunk.drawn.clear()
-    sample(trunk, asked[1:4], group=2)
-    half = trunk.lower(batch)
-    trunk.drawn.clear()
-    none = trunk.lower(batch)
-    assert whole is not None and half is not None and none is not None
+    whole, half = FrozenStates(trunk), FrozenStates(trunk)
+    rollouts = sample(trunk, asked, group=2, states=whole)
+    sample(trunk, asked[1:4], group=2, states=half)
+    batch = tokens_of(rollouts, trunk.device)
+    results = [states.of(batch) for states in (whole, half, FrozenStates(trunk))]
+    assert half.hits == 6 and half.computed == 6
     for row, length in enumerate(batch.lengths.tolist()):
-        torch.testing.assert_close(half[row, :length], whole[row, :length], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(half[row, :length], none[row, :length], rtol=1e-4, atol=1e-5)
+        for other in results[1:]:
+            torch.testing.assert_close(other[row, :length], results[0][row, :length], rtol=1e-4, atol=1e-5)
 
 
-# Stop strings, settings of single prompts --------------------------------------------------------
+def test_an_error_leaves_no_hook_behind():
+    trunk = tiny_backbone()
+    Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1)
+
+    def fails(states: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("on purpose")
+
+    sampler = LocalSampler(trunk, SamplerConfig(max_new_tokens=4))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        sampler.generate(prompts(2), adapter=None, seed=0, states=FrozenStates(trunk), value_head=fails)
+    assert not any(layer._forward_hooks for layer in trunk.layers)
+
+
+# Stop strings --------------------------------------------------------------------------------------
 
 
 def test_an_answer_ends_at_a_stop_string():
@@ -316,15 +329,3 @@ def test_white_space_can_be_a_stop_string():
         assert other.text == said(other.tokens).partition("\n")[0].strip()
     with pytest.raises(ValidationError, match="at least 1 character"):
         SamplerConfig(stop=("",))
-
-
-def test_settings_of_single_prompts():
-    backbone, asked = tiny_backbone(), prompts(5)
-    common = SamplerConfig(max_new_tokens=12)
-    special = {asked[1].id: SamplerConfig(temperature=0.0, max_new_tokens=5), asked[3].id: SamplerConfig(top_p=0.3)}
-    mixed = LocalSampler(backbone, common).generate(asked, adapter=None, seed=1, settings=special)
-    for index, prompt in enumerate(asked):
-        own = special.get(prompt.id, common)
-        [alone] = LocalSampler(backbone, own).generate([prompt], adapter=None, seed=1)
-        assert mixed[index].tokens == alone.tokens
-        assert mixed[index].logprobs == pytest.approx(alone.logprobs, abs=1e-4)

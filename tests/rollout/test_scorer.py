@@ -35,7 +35,7 @@ def alone(reward: Role, tokens: list[int]) -> float:
 def test_sees_exactly_the_tokens_that_were_produced(reward, rollouts):
     wanted = [alone(reward, r.prompt_tokens + r.tokens) for r in rollouts]
     assert RewardModelScorer(reward).raw(rollouts).tolist() == pytest.approx(wanted, abs=1e-5)
-    small = RewardModelScorer(reward, token_budget=1)(rollouts)["reward_model"]
+    small = RewardModelScorer(reward, micro_batch_tokens=1)(rollouts)["reward_model"]
     assert small == pytest.approx(wanted, abs=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trimtab.errors import ConfigError, DataError
-from trimtab.models import AdapterConfig, Role
+from trimtab.models import AdapterConfig, FrozenStates, Role
 from trimtab.rollout import LocalSampler, SamplerConfig, make_sampler
 from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import PpoConfig, RlRoles, train_rl
@@ -67,15 +67,17 @@ def test_the_policys_weights_are_given_adapter_added_under_plain_names(made):
     assert all(torch.equal(engine.weights[n], plain[n]) for n in plain)
 
 
-def test_training_on_upper_layers_with_another_sampler_keeps_no_states(made, tmp_path):
+def test_training_on_upper_layers_with_a_sampler_that_shows_no_states(made, tmp_path):
     backbone, _ = made
     settings = PpoConfig(
         adapter=AdapterConfig(rank=2, top_layers=1), steps=2, prompts=2, importance_cap=2.0,
         sampler=SamplerConfig(engine="vllm", max_new_tokens=8),
     )  # fmt: skip
     roles = RlRoles.on(backbone, settings.adapter, seed=0)
-    train_rl(roles, prompts(4), lambda found: {"one": [1.0] * len(found)}, settings, seed=0, samples=tmp_path)
-    assert backbone.frozen_layers > 0 and backbone.drawn is None
+    states = FrozenStates(backbone)
+    score = lambda found: {"one": [1.0] * len(found)}  # noqa: E731
+    train_rl(roles, prompts(4), score, settings, seed=0, samples=tmp_path, states=states)
+    assert backbone.frozen_layers > 0 and states.computed > 0 and states.hits > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000.jsonl", "step-000001.jsonl"]
 
 
@@ -105,9 +107,8 @@ def test_an_end_token_and_a_stop_string_end_an_answer(made):
     assert sampler.generate(prompts(1), adapter=None, seed=0)[0].finish_reason == "stop"
     Engine.last.answer = [5, 6, 7]
     text = backbone.chat.decode([5, 6, 7], strip=False)
-    own = SamplerConfig(max_new_tokens=8, stop=(text[1],))
-    asked = prompts(1)
-    found = sampler.generate(asked, adapter=None, seed=0, settings={asked[0].id: own})[0]
+    sampler.config = SamplerConfig(max_new_tokens=8, stop=(text[1],))
+    found = sampler.generate(prompts(1), adapter=None, seed=0)[0]
     assert (found.text, found.finish_reason, found.tokens) == (text[:1].strip(), "stop", [5, 6, 7])
     assert Engine.last.params[0].stop == [text[1]]
 
@@ -122,5 +123,5 @@ def test_no_prompts_and_prompts_that_do_not_fit(made):
 
 def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match="pip install 'trimtab"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '\.\[vllm\]'"):
         make_sampler(tiny_backbone(), SamplerConfig(engine="vllm"))

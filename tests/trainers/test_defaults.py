@@ -21,7 +21,9 @@ def test_a_wider_model_learns_more_slowly_and_a_narrow_one_no_faster():
 
 
 def test_the_guide_has_the_table():
-    table = (ROOT / "docs" / "guide.md").read_text().split("## Learning rates")[1].split("\n## ")[0]
+    table = (
+        (ROOT / "docs" / "how-to" / "choose-a-method.md").read_text().split("## Learning rates")[1].split("\n## ")[0]
+    )
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (\S+) \| (\S+) \|$", table, flags=re.M)
     assert {name: {"lora": float(lora), "full": float(full)} for name, lora, full in rows} == RATES
 

@@ -35,7 +35,7 @@ where it has not risen."""
 def reasons(changes: Sequence[dict], *, config: GuardConfig | None = None, **settings) -> list[str | None]:
     """The verdict on every step: a healthy first one, then one for each change."""
     guard = Guard(config or GuardConfig(), **({"answers": 64, "penalised": True} | settings))
-    return [guard.judge(HEALTHY | change) for change in [{}, *changes]]
+    return [guard.check(HEALTHY | change) for change in [{}, *changes]]
 
 
 @pytest.mark.parametrize(
@@ -81,20 +81,20 @@ def test_what_is_not_judged():
     assert reasons([cut, cut], config=GuardConfig(ended=None)) == [None] * 3
     guard = Guard(GuardConfig(steps=1), answers=64, penalised=True)
     start = HEALTHY | {"ended": 0.5, "reward_std": 0.0}  # half were cut from the start, and all scored the same
-    assert guard.judge(start) is None and guard.judge(start | {"ended": 0.0, "reward": -9.0}) is None
+    assert guard.check(start) is None and guard.check(start | {"ended": 0.0, "reward": -9.0}) is None
     off = Guard(None, answers=64, penalised=True)
-    assert off.judge(HEALTHY) is None and off.judge(HEALTHY | cut) is None
+    assert off.check(HEALTHY) is None and off.check(HEALTHY | cut) is None
 
 
 def test_good_weights_are_those_that_drew_a_healthy_step():
     """Step s + 1 is drawn by the weights after s steps; the third and the fifth step are bad here."""
     guard = Guard(GuardConfig(), answers=64, penalised=True)
     for ended in (0.9, 0.9, 0.1, 0.9, 0.1):
-        guard.judge(HEALTHY | {"ended": ended})
+        guard.check(HEALTHY | {"ended": ended})
     assert guard.good == [0, 1, 3]
     again = Guard(GuardConfig(), answers=64, penalised=True)
     again.load_state_dict(guard.state_dict())
-    assert again.good == guard.good and again.judge(HEALTHY | {"ended": 0.1})
+    assert again.good == guard.good and again.check(HEALTHY | {"ended": 0.1})
 
 
 # Whole runs ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from trimtab.models import AdapterConfig, Chat, Role
 from trimtab.records import Completion, Preference, Prompt, Rating
 from trimtab.testing import prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
-    WITHOUT_REFERENCE,
+    OFFLINE,
     CpoConfig,
     DpoConfig,
     HingeConfig,
@@ -124,7 +124,7 @@ def by_hand(config: PairConfig, policy: Role, reference: Role, rankings: list[Ra
 
 
 def known(config: PairConfig, reference: Role, rankings: list[Ranking]) -> list[list[float]] | None:
-    return None if config.method in WITHOUT_REFERENCE else answer_logprobs(reference, rankings)
+    return answer_logprobs(reference, rankings) if OFFLINE[config.method].reference else None
 
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda c: c.method)
@@ -219,7 +219,7 @@ def test_reference_is_kept_under_a_name_made_from_content(tmp_path: Path, monkey
     assert reference_logprobs(role, rankings, tmp_path) == wanted
     (path,) = tmp_path.iterdir()
     Role.trainable(trunk, "policy", LORA, seed=1)  # an adapter beside it does not make it another reference
-    monkeypatch.setattr("trimtab.trainers.preference.answer_logprobs", lambda *_, **__: pytest.fail("ran again"))
+    monkeypatch.setattr("trimtab.trainers.reference.answer_logprobs", lambda *_, **__: pytest.fail("ran again"))
     assert reference_logprobs(role, rankings, tmp_path) == wanted
     monkeypatch.undo()
     reference_logprobs(role, rankings[:-1], tmp_path)

@@ -7,8 +7,9 @@ from typing import Literal
 import pytest
 import torch
 
+from trimtab.algos import fit_ridge_bradley_terry
 from trimtab.errors import DataError, NonFiniteError
-from trimtab.models import AdapterConfig, Chat, LowerCache, Role, collate
+from trimtab.models import AdapterConfig, Chat, FrozenStates, Role, collate
 from trimtab.records import Completion, Preference, Prompt
 from trimtab.testing import TEMPLATE, prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
@@ -21,7 +22,7 @@ from trimtab.trainers import (
     split_holdout,
     train_reward,
 )
-from trimtab.trainers.reward import fill_lower_cache, fit_ridge_bradley_terry, init_reward_head, probe_reward_head
+from trimtab.trainers.reward import init_reward_head, prepared_states, probe_reward_head
 
 from ..kit import same_weights, stir
 
@@ -111,43 +112,41 @@ def test_micro_batches_and_cache_do_not_change_the_result(adapter):
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 4}, {"epochs": 1, "head_init": "probe"}], ids=["epochs", "probe"])
-def test_frozen_layers_run_once_per_answer(monkeypatch: pytest.MonkeyPatch, settings):
-    one = role(TOP)
-    rows_run = []
-    lower = one.backbone.lower
-    monkeypatch.setattr(one.backbone, "lower", lambda batch: rows_run.append(batch.size) or lower(batch))
-    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
-    train_reward(one, usable, RewardConfig(batch=2, **settings), seed=0)
-    assert sum(rows_run) == sum(len(r.sequences) for r in usable)
-
-
-def test_a_full_cache_is_not_filled_further(monkeypatch: pytest.MonkeyPatch):
-    one = role(TOP)
-    rows_run = []
-    lower = one.backbone.lower
-    monkeypatch.setattr(one.backbone, "lower", lambda batch: rows_run.append(batch.size) or lower(batch))
-    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
-    answers, size = sum(len(r.sequences) for r in usable), 4 * one.backbone.width
-    room = (len(usable[0].sequences[0]) + 1) * size / 1e6
-    cache = fill_lower_cache(one, usable, passes=2, cache_mb=room, micro_batch_tokens=1)
-    assert cache.full
-    assert sum(rows_run) < answers
-    # Nor later, with what is small enough: a continued run would find something else there than one never stopped.
-    short = collate([[1]], [[False]], one.backbone.device)
-    before = len(rows_run)
-    for _ in range(2):
-        cache.fill(short, ["short"], one.backbone.lower)
-    assert len(rows_run) == before + 2
-
-
-def test_scores_on_cached_states_are_those_without(monkeypatch: pytest.MonkeyPatch):
+def test_frozen_layers_run_once_per_answer(settings):
     one = role(TOP)
     usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
-    cache = train_reward(one, usable, RewardConfig(batch=2, epochs=2), seed=0)
-    plain = score_rankings(one, usable)
-    monkeypatch.setattr(one.backbone, "lower", None)  # nothing is missing
-    for found, wanted in zip(score_rankings(one, usable, cache=cache), plain, strict=True):
+    states = train_reward(one, usable, RewardConfig(batch=2, **settings), seed=0)
+    answers = sum(len(r.sequences) for r in usable)
+    assert states.computed == answers and states.hits >= answers
+
+
+def test_a_full_store_is_not_filled_further():
+    one = role(TOP)
+    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
+    room = (len(usable[0].sequences[0]) + 1) * 4 * one.backbone.width / 1e6
+    states = prepared_states(one, usable, passes=2, cache_mb=room, micro_batch_tokens=1)
+    assert states.full and states.computed < sum(len(r.sequences) for r in usable)
+    # Nor later, with what is small enough: a resumed run would have other contents than an uninterrupted one.
+    short, before = collate([[1]], [[False]], one.backbone.device), states.computed
+    states.of(short)
+    states.of(short)
+    assert states.computed == before + 2
+
+
+def test_one_pass_keeps_no_states():
+    one = role(TOP)
+    states = prepared_states(one, mixed(one.backbone.chat), passes=1, cache_mb=10, micro_batch_tokens=100)
+    assert len(states) == 0 and states.computed == 0
+
+
+def test_scores_on_known_states_are_those_without():
+    one = role(TOP)
+    usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
+    states = train_reward(one, usable, RewardConfig(batch=2, epochs=2), seed=0)
+    plain, computed = score_rankings(one, usable), states.computed
+    for found, wanted in zip(score_rankings(one, usable, states=states), plain, strict=True):
         assert found == pytest.approx(wanted, abs=1e-5)
+    assert states.computed == computed  # all of them were known
 
 
 def test_equal_ids_with_other_answers_are_not_mixed_up():
@@ -165,7 +164,7 @@ def test_scores_of_rankings_by_hand():
     rankings = mixed(one.backbone.chat)
     wanted = [[score(one, s) for s in r.sequences] for r in rankings]
     for budget in (10_000, 1):
-        found = score_rankings(one, rankings, token_budget=budget)
+        found = score_rankings(one, rankings, micro_batch_tokens=budget)
         assert [len(f) for f in found] == [len(w) for w in wanted]
         for f, w in zip(found, wanted, strict=True):
             assert f == pytest.approx(w, abs=1e-5)
@@ -289,7 +288,7 @@ def test_ridge_bradley_terry_is_where_the_gradient_vanishes():
     gaps = torch.randn(40, 6, generator=generator, dtype=torch.float64)
     targets = torch.rand(40, generator=generator, dtype=torch.float64)
     weights = torch.rand(40, generator=generator, dtype=torch.float64)
-    v = fit_ridge_bradley_terry(gaps, targets, weights, 0.7).requires_grad_(True)
+    v = fit_ridge_bradley_terry(gaps, targets, weights, penalty=0.7).requires_grad_(True)
     p = torch.sigmoid(gaps @ v)
     loss = -(weights * (targets * p.log() + (1 - targets) * (1 - p).log())).sum() + 0.35 * v.square().sum()
     loss.backward()
@@ -310,9 +309,9 @@ def test_probe_is_the_penalised_fit_on_untrained_features():
     one = role(TOP)
     usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
     plain = [score_of(one, usable)]
-    probe_reward_head(one, usable, LowerCache(0.0), 100)
+    probe_reward_head(one, usable, FrozenStates(one.backbone, limit=0), 100)
     again = role(TOP)
-    probe_reward_head(again, usable, LowerCache(5.0), 10_000)
+    probe_reward_head(again, usable, FrozenStates(again.backbone), 10_000)
     assert one.scalar is not None and again.scalar is not None
     torch.testing.assert_close(one.scalar.weight, again.scalar.weight, rtol=1e-3, atol=1e-5)
     assert score_of(one, usable) > plain[0] >= 0.0

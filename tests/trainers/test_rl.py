@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Backbone, DrawnStates, Role, load_tensors
+from trimtab.models import AdapterConfig, Backbone, FrozenStates, Role, load_tensors
 from trimtab.records import Prompt, Rollout, read_records, write_records
-from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.rollout import LocalSampler, RewardModelScorer, SamplerConfig
 from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import (
     DapoConfig,
@@ -219,7 +219,7 @@ def test_a_shared_critic_and_its_settings_must_agree():
         run(config(shared_critic=True), roles=replace(shared, critic=other.critic))
     with pytest.raises(ConfigError, match="shared_critic is False, but the critic is a head on this policy"):
         run(config(), roles=shared)
-    with pytest.raises(ConfigError, match="has no adapter to take over; set critic_init: zero"):
+    with pytest.raises(ConfigError, match="has no adapter to copy; set critic_init: zero"):
         check_rl(config(shared_critic=True, critic_init="reward_model"), 4)
     with pytest.raises(ConfigError, match=r"value_coefficient is 0\.3 and shared_critic is false"):
         check_rl(config(value_coefficient=0.3), 4)
@@ -273,35 +273,81 @@ def test_micro_batches_do_not_change_the_result(adapter, shared):
                     assert a[name] == pytest.approx(b[name], abs=1e-4), name
 
 
-def test_frozen_layers_computed_once_give_the_same_training(monkeypatch: pytest.MonkeyPatch):
-    halves, _ = run(config(TOP))
-    assert halves.policy.backbone.frozen_layers == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(Backbone, "_computed", None)  # they ran while the answers were drawn, and not once more
-        again, _ = run(config(TOP))
-    same_weights(halves.policy, again.policy, within=0)
-    monkeypatch.setattr(Backbone, "lower", lambda self, batch: None)
-    whole, _ = run(config(TOP))
-    same_weights(halves.policy, whole.policy)
-    same_weights(halves.critic, whole.critic)
+class Unrecorded(LocalSampler):
+    """A sampler that shows neither states of frozen layers nor values, like one that runs elsewhere."""
+
+    def generate(self, prompts, *, states=None, value_head=None, **more):
+        return super().generate(prompts, **more)
+
+
+def test_frozen_layers_run_once_and_give_the_same_training():
+    roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
+    states = FrozenStates(roles.policy.backbone)
+    halves, _ = run(config(TOP), roles=roles, states=states)
+    assert roles.policy.backbone.frozen_layers == 1
+    assert states.computed == 0 and states.hits > 0  # they ran while the answers were drawn, and not once more
+    again = RlRoles.on(tiny_backbone(), TOP, seed=1)
+    passed = FrozenStates(again.policy.backbone)
+    sampler = Unrecorded(again.policy.backbone, config(TOP).sampler)
+    run(config(TOP), roles=again, states=passed, sampler=sampler)
+    assert passed.computed == 2 * 4  # every answer of both steps, once
+    none = RlRoles.on(tiny_backbone(), TOP, seed=1)
+    run(config(TOP), roles=none, states=FrozenStates(none.policy.backbone.copy()))  # another backbone's: not used
+    for other in (again, none):
+        same_weights(halves.policy, other.policy)
+        same_weights(halves.critic, other.critic)
+
+
+def test_a_reward_model_on_the_same_trunk_reads_the_states_of_the_sampler():
+    roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
+    states = FrozenStates(roles.policy.backbone)
+    reward = stir(Role.trainable(roles.policy.backbone, "reward", TOP, seed=3, scalar_head=True))
+    run(config(TOP), roles=roles, states=states, score=RewardModelScorer(reward, states=states))
+    assert states.computed == 0 and states.hits > 0
+
+
+def test_a_sampler_around_ours_loses_nothing():
+    class Wrapped:
+        def __init__(self, inner: LocalSampler) -> None:
+            self.inner = inner
+
+        def generate(self, prompts, **more):
+            return self.inner.generate(prompts, **more)
+
+    settings = config(TOP, shared_critic=True)
+    plain, rows = run(settings)
+    roles = RlRoles.on(tiny_backbone(), TOP, seed=1, shared_critic=True)
+    states = FrozenStates(roles.policy.backbone)
+    sampler = Wrapped(LocalSampler(roles.policy.backbone, settings.sampler))
+    _, others = run(settings, roles=roles, states=states, sampler=sampler)
+    assert states.computed == 0
+    same_weights(plain.policy, roles.policy, within=0)
+    assert [r["value"] for r in rows] == [r["value"] for r in others]
+
+
+def test_an_error_leaves_nothing_behind():
+    """After a reward function that failed, the same models train as new ones do."""
+
+    def dies(rollouts):
+        raise KeyError
+
+    roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
+    with pytest.raises(ScoringError):
+        run(config(TOP), roles=roles, score=dies)
+    assert not any(layer._forward_hooks for layer in roles.policy.backbone.layers)
+    again, _ = run(config(TOP), roles=roles)
+    fresh, _ = run(config(TOP))
+    same_weights(again.policy, fresh.policy, within=0)
 
 
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
-def test_values_come_from_the_sampler_where_the_critic_is_on_the_policys_states(
-    adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_values_come_from_the_sampler_where_the_critic_is_on_the_policys_states(adapter, tmp_path: Path):
     settings = config(adapter, shared_critic=True, epochs=2)
     found, rows = run(settings, samples=tmp_path)
     kept = [r for step in (0, 1) for r in read_records(tmp_path / f"step-{step:06d}.jsonl", Rollout)]
     assert all(len(r.values) == len(r.tokens) for r in kept) and any(v != 0.0 for r in kept for v in r.values)
-    generate = LocalSampler.generate
-
-    def without(self, *args, **more):
-        self.value_head = None
-        return generate(self, *args, **more)
-
-    monkeypatch.setattr(LocalSampler, "generate", without)
-    passed, others = run(settings)
+    roles = RlRoles.on(tiny_backbone(), adapter, seed=1, shared_critic=True)
+    passed, others = run(settings, roles=roles, sampler=Unrecorded(roles.policy.backbone, settings.sampler))
     same_weights(found.policy, passed.policy)
     same_weights(found.critic, passed.critic)
     for name in ("value", "explained_variance"):
@@ -453,35 +499,37 @@ def test_answers_of_a_killed_step_are_taken_up(tmp_path: Path):
 
 @pytest.mark.parametrize("limit", [32_768, 50])
 @pytest.mark.parametrize("kept", [True, False])
-def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(
-    kept, limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("trimtab.trainers.rl.DrawnStates", lambda: DrawnStates(limit))
-    straight, _ = run(config(TOP), samples=tmp_path / "a")
-    assert not list((tmp_path / "a").glob("*.safetensors"))  # used, and gone
+def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, limit, tmp_path: Path):
+    class Counted(LocalSampler):
+        calls = 0
+
+        def generate(self, prompts, **more):
+            self.calls += 1
+            return super().generate(prompts, **more)
+
+    def start(folder: Path, **more) -> tuple[RlRoles, Counted]:
+        roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
+        sampler = Counted(roles.policy.backbone, config(TOP).sampler)
+        states = FrozenStates(roles.policy.backbone, limit)
+        run(config(TOP), roles=roles, samples=folder, sampler=sampler, states=states, **more)
+        return roles, sampler
+
+    straight, _ = start(tmp_path / "a")
+    assert not list((tmp_path / "a").glob("*.safetensors"))  # used, and deleted
 
     def dies(rollouts):
         raise KeyError
 
     with pytest.raises(ScoringError):
-        run(config(TOP), score=dies, samples=tmp_path / "b")
+        start(tmp_path / "b", score=dies)
     states = tmp_path / "b" / "step-000000.states.safetensors"
-    assert (len(load_tensors(states)) < 4) == (limit == 50)
+    assert (len(load_tensors(states)) < 1 + 4) == (limit == 50)  # and whether the store was full
     if not kept:
         states.unlink()
-    draws: list[int] = []
-    generate = LocalSampler.generate
-
-    def counted(self, *args, **more):
-        draws.append(more["seed"])
-        return generate(self, *args, **more)
-
-    monkeypatch.setattr(LocalSampler, "generate", counted)
-    again, _ = run(config(TOP), samples=tmp_path / "b")
-    assert len(draws) == (1 if kept else 2)
+    again, sampler = start(tmp_path / "b")
+    assert sampler.calls == (1 if kept else 2)
     after = again.policy.state()
     assert all(torch.equal(weight, after[name]) for name, weight in straight.policy.state().items())
-    assert again.policy.backbone.drawn is None
 
 
 def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
@@ -630,21 +678,22 @@ def test_importance_weights_of_an_exact_sampler_are_one():
     same_weights(roles.policy, weighed.policy)
 
 
-def test_importance_weights_scale_the_loss_of_another_samplers_tokens(monkeypatch: pytest.MonkeyPatch):
+def test_importance_weights_scale_the_loss_of_another_samplers_tokens():
     settings = RlooConfig(
         adapter=LORA, steps=1, prompts=3, missing_eos=None, kl=KLConfig(coefficient=0.0), importance_cap=1.5,
         sampler=SamplerConfig(max_new_tokens=6),
     )  # fmt: skip
     plain = run(settings, roles=RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False))[1][0]
-    draw = LocalSampler._draw
 
-    def quieter(self, answers, logits) -> None:
-        draw(self, answers, logits)
-        for answer in answers:
-            answer.logprobs[-1] -= 0.3  # the sampler thought every token less likely than the trainer does
+    class Quieter(LocalSampler):
+        """Reports every token as less likely than the trainer does."""
 
-    monkeypatch.setattr(LocalSampler, "_draw", quieter)
-    other = run(settings, roles=RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False))[1][0]
+        def generate(self, prompts, **more):
+            rollouts = super().generate(prompts, **more)
+            return [replace(r, logprobs=[x - 0.3 for x in r.logprobs]) for r in rollouts]
+
+    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
+    other = run(settings, roles=roles, sampler=Quieter(roles.policy.backbone, settings.sampler))[1][0]
     assert plain["mismatch"] == pytest.approx(0.0, abs=1e-4) and other["mismatch"] == pytest.approx(0.3, abs=1e-3)
     assert other["policy_loss"] == pytest.approx(math.exp(0.3) * plain["policy_loss"], rel=1e-3, abs=1e-4)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ from trimtab.trainers import (
     mean_nll,
     train_rl,
 )
-from trimtab.trainers.rl import Scores, answer_scores, score_rollouts
+from trimtab.trainers.methods import ONLINE
+from trimtab.trainers.rl import Scored, answer_scores, score_rollouts
 
 from ..kit import same_weights, stir
 
@@ -144,7 +146,7 @@ def test_settings_that_contradict():
         check_rl(RlooConfig(kl=KLConfig(estimator="k3")), 3)
     with pytest.raises(ConfigError, match="k1 has no gradient in expectation, so no β steers"):
         check_rl(RlooConfig(kl=KLConfig(place="loss", estimator="k1", target=6.0)), 3)
-    with pytest.raises(ConfigError, match=r"missing_eos\.mode is 'subtract' and its value 0: nothing is taken off"):
+    with pytest.raises(ConfigError, match=r"missing_eos\.mode is 'subtract' and its value 0: nothing is subtracted"):
         check_rl(RejectionConfig(missing_eos=MissingEosConfig(mode="subtract", value=0.0)), 3)
     with pytest.raises(ConfigError, match="no conversations to imitate"):
         run(RlooConfig(ptx=PtxConfig(), **SHORT))
@@ -259,7 +261,7 @@ def test_overlong_answers_are_punished_softly():
     # Yu et al. 2025, eq. 13, with L_max 8 and L_cache 4: 0 up to 4 tokens, then −1/4 a token
     settings = DapoConfig(overlong_buffer=4, **SHORT)
     some = [rollout(n) for n in (1, 4, 5, 6, 8)]
-    worth = answer_scores(settings, some, Scores(totals=[1.0] * 5, placed=[{}] * 5))
+    worth = answer_scores(settings, Scored(rollouts=some, totals=[1.0] * 5, placed=[{}] * 5))
     assert worth.tolist() == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.0])
 
 
@@ -274,10 +276,10 @@ def test_the_share_of_limited_scores_is_logged():
 
 def test_clip_comes_before_the_missing_end():
     settings = RlooConfig(**(SHORT | {"missing_eos": MissingEosConfig(value=-3.0), "score_clip": 2.0}))
-    some, scores = [rollout(2), rollout(2, "length")], Scores(totals=[9.0, 9.0], placed=[{}, {}])
-    assert answer_scores(settings, some, scores).tolist() == [2.0, -3.0]
+    scored = Scored(rollouts=[rollout(2), rollout(2, "length")], totals=[9.0, 9.0], placed=[{}, {}])
+    assert answer_scores(settings, scored).tolist() == [2.0, -3.0]
     off = settings.model_copy(update={"missing_eos": MissingEosConfig(value=-3.0, mode="subtract")})
-    assert answer_scores(off, some, scores).tolist() == [2.0, -1.0]
+    assert answer_scores(off, scored).tolist() == [2.0, -1.0]
 
 
 def test_groups_that_differ_in_step_rewards_only_are_not_flat():
@@ -294,7 +296,7 @@ def test_a_missing_end_leaves_step_rewards_alone():
     settings = PpoConfig(**(SHORT | {"missing_eos": MissingEosConfig(value=-3.0)}))
     cut = [rollout(2, "length")]
     scores = score_rollouts(cut, lambda rs: {"steps": [[(0, 1.0)]], "whole": [0.5]}, {}, 0)
-    assert answer_scores(settings, cut, scores).tolist() == [-3.0] and scores.placed == [{0: 1.0}]
+    assert answer_scores(settings, scores).tolist() == [-3.0] and scores.placed == [{0: 1.0}]
 
 
 # Rewards at steps ---------------------------------------------------------------------------
@@ -307,8 +309,10 @@ def test_step_rewards_count_at_their_tokens():
     )
     assert scores.placed == [{1: 2.0, 3: -1.0}, {0: 4.0}]
     assert scores.totals == pytest.approx([2 * 0.5 + 0.25, 2 * 2.0 + 0.5])
-    assert some[0].rewards == {"steps": 0.5, "whole": 0.25} and some[0].step_rewards == {"steps": [(1, 1.0), (3, -0.5)]}
-    assert answer_scores(RlooConfig(**SHORT), some, scores).tolist() == pytest.approx([0.25, 0.5])
+    assert not some[0].rewards and not some[0].step_rewards  # records are not written into
+    first = scores.rollouts[0]
+    assert first.rewards == {"steps": 0.5, "whole": 0.25} and first.step_rewards == {"steps": [(1, 1.0), (3, -0.5)]}
+    assert answer_scores(RlooConfig(**SHORT), scores).tolist() == pytest.approx([0.25, 0.5])
 
 
 def test_step_rewards_reach_the_advantages_of_earlier_tokens_only():
@@ -320,15 +324,13 @@ def test_step_rewards_reach_the_advantages_of_earlier_tokens_only():
 
     def watch(config, rewards, values, mask):
         seen["rewards"], seen["mask"] = rewards, mask
-        seen["result"] = original(config, rewards, values, mask)
+        seen["result"] = ppo.advantages(config, rewards, values, mask)
         return seen["result"]
 
-    from trimtab.trainers import rl
-
-    original = rl.advantages_of
+    ppo = ONLINE["ppo"]
     settings = PpoConfig(whiten_advantages=False, lam=1.0, **(SHORT | {"kl": KLConfig(coefficient=0.0)}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl, "advantages_of", watch)
+        patch.setitem(ONLINE, "ppo", replace(ppo, advantages=watch))
         run(settings, score=score)
     for rewards, mask, advantages in zip(seen["rewards"], seen["mask"], seen["result"][0], strict=True):
         count = int(mask.sum())

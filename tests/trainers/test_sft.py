@@ -56,7 +56,7 @@ def test_mean_nll_by_hand():
     one = role(FULL)
     some = examples(one)
     assert mean_nll(one, some) == pytest.approx(nll_by_hand(one, some), abs=1e-5)
-    assert mean_nll(one, some, token_budget=1) == pytest.approx(nll_by_hand(one, some), abs=1e-5)
+    assert mean_nll(one, some, micro_batch_tokens=1) == pytest.approx(nll_by_hand(one, some), abs=1e-5)
 
 
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])

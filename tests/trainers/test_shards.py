@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.algos import clipped_policy_loss
-from trimtab.models import AdapterConfig, Batch, LowerCache, Role, collate
+from trimtab.models import AdapterConfig, Role
+from trimtab.rollout import SamplerConfig
 from trimtab.testing import prompts, sentences, tiny_backbone
 from trimtab.trainers import (
+    OFFLINE,
     CpoConfig,
     DapoConfig,
     DpoConfig,
@@ -17,22 +18,32 @@ from trimtab.trainers import (
     GrpoConfig,
     HingeConfig,
     IpoConfig,
+    KLConfig,
     KtoConfig,
+    Learner,
     Norms,
+    OnlineDpoConfig,
+    OptimizerConfig,
     OrpoConfig,
     PpoConfig,
     Ranking,
     ReinforcePpBaselineConfig,
     ReinforcePpConfig,
+    RejectionConfig,
     RewardConfig,
     RlooConfig,
+    RlRoles,
+    Session,
     SimpoConfig,
     answer_logprobs,
     judged_from_rankings,
-    reduce_policy_loss,
+    kto,
+    preference,
+    reward,
+    train_rl,
 )
-from trimtab.trainers import preference as offline
-from trimtab.trainers import reward as rewards
+from trimtab.trainers.rankings import ranking_batches
+from trimtab.trainers.rl_update import critic_on_policy
 
 from ..kit import stir
 
@@ -77,25 +88,27 @@ def ranked(one: Role) -> list[Ranking]:
     return found
 
 
-OFFLINE = [DpoConfig(), DpoConfig(label_smoothing=0.2, smoothing="robust"), IpoConfig(), HingeConfig(), OrpoConfig(),
-           SimpoConfig(), CpoConfig()]  # fmt: skip
+PAIRS = [DpoConfig(), DpoConfig(label_smoothing=0.2, smoothing="robust"), IpoConfig(), HingeConfig(), OrpoConfig(),
+         SimpoConfig(), CpoConfig()]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", OFFLINE, ids=lambda c: c.method)
+@pytest.mark.parametrize("config", PAIRS, ids=lambda c: c.method)
 def test_offline(config):
     one = role()
     rankings = ranked(one)
-    free = config.method in ("orpo", "simpo", "cpo")
-    known = [None] * 8 if free else answer_logprobs(Role(one.backbone), rankings)
+    free = not OFFLINE[config.method].reference
+    known = None if free else answer_logprobs(Role(one.backbone), rankings)
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
     found = {}
     for name, cut in CUTS.items():
         parts = [
             part
             for rows in cut
-            for _, part in offline._micro_batches(one, [rankings[i] for i in rows], [known[i] for i in rows], 10_000)
+            for part in preference._parts(
+                one, [rankings[i] for i in rows], None if known is None else [known[i] for i in rows], 10_000
+            )
         ]
-        found[name] = gradient(one, [lambda p=p: offline._pair_loss(one, p, norms, config)[0] for p in parts])
+        found[name] = gradient(one, [lambda p=p: preference._pair_loss(one, p, norms, config)[0] for p in parts])
     same(found)
 
 
@@ -103,15 +116,13 @@ def test_kto():
     one, config = role(), KtoConfig()
     answers = judged_from_rankings(ranked(one))[0][:8]
     start = Role(one.backbone)
-    point = offline._reference_point(one, start, answers, 10_000)
-    known = offline._reference_of(one, start, answers, LowerCache(0.0), 10_000)
+    point = kto._reference_point(one, start, answers, 10_000)
+    known = kto._reference_logprobs(start, answers, None, 10_000)
     norms = Norms(tokens=0, sequences=sum(a.weight for a in answers))
     found = {}
     for name, cut in CUTS.items():
-        parts = [p for rows in cut for _, p in offline._judged_batches(one, [answers[i] for i in rows], 10_000)]
-        found[name] = gradient(
-            one, [lambda p=p: offline._judged_loss(one, *p, known, point, norms, config)[0] for p in parts]
-        )
+        parts = [p for rows in cut for p in kto._parts(one, [answers[i] for i in rows], point, config)]
+        found[name] = gradient(one, [lambda p=p: kto._kto_loss(one, p, known, norms, config)[0] for p in parts])
     same(found)
 
 
@@ -121,36 +132,49 @@ def test_reward():
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
     found = {}
     for name, cut in CUTS.items():
-        parts = [p for rows in cut for _, p in rewards._micro_batches([rankings[i] for i in rows], 10_000, one)]
-        found[name] = gradient(
-            one, [lambda p=p: rewards._loss(one, p, norms, config, LowerCache(0.0))[0] for p in parts]
-        )
+        parts = [p for rows in cut for p in ranking_batches([rankings[i] for i in rows], 10_000, one)]
+        found[name] = gradient(one, [lambda p=p: reward._loss(one, p, norms, config)[0] for p in parts])
     same(found)
 
 
-ONLINE = [PpoConfig(), RlooConfig(), GrpoConfig(), DrGrpoConfig(), DapoConfig(), ReinforcePpConfig(),
-          ReinforcePpBaselineConfig()]  # fmt: skip
+STEP = {
+    "adapter": AdapterConfig(rank=4, alpha=8), "steps": 1, "prompts": 4, "group": 2, "epochs": 1,
+    "sampler": SamplerConfig(max_new_tokens=6), "policy": OptimizerConfig(lr=1e-2, schedule="constant", warmup=0.0),
+}  # fmt: skip
+KL_IN_LOSS = KLConfig(coefficient=0.1, place="loss")
+ONLINE = [
+    PpoConfig(**STEP), PpoConfig(**STEP, shared_critic=True), PpoConfig(**STEP, entropy_bonus=0.01, importance_cap=2.0),
+    RlooConfig(**STEP), GrpoConfig(**STEP), DrGrpoConfig(**STEP, kl=KL_IN_LOSS), DapoConfig(**STEP),
+    ReinforcePpConfig(**STEP), ReinforcePpBaselineConfig(**STEP, kl=KL_IN_LOSS), OnlineDpoConfig(**STEP),
+    RejectionConfig(**STEP),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", ONLINE, ids=lambda c: c.method)
-def test_online(config):
-    one = role()
-    tokens = [s for r in ranked(one) for s in r.sequences][:8]
-    starts = [r.prompt_length for r in ranked(one) for _ in r.sequences][:8]
-    masks = [[i >= n for i in range(len(s))] for s, n in zip(tokens, starts, strict=True)]
-    whole = collate(tokens, masks, torch.device("cpu"))
-    advantages = torch.randn(whole.tokens.shape, generator=torch.Generator().manual_seed(0))
-    whole.columns |= {"advantages": advantages, "old": one.logprobs(whole).detach() + 0.1 * advantages.sin()}
-    norms = Norms(tokens=float(whole.response_mask.sum()), sequences=8)
+def test_online(config, monkeypatch: pytest.MonkeyPatch):
+    """The gradient of a real update, taken where the optimiser would read it, whatever the micro-batches are."""
+    gradients: dict[int, dict[str, Tensor]] = {}
+    rows: list[dict] = []
 
-    def loss(part: Batch) -> Tensor:
-        losses = clipped_policy_loss(
-            one.logprobs(part), part.columns["old"], part.columns["advantages"], part.response_mask
-        )
-        return reduce_policy_loss(config, losses, part.response_mask, norms)
+    def recorded(self, names) -> float:
+        role = "critic" if self.role.scalar is not None else "policy"
+        gradients[budget][role] = torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None])
+        return 0.0
 
-    found = {
-        name: gradient(one, [lambda rows=rows: loss(whole.rows(torch.tensor(list(rows)))) for rows in cut])
-        for name, cut in CUTS.items()
-    }
-    same(found)
+    monkeypatch.setattr(Learner, "_clip", recorded)
+    for budget in (10_000, 70, 1):
+        gradients[budget] = {}
+        critic, shared = isinstance(config, PpoConfig), critic_on_policy(config)
+        roles = RlRoles.on(tiny_backbone(), config.adapter, seed=1, critic=critic, shared_critic=shared)
+        stir(roles.policy, scale=0.05)
+        settings = config.model_copy(update={"micro_batch_tokens": budget})
+        score = lambda rollouts: {"it": [float(sum(r.tokens) % 7) for r in rollouts]}  # noqa: E731
+        train_rl(roles, prompts(8), score, settings, seed=3, session=Session(log=rows.append))
+    assert all(row["updates"] == 1 for row in rows)
+    whole = gradients.pop(10_000)
+    assert set(whole) == ({"policy", "critic"} if isinstance(config, PpoConfig) else {"policy"})
+    for role, expected in whole.items():
+        scale = float(expected.abs().max())
+        assert scale > 1e-6
+        for budget, found in gradients.items():
+            assert torch.allclose(found[role], expected, rtol=1e-3, atol=1e-4 * scale), (role, budget)

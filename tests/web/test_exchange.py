@@ -250,7 +250,7 @@ def test_errors_are_in_the_readers_language(here: World, visit):
 
 
 def test_the_app_needs_no_torch(tmp_path: Path):
-    """``pip install trimtab[web]`` brings neither torch nor transformers; here they cannot be imported."""
+    """The ``web`` extra brings neither torch nor transformers; here they cannot be imported."""
     (tmp_path / "items.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"]}\n')
     check = (
         "import sys\n"

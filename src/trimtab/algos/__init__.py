@@ -9,7 +9,8 @@ example; :func:`reduce_sum` divides them by the size of the whole optimiser step
 - ``reward``: reward models, from pairs, rankings, ties and steps.
 - ``advantages``: GAE, group baselines, whitening.
 - ``policy``: PPO's losses, importance weights, what to watch.
-- ``kl``: the leash.
+- ``kl``: the divergence from a reference: estimators, penalty, adaptive coefficient.
+- ``scores``: penalties on whole answers.
 - ``masking``: what counts, and what it is divided by.
 """
 
@@ -18,16 +19,19 @@ from trimtab.algos.advantages import (
     group_advantage,
     group_has_spread,
     reinforce_pp_advantage,
+    reinforce_pp_baseline_advantage,
     rloo_advantage,
     whiten,
 )
 from trimtab.algos.kl import AdaptiveKL, best_of_n_kl, best_of_n_kl_bound, kl_k1, kl_k2, kl_k3, penalised_rewards
-from trimtab.algos.masking import masked_mean, masked_sum, reduce_sum
+from trimtab.algos.masking import last_true, masked_mean, masked_sum, reduce_sum
 from trimtab.algos.policy import (
     approx_kl,
     clip_fraction,
     clipped_policy_loss,
     clipped_value_loss,
+    explained_variance,
+    scale_gradient,
     truncated_importance_weights,
 )
 from trimtab.algos.preference import (
@@ -43,6 +47,7 @@ from trimtab.algos.preference import (
 from trimtab.algos.reward import (
     bradley_terry_loss,
     davidson_loss,
+    fit_ridge_bradley_terry,
     plackett_luce_loss,
     process_reward_loss,
     process_score,
@@ -50,6 +55,7 @@ from trimtab.algos.reward import (
     ranking_pairs,
     rao_kupper_loss,
 )
+from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
     "AdaptiveKL",
@@ -63,6 +69,8 @@ __all__ = [
     "cpo_loss",
     "davidson_loss",
     "dpo_loss",
+    "explained_variance",
+    "fit_ridge_bradley_terry",
     "gae",
     "group_advantage",
     "group_has_spread",
@@ -73,9 +81,12 @@ __all__ = [
     "kl_k3",
     "kto_loss",
     "kto_reference_point",
+    "last_true",
     "masked_mean",
     "masked_sum",
     "orpo_loss",
+    "overlong_penalty",
+    "penalise_missing_eos",
     "penalised_rewards",
     "plackett_luce_loss",
     "process_reward_loss",
@@ -85,7 +96,9 @@ __all__ = [
     "rao_kupper_loss",
     "reduce_sum",
     "reinforce_pp_advantage",
+    "reinforce_pp_baseline_advantage",
     "rloo_advantage",
+    "scale_gradient",
     "simpo_loss",
     "truncated_importance_weights",
     "whiten",

@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from trimtab.algos.checks import full, not_negative, positive, same_shape, two_dimensional
-from trimtab.algos.masking import masked, masked_mean, masked_sum
+from trimtab.algos.masking import last_true, masked, masked_mean, masked_sum
+from trimtab.algos.shapes import MaskBT, MaskG, MaskGK, TensorB, TensorBT, TensorGK
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 
 def gae(
-    rewards: Tensor, values: Tensor, response_mask: Tensor, *, gamma: float, lam: float, bootstrap: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    rewards: TensorBT,
+    values: TensorBT,
+    response_mask: MaskBT,
+    *,
+    gamma: float,
+    lam: float,
+    bootstrap: TensorB | None = None,
+) -> tuple[TensorBT, TensorBT]:
     """Generalised advantage estimation, carried over tokens that do not count.
 
     δ_t = r_t + γ·V_{t+1} − V_t;  A_t = δ_t + γλ·A_{t+1};  R_t = A_t + V_t, with t + 1 the next token
@@ -71,7 +78,7 @@ def gae(
     return advantages, advantages + values
 
 
-def rloo_advantage(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+def rloo_advantage(rewards: TensorGK, mask: MaskGK | None = None) -> TensorGK:
     """REINFORCE leave-one-out: each answer against the mean of the *others* in its group; unbiased.
 
     A_i = R_i − mean_{j≠i} R_j = k/(k − 1) · (R_i − mean R). Source: Kool et al. 2019; Ahmadian et al.
@@ -98,12 +105,12 @@ def rloo_advantage(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def group_advantage(
-    rewards: Tensor,
-    mask: Tensor | None = None,
+    rewards: TensorGK,
+    mask: MaskGK | None = None,
     *,
     std: Literal["sample", "population", "none"] = "sample",
     eps: float = 1e-6,
-) -> Tensor:
+) -> TensorGK:
     """Group-relative advantage of GRPO: deviation from the group's mean in units of its spread.
 
     A_i = (R_i − mean R)/(s + ε). Source: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2, which does
@@ -136,11 +143,11 @@ def group_advantage(
     if std == "none":
         return deviation
     squares = deviation.square().sum(1, keepdim=True)
-    spread = (squares / (k if std == "population" else k - 1).clamp(min=1)).sqrt()
-    return torch.where(spread > 0, deviation / (spread + eps), deviation)
+    scale = (squares / (k if std == "population" else k - 1).clamp(min=1)).sqrt()
+    return torch.where(scale > 0, deviation / (scale + eps), deviation)
 
 
-def group_has_spread(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+def group_has_spread(rewards: TensorGK, mask: MaskGK | None = None) -> MaskG:
     """Which groups can teach anything: not all answers that count have the same reward.
 
     max R > min R. Source: dynamic sampling of DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 11, which
@@ -164,12 +171,14 @@ def group_has_spread(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     return _spread(*_counted(rewards, mask))
 
 
-def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: float = 1.0, eps: float = 1e-8) -> Tensor:
+def reinforce_pp_advantage(
+    rewards: TensorBT, response_mask: MaskBT, *, gamma: float = 1.0, eps: float = 1e-8
+) -> TensorBT:
     """REINFORCE++: the reward still to come, whitened over the whole batch; no critic, no groups.
 
     A_t = Σ_{s≥t} γ^{s−t} r_s, then (A − mean)/std over all counting tokens of the batch. Source: Hu et
-    al. 2025 (arXiv 2501.03262), section on global advantage normalisation. For its baseline variant
-    subtract each group's mean from the scores before they become ``rewards``.
+    al. 2025 (arXiv 2501.03262), section on global advantage normalisation. Its variant with a baseline:
+    :func:`reinforce_pp_baseline_advantage`.
 
     Args:
         rewards: ``[B, T]``, reward units, with the KL penalty inside (:func:`~trimtab.algos.penalised_rewards`).
@@ -186,6 +195,39 @@ def reinforce_pp_advantage(rewards: Tensor, response_mask: Tensor, *, gamma: flo
     """
     to_come, _ = gae(rewards, torch.zeros_like(rewards), response_mask, gamma=gamma, lam=1.0)
     return whiten(to_come, response_mask, eps=eps)
+
+
+def reinforce_pp_baseline_advantage(
+    rewards: TensorBT, response_mask: MaskBT, *, group: int, gamma: float = 1.0, eps: float = 1e-8
+) -> TensorBT:
+    """REINFORCE++ with baseline: the mean total of each group is taken off its answers first, at their last token.
+
+    r_last ← r_last − mean over the group of Σ_t r_t, then :func:`reinforce_pp_advantage`. Source: Hu et al. 2025
+    (arXiv 2501.03262), REINFORCE++-baseline.
+
+    Args:
+        rewards: ``[B, T]``, reward units; every ``group`` consecutive rows answer one prompt.
+        response_mask: ``[B, T]`` bool, True: an action of the policy.
+        group: answers per prompt; B is a multiple of it.
+        gamma: γ, in [0, 1].
+        eps: as in :func:`whiten`.
+
+    Returns:
+        ``[B, T]``, 0 where the mask is False.
+
+    Raises:
+        ConfigError: γ outside [0, 1], or ε not above 0.
+        TrainingError: the shapes differ or are not ``[B, T]``, the mask is not bool, a row has no token that counts, or
+            B is not a multiple of ``group``.
+    """
+    same_shape(rewards=rewards, response_mask=response_mask)
+    two_dimensional(rewards=rewards)
+    if group < 1 or len(rewards) % group:
+        raise TrainingError(f"{len(rewards)} answers are no whole number of groups of {group}; pass whole groups")
+    baseline = rewards.sum(dim=1).view(-1, group).mean(dim=1).repeat_interleave(group)
+    centred = rewards.clone()
+    centred[torch.arange(len(rewards), device=rewards.device), last_true(response_mask)] -= baseline
+    return reinforce_pp_advantage(centred, response_mask, gamma=gamma, eps=eps)
 
 
 def whiten(

@@ -1,20 +1,20 @@
-"""The KL leash: estimators per token, the adaptive coefficient, rewards with the penalty inside.
+"""Divergence from the reference: estimators per token, the adaptive coefficient, rewards with the penalty inside.
 
 Shapes: B sequences, T tokens (right-padded; column t is about token t itself). Masks: True = counts.
 All three estimators look only at tokens drawn from π. As a *value* k1 and k3 are unbiased for
 KL(π‖ref); as a *loss* their expected gradients are different things (0, ∇KL(π‖ref) and ∇KL(ref‖π)
-for k1, k2 and k3), so inside a loss only k2 is the leash. Inside the reward k1 is right.
+for k1, k2 and k3), so inside a loss only k2 penalises KL(π‖ref). Inside the reward k1 is right.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, not_negative, same_shape, two_dimensional
-from trimtab.algos.masking import masked
-from trimtab.errors import ConfigError, NonFiniteError, TrainingError
+from trimtab.algos.masking import last_true, masked
+from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
+from trimtab.errors import ConfigError, NonFiniteError
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
@@ -135,21 +135,18 @@ class AdaptiveKL:
 
 
 def penalised_rewards(
-    scores: Tensor,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    response_mask: Tensor,
+    scores: TensorB,
+    logprobs: TensorBT,
+    ref_logprobs: TensorBT,
+    response_mask: MaskBT,
     *,
     beta: float,
-    ended: Tensor | None = None,
-    missing_eos_penalty: float | None = None,
-    missing_eos_mode: Literal["replace", "subtract"] = "replace",
-) -> Tensor:
+) -> TensorBT:
     """Reward per token: the KL penalty everywhere, plus the score at the last token the policy produced.
 
     r_t = −β·(log π_t − log ref_t) + [t is the last True]·score. Source: Ziegler et al. 2019, eq. 2; Ouyang
-    et al. 2022 (arXiv 2203.02155), eq. 2. An answer that was cut (no EOS) can be given a penalty, by name:
-    in place of its score (Stiennon et al. 2020, published code) or off its score.
+    et al. 2022 (arXiv 2203.02155), eq. 2. Penalties on whole answers come before:
+    :func:`~trimtab.algos.penalise_missing_eos`, :func:`~trimtab.algos.overlong_penalty`.
 
     Args:
         scores: ``[B]``, reward units, of whole answers.
@@ -157,17 +154,13 @@ def penalised_rewards(
         ref_logprobs: ``[B, T]``, nats.
         response_mask: ``[B, T]`` bool, True: the policy produced this token (EOS included).
         beta: β, reward units per nat, 0 or above.
-        ended: ``[B]`` bool, True: the answer ended its turn. Only read with a penalty.
-        missing_eos_penalty: reward units, for answers that did not end; None: their score stands.
-        missing_eos_mode: ``replace``: the score becomes the penalty as it is; ``subtract``: |penalty| is taken off.
 
     Returns:
         ``[B, T]``, 0 where the mask is False; no gradient.
 
     Raises:
-        ConfigError: β below 0, a penalty that is NaN or infinite, or an unknown mode.
-        TrainingError: shapes differ or are not ``[B, T]``, a mask is not bool, a penalty without ``ended``, or an
-            answer without a token that counts.
+        ConfigError: β below 0.
+        TrainingError: shapes differ or are not ``[B, T]``, the mask is not bool, or an answer has no token that counts.
 
     >>> one = torch.ones(1, 2, dtype=torch.bool)
     >>> penalised_rewards(torch.tensor([1.0]), torch.zeros(1, 2), torch.tensor([[0.5, 1.0]]), one, beta=0.5).tolist()
@@ -179,27 +172,9 @@ def penalised_rewards(
     boolean(response_mask=response_mask)
     same_shape(scores=scores, sequences=response_mask[:, 0])
     scores = full(scores.detach())
-    if missing_eos_penalty is not None:
-        if not math.isfinite(missing_eos_penalty):
-            raise ConfigError(
-                f"missing_eos_penalty is {missing_eos_penalty}; set a number, or None to leave scores as is"
-            )
-        if missing_eos_mode not in ("replace", "subtract"):
-            raise ConfigError(f"missing_eos_mode is {missing_eos_mode!r}; use 'replace' or 'subtract'")
-        if ended is None:
-            raise TrainingError("a missing-EOS penalty needs to know which answers ended; pass `ended`")
-        same_shape(scores=scores, ended=ended)
-        boolean(ended=ended)
-        replaced = torch.full_like(scores, missing_eos_penalty)
-        scores = torch.where(
-            ended, scores, replaced if missing_eos_mode == "replace" else scores - abs(missing_eos_penalty)
-        )
-    positions = torch.arange(response_mask.shape[1], device=response_mask.device)
-    last = torch.where(response_mask, positions, -1).amax(1)
-    if bool((last < 0).any()):
-        rows = (last < 0).nonzero()[:, 0].tolist()
-        raise TrainingError(f"answers {rows} have no token that counts, so no place for their score; drop them first")
+    last = last_true(response_mask)
     penalty = beta * kl_k1(logprobs.detach(), ref_logprobs.detach(), response_mask)
+    positions = torch.arange(response_mask.shape[1], device=response_mask.device)
     return torch.where(positions == last[:, None], scores[:, None], 0.0) - penalty
 
 
@@ -223,7 +198,7 @@ def best_of_n_kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of_n_kl(selected_logprobs: Tensor, n: int) -> Tensor:
+def best_of_n_kl(selected_logprobs: TensorB, n: int) -> TensorB:
     """KL between best-of-n and the policy it samples from, estimated from the answers it selected.
 
     With ε = π(selected):  (1 − ε)ⁿ·[log n + (n − 1)·log(1 − ε) − (n − 1)/n]

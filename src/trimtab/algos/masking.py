@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, same_shape
+from trimtab.algos.shapes import MaskBT, TensorB
 from trimtab.errors import TrainingError
 
 
@@ -30,6 +31,30 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     same_shape(x=x, mask=mask)
     boolean(mask=mask)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def last_true(mask: MaskBT) -> TensorB:
+    """Column of the last True in each row, where the score of a whole answer goes.
+
+    Args:
+        mask: ``[B, T]`` bool, True: counts.
+
+    Returns:
+        ``[B]`` int64.
+
+    Raises:
+        TrainingError: the mask is not bool, or a row has no True.
+
+    >>> last_true(torch.tensor([[False, True, False]])).tolist()
+    [1]
+    """
+    boolean(mask=mask)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, positions, -1).amax(1)
+    if bool((last < 0).any()):
+        rows = (last < 0).nonzero()[:, 0].tolist()
+        raise TrainingError(f"answers {rows} have no token that counts, so no place for their score; drop them first")
+    return last
 
 
 def masked_sum(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
@@ -50,8 +75,8 @@ def masked_sum(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
     >>> float(masked_sum(torch.tensor([1.0, float("nan"), 4.0]), torch.tensor([True, False, True])))
     5.0
     """
-    kept = full(masked(x, mask))
-    return kept.sum() if dim is None else kept.sum(dim)
+    counted = full(masked(x, mask))
+    return counted.sum() if dim is None else counted.sum(dim)
 
 
 def masked_mean(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:

@@ -10,22 +10,23 @@ at e⁸⁹, and 0 · ∞ makes NaN of tokens that the clip or an advantage of 0 
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, positive, same_shape
+from trimtab.algos.checks import boolean, full, positive, same_shape
 from trimtab.algos.kl import kl_k1, kl_k3
 from trimtab.algos.masking import masked, masked_mean
+from trimtab.algos.shapes import MaskBT, TensorBT
 from trimtab.errors import ConfigError
 
 
 def clipped_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
+    logprobs: TensorBT,
+    old_logprobs: TensorBT,
+    advantages: TensorBT,
+    response_mask: MaskBT,
     *,
     eps_low: float = 0.2,
     eps_high: float = 0.2,
     dual_clip: float | None = None,
-) -> Tensor:
+) -> TensorBT:
     """PPO's pessimistic surrogate: no reward for moving the ratio beyond the clip range.
 
     L_t = max(−A·ρ, −A·clip(ρ, 1 − ε_low, 1 + ε_high)), ρ = exp(log π − log π_old). Source: Schulman et
@@ -67,8 +68,8 @@ def clipped_policy_loss(
 
 
 def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, response_mask: Tensor, *, eps: float
-) -> Tensor:
+    values: TensorBT, old_values: TensorBT, returns: TensorBT, response_mask: MaskBT, *, eps: float
+) -> TensorBT:
     """The critic's squared error, with no reward for moving further than ε from its old value.
 
     L_t = ½·max((v − R)², (clip(v, v_old − ε, v_old + ε) − R)²). Source: the published code of PPO
@@ -101,8 +102,8 @@ def clipped_value_loss(
 
 
 def truncated_importance_weights(
-    logprobs: Tensor, sampler_logprobs: Tensor, response_mask: Tensor, *, cap: float = 2.0
-) -> Tensor:
+    logprobs: TensorBT, sampler_logprobs: TensorBT, response_mask: MaskBT, *, cap: float = 2.0
+) -> TensorBT:
     """Weights that correct for a sampler whose probabilities are not quite the trainer's (other kernels or precision).
 
     w_t = min(exp(log π_trainer − log π_sampler), C), no gradient. Source: truncated importance sampling,
@@ -132,7 +133,7 @@ def truncated_importance_weights(
 
 
 def clip_fraction(
-    logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor, *, eps_low: float, eps_high: float
+    logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT, *, eps_low: float, eps_high: float
 ) -> Tensor:
     """Share of tokens whose ratio has left the clip range.
 
@@ -158,7 +159,7 @@ def clip_fraction(
     return masked_mean((ratio < 1 - eps_low) | (ratio > 1 + eps_high), response_mask)
 
 
-def approx_kl(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor) -> Tensor:
+def approx_kl(logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT) -> Tensor:
     """How far the update has moved the policy: KL(π_old‖π) per token, estimated by k3, never negative.
 
     mean of e^{−δ} − 1 + δ with δ = log π_old − log π, tokens drawn from π_old. Source: Schulman 2020
@@ -176,6 +177,52 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor) -> 
         TrainingError: the shapes differ, or the mask is not bool.
     """
     return masked_mean(kl_k3(old_logprobs.detach(), logprobs.detach(), response_mask), response_mask)
+
+
+def explained_variance(values: TensorBT, returns: TensorBT, response_mask: MaskBT) -> Tensor:
+    """How much of the variation of the returns the critic predicts: 1 − Var(R − V)/Var(R), population variances.
+
+    1: all of it; 0: none, or the returns do not vary; below 0: worse than predicting their mean.
+
+    Args:
+        values: ``[B, T]``, reward units, the critic's predictions.
+        returns: ``[B, T]``, reward units.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+
+    Returns:
+        a float64 scalar, at most 1.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> one = torch.ones(1, 2, dtype=torch.bool)
+    >>> float(explained_variance(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), one))
+    0.75
+    """
+    same_shape(values=values, returns=returns, response_mask=response_mask)
+    boolean(response_mask=response_mask)
+    values, returns = values[response_mask], returns[response_mask]
+    variance, residual = (x.var(unbiased=False).double() for x in (returns, returns - values))
+    return torch.where(variance > 0, 1.0 - residual / variance, torch.zeros_like(variance))
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` itself, whose gradient is multiplied by a factor on the way back.
+
+    x.detach() + c·(x − x.detach()). A head on shared states then trains on its whole loss and moves what is below by a
+    share of it.
+
+    Args:
+        x: any shape.
+        factor: c; 0: nothing below is trained.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> (3 * scale_gradient(x, 0.5)).backward()
+    >>> x.grad.tolist()
+    [1.5]
+    """
+    fixed = x.detach()
+    return fixed + factor * (x - fixed)
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

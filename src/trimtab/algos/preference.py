@@ -19,20 +19,21 @@ from torch.nn.functional import relu
 
 from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape, within_unit
 from trimtab.algos.reward import bradley_terry_loss
+from trimtab.algos.shapes import MaskB, TensorB
 from trimtab.errors import ConfigError, TrainingError
 
 
 def dpo_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
+    policy_chosen: TensorB,
+    policy_rejected: TensorB,
+    ref_chosen: TensorB,
+    ref_rejected: TensorB,
     *,
     beta: float,
     label_smoothing: float = 0.0,
     smoothing: Literal["conservative", "robust"] = "conservative",
-    probability: Tensor | None = None,
-) -> Tensor:
+    probability: TensorB | None = None,
+) -> TensorB:
     """Direct preference optimisation: Bradley–Terry on the reward β·log(π/ref) that the policy implies.
 
     L(h) = −log σ(β·h). Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. If a share ε of the labels is
@@ -82,14 +83,14 @@ def dpo_loss(
 
 
 def ipo_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
+    policy_chosen: TensorB,
+    policy_rejected: TensorB,
+    ref_chosen: TensorB,
+    ref_rejected: TensorB,
     *,
     tau: float,
-    probability: Tensor | None = None,
-) -> Tensor:
+    probability: TensorB | None = None,
+) -> TensorB:
     """Identity preference optimisation: regress the gap to a fixed size, so certain labels cannot drive it to infinity.
 
     (h − 1/(2τ))²; soft label p: p·(h − 1/(2τ))² + (1 − p)·(h + 1/(2τ))². Source: Azar et al. 2023
@@ -125,8 +126,8 @@ def ipo_loss(
 
 
 def hinge_loss(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
-) -> Tensor:
+    policy_chosen: TensorB, policy_rejected: TensorB, ref_chosen: TensorB, ref_rejected: TensorB, *, beta: float
+) -> TensorB:
     """Hinge on the implied reward: pairs ahead by 1/β nats teach nothing more.
 
     max(0, 1 − β·h). Source: Liu et al. 2023 (RSO, arXiv 2309.06657), hinge-norm loss of section 3.
@@ -153,15 +154,15 @@ def hinge_loss(
 
 
 def kto_loss(
-    policy: Tensor,
-    ref: Tensor,
-    desirable: Tensor,
+    policy: TensorB,
+    ref: TensorB,
+    desirable: MaskB,
     reference_point: Tensor,
     *,
     beta: float,
     weight_desirable: float = 1.0,
     weight_undesirable: float = 1.0,
-) -> Tensor:
+) -> TensorB:
     """Kahneman–Tversky optimisation: learn from single answers that were liked or not.
 
     With r = log π − log ref: λ_D·(1 − σ(β(r − z))) if liked, λ_U·(1 − σ(β(z − r))) if not. Source:
@@ -200,7 +201,7 @@ def kto_loss(
     return torch.where(desirable, weight_desirable * torch.sigmoid(-ahead), weight_undesirable * torch.sigmoid(ahead))
 
 
-def kto_reference_point(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
+def kto_reference_point(policy_mismatched: TensorB, ref_mismatched: TensorB) -> Tensor:
     """Reference point of KTO: how far the policy has moved in general, seen on answers to other prompts.
 
     z = max(0, mean(log π(y'|x) − log ref(y'|x))), y' the answer to another prompt (cycled by one), no
@@ -227,8 +228,8 @@ def kto_reference_point(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Te
 
 
 def orpo_loss(
-    policy_chosen: Tensor, policy_rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor, *, lam: float
-) -> Tensor:
+    policy_chosen: TensorB, policy_rejected: TensorB, chosen_lengths: TensorB, rejected_lengths: TensorB, *, lam: float
+) -> TensorB:
     """Odds-ratio preference optimisation: fine-tuning on the chosen answer and preference in one, no reference.
 
     NLL_w/|y_w| − λ·log σ(log odds_w − log odds_l), odds = P/(1 − P), P = exp(log π(y|x)/|y|). Source: Hong
@@ -258,14 +259,14 @@ def orpo_loss(
 
 
 def simpo_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
+    policy_chosen: TensorB,
+    policy_rejected: TensorB,
+    chosen_lengths: TensorB,
+    rejected_lengths: TensorB,
     *,
     beta: float,
     gamma: float,
-) -> Tensor:
+) -> TensorB:
     """Simple preference optimisation: the reward is the average log-probability, so length earns nothing.
 
     −log σ(β·log π_w/|y_w| − β·log π_l/|y_l| − γ). Source: Meng et al. 2024 (arXiv 2405.14734), eq. 6.
@@ -296,13 +297,13 @@ def simpo_loss(
 
 
 def cpo_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
+    policy_chosen: TensorB,
+    policy_rejected: TensorB,
     *,
     beta: float,
     alpha: float = 1.0,
-    chosen_lengths: Tensor | None = None,
-) -> Tensor:
+    chosen_lengths: TensorB | None = None,
+) -> TensorB:
     """Contrastive preference optimisation: DPO under a uniform reference, held in place by fine-tuning.
 
     −log σ(β(log π_w − log π_l)) + α·NLL_w. Source: Xu et al. 2024 (arXiv 2401.08417), section 3. NLL is

@@ -9,22 +9,34 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape, two_dimensional, within_unit
 from trimtab.algos.masking import masked, masked_mean, masked_sum
+from trimtab.algos.shapes import (
+    MaskBT,
+    MaskNK,
+    MaskP,
+    TensorB,
+    TensorBT,
+    TensorD,
+    TensorN,
+    TensorNK,
+    TensorP,
+    TensorP2,
+    TensorPD,
+)
 from trimtab.errors import ConfigError, TrainingError
 
 
 def bradley_terry_loss(
-    chosen: Tensor,
-    rejected: Tensor,
+    chosen: TensorP,
+    rejected: TensorP,
     *,
-    margin: Tensor | None = None,
-    probability: Tensor | None = None,
+    margin: TensorP | None = None,
+    probability: TensorP | None = None,
     centring: float = 0.0,
-) -> Tensor:
+) -> TensorP:
     """Negative log-likelihood that the chosen answer beats the rejected one.
 
     L = −log σ(Δ), Δ = r_w − r_l − m; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ); centring:
@@ -63,7 +75,7 @@ def bradley_terry_loss(
     return loss + centring * (chosen + rejected).square() if centring else loss
 
 
-def ranking_pairs(ranks: Sequence[int]) -> Tensor:
+def ranking_pairs(ranks: Sequence[int]) -> TensorP2:
     """All strict pairs of a ranking; ties make no pair.
 
     For one ranking at a time, where pairs also carry a margin or a soft label; :func:`ranking_loss` takes
@@ -82,7 +94,7 @@ def ranking_pairs(ranks: Sequence[int]) -> Tensor:
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
-def ranking_loss(rewards: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+def ranking_loss(rewards: TensorNK, ranks: TensorNK, mask: MaskNK | None = None) -> TensorN:
     """Bradley–Terry averaged over all pairs of a ranking, so that a prompt with many answers counts once.
 
     L = 1/|P| · Σ_{(w,l) ∈ P} −log σ(r_w − r_l), P all strict pairs, C(K, 2) of them without ties. Source:
@@ -112,7 +124,7 @@ def ranking_loss(rewards: Tensor, ranks: Tensor, mask: Tensor | None = None) -> 
     return masked_mean(losses.flatten(1), pairs.flatten(1), dim=1)
 
 
-def plackett_luce_loss(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None) -> TensorN:
     """Negative log-likelihood of a whole ranking: the best is chosen first, then the best of the rest, and so on.
 
     L = −Σ_k [r_k − log Σ_{j≥k} e^{r_j}], answers in order, best first. Source: Plackett 1975; Luce 1959;
@@ -140,7 +152,7 @@ def plackett_luce_loss(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     return masked_sum(left - rewards, there, dim=-1)
 
 
-def rao_kupper_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, theta: float) -> Tensor:
+def rao_kupper_loss(chosen: TensorP, rejected: TensorP, tie: MaskP, *, theta: float) -> TensorP:
     """Bradley–Terry with ties: a difference below log θ may go unnoticed.
 
     With λ = e^r: P(win) = λ_w/(λ_w + θλ_l), P(tie) = (θ² − 1)·λ_wλ_l/[(λ_w + θλ_l)(θλ_w + λ_l)]; computed as
@@ -175,7 +187,7 @@ def rao_kupper_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, theta: flo
     return torch.where(tie, win - logsigmoid(-delta - threshold) - math.log(theta**2 - 1), win)
 
 
-def davidson_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, nu: float) -> Tensor:
+def davidson_loss(chosen: TensorP, rejected: TensorP, tie: MaskP, *, nu: float) -> TensorP:
     """Bradley–Terry with ties: a tie is a third outcome, most likely between equals.
 
     With λ = e^r, D = λ_w + λ_l + ν√(λ_wλ_l): P(win) = λ_w/D, P(tie) = ν√(λ_wλ_l)/D. Source: Davidson 1970.
@@ -206,7 +218,40 @@ def davidson_loss(chosen: Tensor, rejected: Tensor, tie: Tensor, *, nu: float) -
     return total - torch.where(tie, between, chosen)
 
 
-def process_reward_loss(logits: Tensor, labels: Tensor, step_mask: Tensor) -> Tensor:
+def fit_ridge_bradley_terry(gaps: TensorPD, targets: TensorP, weights: TensorP, *, penalty: float) -> TensorD:
+    """Coefficients of a linear Bradley–Terry model with a ridge penalty, by eight steps of Newton's method.
+
+    argmin_v Σ w·[softplus(z) − p·z] + ½·λ·|v|² with z = gaps @ v. Source: Le Cessie & van Houwelingen 1992 (ridge
+    logistic regression).
+
+    Args:
+        gaps: ``[P, D]``, features of the first answer minus those of the second.
+        targets: ``[P]``, p: probability that the first is better, in [0, 1].
+        weights: ``[P]``, w.
+        penalty: λ, above 0, in units of one pair's loss.
+
+    Returns:
+        ``[D]``, v.
+
+    Raises:
+        ConfigError: λ not above 0.
+        TrainingError: shapes differ, or a probability is outside [0, 1].
+    """
+    positive(penalty=penalty)
+    two_dimensional(gaps=gaps)
+    same_shape(targets=targets, weights=weights, pairs=gaps[:, 0])
+    targets = within_unit("target", targets)
+    v = gaps.new_zeros(gaps.shape[1])
+    eye = penalty * torch.eye(gaps.shape[1], dtype=gaps.dtype, device=gaps.device)
+    for _ in range(8):
+        share = torch.sigmoid(gaps @ v)
+        gradient = gaps.T @ (weights * (share - targets)) + penalty * v
+        hessian = (gaps * (weights * share * (1 - share))[:, None]).T @ gaps + eye
+        v = v - torch.linalg.solve(hessian, gradient)
+    return v
+
+
+def process_reward_loss(logits: TensorBT, labels: TensorBT, step_mask: MaskBT) -> TensorBT:
     """Cross-entropy of "this step is right" at the end of every step of a solution.
 
     L_t = −y·log σ(z_t) − (1 − y)·log σ(−z_t). Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6;
@@ -229,7 +274,7 @@ def process_reward_loss(logits: Tensor, labels: Tensor, step_mask: Tensor) -> Te
     return masked(binary_cross_entropy_with_logits(logits, labels, reduction="none"), step_mask)
 
 
-def process_score(logits: Tensor, step_mask: Tensor, *, how: Literal["product", "minimum"] = "product") -> Tensor:
+def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Literal["product", "minimum"] = "product") -> TensorB:
     """Score of a whole solution: P(every step is right), or the probability of its weakest step.
 
     Π_t σ(z_t) or min_t σ(z_t). Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6 and appendix F.

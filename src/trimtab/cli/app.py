@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from trimtab import __version__
 from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, init, judge, model, plan, route, run
-from trimtab.errors import StorageError, TrimtabError
+from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
 
@@ -87,7 +87,7 @@ def run_app(arguments: list[str]) -> int:
             return _fail(error, f"{error}; this is a bug in trimtab", 70)
         package = (error.name or "").split(".")[0]
         extra = "web" if package in _WEB else "train"
-        return _fail(error, f"the package {error.name!r} is not installed; run: pip install 'trimtab[{extra}]'", 1)
+        return _fail(error, f"the package {error.name!r} is not installed; {install_hint(extra)}", 1)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(error, f"the disk is full ({error.filename}); free some space and run the same command", 8)

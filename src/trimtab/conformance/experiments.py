@@ -22,6 +22,7 @@ from trimtab.models import AdapterConfig
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
+    ONLINE,
     ClippedConfig,
     DpoConfig,
     DrGrpoConfig,
@@ -38,9 +39,7 @@ from trimtab.trainers import (
     RlooConfig,
     RlRoles,
     Session,
-    advantages_of,
     answer_logprobs,
-    reduce_policy_loss,
     train_preference,
     train_reward,
     train_rl,
@@ -187,9 +186,11 @@ def estimators(seeds: Sequence[int]) -> Iterator[Row]:
         new = torch.log_softmax(leaf, 0)[tuples.flatten()][:, None]
         mask = torch.ones_like(new, dtype=torch.bool)
         rewards = reward[tuples].view(-1, 1)
-        advantages, _ = advantages_of(config, rewards, torch.zeros_like(rewards), mask)
+        method = ONLINE[config.method]
+        assert method.advantages is not None and method.reduction is not None
+        advantages, _ = method.advantages(config, rewards, torch.zeros_like(rewards), mask)
         losses = clipped_policy_loss(new, new.detach(), advantages, mask) * chance
-        loss = reduce_policy_loss(config, losses, mask, Norms(tokens=config.group, sequences=config.group))
+        loss = method.reduction(config, losses, mask, Norms(tokens=config.group, sequences=config.group))
         return -torch.autograd.grad(loss, leaf)[0]
 
     one = SamplerConfig(max_new_tokens=1)
@@ -235,7 +236,7 @@ def gibbs_bandit(seeds: Sequence[int]) -> Iterator[Row]:
         yield _row(name, f"{config.method}, KL in the reward", "KL(π‖π*)", found, high=1e-3)
     config = settings(DrGrpoConfig, kl=KLConfig(coefficient=BETA, place="loss", estimator="k2"), **fit)
     moved = [kl(end(config, s), gibbs(*bandit(s), BETA * 4 / 3)) for s in seeds]
-    yield _row(name, "dr_grpo, k2 in the loss", "KL(π‖π* of β·k/(k−1))", moved, high=2e-3)
+    yield _row(name, f"{config.method}, k2 in the loss", "KL(π‖π* of β·k/(k−1))", moved, high=2e-3)
     config = settings(RlooConfig, kl=KLConfig(coefficient=BETA, place="loss", estimator="k2"), **fit)
     found = [kl(end(config, s), gibbs(*bandit(s), BETA)) for s in seeds]
     yield _row(name, "rloo, k2 in the loss", "KL(π‖π*)", found, high=2e-3)

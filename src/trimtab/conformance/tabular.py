@@ -57,14 +57,11 @@ class Table:
     """What the trainers ask of a backbone, for models that have none."""
 
     device = torch.device("cpu")
+    frozen_half = None
     frozen_layers = 0
-    tap = 0
 
     def __init__(self, width: int = 0) -> None:
         self.width = width
-
-    def lower(self, batch: Batch) -> None:
-        """Nothing lies below."""
 
 
 class TabularRole:
@@ -106,11 +103,11 @@ class TabularRole:
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
 
-    def adding_gradients(self) -> AbstractContextManager[None]:
+    def accumulating_gradients(self) -> AbstractContextManager[None]:
         """Autograd adds up the few numbers there are."""
         return nullcontext()
 
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0, states: Any = None) -> Tensor:
         """As :meth:`trimtab.models.Role.logprobs`."""
         return self.logprobs_and_entropies(batch, temperature=temperature)[0]
 
@@ -120,7 +117,8 @@ class TabularRole:
         *,
         temperature: float = 1.0,
         entropy_gradient: bool = False,
-        hidden: None = None,  # a table has no states
+        hidden: None = None,  # a table has no hidden states
+        states: Any = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`trimtab.models.Role.logprobs_and_entropies`."""
         paths = batch.tokens[:, 1:]
@@ -130,10 +128,10 @@ class TabularRole:
         pad = torch.zeros(len(paths), 1, dtype=chosen.dtype)
         return torch.cat([pad, chosen], dim=1), torch.cat([pad, entropies.detach()], dim=1)
 
-    def values(self, batch: Batch, *, hidden: None = None) -> Tensor:
+    def values(self, batch: Batch, *, hidden: None = None, states: Any = None) -> Tensor:
         """As :meth:`trimtab.models.Role.values`."""
-        mine = self.table[self.tree.states_on(batch.tokens[:, 1:])]
-        return torch.cat([torch.zeros(len(mine), 1, dtype=mine.dtype), mine], dim=1).float()
+        values = self.table[self.tree.states_on(batch.tokens[:, 1:])]
+        return torch.cat([torch.zeros(len(values), 1, dtype=values.dtype), values], dim=1).float()
 
 
 class LinearReward:
@@ -157,11 +155,11 @@ class LinearReward:
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
 
-    def adding_gradients(self) -> AbstractContextManager[None]:
+    def accumulating_gradients(self) -> AbstractContextManager[None]:
         """Autograd adds up the few numbers there are."""
         return nullcontext()
 
-    def scores(self, batch: Batch) -> Tensor:
+    def scores(self, batch: Batch, *, states: Any = None) -> Tensor:
         """As :meth:`trimtab.models.Role.scores`."""
         return self.scalar(self.features[batch.tokens[:, 1]]).squeeze(-1)
 
@@ -181,9 +179,11 @@ class TabularSampler:
         seed: int,
         group: int = 1,
         weight_version: int = 0,
+        states: Any = None,
+        value_head: Any = None,
         progress: Any = None,
     ) -> list[Rollout]:
-        """As :meth:`trimtab.rollout.LocalSampler.generate`."""
+        """As :meth:`trimtab.rollout.Sampler.generate`."""
         tree, count = self.policy.tree, len(prompts) * group
         generator = torch.Generator().manual_seed(seed)
         every = torch.log_softmax(self.policy.logits, dim=-1)

@@ -31,6 +31,7 @@ from trimtab.evals.balance import measure
 from trimtab.evals.probes import repetition, words
 from trimtab.evals.report_data import Alarm, CapabilityReport, CapabilityRow
 from trimtab.feedback.intervals import Estimate, paired_bootstrap_interval, wilson_interval
+from trimtab.metrics import CAPABILITY
 from trimtab.records import Record
 
 BUILT_IN = Path(__file__).with_name("capability.jsonl")
@@ -113,12 +114,10 @@ class Limit(Record):
         return f"{100 * self.limit:.0f} % {'more' if self.unit == 'perplexity' else 'less'}"
 
 
+_LARGEST_LOSS = {"right": 0.05, "margins": 0.15, "answers": 0.15, "texts": 0.25, "demonstrations": 0.5}
+
 LIMITS: dict[str, Limit] = {
-    "right": Limit(name="right answers", unit="share", limit=0.05),
-    "margins": Limit(name="log-odds of right answers", unit="nats", limit=0.15),
-    "answers": Limit(name="answers on topic and complete", unit="share", limit=0.15),
-    "texts": Limit(name="perplexity of neutral text", unit="perplexity", limit=0.25),
-    "demonstrations": Limit(name="perplexity of held-out demonstrations", unit="perplexity", limit=0.5),
+    key: Limit(name=metric.title, unit=metric.unit, limit=_LARGEST_LOSS[key]) for key, metric in CAPABILITY.items()
 }
 """Every measure; an alarm also needs an interval that excludes no change. Decision 28 has the numbers behind them."""
 

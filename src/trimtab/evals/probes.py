@@ -11,22 +11,8 @@ from itertools import chain
 from statistics import fmean
 
 from trimtab.errors import DataError
+from trimtab.metrics import PROBES
 from trimtab.records import Completion, Prompt
-
-PROBES: dict[str, str] = {
-    "distinct_answers": "different answers, share of all",
-    "distinct_1": "distinct-1: different words, share of all words",
-    "distinct_2": "distinct-2: different word pairs, share of all pairs",
-    "repetition": "repeated 4-grams within an answer, share",
-    "words": "words per answer",
-    "tokens": "tokens per answer",
-    "ended_rate": "ended by itself, share of answers",
-    "flattery": "flatters the reader, share of answers",
-    "boilerplate": "stock phrases, share of answers",
-    "copied": "copies the prompt, share of answers",
-    "exclamations": "exclamation marks per 100 words",
-}
-"""Every key of :func:`probe_table`, with what it counts."""
 
 LEXICONS: dict[str, tuple[str, ...]] = {
     "flattery": (
@@ -169,7 +155,7 @@ def probe_table(
     token_counts: Sequence[int] | None = None,
     prompts: Sequence[Prompt] | None = None,
 ) -> dict[str, float]:
-    """All probes of one model's answers, in the order of :data:`PROBES`.
+    """All probes of one model's answers, in the order of :data:`trimtab.metrics.PROBES`.
 
     Args:
         answers: one per prompt; compare models on the same prompts.
@@ -205,4 +191,4 @@ def probe_table(
         else fmean(copies(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)),
         "exclamations": exclamation_rate(texts),
     }
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name in PROBES if (value := values[name]) is not None}

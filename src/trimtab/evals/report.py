@@ -19,28 +19,25 @@ from markupsafe import Markup
 
 from trimtab.evals.capability import change_text, value_text
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
-from trimtab.evals.probes import PROBES
 from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.feedback.intervals import Estimate
 from trimtab.files import write_atomic
+from trimtab.metrics import PROBES, TRAINING
 from trimtab.text import shorten, visible
 
 # Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.
 _PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "held_out": "dabc"}
 
+_CHARTED = ("kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance")
+
 PANELS: dict[str, tuple[str, str]] = {
     "sft_loss": ("Supervised fine-tuning loss", "A held-out loss that turns up again is overfitting."),
     "reward_accuracy": ("Reward model accuracy", "Share of pairs ranked as labelled; 50 % is guessing."),
-    "proxy": ("Proxy reward", "The score that training climbs."),
-    "gold": ("Gold reward", "A judge that training never sees."),
+    "proxy": (TRAINING["reward"].title, TRAINING["reward"].meaning),
+    "gold": (TRAINING["gold"].title, TRAINING["gold"].meaning),
     "held_out": ("Held-out reward", "A second reward model, trained on other preferences."),
-    "kl": ("KL per answer", "Distance from the policy before alignment."),
-    "length": ("Answer length", "Reward that comes from length alone shows here."),
-    "entropy": ("Entropy", "A fall towards 0 means that answers become all alike."),
-    "clip_fraction": ("Clip fraction", "Share of tokens at which the policy step was clipped."),
-    "value_loss": ("Value loss", "Squared error of the value function on its returns."),
-    "explained_variance": ("Explained variance", "How much of the returns the value function predicts; 1 is all."),
+    **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in _CHARTED},
 }
 """Charts of the section on training, in page order: key to title and how to read it."""
 
@@ -57,7 +54,6 @@ _TITLES = {
     "examples": "examples",
 }
 _HERE = Path(__file__).parent
-_PLAIN_PROBES = {"words", "tokens", "exclamations"}  # the others are shares
 LEADING = 3
 """Examples drawn at random that stand open on top of the page, below the typical one."""
 
@@ -374,9 +370,9 @@ def _probe_rows(data: ReportData) -> list[tuple[str, list[str]]]:
     keys = dict.fromkeys([*PROBES, *(key for column in data.probes for key in column.values)])
     return [
         (
-            PROBES.get(key, key),
+            PROBES[key].title if key in PROBES else key,
             [
-                (number if key in _PLAIN_PROBES or key not in PROBES else percent)(c.values.get(key))
+                (percent if key in PROBES and PROBES[key].unit == "share" else number)(c.values.get(key))
                 for c in data.probes
             ],
         )

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, install_hint
 from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words_of
 from trimtab.records import Completion, Prompt
 
@@ -92,7 +92,7 @@ def _analyzer() -> Any:
     except ImportError:
         raise ConfigError(
             "the gold utility 'trimtab.feedback.gold.friendly_utility' needs the package vaderSentiment, which is not "
-            "installed; run: pip install 'trimtab[train]'"
+            f"installed; {install_hint('train')}"
         ) from None
     return SentimentIntensityAnalyzer()
 

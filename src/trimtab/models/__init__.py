@@ -3,8 +3,8 @@
 from trimtab.models.backbone import AdapterConfig, Backbone
 from trimtab.models.batch import PASS_TOKENS, Batch, collate, pack, parts_of_like_size, scatter
 from trimtab.models.chat import Chat, Encoded, leave_out
+from trimtab.models.frozen import FrozenStates
 from trimtab.models.loading import ModelConfig, model_identity
-from trimtab.models.lower import DrawnStates, LowerCache
 from trimtab.models.role import Role
 from trimtab.models.tensors import load_tensors, save_tensors
 
@@ -14,9 +14,8 @@ __all__ = [
     "Backbone",
     "Batch",
     "Chat",
-    "DrawnStates",
     "Encoded",
-    "LowerCache",
+    "FrozenStates",
     "ModelConfig",
     "Role",
     "collate",

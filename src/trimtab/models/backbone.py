@@ -1,9 +1,9 @@
 """One trunk for all roles: base weights once, a LoRA adapter per role, hidden states on request.
 
 Policy, critic and reward model are adapters on the same frozen trunk, and the reference is the
-trunk with adapters off. When adapters sit on the top layers only, everything below them is the
-same for every role and every epoch: :meth:`Backbone.lower` runs it once and
-:meth:`Backbone.hidden` continues from there.
+trunk with adapters off. When adapters sit on the top layers only, the layers below them give the
+same states for every role and every epoch: :meth:`Backbone.frozen_hidden` runs them,
+:class:`~trimtab.models.FrozenStates` keeps the result and :meth:`Backbone.hidden` continues from it.
 
 Batches are right-padded and attention is causal, so a real token never sees padding and no
 attention mask is needed. Packed rows (SFT) bring a block-diagonal one.
@@ -29,9 +29,8 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
+from trimtab.models.kernels import kernels
 from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_chat, pick_device
-from trimtab.models.lora import quicken
-from trimtab.models.lower import REMEMBERED, DrawnStates
 
 
 class AdapterConfig(Config):
@@ -56,7 +55,7 @@ class Backbone:
         model: a Hugging Face causal language model in float32.
         chat: how its conversations are rendered.
         dtype: precision of matrix products (weights stay float32).
-        gradient_checkpointing: compute each layer anew in the backward pass instead of keeping what is in it.
+        gradient_checkpointing: recompute each layer in the backward pass instead of storing its intermediate results.
 
     Raises:
         ModelError: logits are changed after the output projection, or the architecture has no checkpointing.
@@ -70,15 +69,13 @@ class Backbone:
         self.dtype = dtype
         self.layers = _decoder_layers(model)
         self.gradient_checkpointing = gradient_checkpointing
+        self.frozen_half: nn.Module | None = None
+        """The layers below every adapter; None if an adapter is on the lowest layer, there is no adapter, or this
+        architecture cannot be cut in two."""
         self.frozen_layers = 0
-        """Layers below every adapter: the same for all roles."""
+        """How many layers that are."""
+        self._trained_half: nn.Module | None = None
         self._lowest: dict[str, int] = {}
-        self._lower: nn.Module | None = None
-        self._upper: nn.Module | None = None
-        self.drawn: DrawnStates | None = None
-        """What the frozen layers give while answers are drawn; None: it is not kept. Who draws answers to go on with
-        them sets it. See :meth:`lower`."""
-        self._recent: dict[tuple[torch.Size, bytes], Tensor] = {}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if gradient_checkpointing:
@@ -103,11 +100,6 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
-
-    @property
-    def tap(self) -> int:
-        """After so many layers the sampler keeps the states in :attr:`drawn`; 0: none are frozen, or nobody asked."""
-        return 0 if self.drawn is None else self.frozen_layers
 
     @property
     def width(self) -> int:
@@ -157,18 +149,11 @@ class Backbone:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself
             torch.manual_seed(seed)
             self.model.add_adapter(peft, adapter_name=name)
-        quicken(self.model)
+        kernels().adapter_added(self.model)
         self.train(False, full=False)  # a new adapter comes with its dropout on
         self.activate(None)
         self._lowest[name] = count - top
         self._split()
-
-    def copy_adapter(self, source: str, target: str) -> None:
-        """Set adapter ``target`` to the weights of ``source`` (same shape)."""
-        weights = {k.replace(f".{source}.", f".{target}."): v for k, v in self.adapter_parameters(source).items()}
-        with torch.no_grad():
-            for name, parameter in self.adapter_parameters(target).items():
-                parameter.copy_(weights[name])
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's weights by full name."""
@@ -198,18 +183,18 @@ class Backbone:
 
         The original weights are put back, not subtracted back, so nothing drifts.
         """
-        kept: list[tuple[nn.Parameter, Tensor]] = []
+        originals: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(None)
         try:
             with torch.no_grad():
                 for module in self._tuned():
                     if name is not None and name in module.lora_A:
                         weight = module.get_base_layer().weight
-                        kept.append((weight, weight.data))
+                        originals.append((weight, weight.data))
                         weight.data = weight.data + module.get_delta_weight(name)
             yield
         finally:
-            for weight, original in kept:
+            for weight, original in originals:
                 weight.data = original
 
     def train(self, on: bool, *, full: bool) -> None:
@@ -227,56 +212,32 @@ class Backbone:
 
     # Hidden states ------------------------------------------------------------------------
 
-    def lower(self, batch: Batch) -> Tensor | None:
-        """Hidden states of a batch below the lowest adapter, ``[B, T, H]``; None if there is no such place.
+    @torch.no_grad()
+    def frozen_hidden(self, batch: Batch) -> Tensor:
+        """Hidden states of a batch after the layers below every adapter, ``[B, T, H]``.
 
-        They depend on the tokens only, so one call serves all roles and epochs of a rollout. Rows that the sampler
-        drew may be in :attr:`drawn` already. What is computed here is remembered by the whole batch, up to
-        ``REMEMBERED`` padded tokens: scoring and training ask about the same micro-batches.
+        They depend on the tokens only. :meth:`trimtab.models.FrozenStates.of` calls this where a state is not known.
         """
-        if self._lower is None:
-            return None
-        known = [None] * batch.size if self.drawn is None else self.drawn.of(batch)
-        missing = [row for row, states in enumerate(known) if states is None]
-        if len(missing) == batch.size:
-            return self._computed(batch, self._lower)
-        drawn = [(row, torch.cat(states)) for row, states in enumerate(known) if states is not None]
-        out = drawn[0][1].new_zeros(*batch.tokens.shape, self.width)
-        for row, states in drawn:
-            out[row, : len(states)] = states
-        if missing:
-            rest = batch.rows(torch.tensor(missing, device=self.device))
-            out[missing, : rest.tokens.shape[1]] = self._computed(rest, self._lower)
-        return out
-
-    def _computed(self, batch: Batch, lower: nn.Module) -> Tensor:
-        key = (batch.tokens.shape, batch.tokens.cpu().numpy().tobytes())
-        if key not in self._recent:
-            self.activate(None)
-            shared = batch.shared_prompts()
-            with torch.no_grad(), self.autocast():
-                if shared is None:
-                    found = lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
-                else:
-                    found = shared.unpack(
-                        lower(
-                            input_ids=shared.tokens,
-                            attention_mask=shared.attention,
-                            position_ids=shared.positions,
-                            use_cache=False,
-                        ).last_hidden_state
-                    )
-            self._recent[key] = found
-            while len(self._recent) > 1 and sum(h.shape[0] * h.shape[1] for h in self._recent.values()) > REMEMBERED:
-                del self._recent[next(iter(self._recent))]
-        return self._recent[key]
+        assert self.frozen_half is not None
+        self.activate(None)
+        shared = batch.shared_prompts
+        with self.autocast():
+            if shared is None:
+                return self.frozen_half(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            states = self.frozen_half(
+                input_ids=shared.tokens,
+                attention_mask=shared.attention,
+                position_ids=shared.positions,
+                use_cache=False,
+            ).last_hidden_state
+            return shared.unpack(states)
 
     def hidden(
         self,
         tokens: Tensor,
         *,
         adapter: str | None,
-        lower: Tensor | None = None,
+        frozen: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
@@ -285,8 +246,8 @@ class Backbone:
         Args:
             tokens: ``[B, T]``, right-padded.
             adapter: which one; None for the reference.
-            lower: what :meth:`lower` gave for these tokens, to continue from there.
-            attention_mask: ``[B, 1, T, T]`` bool, True = may look at; None = causal.
+            frozen: ``[B, T, H]``, from :meth:`frozen_hidden`: only the layers above are run; None: all are.
+            attention_mask: ``[B, 1, T, T]`` bool, True: may attend to; None: causal.
             position_ids: ``[B, T]``; None = 0, 1, 2, …
 
         Returns:
@@ -294,24 +255,21 @@ class Backbone:
         """
         self.activate(adapter)
         if attention_mask is not None and self.dtype == torch.float32:
-            # What attention adds to its scores, once: each layer would make, and keep, its own from True and False.
+            # As the float mask that attention adds to its scores: each layer would convert, and keep, its own.
             attention_mask = torch.zeros(attention_mask.shape, device=self.device).masked_fill_(
                 ~attention_mask, -math.inf
             )
         extra = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
         with self.autocast():
-            if lower is not None and self._upper is not None:
-                return self._upper(inputs_embeds=lower, **extra).last_hidden_state
+            if frozen is not None and self._trained_half is not None:
+                return self._trained_half(inputs_embeds=frozen, **extra).last_hidden_state
             return self.model.base_model(input_ids=tokens, **extra).last_hidden_state
 
     def _split(self) -> None:
         """Prepare the two halves of the trunk below the lowest adapter, if this architecture can be cut there."""
         base = self.model.base_model
         below = min(self._lowest.values(), default=0)
-        self._lower = self._upper = None
-        self._recent = {}
-        if self.drawn is not None:
-            self.drawn.clear()
+        self.frozen_half = self._trained_half = None
         self.frozen_layers = 0
         if below == 0 or not (hasattr(base, "layers") and hasattr(base, "norm")):
             return
@@ -324,15 +282,15 @@ class Backbone:
             cut = upper(inputs_embeds=middle, use_cache=False).last_hidden_state
             whole = base(input_ids=probe, use_cache=False).last_hidden_state
         if torch.allclose(cut, whole, rtol=1e-4, atol=1e-5):
-            self._lower, self._upper, self.frozen_layers = lower, upper, below
+            self.frozen_half, self._trained_half, self.frozen_layers = lower, upper, below
 
     def _check_head(self) -> None:
         """The head applied to hidden states must be the model's own logits (no soft cap, no scaling)."""
         probe = torch.arange(4, device=self.device)[None]
         with torch.no_grad():
             hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-            ours, theirs = self.head(hidden), self.model(input_ids=probe, use_cache=False).logits
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+            computed, expected = self.head(hidden), self.model(input_ids=probe, use_cache=False).logits
+        if not torch.allclose(computed, expected, rtol=1e-3, atol=1e-3):
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the output projection (soft cap or scale); "
                 "trimtab would compute wrong log-probabilities for it, so it refuses"

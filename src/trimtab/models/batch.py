@@ -5,13 +5,15 @@ log-probability given all tokens before it, the value of the state before it was
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
 PASS_TOKENS = 4096
-"""Padded tokens of a forward pass that trains nothing, where nobody says otherwise."""
+"""Default number of padded tokens per forward pass without gradients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,27 +44,30 @@ class SharedPrompts:
         return rows.flatten(0, 1)[self.source].view(*self.tokens.shape, rows.shape[-1])
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Token sequences with what is known about each token or sequence."""
+    """Right-padded token sequences. A subclass may add tensors whose first dimension is B and whose second is T."""
 
     tokens: Tensor
-    """``[B, T]`` int64, right-padded with zeros (never looked at)."""
+    """``[B, T]`` int64, padded with zeros (attention never reaches them)."""
     response_mask: Tensor
     """``[B, T]`` bool; True: the model produces this token and it counts."""
     lengths: Tensor
     """``[B]`` int64, real tokens of each row."""
-    columns: dict[str, Tensor] = field(default_factory=dict)
-    """Further tensors whose first dimension is B and second, if any, is T. ``prompt_lengths`` (``[B]``) says how many
-    tokens of a row are its prompt; rows with equal prompts then share one computation of it."""
-    _shared: SharedPrompts | None = field(default=None, repr=False)
+    prompt_lengths: Tensor | None = None
+    """``[B]`` int64, prompt tokens of each row; rows with equal prompts then share one computation of it. None: every
+    row is computed on its own."""
+    segments: Tensor | None = None
+    """``[B, T]`` int64, for packed rows: which sequence a token belongs to, -1 for padding. None: one per row."""
+    positions: Tensor | None = None
+    """``[B, T]`` int64, for packed rows: place of a token in its sequence. None: its column."""
 
     @property
     def size(self) -> int:
         """Number of sequences."""
         return self.tokens.shape[0]
 
-    def rows(self, index: Tensor) -> "Batch":
+    def rows(self, index: Tensor) -> Self:
         """The given rows, cut to the longest of them."""
         width = int(self.lengths[index].max())
         total = self.tokens.shape[1]
@@ -71,18 +76,14 @@ class Batch:
             picked = x[index]
             return picked[:, :width] if picked.dim() > 1 and picked.shape[1] == total else picked
 
-        return Batch(
-            tokens=take(self.tokens),
-            response_mask=take(self.response_mask),
-            lengths=self.lengths[index],
-            columns={name: take(x) for name, x in self.columns.items()},
-        )
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: take(x) for name, x in tensors.items() if x is not None})
 
-    def micro_batches(self, token_budget: int) -> Iterator[tuple[Tensor, "Batch"]]:
-        """Split into parts of similar length with at most ``token_budget`` padded tokens each (one row at least).
+    def micro_batches(self, micro_batch_tokens: int) -> Iterator[tuple[Tensor, Self]]:
+        """Split into parts of similar length with at most ``micro_batch_tokens`` padded tokens each (one row at least).
 
-        Rows that share a prompt stay together as far as the budget allows; their prompt counts once. The largest part
-        comes first: what it leaves free in memory holds all that follow.
+        Rows that share a prompt stay together as far as the limit allows; their prompt counts once. The largest part
+        comes first, so that the memory it frees is enough for every later part.
 
         Yields:
             the row indices of a part, and the part.
@@ -92,39 +93,34 @@ class Batch:
         for rows in self._groups():
             size, members = 0, []
             for row in rows:
-                if members and size + lengths[row] - prompts[row] > token_budget:
+                if members and size + lengths[row] - prompts[row] > micro_batch_tokens:
                     groups.append((size, members))
                     size, members = 0, []
                 size += lengths[row] - prompts[row] if members else lengths[row]
                 members.append(row)
             groups.append((size, members))
-        for part in parts_of_like_size([size for size, _ in groups], token_budget):
+        for part in parts_of_like_size([size for size, _ in groups], micro_batch_tokens):
             rows = [row for place in part for row in groups[place][1]]
             index = torch.tensor(rows, device=self.tokens.device)
             yield index, self.rows(index)
 
+    @cached_property
     def shared_prompts(self) -> SharedPrompts | None:
         """The layout with each prompt once; None where no two rows share one."""
-        if "prompt_lengths" not in self.columns:
-            return None
-        if self._shared is None:
-            groups = self._groups()
-            if len(groups) < self.size:
-                self._shared = self._share(groups)
-        return self._shared
+        groups = self._groups()
+        return self._share(groups) if len(groups) < self.size else None
 
     def _prompts(self) -> list[int]:
-        known = self.columns.get("prompt_lengths")
-        return [0] * self.size if known is None else known.tolist()
+        return [0] * self.size if self.prompt_lengths is None else self.prompt_lengths.tolist()
 
     def _groups(self) -> list[list[int]]:
         """Rows by prompt, in the order of their first row; every row is alone if prompts are not known."""
-        if "prompt_lengths" not in self.columns:
+        if self.prompt_lengths is None:
             return [[row] for row in range(self.size)]
-        found: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for row, (tokens, count) in enumerate(zip(self.tokens.tolist(), self._prompts(), strict=True)):
-            found.setdefault(tuple(tokens[:count]), []).append(row)
-        return list(found.values())
+            groups.setdefault(tuple(tokens[:count]), []).append(row)
+        return list(groups.values())
 
     def _share(self, groups: list[list[int]]) -> SharedPrompts:
         lengths, prompts, total = self.lengths.tolist(), self._prompts(), self.tokens.shape[1]
@@ -159,14 +155,14 @@ class Batch:
         )
 
 
-def parts_of_like_size(sizes: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of ``sizes`` in parts whose padded size, count × largest, is at most ``token_budget`` (one at least).
+def parts_of_like_size(sizes: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+    """Indices of ``sizes`` in parts of at most ``micro_batch_tokens``, counted as count × largest (one at least).
 
-    The largest part comes first: what it leaves free in memory holds all that follow.
+    The largest part comes first, so that the memory it frees is enough for every later part.
     """
     parts: list[list[int]] = []
     for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if parts and sizes[parts[-1][0]] * (len(parts[-1]) + 1) <= token_budget:
+        if parts and sizes[parts[-1][0]] * (len(parts[-1]) + 1) <= micro_batch_tokens:
             parts[-1].append(place)
         else:
             parts.append([place])
@@ -180,17 +176,16 @@ def collate(
     *,
     prompt_lengths: Sequence[int] | None = None,
 ) -> Batch:
-    """Right-pad sequences and their response masks into one batch; see :attr:`Batch.columns` for ``prompt_lengths``."""
+    """Right-pad sequences and their response masks into one batch; see :class:`Batch` for ``prompt_lengths``."""
     lengths = [len(s) for s in sequences]
     width = max(lengths)
     tokens = torch.tensor([[*s, *[0] * (width - n)] for s, n in zip(sequences, lengths, strict=True)])
     response = torch.tensor([[*m, *[False] * (width - n)] for m, n in zip(masks, lengths, strict=True)])
-    columns = {} if prompt_lengths is None else {"prompt_lengths": torch.tensor(list(prompt_lengths)).to(device)}
     return Batch(
         tokens=tokens.to(device),
         response_mask=response.to(device),
         lengths=torch.tensor(lengths).to(device),
-        columns=columns,
+        prompt_lengths=None if prompt_lengths is None else torch.tensor(list(prompt_lengths)).to(device),
     )
 
 
@@ -207,9 +202,8 @@ def pack(
 ) -> Batch:
     """Put several sequences into rows of at most ``width`` tokens, longest first, each where it first fits.
 
-    Columns ``segments`` (``[B, T]``, which sequence a token belongs to, −1 = padding) and ``positions``
-    (``[B, T]``, counted within the sequence) keep the sequences apart: attention never crosses from one
-    to another, so a packed row gives the same numbers as separate rows.
+    ``segments`` and ``positions`` of the batch keep the sequences apart: attention never crosses from one to
+    another, so a packed row gives the same numbers as separate rows.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -233,8 +227,7 @@ def pack(
             segments[number, start : start + length] = index
             positions[number, start : start + length] = torch.arange(length)
             start += length
-    batch.columns |= {"segments": segments.to(device), "positions": positions.to(device)}
-    return batch
+    return replace(batch, segments=segments.to(device), positions=positions.to(device))
 
 
 def block_diagonal_mask(segments: Tensor) -> Tensor:

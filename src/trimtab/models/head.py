@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trimtab.models.gradients import add_product
+from trimtab.models.kernels import kernels
 
 TABLE = 1024 * 49152
 """Numbers of tokens × vocabulary in memory at a time, 200 MB: 1,024 tokens for the default model, 192 for a vocabulary
@@ -47,7 +47,7 @@ def token_logprobs_and_entropies(
     temperature: float = 1.0,
     gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`token_logprobs`, and the entropy H = −Σ_v p_v·log p_v that each token was drawn at.
+    """As :func:`token_logprobs`, and the entropy H = −Σ_v p_v·log p_v of the distribution each token was drawn from.
 
     Args:
         states: as there, like the next four.
@@ -67,7 +67,7 @@ def _apply(
     states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy: str
 ) -> tuple[Tensor, Tensor]:
     chunk = max(1, TABLE // weight.shape[0])
-    keep = len(states) <= chunk  # one chunk's table may wait for the backward pass; of several, each is made anew there
+    keep = len(states) <= chunk  # a single chunk's table waits for the backward pass; of several, each is recomputed
     parts = [
         _Head.apply(states[at : at + chunk], weight, bias, targets[at : at + chunk], temperature, entropy, keep)
         for at in range(0, len(states), chunk)
@@ -93,29 +93,29 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         table = _log_softmax(states, weight, bias, temperature)
         chosen = table.gather(-1, targets[:, None]).squeeze(-1)
-        spread = torch.zeros_like(chosen)
+        entropies = torch.zeros_like(chosen)
         if entropy != "none":
             for at in range(0, len(table), ROWS):
                 rows = table[at : at + ROWS]
-                spread[at : at + ROWS] = -(rows.exp() * rows).sum(-1)
-        ctx.save_for_backward(states, weight, bias, targets, spread)
+                entropies[at : at + ROWS] = -(rows.exp() * rows).sum(-1)
+        ctx.save_for_backward(states, weight, bias, targets, entropies)
         ctx.table = table if keep else None  # the backward pass writes over it
         ctx.temperature, ctx.entropy = temperature, entropy
         kind = states.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         if entropy != "gradient":
-            ctx.mark_non_differentiable(spread)
-        return chosen, spread
+            ctx.mark_non_differentiable(entropies)
+        return chosen, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        states, weight, bias, targets, spread = ctx.saved_tensors
+        states, weight, bias, targets, entropies = ctx.saved_tensors
         table, ctx.table = ctx.table, None
         if table is None:
             with torch.autocast(states.device.type, dtype=ctx.dtype, enabled=ctx.dtype != states.dtype):
                 table = _log_softmax(states, weight, bias, ctx.temperature)
         if ctx.entropy == "gradient":
-            factor = -grads[0][:, None] - grads[1][:, None] * (table + spread[:, None])
+            factor = -grads[0][:, None] - grads[1][:, None] * (table + entropies[:, None])
             slope = table.exp_().mul_(factor)
         else:
             slope = table.exp_().mul_(-grads[0][:, None])
@@ -126,7 +126,7 @@ class _Head(torch.autograd.Function):
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         return (
             (narrow @ weight.to(ctx.dtype)).to(states.dtype) if wants_states else None,
-            add_product(weight, narrow, states.to(ctx.dtype)) if wants_weight else None,
+            kernels().weight_gradient(weight, narrow, states.to(ctx.dtype)) if wants_weight else None,
             slope.sum(0).to(weight.dtype) if wants_bias else None,
             *[None] * 4,
         )

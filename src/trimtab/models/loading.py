@@ -14,7 +14,6 @@ from trimtab.config import Config
 from trimtab.errors import ModelError
 from trimtab.files import locate, sha256_file
 from trimtab.models import embedded
-from trimtab.models.allocation import keep_freed_memory
 from trimtab.models.chat import Chat
 
 hf_logging.set_verbosity_error()
@@ -40,7 +39,7 @@ class ModelConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; weights stay float32. ``auto``: bfloat16 on accelerators that have it."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the layer anew there: about a third more time
+    """Store only each layer's input for the backward pass and recompute the layer there: about a third more time
     for a fraction of the memory. Gradients are the same."""
 
     @field_validator("name", "chat_template")
@@ -173,7 +172,6 @@ def load_causal_lm(config: ModelConfig) -> Any:
     """
     name = resolve(config.name)
     _check_exists(config.name, name)
-    keep_freed_memory()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
     except Exception as error:
@@ -215,7 +213,7 @@ def pick_device(name: str) -> torch.device:
     """The device a configuration means.
 
     Raises:
-        ModelError: ``cuda`` was asked for and there is none.
+        ModelError: ``cuda`` is set but there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from trimtab.errors import ModelError
 from trimtab.models.backbone import AdapterConfig, Backbone
 from trimtab.models.batch import Batch, block_diagonal_mask
-from trimtab.models.gradients import gradients_in_one_block
+from trimtab.models.frozen import FrozenStates
 from trimtab.models.head import token_logprobs, token_logprobs_and_entropies
+from trimtab.models.kernels import kernels
 
 
 class Role:
@@ -62,14 +63,14 @@ class Role:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What this role trains, by name."""
-        found: dict[str, nn.Parameter] = {}
+        trained: dict[str, nn.Parameter] = {}
         if self.adapter is not None and not self.head_only:
-            found |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in self._adapter().items()}
+            trained |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in self._adapter().items()}
         elif self.full:
-            found |= dict(self.backbone.model.named_parameters())
+            trained |= dict(self.backbone.model.named_parameters())
         if self.scalar is not None:
-            found |= {f"head.{name}": parameter for name, parameter in self.scalar.named_parameters()}
-        return found
+            trained |= {f"head.{name}": parameter for name, parameter in self.scalar.named_parameters()}
+        return trained
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the trained weights, on the CPU."""
@@ -81,12 +82,15 @@ class Role:
         Raises:
             ModelError: other names or shapes than this role has.
         """
-        mine = self.parameters()
-        if mine.keys() != state.keys():
-            odd = sorted(mine.keys() ^ state.keys())
-            raise ModelError(f"weights do not fit: {len(odd)} names differ, for example {odd[0]!r}; other adapter?")
+        parameters = self.parameters()
+        if parameters.keys() != state.keys():
+            odd = sorted(parameters.keys() ^ state.keys())
+            raise ModelError(
+                f"weights do not fit: {len(odd)} names differ, for example {odd[0]!r}; were they trained with another "
+                "adapter section?"
+            )
         with torch.no_grad():
-            for name, parameter in mine.items():
+            for name, parameter in parameters.items():
                 if parameter.shape != state[name].shape:
                     raise ModelError(
                         f"weights do not fit: {name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
@@ -101,27 +105,28 @@ class Role:
         """Dropout on or off; everything but a gradient step runs with it off."""
         self.backbone.train(on, full=self.full)
 
-    def adding_gradients(self) -> AbstractContextManager[None]:
-        """Context for backward passes of a step: gradients of whole weights are added up in one block of memory."""
+    def accumulating_gradients(self) -> AbstractContextManager[None]:
+        """Context for the backward passes of an optimiser step."""
         exact = self.full and self.backbone.dtype == torch.float32
-        return gradients_in_one_block(self.backbone.model) if exact else nullcontext()
+        return kernels().accumulating_gradients(self.backbone.model) if exact else nullcontext()
 
     # Computing ----------------------------------------------------------------------------
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Final hidden states, ``[B, T, H]``.
+    def hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
+        """Final hidden states, ``[B, T, H]``; equal prompts are computed once.
 
         Args:
-            batch: tokens; columns ``lower`` (see :meth:`Backbone.lower`) and those of
-                :func:`~trimtab.models.batch.pack` are used where present; equal prompts are computed once.
+            batch: tokens.
+            states: what frozen layers give, looked up or computed there; None, or another backbone's: all layers are
+                run.
         """
-        segments, lower = batch.columns.get("segments"), batch.columns.get("lower")
-        shared = batch.shared_prompts()
+        frozen = states.of(batch) if states is not None and states.backbone is self.backbone else None
+        shared = batch.shared_prompts
         if shared is not None:
             packed = self.backbone.hidden(
                 shared.tokens,
                 adapter=self.adapter,
-                lower=None if lower is None else shared.pack(lower),
+                frozen=None if frozen is None else shared.pack(frozen),
                 attention_mask=shared.attention,
                 position_ids=shared.positions,
             )
@@ -129,24 +134,25 @@ class Role:
         return self.backbone.hidden(
             batch.tokens,
             adapter=self.adapter,
-            lower=lower,
-            attention_mask=None if segments is None else block_diagonal_mask(segments),
-            position_ids=batch.columns.get("positions"),
+            frozen=frozen,
+            attention_mask=None if batch.segments is None else block_diagonal_mask(batch.segments),
+            position_ids=batch.positions,
         )
 
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0, states: FrozenStates | None = None) -> Tensor:
         """Log-probabilities of the response tokens.
 
         Args:
-            batch: tokens and response mask; columns ``lower`` (see :meth:`Backbone.lower`) and those of
-                :func:`~trimtab.models.batch.pack` are used where present.
+            batch: tokens and response mask.
             temperature: logits are divided by it, as when the tokens were sampled.
+            states: as for :meth:`hidden`.
 
         Returns:
             ``[B, T]`` float32 in nats, zero where the mask is False.
         """
         with self.backbone.autocast():
-            return _placed(token_logprobs(*self._predicting(batch), temperature=temperature), batch)
+            hidden = self.hidden(batch, states=states)
+            return _placed(token_logprobs(*self._predicting(batch, hidden), temperature=temperature), batch)
 
     def logprobs_and_entropies(
         self,
@@ -155,52 +161,55 @@ class Role:
         temperature: float = 1.0,
         entropy_gradient: bool = False,
         hidden: Tensor | None = None,
+        states: FrozenStates | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`logprobs`, and the entropy each token was drawn at.
+        """As :meth:`logprobs`, and the entropy of the distribution each token was drawn from.
 
         Args:
             batch: tokens and response mask.
             temperature: logits are divided by it.
             entropy_gradient: True: entropies carry a gradient too (for an entropy bonus).
-            hidden: what :meth:`hidden` gave for this batch; None: computed here.
+            hidden: from :meth:`hidden` for this batch; None: computed here.
+            states: as for :meth:`hidden`.
 
         Returns:
             two of ``[B, T]`` float32 in nats, zero where the mask is False.
         """
         with self.backbone.autocast():
+            hidden = self.hidden(batch, states=states) if hidden is None else hidden
             logprobs, entropies = token_logprobs_and_entropies(
                 *self._predicting(batch, hidden), temperature=temperature, gradient=entropy_gradient
             )
             return _placed(logprobs, batch), _placed(entropies, batch)
 
-    def _predicting(self, batch: Batch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _predicting(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Hidden states before the response tokens, these tokens, and the head's weight and bias."""
-        hidden = self.hidden(batch) if hidden is None else hidden
         row, column = batch.response_mask.nonzero(as_tuple=True)
         head = self.backbone.head
         return hidden[row, column - 1], batch.tokens[row, column], head.weight, getattr(head, "bias", None)
 
-    def values(self, batch: Batch, *, hidden: Tensor | None = None) -> Tensor:
+    def values(self, batch: Batch, *, hidden: Tensor | None = None, states: FrozenStates | None = None) -> Tensor:
         """Value of the state before each response token, ``[B, T]`` float32, zero where the mask is False.
 
         Args:
             batch: tokens and response mask.
-            hidden: what :meth:`hidden` gave for this batch; None: computed here.
+            hidden: from :meth:`hidden` for this batch; None: computed here.
+            states: as for :meth:`hidden`.
         """
         assert self.scalar is not None
-        hidden = (self.hidden(batch) if hidden is None else hidden).float()
+        hidden = (self.hidden(batch, states=states) if hidden is None else hidden).float()
         before = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
         before[:, 1:] = self.scalar(hidden[:, :-1]).squeeze(-1)
         return torch.where(batch.response_mask, before, torch.zeros((), device=hidden.device))
 
-    def scores(self, batch: Batch) -> Tensor:
+    def scores(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """One number per sequence, ``[B]`` float32: the head at the last real token (end-of-turn included)."""
         assert self.scalar is not None
-        return self.scalar(self.last_hidden(batch)).squeeze(-1)
+        return self.scalar(self.last_hidden(batch, states=states)).squeeze(-1)
 
-    def last_hidden(self, batch: Batch) -> Tensor:
+    def last_hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """Hidden state of the last real token of each sequence, ``[B, H]`` float32."""
-        hidden = self.hidden(batch)
+        hidden = self.hidden(batch, states=states)
         return hidden[torch.arange(batch.size, device=hidden.device), batch.lengths - 1].float()
 
 

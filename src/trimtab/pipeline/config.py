@@ -20,7 +20,7 @@ from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
-    TOKEN_RETURNS,
+    ONLINE,
     DpoConfig,
     OfflineConfig,
     OnlineConfig,
@@ -31,6 +31,7 @@ from trimtab.trainers import (
     RlConfig,
     SftConfig,
     check_rl,
+    methods_with,
 )
 
 REWARD_MODEL_CLIP = 5.0
@@ -202,9 +203,8 @@ class RunConfig(Config):
     """Rewards that online alignment maximises, by name: the reward model (``kind: model``), Python functions
     (``function``) and endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
-    """Alignment. On sampled answers, against the rewards: ``method: ppo``, ``rloo``, ``grpo``, ``dr_grpo``,
-    ``dapo``, ``reinforce_pp``, ``reinforce_pp_baseline``, ``online_dpo`` or ``rejection``. On the
-    preferences: ``dpo``, ``ipo``, ``hinge``, ``kto``, ``orpo``, ``simpo`` or ``cpo``."""
+    """Alignment, by the method that ``align.method`` names: an online one maximises rewards of the policy's answers, an
+    offline one learns from the preferences themselves."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     balance: BalanceConfig | None = None
@@ -343,10 +343,10 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
     if all(source.weight == 0 for source in sources.values()):
         yield "the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight"
     stepwise = [name for name, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
-    if stepwise and isinstance(align, OnlineConfig) and align.method not in TOKEN_RETURNS:
+    if stepwise and isinstance(align, OnlineConfig) and not ONLINE[align.method].step_rewards:
         yield (
             f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {align.method!r} gives all tokens "
-            f"of an answer the same advantage; use {', '.join(TOKEN_RETURNS)}, or drop steps"
+            f"of an answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or drop steps"
         )
 
 

@@ -11,7 +11,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.judging import LocalJudge
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.trainers import (
-    WITHOUT_REFERENCE,
+    OFFLINE,
     DapoConfig,
     OfflineConfig,
     OnlineConfig,
@@ -220,7 +220,7 @@ def _offline_cost(sizing: Sizing, align: OfflineConfig) -> Cost:
     if align.method == "kto":  # the reference runs in every step, and both models on mismatched pairs
         items, flops = count * answers, tokens * align.epochs * (2 * lower + upper + 3 * upper / 2)
     else:
-        reference = 0.0 if align.method in WITHOUT_REFERENCE else upper / 2
+        reference = 0.0 if not OFFLINE[align.method].reference else upper / 2
         items, flops = count, tokens * (lower + upper * align.epochs + reference)
     return Cost(
         what=f"{count} {what.format(answers)}, {align.batch} a step",

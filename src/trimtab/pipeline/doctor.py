@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from trimtab.errors import ModelError
+from trimtab.errors import ModelError, install_hint
+from trimtab.fast_cpu.packed import packed
 from trimtab.models import embedded
-from trimtab.models.packed import packed
 from trimtab.pipeline.plan import matmul_rate
 from trimtab.pipeline.reporting import machine, versions
 
@@ -33,7 +33,7 @@ def examine() -> list[Finding]:
     findings.append(_layout())
     for package, extra in OPTIONAL.items():
         there = importlib.util.find_spec(package) is not None
-        text = "installed" if there else f"not installed; pip install 'trimtab[{extra}]'"
+        text = "installed" if there else f"not installed; {install_hint(extra)}"
         findings.append(_finding(package, "ok" if there else "note", text))
     try:
         findings.append(_finding("default model", "ok", str(embedded.embedded_folder())))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,14 +11,14 @@ from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
 from trimtab.evals import alarms, copies, probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
-from trimtab.models import PASS_TOKENS, Backbone, DrawnStates, Role, load_tensors
+from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, scatter
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.pipeline.reporting import judges_of, spoken_names
 from trimtab.records import Rollout, write_records
-from trimtab.rollout import NamedRewards, forget_drawn
-from trimtab.trainers import OnlineConfig, rollout_batch
+from trimtab.rollout import NamedRewards, remove_states
+from trimtab.trainers import OnlineConfig, tokens_of
 
 MODELS = ("base", "sft", "policy")
 """From the earliest to the latest; a run without SFT or alignment lacks one."""
@@ -31,6 +32,9 @@ COMPARISONS = (
     ("policy", "best_of"),
 )
 """Pairs that are compared where a run has both models; the first one is the headline."""
+
+KEPT_TOKENS = 32_768
+"""Tokens of answers whose states of frozen layers are kept between sampling, KL and scores."""
 
 WORST = 5
 """Prompts named for each comparison: those on which the first model lost by most."""
@@ -47,26 +51,34 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     if config.prompts is not None and config.prompts < len(prompts):
         prompts = random.Random(context.seed("evaluate")).sample(prompts, config.prompts)
     answers: dict[str, list[Rollout]] = {}
+    states = FrozenStates(trunk, limit=KEPT_TOKENS)
 
     def sample(name: str, backbone: Backbone, adapter: str | None = None) -> None:
         answers[name] = sample_in_chunks(
-            context, backbone, prompts, config.sampler, group=1, stage="evaluate", name=name, adapter=adapter
+            context,
+            backbone,
+            prompts,
+            config.sampler,
+            group=1,
+            stage="evaluate",
+            name=name,
+            adapter=adapter,
+            states=states,
         )
 
     if run.sft is not None and config.pretrained:
         base = context.trunk(with_sft=False)
         sample("base", base)
         del base
-    # All adapters first: what the layers below them give while answers are drawn serves KL and scores.
+    # All adapters first: states of the layers below them, from sampling, then serve KL and scores.
     policy = None if run.align is None else policy_role(context, trunk)
-    rewards = load_rewards(context, trunk)[0] if run.reward is not None or run.rewards else None
-    trunk.drawn = DrawnStates()
+    rewards = load_rewards(context, trunk, states=states)[0] if run.reward is not None or run.rewards else None
     sample("sft" if run.sft is not None else "base", trunk)
     kl: list[float] | None = None
     if policy is not None:
         policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
         sample("policy", policy.backbone, policy.adapter)
-        kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature)
+        kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature, states=states)
     best: dict[str, float] | None = None
     if rewards is not None:
         if config.best_of is not None:
@@ -79,6 +91,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
                 stage="evaluate",
                 name="best-of",
                 own=True,
+                states=states,
             )
             answers["best_of"] = best_of(pool, _scores(context, rewards, pool), config.best_of)
             logprobs = torch.tensor([sum(r.logprobs) for r in answers["best_of"]])
@@ -87,12 +100,16 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
                 "kl": float(best_of_n_kl(logprobs, config.best_of).mean()),
                 "kl_bound": best_of_n_kl_bound(config.best_of),
             }
-        together = [r for group in zip(*answers.values(), strict=True) for r in group]  # the same prompt side by side
-        for rollout, value in zip(together, _scores(context, rewards, together), strict=True):
-            rollout.rewards["proxy"] = value
+        # All answers to a prompt side by side, so that it is computed once.
+        together = [r for group in zip(*answers.values(), strict=True) for r in group]
+        proxy = iter(_scores(context, rewards, together))
+        scored = [
+            [with_reward(r, "proxy", next(proxy)) for r in group] for group in zip(*answers.values(), strict=True)
+        ]
+        answers = {name: [group[i] for group in scored] for i, name in enumerate(answers)}
     gold = context.gold()
     if gold is not None:
-        add_gold(gold, answers)
+        answers = add_gold(gold, answers)
     files = []
     for name, rollouts in answers.items():
         write_records(folder / f"answers-{name}.jsonl", rollouts)
@@ -100,12 +117,12 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
     if config.pretrained and len(answers) > 1:
         if run.sft is not None:
-            del policy, rewards, trunk  # one model in memory at a time
+            del policy, rewards, trunk, states  # one model in memory at a time
             trunk = context.trunk(with_sft=False)
         result["likelihood"] = likelihood_per_token(Role(trunk), {n: answers[n] for n in result["models"]})
     write_json(folder / "evaluation.json", result | {"best_of": best})
     for name in (*answers, "best-of"):
-        forget_drawn(folder / "samples" / name)
+        remove_states(folder / "samples" / name)
     for row in result["win_rates"]:
         context.ui.say(
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
@@ -132,24 +149,30 @@ def best_of(pool: Sequence[Rollout], scores: Sequence[float], n: int) -> list[Ro
     return [pool[max(range(i, i + n), key=lambda j: (scores[j], -j))] for i in range(0, len(pool), n)]
 
 
-def add_gold(gold: Utility, answers: dict[str, list[Rollout]]) -> None:
-    """Score all answers with the simulated gold utility."""
-    for rollouts in answers.values():
-        for rollout in rollouts:
-            rollout.rewards["gold"] = float(gold(rollout.prompt, rollout.completion))
+def with_reward(rollout: Rollout, name: str, value: float) -> Rollout:
+    """The rollout with one more named reward."""
+    return replace(rollout, rewards=rollout.rewards | {name: value})
+
+
+def add_gold(gold: Utility, answers: Mapping[str, Sequence[Rollout]]) -> dict[str, list[Rollout]]:
+    """All answers with their score by the simulated gold utility."""
+    return {
+        name: [with_reward(r, "gold", float(gold(r.prompt, r.completion))) for r in rollouts]
+        for name, rollouts in answers.items()
+    }
 
 
 @torch.no_grad()
-def kl_per_answer(reference: Role, rollouts: Sequence[Rollout], temperature: float) -> list[float]:
+def kl_per_answer(
+    reference: Role, rollouts: Sequence[Rollout], temperature: float, *, states: FrozenStates | None = None
+) -> list[float]:
     """Log π(answer) − log ref(answer) of each rollout, in nats: one sample each of the KL per answer."""
-    batch = rollout_batch(rollouts, reference.backbone.device)
+    batch = tokens_of(rollouts, reference.backbone.device)
+    sampled = scatter([r.logprobs for r in rollouts], batch.response_mask)
     out = torch.zeros(batch.size)
     for index, part in batch.micro_batches(PASS_TOKENS):
-        lower = reference.backbone.lower(part)
-        if lower is not None:
-            part.columns["lower"] = lower
-        logprobs = reference.logprobs(part, temperature=temperature or 1.0)
-        out[index.cpu()] = (part.columns["old_logprobs"] - logprobs).sum(dim=1).cpu()
+        logprobs = reference.logprobs(part, temperature=temperature or 1.0, states=states)
+        out[index.cpu()] = (sampled[index, : logprobs.shape[1]] - logprobs).sum(dim=1).cpu()
     return out.tolist()
 
 
@@ -161,7 +184,7 @@ def likelihood_per_token(pretrained: Role, answers: Mapping[str, Sequence[Rollou
     """
     names = list(answers)
     rollouts = [r for group in zip(*answers.values(), strict=True) for r in group]
-    batch = rollout_batch(rollouts, pretrained.backbone.device)
+    batch = tokens_of(rollouts, pretrained.backbone.device)
     sums = torch.zeros(batch.size)
     for index, part in batch.micro_batches(PASS_TOKENS):
         sums[index.cpu()] = pretrained.logprobs(part).sum(dim=1).cpu()

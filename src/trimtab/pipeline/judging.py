@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from trimtab import fast_cpu
 from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError, TooLongError
@@ -139,7 +140,7 @@ class LocalAsk:
                 )
             keep(replies)
 
-        option_logprobs(self.backbone, prompts, options, found=keep_replies)
+        option_logprobs(self.backbone, prompts, options, report=keep_replies)
 
     def _tokens(self, question: Question) -> list[int]:
         """The question as tokens; special tokens come from the template only."""
@@ -200,6 +201,7 @@ class _Lazy:
         self.config, self.reason_tokens = config, reason_tokens
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        fast_cpu.install()
         backbone = Backbone.load(self.config)
         LocalAsk(backbone, self.config.name, reason_tokens=self.reason_tokens)(questions, keep)
 

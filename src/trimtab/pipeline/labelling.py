@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from trimtab.errors import DataError, Interrupted
 from trimtab.feedback import aggregate, agreement_report, settled, simulate
 from trimtab.files import write_json
-from trimtab.models import Backbone
+from trimtab.models import Backbone, FrozenStates
 from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
-from trimtab.rollout import SamplerConfig, make_sampler, read_drawn, write_drawn
+from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rollouts
 
 CHUNK = 256
 """Answers sampled between two savings of a stage that only samples, or scored at once where training says no number."""
 
-FILLINGS = 4
-"""A part that is saved fills the sampler's slots so often at least: its last answers keep ever fewer of them busy."""
+REFILLS = 4
+"""Minimum number of slot refills per saved chunk: the last answers of a chunk leave more and more slots idle."""
 
 
 def run_sample(context: Context) -> tuple[Counts, list[str]]:
@@ -58,25 +58,29 @@ def sample_in_chunks(
     name: str,
     adapter: str | None = None,
     own: bool = False,
+    states: FrozenStates | None = None,
 ) -> list[Rollout]:
     """Sample answers, saving after every few prompts, so that a killed process repeats at most that.
 
     All samples of a stage share one seed, so that models are compared on equal chances; with ``own`` this one has a
-    seed of its own, so that none of its answers is another sample's.
+    seed of its own, so that none of its answers is another sample's. ``states`` receives what frozen layers of its
+    backbone give.
     """
     sampler = make_sampler(backbone, config)
+    states = states if states is not None and states.backbone is backbone else None
     folder = context.folder(stage) / "samples" / name
     rollouts: list[Rollout] = []
     total = len(prompts) * group
     with context.ui.bar(f"sampling {name}") as bar:
         bar.start(0, total)
-        parts = max(1, round(total / max(CHUNK, FILLINGS * config.slots)))
+        parts = max(1, round(total / max(CHUNK, REFILLS * config.slots)))
         chunk = -(-len(prompts) // parts)
         for start in range(0, len(prompts), chunk):
             path = folder / f"prompts-{start:06d}.jsonl"
-            kept = read_drawn(path, [p.id for p in prompts[start : start + chunk] for _ in range(group)], backbone)
-            if kept is not None:
-                rollouts += kept
+            ids = [p.id for p in prompts[start : start + chunk] for _ in range(group)]
+            saved = load_rollouts(path, ids, states)
+            if saved is not None:
+                rollouts += saved
                 bar.update(len(rollouts), total)
                 continue
             if context.stop_requested():
@@ -89,9 +93,10 @@ def sample_in_chunks(
                 adapter=adapter,
                 seed=context.seed(f"{stage} {name}" if own else stage),
                 group=group,
+                states=states,
                 progress=lambda n, _, done=done: bar.update(done + n, total),
             )
-            write_drawn(path, part, backbone)
+            save_rollouts(path, part, states)
             rollouts += part
     return rollouts
 

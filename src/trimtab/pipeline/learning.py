@@ -7,7 +7,17 @@ from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import PASS_TOKENS, Backbone, Chat, Encoded, Role, leave_out, load_tensors, save_tensors
+from trimtab.models import (
+    PASS_TOKENS,
+    Backbone,
+    Chat,
+    Encoded,
+    FrozenStates,
+    Role,
+    leave_out,
+    load_tensors,
+    save_tensors,
+)
 from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records, write_records
@@ -22,7 +32,7 @@ from trimtab.rollout import (
 )
 from trimtab.storage import read_json
 from trimtab.trainers import (
-    WITHOUT_REFERENCE,
+    OFFLINE,
     Judged,
     KtoConfig,
     Metrics,
@@ -117,7 +127,9 @@ def reward_role(context: Context, trunk: Backbone) -> Role:
     return Role.trainable(backbone, "reward", config.adapter, seed=context.seed("reward"), scalar_head=True)
 
 
-def load_scorer(context: Context, trunk: Backbone, token_budget: int = PASS_TOKENS) -> RewardModelScorer:
+def load_scorer(
+    context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
+) -> RewardModelScorer:
     """The trained reward model, normalised over the answers it was trained on."""
     role = reward_role(context, trunk)
     folder = context.folder("reward")
@@ -129,16 +141,17 @@ def load_scorer(context: Context, trunk: Backbone, token_budget: int = PASS_TOKE
         mean=facts["mean"],
         std=facts["std"],
         same_tokens=context.config.reward.model is None,
-        token_budget=token_budget,
+        micro_batch_tokens=micro_batch_tokens,
+        states=states,
     )
 
 
 def load_rewards(
-    context: Context, trunk: Backbone, token_budget: int = PASS_TOKENS
+    context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
 ) -> tuple[NamedRewards, RewardModelScorer | None]:
     """Everything online alignment maximises, by name, and the reward model if it is among it.
 
-    Without a ``rewards`` section it is the reward model alone.
+    Without a ``rewards`` section it is the reward model alone. ``states``: of the trunk's frozen layers, for it.
     """
     scorer = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
@@ -149,7 +162,7 @@ def load_rewards(
         elif isinstance(source, HttpReward):
             functions[name] = http_reward(source)
         else:
-            scorer = load_scorer(context, trunk, token_budget)
+            scorer = load_scorer(context, trunk, micro_batch_tokens, states)
             functions[name] = from_scorer(scorer, "reward_model")
     return NamedRewards(sources, functions, trunk.chat.decode), scorer
 
@@ -163,8 +176,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     rankings, kept, left_out = _rankings(context, role.backbone.chat)
     train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("reward"))
     with context.training("reward", "reward model") as session:
-        cache = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
-    scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]], cache=cache)
+        states = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
+    scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]], states=states)
     flat = [s for row in scores for s in row]
     mean = sum(flat) / len(flat)
     std = max((sum((s - mean) ** 2 for s in flat) / len(flat)) ** 0.5, 1e-3)
@@ -221,9 +234,10 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]]:
-    """Optimise the policy against the reward model under the KL leash."""
+    """Optimise the policy against the reward model with a penalty for diverging from the reference."""
     trunk = context.trunk()
-    rewards, scorer = load_rewards(context, trunk, config.micro_batch_tokens)
+    states = FrozenStates(trunk)
+    rewards, scorer = load_rewards(context, trunk, config.micro_batch_tokens, states)
     policy = policy_role(context, trunk)
     critic = None
     if isinstance(config, PpoConfig):
@@ -254,6 +268,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
             samples=folder / "samples",
             weights=rewards.weights,
             imitate=imitate,
+            states=states,
         )
     save_tensors(folder / "weights.safetensors", policy.state())
     files = ["weights.safetensors"]
@@ -321,8 +336,8 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         before, after = _kto(context, policy, reference, answers, heldout, config)
         return _aligned(context, policy, before, after, counts, check)
     known = None
-    if config.method not in WITHOUT_REFERENCE:
-        known = reference_logprobs(reference, rankings, folder, token_budget=config.micro_batch_tokens)
+    if OFFLINE[config.method].reference:
+        known = reference_logprobs(reference, rankings, folder, micro_batch_tokens=config.micro_batch_tokens)
 
     def part(places: list[int]) -> Any:
         return [rankings[i] for i in places], None if known is None else [known[i] for i in places]

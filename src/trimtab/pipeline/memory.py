@@ -12,7 +12,6 @@ from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
 from trimtab.models.head import TABLE
 from trimtab.models.loading import resolve
-from trimtab.models.lower import REMEMBERED
 from trimtab.pipeline.config import RunConfig
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
@@ -137,9 +136,7 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
         held += _reward_model(config)
         answers = min(max(section.sampler.slots, section.group), section.prompts * section.group)
         if (section.adapter.top_layers or shape["layers"]) < shape["layers"]:
-            # What the frozen layers give: as it was drawn, and laid out for the update.
-            rollouts = section.prompts * section.group * context
-            held += 4 * shape["width"] * (min(REMEMBERED, rollouts) + rollouts)
+            held += 4 * shape["width"] * section.prompts * section.group * context  # states of the frozen layers
         drawing = _sampling(shape, answers, context, merged=not full)
     return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
 

@@ -13,29 +13,18 @@ from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
 from trimtab.pipeline.run import plan_stages
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
+    METHODS,
+    KtoConfig,
     OfflineConfig,
     OnlineConfig,
-    OnlineDpoConfig,
+    PairConfig,
     PolicyGradientConfig,
     PpoConfig,
-    RejectionConfig,
     RlConfig,
 )
 
 EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that whole steps reach on two CPU cores."""
-
-OBJECTIVES = {
-    "dpo": "DPO: min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})",
-    "ipo": "IPO: min (h − 1/(2τ))², h = gap of log(π/ref), τ = {tau:g}",
-    "hinge": "Hinge: min max(0, 1 − β·h), h = gap of log(π/ref), β = {beta:g}",
-    "kto": "KTO: min λ_D(1 − σ(β(r − z))) if liked, λ_U(1 − σ(β(z − r))) if not; β = {beta:g}, "
-    "λ_D = {weight_desirable:g}, λ_U = {weight_undesirable:g}",
-    "orpo": "ORPO: min NLL of the better − λ·log σ(log-odds gap), λ = {lam:g}",
-    "simpo": "SimPO: min −log σ(β·gap of log π per token − γ), β = {beta:g}, γ = {gamma:g}",
-    "cpo": "CPO: min −log σ(β·gap of log π) + α·NLL of the better ({nll}), β = {beta:g}, α = {alpha:g}",
-}
-"""Objective of each offline method, with its settings filled in."""
 
 
 def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
@@ -87,10 +76,10 @@ def objective(config: RunConfig) -> list[str]:
     if config.reward:
         lines.append("Reward: min −mean over pairs log σ(r_w − r_l)" + _centring(config.reward.centring))
     if isinstance(config.align, OfflineConfig):
-        lines.append(OBJECTIVES[config.align.method].format(**config.align.model_dump()))
+        lines.append(_method_objective(config.align))
     if isinstance(config.align, OnlineConfig):
         a = config.align
-        lines.append(_online_objective(a))
+        lines.append(_method_objective(a))
         clip = ""
         if isinstance(a, PolicyGradientConfig):
             clip = f"clip −{a.eps:g} +{a.eps_high or a.eps:g}, "
@@ -106,21 +95,9 @@ def objective(config: RunConfig) -> list[str]:
     return lines
 
 
-def _online_objective(a: RlConfig) -> str:
-    name = a.method.upper()
-    if isinstance(a, OnlineDpoConfig):
-        return f"{name}: min −log σ({a.beta:g}·h) on the best and the worst of {a.group} sampled answers"
-    if isinstance(a, RejectionConfig):
-        return f"{name}: max log π(the best {a.keep} of {a.group} sampled answers)"
-    assert isinstance(a, PolicyGradientConfig)
-    penalty = f"{a.kl.coefficient:g}·KL(π‖reference)"
-    if a.kl.target is not None:
-        penalty += f" (adaptive, towards {a.kl.target:g} nats per answer)"
-    if a.kl.place == "loss":
-        penalty += f", {a.kl.estimator or 'k2'} in the loss"
-    if a.ptx is not None:
-        penalty += f" + {a.ptx.coefficient:g}·log π(conversations)"
-    return f"{name}: max E[reward] − {penalty}"
+def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
+    method = METHODS[config.method]
+    return f"{method.label}: {method.objective(config)}"
 
 
 def warnings(config: RunConfig) -> list[str]:

@@ -32,6 +32,7 @@ from trimtab.evals import (
     write_report,
 )
 from trimtab.feedback import Estimate, bias_lines, report_lines
+from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
 from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
@@ -39,13 +40,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
-from trimtab.trainers import OnlineConfig
-
-LABELS = {
-    "dr_grpo": "Dr. GRPO", "reinforce_pp": "REINFORCE++", "reinforce_pp_baseline": "REINFORCE++ with baseline",
-    "online_dpo": "Online DPO", "rejection": "Rejection sampling", "hinge": "Hinge", "simpo": "SimPO",
-}  # fmt: skip
-"""Names of methods that are not their initials."""
+from trimtab.trainers import METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
 """Name, inside a sentence, of the model that training started from."""
@@ -57,19 +52,6 @@ CAPTIONS = {
     "best_of": "the sampled answer with the highest reward",
 }
 """Each model's training, for a reader who does not know the names of methods."""
-
-AGREEMENT = {
-    "raw_agreement": "Raw agreement of two annotators",
-    "leave_one_out": "One annotator against the others",
-    "krippendorff_alpha": "Krippendorff's α",
-    "cohen_kappa": "Cohen's κ",
-    "fleiss_kappa": "Fleiss' κ",
-    "gwet_ac1": "Gwet's AC1",
-    "first_shown_wins": "The answer shown first wins",
-    "longest_wins": "The longest answer wins",
-    "three_cycles": "Cycles among three answers (expected by chance: ¼)",
-}
-"""Labels of the agreement statistics."""
 
 NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they follow."
 GOLD = "“Gold” is a simulated utility."
@@ -304,8 +286,7 @@ def _origin(run: RunConfig) -> str:
 
 def model_names(run: RunConfig) -> dict[str, str]:
     """The page's name for each model; the aligned one has its method's."""
-    method = "" if run.align is None else run.align.method
-    label = LABELS.get(method, method.upper().replace("_", "-"))
+    label = "" if run.align is None else METHODS[run.align.method].label
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
     first = "Pretrained" if run.evaluate is None or run.evaluate.pretrained else "Start"
     return {"base": first, "sft": "SFT", "policy": label, "best_of": best}
@@ -405,26 +386,15 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
     if context.config.reward:
         rows, file = read_metrics(context.folder("reward") / "metrics.jsonl"), "stages/reward/metrics.jsonl"
         series.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
-    for key, panel, unit in (
-        ("loss", "preference loss", "nats"),
-        ("accuracy", "implied accuracy", "share"),
-        ("chosen", "log(π/ref) of better answers", "nats"),
-        ("rejected", "log(π/ref) of worse answers", "nats"),
-        ("reward", "proxy", "reward"),
-        ("gold", "gold", "utility"),
-        ("kl", "kl", "nats"),
-        ("length", "length", "tokens"),
-        ("entropy", "entropy", "nats per token"),
-        ("clip_fraction", "clip_fraction", "share"),
-        ("value_loss", "value_loss", "reward²"),
-        ("explained_variance", "explained_variance", ""),
-    ):
+    panels = {"loss": "preference loss", "accuracy": "implied accuracy", "reward": "proxy"}
+    panels |= {"chosen": "log(π/ref) of better answers", "rejected": "log(π/ref) of worse answers"}
+    for key in (*panels, "gold", "kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance"):
         series.append(
             series_from_metrics(
                 align,
                 key,
-                panel=panel,
-                unit=unit,
+                panel=panels.get(key, key),
+                unit=TRAINING[key].unit,
                 x_unit="rollout batch" if online else "optimiser step",
                 file="stages/align/metrics.jsonl",
             )
@@ -446,7 +416,7 @@ def _against_kl(align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]
 
 def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]:
     raw = read_json(context.folder("preferences") / "agreement.json")
-    estimates = {name: Estimate(name=AGREEMENT.get(name) or name, **values) for name, values in raw.items()}
+    estimates = {name: Estimate(name=AGREEMENT[name].title, **values) for name, values in raw.items()}
     ceiling = estimates.get("leave_one_out")
     return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(estimates.values())
 

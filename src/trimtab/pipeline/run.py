@@ -7,7 +7,6 @@ does everything after it.
 """
 
 import json
-import resource
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from trimtab import fast_cpu
 from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.feedback import load_callable
 from trimtab.feedback.callables import source_digests
@@ -32,6 +32,7 @@ from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.rates import fill_rates
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
+from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
 
@@ -117,6 +118,7 @@ def run_recipe(
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
     ui = ui or Ui()
+    fast_cpu.install()
     config = fit_memory(fill_rates(config))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -147,12 +149,12 @@ def run_recipe(
             try:
                 counts, outputs = item.stage.run(context)
             except BaseException as error:
-                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory_gb())
+                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
                 if isinstance(error, NonFiniteError):
                     raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
                 raise
             seconds = time.monotonic() - started
-            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory_gb())
+            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
             summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
             ui.say(f"  {seconds:.0f} s · {summary}")
             if stopping[0] and number < len(planned):
@@ -168,12 +170,6 @@ def _last_good(folder: Path) -> str:
         if checkpoints
         else "there is no checkpoint yet; the stage starts again"
     )
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in 10⁹ bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
@@ -235,4 +231,4 @@ def _ctrl_c() -> Iterator[Sequence[bool]]:
         signal.signal(signal.SIGINT, old)
 
 
-__all__ = ["CODE", "STAGES", "Planned", "peak_memory_gb", "plan_stages", "run_recipe"]
+__all__ = ["CODE", "STAGES", "Planned", "plan_stages", "run_recipe"]

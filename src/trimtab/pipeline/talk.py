@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trimtab import fast_cpu
 from trimtab.errors import ConfigError, TooLongError
 from trimtab.models import Backbone, ModelConfig, load_tensors
 from trimtab.models.loading import longest_context
@@ -51,6 +52,7 @@ class Talk:
         Raises:
             ConfigError: the run has no such model yet.
         """
+        fast_cpu.install()
         path = Path(target)
         recipe = path / "config.yaml" if (path / "config.yaml").is_file() else path
         adapter = None

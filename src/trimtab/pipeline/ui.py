@@ -11,15 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-LIVE = (
-    ("loss", "loss {:.3f}"),
-    ("accuracy", "accuracy {:.0%}"),
-    ("reward", "reward {:+.2f}"),
-    ("gold", "gold (simulated) {:+.2f}"),
-    ("kl", "KL {:.1f} nats"),
-    ("length", "{:.0f} tokens"),
-)
-"""Metrics shown beside the bar, in this order, where a stage logs them."""
+from trimtab.metrics import live_line
 
 
 class Bar:
@@ -58,7 +50,7 @@ class Bar:
     def update(self, done: int, total: int | None = None, metrics: Mapping[str, float] | None = None) -> None:
         """Move the bar."""
         if metrics is not None:
-            self.live = " · ".join(form.format(metrics[key]) for key, form in LIVE if key in metrics)
+            self.live = live_line(metrics)
         self._progress.update(self._task, completed=done, total=total, live=self.live)
         if not self._console.is_terminal and time.monotonic() - self._printed > 15:
             self._printed = time.monotonic()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trimtab.errors import DataError
+from trimtab.errors import DataError, install_hint
 from trimtab.records.literals import parse
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -199,7 +199,7 @@ def _parquet_rows(path: Path) -> Iterator[Row | Refusal]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: reading parquet needs pyarrow; run: pip install 'trimtab[data]'") from None
+        raise DataError(f"{path}: reading parquet needs pyarrow; {install_hint('data')}") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
@@ -215,7 +215,7 @@ def _hub_rows(
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{source}: no such file, and the hub needs datasets: pip install 'trimtab[data]'") from None
+        raise DataError(f"{source}: no such file, and the hub needs datasets; {install_hint('data')}") from None
     options: dict[str, Any] = {"split": split, "streaming": limit is not None}
     try:
         if part is None:

@@ -1,7 +1,8 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
-from trimtab.rollout.drawn import forget_drawn, read_drawn, write_drawn
+from trimtab.rollout.engines import make_sampler
 from trimtab.rollout.options import option_logprobs
+from trimtab.rollout.protocol import Sampler, SamplerConfig, ValueHead
 from trimtab.rollout.rewards import (
     FunctionReward,
     HttpReward,
@@ -12,7 +13,8 @@ from trimtab.rollout.rewards import (
     http_reward,
     split_steps,
 )
-from trimtab.rollout.sampler import LocalSampler, Sampler, SamplerConfig, make_sampler
+from trimtab.rollout.sampler import LocalSampler
+from trimtab.rollout.saved import load_rollouts, remove_states, save_rollouts
 from trimtab.rollout.scorer import RewardModelScorer, Scorer
 
 __all__ = [
@@ -26,12 +28,13 @@ __all__ = [
     "Sampler",
     "SamplerConfig",
     "Scorer",
-    "forget_drawn",
+    "ValueHead",
     "from_scorer",
     "http_reward",
+    "load_rollouts",
     "make_sampler",
     "option_logprobs",
-    "read_drawn",
+    "remove_states",
+    "save_rollouts",
     "split_steps",
-    "write_drawn",
 ]

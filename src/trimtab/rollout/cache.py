@@ -59,12 +59,12 @@ class SlotCache(Cache):
 
     def fill(self, slot: int, prefill: Any, row: int, length: int) -> None:
         """Copy a prompt's keys and values from a prefill batch into a slot (a fork of the prompt's cache)."""
-        for mine, theirs in zip(self.slot_layers, prefill.layers, strict=True):
-            if not mine.is_initialized:
-                mine.lazy_initialization(theirs.keys, theirs.values)
-            assert mine.keys is not None and mine.values is not None
-            mine.keys[slot, :, :length] = theirs.keys[row, :, :length]
-            mine.values[slot, :, :length] = theirs.values[row, :, :length]
+        for layer, source in zip(self.slot_layers, prefill.layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(source.keys, source.values)
+            assert layer.keys is not None and layer.values is not None
+            layer.keys[slot, :, :length] = source.keys[row, :, :length]
+            layer.values[slot, :, :length] = source.values[row, :, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy one slot over another."""

@@ -73,8 +73,8 @@ def option_logprobs(
     options: Sequence[Sequence[Sequence[int]]],
     *,
     adapter: str | None = None,
-    token_budget: int = 1024,
-    found: Callable[[Mapping[int, list[float]]], None] | None = None,
+    micro_batch_tokens: int = 1024,
+    report: Callable[[Mapping[int, list[float]]], None] | None = None,
 ) -> list[list[float]]:
     """Log p(option | prompt) in nats, summed over the option's tokens.
 
@@ -83,8 +83,8 @@ def option_logprobs(
         prompts: token ids of each prompt, at least one token each.
         options: for each prompt, token ids of each option, at least one token each.
         adapter: whose weights; None: the trunk.
-        token_budget: padded tokens of a forward pass.
-        found: called after each forward pass with the prompts that are done, by their place.
+        micro_batch_tokens: padded tokens of a forward pass.
+        report: called after each forward pass with the prompts that are done, by their place.
 
     Returns:
         for each prompt the numbers of its options, in their order.
@@ -102,13 +102,13 @@ def option_logprobs(
     backbone.activate(adapter)
     with backbone.autocast():  # not packed as for sampling: that layout is for few rows, here are hundreds
         for shared, prefix, members in _groups(backbone, sequences, 0, DynamicCache(), len(prompts)):
-            for trees in _batches(_trees(members, shared, 6 * backbone.width), token_budget):
+            for trees in _batches(_trees(members, shared, 6 * backbone.width), micro_batch_tokens):
                 for index, place, value in _run(backbone, trees, prefix, shared):
                     result[index][place] = value
                     left[index] -= 1
-                if found is not None:
+                if report is not None:
                     done = {s.prompt for _, wanted in trees for _, s in wanted}
-                    found({index: result[index] for index in done if not left[index]})
+                    report({index: result[index] for index in done if not left[index]})
     return result
 
 
@@ -177,12 +177,12 @@ def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row
     return rows
 
 
-def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
+def _batches(rows: Sequence[_Row], micro_batch_tokens: int) -> Iterator[list[_Row]]:
     """Rows of like length (at most a quarter is padding) within a budget of padded tokens, the longest first."""
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda r: -len(r[0].tokens)):
         longest = len(batch[0][0].tokens) if batch else 0
-        if batch and (longest * (len(batch) + 1) > token_budget or 4 * len(row[0].tokens) < 3 * longest):
+        if batch and (longest * (len(batch) + 1) > micro_batch_tokens or 4 * len(row[0].tokens) < 3 * longest):
             yield batch
             batch = []
         batch.append(row)

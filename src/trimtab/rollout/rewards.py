@@ -167,18 +167,18 @@ class NamedRewards:
         assert self.decode is not None
         if len(values) != len(rollouts):
             raise ScoringError(f"reward {name!r} has {len(values)} lists for {len(rollouts)} answers")
-        found = []
-        for rollout, mine in zip(rollouts, values, strict=True):
+        placed = []
+        for rollout, rewards in zip(rollouts, values, strict=True):
             ends = step_ends(rollout, function.steps, self.decode)
-            if not isinstance(mine, Sequence) or len(mine) != len(ends):
-                count = len(mine) if isinstance(mine, Sequence) else type(mine).__name__
+            if not isinstance(rewards, Sequence) or len(rewards) != len(ends):
+                count = len(rewards) if isinstance(rewards, Sequence) else type(rewards).__name__
                 raise ScoringError(
                     f"reward {name!r} gave {count} numbers for the {len(ends)} steps of sample {rollout.id}; return "
                     "one for each of trimtab.rollout.split_steps(rollout.text, separator)"
                 )
-            steps = numbers(name, mine, [rollout] * len(ends))
-            found.append([(end, shaped(value)) for end, value in zip(ends, steps, strict=True)])
-        return found
+            steps = numbers(name, rewards, [rollout] * len(ends))
+            placed.append([(end, shaped(value)) for end, value in zip(ends, steps, strict=True)])
+        return placed
 
 
 def step_ends(rollout: Rollout, separator: str, decode: Callable[[Sequence[int]], str]) -> list[int]:
@@ -242,20 +242,20 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
         NonFiniteError: NaN or infinite.
     """
     try:
-        found = [float(value) for value in values]
+        rewards = [float(value) for value in values]
     except (TypeError, ValueError) as error:
         raise ScoringError(
             f"reward {name!r} returned {type(values).__name__}; expected one number per answer ({error})"
         ) from error
-    if len(found) != len(rollouts):
-        raise ScoringError(f"reward {name!r} has {len(found)} values for {len(rollouts)} answers")
-    for value, rollout in zip(found, rollouts, strict=True):
+    if len(rewards) != len(rollouts):
+        raise ScoringError(f"reward {name!r} has {len(rewards)} values for {len(rollouts)} answers")
+    for value, rollout in zip(rewards, rollouts, strict=True):
         if not abs(value) < LARGEST:
             raise NonFiniteError(
                 f"reward {name!r} is {value:g} for sample {rollout.id}, beyond what training computes with; expected a "
                 f"finite number below {LARGEST:g}: mend the reward function"
             )
-    return found
+    return rewards
 
 
 def from_scorer(scorer: Scorer, component: str) -> RewardFunction:

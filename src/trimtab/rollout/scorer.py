@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from trimtab.models import PASS_TOKENS, Role, collate
+from trimtab.models import PASS_TOKENS, FrozenStates, Role, collate
 from trimtab.records import Rollout
 
 Scorer = Callable[[Sequence[Rollout]], Mapping[str, Sequence[float]]]
-"""What trainers call for rewards: one list of floats per named component, in the order of the rollouts."""
+"""Rewards of rollouts: one list of floats per named component, in the order of the rollouts."""
 
 
 class RewardModelScorer:
@@ -17,10 +17,11 @@ class RewardModelScorer:
     Args:
         role: the reward model.
         mean: subtracted from raw scores (its mean over the answers it was trained on).
-        std: what is left is divided by it.
+        std: the difference is divided by it.
         same_tokens: True: it shares the policy's tokenizer and sees exactly the tokens the policy produced.
             False: the answer's text is rendered with the reward model's own chat template.
-        token_budget: padded tokens per forward pass.
+        micro_batch_tokens: padded tokens per forward pass.
+        states: states of frozen layers, shared with the sampler and the trainer; None: all layers are run.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class RewardModelScorer:
         mean: float = 0.0,
         std: float = 1.0,
         same_tokens: bool = True,
-        token_budget: int = PASS_TOKENS,
+        micro_batch_tokens: int = PASS_TOKENS,
+        states: FrozenStates | None = None,
     ) -> None:
         self.role, self.mean, self.std = role, mean, std
-        self.same_tokens, self.token_budget = same_tokens, token_budget
+        self.same_tokens, self.micro_batch_tokens, self.states = same_tokens, micro_batch_tokens, states
 
     @torch.no_grad()
     def raw(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
@@ -47,11 +49,8 @@ class RewardModelScorer:
             prompt_lengths=[len(prompt) for prompt, _ in parts],
         )
         out = torch.empty(batch.size)
-        for index, part in batch.micro_batches(self.token_budget):
-            lower = self.role.backbone.lower(part)
-            if lower is not None:
-                part.columns["lower"] = lower
-            out[index.cpu()] = self.role.scores(part).cpu()
+        for index, part in batch.micro_batches(self.micro_batch_tokens):
+            out[index.cpu()] = self.role.scores(part, states=self.states).cpu()
         return out
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:

@@ -1,9 +1,8 @@
-"""Answers from vLLM, behind the same seam as the sampler in this process.
+"""Answers from vLLM, by the same protocol as the sampler in this process.
 
-vLLM holds a copy of the weights. Before each batch it is given the policy's, adapter added, under
-their Hugging Face names. What it reports as log-probabilities comes from other kernels than the
-trainer's, so ratios should be corrected: set ``align.importance_cap``; the metric ``mismatch`` says
-by how much the two differ.
+vLLM holds a copy of the weights. Before each batch it receives the policy's, adapter added, under
+their Hugging Face names. Its log-probabilities come from other kernels than the trainer's, so ratios
+should be corrected: set ``align.importance_cap``; the metric ``mismatch`` is the difference.
 
 Written against vLLM's ``LLM.generate``, ``LLM.apply_model`` and ``LLM.reset_prefix_cache``; the
 tests run it with a stand-in for vLLM, not with vLLM.
@@ -12,15 +11,15 @@ tests run it with a stand-in for vLLM, not with vLLM.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from trimtab.errors import ConfigError, TooLongError
-from trimtab.models import Backbone
+from trimtab.errors import ConfigError, install_hint
+from trimtab.models import Backbone, FrozenStates
 from trimtab.records import Prompt, Rollout
-from trimtab.rollout.sampler import SamplerConfig
+from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout
 
 
 class VllmSampler:
@@ -36,13 +35,13 @@ class VllmSampler:
     """
 
     def __init__(self, backbone: Backbone, config: SamplerConfig, *, memory_share: float = 0.3) -> None:
-        # The engine in this process: weights are handed to it as they are, not sent to another one.
+        # The engine runs in this process, so that it reads the weights where they are.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
-                "sampler.engine is 'vllm' but vLLM is not installed; pip install 'trimtab[vllm]', or engine: local"
+                f"sampler.engine is 'vllm' but vLLM is not installed; {install_hint('vllm')}, or set engine: local"
             ) from None
         self.backbone, self.config = backbone, config
         self._params: Callable[..., Any] = vllm.SamplingParams
@@ -63,70 +62,62 @@ class VllmSampler:
         seed: int,
         group: int = 1,
         weight_version: int = 0,
+        states: FrozenStates | None = None,
+        value_head: ValueHead | None = None,
         progress: Callable[[int, int], None] | None = None,
-        settings: Mapping[str, SamplerConfig] | None = None,
     ) -> list[Rollout]:
-        """As :meth:`trimtab.rollout.LocalSampler.generate`; equal seeds give equal answers as far as vLLM promises."""
-        chat = self.backbone.chat
-        asked, params, first, count = [], [], [], Counter[str]()
+        """As :meth:`trimtab.rollout.Sampler.generate`; equal seeds give equal answers as far as vLLM promises.
+
+        vLLM shows no hidden states, so ``states`` and ``value_head`` are not used.
+        """
+        chat, config = self.backbone.chat, self.config
+        requests, params, first, count = [], [], [], Counter[str]()
         for prompt in prompts:
-            tokens, own = chat.prompt(prompt.messages), (settings or {}).get(prompt.id, self.config)
-            if len(tokens) + own.max_new_tokens > chat.context:
-                raise TooLongError(
-                    f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {own.max_new_tokens} "
-                    f"that exceeds model.context {chat.context}; raise model.context or lower max_new_tokens"
-                )
-            asked.append({"prompt_token_ids": tokens})
+            requests.append({"prompt_token_ids": encode_prompt(chat, prompt, config)})
             first.append(count[prompt.id])  # a prompt given twice gets different answers
             count[prompt.id] += group
             params.append(
                 self._params(
                     n=group,
-                    temperature=own.temperature,
-                    top_p=own.top_p,
-                    max_tokens=own.max_new_tokens,
-                    stop=list(own.stop) or None,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                    max_tokens=config.max_new_tokens,
+                    stop=list(config.stop) or None,
                     stop_token_ids=sorted(chat.end_tokens),
                     ignore_eos=True,  # the end tokens above say when an answer ends, here as in training
                     logprobs=0,  # of the drawn token only
                     seed=int.from_bytes(hashlib.sha256(f"{seed}|{prompt.id}|{first[-1]}".encode()).digest()[:4], "big"),
                 )
             )
-        if not asked:
+        if not requests:
             return []
         self._give_weights(adapter)
-        found: list[Rollout] = []
-        requests = self._engine.generate(asked, params, use_tqdm=False)
-        for prompt, start, request in zip(prompts, first, requests, strict=True):
-            own, read = (settings or {}).get(prompt.id, self.config), list(request.prompt_token_ids)
-            for index, output in enumerate(request.outputs, start):
-                found.append(self._rollout(prompt, read, output, index, own, weight_version))
+        rollouts: list[Rollout] = []
+        results = self._engine.generate(requests, params, use_tqdm=False)
+        for prompt, start, result in zip(prompts, first, results, strict=True):
+            for index, output in enumerate(result.outputs, start):
+                tokens = list(output.token_ids)
+                rollouts.append(
+                    make_rollout(
+                        chat,
+                        config,
+                        prompt,
+                        index=index,
+                        weight_version=weight_version,
+                        prompt_tokens=list(result.prompt_token_ids),
+                        tokens=tokens,
+                        logprobs=[step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)],
+                    )
+                )
             if progress is not None:
-                progress(len(found), len(asked) * group)
-        return found
+                progress(len(rollouts), len(requests) * group)
+        return rollouts
 
     def _give_weights(self, adapter: str | None) -> None:
         with self.backbone.merged(adapter):
             weights = [(name.replace(".base_layer.", "."), p.data) for name, p in _plain(self.backbone.model)]
             self._engine.apply_model(lambda model: model.load_weights(weights))
         self._engine.reset_prefix_cache()  # keys and values of the old weights
-
-    def _rollout(
-        self, prompt: Prompt, prompt_tokens: list[int], output: Any, index: int, own: SamplerConfig, version: int
-    ) -> Rollout:
-        tokens = list(output.token_ids)
-        text = self.backbone.chat.decode(tokens, strip=False)
-        ending = min((place for stop in own.stop if (place := text.find(stop)) >= 0), default=None)
-        return Rollout(
-            id=f"{prompt.id}/{version}/{index}",
-            prompt=prompt,
-            prompt_tokens=prompt_tokens,
-            tokens=tokens,
-            logprobs=[step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)],
-            text=text[:ending].strip(),
-            finish_reason="stop" if tokens[-1] in self.backbone.chat.end_tokens or ending is not None else "length",
-            weight_version=version,
-        )
 
 
 def _plain(model: Any) -> list[tuple[str, Tensor]]:

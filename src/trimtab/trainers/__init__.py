@@ -2,41 +2,28 @@
 
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.guard import Fall, GuardConfig
+from trimtab.trainers.kto import Judged, encode_ratings, evaluate_kto, judged_from_rankings, train_kto
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
-from trimtab.trainers.preference import (
-    WITHOUT_REFERENCE,
+from trimtab.trainers.methods import METHODS, OFFLINE, ONLINE, OfflineMethod, OnlineMethod, methods_with
+from trimtab.trainers.offline_config import (
     CpoConfig,
     DpoConfig,
     HingeConfig,
     IpoConfig,
-    Judged,
     KtoConfig,
     OfflineConfig,
     OrpoConfig,
     PairConfig,
     PreferenceConfig,
     SimpoConfig,
-    answer_logprobs,
-    encode_ratings,
-    evaluate_kto,
-    evaluate_preference,
-    judged_from_rankings,
-    reference_logprobs,
-    train_kto,
-    train_preference,
 )
+from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
-from trimtab.trainers.reward import (
-    Ranking,
-    RewardConfig,
-    encode_preferences,
-    score_rankings,
-    split_holdout,
-    train_reward,
-)
-from trimtab.trainers.rl import RlRoles, critic_of, rollout_batch, train_rl
+from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
+from trimtab.trainers.reference import answer_logprobs, reference_logprobs
+from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
+from trimtab.trainers.rl import RlRoles, critic_of, train_rl
 from trimtab.trainers.rl_config import (
-    TOKEN_RETURNS,
     AnyRlConfig,
     ClippedConfig,
     DapoConfig,
@@ -58,12 +45,13 @@ from trimtab.trainers.rl_config import (
     StepKLConfig,
     check_rl,
 )
-from trimtab.trainers.rl_update import advantages_of, reduce_policy_loss
+from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
 
 __all__ = [
-    "TOKEN_RETURNS",
-    "WITHOUT_REFERENCE",
+    "METHODS",
+    "OFFLINE",
+    "ONLINE",
     "AnyRlConfig",
     "Checkpoints",
     "ClippedConfig",
@@ -85,8 +73,10 @@ __all__ = [
     "MissingEosConfig",
     "Norms",
     "OfflineConfig",
+    "OfflineMethod",
     "OnlineConfig",
     "OnlineDpoConfig",
+    "OnlineMethod",
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
@@ -102,11 +92,11 @@ __all__ = [
     "RlConfig",
     "RlRoles",
     "RlooConfig",
+    "RolloutBatch",
     "Session",
     "SftConfig",
     "SimpoConfig",
     "StepKLConfig",
-    "advantages_of",
     "answer_logprobs",
     "check_rl",
     "critic_of",
@@ -116,14 +106,14 @@ __all__ = [
     "evaluate_preference",
     "judged_from_rankings",
     "mean_nll",
-    "reduce_policy_loss",
+    "methods_with",
     "reference_logprobs",
-    "rollout_batch",
     "scheduled_lr",
     "score_rankings",
     "seed_step",
     "split_holdout",
     "step_seed",
+    "tokens_of",
     "train_kto",
     "train_preference",
     "train_reward",

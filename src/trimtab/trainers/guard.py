@@ -65,7 +65,7 @@ class Fall:
 
 
 class Guard:
-    """Judges each step of a run.
+    """Checks each step of a run.
 
     Args:
         config: the limits; None: every step is healthy.
@@ -78,8 +78,8 @@ class Guard:
         self._penalised = penalised
         self._steps: list[dict[str, float]] = []
 
-    def judge(self, metrics: Metrics) -> str | None:
-        """Take in a step's metrics; why the run has fallen apart, None where it has not."""
+    def check(self, metrics: Metrics) -> str | None:
+        """Add a step's metrics; why the run has collapsed, None if it has not."""
         if self._config is None:
             return None
         values = {name: metrics[name] for name in ("ended", "reward", "reward_std")}

@@ -132,7 +132,7 @@ class Learner:
         metrics: Metrics = {}
         losses: list[Tensor] = []
         names: list[Sequence[str]] = []
-        with self.role.adding_gradients():
+        with self.role.accumulating_gradients():
             for ids, part in parts:
                 value, shares = loss(part, norms)
                 value.backward()

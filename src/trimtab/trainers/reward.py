@@ -4,35 +4,30 @@ L = (1/N) Σ_prompts w · mean over its strict pairs of [−log σ(r_w − r_l)]
 pairs of a prompt belong to one element, shuffled pairs overfit within a pass). Ties make no pair.
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from trimtab.algos import bradley_terry_loss, ranking_pairs
+from trimtab.algos import bradley_terry_loss, fit_ridge_bradley_terry
 from trimtab.config import Config
 from trimtab.errors import DataError
-from trimtab.models import (
-    PASS_TOKENS,
-    AdapterConfig,
-    Batch,
-    Chat,
-    LowerCache,
-    Role,
-    collate,
-    leave_out,
-    parts_of_like_size,
-)
-from trimtab.records import Preference
+from trimtab.models import PASS_TOKENS, AdapterConfig, FrozenStates, Role
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
+from trimtab.trainers.rankings import (
+    PairTable,
+    Ranking,
+    RankingBatch,
+    by_ranking,
+    ranking_batches,
+    tokens_of_rankings,
+)
 from trimtab.trainers.sft import step_indices
 
 
@@ -42,116 +37,31 @@ class RewardConfig(Config):
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How."""
+    """How it is trained."""
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the preferences."""
     batch: int = Field(default=16, ge=1)
     """Prompts (rankings) per optimiser step."""
     head_init: Literal["random", "probe"] = "random"
-    """``random``: as published; ``probe``: the best head for the untrained features, found before training. With a few
-    hundred preferences that spares the adapters from following a random direction first."""
+    """``random``: as published; ``probe``: the best head for the untrained features, fitted before training. With a few
+    hundred preferences it keeps the first steps from moving the features in a random direction."""
     centring: float = Field(default=0.0, ge=0.0)
     """Weight of (r_w + r_l)², which keeps rewards around zero."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure accuracy and calibration."""
     micro_batch_tokens: int = Field(default=512, ge=1)
-    """Padded tokens held in memory at once; one ranking at least."""
+    """Padded tokens of one forward and backward pass, one ranking at least; changes memory and speed only."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
-    """Memory for what frozen lower layers give, so that they run once and not once per pass."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ranking:
-    """One preference, encoded."""
-
-    id: str
-    """Id of the preference."""
-    sequences: list[list[int]]
-    """Prompt and answer, tokens, one per answer."""
-    prompt_length: int
-    """How many tokens of each sequence are the prompt."""
-    ranks: tuple[int, ...]
-    """0 = best, equal = tie."""
-    probability: float | None
-    """Soft label P(first is better) of a pair; None: the ranks are certain."""
-    margin: float | None
-    """Required distance in reward units; None: none."""
-    weight: float
-    """Weight in the loss."""
-
-    def pairs(self) -> Tensor:
-        """Winner and loser of every strict pair of different answers, ``[P, 2]``; of a soft label its two answers.
-
-        Two answers of the same tokens have the same reward whatever the weights are, so they make no pair.
-        """
-        found = torch.tensor([[0, 1]]) if self.probability is not None else ranking_pairs(self.ranks)
-        differ = [self.sequences[a] != self.sequences[b] for a, b in found.tolist()]
-        return found[torch.tensor(differ, dtype=torch.bool)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
-    batch: Batch
-    rankings: list[Ranking]
-
-
-def encode_preferences(
-    chat: Chat, preferences: Sequence[Preference]
-) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
-    """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
-
-    ``too_long``: does not fit the context; ``tied``: all answers have one rank; ``identical``: the answers that differ
-    in rank do not differ in words. ``identical_pairs`` are such pairs in rankings that have others too; those stay.
-    ``unrendered`` holds the reason for each preference, by id, that the chat template cannot take.
-    """
-    rankings, kept = [], []
-    left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
-    for preference in preferences:
-        asked = preference.prompt.messages
-        try:
-            head = chat.prompt(asked)
-            encoded = [chat.answer(asked, c.text, c.finish_reason) for c in preference.completions]
-            if not all(any(e.response_mask) for e in encoded):
-                raise DataError("an answer was cut before its first word")
-        except DataError as error:
-            leave_out(left_out, preference.id, error)
-            continue
-        ranking = Ranking(
-            id=preference.id,
-            sequences=[e.tokens for e in encoded],
-            prompt_length=len(head),
-            ranks=preference.ranks,
-            probability=preference.probability,
-            margin=preference.margin,
-            weight=preference.weight,
-        )
-        strict = 1 if ranking.probability is not None else len(ranking_pairs(ranking.ranks))
-        usable = len(ranking.pairs())
-        if not usable:
-            left_out["identical" if strict else "tied"] += 1
-            continue
-        left_out["identical_pairs"] += strict - usable
-        kept.append(preference)
-        rankings.append(ranking)
-    return rankings, kept, left_out
-
-
-def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out; all entries with one id fall on the same side."""
-    unique = sorted(set(ids))
-    random.Random(f"{seed}|holdout").shuffle(unique)
-    held = set(unique[: round(len(unique) * share)])
-    train = [i for i, name in enumerate(ids) if name not in held]
-    return train, [i for i, name in enumerate(ids) if name in held]
+    """Megabytes for the states of frozen layers, so that these layers run once and not once per pass."""
 
 
 def train_reward(
     role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session | None = None
-) -> LowerCache:
+) -> FrozenStates:
     """Train ``role`` (with scalar head) in place.
 
     Returns:
-        what frozen layers gave for the rankings, for scoring them (:func:`score_rankings`).
+        the states of frozen layers for the rankings, for scoring them (:func:`score_rankings`).
 
     Raises:
         DataError: no ranking has two different answers of different rank.
@@ -168,7 +78,7 @@ def train_reward(
     total = max(1, round(per_epoch * config.epochs))
     learner = Learner(role, with_lr(config.optimizer, "reward", role), total)
     probed = min(1.0, PROBE_RANKINGS / len(usable)) if config.head_init == "probe" else 0.0
-    cache = fill_lower_cache(
+    states = prepared_states(
         role,
         usable,
         passes=config.epochs + probed,
@@ -177,7 +87,7 @@ def train_reward(
     )
     done = session.checkpoints.restore({"reward": learner})[0] if session.checkpoints else 0
     if done == 0 and config.head_init == "probe":
-        probe_reward_head(role, usable, cache, config.micro_batch_tokens)
+        probe_reward_head(role, usable, states, config.micro_batch_tokens)
     elif done == 0:
         init_reward_head(role, seed)
     session.planned(done, total)
@@ -185,11 +95,26 @@ def train_reward(
         seed_step(seed, "reward", step)
         chosen = [usable[i] for i in step_indices(len(usable), config.batch, step, seed)]
         norms = Norms(tokens=0, sequences=sum(r.weight for r in chosen))
-        parts = _micro_batches(chosen, config.micro_batch_tokens, role)
-        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config, cache), norms)
+        parts = [(part.ids, part) for part in ranking_batches(chosen, config.micro_batch_tokens, role)]
+        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config, states), norms)
         session.log({"step": step + 1, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"reward": learner}))
-    return cache
+    return states
+
+
+def prepared_states(
+    role: Role, rankings: Sequence[Ranking], *, passes: float, cache_mb: float, micro_batch_tokens: int
+) -> FrozenStates:
+    """States of frozen layers for every sequence, computed before the first step and always in the same batches.
+
+    The last bits of a matrix product depend on the other rows of its batch. If states were added as training goes, a
+    resumed run would compute other bits than an uninterrupted one. Nothing is kept for a single pass.
+    """
+    states = FrozenStates.within(role.backbone, 0.0 if passes <= 1 else cache_mb)
+    if states.limit and states.active:
+        batch = tokens_of_rankings(rankings, role.backbone.device)
+        states.fill(part for _, part in batch.micro_batches(micro_batch_tokens))
+    return states
 
 
 def init_reward_head(role: Role, seed: int) -> None:
@@ -203,163 +128,88 @@ def init_reward_head(role: Role, seed: int) -> None:
 
 
 PROBE_RANKINGS = 512
-"""At most so many rankings decide about the first head."""
+"""Most rankings that the first head is fitted to."""
 
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Ridge penalties that cross-validation chooses from, in units of one ranking's loss."""
 
+FOLDS = 4
+"""Of the cross-validation."""
+
 
 @torch.no_grad()
 def probe_reward_head(
-    role: Role, rankings: Sequence[Ranking], cache: LowerCache, token_budget: int = PASS_TOKENS
+    role: Role, rankings: Sequence[Ranking], states: FrozenStates, micro_batch_tokens: int = PASS_TOKENS
 ) -> None:
     """Set the head to a penalised Bradley–Terry fit on the features as they are, before any weight is trained.
 
-    Linear probing, then fine-tuning: Kumar et al. 2022 (arXiv 2202.10054). A head at random sends the first steps of
+    Linear probing, then fine-tuning: Kumar et al. 2022 (arXiv 2202.10054). A random head sends the first steps of
     the adapters in a random direction, which costs features that a small data set cannot teach again. Features are
     standardised; the penalty is chosen by four-fold cross-validation over rankings.
     """
     assert role.scalar is not None
     chosen = list(rankings[:PROBE_RANKINGS])
-    flat = [s for r in chosen for s in r.sequences]
-    batch = _answers(role, chosen)
-    features = torch.empty(len(flat), role.backbone.width, dtype=torch.float64)
-    for index, part in batch.micro_batches(token_budget):
-        cache.fill(part, [str(flat[i]) for i in index.tolist()], role.backbone.lower)
-        features[index.cpu()] = role.last_hidden(part).double().cpu()
+    batch = tokens_of_rankings(chosen, role.backbone.device)
+    features = torch.empty(batch.size, role.backbone.width, dtype=torch.float64)
+    for index, part in batch.micro_batches(micro_batch_tokens):
+        features[index.cpu()] = role.last_hidden(part, states=states).double().cpu()
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     features = (features - mean) / std
-    gaps, targets, weights, owners = [], [], [], []
-    start = 0
-    for number, ranking in enumerate(chosen):
-        soft, pairs = ranking.probability, ranking.pairs() + start
-        gaps.append(features[pairs[:, 0]] - features[pairs[:, 1]])
-        targets += [1.0 if soft is None else soft] * len(pairs)
-        weights += [ranking.weight / len(pairs)] * len(pairs)
-        owners += [number] * len(pairs)
-        start += len(ranking.sequences)
-    gap, owner = torch.cat(gaps), torch.tensor(owners)
-    target, weight = torch.tensor(targets, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+    table = PairTable.of(chosen)
+    gaps, fold = features[table.better] - features[table.worse], torch.tensor(table.rankings) % FOLDS
+    targets = torch.tensor(table.probabilities, dtype=torch.float64)
+    weights = torch.tensor(table.weights, dtype=torch.float64)
 
-    def missed(penalty: float) -> float:
+    def heldout_loss(penalty: float) -> float:
         total = 0.0
-        for fold in range(4):
-            out = owner % 4 == fold
+        for number in range(FOLDS):
+            out = fold == number
             if bool(out.any()) and bool((~out).any()):
-                z = gap[out] @ fit_ridge_bradley_terry(gap[~out], target[~out], weight[~out], penalty)
-                total += float((weight[out] * (softplus(z) - target[out] * z)).sum())
+                z = gaps[out] @ fit_ridge_bradley_terry(gaps[~out], targets[~out], weights[~out], penalty=penalty)
+                total += float((weights[out] * (softplus(z) - targets[out] * z)).sum())
         return total
 
-    penalty = min(PENALTIES, key=missed)
-    head = fit_ridge_bradley_terry(gap, target, weight, penalty) / std
+    penalty = min(PENALTIES, key=heldout_loss)
+    head = fit_ridge_bradley_terry(gaps, targets, weights, penalty=penalty) / std
     role.scalar.weight.copy_(head[None])
     role.scalar.bias.fill_(-float(head @ mean))
 
 
-def fit_ridge_bradley_terry(gaps: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Tensor:
-    """The v that minimises Σ w·[softplus(z) − p·z] + ½·λ·|v|² with z = gaps @ v, by Newton's method.
-
-    Args:
-        gaps: ``[P, D]`` float64, features of the first answer minus those of the second.
-        targets: ``[P]``, p: probability that the first is better.
-        weights: ``[P]``, w.
-        penalty: λ, above 0.
-
-    Returns:
-        ``[D]`` float64.
-    """
-    v = gaps.new_zeros(gaps.shape[1])
-    eye = penalty * torch.eye(gaps.shape[1], dtype=gaps.dtype)
-    for _ in range(8):
-        share = torch.sigmoid(gaps @ v)
-        gradient = gaps.T @ (weights * (share - targets)) + penalty * v
-        hessian = (gaps * (weights * share * (1 - share))[:, None]).T @ gaps + eye
-        v = v - torch.linalg.solve(hessian, gradient)
-    return v
-
-
 @torch.no_grad()
 def score_rankings(
-    role: Role, rankings: Sequence[Ranking], *, cache: LowerCache | None = None, token_budget: int = PASS_TOKENS
+    role: Role,
+    rankings: Sequence[Ranking],
+    *,
+    states: FrozenStates | None = None,
+    micro_batch_tokens: int = PASS_TOKENS,
 ) -> list[list[float]]:
-    """Raw reward of every answer of every ranking; ``cache``: what frozen layers gave for some of them."""
-    flat = [sequence for r in rankings for sequence in r.sequences]
-    if not flat:
+    """Raw reward of every answer of every ranking; ``states``: of frozen layers, from :func:`train_reward`."""
+    if not rankings:
         return []
-    batch = _answers(role, rankings)
-    scores = torch.empty(len(flat))
-    cache = cache or LowerCache(0.0)
-    for index, part in batch.micro_batches(token_budget):
-        cache.fill(part, [str(flat[i]) for i in index.tolist()], role.backbone.lower)
-        scores[index.cpu()] = role.scores(part).cpu()
-    values = iter(scores.tolist())
-    return [[next(values) for _ in r.sequences] for r in rankings]
-
-
-def packed_size(ranking: Ranking) -> int:
-    """Tokens of a ranking when its prompt is computed once."""
-    return ranking.prompt_length + sum(len(s) - ranking.prompt_length for s in ranking.sequences)
-
-
-def _answers(role: Role, rankings: Sequence[Ranking]) -> Batch:
-    """Every answer of every ranking, one after the other; no token is a response here."""
-    flat = [s for r in rankings for s in r.sequences]
-    lengths = [r.prompt_length for r in rankings for _ in r.sequences]
-    return collate(flat, [[False] * len(s) for s in flat], role.backbone.device, prompt_lengths=lengths)
-
-
-def _micro_batches(chosen: Sequence[Ranking], token_budget: int, role: Role) -> list[tuple[list[str], _Part]]:
-    """Whole rankings of similar size, up to the token budget; a prompt counts once."""
-    parts = []
-    for places in parts_of_like_size([packed_size(r) for r in chosen], token_budget):
-        group = [chosen[place] for place in places]
-        parts.append(([r.id for r in group], _Part(batch=_answers(role, group), rankings=group)))
-    return parts
-
-
-def fill_lower_cache(
-    role: Role, rankings: Sequence[Ranking], *, passes: float, cache_mb: float, micro_batch_tokens: int
-) -> LowerCache:
-    """What frozen layers give for every sequence, filled before the first step and always in the same batches.
-
-    The last bits of a matrix product depend on what is in the batch; filled as training goes, a continued run
-    would read other bits than one that was never stopped. Nothing is kept for one pass.
-    """
-    if passes <= 1 or cache_mb == 0 or role.backbone.frozen_layers == 0:
-        return LowerCache(0.0)
-    cache = LowerCache(cache_mb)
-    sequences, batch = [s for r in rankings for s in r.sequences], _answers(role, rankings)
+    batch = tokens_of_rankings(rankings, role.backbone.device)
+    scores = torch.empty(batch.size)
     for index, part in batch.micro_batches(micro_batch_tokens):
-        cache.fill(part, [str(sequences[i]) for i in index.tolist()], role.backbone.lower)
-        if cache.full:
-            break
-    return cache
+        scores[index.cpu()] = role.scores(part, states=states).cpu()
+    return by_ranking(scores.tolist(), rankings)
 
 
-def _loss(role: Role, part: _Part, norms: Norms, config: RewardConfig, cache: LowerCache) -> tuple[Tensor, Metrics]:
-    keys = [str(s) for r in part.rankings for s in r.sequences]
-    cache.fill(part.batch, keys, role.backbone.lower)
-    scores = role.scores(part.batch)
-    pairs, weights, probabilities, margins = [], [], [], []
-    start = 0
-    for ranking in part.rankings:
-        soft, found = ranking.probability, ranking.pairs()
-        pairs.append(found + start)
-        weights += [ranking.weight / len(found) / norms.sequences] * len(found)
-        probabilities += [1.0 if soft is None else soft] * len(found)
-        margins += [ranking.margin or 0.0] * len(found)
-        start += len(ranking.sequences)
-    index = torch.cat(pairs).to(scores.device)
-    weight, probability = scores.new_tensor(weights), scores.new_tensor(probabilities)
-    winner, loser = scores[index[:, 0]], scores[index[:, 1]]
+def _loss(
+    role: Role, part: RankingBatch, norms: Norms, config: RewardConfig, states: FrozenStates | None = None
+) -> tuple[Tensor, Metrics]:
+    """The part's share of the loss and of its metrics."""
+    scores = role.scores(part.tokens, states=states)
+    table = PairTable.of(part.rankings)
+    weight = scores.new_tensor([w / norms.sequences for w in table.weights])
+    probability = scores.new_tensor(table.probabilities)
+    winner, loser = scores[table.better.to(scores.device)], scores[table.worse.to(scores.device)]
     losses = bradley_terry_loss(
         winner,
         loser,
-        margin=scores.new_tensor(margins) if any(margins) else None,
-        probability=probability if any(p != 1.0 for p in probabilities) else None,
+        margin=scores.new_tensor(table.margins) if any(table.margins) else None,
+        probability=probability if any(p != 1.0 for p in table.probabilities) else None,
         centring=config.centring,
     )
     with torch.no_grad():
         right = torch.where(probability < 0.5, winner <= loser, winner > loser).to(scores.dtype)
         accuracy = float((weight * right).sum())
-    return (weight * losses).sum(), {"accuracy": accuracy, "pairs": len(index)}
+    return (weight * losses).sum(), {"accuracy": accuracy, "pairs": len(table.weights)}

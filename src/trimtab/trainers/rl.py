@@ -1,16 +1,16 @@
-"""Online alignment: sample, score, make the better answers likelier, under a KL leash. One loop for all methods.
+"""Online alignment: sample, score, make the better answers likelier, penalise divergence. One loop for all methods.
 
 One step, top to bottom:
 
 1. sample answers with the policy; their log-probabilities are the old ones, no pass recomputes them;
-2. score them; groups whose answers all score the same are replaced, where the method does so (DAPO);
+2. score them; groups whose answers all score the same are replaced, if the method does so (DAPO);
 3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
-4. advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
-5. epochs × minibatches of the method's loss;
-6. move β if it is adaptive;
-7. end a run that falls apart (:mod:`trimtab.trainers.guard`).
+   and advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
+4. epochs × minibatches of the method's loss;
+5. adapt β if it is adaptive;
+6. end a run whose policy collapses (:mod:`trimtab.trainers.guard`).
 
-What makes a method is in :mod:`trimtab.trainers.rl_update`; formulas live in :mod:`trimtab.algos`.
+What makes a method is its row in :mod:`trimtab.trainers.methods`; formulas are in :mod:`trimtab.algos`.
 Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk
 (adapters), the critic may start from the reward model (as in the paper) or at zero, and it may be a
 head on the policy's own states (``shared_critic``). All
@@ -22,7 +22,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +32,37 @@ from torch import Tensor
 
 from trimtab.algos import (
     AdaptiveKL,
+    explained_variance,
     group_has_spread,
     kl_k1,
     masked_mean,
     masked_sum,
+    overlong_penalty,
+    penalise_missing_eos,
     penalised_rewards,
     truncated_importance_weights,
 )
 from trimtab.errors import CollapseError, ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Backbone, Batch, DrawnStates, Encoded, Role, collate, scatter
-from trimtab.models.allocation import release_freed_memory
+from trimtab.models import AdapterConfig, Backbone, Encoded, FrozenStates, Role, scatter
+from trimtab.models.kernels import kernels
 from trimtab.records import Prompt, Rollout, write_records
-from trimtab.rollout import LocalSampler, Sampler, Scorer, forget_drawn, make_sampler, read_drawn, write_drawn
+from trimtab.rollout import Sampler, Scorer, ValueHead, load_rollouts, make_sampler, remove_states, save_rollouts
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
+from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rl_config import (
-    TOKEN_RETURNS,
     DapoConfig,
     KLConfig,
-    OnlineDpoConfig,
     PolicyGradientConfig,
     PpoConfig,
-    RejectionConfig,
     RlConfig,
     check_rl,
 )
-from trimtab.trainers.rl_update import advantages_of, clipped_update, online_dpo_update, rejection_update
+from trimtab.trainers.rl_update import Update, critic_on_policy
+from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,13 +109,23 @@ Monitor = Callable[[Sequence[Rollout]], Metrics]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """What a batch of answers earned."""
+class Scored:
+    """Rollouts with their rewards."""
 
+    rollouts: list[Rollout]
+    """With ``rewards`` and ``step_rewards`` filled in."""
     totals: list[float]
     """Weighted sum of all components of each answer."""
     placed: list[dict[int, float]]
-    """The part of it that belongs to the ends of steps: weighted reward by place in ``rollout.tokens``."""
+    """The part of it that is earned at the ends of steps: weighted reward by place in ``rollout.tokens``."""
+
+    def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
+        """These answers, the given groups of ``size`` replaced by the groups of ``other``, in order."""
+        rollouts, totals, placed = list(self.rollouts), list(self.totals), list(self.placed)
+        for number, group in enumerate(groups):
+            old, new = slice(group * size, (group + 1) * size), slice(number * size, (number + 1) * size)
+            rollouts[old], totals[old], placed[old] = other.rollouts[new], other.totals[new], other.placed[new]
+        return Scored(rollouts=rollouts, totals=totals, placed=placed)
 
 
 def train_rl(
@@ -128,133 +141,342 @@ def train_rl(
     weights: dict[str, float] | None = None,
     imitate: Sequence[tuple[str, Encoded]] = (),
     sampler: Sampler | None = None,
+    states: FrozenStates | None = None,
 ) -> Fall | None:
-    """Train the policy, and the critic where there is one, in place.
+    """Train the policy, and the critic if there is one, in place.
 
     Args:
         roles: policy, reference and, for PPO, critic.
         prompts: what to answer; every pass over them is a fresh shuffle.
         score: rollouts → named reward components.
         config: settings.
-        seed: prompts' order, sampling, minibatches, dropout.
-        session: logging, checkpoints, stopping; None: silent, keeps nothing.
+        seed: order of the prompts, sampling, minibatches, dropout.
+        session: logging, checkpoints, stopping; None: silent, saves nothing.
         monitor: extra metrics of each rollout batch.
         samples: folder for each step's rollouts with their rewards; an interrupted step is continued from there.
-        weights: weight of each reward component; 1 where not named.
-        imitate: conversations of PPO-ptx, each with its id; needed where ``config.ptx`` is set.
-        sampler: what draws answers; None: the policy's own backbone.
+        weights: weight of each reward component; 1 if not named.
+        imitate: conversations of PPO-ptx, each with its id; needed if ``config.ptx`` is set.
+        sampler: draws the answers, with the policy's weights; None: the one that ``config.sampler`` names.
+        states: store for the states of the policy's frozen layers, emptied at every step; pass the one that a reward
+            model on the same trunk uses too. None: a new one.
 
     Returns:
-        None; with ``guard.on_fall: keep`` the fall of a run that fell apart, where the last good weights are in place.
+        None; with ``guard.on_fall: keep`` the fall of a run that collapsed, with the last good weights loaded.
 
     Raises:
         ConfigError: settings that contradict each other.
-        ScoringError: the reward function failed or gave the wrong shape.
+        ScoringError: the reward function failed or returned the wrong shape.
         NonFiniteError: a reward, loss or gradient became NaN or infinite.
-        CollapseError: the run fell apart; names the last good checkpoint.
+        CollapseError: the policy collapsed; names the last good checkpoint.
     """
-    session = session or Session()
     check_rl(config, len(prompts))
-    clipped = config if isinstance(config, PolicyGradientConfig) else None
-    if clipped is not None and clipped.ptx is not None and not imitate:
-        raise ConfigError("ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data")
-    learners = _learners(roles, config)
-    kl = clipped.kl if clipped is not None else KLConfig(coefficient=0.0)
-    leash = AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)
-    guard = Guard(config.guard, answers=config.prompts * config.group, penalised=config.missing_eos is not None)
-    done, extra = session.checkpoints.restore(learners) if session.checkpoints else (0, {})
-    if extra:
-        leash.load_state_dict(extra["kl"])
-        guard.load_state_dict(extra["guard"])
-
-    def save(checkpoints: Checkpoints, step: int) -> None:
-        extra = {"kl": leash.state_dict(), "guard": guard.state_dict()}
-        checkpoints.save(step, learners, extra, good=guard.good)
-
-    if done == 0 and config.guard is not None and config.guard.on_fall == "keep":
-        save(_needed(session.checkpoints), 0)
-    sampler = sampler or make_sampler(roles.policy.backbone, config.sampler)
-    # Scores, the reference and the update go on from what frozen layers give while our own sampler draws.
-    keeps = False
-    if isinstance(sampler, LocalSampler) and sampler.backbone is roles.policy.backbone:
-        keeps = roles.policy.backbone.frozen_layers > 0
-        head = roles.critic if isinstance(config, PpoConfig) and config.shared_critic else None
-        sampler.value_head = None if head is None else head.scalar
+    session = session or Session()
+    run = _Run(
+        roles=roles,
+        config=config,
+        method=ONLINE[config.method],
+        learners=_learners(roles, config),
+        prompts=prompts,
+        score=score,
+        weights=weights or {},
+        sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
+        states=FrozenStates(roles.policy.backbone) if states is None else states,
+        samples=samples,
+        imitate=imitate,
+        seed=seed,
+        kl=AdaptiveKL(_kl(config).coefficient, _kl(config).target or 1.0, _kl(config).horizon),
+        guard=Guard(config.guard, answers=config.prompts * config.group, penalised=config.missing_eos is not None),
+    )
+    done = run.restore(session.checkpoints)
     session.planned(done, config.steps)
-    fall = None
     for step in range(done, config.steps):
         clock = _Clock()
-        if keeps:
-            roles.policy.backbone.drawn = DrawnStates()
-        value = seed_step(seed, "align", step)
+        current = _Step(number=step, seed=seed_step(seed, "align", step), resumed=step == done)
+        run.states.clear()
 
-        def draw(chosen: Sequence[Prompt], name: str, seed: int = value, kept: bool = step == done) -> list[Rollout]:
-            path = None if samples is None else samples / f"{name}.jsonl"
-            version = learners["policy"].steps
-            # Only the step that was begun with these very weights may go on from what it had drawn.
-            if path is not None and not kept:
-                path.unlink(missing_ok=True)
-            return _sample(sampler, roles.policy, chosen, config.group, seed=seed, version=version, path=path)
-
-        def judge(answers: list[Rollout], step: int = step) -> Scores:
-            return score_rollouts(answers, score, weights or {}, step)
-
-        name = f"step-{step:06d}"
-        rollouts = draw(_prompts_of_step(prompts, config.prompts, step, seed), name)
+        rollouts = run.sample(current, _prompts_of_step(prompts, config.prompts, step, seed))
         clock.lap("sample")
-        scores = judge(rollouts)
+
+        scored = run.score_answers(current, rollouts)
         clock.lap("score")
-        replaced: Metrics = {}
-        if isinstance(config, DapoConfig) and config.resample:
-            rollouts, scores, replaced = _resample(rollouts, scores, prompts, config, judge, draw, name)
+        scored, resampled = run.replace_flat_groups(current, scored)
+        if resampled:
             clock.lap("resample")
-        if samples is not None:
-            write_records(samples / f"{name}.jsonl", rollouts)
-        batch = _prepare(roles, rollouts, scores, config, leash.value)
+        run.save_answers(current, scored)
+
+        batch = run.prepare(scored)
         clock.lap("infer")
-        ids = [r.id for r in rollouts]
-        match config:
-            case OnlineDpoConfig():
-                metrics = online_dpo_update(learners["policy"], batch, ids, config, seed=value)
-            case RejectionConfig():
-                metrics = rejection_update(learners["policy"], batch, ids, config, seed=value)
-            case _:
-                used, names = _with_spread(batch, ids, config)
-                metrics = clipped_update(
-                    learners,
-                    roles.critic,
-                    used,
-                    names,
-                    config,
-                    seed=value,
-                    beta=leash.value,
-                    imitate=imitate,
-                    order=seed,
-                )
+
+        metrics = run.update(current, batch, scored)
         clock.lap("update")
-        if samples is not None:
-            forget_drawn(samples, f"{name}*")
-        metrics |= _describe(rollouts, scores, batch, config, leash.value) | replaced
+        metrics |= _describe(scored, batch, config, run.kl.value) | resampled
         if monitor is not None:
-            metrics |= monitor(rollouts)
-        if kl.target is not None:
-            leash.update(metrics["kl"], len(rollouts))
+            metrics |= monitor(scored.rollouts)
+
+        run.adapt_kl(metrics)
+
         session.log({"step": step + 1, **metrics, **clock.seconds})
-        reason = guard.judge(metrics)
+        reason = run.guard.check(metrics)
         if reason is not None:
-            fall = _fallen(reason, step + 1, guard, session.checkpoints, learners, config)
-            break
-        session.after_step(step + 1, config.steps, lambda checkpoints, s=step + 1: save(checkpoints, s))
-    if keeps:
-        roles.policy.backbone.drawn = None
-    return fall
+            return run.fall(reason, step + 1, session.checkpoints)
+        session.after_step(step + 1, config.steps, partial(run.save, step=step + 1))
+    return None
 
 
-def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, float], step: int) -> Scores:
-    """Score rollouts in place: ``rollout.rewards`` and, for rewards placed at steps, ``rollout.step_rewards``.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """One step of a run."""
+
+    number: int
+    """Of finished steps before it."""
+    seed: int
+    """Everything random in it is drawn from this."""
+    resumed: bool
+    """True: answers that an interrupted process drew with these very weights may be on disk."""
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"step-{self.number:06d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same from step to step, and the parts of a step."""
+
+    roles: RlRoles
+    config: RlConfig
+    method: OnlineMethod
+    learners: dict[str, Learner]
+    prompts: Sequence[Prompt]
+    score: Scorer
+    weights: Mapping[str, float]
+    sampler: Sampler
+    states: FrozenStates
+    samples: Path | None
+    imitate: Sequence[tuple[str, Encoded]]
+    seed: int
+    kl: AdaptiveKL
+    guard: Guard
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if isinstance(config, PolicyGradientConfig) and config.ptx is not None and not self.imitate:
+            raise ConfigError(
+                "ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data"
+            )
+
+    # 1. and 2. ----------------------------------------------------------------------------
+
+    def sample(self, step: _Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
+        """Draw answers, or take those that an interrupted process had finished drawing."""
+        version, group = self.learners["policy"].steps, self.config.group
+        path = None if self.samples is None else self.samples / f"{step.name}{suffix}.jsonl"
+        if path is not None:
+            if step.resumed:
+                ids = [p.id for p in prompts for _ in range(group)]
+                rollouts = load_rollouts(path, ids, self.states, version=version)
+                if rollouts is not None:
+                    return rollouts
+            path.unlink(missing_ok=True)
+        rollouts = self.sampler.generate(
+            prompts,
+            adapter=self.roles.policy.adapter,
+            seed=step.seed,
+            group=group,
+            weight_version=version,
+            states=self.states,
+            value_head=self._value_head(),
+        )
+        kernels().after_sampling()
+        if path is not None:
+            save_rollouts(path, rollouts, self.states)
+        return rollouts
+
+    def _value_head(self) -> ValueHead | None:
+        """The critic's head if it reads the policy's own states."""
+        critic = self.roles.critic if critic_on_policy(self.config) else None
+        return None if critic is None else critic.scalar
+
+    def score_answers(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
+        """Rollouts with their rewards."""
+        return score_rollouts(rollouts, self.score, self.weights, step.number)
+
+    def replace_flat_groups(self, step: _Step, scored: Scored) -> tuple[Scored, Metrics]:
+        """Replace groups whose answers all score the same by groups of other prompts (DAPO's dynamic sampling)."""
+        attempts = self.config.resample if isinstance(self.config, DapoConfig) else 0
+        if not attempts:
+            return scored, {}
+        size, replaced = self.config.group, 0
+        used = {r.prompt.id for r in scored.rollouts}
+        others = [p for p in self.prompts if p.id not in used]
+        random.Random(f"{step.name}|{scored.rollouts[0].id}|resample").shuffle(others)
+        for attempt in range(1, attempts + 1):
+            scores = answer_scores(self.config, scored).view(-1, size)
+            flat = (~group_has_spread(scores)).nonzero().squeeze(1).tolist()[: len(others)]
+            if not flat:
+                break
+            fresh = self.sample(step, others[: len(flat)], f"-again-{attempt}")
+            others = others[len(flat) :]
+            scored = scored.replace_groups(flat, self.score_answers(step, fresh), size)
+            replaced += len(flat)
+        return scored, {"resampled": float(replaced)}
+
+    def save_answers(self, step: _Step, scored: Scored) -> None:
+        """Write the step's rollouts with their rewards."""
+        if self.samples is not None:
+            write_records(self.samples / f"{step.name}.jsonl", scored.rollouts)
+
+    # 3. -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, scored: Scored) -> RolloutBatch:
+        """Everything that is constant in the update: reference, old values, rewards, advantages, returns."""
+        config, roles, rollouts = self.config, self.roles, scored.rollouts
+        device, temperature = roles.policy.backbone.device, config.sampler.temperature
+        tokens = tokens_of(rollouts, device)
+        mask = tokens.response_mask
+        sampled = scatter([r.logprobs for r in rollouts], mask)
+        reference, values, recomputed = (torch.zeros_like(sampled) for _ in range(3))
+        critic = roles.critic if self.method.critic else None
+        cap = config.importance_cap if isinstance(config, PolicyGradientConfig) else None
+        # The sampler knows the values if the critic is a head on the policy's states.
+        valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
+        if valued:
+            values = scatter([r.values for r in rollouts], mask)
+        for index, part in tokens.micro_batches(config.micro_batch_tokens):
+            width = part.tokens.shape[1]
+            reference[index, :width] = roles.reference.logprobs(part, temperature=temperature, states=self.states)
+            if critic is not None and not valued:
+                values[index, :width] = critic.values(part, states=self.states)
+            if cap is not None:
+                recomputed[index, :width] = roles.policy.logprobs(part, temperature=temperature, states=self.states)
+        importance = None if cap is None else truncated_importance_weights(recomputed, sampled, mask, cap=cap)
+        old = sampled if cap is None else recomputed
+        scores = answer_scores(config, scored).to(device)
+        beta = self.kl.value if _kl(config).place == "reward" else 0.0
+        rewards = penalised_rewards(scores, old, reference, mask, beta=beta) + self._step_rewards(scored, mask)
+        advantages = returns = None
+        if self.method.advantages is not None:
+            advantages, returns = self.method.advantages(config, rewards, values, mask)
+        return rollout_batch(
+            tokens,
+            sampled_logprobs=sampled,
+            old_logprobs=old,
+            reference_logprobs=reference,
+            scores=scores,
+            rewards=rewards,
+            values=values if self.method.critic else None,
+            advantages=advantages,
+            returns=returns,
+            importance=importance,
+        )
+
+    def _step_rewards(self, scored: Scored, mask: Tensor) -> Tensor:
+        """Rewards of steps at the tokens that end them, ``[B, T]``."""
+        if not any(scored.placed):
+            return torch.zeros(mask.shape, device=mask.device)
+        if not self.method.step_rewards:
+            raise ConfigError(
+                f"rewards are placed at steps, but {self.config.method!r} gives all tokens of an answer the same "
+                f"advantage; use align.method {', '.join(methods_with(step_rewards=True))}, or one number per answer"
+            )
+        rows = [
+            [at.get(i, 0.0) for i in range(len(r.tokens))] for at, r in zip(scored.placed, scored.rollouts, strict=True)
+        ]
+        return scatter(rows, mask)
+
+    # 4. -----------------------------------------------------------------------------------
+
+    def update(self, step: _Step, batch: RolloutBatch, scored: Scored) -> Metrics:
+        """Train on the batch, then delete the states that were saved for resuming the step."""
+        ids = [r.id for r in scored.rollouts]
+        if self.method.skips_flat_groups:
+            has_spread = group_has_spread(batch.scores.view(-1, self.config.group))
+            rows = has_spread.repeat_interleave(self.config.group).nonzero().squeeze(1)
+            ids = [ids[i] for i in rows.tolist()]
+            if 0 < len(rows) < batch.size:
+                batch = batch.rows(rows)
+        metrics = self.method.update(
+            Update(
+                learners=self.learners,
+                batch=batch,
+                ids=ids,
+                config=self.config,
+                seed=step.seed,
+                beta=self.kl.value,
+                states=self.states,
+                reduction=self.method.reduction,
+                imitate=self.imitate,
+                imitate_seed=self.seed,
+            )
+        )
+        if self.samples is not None:
+            remove_states(self.samples, f"{step.name}*")
+        return metrics
+
+    # 5. and 6. ----------------------------------------------------------------------------
+
+    def adapt_kl(self, metrics: Metrics) -> None:
+        """Move β towards the target."""
+        if _kl(self.config).target is not None:
+            self.kl.update(metrics["kl"], self.config.prompts * self.config.group)
+
+    def restore(self, checkpoints: Checkpoints | None) -> int:
+        """Continue from the newest checkpoint; the number of finished steps."""
+        done, extra = checkpoints.restore(self.learners) if checkpoints is not None else (0, {})
+        if extra:
+            self.kl.load_state_dict(extra["kl"])
+            self.guard.load_state_dict(extra["guard"])
+        if done == 0 and self._returns_to_good:
+            if checkpoints is None:
+                raise ConfigError(
+                    "guard.on_fall is 'keep', which needs checkpoints; give the session some, or set it to stop"
+                )
+            self.save(checkpoints, 0)
+        return done
+
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        """Write a checkpoint after ``step`` finished steps."""
+        extra = {"kl": self.kl.state_dict(), "guard": self.guard.state_dict()}
+        checkpoints.save(step, self.learners, extra, good=self.guard.good)
+
+    @property
+    def _returns_to_good(self) -> bool:
+        """True: after a fall the run goes on with the last good weights."""
+        return self.config.guard is not None and self.config.guard.on_fall == "keep"
+
+    def fall(self, reason: str, step: int, checkpoints: Checkpoints | None) -> Fall:
+        """Load the last good weights, or raise an error that names them."""
+        config = self.config
+        if self._returns_to_good and checkpoints is not None:
+            good, _ = checkpoints.restore(self.learners, self.guard.good)
+            return Fall(step=step, good=good, reason=reason)
+        last_good = checkpoints.newest(self.guard.good) if checkpoints is not None else None
+        advice = [f"lower policy.lr (now {self.learners['policy'].config.lr:g})"]
+        if isinstance(config, PolicyGradientConfig):
+            advice.append(f"raise kl.coefficient (now {config.kl.coefficient:g})")
+        if config.kl.stop is None and config.epochs * config.minibatches > 1:
+            advice.append("set kl.stop")
+        raise CollapseError(
+            f"alignment fell apart, noticed at step {step}: {reason}. "
+            + (f"Last good checkpoint: {last_good}. " if last_good else "No checkpoint was written before that. ")
+            + f"In the align section {', or '.join(advice)}; with other settings the stage starts anew. "
+            "guard.on_fall: keep continues with the last good weights instead, and guard: null switches this check off"
+        )
+
+
+# Scores -----------------------------------------------------------------------------------
+
+
+def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:
+    """Score rollouts.
 
     A component is a list with, for each answer, a number, or ``(place, number)`` pairs that say after which token of
     the answer each number is earned.
+
+    Returns:
+        the rollouts with ``rewards`` and, for rewards placed at steps, ``step_rewards``.
 
     Raises:
         ScoringError: the function raised, or returned the wrong length or type.
@@ -270,37 +492,34 @@ def score_rollouts(rollouts: list[Rollout], score: Scorer, weights: dict[str, fl
         raise ScoringError(
             f"the reward function returned {type(components).__name__}; expected a dict of name → list of floats"
         )
+    rewards: list[dict[str, float]] = [{} for _ in rollouts]
+    step_rewards: list[dict[str, list[tuple[int, float]]]] = [{} for _ in rollouts]
     placed: list[dict[int, float]] = [{} for _ in rollouts]
     for name, values in components.items():
         try:
-            found = [_reward(value) for value in values]
+            component = [_reward(value) for value in values]
         except (TypeError, ValueError) as error:
             raise ScoringError(
                 f"reward {name!r} at step {step}: expected for each answer a number, or (place, number) pairs ({error})"
             ) from error
-        if len(found) != len(rollouts):
-            raise ScoringError(f"reward {name!r} has {len(found)} values for {len(rollouts)} answers")
-        for rollout, at, reward in zip(rollouts, placed, found, strict=True):
+        if len(component) != len(rollouts):
+            raise ScoringError(f"reward {name!r} has {len(component)} values for {len(rollouts)} answers")
+        for row, (rollout, reward) in enumerate(zip(rollouts, component, strict=True)):
             pairs = reward if isinstance(reward, list) else [(-1, reward)]
-            for place, number in pairs:
-                if not math.isfinite(number):
-                    raise NonFiniteError(
-                        f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
-                        f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run "
-                        "the same command to continue from the last checkpoint"
-                    )
-                if place >= len(rollout.tokens):
-                    raise ScoringError(
-                        f"reward {name!r} is placed after token {place} of sample {rollout.id}, whose answer has "
-                        f"{len(rollout.tokens)} tokens; places count from 0"
-                    )
-            rollout.rewards[name] = sum(number for _, number in pairs)
+            _check_reward(name, pairs, rollout, step)
+            rewards[row][name] = sum(number for _, number in pairs)
             if isinstance(reward, list):
-                rollout.step_rewards[name] = reward
+                step_rewards[row][name] = reward
                 for place, number in reward:
-                    at[place] = at.get(place, 0.0) + weights.get(name, 1.0) * number
-    totals = [sum(weights.get(name, 1.0) * r.rewards[name] for name in components) for r in rollouts]
-    return Scores(totals=totals, placed=placed)
+                    placed[row][place] = placed[row].get(place, 0.0) + weights.get(name, 1.0) * number
+    return Scored(
+        rollouts=[
+            replace(r, rewards=r.rewards | whole, step_rewards=r.step_rewards | steps)
+            for r, whole, steps in zip(rollouts, rewards, step_rewards, strict=True)
+        ],
+        totals=[sum(weights.get(name, 1.0) * whole[name] for name in components) for whole in rewards],
+        placed=placed,
+    )
 
 
 def _reward(value: Any) -> float | list[tuple[int, float]]:
@@ -315,57 +534,56 @@ def _reward(value: Any) -> float | list[tuple[int, float]]:
     return pairs
 
 
-def answer_scores(config: RlConfig, rollouts: Sequence[Rollout], scores: Scores) -> Tensor:
-    """What each answer as a whole is worth, ``[B]``: clipped, overlong and missing-EOS penalties applied.
+def _check_reward(name: str, pairs: Sequence[tuple[int, float]], rollout: Rollout, step: int) -> None:
+    for place, number in pairs:
+        if not math.isfinite(number):
+            raise NonFiniteError(
+                f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
+                f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run "
+                "the same command to continue from the last checkpoint"
+            )
+        if place >= len(rollout.tokens):
+            raise ScoringError(
+                f"reward {name!r} is placed after token {place} of sample {rollout.id}, whose answer has "
+                f"{len(rollout.tokens)} tokens; places count from 0"
+            )
 
-    Rewards placed at steps are not in it; they go to their tokens as they are.
+
+def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
+    """Score of each answer as a whole, ``[B]``: clipped, then with overlong and missing-EOS penalties.
+
+    Step rewards are not in it; they go to their tokens as they are.
     """
-    outcome = _outcome(scores)
+    scores = _whole_rewards(scored)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
-        outcome = outcome.clamp(-config.score_clip, config.score_clip)
+        scores = scores.clamp(-config.score_clip, config.score_clip)
     if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
-        # Yu et al. 2025 (arXiv 2503.14476), eq. 13
-        allowed = config.sampler.max_new_tokens - config.overlong_buffer
-        over = torch.tensor([float(len(r.tokens) - allowed) for r in rollouts])
-        outcome = outcome - (over / config.overlong_buffer).clamp(0.0, 1.0)
+        lengths = torch.tensor([len(r.tokens) for r in scored.rollouts])
+        scores = scores + overlong_penalty(
+            lengths, max_tokens=config.sampler.max_new_tokens, buffer=config.overlong_buffer
+        )
     if config.missing_eos is None:
-        return outcome
-    zeros, one = torch.zeros(len(rollouts), 1), torch.ones(len(rollouts), 1, dtype=torch.bool)
-    return penalised_rewards(
-        outcome,
-        zeros,
-        zeros,
-        one,
-        beta=0.0,
-        ended=torch.tensor([r.finish_reason == "stop" for r in rollouts]),
-        missing_eos_penalty=config.missing_eos.value,
-        missing_eos_mode=config.missing_eos.mode,
-    )[:, 0]
+        return scores
+    ended = torch.tensor([r.finish_reason == "stop" for r in scored.rollouts])
+    return penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
 
 
-def _outcome(scores: Scores) -> Tensor:
-    """Reward of each answer as a whole, ``[B]``: its total without what is placed at steps."""
-    whole = [total - sum(at.values()) for total, at in zip(scores.totals, scores.placed, strict=True)]
+def _whole_rewards(scored: Scored) -> Tensor:
+    """Reward of each answer as a whole, ``[B]``: its total without its step rewards."""
+    whole = [total - sum(at.values()) for total, at in zip(scored.totals, scored.placed, strict=True)]
     return torch.tensor(whole, dtype=torch.float32)
 
 
-def rollout_batch(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
-    """Prompt and answer of each rollout, with column ``old_logprobs``."""
-    batch = collate(
-        [r.prompt_tokens + r.tokens for r in rollouts],
-        [[False] * len(r.prompt_tokens) + [True] * len(r.tokens) for r in rollouts],
-        device,
-        prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
-    )
-    batch.columns["old_logprobs"] = scatter([r.logprobs for r in rollouts], batch.response_mask)
-    return batch
+# Other parts ------------------------------------------------------------------------------
 
 
-# What a run begins and may end with -------------------------------------------------------
+def _kl(config: RlConfig) -> KLConfig:
+    """The penalty for diverging from the reference; a coefficient of 0 for methods without one."""
+    return config.kl if isinstance(config.kl, KLConfig) else KLConfig(coefficient=0.0, place="loss")
 
 
 def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
-    """A learner of the policy and, for PPO, one of the critic."""
+    """A learner of the policy and, for a method with a critic, one of the critic."""
     updates = config.steps * config.epochs * config.minibatches
     learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates)}
     if isinstance(config, PpoConfig):
@@ -382,42 +600,6 @@ def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
     return learners
 
 
-def _needed(checkpoints: Checkpoints | None) -> Checkpoints:
-    if checkpoints is None:
-        raise ConfigError("guard.on_fall is 'keep', which needs checkpoints; give the session some, or set it to stop")
-    return checkpoints
-
-
-def _fallen(
-    reason: str,
-    step: int,
-    guard: Guard,
-    checkpoints: Checkpoints | None,
-    learners: dict[str, Learner],
-    config: RlConfig,
-) -> Fall:
-    """Load the last good weights, or raise an error that names them."""
-    assert config.guard is not None
-    if config.guard.on_fall == "keep":
-        good, _ = _needed(checkpoints).restore(learners, guard.good)
-        return Fall(step=step, good=good, reason=reason)
-    last_good = checkpoints.newest(guard.good) if checkpoints is not None else None
-    advice = [f"lower policy.lr (now {learners['policy'].config.lr:g})"]
-    if isinstance(config, PolicyGradientConfig):
-        advice.append(f"raise kl.coefficient (now {config.kl.coefficient:g})")
-    if config.kl.stop is None and config.epochs * config.minibatches > 1:
-        advice.append("set kl.stop")
-    raise CollapseError(
-        f"alignment fell apart, noticed at step {step}: {reason}. "
-        + (f"Last good checkpoint: {last_good}. " if last_good else "No checkpoint was written before that. ")
-        + f"In the align section {', or '.join(advice)}; with other settings the stage starts anew. guard.on_fall: "
-        "keep goes on with the last good weights instead, and guard: null judges nothing"
-    )
-
-
-# The parts of a step ----------------------------------------------------------------------
-
-
 def _prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:
     """The step's prompts: consecutive pieces of one endless sequence of shuffled passes."""
     chosen: list[Prompt] = []
@@ -432,151 +614,22 @@ def _prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int
     return chosen
 
 
-def _sample(
-    sampler: Sampler,
-    policy: Role,
-    prompts: Sequence[Prompt],
-    group: int,
-    *,
-    seed: int,
-    version: int,
-    path: Path | None,
-) -> list[Rollout]:
-    """Draw answers, or take those that a killed process had finished drawing."""
-    if path is not None:
-        wanted = [p.id for p in prompts for _ in range(group)]
-        kept = read_drawn(path, wanted, policy.backbone, version=version)
-        if kept is not None:
-            return kept
-    rollouts = sampler.generate(prompts, adapter=policy.adapter, seed=seed, group=group, weight_version=version)
-    release_freed_memory()  # weights laid out for sampling, and caches, would lie beside what the update needs
-    if path is not None:
-        write_drawn(path, rollouts, policy.backbone)
-    return rollouts
-
-
-def _resample(
-    rollouts: list[Rollout],
-    scores: Scores,
-    prompts: Sequence[Prompt],
-    config: DapoConfig,
-    score: Callable[[list[Rollout]], Scores],
-    draw: Callable[[Sequence[Prompt], str], list[Rollout]],
-    name: str,
-) -> tuple[list[Rollout], Scores, Metrics]:
-    """Replace groups without spread by other prompts' groups (DAPO's dynamic sampling)."""
-    size = config.group
-    replaced = 0
-    seen = {r.prompt.id for r in rollouts}
-    others = [p for p in prompts if p.id not in seen]
-    random.Random(f"{name}|{rollouts[0].id}|resample").shuffle(others)
-    totals, placed = list(scores.totals), list(scores.placed)
-    for again in range(config.resample):
-        worth = answer_scores(config, rollouts, Scores(totals=totals, placed=placed)).view(-1, size)
-        flat = (~group_has_spread(worth)).nonzero().squeeze(1).tolist()[: len(others)]
-        if not flat:
-            break
-        fresh = draw(others[: len(flat)], f"{name}-again-{again + 1}")
-        others = others[len(flat) :]
-        found = score(fresh)
-        for number, group in enumerate(flat):
-            ours, theirs = slice(group * size, (group + 1) * size), slice(number * size, (number + 1) * size)
-            rollouts[ours], totals[ours], placed[ours] = fresh[theirs], found.totals[theirs], found.placed[theirs]
-        replaced += len(flat)
-    return rollouts, Scores(totals=totals, placed=placed), {"resampled": float(replaced)}
-
-
-@torch.no_grad()
-def _prepare(roles: RlRoles, rollouts: Sequence[Rollout], scores: Scores, config: RlConfig, beta: float) -> Batch:
-    """Everything that stays fixed during the update: reference, old values, rewards, advantages, returns."""
-    device = roles.policy.backbone.device
-    batch = rollout_batch(rollouts, device)
-    mask, temperature = batch.response_mask, config.sampler.temperature
-    reference = torch.zeros_like(batch.columns["old_logprobs"])
-    values, trainers = torch.zeros_like(reference), torch.zeros_like(reference)
-    critic = roles.critic if isinstance(config, PpoConfig) else None
-    cap = config.importance_cap if isinstance(config, PolicyGradientConfig) else None
-    shares = isinstance(config, PpoConfig) and config.shared_critic
-    valued = shares and all(len(r.values) == len(r.tokens) for r in rollouts)
-    if valued:  # the sampler had them: the critic is a head on the policy's states
-        values = scatter([r.values for r in rollouts], mask)
-    shared = roles.policy.backbone is roles.reference.backbone
-    lowers: list[tuple[Tensor, Tensor]] = []
-    for index, part in batch.micro_batches(config.micro_batch_tokens):
-        lower = roles.reference.backbone.lower(part) if shared else None
-        if lower is not None:
-            part.columns["lower"] = lower
-            lowers.append((index, lower))
-        width = part.tokens.shape[1]
-        reference[index, :width] = roles.reference.logprobs(part, temperature=temperature)
-        if critic is not None and not valued:
-            values[index, :width] = critic.values(part)
-        if cap is not None:
-            trainers[index, :width] = roles.policy.logprobs(part, temperature=temperature)
-    if lowers:
-        lower = torch.zeros(*batch.tokens.shape, lowers[0][1].shape[-1], dtype=lowers[0][1].dtype, device=device)
-        for index, part_lower in lowers:
-            lower[index, : part_lower.shape[1]] = part_lower
-        batch.columns["lower"] = lower
-    sampled = batch.columns["old_logprobs"]
-    if cap is not None:
-        batch.columns["importance"] = truncated_importance_weights(trainers, sampled, mask, cap=cap)
-        batch.columns["old_logprobs"] = trainers
-    worth = answer_scores(config, rollouts, scores).to(device)
-    in_reward = isinstance(config, PolicyGradientConfig) and config.kl.place == "reward"
-    rewards = penalised_rewards(
-        worth, batch.columns["old_logprobs"], reference, mask, beta=beta if in_reward else 0.0
-    ) + _placed(scores, rollouts, config, mask)
-    batch.columns |= {"sampled": sampled, "reference": reference, "rewards": rewards, "scores": worth}
-    if not isinstance(config, OnlineDpoConfig | RejectionConfig):
-        advantages, returns = advantages_of(config, rewards, values, mask)
-        batch.columns |= {"values": values, "advantages": advantages, "returns": returns}
-    return batch
-
-
-def _with_spread(batch: Batch, ids: list[str], config: RlConfig) -> tuple[Batch, list[str]]:
-    """For DAPO the groups whose answers differ in score; the others count for nothing. Other methods use all rows."""
-    if not isinstance(config, DapoConfig):
-        return batch, ids
-    spread = group_has_spread(batch.columns["scores"].view(-1, config.group)).repeat_interleave(config.group)
-    rows = spread.nonzero().squeeze(1)
-    if len(rows) == batch.size:
-        return batch, ids
-    return (batch.rows(rows) if len(rows) else batch), [ids[i] for i in rows.tolist()]
-
-
-def _placed(scores: Scores, rollouts: Sequence[Rollout], config: RlConfig, mask: Tensor) -> Tensor:
-    """Rewards of steps at the tokens that end them, ``[B, T]``."""
-    if not any(scores.placed):
-        return torch.zeros(mask.shape, device=mask.device)
-    if config.method not in TOKEN_RETURNS:
-        raise ConfigError(
-            f"rewards are placed at steps, but {config.method!r} gives all tokens of an answer the same advantage; use "
-            f"align.method {', '.join(TOKEN_RETURNS)}, or one number per answer"
-        )
-    rows = [[at.get(i, 0.0) for i in range(len(r.tokens))] for at, r in zip(scores.placed, rollouts, strict=True)]
-    return scatter(rows, mask)
-
-
-def _describe(rollouts: Sequence[Rollout], scores: Scores, batch: Batch, config: RlConfig, beta: float) -> Metrics:
-    """Means over the batch, as a person wants to read them. KL is per answer, in nats."""
-    mask, n, totals = batch.response_mask, len(rollouts), scores.totals
-    kl = masked_sum(kl_k1(batch.columns["old_logprobs"], batch.columns["reference"]), mask)
+def _describe(scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float) -> Metrics:
+    """Means over the batch. KL is per answer, in nats."""
+    rollouts, totals, mask = scored.rollouts, scored.totals, batch.response_mask
+    n = len(rollouts)
+    kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
     more: Metrics = {}
-    if isinstance(config, PpoConfig):
-        returns, values = batch.columns["returns"][mask], batch.columns["values"][mask]
-        spread = float(returns.var(unbiased=False))
-        residual = float((returns - values).var(unbiased=False))
-        more["value"] = float(masked_mean(batch.columns["values"], mask))
-        more["explained_variance"] = 1.0 - residual / spread if spread > 0 else 0.0
+    if batch.values is not None and batch.returns is not None:
+        more["value"] = float(masked_mean(batch.values, mask))
+        more["explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
     if config.group > 1:
-        earned = list(
-            zip(batch.columns["scores"].tolist(), map(sorted, (at.items() for at in scores.placed)), strict=True)
-        )
+        placed = [sorted(at.items()) for at in scored.placed]
+        earned = list(zip(batch.scores.tolist(), placed, strict=True))
         groups = [earned[i : i + config.group] for i in range(0, n, config.group)]
         more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
-        more["score_clipped"] = float((_outcome(scores).abs() > config.score_clip).float().mean())
+        more["score_clipped"] = float((_whole_rewards(scored).abs() > config.score_clip).float().mean())
     names = sorted({name for r in rollouts for name in r.rewards})
     mean = sum(totals) / n
     return {
@@ -596,10 +649,11 @@ class _Clock:
     """Seconds spent in each phase of a step."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """End a phase."""
         now = time.perf_counter()
         self.seconds[f"seconds/{name}"] = now - self._last
         self._last = now

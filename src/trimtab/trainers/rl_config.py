@@ -1,4 +1,7 @@
-"""Settings of the online methods: what they share, and the few that make each one what it is."""
+"""Settings of the online methods: what they share, and the few that each one has of its own.
+
+What a method does with them is in the table of :mod:`trimtab.trainers.methods`.
+"""
 
 from typing import Annotated, Literal
 
@@ -13,46 +16,46 @@ from trimtab.trainers.learner import OptimizerConfig
 
 
 class StepKLConfig(Config):
-    """How far one rollout batch may move the policy."""
+    """Limit on how far one rollout batch moves the policy."""
 
     stop: float | None = Field(default=None, gt=0.0)
-    """Limit on KL(π_old‖π), the distance from the policy that drew the answers, in nats per token (k3). It is measured
-    on each minibatch before its update; above the limit the remaining updates of this rollout batch are skipped,
-    the critic's too. Usual: 0.01 to 0.1. Elsewhere named ``target_kl``, where training stops at 1.5 times the value.
-    None: every update is made."""
+    """Limit on KL(π_old‖π), the divergence from the policy that drew the answers, in nats per token (k3). It is
+    measured on each minibatch before its update; above the limit the remaining updates of this rollout batch are
+    skipped, the critic's too. Usual: 0.01 to 0.1. Other libraries call it ``target_kl`` and stop at 1.5 times the
+    value. None: every update is made."""
 
 
 class KLConfig(StepKLConfig):
-    """The leash: what moving away from the reference costs, and how far one rollout batch may move the policy."""
+    """Penalty for diverging from the reference, and the limit on how far one rollout batch moves the policy."""
 
     coefficient: float = Field(default=0.05, ge=0.0)
-    """β, reward units per nat; the first value if adaptive."""
+    """β, reward units per nat; with ``target`` its first value."""
     target: float | None = Field(default=None, gt=0.0)
-    """Adaptive: the KL per sequence, in nats, to steer to; None: β stays fixed."""
+    """KL per sequence, in nats, that β is adapted to; None: β stays fixed."""
     horizon: float = Field(default=10_000, gt=0.0)
-    """Adaptive: how many sequences a full correction takes."""
+    """With ``target``: how many sequences a full correction of β takes."""
     place: Literal["reward", "loss"] = "reward"
     """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss."""
     estimator: Literal["k1", "k2", "k3"] | None = None
-    """In the loss only; None there: ``k2``. Expected gradient: ``k1`` none at all, ``k2`` that of KL(π‖ref), ``k3``
+    """Estimator in the loss; None: ``k2``. Expected gradient: ``k1`` none at all, ``k2`` that of KL(π‖ref), ``k3``
     that of KL(ref‖π)."""
 
 
 class MissingEosConfig(Config):
-    """What an answer gets that was cut before it ended its turn."""
+    """Penalty for answers that were cut before they ended their turn."""
 
     value: float = -1.0
     """The penalty, in reward units."""
     mode: Literal["replace", "subtract"] = "replace"
-    """``replace``: the score becomes ``value``; ``subtract``: |value| is taken off the score. Rewards placed at steps
-    are no part of the score: both modes leave them where they are."""
+    """``replace``: the score becomes ``value``; ``subtract``: |value| is subtracted from the score. Step rewards are
+    not part of the score; both modes leave them unchanged."""
 
 
 class PtxConfig(Config):
-    """PPO-ptx: conversations that the policy keeps imitating while it is aligned."""
+    """PPO-ptx: conversations that the policy goes on imitating while it is aligned."""
 
     coefficient: float = Field(default=0.1, gt=0.0)
-    """γ: how much their likelihood counts beside the policy's objective."""
+    """γ: weight of their log-likelihood in the policy's objective."""
     batch: int = Field(default=8, ge=1)
     """Conversations per optimiser step."""
     data: str | None = None
@@ -60,10 +63,10 @@ class PtxConfig(Config):
 
 
 class OnlineConfig(Config):
-    """What all online methods have in common: sample answers, score them, make the better ones likelier."""
+    """Settings of all online methods: sample answers, score them, make the better ones likelier."""
 
     adapter: AdapterConfig = AdapterConfig()
-    """What is trained, in the policy and, where there is one, the critic."""
+    """What is trained, in the policy and in the critic if there is one."""
     steps: int = Field(default=50, ge=1)
     """Rollout batches."""
     prompts: int = Field(default=32, ge=1)
@@ -79,34 +82,35 @@ class OnlineConfig(Config):
     minibatches: int = Field(default=1, ge=1)
     """Optimiser steps per pass."""
     missing_eos: MissingEosConfig | None = MissingEosConfig()
-    """Penalty of answers that were cut; None: none."""
+    """Penalty for answers that were cut; None: none."""
     micro_batch_tokens: int = Field(default=512, ge=1)
-    """Padded tokens held in memory at once."""
+    """Padded tokens of one forward and backward pass; changes memory and speed only."""
     guard: GuardConfig | None = GuardConfig()
-    """Ends a run that falls apart; None: nothing does."""
+    """When to end a run whose policy collapses; None: never."""
 
 
 class PolicyGradientConfig(OnlineConfig):
-    """What the methods with a clipped ratio have in common."""
+    """Settings of the methods with a clipped ratio."""
 
     kl: KLConfig = KLConfig()
-    """The leash."""
+    """Penalty for diverging from the reference."""
     eps: float = Field(default=0.2, gt=0.0, lt=1.0)
     """Clip range of the policy's ratio."""
     eps_high: float | None = Field(default=None, gt=0.0)
-    """Its upper end (clip-higher); None: ``eps``."""
+    """Upper clip range (clip-higher); None: ``eps``."""
     dual_clip: float | None = Field(default=None, gt=1.0)
-    """c: where an advantage is negative, a token's loss ends at c times it (3 is usual); None: no dual clip."""
+    """c: for a negative advantage A, a token's loss is at most −c·A (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Reward units per nat of entropy, added to the objective."""
     importance_cap: float | None = Field(default=None, gt=0.0)
-    """Weigh each token by min(π_trainer/π_sampler, this), after a pass that recomputes log-probabilities; None: not.
-    For samplers that are not exactly the trainer; how far apart they are is logged as ``mismatch`` either way."""
+    """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
+    samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case. None: no
+    weights."""
     score_clip: float | None = Field(default=None, gt=0.0)
-    """Scores (weighted sums) are limited to ± this, and the share that was is logged; None: not. In a recipe that has
-    no reward but the reward model it is 5 where it is left out."""
+    """Scores (weighted sums) are clipped to ± this value, and the share of clipped ones is logged; None: not clipped.
+    In a recipe whose only reward is the reward model the default is 5."""
     ptx: PtxConfig | None = None
-    """Mix in the likelihood of conversations (PPO-ptx); None: not."""
+    """Add the log-likelihood of conversations to the objective (PPO-ptx); None: not added."""
 
 
 class PpoConfig(PolicyGradientConfig):
@@ -119,13 +123,14 @@ class PpoConfig(PolicyGradientConfig):
     critic: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The critic's optimiser."""
     critic_init: Literal["zero", "reward_model"] = "zero"
-    """``zero``: a zero head (on a fresh adapter, unless ``shared_critic``); ``reward_model``: head and adapter of the
+    """``zero``: a zero head (on a new adapter, unless ``shared_critic``); ``reward_model``: head and adapter of the
     reward model, if it is on the same trunk."""
     shared_critic: bool = False
-    """The critic is a linear head on the policy's own hidden states, so that one pass and one backward pass serve both;
-    False: it has an adapter (or a full copy) of its own."""
+    """True: the critic is a linear head on the policy's hidden states, so that one forward and one backward pass serve
+    both. False: it has an adapter (or a full copy) of its own."""
     value_coefficient: float = Field(default=0.1, ge=0.0)
-    """With ``shared_critic``: how much the critic's loss moves the policy's weights; 0: it trains its head alone."""
+    """With ``shared_critic``: share of the critic's gradient that reaches the policy's weights; 0: only the head is
+    trained by it."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount per token."""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
@@ -133,11 +138,11 @@ class PpoConfig(PolicyGradientConfig):
     value_eps: float = Field(default=0.2, gt=0.0)
     """Clip range of the critic's change, in reward units."""
     whiten_advantages: bool = True
-    """Advantages to mean 0 and variance 1 over the whole batch."""
+    """Scale advantages to mean 0 and variance 1 over the whole batch."""
 
 
 class RlooConfig(PolicyGradientConfig):
-    """REINFORCE with the other answers to the same prompt as baseline; summed over tokens, mean over answers."""
+    """REINFORCE leave-one-out: the baseline is the mean of the other answers to the same prompt."""
 
     method: Literal["rloo"] = "rloo"
     """The algorithm."""
@@ -153,24 +158,24 @@ class GrpoConfig(PolicyGradientConfig):
     group: int = Field(default=8, ge=2)
     """Answers per prompt."""
     std: Literal["sample", "population"] = "sample"
-    """Which standard deviation divides; the paper does not say."""
+    """Standard deviation that divides; the paper does not say which."""
     kl: KLConfig = KLConfig(coefficient=0.04, place="loss", estimator="k3")
-    """The leash; the paper puts k3 into the loss."""
+    """Penalty for diverging from the reference; the paper adds k3 to the loss."""
 
 
 class DrGrpoConfig(PolicyGradientConfig):
-    """GRPO done right: no division by the deviation, and none by an answer's own length."""
+    """Dr. GRPO: GRPO without the division by the group's deviation and by the answer's length."""
 
     method: Literal["dr_grpo"] = "dr_grpo"
     """The algorithm."""
     group: int = Field(default=8, ge=2)
     """Answers per prompt."""
     kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
-    """The leash; the paper has none."""
+    """Penalty for diverging from the reference; the paper has none."""
 
 
 class DapoConfig(PolicyGradientConfig):
-    """Clip-higher, mean over all tokens, and groups whose answers all score the same count for nothing."""
+    """DAPO: clip-higher, mean over all tokens, and groups whose answers all have the same score are replaced."""
 
     method: Literal["dapo"] = "dapo"
     """The algorithm."""
@@ -179,15 +184,15 @@ class DapoConfig(PolicyGradientConfig):
     eps_high: float | None = Field(default=0.28, gt=0.0)
     """Upper end of the clip range."""
     resample: int = Field(default=3, ge=0)
-    """Dynamic sampling: how often groups whose answers all score the same are replaced by other prompts' groups; those
-    that are still alike after it count for nothing. 0: none is replaced."""
+    """Dynamic sampling: how many times groups whose answers all have the same score are replaced by groups of other
+    prompts; those that remain are left out of the loss. 0: none is replaced."""
     overlong_buffer: int | None = Field(default=None, ge=1)
-    """Soft punishment: over the last this many of ``max_new_tokens`` tokens, up to one unit is taken off the score,
-    linearly; None: none."""
+    """Soft overlong punishment: over the last this many of ``max_new_tokens`` tokens, the score falls linearly by up to
+    one unit; None: none."""
     std: Literal["sample", "population"] = "sample"
-    """Which standard deviation divides."""
+    """Standard deviation that divides."""
     kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
-    """The leash; the paper has none."""
+    """Penalty for diverging from the reference; the paper has none."""
 
 
 class ReinforcePpConfig(PolicyGradientConfig):
@@ -200,10 +205,10 @@ class ReinforcePpConfig(PolicyGradientConfig):
 
 
 class ReinforcePpBaselineConfig(PolicyGradientConfig):
-    """REINFORCE++ with baseline: each group's mean is taken off the scores first, then as REINFORCE++.
+    """REINFORCE++ with baseline: the group's mean is subtracted from the scores, then as REINFORCE++.
 
-    Three things go by this name. This is the paper's: group mean off, then normalised over the batch, KL in the loss
-    (k2). RLOO's leave-one-out mean, or a division by the group's deviation, are other methods and named so here.
+    As in the paper: group mean, then normalised over the batch, KL in the loss (k2). Some libraries use this name for
+    RLOO's leave-one-out mean or for a division by the group's deviation; those are other methods here.
     """
 
     method: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
@@ -213,33 +218,33 @@ class ReinforcePpBaselineConfig(PolicyGradientConfig):
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount per token."""
     kl: KLConfig = KLConfig(place="loss", estimator="k2")
-    """The leash."""
+    """Penalty for diverging from the reference."""
 
 
 class OnlineDpoConfig(OnlineConfig):
-    """Online DPO: of each prompt's answers, the best against the worst, by the DPO loss."""
+    """Online DPO: the DPO loss on the best and the worst of each prompt's answers."""
 
     method: Literal["online_dpo"] = "online_dpo"
     """The algorithm."""
     group: int = Field(default=2, ge=2)
     """Answers per prompt."""
     beta: float = Field(default=0.1, gt=0.0)
-    """β, reward units per nat: the leash to the reference."""
+    """β, reward units per nat: penalty for diverging from the reference."""
     kl: StepKLConfig = StepKLConfig()
-    """How far one rollout batch may move the policy."""
+    """Limit on how far one rollout batch moves the policy."""
 
 
 class RejectionConfig(OnlineConfig):
-    """Rejection-sampling fine-tuning: of each prompt's answers, imitate the best."""
+    """Rejection-sampling fine-tuning: imitate the best of each prompt's answers."""
 
     method: Literal["rejection"] = "rejection"
     """The algorithm."""
     group: int = Field(default=8, ge=2)
     """Answers per prompt, the n of best-of-n."""
     keep: int = Field(default=1, ge=1)
-    """How many of them are imitated."""
+    """How many of the best are imitated."""
     kl: StepKLConfig = StepKLConfig()
-    """How far one rollout batch may move the policy."""
+    """Limit on how far one rollout batch moves the policy."""
 
 
 GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
@@ -252,10 +257,7 @@ RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig
 """Any online method; ``method`` says which."""
 
 LARGEST_STOP = 1.0
-"""Nats per token above which ``kl.stop`` is taken for a limit in another unit."""
-
-TOKEN_RETURNS = ("ppo", "reinforce_pp", "reinforce_pp_baseline")
-"""Methods in which a reward counts for the tokens before it only, so that rewards can be placed at steps."""
+"""Largest ``kl.stop`` in nats per token; a larger value was probably meant per answer."""
 
 AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
 """The same, for a recipe."""
@@ -274,7 +276,9 @@ def check_rl(config: RlConfig, prompts: int) -> None:
             "use top_p: 1.0 while training"
         )
     if config.sampler.temperature == 0.0:
-        raise ConfigError("sampler.temperature is 0: without chance there is nothing to compare; use 0.7 to 1.0")
+        raise ConfigError(
+            "sampler.temperature is 0: greedy decoding makes all answers to a prompt identical; use 0.7 to 1.0"
+        )
     if config.minibatches > config.prompts:
         raise ConfigError(
             f"minibatches is {config.minibatches} but a rollout batch has {config.prompts} prompts, whose answers stay "
@@ -289,28 +293,28 @@ def check_rl(config: RlConfig, prompts: int) -> None:
         )
     if isinstance(config, DapoConfig) and config.kl.place == "reward" and config.kl.coefficient > 0:
         raise ConfigError(
-            "dapo divides by a group's spread, and a KL inside the reward would be all the spread of a flat group; set "
-            "kl.place: loss"
+            "dapo divides by a group's standard deviation, and with a KL penalty in the reward a flat group would be "
+            "divided by the penalty's alone; set kl.place: loss"
         )
     if config.missing_eos is not None and config.missing_eos.mode == "subtract" and config.missing_eos.value == 0:
         raise ConfigError(
-            "missing_eos.mode is 'subtract' and its value 0: nothing is taken off; set missing_eos.value to the "
-            "penalty, or missing_eos: null for none"
+            "missing_eos.mode is 'subtract' and its value 0: nothing is subtracted; set missing_eos.value to "
+            "the penalty, or missing_eos: null for none"
         )
     usual = PpoConfig.model_fields["value_coefficient"].default
     if isinstance(config, PpoConfig) and not config.shared_critic and config.value_coefficient != usual:
         raise ConfigError(
-            f"value_coefficient is {config.value_coefficient:g} and shared_critic is false: a critic of its own moves "
-            "no weights of the policy; set shared_critic: true, or leave value_coefficient out"
+            f"value_coefficient is {config.value_coefficient:g} and shared_critic is false: a separate critic "
+            "moves no weights of the policy; set shared_critic: true, or leave value_coefficient out"
         )
     if isinstance(config, PpoConfig) and config.shared_critic and config.critic_init != "zero":
         raise ConfigError(
             f"critic_init is {config.critic_init!r} and shared_critic is true: a critic on the policy's hidden states "
-            "has no adapter to take over; set critic_init: zero, or shared_critic: false"
+            "has no adapter to copy; set critic_init: zero, or shared_critic: false"
         )
     _check_stop(config)
     if isinstance(config, PolicyGradientConfig):
-        _check_leash(config.kl, size)
+        _check_kl(config.kl, size)
     if prompts == 0:
         raise ConfigError("there are no prompts to align on; check data.prompts")
 
@@ -332,7 +336,7 @@ def _check_stop(config: RlConfig) -> None:
         )
 
 
-def _check_leash(kl: KLConfig, size: int) -> None:
+def _check_kl(kl: KLConfig, size: int) -> None:
     if kl.place == "reward" and kl.estimator is not None:
         raise ConfigError(
             f"kl.estimator is {kl.estimator!r} and kl.place is 'reward', where the penalty is always −β·k1; set "

@@ -3,7 +3,7 @@
 With ``kl.stop`` every method ends its update early. Before each optimiser step KL(π_old‖π) is estimated (k3, nats per
 token) on the step's whole minibatch, whatever its micro-batches are; above the limit, this step and all that remain of
 the rollout batch are skipped. Source: Spinning Up's PPO and stable-baselines3's PPO, both ``target_kl``. Departures:
-they stop above 1.5 times ``target_kl``, here the limit is the value itself; Spinning Up goes on with the critic,
+they stop above 1.5 times ``target_kl``, here the limit is the value itself; Spinning Up continues with the critic,
 here it stops too, as in stable-baselines3. Online DPO and rejection sampling measure it on the answers they train on,
 which were chosen by their scores.
 """
@@ -11,6 +11,7 @@ which were chosen by their scores.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,35 +22,54 @@ from trimtab.algos import (
     clipped_policy_loss,
     clipped_value_loss,
     dpo_loss,
-    gae,
-    group_advantage,
     kl_k1,
     kl_k2,
     kl_k3,
-    masked_mean,
     masked_sum,
     reduce_sum,
-    reinforce_pp_advantage,
-    rloo_advantage,
-    whiten,
+    scale_gradient,
 )
-from trimtab.algos.masking import masked
-from trimtab.models import Batch, Encoded, Role, collate, parts_of_like_size
+from trimtab.models import Batch, Encoded, FrozenStates, collate, parts_of_like_size
 from trimtab.trainers.learner import Learner, Metrics, Norms
 from trimtab.trainers.rl_config import (
-    ClippedConfig,
-    DapoConfig,
-    DrGrpoConfig,
-    GrpoConfig,
+    OnlineConfig,
     OnlineDpoConfig,
+    PolicyGradientConfig,
     PpoConfig,
-    ReinforcePpBaselineConfig,
-    ReinforcePpConfig,
     RejectionConfig,
-    RlConfig,
-    RlooConfig,
 )
+from trimtab.trainers.rollout_batch import RolloutBatch
 from trimtab.trainers.sft import step_indices
+
+KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+ConfigT = TypeVar("ConfigT", bound=OnlineConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Generic[ConfigT]):
+    """One rollout batch and everything its update needs."""
+
+    learners: dict[str, Learner]
+    """``policy`` and, for a method with a critic, ``critic``."""
+    batch: RolloutBatch
+    """The answers."""
+    ids: Sequence[str]
+    """Name of each row, for messages."""
+    config: ConfigT
+    """Settings of the method."""
+    seed: int
+    """Order of the rows."""
+    beta: float
+    """KL coefficient of this step, reward units per nat."""
+    states: FrozenStates
+    """States of frozen layers."""
+    reduction: Callable[[ConfigT, Tensor, Tensor, Norms], Tensor] | None = None
+    """The method's, see :class:`trimtab.trainers.methods.OnlineMethod`."""
+    imitate: Sequence[tuple[str, Encoded]] = ()
+    """Conversations of PPO-ptx, each with its id."""
+    imitate_seed: int = 0
+    """Order of the conversations, the same for the whole run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,191 +81,131 @@ class Imitation:
     """Tokens to imitate in the whole optimiser step."""
 
 
-def advantages_of(config: ClippedConfig, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """How much better each token was than expected.
-
-    Args:
-        config: the method.
-        rewards: ``[B, T]``, reward per token; consecutive ``config.group`` rows answer the same prompt.
-        values: ``[B, T]``, what the critic expected; zeros where there is none.
-        mask: ``[B, T]`` bool, True: the policy produced this token.
+def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
+    """Epochs × minibatches of the clipped surrogate, and of the critic if there is one.
 
     Returns:
-        advantages and returns, both ``[B, T]``.
+        metrics averaged over the optimiser steps; their number is ``updates``, 0 for an empty batch.
     """
-    totals = rewards.sum(dim=1).view(-1, config.group)  # one number per answer, KL included if it is in the reward
-
-    def spread(per_answer: Tensor) -> tuple[Tensor, Tensor]:
-        return masked(per_answer.reshape(-1, 1).expand_as(rewards), mask), rewards
-
-    match config:
-        case PpoConfig():
-            advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-            return (whiten(advantages, mask) if config.whiten_advantages else advantages), returns
-        case RlooConfig():
-            return spread(rloo_advantage(totals))
-        case GrpoConfig() | DapoConfig():
-            return spread(group_advantage(totals, std=config.std))
-        case DrGrpoConfig():
-            return spread(group_advantage(totals, std="none"))
-        case ReinforcePpConfig():
-            return reinforce_pp_advantage(rewards, mask, gamma=config.gamma), rewards
-        case ReinforcePpBaselineConfig():
-            places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-            last = torch.where(mask, places, -1).amax(dim=1)
-            centred = rewards.clone()
-            row = torch.arange(len(last), device=mask.device)
-            centred[row, last] -= totals.mean(dim=1).repeat_interleave(config.group)
-            return reinforce_pp_advantage(centred, mask, gamma=config.gamma), rewards
-
-
-def reduce_policy_loss(config: ClippedConfig, losses: Tensor, mask: Tensor, norms: Norms) -> Tensor:
-    """A micro-batch's share of the step's policy loss; ``norms`` are the sizes of the whole optimiser step.
-
-    RLOO: sum over an answer's tokens, mean over answers. GRPO: mean over an answer's tokens, mean over answers.
-    Dr.GRPO: the same constant for every answer, ``max_new_tokens``. All others: mean over all tokens.
-    """
-    match config:
-        case RlooConfig():
-            return reduce_sum(losses, mask, norm=norms.sequences)
-        case GrpoConfig():
-            return reduce_sum(masked_mean(losses, mask, dim=1), norm=norms.sequences)
-        case DrGrpoConfig():
-            return reduce_sum(losses, mask, norm=norms.sequences * config.sampler.max_new_tokens)
-        case _:
-            return reduce_sum(losses, mask, norm=norms.tokens)
-
-
-def clipped_update(
-    learners: dict[str, Learner],
-    critic: Role | None,
-    batch: Batch,
-    ids: Sequence[str],
-    config: ClippedConfig,
-    *,
-    seed: int,
-    beta: float,
-    imitate: Sequence[tuple[str, Encoded]] = (),
-    order: int = 0,
-) -> Metrics:
-    """Epochs × minibatches of the clipped surrogate, and of the critic where there is one.
-
-    Args:
-        learners: ``policy`` and, for PPO, ``critic``.
-        critic: the critic's role.
-        batch: with columns ``old_logprobs``, ``reference``, ``advantages``, ``sampled`` and, for PPO, ``values`` and
-            ``returns``.
-        ids: name of each row, for messages; none: there is nothing to learn from.
-        config: the method.
-        seed: order of the rows.
-        beta: KL coefficient of this step.
-        imitate: conversations of PPO-ptx, each with its id.
-        order: seed of their order, the same for the whole run.
-
-    Returns:
-        metrics averaged over the optimiser steps; their number is ``updates``.
-    """
-    if not ids:
-        return _summary([], None, config)
-    policy = learners["policy"].role
-    shared = isinstance(config, PpoConfig) and config.shared_critic
-    eps_low, eps_high = config.eps, config.eps_high or config.eps
-    leash = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[config.kl.estimator or "k2"]
-
-    def policy_loss(part: Batch | Imitation, norms: Norms) -> tuple[Tensor, Metrics]:
-        if isinstance(part, Imitation):
-            assert config.ptx is not None
-            nll = -policy.logprobs(part.batch).sum() / part.tokens
-            weighed = config.ptx.coefficient * nll
-            apart = {"policy_loss": float(weighed.detach())} if shared else {}  # there the loss is not all the policy's
-            return weighed, {"ptx_nll": float(nll.detach())} | apart
-        hidden = policy.hidden(part) if shared else None
-        new, entropies = policy.logprobs_and_entropies(
-            part, temperature=config.sampler.temperature, entropy_gradient=config.entropy_bonus > 0, hidden=hidden
-        )
-        old, mask = part.columns["old_logprobs"], part.response_mask
-        advantages = part.columns["advantages"]
-        losses = clipped_policy_loss(
-            new, old, advantages, mask, eps_low=eps_low, eps_high=eps_high, dual_clip=config.dual_clip
-        )
-        if "importance" in part.columns:
-            losses = losses * part.columns["importance"]
-        if config.kl.place == "loss" and beta > 0:
-            losses = losses + beta * leash(new, part.columns["reference"], mask)
-        if config.entropy_bonus > 0:
-            losses = losses - config.entropy_bonus * entropies
-        with torch.no_grad():
-            share = float(mask.sum()) / norms.tokens
-            fraction = clip_fraction(new, old, mask, eps_low=eps_low, eps_high=eps_high)
-            metrics = _token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
-        loss = reduce_policy_loss(config, losses, mask, norms)
-        if hidden is None:
-            return loss, metrics
-        assert isinstance(config, PpoConfig)
-        fixed = hidden.detach()  # the head learns from the whole loss, the policy's weights from a share of it
-        value, _ = critic_loss(part, norms, fixed + config.value_coefficient * (hidden - fixed))
-        return loss + value, metrics | {"policy_loss": float(loss.detach()), "value_loss": float(value.detach())}
-
-    def critic_loss(part: Batch | Imitation, norms: Norms, hidden: Tensor | None = None) -> tuple[Tensor, Metrics]:
-        assert isinstance(config, PpoConfig) and isinstance(part, Batch) and critic is not None
-        losses = clipped_value_loss(
-            critic.values(part, hidden=hidden),
-            part.columns["values"],
-            part.columns["returns"],
-            part.response_mask,
-            eps=config.value_eps,
-        )
-        return reduce_sum(losses, part.response_mask, norm=norms.tokens), {}
-
-    taken: list[Metrics] = []
-    too_far = _too_far(config)
-    for groups in _minibatches(batch.size // config.group, config, seed):
+    config, learners, batch = update.config, update.learners, update.batch
+    if not update.ids:
+        return _summary([], None, config.kl.stop)
+    on_policy = critic_on_policy(config)
+    metrics_of_steps: list[Metrics] = []
+    for groups in _minibatches(batch.size // config.group, config, update.seed):
         # Whole groups, so that their prompt is computed once.
         index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
         minibatch = batch.rows(index.to(batch.tokens.device))
         norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
-        parts: list[tuple[list[str], Batch | Imitation]] = [
-            ([ids[int(index[i])] for i in inner.tolist()], part)
-            for inner, part in minibatch.micro_batches(config.micro_batch_tokens)
+        parts: list[tuple[list[str], RolloutBatch | Imitation]] = [
+            ([update.ids[int(index[i])] for i in rows.tolist()], part)
+            for rows, part in minibatch.micro_batches(config.micro_batch_tokens)
         ]
-        extra = _imitations(imitate, learners["policy"].steps, config, order, batch.tokens.device)
-        also = [learners["critic"]] if shared else []
-        metrics = learners["policy"].step(parts + extra, policy_loss, norms, also=also, skip=too_far)
-        if too_far(metrics):
-            return _summary(taken, metrics, config)
+        metrics = learners["policy"].step(
+            parts + _imitations(update),
+            lambda part, norms: _policy_loss(update, part, norms),
+            norms,
+            also=[learners["critic"]] if on_policy else [],
+            skip=lambda metrics: _too_far(config.kl.stop, metrics),
+        )
+        if _too_far(config.kl.stop, metrics):
+            return _summary(metrics_of_steps, metrics, config.kl.stop)
         metrics = _named(metrics)
-        if "critic" in learners and not shared:
-            value = learners["critic"].step(parts, critic_loss, norms)
+        if "critic" in learners and not on_policy:
+            value = learners["critic"].step(parts, lambda part, norms: (_value_loss(update, part, norms), {}), norms)
             metrics |= {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
-        taken.append(metrics)
-    return _summary(taken, None, config)
+        metrics_of_steps.append(metrics)
+    return _summary(metrics_of_steps, None, config.kl.stop)
 
 
-def online_dpo_update(
-    learner: Learner, batch: Batch, ids: Sequence[str], config: OnlineDpoConfig, *, seed: int
-) -> Metrics:
-    """DPO on the best against the worst answer of each group; groups that all score the same teach nothing.
+def critic_on_policy(config: OnlineConfig) -> bool:
+    """True: the critic is a head on the policy's own hidden states."""
+    return isinstance(config, PpoConfig) and config.shared_critic
 
-    Args:
-        learner: of the policy.
-        batch: with columns ``scores`` (``[B]``), ``reference`` and ``sampled``; consecutive ``group`` rows answer the
-            same prompt.
-        ids: name of each row, for messages.
-        config: the method.
-        seed: order of the groups.
+
+def _policy_loss(
+    update: Update[PolicyGradientConfig], part: RolloutBatch | Imitation, norms: Norms
+) -> tuple[Tensor, Metrics]:
+    """A micro-batch's share of the policy's loss, with that of a critic on the policy's states."""
+    config, policy = update.config, update.learners["policy"].role
+    if isinstance(part, Imitation):
+        return _imitation_loss(update, part)
+    assert part.advantages is not None and update.reduction is not None
+    hidden = policy.hidden(part, states=update.states) if critic_on_policy(config) else None
+    new, entropies = policy.logprobs_and_entropies(
+        part,
+        temperature=config.sampler.temperature,
+        entropy_gradient=config.entropy_bonus > 0,
+        hidden=hidden,
+        states=update.states,
+    )
+    old, mask = part.old_logprobs, part.response_mask
+    clip_range = {"eps_low": config.eps, "eps_high": config.eps_high or config.eps}
+    losses = clipped_policy_loss(new, old, part.advantages, mask, dual_clip=config.dual_clip, **clip_range)
+    if part.importance is not None:
+        losses = losses * part.importance
+    if config.kl.place == "loss" and update.beta > 0:
+        divergence = KL_ESTIMATORS[config.kl.estimator or "k2"](new, part.reference_logprobs, mask)
+        losses = losses + update.beta * divergence
+    if config.entropy_bonus > 0:
+        losses = losses - config.entropy_bonus * entropies
+    with torch.no_grad():
+        share = float(mask.sum()) / norms.tokens
+        fraction = clip_fraction(new, old, mask, **clip_range)
+        metrics = _token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
+    loss = update.reduction(config, losses, mask, norms)
+    if hidden is None:
+        return loss, metrics
+    assert isinstance(config, PpoConfig)
+    value = _value_loss(update, part, norms, hidden=scale_gradient(hidden, config.value_coefficient))
+    return loss + value, metrics | {"policy_loss": float(loss.detach()), "value_loss": float(value.detach())}
+
+
+def _imitation_loss(update: Update[PolicyGradientConfig], part: Imitation) -> tuple[Tensor, Metrics]:
+    """PPO-ptx: the weighted negative log-likelihood of conversations."""
+    config, policy = update.config, update.learners["policy"].role
+    assert config.ptx is not None
+    nll = -policy.logprobs(part.batch).sum() / part.tokens
+    loss = config.ptx.coefficient * nll
+    # With a critic on the policy's states, ``loss`` also holds the critic's, so the policy's is logged apart.
+    apart = {"policy_loss": float(loss.detach())} if critic_on_policy(config) else {}
+    return loss, {"ptx_nll": float(nll.detach())} | apart
+
+
+def _value_loss(
+    update: Update[PolicyGradientConfig],
+    part: RolloutBatch | Imitation,
+    norms: Norms,
+    *,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """A micro-batch's share of the critic's loss."""
+    config = update.config
+    assert isinstance(config, PpoConfig) and isinstance(part, RolloutBatch)
+    assert part.values is not None and part.returns is not None
+    values = update.learners["critic"].role.values(part, hidden=hidden, states=update.states)
+    losses = clipped_value_loss(values, part.values, part.returns, part.response_mask, eps=config.value_eps)
+    return reduce_sum(losses, part.response_mask, norm=norms.tokens)
+
+
+def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
+    """DPO on the best against the worst answer of each group; groups whose answers all score the same are left out.
 
     Returns:
         metrics averaged over the optimiser steps; their number is ``updates``, 0 if every group was flat.
     """
-    scores = batch.columns["scores"].view(-1, config.group)
+    config, batch, learner = update.config, update.batch, update.learners["policy"]
+    scores = batch.scores.view(-1, config.group)
     first = torch.arange(len(scores), device=scores.device) * config.group
     best, worst = first + scores.argmax(dim=1), first + scores.argmin(dim=1)
     usable = (scores.amax(dim=1) > scores.amin(dim=1)).nonzero().squeeze(1).cpu()
 
-    def loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs_and_entropies(part, temperature=config.sampler.temperature)
+    def loss(part: RolloutBatch, norms: Norms) -> tuple[Tensor, Metrics]:
+        new, entropies = learner.role.logprobs_and_entropies(
+            part, temperature=config.sampler.temperature, states=update.states
+        )
         sums = masked_sum(new, part.response_mask, dim=1)
-        reference = masked_sum(part.columns["reference"], part.response_mask, dim=1)
+        reference = masked_sum(part.reference_logprobs, part.response_mask, dim=1)
         chosen, rejected = sums[0::2], sums[1::2]
         ref_chosen, ref_rejected = reference[0::2], reference[1::2]
         losses = dpo_loss(chosen, rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected, beta=config.beta)
@@ -257,83 +217,83 @@ def online_dpo_update(
             }
         return losses.sum() / (norms.sequences / 2), metrics
 
-    taken: list[Metrics] = []
-    too_far = _too_far(config)
-    for index in _minibatches(len(usable), config, seed):
+    metrics_of_steps: list[Metrics] = []
+    for index in _minibatches(len(usable), config, update.seed):
         groups = usable[index].to(best.device)
         rows = torch.stack([best[groups], worst[groups]], dim=1).flatten()
         norms = Norms(tokens=float(batch.response_mask[rows].sum()), sequences=len(rows))
+        pairs = rows.view(-1, 2)
+        sizes = (2 * batch.lengths[rows].view(-1, 2).amax(dim=1)).tolist()
         parts = []
-        for pair in _paired(batch.lengths[rows].view(-1, 2).amax(dim=1), config.micro_batch_tokens):
-            chosen = rows.view(-1, 2)[pair].flatten()
-            parts.append(([ids[i] for i in chosen.tolist()], batch.rows(chosen)))
-        metrics = learner.step(parts, loss, norms, skip=too_far)
-        if too_far(metrics):
-            return _summary(taken, metrics, config)
-        taken.append(_named(metrics))
-    return _summary(taken, None, config)
+        for places in parts_of_like_size(sizes, config.micro_batch_tokens):
+            chosen = pairs[torch.tensor(places)].flatten()
+            parts.append(([update.ids[i] for i in chosen.tolist()], batch.rows(chosen)))
+        metrics = learner.step(parts, loss, norms, skip=lambda metrics: _too_far(config.kl.stop, metrics))
+        if _too_far(config.kl.stop, metrics):
+            return _summary(metrics_of_steps, metrics, config.kl.stop)
+        metrics_of_steps.append(_named(metrics))
+    return _summary(metrics_of_steps, None, config.kl.stop)
 
 
-def rejection_update(
-    learner: Learner, batch: Batch, ids: Sequence[str], config: RejectionConfig, *, seed: int
-) -> Metrics:
-    """Likelihood of each group's ``keep`` best answers; groups that all score the same are left out.
+def rejection_update(update: Update[RejectionConfig]) -> Metrics:
+    """Maximise the likelihood of each group's ``keep`` best answers; groups that all score the same are left out.
 
-    Arguments and result as for :func:`online_dpo_update`; ties go to the answer drawn first.
+    Of equal scores the answer drawn first counts as better.
+
+    Returns:
+        as :func:`online_dpo_update`.
     """
-    scores = batch.columns["scores"].view(-1, config.group)
-    spread = scores.amax(dim=1) > scores.amin(dim=1)
+    config, batch, learner = update.config, update.batch, update.learners["policy"]
+    scores = batch.scores.view(-1, config.group)
+    usable = scores.amax(dim=1) > scores.amin(dim=1)
     order = scores.argsort(dim=1, descending=True, stable=True)[:, : config.keep]
-    rows = (order + torch.arange(len(scores), device=scores.device)[:, None] * config.group)[spread].flatten().cpu()
+    rows = (order + torch.arange(len(scores), device=scores.device)[:, None] * config.group)[usable].flatten().cpu()
 
-    def loss(part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs_and_entropies(part, temperature=config.sampler.temperature)
+    def loss(part: RolloutBatch, norms: Norms) -> tuple[Tensor, Metrics]:
+        new, entropies = learner.role.logprobs_and_entropies(
+            part, temperature=config.sampler.temperature, states=update.states
+        )
         with torch.no_grad():
             metrics = _token_metrics(new, entropies, part, norms)
         return -new.sum() / norms.tokens, metrics
 
-    taken: list[Metrics] = []
-    too_far = _too_far(config)
-    for index in _minibatches(len(rows), config, seed):
+    metrics_of_steps: list[Metrics] = []
+    for index in _minibatches(len(rows), config, update.seed):
         chosen = rows[index]
         best = batch.rows(chosen.to(batch.tokens.device))
         norms = Norms(tokens=float(best.response_mask.sum()), sequences=best.size)
         parts = [
-            ([ids[int(chosen[i])] for i in inner.tolist()], part)
-            for inner, part in best.micro_batches(config.micro_batch_tokens)
+            ([update.ids[int(chosen[i])] for i in places.tolist()], part)
+            for places, part in best.micro_batches(config.micro_batch_tokens)
         ]
-        metrics = learner.step(parts, loss, norms, skip=too_far)
-        if too_far(metrics):
-            return _summary(taken, metrics, config)
-        taken.append(_named(metrics))
-    return _summary(taken, None, config)
+        metrics = learner.step(parts, loss, norms, skip=lambda metrics: _too_far(config.kl.stop, metrics))
+        if _too_far(config.kl.stop, metrics):
+            return _summary(metrics_of_steps, metrics, config.kl.stop)
+        metrics_of_steps.append(_named(metrics))
+    return _summary(metrics_of_steps, None, config.kl.stop)
 
 
-def _minibatches(count: int, config: RlConfig, seed: int) -> Iterator[Tensor]:
+def _minibatches(count: int, config: OnlineConfig, seed: int) -> Iterator[Tensor]:
     """Rows of each optimiser step: every pass is a fresh shuffle of all ``count``, cut into minibatches."""
     for epoch in range(config.epochs):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
         yield from (part for part in order.tensor_split(config.minibatches) if len(part))
 
 
-def _too_far(config: RlConfig) -> Callable[[Metrics], bool]:
-    """True where a minibatch's KL to the policy that drew the answers is above ``kl.stop``."""
-    limit = math.inf if config.kl.stop is None else config.kl.stop
-    return lambda metrics: metrics["approx_kl"] > limit
+def _too_far(stop: float | None, metrics: Metrics) -> bool:
+    """True: a minibatch's KL to the policy that drew the answers is above ``kl.stop``."""
+    return metrics["approx_kl"] > (math.inf if stop is None else stop)
 
 
-def _paired(lengths: Tensor, token_budget: int) -> list[Tensor]:
-    """Pairs of similar length, two rows each, up to the token budget (one pair at least)."""
-    return [torch.tensor(part) for part in parts_of_like_size((2 * lengths).tolist(), token_budget)]
-
-
-def _imitations(
-    examples: Sequence[tuple[str, Encoded]], update: int, config: ClippedConfig, seed: int, device: torch.device
-) -> list[tuple[list[str], Batch | Imitation]]:
-    if not examples or config.ptx is None:
+def _imitations(update: Update[PolicyGradientConfig]) -> list[tuple[list[str], RolloutBatch | Imitation]]:
+    """Micro-batches of the conversations that this optimiser step imitates."""
+    config = update.config
+    if not update.imitate or config.ptx is None:
         return []
-    chosen = [examples[i] for i in step_indices(len(examples), config.ptx.batch, update, seed)]
-    batch = collate([e.tokens for _, e in chosen], [e.response_mask for _, e in chosen], device)
+    step = update.learners["policy"].steps
+    places = step_indices(len(update.imitate), config.ptx.batch, step, update.imitate_seed)
+    chosen = [update.imitate[i] for i in places]
+    batch = collate([e.tokens for _, e in chosen], [e.response_mask for _, e in chosen], update.batch.tokens.device)
     tokens = float(batch.response_mask.sum())
     return [
         ([chosen[i][0] for i in index.tolist()], Imitation(batch=part, tokens=tokens))
@@ -341,37 +301,37 @@ def _imitations(
     ]
 
 
-def _token_metrics(new: Tensor, entropies: Tensor, part: Batch, norms: Norms) -> Metrics:
-    """The part's share of means per token: entropy, KL to the old policy, distance to what the sampler reported."""
+def _token_metrics(new: Tensor, entropies: Tensor, part: RolloutBatch, norms: Norms) -> Metrics:
+    """The part's share of means per token: KL to the old policy, entropy, difference to the sampler's numbers."""
     mask = part.response_mask
-    moved = float(approx_kl(new, part.columns["old_logprobs"], mask))
+    moved = float(approx_kl(new, part.old_logprobs, mask))
     return {
         "approx_kl": moved * float(mask.sum()) / norms.tokens,
         "entropy": float(masked_sum(entropies, mask)) / norms.tokens,
-        "mismatch": float(masked_sum((new - part.columns["sampled"]).abs(), mask)) / norms.tokens,
+        "mismatch": float(masked_sum((new - part.sampled_logprobs).abs(), mask)) / norms.tokens,
     }
 
 
 def _named(metrics: Metrics) -> Metrics:
-    """``loss`` is the policy's, unless the step says how much of it is."""
+    """Metrics under the policy's name; ``policy_loss`` is the whole loss unless the step reports it apart."""
     loss = metrics.pop("loss")
     return {"policy_loss": loss, "policy_grad_norm": metrics.pop("grad_norm")} | metrics
 
 
-def _summary(taken: list[Metrics], refused: Metrics | None, config: RlConfig) -> Metrics:
-    """Means over the optimiser steps that were taken.
+def _summary(steps: list[Metrics], refused: Metrics | None, stop: float | None) -> Metrics:
+    """Means over the optimiser steps.
 
     Args:
-        taken: metrics of each.
+        steps: metrics of each step.
         refused: metrics of the minibatch whose KL ended the update; it counts for ``approx_kl`` only.
-        config: the method.
+        stop: ``kl.stop``.
     """
-    means = {key: sum(m[key] for m in taken) / len(taken) for key in (taken[0] if taken else ())}
-    measured = taken if refused is None else [*taken, refused]
+    means = {key: sum(m[key] for m in steps) / len(steps) for key in (steps[0] if steps else ())}
+    measured = steps if refused is None else [*steps, refused]
     if measured:
         means["approx_kl"] = sum(m["approx_kl"] for m in measured) / len(measured)
-        # Before the first update the trainer's log-probabilities should be the sampler's: this is by how much not.
+        # Before the first update the trainer's log-probabilities should equal the sampler's.
         means["mismatch"] = measured[0]["mismatch"]
-    if config.kl.stop is not None:
+    if stop is not None:
         means["kl_stopped"] = float(refused is not None)
-    return means | {"updates": float(len(taken))}
+    return means | {"updates": float(len(steps))}

@@ -26,17 +26,17 @@ class SftConfig(Config):
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How."""
+    """How it is trained."""
     epochs: float = Field(default=1.0, gt=0.0)
     """Passes over the demonstrations."""
     batch: int = Field(default=16, ge=1)
     """Conversations per optimiser step."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the demonstrations kept out of training, to see the loss on unseen ones."""
+    """Share of the demonstrations kept out of training, to measure the loss on unseen ones."""
     packing: bool = True
     """Pack conversations into rows; False pads each to the longest of its micro-batch. Same numbers."""
     micro_batch_tokens: int = Field(default=512, ge=1)
-    """Padded tokens held in memory at once; changes memory and speed, never the result's meaning."""
+    """Padded tokens of one forward and backward pass; changes memory and speed only."""
 
 
 def train_sft(
@@ -75,11 +75,11 @@ def train_sft(
 
 
 @torch.no_grad()
-def mean_nll(role: Role, examples: Sequence[Encoded], *, token_budget: int = PASS_TOKENS) -> float:
+def mean_nll(role: Role, examples: Sequence[Encoded], *, micro_batch_tokens: int = PASS_TOKENS) -> float:
     """Mean negative log-likelihood per response token over ``examples``, in nats."""
     batch = collate([e.tokens for e in examples], [e.response_mask for e in examples], role.backbone.device)
     total = 0.0
-    for _, part in batch.micro_batches(token_budget):
+    for _, part in batch.micro_batches(micro_batch_tokens):
         total -= float(role.logprobs(part).sum())
     return total / float(batch.response_mask.sum())
 
@@ -103,14 +103,20 @@ def _micro_batches(
     tokens, masks = [e.tokens for e in chosen], [e.response_mask for e in chosen]
     if not config.packing:
         batch = collate(tokens, masks, device)
-        found = batch.micro_batches(config.micro_batch_tokens)
-        return [([names[i] for i in index.tolist()], part) for index, part in found]
+        parts = batch.micro_batches(config.micro_batch_tokens)
+        return [([names[i] for i in index.tolist()], part) for index, part in parts]
     width = max(max(len(t) for t in tokens), min(config.micro_batch_tokens, role.backbone.chat.context))
     batch = pack(tokens, masks, width, device)
     return [
-        ([names[i] for i in part.columns["segments"].unique().tolist() if i >= 0], part)
+        ([names[i] for i in _segments(part) if i >= 0], part)
         for _, part in batch.micro_batches(config.micro_batch_tokens)
     ]
+
+
+def _segments(part: Batch) -> list[int]:
+    """Numbers of the conversations in a packed micro-batch, and -1 for padding."""
+    assert part.segments is not None
+    return part.segments.unique().tolist()
 
 
 def _loss(role: Role, part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:

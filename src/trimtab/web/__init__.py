@@ -1,1 +1,1 @@
-"""The annotation app: people's preferences, collected in the browser. Needs ``pip install trimtab[web]``, no torch."""
+"""The annotation app: people's preferences, collected in the browser. Needs the ``web`` extra, no torch."""

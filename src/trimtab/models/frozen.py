@@ -1,0 +1,162 @@
+"""Hidden states of the layers below every adapter: computed once per sequence, used by every role and every pass.
+
+With adapters on the upper layers only, the lower layers give the same states for policy, critic, reward model and
+reference, in every epoch. A :class:`FrozenStates` holds these states by token sequence. The sampler adds what it
+computes on the way; ``role.logprobs(batch, states=states)`` takes what is there and computes the rest.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from trimtab.files import write_atomic
+from trimtab.models.backbone import Backbone
+from trimtab.models.batch import Batch
+from trimtab.models.tensors import load_tensors
+
+_FULL = "full"
+"""Name in a file under which :attr:`FrozenStates.full` is stored."""
+
+
+class FrozenStates:
+    """States of the frozen layers of one backbone, by token sequence.
+
+    Legend: H width of the model. Adding, merging or removing an adapter empties it, because that moves the border
+    between frozen and trained layers.
+
+    Args:
+        backbone: whose layers.
+        limit: tokens to keep; None: no limit. From the first sequence that does not fit on, nothing more is added, and
+            what is not here is computed at each use. So the contents do not depend on how often they are used, and a
+            resumed run computes the same bits as an uninterrupted one.
+    """
+
+    def __init__(self, backbone: Backbone, limit: int | None = None) -> None:
+        self.backbone, self.limit = backbone, limit
+        self.hits = 0
+        """Rows taken from here so far."""
+        self.computed = 0
+        """Rows that were not here and were computed."""
+        self._layers: nn.Module | None = None
+        self._states: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+        self._tokens = 0
+        self.full = False
+        """True: a sequence did not fit, and nothing more is added."""
+
+    @classmethod
+    def within(cls, backbone: Backbone, megabytes: float) -> "FrozenStates":
+        """A store of at most so many megabytes (10⁶ bytes) of float32 states."""
+        return cls(backbone, int(megabytes * 1e6 / (4 * max(1, backbone.width))))
+
+    @property
+    def active(self) -> bool:
+        """True: the backbone has frozen layers, so there is something to keep."""
+        return self._frozen() is not None
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def clear(self) -> None:
+        """Remove all states."""
+        self._states, self._tokens, self.full = {}, 0, False
+
+    def add(self, tokens: Iterable[int], *pieces: Tensor) -> None:
+        """Add a sequence, unless the limit is reached.
+
+        Args:
+            tokens: the sequence.
+            pieces: ``[T₁, H]``, ``[T₂, H]``, …: its states, in order; answers to one prompt may share the prompt's.
+        """
+        if self._frozen() is None:
+            return
+        key = tuple(tokens)
+        if key not in self._states:
+            self.full = self.full or (self.limit is not None and self._tokens + len(key) > self.limit)
+            if self.full:
+                return
+            self._tokens += len(key)
+        self._states[key] = pieces
+
+    def get(self, tokens: Iterable[int]) -> Tensor | None:
+        """States of a sequence, ``[T, H]``; None where they are not here."""
+        pieces = self._states.get(tuple(tokens)) if self.active else None
+        return None if pieces is None else torch.cat(pieces)
+
+    def of(self, batch: Batch) -> Tensor | None:
+        """States of a batch, ``[B, T, H]``, looked up or computed (and added); None if no layer is frozen."""
+        if self._frozen() is None:
+            return None
+        keys = [tuple(row[:n]) for row, n in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)]
+        missing = [row for row, key in enumerate(keys) if key not in self._states]
+        self.hits += batch.size - len(missing)
+        self.computed += len(missing)
+        if len(missing) == batch.size:
+            states = self.backbone.frozen_hidden(batch)
+            self._add_rows(keys, states)
+            return states
+        known = [(row, self._states.get(key)) for row, key in enumerate(keys)]
+        first = next(pieces[0] for _, pieces in known if pieces is not None)
+        out = first.new_zeros(*batch.tokens.shape, first.shape[-1])
+        for row, pieces in known:
+            start = 0
+            for piece in pieces or ():
+                out[row, start : start + len(piece)] = piece
+                start += len(piece)
+        if missing:
+            rest = batch.rows(torch.tensor(missing, device=batch.tokens.device))
+            states = self.backbone.frozen_hidden(rest)
+            out[missing, : rest.tokens.shape[1]] = states
+            self._add_rows([keys[row] for row in missing], states)
+        return out
+
+    def fill(self, batches: Iterable[Batch]) -> None:
+        """Compute the states of batches ahead, until the limit is reached."""
+        for batch in batches:
+            if self.full or self.of(batch) is None:
+                return
+
+    def _add_rows(self, keys: Sequence[tuple[int, ...]], states: Tensor) -> None:
+        for row, key in enumerate(keys):
+            if not self.full and self.limit != 0:
+                self.add(key, states[row, : len(key)].clone())
+
+    def _frozen(self) -> nn.Module | None:
+        """The backbone's frozen layers; empties the store if they are others than its states come from."""
+        layers = self.backbone.frozen_half
+        if layers is not self._layers:
+            self.clear()
+            self._layers = layers
+        return layers
+
+    # Files --------------------------------------------------------------------------------
+
+    def save(self, path: Path, sequences: Iterable[Sequence[int]]) -> None:
+        """Write the states of those sequences that are here, as safetensors.
+
+        Recomputed states would differ in their last bits, because sums are added in another order.
+        """
+        known = {_name(tokens): self.get(tokens) for tokens in sequences}
+        tensors = {name: states.cpu() for name, states in known.items() if states is not None}
+        write_atomic(path, save(tensors | {_FULL: torch.tensor(self.full)}))
+
+    def load(self, path: Path, sequences: Iterable[Sequence[int]]) -> None:
+        """Add what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        tensors = load_tensors(path)
+        for tokens in sequences:
+            states = tensors.get(_name(tokens))
+            if states is not None:
+                self.add(tokens, states.to(self.backbone.device))
+        self.full = self.full or bool(tensors[_FULL])
+
+
+def _name(tokens: Sequence[int]) -> str:
+    """Name of a sequence's states in a file."""
+    return hashlib.sha256(str(list(tokens)).encode()).hexdigest()

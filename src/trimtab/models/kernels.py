@@ -1,0 +1,60 @@
+"""The few places where a faster implementation of the same arithmetic can take over.
+
+Without one, :class:`Kernels` is used: plain PyTorch, PEFT and transformers. :func:`trimtab.fast_cpu.install` replaces
+it by one for processors; nothing else in trimtab depends on which of them is there.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trimtab.models.backbone import Backbone
+
+Decoder = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor | None]]
+"""One decoding step: tokens ``[B]``, their positions ``[B]`` and the key-value cache → final hidden states ``[B, H]``
+and those of the highest frozen layer, ``[B, H]`` (None if no layer is frozen)."""
+
+
+class Kernels:
+    """Plain implementations; subclasses override some of them with faster ones that give the same numbers."""
+
+    def adapter_added(self, model: nn.Module) -> None:
+        """Called after an adapter was put on ``model``."""
+
+    def sampling(self, backbone: "Backbone") -> AbstractContextManager[Decoder | None]:
+        """Context of one call of the sampler, in which weights do not change; yields a decoding step or None."""
+        return nullcontext()
+
+    def after_sampling(self) -> None:
+        """Called when a batch of answers has been drawn and before it is trained on."""
+
+    def accumulating_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Context of the backward passes of one optimiser step that trains all weights of ``model``."""
+        return nullcontext()
+
+    def weight_gradient(self, weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+        """∂L/∂W = leftᵀ·right for autograd to accumulate; None: it was accumulated already.
+
+        Args:
+            weight: W, ``[out, in]``.
+            left: ``[N, out]``, gradient of the layer's output.
+            right: ``[N, in]``, its input.
+        """
+        return (left.T @ right).to(weight.dtype)
+
+
+_installed = Kernels()
+
+
+def kernels() -> Kernels:
+    """The implementation in use."""
+    return _installed
+
+
+def use_kernels(implementation: Kernels) -> None:
+    """Use another implementation from now on, in the whole process."""
+    global _installed
+    _installed = implementation

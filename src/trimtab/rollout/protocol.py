@@ -1,0 +1,126 @@
+"""What a sampler is: its settings, its one method, and what every implementation does the same way."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from trimtab.config import Config
+from trimtab.errors import TooLongError
+from trimtab.models import Chat, FrozenStates
+from trimtab.records import Prompt, Rollout
+
+ValueHead = Callable[[Tensor], Tensor]
+"""A critic's head on the policy's final hidden states: ``[B, H]`` float32 → ``[B, 1]``, reward units."""
+
+
+class SamplerConfig(Config):
+    """How answers are drawn."""
+
+    engine: Literal["local", "vllm"] = "local"
+    """``local``: with the model in this process. ``vllm``: with vLLM on the same accelerator; its log-probabilities
+    differ a little, so set ``importance_cap`` for training. Tested with a stand-in for vLLM only."""
+    temperature: float = Field(default=1.0, ge=0.0)
+    """Logits are divided by it; 0 takes the most likely token (its log-probability is then reported at T = 1)."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Draw from the smallest set of tokens with at least this mass; 1: all tokens."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer; a longer one is cut (finish_reason ``length``)."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """An answer ends where one of these strings appears (finish_reason ``stop``), white space as it is written. Its
+    text ends before the string, its tokens after it."""
+    slots: int = Field(default=64, ge=1)
+    """Answers decoded at the same time."""
+
+
+class Sampler(Protocol):
+    """Draws answers for the trainers."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        adapter: str | None,
+        seed: int,
+        group: int = 1,
+        weight_version: int = 0,
+        states: FrozenStates | None = None,
+        value_head: ValueHead | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Rollout]:
+        """Draw ``group`` answers to each prompt.
+
+        Args:
+            prompts: what to answer.
+            adapter: whose weights; None: the trunk.
+            seed: equal seeds give equal answers.
+            group: answers per prompt.
+            weight_version: stored in each rollout.
+            states: receives what frozen layers give for each answer. A sampler that does not see them adds nothing;
+                they are computed where they are first used.
+            value_head: a critic's head on the policy's hidden states; its value before each token goes into
+                :attr:`~trimtab.records.Rollout.values`. A sampler that does not see the states leaves them empty.
+            progress: called with (finished answers, all answers).
+
+        Returns:
+            rollouts ordered by prompt, then by index in the group, each with the log-probabilities of its tokens under
+            the distribution they were drawn from.
+
+        Raises:
+            TooLongError: a prompt leaves no room for an answer in the context.
+            DataError: the chat template cannot take a prompt.
+        """
+        ...
+
+
+def encode_prompt(chat: Chat, prompt: Prompt, config: SamplerConfig) -> list[int]:
+    """Tokens of a prompt.
+
+    Raises:
+        TooLongError: prompt and longest answer do not fit the context.
+        DataError: the chat template cannot take the prompt.
+    """
+    tokens = chat.prompt(prompt.messages)
+    if len(tokens) + config.max_new_tokens > chat.context:
+        raise TooLongError(
+            f"prompt {prompt.id} has {len(tokens)} tokens; with max_new_tokens {config.max_new_tokens} "
+            f"that exceeds model.context {chat.context}; raise model.context or lower max_new_tokens"
+        )
+    return tokens
+
+
+def stop_position(chat: Chat, tokens: Sequence[int], stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins in the text of an answer; None: there is none."""
+    if not stop:
+        return None
+    text = chat.decode(tokens, strip=False)
+    return min((place for string in stop if (place := text.find(string)) >= 0), default=None)
+
+
+def make_rollout(
+    chat: Chat,
+    config: SamplerConfig,
+    prompt: Prompt,
+    *,
+    index: int,
+    weight_version: int,
+    prompt_tokens: list[int],
+    tokens: list[int],
+    logprobs: list[float],
+    values: Sequence[float] = (),
+) -> Rollout:
+    """The record of one answer: its text without template tokens and stop string, and how it ended."""
+    stopped = stop_position(chat, tokens, config.stop)
+    ended = tokens[-1] in chat.end_tokens or stopped is not None
+    return Rollout(
+        id=f"{prompt.id}/{weight_version}/{index}",
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        logprobs=logprobs,
+        values=list(values),
+        text=chat.decode(tokens, strip=False)[:stopped].strip(),
+        finish_reason="stop" if ended else "length",
+        weight_version=weight_version,
+    )

@@ -1,0 +1,238 @@
+"""KTO: a policy learns from single answers, liked or not, without sampling.
+
+L = (1/N) Σ_answers  w · ℓ(answer, liked or not, z),  z from the step's mismatched answers
+
+See :func:`trimtab.algos.kto_loss`. The reference is run once on every answer, and in each step on the mismatched ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.algos import kto_loss, kto_reference_point, masked_sum
+from trimtab.errors import DataError
+from trimtab.models import Batch, Chat, FrozenStates, Role, collate, leave_out
+from trimtab.records import Rating
+from trimtab.trainers.learner import Metrics, Norms
+from trimtab.trainers.offline import added_up, fit
+from trimtab.trainers.offline_config import KtoConfig
+from trimtab.trainers.progress import Session
+from trimtab.trainers.rankings import Ranking
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """One answer that was liked or not, encoded."""
+
+    id: str
+    """For messages."""
+    prompt: list[int]
+    """Prompt tokens."""
+    answer: list[int]
+    """Answer tokens, end-of-turn included."""
+    desirable: bool
+    """True: liked."""
+    weight: float = 1.0
+    """Weight in the loss."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer."""
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """A micro-batch of a step."""
+
+    answers: list[Judged]
+    tokens: Batch
+    point: Tensor
+    """The step's z, nats."""
+
+
+def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int]:
+    """Answers that win more of their pairs than they lose are liked, the others not; balanced ones are counted."""
+    answers, balanced = [], 0
+    for ranking in rankings:
+        pairs = ranking.pairs().tolist()
+        if ranking.probability is not None and ranking.probability <= 0.5:
+            pairs = [[b, a] for a, b in pairs if ranking.probability < 0.5]
+        for number, sequence in enumerate(ranking.sequences):
+            wins, losses = sum(a == number for a, _ in pairs), sum(b == number for _, b in pairs)
+            if wins == losses:
+                balanced += 1
+                continue
+            answers.append(
+                Judged(
+                    id=f"{ranking.id}/{number}",
+                    prompt=sequence[: ranking.prompt_length],
+                    answer=sequence[ranking.prompt_length :],
+                    desirable=wins > losses,
+                    weight=ranking.weight,
+                )
+            )
+    return answers, balanced
+
+
+def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged], dict[str, Any]]:
+    """Thumbs as tokens, and those left out: how many are ``too_long``, and why others are ``unrendered``, by id."""
+    judged: list[Judged] = []
+    left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
+    for rating in ratings:
+        messages, answer = rating.prompt.messages, rating.completion
+        try:
+            prompt = chat.prompt(messages)
+            encoded = chat.answer(messages, answer.text, answer.finish_reason)
+            if not any(encoded.response_mask):
+                raise DataError("an answer was cut before its first word")
+        except DataError as error:
+            leave_out(left_out, rating.id, error)
+            continue
+        judged.append(Judged(id=rating.id, prompt=prompt, answer=encoded.tokens[len(prompt) :], desirable=rating.good))
+    return judged, left_out
+
+
+def train_kto(
+    policy: Role,
+    reference: Role,
+    answers: Sequence[Judged],
+    config: KtoConfig,
+    *,
+    seed: int,
+    session: Session | None = None,
+) -> None:
+    """Train ``policy`` in place on answers that were liked or not.
+
+    Args:
+        policy: starts at the reference's weights.
+        reference: frozen; run once on every answer, and in each step on its mismatched ones.
+        answers: liked and disliked ones.
+        config: settings.
+        seed: order of the answers and dropout.
+        session: logging, checkpoints, stopping; None: silent, saves nothing.
+
+    Raises:
+        DataError: fewer than two answers, or all of one kind.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    liked = sum(a.desirable for a in answers)
+    if liked in (0, len(answers)) or len(answers) < 2:
+        raise DataError(
+            f"KTO needs answers of both kinds, got {liked} liked and {len(answers) - liked} disliked; with one kind "
+            "only, use supervised fine-tuning on the liked ones, or collect the other kind"
+        )
+    states = FrozenStates.within(reference.backbone, config.cache_mb)
+    known = _reference_logprobs(reference, answers, states, config.micro_batch_tokens)
+
+    def parts(chosen: list[Judged]) -> list[tuple[list[str], _Part]]:
+        point = _reference_point(policy, reference, chosen, config.micro_batch_tokens)
+        return [([a.id for a in part.answers], part) for part in _parts(policy, chosen, point, config)]
+
+    def loss(part: _Part, norms: Norms) -> tuple[Tensor, Metrics]:
+        return _kto_loss(policy, part, known, norms, config, states)
+
+    fit(policy, answers, config, weight=lambda a: a.weight, parts=parts, loss=loss, seed=seed, session=session)
+
+
+@torch.no_grad()
+def evaluate_kto(policy: Role, reference: Role, answers: Sequence[Judged], config: KtoConfig) -> Metrics:
+    """The training objective and its metrics on answers that were not trained on; empty if there are fewer than two."""
+    if len(answers) < 2:
+        return {}
+    point = _reference_point(policy, reference, answers, config.micro_batch_tokens)
+    known = _reference_logprobs(reference, answers, None, config.micro_batch_tokens)
+    norms = Norms(tokens=0, sequences=sum(a.weight for a in answers))
+    return added_up(_kto_loss(policy, part, known, norms, config) for part in _parts(policy, answers, point, config))
+
+
+@torch.no_grad()
+def _reference_logprobs(
+    reference: Role, answers: Sequence[Judged], states: FrozenStates | None, micro_batch_tokens: int
+) -> dict[tuple[int, ...], float]:
+    """Log-probability of every answer under the reference, nats, by its tokens; fills ``states`` on the way.
+
+    Before the first step and always in the same batches, so that a resumed run reads the same bits.
+    """
+    known: dict[tuple[int, ...], float] = {}
+    batch = _tokens_of(reference, answers)
+    for index, part in batch.micro_batches(micro_batch_tokens):
+        sums = masked_sum(reference.logprobs(part, states=states), part.response_mask, dim=1)
+        known |= zip([_key(answers[i]) for i in index.tolist()], sums.tolist(), strict=True)
+    return known
+
+
+def _key(answer: Judged) -> tuple[int, ...]:
+    return (len(answer.prompt), *answer.tokens)
+
+
+def _kto_loss(
+    policy: Role,
+    part: _Part,
+    reference: dict[tuple[int, ...], float],
+    norms: Norms,
+    config: KtoConfig,
+    states: FrozenStates | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The part's share of the loss, and of the metrics of its answers (weighted like the loss)."""
+    point = part.point
+    sums = masked_sum(policy.logprobs(part.tokens, states=states), part.tokens.response_mask, dim=1)
+    known = sums.new_tensor([reference[_key(a)] for a in part.answers])
+    liked = torch.tensor([a.desirable for a in part.answers], device=sums.device)
+    weight = sums.new_tensor([a.weight for a in part.answers]) / norms.sequences
+    losses = kto_loss(
+        sums,
+        known,
+        liked,
+        point,
+        beta=config.beta,
+        weight_desirable=config.weight_desirable,
+        weight_undesirable=config.weight_undesirable,
+    )
+    with torch.no_grad():
+        ratio = sums - known
+        right = (ratio > point) == liked
+        metrics = {
+            "accuracy": float((weight * right).sum()),
+            "chosen": float((weight * ratio * liked).sum()),
+            "rejected": float((weight * ratio * ~liked).sum()),
+            "reference_point": float(point * weight.sum()),
+        }
+    return (weight * losses).sum(), metrics
+
+
+@torch.no_grad()
+def _reference_point(policy: Role, reference: Role, answers: Sequence[Judged], micro_batch_tokens: int) -> Tensor:
+    """The z of a step: every answer put under the next one's prompt; those that exceed the context are left out."""
+    device = policy.backbone.device
+    mismatched = [(answers[(i + 1) % len(answers)].prompt, a.answer) for i, a in enumerate(answers)]
+    fitting = [(p, a) for p, a in mismatched if len(p) + len(a) <= policy.backbone.chat.context]
+    if not fitting or len(answers) == 1:  # a single answer has no other prompt to be put under
+        return torch.zeros((), device=device)
+    batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
+    states = FrozenStates(reference.backbone)  # of this step: both models are run on the same sequences
+    sums = torch.empty(2, len(fitting), device=device)
+    for index, part in batch.micro_batches(micro_batch_tokens):
+        for row, role in enumerate((policy, reference)):
+            sums[row, index] = role.logprobs(part, states=states).sum(dim=1)
+    return kto_reference_point(sums[0], sums[1])
+
+
+def _tokens_of(role: Role, answers: Sequence[Judged]) -> Batch:
+    return collate(
+        [a.tokens for a in answers],
+        [[False] * len(a.prompt) + [True] * len(a.answer) for a in answers],
+        role.backbone.device,
+        prompt_lengths=[len(a.prompt) for a in answers],
+    )
+
+
+def _parts(policy: Role, answers: Sequence[Judged], point: Tensor, config: KtoConfig) -> list[_Part]:
+    batch = _tokens_of(policy, answers)
+    return [
+        _Part(answers=[answers[i] for i in index.tolist()], tokens=part, point=point)
+        for index, part in batch.micro_batches(config.micro_batch_tokens)
+    ]

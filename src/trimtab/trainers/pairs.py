@@ -1,0 +1,36 @@
+"""What the loss of a pair of answers may depend on."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Pairs of answers with their log-probabilities. Legend: P pairs.
+
+    ``chosen`` is the better answer (of a soft label, the first), ``rejected`` the other one. Log-probabilities are
+    summed over response tokens, in nats.
+    """
+
+    chosen: Tensor
+    """``[P]``, under the policy."""
+    rejected: Tensor
+    """``[P]``."""
+    ref_chosen: Tensor
+    """``[P]``, under the reference; 0 for methods without one."""
+    ref_rejected: Tensor
+    """``[P]``."""
+    chosen_lengths: Tensor
+    """``[P]``, response tokens."""
+    rejected_lengths: Tensor
+    """``[P]``."""
+    probability: Tensor
+    """``[P]``, P(chosen is better)."""
+    certain: bool
+    """True: all of them are 1."""
+
+    @property
+    def logprobs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``chosen``, ``rejected``, ``ref_chosen``, ``ref_rejected``."""
+        return self.chosen, self.rejected, self.ref_chosen, self.ref_rejected

@@ -1,0 +1,184 @@
+"""Preferences as tokens: rankings of answers, their pairs, and batches of them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.algos import ranking_pairs
+from trimtab.errors import DataError
+from trimtab.models import Batch, Chat, Role, collate, leave_out, parts_of_like_size
+from trimtab.records import Preference
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """One preference, encoded."""
+
+    id: str
+    """Id of the preference."""
+    sequences: list[list[int]]
+    """Prompt and answer, tokens, one per answer."""
+    prompt_length: int
+    """How many tokens of each sequence are the prompt."""
+    ranks: tuple[int, ...]
+    """0 = best, equal = tie."""
+    probability: float | None
+    """Soft label P(first is better) of a pair; None: the ranks are certain."""
+    margin: float | None
+    """Required distance in reward units; None: none."""
+    weight: float
+    """Weight in the loss."""
+
+    def pairs(self) -> Tensor:
+        """Winner and loser of every strict pair of different answers, ``[P, 2]``; of a soft label its two answers.
+
+        Two answers with the same tokens always have the same reward, so they make no pair.
+        """
+        pairs = torch.tensor([[0, 1]]) if self.probability is not None else ranking_pairs(self.ranks)
+        differ = [self.sequences[a] != self.sequences[b] for a, b in pairs.tolist()]
+        return pairs[torch.tensor(differ, dtype=torch.bool)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairTable:
+    """All strict pairs of several rankings. Legend: P pairs; answers are counted through, ranking by ranking."""
+
+    better: Tensor
+    """``[P]`` int64, place of the better answer (of a soft label, of the first)."""
+    worse: Tensor
+    """``[P]`` int64, place of the other one."""
+    weights: list[float]
+    """Weight of each pair: its ranking's, divided by the ranking's number of pairs."""
+    probabilities: list[float]
+    """P(better is better); 1 where the ranks are certain."""
+    margins: list[float]
+    """Required distance in reward units; 0 where none is given."""
+    rankings: list[int]
+    """Place of each pair's ranking."""
+
+    @classmethod
+    def of(cls, rankings: Sequence[Ranking]) -> "PairTable":
+        """The pairs of these rankings."""
+        pairs: list[Tensor] = []
+        weights: list[float] = []
+        probabilities: list[float] = []
+        margins: list[float] = []
+        owners: list[int] = []
+        start = 0
+        for number, ranking in enumerate(rankings):
+            own = ranking.pairs()
+            pairs.append(own + start)
+            weights += [ranking.weight / len(own)] * len(own)
+            probabilities += [1.0 if ranking.probability is None else ranking.probability] * len(own)
+            margins += [ranking.margin or 0.0] * len(own)
+            owners += [number] * len(own)
+            start += len(ranking.sequences)
+        index = torch.cat(pairs)
+        return cls(
+            better=index[:, 0],
+            worse=index[:, 1],
+            weights=weights,
+            probabilities=probabilities,
+            margins=margins,
+            rankings=owners,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingBatch:
+    """Whole rankings and the tokens of all their answers, one after the other."""
+
+    rankings: list[Ranking]
+    tokens: Batch
+    places: list[int]
+    """Place of each ranking among those that the batch was made from."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the preferences, for messages."""
+        return [r.id for r in self.rankings]
+
+
+def encode_preferences(
+    chat: Chat, preferences: Sequence[Preference]
+) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
+    """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
+
+    ``too_long``: does not fit the context; ``tied``: all answers have one rank; ``identical``: the answers that differ
+    in rank have the same tokens. ``identical_pairs`` are such pairs in rankings that have other pairs too; those stay.
+    ``unrendered`` holds the reason for each preference, by id, that the chat template cannot take.
+    """
+    rankings, used = [], []
+    left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
+    for preference in preferences:
+        messages = preference.prompt.messages
+        try:
+            head = chat.prompt(messages)
+            encoded = [chat.answer(messages, c.text, c.finish_reason) for c in preference.completions]
+            if not all(any(e.response_mask) for e in encoded):
+                raise DataError("an answer was cut before its first word")
+        except DataError as error:
+            leave_out(left_out, preference.id, error)
+            continue
+        ranking = Ranking(
+            id=preference.id,
+            sequences=[e.tokens for e in encoded],
+            prompt_length=len(head),
+            ranks=preference.ranks,
+            probability=preference.probability,
+            margin=preference.margin,
+            weight=preference.weight,
+        )
+        strict = 1 if ranking.probability is not None else len(ranking_pairs(ranking.ranks))
+        usable = len(ranking.pairs())
+        if not usable:
+            left_out["identical" if strict else "tied"] += 1
+            continue
+        left_out["identical_pairs"] += strict - usable
+        used.append(preference)
+        rankings.append(ranking)
+    return rankings, used, left_out
+
+
+def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out; all entries with one id fall on the same side."""
+    unique = sorted(set(ids))
+    random.Random(f"{seed}|holdout").shuffle(unique)
+    held = set(unique[: round(len(unique) * share)])
+    train = [i for i, name in enumerate(ids) if name not in held]
+    return train, [i for i, name in enumerate(ids) if name in held]
+
+
+def tokens_of_rankings(rankings: Sequence[Ranking], device: torch.device) -> Batch:
+    """Every answer of every ranking, one after the other; a ranking's prompt is computed once."""
+    return collate(
+        [s for r in rankings for s in r.sequences],
+        [[False] * r.prompt_length + [True] * (len(s) - r.prompt_length) for r in rankings for s in r.sequences],
+        device,
+        prompt_lengths=[r.prompt_length for r in rankings for _ in r.sequences],
+    )
+
+
+def ranking_batches(rankings: Sequence[Ranking], micro_batch_tokens: int, role: Role) -> list[RankingBatch]:
+    """Whole rankings of similar size, up to so many tokens (one ranking at least); a prompt counts once."""
+    batches = []
+    for places in parts_of_like_size([packed_size(r) for r in rankings], micro_batch_tokens):
+        group = [rankings[place] for place in places]
+        tokens = tokens_of_rankings(group, role.backbone.device)
+        batches.append(RankingBatch(rankings=group, tokens=tokens, places=places))
+    return batches
+
+
+def packed_size(ranking: Ranking) -> int:
+    """Tokens of a ranking when its prompt is computed once."""
+    return ranking.prompt_length + sum(len(s) - ranking.prompt_length for s in ranking.sequences)
+
+
+def by_ranking(values: Sequence[float], rankings: Sequence[Ranking]) -> list[list[float]]:
+    """One number per answer, as a list for each ranking."""
+    each = iter(values)
+    return [[next(each) for _ in r.sequences] for r in rankings]

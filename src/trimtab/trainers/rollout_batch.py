@@ -1,0 +1,55 @@
+"""The tensors of one rollout batch: what was sampled, how it was scored, and the advantages that follow.
+
+Legend: B answers, T tokens (prompt and answer, right-padded; column t is about token t itself). ``[B, T]`` tensors are
+0 where ``response_mask`` is False.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from trimtab.models import Batch, collate
+from trimtab.records import Rollout
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutBatch(Batch):
+    """Answers to train on; consecutive ``group`` rows answer the same prompt. All of it is constant in an update."""
+
+    sampled_logprobs: Tensor
+    """``[B, T]``, nats, log-probability of each token as the sampler reported it."""
+    old_logprobs: Tensor
+    """``[B, T]``, nats, under the policy before the update: the sampler's, or with ``importance_cap`` the trainer's."""
+    reference_logprobs: Tensor
+    """``[B, T]``, nats, under the reference."""
+    scores: Tensor
+    """``[B]``, reward units, of whole answers: clipped and penalised."""
+    rewards: Tensor
+    """``[B, T]``, reward units, of each token: the score at the last one, step rewards, and the KL penalty if it is
+    part of the reward."""
+    values: Tensor | None = None
+    """``[B, T]``, reward units, the critic's value before each token; None: the method has no critic."""
+    advantages: Tensor | None = None
+    """``[B, T]``; None: the method uses none."""
+    returns: Tensor | None = None
+    """``[B, T]``, reward units, what the critic is trained on; None: the method has no critic."""
+    importance: Tensor | None = None
+    """``[B, T]``, weight of each token's loss that corrects for the sampler's other kernels; None: not corrected."""
+
+
+def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
+    """Prompt and answer of each rollout; equal prompts are computed once."""
+    return collate(
+        [r.prompt_tokens + r.tokens for r in rollouts],
+        [[False] * len(r.prompt_tokens) + [True] * len(r.tokens) for r in rollouts],
+        device,
+        prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
+    )
+
+
+def rollout_batch(tokens: Batch, **columns: Tensor | None) -> RolloutBatch:
+    """A :class:`RolloutBatch` of these tokens; ``columns`` are its further fields."""
+    shared = {f.name: getattr(tokens, f.name) for f in fields(Batch)}
+    return RolloutBatch(**shared, **columns)

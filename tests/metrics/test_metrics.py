@@ -1,0 +1,175 @@
+"""Every number that is logged or shown has an entry in the table, and every entry is of a number that exists."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from trimtab.evals import PANELS, RewardModelEval, probe_table
+from trimtab.evals.capability import LIMITS
+from trimtab.feedback import agreement_report
+from trimtab.metrics import AGREEMENT, CAPABILITY, GROUPS, PROBES, REWARD_MODEL, TRAINING, live_line, training_metric
+from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.records import Completion, Prompt, Rollout
+from trimtab.rollout import SamplerConfig
+from trimtab.storage import MetricsLog, read_metrics
+from trimtab.testing import chat_messages, prompts, tiny_backbone
+from trimtab.trainers import (
+    DapoConfig,
+    DpoConfig,
+    KLConfig,
+    KtoConfig,
+    OnlineDpoConfig,
+    PpoConfig,
+    PtxConfig,
+    Ranking,
+    RejectionConfig,
+    RewardConfig,
+    RlConfig,
+    RlooConfig,
+    RlRoles,
+    Session,
+    SftConfig,
+    answer_logprobs,
+    judged_from_rankings,
+    train_kto,
+    train_preference,
+    train_reward,
+    train_rl,
+    train_sft,
+)
+
+ROOT = Path(__file__).parents[2]
+LORA = AdapterConfig(rank=2)
+COMMON = {
+    "adapter": LORA,
+    "steps": 1,
+    "prompts": 2,
+    "sampler": SamplerConfig(temperature=1.0, max_new_tokens=4),
+    "guard": None,
+}
+ONLINE: dict[str, RlConfig] = {
+    "ppo": PpoConfig(**COMMON),
+    "ppo, everything on": PpoConfig(
+        **COMMON, shared_critic=True, score_clip=1.0, ptx=PtxConfig(), epochs=2, kl=KLConfig(stop=0.5)
+    ),
+    "rloo": RlooConfig(**COMMON, group=2),
+    "dapo": DapoConfig(**COMMON, group=2, resample=1),
+    "online_dpo": OnlineDpoConfig(**COMMON, group=2),
+    "rejection": RejectionConfig(**COMMON, group=2, keep=1),
+}
+
+
+def rankings(backbone: Backbone) -> list[Ranking]:
+    """Four pairs of answers."""
+    made = []
+    for number, prompt in enumerate(prompts(4)):
+        head = backbone.chat.prompt(prompt.messages)
+        both = [backbone.chat.answer(prompt.messages, text).tokens for text in ("a blue bird", "the sea")]
+        made.append(
+            Ranking(
+                id=str(number),
+                sequences=both,
+                prompt_length=len(head),
+                ranks=(0, 1),
+                probability=None,
+                margin=None,
+                weight=1.0,
+            )
+        )
+    return made
+
+
+def half(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """A reward that differs within each group."""
+    return {"half": [float(i % 2) for i in range(len(rollouts))]}
+
+
+def train_online(config: RlConfig, session: Session) -> None:
+    backbone = tiny_backbone()
+    ppo = isinstance(config, PpoConfig)
+    roles = RlRoles.on(backbone, LORA, seed=0, critic=ppo, shared_critic=ppo and config.shared_critic)
+    imitate = [("0", backbone.chat.conversation(chat_messages("sing", "a blue bird")))]
+    train_rl(
+        roles,
+        prompts(4),
+        half,
+        config,
+        seed=0,
+        session=session,
+        monitor=lambda rollouts: {"gold": 0.0},
+        imitate=imitate,
+    )
+
+
+def train_offline(name: str, session: Session) -> None:
+    backbone = tiny_backbone()
+    pairs = rankings(backbone)
+    role = Role.trainable(backbone, name, LORA, seed=0, scalar_head=name == "reward")
+    match name:
+        case "sft":
+            rows = [backbone.chat.conversation(chat_messages("sing", "a blue bird"))] * 2
+            train_sft(role, rows, SftConfig(adapter=LORA, batch=2), seed=0, session=session)
+        case "reward":
+            train_reward(role, pairs, RewardConfig(adapter=LORA, batch=4), seed=0, session=session)
+        case "dpo":
+            known = answer_logprobs(Role(backbone), pairs)
+            train_preference(role, pairs, DpoConfig(adapter=LORA), reference=known, seed=0, session=session)
+        case "kto":
+            judged, _ = judged_from_rankings(pairs)
+            train_kto(role, Role(backbone), judged, KtoConfig(adapter=LORA), seed=0, session=session)
+
+
+TRAININGS: dict[str, Callable[[Session], None]] = {
+    **{name: lambda session, c=config: train_online(c, session) for name, config in ONLINE.items()},
+    **{name: lambda session, n=name: train_offline(n, session) for name in ("sft", "reward", "dpo", "kto")},
+}
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory) -> dict[str, set[str]]:
+    """Keys in ``metrics.jsonl`` after each tiny training."""
+    keys = {}
+    for name, train in TRAININGS.items():
+        folder = tmp_path_factory.mktemp("metrics")
+        log = MetricsLog(folder, 0)
+        train(Session(log=log))
+        log.close()
+        keys[name] = {key for row in read_metrics(folder / "metrics.jsonl") for key in row}
+    return keys
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_every_logged_key_has_an_entry(training, logged):
+    assert {"step", "time"} < logged[training]
+    assert [key for key in sorted(logged[training]) if training_metric(key) is None] == []
+
+
+def test_every_entry_is_logged_by_some_training(logged):
+    keys = set.union(*logged.values())
+    general = {"reward/NAME": "reward/half", "seconds/PHASE": "seconds/update"}
+    assert [key for key in TRAINING if general.get(key, key) not in keys] == []
+
+
+def test_the_live_line_shows_what_a_person_watches():
+    line = live_line({"kl": 1.26, "reward": 0.5, "length": 12.0, "lr": 1e-4, "gold": -1.0})
+    assert line == "reward +0.50 · gold (simulated) -1.00 · KL 1.3 nats · 12 tokens"
+
+
+def test_the_pages_take_their_numbers_from_the_table():
+    answer, prompt = Completion(text="a b c", finish_reason="stop"), Prompt.from_text("Say it.")
+    assert list(probe_table([answer], [3], [prompt])) == list(PROBES)
+    assert list(agreement_report([], [])) == list(AGREEMENT)
+    assert {key: limit.name for key, limit in LIMITS.items()} == {key: m.title for key, m in CAPABILITY.items()}
+    assert set(REWARD_MODEL) - {"ceiling"} < set(RewardModelEval.model_fields)
+    charted = {key for key in PANELS if key in TRAINING}
+    assert charted >= {"kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance", "gold"}
+    assert all(PANELS[key] == (TRAINING[key].title, TRAINING[key].meaning) for key in charted)
+
+
+def test_every_entry_says_what_to_do_and_is_on_the_page():
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    for _, table in GROUPS.values():
+        for key, metric in table.items():
+            assert metric.meaning and metric.unit and metric.good and metric.act, key
+            assert metric.meaning.replace("|", "\\|") in page or metric.meaning in page, key
