@@ -13,6 +13,9 @@ from argon2 import PasswordHasher
 from trimtab.storage.database import Database
 
 from .kit import Browser, World
+from .live import chromium, page, server
+
+__all__ = ["chromium", "page", "server"]
 
 _POSTGRES = next(
     (p for p in [shutil.which("initdb"), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))] if p),

@@ -1,114 +1,16 @@
 """A person's whole work in a real browser: Debian's chromium, driven by Playwright."""
 
-import os
 import re
-import shutil
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import uvicorn
 
 from trimtab.storage.form import Form
 
 from .kit import World
+from .live import Server, join, shot
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-SHOTS = os.environ.get("TRIMTAB_SCREENSHOTS")
-"""A folder for screenshots to be looked at; none are taken without it."""
-
-playwright_api = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the pages in a browser; no playwright")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="NOT TESTED: the pages in a browser; install Debian's chromium"),
-    pytest.mark.timeout(240),
-]
-expect = playwright_api.expect
-expect.set_options(timeout=15_000)
-
-
-class Server:
-    """The app on a free port of 127.0.0.1; can be stopped and started like a connection that comes and goes."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        config = uvicorn.Config(
-            self.world.app(), host="127.0.0.1", port=self.port, log_level="critical", access_log=False
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.server.force_exit = True
-        self.thread.join()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator:
-    with playwright_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def server(here: World) -> Iterator[Server]:
-    here.clock = time.time  # pyright: ignore
-    here.store.clock = here.people.clock = time.time
-    made = Server(here)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def page(chromium, server: Server) -> Iterator:
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, base_url=server.url)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "console", lambda m: problems.append(m.text) if "Content Security" in m.text or "Refused" in m.text else None
-    )
-    page.problems = problems
-    yield page
-    context.close()
-    assert problems == []
-
-
-def shot(page, name: str) -> None:
-    if SHOTS:
-        Path(SHOTS).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
-
-
-def join(page, world: World, role: str = "annotator", name: str = "Robin") -> None:
-    page.goto(f"/join/{world.people.invite(role, by=None)}")  # pyright: ignore
-    page.get_by_label("Your name").fill(name)
-    page.get_by_label("Password").fill("correct horse battery")
-    page.keyboard.press("Enter")
-    page.wait_for_url(re.compile("/(work|manage)$"))
+expect = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the pages in a browser; no playwright").expect
+pytestmark = pytest.mark.timeout(240)
 
 
 RICH = (
@@ -235,8 +137,9 @@ def test_without_storage_in_the_browser(page, server: Server, here: World):
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("No connection")
-    page.keyboard.press("7")
-    page.keyboard.press("Enter")  # somebody impatient: the form that waits is sent again, and no other
+    page.keyboard.press("7")  # somebody impatient: the form that waits is locked, and sent again
+    assert page.locator("#form input:checked").get_attribute("data-ranks") == "0,1"
+    page.keyboard.press("Enter")
     server.start()
     expect(page.locator("#count")).to_have_text("1", timeout=30_000)
     [(_, said)] = here.store.submissions()
@@ -282,9 +185,11 @@ def test_arrows_scroll_and_an_adjudicator_has_the_keys_that_apply(page, server: 
     join(page, here, "adjudicator", "Alex")
     assert page.locator(".answer[tabindex='0']").count() == 2
     page.keyboard.press("1")
-    assert not page.evaluate(SWALLOWED)  # one row: arrows scroll the page
+    assert page.evaluate(SWALLOWED)  # one row: arrows scroll the answers
+    page.locator(".answer").first.focus()
+    assert not page.evaluate(SWALLOWED)  # inside an answer they scroll that one
     page.goto(f"/adjudicate/item?id={uid}")
-    assert page.evaluate(SWALLOWED)  # the answer and the cause: arrows go from row to row
+    assert not page.evaluate(SWALLOWED)  # one row, as nobody disagrees: arrows scroll the page
     page.locator("input[type=radio]").first.focus()
     assert not page.evaluate(SWALLOWED)  # among radio buttons they choose
     for letter in "fsn":
@@ -298,6 +203,7 @@ def test_ranking_by_dragging_and_by_keys(page, server: Server, here: World):
     )
     here.add(*({"prompt": f"q{i}", "answers": ["one", "two", "three", "four"]} for i in range(2)))
     join(page, here)
+    page.locator(".by-hand summary").click()
     for letter, lane in ((0, 1), (1, 0), (2, 1), (3, 2)):
         chip = page.locator(f"[data-chip='{letter}']").bounding_box()
         goal = page.locator(f".lane[data-rank='{lane}']").bounding_box()

@@ -31,7 +31,7 @@ def annotate(
     public_url: Annotated[
         str | None,
         typer.Option(
-            "--public-url", help="Address that annotators use, where a proxy is in front: https://labels.example.org."
+            "--public-url", help="Address that annotators use, where a proxy is in front: https://example.org/labels."
         ),
     ] = None,
     proxy: Annotated[

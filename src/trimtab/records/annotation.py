@@ -38,14 +38,17 @@ OVERALL = "overall"
 class Check(Record):
     """A task whose right answer is known, to see how an annotator works."""
 
-    role: Literal["gold", "attention", "qualification"]
-    """``gold``: measures accuracy; ``attention``: who misses several is paused; ``qualification``: asked first."""
+    role: Literal["training", "qualification", "gold", "attention"]
+    """``training``: comes before all others, and the right answer is shown afterwards; ``qualification``: decides who
+    may work; ``gold``: measures accuracy; ``attention``: who misses several is paused."""
     ranks: tuple[int, ...] | None = None
     """For ``compare``: the right ranks in canonical order; only the order of answers that differ is checked."""
     good: bool | None = None
     """For ``thumbs``: the right answer."""
     first_wrong: int | None = None
     """For ``steps``: index of the first wrong step; None: all are right."""
+    explanation: str = ""
+    """For ``training``: why this is the right answer; Markdown, shown after the annotator has answered."""
 
 
 class Task(Record):

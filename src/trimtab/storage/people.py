@@ -136,11 +136,7 @@ class People:
             ConflictError: the name is taken.
         """
         invitation = self.invitation(token)
-        if len(password) < MIN_PASSWORD:
-            raise DataError(f"the password needs {MIN_PASSWORD} characters or more")
-        if len(password) > 1000:
-            raise DataError("the password is longer than 1000 characters")
-        whole_characters_or_refuse(password)
+        check_password(password)
         if invitation.person is None:
             name = check_name(name)
         hashed = _hasher().hash(password)  # slow on purpose, so before the transaction
@@ -214,6 +210,26 @@ class People:
             raise DataError("name or password is wrong")
         with self.database.write() as c:
             return self._new_session(c, row.id)
+
+    def change_password(self, person: int, *, old: str, new: str) -> str:
+        """Change one's own password. All sessions end; returns the secret of a new one.
+
+        Raises:
+            DataError: the old password is wrong, or the new one cannot be used.
+        """
+        check_password(new)
+        with self.database.read() as c:
+            stored = c.scalar(select(people.c.password).where(people.c.id == person))
+        try:
+            _hasher().verify(stored or _nobody(), "" if _broken(old) else old)
+        except (VerificationError, InvalidHashError):
+            raise DataError("the present password is wrong") from None
+        hashed = _hasher().hash(new)
+        with self.database.write() as c:
+            c.execute(update(people).where(people.c.id == person).values(password=hashed))
+            c.execute(delete(sessions).where(sessions.c.person_id == person))
+            add_event(c, self.clock(), "password", {}, person=person)
+            return self._new_session(c, person)
 
     def session(self, token: str) -> Person | None:
         """Who a session's secret belongs to; None if it is unknown or over, or the person was removed."""
@@ -321,6 +337,19 @@ class People:
         query = select(tokens.c.scope).where(tokens.c.token == _digest(token), tokens.c.revoked_at.is_(None))
         with self.database.read() as c:
             return c.scalar(query)
+
+
+def check_password(password: str) -> None:
+    """Refuse a password that is too short or cannot be stored.
+
+    Raises:
+        DataError: with what is asked for.
+    """
+    if len(password) < MIN_PASSWORD:
+        raise DataError(f"the password needs {MIN_PASSWORD} characters or more")
+    if len(password) > 1000:
+        raise DataError("the password is longer than 1000 characters")
+    whole_characters_or_refuse(password)
 
 
 def check_name(name: str, *, what: str = "name", most: int = 60) -> str:

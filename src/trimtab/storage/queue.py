@@ -98,6 +98,9 @@ class Queue:
             tx.c.execute(_RENEW, {"item": leased.id, "person": person, "until": tx.now + config.lease_minutes * 60})
             return assignment(tx, leased, who, draft=json.loads(leased.draft) if leased.draft else None)
         self._expire(tx)
+        if who.role == "annotator" and (item := _check_item(tx, person, 0, ("training",))) is not None:
+            lease(tx, item.id, person)
+            return assignment(tx, item, who)
         if who.role == "annotator" and who.qualified is None:
             item = _check_item(tx, person, 0, ("qualification",))
             if item is not None:

@@ -59,7 +59,7 @@ def signout(request: Request, person: Anybody) -> Response:
     """End the session."""
     request.app.state.people.sign_out(request.cookies.get(request.app.state.cookie, ""))
     answer = RedirectResponse("/signin", status_code=303)
-    answer.delete_cookie(request.app.state.cookie, path="/")
+    answer.delete_cookie(request.app.state.cookie, path=request.app.state.base or "/")
     return answer
 
 
@@ -101,7 +101,13 @@ def join(request: Request, token: str, given: Fields) -> Response:
 @router.get("/profile")
 def profile_page(request: Request, person: Anybody) -> Response:
     """One's own settings."""
-    return page(request, "profile.html", person, cohorts=COHORTS)
+    return _profile(request, person)
+
+
+def _profile(request: Request, person: Person, *, problem: str = "", status: int = 200) -> Response:
+    values = {"cohorts": COHORTS, "problem": problem, "least": MIN_PASSWORD}
+    values["changed"] = "changed" in request.query_params
+    return page(request, "profile.html", person, status=status, **values)
 
 
 @router.post("/profile")
@@ -113,3 +119,19 @@ def profile(request: Request, person: Anybody, given: Fields) -> Response:
     groups = {name: given.get(f"cohort.{name}", "") for name in COHORTS}
     request.app.state.people.profile(person.id, language=language, cohort=groups)
     return RedirectResponse("/profile", status_code=303)
+
+
+@router.post("/profile/password")
+def change_password(request: Request, person: Anybody, given: Fields) -> Response:
+    """Change one's own password; every other session of this person ends."""
+    names, key, language = request.app.state.names, name_key(person.name), language_of(request, person)
+    if not names.allow(key, *NAME_TRIES):
+        return _profile(request, person, problem=translate(language, "signin.too_many"), status=429)
+    try:
+        token = request.app.state.people.change_password(
+            person.id, old=given.get("old", ""), new=given.get("password", "")
+        )
+    except DataError as error:
+        return _profile(request, person, problem=translate_error(language, str(error)), status=422)
+    names.forgive(key)
+    return start_session(request, token, "/profile?changed=1")

@@ -1,16 +1,17 @@
 """Settling disagreements: the queue, one item with what people said, the adjudicator's word."""
 
-from itertools import pairwise
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from trimtab.records.annotation import Submission, Task, overall_ranks
+from trimtab.records.annotation import disagree
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
-from trimtab.web.pages import fields, page, signed_in
-from trimtab.web.work import LETTERS, task_html
+from trimtab.web.pages import fields, page, signed_in, translator
+from trimtab.web.words import in_words
+from trimtab.web.work import task_html
 
 router = APIRouter(include_in_schema=False)
 Adjudicator = Annotated[Person, Depends(signed_in("adjudicator"))]
@@ -22,24 +23,31 @@ CAUSES = ("noise", "guideline", "values", "broken")
 def queue(request: Request, person: Adjudicator) -> Response:
     """Items in dispute, and flagged ones."""
     store = request.app.state.store
-    queues = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
-    return page(request, "adjudicate.html", person, **queues)
+    found = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
+    return page(request, "adjudicate.html", person, **found)
 
 
 @router.get("/adjudicate/item")
 def one(request: Request, person: Adjudicator, id: str) -> Response:
     """One item, with what everybody said in the order this adjudicator sees the answers."""
     assignment, submissions = request.app.state.store.dispute(id, person.id)
-    lines = [(s, in_words(assignment.task, s, assignment.shown_order)) for s in submissions]
-    task = task_html(request, person, assignment, adjudication=True)
-    return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task, causes=CAUSES)
+    t = translator(request, person)
+    lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in submissions]
+    causes = CAUSES if disagree(assignment.task, submissions) else ()
+    task = task_html(request, person, assignment, adjudication=True, causes=causes)
+    return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task)
 
 
 @router.post("/adjudicate/submit")
 def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
-    """Store the adjudicator's word."""
-    receipt = request.app.state.store.adjudicate(person.id, form)
-    return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": "/adjudicate"})
+    """Store the adjudicator's word; ``to`` is the next item they can decide, or the list where there is none."""
+    store = request.app.state.store
+    receipt = store.adjudicate(person.id, form)
+    waiting = [*store.disputed(), *store.flagged()]
+    free = (task.id for task, said in waiting if all(s.annotator != person.pseudonym for s in said))
+    following = next((uid for uid in free if uid != form.item), None)
+    to = "/adjudicate" if following is None else f"/adjudicate/item?id={quote(following, safe='')}"
+    return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": to})
 
 
 @router.post("/adjudicate/retire")
@@ -47,19 +55,3 @@ def retire(request: Request, person: Adjudicator, given: Annotated[dict[str, str
     """Take a broken item out."""
     request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)
-
-
-def in_words(task: Task, submission: Submission, order: tuple[int, ...]) -> str:
-    """What somebody said, short, with the answers named as on the reader's screen: ``B > A = C``."""
-    if submission.verdict != "judged":
-        return f"{submission.verdict}: {submission.reason}" if submission.reason else submission.verdict
-    if task.kind == "thumbs":
-        return "👍" if submission.good else "👎"
-    if task.kind == "steps":
-        return "✓" if submission.first_wrong is None else f"✗ {submission.first_wrong + 1}"
-    ranks = overall_ranks(task, submission)
-    named = sorted((ranks[answer], LETTERS[p]) for p, answer in enumerate(order))
-    text = named[0][1]
-    for (before, _), (rank, letter) in pairwise(named):
-        text += f" {'=' if rank == before else '>'} {letter}"
-    return text

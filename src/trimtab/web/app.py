@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,9 +19,9 @@ from trimtab.storage.people import People
 from trimtab.text import visible
 from trimtab.web import accounts, adjudication, api, manage, work
 from trimtab.web.pages import SignInNeeded, language_of, page
-from trimtab.web.security import Guard, Tries
+from trimtab.web.security import Guard, Tries, base_path
 from trimtab.web.strings import translate_error
-from trimtab.web.text import render
+from trimtab.web.text import render_all
 
 HERE = Path(__file__).parent
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -42,7 +41,8 @@ def create_app(
         store: items and judgements.
         people: accounts.
         hosts: names the server answers to.
-        public_url: how people reach it, where a proxy is in front; with HTTPS, cookies are marked secure.
+        public_url: how people reach it, where a proxy is in front, with a path if the app has only a part of a host.
+            Requests may then name any host; with HTTPS, cookies are marked secure.
         notify: called after each stored judgement (webhook); None: off.
     """
     app = FastAPI(
@@ -51,14 +51,16 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
+        servers=[{"url": public_url}] if public_url else None,
     )
     app.state.store, app.state.people, app.state.public_url = store, people, public_url
     app.state.notify = notify or (lambda _: None)
-    app.state.pages = _environment()
+    app.state.base = base_path(public_url)
+    app.state.pages = _environment(app.state.base)
     app.state.cache = {}
     app.state.cookie = f"trimtab_{store.project_id}"  # browsers do not tell the ports of one host apart
     app.state.names = Tries()
-    app.add_middleware(Guard, hosts=hosts, public=urlsplit(public_url or "").netloc)
+    app.add_middleware(Guard, hosts=None if public_url else hosts, public=public_url or "")
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     for part in (accounts, work, adjudication, manage, api):
         app.include_router(part.router)
@@ -69,11 +71,12 @@ def create_app(
     return app
 
 
-def _environment() -> Environment:
+def _environment(base: str) -> Environment:
     pages = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    pages.filters["markdown"] = render
+    pages.globals["base"] = base
+    pages.filters["markdown"] = lambda text: render_all([text])[0]
     pages.filters["visible"] = visible
     pages.filters["percent"] = lambda v: "–" if v is None else f"{100 * v:.0f} %"
     pages.filters["decimal"] = lambda v: "–" if v is None else f"{v:.2f}"

@@ -180,7 +180,8 @@ def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, 
         counts = {person: n for person, n in c.execute(query)}
         asked = (
             select(judgements.c.person_id, func.sum(case((judgements.c.passed, 1), else_=0)), func.count())
-            .where(judgements.c.passed.is_not(None))
+            .join(items, items.c.id == judgements.c.item_id)
+            .where(judgements.c.passed.is_not(None), items.c.role != "training")
             .group_by(judgements.c.person_id)
         )
         return counts, {person: (right, n) for person, right, n in c.execute(asked)}

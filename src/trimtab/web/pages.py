@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -60,12 +61,15 @@ def page(request: Request, template: str, person: Person | None, *, status: int 
 
 def fragment(request: Request, template: str, language: str, **values: Any) -> str:
     """Render a template."""
-
-    def t(key: str, **inner: object) -> str:
-        return translate(language, key, **inner)
-
-    html = request.app.state.pages.get_template(template).render(t=t, language=language, **values)
+    html = request.app.state.pages.get_template(template).render(
+        t=partial(translate, language), language=language, **values
+    )
     return html.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
+
+
+def translator(request: Request, person: Person | None) -> Callable[..., str]:
+    """Translates a key of the catalogue into the person's language, with values filled in."""
+    return partial(translate, language_of(request, person))
 
 
 def language_of(request: Request, person: Person | None) -> str:
@@ -88,7 +92,7 @@ def start_session(request: Request, token: str, to: str) -> Response:
         httponly=True,
         samesite="lax",
         secure=(request.app.state.public_url or "").startswith("https:"),
-        path="/",
+        path=request.app.state.base or "/",
     )
     return answer
 

@@ -27,6 +27,20 @@ HEADERS = {
 _SAFE = ("GET", "HEAD", "OPTIONS")
 SMALL, LARGE = 4_000_000, 64_000_000
 """Bytes a request may have; the large limit is for sending in items."""
+FIRST_SEGMENTS = (
+    "adjudicate",
+    "api",
+    "guidelines",
+    "healthz",
+    "history",
+    "join",
+    "manage",
+    "profile",
+    "signin",
+    "signout",
+)
+FIRST_SEGMENTS += ("static", "work")
+"""What paths of ours start with. A base path must not: nobody could tell whether the proxy had cut it off."""
 _LARGE_PATHS = ("/manage/items", "/api/v1/items")
 _TRIES = {"/signin": (10, 300.0), "/join": (20, 300.0)}
 """How many failures in how many seconds one address may have at a page that tells right secrets from wrong ones."""
@@ -37,14 +51,17 @@ class Guard:
 
     Args:
         app: what is guarded.
-        hosts: names this server answers to; anything else is refused (DNS rebinding).
-        public: ``host:port`` of the address people use, which a proxy in front may hide from us.
+        hosts: names this server answers to; anything else is refused (DNS rebinding). None: any, behind a proxy that
+            names what it likes; sessions are safe, as browsers send their cookies to the public name only.
+        public: the address people use, which a proxy in front may hide from us. If it has a path, that is taken off
+            requests that have it, and put before redirects.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], public: str = "") -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, public: str = "") -> None:
         self.app = app
-        self.public = public.lower()
-        self.hosts = frozenset(h.lower() for h in hosts)
+        self.public = urlsplit(public).netloc.lower()
+        self.base = base_path(public)
+        self.hosts = None if hosts is None else frozenset(h.lower() for h in hosts)
         self.tries = Tries()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,6 +69,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _without(scope, self.base)
         headers = Headers(scope=scope)
         who, *limit = self._limit(scope)
         problem = self._problem(scope, headers)
@@ -67,6 +85,8 @@ class Guard:
                     answer[name] = value
                 if not scope["path"].startswith("/static/"):
                     answer["Cache-Control"] = "no-store"
+                if answer.get("location", "").startswith("/"):
+                    answer["Location"] = self.base + answer["location"]
             await send(message)
 
         if problem is not None:
@@ -88,7 +108,7 @@ class Guard:
 
     def _problem(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if _hostname(host) not in self.hosts:
+        if self.hosts is not None and _hostname(host) not in self.hosts:
             return 400, "This server does not answer to that host name; start it with --public-url."
         path, method = scope["path"], scope["method"]
         length = headers.get("content-length", "0")
@@ -142,6 +162,20 @@ class Tries:
         with self._lock:
             if self._seen.get(who):
                 self._seen[who].pop()
+
+
+def base_path(url: str | None) -> str:
+    """The path of a URL without a slash at its end: ``/labels`` of ``https://example.org/labels/``."""
+    return urlsplit(url or "").path.rstrip("/")
+
+
+def _without(scope: Scope, base: str) -> Scope:
+    """The request as if the base path were not there; some proxies take it off, others do not."""
+    path = scope["path"]
+    if not base or not (path == base or path.startswith(base + "/")):
+        return scope
+    raw = scope.get("raw_path") or path.encode()
+    return {**scope, "path": path[len(base) :] or "/", "raw_path": raw.removeprefix(base.encode()) or b"/"}
 
 
 def _hostname(host: str) -> str:

@@ -13,6 +13,7 @@ from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.people import People
 from trimtab.web.app import LOCAL, create_app
+from trimtab.web.security import FIRST_SEGMENTS, base_path
 
 if TYPE_CHECKING:
     import uvicorn
@@ -63,14 +64,15 @@ def serve(
         project: open.
         host: address to listen on; this machine only unless told otherwise.
         port: 0 takes a free one.
-        public_url: how people reach it, where that is not ``http://host:port``.
+        public_url: how people reach it, where that is not ``http://host:port``; may have a path.
         proxy: address of the proxy in front, which says in ``X-Forwarded-For`` who asks; None: nobody is believed.
         webhook: URL told about each stored judgement; None: off. Only the command line can set it.
         owner_link: print a link that makes an owner, even if there is one.
         say: where the link goes.
 
     Raises:
-        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL, or the webhook has no secret.
+        ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL, the path of ``public_url`` is one of ours, or
+            the webhook has no secret.
         StorageError: the port is taken.
     """
     import uvicorn
@@ -80,8 +82,10 @@ def serve(
     for url in (public_url, webhook):
         if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
             raise ConfigError(f"{url!r} is not a URL; write http://… or https://…")
-    if public_url is not None and urlsplit(public_url).path.strip("/"):
-        raise ConfigError(f"{public_url!r} has a path; the app needs a host name (or port) of its own")
+    if public_url is not None and (urlsplit(public_url).query or urlsplit(public_url).fragment):
+        raise ConfigError(f"{public_url!r} has a query or fragment; write host and path only")
+    if base_path(public_url).strip("/").split("/")[0] in FIRST_SEGMENTS:
+        raise ConfigError(f"{public_url!r}: a page of the app has this path; choose another one, like /labels")
     secret = os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")
     if webhook and not secret:
         raise ConfigError("--webhook needs TRIMTAB_WEBHOOK_SECRET in the environment, to sign what it sends")

@@ -1,22 +1,37 @@
-"""Judging: the task page, submitting, taking back, history, guidelines."""
+"""Judging: instructions, the task page, submitting, taking back, history, guidelines."""
 
+import time
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
 
-from trimtab.records.annotation import OVERALL
+from trimtab.records.annotation import OVERALL, Submission, passes
 from trimtab.storage.form import Form, Number
 from trimtab.storage.labels import Assignment, Receipt
+from trimtab.storage.own import (
+    has_read_instructions,
+    own_work,
+    read_instructions,
+    remaining,
+    training_left,
+    version_of,
+)
 from trimtab.storage.people import Person
 from trimtab.storage.project import ProjectConfig
-from trimtab.web.pages import fragment, language_of, page, signed_in
-from trimtab.web.strings import translate
+from trimtab.web.pages import fragment, language_of, page, signed_in, translator
+from trimtab.web.text import LONGEST, plain, render_all
+from trimtab.web.words import LETTERS, expected, in_words
 
 router = APIRouter()
 Anybody = Annotated[Person, Depends(signed_in())]
-LETTERS = "ABCDEFGHI"
+_GIVEN = {"verdict", "answers", "good", "first_wrong"}
+_ALONE = {"criterion": "", "position": None, "group": ""}
+"""The only row of a form."""
+_REST = 60.0
+"""Seconds for which the count of remaining items is kept: with many items it takes a while."""
 
 
 class Undo(BaseModel):
@@ -40,40 +55,80 @@ class Next(BaseModel):
     stored: str | None = None
     """``stored`` or ``late``, after a submission."""
     version: int | None = None
-    """Of the judgement just stored; name it to take it back."""
+    """Of the judgement just stored."""
+    judged: int
+    """How many items this person has judged."""
+    total: int
+    """That and how many more there are for this person, as of about a minute ago."""
+    last: int | None = None
+    """Version of this person's last judgement; name it to take it back."""
+    feedback: str | None = None
+    """After a training item: the right answer and why, as HTML."""
+
+
+class Rules(BaseModel):
+    """The guidelines as they stand beside the task."""
+
+    name: str | None
+    """Version; None: there are none."""
+    html: str
+    """Rendered."""
 
 
 @router.get("/work", include_in_schema=False)
 def work_page(request: Request, person: Anybody, change: Number | None = None) -> Response:
-    """The task page; ``change`` opens one's earlier judgement."""
+    """The task page; ``change`` opens one's earlier judgement. Before the first item come the instructions."""
     store = request.app.state.store
-    current = store.next(person.id) if change is None else store.reopen(person.id, change)
-    last = store.history(person.id, limit=1)
+    own, guideline = own_work(store.database, person.id), store.guideline()
+    if person.role == "annotator" and change is None and not own.judged:
+        training = training_left(store.database, person.id)
+        if (guideline or training) and not has_read_instructions(store.database, person.id):
+            return page(request, "start.html", person, guideline=guideline, training=training)
+    assignment = store.next(person.id) if change is None else store.reopen(person.id, change)
     return page(
         request,
         "work.html",
         person,
-        task=task_html(request, person, current),
-        last=last[0].version if last else "",
-        count=store.count(person.id),
-        guideline=store.guideline(),
+        task=task_html(request, person, assignment),
+        last="" if own.last is None else own.last,
+        judged=own.judged,
+        total=_total(request, person, own.judged),
+        guideline=guideline,
     )
 
 
+@router.post("/work/start", include_in_schema=False)
+def begin(request: Request, person: Anybody) -> Response:
+    """Confirm the instructions."""
+    store = request.app.state.store
+    guideline = store.guideline()
+    read_instructions(store.database, person.id, guideline=guideline and guideline[1], at=store.clock())
+    return RedirectResponse("/work", status_code=303)
+
+
 @router.get("/work/next", responses={401: {}, 403: {}})
-def next_task(request: Request, person: Anybody) -> Next:
-    """The task in front of the person signed in."""
-    current = request.app.state.store.next(person.id)
-    return _next(request, person, current)
+def next_task(request: Request, person: Anybody, item: str | None = None) -> Next:
+    """The task in front of the person signed in; or one's stored judgement of ``item``, if there is one."""
+    store = request.app.state.store
+    known = None if item is None or "\x00" in item else version_of(store.database, person.id, item)
+    return _next(request, person, store.next(person.id) if known is None else store.reopen(person.id, known))
+
+
+@router.get("/work/guidelines", responses={401: {}, 403: {}})
+def rules(request: Request, person: Anybody) -> Rules:
+    """The newest guidelines."""
+    guideline = request.app.state.store.guideline()
+    html = fragment(request, "_guidelines.html", language_of(request, person), guideline=guideline)
+    return Rules(name=guideline[1] if guideline else None, html=html)
 
 
 @router.post("/work/submit", responses={401: {}, 403: {}, 409: {}, 503: {}})
 def submit(request: Request, person: Anybody, form: Form) -> Next:
     """Store a filled-in form and give the next task. Sending the same form again changes nothing."""
-    receipt, current = request.app.state.store.submit(person.id, form)
+    receipt, assignment = request.app.state.store.submit(person.id, form)
     if receipt.new and receipt.state == "stored":
         request.app.state.notify({"event": "judgement", "item": form.item, "submission": receipt.submission})
-    return _next(request, person, current, receipt)
+    return _next(request, person, assignment, receipt, feedback=_feedback(request, person, form, receipt))
 
 
 @router.post("/work/undo", responses={401: {}, 403: {}, 409: {}, 503: {}})
@@ -85,8 +140,11 @@ def undo(request: Request, person: Anybody, what: Undo) -> Next:
 @router.get("/history", include_in_schema=False)
 def history(request: Request, person: Anybody, before: Number | None = None) -> Response:
     """One's own judgements, newest first."""
-    past = request.app.state.store.history(person.id, before=before)
-    return page(request, "history.html", person, past=past, more=past[-1].version if len(past) == 25 else None)
+    store, t = request.app.state.store, translator(request, person)
+    past = store.history(person.id, before=before)
+    words = [in_words(p.task, p.submission, store.order(p.task, person.pseudonym), t) for p in past]
+    more = past[-1].version if len(past) == 25 else None
+    return page(request, "history.html", person, past=list(zip(past, words, strict=True)), more=more)
 
 
 @router.get("/guidelines", include_in_schema=False)
@@ -96,75 +154,127 @@ def guidelines(request: Request, person: Anybody, version: Number | None = None)
     return page(request, "guidelines.html", person, guideline=store.guideline(version), names=store.guideline_names())
 
 
-def _next(request: Request, person: Person, current: Assignment | str, receipt: Receipt | None = None) -> Next:
+def _next(
+    request: Request,
+    person: Person,
+    assignment: Assignment | str,
+    receipt: Receipt | None = None,
+    feedback: str | None = None,
+) -> Next:
+    own = own_work(request.app.state.store.database, person.id)
     return Next(
-        item=None if isinstance(current, str) else current.task.id,
-        state=current if isinstance(current, str) else "task",
-        html=task_html(request, person, current),
-        guideline=None if isinstance(current, str) else current.guideline,
+        item=None if isinstance(assignment, str) else assignment.task.id,
+        state=assignment if isinstance(assignment, str) else "task",
+        html=task_html(request, person, assignment),
+        guideline=None if isinstance(assignment, str) else assignment.guideline,
         stored=receipt.state if receipt else None,
         version=receipt.version if receipt else None,
+        judged=own.judged,
+        total=_total(request, person, own.judged),
+        last=own.last,
+        feedback=feedback,
     )
 
 
-def task_html(request: Request, person: Person, current: Assignment | str, *, adjudication: bool = False) -> str:
-    """The task as a part of the page; or why there is none."""
+def _total(request: Request, person: Person, judged: int) -> int:
+    """How many items there are for this person, judged ones included; counted anew once a minute."""
+    cache, key = request.app.state.cache, ("total", person.id)
+    until, total = cache.get(key, (0.0, 0))
+    if time.monotonic() >= until or judged > total:
+        total = judged + remaining(request.app.state.store.database, person.id)
+        cache[key] = (time.monotonic() + _REST, total)
+    return total
+
+
+def _feedback(request: Request, person: Person, form: Form, receipt: Receipt) -> str | None:
+    """What a training item's right answer is; None for other items and where nothing was judged."""
+    store = request.app.state.store
+    task = store.task(form.item)
+    if task.check is None or task.check.role != "training" or form.verdict != "judged" or receipt.state != "stored":
+        return None
+    order = store.order(task, person.pseudonym)
+    given = Submission(
+        id="-", task=task.id, annotator=person.pseudonym, shown_order=order, **form.model_dump(include=_GIVEN)
+    )
+    return fragment(
+        request,
+        "_feedback.html",
+        language_of(request, person),
+        right=passes(task, given),
+        expected=expected(task, task.check, order, translator(request, person)),
+        explanation=task.check.explanation,
+    )
+
+
+def task_html(
+    request: Request,
+    person: Person,
+    assignment: Assignment | str,
+    *,
+    adjudication: bool = False,
+    causes: Sequence[str] = (),
+) -> str:
+    """The task as a part of the page; or why there is none. With ``causes`` it asks why people disagree."""
     language = language_of(request, person)
-    if isinstance(current, str):
-        return fragment(request, "_nothing.html", language, state=current)
-    shown = [current.task.completions[i] for i in current.shown_order]
+    if isinstance(assignment, str):
+        return fragment(request, "_nothing.html", language, state=assignment)
+    task = assignment.task
+    answers = [task.completions[i].text for i in assignment.shown_order]
+    messages = task.prompt.messages
+    rendered = render_all([*(m.content for m in messages), *answers])
     return fragment(
         request,
         "_task.html",
         language,
-        task=current.task,
-        shown=shown,
+        task=task,
+        turns=[(m.role, html, plain(m.content)) for m, html in zip(messages, rendered, strict=False)],
+        shown=[(text, html, plain(text)) for text, html in zip(answers, rendered[len(messages) :], strict=True)],
+        long=any(len(text) > LONGEST for text in [*(m.content for m in messages), *answers]),
         letters=LETTERS,
-        rows=rows(current, current.config, language),
-        version=current.version,
-        draft=current.draft,
-        config=current.config,
+        rows=rows(assignment, assignment.config, translator(request, person)),
+        version=assignment.version,
+        draft=assignment.draft,
+        config=assignment.config,
         adjudication=adjudication,
+        causes=causes,
     )
 
 
-def rows(assignment: Assignment, config: ProjectConfig, language: str) -> list[dict[str, Any]]:
+def rows(assignment: Assignment, config: ProjectConfig, t: Callable[..., str]) -> list[dict[str, Any]]:
     """The form as rows of choices: each row is one question, each choice one value."""
 
-    def t(key: str, **values: object) -> str:
-        return translate(language, key, **values)
-
-    def option(label: str, key: int | None, **data: Any) -> dict[str, Any]:
-        return {"label": label, "key": key, "data": data}
+    def option(label: str, key: int | None, short: str = "", **data: Any) -> dict[str, Any]:
+        return {"label": label, "key": key, "short": short, "data": data}
 
     task = assignment.task
     if task.kind == "thumbs":
         options = [option(t("task.good"), 1, good="true"), option(t("task.bad"), 2, good="false")]
-        return [{"type": "thumb", "criterion": "", "label": t("task.thumbs"), "position": None, "options": options}]
+        return [{"type": "thumb", "label": t("task.thumbs"), "options": options} | _ALONE]
     if task.kind == "steps":
         options = [option(step, i + 1 if i < 9 else None, step=i) for i, step in enumerate(task.steps)]
         options.append(option(t("task.no_mistake"), 0, step=""))
-        return [{"type": "step", "criterion": "", "label": t("task.steps"), "position": None, "options": options}]
-    questions: list[dict[str, Any]] = []
+        return [{"type": "step", "label": t("task.steps"), "options": options} | _ALONE]
+    made: list[dict[str, Any]] = []
     count = len(task.completions)
     for criterion in config.criteria:
         label = criterion.label or (t("criterion.overall") if criterion.name == OVERALL else criterion.name)
-        row = {"criterion": criterion.name, "label": label, "position": None}
+        row = {"criterion": criterion.name, "label": label, "position": None, "group": ""}
         if criterion.kind == "scale":
             for p in range(count):
                 points = [option(str(n), n, score=n) for n in range(1, criterion.points + 1)]
-                questions.append(
-                    row | {"type": "scale", "position": p, "options": points, "label": f"{label} – {LETTERS[p]}"}
-                )
+                made.append(row | _of_answer(p, label) | {"type": "scale", "options": points})
         elif count == 2:
-            questions.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
+            made.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
         else:
             for p in range(count):
-                ranks = [option(t(f"rank.{n}"), n, rank=n - 1) for n in range(1, count + 1)]
-                questions.append(
-                    row | {"type": "rank", "position": p, "options": ranks, "label": f"{label} – {LETTERS[p]}"}
-                )
-    return questions
+                ranks = [option(t(f"rank.{n}"), n, str(n), rank=n - 1) for n in range(1, count + 1)]
+                made.append(row | _of_answer(p, label) | {"type": "rank", "options": ranks})
+    return made
+
+
+def _of_answer(position: int, label: str) -> dict[str, Any]:
+    """A row about one answer; the question stands once, over the first of them."""
+    return {"position": position, "label": f"{label} – {LETTERS[position]}", "group": "" if position else label}
 
 
 def _pair_options(config: ProjectConfig, t: Any, option: Any) -> list[dict[str, Any]]:
@@ -176,10 +286,10 @@ def _pair_options(config: ProjectConfig, t: Any, option: Any) -> list[dict[str, 
     }
     words = names[config.strength]
     strength = {n: "" if config.strength == 1 else round(n / config.strength, 4) for n in levels}
-    left = [(t(words[n - 1], answer="A"), "0,1", strength[n]) for n in levels]
-    right = [(t(words[n - 1], answer="B"), "1,0", strength[n]) for n in reversed(levels)]
-    middle = [(t("pair.tie"), "0,0", "")] if config.ties else []
+    left = [(t(words[n - 1], answer="A"), "A" + "+" * (n - 1), "0,1", strength[n]) for n in levels]
+    right = [(t(words[n - 1], answer="B"), "B" + "+" * (n - 1), "1,0", strength[n]) for n in reversed(levels)]
+    middle = [(t("pair.tie"), "=", "0,0", "")] if config.ties else []
     return [
-        option(label, number, ranks=ranks, strength=level)
-        for number, (label, ranks, level) in enumerate([*left, *middle, *right], 1)
+        option(label, number, short, ranks=ranks, strength=level)
+        for number, (label, short, ranks, level) in enumerate([*left, *middle, *right], 1)
     ]

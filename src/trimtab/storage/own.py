@@ -1,0 +1,87 @@
+"""What one person needs to know of their own work: how far it is, what was stored last, and what they have read."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import and_, func, or_, select
+
+from trimtab.storage.database import Database
+from trimtab.storage.rows import add_event
+from trimtab.storage.schema import batches, events, items, judgements, leases
+
+_INSTRUCTIONS = "instructions"
+"""Kind of the event, and its key: each person reads them once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """Where one person's work stands."""
+
+    judged: int
+    """Items judged, passed on or flagged; training items are not counted."""
+    last: int | None
+    """Version of the last judgement, which can be taken back; None: there is none."""
+
+
+def own_work(database: Database, person: int) -> Own:
+    """How many items a person has judged, and the version of the last judgement."""
+    mine = judgements.c.person_id == person
+    counted = select(func.count()).join(items, items.c.id == judgements.c.item_id)
+    with database.read() as c:
+        judged = c.scalar(counted.where(mine, func.coalesce(items.c.role, "") != "training"))
+        last = c.scalar(select(func.max(judgements.c.seq)).where(mine, judgements.c.adjudication.is_(False)))
+    return Own(judged=judged or 0, last=last)
+
+
+def remaining(database: Database, person: int) -> int:
+    """How many items a person could still judge now: those in front of them, and those with room."""
+    mine = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
+    held = select(leases.c.item_id).where(
+        leases.c.item_id == items.c.id, leases.c.person_id == person, leases.c.live.is_(True)
+    )
+    query = (
+        select(func.count())
+        .select_from(items)
+        .join(batches, batches.c.id == items.c.batch_id)
+        .where(
+            items.c.role.is_(None),
+            items.c.retired.is_(False),
+            or_(and_(items.c.open.is_(True), batches.c.paused.is_(False)), held.exists()),
+            ~mine.exists(),
+        )
+    )
+    with database.read() as c:
+        return c.scalar(query) or 0
+
+
+def version_of(database: Database, person: int, uid: str) -> int | None:
+    """Version of a person's judgement of an item; None: they have not judged it."""
+    query = (
+        select(judgements.c.seq)
+        .join(items, items.c.id == judgements.c.item_id)
+        .where(items.c.uid == uid, judgements.c.person_id == person, judgements.c.adjudication.is_(False))
+    )
+    with database.read() as c:
+        return c.scalar(query)
+
+
+def training_left(database: Database, person: int) -> int:
+    """How many training items a person has not answered yet."""
+    seen = select(judgements.c.item_id).where(judgements.c.person_id == person)
+    query = select(func.count()).where(items.c.role == "training", items.c.retired.is_(False), items.c.id.not_in(seen))
+    with database.read() as c:
+        return c.scalar(query) or 0
+
+
+def has_read_instructions(database: Database, person: int) -> bool:
+    """Did this person confirm the instructions?"""
+    query = select(events.c.seq).where(events.c.person_id == person, events.c.key == _INSTRUCTIONS)
+    with database.read() as c:
+        return c.scalar(query) is not None
+
+
+def read_instructions(database: Database, person: int, *, guideline: str | None, at: float) -> None:
+    """Write down that a person confirmed the instructions, with this version of the guidelines."""
+    with database.write() as c:
+        known = select(events.c.seq).where(events.c.person_id == person, events.c.key == _INSTRUCTIONS)
+        if c.scalar(known) is None:
+            add_event(c, at, _INSTRUCTIONS, {"guideline": guideline}, person=person, key=_INSTRUCTIONS)

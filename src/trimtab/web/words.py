@@ -1,0 +1,76 @@
+"""Judgements in words, with the answers named by their letters on the reader's screen."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from trimtab.records.annotation import OVERALL, Answer, Check, Submission, Task
+
+LETTERS = "ABCDEFGHI"
+"""Names of the answers, by position on the screen."""
+Translate = Callable[..., str]
+
+
+def in_words(task: Task, submission: Submission, order: Sequence[int], t: Translate) -> str:
+    """What a submission says: ``A much better``, ``B > A = C``, ``Flagged: broken``.
+
+    Args:
+        task: what it is about.
+        submission: what was said.
+        order: ``order[p]`` is the answer at the reader's position p.
+        t: translates a key of the catalogue.
+    """
+    if submission.verdict != "judged":
+        verdict = t(f"verdict.{submission.verdict}")
+        return f"{verdict}: {submission.reason}" if submission.reason else verdict
+    if task.kind == "thumbs":
+        return t("task.good" if submission.good else "task.bad")
+    if task.kind == "steps":
+        return _step(submission.first_wrong, t)
+    words = []
+    for answer in submission.answers:
+        said = _answer(answer, submission.shown_order, order, t)
+        words.append(said if answer.criterion == OVERALL else f"{answer.criterion}: {said}")
+    return "; ".join(words)
+
+
+def expected(task: Task, check: Check, order: Sequence[int], t: Translate) -> str:
+    """The right answer of a check item."""
+    if task.kind == "thumbs":
+        return t("task.good" if check.good else "task.bad")
+    if task.kind == "steps":
+        return _step(check.first_wrong, t)
+    return ordering(check.ranks or (), order)
+
+
+def ordering(ranks: Sequence[int], order: Sequence[int]) -> str:
+    """Ranks of the answers in canonical order as ``B > A = C``."""
+    named = sorted((ranks[answer], LETTERS[p]) for p, answer in enumerate(order))
+    text = named[0][1]
+    for (before, _), (rank, letter) in pairwise(named):
+        text += f" {'=' if rank == before else '>'} {letter}"
+    return text
+
+
+def _step(first_wrong: int | None, t: Translate) -> str:
+    return t("task.no_mistake") if first_wrong is None else t("words.step", number=first_wrong + 1)
+
+
+def _answer(answer: Answer, shown: Sequence[int], order: Sequence[int], t: Translate) -> str:
+    values = answer.ranks if answer.ranks is not None else answer.scores or ()
+    by_answer = dict(zip(shown, values, strict=True))
+    if answer.scores is not None:
+        return ", ".join(f"{LETTERS[p]} {by_answer[i]}" for p, i in enumerate(order))
+    if len(order) == 2:
+        first, second = (by_answer[i] for i in order)
+        if first == second:
+            return t("pair.tie")
+        return t(_level(answer.strength), answer=LETTERS[int(second < first)])
+    return ordering([by_answer[i] for i in range(len(order))], order)
+
+
+def _level(strength: float | None) -> str:
+    """The words for a strength; whatever the number of levels, the strongest is 1."""
+    if strength is None:
+        return "pair.better"
+    levels = ((0.26, "pair.barely"), (0.51, "pair.slightly"), (0.99, "pair.better"))
+    return next((key for most, key in levels if strength < most), "pair.much")
