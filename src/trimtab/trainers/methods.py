@@ -11,8 +11,9 @@
 
 A formula that no other method has goes into :mod:`trimtab.algos` as a pure function, with its equation, source and a
 test against values from elsewhere. Nothing else needs to know the method: the trainers, the plan, the report and the
-checks of step rewards, soft labels and reference log-probabilities read the row. Then add the method to the guide's
-table, to ``docs/explanation/methods-and-papers.md`` and to the learning tests (``tests/learning``), which every method must pass.
+checks of step rewards, soft labels and reference log-probabilities read the row. Then add the method to
+``docs/how-to/choose-a-method.md``, to ``docs/explanation/methods-and-papers.md`` and to the learning tests
+(``tests/learning``), which every method must pass.
 
 Legend: B answers, T tokens, P pairs. Consecutive ``config.group`` rows of ``[B, T]`` answer the same prompt.
 """
