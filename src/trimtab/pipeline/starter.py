@@ -145,14 +145,14 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
     total = sum(report.records.values())
     kinds: dict[Kind, int] = {kind: report.records.get(r.__name__.lower(), 0) for kind, r in RECORDS.items()}
     kinds["prompts"] += report.records.get("comparison", 0)
-    usable = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
+    usable: list[Kind] = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
     if not usable:
         others = ", ".join(report.records) or "nothing"
         raise DataError(
             f"{source}: holds {others}, and none of {report.rows} rows can be trained on. Expected preferences, "
             f"ratings, demonstrations or prompts; `trimtab data check {source}` gives the reason for each row"
         )
-    kind = use or usable[0]
+    kind: Kind = use or usable[0]
     if kind not in usable:  # convertible, or refused here
         load(source, kind=RECORDS[kind], format=format, limit=HUB_ROWS if hub else None)
     if kind == "preferences" and report.pairs == report.identical_pairs:

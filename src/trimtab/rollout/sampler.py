@@ -318,9 +318,11 @@ def _output_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
     if layer is None:
         yield outputs
         return
-    hook = layer.register_forward_hook(
-        lambda _module, _inputs, out: outputs.append(out[0] if isinstance(out, tuple) else out)
-    )
+
+    def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
+        outputs.append(out[0] if isinstance(out, tuple) else out)
+
+    hook = layer.register_forward_hook(keep)
     try:
         yield outputs
     finally:

@@ -6,6 +6,7 @@ Legend: B answers, T tokens (prompt and answer, right-padded; column t is about 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
     )
 
 
-def rollout_batch(tokens: Batch, **columns: Tensor | None) -> RolloutBatch:
+def rollout_batch(tokens: Batch, **columns: Any) -> RolloutBatch:
     """A :class:`RolloutBatch` of these tokens; ``columns`` are its further fields."""
     shared = {f.name: getattr(tokens, f.name) for f in fields(Batch)}
     return RolloutBatch(**shared, **columns)
