@@ -41,7 +41,7 @@ def test_a_method_is_named_where_its_settings_are_and_nowhere_else(name):
     words = {
         SOURCE / "conformance" / "goldens.py",
         SOURCE / "metrics.py",
-    }  # formulas by the same names, and explanations
+    }  # formulas, explanations
     for path in set(SOURCE.rglob("*.py")) - words:
         nodes = ast.walk(ast.parse(path.read_text()))
         if any(isinstance(node, ast.Constant) and node.value == name for node in nodes):
