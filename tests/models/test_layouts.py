@@ -90,7 +90,7 @@ def check_family(kind: str) -> Backbone:
     try:
         role = stir(Role.trainable(backbone, "policy", AdapterConfig(rank=2, top_layers=2), seed=1))
     except ConfigError as error:
-        assert "no linear layer that takes an adapter" in str(error)  # noqa: PT017
+        assert "no linear layer that takes an adapter" in str(error)
         return backbone
     count = len(backbone.layers)
     prefixes = {name for name, module in backbone.model.named_modules() if module in list(backbone.layers[count - 2 :])}

@@ -1,4 +1,4 @@
-"""Folders whose weights are not what they say: an error with number, first key and likely cause, never random weights."""
+"""Folders whose weights are not what they say: an error with number, first key and likely cause."""
 
 import json
 import logging

@@ -115,8 +115,8 @@ def put_adapter(
 ) -> None:
     """Put a LoRA adapter on linear layers.
 
-    PEFT sees the decoder layers only, and names in full. Given a whole model it translates names such as ``gate_proj`` to
-    parameters of all experts in every layer.
+    PEFT sees the decoder layers only, and names in full. Given a whole model it translates names such as ``gate_proj``
+    to parameters of all experts in every layer.
 
     Args:
         layers: the decoder layers.

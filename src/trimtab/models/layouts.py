@@ -7,8 +7,8 @@ rows; those that differ, or fail, are not used for this model. Padding on the ri
 is wherever attention is causal, and a model that is not causal is refused.
 
 A window (sliding attention, chunks, local attention) shows only in rows longer than it. The probe is longer than the
-window where that costs at most :data:`AFFORDABLE`. Otherwise, rows up to the window are covered by the shorter probe, and
-a ``model.context`` beyond it turns the arrangements off.
+window where that costs at most :data:`AFFORDABLE`. Otherwise a short probe covers rows up to the window, and a
+``model.context`` beyond it turns the arrangements off.
 """
 
 import logging

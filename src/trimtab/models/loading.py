@@ -215,8 +215,8 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 def _limit(config: Any) -> int | None:
     """How many tokens a model was built for, read from its text model; None: its configuration does not say.
 
-    Rotary frequencies that change beyond the original length (dynamic NTK, LongRoPE) make the states of a token depend on
-    how long its row gets, so the limit is the original length.
+    Rotary frequencies that change beyond the original length (dynamic NTK, LongRoPE) make the states of a token depend
+    on how long its row gets, so the limit is the original length.
     """
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "n_positions")

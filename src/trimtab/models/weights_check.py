@@ -1,8 +1,8 @@
 """Weights as the folder describes them: each one loaded into its place, or an error that says which is not.
 
-``from_pretrained`` gives random values to weights that the files lack and skips those that it cannot place. Both would be
-another model at every load, so both are refused here, and so is everything else in a folder that changes what the model
-computes and that trimtab does not apply: quantised weights, code of its own, an adapter beside full weights.
+``from_pretrained`` gives random values to weights that the files lack and skips those that it cannot place. The result
+is another model at every load, so both are refused here, and so is everything else in a folder that changes what the
+model computes and that trimtab does not apply: quantised weights, code of its own, an adapter beside full weights.
 """
 
 import json
@@ -110,8 +110,8 @@ def _check_config(name: str, given: str) -> None:
     natives = native if isinstance(native, tuple) else (native,)
     if code is not None and str(code).split(".")[-1] not in {getattr(cls, "__name__", "") for cls in natives}:
         raise ModelError(
-            f"{given} computes with code of its own ({code}, trust_remote_code in transformers), which trimtab does not "
-            "run; use a model whose architecture is part of transformers"
+            f"{given} computes with code of its own ({code}, trust_remote_code in transformers), which trimtab does "
+            "not run; use a model whose architecture is part of transformers"
         )
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     for part in (config, config.get_text_config()):
@@ -119,8 +119,8 @@ def _check_config(name: str, given: str) -> None:
         if quantised:
             method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
             raise ModelError(
-                f"{given} has quantised weights (quantization_config: {method}); trimtab trains float32 weights, so give "
-                "the model before quantisation, or dequantise and save it"
+                f"{given} has quantised weights (quantization_config: {method}); trimtab trains float32 weights, so "
+                "give the model before quantisation, or dequantise and save it"
             )
 
 
@@ -201,8 +201,8 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
     tuner: Any = adapted.base_model
     if not isinstance(tuner, BaseTuner):
         raise ModelError(
-            f"{given}: an adapter of kind {config.peft_type} cannot be merged into the weights, so trimtab cannot start "
-            "from it; use a LoRA adapter or full weights"
+            f"{given}: an adapter of kind {config.peft_type} cannot be merged into the weights, so trimtab cannot "
+            "start from it; use a LoRA adapter or full weights"
         )
     stored, expected = set(load_peft_weights(folder)), set(get_peft_model_state_dict(adapted))
     _check_adapter_keys(stored, expected, given)
@@ -214,8 +214,8 @@ def _check_adapter_keys(stored: Collection[str], expected: Collection[str], give
     if missing or unexpected:
         raise ModelError(
             f"{given}: the adapter's file lacks {len(missing)} weights and holds {len(unexpected)} others (first: "
-            f"{(missing or unexpected)[0]!r}); it was made for another model, or saved by another version of PEFT; merge "
-            "it there and save the model"
+            f"{(missing or unexpected)[0]!r}); it was made for another model, or saved by another version of PEFT; "
+            "merge it there and save the model"
         )
 
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from trimtab.models import Backbone, FrozenStates
+from trimtab.models.cache import SlotCache
 from trimtab.models.kernels import Decoder, kernels
 from trimtab.models.layouts import continued
 from trimtab.records import Prompt, Rollout
-from trimtab.models.cache import SlotCache
 from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout, stop_position
 
 BLOCK = 256
