@@ -47,6 +47,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 def tiny(kind: str) -> Any:
     """A model of a type, with four layers as far as its configuration can be made that small."""
+    if kind == "gemma3":
+        return _gemma3()
     standard = type(AutoConfig.for_model(kind))
     parts = {name: part for name, part in standard.sub_configs.items() if part.__name__ != "AutoConfig"}
     special = SPECIAL.get(kind, {})
@@ -54,6 +56,21 @@ def tiny(kind: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(standard(**settings), dtype=torch.float32).eval()
+
+
+def _gemma3() -> Any:
+    """A text model behind a vision tower with as many layers."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = _sizes(type(AutoConfig.for_model("gemma3_text"))) | SPECIAL["gemma3_text"]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    tokens = {"image_token_index": 317, "boi_token_index": 318, "eoi_token_index": 319, "mm_tokens_per_image": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, **tokens, eos_token_id=2, bos_token_id=None)
+        ).eval()
 
 
 def _sizes(config: type) -> dict[str, Any]:

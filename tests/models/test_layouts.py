@@ -93,7 +93,8 @@ def check_family(kind: str) -> Backbone:
         assert "no linear layer that takes an adapter" in str(error)
         return backbone
     count = len(backbone.layers)
-    prefixes = {name for name, module in backbone.model.named_modules() if module in list(backbone.layers[count - 2 :])}
+    top = {id(layer) for layer in list(backbone.layers)[count - 2 :]}
+    prefixes = {name for name, module in backbone.model.named_modules() if id(module) in top}
     assert all(
         any(name.startswith(f"{prefix}.") for prefix in prefixes) for name in backbone.adapter_parameters("policy")
     )
@@ -172,6 +173,15 @@ def test_models_that_are_not_causal_are_refused():
 )
 def test_windows_are_read_from_the_configuration(settings, window):
     assert window_of(type("Config", (), settings)()) == window
+
+
+def test_adapters_never_land_on_a_vision_tower():
+    backbone = check_family("gemma3")
+    assert len(backbone.model.model.vision_tower.vision_model.encoder.layers) == len(backbone.layers) == 4
+    names = backbone.adapter_parameters("policy")
+    assert names
+    assert not any("vision" in name for name in names)
+    assert backbone.width == 32
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", "mixtral"])

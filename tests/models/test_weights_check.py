@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,9 @@ def test_settings_of_generation_that_are_not_applied_are_said(copy: Path, caplog
 def adapter(folder: Path, base: Path, config=None):
     """Save a stirred adapter for ``base``; returns the model with it, which transformers and PEFT compute."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = get_peft_model(model, config or LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(model, config or LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -160,7 +163,7 @@ def test_an_adapter_with_missing_weights_is_refused(tiny: Path, tmp_path: Path):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
     save_file({k: v for k, v in weights.items() if "layers.1." not in k}, file)
-    with pytest.warns(UserWarning, match="missing adapter keys"), pytest.raises(ModelError, match=r"lacks 4 weights"):
+    with pytest.raises(ModelError, match=r"lacks 4 weights"):
         load(tmp_path / "adapter")
 
 

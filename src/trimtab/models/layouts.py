@@ -68,7 +68,7 @@ def window_of(config: Any) -> int | None:
     if kinds and not any(word in str(kind) for kind in kinds for word in ("sliding", "chunk", "local", "window")):
         return None
     sizes = [getattr(config, name, None) for name in WINDOWS.split()]
-    return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
+    return min((size for size in sizes if type(size) is int and size > 0), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

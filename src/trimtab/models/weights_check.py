@@ -8,6 +8,7 @@ model computes and that trimtab does not apply: quantised weights, code of its o
 import json
 import logging
 import re
+import warnings
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from trimtab.errors import ModelError
+from trimtab.models import embedded
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ def adapter_base(name: str) -> str | None:
             f"{folder / 'adapter_config.json'} does not name the model that the adapter is for; set "
             "base_model_name_or_path in it, or merge the adapter and save the model"
         )
-    return base
+    return str(embedded.embedded_folder()) if base == embedded.NAME else base
 
 
 def _has_weights(folder: Path) -> bool:
@@ -192,7 +194,9 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
     """The model with a saved adapter merged in."""
     config = PeftConfig.from_pretrained(folder)
     try:
-        adapted = PeftModel.from_pretrained(model, folder, config=config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecated names between the two libraries; missing keys are below
+            adapted = PeftModel.from_pretrained(model, folder, config=config)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelError(
