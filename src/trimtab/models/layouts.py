@@ -77,8 +77,8 @@ class Probe:
 
     prompt: list[int]
     answers: list[list[int]]
-    longer_than_window: bool
-    """False: the model has a window below ``model.context`` and a row beyond it would cost too much."""
+    covers_context: bool
+    """False: rows up to ``model.context`` may be longer than the model's window, and the probe is not."""
     expected: list[Tensor]
     """``[T, H]`` for each answer: final hidden states of prompt and answer."""
 
@@ -104,17 +104,16 @@ def make_probe(backbone: "Backbone") -> Probe:
     config = backbone.model.config.get_text_config()
     window, context = window_of(config), backbone.chat.context
     prompt, first, second = 6, 4, 3
-    beyond = False
+    covers_context = True
     if window is not None:
         # Rows in use either stay within the window, and only a shared row is longer, or go beyond it themselves.
         longest = (window + 8, 4, 3) if context > window else (max(2, window // 2), max(2, window // 2 - 1), 3)
         size = sum(p.numel() for p in backbone.model.parameters())
-        tokens, product = AFFORDABLE.get(backbone.device.type, AFFORDABLE["cpu"])
-        affordable = 2 * sum(longest) <= tokens and size * 2 * sum(longest) <= product
-        beyond = context > window
+        most_tokens, most = AFFORDABLE.get(backbone.device.type, AFFORDABLE["cpu"])
+        affordable = 2 * sum(longest) <= most_tokens and size * 2 * sum(longest) <= most
+        covers_context = affordable or context <= window
         if affordable:
             prompt, first, second = longest
-            beyond = False
     tokens = _tokens(backbone, prompt + first + second)
     answers = [tokens[prompt : prompt + first], tokens[prompt + first :]]
     expected = []
@@ -123,10 +122,9 @@ def make_probe(backbone: "Backbone") -> Probe:
         try:
             expected.append(backbone.model.base_model(input_ids=row, use_cache=False).last_hidden_state[0].float())
         except (AttributeError, TypeError) as error:
-            raise ModelError(
-                f"{type(backbone.model).__name__} gives no hidden states ({error}); trimtab needs them"
-            ) from (error)
-    return Probe(prompt=tokens[:prompt], answers=answers, longer_than_window=not beyond, expected=expected)
+            name = type(backbone.model).__name__
+            raise ModelError(f"{name} gives no hidden states ({error}), which trimtab computes with") from error
+    return Probe(prompt=tokens[:prompt], answers=answers, covers_context=covers_context, expected=expected)
 
 
 def _tokens(backbone: "Backbone", count: int) -> list[int]:
@@ -170,7 +168,7 @@ def find_layouts(backbone: "Backbone") -> Layouts:
         "own_cache": _own_cache,
     }
     off: dict[str, str] = {}
-    if not probe.longer_than_window:
+    if not probe.covers_context:
         reason = f"model.context is longer than its window of {window} tokens, which is too long to try"
         off = dict.fromkeys([*trials, "split"], reason)
         del off["own_cache"]

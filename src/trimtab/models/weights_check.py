@@ -201,7 +201,7 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelError(
             f"{given}: the adapter does not fit its base model ({reason}); merge it and save the model"
-        ) from (error)
+        ) from error
     tuner: Any = adapted.base_model
     if not isinstance(tuner, BaseTuner):
         raise ModelError(
