@@ -154,8 +154,15 @@ def test_proven_architectures_pass_the_probe_that_they_skip(monkeypatch):
 
 
 def test_models_that_are_not_causal_are_refused():
+    model = tiny("qwen2")
+
+    def mix(_module, _inputs, output):
+        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state.mean(1, keepdim=True)
+        return output
+
+    model.model.register_forward_hook(mix)
     with pytest.raises(ModelError, match="not a causal language model"):
-        backbone_of("bert")
+        Backbone(model, Chat(tokenizer(), context=96))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_experts_keep_their_weights_and_are_named(kind: str, caplog):
     with caplog.at_level(logging.WARNING):
         backbone.add_adapter("policy", AdapterConfig(rank=2), seed=1)
     assert "no adapter on mlp.experts.down_proj, mlp.experts.gate_up_proj" in caplog.text
-    assert not any("experts" in name for name in backbone.adapter_parameters("policy"))
+    assert not any(".experts." in name for name in backbone.adapter_parameters("policy"))
     stirred = stir(Role(backbone, adapter="policy"))
     backbone.activate("policy")
     before = plain_logprobs(backbone, list(range(5, 20)), 5)
