@@ -8,7 +8,7 @@ added when it is merged. So these parts stay as they are, and a layer that has n
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,10 +81,11 @@ def _expert_parameters(layers: nn.ModuleList, first: int) -> set[str]:
 def _bypassed(model: Any, linear: dict[str, nn.Module], tokens: torch.Tensor) -> set[str]:
     """Linear layers that are not called, although the result depends on their weight."""
     called: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda _module, _inputs, name=name: called.add(name))
-        for name, module in linear.items()
-    ]
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda *_: called.add(name)
+
+    handles = [module.register_forward_pre_hook(record(name)) for name, module in linear.items()]
     try:
         with torch.no_grad():
             model.base_model(input_ids=tokens, use_cache=False)

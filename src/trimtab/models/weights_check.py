@@ -56,13 +56,14 @@ def load_weights(name: str, given: str) -> Any:
     """
     base = adapter_base(name)
     _check_config(base or name, given)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         base or name,
         dtype=torch.float32,
         trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that the report lists them
     )
+    model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{given} is an adapter on the hub; download it, and give its folder as model.name")
     check_loaded(model, info, given if base is None else base)
@@ -106,7 +107,7 @@ def _has_weights(folder: Path) -> bool:
 def _check_config(name: str, given: str) -> None:
     """Refuse code of the folder's own and quantised weights."""
     settings, _ = PreTrainedConfig.get_config_dict(name)
-    kind, own = settings.get("model_type"), settings.get("auto_map") or {}
+    kind, own = str(settings.get("model_type")), settings.get("auto_map") or {}
     code = own.get("AutoModelForCausalLM")
     native = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None) if kind in CONFIG_MAPPING else None
     natives = native if isinstance(native, tuple) else (native,)
