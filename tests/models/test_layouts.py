@@ -184,7 +184,7 @@ def test_windows_are_read_from_the_configuration(settings, window):
 
 def test_adapters_never_land_on_a_vision_tower():
     backbone = check_family("gemma3")
-    assert len(backbone.model.model.vision_tower.vision_model.encoder.layers) == len(backbone.layers) == 4
+    assert len(backbone.model.model.vision_tower.encoder.layers) == len(backbone.layers) == 4
     names = backbone.adapter_parameters("policy")
     assert names
     assert not any("vision" in name for name in names)
