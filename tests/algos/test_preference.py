@@ -102,7 +102,7 @@ def test_cpo():
     assert nls(0.1 * 3) == near(0.554355244)
     assert cpo_loss(*POLICY, beta=BETA, alpha=0.0).item() == near(0.554355244)
     assert cpo_loss(*POLICY, beta=BETA, alpha=0.5).item() == near(0.554355244 + 0.5 * 12)
-    assert cpo_loss(*POLICY, beta=BETA, alpha=0.5, chosen_lengths=LENGTHS[0]).item() == near(0.554355244 + 0.5 * 1.2)
+    assert cpo_loss(*POLICY, beta=BETA, alpha=0.5, mean_length=10.0).item() == near(0.554355244 + 0.5 * 1.2)
 
 
 # Soft labels ---------------------------------------------------------------------------------
