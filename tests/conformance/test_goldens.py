@@ -48,6 +48,17 @@ POINTS = [(1.0, 2), (1.1, 2), (1.5, 2), (0.5, 2), (1.5, -2), (0.5, -2), (5.0, -2
 
 BY_HAND: dict[str, tuple[float, ...]] = {
     "bradley_terry": (-log(W / (W + L)),),
+    "bradley_terry, margin 1 and soft labels": (  # the margin is asked of the likelier winner, of neither at ½
+        log(1 + exp(1.8)),
+        0.25 * log(1 + exp(-1.8)) + 0.75 * log(1 + exp(1.8)),
+        0.5 * log(1 + exp(-0.8)) + 0.5 * log(1 + exp(0.8)),
+        0.75 * log(1 + exp(0.2)) + 0.25 * log(1 + exp(-0.2)),
+    ),
+    "ipo, per token": ((1.0 / 10 + 0.5 / 12 - 5) ** 2,),
+    "k3, limited": (10.0, exp(2) - 3, 10.0),
+    "k3, share at its limit": (2 / 3,),
+    "sequence KL": (0.5, -1.0),
+    "sequence KL, coefficients of the scores": (0.5 - 1.0, -1.0),
     "ranking, all pairs": (sum(log(1 + exp(-d)) for d in (0.8, 1.5, 0.7)) / 3,),
     "plackett_luce": (-log(A / (A + B + C) * B / (B + C)),),
     "rao_kupper": (
