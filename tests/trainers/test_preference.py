@@ -87,12 +87,12 @@ def logprob(role: Role, tokens: list[int], start: int) -> float:
 def pair_loss(
     config: PairConfig,
     w: float,
-    l: float,
+    l: float,  # noqa: E741
     rw: float,
     rl: float,
     nw: int,
     nl: int,
-    mean_length: float,  # noqa: E741
+    mean_length: float,
 ) -> float:
     def softplus(x: float) -> float:
         return math.log1p(math.exp(x))
