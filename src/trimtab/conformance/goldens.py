@@ -213,6 +213,27 @@ GOLDENS: dict[str, Golden] = {
         expected=(0.152498570, 0.762492852, 0.762492852, -1.677484274, 0.0, 0.0),
         ours=algos.reinforce_pp_advantage,
     ),
+    "reinforce++ with baseline": Golden(  # totals 3 and 1; to come: 1, 0 and −1
+        inputs={
+            "rewards": torch.stack([t(1.0, 2.0), t(1.0, 9.0)]), "group": 2,
+            "response_mask": torch.tensor([[True, True], [True, False]]),
+        },
+        expected=(1.224744862, 0.0, -1.224744862, 0.0),
+        ours=algos.reinforce_pp_baseline_advantage,
+    ),
+    "missing EOS, replaced": Golden(  # an answer that ended, two that were cut
+        inputs={"scores": t(2.0, 2.0, -3.0), "ended": torch.tensor([True, False, False]), "penalty": -1.0},
+        expected=(2.0, -1.0, -3.0), ours=algos.penalise_missing_eos,
+    ),
+    "missing EOS, subtracted": Golden(
+        inputs={"scores": t(2.0, 2.0, -3.0), "ended": torch.tensor([True, False, False]), "penalty": -1.0,
+                "mode": "subtract"},
+        expected=(2.0, 1.0, -4.0), ours=algos.penalise_missing_eos,
+    ),
+    "overlong": Golden(
+        inputs={"lengths": t(3.0, 5.0, 6.0, 8.0), "max_tokens": 8, "buffer": 4}, expected=(0.0, -0.25, -0.5, -1.0),
+        ours=algos.overlong_penalty,
+    ),
     "clipped policy": Golden(
         inputs=_CLIPPED, expected=(-2.0, -2.2, -2.4, -1.0, 3.0, 1.6, 10.0), ours=algos.clipped_policy_loss
     ),
