@@ -1,5 +1,6 @@
 """Offline alignment: every loss by hand from log-probabilities of whole answers, computed one at a time."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -320,7 +321,7 @@ def test_kto_by_hand():
     for i, a in enumerate(answers):  # under the next prompt that is another one
         others = [p for p in prompts_of[i + 1 :] + prompts_of[:i] if p != a.prompt]
         shifted.append(ratio(others[0], a.answer))
-    assert any(a.prompt == b.prompt for a, b in zip(answers, answers[1:], strict=False))  # so this matters
+    assert any(a.prompt == b.prompt for a, b in itertools.pairwise(answers))  # so this matters
     z = max(0.0, sum(shifted) / len(shifted))
     total = 0.0
     for a in answers:
