@@ -124,7 +124,6 @@ def test_micro_batches_change_nothing(kind):
     same_weights(*ends)
 
 
-@pytest.mark.parametrize("settings", [OnlineDpoConfig(group=4), RejectionConfig(group=4)], ids=lambda c: c.method)
 def test_rejection_trains_at_temperature_one(tmp_path: Path):
     """As Llama 2 and RAFT fine-tune; what is drawn and measured is at the sampler's temperature."""
     settings = RejectionConfig(group=4, **(SHORT | {"sampler": SamplerConfig(max_new_tokens=8, temperature=0.6)}))
@@ -142,6 +141,7 @@ def test_rejection_trains_at_temperature_one(tmp_path: Path):
     assert row["mismatch"] == pytest.approx(0.0, abs=1e-4) and row["approx_kl"] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("settings", [OnlineDpoConfig(group=4), RejectionConfig(group=4)], ids=lambda c: c.method)
 def test_both_raise_the_reward(settings):
     backbone = tiny_backbone()
     with torch.no_grad():
