@@ -128,6 +128,7 @@ def test_rejection_trains_at_temperature_one(tmp_path: Path):
     """As Llama 2 and RAFT fine-tune; what is drawn and measured is at the sampler's temperature."""
     settings = RejectionConfig(group=4, **(SHORT | {"sampler": SamplerConfig(max_new_tokens=8, temperature=0.6)}))
     roles = stirred()
+    roles.policy.backbone.activate(roles.policy.adapter)
     before = copy.deepcopy(roles.policy.backbone.model)
     _, [row] = run(settings, roles=roles, samples=tmp_path)
     rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
