@@ -39,6 +39,11 @@ class RolloutBatch(Batch):
     importance: Tensor | None = None
     """``[B, T]``, weight of each token's loss that corrects for the sampler's other kernels; None: not corrected."""
 
+    @property
+    def answered(self) -> Tensor:
+        """``[B]`` bool, True: the answer has a token. Others teach nothing and are in no group's mean."""
+        return self.response_mask.any(dim=1)
+
 
 def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
     """Prompt and answer of each rollout; equal prompts are computed once."""
