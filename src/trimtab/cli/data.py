@@ -112,7 +112,7 @@ def convert(
         f"refused {len(loaded.refused)}, dropped {loaded.duplicates} equal prompts"
     )
     if loaded.unread:
-        console.print(f"columns and keys that nothing here reads: {_counts(loaded.unread)}")
+        console.print(f"further columns and keys, kept as metadata: {_counts(loaded.unread)}")
     for why, count in loaded.doubts.items():
         console.print(f"{count} rows: {why}")
     _show_refused(console, source, loaded.refused)

@@ -47,6 +47,8 @@ class Context:
     """Fingerprint of each stage of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
+    read: set[tuple[str, type]] = field(default_factory=set)
+    """Data files, and the records read from them, whose refused rows and further columns were listed."""
 
     def folder(self, stage: str) -> Path:
         """A stage's folder."""
@@ -71,9 +73,16 @@ class Context:
         return locate(source, self.recipe.parent)
 
     def load(self, source: str, kind: type[K]) -> Loaded[K]:
-        """Read a data file and say what was refused."""
+        """Read a data file and, the first time in a run, say what was refused."""
         data = self.config.data
         loaded = load(self.data_path(source), kind=kind, format=data.format, limit=data.limit)
+        if (source, kind) not in self.read:
+            self.read.add((source, kind))
+            self._announce(source, loaded)
+        return loaded
+
+    def _announce(self, source: str, loaded: Loaded[Any]) -> None:
+        """Say what was refused, left out or not understood in a data file."""
         if loaded.refused:
             more = f" The first {LISTED}:" if len(loaded.refused) > LISTED else ""
             self.ui.say(
@@ -85,12 +94,11 @@ class Context:
         if loaded.unread:
             names = ", ".join(f"{name[:40]!r} ({count})" for name, count in list(loaded.unread.items())[:UNREAD])
             more = f" and {len(loaded.unread) - UNREAD} more" if len(loaded.unread) > UNREAD else ""
-            self.ui.say(f"  {source}: columns and keys that nothing here reads (rows): {names}{more}")
+            self.ui.say(f"  {source}: further columns, kept as metadata (rows): {names}{more}")
         for doubt, count in loaded.doubts.items():
             self.ui.say(f"  {source}: {count} rows: {doubt}")
         if loaded.duplicates:
             self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
-        return loaded
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for sampling and alignment, without held-out ones; and counts of those left out."""
