@@ -110,7 +110,7 @@ class Task(Record):
         """The same as an item for aggregation and statistics; None for other kinds."""
         if self.kind != "compare":
             return None
-        return Comparison(id=self.id, prompt=self.prompt, completions=self.completions)
+        return Comparison(id=self.id, prompt=self.prompt, completions=self.completions, metadata=self.metadata)
 
 
 class Answer(Record):
