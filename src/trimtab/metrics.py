@@ -601,8 +601,8 @@ AGREEMENT: Mapping[str, Metric] = {
     ),
     "strength_alpha": Metric(
         title="α of the strength of preference",
-        meaning="Krippendorff's α over how strongly one answer is preferred, from −1 over 0 (a tie) to 1: a small difference "
-        "is a small disagreement.",
+        meaning="Krippendorff's α over how strongly one answer is preferred, from −1 over 0 (a tie) to 1: a small "
+        "difference is a small disagreement.",
         unit="1",
         good="as α, or above it: people disagree where the answers are close",
         act="Below α, people disagree where they are sure: look at *Disagreements*, the widest apart come first.",

@@ -118,9 +118,7 @@ def aggregate(
         if not judgements_of_item:
             dropped["no usable judgement"] += 1
             continue
-        preference = _combine(
-            item, judgements_of_item, [by_annotator[j.annotator] for j in judgements_of_item], config
-        )
+        preference = _combine(item, judgements_of_item, [by_annotator[j.annotator] for j in judgements_of_item], config)
         leans = preference.probability is not None and not math.isclose(preference.probability, 0.5, abs_tol=1e-9)
         if config.keep_tied or max(preference.ranks) > 0 or leans:
             preferences[item.id] = preference

@@ -43,8 +43,8 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 def interval_alpha(units: Iterable[Sequence[float]]) -> float | None:
     """Krippendorff's α for numbers, where a small difference is a small disagreement.
 
-    α = 1 − (n − 1) Σ_u Σ_{i≠j} (v_i − v_j)² / (m_u − 1) / Σ_{i≠j} (v_i − v_j)², the first sum over the m_u ≥ 2 values of
-    each unit, the last over all n values; Krippendorff 2011, section D, interval metric.
+    α = 1 − (n − 1) Σ_u Σ_{i≠j} (v_i − v_j)² / (m_u − 1) / Σ_{i≠j} (v_i − v_j)², the first sums over the m_u ≥ 2 values
+    of each unit, the last over all n values; Krippendorff 2011, section D, interval metric.
 
     Args:
         units: the numbers given to each unit, by any number of annotators.

@@ -61,7 +61,8 @@ def require_criterion(judgements: Sequence[Judgement], criterion: str) -> None:
     known = sorted({j.criterion for j in judgements if j.ranks is not None})
     if known and criterion not in known:
         raise ConfigError(
-            f"criterion {criterion!r}: none of {len(judgements)} judgements is about it; choose one of {', '.join(known)}"
+            f"criterion {criterion!r}: none of {len(judgements)} judgements is about it; "
+            f"choose one of {', '.join(known)}"
         )
 
 
@@ -70,8 +71,8 @@ def usable_judgements(
 ) -> tuple[dict[str, list[Judgement]], Counter[str]]:
     """Sort judgements by item, and count those that cannot be used by reason.
 
-    Unusable are: a criterion other than the one asked for (a skip or flag is about all criteria), an item that is not in ``items``, a
-    verdict without ranks, a number of answers other than the item's, and later judgements by the same annotator: if
+    Unusable are: a criterion other than the one asked for (a skip or flag is about all criteria), an item
+    that is not in ``items``, a verdict without ranks, a number of answers other than the item's, and later judgements by the same annotator: if
     someone judged an item twice, the first ranking counts.
 
     Returns:
