@@ -142,8 +142,13 @@ def export_project(
         opened.close()
     for name, file in manifest["files"].items():
         typer.echo(f"{out / name}: {file['rows']} rows")
+    typer.echo(f"{manifest['used']} of {manifest['judgements']} judgements used")
     for reason, count in manifest["dropped"].items():
         typer.echo(f"  left out: {count} {reason}")
+    for reason, count in manifest.get("dropped_items", {}).items():
+        typer.echo(f"  items without a row: {count} {reason}")
+    for criterion, count in manifest.get("other_criteria", {}).items():
+        typer.echo(f"  answers about another criterion, {criterion}: {count}")
 
 
 @app.command("import")

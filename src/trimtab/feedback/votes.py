@@ -72,8 +72,8 @@ def usable_judgements(
     """Sort judgements by item, and count those that cannot be used by reason.
 
     Unusable are: a criterion other than the one asked for (a skip or flag is about all criteria), an item
-    that is not in ``items``, a verdict without ranks, a number of answers other than the item's, and later judgements by the same annotator: if
-    someone judged an item twice, the first ranking counts.
+    that is not in ``items``, a verdict without ranks, a number of answers other than the item's, and later
+    judgements by the same annotator: if someone judged an item twice, the first ranking counts.
 
     Returns:
         Usable judgements by item id, in the order given; and how many were refused for each
