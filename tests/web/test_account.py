@@ -95,7 +95,7 @@ def ids_in(format: str, files: dict[str, bytes]) -> set[str]:
     return {name.partition("/")[0] for name in ids}
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(snapshots())
 @pytest.mark.parametrize("format", FORMATS)
 def test_used_and_dropped_make_up_all_judgements(format: str, snapshot: Snapshot):

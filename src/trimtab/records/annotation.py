@@ -323,7 +323,7 @@ def disagree(task: Task, submissions: Sequence[Submission], *, majority: float =
     if task.kind != "compare":
         labels = Counter(s.good if task.kind == "thumbs" else s.first_wrong for s in judged)
         return len(labels) > 1 and max(labels.values()) < majority * len(judged)
-    rankings = [overall_ranks(task, s) for s in judged]
+    rankings = [ranks for s in judged if (ranks := overall_ranks(task, s))]
     for i, j in combinations(range(len(task.completions)), 2):
         first, second = sum(r[i] < r[j] for r in rankings), sum(r[i] > r[j] for r in rankings)
         if first and second and max(first, second) < majority * (first + second):
@@ -338,7 +338,7 @@ def distance(task: Task, submissions: Sequence[Submission]) -> float:
     comparison of two answers times the strength where it was asked. Two rankings are half the difference of their
     preferences apart, on average over the pairs of answers.
     """
-    judged = [s for s in submissions if s.verdict == "judged"]
+    judged = [s for s in submissions if s.verdict == "judged" and (task.kind != "compare" or s.answers)]
     if len(judged) < 2:
         return 0.0
     if task.kind == "compare":
