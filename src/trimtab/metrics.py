@@ -615,6 +615,14 @@ AGREEMENT: Mapping[str, Metric] = {
         good="above 0.4 for preferences; 0.67 and more is called reliable for facts",
         act="Below 0.2 the labels are close to chance: change the task.",
     ),
+    "strength_alpha": Metric(
+        title="α of the strength of preference",
+        meaning="Krippendorff's α over how strongly one answer is preferred, from −1 over 0 (a tie) to 1: a small "
+        "difference is a small disagreement.",
+        unit="1",
+        good="as α, or above it: people disagree where the answers are close",
+        act="Below α, people disagree where they are sure: look at *Disagreements*, the widest apart come first.",
+    ),
     "cohen_kappa": Metric(
         title="Cohen's κ",
         meaning="The same for exactly two annotators.",

@@ -6,6 +6,7 @@ from trimtab.feedback import (
     Estimate,
     SimulationConfig,
     agreement_report,
+    interval_alpha,
     krippendorff_alpha,
     nominal_report,
     simulate,
@@ -84,6 +85,12 @@ def test_krippendorff_is_one_minus_observed_over_expected_disagreement(units):
         assert found == pytest.approx(1 - (observed / n) / (expected / (n * (n - 1))))
     else:
         assert found is None
+
+
+def test_krippendorff_for_numbers_as_published():
+    """Krippendorff 2011, section D: the data of example C by the interval metric."""
+    rows = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 .")
+    assert interval_alpha([list(map(int, unit)) for unit in columns(*rows)]) == pytest.approx(0.849, abs=5e-4)
 
 
 def test_total_agreement():

@@ -254,7 +254,7 @@ def test_the_app_needs_no_torch(tmp_path: Path):
     (tmp_path / "items.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"]}\n')
     check = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'peft', 'safetensors', 'httpx', 'pyarrow'): sys.modules[name] = None\n"
+        "for name in ('torch', 'transformers', 'peft', 'safetensors', 'pyarrow'): sys.modules[name] = None\n"
         "from trimtab.cli.app import run_app\n"
         "import trimtab.web.server, trimtab.web.webhook\n"
         "for line in ('annotate p --items items.jsonl --no-serve', 'data export p out', 'data import out again',\n"
@@ -275,7 +275,7 @@ def test_commands(tmp_path: Path, capsys, monkeypatch):
     Path("queue.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"], "overlap": 3}\n')
     for said in (True, False):  # the router asks more people about what is there already
         assert run_app(["annotate", "p", "--items", "queue.jsonl", "--no-serve"]) == 0
-        assert ("1 items that were there are now for 3 people each" in capsys.readouterr().out) == said
+        assert ("1 existing items now go to 3 annotators each" in capsys.readouterr().out) == said
     assert run_app(["data", "export", "p", "out"]) == run_app(["data", "backup", "p", "copy.db"]) == 0
     assert run_app(["data", "import", "out", "p2"]) == run_app(["agreement", "p2"]) == 0
     assert run_app(["agreement", "p", "--json"]) == 0

@@ -1,5 +1,6 @@
 """``trimtab agreement``: how well annotators agree, and how far length and position explain their choices."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -30,18 +31,26 @@ def agreement(
     """
     from json import dumps
 
-    from trimtab.feedback import agreement_report, annotator_reports, nominal_report
+    from trimtab.errors import ConfigError
+    from trimtab.feedback import agreement_report, annotator_reports, describe_left_out, left_out, nominal_report
 
-    items, judgements, first, limit, units = _read(source, database)
-    criterion, limit = criterion or first, fast if fast is not None else limit
+    items, judgements, criteria, limit, units, unread = _read(source, database)
+    known = sorted({*criteria, *(j.criterion for j in judgements if j.ranks is not None)})
+    if criterion is not None and criterion not in known:
+        raise ConfigError(f"--criterion {criterion!r}: not one of this project's criteria: {', '.join(known)}")
+    criterion, limit = criterion or criteria[0], fast if fast is not None else limit
     report = agreement_report(items, judgements, criterion=criterion)
     nominal = {kind: nominal_report(labels) for kind, labels in units.items() if labels}
     workers = annotator_reports(items, judgements, criterion=criterion, fast_seconds=limit)
+    reasons = dict(Counter(left_out(items, judgements, criterion=criterion)) + Counter(unread))
+    total = len(judgements) + sum(unread.values()) + sum(len(v) for labels in units.values() for _, v in labels)
+    account = describe_left_out(total, reasons)
     simulated = sum(j.source == "simulated" for j in judgements)
     if json:
         plain = {
             "criterion": criterion,
-            "judgements": len(judgements),
+            "judgements": total,
+            "left_out": reasons,
             "simulated": simulated,
             "agreement": {name: e.model_dump(exclude={"name"}) for name, e in report.items()},
             **{
@@ -57,6 +66,8 @@ def agreement(
     console = Console(markup=False, emoji=False, highlight=False)
     if simulated:
         console.print(f"{simulated} of {len(judgements)} judgements are SIMULATED.")
+    if account:
+        console.print(account)
     table = Table("statistic", "value", "95 % interval", "n", title=f"criterion {criterion!r}", title_justify="left")
     for name, e in report.items():
         table.add_row(name, _number(e.value), _interval(e), str(e.n))
@@ -90,8 +101,9 @@ def _read(source: Path, database: str | None):
         return (
             read_records(source / "comparisons.jsonl", Comparison),
             read_records(judged, Judgement),
-            "overall",
+            ("overall",),
             FAST_SECONDS,
+            {},
             {},
         )
     from trimtab.records.annotation import nominal_units
@@ -107,7 +119,24 @@ def _read(source: Path, database: str | None):
     items, judgements = comparisons_and_judgements(snapshot)
     tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
     units = {kind: nominal_units(kind, tasks, snapshot.submissions) for kind in ("thumbs", "steps")}
-    return items, judgements, snapshot.config.criteria[0].name, snapshot.config.fast_seconds, units
+    criteria = tuple(c.name for c in snapshot.config.criteria)
+    return items, judgements, criteria, snapshot.config.fast_seconds, units, _unread(snapshot)
+
+
+def _unread(snapshot) -> dict[str, int]:
+    """Submissions that no statistic uses and that are about no comparison in use, by reason."""
+    tasks, retired = {t.id: t for t in snapshot.tasks}, set(snapshot.retired)
+    reasons: Counter[str] = Counter()
+    for s in snapshot.submissions:
+        if tasks[s.task].check is not None:
+            reasons["check item"] += 1
+        elif s.task in retired:
+            reasons["item retired"] += 1
+        elif tasks[s.task].kind != "compare" and s.adjudication:
+            reasons["adjudication"] += 1
+        elif tasks[s.task].kind != "compare" and s.verdict != "judged":
+            reasons[f"not judged: {s.verdict}"] += 1
+    return dict(reasons)
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """``trimtab data``: check data files before training, convert them, and move annotation projects."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,8 +142,13 @@ def export_project(
         opened.close()
     for name, file in manifest["files"].items():
         typer.echo(f"{out / name}: {file['rows']} rows")
+    typer.echo(f"{manifest['used']} of {manifest['judgements']} judgements used")
     for reason, count in manifest["dropped"].items():
         typer.echo(f"  left out: {count} {reason}")
+    for reason, count in manifest.get("dropped_items", {}).items():
+        typer.echo(f"  items without a row: {count} {reason}")
+    for criterion, count in manifest.get("other_criteria", {}).items():
+        typer.echo(f"  answers about another criterion, {criterion}: {count}")
 
 
 @app.command("import")
@@ -167,11 +173,22 @@ def import_project(
 def backup_project(
     project: Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The copy to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE if it exists.")] = False,
     database: DatabaseUrl = None,
 ) -> None:
-    """Copy the database of an annotation project, even while it is in use, and check the copy."""
+    """Copy the database of an annotation project, even while it is in use, and check the copy.
+
+    Asks before it overwrites a file; without a terminal it refuses unless --force is given.
+    """
     from trimtab.web.server import open_project
 
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name the file to write, as {out / 'labels.db'}")
+    if out.exists() and not force:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{out}: exists; name another file, or overwrite it with --force")
+        if not typer.confirm(f"{out} exists. Overwrite it?", default=False, err=True):
+            raise typer.Exit(1)
     opened = open_project(project, database, create=False)
     try:
         opened.store.database.backup(out)

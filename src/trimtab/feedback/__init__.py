@@ -1,7 +1,14 @@
 """Decisions about labels: AI judges, simulated annotators, routing, aggregation, agreement."""
 
 from trimtab.feedback.aggregate import AggregateConfig, Aggregated, aggregate, reliability_weights
-from trimtab.feedback.agreement import agreement_report, krippendorff_alpha, nominal_report
+from trimtab.feedback.agreement import (
+    agreement_report,
+    describe_left_out,
+    interval_alpha,
+    krippendorff_alpha,
+    left_out,
+    nominal_report,
+)
 from trimtab.feedback.annotators import AnnotatorReport, annotator_reports, speed
 from trimtab.feedback.calibration import brier, cross_fitted, fit_isotonic, fit_temperature, reliability
 from trimtab.feedback.callables import Utility, load_callable
@@ -66,15 +73,18 @@ __all__ = [
     "cohen_kappa",
     "combine",
     "cross_fitted",
+    "describe_left_out",
     "ensemble",
     "fit_isotonic",
     "fit_temperature",
     "friendly_parts",
     "friendly_utility",
+    "interval_alpha",
     "judge",
     "judge_biases",
     "krippendorff_alpha",
     "label_hybrid",
+    "left_out",
     "load_callable",
     "mcnemar",
     "median_interval",

@@ -16,7 +16,15 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError
-from trimtab.feedback.votes import canonical_ranks, leave_one_out, pair_votes, usable_judgements
+from trimtab.feedback.votes import (
+    canonical_ranks,
+    leave_one_out,
+    pair_votes,
+    require_criterion,
+    settled,
+    signed_strength,
+    usable_judgements,
+)
 from trimtab.records import Comparison, Judgement, Preference
 from trimtab.records.types import Source
 
@@ -32,6 +40,9 @@ class AggregateConfig(Config):
     """``equal``: every annotator has weight 1; ``agreement``: weights by :func:`reliability_weights`."""
     smoothing: float = Field(default=0.0, ge=0.0)
     """Votes added to the soft label of a pair, half to each answer; with 1, one vote gives .75, with 0 it gives 1."""
+    margin: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Reward units of the full strength of preference: a pair's ``margin`` is this times its mean strength; 0 gives no
+    margins. The reward model has to rate the better answer higher by as much."""
     keep_tied: bool = False
     """True: keep items whose answers all tie, with equal ranks; False: drop and count them, unless they have a soft
     label other than one half."""
@@ -68,6 +79,10 @@ def aggregate(
     same (its two orders contradict each other) it is a tie in the ranks here too, and a share in
     ``probability`` only.
 
+    For two answers with a winner, ``margin`` is η · max(0, Σ w v / Σ w) over the judgements that say how strong the
+    preference is: v is the strength, negative for the loser, 0 for a tie, and η is ``config.margin``. An adjudicator's
+    judgement of an item replaces those of the annotators.
+
     Args:
         items: what was judged.
         judgements: any number, of any items, in any order.
@@ -75,10 +90,13 @@ def aggregate(
         weights: weight by annotator, 1 where missing, 0 to leave one out; replaces ``config.weighting``.
 
     Raises:
-        ConfigError: if a weight is negative or not finite.
+        ConfigError: if a weight is negative or not finite, or all rankings are by other criteria.
     """
     config = config or AggregateConfig()
-    usable, refused = usable_judgements(items, judgements, config.criterion)
+    require_criterion(judgements, config.criterion)
+    counting = settled(judgements)
+    usable, refused = usable_judgements(items, counting, config.criterion)
+    refused["settled by an adjudicator"] += len(judgements) - len(counting)
     if weights is None:
         weights = _agreement_weights(usable) if config.weighting == "agreement" else {}
     annotators = sorted({j.annotator for judgements_of_item in usable.values() for j in judgements_of_item})
@@ -100,9 +118,7 @@ def aggregate(
         if not judgements_of_item:
             dropped["no usable judgement"] += 1
             continue
-        preference = _combine(
-            item, judgements_of_item, [by_annotator[j.annotator] for j in judgements_of_item], config.smoothing
-        )
+        preference = _combine(item, judgements_of_item, [by_annotator[j.annotator] for j in judgements_of_item], config)
         leans = preference.probability is not None and not math.isclose(preference.probability, 0.5, abs_tol=1e-9)
         if config.keep_tied or max(preference.ranks) > 0 or leans:
             preferences[item.id] = preference
@@ -150,7 +166,7 @@ def _agreement_weights(usable: Mapping[str, Sequence[Judgement]]) -> dict[str, f
 
 
 def _combine(
-    item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], smoothing: float
+    item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], config: AggregateConfig
 ) -> Preference:
     total = math.fsum(weights)
     count = len(item.completions)
@@ -164,16 +180,33 @@ def _combine(
         [b if set(j.ranks or ()) == {0} else s for j, b, s in zip(judgements, hard, soft_shares, strict=True)]
     )
     levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
-    soft = (sums(soft_shares)[0] + smoothing / 2) / (total + smoothing) if count == 2 else None
+    soft = (sums(soft_shares)[0] + config.smoothing / 2) / (total + config.smoothing) if count == 2 else None
+    ranks = tuple(levels.index(round(s / total, 9)) for s in scores)
     return Preference(
         id=item.id,
         prompt=item.prompt,
         completions=item.completions,
-        ranks=tuple(levels.index(round(s / total, 9)) for s in scores),
+        ranks=ranks,
         probability=soft,
+        margin=_margin(ranks, judgements, weights, config.margin),
+        metadata=item.metadata,
         judgements=tuple(j.id for j in judgements),
         source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
     )
+
+
+def _margin(
+    ranks: Sequence[int], judgements: Sequence[Judgement], weights: Sequence[float], scale: float
+) -> float | None:
+    """The mean strength in favour of the winner of two answers, in reward units; None where none was given."""
+    if len(ranks) != 2 or ranks[0] == ranks[1] or not scale or all(j.strength is None for j in judgements):
+        return None
+    strengths = [(w, v) for w, j in zip(weights, judgements, strict=True) if (v := signed_strength(j)) is not None]
+    total = math.fsum(w for w, _ in strengths)
+    if not total:
+        return None
+    net = math.fsum(w * v for w, v in strengths) / total
+    return round(scale * max(0.0, net if ranks[0] < ranks[1] else -net), 6)
 
 
 def _soft(judgement: Judgement) -> list[float]:

@@ -12,12 +12,13 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from trimtab.feedback.intervals import Estimate, wilson_interval
-from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
+from trimtab.feedback.intervals import RESAMPLES, Estimate, wilson_interval
+from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion, signed_strength, usable_judgements
 from trimtab.records import Comparison, Judgement
 
 _NO_OVERLAP = "no pair of answers was judged by two annotators"
 _NO_WINNER = "no judgement has a winner"
+_NO_STRENGTH = "no pair of answers has a strength of preference from two annotators"
 _NO_TRIAD = "there are no three answers to one prompt with a winner in each pair"
 _Sums = dict[Hashable, float]
 _Statistic = Callable[[Mapping[Hashable, float]], float | None]
@@ -39,6 +40,37 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     return _alpha(_add(_coincidences(values) for values in units))
 
 
+def interval_alpha(units: Iterable[Sequence[float]]) -> float | None:
+    """Krippendorff's α for numbers, where a small difference is a small disagreement.
+
+    α = 1 − (n − 1) Σ_u Σ_{i≠j} (v_i − v_j)² / (m_u − 1) / Σ_{i≠j} (v_i − v_j)², the first sums over the m_u ≥ 2 values
+    of each unit, the last over all n values; Krippendorff 2011, section D, interval metric.
+
+    Args:
+        units: the numbers given to each unit, by any number of annotators.
+
+    Returns:
+        α, or None where it is undefined: no unit with two values, or one value throughout.
+    """
+    return _interval_alpha(_add(map(_squares, units)))
+
+
+def _squares(values: Sequence[float]) -> _Sums:
+    m = len(values)
+    if m < 2:
+        return {}
+    total, squares = sum(values), sum(v * v for v in values)
+    return {"numbers": m, "sum": total, "squares": squares, "apart": 2 * (m * squares - total * total) / (m - 1)}
+
+
+def _interval_alpha(sums: Mapping[Hashable, float]) -> float | None:
+    n = sums.get("numbers", 0.0)
+    if not n:
+        return None
+    expected = 2 * (n * sums["squares"] - sums["sum"] ** 2)
+    return None if expected <= 1e-9 else 1 - (n - 1) * sums["apart"] / expected
+
+
 def _coincidences(values: Sequence[Hashable]) -> _Sums:
     if len(values) < 2:
         return {}
@@ -52,11 +84,12 @@ def agreement_report(
     *,
     criterion: str = "overall",
     seed: int = 0,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Estimate]:
-    """Estimate agreement and the two commonest biases. Nothing here raises on odd data; see ``reason``.
+    """Estimate agreement and the two commonest biases; where a number cannot be estimated, ``reason`` says why.
 
-    Judgements that :func:`~trimtab.feedback.votes.usable_judgements` refuses are left out.
+    Adjudications are left out, and judgements that :func:`~trimtab.feedback.votes.usable_judgements` refuses;
+    :func:`left_out` counts them.
 
     Args:
         items: what was judged.
@@ -72,6 +105,8 @@ def agreement_report(
         - ``leave_one_out``: an annotator who chose a winner chose that of the net vote of the others (½ if
           those are even): the ceiling for the accuracy of a reward model on single judgements.
         - ``krippendorff_alpha``: nominal, with first, second and tie as the values.
+        - ``strength_alpha``: Krippendorff's for numbers, over the strengths of preference between two answers, from −1
+          (the second is clearly better) over 0 (a tie) to 1: two annotators who both call it close disagree little.
         - ``cohen_kappa``: where exactly two annotators overlap; Cohen 1960, equation 1.
         - ``fleiss_kappa``: over the pairs judged by the most usual number of annotators (2 or more), as it needs
           equal numbers; Fleiss 1971, equations 1 to 7.
@@ -82,7 +117,11 @@ def agreement_report(
           the baseline that a reward model must beat.
         - ``three_cycles``: of the triples of answers to one prompt with a net winner in each pair, the share that
           form a cycle (a over b over c over a); ¼ is expected if all winners are random.
+
+    Raises:
+        ConfigError: judgements were made by other criteria only.
     """
+    require_criterion(judgements, criterion)
     usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
     clusters = _sums_by_prompt(items, usable)
     total = _add(clusters)
@@ -92,6 +131,7 @@ def agreement_report(
         "raw_agreement": (_ratio("same", "pairs"), "pairs", _NO_OVERLAP),
         "leave_one_out": (_ratio("sided", "others"), "others", f"{_NO_OVERLAP}, one of whom chose a winner"),
         "krippendorff_alpha": (_alpha, "pairs", _NO_OVERLAP),
+        "strength_alpha": (_interval_alpha, "numbers", _NO_STRENGTH),
         "cohen_kappa": (_cohen, "pairs", _NO_OVERLAP),
         "fleiss_kappa": (_fleiss(usual), f"of {usual}", _NO_OVERLAP),
         "gwet_ac1": (_ac1([-1, 0, 1] if total.get("rated 0") else [-1, 1]), "pairs", _NO_OVERLAP),
@@ -102,11 +142,36 @@ def agreement_report(
     if len(raters) > 2:
         why = f"κ of Cohen is for two annotators, {len(raters)} overlap; see fleiss_kappa and krippendorff_alpha"
         statistics["cohen_kappa"] = (lambda sums: None, "none", why)
-    return _estimates(statistics, clusters, seed, resamples)
+    report = _estimates(statistics, clusters, seed, resamples)
+    account = describe_left_out(len(judgements), left_out(items, judgements, criterion=criterion))
+    if usable or not account:
+        return report
+    return {n: e.model_copy(update={"reason": f"{e.reason}; {account}"}) for n, e in report.items()}
+
+
+def left_out(
+    items: Sequence[Comparison], judgements: Sequence[Judgement], *, criterion: str = "overall"
+) -> dict[str, int]:
+    """How many judgements no statistic about annotators uses, by reason; the others are used."""
+    _, refused = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
+    refused["adjudication"] = sum(j.adjudication for j in judgements)
+    return dict((+refused).most_common())
+
+
+def describe_left_out(total: int, reasons: Mapping[str, int]) -> str:
+    """The counts of :func:`left_out` in words; empty where nothing is left out.
+
+    >>> describe_left_out(7, {"unknown item id": 7})
+    '7 of 7 judgements left out: unknown item id (7)'
+    """
+    if not reasons:
+        return ""
+    listed = ", ".join(f"{reason} ({n})" for reason, n in reasons.items())
+    return f"{sum(reasons.values())} of {total} judgements left out: {listed}"
 
 
 def nominal_report(
-    units: Iterable[tuple[str, Mapping[str, Hashable]]], *, seed: int = 0, resamples: int = 1000
+    units: Iterable[tuple[str, Mapping[str, Hashable]]], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Estimate]:
     """Agreement on labels without an order: thumbs, or the first wrong step.
 
@@ -154,7 +219,7 @@ def _estimates(
         prompts = sum(sums.get(count, 0) > 0 for sums in clusters)
         if low < high:
             report[name] = Estimate(value=value, low=low, high=high, n=n)
-        elif name in ("krippendorff_alpha", "cohen_kappa", "fleiss_kappa", "gwet_ac1"):
+        elif name in ("krippendorff_alpha", "strength_alpha", "cohen_kappa", "fleiss_kappa", "gwet_ac1"):
             reason = f"no interval: resampling {prompts} prompt(s) always gives the same value"
             report[name] = Estimate(value=value, low=None, high=None, n=n, reason=reason)
         else:
@@ -185,7 +250,9 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
         rows.setdefault(item.prompt.id, []).append(row)
     for item_id, judgements in usable.items():
         earlier = sum(first < second for j in judgements for first, second in combinations(j.ranks or (), 2))
-        rows[by_id[item_id].prompt.id].append({"earlier": earlier})
+        strengths = [v for j in judgements if (v := signed_strength(j)) is not None]
+        asked = any(j.strength is not None for j in judgements)
+        rows[by_id[item_id].prompt.id] += [{"earlier": earlier}, _squares(strengths) if asked else {}]
     for prompt, net in _net_wins(by_id, usable).items():
         rows[prompt].append(_cycles(net))
     return [_add(group) for group in rows.values()]

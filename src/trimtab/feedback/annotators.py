@@ -6,7 +6,7 @@ from itertools import combinations
 from statistics import median
 
 from trimtab.feedback.intervals import Estimate, clustered_wilson_interval, median_interval, wilson_interval
-from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
+from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
 
 FAST_SECONDS = 3.0
@@ -46,7 +46,11 @@ def annotator_reports(
         judgements: any number, of any items.
         criterion: which judgements to look at.
         fast_seconds: what counts as suspiciously fast.
+
+    Raises:
+        ConfigError: judgements were made by other criteria only.
     """
+    require_criterion(judgements, criterion)
     usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
     by_id = {item.id: item for item in items}
     sided: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)

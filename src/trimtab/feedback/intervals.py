@@ -16,6 +16,9 @@ from pydantic import BeforeValidator
 from trimtab.errors import ScoringError
 from trimtab.records import Record
 
+RESAMPLES = 1000
+"""Bootstrap samples behind every interval."""
+
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float that may be NaN or infinite; JSON holds null there, which is read back as NaN."""
 
@@ -156,7 +159,7 @@ def bootstrap_interval(
     values: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
     *,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
@@ -193,7 +196,7 @@ def paired_bootstrap_interval(
     b: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
     *,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:

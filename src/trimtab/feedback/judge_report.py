@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.constitution import speaks_to_judge
 from trimtab.feedback.calibration import brier, cross_fitted, reliability
-from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval
 from trimtab.feedback.judge import Judged, combine
 from trimtab.feedback.votes import pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement
@@ -215,7 +215,7 @@ def _bootstrapped(
     statistic: Callable[[Sequence[Any]], float | None],
     seed: int,
     reason: str,
-    resamples: int = 500,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     value = statistic(rows) if rows else None
     if value is None:
@@ -230,7 +230,7 @@ def bootstrap(
     statistic: Callable[[Sequence[Any]], float | None],
     *,
     seed: int,
-    resamples: int = 500,
+    resamples: int = RESAMPLES,
 ) -> tuple[float | None, float | None]:
     """Percentile bootstrap over groups of any statistic; samples in which it is undefined are left out."""
     members: dict[Hashable, list[Any]] = {}

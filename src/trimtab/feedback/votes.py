@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
+from trimtab.errors import ConfigError
 from trimtab.records import Comparison, Judgement
 
 
@@ -25,10 +26,44 @@ def canonical_ranks(judgement: Judgement) -> tuple[int, ...]:
     return tuple(by_answer[i] for i in range(len(by_answer)))
 
 
+def signed_strength(judgement: Judgement) -> float | None:
+    """How strongly the item's first answer is preferred to its second, from −1 to 1; a tie is 0.
+
+    None where there are more than two answers, where no strength was asked, and where the judgement has a probability,
+    which says it better.
+
+    >>> common = {"id": "j", "item": "i", "annotator": "a", "source": "human"}
+    >>> signed_strength(Judgement(shown_order=(1, 0), ranks=(0, 1), strength=0.25, **common))
+    -0.25
+    """
+    if judgement.ranks is None or len(judgement.ranks) != 2 or judgement.probability is not None:
+        return None
+    first, second = canonical_ranks(judgement)
+    if first == second:
+        return 0.0
+    if judgement.strength is None:
+        return None
+    return judgement.strength if first < second else -judgement.strength
+
+
 def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
     """The judgements that count for training: an adjudication of an item and criterion alone, otherwise all."""
     decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}
     return [j for j in judgements if j.adjudication or (j.item, j.criterion) not in decided]
+
+
+def require_criterion(judgements: Sequence[Judgement], criterion: str) -> None:
+    """Refuse a criterion by which nothing was ranked, while others were used.
+
+    Raises:
+        ConfigError: with the criteria that there are.
+    """
+    known = sorted({j.criterion for j in judgements if j.ranks is not None})
+    if known and criterion not in known:
+        raise ConfigError(
+            f"criterion {criterion!r}: none of {len(judgements)} judgements is about it; "
+            f"choose one of {', '.join(known)}"
+        )
 
 
 def usable_judgements(
@@ -36,9 +71,9 @@ def usable_judgements(
 ) -> tuple[dict[str, list[Judgement]], Counter[str]]:
     """Sort judgements by item, and count those that cannot be used by reason.
 
-    Unusable are: a criterion other than the one asked for, an item that is not in ``items``, a
-    verdict without ranks, a number of answers other than the item's, and later judgements by the same annotator: if
-    someone judged an item twice, the first ranking counts.
+    Unusable are: a criterion other than the one asked for (a skip or flag is about all criteria), an item
+    that is not in ``items``, a verdict without ranks, a number of answers other than the item's, and later
+    judgements by the same annotator: if someone judged an item twice, the first ranking counts.
 
     Returns:
         Usable judgements by item id, in the order given; and how many were refused for each
@@ -50,7 +85,7 @@ def usable_judgements(
     seen: set[tuple[str, str]] = set()
     for judgement in judgements:
         key = (judgement.item, judgement.annotator)
-        if judgement.criterion != criterion:
+        if judgement.criterion != criterion and not (judgement.ranks is None and judgement.criterion == "overall"):
             refused[f"criterion is not {criterion!r}"] += 1
         elif judgement.item not in answers:
             refused["unknown item id"] += 1

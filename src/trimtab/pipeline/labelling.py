@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from trimtab.errors import DataError, Interrupted
-from trimtab.feedback import aggregate, agreement_report, settled, simulate
+from trimtab.feedback import aggregate, agreement_report, simulate
 from trimtab.files import write_json
 from trimtab.models import Backbone, FrozenStates
 from trimtab.pipeline.ai_labels import run_ai_label
@@ -151,7 +151,7 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
         return counts | {"set_aside": len(loaded.records) - len(kept)}, ["preferences.jsonl"]
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
-    result = aggregate(items, settled(judgements), config=context.config.label.aggregate)
+    result = aggregate(items, judgements, config=context.config.label.aggregate)
     if not result.preferences:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in result.dropped.items())
         raise DataError(
@@ -160,7 +160,8 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
             "sample.answers to 2, where its probabilities still count"
         )
     write_records(folder / "preferences.jsonl", result.preferences)
-    estimates = agreement_report(items, judgements, seed=context.seed("agreement"))
+    criterion = context.config.label.aggregate.criterion
+    estimates = agreement_report(items, judgements, criterion=criterion, seed=context.seed("agreement"))
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
     write_json(folder / "agreement.json", agreement)
     counts: Counts = {"preferences": len(result.preferences)}

@@ -12,7 +12,10 @@ and statistics want other shapes; the functions at the end make them::
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -110,7 +113,7 @@ class Task(Record):
         """The same as an item for aggregation and statistics; None for other kinds."""
         if self.kind != "compare":
             return None
-        return Comparison(id=self.id, prompt=self.prompt, completions=self.completions)
+        return Comparison(id=self.id, prompt=self.prompt, completions=self.completions, metadata=self.metadata)
 
 
 class Answer(Record):
@@ -307,15 +310,52 @@ def overall_ranks(task: Task, submission: Submission) -> tuple[int, ...]:
     return tuple(by_answer[i] for i in range(len(by_answer)))
 
 
-def disagree(task: Task, submissions: Sequence[Submission]) -> bool:
-    """True if two of those who judged contradict each other: another order of two answers, thumb or step."""
+def disagree(task: Task, submissions: Sequence[Submission], *, majority: float = 1.0) -> bool:
+    """True if those who judged contradict each other: another order of two answers, thumb or step.
+
+    Args:
+        task: what was judged.
+        submissions: by any number of people; skips and flags do not count.
+        majority: the share of people on one side from which the other side is overruled; 1: never. Those who call two
+            answers equal are on neither side.
+    """
     judged = [s for s in submissions if s.verdict == "judged"]
-    if task.kind == "thumbs":
-        return len({s.good for s in judged}) > 1
-    if task.kind == "steps":
-        return len({s.first_wrong for s in judged}) > 1
-    found = [overall_ranks(task, s) for s in judged]
-    return any((a[i] - a[j]) * (b[i] - b[j]) < 0 for a in found for b in found for i in range(len(a)) for j in range(i))
+    if task.kind != "compare":
+        labels = Counter(s.good if task.kind == "thumbs" else s.first_wrong for s in judged)
+        return len(labels) > 1 and max(labels.values()) < majority * len(judged)
+    rankings = [ranks for s in judged if (ranks := overall_ranks(task, s))]
+    for i, j in combinations(range(len(task.completions)), 2):
+        first, second = sum(r[i] < r[j] for r in rankings), sum(r[i] > r[j] for r in rankings)
+        if first and second and max(first, second) < majority * (first + second):
+            return True
+    return False
+
+
+def distance(task: Task, submissions: Sequence[Submission]) -> float:
+    """How far apart those who judged are, from 0 (all say the same) to 1: the mean over all pairs of people.
+
+    Two thumbs or first wrong steps are 0 or 1 apart. The preference between two answers is 1, 0 (a tie) or −1, in a
+    comparison of two answers times the strength where it was asked. Two rankings are half the difference of their
+    preferences apart, on average over the pairs of answers.
+    """
+    judged = [s for s in submissions if s.verdict == "judged" and (task.kind != "compare" or s.answers)]
+    if len(judged) < 2:
+        return 0.0
+    if task.kind == "compare":
+        points = [_preferences(task, s) for s in judged]
+        apart = [fmean(abs(x - y) / 2 for x, y in zip(a, b, strict=True)) for a, b in combinations(points, 2)]
+    else:
+        labels = [s.good if task.kind == "thumbs" else s.first_wrong for s in judged]
+        apart = [float(a != b) for a, b in combinations(labels, 2)]
+    return fmean(apart)
+
+
+def _preferences(task: Task, submission: Submission) -> list[float]:
+    """For each pair of answers from −1 (the second is clearly better) to 1, by the first criterion."""
+    ranks = overall_ranks(task, submission)
+    strength = submission.answers[0].strength if len(ranks) == 2 else None
+    scale = 1.0 if strength is None else strength
+    return [scale * ((ranks[i] < ranks[j]) - (ranks[i] > ranks[j])) for i, j in combinations(range(len(ranks)), 2)]
 
 
 def _in_order(right: Sequence[int], given: Sequence[int]) -> bool:

@@ -136,6 +136,8 @@ class Comparison(Record):
     """What was asked."""
     completions: tuple[Completion, ...] = Field(min_length=2)
     """The answers; positions in this tuple are what ``shown_order`` refers to."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything else the data said."""
 
     @classmethod
     def of(cls, prompt: Prompt, completions: list[Completion] | list[str] | tuple[Completion, ...]) -> Comparison:
@@ -162,7 +164,8 @@ class Judgement(Record):
     verdict: Literal["ranked", "skip", "flag", "unsure"] = "ranked"
     """``ranked`` carries ranks; the others say why there are none."""
     strength: float | None = None
-    """How strongly the first is preferred to the second, from 0 (barely) to 1 (clearly); None: not asked."""
+    """For two answers of which one is better: how clear the difference is, from 0 (barely) to 1 (clearly); None: not
+    asked."""
     probability: float | None = Field(default=None, ge=0.0, le=1.0)
     """For two answers, where the judge says how sure it is: P(the answer shown first is better)."""
     criterion: str = "overall"
@@ -216,7 +219,7 @@ class Preference(Record):
     probability: float | None = Field(default=None, ge=0.0, le=1.0)
     """For two answers only: soft label P(completions[0] is better); None means the ranks are certain."""
     margin: float | None = None
-    """How much better the winner is, in reward units, where asked; None: no margin."""
+    """How much better the winner of two answers is, in reward units; None: no margin."""
     weight: float = Field(default=1.0, gt=0.0)
     """Weight of this example in the loss."""
     judgements: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
 
 from trimtab.errors import ConflictError, DataError
-from trimtab.records.annotation import Submission, Task
+from trimtab.records.annotation import Submission, Task, distance
 from trimtab.storage.form import Form, check_form
 from trimtab.storage.items import recount, submissions_of_item
 from trimtab.storage.queue import Assignment, assignment, free_slot
@@ -52,6 +52,12 @@ def items_with_submissions(
     """Items with the annotators' submissions, oldest item first."""
     query = select(items).where(which, items.c.retired.is_(False)).order_by(items.c.id).limit(limit)
     return [(task_of(item), submissions_of_item(c, item)) for item in c.execute(query).all()]
+
+
+def disputes(c: Connection, limit: int | None) -> list[tuple[Task, list[Submission]]]:
+    """Items in dispute with the annotators' submissions: those on which they are furthest apart first."""
+    waiting = items_with_submissions(c, DISPUTED, None)
+    return sorted(waiting, key=lambda item: -distance(*item))[:limit]
 
 
 def open_dispute(tx: Transaction, uid: str, person: int) -> tuple[Assignment, list[Submission]]:

@@ -112,6 +112,8 @@ class Database:
         """
         if not self.sqlite:
             raise ConfigError("a backup of PostgreSQL is made with its own tool: pg_dump --format=custom")
+        if target.exists() and target.samefile(self.name):
+            raise ConfigError(f"{target}: is the database itself; name another file for the copy")
         aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with storage_errors(target), explained(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def recount(tx: Transaction, item: Row[Any]) -> None:
     done = sum(j.verdict == "judged" and not j.adjudication for j in verdicts) if item.role is None else 0
     flags = sum(j.verdict == "flag" and j.seq > settled for j in verdicts)
     complete = not settled and not item.retired and done >= item.overlap > 1
-    disputed = complete and disagree(task_of(item), submissions_of_item(tx.c, item))
+    disputed = complete and disagree(task_of(item), submissions_of_item(tx.c, item), majority=tx.config.majority)
     if (done, flags, disputed, settled > 0) != (item.done, item.flags, item.disputed, item.adjudicated):
         counts = {"judged": done, "flagged": flags, "dispute": disputed, "settled": settled > 0}
         tx.c.execute(_SET_COUNTS, {"item": item.id, **counts})

@@ -229,9 +229,9 @@ class LabelStore:
     # Adjudication -------------------------------------------------------------------------
 
     def disputed(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
-        """Items on which annotators disagree, oldest first, with their submissions."""
+        """Items on which annotators disagree, furthest apart first, with their submissions."""
         with self.database.read() as c:
-            return adjudication.items_with_submissions(c, adjudication.DISPUTED, limit)
+            return adjudication.disputes(c, limit)
 
     def flagged(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
         """Items that somebody flagged and nobody has retired, with their submissions."""

@@ -27,6 +27,8 @@ class ProjectConfig(Config):
     """Heading of every page."""
     overlap: int = Field(default=2, ge=1, le=100)
     """How many people judge each item, unless the item says otherwise."""
+    majority: float = Field(default=1.0, gt=0.5, le=1.0)
+    """Share of people on one side from which an item needs no adjudicator; 1: whenever two contradict each other."""
     criteria: tuple[CriterionConfig, ...] = Field(default=(CriterionConfig(),), min_length=1, max_length=12)
     """Questions about each comparison."""
     ties: bool = True

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, and_, bindparam, insert, select
 
 from trimtab.records.types import content_id
-from trimtab.storage.items import set_overlap
+from trimtab.storage.items import recount, set_overlap
 from trimtab.storage.project import ProjectConfig
 from trimtab.storage.rows import put_setting
 from trimtab.storage.schema import guidelines, items
@@ -14,12 +14,19 @@ _GUIDELINE_VERSION = select(guidelines.c.version).where(guidelines.c.name == bin
 
 
 def put_config(tx: Transaction, config: ProjectConfig, *, person: int | None = None) -> None:
-    """Change the settings. A new overlap applies to every item that was added without one."""
+    """Change the settings.
+
+    A new overlap applies to every item that was added without one, a new majority to every item that is not settled.
+    """
     old = tx.config
     put_setting(tx.c, "config", config.model_dump_json())
     tx.event("settings", config.model_dump(mode="json"), person=person)
     if config.overlap != old.overlap:
         set_overlap(tx, and_(items.c.inherits.is_(True), items.c.role.is_(None)), config.overlap)
+    if config.majority != old.majority:
+        judged_by_several = select(items).where(items.c.done > 1, items.c.role.is_(None))
+        for item in tx.c.execute(judged_by_several).all():
+            recount(tx, item)
 
 
 def put_guideline(tx: Transaction, body: str, *, person: int | None = None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import and_, func, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Submission, Task, disagree, passes
@@ -37,7 +37,7 @@ class Snapshot:
     retired: tuple[str, ...]
     """Items that were taken out."""
     excluded: dict[str, int]
-    """Events that are not in ``submissions``: ``late`` forms, and judgements that were ``undone``."""
+    """Judgements that are not in ``submissions``: ``late`` ones, ``undone`` ones, and those ``changed`` since."""
 
 
 def take_snapshot(store: LabelStore) -> Snapshot:
@@ -55,7 +55,9 @@ def take_snapshot(store: LabelStore) -> Snapshot:
             .join(items, items.c.id == judgements.c.item_id)
             .order_by(judgements.c.seq)
         ).all()
-        other = Counter(c.scalars(select(events.c.kind).where(events.c.kind.in_(("late", "undo")))).all())
+        counts = dict(c.execute(select(events.c.kind, func.count()).group_by(events.c.kind)).all())
+        late, undone = counts.get("late", 0), counts.get("undo", 0)
+        stored = sum(counts.get(kind, 0) for kind in ("judgement", "adjudication", "import"))
         return Snapshot(
             config=read_config(c),
             tasks=tuple(tasks),
@@ -69,7 +71,7 @@ def take_snapshot(store: LabelStore) -> Snapshot:
                 for b in c.execute(select(batches).order_by(batches.c.id))
             ),
             retired=tuple(c.scalars(select(items.c.uid).where(items.c.retired.is_(True)).order_by(items.c.id))),
-            excluded={"late": other["late"], "undone": other["undo"]},
+            excluded={"late": late, "undone": undone, "changed": stored - undone - len(rows)},
         )
 
 
@@ -142,7 +144,9 @@ def _load_submissions(tx: Transaction, snapshot: Snapshot) -> None:
             "open": item.role is None and done < item.overlap and not settled,
             "flags": 0 if settled else sum(s.verdict == "flag" for s in by_annotators),
             "adjudicated": settled,
-            "disputed": not settled and done >= item.overlap > 1 and disagree(tasks[uid], by_annotators),
+            "disputed": not settled
+            and done >= item.overlap > 1
+            and disagree(tasks[uid], by_annotators, majority=snapshot.config.majority),
         }
         c.execute(update(items).where(items.c.id == item.id).values(**values))
     c.execute(update(items).where(items.c.uid.in_(snapshot.retired)).values(retired=True, open=False, disputed=False))

@@ -83,8 +83,8 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
     config, progress = store.config(), store.progress()
     agreement, note = agreement_of(store, cache)
     tasks, submissions = _sample(store, cache)
-    items_, judged = _records(tasks, submissions)
     criterion = config.criteria[0].name
+    items_, judged = _records(tasks, submissions, criterion)
     reports = {
         r.annotator: r for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
     }
@@ -107,7 +107,7 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
         for row in people.everybody()
         if counts.get(row.id) or row.role == "annotator"
     ]
-    cohorts, small = _cohorts(tasks, submissions, config.min_cell, criterion)
+    cohorts, small = _cached(cache, "cohorts", lambda: _cohorts(tasks, submissions, config.min_cell, criterion))
     days = _per_day(store)
     pace = sum(n for _, n in days[-7:]) / 7
     return Dashboard(
@@ -131,10 +131,10 @@ def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, di
     def make() -> tuple[dict[str, dict[str, Estimate]], str]:
         tasks, submissions = _sample(store, cache)
         criterion = store.config().criteria[0].name
-        reports = {"compare": agreement_report(*_records(tasks, submissions), criterion=criterion, resamples=300)}
+        reports = {"compare": agreement_report(*_records(tasks, submissions, criterion), criterion=criterion)}
         for kind in ("thumbs", "steps"):
             if units := nominal_units(kind, tasks, submissions):
-                reports[kind] = nominal_report(units, resamples=300)
+                reports[kind] = nominal_report(units)
         total = store.progress().done
         return reports, f"{len(submissions)} / {total}" if total > len(submissions) else ""
 
@@ -169,9 +169,12 @@ def _newest(store: LabelStore) -> tuple[dict[str, Task], list[Submission]]:
     return tasks, [s for s in submissions if s.task in tasks]
 
 
-def _records(tasks: dict[str, Task], submissions: list[Submission]) -> tuple[list[Comparison], list[Judgement]]:
+def _records(
+    tasks: dict[str, Task], submissions: list[Submission], criterion: str
+) -> tuple[list[Comparison], list[Judgement]]:
     comparisons = [c for t in tasks.values() if (c := t.comparison) is not None]
-    return comparisons, [j for s in submissions for j in judgements_of(tasks[s.task], s)]
+    judgements = [j for s in submissions for j in judgements_of(tasks[s.task], s)]
+    return comparisons, [j for j in judgements if j.criterion == criterion or j.ranks is None]
 
 
 def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
@@ -213,7 +216,7 @@ def _cohorts(
     for name, group in sorted(groups.items()):
         annotators = len({s.annotator for s in group})
         if annotators >= least:
-            report = agreement_report(*_records(tasks, group), criterion=criterion, resamples=100)
+            report = agreement_report(*_records(tasks, group, criterion), criterion=criterion)
             cohorts.append(
                 Cohort(name=name, annotators=annotators, judged=len(group), agreement=report["raw_agreement"])
             )

@@ -12,7 +12,12 @@
     csv          judgements.csv                                  one line for each pair, thumb or step label
 
 Annotators appear by pseudonym. Groups of fewer annotators than the project's ``min_cell`` are not
-named. What is not in a file is counted in the manifest with the reason.
+named. The manifest counts all ``judgements`` ever submitted, those ``used`` in the files, and the
+others in ``dropped`` by reason: ``judgements`` = ``used`` + the sum of ``dropped``. A comparison by several
+criteria is one judgement. ``trl`` and ``ranking`` hold the first criterion of the project; ``other_criteria`` counts
+the answers about the others, ``dropped_items`` the comparisons without a row.
+
+Rows of ``trl`` have a ``margin`` where people were asked how clear the difference is; 0 in such a file: none.
 """
 
 import csv
@@ -22,6 +27,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,18 +36,20 @@ from pydantic import ValidationError
 from trimtab import __version__
 from trimtab.config import parse_config
 from trimtab.errors import DataError
-from trimtab.feedback import AggregateConfig, aggregate, settled
+from trimtab.feedback import AggregateConfig, aggregate
 from trimtab.files import write_folder
-from trimtab.records import Comparison, Judgement, to_plain
+from trimtab.records import Comparison, Judgement, Preference, to_plain
 from trimtab.records.annotation import (
     Submission,
     Task,
+    TaskKind,
     demonstration_of,
     judgements_of,
     overall_ranks,
     rating_of,
     step_label_of,
 )
+from trimtab.records.formats import strict_pairs
 from trimtab.records.types import Message
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
@@ -126,15 +134,18 @@ def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], li
 
 
 def _files(store: LabelStore, format: str) -> dict[str, bytes]:
-    snapshot = take_snapshot(store)
+    return render(take_snapshot(store), format)
+
+
+def render(snapshot: Snapshot, format: str) -> dict[str, bytes]:
+    """The files of an export by name, its ``manifest.json`` among them."""
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions})
-    dropped: Counter[str] = Counter()
-    if snapshot.excluded["late"]:
-        dropped["came after the slot had gone to somebody else"] = snapshot.excluded["late"]
-    if snapshot.excluded["undone"]:
-        dropped["taken back by the annotator"] = snapshot.excluded["undone"]
-    files, rows = _WRITERS[format](snapshot, dropped)
+    dropped = Counter({_EARLIER[name]: count for name, count in snapshot.excluded.items() if count})
+    written = _WRITERS[format](snapshot, dropped)
+    files, rows = written.files, written.rows
+    total = len(snapshot.submissions) + sum(snapshot.excluded.values())
+    assert written.used + dropped.total() == total, f"{format}: {written.used} + {dropped} of {total}"
     manifest = {
         "format": format,
         "version": _VERSION,
@@ -142,13 +153,16 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
         "title": snapshot.config.title,
         "tasks": len(snapshot.tasks),
         "submissions": len(snapshot.submissions),
+        "judgements": total,
+        "used": written.used,
         "verdicts": dict(Counter(s.verdict for s in snapshot.submissions)),
         "sources": dict(Counter(s.source for s in snapshot.submissions)),
         "annotators": len({s.annotator for s in snapshot.submissions}),
         "guidelines": [g["name"] for g in snapshot.guidelines],
         "min_cell": snapshot.config.min_cell,
         "groups_hidden": hidden,
-        "dropped": dict(dropped),
+        "dropped": dict(+dropped),
+        **written.counts,
         "files": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "rows": rows[name]} for name, data in files.items()
         },
@@ -156,10 +170,27 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
     return files | {"manifest.json": (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
-Written = tuple[dict[str, bytes], dict[str, int]]
+_EARLIER = {
+    "late": "came after the slot had gone to somebody else",
+    "undone": "taken back by the annotator",
+    "changed": "changed by the annotator later",
+}
 
 
-def _native(snapshot: Snapshot, dropped: Counter[str]) -> Written:
+@dataclass(kw_only=True)
+class _Written:
+    """The files of one format."""
+
+    files: dict[str, bytes]
+    rows: dict[str, int]
+    """Rows by file name."""
+    used: int
+    """Judgements in the files."""
+    counts: dict[str, Any] = field(default_factory=dict)
+    """More for the manifest."""
+
+
+def _native(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
     project = {
         "config": json.loads(snapshot.config.model_dump_json()),
         "guidelines": list(snapshot.guidelines),
@@ -167,93 +198,144 @@ def _native(snapshot: Snapshot, dropped: Counter[str]) -> Written:
         "retired": list(snapshot.retired),
     }
     text = json.dumps(project, indent=2, ensure_ascii=False) + "\n"
-    made = _jsonl(
-        {"tasks.jsonl": map(to_plain, snapshot.tasks), "submissions.jsonl": map(to_plain, snapshot.submissions)}
+    written = _jsonl(
+        {"tasks.jsonl": map(to_plain, snapshot.tasks), "submissions.jsonl": map(to_plain, snapshot.submissions)},
+        used=len(snapshot.submissions),
     )
-    return made[0] | {"project.json": text.encode()}, made[1] | {"project.json": 1}
+    written.files["project.json"], written.rows["project.json"] = text.encode(), 1
+    return written
 
 
-def _judgements(snapshot: Snapshot, dropped: Counter[str]) -> Written:
+def _judgements(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
     items, judgements = comparisons_and_judgements(snapshot)
-    _count_left_out(snapshot, dropped, {"compare"})
-    return _jsonl({"comparisons.jsonl": map(to_plain, items), "judgements.jsonl": map(to_plain, judgements)})
+    used = len(_usable(snapshot, dropped, "compare"))
+    files = {"comparisons.jsonl": map(to_plain, items), "judgements.jsonl": map(to_plain, judgements)}
+    return _jsonl(files, used=used)
 
 
-def _preferences(snapshot: Snapshot, dropped: Counter[str]) -> Any:
-    items, judgements = comparisons_and_judgements(snapshot)
-    _count_left_out(snapshot, dropped, {"compare"})
+def _preferences(snapshot: Snapshot, dropped: Counter[str]) -> tuple[list[Preference], dict[str, Any]]:
+    """Preferences by the project's first criterion, and counts for the manifest."""
     criterion = snapshot.config.criteria[0].name
-    result = aggregate(items, settled(judgements), config=AggregateConfig(criterion=criterion))
-    dropped.update({f"item: {reason}": n for reason, n in result.dropped.items()})
-    dropped.update({f"judgement: {reason}": n for reason, n in result.dropped_judgements.items()})
-    return result.preferences
+    judgements: list[Judgement] = []
+    others: Counter[str] = Counter()
+    for task, submission in _usable(snapshot, dropped, "compare"):
+        made = judgements_of(task, submission)
+        chosen = next((j for j in made if j.criterion == criterion or j.ranks is None), None)
+        others.update(j.criterion for j in made if j is not chosen)
+        if chosen is None:
+            dropped[f"no answer about criterion {criterion!r}"] += 1
+        else:
+            judgements.append(chosen)
+    items = comparisons_and_judgements(snapshot)[0]
+    result = aggregate(items, judgements, config=AggregateConfig(criterion=criterion))
+    dropped.update({reason.removeprefix("item dropped: "): n for reason, n in result.dropped_judgements.items()})
+    return list(result.preferences), {"other_criteria": dict(others), "dropped_items": result.dropped}
 
 
-def _trl(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    rows = []
-    for p in _preferences(snapshot, dropped):
-        prompt = [m.model_dump() for m in p.prompt.messages]
-        for i, better in enumerate(p.completions):
-            for j, worse in enumerate(p.completions):
-                if p.ranks[i] < p.ranks[j]:
-                    row = {"prompt": prompt, "chosen": _turn(better.text), "rejected": _turn(worse.text)}
-                    rows.append(row | {"item": p.id, "source": p.source})
-    return _jsonl({"preferences.jsonl": rows})
-
-
-def _ranking(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    return _jsonl({"rankings.jsonl": map(to_plain, _preferences(snapshot, dropped))})
-
-
-def _unpaired(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    _count_left_out(snapshot, dropped, {"thumbs"})
-    ratings = [r for task, s in _pairs(snapshot) if (r := rating_of(task, s)) is not None]
-    rows = (
+def _trl(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
+    preferences, counts = _preferences(snapshot, dropped)
+    decided = {s.task for s in snapshot.submissions if s.adjudication}
+    with_margin = any(p.margin is not None for p in preferences)
+    rows = [
         {
-            "prompt": [m.model_dump() for m in r.prompt.messages],
-            "completion": _turn(r.completion.text),
-            "label": r.good,
-            "annotator": r.annotator,
-            "source": r.source,
+            "prompt": [m.model_dump() for m in p.prompt.messages],
+            "chosen": _turn(better.text),
+            "rejected": _turn(worse.text),
+            **({"margin": p.margin or 0.0} if with_margin else {}),
+            "chosen_model": better.model,
+            "rejected_model": worse.model,
+            "item": p.id,
+            "source": p.source,
+            "adjudicated": p.id in decided,
+            "judgements": p.judgements,
+            "metadata": p.prompt.metadata | p.metadata,
         }
-        for r in ratings
-    )
-    return _jsonl({"ratings.jsonl": rows})
+        for p in preferences
+        for better, worse in strict_pairs(p)
+    ]
+    return _jsonl({"preferences.jsonl": rows}, used=sum(len(p.judgements) for p in preferences), **counts)
 
 
-def _steps(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    _count_left_out(snapshot, dropped, {"steps"})
-    labels = [label for task, s in _pairs(snapshot) if (label := step_label_of(task, s)) is not None]
-    return _jsonl({"steps.jsonl": ({"first_wrong": None} | to_plain(label) for label in labels)})
+def _ranking(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
+    preferences, counts = _preferences(snapshot, dropped)
+    used = sum(len(p.judgements) for p in preferences)
+    return _jsonl({"rankings.jsonl": map(to_plain, preferences)}, used=used, **counts)
 
 
-def _rewrites(snapshot: Snapshot, dropped: Counter[str]) -> Written:
-    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
-    demonstrations = [d for s in snapshot.submissions if s.task in tasks and (d := demonstration_of(tasks[s.task], s))]
-    dropped["no rewritten answer, or of a check or a retired item"] = len(snapshot.submissions) - len(demonstrations)
-    return _jsonl({"demonstrations.jsonl": map(to_plain, demonstrations)})
+def _unpaired(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
+    rows = []
+    for task, s in _judged(snapshot, dropped, "thumbs"):
+        rating = rating_of(task, s)
+        assert rating is not None, "a judged thumb says good or bad"
+        row = {
+            "prompt": [m.model_dump() for m in rating.prompt.messages],
+            "completion": _turn(rating.completion.text),
+            "label": rating.good,
+        }
+        rows.append(row | _origin(task, s))
+    return _jsonl({"ratings.jsonl": rows}, used=len(rows))
+
+
+def _steps(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
+    rows = []
+    for task, s in _judged(snapshot, dropped, "steps"):
+        label = step_label_of(task, s)
+        assert label is not None, "a judged steps task has a label"
+        rows.append({"first_wrong": None} | to_plain(label) | _origin(task, s))
+    return _jsonl({"steps.jsonl": rows}, used=len(rows))
+
+
+def _rewrites(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
+    demonstrations = []
+    for task, s in _usable(snapshot, dropped, None):
+        demonstration = demonstration_of(task, s)
+        if demonstration is None:
+            dropped["no rewritten answer"] += 1
+        else:
+            demonstrations.append(to_plain(demonstration))
+    return _jsonl({"demonstrations.jsonl": demonstrations}, used=len(demonstrations))
+
+
+def _origin(task: Task, submission: Submission) -> dict[str, Any]:
+    """Who gave a label of one answer, about what."""
+    return {
+        "item": task.id,
+        "submission": submission.id,
+        "annotator": submission.annotator,
+        "source": submission.source,
+        "adjudicated": submission.adjudication,
+        "model": task.completions[0].model,
+        "metadata": task.prompt.metadata | task.metadata,
+    }
 
 
 _COLUMNS = (
     "submission task kind annotator source verdict criterion first second ranks scores strength good first_wrong "
-    "reason comment guideline seconds cohort adjudication created_at"
+    "reason comment guideline seconds cohort adjudication created_at models metadata"
 ).split()
 
 
-def _csv(snapshot: Snapshot, dropped: Counter[str]) -> Written:
+def _csv(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(_COLUMNS)
-    count = 0
-    out_of_use = set(snapshot.retired)
-    if left_out := sum(s.task in out_of_use for s in snapshot.submissions):
-        dropped["item retired"] = left_out
-    for task, s in _pairs(snapshot, checks=True):
+    count = used = 0
+    tasks, retired = {t.id: t for t in snapshot.tasks}, set(snapshot.retired)
+    for s in snapshot.submissions:
+        task = tasks[s.task]
+        if s.task in retired:
+            dropped["item retired"] += 1
+            continue
+        used += 1
+        metadata = task.prompt.metadata | task.metadata
+        models = [c.model or "" for c in task.completions]
         common = {
             "submission": s.id, "task": task.id, "kind": task.kind, "annotator": s.annotator, "source": s.source,
             "verdict": s.verdict, "reason": s.reason, "comment": s.comment, "guideline": s.guideline,
             "seconds": s.seconds, "cohort": s.cohort, "adjudication": s.adjudication, "created_at": s.created_at,
             "good": s.good, "first_wrong": s.first_wrong,
+            "models": json.dumps(models, ensure_ascii=False) if any(models) else None,
+            "metadata": json.dumps(metadata, ensure_ascii=False) if metadata else None,
         }  # fmt: skip
         rows: list[dict[str, Any]] = [{}]
         if s.answers:
@@ -266,7 +348,7 @@ def _csv(snapshot: Snapshot, dropped: Counter[str]) -> Written:
         for row in rows:
             writer.writerow([_cell((common | row).get(name)) for name in _COLUMNS])
             count += 1
-    return {"judgements.csv": out.getvalue().encode()}, {"judgements.csv": count}
+    return _Written(files={"judgements.csv": out.getvalue().encode()}, rows={"judgements.csv": count}, used=used)
 
 
 def _canonical(order: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
@@ -283,45 +365,47 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _pairs(snapshot: Snapshot, *, checks: bool = False) -> list[tuple[Task, Submission]]:
-    out = set(snapshot.retired)
-    tasks = {t.id: t for t in snapshot.tasks if t.id not in out and (checks or t.check is None)}
-    settled = {s.task for s in snapshot.submissions if s.adjudication}
-    return [
-        (tasks[s.task], s)
-        for s in snapshot.submissions
-        if s.task in tasks and (checks or s.adjudication or s.task not in settled)
-    ]
-
-
-def _count_left_out(snapshot: Snapshot, dropped: Counter[str], kinds: set[str]) -> None:
-    tasks = {t.id: t for t in snapshot.tasks}
-    out = set(snapshot.retired)
-    settled = {s.task for s in snapshot.submissions if s.adjudication}
+def _usable(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind | None) -> list[tuple[Task, Submission]]:
+    """Submissions about items in use, of one kind of task or of all; counts the others."""
+    tasks, retired = {t.id: t for t in snapshot.tasks}, set(snapshot.retired)
+    usable = []
     for s in snapshot.submissions:
         task = tasks[s.task]
         if task.check is not None:
             dropped["check item"] += 1
-        elif task.id in out:
+        elif task.id in retired:
             dropped["item retired"] += 1
-        elif task.kind not in kinds:
+        elif kind is not None and task.kind != kind:
             dropped[f"other kind of task: {task.kind}"] += 1
-        elif "compare" not in kinds and s.task in settled and not s.adjudication:
+        else:
+            usable.append((task, s))
+    return usable
+
+
+def _judged(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind) -> list[tuple[Task, Submission]]:
+    """As :func:`_usable`, judged ones only; an adjudicator's decision replaces the annotators' judgements."""
+    settled = {s.task for s in snapshot.submissions if s.adjudication}
+    judged = []
+    for task, s in _usable(snapshot, dropped, kind):
+        if s.task in settled and not s.adjudication:
             dropped["settled by an adjudicator"] += 1
-        elif s.verdict != "judged" and "compare" not in kinds:
+        elif s.verdict != "judged":
             dropped[f"not judged: {s.verdict}"] += 1
+        else:
+            judged.append((task, s))
+    return judged
 
 
 def _turn(text: str) -> list[dict[str, str]]:
     return [Message(role="assistant", content=text).model_dump()]
 
 
-def _jsonl(files: Mapping[str, Iterable[Any]]) -> Written:
+def _jsonl(files: Mapping[str, Iterable[Any]], *, used: int, **counts: Any) -> _Written:
     made, rows = {}, {}
     for name, values in files.items():
         lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
         made[name], rows[name] = "".join(lines).encode(), len(lines)
-    return made, rows
+    return _Written(files=made, rows=rows, used=used, counts=counts)
 
 
 def _lines(data: bytes) -> list[str]:

@@ -1,47 +1,83 @@
 """Items from a file: our own rows, or any format that holds comparisons or preferences."""
 
+import itertools
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.records import Comparison, Preference, Rating, load
 from trimtab.records.annotation import Task
-from trimtab.storage.tasks import parse_task
+from trimtab.records.readers import Row, read_rows
+from trimtab.storage.tasks import parse_task, parse_tasks
+
+_PEEK = 100
+MOST_BYTES = 200_000_000
+"""Most bytes of an uploaded file when unpacked."""
 
 
 def read_items(source: str) -> Iterator[Task | str]:
     """Tasks of a file, or for a row that is none the reason why.
 
-    JSON lines with ``answers``, ``completions`` or ``steps`` are tasks, whole or short
-    (:func:`~trimtab.storage.tasks.parse_task`). Everything else that ``trimtab data check`` knows is
-    read as comparisons, preferences (without saying which answer was chosen) or ratings.
+    Rows with ``prompt`` and ``answers``, ``completions`` or ``steps`` are tasks, whole or short
+    (:func:`~trimtab.storage.tasks.parse_task`), in JSON lines or a JSON list, gzipped or not. Everything else that
+    ``trimtab data check`` knows is read as comparisons, preferences (without saying which answer was chosen) or
+    ratings.
 
     Raises:
         DataError: the file cannot be read.
     """
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig") if path.suffix in (".jsonl", ".ndjson") else None
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if text is not None and _is_ours(text):
-        yield from map(task_of_line, (line for line in text.split("\n") if line.strip()))
+    rows = read_rows(Path(source))
+    head = list(itertools.islice(rows, _PEEK))
+    first = next((row.columns for row in head if isinstance(row, Row)), None)
+    if not head:
+        raise DataError(f"{source}: holds no rows; give a file with items in it")
+    if first is not None and not _is_ours(first):
+        yield from _other(source)
         return
-    yield from _other(source)
+    for row in itertools.chain(head, rows):
+        if isinstance(row, Row):
+            yield from parse_tasks([row.columns])
+        else:
+            yield f"line {row.line}: {row.reason}"
 
 
-def _is_ours(text: str) -> bool:
-    first = next((line for line in text.split("\n") if line.strip()), "")
+def _is_ours(row: dict[str, Any]) -> bool:
+    return (
+        "prompt" in row
+        and bool({"answers", "completions", "steps"} & row.keys())
+        and not {"ranks", "label"} & row.keys()
+    )
+
+
+def tasks_in(raw: bytes) -> list[Task | str]:
+    """Tasks of an uploaded file: JSON lines or a JSON list, gzipped or not; for a row that is none the reason why.
+
+    Raises:
+        DataError: the file is not UTF-8, a damaged gzip file, or too large when unpacked.
+    """
+    if raw.startswith(b"\x1f\x8b"):
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            raw = unpacker.decompress(raw, MOST_BYTES)
+        except zlib.error:
+            raise DataError("the file is a damaged gzip file; pack it again") from None
+        if not unpacker.eof:
+            raise DataError(f"the file is cut, or has more than {MOST_BYTES} bytes when unpacked; send it in parts")
     try:
-        row = json.loads(first)
-    except ValueError:
-        return True  # not JSON: said line by line
-    if not isinstance(row, dict) or "ranks" in row:
-        return not isinstance(row, dict)
-    return "prompt" in row and bool({"answers", "completions", "steps"} & set(row)) and "label" not in row
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"the file is not UTF-8 (byte {error.start}); save it as UTF-8 JSON lines") from None
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except (ValueError, RecursionError):
+            rows = None
+        if isinstance(rows, list):
+            return list(parse_tasks(rows))
+    return [task_of_line(line) for line in text.split("\n") if line.strip()]
 
 
 def task_of_line(line: str) -> Task | str:
@@ -67,7 +103,7 @@ def _other(source: str) -> Iterator[Task | str]:
                 if isinstance(record, Rating):
                     yield Task.of(record.prompt, [record.completion], kind="thumbs")
                 else:
-                    yield Task.of(record.prompt, record.completions)
+                    yield Task.of(record.prompt, record.completions, metadata=record.metadata)
             yield from (f"line {refusal.line}: {refusal.reason}" for refusal in loaded.refused)
             return
     raise DataError(f"{source}: holds no items to judge; {problem}")

@@ -18,7 +18,7 @@ from trimtab.storage.project import ProjectConfig
 from trimtab.storage.tasks import Refused
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
-from trimtab.web.items_file import task_of_line
+from trimtab.web.items_file import tasks_in
 from trimtab.web.pages import fields, link_to, page, signed_in
 
 router = APIRouter(include_in_schema=False, prefix="/manage")
@@ -58,11 +58,7 @@ async def add_items(request: Request, person: Owner) -> Response:
 
 
 def _add(request: Request, person: Person, raw: bytes, batch: str) -> tuple[int, list[Refused]]:
-    try:
-        lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"the file is not UTF-8 (byte {error.start}); save it as UTF-8 JSON lines") from None
-    tasks = [task_of_line(line) for line in lines]
+    tasks = tasks_in(raw)
     if batch:
         tasks = [
             t.model_copy(update={"batch": batch}) if isinstance(t, Task) and t.batch == "default" else t for t in tasks
