@@ -34,7 +34,9 @@ def retry_after(value: str | None) -> float:
 
 
 def error_message(body: bytes, *, hide: str = "", characters: int = 300) -> str:
-    """The words in the body of a failed request: the message of a JSON error, or the text of a page; none in a completion.
+    """The words in the body of a failed request: the message of a JSON error, or the text of a page.
+
+    A chat completion has none.
 
     Args:
         body: the body, whole or its beginning.
@@ -43,7 +45,7 @@ def error_message(body: bytes, *, hide: str = "", characters: int = 300) -> str:
 
     >>> error_message(b'{"error": {"message": "quota exceeded", "code": 429}}')
     'quota exceeded'
-    >>> error_message(b"<html><h1>502</h1> Bad\\tGateway</html>")
+    >>> error_message(b"<html><h1>502</h1> Bad Gateway</html>")
     '502 Bad Gateway'
     """
     text = body.decode("utf-8", "replace")
