@@ -32,10 +32,12 @@ def values() -> Tensor:
     return (torch.linspace(-0.55, 0.5, B * T, dtype=torch.float64).reshape(B, T)).requires_grad_()
 
 
-def quad() -> tuple[Tensor, ...]:
-    return normal(B, shift=-9), normal(B, shift=-9), normal(B, shift=-9), normal(B, shift=-9)
+def two() -> tuple[Tensor, Tensor]:
+    return normal(B, shift=-9), normal(B, shift=-9)
 
 
+REFS = tuple(x.detach() for x in two())
+REF_TOKENS = normal(B, T).detach()
 ZERO = torch.zeros(B, T, dtype=torch.float64)
 CASES = {
     "bradley_terry_loss": (
@@ -51,31 +53,35 @@ CASES = {
         (normal(B, T),),
     ),
     "process_score": (lambda z: algos.process_score(z, MASK), (normal(B, T),)),
-    "dpo_loss": (lambda *x: algos.dpo_loss(*x, beta=0.3), quad()),
-    "dpo_loss soft": (lambda *x: algos.dpo_loss(*x, beta=0.3, probability=SOFT), quad()),
-    "dpo_loss conservative": (lambda *x: algos.dpo_loss(*x, beta=0.3, label_smoothing=0.2), quad()),
-    "dpo_loss robust": (lambda *x: algos.dpo_loss(*x, beta=0.3, label_smoothing=0.2, smoothing="robust"), quad()),
-    "ipo_loss": (lambda *x: algos.ipo_loss(*x, tau=0.3, probability=SOFT), quad()),
-    "hinge_loss": (lambda *x: algos.hinge_loss(*x, beta=0.3), quad()),
+    "dpo_loss": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3), two()),
+    "dpo_loss soft": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3, probability=SOFT), two()),
+    "dpo_loss conservative": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3, label_smoothing=0.2), two()),
+    "dpo_loss robust": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3, label_smoothing=0.2, smoothing="robust"), two()),
+    "ipo_loss": (lambda *x: algos.ipo_loss(*x, *REFS, tau=0.3, probability=SOFT), two()),
+    "ipo_loss per token": (
+        lambda *x: algos.ipo_loss(*x, *REFS, tau=0.3, chosen_lengths=LENGTHS, rejected_lengths=LENGTHS.flip(0)),
+        two(),
+    ),
+    "hinge_loss": (lambda *x: algos.hinge_loss(*x, *REFS, beta=0.3), two()),
     "kto_loss": (
-        lambda p, r: algos.kto_loss(p, r, FLAGS, Z, beta=0.3, weight_undesirable=1.3),
-        (normal(B), normal(B)),
+        lambda p: algos.kto_loss(p, REFS[0], FLAGS, Z, beta=0.3, weight_undesirable=1.3),
+        (normal(B, shift=-9),),
     ),
     "orpo_loss": (
         lambda c, r: algos.orpo_loss(c, r, LENGTHS, LENGTHS, lam=0.5),
         (normal(B, shift=-9), normal(B, shift=-9)),
     ),
     "simpo_loss": (lambda c, r: algos.simpo_loss(c, r, LENGTHS, LENGTHS, beta=2.0, gamma=1.0), (normal(B), normal(B))),
-    "cpo_loss": (lambda c, r: algos.cpo_loss(c, r, beta=0.3, chosen_lengths=LENGTHS), (normal(B), normal(B))),
+    "cpo_loss": (lambda c, r: algos.cpo_loss(c, r, beta=0.3, mean_length=4.5), (normal(B), normal(B))),
     "clipped_policy_loss": (lambda x: algos.clipped_policy_loss(x, ZERO, ADVANTAGES, MASK), (tokens(),)),
     "clipped_policy_loss dual": (
         lambda x: algos.clipped_policy_loss(x, ZERO, ADVANTAGES, MASK, dual_clip=1.3),
         (tokens(),),
     ),
     "clipped_value_loss": (lambda v: algos.clipped_value_loss(v, ZERO, ZERO + 0.3, MASK, eps=0.2), (values(),)),
-    "kl_k1": (lambda x, r: algos.kl_k1(x, r, MASK), (normal(B, T), normal(B, T))),
-    "kl_k2": (lambda x, r: algos.kl_k2(x, r, MASK), (normal(B, T), normal(B, T))),
-    "kl_k3": (lambda x, r: algos.kl_k3(x, r, MASK), (normal(B, T), normal(B, T))),
+    "kl_k1": (lambda x: algos.kl_k1(x, REF_TOKENS, MASK), (normal(B, T),)),
+    "kl_k2": (lambda x: algos.kl_k2(x, REF_TOKENS, MASK), (normal(B, T),)),
+    "kl_k3": (lambda x: algos.kl_k3(x, REF_TOKENS, MASK), (normal(B, T),)),
     "masked_mean": (lambda x: algos.masked_mean(x, MASK, dim=1), (normal(B, T),)),
     "reduce_sum": (lambda x: algos.reduce_sum(x, MASK, norm=13), (normal(B, T),)),
     "whiten": (lambda x: algos.whiten(x, MASK), (normal(B, T),)),
@@ -98,5 +104,13 @@ def test_everything_public_is_documented():
     for name in algos.__all__:
         doc = getattr(algos, name).__doc__
         assert doc, name
-        if name not in ("masked_sum", "masked_mean", "reduce_sum", "ranking_pairs"):
+        definitions = (
+            "explained_variance",
+            "masked_sum",
+            "masked_mean",
+            "reduce_sum",
+            "ranking_pairs",
+            "scale_gradient",
+        )
+        if name not in definitions:
             assert "Source:" in doc, f"{name} names no source"

@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.algos import AdaptiveKL, best_of_n_kl, best_of_n_kl_bound, kl_k1, kl_k2, kl_k3, penalised_rewards
+from trimtab.algos import (
+    AdaptiveKL,
+    approx_kl,
+    best_of_n_kl,
+    best_of_n_kl_bound,
+    k3_clamped,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_sequence,
+    penalised_rewards,
+)
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 NAN = math.nan
@@ -63,7 +74,7 @@ def test_gradient_goldens():
 @given(st.floats(-40, 0), st.floats(-40, 0))
 def test_never_negative(a: float, b: float):
     new, ref = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    assert kl_k2(new, ref) >= 0 and kl_k3(new, ref) >= -1e-15
+    assert kl_k2(new, ref) >= 0 and -1e-15 <= kl_k3(new, ref) <= 10
     assert kl_k1(new, ref) == -kl_k1(ref, new)
 
 
@@ -81,6 +92,126 @@ def test_padding(estimator):
     assert out[1] == 0 and new.grad is not None and new.grad[1] == 0 and torch.isfinite(new.grad[0])
     with pytest.raises(TrainingError, match="shapes differ"):
         estimator(torch.zeros(2), torch.zeros(3))
+
+
+@pytest.mark.parametrize("delta", [-1e4, -90.0, -50.0, -21.0, -3.0, -2.0, 0.5, 9.0, 11.5, 30.0, 1e4])
+def test_k3_is_limited_as_in_verl_and_openrlhf(delta: float):
+    """verl: clamp(ref − new, ±20), then clamp(exp(x) − x − 1, ±10); OpenRLHF: the second clamp. δ = −90 was inf."""
+    x = min(max(-delta, -20.0), 20.0)
+    wanted = min(math.exp(x) - x - 1, 10.0)
+    new, mask = torch.tensor([[delta - 1.0]], requires_grad=True), torch.ones(1, 1, dtype=torch.bool)
+    ref = torch.full((1, 1), -1.0)
+    k3 = kl_k3(new, ref, mask)
+    k3.sum().backward()
+    assert k3.item() == pytest.approx(wanted, rel=1e-4)
+    slope = 0.0 if wanted == 10.0 else 1 - math.exp(-delta)  # d/dδ (e^{−δ} − 1 + δ)
+    assert new.grad is not None and new.grad.item() == pytest.approx(slope, rel=1e-4)
+    assert k3_clamped(new, ref, mask).item() == float(wanted == 10.0)
+
+
+def test_clamped_tokens_are_a_share_of_those_that_count():
+    new, ref = torch.tensor([[-91.0, -1.0, -91.0]]), torch.full((1, 3), -1.0)
+    assert k3_clamped(new, ref, torch.tensor([[True, True, False]])).item() == 0.5
+
+
+def test_the_distance_of_a_step_is_not_limited():
+    """``kl.stop`` compares it; a limit per token would hide one that moved by e¹²."""
+    one = torch.ones(1, 1, dtype=torch.bool)
+    assert approx_kl(torch.tensor([[-1.0]]), torch.tensor([[-13.0]]), one).item() == pytest.approx(
+        math.exp(12) - 13, rel=1e-4
+    )
+
+
+# KL of whole answers ------------------------------------------------------------------------
+
+ACTIONS, DEPTH = 3, 4
+
+
+def random_trees(seed: int, count: int) -> list[Tensor]:
+    """Logits of every state of a tree of tokens: one row for each beginning of an answer."""
+    g = torch.Generator().manual_seed(seed)
+    states = sum(ACTIONS**level for level in range(DEPTH))
+    return [torch.randn(states, ACTIONS, generator=g, dtype=torch.float64) for _ in range(count)]
+
+
+def answers() -> tuple[Tensor, Tensor]:
+    """Every answer, ``[81, 4]``, and the state before each of its tokens."""
+    paths = torch.tensor(list(itertools.product(range(ACTIONS), repeat=DEPTH)))
+    states = torch.zeros_like(paths)
+    for level in range(1, DEPTH):  # children of state s are 3s + 1, 3s + 2, 3s + 3
+        states[:, level] = ACTIONS * states[:, level - 1] + paths[:, level - 1] + 1
+    return paths, states
+
+
+def tokens_of(logits: Tensor) -> Tensor:
+    paths, states = answers()
+    return torch.log_softmax(logits, -1)[states].gather(-1, paths[..., None]).squeeze(-1)
+
+
+def gradient_of(loss: Tensor, leaf: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+def exact_kl_gradient(policy: Tensor, ref: Tensor) -> Tensor:
+    leaf = policy.clone().requires_grad_()
+    new, base = tokens_of(leaf).sum(1), tokens_of(ref).sum(1)
+    return gradient_of((new.exp() * (new - base)).sum(), leaf)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sequence_form_has_the_gradient_of_kl_on_answers_of_four_tokens(seed: int):
+    policy, ref = random_trees(seed, 2)
+    leaf, mask = policy.clone().requires_grad_(), torch.ones(81, 4, dtype=torch.bool)
+    new = tokens_of(leaf)
+    chance = new.sum(1).exp().detach()
+    exact = exact_kl_gradient(policy, ref)
+    losses = kl_sequence(new, tokens_of(ref), mask)
+    assert torch.allclose(gradient_of((chance[:, None] * losses).sum(), leaf), exact, atol=1e-13)
+    whole = float(chance @ (tokens_of(policy) - tokens_of(ref)).sum(1))
+    assert float((chance[:, None] * losses.detach()).sum()) == pytest.approx(whole)  # and its value is unbiased
+    for estimator in (kl_k2, kl_k3):  # per token: another direction
+        new = tokens_of(leaf)
+        turned = gradient_of((chance[:, None] * estimator(new, tokens_of(ref), mask)).sum(), leaf)
+        assert float(torch.cosine_similarity(turned.flatten(), exact.flatten(), dim=0)) < 0.95
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sequence_form_is_exact_on_answers_of_an_older_policy(seed: int):
+    policy, ref, step = random_trees(10 + seed, 3)
+    older = policy + 0.4 * step
+    leaf, mask = policy.clone().requires_grad_(), torch.ones(81, 4, dtype=torch.bool)
+    chance = tokens_of(older).sum(1).exp()
+    losses = kl_sequence(tokens_of(leaf), tokens_of(ref), mask, old_logprobs=tokens_of(older))
+    exact = exact_kl_gradient(policy, ref)
+    assert torch.allclose(gradient_of((chance[:, None] * losses).sum(), leaf), exact, atol=1e-13)
+    without = kl_sequence(tokens_of(leaf), tokens_of(ref), mask)
+    assert not torch.allclose(gradient_of((chance[:, None] * without).sum(), leaf), exact, atol=1e-2)
+
+
+def test_the_penalty_in_the_reward_has_the_same_gradient():
+    """Σ_t ∇log π_t · (reward to come), with −k1 as the only reward, is −∇KL."""
+    policy, ref = random_trees(5, 2)
+    leaf, mask = policy.clone().requires_grad_(), torch.ones(81, 4, dtype=torch.bool)
+    new = tokens_of(leaf)
+    chance = new.sum(1).exp().detach()
+    rewards = penalised_rewards(torch.zeros(81, dtype=torch.float64), new, tokens_of(ref), mask, beta=1.0)
+    to_come = rewards.flip(1).cumsum(1).flip(1)
+    climbed = gradient_of((chance[:, None] * to_come * new).sum(), leaf)
+    assert torch.allclose(climbed, -exact_kl_gradient(policy, ref), atol=1e-13)
+
+
+def test_the_sequence_form_jumps_over_tokens_that_do_not_count():
+    new = torch.tensor([[-1.0, NAN, -2.0, NAN]], requires_grad=True)
+    ref, old = torch.tensor([[-1.5, 0.0, -1.0, math.inf]]), torch.tensor([[-1.0 - math.log(2), NAN, -2.0, 0.0]])
+    mask = torch.tensor([[True, False, True, False]])
+    loss = kl_sequence(new, ref, mask, old_logprobs=old)  # δ = .5, −1; w = 2, 2
+    loss.sum().backward()
+    assert loss[0].tolist() == pytest.approx([1.0, 0.0, -2.0, 0.0])
+    assert new.grad is not None and new.grad[0].tolist() == pytest.approx([-1.0, 0.0, -2.0, 0.0])
+    with pytest.raises(TrainingError, match="shapes differ"):
+        kl_sequence(torch.zeros(1, 2), torch.zeros(1, 3), torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(TrainingError, match="two dimensions"):
+        kl_sequence(torch.zeros(2), torch.zeros(2), torch.ones(2, dtype=torch.bool))
 
 
 # Adaptive coefficient ----------------------------------------------------------------------------

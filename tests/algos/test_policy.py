@@ -13,6 +13,13 @@ from trimtab.algos import (
     clip_fraction,
     clipped_policy_loss,
     clipped_value_loss,
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kto_loss,
     truncated_importance_weights,
 )
 from trimtab.errors import ConfigError, TrainingError
@@ -208,3 +215,41 @@ def test_refusals():
         clip_fraction(x, torch.zeros(1), mask, eps_low=0.2, eps_high=0.2)
     with pytest.raises(TrainingError, match="bool"):
         clipped_policy_loss(x, x, x, torch.ones_like(x))
+
+
+# Constants --------------------------------------------------------------------------------------
+
+
+def test_what_is_a_constant_has_no_gradient():
+    """The first update compares a policy with itself; the same tensor twice must not cancel the gradient."""
+    one, advantages = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[2.0, -1.0]], requires_grad=True)
+    new = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    clipped_policy_loss(new, new, advantages, one).sum().backward()
+    assert new.grad is not None and new.grad.tolist() == [[-2.0, 1.0]] and advantages.grad is None  # −A·∇ρ, ρ = 1
+    value = torch.tensor([[0.5]], requires_grad=True)
+    returns = torch.tensor([[1.0]], requires_grad=True)
+    clipped_value_loss(value, value, returns, one[:, :1], eps=0.2).sum().backward()
+    assert value.grad is not None and value.grad.item() == pytest.approx(-0.5) and returns.grad is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope"),
+    [
+        (lambda a, b: dpo_loss(a, b, a, b, beta=0.2), -0.1),  # −β·σ(0)
+        (lambda a, b: ipo_loss(a, b, a, b, tau=0.5), -2.0),  # 2(h − 1/(2τ)), h = 0
+        (lambda a, b: hinge_loss(a, b, a, b, beta=0.2), -0.2),
+        (lambda a, b: kto_loss(a, a, torch.tensor([True]), torch.tensor(0.0), beta=0.2), -0.05),  # −β·σ(0)(1 − σ(0))
+    ],
+    ids=["dpo", "ipo", "hinge", "kto"],
+)
+def test_a_reference_that_is_the_policy_itself_is_a_constant(loss, slope):
+    better, worse = torch.tensor([-3.0], requires_grad=True), torch.tensor([-4.0], requires_grad=True)
+    loss(better, worse).sum().backward()
+    assert better.grad is not None and better.grad.item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize(("estimator", "slope"), [(kl_k1, 1.0), (kl_k2, 0.0), (kl_k3, 0.0)])
+def test_an_estimator_of_a_policy_against_itself(estimator, slope):
+    new = torch.tensor([-1.0], requires_grad=True)
+    estimator(new, new).sum().backward()
+    assert new.grad is not None and new.grad.item() == slope

@@ -102,7 +102,7 @@ def test_cpo():
     assert nls(0.1 * 3) == near(0.554355244)
     assert cpo_loss(*POLICY, beta=BETA, alpha=0.0).item() == near(0.554355244)
     assert cpo_loss(*POLICY, beta=BETA, alpha=0.5).item() == near(0.554355244 + 0.5 * 12)
-    assert cpo_loss(*POLICY, beta=BETA, alpha=0.5, chosen_lengths=LENGTHS[0]).item() == near(0.554355244 + 0.5 * 1.2)
+    assert cpo_loss(*POLICY, beta=BETA, alpha=0.5, mean_length=10.0).item() == near(0.554355244 + 0.5 * 1.2)
 
 
 # Soft labels ---------------------------------------------------------------------------------
@@ -262,6 +262,8 @@ def test_shapes_are_not_broadcast():
 def test_empty_answers_have_no_average():
     """Trap 12: 0/0 would poison the step; it is refused with the row instead."""
     for empty in (0.0, math.nan):
+        with pytest.raises(TrainingError, match=r"rejected_lengths is below 1 in rows \[0\]"):
+            ipo_loss(*PAIR, tau=BETA, chosen_lengths=t(3.0), rejected_lengths=t(empty))
         with pytest.raises(TrainingError, match=r"chosen_lengths is below 1 in rows \[1\]"):
             simpo_loss(t(-1.0, 0.0), t(-1.0, -1.0), t(3.0, empty), t(3.0, 3.0), beta=2.0, gamma=1.0)
 
@@ -271,3 +273,22 @@ def test_impossible_probabilities():
         dpo_loss(*PAIR, beta=BETA, probability=t(1.5))
     with pytest.raises(TrainingError, match="probability is nan"):
         ipo_loss(*PAIR, tau=BETA, probability=t(math.nan))
+
+
+def test_ipo_per_token_as_trl():
+    """TRL's ``ipo``: log-ratios divided by completion tokens. 1/10 + .5/12 − 5, squared; and as a soft label."""
+    lengths = {"chosen_lengths": t(10.0), "rejected_lengths": t(12.0)}
+    assert ipo_loss(*PAIR, tau=BETA, **lengths).item() == near((0.1 + 0.5 / 12 - 5) ** 2)
+    soft = 0.25 * (0.1 + 0.5 / 12 - 5) ** 2 + 0.75 * (0.1 + 0.5 / 12 + 5) ** 2
+    assert ipo_loss(*PAIR, tau=BETA, **lengths, probability=t(0.25)).item() == near(soft)
+    with pytest.raises(TrainingError, match="only one of chosen_lengths and rejected_lengths"):
+        ipo_loss(*PAIR, tau=BETA, chosen_lengths=t(10.0))
+
+
+def test_cpo_averages_over_the_tokens_of_the_batch():
+    """The authors' cross-entropy: 10 and 50 nats over 5 and 50 tokens are 60/55, not (10/5 + 50/50)/2."""
+    policy, lengths = t(-10.0, -50.0), t(5.0, 50.0)
+    losses = cpo_loss(policy, policy, beta=BETA, alpha=1.0, mean_length=float(lengths.mean()))
+    assert losses.mean().item() == near(math.log(2) + 60 / 55)
+    with pytest.raises(ConfigError, match="mean_length is 0"):
+        cpo_loss(policy, policy, beta=BETA, mean_length=0.0)

@@ -271,3 +271,23 @@ def test_refusals():
         bradley_terry_loss(W, L, probability=t(-0.5))
     with pytest.raises(TrainingError, match="label is 2"):
         process_reward_loss(torch.zeros(1, 1), torch.full((1, 1), 2.0), torch.ones(1, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.3, 0.49, 0.5, 0.51, 0.9, 1.0])
+@pytest.mark.parametrize("gap", [-1.5, 0.0, 1.0])
+def test_a_margin_is_asked_of_the_likelier_winner(probability: float, gap: float):
+    """Both ways of writing the same label agree; and a margin never lowers the loss of a certain one."""
+    one, zero, margin = torch.tensor([gap]), torch.zeros(1), torch.tensor([1.0])
+    first = bradley_terry_loss(one, zero, margin=margin, probability=torch.tensor([probability]))
+    turned = bradley_terry_loss(zero, one, margin=margin, probability=torch.tensor([1 - probability]))
+    assert first.item() == pytest.approx(turned.item(), abs=1e-6)
+    if probability in (0.0, 1.0):
+        assert first > bradley_terry_loss(one, zero, probability=torch.tensor([probability]))
+
+
+def test_the_second_answer_ahead_by_its_margin():
+    """Ahead by 1 where 1 is asked: −log σ(0) = log 2, by rank and by probability 0."""
+    one, zero, margin = torch.ones(1), torch.zeros(1), torch.ones(1)
+    by_rank = bradley_terry_loss(one, zero, margin=margin)
+    by_label = bradley_terry_loss(zero, one, margin=margin, probability=torch.zeros(1))
+    assert by_rank.item() == by_label.item() == pytest.approx(math.log(2))

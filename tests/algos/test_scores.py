@@ -26,6 +26,13 @@ def test_missing_eos(mode, penalty: float, expected: float):
     assert penalise_missing_eos(TWO, ENDED, penalty=penalty, mode=mode).tolist() == [2.0, expected]
 
 
+@pytest.mark.parametrize("mode", ["replace", "subtract"])
+@pytest.mark.parametrize("score", [-7.0, -1.0, -0.5, 0.0, 3.0])
+def test_being_cut_never_raises_a_score(mode, score: float):
+    worth = penalise_missing_eos(torch.tensor([score, score]), ENDED, penalty=-1.0, mode=mode)
+    assert worth[1] <= worth[0] == score
+
+
 def test_replacing_also_replaces_a_useless_score():
     assert penalise_missing_eos(torch.tensor([2.0, NAN]), ENDED, penalty=-1.0).tolist() == [2.0, -1.0]
 
@@ -62,5 +69,10 @@ def test_group_means_are_taken_off_at_the_last_token():
     assert torch.equal(found, reinforce_pp_advantage(centred, mask))
     # to come: 1, 0 and −1; mean 0, variance 2/3
     assert found[mask].tolist() == pytest.approx([1.5**0.5, 0.0, -(1.5**0.5)])
+    # an answer without a token is in no mean: the other one's group is itself, so its total becomes 0
+    alone = torch.tensor([[False, True, True], [False, False, False]])
+    assert reinforce_pp_baseline_advantage(rewards, alone, group=2)[alone].tolist() == pytest.approx(
+        [1.0, -1.0], abs=1e-3
+    )
     with pytest.raises(TrainingError, match="2 answers are no whole number of groups of 3"):
         reinforce_pp_baseline_advantage(rewards, mask, group=3)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import trimtab
 from tests.feedback.test_judge import human, item
 from trimtab.cli.app import run_app
 from trimtab.records import write_records
@@ -25,23 +26,13 @@ WITHOUT_TORCH = (
 
 def test_endpoints_are_asked_and_routed_without_torch(tmp_path: Path):
     write_records(tmp_path / "pairs.jsonl", PAIRS)
+    environment = os.environ | {"PYTHONPATH": str(Path(trimtab.__file__).parents[1])}
     with FakeEndpoint() as fake:
         judges = {"judges": {"far": {"kind": "endpoint", "url": fake.url, "model": MODEL, "key_env": None}}}
         (tmp_path / "judges.yaml").write_text(json.dumps(judges))
-        for command in (
-            [
-                "judge",
-                str(tmp_path / "pairs.jsonl"),
-                "--out",
-                str(tmp_path / "j"),
-                "--judges",
-                str(tmp_path / "judges.yaml"),
-            ],
-            ["route", str(tmp_path / "j")],
-        ):
-            done = subprocess.run(
-                [sys.executable, "-c", WITHOUT_TORCH, *command], capture_output=True, text=True, env=os.environ
-            )
+        for command in ("judge pairs.jsonl --out j --judges judges.yaml", "route j"):
+            line = [sys.executable, "-c", WITHOUT_TORCH, *command.split()]
+            done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
             assert done.returncode == 0, done.stderr
     assert (tmp_path / "j" / "labels.jsonl").exists() and len(fake.requests) == 16
 

@@ -13,6 +13,7 @@ from trimtab.conformance.experiments import (
     Row,
     _forward_optimum,
     _row,
+    divergence_gradients,
     estimators,
     gibbs,
     kl,
@@ -92,7 +93,7 @@ def test_the_identity_that_makes_regret_exact():
 # Rows ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("experiment", [estimators, preference_identities, process_and_outcome])
+@pytest.mark.parametrize("experiment", [estimators, divergence_gradients, preference_identities, process_and_outcome])
 def test_fast_experiments_pass(experiment):
     rows = list(experiment([0]))
     assert rows and [r for r in rows if not r.passed] == []
@@ -105,6 +106,26 @@ def test_a_sampled_bandit_goes_to_its_optimum():
     roles = train_table(Tree(actions=8), ref[None], reward, config, seed=0)
     end = torch.log_softmax(roles.policy.logits[0].detach(), 0)  # type: ignore[attr-defined]
     assert kl(ref, gibbs(ref, reward, 0.5)) > 0.3 and kl(end, gibbs(ref, reward, 0.5)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("kl_config", "low", "high"),
+    [
+        (KLConfig(coefficient=0.2), 0.15, 0.35),
+        (KLConfig(coefficient=0.2, place="loss"), 0.15, 0.35),
+        (KLConfig(coefficient=0.2, place="loss", estimator="k2"), 0.55, 1.0),
+    ],
+    ids=["reward", "sequence", "per-token k2"],
+)
+def test_only_the_kl_of_whole_answers_sees_the_price_of_the_second_token(kl_config, low, high):
+    """A, then a word of 2 %, earns 1; B earns ½; β = .2: π*(A) = .245 (Z_A = .5·(.02·e⁵ + .98), Z_B = .5·e^2.5)."""
+    z_a, z_b = 0.5 * (0.02 * math.exp(5) + 0.98), 0.5 * math.exp(2.5)
+    assert z_a / (z_a + z_b) == pytest.approx(0.245, abs=5e-4)
+    ref = torch.tensor([[0.5, 0.5], [0.02, 0.98], [0.5, 0.5]], dtype=F).log()
+    config = settings(RlooConfig, steps=120, lr=0.1, samples=256, depth=2, kl=kl_config)
+    roles = train_table(Tree(actions=2, depth=2), ref, torch.tensor([1.0, 0.0, 0.5, 0.5]), config, seed=0)
+    end = torch.softmax(roles.policy.logits[0].detach(), 0)  # type: ignore[attr-defined]
+    assert low < float(end[0]) < high
 
 
 def test_a_row_shows_the_worst_seed_and_fails_outside_its_bounds():
@@ -143,8 +164,9 @@ def test_another_librarys_loss_is_held_against_them():
         return -torch.nn.functional.logsigmoid(beta * gap)
 
     assert hold("dpo", theirs).passed
-    averaged = hold("ipo", lambda **x: 23.6034)  # what comes out if log-ratios are averaged over length
-    assert not averaged.passed and averaged.difference == pytest.approx(23.6034 - 12.25)
+    averaged = lambda **x: 23.603402778  # noqa: E731  log-ratios averaged over length: the other form of IPO
+    assert hold("ipo, per token", averaged).passed
+    assert not hold("ipo", averaged).passed and hold("ipo", averaged).difference == pytest.approx(23.6034 - 12.25)
     with pytest.raises(ConfigError, match="there is no golden 'dop'; there are bradley_terry"):
         hold("dop", theirs)
     with pytest.raises(ConfigError, match=r"gave 1 numbers for 'kto', expected 2; return losses unreduced"):

@@ -48,6 +48,17 @@ POINTS = [(1.0, 2), (1.1, 2), (1.5, 2), (0.5, 2), (1.5, -2), (0.5, -2), (5.0, -2
 
 BY_HAND: dict[str, tuple[float, ...]] = {
     "bradley_terry": (-log(W / (W + L)),),
+    "bradley_terry, margin 1 and soft labels": (  # the margin is asked of the likelier winner, of neither at ½
+        log(1 + exp(1.8)),
+        0.25 * log(1 + exp(-1.8)) + 0.75 * log(1 + exp(1.8)),
+        0.5 * log(1 + exp(-0.8)) + 0.5 * log(1 + exp(0.8)),
+        0.75 * log(1 + exp(0.2)) + 0.25 * log(1 + exp(-0.2)),
+    ),
+    "ipo, per token": ((1.0 / 10 + 0.5 / 12 - 5) ** 2,),
+    "k3, limited": (10.0, exp(2) - 3, 10.0),
+    "k3, share at its limit": (2 / 3,),
+    "sequence KL": (0.5, -1.0),
+    "sequence KL, coefficients of the scores": (0.5 - 1.0, -1.0),
     "ranking, all pairs": (sum(log(1 + exp(-d)) for d in (0.8, 1.5, 0.7)) / 3,),
     "plackett_luce": (-log(A / (A + B + C) * B / (B + C)),),
     "rao_kupper": (
@@ -64,6 +75,10 @@ BY_HAND: dict[str, tuple[float, ...]] = {
     "gae across a mask": (0.95 * (1 - 0.5), *[0.0] * 20, 1 - 0.5),
     "whiten": (-1.0, 1.0, 0.0),
     "reinforce++": (*[(x - statistics.mean(TO_COME)) / statistics.pstdev(TO_COME) for x in TO_COME], 0.0, 0.0),
+    "reinforce++ with baseline": (math.sqrt(1.5), 0.0, -math.sqrt(1.5), 0.0),
+    "missing EOS, replaced": (2.0, -1.0, -3.0),
+    "missing EOS, subtracted": (2.0, 1.0, -4.0),
+    "overlong": (0.0, -0.25, -0.5, -1.0),
     "clipped policy": tuple(clipped(r, a) for r, a in POINTS),
     "clipped policy, two ends, dual clip": tuple(clipped(r, a, 1.28, 3.0) for r, a in POINTS),
     "clipped value": tuple(map(critic, (0.5, 1.0, 0.0, 0.6, 2.0))),
@@ -97,11 +112,14 @@ def test_every_formula_has_a_golden():
     rest = {
         "approx_kl",
         "clip_fraction",
+        "explained_variance",
+        "fit_ridge_bradley_terry",
         "group_has_spread",
         "masked_mean",
         "masked_sum",
         "ranking_pairs",
         "reduce_sum",
+        "scale_gradient",
     }
     assert set(algos.__all__) - called - {"AdaptiveKL"} <= rest
 

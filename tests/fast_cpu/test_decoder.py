@@ -5,7 +5,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from trimtab.fast_cpu.decoder import ROWS, LlamaDecoder, can_decode
-from trimtab.rollout.cache import SlotCache
+from trimtab.models.cache import SlotCache
 from trimtab.testing import tiny_backbone
 
 

@@ -1,5 +1,6 @@
 """Offline alignment: every loss by hand from log-probabilities of whole answers, computed one at a time."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from trimtab.trainers import (
     train_kto,
     train_preference,
 )
+from trimtab.trainers.kto import _mismatched
 
 from ..kit import same_weights, stir
 
@@ -51,6 +53,7 @@ METHODS: list[PairConfig] = [
     SimpoConfig(beta=1.5, gamma=0.4),
     CpoConfig(beta=0.3, alpha=0.7),
     CpoConfig(beta=0.3, alpha=0.7, nll="sum"),
+    IpoConfig(tau=0.2, normalise=True),
 ]
 
 
@@ -82,7 +85,16 @@ def logprob(role: Role, tokens: list[int], start: int) -> float:
     return sum(float(table[t - 1, tokens[t]]) for t in range(start, len(tokens)))
 
 
-def pair_loss(config: PairConfig, w: float, l: float, rw: float, rl: float, nw: int, nl: int) -> float:  # noqa: E741
+def pair_loss(
+    config: PairConfig,
+    w: float,
+    l: float,  # noqa: E741
+    rw: float,
+    rl: float,
+    nw: int,
+    nl: int,
+    mean_length: float,
+) -> float:
     def softplus(x: float) -> float:
         return math.log1p(math.exp(x))
 
@@ -94,6 +106,7 @@ def pair_loss(config: PairConfig, w: float, l: float, rw: float, rl: float, nw: 
                 return ((1 - e) * right - e * wrong) / (1 - 2 * e)
             return (1 - e) * right + e * wrong
         case IpoConfig():
+            h = (w - rw) / nw - (l - rl) / nl if config.normalise else h
             return (h - 1 / (2 * config.tau)) ** 2
         case HingeConfig():
             return max(0.0, 1 - config.beta * h)
@@ -104,12 +117,25 @@ def pair_loss(config: PairConfig, w: float, l: float, rw: float, rl: float, nw: 
         case SimpoConfig():
             return softplus(-(config.beta * (w / nw - l / nl) - config.gamma))
         case CpoConfig():
-            nll = -w / nw if config.nll == "mean" else -w
+            nll = -w / mean_length if config.nll == "mean" else -w
             return softplus(-config.beta * (w - l)) + config.alpha * nll
+
+
+def mean_chosen_length(rankings: list[Ranking]) -> float:
+    """Tokens of the better answers over their number, each ranking counting once, times its weight."""
+    total = weights = 0.0
+    for r in rankings:
+        sizes = [len(s) - r.prompt_length for s in r.sequences]
+        better = [a for a in range(len(sizes)) for b in range(len(sizes)) if r.ranks[a] < r.ranks[b]]
+        if better:
+            total += r.weight * sum(sizes[a] for a in better) / len(better)
+            weights += r.weight
+    return total / weights
 
 
 def by_hand(config: PairConfig, policy: Role, reference: Role, rankings: list[Ranking]) -> float:
     total = weights = 0.0
+    length = mean_chosen_length(rankings)
     for r in rankings:
         ours = [logprob(policy, s, r.prompt_length) for s in r.sequences]
         theirs = [logprob(reference, s, r.prompt_length) for s in r.sequences]
@@ -117,7 +143,9 @@ def by_hand(config: PairConfig, policy: Role, reference: Role, rankings: list[Ra
         pairs = [(a, b) for a in range(len(ours)) for b in range(len(ours)) if r.ranks[a] < r.ranks[b]]
         if not pairs:
             continue
-        losses = [pair_loss(config, ours[a], ours[b], theirs[a], theirs[b], sizes[a], sizes[b]) for a, b in pairs]
+        losses = [
+            pair_loss(config, ours[a], ours[b], theirs[a], theirs[b], sizes[a], sizes[b], length) for a, b in pairs
+        ]
         total += r.weight * sum(losses) / len(pairs)
         weights += r.weight
     return total / weights
@@ -144,7 +172,7 @@ def test_first_loss_by_hand(config):
 
 
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
-@pytest.mark.parametrize("config", [METHODS[0], METHODS[6]], ids=["dpo", "simpo"])
+@pytest.mark.parametrize("config", [METHODS[0], METHODS[6], METHODS[7]], ids=["dpo", "simpo", "cpo"])
 def test_micro_batches_and_cache_do_not_change_the_result(adapter, config):
     fast = {"optimizer": OptimizerConfig(lr=1e-3, warmup=0.0), "epochs": 3, "batch": 3}
 
@@ -288,7 +316,12 @@ def test_kto_by_hand():
         tokens = prompt + answer
         return logprob(policy, tokens, len(prompt)) - logprob(reference, tokens, len(prompt))
 
-    shifted = [ratio(answers[(i + 1) % len(answers)].prompt, a.answer) for i, a in enumerate(answers)]
+    prompts_of = [a.prompt for a in answers]
+    shifted = []
+    for i, a in enumerate(answers):  # under the next prompt that is another one
+        others = [p for p in prompts_of[i + 1 :] + prompts_of[:i] if p != a.prompt]
+        shifted.append(ratio(others[0], a.answer))
+    assert any(a.prompt == b.prompt for a, b in itertools.pairwise(answers))  # so this matters
     z = max(0.0, sum(shifted) / len(shifted))
     total = 0.0
     for a in answers:
@@ -301,6 +334,23 @@ def test_kto_by_hand():
     config = config.model_copy(update={"batch": len(answers)})
     train_kto(policy, reference, answers[::-1], config, seed=0, session=Session(log=rows.append))
     assert len(rows) == 1 and math.isfinite(rows[0]["loss"])
+
+
+def test_kto_never_pairs_an_answer_with_its_own_prompt():
+    chat = Chat(tokenizer(), context=128)
+    answers = [replace(a, answer=[number]) for number, a in enumerate(judged(chat))]
+    for turn in range(len(answers)):
+        pairs = _mismatched(answers[turn:] + answers[:turn])
+        assert len(pairs) == len(answers) and all(prompt != answers[a].prompt for prompt, [a] in pairs)
+    one_prompt = [a for a in answers if a.prompt == answers[0].prompt]
+    assert len(one_prompt) > 1 and _mismatched(one_prompt) == []
+
+
+def test_kto_on_one_prompt_has_a_reference_point_of_zero():
+    trunk = tiny_backbone()
+    policy = stir(Role.trainable(trunk, "policy", LORA, seed=1), scale=0.05)
+    one_prompt = [a for a in judged(trunk.chat) if a.prompt == judged(trunk.chat)[0].prompt]
+    assert evaluate_kto(policy, Role(trunk), one_prompt, KtoConfig())["reference_point"] == 0.0
 
 
 def test_kto_micro_batches_do_not_change_the_result():

@@ -50,7 +50,7 @@ def mixed(chat: Chat) -> list[Ranking]:
         ranking(chat, 0, (0, 1)),
         ranking(chat, 1, (1, 0), margin=0.5),
         ranking(chat, 2, (0, 1, 1, 2), weight=3.0),
-        ranking(chat, 3, (0, 1), probability=0.3),
+        ranking(chat, 3, (0, 1), probability=0.3, margin=0.7),
         ranking(chat, 4, (0, 0, 0)),  # all alike: nothing to learn, not counted
         ranking(chat, 5, (2, 1, 0)),
     ]
@@ -72,8 +72,8 @@ def by_hand(one: Role, rankings: list[Ranking], centring: float) -> tuple[float,
             continue
         losses, hits = [], []
         for a, b in pairs:
-            delta = s[a] - s[b] - (r.margin or 0.0)
             p = 1.0 if r.probability is None else r.probability
+            delta = s[a] - s[b] - (r.margin or 0.0) * (1 if p > 0.5 else -1)
             losses.append(
                 p * math.log1p(math.exp(-delta)) + (1 - p) * math.log1p(math.exp(delta)) + centring * (s[a] + s[b]) ** 2
             )

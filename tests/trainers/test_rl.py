@@ -563,7 +563,9 @@ def test_no_prompts():
 GROUPS: list[GroupConfig] = [
     RlooConfig(),
     RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k2")),
+    RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="sequence")),
     GrpoConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k3")),
+    GrpoConfig(kl=KLConfig(coefficient=0.1, place="loss")),
     GrpoConfig(std="population", kl=KLConfig(coefficient=0.1, place="loss", estimator="k1")),
     DrGrpoConfig(),
     DapoConfig(),
@@ -582,7 +584,8 @@ def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list
         row[-1] += rollout.rewards["letters"]
     totals = [sum(row) for row in rewards]
     means = [sum(totals[i - i % k : i - i % k + k]) / k for i in range(len(totals))]
-    kinds = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}
+    kinds = {"sequence": lambda d: d, "k1": lambda d: d, "k2": lambda d: d * d / 2}
+    kinds["k3"] = lambda d: math.exp(-d) - 1 + d
     advantages: list[list[float]] = []
     for i, row in enumerate(rewards):
         own = totals[i - i % k : i - i % k + k]
@@ -609,7 +612,7 @@ def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list
         advantages = [[(a - mean) / spread for a in row] for row in advantages]
     leash = beta if settings.kl.place == "loss" else 0.0
     losses = [
-        [-a + leash * kinds[settings.kl.estimator or "k2"](d) for a, d in zip(x, y, strict=True)]
+        [-a + leash * kinds[settings.kl.estimator or "sequence"](d) for a, d in zip(x, y, strict=True)]
         for x, y in zip(advantages, deltas, strict=True)
     ]
     n, tokens = len(losses), sum(len(row) for row in losses)
@@ -643,6 +646,7 @@ def test_group_methods_first_step_by_hand(settings, tmp_path: Path):
     ref = [answer_logprobs(backbone.model, r, 1.0)[0].tolist() for r in rollouts]
     loss, kl = group_loss_by_hand(settings, rollouts, [r.logprobs for r in rollouts], ref)
     assert rows[0]["policy_loss"] == pytest.approx(loss, rel=1e-3, abs=1e-4)
+    assert ("k3_clamped" in rows[0]) == (settings.kl.estimator == "k3")
     assert rows[0]["kl"] == pytest.approx(kl, abs=1e-3)
     assert ("flat_groups" in rows[0]) == (group > 1)
     assert "value_loss" not in rows[0] and "explained_variance" not in rows[0]
@@ -652,7 +656,8 @@ def test_group_methods_first_step_by_hand(settings, tmp_path: Path):
 def test_equal_rewards_teach_nothing_and_are_counted(settings):
     settings = settings.model_copy(
         update={
-            "adapter": LORA, "steps": 1, "prompts": 3, "group": 3, "missing_eos": None, "kl": KLConfig(coefficient=0.0),
+            "adapter": LORA, "steps": 1, "prompts": 3, "group": 3, "missing_eos": None,
+            "kl": KLConfig(coefficient=0.0, place="loss"),
             "sampler": SamplerConfig(max_new_tokens=6),
         }
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Online DPO, rejection sampling, PPO-ptx, dynamic sampling, overlong punishment, rewards at steps: by hand."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +12,12 @@ import torch
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
 from trimtab.models import AdapterConfig, Encoded
 from trimtab.records import Rollout, read_records
-from trimtab.rollout import SamplerConfig
+from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.testing import WORDS, chat_messages, prompts, tiny_backbone
 from trimtab.trainers import (
     DapoConfig,
+    DrGrpoConfig,
+    GrpoConfig,
     KLConfig,
     MissingEosConfig,
     OnlineDpoConfig,
@@ -22,6 +25,7 @@ from trimtab.trainers import (
     PpoConfig,
     PtxConfig,
     ReinforcePpBaselineConfig,
+    ReinforcePpConfig,
     RejectionConfig,
     RlConfig,
     RlooConfig,
@@ -118,6 +122,24 @@ def test_micro_batches_change_nothing(kind):
         settings = kind(group=4, **(SHORT | {"micro_batch_tokens": tokens, "steps": 2, "minibatches": 2}))
         ends.append(run(settings)[0].policy)
     same_weights(*ends)
+
+
+def test_rejection_trains_at_temperature_one(tmp_path: Path):
+    """As Llama 2 and RAFT fine-tune; what is drawn and measured is at the sampler's temperature."""
+    settings = RejectionConfig(group=4, **(SHORT | {"sampler": SamplerConfig(max_new_tokens=8, temperature=0.6)}))
+    roles = stirred()
+    roles.policy.backbone.activate(roles.policy.adapter)
+    before = copy.deepcopy(roles.policy.backbone.model)
+    _, [row] = run(settings, roles=roles, samples=tmp_path)
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    best = [
+        max(rollouts[start : start + 4], key=lambda r: r.rewards["letters"]) for start in range(0, len(rollouts), 4)
+    ]
+    with torch.no_grad():
+        nll = -sum(logprob(before, r) for r in best) / sum(len(r.tokens) for r in best)
+    drawn = -sum(sum(r.logprobs) for r in best) / sum(len(r.tokens) for r in best)
+    assert row["policy_loss"] == pytest.approx(nll, rel=1e-3) and abs(nll - drawn) > 0.05
+    assert row["mismatch"] == pytest.approx(0.0, abs=1e-4) and row["approx_kl"] == pytest.approx(0.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("settings", [OnlineDpoConfig(group=4), RejectionConfig(group=4)], ids=lambda c: c.method)
@@ -265,6 +287,41 @@ def test_overlong_answers_are_punished_softly():
     assert worth.tolist() == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.0])
 
 
+@pytest.mark.parametrize("missing_eos", [None, MissingEosConfig(), MissingEosConfig(mode="subtract"), "default"])
+@pytest.mark.parametrize("raw", [-6.0, -1.0, 0.0, 1.0, 4.0])
+def test_being_cut_is_never_better_than_ending_just_before_the_limit(raw: float, missing_eos):
+    """A wrong answer of DAPO's paper has −1: ended at 99 of 100 tokens −1.95, cut −2; also when cut by the context."""
+    long = {"sampler": SamplerConfig(max_new_tokens=100), "overlong_buffer": 20}
+    if missing_eos != "default":
+        long["missing_eos"] = missing_eos
+    some = [*(rollout(n) for n in (70, 80, 90, 99, 100)), rollout(100, "length"), rollout(60, "length")]
+    *ended, cut, by_context = answer_scores(
+        DapoConfig(**long), Scored(rollouts=some, totals=[raw] * 7, placed=[{}] * 7)
+    ).tolist()
+    assert ended == pytest.approx([raw, raw, raw - 0.5, raw - 0.95, raw - 1.0])
+    assert cut <= ended[-1] + 1e-6 and by_context == cut
+    if missing_eos in (None, "default"):
+        assert cut == pytest.approx(raw - 1.0)  # eq. 13 alone, as in the paper and in verl
+
+
+def test_no_leash_in_rewards_that_a_groups_deviation_divides():
+    for kind in (GrpoConfig, DapoConfig):
+        for std in ("sample", "population"):
+            with pytest.raises(ConfigError, match=r"kl\.place is 'reward' and (grpo|dapo) divides.*set kl.place: loss"):
+                check_rl(kind(std=std, kl=KLConfig(coefficient=0.01)), 3)
+        check_rl(kind(kl=KLConfig(coefficient=0.0)), 3)
+        check_rl(kind(kl=KLConfig(coefficient=0.1, place="loss")), 3)
+    for kind in (RlooConfig, DrGrpoConfig, ReinforcePpConfig, ReinforcePpBaselineConfig, PpoConfig):
+        check_rl(kind(kl=KLConfig(coefficient=0.1)), 3)
+
+
+def test_the_default_kl_in_the_loss_is_that_of_whole_answers():
+    for kind in (GrpoConfig, ReinforcePpBaselineConfig, DrGrpoConfig, DapoConfig):
+        kl = kind().kl
+        assert kl.place == "loss" and kl.estimator in (None, "sequence")
+    assert RlooConfig().kl.place == PpoConfig().kl.place == ReinforcePpConfig().kl.place == "reward"
+
+
 def test_the_share_of_limited_scores_is_logged():
     """A limit that is met must be seen to be met; where there is none, the log has none."""
     score = lambda rollouts: {"it": [float(i) for i in range(len(rollouts))]}  # noqa: E731
@@ -356,3 +413,81 @@ def test_step_rewards_that_cannot_be(value, error, message):
 def test_methods_with_one_advantage_per_answer_refuse_step_rewards():
     with pytest.raises(ConfigError, match=r"'rloo' gives all tokens of an answer the same advantage; use .*ppo"):
         run(RlooConfig(**SHORT), score=lambda rs: {"it": [[(0, 1.0)] for _ in rs]})
+
+
+# Empty answers --------------------------------------------------------------------------------
+
+
+class Empties(LocalSampler):
+    """Some answers come back without a token, as from a sampler elsewhere that strips the end of a turn."""
+
+    def __init__(self, backbone, config, *, empty: set[int]) -> None:
+        super().__init__(backbone, config)
+        self.empty = empty
+
+    def generate(self, prompts, **more):
+        rollouts = super().generate(prompts, **more)
+        return [
+            replace(r, tokens=[], logprobs=[], values=[], text="") if i in self.empty else r
+            for i, r in enumerate(rollouts)
+        ]
+
+
+def with_empties(settings: RlConfig, empty: set[int], **more) -> tuple[RlRoles, list[dict]]:
+    roles = stirred(isinstance(settings, PpoConfig))
+    sampler = Empties(roles.policy.backbone, settings.sampler, empty=empty)
+    return run(settings, roles=roles, sampler=sampler, **more)
+
+
+ALL_ONLINE = [row.config for row in ONLINE.values()]
+
+
+@pytest.mark.parametrize("kind", ALL_ONLINE, ids=lambda kind: kind.model_fields["method"].default)
+def test_an_empty_answer_is_counted_and_the_run_goes_on(kind):
+    """One of 12 (of its group of 4), a whole group, and all: nothing stops, NaN reaches no weight."""
+
+    def per_token(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+        return {"it": [sum(t % 7 for t in r.tokens) / len(r.tokens) for r in rollouts]}  # fails on an empty answer
+
+    group = 1 if "group" not in kind.model_fields or kind in (PpoConfig, ReinforcePpConfig) else 4
+    base = SHORT | {"group": group, "steps": 2, "prompts": 12 // group, "missing_eos": MissingEosConfig()}
+    base |= {"resample": 0} if kind is DapoConfig else {}  # else a group of empty answers is replaced
+    for empty in ({1}, {4, 5, 6, 7}, set(range(12))):
+        roles, rows = with_empties(kind(**base), empty, score=per_token, monitor=lambda rs: {"n": float(len(rs))})
+        assert [row["empty"] for row in rows] == [len(empty)] * 2
+        assert all(math.isfinite(value) for row in rows for value in row.values())
+        assert all(bool(torch.isfinite(weight).all()) for weight in roles.policy.state().values())
+        if len(empty) < 12:
+            assert all(row["updates"] >= 1 and row["n"] == 12 - len(empty) for row in rows)
+        else:
+            assert all(row["updates"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize("kind", [RlooConfig, GrpoConfig, DrGrpoConfig, ReinforcePpBaselineConfig])
+def test_an_empty_answer_is_in_no_groups_mean(kind, monkeypatch: pytest.MonkeyPatch):
+    """The advantages of the other three are those of a group of three."""
+    seen = []
+    name = kind.model_fields["method"].default
+    row = ONLINE[name]
+
+    def watch(config, rewards, values, mask):
+        advantages, returns = row.advantages(config, rewards, values, mask)
+        seen.append((rewards.sum(1), advantages, mask))
+        return advantages, returns
+
+    monkeypatch.setitem(ONLINE, name, replace(row, advantages=watch))
+    with_empties(kind(group=4, **(SHORT | {"prompts": 1, "kl": KLConfig(coefficient=0.0, place="loss")})), {2})
+    ((totals, advantages, mask),) = seen
+    assert mask.any(1).tolist() == [True, True, False, True] and bool((advantages[2] == 0).all())
+    r = totals[mask.any(1)].tolist()
+    mean = sum(r) / 3
+    if kind is ReinforcePpBaselineConfig:
+        flat = [x - mean for x, n in zip(r, mask.sum(1)[mask.any(1)].tolist(), strict=True) for _ in range(n)]
+        middle = sum(flat) / len(flat)
+        spread = math.sqrt(sum((x - middle) ** 2 for x in flat) / len(flat))
+        wanted = [(x - mean - middle) / spread for x in r]
+    else:
+        scale = {"rloo": 2 / 3, "dr_grpo": 1.0}.get(name) or math.sqrt(sum((x - mean) ** 2 for x in r) / 2)
+        wanted = [(x - mean) / scale for x in r]
+    first = [float(row[m][0]) for row, m in zip(advantages, mask, strict=True) if bool(m.any())]
+    assert first == pytest.approx(wanted, rel=1e-3)

@@ -9,7 +9,7 @@ example; :func:`reduce_sum` divides them by the size of the whole optimiser step
 - ``reward``: reward models, from pairs, rankings, ties and steps.
 - ``advantages``: GAE, group baselines, whitening.
 - ``policy``: PPO's losses, importance weights, what to watch.
-- ``kl``: the divergence from a reference: estimators, penalty, adaptive coefficient.
+- ``kl``: the divergence from a reference: in the reward, in the loss, per token; adaptive coefficient.
 - ``scores``: penalties on whole answers.
 - ``masking``: what counts, and what it is divided by.
 """
@@ -23,7 +23,17 @@ from trimtab.algos.advantages import (
     rloo_advantage,
     whiten,
 )
-from trimtab.algos.kl import AdaptiveKL, best_of_n_kl, best_of_n_kl_bound, kl_k1, kl_k2, kl_k3, penalised_rewards
+from trimtab.algos.kl import (
+    AdaptiveKL,
+    best_of_n_kl,
+    best_of_n_kl_bound,
+    k3_clamped,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_sequence,
+    penalised_rewards,
+)
 from trimtab.algos.masking import last_true, masked_mean, masked_sum, reduce_sum
 from trimtab.algos.policy import (
     approx_kl,
@@ -76,9 +86,11 @@ __all__ = [
     "group_has_spread",
     "hinge_loss",
     "ipo_loss",
+    "k3_clamped",
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "kl_sequence",
     "kto_loss",
     "kto_reference_point",
     "last_true",

@@ -207,7 +207,7 @@ def reinforce_pp_baseline_advantage(
 
     Args:
         rewards: ``[B, T]``, reward units; every ``group`` consecutive rows answer one prompt.
-        response_mask: ``[B, T]`` bool, True: an action of the policy.
+        response_mask: ``[B, T]`` bool, True: an action of the policy. A row without any is in no group's mean.
         group: answers per prompt; B is a multiple of it.
         gamma: γ, in [0, 1].
         eps: as in :func:`whiten`.
@@ -217,16 +217,18 @@ def reinforce_pp_baseline_advantage(
 
     Raises:
         ConfigError: γ outside [0, 1], or ε not above 0.
-        TrainingError: the shapes differ or are not ``[B, T]``, the mask is not bool, a row has no token that counts, or
-            B is not a multiple of ``group``.
+        TrainingError: the shapes differ or are not ``[B, T]``, the mask is not bool, or B is not a multiple of
+            ``group``.
     """
     same_shape(rewards=rewards, response_mask=response_mask)
     two_dimensional(rewards=rewards)
     if group < 1 or len(rewards) % group:
         raise TrainingError(f"{len(rewards)} answers are no whole number of groups of {group}; pass whole groups")
-    baseline = rewards.sum(dim=1).view(-1, group).mean(dim=1).repeat_interleave(group)
-    centred = rewards.clone()
-    centred[torch.arange(len(rewards), device=rewards.device), last_true(response_mask)] -= baseline
+    answered = response_mask.any(dim=1)
+    totals = masked_sum(rewards, response_mask, dim=1)
+    baseline = masked_mean(totals.view(-1, group), answered.view(-1, group), dim=1).repeat_interleave(group)
+    centred = full(rewards).clone()
+    centred[answered.nonzero().squeeze(1), last_true(response_mask[answered])] -= baseline[answered]
     return reinforce_pp_advantage(centred, response_mask, gamma=gamma, eps=eps)
 
 

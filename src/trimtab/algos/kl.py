@@ -1,9 +1,19 @@
-"""Divergence from the reference: estimators per token, the adaptive coefficient, rewards with the penalty inside.
+"""Divergence from the reference: estimators per token, the loss of whole answers, the adaptive coefficient.
 
 Shapes: B sequences, T tokens (right-padded; column t is about token t itself). Masks: True = counts.
-All three estimators look only at tokens drawn from π. As a *value* k1 and k3 are unbiased for
-KL(π‖ref); as a *loss* their expected gradients are different things (0, ∇KL(π‖ref) and ∇KL(ref‖π)
-for k1, k2 and k3), so inside a loss only k2 penalises KL(π‖ref). Inside the reward k1 is right.
+δ = log π − log ref of a token drawn from π. There are two ways to penalise KL(π‖ref), and they have the same gradient:
+
+- in the reward: −β·k1 of each token (:func:`penalised_rewards`);
+- in the loss: β times :func:`kl_sequence`, ∇ = E Σ_t ∇log π_t · Σ_{s≥t} δ_s.
+
+:func:`kl_k1`, :func:`kl_k2` and :func:`kl_k3` are about one token. As a *value* k1 and k3 are unbiased for its
+KL(π‖ref). As a *loss* they have the expected gradients 0, ∇KL(π‖ref) and ∇KL(ref‖π) only where an answer is a single
+token. In a longer answer per-token k2 gives E Σ_t ∇log π_t · δ_t: each token pays for its own divergence in a state
+taken as given, and nothing for the divergence of the tokens it leads to. k3 has the same gap. A policy trained with
+either can go to states where the divergence is large. Source: Tang & Munos 2025 (arXiv 2506.09477); measured in
+docs/conformance.md.
+
+Departure from Schulman: k3 is limited, as in verl and OpenRLHF.
 """
 
 import math
@@ -12,19 +22,19 @@ import torch
 from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, not_negative, same_shape, two_dimensional
-from trimtab.algos.masking import last_true, masked
+from trimtab.algos.masking import last_true, masked, masked_mean
 from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
 from trimtab.errors import ConfigError, NonFiniteError
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """k1 = δ = log π − log ref: unbiased for KL(π‖ref), of either sign; as a loss it teaches nothing.
+    """k1 = δ = log π − log ref: unbiased for KL(π‖ref), of either sign; as a loss its expected gradient is 0.
 
     Source: Schulman 2020 ("Approximating KL Divergence").
 
     Args:
         logprobs: any shape, nats, of tokens drawn from π.
-        ref_logprobs: same shape, nats, of the same tokens.
+        ref_logprobs: same shape, nats, of the same tokens; a constant.
         response_mask: same shape, bool, True: counts; None: all do.
 
     Returns:
@@ -34,18 +44,22 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None =
         TrainingError: the shapes differ, or the mask is not bool.
     """
     same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs)
-    delta = full(logprobs) - full(ref_logprobs)
+    delta = full(logprobs) - full(ref_logprobs.detach())
     return delta if response_mask is None else masked(delta, response_mask)
 
 
 def kl_k2(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """k2 = δ²/2, δ = log π − log ref: never negative, biased; as a loss its expected gradient is ∇KL(π‖ref).
+    """k2 = δ²/2, δ = log π − log ref: never negative, biased.
 
-    Source: Schulman 2020 ("Approximating KL Divergence").
+    As a loss its expected gradient is that of one token's KL(π‖ref) in the state it was drawn in. For an answer of one
+    token that is ∇KL(π‖ref). For longer ones it is not: the divergence of later tokens is left out. Use
+    :func:`kl_sequence` there.
+
+    Source: Schulman 2020 ("Approximating KL Divergence"); as a loss: Tang & Munos 2025 (arXiv 2506.09477).
 
     Args:
         logprobs: any shape, nats, of tokens drawn from π.
-        ref_logprobs: same shape, nats, of the same tokens.
+        ref_logprobs: same shape, nats, of the same tokens; a constant.
         response_mask: same shape, bool, True: counts; None: all do.
 
     Returns:
@@ -57,24 +71,104 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None =
     return kl_k1(logprobs, ref_logprobs, response_mask).square() / 2
 
 
+K3_LOG_RATIO = 20.0
+"""|δ| is limited to this in k3, nats."""
+
+K3_LARGEST = 10.0
+"""Largest k3 of a token, nats; beyond it there is no gradient."""
+
+
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor | None = None) -> Tensor:
-    """k3 = e^{−δ} − 1 + δ, δ = log π − log ref: never negative, unbiased; as a loss it gives ∇KL(ref‖π).
+    """k3 = e^{−δ} − 1 + δ, δ = log π − log ref: never negative; unbiased for KL(π‖ref) below its limit of 10 nats.
+
+    As a loss its expected gradient is, for an answer of one token, ∇KL(ref‖π); for longer ones it is the sum of that
+    over the states π visits, which is the gradient of no KL between answers (:func:`kl_sequence` is). Without a limit,
+    δ = −90 gives infinity. δ is limited to ±20 and k3 to 10, as in verl (``low_var_kl``) and OpenRLHF; a token at a
+    limit has no gradient. :func:`k3_clamped` counts them.
 
     Source: Schulman 2020 ("Approximating KL Divergence"); used as a loss by GRPO, Shao et al. 2024, eq. 4.
 
     Args:
         logprobs: any shape, nats, of tokens drawn from π.
-        ref_logprobs: same shape, nats, of the same tokens.
+        ref_logprobs: same shape, nats, of the same tokens; a constant.
         response_mask: same shape, bool, True: counts; None: all do.
 
     Returns:
-        same shape, nats, 0 where the mask is False.
+        same shape, nats, in [0, 10], 0 where the mask is False.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> [round(float(k), 4) for k in kl_k3(torch.tensor([-1.0, -91.0]), torch.tensor([-1.5, -1.0]))]
+    [0.1065, 10.0]
+    """
+    delta = kl_k1(logprobs, ref_logprobs, response_mask).clamp(-K3_LOG_RATIO, K3_LOG_RATIO)
+    return (torch.expm1(-delta) + delta).clamp(max=K3_LARGEST)
+
+
+def k3_clamped(logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor) -> Tensor:
+    """Share of tokens whose k3 is at its limit, so that they have no gradient in :func:`kl_k3`.
+
+    mean of [k3 ≥ 10]. Source: the limit of verl and OpenRLHF.
+
+    Args:
+        logprobs: any shape, nats, of tokens drawn from π.
+        ref_logprobs: same shape, nats, of the same tokens.
+        response_mask: same shape, bool, True: counts.
+
+    Returns:
+        a scalar in [0, 1], a mean over the tokens that count.
 
     Raises:
         TrainingError: the shapes differ, or the mask is not bool.
     """
-    delta = kl_k1(logprobs, ref_logprobs, response_mask)
-    return torch.expm1(-delta) + delta
+    return masked_mean(kl_k3(logprobs.detach(), ref_logprobs, response_mask) >= K3_LARGEST, response_mask)
+
+
+def kl_sequence(
+    logprobs: TensorBT,
+    ref_logprobs: TensorBT,
+    response_mask: MaskBT,
+    *,
+    old_logprobs: TensorBT | None = None,
+) -> TensorBT:
+    """KL(π‖ref) of whole answers as a loss: each token pays for its own divergence and for that of all later tokens.
+
+    The gradient is Σ_t ∇log π_t · Σ_{s≥t} w_s·δ_s, with δ_s = log π_s − log ref_s and the off-policy factor
+    w_s = Π_{u≤s} π_u/π_old,u, all constants; its expectation over answers drawn from π_old is exactly ∇KL(π‖ref). The
+    value of token s is w_s·δ_s; summed over an answer it is unbiased for KL(π‖ref). Source: Tang & Munos 2025
+    (arXiv 2506.09477). Reduce it like the policy loss: summed over an answer's tokens (or divided by a constant) it is
+    the KL; divided by the answer's own length it is weighted like the advantages of a method that does so (GRPO).
+
+    The variance of w_s grows with the length of an answer. For many updates from one batch of long answers, use the
+    penalty in the reward (:func:`penalised_rewards`) or stop early.
+
+    Args:
+        logprobs: ``[B, T]``, nats, of the policy that is trained.
+        ref_logprobs: ``[B, T]``, nats; a constant.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+        old_logprobs: ``[B, T]``, nats, of the policy that sampled; a constant. None: π itself, w_s = 1.
+
+    Returns:
+        ``[B, T]``, nats, 0 where the mask is False.
+
+    Raises:
+        TrainingError: shapes differ or are not ``[B, T]``, or the mask is not bool.
+
+    >>> new = torch.tensor([[-1.0, -2.0]], requires_grad=True)  # δ = 0.5, −1
+    >>> kl_sequence(new, torch.tensor([[-1.5, -1.0]]), torch.ones(1, 2, dtype=torch.bool)).sum().backward()
+    >>> new.grad.tolist()
+    [[-0.5, -1.0]]
+    """
+    two_dimensional(response_mask=response_mask)
+    fixed = logprobs.detach()
+    divergence = kl_k1(fixed, ref_logprobs, response_mask)
+    if old_logprobs is not None:
+        # At most e²⁰, like every ratio (see trimtab.algos.policy).
+        divergence = divergence * kl_k1(fixed, old_logprobs, response_mask).cumsum(dim=1).clamp(max=20.0).exp()
+    to_come = divergence.flip(1).cumsum(dim=1).flip(1)
+    score = full(masked(logprobs, response_mask))
+    return divergence + to_come * (score - score.detach())
 
 
 class AdaptiveKL:

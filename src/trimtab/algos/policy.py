@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.algos.checks import boolean, full, positive, same_shape
-from trimtab.algos.kl import kl_k1, kl_k3
+from trimtab.algos.kl import kl_k1
 from trimtab.algos.masking import masked, masked_mean
 from trimtab.algos.shapes import MaskBT, TensorBT
 from trimtab.errors import ConfigError
@@ -60,7 +60,7 @@ def clipped_policy_loss(
         raise ConfigError(f"dual_clip is {dual_clip}; set it above 1 (3 is usual), or to None for no dual clip")
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, response_mask=response_mask)
     ratio = _ratio(logprobs, old_logprobs, response_mask)
-    advantages = full(masked(advantages, response_mask))
+    advantages = full(masked(advantages.detach(), response_mask))
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - eps_low, 1 + eps_high))
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
@@ -96,7 +96,8 @@ def clipped_value_loss(
     """
     positive(finite=False, eps=eps)
     same_shape(values=values, old_values=old_values, returns=returns, response_mask=response_mask)
-    values, old_values, returns = (full(masked(x, response_mask)) for x in (values, old_values, returns))
+    constants = old_values.detach(), returns.detach()
+    values, old_values, returns = (full(masked(x, response_mask)) for x in (values, *constants))
     near = old_values + (values - old_values).clamp(-eps, eps)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
@@ -160,7 +161,7 @@ def clip_fraction(
 
 
 def approx_kl(logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT) -> Tensor:
-    """How far the update has moved the policy: KL(π_old‖π) per token, estimated by k3, never negative.
+    """How far the update has moved the policy: KL(π_old‖π) per token, estimated by k3 without a limit, never negative.
 
     mean of e^{−δ} − 1 + δ with δ = log π_old − log π, tokens drawn from π_old. Source: Schulman 2020
     ("Approximating KL Divergence").
@@ -176,7 +177,8 @@ def approx_kl(logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT)
     Raises:
         TrainingError: the shapes differ, or the mask is not bool.
     """
-    return masked_mean(kl_k3(old_logprobs.detach(), logprobs.detach(), response_mask), response_mask)
+    delta = kl_k1(old_logprobs.detach(), logprobs, response_mask).detach()
+    return masked_mean(torch.expm1(-delta) + delta, response_mask)
 
 
 def explained_variance(values: TensorBT, returns: TensorBT, response_mask: MaskBT) -> Tensor:
@@ -226,7 +228,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """π/π_old per token, at most e²⁰; 1 where the mask is False."""
+    """π/π_old per token, at most e²⁰; 1 where the mask is False. π_old is a constant."""
     return torch.exp(kl_k1(logprobs, old_logprobs, mask).clamp(max=20.0))
 
 

@@ -2,9 +2,9 @@
 
 Shapes: B pairs (or B single answers for KTO). ``*_chosen`` and ``*_rejected`` are log π(y|x) of whole
 answers, *summed* over response tokens (``masked_sum(logprobs, response_mask, dim=1)``); where a paper
-averages over tokens, the function asks for ``lengths`` and divides itself. Throughout,
+averages over tokens, the function asks for lengths and divides itself. Throughout,
 
-    h = (log π_w − log π_l) − (log ref_w − log ref_l),  π trained, ref frozen, w chosen, l rejected.
+    h = (log π_w − log π_l) − (log ref_w − log ref_l),  π trained, ref a constant, w chosen, l rejected.
 
 Most of these are the Bradley–Terry loss of a reward that the policy implies, and are written so.
 Departures from the papers: ORPO's average log-probability is kept one rounding step below 0, where
@@ -89,34 +89,54 @@ def ipo_loss(
     ref_rejected: TensorB,
     *,
     tau: float,
+    chosen_lengths: TensorB | None = None,
+    rejected_lengths: TensorB | None = None,
     probability: TensorB | None = None,
 ) -> TensorB:
     """Identity preference optimisation: regress the gap to a fixed size, so certain labels cannot drive it to infinity.
 
     (h − 1/(2τ))²; soft label p: p·(h − 1/(2τ))² + (1 − p)·(h + 1/(2τ))². Source: Azar et al. 2023
-    (arXiv 2310.12036), eq. 17. Log-probabilities are sums, as in the paper; implementations that average
-    over tokens optimise something else.
+    (arXiv 2310.12036), eq. 17, where log-probabilities are sums over tokens. With lengths each answer's log-ratio is
+    divided by its tokens, h = log(π_w/ref_w)/|y_w| − log(π_l/ref_l)/|y_l|: the form that the authors say their
+    experiments used, and that TRL has. τ means another thing in each: a gap of an answer, or of a token.
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
         policy_rejected: ``[B]``.
-        ref_chosen: ``[B]``.
+        ref_chosen: ``[B]``; a constant, as is ``ref_rejected``.
         ref_rejected: ``[B]``.
-        tau: τ, preference units per nat, above 0.
+        tau: τ, preference units per nat (with lengths: per nat per token), above 0.
+        chosen_lengths: ``[B]``, response tokens, 1 or more; None, as is ``rejected_lengths``: sums.
+        rejected_lengths: ``[B]``.
         probability: ``[B]``, soft labels P(chosen is better) in [0, 1]; None: 1.
 
     Returns:
-        ``[B]``, nats².
+        ``[B]``, nats² (with lengths: per token²).
 
     Raises:
         ConfigError: τ not above 0.
-        TrainingError: shapes differ, or a probability is outside [0, 1].
+        TrainingError: shapes differ, a length is below 1, only one of the lengths is given, or a probability is outside
+            [0, 1].
 
-    >>> round(float(ipo_loss(*[torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.5)], tau=0.1)), 6)
+    >>> pair = [torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.5)]
+    >>> round(float(ipo_loss(*pair, tau=0.1)), 6)
     12.25
+    >>> lengths = {"chosen_lengths": torch.tensor([10.0]), "rejected_lengths": torch.tensor([12.0])}
+    >>> round(float(ipo_loss(*pair, tau=0.1, **lengths)), 4)
+    23.6034
     """
     positive(tau=tau)
     h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    if chosen_lengths is not None and rejected_lengths is not None:
+        chosen, rejected = _per_token(
+            full(policy_chosen) - full(ref_chosen.detach()),
+            full(policy_rejected) - full(ref_rejected.detach()),
+            chosen_lengths,
+            rejected_lengths,
+        )
+        h = chosen - rejected
+    elif chosen_lengths is not None or rejected_lengths is not None:
+        raise TrainingError("only one of chosen_lengths and rejected_lengths is given; pass both, or neither for sums")
     loss = (h - 1 / (2 * tau)).square()
     if probability is None:
         return loss
@@ -197,15 +217,15 @@ def kto_loss(
             f"reference_point has shape {list(reference_point.shape)}; expected one scalar for the whole step, "
             "see kto_reference_point"
         )
-    ahead = beta * (full(policy) - full(ref) - reference_point.detach())
+    ahead = beta * (full(policy) - full(ref.detach()) - reference_point.detach())
     return torch.where(desirable, weight_desirable * torch.sigmoid(-ahead), weight_undesirable * torch.sigmoid(ahead))
 
 
 def kto_reference_point(policy_mismatched: TensorB, ref_mismatched: TensorB) -> Tensor:
     """Reference point of KTO: how far the policy has moved in general, seen on answers to other prompts.
 
-    z = max(0, mean(log π(y'|x) − log ref(y'|x))), y' the answer to another prompt (cycled by one), no
-    gradient. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. Call it once per optimiser
+    z = max(0, mean(log π(y'|x) − log ref(y'|x))), y' an answer to another prompt than x (the next one in the batch
+    that is), no gradient. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. Call it once per optimiser
     step with all mismatched pairs: from a micro-batch it would change with how the step is cut.
 
     Args:
@@ -302,27 +322,29 @@ def cpo_loss(
     *,
     beta: float,
     alpha: float = 1.0,
-    chosen_lengths: TensorB | None = None,
+    mean_length: float | None = None,
 ) -> TensorB:
     """Contrastive preference optimisation: DPO under a uniform reference, held in place by fine-tuning.
 
     −log σ(β(log π_w − log π_l)) + α·NLL_w. Source: Xu et al. 2024 (arXiv 2401.08417), section 3. NLL is
-    −log π_w, summed over tokens as in the paper; with ``chosen_lengths`` it is averaged over them, as the
-    authors' code does. The two differ by the length, so ``alpha`` must be chosen for one of them.
+    −log π_w, summed over tokens as in the paper. In the authors' code it is the mean over all chosen tokens of a batch:
+    Σ NLL / Σ|y|. With ``mean_length``, Σ|y|/B of the whole optimiser step, the mean of the losses is that; a long
+    answer then weighs more than a short one. The two forms differ by this length, so choose ``alpha`` for one of them.
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
         policy_rejected: ``[B]``.
         beta: β, reward units per nat, above 0.
         alpha: α, 0 or above; 0: the preference part alone.
-        chosen_lengths: ``[B]``, response tokens, 1 or more; None: the NLL stays a sum.
+        mean_length: response tokens of a chosen answer, averaged over the whole optimiser step (with the weights of the
+            loss, if there are any); None: the NLL stays a sum.
 
     Returns:
         ``[B]``, nats.
 
     Raises:
-        ConfigError: β not above 0, or α below 0.
-        TrainingError: shapes differ, or a length is below 1.
+        ConfigError: β or the mean length not above 0, or α below 0.
+        TrainingError: shapes differ.
 
     >>> round(float(cpo_loss(torch.tensor([-12.0]), torch.tensor([-15.0]), beta=0.1, alpha=0.0)), 6)
     0.554355
@@ -330,10 +352,9 @@ def cpo_loss(
     positive(beta=beta)
     not_negative(alpha=alpha)
     nll = -full(policy_chosen)
-    if chosen_lengths is not None:
-        same_shape(policy_chosen=policy_chosen, chosen_lengths=chosen_lengths)
-        _at_least_one("chosen_lengths", chosen_lengths)
-        nll = nll / chosen_lengths
+    if mean_length is not None:
+        positive(mean_length=mean_length)
+        nll = nll / mean_length
     return bradley_terry_loss(beta * full(policy_chosen), beta * full(policy_rejected)) + alpha * nll
 
 
@@ -342,7 +363,7 @@ def _log_ratio_gap(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: T
     same_shape(
         policy_chosen=policy_chosen, policy_rejected=policy_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )
-    return full(policy_chosen) - full(policy_rejected) - (full(ref_chosen) - full(ref_rejected))
+    return full(policy_chosen) - full(policy_rejected) - (full(ref_chosen) - full(ref_rejected)).detach()
 
 
 def _per_token(

@@ -39,9 +39,10 @@ def bradley_terry_loss(
 ) -> TensorP:
     """Negative log-likelihood that the chosen answer beats the rejected one.
 
-    L = −log σ(Δ), Δ = r_w − r_l − m; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ); centring:
-    + η·(r_w + r_l)². Source: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin:
-    Touvron et al. 2023 (arXiv 2307.09288), eq. 2; centring: Eisenstein et al. 2023 (arXiv 2312.09244).
+    L = −log σ(Δ), Δ = r_w − r_l − m; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ) with Δ = r_w − r_l − sign(p − ½)·m,
+    so that the margin is asked of the answer that is more likely the better one; centring: + η·(r_w + r_l)². Source:
+    Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin: Touvron et al. 2023 (arXiv 2307.09288),
+    eq. 2; centring: Eisenstein et al. 2023 (arXiv 2312.09244).
 
     All pairs of one ranking are one element: average their losses, then sum over rankings, as
     :func:`ranking_loss` does.
@@ -49,7 +50,8 @@ def bradley_terry_loss(
     Args:
         chosen: ``[P]``, rewards of the better answers.
         rejected: ``[P]``, rewards of the worse ones.
-        margin: ``[P]``, reward units the better one must be ahead by; None: 0.
+        margin: ``[P]``, reward units the better answer must be ahead by (with p < ½ that is ``rejected``; with p = ½
+            neither); None: 0.
         probability: ``[P]``, P(chosen is better) in [0, 1]; None: 1.
         centring: η, 0 or above (0.01 is usual); pulls rewards towards 0, which no comparison fixes.
 
@@ -67,10 +69,12 @@ def bradley_terry_loss(
     given = {"margin": margin, "probability": probability}
     same_shape(chosen=chosen, rejected=rejected, **{name: t for name, t in given.items() if t is not None})
     chosen, rejected = full(chosen), full(rejected)
-    delta = chosen - rejected if margin is None else chosen - rejected - margin
+    probability = None if probability is None else within_unit("probability", probability)
+    delta = chosen - rejected
+    if margin is not None:
+        delta = delta - (margin if probability is None else torch.sign(probability - 0.5) * margin)
     loss = -logsigmoid(delta)
     if probability is not None:
-        probability = within_unit("probability", probability)
         loss = probability * loss - (1 - probability) * logsigmoid(-delta)
     return loss + centring * (chosen + rejected).square() if centring else loss
 

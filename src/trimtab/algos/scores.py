@@ -18,8 +18,9 @@ def penalise_missing_eos(
 ) -> TensorB:
     """Scores with a penalty for answers that were cut before they ended their turn.
 
-    ``replace``: s ← penalty (Stiennon et al. 2020, published code); ``subtract``: s ← s − |penalty|. Answers that
-    ended keep their score.
+    ``replace``: s ← min(s, penalty), after the published code of Stiennon et al. 2020, which sets s ← penalty and so
+    rewards being cut where an answer scores less; ``subtract``: s ← s − |penalty|. Answers that ended keep their score.
+    Being cut never raises a score.
 
     Args:
         scores: ``[B]``, reward units, of whole answers.
@@ -44,8 +45,8 @@ def penalise_missing_eos(
     same_shape(scores=scores, ended=ended)
     boolean(ended=ended)
     scores = full(scores.detach())
-    cut = torch.full_like(scores, penalty) if mode == "replace" else scores - abs(penalty)
-    return torch.where(ended, scores, cut)
+    replaced = torch.where(scores < penalty, scores, penalty)  # NaN becomes the penalty
+    return torch.where(ended, scores, replaced if mode == "replace" else scores - abs(penalty))
 
 
 def overlong_penalty(lengths: TensorB, *, max_tokens: int, buffer: int) -> TensorB:

@@ -1,6 +1,17 @@
 """Experiments whose optimum is known, and the values any loss function can be held against."""
 
 from trimtab.conformance.experiments import FAST, LONG, Row, conformance
-from trimtab.conformance.goldens import GOLDENS, Golden, Held, expected_gradient, hold
+from trimtab.conformance.goldens import GOLDENS, Golden, Held, expected_gradient, hold, score_coefficients
 
-__all__ = ["FAST", "GOLDENS", "LONG", "Golden", "Held", "Row", "conformance", "expected_gradient", "hold"]
+__all__ = [
+    "FAST",
+    "GOLDENS",
+    "LONG",
+    "Golden",
+    "Held",
+    "Row",
+    "conformance",
+    "expected_gradient",
+    "hold",
+    "score_coefficients",
+]

@@ -1,7 +1,7 @@
 """Seven experiments whose result is known before they are run.
 
-Experiments 2 to 6 run the trainers of language models; 1 takes their advantages and their reduction of the loss, and 7
-the loss of process rewards in a loop of its own.
+Experiments 2 to 6 run the trainers of language models; 1 and the gradients of 2 take their advantages and their
+reduction of the loss, and 7 the loss of process rewards in a loop of its own.
 
 J(π) = E_π[r] − β·KL(π‖ref) is largest at π* ∝ ref·exp(r/β), and J(π*) − J(π) = β·KL(π‖π*): the
 distance to the optimum is exact, and nobody has to judge an answer.
@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from trimtab.algos import clipped_policy_loss, process_reward_loss, process_score
+from trimtab.algos import clipped_policy_loss, kl_k2, kl_k3, kl_sequence, process_reward_loss, process_score
 from trimtab.conformance.tabular import ASKED, LinearReward, TabularRole, TabularSampler, Tree
 from trimtab.models import AdapterConfig
 from trimtab.records import Prompt, Rollout
@@ -252,6 +252,94 @@ def gibbs_bandit(seeds: Sequence[int]) -> Iterator[Row]:
     yield _row(name, "rloo, k1 in the loss", "probability of one arm: no leash at all", alone, low=0.95, high=1.0)
 
 
+LEASHES = (
+    ("KL in the reward", KLConfig()),
+    ("sequence KL in the loss", KLConfig(place="loss", estimator="sequence")),
+    ("per-token k2 in the loss", KLConfig(place="loss", estimator="k2")),
+    ("per-token k3 in the loss", KLConfig(place="loss", estimator="k3")),
+)
+"""Ways to penalise KL(π‖ref). The first two have its gradient on answers of any length."""
+
+
+def divergence_gradients(seeds: Sequence[int]) -> Iterator[Row]:
+    """All answers of four tokens: the expected gradient of each KL in the loss against that of KL(π‖ref)."""
+    name, tree, config = "2 several tokens", Tree(actions=3, depth=4), RlooConfig()
+    paths = tree.paths()
+    mask = torch.ones(paths.shape, dtype=torch.bool)
+    errors, off_policy, angles = [], [], {"k2": [], "k3": []}
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(2500 + seed)
+        policy, ref, other = torch.randn(3, tree.states, tree.actions, generator=generator, dtype=F)
+        older = policy + 0.3 * other
+
+        def tokens(logits: Tensor) -> Tensor:
+            return torch.log_softmax(logits, -1)[tree.states_on(paths)].gather(-1, paths[..., None]).squeeze(-1)
+
+        leaf = policy.clone().requires_grad_()
+        new = tree.path_logprobs(leaf)
+        exact = torch.autograd.grad((new.exp() * (new - tree.path_logprobs(ref))).sum(), leaf)[0]
+
+        def expected(divergence: Callable[[Tensor], Tensor], drawn: Tensor, policy: Tensor = policy) -> Tensor:
+            """∇ of the divergence, reduced as a method does, averaged over all answers of the policy that drew them."""
+            leaf = policy.clone().requires_grad_()
+            reduction, size = ONLINE[config.method].reduction, Norms(tokens=float(tree.depth), sequences=1.0)
+            assert reduction is not None
+            losses = divergence(tokens(leaf)) * tree.path_logprobs(drawn).exp()[:, None]
+            return torch.autograd.grad(reduction(config, losses, mask, size), leaf)[0]
+
+        base, old = tokens(ref), tokens(older)
+        on = expected(lambda new, base=base: kl_sequence(new, base, mask), policy)
+        off = expected(lambda new, base=base, old=old: kl_sequence(new, base, mask, old_logprobs=old), older)
+        errors.append(float((on - exact).abs().max()))
+        off_policy.append(float((off - exact).abs().max()))
+        for kind, estimator in (("k2", kl_k2), ("k3", kl_k3)):
+            turned = expected(lambda new, base=base, e=estimator: e(new, base, mask), policy)
+            angles[kind].append(float(torch.cosine_similarity(turned.flatten(), exact.flatten(), dim=0)))
+    measure = "largest error of the gradient of KL(π‖ref)"
+    yield _row(name, "sequence KL, answers of π", measure, errors, high=1e-12)
+    yield _row(name, "sequence KL, answers of an older policy", measure, off_policy, high=1e-12)
+    for kind, cosines in angles.items():
+        yield _row(name, f"per-token {kind}", "cosine with the gradient of KL(π‖ref)", cosines, low=-1.0, high=0.99)
+
+
+WRONG_BRANCH = Tree(actions=2, depth=2)
+"""A, then a word that the reference says once in fifty times, earns 1; B earns ½."""
+
+
+def divergence_ends(seeds: Sequence[int]) -> Iterator[Row]:
+    """Where RLOO ends with each KL: on two tokens, and on the token MDP of experiment 4."""
+    name = "2 several tokens"
+    ref = torch.tensor([[0.5, 0.5], [0.02, 0.98], [0.5, 0.5]], dtype=F).log()
+    reward = torch.tensor([1.0, 0.0, 0.5, 0.5], dtype=F)
+    best = torch.log_softmax(WRONG_BRANCH.path_logprobs(ref) + reward / 0.2, 0)
+    price = float(best[:2].exp().sum())
+    for label, kl_config in LEASHES:
+        kl_config = kl_config.model_copy(update={"coefficient": 0.2})
+        config = settings(RlooConfig, steps=300, lr=0.05, samples=384, depth=2, kl=kl_config)
+        exact = label in (LEASHES[0][0], LEASHES[1][0])
+        shares = []
+        for seed in seeds:
+            policy = cast(Any, train_table(WRONG_BRANCH, ref, reward, config, seed=seed).policy)
+            shares.append(float(torch.softmax(policy.logits[0].detach(), 0)[0]))
+        low, high = (price - 0.05, price + 0.05) if exact else (0.6, 1.0)
+        yield _row(name, f"rloo, {label}", f"P(first token is A), {price:.3f} at π*", shares, low=low, high=high)
+    for label, kl_config in LEASHES:
+        kl_config = kl_config.model_copy(update={"coefficient": BETA})
+        config = settings(RlooConfig, steps=400, lr=0.1, samples=384, depth=5, kl=kl_config)
+        exact = label in (LEASHES[0][0], LEASHES[1][0])
+        gaps, reached = [], []
+        for seed in seeds:
+            ref, reward = mdp_instance(seed)
+            logits = cast(Any, train_table(MDP, ref, reward, config, seed=seed).policy).logits.detach().double()
+            gaps.append(gap_left(logits, ref, reward))
+            optimum = gibbs(MDP.path_logprobs(ref), reward, BETA)
+            reached.append(kl(MDP.path_logprobs(logits), MDP.path_logprobs(ref)) / kl(optimum, MDP.path_logprobs(ref)))
+        low, high = (-math.inf, 0.03) if exact else (0.1, 1.0)
+        yield _row(name, f"rloo, {label}", "token MDP: share of the gap left open", gaps, low=low, high=high)
+        low, high = (0.9, 1.1) if exact else (1.2, math.inf)
+        yield _row(name, f"rloo, {label}", "token MDP: KL(π‖ref) over that of π*", reached, low=low, high=high)
+
+
 def _forward_optimum(ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     """Argmax E_π[r] − β·KL(ref‖π): π = β·ref/(λ − r) with λ above the largest reward such that π sums to one."""
     low, high = float(reward.max()) + 1e-12, float(reward.max()) + beta + 1.0
@@ -325,27 +413,30 @@ def preference_identities(seeds: Sequence[int]) -> Iterator[Row]:
 MDP = Tree(actions=4, depth=5)
 
 
+def mdp_instance(seed: int) -> tuple[Tensor, Tensor]:
+    """Logits of a bigram reference and a reward for every answer of the token MDP, N(0, 1) each."""
+    generator = torch.Generator().manual_seed(3000 + seed)
+    first = torch.randn(1, 4, generator=generator, dtype=F)
+    bigram = torch.randn(4, 4, generator=generator, dtype=F)
+    reward = torch.randn(4**5, generator=generator, dtype=F)
+    rows = [first]
+    for level in range(1, 5):  # a state's last token decides: states of a level count in base 4
+        rows.append(bigram.repeat(4 ** (level - 1), 1))
+    return torch.cat(rows), reward
+
+
+def gap_left(logits: Tensor, ref: Tensor, reward: Tensor) -> float:
+    """Share of J(π*) − J(ref) that a policy of the token MDP does not close."""
+    old, new = MDP.path_logprobs(ref), MDP.path_logprobs(logits)
+    best = BETA * float(torch.logsumexp(old + reward / BETA, 0))  # J(π*), by soft backward recursion to the root
+    start = float(old.exp() @ reward)
+    now = float(new.exp() @ reward) - BETA * kl(new, old)
+    return (best - now) / (best - start)
+
+
 def token_mdp(seeds: Sequence[int]) -> Iterator[Row]:
     """Four tokens, five steps, a bigram reference, a reward on all 1,024 answers."""
     name = "4 token MDP"
-
-    def instance(seed: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(3000 + seed)
-        first = torch.randn(1, 4, generator=generator, dtype=F)
-        bigram = torch.randn(4, 4, generator=generator, dtype=F)
-        reward = torch.randn(4**5, generator=generator, dtype=F)
-        rows = [first]
-        for level in range(1, 5):  # a state's last token decides: states of a level count in base 4
-            rows.append(bigram.repeat(4 ** (level - 1), 1))
-        return torch.cat(rows), reward
-
-    def gap(logits: Tensor, ref: Tensor, reward: Tensor) -> float:
-        """Share of J(π*) − J(ref) that is not closed."""
-        old, new = MDP.path_logprobs(ref), MDP.path_logprobs(logits)
-        best = BETA * float(torch.logsumexp(old + reward / BETA, 0))  # J(π*), by soft backward recursion to the root
-        start = float(old.exp() @ reward)
-        now = float(new.exp() @ reward) - BETA * kl(new, old)
-        return (best - now) / (best - start)
 
     for kind in (RlooConfig, PpoConfig):
         for epochs, bound in ((1, 0.01), (4, 0.03)):
@@ -355,10 +446,10 @@ def token_mdp(seeds: Sequence[int]) -> Iterator[Row]:
             )  # fmt: skip
             gaps, errors = [], []
             for seed in seeds:
-                ref, reward = instance(seed)
+                ref, reward = mdp_instance(seed)
                 roles = train_table(MDP, ref, reward, config, seed=seed)
                 logits = cast(Any, roles.policy).logits.detach().double()
-                gaps.append(gap(logits, ref, reward))
+                gaps.append(gap_left(logits, ref, reward))
                 if roles.critic is not None:
                     errors.append(_critic_error(cast(Any, roles.critic).table.detach(), logits, ref, reward))
             yield _row(name, f"{config.method}, {epochs} epoch(s)", "share of the gap left open", gaps, high=bound)
@@ -553,10 +644,10 @@ def _logistic(seen: Tensor, right: Tensor) -> tuple[float, float]:
     return slope, offset
 
 
-FAST: tuple[Experiment, ...] = (estimators, preference_identities, goodhart, process_and_outcome)
+FAST: tuple[Experiment, ...] = (estimators, divergence_gradients, preference_identities, goodhart, process_and_outcome)
 """Seconds each."""
 
-LONG: tuple[Experiment, ...] = (gibbs_bandit, token_mdp, reward_efficiency)
+LONG: tuple[Experiment, ...] = (gibbs_bandit, divergence_ends, token_mdp, reward_efficiency)
 """Minutes each."""
 
 

@@ -9,8 +9,9 @@ To hold another library's function against them, wrap it so that it takes a gold
 
     print(hold("dpo", theirs))          # Held(name='dpo', got=(0.62095…,), expected=(0.62095…,), …, passed=True)
 
-An estimator of the KL is held by its value, and by where it pulls when it is a loss: wrap it in
-:func:`expected_gradient`.
+An estimator of the KL of one token is held by its value, and by its expected gradient as the loss of an answer of one
+token: wrap it in :func:`expected_gradient`. A KL of whole answers is held by the factor of each token's score in its
+gradient: wrap it in :func:`score_coefficients`.
 """
 
 import math
@@ -73,6 +74,24 @@ def _moved_leash(beta: float, kl: float, target: float, sequences: int, horizon:
     return leash.value
 
 
+def score_coefficients(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor], logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor
+) -> Tensor:
+    """What each token's score ∇log π_t is multiplied by in the gradient of a loss.
+
+    Args:
+        function: (log π, log ref, mask), ``[B, T]`` each → loss of each token, as :func:`~trimtab.algos.kl_sequence`.
+        logprobs: ``[B, T]``, nats.
+        ref_logprobs: ``[B, T]``, nats.
+        response_mask: ``[B, T]`` bool, True: counts.
+
+    Returns:
+        ``[B, T]``, nats.
+    """
+    leaf = logprobs.clone().requires_grad_()
+    return torch.autograd.grad(function(leaf, ref_logprobs, response_mask).sum(), leaf)[0]
+
+
 def expected_gradient(estimator: Callable[[Tensor, Tensor], Tensor], logits: Tensor, ref_logits: Tensor) -> Tensor:
     """Σ_a π(a)·∇k(a): where an estimator pulls as a loss, its actions drawn from π and only the loss differentiated.
 
@@ -105,6 +124,12 @@ GOLDENS: dict[str, Golden] = {
     "bradley_terry": Golden(inputs=_SCORES, expected=(0.371100666,), ours=algos.bradley_terry_loss),
     "bradley_terry, margin 1/3": Golden(
         inputs=_SCORES | {"margin": t(1 / 3)}, expected=(0.486792581,), ours=algos.bradley_terry_loss
+    ),
+    "bradley_terry, margin 1 and soft labels": Golden(  # P(first is better) 0, ¼, ½, ¾
+        inputs={"chosen": t(*[1.2] * 4), "rejected": t(*[0.4] * 4), "margin": t(*[1.0] * 4),
+                "probability": t(0.0, 0.25, 0.5, 0.75)},
+        expected=(1.952977611, 1.502977611, 0.771100666, 0.748138869),
+        ours=algos.bradley_terry_loss,
     ),
     "bradley_terry, centred": Golden(
         inputs=_SCORES | {"centring": 0.01}, expected=(0.396700666,), ours=algos.bradley_terry_loss
@@ -140,6 +165,10 @@ GOLDENS: dict[str, Golden] = {
         ours=algos.dpo_loss,
     ),
     "ipo": Golden(inputs=_PAIR | {"tau": 0.1}, expected=(12.25,), ours=algos.ipo_loss),
+    "ipo, per token": Golden(  # log-ratios 1 of 10 tokens and −0.5 of 12
+        inputs=_PAIR | {"tau": 0.1, "chosen_lengths": t(10.0), "rejected_lengths": t(12.0)}, expected=(23.603402778,),
+        ours=algos.ipo_loss,
+    ),
     "hinge": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.85,), ours=algos.hinge_loss),
     "kto": Golden(  # the chosen answer, then the rejected one; log-ratios 1 and −0.5
         inputs={
@@ -184,6 +213,27 @@ GOLDENS: dict[str, Golden] = {
         expected=(0.152498570, 0.762492852, 0.762492852, -1.677484274, 0.0, 0.0),
         ours=algos.reinforce_pp_advantage,
     ),
+    "reinforce++ with baseline": Golden(  # totals 3 and 1; to come: 1, 0 and −1
+        inputs={
+            "rewards": torch.stack([t(1.0, 2.0), t(1.0, 9.0)]), "group": 2,
+            "response_mask": torch.tensor([[True, True], [True, False]]),
+        },
+        expected=(1.224744862, 0.0, -1.224744862, 0.0),
+        ours=algos.reinforce_pp_baseline_advantage,
+    ),
+    "missing EOS, replaced": Golden(  # an answer that ended, two that were cut
+        inputs={"scores": t(2.0, 2.0, -3.0), "ended": torch.tensor([True, False, False]), "penalty": -1.0},
+        expected=(2.0, -1.0, -3.0), ours=algos.penalise_missing_eos,
+    ),
+    "missing EOS, subtracted": Golden(
+        inputs={"scores": t(2.0, 2.0, -3.0), "ended": torch.tensor([True, False, False]), "penalty": -1.0,
+                "mode": "subtract"},
+        expected=(2.0, 1.0, -4.0), ours=algos.penalise_missing_eos,
+    ),
+    "overlong": Golden(
+        inputs={"lengths": t(3.0, 5.0, 6.0, 8.0), "max_tokens": 8, "buffer": 4}, expected=(0.0, -0.25, -0.5, -1.0),
+        ours=algos.overlong_penalty,
+    ),
     "clipped policy": Golden(
         inputs=_CLIPPED, expected=(-2.0, -2.2, -2.4, -1.0, 3.0, 1.6, 10.0), ours=algos.clipped_policy_loss
     ),
@@ -211,6 +261,23 @@ GOLDENS: dict[str, Golden] = {
     "k1": Golden(inputs=_TOKENS, expected=(0.5, -1.0), ours=algos.kl_k1),
     "k2": Golden(inputs=_TOKENS, expected=(0.125, 0.5), ours=algos.kl_k2),
     "k3": Golden(inputs=_TOKENS, expected=(0.106530660, 0.718281828), ours=algos.kl_k3),
+    "k3, limited": Golden(  # δ = −90, −2, 12
+        inputs={"logprobs": t(-91.0, -3.0, -1.0), "ref_logprobs": t(-1.0, -1.0, -13.0)},
+        expected=(10.0, 4.389056099, 10.0), ours=algos.kl_k3,
+    ),
+    "k3, share at its limit": Golden(
+        inputs={"logprobs": t(-91.0, -3.0, -1.0, -1.0), "ref_logprobs": t(-1.0, -1.0, -13.0, -1.0),
+                "response_mask": torch.tensor([True, True, True, False])},
+        expected=(0.666666667,), ours=algos.k3_clamped, tolerance=1e-7,
+    ),
+    "sequence KL": Golden(
+        inputs=_TOKENS | {"response_mask": torch.ones(1, 2, dtype=torch.bool)}, expected=(0.5, -1.0),
+        ours=algos.kl_sequence,
+    ),
+    "sequence KL, coefficients of the scores": Golden(  # what is still to come: ½ − 1, −1
+        inputs=_TOKENS | {"response_mask": torch.ones(1, 2, dtype=torch.bool)}, expected=(-0.5, -1.0),
+        ours=partial(score_coefficients, algos.kl_sequence),
+    ),
     "k1, expected gradient": Golden(
         inputs=_LOGITS, expected=(0.0, 0.0, 0.0), ours=partial(expected_gradient, algos.kl_k1)
     ),

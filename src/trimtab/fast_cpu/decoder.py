@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from trimtab.fast_cpu.packed import packed_linear
 from trimtab.models import Backbone
-from trimtab.rollout.cache import SlotCache
+from trimtab.models.cache import SlotCache
 
 ROWS = 16
 """Answers that attend together: as many keys are read for each as the longest of them has."""
@@ -120,7 +120,7 @@ def _blocks(where: Tensor, kv_heads: int) -> Iterator[tuple[slice, int, Tensor]]
 @torch.no_grad()
 def can_decode(backbone: Backbone) -> bool:
     """Whether :class:`LlamaDecoder` gives this model's numbers."""
-    if backbone.device.type != "cpu" or backbone.dtype != torch.float32:
+    if backbone.device.type != "cpu" or backbone.dtype != torch.float32 or not backbone.layouts.slots:
         return False
     base = backbone.model.base_model
     backbone.activate(None)

@@ -29,7 +29,8 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
         ``position_bias`` (of all answers in either order, the answer shown first won; .5 = none), ``flip_rate`` (the
         two orders named different winners), ``longer_wins`` (of the pairs with a winner), each an
         :class:`~trimtab.feedback.intervals.Estimate`; ``failures`` by kind, ``cut`` replies by limit, ``unusable``
-        items, ``hard`` replies, ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``, ``seconds``.
+        items, ``hard`` replies, ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``,
+        ``seconds``.
     """
     by_id = {item.id: item for item in items}
     wins: list[tuple[float, str]] = []

@@ -18,19 +18,26 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
+from trimtab.models.adapting import adaptable, put_adapter, remove_adapter
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.kernels import kernels
-from trimtab.models.loading import ModelConfig, compute_dtype, load_causal_lm, load_chat, pick_device
+from trimtab.models.layouts import Layouts, find_layouts, make_probe
+from trimtab.models.loading import (
+    ModelConfig,
+    check_vocabulary,
+    compute_dtype,
+    load_causal_lm,
+    load_chat,
+    pick_device,
+)
 
 
 class AdapterConfig(Config):
@@ -56,17 +63,25 @@ class Backbone:
         chat: how its conversations are rendered.
         dtype: precision of matrix products (weights stay float32).
         gradient_checkpointing: recompute each layer in the backward pass instead of storing its intermediate results.
+        layouts: arrangements of rows that this model computes rightly; None: they are tried on a probe.
 
     Raises:
-        ModelError: logits are changed after the output projection, or the architecture has no checkpointing.
+        ModelError: logits are changed after the output projection, the architecture has no checkpointing, or the model
+            is not causal.
     """
 
     def __init__(
-        self, model: Any, chat: Chat, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False
+        self,
+        model: Any,
+        chat: Chat,
+        *,
+        dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False,
+        layouts: Layouts | None = None,
     ) -> None:
         self.model = model
         self.chat = chat
-        self.dtype = dtype
+        self.dtype = torch.float32
         self.layers = _decoder_layers(model)
         self.gradient_checkpointing = gradient_checkpointing
         self.frozen_half: nn.Module | None = None
@@ -87,12 +102,17 @@ class Backbone:
             for layer in layers:
                 layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        self._additive = dtype == torch.float32 or model.config._attn_implementation != "sdpa"
         self._check_head()
+        self.layouts = find_layouts(self) if layouts is None else layouts  # tried in float32
+        """Arrangements of rows that give the numbers of plain rows; the others are not used."""
+        self.dtype = dtype
 
     @classmethod
     def load(cls, config: ModelConfig) -> "Backbone":
         """Load what a configuration names."""
         chat, model = load_chat(config), load_causal_lm(config)
+        check_vocabulary(model, chat.tokenizer, config.name)
         dtype = compute_dtype(config, pick_device(config.device))
         return cls(model, chat, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing)
 
@@ -118,6 +138,7 @@ class Backbone:
             self.chat,
             dtype=self.dtype,
             gradient_checkpointing=self.gradient_checkpointing,
+            layouts=self.layouts,
         )
 
     def autocast(self) -> Any:
@@ -132,23 +153,14 @@ class Backbone:
         top = count if config.top_layers is None else config.top_layers
         if not 1 <= top <= count:
             raise ConfigError(f"adapter.top_layers is {top} but the model has {count} layers; use 1 to {count}")
-        chosen = {id(layer) for layer in list(self.layers)[count - top :]}
-        targets = [
-            f"{prefix}.{path}" if path else prefix
-            for prefix, layer in self.model.named_modules()
-            if id(layer) in chosen
-            for path, module in layer.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and not path.startswith("lora_") and ".lora_" not in path
-        ]
-        targets = sorted({t.removesuffix(".base_layer") for t in targets})
-        peft = PeftLoraConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, bias="none"
-        )
+        self.activate(None)
+        probe = torch.arange(4, device=self.device)[None]
+        names = adaptable(self.model, self.layers, count - top, probe)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself
             torch.manual_seed(seed)
-            self.model.add_adapter(peft, adapter_name=name)
+            put_adapter(self.layers, names, name, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         kernels().adapter_added(self.model)
         self.train(False, full=False)  # a new adapter comes with its dropout on
         self.activate(None)
@@ -173,7 +185,7 @@ class Backbone:
             for module in self._tuned():
                 if name in module.lora_A:
                     module.get_base_layer().weight += module.get_delta_weight(name)
-        self.model.delete_adapter(name)
+        remove_adapter(self.layers, name)
         del self._lowest[name]
         self._split()
 
@@ -220,13 +232,13 @@ class Backbone:
         """
         assert self.frozen_half is not None
         self.activate(None)
-        shared = batch.shared_prompts
+        shared = batch.shared_prompts if self.layouts.shared_prompts else None
         with self.autocast():
             if shared is None:
                 return self.frozen_half(input_ids=batch.tokens, use_cache=False).last_hidden_state
             states = self.frozen_half(
                 input_ids=shared.tokens,
-                attention_mask=shared.attention,
+                attention_mask=self.mask(shared.attention),
                 position_ids=shared.positions,
                 use_cache=False,
             ).last_hidden_state
@@ -254,16 +266,24 @@ class Backbone:
             ``[B, T, H]``.
         """
         self.activate(adapter)
-        if attention_mask is not None and self.dtype == torch.float32:
-            # As the float mask that attention adds to its scores: each layer would convert, and keep, its own.
-            attention_mask = torch.zeros(attention_mask.shape, device=self.device).masked_fill_(
-                ~attention_mask, -math.inf
-            )
-        extra = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
+        extra: dict[str, Any] = {"use_cache": False}
+        if attention_mask is not None:
+            extra["attention_mask"] = self.mask(attention_mask)
+        if position_ids is not None:
+            extra["position_ids"] = position_ids
         with self.autocast():
             if frozen is not None and self._trained_half is not None:
                 return self._trained_half(inputs_embeds=frozen, **extra).last_hidden_state
             return self.model.base_model(input_ids=tokens, **extra).last_hidden_state
+
+    def mask(self, attention: Tensor) -> Tensor:
+        """A bool mask, or the float one that attention adds to its scores: each layer would convert, and keep, its own.
+
+        Attention without a kernel adds whatever mask it is given, True as 1, so it gets the float one at any precision.
+        """
+        if not self._additive:
+            return attention
+        return torch.zeros(attention.shape, device=self.device).masked_fill_(~attention, -math.inf)
 
     def _split(self) -> None:
         """Prepare the two halves of the trunk below the lowest adapter, if this architecture can be cut there."""
@@ -271,17 +291,20 @@ class Backbone:
         below = min(self._lowest.values(), default=0)
         self.frozen_half = self._trained_half = None
         self.frozen_layers = 0
-        if below == 0 or not (hasattr(base, "layers") and hasattr(base, "norm")):
+        if below == 0 or not self.layouts.split or not (hasattr(base, "layers") and hasattr(base, "norm")):
             return
         lower = _view(base, list(self.layers)[:below], nn.Identity())
         upper = _view(base, list(self.layers)[below:], base.norm)
-        probe = torch.arange(4, device=self.device)[None]
         self.activate(None)
-        with torch.no_grad():
-            middle = lower(input_ids=probe, use_cache=False).last_hidden_state
-            cut = upper(inputs_embeds=middle, use_cache=False).last_hidden_state
-            whole = base(input_ids=probe, use_cache=False).last_hidden_state
-        if torch.allclose(cut, whole, rtol=1e-4, atol=1e-5):
+        probe = make_probe(self)
+        row = torch.tensor([probe.rows[0]], device=self.device)
+        try:
+            with torch.no_grad():
+                middle = lower(input_ids=row, use_cache=False).last_hidden_state
+                cut = upper(inputs_embeds=middle, use_cache=False).last_hidden_state
+        except Exception:  # layers that depend on those below, by number or by what they hand on
+            return
+        if not probe.differs(cut[0], 0):
             self.frozen_half, self._trained_half, self.frozen_layers = lower, upper, below
 
     def _check_head(self) -> None:
@@ -298,8 +321,9 @@ class Backbone:
 
 
 def _decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of the text model; a vision tower may have as many layers."""
     count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
+    for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found; this architecture is unknown")

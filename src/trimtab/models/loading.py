@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from trimtab.errors import ModelError
@@ -14,6 +14,7 @@ from trimtab.files import sha256_file
 from trimtab.models import embedded
 from trimtab.models.chat import Chat
 from trimtab.models.config import ModelConfig, is_file_name
+from trimtab.models.weights_check import adapter_base, load_weights
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -89,6 +90,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     name = resolve(config.name)
     _check_exists(config.name, name)
+    base = adapter_base(name)
+    if base is not None and not (Path(name) / "tokenizer_config.json").is_file():
+        name = base
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
@@ -115,6 +119,7 @@ def load_chat(config: ModelConfig) -> Chat:
         ModelError: as :func:`load_tokenizer`, or the folder has no readable config.json.
     """
     tokenizer, name = load_tokenizer(config), resolve(config.name)
+    name = adapter_base(name) or name
     try:
         generation = GenerationConfig.from_pretrained(name)
     except OSError:  # a model without generation_config.json
@@ -136,26 +141,56 @@ def load_causal_lm(config: ModelConfig) -> Any:
     name = resolve(config.name)
     _check_exists(config.name, name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
+        model = load_weights(name, config.name)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{config.name}: cannot be loaded as a causal language model ({_first_line(error)}); give a folder with "
             "config.json and *.safetensors, a hub id that this machine can reach, or the default "
             f"{embedded.NAME!r}"
         ) from error
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = _limit(model.config)
     if limit is not None and config.context > limit:
         raise ModelError(f"model.context is {config.context} tokens but {config.name} was built for {limit}; lower it")
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and getattr(model.config, "use_sliding_window", True) and config.context > window:
-        raise ModelError(
-            f"model.context is {config.context} tokens but {config.name} attends over {window}; set it to {window}"
-        )
     # Own, aligned memory: results must not depend on where a file was mapped (bit-exact resume).
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     placed: Any = model
     return placed.to(pick_device(config.device)).eval()
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that makes tokens which the model does not have.
+
+    Raises:
+        ModelError: the highest token is beyond the embedding or the head.
+    """
+    highest = max(tokenizer.get_vocab().values())
+    rows = min(len(model.get_input_embeddings().weight), len(model.get_output_embeddings().weight))
+    if highest >= rows:
+        raise ModelError(
+            f"{name}: its tokenizer makes tokens up to {highest} but the model has {rows} (0 to {rows - 1}); use the "
+            "tokenizer that the model was trained with, or call model.resize_token_embeddings in transformers and save"
+        )
+
+
+def _limit(config: Any) -> int | None:
+    """How many tokens a model was built for, read from its text model; None: its configuration does not say.
+
+    Rotary frequencies that change beyond the original length (dynamic NTK, LongRoPE) make the states of a token depend
+    on how long its row gets, so the limit is the original length.
+    """
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions")
+    limit = next((n for n in (getattr(text, name, None) for name in names) if isinstance(n, int)), None)
+    rope: Any = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        return original or limit
+    return limit
 
 
 def longest_context(name: str) -> int | None:
@@ -164,12 +199,14 @@ def longest_context(name: str) -> int | None:
     Raises:
         ModelError: there is no such model.
     """
-    _check_exists(name, resolve(name))
+    folder = resolve(name)
+    _check_exists(name, folder)
     try:
-        config = AutoConfig.from_pretrained(resolve(name))
+        return _limit(AutoConfig.from_pretrained(adapter_base(folder) or folder))
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{name}: its configuration cannot be read ({_first_line(error)})") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def pick_device(name: str) -> torch.device:

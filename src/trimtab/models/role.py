@@ -11,6 +11,7 @@ from trimtab.models.batch import Batch, block_diagonal_mask
 from trimtab.models.frozen import FrozenStates
 from trimtab.models.head import token_logprobs, token_logprobs_and_entropies
 from trimtab.models.kernels import kernels
+from trimtab.models.layouts import one_row_each
 
 
 class Role:
@@ -115,13 +116,20 @@ class Role:
     def hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """Final hidden states, ``[B, T, H]``; equal prompts are computed once.
 
+        Packed rows and shared prompts are taken apart for models that do not compute them rightly.
+
         Args:
             batch: tokens.
             states: what frozen layers give, looked up or computed there; None, or another backbone's: all layers are
                 run.
         """
         frozen = states.of(batch) if states is not None and states.backbone is self.backbone else None
-        shared = batch.shared_prompts
+        layouts = self.backbone.layouts
+        if batch.segments is not None and not layouts.packed:
+            tokens, place = one_row_each(batch)
+            rows = self.backbone.hidden(tokens, adapter=self.adapter).flatten(0, 1)
+            return rows.index_select(0, place.flatten()).view(*batch.tokens.shape, rows.shape[-1])
+        shared = batch.shared_prompts if layouts.shared_prompts else None
         if shared is not None:
             packed = self.backbone.hidden(
                 shared.tokens,

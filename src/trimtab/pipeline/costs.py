@@ -13,9 +13,10 @@ from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.trainers import (
     OFFLINE,
     DapoConfig,
-    OfflineConfig,
+    KtoConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    PairConfig,
     PolicyGradientConfig,
     PpoConfig,
     RejectionConfig,
@@ -205,12 +206,12 @@ def reward_cost(sizing: Sizing) -> Cost:
 def align_cost(sizing: Sizing) -> Cost:
     """Alignment on preferences or on sampled answers, and the capability check of the models not checked before."""
     align = sizing.config.align
-    cost = _offline_cost(sizing, align) if isinstance(align, OfflineConfig) else _online_cost(sizing)
+    cost = _offline_cost(sizing, align) if isinstance(align, PairConfig | KtoConfig) else _online_cost(sizing)
     check = sizing.capability_check(1 if sizing.config.sft else 2)
     return Cost(what=cost.what, updates=cost.updates, tokens=cost.tokens, flops=cost.flops + check)
 
 
-def _offline_cost(sizing: Sizing, align: OfflineConfig) -> Cost:
+def _offline_cost(sizing: Sizing, align: PairConfig | KtoConfig) -> Cost:
     (count, answers), what = sizing.preferences, "rankings of {}"
     if sizing.config.data.ratings:
         count, answers, what = sizing.rows(sizing.config.data.ratings, Rating), 1, "ratings"

@@ -107,7 +107,7 @@ def warnings(config: RunConfig) -> list[str]:
         lines.append("align.kl.coefficient is 0: nothing holds the policy near its reference")
     kl = config.align.kl if isinstance(config.align, PolicyGradientConfig) else None
     if kl is not None and kl.place == "loss" and kl.estimator == "k1":
-        lines.append("align.kl: k1 in the loss has no gradient in expectation; use k2, or place: reward")
+        lines.append("align.kl: k1 in the loss has no gradient in expectation; use sequence, or place: reward")
     if (
         isinstance(config.align, PolicyGradientConfig)
         and config.align.sampler.engine == "vllm"

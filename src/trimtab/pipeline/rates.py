@@ -29,7 +29,8 @@ def fill_rates(config: RunConfig) -> RunConfig:
     for name, key, stage, optimizer in _optimizers(config):
         if optimizer.lr is None:
             filled = optimizer.model_copy(update={"lr": _usual(config, name, stage)})
-            sections[name] = sections.get(name, getattr(config, name)).model_copy(update={key: filled})
+            section: Config = sections[name] if name in sections else getattr(config, name)
+            sections[name] = section.model_copy(update={key: filled})
     return config.model_copy(update=sections)
 
 

@@ -31,6 +31,7 @@ from trimtab.evals import (
     series_from_metrics,
     write_report,
 )
+from trimtab.evals.report_data import Section
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
@@ -187,7 +188,7 @@ def _notice(run: RunConfig, sources: set[str], blind: BlindResults, *, simulated
     return " ".join(notice.split())
 
 
-def _sources(context: Context) -> dict[str, Source]:
+def _sources(context: Context) -> dict[Section, Source]:
     """For each part of the page, the file its numbers come from and the command that makes it."""
     recipe = context.recipe
     run, evaluate = f"trimtab run {recipe}", f"trimtab eval {recipe}"

@@ -33,7 +33,9 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.feedback import load_callable
 from trimtab.files import write_atomic
 from trimtab.models import ModelConfig
-from trimtab.models.loading import load_chat, resolve
+from trimtab.models.layouts import window_of
+from trimtab.models.loading import load_chat, longest_context, resolve
+from trimtab.models.weights_check import adapter_base
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.memory import fit_memory
 from trimtab.records import Demonstration, Message, Preference, Prompt, Rating, Record, load
@@ -145,14 +147,14 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
     total = sum(report.records.values())
     kinds: dict[Kind, int] = {kind: report.records.get(r.__name__.lower(), 0) for kind, r in RECORDS.items()}
     kinds["prompts"] += report.records.get("comparison", 0)
-    usable = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
+    usable: list[Kind] = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
     if not usable:
         others = ", ".join(report.records) or "nothing"
         raise DataError(
             f"{source}: holds {others}, and none of {report.rows} rows can be trained on. Expected preferences, "
             f"ratings, demonstrations or prompts; `trimtab data check {source}` gives the reason for each row"
         )
-    kind = use or usable[0]
+    kind: Kind = use or usable[0]
     if kind not in usable:  # convertible, or refused here
         load(source, kind=RECORDS[kind], format=format, limit=HUB_ROWS if hub else None)
     if kind == "preferences" and report.pairs == report.identical_pairs:
@@ -288,10 +290,10 @@ class Lengths:
 def _lengths(answers: Answers) -> Lengths:
     model = ModelConfig(name=answers.model, context=10**9, chat_template=answers.chat_template)
     chat = load_chat(model)
-    shape: Any = AutoConfig.from_pretrained(resolve(answers.model)).get_text_config()
+    name = resolve(answers.model)
+    shape: Any = AutoConfig.from_pretrained(adapter_base(name) or name).get_text_config()
     cap = 2048 if answers.machine.kind == "cpu" else 8192
-    window = getattr(shape, "sliding_window", None) if getattr(shape, "use_sliding_window", True) else None
-    built_for = min(n for n in (getattr(shape, "max_position_embeddings", None), window, cap) if n)
+    built_for = min(n for n in (longest_context(answers.model), window_of(shape), cap) if n)
     longest_answer = 128 if answers.machine.kind == "cpu" else 512
     totals: list[int] = []
     prompts: list[int] = []

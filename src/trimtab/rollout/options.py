@@ -98,6 +98,8 @@ def option_logprobs(
         for index, (prompt, given) in enumerate(zip(prompts, options, strict=True))
         for place, option in enumerate(given)
     )
+    if not (backbone.layouts.slots and backbone.layouts.shared_prompts):
+        return _row_by_row(backbone, prompts, options, adapter, report)
     left = [len(given) for given in options]
     backbone.activate(adapter)
     with backbone.autocast():  # not packed as for sampling: that layout is for few rows, here are hundreds
@@ -109,6 +111,29 @@ def option_logprobs(
                 if report is not None:
                     done = {s.prompt for _, wanted in trees for _, s in wanted}
                     report({index: result[index] for index in done if not left[index]})
+    return result
+
+
+def _row_by_row(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    adapter: str | None,
+    report: Callable[[Mapping[int, list[float]]], None] | None,
+) -> list[list[float]]:
+    """As :func:`option_logprobs`, for models that compute neither trees nor a cache of ours rightly."""
+    result: list[list[float]] = []
+    for index, (prompt, given) in enumerate(zip(prompts, options, strict=True)):
+        values: list[float] = []
+        for option in given:
+            row = torch.tensor([[*prompt, *option[:-1]]], device=backbone.device)
+            with backbone.autocast():
+                states = backbone.hidden(row, adapter=adapter)[0, -len(option) :]
+                logprobs = torch.log_softmax(backbone.head(states).float(), dim=-1)
+            values.append(float(logprobs[range(len(option)), list(option)].sum()))
+        result.append(values)
+        if report is not None:
+            report({index: values})
     return result
 
 
@@ -216,7 +241,7 @@ def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared
     output = backbone.model.base_model(
         input_ids=tokens.to(device),
         position_ids=(positions + shared).to(device),
-        attention_mask=mask.to(device),
+        attention_mask=backbone.mask(mask.to(device)),
         past_key_values=_copy(prefix, len(trees)),
         use_cache=True,
     )

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from trimtab.models import Backbone, FrozenStates
+from trimtab.models.cache import SlotCache
 from trimtab.models.kernels import Decoder, kernels
+from trimtab.models.layouts import continued
 from trimtab.records import Prompt, Rollout
-from trimtab.rollout.cache import SlotCache
 from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout, stop_position
 
 BLOCK = 256
@@ -115,8 +116,12 @@ class LocalSampler:
                 recorded_layer=None if states is None else self.backbone.layers[self.backbone.frozen_layers - 1],
                 value_head=value_head,
             )
-            prefix, prefix_states = self._prefix([members[0].prompt_tokens for members in waiting], call)
+            while waiting and not self.backbone.layouts.slots:
+                finished += self._draw_group(waiting.popleft(), call)
+                if progress is not None:
+                    progress(finished, len(answers))
             running: list[_Running] = []
+            prefix, prefix_states = self._prefix([members[0].prompt_tokens for members in waiting], call)
             while waiting or running:
                 free = slots - len(running)
                 if waiting and (not running or free >= max(group, slots // 4)):
@@ -150,6 +155,27 @@ class LocalSampler:
             )
             for answer in answers
         ]
+
+    def _draw_group(self, members: list[_Running], call: _Call) -> int:
+        """Draw all answers to one prompt, for models whose cache has no slots; returns their number.
+
+        Rows stay of equal length (a finished answer is continued with padding), so the model's own cache serves; where
+        that does not give the numbers of plain rows either, every token reads the whole row again.
+        """
+        tokens = torch.tensor([member.prompt_tokens for member in members], device=self.backbone.device)
+        going = list(range(len(members)))
+        cache: Any = None
+        while going:
+            unread = tokens if cache is None else tokens[:, -1:]
+            states, cache = continued(self.backbone, unread, cache, keep=self.backbone.layouts.own_cache)
+            hidden, answers = states[going, -1], [members[row] for row in going]
+            self._evaluate(answers, hidden, call)
+            self._draw(answers, self.backbone.head(hidden).float())
+            drawn = torch.zeros_like(tokens[:, :1])
+            drawn[going, 0] = torch.tensor([answer.tokens[-1] for answer in answers], device=tokens.device)
+            tokens = torch.cat([tokens, drawn], dim=1)
+            going = [row for row in going if not self._done(members[row])]
+        return len(members)
 
     def _waiting(self, prompts: Sequence[Prompt], group: int, seed: int) -> deque[list[_Running]]:
         """The answers to draw, one list per prompt."""
@@ -270,7 +296,7 @@ class LocalSampler:
                 call,
                 input_ids=tokens[:, None],
                 position_ids=where[:, None],
-                attention_mask=mask[:, None, None, :],
+                attention_mask=self.backbone.mask(mask[:, None, None, :]),
                 past_key_values=call.cache,
             )
             hidden, recorded = final[:, 0], None if states is None else states[:, 0]
@@ -318,9 +344,11 @@ def _output_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
     if layer is None:
         yield outputs
         return
-    hook = layer.register_forward_hook(
-        lambda _module, _inputs, out: outputs.append(out[0] if isinstance(out, tuple) else out)
-    )
+
+    def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
+        outputs.append(out[0] if isinstance(out, tuple) else out)
+
+    hook = layer.register_forward_hook(keep)
     try:
         yield outputs
     finally:

@@ -206,11 +206,13 @@ def _kto_loss(
 
 @torch.no_grad()
 def _reference_point(policy: Role, reference: Role, answers: Sequence[Judged], micro_batch_tokens: int) -> Tensor:
-    """The z of a step: every answer put under the next one's prompt; those that exceed the context are left out."""
+    """The z of a step: every answer under the next other prompt; pairs that exceed the context are left out.
+
+    0 where no pair is left: all answers are to one prompt, or every pair is too long.
+    """
     device = policy.backbone.device
-    mismatched = [(answers[(i + 1) % len(answers)].prompt, a.answer) for i, a in enumerate(answers)]
-    fitting = [(p, a) for p, a in mismatched if len(p) + len(a) <= policy.backbone.chat.context]
-    if not fitting or len(answers) == 1:  # a single answer has no other prompt to be put under
+    fitting = [(p, a) for p, a in _mismatched(answers) if len(p) + len(a) <= policy.backbone.chat.context]
+    if not fitting:
         return torch.zeros((), device=device)
     batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
     states = FrozenStates(reference.backbone)  # of this step: both models are run on the same sequences
@@ -219,6 +221,17 @@ def _reference_point(policy: Role, reference: Role, answers: Sequence[Judged], m
         for row, role in enumerate((policy, reference)):
             sums[row, index] = role.logprobs(part, states=states).sum(dim=1)
     return kto_reference_point(sums[0], sums[1])
+
+
+def _mismatched(answers: Sequence[Judged]) -> list[tuple[list[int], list[int]]]:
+    """Each answer with the prompt of the next answer, cyclically, that is not to the same prompt."""
+    pairs = []
+    for place, judged in enumerate(answers):
+        following = [*answers[place + 1 :], *answers[:place]]
+        other = next((a.prompt for a in following if a.prompt != judged.prompt), None)
+        if other is not None:
+            pairs.append((other, judged.answer))
+    return pairs
 
 
 def _tokens_of(role: Role, answers: Sequence[Judged]) -> Batch:

@@ -42,7 +42,7 @@ from trimtab.algos import (
     whiten,
 )
 from trimtab.algos.masking import masked
-from trimtab.algos.shapes import MaskBT, TensorBT
+from trimtab.algos.shapes import MaskBT, MaskGK, TensorBT, TensorGK
 from trimtab.trainers import offline_config as offline
 from trimtab.trainers import rl_config as online
 from trimtab.trainers.learner import Metrics, Norms
@@ -95,19 +95,19 @@ class OfflineMethod:
     """True: it compares with the log-probabilities of a reference model."""
     soft_labels: bool = False
     """True: its formula has a term for P(first answer is better)."""
-    per_token_gap: bool = False
-    """True: it compares log-probabilities averaged over the tokens of an answer."""
+    per_token_gap: Callable[[Any], bool] = lambda config: False
+    """(config) → True: it compares log-probabilities averaged over the tokens of an answer."""
 
 
 # Advantages -------------------------------------------------------------------------------
 
 
-def _per_answer(advantage: Callable[[Any, Tensor], Tensor]) -> Advantages:
-    """One advantage for all tokens of an answer, from the group's total rewards ``[prompts, group]``."""
+def _per_answer(advantage: Callable[[Any, TensorGK, MaskGK], TensorGK]) -> Advantages:
+    """One advantage for all tokens of an answer, from the group's total rewards and which answers have a token."""
 
     def advantages(config: Any, rewards: TensorBT, values: TensorBT, mask: MaskBT) -> tuple[TensorBT, None]:
-        totals = rewards.sum(dim=1).view(-1, config.group)
-        return masked(advantage(config, totals).reshape(-1, 1).expand_as(rewards), mask), None
+        totals, answered = rewards.sum(dim=1).view(-1, config.group), mask.any(dim=1).view(-1, config.group)
+        return masked(advantage(config, totals, answered).reshape(-1, 1).expand_as(rewards), mask), None
 
     return advantages
 
@@ -155,16 +155,28 @@ def constant_length(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -
 # Objectives as text -----------------------------------------------------------------------
 
 
-def _penalised_reward(config: online.PolicyGradientConfig) -> str:
-    kl = config.kl
-    penalty = f"{kl.coefficient:g}·KL(π‖reference)"
-    if kl.target is not None:
-        penalty += f" (adaptive, towards {kl.target:g} nats per answer)"
-    if kl.place == "loss":
-        penalty += f", {kl.estimator or 'k2'} in the loss"
-    if config.ptx is not None:
-        penalty += f" + {config.ptx.coefficient:g}·log π(conversations)"
-    return f"max E[reward] − {penalty}"
+def _penalised(gain: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The objective of a method with a clipped ratio: ``gain`` is what it has beside the penalty."""
+
+    def objective(config: online.PolicyGradientConfig) -> str:
+        kl, term = config.kl, "KL(π‖reference)"
+        if kl.place == "loss":
+            per_token = kl.estimator not in (None, "sequence")
+            term = f"{kl.estimator} of each token, in the loss" if per_token else f"{term}, in the loss"
+        penalty = f"{kl.coefficient:g}·{term}"
+        if kl.target is not None:
+            penalty += f" (adaptive, towards {kl.target:g} nats per answer)"
+        if config.ptx is not None:
+            penalty += f" + {config.ptx.coefficient:g}·log π(conversations)"
+        return f"max {gain(config)} − {penalty}"
+
+    return objective
+
+
+def _whitened_gain(config: Any) -> str:
+    """A penalty in the reward is divided by σ as well, so only one in the loss stands beside a divided reward."""
+    whitened = not isinstance(config, online.PpoConfig) or config.whiten_advantages
+    return "E[reward]/σ of the batch" if whitened and config.kl.place == "loss" else "E[reward]"
 
 
 def _text(template: str) -> Callable[[Any], str]:
@@ -173,12 +185,13 @@ def _text(template: str) -> Callable[[Any], str]:
 
 # The table --------------------------------------------------------------------------------
 
-_clipped = partial(OnlineMethod, objective=_penalised_reward, update=clipped_update)
+_clipped = partial(OnlineMethod, update=clipped_update)
 
 _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     _clipped(
         config=online.PpoConfig,
         label="PPO",
+        objective=_penalised(_whitened_gain),
         advantages=_ppo,
         reduction=token_mean,
         critic=True,
@@ -187,31 +200,36 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     _clipped(
         config=online.RlooConfig,
         label="RLOO",
-        advantages=_per_answer(lambda config, totals: rloo_advantage(totals)),
+        objective=_penalised(lambda config: "E[reward]"),
+        advantages=_per_answer(lambda config, totals, answered: rloo_advantage(totals, answered)),
         reduction=answer_sum,
     ),
     _clipped(
         config=online.GrpoConfig,
         label="GRPO",
-        advantages=_per_answer(lambda config, totals: group_advantage(totals, std=config.std)),
+        objective=_penalised(lambda config: "E[(reward − group mean)/group σ, mean over each answer's tokens]"),
+        advantages=_per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std)),
         reduction=answer_mean,
     ),
     _clipped(
         config=online.DrGrpoConfig,
         label="Dr. GRPO",
-        advantages=_per_answer(lambda config, totals: group_advantage(totals, std="none")),
+        objective=_penalised(lambda config: f"{1 - 1 / config.group:.3g}·E[reward]"),
+        advantages=_per_answer(lambda config, totals, answered: group_advantage(totals, answered, std="none")),
         reduction=constant_length,
     ),
     _clipped(
         config=online.DapoConfig,
         label="DAPO",
-        advantages=_per_answer(lambda config, totals: group_advantage(totals, std=config.std)),
+        objective=_penalised(lambda config: "E[(reward − group mean)/group σ, mean over all tokens]"),
+        advantages=_per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std)),
         reduction=token_mean,
         skips_flat_groups=True,
     ),
     _clipped(
         config=online.ReinforcePpConfig,
         label="REINFORCE++",
+        objective=_penalised(_whitened_gain),
         advantages=_reinforce_pp,
         reduction=token_mean,
         step_rewards=True,
@@ -219,6 +237,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     _clipped(
         config=online.ReinforcePpBaselineConfig,
         label="REINFORCE++ with baseline",
+        objective=_penalised(lambda config: "E[(reward − group mean)/σ of the batch]"),
         advantages=_reinforce_pp_baseline,
         reduction=token_mean,
         step_rewards=True,
@@ -232,7 +251,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OnlineMethod(
         config=online.RejectionConfig,
         label="Rejection sampling",
-        objective=_text("max log π(the best {keep} of {group} sampled answers)"),
+        objective=_text("max log π(the best {keep} of {group} sampled answers), at temperature 1"),
         update=rejection_update,
     ),
     OfflineMethod(
@@ -251,9 +270,18 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.IpoConfig,
         label="IPO",
-        objective=_text("min (h − 1/(2τ))², h = gap of log(π/ref), τ = {tau:g}"),
-        loss=lambda config, pairs: ipo_loss(*pairs.logprobs, tau=config.tau, probability=pairs.probability),
+        objective=lambda config: (
+            f"min (h − 1/(2τ))², h = gap of log(π/ref){' per token' if config.normalise else ''}, τ = {config.tau:g}"
+        ),
+        loss=lambda config, pairs: ipo_loss(
+            *pairs.logprobs,
+            tau=config.tau,
+            chosen_lengths=pairs.chosen_lengths if config.normalise else None,
+            rejected_lengths=pairs.rejected_lengths if config.normalise else None,
+            probability=pairs.probability,
+        ),
         soft_labels=True,
+        per_token_gap=lambda config: config.normalise,
     ),
     OfflineMethod(
         config=offline.HingeConfig,
@@ -273,7 +301,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
             lam=config.lam,
         ),
         reference=False,
-        per_token_gap=True,
+        per_token_gap=lambda config: True,
     ),
     OfflineMethod(
         config=offline.SimpoConfig,
@@ -288,7 +316,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
             gamma=config.gamma,
         ),
         reference=False,
-        per_token_gap=True,
+        per_token_gap=lambda config: True,
     ),
     OfflineMethod(
         config=offline.CpoConfig,
@@ -299,7 +327,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
             pairs.rejected,
             beta=config.beta,
             alpha=config.alpha,
-            chosen_lengths=pairs.chosen_lengths if config.nll == "mean" else None,
+            mean_length=pairs.mean_chosen_length if config.nll == "mean" else None,
         ),
         reference=False,
     ),

@@ -50,7 +50,10 @@ class IpoConfig(OfflineConfig):
     method: Literal["ipo"] = "ipo"
     """The algorithm."""
     tau: float = Field(default=0.1, gt=0.0)
-    """τ: the log-ratio gap is regressed to 1/(2τ) nats."""
+    """τ: the log-ratio gap is regressed to 1/(2τ) nats, or with ``normalise`` to 1/(2τ) nats per token."""
+    normalise: bool = False
+    """True: each answer's log-ratio is divided by its tokens, as in TRL and, by the authors' word, in the paper's
+    experiments; False: summed, as in the paper's equation. τ must be chosen for one of them."""
 
 
 class HingeConfig(OfflineConfig):
@@ -74,7 +77,8 @@ class KtoConfig(OfflineConfig):
     weight_undesirable: float = Field(default=1.0, gt=0.0)
     """λ_U, weight of disliked ones; the paper advises λ_D·n_D / (λ_U·n_U) between 1 and 4/3."""
     batch: int = Field(default=16, ge=2)
-    """Answers per optimiser step; at least two, because z pairs each answer with another prompt."""
+    """Answers per optimiser step; at least two, because z pairs each answer with another prompt.
+    Answers to one prompt are never paired with it; a step in which all are has z = 0."""
 
 
 class OrpoConfig(OfflineConfig):
@@ -107,7 +111,8 @@ class CpoConfig(OfflineConfig):
     alpha: float = Field(default=1.0, ge=0.0)
     """Weight of the likelihood of the better answer."""
     nll: Literal["mean", "sum"] = "mean"
-    """Likelihood averaged over tokens, as in the authors' code, or summed, as in the paper."""
+    """Negative log-likelihood of the better answers: mean over all their tokens in the optimiser step, as in the
+    authors' code, or summed over each answer, as in the paper."""
 
 
 PairConfig = DpoConfig | IpoConfig | HingeConfig | OrpoConfig | SimpoConfig | CpoConfig

@@ -25,6 +25,8 @@ class Pairs:
     """``[P]``, response tokens."""
     rejected_lengths: Tensor
     """``[P]``."""
+    mean_chosen_length: float
+    """Response tokens of the better answer, averaged over the pairs of the whole optimiser step with their weights."""
     probability: Tensor
     """``[P]``, P(chosen is better)."""
     certain: bool

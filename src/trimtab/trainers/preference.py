@@ -36,6 +36,8 @@ class _Part:
     batch: RankingBatch
     reference: Tensor | None
     """``[answers]``, log ref, nats; None: the method has no reference."""
+    mean_chosen_length: float
+    """See :class:`Pairs`; of the whole step."""
 
 
 def train_preference(
@@ -135,11 +137,19 @@ def _usable(
 def _parts(
     policy: Role, rankings: Sequence[Ranking], reference: Reference | None, micro_batch_tokens: int
 ) -> list[_Part]:
-    parts = []
+    parts, length = [], _mean_chosen_length(rankings)
     for batch in ranking_batches(rankings, micro_batch_tokens, policy):
         known = None if reference is None else torch.tensor([v for i in batch.places for v in reference[i]])
-        parts.append(_Part(batch=batch, reference=known))
+        parts.append(_Part(batch=batch, reference=known, mean_chosen_length=length))
     return parts
+
+
+def _mean_chosen_length(rankings: Sequence[Ranking]) -> float:
+    """Response tokens of the better answer of a pair, averaged with the pairs' weights."""
+    table = PairTable.of(rankings)
+    lengths = [len(s) - r.prompt_length for r in rankings for s in r.sequences]
+    total = sum(w * lengths[i] for w, i in zip(table.weights, table.better.tolist(), strict=True))
+    return total / sum(table.weights)
 
 
 def _pair_loss(
@@ -160,16 +170,18 @@ def _pair_loss(
         ref_rejected=reference[worse],
         chosen_lengths=lengths[better],
         rejected_lengths=lengths[worse],
+        mean_chosen_length=part.mean_chosen_length,
         probability=sums.new_tensor(table.probabilities),
         certain=all(p == 1.0 for p in table.probabilities),
     )
     assert method.loss is not None
     losses = method.loss(config, pairs)
     with torch.no_grad():
-        if method.per_token_gap:
-            gap = pairs.chosen / pairs.chosen_lengths - pairs.rejected / pairs.rejected_lengths
+        better_ratio, worse_ratio = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
+        if method.per_token_gap(config):
+            gap = better_ratio / pairs.chosen_lengths - worse_ratio / pairs.rejected_lengths
         else:
-            gap = pairs.chosen - pairs.rejected - (pairs.ref_chosen - pairs.ref_rejected)
+            gap = better_ratio - worse_ratio
         right = torch.where(pairs.probability < 0.5, gap < 0, gap > 0).to(sums.dtype)
         metrics = {
             "accuracy": float((weight * right).sum()),

@@ -3,7 +3,8 @@
 One step, top to bottom:
 
 1. sample answers with the policy; their log-probabilities are the old ones, no pass recomputes them;
-2. score them; groups whose answers all score the same are replaced, if the method does so (DAPO);
+2. score them; groups whose answers all score the same are replaced, if the method does so (DAPO). An answer without
+   a token is counted (``empty``), and left out from here on;
 3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
    and advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
 4. epochs × minibatches of the method's loss;
@@ -210,8 +211,9 @@ def train_rl(
         metrics = run.update(current, batch, scored)
         clock.lap("update")
         metrics |= _describe(scored, batch, config, run.kl.value) | resampled
-        if monitor is not None:
-            metrics |= monitor(scored.rollouts)
+        answered = [r for r in scored.rollouts if r.tokens]
+        if monitor is not None and answered:
+            metrics |= monitor(answered)
 
         run.adapt_kl(metrics)
 
@@ -313,7 +315,8 @@ class _Run:
         random.Random(f"{step.name}|{scored.rollouts[0].id}|resample").shuffle(others)
         for attempt in range(1, attempts + 1):
             scores = answer_scores(self.config, scored).view(-1, size)
-            flat = (~group_has_spread(scores)).nonzero().squeeze(1).tolist()[: len(others)]
+            spread = group_has_spread(scores, torch.tensor([bool(r.tokens) for r in scored.rollouts]).view(-1, size))
+            flat = (~spread).nonzero().squeeze(1).tolist()[: len(others)]
             if not flat:
                 break
             fresh = self.sample(step, others[: len(flat)], f"-again-{attempt}")
@@ -355,7 +358,10 @@ class _Run:
         old = sampled if cap is None else recomputed
         scores = answer_scores(config, scored).to(device)
         beta = self.kl.value if _kl(config).place == "reward" else 0.0
-        rewards = penalised_rewards(scores, old, reference, mask, beta=beta) + self._step_rewards(scored, mask)
+        rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
+        rewards[answered] += penalised_rewards(
+            scores[answered], old[answered], reference[answered], mask[answered], beta=beta
+        )
         advantages = returns = None
         if self.method.advantages is not None:
             advantages, returns = self.method.advantages(config, rewards, values, mask)
@@ -392,7 +398,8 @@ class _Run:
         """Train on the batch, then delete the states that were saved for resuming the step."""
         ids = [r.id for r in scored.rollouts]
         if self.method.skips_flat_groups:
-            has_spread = group_has_spread(batch.scores.view(-1, self.config.group))
+            size = self.config.group
+            has_spread = group_has_spread(batch.scores.view(-1, size), batch.answered.view(-1, size))
             rows = has_spread.repeat_interleave(self.config.group).nonzero().squeeze(1)
             ids = [ids[i] for i in rows.tolist()]
             if 0 < len(rows) < batch.size:
@@ -470,7 +477,7 @@ class _Run:
 
 
 def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:
-    """Score rollouts.
+    """Score rollouts. Answers without a token are not shown to ``score``; they have no rewards and a total of 0.
 
     A component is a list with, for each answer, a number, or ``(place, number)`` pairs that say after which token of
     the answer each number is earned.
@@ -482,8 +489,11 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
         ScoringError: the function raised, or returned the wrong length or type.
         NonFiniteError: a component is NaN or infinite; names the sample.
     """
+    answered = [(row, rollout) for row, rollout in enumerate(rollouts) if rollout.tokens]
+    if not answered:
+        return Scored(rollouts=list(rollouts), totals=[0.0] * len(rollouts), placed=[{} for _ in rollouts])
     try:
-        components = score(rollouts)
+        components = score([rollout for _, rollout in answered])
     except (ScoringError, NonFiniteError):
         raise
     except Exception as error:
@@ -502,9 +512,9 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
             raise ScoringError(
                 f"reward {name!r} at step {step}: expected for each answer a number, or (place, number) pairs ({error})"
             ) from error
-        if len(component) != len(rollouts):
-            raise ScoringError(f"reward {name!r} has {len(component)} values for {len(rollouts)} answers")
-        for row, (rollout, reward) in enumerate(zip(rollouts, component, strict=True)):
+        if len(component) != len(answered):
+            raise ScoringError(f"reward {name!r} has {len(component)} values for {len(answered)} answers")
+        for (row, rollout), reward in zip(answered, component, strict=True):
             pairs = reward if isinstance(reward, list) else [(-1, reward)]
             _check_reward(name, pairs, rollout, step)
             rewards[row][name] = sum(number for _, number in pairs)
@@ -517,7 +527,7 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
             replace(r, rewards=r.rewards | whole, step_rewards=r.step_rewards | steps)
             for r, whole, steps in zip(rollouts, rewards, step_rewards, strict=True)
         ],
-        totals=[sum(weights.get(name, 1.0) * whole[name] for name in components) for whole in rewards],
+        totals=[sum(weights.get(name, 1.0) * reward for name, reward in whole.items()) for whole in rewards],
         placed=placed,
     )
 
@@ -550,22 +560,24 @@ def _check_reward(name: str, pairs: Sequence[tuple[int, float]], rollout: Rollou
 
 
 def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
-    """Score of each answer as a whole, ``[B]``: clipped, then with overlong and missing-EOS penalties.
+    """Score of each answer as a whole, ``[B]``: clipped, then with the missing-EOS and the overlong penalty.
 
-    Step rewards are not in it; they go to their tokens as they are.
+    The overlong penalty comes last and counts an answer that was cut as one of ``max_new_tokens``, so that it never has
+    more than an answer with the same score that ended just before the limit. Step rewards are not in it; they go to
+    their tokens as they are.
     """
     scores = _whole_rewards(scored)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
         scores = scores.clamp(-config.score_clip, config.score_clip)
-    if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
-        lengths = torch.tensor([len(r.tokens) for r in scored.rollouts])
-        scores = scores + overlong_penalty(
-            lengths, max_tokens=config.sampler.max_new_tokens, buffer=config.overlong_buffer
-        )
-    if config.missing_eos is None:
-        return scores
     ended = torch.tensor([r.finish_reason == "stop" for r in scored.rollouts])
-    return penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
+    if config.missing_eos is not None:
+        scores = penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
+    if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
+        limit, lengths = config.sampler.max_new_tokens, torch.tensor([len(r.tokens) for r in scored.rollouts])
+        scores = scores + overlong_penalty(
+            torch.where(ended, lengths, limit), max_tokens=limit, buffer=config.overlong_buffer
+        )
+    return scores
 
 
 def _whole_rewards(scored: Scored) -> Tensor:
@@ -615,32 +627,40 @@ def _prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int
 
 
 def _describe(scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float) -> Metrics:
-    """Means over the batch. KL is per answer, in nats."""
-    rollouts, totals, mask = scored.rollouts, scored.totals, batch.response_mask
-    n = len(rollouts)
+    """Means over the batch.
+
+    KL is per answer, in nats. ``empty`` counts the answers without a token; they have no reward.
+    """
+    rollouts, mask = scored.rollouts, batch.response_mask
+    n, answered = len(rollouts), [r for r in rollouts if r.tokens]
+    totals = [total for total, r in zip(scored.totals, rollouts, strict=True) if r.tokens]
     kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
     more: Metrics = {}
-    if batch.values is not None and batch.returns is not None:
+    if batch.values is not None and batch.returns is not None and bool(mask.any()):
         more["value"] = float(masked_mean(batch.values, mask))
         more["explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
     if config.group > 1:
         placed = [sorted(at.items()) for at in scored.placed]
         earned = list(zip(batch.scores.tolist(), placed, strict=True))
-        groups = [earned[i : i + config.group] for i in range(0, n, config.group)]
+        groups = [
+            [e for e, r in zip(earned[i : i + config.group], rollouts[i : i + config.group], strict=True) if r.tokens]
+            for i in range(0, n, config.group)
+        ]
         more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
         more["score_clipped"] = float((_whole_rewards(scored).abs() > config.score_clip).float().mean())
-    names = sorted({name for r in rollouts for name in r.rewards})
-    mean = sum(totals) / n
+    names = sorted({name for r in answered for name in r.rewards})
+    mean = sum(totals) / max(len(totals), 1)
     return {
         "reward": mean,
-        "reward_std": math.sqrt(sum((t - mean) ** 2 for t in totals) / n),
-        **{f"reward/{name}": sum(r.rewards[name] for r in rollouts) / n for name in names},
+        "reward_std": math.sqrt(sum((t - mean) ** 2 for t in totals) / max(len(totals), 1)),
+        **{f"reward/{name}": sum(r.rewards[name] for r in answered) / len(answered) for name in names},
         "kl": float(kl) / n,
         "beta": beta,
         "length": float(mask.sum()) / n,
         "ended": sum(r.finish_reason == "stop" for r in rollouts) / n,
         "distinct": len({r.text for r in rollouts}) / n,
+        "empty": float(n - len(answered)),
         **more,
     }
 

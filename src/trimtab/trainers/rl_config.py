@@ -29,16 +29,24 @@ class KLConfig(StepKLConfig):
     """Penalty for diverging from the reference, and the limit on how far one rollout batch moves the policy."""
 
     coefficient: float = Field(default=0.05, ge=0.0)
-    """β, reward units per nat; with ``target`` its first value."""
+    """β: price of a nat of KL; with ``target`` its first value. With ``place: reward`` it is in reward units. In the
+    loss it stands beside the advantages and is in their units: reward units for ``rloo`` and ``dr_grpo``; standard
+    deviations where advantages are divided by one, of the group (``grpo``, ``dapo``) or of the batch
+    (``reinforce_pp``, ``reinforce_pp_baseline``, ``ppo`` with ``whiten_advantages``). There, rewards ten times as large
+    leave its effect as it was."""
     target: float | None = Field(default=None, gt=0.0)
     """KL per sequence, in nats, that β is adapted to; None: β stays fixed."""
     horizon: float = Field(default=10_000, gt=0.0)
     """With ``target``: how many sequences a full correction of β takes."""
     place: Literal["reward", "loss"] = "reward"
-    """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss."""
-    estimator: Literal["k1", "k2", "k3"] | None = None
-    """Estimator in the loss; None: ``k2``. Expected gradient: ``k1`` none at all, ``k2`` that of KL(π‖ref), ``k3``
-    that of KL(ref‖π)."""
+    """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss. In the
+    reward it is refused where advantages are divided by the group's standard deviation (``grpo``, ``dapo``)."""
+    estimator: Literal["sequence", "k1", "k2", "k3"] | None = None
+    """Estimator in the loss; None: ``sequence``, whose gradient is that of KL(π‖ref) of whole answers, also after
+    several updates from the same answers. The others look at one token at a time and leave out how a token changes the
+    KL of those that follow, so the policy can choose a token whose continuation diverges far, at no cost: ``k2`` has
+    the gradient of each token's KL(π‖ref) in a state taken as given, ``k3`` (GRPO's paper) that of KL(ref‖π), limited
+    to 10 nats per token, ``k1`` none at all."""
 
 
 class MissingEosConfig(Config):
@@ -47,8 +55,8 @@ class MissingEosConfig(Config):
     value: float = -1.0
     """The penalty, in reward units."""
     mode: Literal["replace", "subtract"] = "replace"
-    """``replace``: the score becomes ``value``; ``subtract``: |value| is subtracted from the score. Step rewards are
-    not part of the score; both modes leave them unchanged."""
+    """``replace``: the score becomes ``value`` unless it is lower; ``subtract``: |value| is subtracted from the score.
+    Step rewards are not part of the score; both modes leave them unchanged."""
 
 
 class PtxConfig(Config):
@@ -101,7 +109,7 @@ class PolicyGradientConfig(OnlineConfig):
     dual_clip: float | None = Field(default=None, gt=1.0)
     """c: for a negative advantage A, a token's loss is at most −c·A (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
-    """Reward units per nat of entropy, added to the objective."""
+    """Price of a nat of entropy, added to the objective; in the units of the advantages, see ``kl.coefficient``."""
     importance_cap: float | None = Field(default=None, gt=0.0)
     """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
     samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case. None: no
@@ -159,8 +167,8 @@ class GrpoConfig(PolicyGradientConfig):
     """Answers per prompt."""
     std: Literal["sample", "population"] = "sample"
     """Standard deviation that divides; the paper does not say which."""
-    kl: KLConfig = KLConfig(coefficient=0.04, place="loss", estimator="k3")
-    """Penalty for diverging from the reference; the paper adds k3 to the loss."""
+    kl: KLConfig = KLConfig(coefficient=0.04, place="loss")
+    """Penalty for diverging from the reference. The paper adds k3 of each token to the loss, ``estimator: k3``."""
 
 
 class DrGrpoConfig(PolicyGradientConfig):
@@ -181,6 +189,8 @@ class DapoConfig(PolicyGradientConfig):
     """The algorithm."""
     group: int = Field(default=8, ge=2)
     """Answers per prompt."""
+    missing_eos: MissingEosConfig | None = None
+    """Penalty for answers that were cut, before ``overlong_buffer``'s is added; None: none, as in the paper."""
     eps_high: float | None = Field(default=0.28, gt=0.0)
     """Upper end of the clip range."""
     resample: int = Field(default=3, ge=0)
@@ -188,7 +198,7 @@ class DapoConfig(PolicyGradientConfig):
     prompts; those that remain are left out of the loss. 0: none is replaced."""
     overlong_buffer: int | None = Field(default=None, ge=1)
     """Soft overlong punishment: over the last this many of ``max_new_tokens`` tokens, the score falls linearly by up to
-    one unit; None: none."""
+    one unit, which an answer that was cut always pays; None: none."""
     std: Literal["sample", "population"] = "sample"
     """Standard deviation that divides."""
     kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
@@ -207,8 +217,9 @@ class ReinforcePpConfig(PolicyGradientConfig):
 class ReinforcePpBaselineConfig(PolicyGradientConfig):
     """REINFORCE++ with baseline: the group's mean is subtracted from the scores, then as REINFORCE++.
 
-    As in the paper: group mean, then normalised over the batch, KL in the loss (k2). Some libraries use this name for
-    RLOO's leave-one-out mean or for a division by the group's deviation; those are other methods here.
+    As in the paper: group mean, then normalised over the batch, KL in the loss. The paper's estimator is k2 of each
+    token, ``kl.estimator: k2``; the default is ``sequence``. Some libraries use this name for RLOO's leave-one-out mean
+    or for a division by the group's deviation; those are other methods here.
     """
 
     method: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
@@ -217,7 +228,7 @@ class ReinforcePpBaselineConfig(PolicyGradientConfig):
     """Answers per prompt."""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount per token."""
-    kl: KLConfig = KLConfig(place="loss", estimator="k2")
+    kl: KLConfig = KLConfig(place="loss")
     """Penalty for diverging from the reference."""
 
 
@@ -235,7 +246,7 @@ class OnlineDpoConfig(OnlineConfig):
 
 
 class RejectionConfig(OnlineConfig):
-    """Rejection-sampling fine-tuning: imitate the best of each prompt's answers."""
+    """Rejection-sampling fine-tuning: imitate the best of each prompt's answers, at temperature 1."""
 
     method: Literal["rejection"] = "rejection"
     """The algorithm."""
@@ -291,10 +302,11 @@ def check_rl(config: RlConfig, prompts: int) -> None:
         raise ConfigError(
             f"overlong_buffer is {buffer} tokens but answers have {config.sampler.max_new_tokens} at most; lower it"
         )
-    if isinstance(config, DapoConfig) and config.kl.place == "reward" and config.kl.coefficient > 0:
+    if isinstance(config, GrpoConfig | DapoConfig) and config.kl.place == "reward" and config.kl.coefficient > 0:
         raise ConfigError(
-            "dapo divides by a group's standard deviation, and with a KL penalty in the reward a flat group would be "
-            "divided by the penalty's alone; set kl.place: loss"
+            f"kl.place is 'reward' and {config.method} divides rewards by their standard deviation in the group: where "
+            "answers score alike, only the KL penalties differ, and the division makes them as large as any reward, "
+            "whatever kl.coefficient is; set kl.place: loss, or use a method without this division (rloo)"
         )
     if config.missing_eos is not None and config.missing_eos.mode == "subtract" and config.missing_eos.value == 0:
         raise ConfigError(
@@ -345,7 +357,7 @@ def _check_kl(kl: KLConfig, size: int) -> None:
     if kl.place == "loss" and kl.estimator == "k1" and kl.target is not None:
         raise ConfigError(
             "kl.estimator is 'k1' in the loss and kl.target is set: k1 has no gradient in expectation, so no β steers "
-            "the KL; use kl.estimator: k2, or kl.place: reward"
+            "the KL; use kl.estimator: sequence, or kl.place: reward"
         )
     if kl.target is None:
         return

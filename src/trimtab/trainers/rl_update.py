@@ -22,16 +22,21 @@ from trimtab.algos import (
     clipped_policy_loss,
     clipped_value_loss,
     dpo_loss,
+    group_has_spread,
+    k3_clamped,
     kl_k1,
     kl_k2,
     kl_k3,
+    kl_sequence,
     masked_sum,
     reduce_sum,
     scale_gradient,
 )
+from trimtab.algos.shapes import TensorBT
 from trimtab.models import Batch, Encoded, FrozenStates, collate, parts_of_like_size
 from trimtab.trainers.learner import Learner, Metrics, Norms
 from trimtab.trainers.rl_config import (
+    KLConfig,
     OnlineConfig,
     OnlineDpoConfig,
     PolicyGradientConfig,
@@ -41,7 +46,7 @@ from trimtab.trainers.rl_config import (
 from trimtab.trainers.rollout_batch import RolloutBatch
 from trimtab.trainers.sft import step_indices
 
-KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+PER_TOKEN_KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 ConfigT = TypeVar("ConfigT", bound=OnlineConfig)
 
@@ -90,11 +95,15 @@ def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
     config, learners, batch = update.config, update.learners, update.batch
     if not update.ids:
         return _summary([], None, config.kl.stop)
+    answered = batch.answered.cpu()
     on_policy = critic_on_policy(config)
     metrics_of_steps: list[Metrics] = []
     for groups in _minibatches(batch.size // config.group, config, update.seed):
         # Whole groups, so that their prompt is computed once.
         index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
+        index = index[answered[index]]
+        if not len(index):
+            continue
         minibatch = batch.rows(index.to(batch.tokens.device))
         norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
         parts: list[tuple[list[str], RolloutBatch | Imitation]] = [
@@ -145,20 +154,28 @@ def _policy_loss(
     if part.importance is not None:
         losses = losses * part.importance
     if config.kl.place == "loss" and update.beta > 0:
-        divergence = KL_ESTIMATORS[config.kl.estimator or "k2"](new, part.reference_logprobs, mask)
-        losses = losses + update.beta * divergence
+        losses = losses + update.beta * _divergence(config.kl, new, part)
     if config.entropy_bonus > 0:
         losses = losses - config.entropy_bonus * entropies
     with torch.no_grad():
         share = float(mask.sum()) / norms.tokens
         fraction = clip_fraction(new, old, mask, **clip_range)
         metrics = _token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
+        if config.kl.place == "loss" and config.kl.estimator == "k3":
+            metrics["k3_clamped"] = float(k3_clamped(new, part.reference_logprobs, mask)) * share
     loss = update.reduction(config, losses, mask, norms)
     if hidden is None:
         return loss, metrics
     assert isinstance(config, PpoConfig)
     value = _value_loss(update, part, norms, hidden=scale_gradient(hidden, config.value_coefficient))
     return loss + value, metrics | {"policy_loss": float(loss.detach()), "value_loss": float(value.detach())}
+
+
+def _divergence(kl: KLConfig, new: TensorBT, part: RolloutBatch) -> TensorBT:
+    """What β multiplies in the loss, ``[B, T]``, nats."""
+    if kl.estimator is None or kl.estimator == "sequence":
+        return kl_sequence(new, part.reference_logprobs, part.response_mask, old_logprobs=part.old_logprobs)
+    return PER_TOKEN_KL[kl.estimator](new, part.reference_logprobs, part.response_mask)
 
 
 def _imitation_loss(update: Update[PolicyGradientConfig], part: Imitation) -> tuple[Tensor, Metrics]:
@@ -195,10 +212,11 @@ def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
         metrics averaged over the optimiser steps; their number is ``updates``, 0 if every group was flat.
     """
     config, batch, learner = update.config, update.batch, update.learners["policy"]
-    scores = batch.scores.view(-1, config.group)
+    scores, answered = batch.scores.view(-1, config.group), batch.answered.view(-1, config.group)
     first = torch.arange(len(scores), device=scores.device) * config.group
-    best, worst = first + scores.argmax(dim=1), first + scores.argmin(dim=1)
-    usable = (scores.amax(dim=1) > scores.amin(dim=1)).nonzero().squeeze(1).cpu()
+    best = first + scores.masked_fill(~answered, -math.inf).argmax(dim=1)
+    worst = first + scores.masked_fill(~answered, math.inf).argmin(dim=1)
+    usable = group_has_spread(scores, answered).nonzero().squeeze(1).cpu()
 
     def loss(part: RolloutBatch, norms: Norms) -> tuple[Tensor, Metrics]:
         new, entropies = learner.role.logprobs_and_entropies(
@@ -238,23 +256,28 @@ def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
 def rejection_update(update: Update[RejectionConfig]) -> Metrics:
     """Maximise the likelihood of each group's ``keep`` best answers; groups that all score the same are left out.
 
-    Of equal scores the answer drawn first counts as better.
+    The likelihood is at temperature 1, as in fine-tuning (Llama 2, RAFT), at whatever temperature the answers were
+    drawn; the metrics of tokens are at the sampler's. Of equal scores the answer drawn first counts as better.
 
     Returns:
         as :func:`online_dpo_update`.
     """
     config, batch, learner = update.config, update.batch, update.learners["policy"]
-    scores = batch.scores.view(-1, config.group)
-    usable = scores.amax(dim=1) > scores.amin(dim=1)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, : config.keep]
-    rows = (order + torch.arange(len(scores), device=scores.device)[:, None] * config.group)[usable].flatten().cpu()
+    temperature, role = config.sampler.temperature, learner.role
+    scores, answered = batch.scores.view(-1, config.group), batch.answered.view(-1, config.group)
+    usable = group_has_spread(scores, answered)
+    order = scores.masked_fill(~answered, -math.inf).argsort(dim=1, descending=True, stable=True)[:, : config.keep]
+    rows = (order + torch.arange(len(scores), device=scores.device)[:, None] * config.group)[usable].flatten()
+    rows = rows[batch.answered[rows]].cpu()
 
     def loss(part: RolloutBatch, norms: Norms) -> tuple[Tensor, Metrics]:
-        new, entropies = learner.role.logprobs_and_entropies(
-            part, temperature=config.sampler.temperature, states=update.states
-        )
+        hidden = role.hidden(part, states=update.states) if temperature != 1.0 else None
+        new, entropies = role.logprobs_and_entropies(part, hidden=hidden, states=update.states)
         with torch.no_grad():
-            metrics = _token_metrics(new, entropies, part, norms)
+            drawn = new
+            if hidden is not None:
+                drawn, entropies = role.logprobs_and_entropies(part, temperature=temperature, hidden=hidden)
+            metrics = _token_metrics(drawn, entropies, part, norms)
         return -new.sum() / norms.tokens, metrics
 
     metrics_of_steps: list[Metrics] = []

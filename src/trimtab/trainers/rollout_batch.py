@@ -6,6 +6,7 @@ Legend: B answers, T tokens (prompt and answer, right-padded; column t is about 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,11 @@ class RolloutBatch(Batch):
     importance: Tensor | None = None
     """``[B, T]``, weight of each token's loss that corrects for the sampler's other kernels; None: not corrected."""
 
+    @property
+    def answered(self) -> Tensor:
+        """``[B]`` bool, True: the answer has a token. Others teach nothing and are in no group's mean."""
+        return self.response_mask.any(dim=1)
+
 
 def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
     """Prompt and answer of each rollout; equal prompts are computed once."""
@@ -49,7 +55,7 @@ def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
     )
 
 
-def rollout_batch(tokens: Batch, **columns: Tensor | None) -> RolloutBatch:
+def rollout_batch(tokens: Batch, **columns: Any) -> RolloutBatch:
     """A :class:`RolloutBatch` of these tokens; ``columns`` are its further fields."""
     shared = {f.name: getattr(tokens, f.name) for f in fields(Batch)}
     return RolloutBatch(**shared, **columns)

@@ -101,7 +101,7 @@ def _micro_batches(
 ) -> list[tuple[list[str], Batch]]:
     device = role.backbone.device
     tokens, masks = [e.tokens for e in chosen], [e.response_mask for e in chosen]
-    if not config.packing:
+    if not (config.packing and role.backbone.layouts.packed):
         batch = collate(tokens, masks, device)
         parts = batch.micro_batches(config.micro_batch_tokens)
         return [([names[i] for i in index.tolist()], part) for index, part in parts]

@@ -1,0 +1,243 @@
+"""Weights as the folder describes them: each one loaded into its place, or an error that says which is not.
+
+``from_pretrained`` gives random values to weights that the files lack and skips those that it cannot place. The result
+is another model at every load, so both are refused here, and so is everything else in a folder that changes what the
+model computes and that trimtab does not apply: quantised weights, code of its own, an adapter beside full weights.
+"""
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import load_peft_weights
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from trimtab.errors import ModelError
+from trimtab.models import embedded
+
+_log = logging.getLogger(__name__)
+
+WRAPPERS = {
+    "pretrained_model.": "TRL's model with a value head; save its `pretrained_model`",
+    "_orig_mod.": "a compiled model (torch.compile); save its `_orig_mod`",
+    "module.": "a model in DataParallel or a similar wrapper; save its `module`",
+    "base_model.model.": "a PEFT model; save the result of `merge_and_unload()`",
+}
+"""Prefixes of keys that a wrapper adds, and what the wrapper is."""
+
+PROCESSORS = (
+    "repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias "
+    "forced_bos_token_id forced_eos_token_id min_length min_new_tokens exponential_decay_length_penalty guidance_scale "
+    "encoder_repetition_penalty encoder_no_repeat_ngram_size watermarking_config remove_invalid_values"
+).split()
+"""Settings of a generation config that change the distribution of the next token beyond temperature and nucleus."""
+
+
+def load_weights(name: str, given: str) -> Any:
+    """A causal language model in float32 with all of its weights; an adapter is merged into its base.
+
+    Args:
+        name: hub id or folder.
+        given: the same as the user wrote it, for messages.
+
+    Raises:
+        ModelError: a weight is missing, unexpected or of another shape, or the folder holds something that trimtab
+            does not apply.
+        Exception: what transformers raises where it finds no such model.
+    """
+    base = adapter_base(name)
+    _check_config(base or name, given)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        base or name,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that the report lists them
+    )
+    model, info = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{given} is an adapter on the hub; download it, and give its folder as model.name")
+    check_loaded(model, info, given if base is None else base)
+    if base is not None:
+        model = _with_adapter(model, name, given)
+    _mention_generation(base or name, given)
+    return model
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that an adapter folder was made for; None: the folder or hub id is no adapter.
+
+    Raises:
+        ModelError: the adapter lies beside full weights, or does not name its base.
+    """
+    folder = Path(name)
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    if _has_weights(folder):
+        raise ModelError(
+            f"{name} holds full weights and an adapter (adapter_config.json), and nothing says whether the weights "
+            "contain the adapter already; keep only one of the two in the folder"
+        )
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{folder / 'adapter_config.json'} does not name the model that the adapter is for; set "
+            "base_model_name_or_path in it, or merge the adapter and save the model"
+        )
+    return str(embedded.embedded_folder()) if base == embedded.NAME else base
+
+
+def _has_weights(folder: Path) -> bool:
+    patterns = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
+
+
+def _check_config(name: str, given: str) -> None:
+    """Refuse code of the folder's own and quantised weights."""
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    kind, own = str(settings.get("model_type")), settings.get("auto_map") or {}
+    code = own.get("AutoModelForCausalLM")
+    native = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None) if kind in CONFIG_MAPPING else None
+    natives = native if isinstance(native, tuple) else (native,)
+    if code is not None and str(code).split(".")[-1] not in {getattr(cls, "__name__", "") for cls in natives}:
+        raise ModelError(
+            f"{given} computes with code of its own ({code}, trust_remote_code in transformers), which trimtab does "
+            "not run; use a model whose architecture is part of transformers"
+        )
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        quantised: Any = getattr(part, "quantization_config", None)
+        if quantised:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+            raise ModelError(
+                f"{given} has quantised weights (quantization_config: {method}); trimtab trains float32 weights, so "
+                "give the model before quantisation, or dequantise and save it"
+            )
+
+
+def check_loaded(model: Any, info: dict[str, Any], given: str) -> None:
+    """Refuse a model whose weights did not all come from its files.
+
+    Args:
+        model: the loaded model.
+        info: what ``output_loading_info`` gave for it.
+        given: its name, for the message.
+
+    Raises:
+        ModelError: with number, first key and likely cause.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    mismatched = sorted(info["mismatched_keys"])
+    faults: list[str] = []
+    if missing:
+        faults.append(f"{len(missing)} weights are missing from its files (first: {missing[0]!r})")
+    if unexpected:
+        faults.append(f"{len(unexpected)} weights in its files have no place in the model (first: {unexpected[0]!r})")
+    if mismatched:
+        key, theirs, expected = mismatched[0]
+        faults.append(
+            f"{len(mismatched)} weights have another shape (first: {key!r} is {tuple(theirs)}, expected "
+            f"{tuple(expected)})"
+        )
+    if info.get("error_msgs"):
+        faults.append(str(info["error_msgs"][0]).splitlines()[0])
+    if faults:
+        cause = _cause(model, missing, unexpected, bool(mismatched))
+        raise ModelError(f"{given}: {'; '.join(faults)}. Likely cause: {cause}")
+
+
+def _cause(model: Any, missing: list[str], unexpected: list[str], mismatched: bool) -> str:
+    for prefix, wrapper in WRAPPERS.items():
+        if any(key.startswith(prefix) for key in unexpected):
+            return f"the prefix {prefix!r}: the files were saved from {wrapper}"
+    if any("lora_" in key for key in unexpected):
+        return "an adapter among the weights; merge it and save the model"
+    layers = model.config.get_text_config().num_hidden_layers
+    extra = _layers(unexpected)
+    if extra and max(extra) >= layers:
+        return f"config.json says {layers} layers (num_hidden_layers) and the files hold {max(extra) + 1}"
+    head = model.get_output_embeddings()
+    names = {name for name, module in model.named_modules() if module is head}
+    if missing and all(key.rpartition(".")[0] in names for key in missing):
+        return (
+            "the head is not in the files: they were saved from a model without one (AutoModel, a reward model), or "
+            "tie_word_embeddings in config.json should be true"
+        )
+    if missing and _layers(missing) and not unexpected:
+        numbers = ", ".join(map(str, _layers(missing)))
+        return f"a file is missing, or num_hidden_layers in config.json is too large; layers concerned: {numbers}"
+    if any(re.match(r"(v_head|value_head|score|classifier)\b", key) for key in unexpected):
+        return "the files are those of a reward or value model, not of a language model"
+    if mismatched:
+        return "sizes in config.json (vocab_size, hidden_size, …) are not those of the weights"
+    return "config.json describes another model than the one that the files hold"
+
+
+def _layers(keys: Iterable[str]) -> list[int]:
+    """Numbers of the layers that keys belong to, in order."""
+    numbers = (re.search(r"\.(\d+)\.", key) for key in keys)
+    return sorted({int(number[1]) for number in numbers if number})
+
+
+def _with_adapter(model: Any, folder: str, given: str) -> Any:
+    """The model with a saved adapter merged in."""
+    config = PeftConfig.from_pretrained(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecated names between the two libraries; missing keys are below
+            adapted = PeftModel.from_pretrained(model, folder, config=config)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(
+            f"{given}: the adapter does not fit its base model ({reason}); merge it and save the model"
+        ) from error
+    tuner: Any = adapted.base_model
+    if not isinstance(tuner, BaseTuner):
+        raise ModelError(
+            f"{given}: an adapter of kind {config.peft_type} cannot be merged into the weights, so trimtab cannot "
+            "start from it; use a LoRA adapter or full weights"
+        )
+    stored, expected = set(load_peft_weights(folder)), set(get_peft_model_state_dict(adapted))
+    _check_adapter_keys(stored, expected, given)
+    return tuner.merge_and_unload()
+
+
+def _check_adapter_keys(stored: Collection[str], expected: Collection[str], given: str) -> None:
+    missing, unexpected = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
+    if missing or unexpected:
+        raise ModelError(
+            f"{given}: the adapter's file lacks {len(missing)} weights and holds {len(unexpected)} others (first: "
+            f"{(missing or unexpected)[0]!r}); it was made for another model, or saved by another version of PEFT; "
+            "merge it there and save the model"
+        )
+
+
+def _mention_generation(name: str, given: str) -> None:
+    """Log the settings of generation_config.json that no answer is drawn with."""
+    try:
+        settings = GenerationConfig.from_pretrained(name).to_diff_dict()
+    except OSError:
+        return
+    active = {key: settings[key] for key in PROCESSORS if settings.get(key)}
+    if active.get("repetition_penalty") == 1.0:
+        del active["repetition_penalty"]
+    if active:
+        text = ", ".join(f"{key}={value}" for key, value in active.items())
+        _log.warning(
+            "%s: generation_config.json sets %s; answers are drawn and scored without it, from the model's own "
+            "distribution",
+            given,
+            text,
+        )

@@ -1,0 +1,173 @@
+"""Folders whose weights are not what they say: an error with number, first key and likely cause."""
+
+import json
+import logging
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from trimtab.errors import ModelError
+from trimtab.models import Backbone, ModelConfig, model_identity
+from trimtab.models.loading import longest_context
+from trimtab.testing import save_model, tiny_model, tokenizer
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def load(folder: Path, context: int = 64) -> Backbone:
+    return Backbone.load(ModelConfig(name=str(folder), context=context, device="cpu"))
+
+
+def edit(folder: Path, change) -> None:
+    """Rewrite a folder's weights."""
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file({k: v.clone() for k, v in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def configure(folder: Path, **settings) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize("prefix", ["pretrained_model.", "_orig_mod.", "module.", "base_model.model."])
+def test_prefixes_of_wrappers(copy: Path, prefix: str):
+    edit(copy, lambda weights: {prefix + name: tensor for name, tensor in weights.items()})
+    with pytest.raises(ModelError, match=rf"\d+ weights are missing .*first: .*{re.escape(prefix)}.*Likely cause"):
+        load(copy)
+
+
+def without(pattern: str):
+    return lambda weights: {k: v for k, v in weights.items() if not re.search(pattern, k)}
+
+
+def with_(**more: torch.Tensor):
+    return lambda weights: weights | {k.replace("__", "."): v for k, v in more.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (without(r"layers\.2\."), {}, r"9 weights are missing .*first: 'model\.layers\.2\..*layers concerned: 2"),
+        (without(r"q_proj"), {}, r"3 weights are missing .*q_proj.*layers concerned: 0, 1, 2"),
+        (without(r"lm_head"), {}, r"1 weights are missing .*'lm_head\.weight'.*the head is not in the files"),
+        (without(r"embed_tokens"), {}, r"1 weights are missing .*embed_tokens"),
+        (with_(v_head__summary__weight=torch.zeros(1, 32)), {}, r"1 weights .*no place.*v_head.*reward or value model"),
+        (with_(score__weight=torch.zeros(1, 32)), {}, r"1 weights .*no place.*'score\.weight'.*reward or value model"),
+        (with_(model__layers__0__mlp__lora_A=torch.zeros(4, 32)), {}, r"no place in the model.*an adapter among"),
+        (lambda weights: weights, {"num_hidden_layers": 2}, r"9 weights .*no place.*says 2 layers .*files hold 3"),
+        (lambda weights: weights, {"num_hidden_layers": 4}, r"9 weights are missing .*layers concerned: 3"),
+        (lambda weights: weights, {"vocab_size": 400}, r"2 weights have another shape .*\(320, 32\).*\(400, 32\)"),
+        (lambda weights: weights, {"intermediate_size": 32}, r"9 weights have another shape"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit(copy: Path, change, settings, message: str):
+    edit(copy, change)
+    configure(copy, **settings)
+    with pytest.raises(ModelError, match=message):
+        load(copy)
+
+
+def test_a_tied_head_needs_no_weights_of_its_own(tmp_path: Path):
+    folder = save_model(tmp_path / "model", tiny_model(tied=True))
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert load(folder).head.weight.shape == (320, 32)
+
+
+def test_quantised_weights_are_refused(copy: Path):
+    configure(copy, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.raises(ModelError, match=r"quantised weights .*bitsandbytes.*before quantisation"):
+        load(copy)
+
+
+@pytest.mark.parametrize("kind", ["llama", "own-kind"])
+def test_code_of_its_own_is_refused(copy: Path, kind: str):
+    configure(copy, model_type=kind, auto_map={"AutoModelForCausalLM": "modeling_mine.MyLlama"})
+    with pytest.raises(ModelError, match=r"code of its own|no usable tokenizer"):
+        load(copy)
+
+
+def test_code_that_transformers_has_taken_in_loads(copy: Path):
+    configure(copy, auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"})
+    load(copy)
+
+
+def test_tokenizer_larger_than_the_embedding(tmp_path: Path):
+    folder = save_model(tmp_path / "model", tiny_model(vocabulary=300))
+    with pytest.raises(
+        ModelError, match=r"tokens up to 319 but the model has 300 \(0 to 299\).*resize_token_embeddings"
+    ):
+        load(folder)
+
+
+def test_settings_of_generation_that_are_not_applied_are_said(copy: Path, caplog):
+    (copy / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.1, "eos_token_id": 2}))
+    with caplog.at_level(logging.WARNING):
+        load(copy)
+    assert "sets repetition_penalty=1.1; answers are drawn and scored without it" in caplog.text
+
+
+# Adapters ---------------------------------------------------------------------------------
+
+
+def adapter(folder: Path, base: Path, config=None):
+    """Save a stirred adapter for ``base``; returns the model with it, which transformers and PEFT compute."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(model, config or LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def test_an_adapter_folder_is_its_base_with_the_adapter(tiny: Path, tmp_path: Path):
+    adapted, row = adapter(tmp_path / "adapter", tiny), torch.arange(3, 12)[None]
+    tokenizer().save_pretrained(tmp_path / "adapter")
+    backbone = load(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = adapted(input_ids=row).logits
+        torch.testing.assert_close(backbone.model(input_ids=row).logits, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(load(tiny).model(input_ids=row).logits, expected, atol=1e-2)
+    assert longest_context(str(tmp_path / "adapter")) == 128
+    assert "base" in model_identity(ModelConfig(name=str(tmp_path / "adapter")))
+
+
+def test_an_adapter_folder_without_tokenizer_takes_that_of_its_base(tiny: Path, tmp_path: Path):
+    adapter(tmp_path / "adapter", tiny)
+    assert load(tmp_path / "adapter").chat.tokenizer.eos_token == tokenizer().eos_token
+
+
+def test_an_adapter_beside_full_weights_is_refused(copy: Path, tiny: Path, tmp_path: Path):
+    adapter(tmp_path / "adapter", tiny)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(tmp_path / "adapter" / file, copy)
+    with pytest.raises(ModelError, match=r"full weights and an adapter .*keep only one"):
+        load(copy)
+
+
+def test_an_adapter_with_missing_weights_is_refused(tiny: Path, tmp_path: Path):
+    adapter(tmp_path / "adapter", tiny)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({k: v for k, v in weights.items() if "layers.1." not in k}, file)
+    with pytest.raises(ModelError, match=r"lacks 4 weights"):
+        load(tmp_path / "adapter")
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(tiny: Path, tmp_path: Path):
+    adapter(tmp_path / "adapter", tiny, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ModelError, match=r"PROMPT_TUNING cannot be merged"):
+        load(tmp_path / "adapter")
