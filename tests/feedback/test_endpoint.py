@@ -404,12 +404,6 @@ def test_a_reply_cut_at_the_limit_says_so_and_only_these_are_asked_again(tmp_pat
     path = tmp_path / "replies.jsonl"
     cut = {"cut": 2}
     for limit, requests, failures in ((8, 6, cut), (8, 0, cut), (16, 2, cut), (32, 2, {}), (8, 0, {})):
-        (8, 6, {"cut": 2}),
-        (8, 0, {"cut": 2}),
-        (16, 2, {"cut": 2}),
-        (32, 2, {}),
-        (8, 0, {}),
-    ):
         with Journal(path) as journal, FakeEndpoint(model) as fake:
             judged = run(fake, items(3), journal, max_tokens=limit)
         facts = run_facts(items(3), judged)
@@ -464,9 +458,7 @@ def test_a_model_with_its_own_temperature_is_sent_none():
 
 
 @pytest.mark.parametrize("status", [402, 403, 429, 503])
-@pytest.mark.parametrize(
-    "form", ['{"error": {"message": "%s"}}', '[{"error": "%s"}]', '{"detail": "%s"}', "<p>%s</p>"]
-)
+@pytest.mark.parametrize("form", ['{"error": {"message": "%s"}}', '[{"error": "%s"}]', '{"detail": "%s"}', "<p>%s</p>"])
 def test_the_endpoint_s_own_words_are_shown(status: int, form: str):
     words = "You exceeded your quota of 5 requests a day"
     with FakeEndpoint(saying("", status=status, body=(form % words).encode())) as fake:
