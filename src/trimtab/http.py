@@ -4,9 +4,12 @@
 attempt and sends many requests at a time, has a loop of its own and shares the rules.
 """
 
+import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -28,6 +31,43 @@ def retry_after(value: str | None) -> float:
         return min(120.0, max(0.0, float(value or 0)))
     except ValueError:
         return 0.0
+
+
+def error_message(body: bytes, *, hide: str = "", characters: int = 300) -> str:
+    """The words in the body of a failed request: the message of a JSON error, or the text of a page.
+
+    A chat completion has none.
+
+    Args:
+        body: the body, whole or its beginning.
+        hide: a secret that the other side may repeat; replaced by ``…``.
+        characters: longest message; a longer one ends in ``…``.
+
+    >>> error_message(b'{"error": {"message": "quota exceeded", "code": 429}}')
+    'quota exceeded'
+    >>> error_message(b"<html><h1>502</h1> Bad Gateway</html>")
+    '502 Bad Gateway'
+    """
+    text = body.decode("utf-8", "replace")
+    try:
+        value = json.loads(text)
+        text = _words(value) or ("" if isinstance(value, dict) and "choices" in value else text)
+    except (ValueError, RecursionError):
+        text = re.sub(r"(?is)<(script|style)\b.*?</\1>|</?[a-z!][^>]*>", " ", text)
+    if hide:
+        text = text.replace(hide, "…")
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= characters else f"{text[:characters]}…"
+
+
+def _words(value: Any) -> str:
+    """The message in a JSON error of the common shapes."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_words, value)))
+    if isinstance(value, dict):
+        keys = ("error", "message", "msg", "detail", "errors")
+        return next((words for key in keys if (words := _words(value.get(key)))), "")
+    return value if isinstance(value, str) else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +129,9 @@ def post(
             reply = httpx.post(url, content=content, headers=dict(headers), timeout=timeout, trust_env=use_proxies)
             if reply.is_success:
                 return reply.content
-            reason, again = f"HTTP Error {reply.status_code}: {reply.reason_phrase}", retry_status(reply.status_code)
+            message = error_message(reply.content[:10_000])
+            reason = f"HTTP Error {reply.status_code}: {reply.reason_phrase}{': ' if message else ''}{message}"
+            again = retry_status(reply.status_code)
         except httpx.InvalidURL as error:
             reason, again = f"InvalidURL: {error}", False
         except httpx.HTTPError as error:

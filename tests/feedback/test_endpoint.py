@@ -7,7 +7,7 @@ import pytest
 
 from tests.constitution.test_principles import made, principle
 from trimtab.errors import ConfigError, JudgeError
-from trimtab.feedback import JudgeConfig, aggregate, judge, run_facts
+from trimtab.feedback import JudgeConfig, aggregate, judge, report_lines, run_facts
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig, option_probabilities
 from trimtab.feedback.judge import read_option
 from trimtab.records import Comparison, Prompt
@@ -79,11 +79,6 @@ def test_a_judge_that_thinks_aloud():
         (saying("x", finish="content_filter"), "refused"),
         (saying("They are both about fish."), "neither"),
         (saying("Answer A is better. Answer B is better."), "both"),
-        (lambda *_: Answer(body=b"not json"), "malformed"),
-        (lambda *_: Answer(body=b'{"choices": []}'), "malformed"),
-        (lambda *_: Answer(body=b'{"choices": [{"message": {"content": 5}}]}'), "malformed"),
-        (lambda *_: Answer(body=b"[" * 50_000), "malformed"),
-        (lambda *_: Answer(body=b"\xff\xfe\x00"), "malformed"),
         (saying("A" * 10_000_000), "too long"),
     ],
     ids=[
@@ -93,11 +88,6 @@ def test_a_judge_that_thinks_aloud():
         "filter",
         "neither",
         "both",
-        "text",
-        "no choices",
-        "number",
-        "deep",
-        "bytes",
         "10MB",
     ],
 )
@@ -264,6 +254,27 @@ def test_spellings_of_an_option_are_added_up():
     assert found == pytest.approx((0.6 / 0.9, 0.3 / 0.9))
 
 
+@pytest.mark.parametrize("b", ["b", " b", "(b", "**b", "B.", "b)", " B:", "\n\nB"])
+def test_the_mass_of_every_token_the_parser_accepts(b: str):
+    found = option_probabilities(logprobs({"A": 0.4, b: 0.35, "B": 0.1}), ("A", "B"), "A")
+    assert found == pytest.approx((0.4 / 0.85, 0.45 / 0.85))
+    digits = option_probabilities(logprobs({"4": 0.5, "4/5": 0.2, "5": 0.1, "45": 0.2}, "4"), tuple("12345"), "4")
+    assert digits == pytest.approx((0, 0, 0, 0.7 / 0.8, 0.1 / 0.8))
+
+
+@pytest.mark.parametrize("word", ["Both", "A/B", "Bad", "Neither", "An", "4"])
+def test_a_token_that_the_parser_refuses_counts_for_nobody(word: str):
+    found = option_probabilities(logprobs({"A": 0.4, word: 0.35, "B": 0.1}), ("A", "B"), "A")
+    assert found == pytest.approx((0.8, 0.2))
+
+
+def test_tokens_of_one_spelling_are_all_counted():
+    """Two tokens of a SentencePiece vocabulary, with and without a space before, are sent as the same text."""
+    said = logprobs({"A": 0.5, "B": 0.2})
+    said["content"][0]["top_logprobs"].append(said["content"][0]["top_logprobs"][1])
+    assert option_probabilities(said, ("A", "B"), "A") == pytest.approx((0.5 / 0.9, 0.4 / 0.9))
+
+
 def test_an_option_missing_from_a_cut_list_is_not_impossible():
     """Listed: .9 and .06, so .04 is left, and nothing unlisted is above .06: B has at most .04."""
     assert option_probabilities(logprobs({"A": 0.9, "x": 0.06}), ("A", "B"), "A") == pytest.approx(
@@ -346,11 +357,121 @@ def test_a_wrong_setting_stops_the_run_and_fails_no_question():
     assert not any("failure" in reply for reply in journal.values())
 
 
-def test_limits_that_make_replies_fail_are_part_of_the_key():
+def test_the_model_and_its_sampling_are_the_judge_but_not_its_address_and_limits():
     one = EndpointConfig(url="http://x/v1", model="m", key_env=None)
-    for more in ({"max_tokens": 9}, {"reason_tokens": 9}, {"max_reply_bytes": 1001}):
+    for more in ({"model": "n"}, {"temperature": 1.0}, {"temperature": None}, {"logprobs": False}):
         assert one.model_copy(update=more).identity != one.identity
-    assert one.model_copy(update={"url": "http://y/v1", "concurrency": 1}).identity == one.identity
+    for more in ({"url": "http://y/v1"}, {"concurrency": 1}, {"max_tokens": 9}, {"reason_tokens": 9}):
+        assert one.model_copy(update=more).identity == one.identity
+
+
+NOT_COMPLETIONS = {
+    "html": b"<html><title>502</title><h1>Bad gateway</h1></html>",
+    "long html": b"<html>" + b"<p>Sorry</p>" * 30_000,
+    "half": json.dumps(completion(Answer("A"))).encode()[:-30],
+    "nothing": b"",
+    "text": b"not json",
+    "stream": b'data: {"choices": [{"delta": {"content": "A"}}]}\n\n',
+    "error": b'{"error": {"message": "the model is loading"}}',
+    "no choices": b'{"choices": []}',
+    "null": b'{"choices": null}',
+    "number": b'{"choices": [{"message": {"content": 5}}]}',
+    "no content": b'{"choices": [{"message": {}}]}',
+    "broke off": b'{"choices": [{"message": {"content": "A"}, "finish_reason": "error"}]}',
+    "deep": b"[" * 50_000,
+    "bytes": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("body", NOT_COMPLETIONS.values(), ids=NOT_COMPLETIONS)
+def test_what_is_no_completion_is_asked_again_and_never_kept(body: bytes):
+    journal: dict = {}
+    with FakeEndpoint(lambda *_: Answer(body=body)) as fake:
+        with pytest.raises(JudgeError, match=r"HTTP 200 without a whole chat completion.*3 times in a row"):
+            run(fake, items(1), journal, concurrency=1)
+    assert not journal
+    with FakeEndpoint(first(2, Answer(body=body))) as fake:
+        assert winners(run(fake, items(1), journal, concurrency=1)) == {0} and len(fake.requests) == 4
+
+
+def test_a_reply_cut_at_the_limit_says_so_and_only_these_are_asked_again(tmp_path):
+    def model(asked, number):
+        long = "Question 0" in str(asked)
+        if long and asked["max_tokens"] < 20:
+            return Answer("Let me think about what is", finish="length")
+        return fair(asked, number)
+
+    path = tmp_path / "replies.jsonl"
+    cut = {"cut": 2}
+    for limit, requests, failures in ((8, 6, cut), (8, 0, cut), (16, 2, cut), (32, 2, {}), (8, 0, {})):
+        with Journal(path) as journal, FakeEndpoint(model) as fake:
+            judged = run(fake, items(3), journal, max_tokens=limit)
+        facts = run_facts(items(3), judged)
+        assert (len(fake.requests), facts["failures"], judged.asked) == (requests, failures, requests)
+        if failures:
+            assert any("max_tokens" in j.comment for j in judged.judgements)
+            assert any("raise it and run again" in line for line in report_lines(facts))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("A", 1),
+        ("(A)", 1),
+        ("A\nBecause it is", 1),
+        ("Answer A", 0),
+        ("The better answer is A", 0),
+        ("", 0),
+        ("I th", 0),
+    ],
+)
+def test_a_cut_reply_counts_where_no_end_of_it_could_change_it(text: str, answer: int):
+    with FakeEndpoint(saying(text, finish="length")) as fake:
+        failures = run_facts(items(1), run(fake, items(1)))["failures"]
+    assert failures == ({} if answer else {"cut": 2})
+
+
+RENAMED = (
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "Unrecognized request argument supplied: max_tokens",
+    '{"detail": [{"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}]}',
+)
+
+
+@pytest.mark.parametrize("words", RENAMED)
+def test_a_model_that_demands_max_completion_tokens_gets_them(words: str):
+    def model(asked, number):
+        return Answer(status=400, body=words.encode()) if "max_tokens" in asked else fair(asked, number)
+
+    with FakeEndpoint(model) as fake:
+        assert winners(run(fake, items(2), concurrency=1)) == {0}
+    assert [asked.get("max_completion_tokens") for asked in fake.requests] == [None, 8, 8, 8, 8]
+
+
+def test_a_model_with_its_own_temperature_is_sent_none():
+    with FakeEndpoint(saying("", status=400, body=b"'temperature' does not support 0")) as fake:
+        with pytest.raises(JudgeError, match="set temperature: null"):
+            run(fake, items(1))
+    with FakeEndpoint() as fake:
+        run(fake, items(1), temperature=None)
+    assert "temperature" not in fake.requests[0]
+
+
+@pytest.mark.parametrize("status", [402, 403, 429, 503])
+@pytest.mark.parametrize("form", ['{"error": {"message": "%s"}}', '[{"error": "%s"}]', '{"detail": "%s"}', "<p>%s</p>"])
+def test_the_endpoint_s_own_words_are_shown(status: int, form: str):
+    words = "You exceeded your quota of 5 requests a day"
+    with FakeEndpoint(saying("", status=status, body=(form % words).encode())) as fake:
+        with pytest.raises(JudgeError, match=f"HTTP {status}: {words}"):
+            run(fake, items(1), concurrency=1, attempts=2)
+
+
+def test_a_spent_quota_stops_at_once_and_no_message_repeats_the_key(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    body = b'{"error": {"code": "insufficient_quota", "message": "No credit on sk-secret"}}'
+    with FakeEndpoint(saying("", status=429, body=body)) as fake, pytest.raises(JudgeError, match="No credit on …"):
+        run(fake, items(1), concurrency=1, key_env="JUDGE_KEY")
+    assert len(fake.requests) == 1
 
 
 PRICED = {"price_in": 1000.0, "price_out": 0.0, "max_cost": 1000.0}

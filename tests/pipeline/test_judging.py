@@ -127,7 +127,7 @@ def test_only_people_count_as_people():
     assert [j.annotator for j in kept] == ["w"]
     assert said == [
         "1 judgements are an AI's and do not count as people's",
-        "1 judgements are of no item here; left out",
+        f"1 judgements are of no item here; left out: {stranger.item!r}",
     ]
 
 

@@ -26,9 +26,10 @@ def route(
 
     Example: trimtab route judged --people judged/people.jsonl --error 0.1
     """
+    from trimtab.errors import DataError
     from trimtab.feedback import ensemble, label_hybrid, routing_lines
     from trimtab.files import write_json
-    from trimtab.pipeline.ai_labels import FilePeople, flagged, people_only, read_people
+    from trimtab.pipeline.ai_labels import FilePeople, flagged, people_named, people_only
     from trimtab.pipeline.judging import plain
     from trimtab.pipeline.ui import Ui
     from trimtab.records import Comparison, Judgement, read_records, write_records
@@ -38,11 +39,11 @@ def route(
     items = read_records(judged / "comparisons.jsonl", Comparison)
     pairs = [i for i in items if len(i.completions) == 2]
     if len(pairs) < len(items):
-        ui.say(f"{len(items) - len(pairs)} items have more than two answers; left out")
+        ui.say(f"{len(items) - len(pairs)} items have more than two answers; left out, with their judgements")
     ai = read_records(judged / "judgements.jsonl", Judgement)
-    read, missing = read_people(people or [])
-    given, notes = people_only(pairs, read)
-    for line in [*missing, *notes]:
+    larger = {i.id for i in items if len(i.completions) > 2}
+    given, notes = people_only(pairs, [j for j in people_named(people or [], items) if j.item not in larger])
+    for line in notes:
         ui.say(line)
     left_out = flagged(given)
     if left_out:
@@ -51,6 +52,14 @@ def route(
     result = label_hybrid(
         pairs, ensemble(pairs, ai), FilePeople(given), settings, given=given, left_out=left_out, ai_cost=cost
     )
+    before = read_records(judged / "labels.jsonl", Judgement) if (judged / "labels.jsonl").exists() else []
+    if before and not result.judgements:
+        raise DataError(
+            f"{judged / 'labels.jsonl'} holds {len(before)} labels, and with these judgements by people none would be "
+            "left. Nothing was written: name all files of judgements with --people, or delete labels.jsonl"
+        )
+    if len(result.judgements) < len(before):
+        ui.say(f"{len(result.judgements)} labels count now, {len(before)} did before")
     write_records(judged / "labels.jsonl", result.judgements)
     write_records(judged / "queue.jsonl", result.queue)
     write_records(judged / "audits.jsonl", result.audits)

@@ -3,11 +3,14 @@
 Requests run concurrently under a rate limit, with time-outs, retries with backoff, and a cost cap. Each reply is
 passed on as soon as it arrives. There are two kinds of failure:
 
-- The endpoint answered, and the answer is unusable (empty, refused, neither option, not JSON, too long), or the
-  endpoint rejected this question as too long or against its rules. The reply is stored with its failure, counted,
-  and the question is not asked again.
-- The endpoint did not answer (time-out, connection, HTTP 429 or 5xx). The request is tried again with growing
-  pauses; after the last attempt the run stops with a message, and the same command continues it.
+- The endpoint answered, and the answer is unusable (empty, refused, neither option, too long), or the endpoint
+  rejected this question as too long or against its rules. The reply is stored with its failure, counted, and the
+  question is not asked again. A reply that was cut at a limit is asked again once that limit is raised.
+- The endpoint did not answer (time-out, connection, HTTP 429 or 5xx, a body that is no chat completion, such as an
+  HTML page or half a JSON object). The request is tried again with growing pauses; after the last attempt the run
+  stops with the endpoint's own message, and the same command continues it.
+
+A model that knows ``max_completion_tokens`` in place of ``max_tokens`` says so at the first request and gets that.
 
 Requests of unknown cost (a time-out, a reply without usage, or one that cannot be read) count as the most they could
 have cost. The journal holds these costs too, so the cost cap applies to all runs together.
@@ -23,15 +26,15 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, JudgeError
-from trimtab.feedback.judge import LOST, Question, Reply, find_option, read_option
-from trimtab.http import Retries, is_temporary, retry_after
+from trimtab.feedback.judge import CUT, LOST, Question, Reply, find_option, read_option
+from trimtab.http import Retries, error_message, is_temporary, retry_after
 
 STORED_CHARACTERS = 4000
 """Characters of a reply that are stored, beside its whole length."""
@@ -49,14 +52,14 @@ class EndpointConfig(Config):
     """Name of the model there."""
     key_env: str | None = "OPENAI_API_KEY"
     """Environment variable with the key; None: no key is sent. The key itself is never stored or logged."""
-    temperature: float = Field(default=0.0, ge=0.0)
-    """Sampling temperature of the replies."""
+    temperature: float | None = Field(default=0.0, ge=0.0)
+    """Sampling temperature of the replies; None: the model's own, for models that accept no other."""
     logprobs: bool = True
     """Request log-probabilities, which give soft labels; False for endpoints without them."""
     max_tokens: int = Field(default=8, ge=1)
-    """Longest reply, in tokens."""
+    """Longest reply, in tokens. Replies that were cut are asked again once it is raised, and only these."""
     reason_tokens: int = Field(default=400, ge=1)
-    """Longest reply with reasoning, in tokens."""
+    """Longest reply with reasoning, in tokens; raised like ``max_tokens``."""
     concurrency: int = Field(default=8, ge=1)
     """Concurrent requests."""
     per_minute: float = Field(default=500.0, gt=0.0)
@@ -78,32 +81,38 @@ class EndpointConfig(Config):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Identifies the judge: model, sampling and limits (replies fail by them), but not the address."""
-        return self.model_dump(include={"model", "temperature", "logprobs", *_LIMITS})
+        """Identifies the judge: model and sampling, but neither its address nor limits, which replies name."""
+        return self.model_dump(include={"model", "temperature", "logprobs"})
 
 
-_LIMITS = ("max_tokens", "reason_tokens", "max_reply_bytes")
 _TOO_LONG = re.compile(
     r"(?is)context_length|context length|context window|too long|too many tokens|\A(?!.*max_\w*tokens).*too large"
 )
 """The question is too long. A ``max_tokens`` that is too large is a wrong setting, and stops the run."""
 _FILTERED = re.compile(r"(?i)content_filter|content_policy|content management|content policy|responsibleai")
+_SPENT = re.compile(r"(?i)could not finish the message because max_\w*tokens|output limit was reached")
+"""The reply would be longer than allowed; some models say so with an error in place of a cut reply."""
+_RENAMED = re.compile(
+    r"(?is)\buse\W+max_completion_tokens\b|\bmax_tokens\b.*(?:not supported|unsupported|not permitted|deprecated)|"
+    r"(?:unsupported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|not permitted).*\bmax_tokens\b"
+)
+"""The model does not know ``max_tokens``."""
 
 
 class _NoAnswer(Exception):
-    """One attempt failed; worth another."""
+    """One attempt failed; worth another, after ``wait`` seconds. ``billed``: it may cost something all the same."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, *, billed: bool = False) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.billed = wait, billed
 
 
 class _Unusable(Exception):
     """The endpoint refuses this one question: a failure of :data:`~trimtab.feedback.judge.FAILURES` and its words."""
 
-    def __init__(self, failure: str, message: str) -> None:
+    def __init__(self, failure: str, message: str, limit: str = "") -> None:
         super().__init__(message)
-        self.failure = failure
+        self.failure, self.limit = failure, limit
 
 
 class Endpoint:
@@ -120,6 +129,7 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, journal: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.config = config
         known = list((journal or {}).values())
+        self._cut = {key.partition(CUT)[0]: r for key, r in (journal or {}).items() if CUT in key and self._holds(r)}
         self.spent = math.fsum(float(reply.get("cost", 0.0)) for reply in known)
         """Total cost, earlier runs included."""
         self.model = next((str(reply["model"]) for reply in known if reply.get("model")), None)
@@ -144,17 +154,24 @@ class Endpoint:
             )
         self._retries = Retries(attempts=config.attempts, backoff=config.backoff, factor=2.0)
         self._random = random.Random(0)
+        self._limit_name = "max_tokens"
         self._reserved = 0.0
         self._next = 0.0
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        """Ask all questions.
+        """Ask all questions, except those whose reply was cut before at the present limit or a larger one.
 
         Raises:
             JudgeError: it does not answer, its key is refused, the cost cap is reached, or another model answers than
                 before. Every reply until then was handed to ``keep``.
         """
-        asyncio.run(self._ask_all(questions, keep))
+        keep({q.key: Reply.model_validate(self._cut[q.key]) for q in questions if q.key in self._cut})
+        asyncio.run(self._ask_all([q for q in questions if q.key not in self._cut], keep))
+
+    def _holds(self, reply: Mapping[str, Any]) -> bool:
+        """True: a reply that was cut would be cut again, as its limit was not raised since."""
+        name, _, value = str(reply.get("limit", "")).partition("=")
+        return value.isdecimal() and int(value) >= getattr(self.config, name, math.inf)
 
     async def _ask_all(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
         waiting = iter(questions)
@@ -214,9 +231,11 @@ class Endpoint:
                 error = _NoAnswer(f"{type(problem).__name__}: {problem}")
                 bill = 0.0 if isinstance(problem, httpx.ConnectError) else most
             except _Unusable as problem:
-                return Reply(failure=problem.failure, text=str(problem), model=self.model or "", at=_now())
+                return Reply(
+                    failure=problem.failure, text=str(problem), limit=problem.limit, model=self.model or "", at=_now()
+                )
             except _NoAnswer as problem:
-                error, bill = problem, 0.0
+                error, bill = problem, most if problem.billed else 0.0
             finally:
                 self._reserved -= most
             reason = str(error)
@@ -242,12 +261,14 @@ class Endpoint:
     async def _post(self, client: httpx.AsyncClient, question: Question) -> bytes:
         """One request; the body of a reply with status 200."""
         config = self.config
+        limit, _ = self._limit(question)
         request: dict[str, Any] = {
             "model": config.model,
             "messages": [m.model_dump() for m in question.messages],
-            "temperature": config.temperature,
-            "max_tokens": config.reason_tokens if question.reason else config.max_tokens,
+            self._limit_name: getattr(config, limit),
         }
+        if config.temperature is not None:
+            request["temperature"] = config.temperature
         if config.logprobs:
             request |= {"logprobs": True, "top_logprobs": TOP}
         url = f"{config.url.rstrip('/')}/chat/completions"
@@ -258,52 +279,95 @@ class Endpoint:
                 if len(body) > config.max_reply_bytes:
                     break
             status = response.status_code
-            if is_temporary(status):
-                raise _NoAnswer(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
-            if status in (401, 403):
-                named = config.key_env or "no key is sent"
-                raise JudgeError(f"{url}: HTTP {status}: it refuses the key ({named}); set a valid one and run again")
-            if status != 200:
-                message = bytes(body[:2000]).decode("utf-8", "replace")
-                if status in (400, 413, 422):
-                    for failure, words in (("too long", _TOO_LONG), ("refused", _FILTERED)):
-                        if words.search(message):
-                            raise _Unusable(failure, message)
-                message = message[:300]
-                hint = "; set logprobs: false if it cannot give log-probabilities" if config.logprobs else ""
-                raise JudgeError(f"{url}: HTTP {status} for model {config.model!r}: {message}{hint}")
-        return bytes(body)
+            wait = retry_after(response.headers.get("retry-after"))
+        if status == 200:
+            return bytes(body)
+        raw = bytes(body[:STORED_CHARACTERS]).decode("utf-8", "replace")
+        if status in (400, 422) and "max_tokens" in request and _RENAMED.search(raw):
+            self._limit_name = "max_completion_tokens"
+            await self._turn()
+            return await self._post(client, question)
+        self._refuse(status, raw, self._message(body), wait, question)
+
+    def _refuse(self, status: int, raw: str, message: str, wait: float, question: Question) -> NoReturn:
+        """What a status other than 200 means: another attempt, a failure of this question, or the end of the run."""
+        config = self.config
+        said = f"HTTP {status}{': ' if message else ''}{message}"
+        if status == 429 and "insufficient_quota" in raw:
+            raise JudgeError(
+                f"{config.url}: {said}. Everything answered so far is kept; raise the quota and run the same command "
+                "again"
+            )
+        if is_temporary(status):
+            raise _NoAnswer(said, wait)
+        if status in (401, 403):
+            named = config.key_env or "no key is sent"
+            raise JudgeError(f"{config.url}: {said}: it refuses the key ({named}); set a valid one and run again")
+        if status in (400, 413, 422):
+            if _SPENT.search(raw):
+                raise _Unusable("cut", message, "=".join(map(str, self._limit(question))))
+            for failure, words in (("too long", _TOO_LONG), ("refused", _FILTERED)):
+                if words.search(raw):
+                    raise _Unusable(failure, message)
+        hint = ""
+        if status in (400, 422) and "temperature" in message:
+            hint = "; set temperature: null if it accepts none"
+        elif status in (400, 422) and config.logprobs:
+            hint = "; set logprobs: false if it cannot give log-probabilities"
+        raise JudgeError(f"{config.url}: {said} (model {config.model!r}){hint}")
+
+    def _limit(self, question: Question) -> tuple[str, int]:
+        """The setting that limits the reply to a question, and its value in tokens."""
+        name = "reason_tokens" if question.reason else "max_tokens"
+        return name, getattr(self.config, name)
+
+    def _message(self, body: bytes | bytearray) -> str:
+        """The endpoint's own words in a reply that is no completion, without the key."""
+        return error_message(bytes(body), hide=self._headers.get("Authorization", "").removeprefix("Bearer "))
 
     def _read(self, body: bytes, question: Question, seconds: float, most: float) -> Reply:
-        """The reply in a body, whatever it contains; without usage it counts as the most it can cost."""
+        """The reply in a body; without usage it counts as the most it can cost.
+
+        Raises:
+            _NoAnswer: the body is no chat completion.
+        """
         facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": most}
-        if len(body) > self.config.max_reply_bytes:
+        if len(body) > self.config.max_reply_bytes and body.lstrip().startswith(b"{"):
             start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
-            return Reply(failure="too long", text=start, characters=len(body), model=self.model or "", **facts)
+            limit = f"max_reply_bytes={self.config.max_reply_bytes}"
+            facts |= {"text": start, "characters": len(body), "model": self.model or "", "limit": limit}
+            return Reply(failure="too long", **facts)
         try:
             values = json.loads(body)
             choice = values["choices"][0]
-            text = choice["message"]["content"] or ""
-            usage = values.get("usage") or {}
-            tokens_in, tokens_out = (int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens"))
-            model = str(values.get("model") or self.config.model)
-            if not isinstance(text, str):
-                raise TypeError("content is not text")
+            message, finish = choice["message"], choice.get("finish_reason")
+            text = message.get("content")
+            failed = values.get("error") or choice.get("error") or finish == "error"
+            if failed or not isinstance(text or "", str) or (text is None and not (finish or message.get("refusal"))):
+                raise ValueError("no completion")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
-            return Reply(failure="malformed", text=start, characters=len(body), model=self.model or "", **facts)
+            raise _NoAnswer(f"HTTP 200 without a whole chat completion: {self._message(body)}", billed=True) from None
+        text = text or ""
+        tokens_in, tokens_out = _usage(values)
         if tokens_in:
             facts["cost"] = (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / 1e6
-        facts |= {"tokens_in": tokens_in, "tokens_out": tokens_out, "model": model}
+        facts |= {
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "model": str(values.get("model") or self.config.model),
+        }
         facts |= {"text": text[:STORED_CHARACTERS], "characters": len(text)}
-        if choice.get("finish_reason") == "content_filter" or choice["message"].get("refusal"):
+        if finish == "content_filter" or message.get("refusal"):
             return Reply(failure="refused", **facts)
+        stated, failure = find_option(text, question.options, reason=question.reason)
+        if finish == "length" and _is_open(text, stated, failure, reason=question.reason):
+            return Reply(failure="cut", limit="=".join(map(str, self._limit(question))), **facts)
         option, failure = read_option(text, question.options, reason=question.reason)
         if option is None:
             return Reply(failure=failure, **facts)
         try:
             soft = option_probabilities(choice.get("logprobs"), question.options, option, reason=question.reason)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             soft = None
         if soft is not None:
             return Reply(probabilities=soft, **facts)
@@ -317,7 +381,7 @@ class Endpoint:
         """Reserve the most a request can cost; if the reservations exceed the cap, wait for requests in flight."""
         config = self.config
         read = sum(len(m.content.encode()) + 16 for m in question.messages)  # a token is at least one byte
-        written = config.reason_tokens if question.reason else config.max_tokens
+        _, written = self._limit(question)
         most = (read * config.price_in + written * config.price_out) / 1e6
         cap = math.inf if config.max_cost is None else config.max_cost
         while self.spent + self._reserved + most > cap:
@@ -343,6 +407,24 @@ def _lost(question: Question, cost: float) -> dict[str, Reply]:
     return {f"{question.key}{LOST}{at}": Reply(failure="malformed", cost=cost, at=_now())} if cost else {}
 
 
+def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens read and written; 0 where the reply does not say."""
+    try:
+        return int(values["usage"]["prompt_tokens"] or 0), int(values["usage"].get("completion_tokens") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return 0, 0
+
+
+def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: bool) -> bool:
+    """Could the rest of a reply that was cut change what it says?
+
+    Not if it refused, or states its option on a line of its own or before the cut. "Answer A" may go on "is worse".
+    """
+    if stated is None:
+        return reason or failure != "refused"
+    return stated.end() == len(text) and re.search(r"\w", text[stated.start() : stated.start(1)]) is not None
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -352,8 +434,9 @@ def option_probabilities(
 ) -> tuple[float, ...] | None:
     """P(option) from the log-probabilities of a reply, normalised over the options.
 
-    At the token with which the words state the option, the probabilities of all listed tokens that read as an option
-    are added up. An option missing from the list is not impossible: the list is cut. It gets the most it could have,
+    At the token with which the words state the option, the probabilities of all listed tokens are added up that
+    :func:`~trimtab.feedback.judge.read_option` accepts in its place: with A .40, b .35 and B .10, A has .40 / .85. An
+    option missing from the list is not impossible: the list is cut. It gets the most it could have,
     min(smallest listed, 1 − sum of listed), so the judge never looks surer than it was.
 
     Args:
@@ -370,21 +453,25 @@ def option_probabilities(
     if stated is None:
         return None
     ends = list(itertools.accumulate(len(t["token"]) for t in tokens))
-    place = tokens[bisect.bisect_right(ends, stated.start(1))]
-    if _plain(place["token"]) != found:
+    number = bisect.bisect_right(ends, stated.start(1))
+    place, before = tokens[number], "".join(t["token"] for t in tokens[:number])
+
+    def option(token: str) -> str | None:
+        return read_option(before + token, options, reason=reason)[0]
+
+    if option(place["token"]) != found:
         return None
-    listed = {t["token"]: math.exp(float(t["logprob"])) for t in [*(place.get("top_logprobs") or []), place]}
+    listed = list(place.get("top_logprobs") or [])
+    if place["token"] not in [t["token"] for t in listed]:
+        listed.append(place)
+    probabilities = [math.exp(float(t["logprob"])) for t in listed]
     mass = dict.fromkeys(options, 0.0)
-    for token, p in listed.items():
-        if _plain(token) in mass:
-            mass[_plain(token)] += p
-    rest = max(0.0, min(min(listed.values()), 1 - math.fsum(listed.values())))
+    for token, p in zip(listed, probabilities, strict=True):
+        if (accepted := option(token["token"])) is not None:
+            mass[accepted] += p
+    rest = max(0.0, min(min(probabilities), 1 - math.fsum(probabilities)))
     filled = [mass[o] or rest for o in options]
     total = math.fsum(filled)
     if not (math.isfinite(total) and total > 0):
         return None
     return tuple(p / total for p in filled)
-
-
-def _plain(token: str) -> str:
-    return token.strip(" \n\t()[]*\"'.:")

@@ -35,12 +35,16 @@ FAILURES = {
     "neither": "the reply names none of the options",
     "both": "the reply names several options",
     "malformed": "the reply was not what the protocol says",
+    "cut": "the reply was cut at max_tokens (with reasoning: reason_tokens) before it named an option",
     "too long": "the question does not fit the judge's context, or the reply is longer than allowed",
 }
 """Why there is no answer, by kind."""
 
 LOST = " lost "
 """Separates a question's key from a time in the journal's key of a cost without a reply."""
+
+CUT = " cut "
+"""Separates a question's key from the limit in the journal's key of a reply that was cut."""
 
 LETTERS = ("A", "B")
 DIGITS = ("1", "2", "3", "4", "5")
@@ -71,6 +75,8 @@ class Reply(Record):
     """True: read from the words, without log-probabilities; the probabilities are 0 and 1."""
     text: str = ""
     """The reply's text, up to a limit."""
+    limit: str = ""
+    """The setting at which the reply was cut, such as ``max_tokens=8``; empty: it is whole."""
     characters: int = 0
     """Length of the whole reply."""
     model: str = ""
@@ -216,21 +222,8 @@ def judge(
     """
     all_questions = [a for item in items for a in _questions(item, constitution, config, identity)]
     questions = {a.question.key: a.question for a in all_questions}
-    missing = [q for key, q in questions.items() if key not in journal]
-    done = len(questions) - len(missing)
-
-    def keep(replies: Mapping[str, Reply]) -> None:
-        nonlocal done
-        journal.update({key: reply.model_dump(mode="json", exclude_defaults=True) for key, reply in replies.items()})
-        done += sum(key in questions for key in replies)
-        if progress is not None:
-            progress(done, len(questions))
-
-    if progress is not None:
-        progress(done, len(questions))
-    if missing:
-        ask(missing, keep)
-    replies = {key: Reply.model_validate(journal[key]) for key in questions}
+    before = set(journal)
+    replies = replies_to(questions, ask, journal, progress)
     by_item: dict[str, list[_Asked]] = {}
     for a in all_questions:
         by_item.setdefault(a.item.id, []).append(a)
@@ -248,14 +241,56 @@ def judge(
         judgements += _judgements(
             item, item_verdicts, [replies[k] for k in keys], keys, name, constitution.version, config
         )
-    lost = (r for key, r in journal.items() if LOST in key and key.partition(LOST)[0] in questions)
+    used = {_stored_under(key, reply) for key, reply in replies.items()}
+    lost = (
+        reply
+        for key, reply in journal.items()
+        if key not in used and key.partition(CUT if CUT in key else LOST)[0] in questions
+    )
     return Judged(
         judgements=tuple(judgements),
         verdicts=tuple(verdicts),
         replies=replies,
-        asked=len(missing),
-        lost=math.fsum(r["cost"] for r in lost),
+        asked=len(used - before),
+        lost=math.fsum(r.get("cost", 0.0) for r in lost),
     )
+
+
+def replies_to(
+    questions: Mapping[str, Question],
+    ask: Ask,
+    journal: MutableMapping[str, dict[str, Any]],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Reply]:
+    """Replies to questions, by key; the model is asked only what the journal does not answer.
+
+    A reply that was cut at a limit has a key of its own in the journal, so the question stays open and ``ask`` decides
+    whether it is worth another request.
+
+    Args:
+        questions: by key.
+        ask: the model.
+        journal: replies by key; each new reply is written there at once.
+        progress: called with (answered, all) questions.
+    """
+    replies = {key: Reply.model_validate(journal[key]) for key in questions if key in journal}
+
+    def keep(new: Mapping[str, Reply]) -> None:
+        journal.update({_stored_under(k, r): r.model_dump(mode="json", exclude_defaults=True) for k, r in new.items()})
+        replies.update({key: reply for key, reply in new.items() if key in questions})
+        if progress is not None:
+            progress(len(replies), len(questions))
+
+    if progress is not None:
+        progress(len(replies), len(questions))
+    missing = [q for key, q in questions.items() if key not in replies]
+    if missing:
+        ask(missing, keep)
+    return replies
+
+
+def _stored_under(key: str, reply: Reply) -> str:
+    return f"{key}{CUT}{reply.limit}" if reply.limit else key
 
 
 def question(
@@ -469,7 +504,7 @@ def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     (('B', ''), (None, 'neither'))
     """
     match, failure = find_option(text, options, reason=reason)
-    return (None, failure) if match is None else (next(o for o in options if o.lower() == match[1].lower()), "")
+    return (None, failure) if match is None else (next(o for o in options if o.casefold() == match[1].casefold()), "")
 
 
 def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:

@@ -28,8 +28,9 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
     Returns:
         ``position_bias`` (of all answers in either order, the answer shown first won; .5 = none), ``flip_rate`` (the
         two orders named different winners), ``longer_wins`` (of the pairs with a winner), each an
-        :class:`~trimtab.feedback.intervals.Estimate`; ``failures`` by kind, ``unusable`` items, ``hard`` replies,
-        ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``, ``seconds``.
+        :class:`~trimtab.feedback.intervals.Estimate`; ``failures`` by kind, ``cut`` replies by limit, ``unusable``
+        items, ``hard`` replies, ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``,
+        ``seconds``.
     """
     by_id = {item.id: item for item in items}
     wins: list[tuple[float, str]] = []
@@ -60,6 +61,7 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
         "replies": len(replies),
         "asked": judged.asked,
         "failures": dict(Counter(r.failure for r in replies if r.failure)),
+        "cut": dict(Counter(r.limit for r in replies if r.limit)),
         "hard": sum(r.hard for r in replies),
         "items_that_speak_to_the_judge": sum(any(speaks_to_judge(c.text) for c in i.completions) for i in items),
         "tokens": {"in": sum(r.tokens_in for r in replies), "out": sum(r.tokens_out for r in replies)},
@@ -255,6 +257,8 @@ def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = No
         *bias_lines(facts),
         "failures: " + (", ".join(f"{k} {n}" for k, n in facts["failures"].items()) or "none"),
     ]
+    for limit, count in facts["cut"].items():
+        lines.append(f"{count} replies were cut at {limit}; raise it and run again: only these are asked again")
     if facts["hard"]:
         lines.append(f"{facts['hard']} replies without log-probabilities, read from their text")
     if facts["items_that_speak_to_the_judge"]:

@@ -20,7 +20,7 @@ from pydantic import Field
 from trimtab.config import Config
 from trimtab.constitution import Constitution, Principle, ask_critique, ask_revision, ask_violation, compare_answers
 from trimtab.feedback.intervals import Estimate
-from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, contradict, question
+from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, contradict, question, replies_to
 from trimtab.feedback.judge_report import first_wins, share
 from trimtab.records import Demonstration, Message, Prompt, Record, content_id
 
@@ -249,16 +249,11 @@ class _Journalled:
         return {name: (_at(replies[name, 0], 0), _at(replies[name, 1], 1)) for name in cases}
 
     def _replies(self, questions: Mapping[Any, Question]) -> dict[Any, Reply]:
-        missing = {q.key: q for q in questions.values() if q.key not in self._journal}
-        if missing:
-            self._ask(list(missing.values()), self._keep_replies)
-        return {name: Reply.model_validate(self._journal[q.key]) for name, q in questions.items()}
+        replies = replies_to({q.key: q for q in questions.values()}, self._ask, self._journal)
+        return {name: replies[q.key] for name, q in questions.items()}
 
     def _keep_texts(self, texts: Mapping[str, str]) -> None:
         self._journal.update({key: {"text": text} for key, text in texts.items()})
-
-    def _keep_replies(self, replies: Mapping[str, Reply]) -> None:
-        self._journal.update({k: r.model_dump(mode="json", exclude_defaults=True) for k, r in replies.items()})
 
 
 def _at(reply: Reply, place: int) -> float | None:

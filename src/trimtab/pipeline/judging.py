@@ -1,15 +1,17 @@
-"""Sets up AI judges: the local model by log-probabilities, or an endpoint; one judge or an ensemble."""
+"""Sets up AI judges: the local model by log-probabilities, or an endpoint; one judge or an ensemble.
+
+Only a local judge imports torch.
+"""
 
 import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
 
-from trimtab import fast_cpu
 from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError, TooLongError
@@ -30,12 +32,14 @@ from trimtab.feedback import (
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig
 from trimtab.feedback.principles import changed_labels
 from trimtab.files import write_atomic, write_json
-from trimtab.models import Backbone, ModelConfig, model_identity
+from trimtab.models import ModelConfig
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Comparison, Judgement, Prompt, Record, content_id, read_records, to_plain, write_records
 from trimtab.records.importers import read
-from trimtab.rollout import LocalSampler, SamplerConfig, option_logprobs
 from trimtab.storage import Journal, read_json
+
+if TYPE_CHECKING:
+    from trimtab.models import Backbone
 
 QUESTIONS_TOGETHER = 2048
 """Questions tokenised and batched together. Replies are stored after each forward pass."""
@@ -86,7 +90,9 @@ class LocalAsk:
         reason_tokens: longest chain of thought.
     """
 
-    def __init__(self, backbone: Backbone, name: str, *, reason_tokens: int = 120) -> None:
+    def __init__(self, backbone: "Backbone", name: str, *, reason_tokens: int = 120) -> None:
+        from trimtab.rollout import LocalSampler, SamplerConfig
+
         self.backbone, self.name, self.reason_tokens = backbone, name, reason_tokens
         self.thinker = LocalSampler(backbone, SamplerConfig(temperature=0.0, max_new_tokens=reason_tokens))
         tokenizer = backbone.chat.tokenizer
@@ -104,6 +110,8 @@ class LocalAsk:
             self._ask_together(questions[start : start + size], keep)
 
     def _ask_together(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        from trimtab.rollout import option_logprobs
+
         fitting: list[tuple[Question, list[int]]] = []
         for question in questions:
             room = self.reason_tokens + 8 if question.reason else 8
@@ -185,6 +193,8 @@ def open_judge(
     """The :data:`~trimtab.feedback.judge.Ask` of a judge, and its identity for question keys."""
     if isinstance(source, EndpointJudge):
         return Endpoint(source, journal), source.identity
+    from trimtab.models import model_identity
+
     config = source.model or default
     identity = {
         "local": model_identity(config),
@@ -201,6 +211,9 @@ class _Lazy:
         self.config, self.reason_tokens = config, reason_tokens
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
+        from trimtab import fast_cpu
+        from trimtab.models import Backbone
+
         fast_cpu.install()
         backbone = Backbone.load(self.config)
         LocalAsk(backbone, self.config.name, reason_tokens=self.reason_tokens)(questions, keep)

