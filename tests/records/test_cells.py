@@ -478,7 +478,7 @@ def test_csv_numbers_labels_and_gaps(tmp_path: Path) -> None:
         (datetime.time(12, 30), "12:30:00"),
         ((1, 2), [1, 2]),
     ],
-    ids=repr,
+    ids=lambda value: repr(value).partition(" at 0x")[0],
 )
 @pytest.mark.parametrize("name", [n for n in ROWS if n not in ("oasst", "trl-unpaired", "ultrafeedback", "binarized")])
 def test_an_unused_column_never_refuses_a_row(name: str, value: Any, kept: Any) -> None:

@@ -14,7 +14,7 @@ from trimtab.records import Comparison, Prompt
 from trimtab.rollout import Sampler
 from trimtab.testing import FakeSampler, SimulationConfig, sentences, tiny_model, tokenizer
 
-PAGE = next((Path(__file__).parents[2] / "docs").rglob("how-to-test.md"))
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "test-your-code.md"
 
 
 def test_a_fake_sampler_serves_where_a_sampler_is_expected():
