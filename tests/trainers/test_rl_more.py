@@ -458,7 +458,10 @@ def test_an_empty_answer_is_counted_and_the_run_goes_on(kind):
         assert all(math.isfinite(value) for row in rows for value in row.values())
         assert all(bool(torch.isfinite(weight).all()) for weight in roles.policy.state().values())
         if len(empty) < 12:
-            assert all(row["updates"] >= 1 and row["n"] == 12 - len(empty) for row in rows)
+            for row in rows:
+                learns = row.get("flat_groups", 0.0) < 1.0  # equal scores in every group teach some methods nothing
+                assert row["updates"] >= learns
+                assert row.get("n", 0.0) == 12 - len(empty) or kind is DapoConfig  # DAPO leaves flat groups out
         else:
             assert all(row["updates"] == 0 for row in rows)
 
