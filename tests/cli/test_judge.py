@@ -82,4 +82,4 @@ def test_unknown_ids_beside_known_ones_are_named(routed: Path, capsys):
     stranger = human(PAIRS[0], (0, 1), "x").model_copy(update={"item": "nobody"})
     write_records(routed / "people.jsonl", [*(human(p, (0, 1)) for p in PAIRS), stranger])
     assert route(routed, "people.jsonl") == 0
-    assert "1 judgements are of no item here; left out: 'nobody'" in capsys.readouterr().out
+    assert "1 judgements are of no item here; left out: 'nobody'" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_only_the_criterion_asked_for_counts():
 
 
 @settings(deadline=None)
-@given(st.integers(0, 5), st.floats(0, 1), st.sampled_from([0.0, 0.7, 5.0]), st.booleans())
+@given(st.integers(0, 5), st.integers(0, 100).map(lambda n: n / 100), st.sampled_from([0.0, 0.7, 5.0]), st.booleans())
 def test_every_item_and_every_judgement_is_accounted_for(seed, skip_rate, threshold, keep_tied):
     items = [Comparison.of(Prompt.from_text(f"q{i}"), ["a", "bb", "ccc"][: 2 + i % 2]) for i in range(12)]
     config = SimulationConfig(skip_rate=skip_rate, tie_threshold=threshold, overlap=2, seed=seed)

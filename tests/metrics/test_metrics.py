@@ -54,6 +54,7 @@ ONLINE: dict[str, RlConfig] = {
         **COMMON, shared_critic=True, score_clip=1.0, ptx=PtxConfig(), epochs=2, kl=KLConfig(stop=0.5)
     ),
     "rloo": RlooConfig(**COMMON, group=2),
+    "rloo, k3 in the loss": RlooConfig(**COMMON, group=2, kl=KLConfig(place="loss", estimator="k3")),
     "dapo": DapoConfig(**COMMON, group=2, resample=1),
     "online_dpo": OnlineDpoConfig(**COMMON, group=2),
     "rejection": RejectionConfig(**COMMON, group=2, keep=1),

@@ -352,7 +352,7 @@ def test_reading_back_before_anything_was_written(place: Path, run: RunFolder, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--blind", "a.csv", "--read", "b.csv"], "give one of them"),
+        (["--blind", "a.csv", "--read", "b.csv"], "give one of the two"),
         (["--models", "base", "sft"], "add --blind FILE or --annotate"),
         (["--read", "b.csv", "--reader-kind", "dog"], "expected human (people) or ai (a language model)"),
         (["--blind", "a.xlsx"], "a blind reading is a .csv file"),

@@ -416,10 +416,10 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     out, model = tmp_path / "out", str(whole.parent / "model")
     line = ["judge", str(tmp_path / "pairs.jsonl"), "--out", str(out), "--model", model, "--context", "4096"]
-    assert run_app([*line, "--principles", "0", "--json"]) == 0
+    assert run_app([*line, "--principles", "null", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["judges"]["local"]["run"]["asked"] == 4 * 2 * 18 and report["judges"]["local"]["people"]["pairs"] == 4
-    assert run_app([*line, "--principles", "0", "--json"]) == 0
+    assert run_app([*line, "--principles", "null", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["judges"]["local"]["run"]["asked"] == 0
     assert run_app(["constitution", "show"]) == 0
     edited = capsys.readouterr().out.replace("no longer than the matter needs", "short")
@@ -432,7 +432,7 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     assert found["again"] == {"local": {"questions": 144, "again": 8}}
     principles = json.loads((out / "principles.json").read_text())["judges"]["local"]["principles"]
     assert len(principles) == 18 and {p["asked"] for p in principles.values()} == {4}
-    assert run_app([*line, "--principles", "0", "--json", "--constitution", str(tmp_path / "mine.yaml")]) == 0
+    assert run_app([*line, "--principles", "null", "--json", "--constitution", str(tmp_path / "mine.yaml")]) == 0
     report = json.loads(capsys.readouterr().out)["judges"]["local"]
     assert report["run"]["asked"] == 8 and sum(report["edit"].values()) == 4 and not report["edit"]["new"]
     assert run_app(["route", str(out), "--people", str(out / "people.jsonl")]) == 0

@@ -29,13 +29,13 @@ def test_a_run_that_falls_apart_stops_or_goes_on_with_the_last_good_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Every step is healthy in the guard's eyes, and yet on the fifth it is made to say that the run fell."""
-    judge = Guard.judge
+    judge = Guard.check
 
     def made_to_fall(self: Guard, metrics: dict[str, float]) -> str | None:
         assert judge(self, metrics) is None
         return "it was made to" if len(self.state_dict()) == 5 else None
 
-    monkeypatch.setattr(Guard, "judge", made_to_fall)
+    monkeypatch.setattr(Guard, "check", made_to_fall)
     recipe, runs = toy_recipe(tmp_path), tmp_path / "runs"
     small = ["align.prompts=16", "sft.epochs=1", "reward.epochs=1", "align.guard.kl=null", "checkpoint_every=2"]
     with pytest.raises(

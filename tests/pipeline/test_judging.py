@@ -72,7 +72,7 @@ def test_no_special_token_of_the_tokenizer_gets_in(monkeypatch):
 def test_identities_tell_what_decides_failures_apart():
     default = ModelConfig()
     one = open_judge(LocalJudge(), {}, default)[1]
-    for more in ({"context": 64}, {"chat_template": "x.jinja"}):
+    for more in ({"context": 64}, {"chat_template": "{{ messages[0].content }}"}):
         assert open_judge(LocalJudge(), {}, default.model_copy(update=more))[1] != one
 
 

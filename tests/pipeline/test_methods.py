@@ -41,7 +41,8 @@ def test_runs_from_a_recipe_to_the_page(folder: Path, method: str):
     recipe = toy_recipe(folder, align=align(method))
     config = load_recipe(recipe)
     plan = make_plan(config, recipe, folder / "runs")
-    assert any(line.startswith((f"{method.upper()}:", "Hinge:", "SimPO:")) for line in plan["objective"])
+    label = {**methods.ONLINE, **methods.OFFLINE}[method].label
+    assert any(line.startswith(f"{label}:") for line in plan["objective"]), plan["objective"]
     run_recipe(config, recipe, runs=folder / "runs", ui=Silent())
     stages = folder / "runs" / "toy" / "stages"
     rows = read_metrics(stages / "align" / "metrics.jsonl")
@@ -159,7 +160,7 @@ def test_preferences_that_teach_nothing_are_counted(tmp_path: Path):
         assert status.counts["preferences"] + status.counts["held_out"] == 10
         assert (status.counts["identical"], status.counts["tied"]) == (10, 10)
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::3]))
-    with pytest.raises(DataError, match=r"none of 10 preferences can be learnt from \(0 too long, 0 tied, 10 with"):
+    with pytest.raises(DataError, match=r"none of 10 preferences can be learnt from \(0 too long, .*0 tied, 10 with"):
         run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
 
 

@@ -370,10 +370,10 @@ def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.Mon
     sizes: list[int] = []
     values = roles.critic.values
 
-    def counting(batch, hidden=None):
+    def counting(batch, **more):
         if torch.is_grad_enabled():
             sizes.append(batch.size)
-        return values(batch, hidden=hidden)
+        return values(batch, **more)
 
     monkeypatch.setattr(roles.critic, "values", counting)
     run(settings, roles=roles)

@@ -98,7 +98,7 @@ def test_offline(config):
     rankings = ranked(one)
     free = not OFFLINE[config.method].reference
     known = None if free else answer_logprobs(Role(one.backbone), rankings)
-    norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
+    norms = Norms(tokens=100, sequences=sum(r.weight for r in rankings))
     found = {}
     for name, cut in CUTS.items():
         parts = [
@@ -138,7 +138,7 @@ def test_reward():
 
 
 STEP = {
-    "adapter": AdapterConfig(rank=4, alpha=8), "steps": 1, "prompts": 4, "group": 2, "epochs": 1,
+    "adapter": AdapterConfig(rank=4, alpha=8), "steps": 1, "prompts": 4, "group": 2, "epochs": 1, "missing_eos": None,
     "sampler": SamplerConfig(max_new_tokens=6), "policy": OptimizerConfig(lr=1e-2, schedule="constant", warmup=0.0),
 }  # fmt: skip
 KL_IN_LOSS = KLConfig(coefficient=0.1, place="loss")

@@ -57,7 +57,7 @@ class Server:
         self.thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a running Playwright leaves an event loop in this thread
 def chromium() -> Iterator[Any]:
     """A running browser."""
     api = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the pages in a browser; no playwright")

@@ -45,6 +45,8 @@ def last_true(mask: MaskBT) -> TensorB:
     Raises:
         TrainingError: the mask is not bool, or a row has no True.
 
+    Source: bookkeeping of this package.
+
     >>> last_true(torch.tensor([[False, True, False]])).tolist()
     [1]
     """
