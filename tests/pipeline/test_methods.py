@@ -17,6 +17,7 @@ from trimtab.pipeline.ui import Silent
 from trimtab.rollout import split_steps
 from trimtab.storage import read_metrics
 from trimtab.testing import toy_recipe
+from trimtab.trainers import methods
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
 ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline", "online_dpo", "rejection"]
