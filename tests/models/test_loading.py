@@ -103,7 +103,7 @@ def test_logits_changed_after_the_head_are_refused():
 
     def model(cap: float | None):
         config = Gemma2Config(
-            vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=1, head_dim=16, final_logit_softcapping=cap, initializer_range=0.2,
         )  # fmt: skip
         torch.manual_seed(0)

@@ -117,8 +117,9 @@ def tiny_model(
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
     tokens = tokenizer()
+    spare = 8 if architecture == "qwen2" else 0  # transformers adds tokens of its own to a Qwen2 tokenizer
     shared: dict[str, Any] = {
-        "vocab_size": vocabulary or len(tokens),
+        "vocab_size": vocabulary or len(tokens) + spare,
         "initializer_range": 0.15,
         "tie_word_embeddings": tied,
         "bos_token_id": None,
