@@ -88,8 +88,15 @@ def ranked(one: Role) -> list[Ranking]:
     return found
 
 
-PAIRS = [DpoConfig(), DpoConfig(label_smoothing=0.2, smoothing="robust"), IpoConfig(), HingeConfig(), OrpoConfig(),
-         SimpoConfig(), CpoConfig()]  # fmt: skip
+PAIRS = [
+    DpoConfig(),
+    DpoConfig(label_smoothing=0.2, smoothing="robust"),
+    IpoConfig(),
+    HingeConfig(),
+    OrpoConfig(),
+    SimpoConfig(),
+    CpoConfig(nll="sum"),
+]  # fmt: skip  (the mean needs the length of the whole step)
 
 
 @pytest.mark.parametrize("config", PAIRS, ids=lambda c: c.method)

@@ -186,6 +186,8 @@ def explained_variance(values: TensorBT, returns: TensorBT, response_mask: MaskB
 
     1: all of it; 0: none, or the returns do not vary; below 0: worse than predicting their mean.
 
+    Source: 1 − Var(target − prediction)/Var(target), as Stable-Baselines3 logs it.
+
     Args:
         values: ``[B, T]``, reward units, the critic's predictions.
         returns: ``[B, T]``, reward units.
@@ -213,6 +215,8 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
     x.detach() + c·(x − x.detach()). A head on shared states then trains on its whole loss and moves what is below by a
     share of it.
+
+    Source: bookkeeping of this package.
 
     Args:
         x: any shape.

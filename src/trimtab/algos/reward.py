@@ -85,6 +85,8 @@ def ranking_pairs(ranks: Sequence[int]) -> TensorP2:
     For one ranking at a time, where pairs also carry a margin or a soft label; :func:`ranking_loss` takes
     many rankings at once.
 
+    Source: bookkeeping of this package.
+
     Args:
         ranks: rank of each answer, lower is better, equal is a tie.
 

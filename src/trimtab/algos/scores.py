@@ -22,6 +22,8 @@ def penalise_missing_eos(
     rewards being cut where an answer scores less; ``subtract``: s ← s − |penalty|. Answers that ended keep their score.
     Being cut never raises a score.
 
+    Source: Stiennon et al. 2020 (arXiv 2009.01325), with the minimum in place of the assignment.
+
     Args:
         scores: ``[B]``, reward units, of whole answers.
         ended: ``[B]`` bool, True: the answer ended its turn.
