@@ -258,7 +258,18 @@ def test_readable_everywhere(page, server: Server, here: World, theme: str, widt
     join(page, here, "owner", "Olga")
     if theme == "contrast":
         page.evaluate("localStorage.setItem('trimtab/theme', 'contrast')")
-    for path in ("/work", "/manage", "/manage/people", "/manage/settings", "/profile", "/history", "/adjudicate"):
+    one = f"/manage/item?id={here.store.find()[0][0].task.id}"
+    for path in (
+        "/work",
+        "/manage",
+        "/manage/items",
+        one,
+        "/manage/people",
+        "/manage/settings",
+        "/profile",
+        "/history",
+        "/adjudicate",
+    ):
         page.goto(path)
         shot(page, f"{theme}-{width}{path.replace('/', '-')}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path

@@ -19,6 +19,7 @@ from trimtab.cli.app import run_app
 from trimtab.errors import ConflictError, DataError
 from trimtab.records import Preference, load
 from trimtab.records.annotation import Submission
+from trimtab.storage.curation import STATES
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
 from trimtab.storage.people import People
@@ -219,6 +220,8 @@ def test_every_page_in_every_language(full: World):
             browser.headers["accept-language"] = language
             pages = "/work /history /guidelines /profile /adjudicate /manage /manage/items /manage/people".split()
             pages += "/manage/settings /manage/guidelines /manage/tokens /manage/export /signin".split()
+            pages += [f"/manage/item?id={found.task.id}" for found in full.store.find()[0]]
+            pages += [f"/manage/items?state={state}" for state in STATES]
             for path in pages:
                 page = browser.get(path)
                 assert page.status_code == 200 and f'lang="{language}"' in page.text, (path, page.text[:300])

@@ -32,6 +32,7 @@ from trimtab.feedback.judge_report import (
     report_lines,
     run_facts,
 )
+from trimtab.feedback.model_wins import ModelWins, Wins, model_wins
 from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, judge_biases, revise
 from trimtab.feedback.routing import Hybrid, Queued, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
@@ -48,6 +49,7 @@ __all__ = [
     "Hybrid",
     "JudgeConfig",
     "Judged",
+    "ModelWins",
     "Question",
     "Queued",
     "Reply",
@@ -60,6 +62,7 @@ __all__ = [
     "Thresholds",
     "Utility",
     "Verdict",
+    "Wins",
     "against_people",
     "aggregate",
     "agreement_report",
@@ -88,6 +91,7 @@ __all__ = [
     "load_callable",
     "mcnemar",
     "median_interval",
+    "model_wins",
     "nominal_report",
     "pair_votes",
     "paired_bootstrap_interval",

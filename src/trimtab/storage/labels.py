@@ -5,6 +5,7 @@
 ``queue``                who judges which item next
 ``submissions``          what becomes of a filled-in form
 ``adjudication``         items that need a decision, and the decision
+``curation``             finding, correcting, retiring and commenting on single items
 ``progress``             how far the project is, and the judgements so far
 ``settings``             settings and guidelines
 =======================  =======================================================
@@ -23,7 +24,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from trimtab.records.annotation import Submission, Task
 from trimtab.records.types import content_id
-from trimtab.storage import adjudication, progress, settings, submissions
+from trimtab.storage import adjudication, curation, progress, settings, submissions
 from trimtab.storage import items as item_rows
 from trimtab.storage.database import Database
 from trimtab.storage.form import Form
@@ -181,10 +182,64 @@ class LabelStore:
         with self.writing() as tx:
             item_rows.put_batch(tx, name, priority=priority, paused=paused, person=person)
 
+    # Single items -------------------------------------------------------------------------
+
+    def find(
+        self, *, text: str = "", batch: str = "", state: curation.State | None = None, after: int = 0, limit: int = 25
+    ) -> tuple[list[curation.FoundItem], int | None]:
+        """A page of items, and where the next one begins; see :func:`~trimtab.storage.curation.find_items`."""
+        with self.database.read() as c:
+            return curation.find_items(c, text=text, batch=batch, state=state, after=after, limit=limit)
+
+    def item_counts(self, batch: str = "") -> dict[curation.State, int]:
+        """How many items there are in each state; an item can be in several."""
+        with self.database.read() as c:
+            return curation.count_items(c, batch)
+
+    def item(self, uid: str) -> curation.OneItem:
+        """Everything about one item: where it stands, who said what, what owners did.
+
+        Raises:
+            DataError: there is no such item.
+        """
+        with self._reading() as tx:
+            return curation.read_item(tx, uid)
+
     def retire(self, uid: str, *, person: int, reason: str = "") -> None:
         """Take an item out of the queue; its judgements stay."""
         with self.writing() as tx:
-            item_rows.retire_item(tx, tx.item(uid), person=person, reason=reason)
+            curation.retire(tx, uid, person=person, reason=reason)
+
+    def restore(self, uid: str, *, person: int, reason: str = "") -> None:
+        """Put a retired item back; its judgements count again.
+
+        Raises:
+            ConflictError: a correction replaces the item, and is in use.
+        """
+        with self.writing() as tx:
+            curation.restore(tx, uid, person=person, reason=reason)
+
+    def comment(self, uid: str, text: str, *, person: int) -> None:
+        """Add an owner's comment to an item.
+
+        Raises:
+            DataError: the comment is empty or too long.
+        """
+        with self.writing() as tx:
+            curation.add_comment(tx, uid, text, person=person)
+
+    def correct(self, task: Task, corrected: Task, *, person: int, reason: str = "") -> str:
+        """Correct an item; returns the id of the item that holds the correction.
+
+        A text that differs makes a new item, and the old one is retired with its judgements; metadata and names of
+        models are changed in place. See :func:`~trimtab.storage.curation.correct`.
+
+        Raises:
+            ConflictError: changed or retired since, or another item has this text already.
+            DataError: the correction cannot be shown to people.
+        """
+        with self.writing() as tx:
+            return curation.correct(tx, task, corrected, person=person, reason=reason)
 
     # Judging ------------------------------------------------------------------------------
 

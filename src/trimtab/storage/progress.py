@@ -78,7 +78,7 @@ def batch_rows(c: Connection) -> list[dict[str, Any]]:
         select(
             items.c.batch_id,
             func.count().label("size"),
-            func.sum(items.c.done).label("done"),
+            func.sum(case((items.c.retired, 0), else_=items.c.done)).label("done"),
             func.sum(case((items.c.retired, 0), else_=NEEDED)).label("needed"),
         )
         .where(items.c.role.is_(None))

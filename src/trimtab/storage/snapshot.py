@@ -9,10 +9,11 @@ from sqlalchemy import and_, func, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Submission, Task, disagree, passes
+from trimtab.storage.curation import LOGGED, read_log
 from trimtab.storage.items import insert_items, put_batch
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
-from trimtab.storage.rows import submission_of, task_of
+from trimtab.storage.rows import add_event, submission_of, task_of
 from trimtab.storage.schema import batches, events, guidelines, items, judgements, people
 from trimtab.storage.settings import put_config, put_guideline
 from trimtab.storage.submissions import put_judgement
@@ -36,6 +37,8 @@ class Snapshot:
     """Names, priorities, pauses."""
     retired: tuple[str, ...]
     """Items that were taken out."""
+    log: tuple[dict[str, Any], ...] = ()
+    """Owners' comments and corrections; :func:`~trimtab.storage.curation.read_log`."""
     excluded: dict[str, int]
     """Judgements that are not in ``submissions``: ``late`` ones, ``undone`` ones, and those ``changed`` since."""
 
@@ -71,6 +74,7 @@ def take_snapshot(store: LabelStore) -> Snapshot:
                 for b in c.execute(select(batches).order_by(batches.c.id))
             ),
             retired=tuple(c.scalars(select(items.c.uid).where(items.c.retired.is_(True)).order_by(items.c.id))),
+            log=read_log(c),
             excluded={"late": late, "undone": undone, "changed": stored - undone - len(rows)},
         )
 
@@ -93,6 +97,10 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
         reason = unusable(task, _WIDEST)
         if reason is not None:
             raise DataError(f"item {task.id!r} of the export cannot be read: {reason}")
+    known = {task.id for task in snapshot.tasks}
+    strange = sum(e["item"] not in known or e["kind"] not in LOGGED for e in snapshot.log)
+    if strange:
+        raise DataError(f"{strange} entries of the export's log are about no item in it; export the project again")
     counts = Counter(s.task for s in snapshot.submissions if s.verdict == "judged" and not s.adjudication)
     with store.writing() as tx:
         if tx.c.scalar(select(items.c.id).limit(1)):
@@ -106,30 +114,33 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
         for uid, count in counts.items():
             wider = and_(items.c.uid == uid, items.c.role.is_(None), items.c.overlap < count)
             tx.c.execute(update(items).where(wider).values(overlap=count))
-        _load_submissions(tx, snapshot)
+        person_ids = _load_submissions(tx, snapshot)
+        rows = dict(tx.c.execute(select(items.c.uid, items.c.id)).all())
+        for entry in snapshot.log:
+            person = None if entry["person"] is None else _person(tx, person_ids, entry["person"])
+            add_event(tx.c, entry["at"], entry["kind"], entry["body"], person=person, item=rows[entry["item"]])
     return {"tasks": len(snapshot.tasks), "submissions": len(snapshot.submissions)}
 
 
-def _load_submissions(tx: Transaction, snapshot: Snapshot) -> None:
+def _person(tx: Transaction, known: dict[str, int], pseudonym: str) -> int:
+    """The number of the person with this pseudonym; somebody new is added as imported."""
+    if pseudonym not in known:
+        values = {"pseudonym": pseudonym, "name": pseudonym, "name_key": f"imported/{pseudonym}", "role": "annotator"}
+        added = tx.c.execute(insert(people).values(**values, state="imported", created_at=tx.now))
+        known[pseudonym] = added.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+    return known[pseudonym]
+
+
+def _load_submissions(tx: Transaction, snapshot: Snapshot) -> dict[str, int]:
+    """Store the submissions; returns the numbers of people by pseudonym."""
     c = tx.c
     tasks = {task.id: task for task in snapshot.tasks}
     rows = {row.uid: row for row in c.execute(select(items))}
     person_ids = {row.pseudonym: row.id for row in c.execute(select(people.c.pseudonym, people.c.id))}
     by_task: dict[str, list[Submission]] = {}
     for submission in snapshot.submissions:
-        if submission.annotator not in person_ids:
-            inserted = c.execute(
-                insert(people).values(
-                    pseudonym=submission.annotator,
-                    name=submission.annotator,
-                    name_key=f"imported/{submission.annotator}",
-                    role="annotator",
-                    state="imported",
-                    created_at=tx.now,
-                )
-            )
-            person_ids[submission.annotator] = inserted.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
-        person, item, task = person_ids[submission.annotator], rows[submission.task], tasks[submission.task]
+        person = _person(tx, person_ids, submission.annotator)
+        item, task = rows[submission.task], tasks[submission.task]
         body = submission.model_dump(mode="json", exclude_defaults=True, exclude={"annotator", "task"})
         seq = tx.event("import", body, person=person, item=item.id)
         put_judgement(tx, seq, submission, item=item, person=person, replaces=None, passed=passes(task, submission))
@@ -150,6 +161,7 @@ def _load_submissions(tx: Transaction, snapshot: Snapshot) -> None:
         }
         c.execute(update(items).where(items.c.id == item.id).values(**values))
     c.execute(update(items).where(items.c.uid.in_(snapshot.retired)).values(retired=True, open=False, disputed=False))
+    return person_ids
 
 
 def without_small_groups(submissions: Iterable[Submission], least: int) -> tuple[tuple[Submission, ...], int]:

@@ -155,8 +155,8 @@ def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submi
 @router.get("/agreement", dependencies=[_token("read")], responses=_ERRORS)
 def agreement(request: Request) -> dict[str, Any]:
     """Agreement and biases over the newest judgements, each with its interval or the reason why there is none."""
-    estimates, note = agreement_of(request.app.state.store, request.app.state.cache)
+    estimates, note, unused = agreement_of(request.app.state.store, request.app.state.cache)
     plain = {
         kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in estimates.items()
     }
-    return {"note": note, "estimates": plain.pop("compare"), **plain}
+    return {"note": note, "estimates": plain.pop("compare"), "left_out": unused, **plain}

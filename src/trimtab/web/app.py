@@ -17,7 +17,7 @@ from trimtab.errors import ConflictError, DataError, StorageError, TrimtabError
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.people import People
 from trimtab.text import visible
-from trimtab.web import accounts, adjudication, api, manage, work
+from trimtab.web import accounts, adjudication, api, item, manage, work
 from trimtab.web.pages import SignInNeeded, language_of, page
 from trimtab.web.security import Guard, Tries, base_path
 from trimtab.web.strings import translate_error
@@ -62,7 +62,7 @@ def create_app(
     app.state.names = Tries()
     app.add_middleware(Guard, hosts=None if public_url else hosts, public=public_url or "")
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    for part in (accounts, work, adjudication, manage, api):
+    for part in (accounts, work, adjudication, manage, item, api):
         app.include_router(part.router)
     app.add_exception_handler(TrimtabError, _trimtab_error)
     app.add_exception_handler(RequestValidationError, _invalid)

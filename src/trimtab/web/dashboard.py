@@ -3,7 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import Integer, and_, case, cast, func, select
@@ -11,8 +11,11 @@ from sqlalchemy import Integer, and_, case, cast, func, select
 from trimtab.feedback import (
     AnnotatorReport,
     Estimate,
+    ModelWins,
     agreement_report,
     annotator_reports,
+    left_out,
+    model_wins,
     nominal_report,
     speed,
     wilson_interval,
@@ -70,6 +73,12 @@ class Dashboard:
     agreement: dict[str, dict[str, Estimate]]
     """By kind of task."""
     note: str
+    left_out: dict[str, int]
+    """Judgements of the sample that no statistic about agreement uses, by reason."""
+    sampled: int
+    """Judgements of the sample."""
+    wins: ModelWins
+    """Win rates of the models whose answers were judged."""
     workers: list[Worker]
     cohorts: list[Cohort]
     too_small: int
@@ -81,10 +90,11 @@ class Dashboard:
 def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashboard:
     """Put the page together."""
     config, progress = store.config(), store.progress()
-    agreement, note = agreement_of(store, cache)
-    tasks, submissions = _sample(store, cache)
+    agreement, note, unused = agreement_of(store, cache)
+    sample = _sample(store, cache)
+    tasks, submissions = sample.tasks, sample.by_annotators
     criterion = config.criteria[0].name
-    items_, judged = _records(tasks, submissions, criterion)
+    items_, judged, _ = _records(tasks, submissions, criterion)
     reports = {
         r.annotator: r for r in annotator_reports(items_, judged, criterion=criterion, fast_seconds=config.fast_seconds)
     }
@@ -117,6 +127,9 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
         seconds=speed(s.seconds for s in submissions)[0],
         agreement=agreement,
         note=note,
+        left_out=unused,
+        sampled=sample.total,
+        wins=_cached(cache, "wins", lambda: _wins(sample, criterion)),
         workers=workers,
         cohorts=cohorts,
         too_small=small,
@@ -125,20 +138,38 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
     )
 
 
-def agreement_of(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, dict[str, Estimate]], str]:
-    """Agreement over the newest judgements by kind of task, and which judgements these are."""
+def agreement_of(
+    store: LabelStore, cache: dict[str, Any]
+) -> tuple[dict[str, dict[str, Estimate]], str, dict[str, int]]:
+    """Agreement over the newest judgements by kind of task, which judgements these are, and those it leaves out."""
 
-    def make() -> tuple[dict[str, dict[str, Estimate]], str]:
-        tasks, submissions = _sample(store, cache)
+    def make() -> tuple[dict[str, dict[str, Estimate]], str, dict[str, int]]:
+        sample = _sample(store, cache)
         criterion = store.config().criteria[0].name
-        reports = {"compare": agreement_report(*_records(tasks, submissions, criterion), criterion=criterion)}
+        items_, judged, others = _records(sample.tasks, sample.by_annotators, criterion)
+        reports = {"compare": agreement_report(items_, judged, criterion=criterion)}
         for kind in ("thumbs", "steps"):
-            if units := nominal_units(kind, tasks, submissions):
+            if units := nominal_units(kind, sample.tasks, sample.by_annotators):
                 reports[kind] = nominal_report(units)
+        unused = sample.left_out + others + Counter(left_out(items_, judged, criterion=criterion))
+        for s in sample.by_annotators:
+            if sample.tasks[s.task].kind != "compare" and s.verdict != "judged":
+                unused[f"not ranked: {s.verdict}"] += 1
+        unused["adjudication"] += len(sample.submissions) - len(sample.by_annotators)
         total = store.progress().done
-        return reports, f"{len(submissions)} / {total}" if total > len(submissions) else ""
+        note = f"{len(sample.by_annotators)} / {total}" if total > len(sample.by_annotators) else ""
+        return reports, note, dict((+unused).most_common())
 
     return _cached(cache, "agreement", make)
+
+
+def _wins(sample: "_Sample", criterion: str) -> ModelWins:
+    """Win rates over the sample; with those it leaves out, its judgements are all of the sample's."""
+    items_, judged, others = _records(sample.tasks, sample.submissions, criterion)
+    wins = model_wins(items_, judged, criterion=criterion)
+    kinds = Counter(sample.tasks[s.task].kind for s in sample.submissions if sample.tasks[s.task].kind != "compare")
+    unused = sample.left_out + others + Counter({f"other kind of task: {kind}": n for kind, n in kinds.items()})
+    return replace(wins, left_out=dict((unused + Counter(wins.left_out)).most_common()))
 
 
 def _cached(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
@@ -151,30 +182,65 @@ def _cached(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Mad
     return made
 
 
-def _sample(store: LabelStore, cache: dict[str, Any]) -> tuple[dict[str, Task], list[Submission]]:
-    """The newest judgements, and the tasks they are about."""
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """The newest judgements that statistics are made from."""
+
+    tasks: dict[str, Task]
+    """The tasks they are about; no check items, no retired ones."""
+    submissions: list[Submission]
+    """The judgements, adjudications among them."""
+    left_out: Counter[str]
+    """The other judgements of the sample by reason: about check items and retired items."""
+
+    @property
+    def by_annotators(self) -> list[Submission]:
+        """Without adjudications."""
+        return [s for s in self.submissions if not s.adjudication]
+
+    @property
+    def total(self) -> int:
+        """All judgements of the sample."""
+        return len(self.submissions) + self.left_out.total()
+
+
+def _sample(store: LabelStore, cache: dict[str, Any]) -> _Sample:
     return _cached(cache, "sample", lambda: _newest(store))
 
 
-def _newest(store: LabelStore) -> tuple[dict[str, Task], list[Submission]]:
-    submissions = [s for _, s in store.submissions(limit=NEWEST, newest=True) if not s.adjudication]
+def _newest(store: LabelStore) -> _Sample:
+    submissions = [s for _, s in store.submissions(limit=NEWEST, newest=True)]
     uids = sorted({s.task for s in submissions})
     tasks: dict[str, Task] = {}
+    why: dict[str, str] = {}
     with store.database.read() as c:
         for start in range(0, len(uids), 400):
-            query = select(items.c.body).where(items.c.uid.in_(uids[start : start + 400]), items.c.role.is_(None))
-            for body in c.scalars(query):
-                task = Task.model_validate_json(body)
-                tasks[task.id] = task
-    return tasks, [s for s in submissions if s.task in tasks]
+            query = select(items.c.uid, items.c.body, items.c.role, items.c.retired)
+            for row in c.execute(query.where(items.c.uid.in_(uids[start : start + 400]))):
+                if row.role is None and not row.retired:
+                    tasks[row.uid] = Task.model_validate_json(row.body)
+                else:
+                    why[row.uid] = "item retired" if row.role is None else "check item"
+    return _Sample(
+        tasks=tasks,
+        submissions=[s for s in submissions if s.task in tasks],
+        left_out=Counter(why[s.task] for s in submissions if s.task in why),
+    )
 
 
 def _records(
     tasks: dict[str, Task], submissions: list[Submission], criterion: str
-) -> tuple[list[Comparison], list[Judgement]]:
+) -> tuple[list[Comparison], list[Judgement], Counter[str]]:
+    """Comparisons, at most one judgement of each submission, and the submissions without one by reason."""
     comparisons = [c for t in tasks.values() if (c := t.comparison) is not None]
-    judgements = [j for s in submissions for j in judgements_of(tasks[s.task], s)]
-    return comparisons, [j for j in judgements if j.criterion == criterion or j.ranks is None]
+    judged: list[Judgement] = []
+    others: Counter[str] = Counter()
+    for s in submissions:
+        made = judgements_of(tasks[s.task], s)
+        chosen = [j for j in made if j.criterion == criterion or j.ranks is None]
+        judged += chosen
+        others[f"criterion is not {criterion!r}"] += bool(made) and not chosen
+    return comparisons, judged, others
 
 
 def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
@@ -216,7 +282,8 @@ def _cohorts(
     for name, group in sorted(groups.items()):
         annotators = len({s.annotator for s in group})
         if annotators >= least:
-            report = agreement_report(*_records(tasks, group, criterion), criterion=criterion)
+            comparisons, judged, _ = _records(tasks, group, criterion)
+            report = agreement_report(comparisons, judged, criterion=criterion)
             cohorts.append(
                 Cohort(name=name, annotators=annotators, judged=len(group), agreement=report["raw_agreement"])
             )

@@ -12,10 +12,13 @@
     csv          judgements.csv                                  one line for each pair, thumb or step label
 
 Annotators appear by pseudonym. Groups of fewer annotators than the project's ``min_cell`` are not
-named. The manifest counts all ``judgements`` ever submitted, those ``used`` in the files, and the
-others in ``dropped`` by reason: ``judgements`` = ``used`` + the sum of ``dropped``. A comparison by several
-criteria is one judgement. ``trl`` and ``ranking`` hold the first criterion of the project; ``other_criteria`` counts
-the answers about the others, ``dropped_items`` the comparisons without a row.
+named. Owners' comments are in ``metadata`` as ``owner_comments``, where an export has metadata; ``project.json`` holds
+them with all corrections as ``log``.
+
+The manifest counts all ``judgements`` ever submitted, those ``used`` in the files, and the others in ``dropped`` by
+reason: ``judgements`` = ``used`` + the sum of ``dropped``. A comparison by several criteria is one judgement. ``trl``
+and ``ranking`` hold the first criterion of the project; ``other_criteria`` counts the answers about the others,
+``dropped_items`` the comparisons without a row.
 
 Rows of ``trl`` have a ``margin`` where people were asked how clear the difference is; 0 in such a file: none.
 """
@@ -51,12 +54,15 @@ from trimtab.records.annotation import (
 )
 from trimtab.records.formats import strict_pairs
 from trimtab.records.types import Message
+from trimtab.storage.curation import comments_by_item
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
 from trimtab.storage.snapshot import Snapshot, load_snapshot, take_snapshot, without_small_groups
 
 FORMATS = ("trimtab", "judgements", "trl", "ranking", "unpaired", "steps", "rewrites", "csv")
 _VERSION = 1
+_LOG = ("item", "kind", "at", "person", "body")
+"""What an entry of ``log`` in ``project.json`` holds."""
 
 
 def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any]:
@@ -110,6 +116,7 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
             guidelines=tuple(project["guidelines"]),
             batches=tuple(project["batches"]),
             retired=tuple(project["retired"]),
+            log=tuple({name: entry[name] for name in _LOG} for entry in project.get("log", ())),
             excluded={},
         )
     except OSError as error:
@@ -140,7 +147,8 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
 def render(snapshot: Snapshot, format: str) -> dict[str, bytes]:
     """The files of an export by name, its ``manifest.json`` among them."""
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
-    snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions})
+    tasks = snapshot.tasks if format == "trimtab" else tuple(_with_comments(snapshot))
+    snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions, "tasks": tasks})
     dropped = Counter({_EARLIER[name]: count for name, count in snapshot.excluded.items() if count})
     written = _WRITERS[format](snapshot, dropped)
     files, rows = written.files, written.rows
@@ -170,6 +178,15 @@ def render(snapshot: Snapshot, format: str) -> dict[str, bytes]:
     return files | {"manifest.json": (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
+def _with_comments(snapshot: Snapshot) -> Iterable[Task]:
+    """The tasks with owners' comments as ``owner_comments`` in their metadata."""
+    comments = comments_by_item(snapshot.log)
+    for task in snapshot.tasks:
+        if task.id in comments:
+            task = task.model_copy(update={"metadata": task.metadata | {"owner_comments": comments[task.id]}})
+        yield task
+
+
 _EARLIER = {
     "late": "came after the slot had gone to somebody else",
     "undone": "taken back by the annotator",
@@ -196,6 +213,7 @@ def _native(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
         "guidelines": list(snapshot.guidelines),
         "batches": list(snapshot.batches),
         "retired": list(snapshot.retired),
+        "log": list(snapshot.log),
     }
     text = json.dumps(project, indent=2, ensure_ascii=False) + "\n"
     written = _jsonl(

@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
@@ -12,6 +14,7 @@ from starlette.datastructures import UploadFile
 from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
 from trimtab.records.annotation import Task
+from trimtab.storage.curation import STATES
 from trimtab.storage.form import Number
 from trimtab.storage.people import ROLES, Person
 from trimtab.storage.project import ProjectConfig
@@ -19,7 +22,8 @@ from trimtab.storage.tasks import Refused
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
 from trimtab.web.items_file import tasks_in
-from trimtab.web.pages import fields, link_to, page, signed_in
+from trimtab.web.pages import fields, link_to, page, signed_in, translator
+from trimtab.web.words import left_out_words
 
 router = APIRouter(include_in_schema=False, prefix="/manage")
 Owner = Annotated[Person, Depends(signed_in("owner"))]
@@ -29,20 +33,51 @@ Fields = Annotated[dict[str, str], Depends(fields)]
 @router.get("")
 def overview(request: Request, person: Owner) -> Response:
     """The dashboard."""
-    state = request.app.state
-    return page(request, "dashboard.html", person, d=dashboard(state.store, state.people, state.cache))
+    state, t = request.app.state, translator(request, person)
+    d = dashboard(state.store, state.people, state.cache)
+    unused = {"agreement": left_out_words(d.left_out, t), "wins": left_out_words(d.wins.left_out, t)}
+    return page(request, "dashboard.html", person, d=d, unused=unused)
 
 
 @router.get("/items")
-def items_page(request: Request, person: Owner) -> Response:
-    """Batches, and a form to add items."""
-    return _items(request, person)
+def items_page(
+    request: Request, person: Owner, q: str = "", batch: str = "", state: str = "", after: Number = 0
+) -> Response:
+    """The items, searched and filtered; batches; and a form to add items."""
+    return _items(request, person, q=q, batch=batch, state=state, after=after)
 
 
-def _items(request: Request, person: Person, **values: Any) -> Response:
+def _items(
+    request: Request,
+    person: Person,
+    *,
+    q: str = "",
+    batch: str = "",
+    state: str = "",
+    after: int = 0,
+    added: int | None = None,
+    refused: Sequence[Refused] = (),
+) -> Response:
     store = request.app.state.store
-    values = {"added": None, "refused": [], **values}
-    return page(request, "items.html", person, batches=store.batches(), progress=store.progress(), **values)
+    if "\x00" in q + batch:
+        raise DataError("the search holds a NUL character; remove it")
+    wanted = next((s for s in STATES if s == state), None)
+    found, more = store.find(text=q[:1000], batch=batch, state=wanted, after=after)
+    search = {"q": q[:1000], "batch": batch, "state": wanted or ""}
+    return page(
+        request,
+        "items.html",
+        person,
+        batches=store.batches(),
+        found=found,
+        counts=store.item_counts(batch),
+        search=search,
+        query=urlencode(search),
+        first=after == 0,
+        more=more,
+        added=added,
+        refused=refused,
+    )
 
 
 @router.post("/items")

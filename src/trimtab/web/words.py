@@ -1,6 +1,6 @@
 """Judgements in words, with the answers named by their letters on the reader's screen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from trimtab.records.annotation import OVERALL, Answer, Check, Submission, Task
@@ -31,6 +31,35 @@ def in_words(task: Task, submission: Submission, order: Sequence[int], t: Transl
         said = _answer(answer, submission.shown_order, order, t)
         words.append(said if answer.criterion == OVERALL else f"{answer.criterion}: {said}")
     return "; ".join(words)
+
+
+_LEFT_OUT = {
+    "adjudication": "left.adjudication",
+    "annotator had ranked the item before": "left.again",
+    "answers that name no model": "left.no_model",
+    "both answers by the same model": "left.same_model",
+    "check item": "left.check",
+    "item retired": "left.retired",
+    "settled by an adjudicator": "left.settled",
+    "unknown item id": "left.unknown",
+    "wrong number of answers": "left.number",
+}
+
+
+def left_out_words(reasons: Mapping[str, int], t: Translate) -> str:
+    """Counts of judgements that a statistic leaves out, by reason, in the reader's language."""
+    words = []
+    for reason, count in reasons.items():
+        if reason in _LEFT_OUT:
+            text = t(_LEFT_OUT[reason])
+        elif reason.startswith("not ranked: "):
+            text = t("verdict." + reason.removeprefix("not ranked: "))
+        elif reason.startswith("other kind of task: "):
+            text = t("left.kind." + reason.removeprefix("other kind of task: "))
+        else:
+            text = t("left.criterion")
+        words.append(f"{text} {count}")
+    return ", ".join(words)
 
 
 def expected(task: Task, check: Check, order: Sequence[int], t: Translate) -> str:

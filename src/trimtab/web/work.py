@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict
 
-from trimtab.records.annotation import OVERALL, Submission, passes
+from trimtab.records.annotation import OVERALL, Submission, Task, passes
 from trimtab.storage.form import Form, Number
 from trimtab.storage.labels import Assignment, Receipt
 from trimtab.storage.own import (
@@ -219,17 +219,13 @@ def task_html(
     if isinstance(assignment, str):
         return fragment(request, "_nothing.html", language, state=assignment)
     task = assignment.task
-    answers = [task.completions[i].text for i in assignment.shown_order]
-    messages = task.prompt.messages
-    rendered = render_all([*(m.content for m in messages), *answers])
     return fragment(
         request,
         "_task.html",
         language,
         task=task,
-        turns=[(m.role, html, plain(m.content)) for m, html in zip(messages, rendered, strict=False)],
-        shown=[(text, html, plain(text)) for text, html in zip(answers, rendered[len(messages) :], strict=True)],
-        long=any(len(text) > LONGEST for text in [*(m.content for m in messages), *answers]),
+        **shown_texts(task, assignment.shown_order),
+        models=(),
         letters=LETTERS,
         rows=rows(assignment, assignment.config, translator(request, person)),
         version=assignment.version,
@@ -238,6 +234,18 @@ def task_html(
         adjudication=adjudication,
         causes=causes,
     )
+
+
+def shown_texts(task: Task, order: Sequence[int]) -> dict[str, Any]:
+    """The question and the answers in this order as ``_texts.html`` takes them."""
+    answers = [task.completions[i].text for i in order]
+    messages = task.prompt.messages
+    rendered = render_all([*(m.content for m in messages), *answers])
+    return {
+        "turns": [(m.role, html, plain(m.content)) for m, html in zip(messages, rendered, strict=False)],
+        "shown": [(text, html, plain(text)) for text, html in zip(answers, rendered[len(messages) :], strict=True)],
+        "long": any(len(text) > LONGEST for text in [*(m.content for m in messages), *answers]),
+    }
 
 
 def rows(assignment: Assignment, config: ProjectConfig, t: Callable[..., str]) -> list[dict[str, Any]]:

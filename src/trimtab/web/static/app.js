@@ -75,6 +75,18 @@ function letterOf(event) {
 }
 const isHelp = (event) => ["?", "؟", "？"].includes(event.key) || (event.shiftKey && event.code === "Slash" && !/^\p{L}$/u.test(event.key));
 
+// An item's page: texts as typed or rendered.
+const rawToggle = document.getElementById("raw-toggle");
+if (rawToggle) {
+  const flip = () => rawToggle.setAttribute("aria-pressed", String(document.getElementById("item-texts").classList.toggle("as-typed")));
+  rawToggle.hidden = false;
+  rawToggle.onclick = flip;
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.matches("textarea, select, input");
+    if (!typing && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat && letterOf(event) === "v") flip();
+  });
+}
+
 const work = document.getElementById("work");
 if (work) start();
 

@@ -1,0 +1,372 @@
+"""What owners do with single items: find them, read who said what, correct, retire, restore and comment.
+
+Stored judgements are about the text that was judged, so no text is ever edited. A corrected text is a new item that
+replaces the old one: the old one is retired with its judgements, and both name each other. What annotators never see
+(metadata, names of models) is changed in place; the values before stay in the item's log.
+
+The log of an item is its events of the kinds in :data:`LOGGED`.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, true, update
+
+from trimtab.errors import ConflictError, DataError
+from trimtab.records.annotation import Submission, Task
+from trimtab.records.types import Prompt
+from trimtab.storage.items import OPEN_TO_PEOPLE, insert_items, recount, retire_item
+from trimtab.storage.rows import submission_of, task_of
+from trimtab.storage.schema import batches, events, items, judgements, people
+from trimtab.storage.tasks import unusable
+from trimtab.storage.transaction import Transaction
+
+State = Literal["open", "done", "disputed", "flagged", "retired", "check"]
+STATES: tuple[State, ...] = get_args(State)
+"""Where an item stands. ``check``: an item with a known answer, which is never done."""
+LOGGED = ("note", "retire", "restore", "amend", "corrected", "correction")
+"""Kinds of events in an item's log: a comment; taken out and put back; metadata changed (``before``); replaced ``by``
+another item, and a correction ``of`` another."""
+_SAID = ("judgement", "adjudication", "import", "late")
+_COMPLETE = or_(items.c.done >= items.c.overlap, items.c.adjudicated)
+_WHICH: dict[State, ColumnElement[bool]] = {
+    "open": and_(items.c.role.is_(None), items.c.retired.is_(False), ~_COMPLETE),
+    "done": and_(items.c.role.is_(None), items.c.retired.is_(False), _COMPLETE),
+    "disputed": and_(items.c.disputed.is_(True), items.c.retired.is_(False)),
+    "flagged": and_(items.c.flags > 0, items.c.retired.is_(False)),
+    "retired": items.c.retired.is_(True),
+    "check": and_(items.c.role.is_not(None), items.c.retired.is_(False)),
+}
+_CHUNK = 500
+"""Rows read at once while searching."""
+_START = 4
+"""Characters that a word needs to be the start of an id: ids made from texts have digits and letters by chance."""
+MOST_CHARACTERS = 10_000
+"""Most characters of a comment or a reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundItem:
+    """An item in a list."""
+
+    number: int
+    """Place in the order in which items were added."""
+    task: Task
+    """The item."""
+    states: tuple[State, ...]
+    """Where it stands; an item can be done, disputed and flagged at once."""
+    done: int
+    """Judgements it has."""
+    overlap: int
+    """Judgements it needs."""
+    comments: int
+    """Owners' comments on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """One line of an item's log."""
+
+    kind: str
+    """One of :data:`LOGGED`."""
+    at: float
+    """Seconds since 1970."""
+    name: str | None
+    """Who; None: a program."""
+    pseudonym: str | None
+    """The same person's pseudonym."""
+    body: dict[str, Any]
+    """``text``, ``reason``, ``before``, ``by`` or ``of``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One submission about an item."""
+
+    submission: Submission
+    """What was said."""
+    name: str
+    """Who said it."""
+    state: Literal["counts", "changed", "undone", "late"]
+    """``counts``: the person's current word; ``changed`` or taken back (``undone``) by the person since; ``late``: came
+    after the slot had gone to somebody else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneItem:
+    """Everything about one item."""
+
+    found: FoundItem
+    """The item and where it stands."""
+    said: list[Said]
+    """Who said what, oldest first."""
+    log: list[LogEntry]
+    """What owners did, oldest first."""
+
+
+# Finding ----------------------------------------------------------------------------------
+
+
+def find_items(
+    c: Connection, *, text: str = "", batch: str = "", state: State | None = None, after: int = 0, limit: int = 25
+) -> tuple[list[FoundItem], int | None]:
+    """A page of items in the order they were added.
+
+    Args:
+        c: the database.
+        text: words, each of which the question, an answer or a step has, or the id starts with; in capitals or not.
+        batch: name of a batch; empty: all.
+        state: where the items stand; None: anywhere.
+        after: number of the last item of the page before.
+        limit: length of the page.
+
+    Returns:
+        the items, and the number to go on after; None: there are no more.
+    """
+    words = text.lower().split()
+    which = [_WHICH[state] if state else true(), *(_may_have(word) for word in words)]
+    if batch:
+        which.append(items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)))
+    rows: list[Row[Any]] = []
+    while len(rows) <= limit:
+        query = select(items).where(items.c.id > after, *which).order_by(items.c.id).limit(_CHUNK)
+        chunk = c.execute(query).all()
+        rows += [row for row in chunk if not words or _has(row, words)]
+        if len(chunk) < _CHUNK:
+            break
+        after = chunk[-1].id
+    page = rows[:limit]
+    return _found(c, page), page[-1].id if len(rows) > limit else None
+
+
+def count_items(c: Connection, batch: str = "") -> dict[State, int]:
+    """How many items there are in each state; an item can be in several."""
+    where = items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)) if batch else true()
+    return {s: c.scalar(select(func.count()).select_from(items).where(where, _WHICH[s])) or 0 for s in STATES}
+
+
+def _may_have(word: str) -> ColumnElement[bool]:
+    """A condition that the database can check: the longest run of ASCII letters and digits of the word."""
+    runs = re.findall("[a-z0-9]+", word)
+    if not runs:
+        return true()
+    run = max(runs, key=len)
+    return or_(items.c.body.icontains(run, autoescape=True), items.c.uid.icontains(run, autoescape=True))
+
+
+def _has(row: Row[Any], words: Sequence[str]) -> bool:
+    task = task_of(row)
+    texts = [*(m.content for m in task.prompt.messages), *(a.text for a in task.completions), *task.steps]
+    whole, uid = "\x00".join(texts).lower(), task.id.lower()
+    return all(word in whole or word == uid or (len(word) >= _START and uid.startswith(word)) for word in words)
+
+
+def _found(c: Connection, rows: Sequence[Row[Any]]) -> list[FoundItem]:
+    query = (
+        select(events.c.item_id, func.count())
+        .where(events.c.item_id.in_([row.id for row in rows]), events.c.kind == "note")
+        .group_by(events.c.item_id)
+    )
+    comments = {item: count for item, count in c.execute(query)}
+    return [
+        FoundItem(
+            number=row.id,
+            task=task_of(row),
+            states=_states(row),
+            done=row.done,
+            overlap=row.overlap,
+            comments=comments.get(row.id, 0),
+        )
+        for row in rows
+    ]
+
+
+def _states(row: Row[Any]) -> tuple[State, ...]:
+    if row.retired:
+        return ("retired",)
+    if row.role is not None:
+        return ("check", *(("flagged",) if row.flags else ()))
+    complete = row.done >= row.overlap or row.adjudicated
+    more: list[State] = [s for s, holds in (("disputed", row.disputed), ("flagged", row.flags > 0)) if holds]
+    return ("done" if complete else "open", *more)
+
+
+def read_item(tx: Transaction, uid: str) -> OneItem:
+    """Everything about one item.
+
+    Raises:
+        DataError: there is no such item.
+    """
+    item = tx.item(uid)
+    return OneItem(found=_found(tx.c, [item])[0], said=_said(tx.c, item), log=_log(tx.c, item.id))
+
+
+def _said(c: Connection, item: Row[Any]) -> list[Said]:
+    current = set(c.scalars(select(judgements.c.seq).where(judgements.c.item_id == item.id)))
+    query = (
+        select(events.c.seq, events.c.kind, events.c.body, people.c.name, people.c.pseudonym)
+        .join(people, people.c.id == events.c.person_id)
+        .where(events.c.item_id == item.id, events.c.kind.in_((*_SAID, "undo")))
+        .order_by(events.c.seq)
+    )
+    rows = c.execute(query).all()
+    undone = {json.loads(row.body)["undoes"] for row in rows if row.kind == "undo"}
+
+    def state(row: Row[Any]) -> Literal["counts", "changed", "undone", "late"]:
+        if row.seq in current:
+            return "counts"
+        return "late" if row.kind == "late" else "undone" if row.seq in undone else "changed"
+
+    return [
+        Said(submission=submission_of(row.body, row.pseudonym, item.uid), name=row.name, state=state(row))
+        for row in rows
+        if row.kind != "undo"
+    ]
+
+
+def _log(c: Connection, item: int) -> list[LogEntry]:
+    query = (
+        select(events, people.c.name, people.c.pseudonym)
+        .join(people, people.c.id == events.c.person_id, isouter=True)
+        .where(events.c.item_id == item, events.c.kind.in_(LOGGED))
+        .order_by(events.c.seq)
+    )
+    return [
+        LogEntry(kind=row.kind, at=row.at, name=row.name, pseudonym=row.pseudonym, body=json.loads(row.body))
+        for row in c.execute(query)
+    ]
+
+
+def read_log(c: Connection) -> tuple[dict[str, Any], ...]:
+    """The logs of all items, for an export: ``item``, ``kind``, ``at``, ``person`` (pseudonym) and what it says."""
+    query = (
+        select(events.c.kind, events.c.at, events.c.body, items.c.uid, people.c.pseudonym)
+        .join(items, items.c.id == events.c.item_id)
+        .join(people, people.c.id == events.c.person_id, isouter=True)
+        .where(events.c.kind.in_(LOGGED))
+        .order_by(events.c.seq)
+    )
+    return tuple(
+        {"item": row.uid, "kind": row.kind, "at": row.at, "person": row.pseudonym, "body": json.loads(row.body)}
+        for row in c.execute(query)
+    )
+
+
+def comments_by_item(log: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The comments of a project's log by item, each with ``at``, ``by`` and ``text``."""
+    comments: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in log:
+        if entry["kind"] == "note":
+            comments[entry["item"]].append({"at": entry["at"], "by": entry["person"], "text": entry["body"]["text"]})
+    return dict(comments)
+
+
+# Changing ---------------------------------------------------------------------------------
+
+
+def add_comment(tx: Transaction, uid: str, text: str, *, person: int) -> None:
+    """Add an owner's comment to an item.
+
+    Raises:
+        DataError: the comment is empty.
+    """
+    text = _checked(text, "comment")
+    if not text:
+        raise DataError("the comment is empty; write one")
+    tx.event("note", {"text": text}, person=person, item=tx.item(uid).id)
+
+
+def retire(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
+    """Take an item out of the queue; its judgements stay. A retired item stays as it is."""
+    item = tx.item(uid)
+    if not item.retired:
+        retire_item(tx, item, person=person, reason=_checked(reason, "reason"))
+
+
+def restore(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
+    """Put a retired item back; its judgements count again, and free slots are queued.
+
+    Raises:
+        ConflictError: a correction replaces the item, and is in use.
+    """
+    item = tx.item(uid)
+    if not item.retired:
+        return
+    newer = next((e.body["by"] for e in reversed(_log(tx.c, item.id)) if e.kind == "corrected"), None)
+    if newer is not None and not tx.item(newer).retired:
+        raise ConflictError(f"item {newer} replaces this one; retire that first")
+    last = tx.c.scalar(select(func.max(items.c.position)).where(items.c.batch_id == item.batch_id)) or 0
+    tx.c.execute(update(items).where(items.c.id == item.id).values(retired=False))
+    room = and_(items.c.taken < items.c.overlap, OPEN_TO_PEOPLE)
+    tx.c.execute(update(items).where(items.c.id == item.id).values(open=room, position=last + 1))
+    recount(tx, tx.item(uid))
+    tx.event("restore", {"reason": _checked(reason, "reason")}, person=person, item=item.id)
+
+
+def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason: str) -> str:
+    """Correct an item; returns the id of the item that holds the correction.
+
+    If only metadata or names of models differ, the item is changed in place. Otherwise the correction is a new item at
+    the end of the batch, and the old one is retired with its judgements.
+
+    Args:
+        tx: the transaction.
+        task: the item as the owner saw it.
+        corrected: what it should be, under the same id.
+        person: who corrects it.
+        reason: why.
+
+    Raises:
+        ConflictError: the item was changed or retired since, or another item has this text already.
+        DataError: the correction cannot be shown to people.
+    """
+    item, reason = tx.item(task.id), _checked(reason, "reason")
+    if task_of(item) != task:
+        raise ConflictError("this item was changed since you opened it; reload the page")
+    if item.retired:
+        raise ConflictError("this item is retired; restore it first")
+    if corrected == task:
+        raise DataError("nothing differs from the item; change something, or leave the page")
+    in_place = _shown(corrected) == _shown(task)
+    if not in_place:
+        own = None if item.inherits else item.overlap
+        corrected = _under_a_new_id(corrected.model_copy(update={"overlap": own}))
+    problem = unusable(corrected, tx.config)
+    if problem is not None:
+        raise DataError(problem)
+    if in_place:
+        body = corrected.model_dump_json(exclude_defaults=True)
+        tx.c.execute(update(items).where(items.c.id == item.id).values(body=body))
+        before = {"metadata": task.metadata, "prompt_metadata": task.prompt.metadata}
+        before["models"] = [answer.model for answer in task.completions]
+        tx.event("amend", {"reason": reason, "before": before}, person=person, item=item.id)
+        return task.id
+    if insert_items(tx, [corrected], tx.config):
+        raise ConflictError(f"item {corrected.id} has exactly this text; retire this one instead")
+    retire_item(tx, item, person=person, reason=reason)
+    tx.event("corrected", {"by": corrected.id}, person=person, item=item.id)
+    tx.event("correction", {"of": task.id, "reason": reason}, person=person, item=tx.item(corrected.id).id)
+    return corrected.id
+
+
+def _shown(task: Task) -> tuple[Any, ...]:
+    """What people see of an item, and what their answers are checked against."""
+    return task.prompt.messages, [answer.text for answer in task.completions], task.steps, task.check
+
+
+def _under_a_new_id(task: Task) -> Task:
+    """The same item with ids made from its texts."""
+    prompt = Prompt.of(task.prompt.messages).model_copy(update={"metadata": task.prompt.metadata})
+    fields = {name: getattr(task, name) for name in ("steps", "batch", "overlap", "check", "metadata")}
+    return Task.of(prompt, task.completions, kind=task.kind, **fields)
+
+
+def _checked(text: str, what: str) -> str:
+    text = text.replace("\r\n", "\n").strip()
+    if len(text) > MOST_CHARACTERS:
+        raise DataError(f"{what}: {len(text)} characters; {MOST_CHARACTERS} fit")
+    return text
