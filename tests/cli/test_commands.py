@@ -5,11 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trimtab.cli.app import run_app
+from trimtab.models import Chat
+from trimtab.records import Message
+from trimtab.rollout import SamplerConfig
 from trimtab.testing import save_model, toy_recipe
+
+from ..chat_families import family_tokenizer
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -126,6 +132,57 @@ def test_chat_forgets_the_oldest_turns_and_says_so(tmp_path):
     talk = Talk.open(str(folder), which="policy", runs=tmp_path, temperature=0.0, max_new_tokens=8)
     talk.sampler.backbone.chat.context = 64
     assert sum(talk.answer("red bird on a green tree").forgotten for _ in range(6)) > 0
+
+
+class Thinker:
+    """A model that thinks for many words before it says "four"; answers nothing where the limit cuts the thought."""
+
+    def __init__(self, family: str, words: int) -> None:
+        self.backbone = SimpleNamespace(chat=Chat(family_tokenizer("bytes", family), context=512))
+        self.config = SamplerConfig(max_new_tokens=8)
+        self.whole = ["" if family == "r1" else "<think>", *["hm"] * words, "</think>", "four"]
+        self.seen: list[list[str]] = []
+
+    def generate(self, prompts, *, adapter, seed):
+        self.seen.append([m.content for m in prompts[0].messages])
+        text = " ".join(self.whole[: self.config.max_new_tokens]).strip()
+        cut = len(self.whole) > self.config.max_new_tokens
+        return [SimpleNamespace(text=text, finish_reason="length" if cut else "stop")]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "r1", "chatml"])
+def test_a_cut_thought_is_no_answer_and_raises_the_limit(family: str, capsys):
+    """Also where the prompt opens the thought, and where the template knows no thoughts."""
+    from trimtab.cli.chat import _say
+    from trimtab.pipeline.talk import Talk
+
+    thinker = Thinker(family, 30)
+    talk = Talk(sampler=thinker, adapter=None)  # pyright: ignore
+    reply = talk.answer("two and two?")
+    assert (reply.raised, reply.limit, reply.unfinished, reply.cut) == (True, 64, False, False)
+    assert [m.role for m in talk.turns] == ["user", "assistant"] and talk.turns[1].content.endswith("four")
+    _say(reply)
+    assert "a thought was cut; --max-new-tokens is 64 from now on" in capsys.readouterr().err
+    assert not talk.answer("and three?").raised, "the limit stays raised"
+
+    thinker.whole[1:1] = ["hm"] * 1000
+    before = list(talk.turns)
+    reply = talk.answer("and four?")
+    assert reply.unfinished and reply.limit == 256 and talk.turns == before
+    _say(reply)
+    assert "the thought was cut at 256 tokens, half the context: no answer" in capsys.readouterr().err
+    thinker.whole = ["four"] if family != "r1" else ["</think>", "four"]
+    talk.answer("and five?")
+    assert "and four?" not in thinker.seen[-1] and thinker.seen[-1][-1] == "and five?"
+
+
+def test_text_about_thoughts_is_an_answer():
+    chat = Thinker("chatml", 1).backbone.chat
+    prompt = [Message(role="user", content="q")]
+    assert not chat.unfinished_thought(prompt, "Write <think> before it.")
+    assert not chat.unfinished_thought(prompt, "<think>a</think> b") and not chat.unfinished_thought(prompt, "four")
+    assert not chat.unfinished_thought(prompt, "[Reasoning] two and two")
+    assert chat.unfinished_thought(prompt, "  <think>a")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ def chat(
 def _say(result: Any) -> None:
     if result.forgotten:
         typer.echo(f"({result.forgotten} oldest turns dropped: the conversation no longer fits the context)", err=True)
+    if result.raised:
+        typer.echo(f"(a thought was cut; --max-new-tokens is {result.limit} from now on)", err=True)
     typer.echo(result.text)
-    if result.cut:
+    if result.unfinished:
+        end = f"was cut at {result.limit} tokens, half the context" if result.cut else "has no end"
+        typer.echo(f"(the thought {end}: no answer; this message is not part of the conversation)", err=True)
+    elif result.cut:
         typer.echo("(cut at --max-new-tokens)", err=True)

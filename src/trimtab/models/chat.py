@@ -13,6 +13,7 @@ Two things keep training and sampling on the same tokens:
   Such a turn is trained in a row of its own, as it is when the model speaks (:meth:`Chat.examples`).
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,10 @@ class Encoded:
     """Token ids."""
     response_mask: list[bool]
     """True: the assistant produces this token, and it counts in losses and rewards."""
+
+
+_OPENS = re.compile(r"\s*<(think|thinking|thought|reasoning)>")
+"""A thought at the start of an answer."""
 
 
 class Chat:
@@ -126,6 +131,19 @@ class Chat:
         added = self._rendered(turns, asked, text) if rendered else self._drawn(turns, asked, text, cut=cut)
         body = self._continuation(asked, added)
         return body if cut else self._ended(body)
+
+    def unfinished_thought(self, prompt: Sequence[Message], text: str) -> bool:
+        """Whether an answer is a thought that does not end, or one with nothing behind it, and so answers nothing.
+
+        The thought may begin in the prompt, or with a usual mark (``<think>``) that the template does not know.
+        """
+        if (unknown := _OPENS.match(text)) is not None:
+            return not text.partition(f"</{unknown[1]}>")[2].strip()
+        if self.thoughts.opened(text) is not None or self.thoughts.ends(text):
+            return True
+        turns = self._with_system(prompt)
+        opened = self.thoughts.opened(self._header(turns, self._render(turns, ask=True))) is not None
+        return opened and not self.thoughts.closed(text)
 
     def conversation(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> Encoded:
         """A whole conversation up to its last answer; the mask is True on assistant turns, end-of-turn included.

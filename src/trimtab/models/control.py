@@ -54,6 +54,10 @@ class Thoughts:
         """Whether ``text`` closes a thought."""
         return any(_closes(mark) for mark in self._any.findall(text))
 
+    def ends(self, text: str) -> bool:
+        """Whether ``text`` ends with the end of a thought."""
+        return any(_closes(mark) and text.rstrip().endswith(mark) for mark in self.marks)
+
 
 def _closes(mark: str) -> bool:
     return "/" in mark or "end" in mark.lower()

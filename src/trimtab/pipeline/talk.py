@@ -30,6 +30,12 @@ class Reply:
     """True: it did not end its turn."""
     forgotten: int
     """Oldest turns that were dropped because the context was full."""
+    unfinished: bool
+    """True: a thought that does not end, so there is no answer, and the conversation is as it was before."""
+    limit: int
+    """Longest answer, in tokens, from now on."""
+    raised: bool
+    """True: the limit was raised because a thought was cut."""
 
 
 @dataclass(kw_only=True)
@@ -81,23 +87,45 @@ class Talk:
         """Forget the conversation."""
         self.turns.clear()
 
+    @property
+    def room(self) -> int:
+        """Most tokens an answer may have: half the context."""
+        return self.sampler.backbone.chat.context // 2
+
     def answer(self, text: str) -> Reply:
         """Answer a message. When the context is full, the oldest turns are dropped and counted.
+
+        When a thought is cut, the limit is doubled and the message answered again, until the thought ends or fills
+        half the context. A thought without an end is no answer and does not enter the conversation.
 
         Raises:
             TooLongError: this turn alone does not fit the context.
             DataError: the chat template cannot take the conversation.
         """
         turns = [*self.turns, Message(role="user", content=text)]
-        forgotten = 0
+        forgotten, before = 0, self.sampler.config.max_new_tokens
         while True:
             try:
                 rollout = self.sampler.generate([Prompt.of(turns)], adapter=self.adapter, seed=self.count)[0]
-                break
             except TooLongError:
                 if len(turns) < 3:
                     raise
                 turns, forgotten = turns[2:], forgotten + 2
+                continue
+            unfinished = self.sampler.backbone.chat.unfinished_thought(turns, rollout.text)
+            cut, limit = rollout.finish_reason == "length", self.sampler.config.max_new_tokens
+            if not (unfinished and cut and limit < self.room):
+                break
+            longer = self.sampler.config.model_copy(update={"max_new_tokens": min(2 * limit, self.room)})
+            self.sampler.config = longer
         self.count += 1
-        self.turns = [*turns, Message(role="assistant", content=rollout.text)]
-        return Reply(text=visible(rollout.text), cut=rollout.finish_reason == "length", forgotten=forgotten)
+        if not unfinished:
+            self.turns = [*turns, Message(role="assistant", content=rollout.text)]
+        return Reply(
+            text=visible(rollout.text),
+            cut=cut,
+            forgotten=forgotten,
+            unfinished=unfinished,
+            limit=limit,
+            raised=limit > before,
+        )
