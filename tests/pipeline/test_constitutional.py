@@ -411,7 +411,6 @@ def test_the_benchmark_writes_what_the_page_needs(whole: Path, tmp_path: Path):
 # The command line ---------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="OPEN: route refuses files without judgements and has no --set: rewrite its half")
 def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     rows = [{"prompt": q, "chosen": q + " yes", "rejected": "no " + q} for q in sentences(4, words=3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -436,15 +435,18 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     assert run_app([*line, "--principles", "null", "--json", "--constitution", str(tmp_path / "mine.yaml")]) == 0
     report = json.loads(capsys.readouterr().out)["judges"]["local"]
     assert report["run"]["asked"] == 8 and sum(report["edit"].values()) == 4 and not report["edit"]["new"]
-    assert run_app(["route", str(out), "--people", str(out / "people.jsonl")]) == 0
-    assert "do not count" not in capsys.readouterr().err
-    assert run_app(["route", str(out), "--people", str(out / "judgements.jsonl")]) == 0
-    assert "judgements are an AI's and do not count as people's" in capsys.readouterr().err
-    assert (out / "queue.jsonl").exists() and (out / "routing.json").exists()
-    assert run_app(["route", str(out), "--people", str(out / "none.jsonl"), "--set", "audit=1.0"]) == 0
-    said = "".join(capsys.readouterr().err.split())  # a long path is wrapped anywhere
-    assert "none.jsonl:thereisnosuchfileyet,sonobodyhasjudged" in said and "4of4auditswait" in said
+    capsys.readouterr()
+
+    everything = ["route", str(out), "--audit", "1.0"]
+    assert run_app(everything) == 0  # nobody has judged yet
+    assert "4 of 4 audits wait" in " ".join(capsys.readouterr().err.split())
     queue = read_records(out / "queue.jsonl", Queued)
+    assert len(queue) == 4 and read_records(out / "labels.jsonl", Judgement) == []
+    written = (out / "queue.jsonl").read_bytes()
+    for name, reason in (("none.jsonl", "thereisnosuchfile"), ("judgements.jsonl", "judgementsareanAI'sanddonotcount")):
+        assert run_app([*everything, "--people", str(out / name)]) == 3
+        assert reason in "".join(capsys.readouterr().err.split())  # a long path is wrapped anywhere
+    assert (out / "queue.jsonl").read_bytes() == written, "a refused file changes nothing"
     words = [
         Judgement(id=i.id, item=i.id, annotator="ann", source="human", shown_order=(0, 1), ranks=(0, 1), seconds=36)
         for i in queue
@@ -453,13 +455,14 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     write_records(tmp_path / "one.jsonl", words[:2])
     write_records(tmp_path / "two.jsonl", words[1:])
     files = [f"--people={tmp_path / name}.jsonl" for name in ("one", "two")]
-    settings = ["--set", "audit=1.0", "--set", "cost_per_hour=50", "--set", "least=5"]
-    assert run_app(["route", str(out), *files, *settings]) == 0
+    assert run_app([*everything, *files, "--cost-per-hour", "50", "--least", "5"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 items were flagged and unranked; left out" in said and "people cost 1.50" in said
+    assert "1 items were flagged and not ranked; left out" in said
+    assert "people cost 1.50" in said  # three judgements of 36 seconds at 50 an hour
     assert "3 audited items, 5 are needed" in said and read_records(out / "queue.jsonl", Queued) == []
-    assert run_app(["route", str(out), "--set", "cost=1"]) == 2 and "cost" in capsys.readouterr().err
-    capsys.readouterr()
+    labels = {label.item: label for label in read_records(out / "labels.jsonl", Judgement)}
+    assert {i for i, label in labels.items() if label.source == "human"} == {w.item for w in words[:3]}
+    assert run_app(["route", str(out), *files, "--cost", "1"]) == 2 and "--cost" in capsys.readouterr().err
 
 
 def test_constitution_from_the_command_line(tmp_path: Path, capsys):

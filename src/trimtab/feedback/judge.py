@@ -109,16 +109,16 @@ class JudgeConfig(Config):
     """How a judge is asked."""
 
     mode: Literal["direct", "reason", "rubric"] = "direct"
-    """``direct``: the letter of the better answer; ``reason``: a chain of thought, then the letter; ``rubric``: each
-    answer by itself is rated 1 to 5 for each objective."""
+    """What the judge answers. ``direct``: the letter of the better answer. ``reason``: a chain of thought, then the
+    letter. ``rubric``: a rating from 1 to 5 of one answer alone, for each objective."""
     principles: int | None = Field(default=1, ge=1)
-    """Principles drawn for each item; None: all of them."""
+    """Principles drawn for each item; the judge is asked about each of them. None: all."""
     objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """For ``rubric``: tags of the constitution; None: all. Each is a criterion, and their mean is ``overall``."""
+    """Tags of the constitution that ``rubric`` rates; None: all. Each is a criterion; ``overall`` is their mean."""
     clamp: tuple[float, float] = (0.4, 0.6)
-    """For ``reason``: range to which probabilities are limited, because a model is too sure after reasoning."""
+    """Lowest and highest probability in mode ``reason``, as models are too sure after reasoning."""
     seed: int = 0
-    """Seed of the draw of principles."""
+    """Seed for drawing the principles."""
 
     @model_validator(mode="after")
     def _range(self) -> "JudgeConfig":

@@ -41,27 +41,27 @@ class RouteConfig(Config):
     """How labels are divided between the AI and people."""
 
     error: float = Field(default=0.1, gt=0.0, lt=0.5)
-    """Labels by the AI alone may disagree with people in at most this share, at the upper end of the interval."""
+    """Largest share of labels by the AI alone that may disagree with people, as the upper end of a 95 % interval."""
     audit: float = Field(default=0.1, gt=0.0, le=1.0)
-    """Share of all items that a person audits, drawn at random, independent of the route."""
+    """Share of all items that a person audits. They are drawn at random, whatever the AI says of them."""
     stratified: float = Field(default=0.5, ge=0.0, lt=1.0)
-    """Share of the audits that is distributed evenly over bands of confidence; the rest is uniform."""
+    """Share of the audits that is spread evenly over bands of the AI's confidence. The rest is drawn uniformly."""
     least: int = Field(default=30, ge=5)
-    """Audited items needed to set any threshold, and at or above a threshold; with fewer, people label everything."""
+    """Audited items needed to set thresholds, and above each threshold. With fewer, people label everything."""
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
-    """How the AI's probabilities are calibrated on audited items; the report's calibration error is cross-fitted."""
+    """How the AI's probabilities are calibrated on the audited items. ``none`` uses them as they are."""
     pilot: int = Field(default=200, ge=10)
-    """Audits, in the order of the items, that set the first thresholds; later audits are watched for drift."""
+    """Audits that set the first thresholds, in the order of the items. Later audits are tested for drift."""
     window: int = Field(default=50, ge=10)
-    """Audits of AI-labelled items in one test for drift."""
+    """Audits of items labelled by the AI that make one test for drift."""
     alarm: float = Field(default=0.01, gt=0.0, lt=0.5)
-    """Probability of a false drift alarm in one window, if the error is as stated."""
+    """Probability of a false alarm in one test for drift, where the AI's error is at its limit."""
     seconds_per_label: float = Field(default=30.0, gt=0.0)
-    """Seconds of a person's time per label, to compute the hours saved if judgements have no times."""
+    """Seconds a person needs for one label. The report uses it where judgements have no times."""
     cost_per_hour: float = Field(default=0.0, ge=0.0)
-    """Cost of an hour of a person's work; 0: unknown, and no amount is printed."""
+    """Cost of an hour of a person's work. 0 means unknown, and no cost is printed."""
     seed: int = 0
-    """Seed of the draw of audits."""
+    """Seed for drawing the audits."""
 
 
 class Audit(Record):
@@ -227,9 +227,8 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
     """Has the AI's error on items it labelled alone risen above the stated one?
 
     The last ``window`` audits are tested as each comes in: an alarm where that many errors or more would happen with
-    a chance below ``alarm`` if the error were the stated one (exact binomial, half
-    errors rounded down). Windows overlap, so over long runs
-    false alarms add up; an alarm costs fresh thresholds, not labels.
+    a chance below ``alarm`` if the error were the stated one (exact binomial, half errors rounded down). Windows
+    overlap, so over long runs false alarms add up; an alarm costs fresh thresholds, not labels.
 
     Args:
         audits: of AI-labelled items, oldest first; drawn uniformly, as the test gives all the same weight.

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.constitution import load_constitution
 from trimtab.errors import DataError, Interrupted
-from trimtab.feedback import Hybrid, SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
+from trimtab.feedback import Hybrid, RouteConfig, SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
 from trimtab.feedback.callables import Utility
 from trimtab.files import write_json
 from trimtab.pipeline.impact import write_principles
 from trimtab.pipeline.judging import LocalJudge, compare_again, judge_items, plain
+from trimtab.pipeline.ui import Ui
 from trimtab.records import Comparison, Judgement, read_records, write_records
+from trimtab.storage import read_json
 
 if TYPE_CHECKING:
     from trimtab.pipeline.context import Context, Counts
@@ -54,11 +56,8 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     def route(shown: Sequence[Comparison], asker: People, given: Sequence[Judgement], left_out: Set[str]) -> Hybrid:
         judge = ensemble(shown, overall)
         result = label_hybrid(shown, judge, asker, config.route, given=given, left_out=left_out, ai_cost=cost)
-        write_records(folder / "judgements.jsonl", result.judgements)
-        write_records(folder / "queue.jsonl", result.queue)
-        write_records(folder / "audits.jsonl", result.audits)
+        _write(result, folder, labels="judgements.jsonl")
         write_records(folder / "people.jsonl", given)
-        write_json(folder / "routing.json", plain(result.report))
         compare_with_people(context, given)
         for line in routing_lines(result.report):
             context.ui.say(f"  {line}")
@@ -77,10 +76,7 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
                 f"label.simulation.skip_rate, which is {config.simulation.skip_rate:g}"
             )
     else:
-        gone = flagged(people)
-        if gone:
-            context.ui.say(f"  {len(gone)} items were flagged and unranked; left out")
-        result = route(items, FilePeople(people), people, gone)
+        result = route(items, FilePeople(people), people, flagged(people, context.ui))
         if result.queue:
             raise Interrupted(
                 f"{len(result.queue)} items wait for a person: {folder / 'queue.jsonl'}. Put their judgements into "
@@ -90,6 +86,45 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
     counts["judgements"], counts["left_out"] = len(result.judgements), len(items) - report["items"]
     counts |= {"labels_of_people": report["labels_of_people"], "labels_saved": report["labels_saved"]}
     return counts, ["judgements.jsonl", "queue.jsonl", "audits.jsonl", "people.jsonl", "routing.json"]
+
+
+def route_folder(folder: Path, people: Sequence[Path], config: RouteConfig, ui: Ui) -> Mapping[str, Any]:
+    """Route the labels in a folder made by ``trimtab judge``; writes them and returns the report.
+
+    Raises:
+        DataError: a file of judgements is missing or of no use, or no label would be left; nothing is written.
+    """
+    items = read_records(folder / "comparisons.jsonl", Comparison)
+    pairs = [i for i in items if len(i.completions) == 2]
+    if len(pairs) < len(items):
+        ui.say(f"{len(items) - len(pairs)} items have more than two answers; left out, with their judgements")
+    judge = ensemble(pairs, read_records(folder / "judgements.jsonl", Judgement))
+    larger = {i.id for i in items if len(i.completions) > 2}
+    given, notes = people_only(pairs, [j for j in people_named(people, items) if j.item not in larger])
+    for line in notes:
+        ui.say(line)
+    cost = sum(judge["run"]["cost"] for judge in read_json(folder / "judge.json")["judges"].values())
+    result = label_hybrid(
+        pairs, judge, FilePeople(given), config, given=given, left_out=flagged(given, ui), ai_cost=cost
+    )
+    labels = folder / "labels.jsonl"
+    before = read_records(labels, Judgement) if labels.exists() else []
+    if before and not result.judgements:
+        raise DataError(
+            f"{labels} holds {len(before)} labels, and with these judgements by people none would be left. Nothing was "
+            "written: name all files of judgements with --people, or delete labels.jsonl"
+        )
+    if len(result.judgements) < len(before):
+        ui.say(f"{len(result.judgements)} labels count now, {len(before)} did before")
+    _write(result, folder, labels=labels.name)
+    return result.report
+
+
+def _write(result: Hybrid, folder: Path, *, labels: str) -> None:
+    write_records(folder / labels, result.judgements)
+    write_records(folder / "queue.jsonl", result.queue)
+    write_records(folder / "audits.jsonl", result.audits)
+    write_json(folder / "routing.json", plain(result.report))
 
 
 def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[str, Any]:
@@ -230,9 +265,12 @@ def _order(judgement: Judgement) -> tuple[bool, bool]:
     return judgement.ranks is None, not judgement.adjudication
 
 
-def flagged(people: Sequence[Judgement]) -> set[str]:
-    """Items that somebody flagged and nobody ranked; a file of judgements retires them this way."""
-    return {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
+def flagged(people: Sequence[Judgement], ui: Ui) -> set[str]:
+    """Items that somebody flagged and nobody ranked; a file of judgements retires them this way. Says how many."""
+    gone = {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
+    if gone:
+        ui.say(f"{len(gone)} items were flagged and not ranked; left out")
+    return gone
 
 
 class SimulatedPeople:

@@ -95,9 +95,6 @@ class LocalAsk:
 
         self.backbone, self.name, self.reason_tokens = backbone, name, reason_tokens
         self.thinker = LocalSampler(backbone, SamplerConfig(temperature=0.0, max_new_tokens=reason_tokens))
-        tokenizer = backbone.chat.tokenizer
-        special = {*map(str, tokenizer.all_special_tokens), *map(str, tokenizer.added_tokens_decoder.values())}
-        self.special = sorted(t for t in special if len(t) > 1 and not t.isalnum() and t.strip())
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
         """Ask all questions; replies come in the cheapest order.
@@ -153,21 +150,15 @@ class LocalAsk:
     def _tokens(self, question: Question) -> list[int]:
         """The question as tokens; special tokens come from the template only."""
         chat = self.backbone.chat
-        messages = [m.model_copy(update={"content": self._broken(m.content)}) for m in question.messages]
         try:
-            return chat.prompt(messages)
+            return chat.prompt(question.messages)
         except TooLongError:
             raise
         except DataError:  # some templates know no system role
-            if messages[0].role != "system" or len(messages) < 2:
+            if question.messages[0].role != "system" or len(question.messages) < 2:
                 raise
-            system, first, *others = messages
+            system, first, *others = question.messages
             return chat.prompt([first.model_copy(update={"content": f"{system.content}\n\n{first.content}"}), *others])
-
-    def _broken(self, text: str) -> str:
-        for token in self.special:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
 
     def _think(self, questions: Sequence[Question]) -> dict[str, str]:
         """Chains of thought by greedy decoding, without the answer at their end."""

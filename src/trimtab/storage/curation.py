@@ -191,7 +191,7 @@ def _states(row: Row[Any]) -> tuple[State, ...]:
     if row.role is not None:
         return ("check", *(("flagged",) if row.flags else ()))
     complete = row.done >= row.overlap or row.adjudicated
-    more: list[State] = [s for s, holds in (("disputed", row.disputed), ("flagged", row.flags > 0)) if holds]
+    more: tuple[State, ...] = (*(("disputed",) if row.disputed else ()), *(("flagged",) if row.flags else ()))
     return ("done" if complete else "open", *more)
 
 
@@ -216,7 +216,7 @@ def _said(c: Connection, item: Row[Any]) -> list[Said]:
     rows = c.execute(query).all()
     undone = {json.loads(row.body)["undoes"] for row in rows if row.kind == "undo"}
 
-    def state(row: Row[Any]) -> Literal["counts", "changed", "undone", "late"]:
+    def state(row: Any) -> Literal["counts", "changed", "undone", "late"]:
         if row.seq in current:
             return "counts"
         return "late" if row.kind == "late" else "undone" if row.seq in undone else "changed"
@@ -341,8 +341,8 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
     if in_place:
         body = corrected.model_dump_json(exclude_defaults=True)
         tx.c.execute(update(items).where(items.c.id == item.id).values(body=body))
-        before = {"metadata": task.metadata, "prompt_metadata": task.prompt.metadata}
-        before["models"] = [answer.model for answer in task.completions]
+        models = [answer.model for answer in task.completions]
+        before = {"metadata": task.metadata, "prompt_metadata": task.prompt.metadata, "models": models}
         tx.event("amend", {"reason": reason, "before": before}, person=person, item=item.id)
         return task.id
     if insert_items(tx, [corrected], tx.config):
