@@ -43,6 +43,7 @@ _SYMBOLS = str.maketrans(
 _FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5"} | {
     "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"
 }  # fmt: skip
+_SPACED = re.compile(r"(?<![\w.,/])(?<!\d )(\d{1,3}(?: \d{3})+)(?:,(\d{1,2}))?(?![\d/]|,\d)")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -63,6 +64,11 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"`|(?<!\w)_+|_+(?!\w)", ""),
         (r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,.])", r"\1;\2"),  # 1.200,50: see _european
         (r"(?<![\d):])(?<![\d)] )\b(?:minus|negative)\s+(?=[\d.])", "-"),
+        (r"(?<=[\d)])\s+(?:times|multiplied\s+by)\s+(?=[\d(-])", " * "),
+        (r"(?<=[\d)])\s+plus\s+(?=[\d(-])", " + "),
+        (r"(?<=[\d)])\s+minus\s+(?=[\d(])", " - "),
+        (r"(?<=[\d)])\s+divided\s+by\s+(?=[\d(-])", " / "),
+        (r"(?<=\d)\s*(?:%|percent)\s+of\s+(?=\d[^=\n]{0,20}=)", "/100 * "),
         (r"(?<![\d:.])(\d+):(\d+)(?![\d:])", r"\1/\2"),
         (r"(\d)\s*[*xX]\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\d+)\s*[})]?", r"\1e\2"),
         (r"\*\*(?=\s*[\d({\\-])(?<=[\d)}]\*\*)|(?<=[\d)}] )\*\*(?= [\d({\\-])", "^"),
@@ -73,10 +79,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def final_number(text: str) -> Fraction | None:
     r"""The number a text ends up with; None if it has none.
 
-    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200`` with a narrow space, ``1'200``,
-    ``1.200,50``), fractions (``1/2``, ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``,
-    ``1.2 \times 10^3``), expressions of + − × ÷ and powers, currencies, units and markdown. A percentage is its number:
-    50 % is 50. A sign between two numbers is an operation: "5-3" ends in 3.
+    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``), fractions
+    (``1/2``, ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``),
+    expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 % is
+    50. A sign between two numbers is an operation: "5-3" ends in 3.
 
     >>> str(final_number("The answer is 5 * 3 = 15.")), str(final_number(r"so \boxed{1{,}200}"))
     ('15', '1200')
@@ -98,7 +104,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"(?<=[\d)])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_RAISED), text)
     for pattern, to in _REWRITES[:2]:
         text = pattern.sub(to, text)
-    text = text.translate(_SYMBOLS)
+    text = _SPACED.sub(_joined, text.translate(_SYMBOLS))
     before = None
     while before != text:  # from the inside out
         before = text
@@ -115,6 +121,11 @@ def _plain(text: str) -> str:
         )
         text = re.sub(r"\^\s*\{([^{}]*)\}", r"^(\1)", text)
     return re.sub(r"(?<![\d./^])(\d{1,3})\s+(\d+)/(\d+)(?![\d/])", _mixed, text)
+
+
+def _joined(found: re.Match[str]) -> str:
+    """A number with spaces between its thousands, and perhaps a decimal comma, written without."""
+    return found[1].replace(" ", "") + (f".{found[2]}" if found[2] else "")
 
 
 def _star(found: re.Match[str]) -> str:
