@@ -13,7 +13,7 @@ import pytest
 
 from trimtab.errors import DataError
 from trimtab.records import Demonstration, Message, Preference, Prompt, Rating, Record, load
-from trimtab.records.cells import BEYOND_TEXT, FLAGS, TURN_BEYOND_TEXT, RowError
+from trimtab.records.cells import BEYOND_TEXT, FLAGS, HISTORY, SYSTEM, TURN_BEYOND_TEXT, UNTRAINED, RowError
 from trimtab.records.formats import FORMATS, read_row
 from trimtab.records.importers import convert, read, write_trl
 from trimtab.records.literals import parse
@@ -64,7 +64,7 @@ SPOKEN = [name for name in ROWS if name != "oasst"]
 # Rendered ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("column", ["system", "system_prompt", "system_message"])
+@pytest.mark.parametrize("column", SYSTEM)
 @pytest.mark.parametrize("name", SPOKEN)
 def test_a_system_column_becomes_the_system_turn(name: str, column: str) -> None:
     for record in rows_of(ROWS[name] | {column: "Be brief."}):
@@ -86,8 +86,9 @@ def test_a_system_column_becomes_the_system_turn(name: str, column: str) -> None
     ids=repr,
 )
 @pytest.mark.parametrize("name", SPOKEN)
-def test_history_comes_before_the_question(name: str, history: Any) -> None:
-    row = ROWS[name] | {"history": history, "system": "S"}
+@pytest.mark.parametrize("column", HISTORY)
+def test_history_comes_before_the_question(name: str, column: str, history: Any) -> None:
+    row = ROWS[name] | {column: history, "system": "S"}
     expected = [("system", "S"), ("user", "q"), ("assistant", "a"), ("user", "Q")]
     assert turns(rows_of(row)[0])[:4] == expected
 
@@ -96,6 +97,8 @@ def test_history_comes_before_the_question(name: str, history: Any) -> None:
 def test_a_history_that_is_no_conversation(history: Any) -> None:
     with pytest.raises(RowError, match="history"):
         rows_of(ROWS["alpaca"] | {"history": history})
+    with pytest.raises(RowError, match="earlier turns in 'history' and in 'chat_history'"):
+        rows_of(ROWS["alpaca"] | {"history": [["q", "a"]], "chat_history": [["q", "a"]]})
 
 
 def test_two_system_messages() -> None:
@@ -155,9 +158,10 @@ def test_content_in_parts() -> None:
 
 # Honoured ---------------------------------------------------------------------------------
 
-OFF = [(flag, value) for flag in FLAGS if flag != "masked" for value in (0, False, 0.0, "0", "false")]
-OFF += [("masked", True), ("masked", 1)]
-ON = [(flag, value) for flag in FLAGS if flag != "masked" for value in (1, True, "true", None)] + [("masked", False)]
+TRAINED = [flag for flag in FLAGS if flag not in UNTRAINED]
+OFF = [(flag, value) for flag in TRAINED for value in (0, False, 0.0, "0", "false")]
+OFF += [(flag, value) for flag in UNTRAINED for value in (True, 1)]
+ON = [(flag, value) for flag in TRAINED for value in (1, True, "true", None)] + [(flag, False) for flag in UNTRAINED]
 
 
 def masked_rows(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -189,6 +189,18 @@ def test_csv_cells_and_labels(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("a.tsv.gz", "\t")])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_of_spreadsheets(tmp_path: Path, name: str, separator: str, end: str) -> None:
+    lines = ["prompt;completion;label", '"a, b";"c;d";1', "e;f;0", ""]
+    content = "\ufeff" + end.join(lines).replace("c;d", "c\u2028d").replace(";", separator)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    loaded = load(str(path), kind=Rating)
+    rows = [(r.prompt.text, r.completion.text, r.good) for r in loaded.records]
+    assert rows == [("a, b", "c\u2028d", True), ("e", "f", False)] and loaded.refused == ()
+
+
 def test_a_csv_answer_longer_than_the_default_limit(tmp_path: Path) -> None:
     assert texts(save(tmp_path / "a.csv", "prompt\n" + "x" * 200_000 + "\n")) == ["x" * 200_000]
 

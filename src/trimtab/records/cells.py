@@ -38,8 +38,11 @@ ROLES: dict[str, Role] = {
 }
 """Names of speakers in the formats in use."""
 
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "sys")
 """Columns that hold the system message."""
+
+HISTORY = ("history", "chat_history", "conversation_history")
+"""Columns that hold earlier turns."""
 
 WEIGHTS = ("weight", "sample_weight", "example_weight", "loss_weight")
 """Columns that say how much a row counts."""
@@ -56,13 +59,28 @@ BEYOND_TEXT = (
 SWITCHES = ("train_on_inputs", "train_on_input", "train_on_prompt", "mask_history")
 """Columns that ask for a loss on other turns than all of the assistant's; a row in which one is true is refused."""
 
-FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "masked")
-"""Keys of a turn that say whether it is trained; ``masked`` says the opposite."""
+FLAGS = (
+    "weight",
+    "train",
+    "training",
+    "trainable",
+    "loss",
+    "loss_mask",
+    "loss_weight",
+    "learn",
+    "masked",
+    "is_masked",
+    "ignore",
+)
+"""Keys of a turn that say whether it is trained."""
+
+UNTRAINED = ("masked", "is_masked", "ignore")
+"""Those of :data:`FLAGS` that say that a turn is not trained."""
 
 TURN_BEYOND_TEXT = (
     *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
     *("images", "image", "videos", "video", "audios", "audio", "documents", "files", "attachments"),
-    *("reasoning_content", "reasoning", "thinking", "refusal", "recipient", "channel"),
+    *("reasoning_content", "reasoning", "reasoning_details", "thinking", "thoughts", "refusal", "recipient", "channel"),
     *("prefix", "partial", "mask", "loss_scale", "train_detail", "training_detail"),
 )
 """Keys of a turn that a record cannot hold; a row in which one is not empty is refused."""
@@ -70,7 +88,7 @@ TURN_BEYOND_TEXT = (
 QUESTION = ("input", "context", "passage", "choices", "options")
 """Columns that belong to a question. Beside a prompt that does not contain them the row is refused."""
 
-MEANING = frozenset((*SYSTEM, "history", *WEIGHTS, "train", "trainable", "mask", *BEYOND_TEXT, *SWITCHES))
+MEANING = frozenset((*SYSTEM, *HISTORY, *WEIGHTS, "train", "trainable", "mask", *BEYOND_TEXT, *SWITCHES))
 """Columns that are handled for every format and are no metadata."""
 
 
@@ -218,7 +236,7 @@ def _trained(item: Columns) -> bool:
         value = literals.boolean(item[key])
         if value is None:
             raise RowError(f"{key!r} is {kind_of(item[key])}, expected 0 or 1: a turn is trained or it is not")
-        flags.append(value != (key == "masked"))
+        flags.append(value != (key in UNTRAINED))
     return all(flags)
 
 
@@ -275,7 +293,7 @@ def check_weight(columns: Columns) -> None:
 
 
 def begin(columns: Columns, given: Sequence[Message]) -> list[Message]:
-    """The turns with the row's ``system`` message and ``history`` in front."""
+    """The turns with the row's ``system`` message and its earlier turns in front."""
     systems = {text(columns, name) for name in SYSTEM if not is_empty(columns.get(name))}
     if given and given[0].role == "system":
         systems.add(given[0].content)
@@ -288,19 +306,25 @@ def begin(columns: Columns, given: Sequence[Message]) -> list[Message]:
 
 def _history(columns: Columns) -> list[Message]:
     """Earlier turns: a list of turns, or of pairs of question and answer."""
-    value = columns.get("history")
+    given = [name for name in HISTORY if not is_empty(columns.get(name))]
+    if not given:
+        return []
+    if len(given) > 1:
+        raise RowError(f"has earlier turns in {given[0]!r} and in {given[1]!r}")
+    [name] = given
+    value = columns[name]
     if isinstance(value, str):
-        value = literals.parse(value) if value.strip() else None
-        if value is None and not is_empty(columns["history"]):
-            raise RowError("'history' is text, expected a list of turns or of pairs")
+        value = literals.parse(value)
+        if value is None:
+            raise RowError(f"{name!r} is text, expected a list of turns or of pairs")
     if is_empty(value):
         return []
     if isinstance(value, list) and isinstance(value[0], dict):
-        return messages({"history": value}, "history")
+        return messages({name: value}, name)
     found = []
     for index, pair in enumerate(value if isinstance(value, list) else [value]):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(turn, str) for turn in pair)):
-            raise RowError(f"history[{index}] is no pair of question and answer")
+            raise RowError(f"{name}[{index}] is no pair of question and answer")
         found += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
     return found
 

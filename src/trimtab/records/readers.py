@@ -23,7 +23,7 @@ from typing import IO, Any
 from trimtab.errors import DataError, install_hint
 from trimtab.records.literals import parse
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """File types that are read; each text type may be gzipped (``.gz``)."""
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(#(?P<part>[^@#]+))?(@(?P<split>[^@#]+))?")
@@ -82,7 +82,13 @@ def _open(source: str | Path, limit: int | None) -> Iterator[Row | Refusal]:
         raise DataError(f"{source}: is a folder; give a data file in it ({', '.join(SUFFIXES)})")
     if suffix is None:
         raise DataError(f"{source}: unknown file type; expected {', '.join(SUFFIXES)}, or one of these with .gz")
-    reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[suffix]
+    reader = {
+        ".jsonl": _jsonl_rows,
+        ".json": _json_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".parquet": _parquet_rows,
+    }[suffix]
     return reader(path)
 
 
@@ -150,8 +156,17 @@ def _json_rows(path: Path) -> Iterator[Row | Refusal]:
 
 def _csv_rows(path: Path) -> Iterator[Row | Refusal]:
     csv.field_size_limit(2**31 - 1)  # one answer may be longer than the 128 KiB that csv allows by default
-    with _text_file(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
-        reader = csv.DictReader(text, strict=True)
+    with _text_file(path) as file:
+        start, header = file.tell(), file.readline()
+        separator = next((s for s in ",\t;" if s.encode() in header), ",")
+        file.seek(start)
+        yield from _separated(path, file, separator)
+
+
+def _separated(path: Path, file: IO[bytes], separator: str) -> Iterator[Row | Refusal]:
+    """Rows of a CSV file whose header has this separator; spreadsheets write a semicolon where the comma is decimal."""
+    with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text, strict=True, delimiter=separator)
         line = 0
         try:
             names = reader.fieldnames or []
