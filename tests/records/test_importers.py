@@ -156,7 +156,7 @@ def test_damaged_lines_are_refused_with_their_line_number(tmp_path: Path) -> Non
         ("a.csv", b"prompt\n\xff\xfe\xfd", "not UTF-8"),
         ("a.csv", b'prompt\na\n"unclosed\n', "not a CSV file after row 1"),
         ("a.csv", b"prompt,prompt\na,b\n", "two columns have the same name"),
-        ("a.txt", b"hello", "unknown file type; expected .jsonl, .json, .csv, .parquet"),
+        ("a.txt", b"hello", "unknown file type; expected .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
 def test_unusable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:

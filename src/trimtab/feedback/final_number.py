@@ -81,8 +81,8 @@ def final_number(text: str) -> Fraction | None:
 
     Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``), fractions
     (``1/2``, ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``),
-    expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 % is
-    50. A sign between two numbers is an operation: "5-3" ends in 3.
+    expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
+    is 50. A sign between two numbers is an operation: "5-3" ends in 3.
 
     >>> str(final_number("The answer is 5 * 3 = 15.")), str(final_number(r"so \boxed{1{,}200}"))
     ('15', '1200')

@@ -59,23 +59,11 @@ BEYOND_TEXT = (
 SWITCHES = ("train_on_inputs", "train_on_input", "train_on_prompt", "mask_history")
 """Columns that ask for a loss on other turns than all of the assistant's; a row in which one is true is refused."""
 
-FLAGS = (
-    "weight",
-    "train",
-    "training",
-    "trainable",
-    "loss",
-    "loss_mask",
-    "loss_weight",
-    "learn",
-    "masked",
-    "is_masked",
-    "ignore",
-)
-"""Keys of a turn that say whether it is trained."""
-
 UNTRAINED = ("masked", "is_masked", "ignore")
-"""Those of :data:`FLAGS` that say that a turn is not trained."""
+"""Keys of a turn that say that it is not trained."""
+
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "learn", *UNTRAINED)
+"""Keys of a turn that say whether it is trained."""
 
 TURN_BEYOND_TEXT = (
     *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),

@@ -82,14 +82,8 @@ def _open(source: str | Path, limit: int | None) -> Iterator[Row | Refusal]:
         raise DataError(f"{source}: is a folder; give a data file in it ({', '.join(SUFFIXES)})")
     if suffix is None:
         raise DataError(f"{source}: unknown file type; expected {', '.join(SUFFIXES)}, or one of these with .gz")
-    reader = {
-        ".jsonl": _jsonl_rows,
-        ".json": _json_rows,
-        ".csv": _csv_rows,
-        ".tsv": _csv_rows,
-        ".parquet": _parquet_rows,
-    }[suffix]
-    return reader(path)
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+    return readers.get(suffix, _csv_rows)(path)
 
 
 def _exists(path: Path) -> bool:
