@@ -46,6 +46,53 @@ def test_prefixes_of_wrappers(copy: Path, prefix: str):
         load(copy)
 
 
+@pytest.mark.parametrize("prefix", ["policy.", "actor.module.", "_fsdp_wrapped_module.", "language_model.", "llm."])
+def test_prefixes_of_any_wrapper(copy: Path, prefix: str):
+    edit(copy, lambda weights: {prefix + name: tensor for name, tensor in weights.items()})
+    with pytest.raises(ModelError, match=rf"\d+ weights are missing .*Likely cause: the prefix '{prefix}'"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ("model.layers", "model._orig_mod.layers"),
+        (".self_attn.", "._checkpoint_wrapped_module.self_attn."),
+        ("q_proj.weight", "q_proj.base_layer.weight"),
+    ],
+)
+def test_wrappers_of_single_layers(copy: Path, place: str, part: str):
+    edit(copy, lambda weights: {name.replace(place, part): tensor for name, tensor in weights.items()})
+    with pytest.raises(ModelError, match=r"weights are missing .*Likely cause: '.*' inside the keys"):
+        load(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["q_proj", "norm", "embed_tokens"])
+def test_weights_that_are_no_numbers(copy: Path, name: str, value: float):
+    def spoil(weights):
+        key = next(k for k in sorted(weights) if name in k)
+        weights[key].view(-1)[3] = value
+        return weights
+
+    edit(copy, spoil)
+    with pytest.raises(ModelError, match=rf"1 weights hold NaN or infinity \(first: '.*{name}"):
+        load(copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_whole_numbers_are_quantised_weights(copy: Path, dtype: torch.dtype):
+    edit(copy, lambda weights: {k: v.to(dtype) if "proj" in k else v for k, v in weights.items()})
+    with pytest.raises(ModelError, match=r"21 weights are whole numbers \(first: '.*proj.*before quantisation"):
+        load(copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_of_every_precision_load(copy: Path, dtype: torch.dtype):
+    edit(copy, lambda weights: {k: v.to(dtype) for k, v in weights.items()})
+    load(copy)
+
+
 def without(pattern: str):
     return lambda weights: {k: v for k, v in weights.items() if not re.search(pattern, k)}
 

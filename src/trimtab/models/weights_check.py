@@ -17,6 +17,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import load_peft_weights
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -33,6 +34,8 @@ WRAPPERS = {
     "base_model.model.": "a PEFT model; save the result of `merge_and_unload()`",
 }
 """Prefixes of keys that a wrapper adds, and what the wrapper is."""
+_PARTS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", ".base_layer.")
+"""What wrappers of single layers put inside keys."""
 
 PROCESSORS = (
     "repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias "
@@ -67,6 +70,7 @@ def load_weights(name: str, given: str) -> Any:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{given} is an adapter on the hub; download it, and give its folder as model.name")
     check_loaded(model, info, given if base is None else base)
+    _check_values(model, Path(base or name), given if base is None else base)
     if base is not None:
         model = _with_adapter(model, name, given)
     _mention_generation(base or name, given)
@@ -158,10 +162,39 @@ def check_loaded(model: Any, info: dict[str, Any], given: str) -> None:
         raise ModelError(f"{given}: {'; '.join(faults)}. Likely cause: {cause}")
 
 
+def _check_values(model: Any, folder: Path, given: str) -> None:
+    """Refuse weights that are no numbers, and whole numbers, which mean something only with a scale."""
+    parameters = dict(model.named_parameters())
+    whole = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            whole += [k for k in stored.keys() if k in parameters and _is_whole(stored.get_slice(k).get_dtype())]
+    if whole:
+        raise ModelError(
+            f"{given}: {len(whole)} weights are whole numbers (first: {whole[0]!r}), as quantised weights are; trimtab "
+            "trains float32 weights, so give the model before quantisation, or dequantise and save it"
+        )
+    broken = [name for name, weight in parameters.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ModelError(
+            f"{given}: {len(broken)} weights hold NaN or infinity (first: {broken[0]!r}). Likely cause: training "
+            "diverged, or float16 overflowed when they were saved; give an earlier checkpoint"
+        )
+
+
+def _is_whole(dtype: str) -> bool:
+    return dtype.startswith(("I", "U", "B")) and not dtype.startswith("BF")
+
+
 def _cause(model: Any, missing: list[str], unexpected: list[str], mismatched: bool) -> str:
     for prefix, wrapper in WRAPPERS.items():
         if any(key.startswith(prefix) for key in unexpected):
             return f"the prefix {prefix!r}: the files were saved from {wrapper}"
+    if missing and (inner := next((key for key in unexpected if key.endswith(f".{missing[0]}")), None)):
+        return f"the prefix {inner.removesuffix(missing[0])!r}: the files were saved from a wrapper around the model"
+    for part in _PARTS:
+        if any(part in key for key in unexpected):
+            return f"{part!r} inside the keys: the files were saved from a wrapped model; unwrap it and save it again"
     if any("lora_" in key for key in unexpected):
         return "an adapter among the weights; merge it and save the model"
     layers = model.config.get_text_config().num_hidden_layers
