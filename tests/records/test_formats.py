@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.records import Comparison, Demonstration, Judgement, Preference, Prompt, Rating, Record
-from trimtab.records.formats import FORMATS, RowError, read_row, strict_pairs, trl_rows
+from trimtab.records.formats import FORMATS, RowError, read_row
 from trimtab.records.importers import convert
+from trimtab.records.trl import trl_rows
+from trimtab.records.types import strict_pairs
 
 SECRET = "the answer nobody may see in a message"
 

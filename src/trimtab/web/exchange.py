@@ -49,8 +49,7 @@ from trimtab.records.annotation import (
     rating_of,
     step_label_of,
 )
-from trimtab.records.formats import strict_pairs
-from trimtab.records.types import Message
+from trimtab.records.types import Message, strict_pairs
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
 from trimtab.storage.snapshot import Snapshot, load_snapshot, take_snapshot, without_small_groups
