@@ -26,7 +26,7 @@ from typer.main import get_command
 
 from trimtab import errors
 from trimtab.cli.app import app, run_app
-from trimtab.conformance.experiments import estimators
+from trimtab.conformance.rl_experiments import estimators
 from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.plan import objective

@@ -38,14 +38,14 @@ def alarms(
     if len(models) < 2:
         return None
     names, judges = names or {}, judges or {}
-    found = [
+    fired = [
         *_lost(result.get("win_rates", ()), names, judges),
         *_unlikely(result.get("likelihood"), names),
         *_copied(result, names),
     ]
     if "policy" in models:
-        found += _gamed(result)
-    return tuple(found)
+        fired += _gamed(result)
+    return tuple(fired)
 
 
 def _lost(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], judges: Mapping[str, str]) -> Iterator[Alarm]:
@@ -98,10 +98,10 @@ def _gamed(result: Mapping[str, Any]) -> list[Alarm]:
     """Signs in the policy's answers that those of the model it started from did not show."""
     start = result["models"][-2]
     before, after = result["probes"][start], result["probes"]["policy"]
-    found: list[Alarm] = []
+    fired: list[Alarm] = []
 
     def fire(name: str, message: str) -> None:
-        found.append(Alarm(name=name, message=message))
+        fired.append(Alarm(name=name, message=message))
 
     if after["distinct_answers"] < 0.9:
         fire("collapse", f"only {after['distinct_answers']:.0%} of answers differ (limit 90 %)")
@@ -134,4 +134,4 @@ def _gamed(result: Mapping[str, Any]) -> list[Alarm]:
                 "over-optimisation",
                 f"the proxy rose by {gains['proxy']:.2f} while gold moved by {gains['gold']:.2f} (limit: above 0)",
             )
-    return found
+    return fired

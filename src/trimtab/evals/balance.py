@@ -120,9 +120,9 @@ def takes_up(prompt: Prompt, answer: Completion) -> bool:
     """
     if declines(answer.text) or not answer.text.strip():
         return False
-    asked = {w[:5] for w in _WORD.findall(prompt.text.lower()) if w not in _SMALL}
-    said = [w[:5] for w in _WORD.findall(answer.text.lower())]
-    return bool(asked & set(said)) if asked else len(said) > 1
+    question_words = {w[:5] for w in _WORD.findall(prompt.text.lower()) if w not in _SMALL}
+    answer_words = [w[:5] for w in _WORD.findall(answer.text.lower())]
+    return bool(question_words & set(answer_words)) if question_words else len(answer_words) > 1
 
 
 def measure(

@@ -280,7 +280,7 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
     overall = _alarms(measured[0], measured[-1], (names[0], names[-1]))
     rows, alarms = [], []
     for key, limit in LIMITS.items():
-        fired = {name: found[key] for name, found in steps.items() if key in found}
+        fired = {name: of_step[key] for name, of_step in steps.items() if key in of_step}
         if not fired and key in overall:
             fired = {f"{names[0]} to {names[-1]}": overall[key]}
         alarms += fired.values()

@@ -378,18 +378,18 @@ def series_from_metrics(
         ends: keys of the lower and upper interval end, where they are logged.
         file: where the rows came from.
     """
-    kept = [row for row in rows if key in row and row.get(x) is not None]
-    if not kept:
+    logged = [row for row in rows if key in row and row.get(x) is not None]
+    if not logged:
         return None
     low, high = (
-        tuple(row.get(end, math.nan) for row in kept) if any(end in row for row in kept) else None
+        tuple(row.get(end, math.nan) for row in logged) if any(end in row for row in logged) else None
         for end in ends or ("", "")
     )
     return Series(
         panel=panel,
         name=name or key,
-        x=tuple(row[x] for row in kept),
-        y=tuple(row[key] for row in kept),
+        x=tuple(row[x] for row in logged),
+        y=tuple(row[key] for row in logged),
         low=low,
         high=high,
         unit=unit,
@@ -417,14 +417,14 @@ def reward_against_kl(
     """
     rows = list(rows)
     present = {label: key for label, key in scores.items() if any(key in row for row in rows)}
-    kept = [row for row in rows if x in row and kl in row and all(key in row for key in present.values())]
-    if not kept or not present:
+    complete = [row for row in rows if x in row and kl in row and all(key in row for key in present.values())]
+    if not complete or not present:
         return None
     return RewardAgainstKL(
-        step=tuple(row[x] for row in kept),
-        kl=tuple(row[kl] for row in kept),
+        step=tuple(row[x] for row in complete),
+        kl=tuple(row[kl] for row in complete),
         scores=tuple(
-            ScoreCurve(name=label, y=tuple(row[key] for row in kept), spread=spreads[label])
+            ScoreCurve(name=label, y=tuple(row[key] for row in complete), spread=spreads[label])
             for label, key in present.items()
         ),
     )

@@ -93,9 +93,7 @@ def label_hybrid(
     Raises:
         DataError: an item has more than two answers.
     """
-    for item in items:
-        if len(item.completions) != 2:
-            raise DataError(f"item {item.id} has {len(item.completions)} answers; hybrid labelling takes pairs")
+    _check_pairs(items)
     by_ai = {j.item: j for j in ai if j.criterion == "overall"}
     p: dict[str, float | None] = {i.id: first_better(by_ai.get(i.id)) for i in items}
     chances = {name: chance for name, chance in draw_audit(p, config).items() if name not in left_out}
@@ -120,10 +118,10 @@ def label_hybrid(
     for item in items:
         by_machine = _calibrated(by_ai.get(item.id), routers[item.id].calibrate)
         is_audit = item.id in chances
-        counted, people_needed = _settle(routes[item.id], by_machine, p[item.id], labels, item.id, is_audit=is_audit)
+        counted, needed = _settle(routes[item.id], by_machine, p[item.id], labels, item.id, is_audit=is_audit)
         judgements += counted
-        if people_needed and (is_audit or not missing):
-            queue.append(_queued(item, people_needed))
+        if needed and (is_audit or not missing):
+            queue.append(Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=needed))
     router = routers[items[-1].id] if items else segments[0][1]
     report = routing_report(
         items,
@@ -222,8 +220,10 @@ def _waiting(missing: int, drawn: int) -> Router:
     return Router(thresholds=Thresholds(reason=reason), calibrate=lambda p: p)
 
 
-def _queued(item: Comparison, people: int) -> Queued:
-    return Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=people)
+def _check_pairs(items: Sequence[Comparison]) -> None:
+    for item in items:
+        if len(item.completions) != 2:
+            raise DataError(f"item {item.id} has {len(item.completions)} answers; hybrid labelling takes pairs")
 
 
 def _calibrated(judgement: Judgement | None, calibrate: Calibrator) -> Judgement | None:

@@ -110,30 +110,30 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
         """The items that fit, each with its tokens; the others are counted."""
         if not items:
             reasons[key] = missing
-        found, why = [], ""
+        fitting, why = [], ""
         for item in items:
             try:
                 if (encoded := encode(item)) is not None:
-                    found.append((item, encoded))
+                    fitting.append((item, encoded))
             except DataError as error:
                 why = str(error)
-        if len(found) < len(items):
-            left = len(items) - len(found)
+        if len(fitting) < len(items):
+            left = len(items) - len(fitting)
             reasons[key] = f"{left} of {len(items)} left out: {why or 'they have fewer than two tokens'}"
-        return found
+        return fitting
 
     def finite(key: str, values: dict[str, float]) -> dict[str, float]:
-        kept = {name: value for name, value in values.items() if math.isfinite(value)}
-        if len(kept) < len(values):
-            reasons[key] = f"{len(values) - len(kept)} of {len(values)} log-probabilities are not finite"
-        return kept
+        finite_values = {name: value for name, value in values.items() if math.isfinite(value)}
+        if len(finite_values) < len(values):
+            reasons[key] = f"{len(values) - len(finite_values)} of {len(values)} log-probabilities are not finite"
+        return finite_values
 
-    def asked(question: str) -> list[Message]:
+    def turns_of(question: str) -> list[Message]:
         return [Message(role="user", content=question)]
 
     none = "the capability set has no rows for it"
     margins, pairs = {}, [(q, text) for q, right, wrong in rows.choices for text in (right, wrong)]
-    encoded = usable("margins", pairs, lambda pair: chat.answer(asked(pair[0]), pair[1]), none)
+    encoded = usable("margins", pairs, lambda pair: chat.answer(turns_of(pair[0]), pair[1]), none)
     sums = _logprobs(role, [e for _, e in encoded])
     given = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
     for question, right, wrong in rows.choices:
@@ -144,9 +144,9 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
         tokens = chat.tokenizer.encode(text, add_special_tokens=False)[: chat.context]
         return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1)) if len(tokens) > 1 else None
 
-    def nll(found: list) -> list[float]:
-        sums = _logprobs(role, [e for _, e in found])
-        return [-value / sum(e.response_mask) for (_, e), value in zip(found, sums, strict=True)]
+    def nll(encoded_items: list) -> list[float]:
+        sums = _logprobs(role, [e for _, e in encoded_items])
+        return [-value / sum(e.response_mask) for (_, e), value in zip(encoded_items, sums, strict=True)]
 
     texts = usable("texts", rows.texts, passage, none)
     heldout = usable(
@@ -157,7 +157,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
     )
 
     def with_room(item: tuple[str, tuple[str, ...]]) -> Encoded:
-        tokens = chat.prompt(asked(item[0]))
+        tokens = chat.prompt(turns_of(item[0]))
         if len(tokens) + ANSWER.max_new_tokens > chat.context:
             room = f"{len(tokens)} tokens and {ANSWER.max_new_tokens} of answer"
             raise DataError(f"a question of {room} does not fit model.context {chat.context}")
