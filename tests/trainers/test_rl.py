@@ -538,6 +538,8 @@ def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
     write_records(tmp_path / "b" / "step-000001.jsonl", first)  # right number, wrong prompts and version
     again, _ = run(config(), samples=tmp_path / "b")
     same_weights(straight.policy, again.policy, within=0)
+    second, other = (read_records(tmp_path / name / "step-000001.jsonl", Rollout) for name in "ab")
+    assert [r.tokens for r in second] == [r.tokens for r in other] != [r.tokens for r in first]
 
 
 @pytest.mark.parametrize(

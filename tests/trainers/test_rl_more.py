@@ -38,7 +38,7 @@ from trimtab.trainers import (
 from trimtab.trainers.methods import ONLINE
 from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
 
-from ..kit import same_weights, stir
+from ..kit import moved, same_weights, stir
 
 LORA = AdapterConfig(rank=4, alpha=8)
 STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
@@ -121,6 +121,7 @@ def test_micro_batches_change_nothing(kind):
     for tokens in (1, 10_000):
         settings = kind(group=4, **(SHORT | {"micro_batch_tokens": tokens, "steps": 2, "minibatches": 2}))
         ends.append(run(settings)[0].policy)
+    moved(ends[0], RlRoles.on(tiny_backbone(), settings.adapter, seed=1).policy)
     same_weights(*ends)
 
 

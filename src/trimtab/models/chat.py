@@ -224,7 +224,7 @@ class Chat:
         return self._drawn(turns, prompt_text, text, cut=False)
 
     def _drawn(self, turns: Sequence[Message], prompt_text: str, text: str, *, cut: bool) -> str:
-        """What an answer adds to ``prompt_text`` where its text stands behind it as it is, and its end unless it was cut."""
+        """What an answer adds to ``prompt_text`` if its text is taken as it is; with its end unless it was cut."""
         before, _, after = self._render([*turns, _ANSWER], ask=False).rpartition(_PROBE)
         lead = before[len(prompt_text) :] if before.startswith(prompt_text) else ""
         if (thought := self.thoughts.first(lead)) is not None:  # of an answer without thoughts; a drawn one has its own
@@ -287,9 +287,9 @@ class Chat:
         rest = prompt_text[_common(prompt_text, before) :]
         if rest and self.thoughts.first(rest) is None:
             raise ModelError(
-                f"the chat template asks for an answer with {prompt_text[-40:]!r} but writes {before[-40:]!r} before one, "
-                "so the model would be asked in other words than it was trained on; set model.chat_template to one "
-                "that uses the same words"
+                f"the chat template asks for an answer with {prompt_text[-40:]!r} but writes {before[-40:]!r} before "
+                "one, so the model would be asked in other words than it was trained on; set model.chat_template to "
+                "one that uses the same words"
             )
         try:
             later = self._render([_USER, _ANSWER, _USER], ask=False).split(_PROBE)[2]
