@@ -55,7 +55,7 @@ _TITLES = {
 }
 _HERE = Path(__file__).parent
 LEADING = 3
-"""Examples drawn at random that stand open on top of the page, below the typical one."""
+"""Number of random examples shown open at the top of the page, below the typical one."""
 
 _ANSWER = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
 
@@ -73,7 +73,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart with its words."""
+    """A chart with its title and explanation."""
 
     title: str
     note: str
@@ -185,7 +185,7 @@ def further_verdicts(data: ReportData) -> list[str]:
 
 
 def _called(data: ReportData, model: str) -> str:
-    """A model's name as it stands in a sentence."""
+    """A model's name in a sentence."""
     return data.spoken.get(model, model)
 
 

@@ -31,7 +31,7 @@ from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.storage import read_json
 
 FILE = "capability.json"
-"""In the folder of a stage that trains: the models before and after it, item by item."""
+"""File in the folder of a training stage: results before and after it, item by item."""
 
 ANSWER = SamplerConfig(temperature=0.0, max_new_tokens=40)
 """How open questions are answered."""
@@ -40,7 +40,7 @@ TOKENS = 1024
 """Padded tokens of a forward pass."""
 
 DEMONSTRATIONS = 16
-"""Held-out demonstrations that are read."""
+"""Number of held-out demonstrations that are measured."""
 
 BASE, SFT, POLICY = "the pretrained model", "the model after SFT", "the model after alignment"
 """What the console calls the models."""
@@ -103,7 +103,7 @@ class CapabilityCheck:
 
 @torch.no_grad()
 def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence[Demonstration] = ()) -> Capability:
-    """Ask a model everything in a capability set, and read it the first held-out demonstrations."""
+    """Measure a model on a capability set and on the first held-out demonstrations."""
     chat, reasons = role.backbone.chat, {}
 
     def usable(key: str, items: Sequence[T], encode: Callable[[T], Encoded | None], missing: str) -> list:
@@ -180,7 +180,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
 
 
 def _logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:
-    """Log p of each response in nats; equal prompts are read once."""
+    """Log p of each response in nats; equal prompts are computed once."""
     if not encoded:
         return []
     starts = [e.response_mask.index(True) for e in encoded]

@@ -35,10 +35,10 @@ COMPARISONS = (
 """Pairs that are compared where a run has both models; the first one is the headline."""
 
 KEPT_TOKENS = 32_768
-"""Tokens of answers whose states of frozen layers are kept between sampling, KL and scores."""
+"""Tokens of answers whose frozen-layer states are stored between sampling, KL and scores."""
 
 WORST = 5
-"""Prompts named for each comparison: those on which the first model lost by most."""
+"""Number of prompts named for each comparison: those on which the first model lost by most."""
 
 
 def run_evaluate(context: Context) -> tuple[Counts, list[str]]:

@@ -61,7 +61,7 @@ from trimtab.trainers import (
 )
 
 NORMALISE = 64
-"""Training rankings whose rewards give the mean and spread by which rewards are normalised."""
+"""Number of training rankings whose rewards give the mean and standard deviation for normalisation."""
 
 
 def run_sft(context: Context) -> tuple[Counts, list[str]]:
@@ -149,7 +149,7 @@ def load_scorer(
 def load_rewards(
     context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
 ) -> tuple[NamedRewards, RewardModelScorer | None]:
-    """Everything online alignment maximises, by name, and the reward model if it is among it.
+    """The rewards that online alignment maximises, by name, and the reward model if it is one of them.
 
     Without a ``rewards`` section it is the reward model alone. ``states``: of the trunk's frozen layers, for it.
     """
@@ -201,7 +201,7 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _rankings(context: Context, chat: Chat) -> tuple[list[Ranking], list[Preference], Counts]:
-    """The run's preferences that teach something, as tokens and as they are, and how many were left out and why."""
+    """The run's usable preferences, as token rankings and as records, and how many were left out, by reason."""
     preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
     rankings, usable, left_out = encode_preferences(chat, preferences)
     counted = context.left_out(left_out, len(preferences), "preferences")
@@ -289,7 +289,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
 
 
 def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:
-    """What PPO-ptx imitates; nothing for a recipe without it."""
+    """Conversations for PPO-ptx; empty for a recipe without it."""
     ptx = config.ptx if isinstance(config, PolicyGradientConfig) else None
     if ptx is None:
         return [], {}
@@ -322,7 +322,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in aside]
         judged, left_out = encode_ratings(trunk.chat, ratings)
         counted = context.left_out(left_out, len(ratings), "ratings")
-        # By what was asked, so that no prompt is on both sides with another answer.
+        # Split by prompt, so that no prompt is on both sides.
         train, held = split_holdout([str(a.prompt) for a in judged], config.holdout, context.seed("align"))
         before, after = _kto(context, policy, reference, [judged[i] for i in train], [judged[i] for i in held], config)
         counts: Counts = {"ratings": len(train), "held_out": len(held)} | counted

@@ -156,7 +156,7 @@ def constant_length(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -
 
 
 def _penalised(gain: Callable[[Any], str]) -> Callable[[Any], str]:
-    """The objective of a method with a clipped ratio: ``gain`` is what it has beside the penalty."""
+    """The objective of a method with a clipped ratio: ``gain`` is the part without the penalty."""
 
     def objective(config: online.PolicyGradientConfig) -> str:
         kl, term = config.kl, "KL(π‖reference)"
