@@ -211,7 +211,7 @@ def convert(record: Record, kind: type[R]) -> list[R]:
         raise RowError(explain(error)) from None
 
 
-def _asked(record: Preference | Rating | Comparison) -> list[Record]:
+def _prompt_of(record: Preference | Rating | Comparison) -> list[Record]:
     return [record.prompt]
 
 
@@ -261,9 +261,9 @@ def _thumbs(record: Preference) -> list[Record]:
 
 
 _CONVERSIONS: dict[tuple[type[Record], type[Record]], Callable[[Any], list[Record]]] = {
-    (Preference, Prompt): _asked,
-    (Rating, Prompt): _asked,
-    (Comparison, Prompt): _asked,
+    (Preference, Prompt): _prompt_of,
+    (Rating, Prompt): _prompt_of,
+    (Comparison, Prompt): _prompt_of,
     (Demonstration, Prompt): _unanswered,
     (Preference, Demonstration): _best,
     (Rating, Demonstration): _liked,
