@@ -20,8 +20,7 @@ from typing import Any
 
 from benchmarks.judge_agreement import llmfao
 from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
-from trimtab.feedback.routing import first_better, saved_at, saved_at_random, savings_curve
-from trimtab.feedback.votes import leave_one_out, pair_votes, usable_judgements
+from trimtab.feedback.votes import first_better, leave_one_out, pair_votes, usable_judgements
 from trimtab.files import write_json
 from trimtab.pipeline.ai_labels import FilePeople, people_only
 from trimtab.pipeline.judging import plain
@@ -155,6 +154,44 @@ def _held_out(
     for total in totals:
         total["difference"] = total["saved"] - total["random"]
     return totals
+
+
+def savings_curve(
+    ai_error: Mapping[str, float], human_error: Mapping[str, float], confidence: Mapping[str, float], *, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Error of hybrid labels as the AI labels more and more items, the most confident first.
+
+    Args:
+        ai_error: chance that the AI's label is wrong, by item; against the same references as people's.
+        human_error: chance that one person's label is wrong, by item.
+        confidence: by item; larger goes to the AI first.
+        seed: of the random order of items with equal confidence.
+
+    Returns:
+        (share of items the AI labels, mean error of all labels) for 0 to all items.
+    """
+    names = sorted(ai_error)
+    Random(seed).shuffle(names)
+    names.sort(key=lambda n: -confidence[n])
+    total = math.fsum(human_error[n] for n in names)
+    curve = [(0.0, total / len(names))]
+    for count, n in enumerate(names, 1):
+        total += ai_error[n] - human_error[n]
+        curve.append((count / len(names), total / len(names)))
+    return curve
+
+
+def saved_at(curve: Sequence[tuple[float, float]], error: float) -> float:
+    """The largest share of labels the AI can give with the mean error at or below a stated one."""
+    return max((share for share, e in curve if e <= error + 1e-12), default=0.0)
+
+
+def saved_at_random(curve: Sequence[tuple[float, float]], error: float) -> float:
+    """The same where the AI labels items drawn at random: the mean error then moves along a straight line."""
+    start, end = curve[0][1], curve[-1][1]
+    if end <= error:
+        return 1.0
+    return max(0.0, (error - start) / (end - start)) if start < end else 0.0
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ ENDLESS = 1_000_000
 def serve(workload: Workload, settings: Settings, batch_file: Path, channel: Channel) -> None:
     """Write the batch, say that all is ready, then take a step whenever asked; ends with the channel.
 
-    The first answer has ``model`` (its folder), ``loaded_mib``, ``adapter_seed`` and ``beta`` (the leash of RLOO and
-    GRPO), so that the other side can start from the same numbers. Every further one has ``seconds``,
+    The first answer has ``model`` (its folder), ``loaded_mib``, ``adapter_seed`` and ``beta`` (the KL coefficient of
+    RLOO and GRPO), so that the other side can start from the same numbers. Every further one has ``seconds``,
     ``cpu_seconds``, ``metrics``, ``peak_mib`` and, for the online methods, ``answers``: prompt and answer tokens of
     this step's rollouts.
     """

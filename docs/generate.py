@@ -96,7 +96,7 @@ def records() -> str:
 
 
 def metrics() -> str:
-    """Every logged and shown number, from the table in ``trimtab.metrics``."""
+    """Every logged and shown number, from the tables in ``trimtab.metrics``."""
     from trimtab.metrics import GROUPS, TRAINING
 
     parts = [

@@ -16,6 +16,15 @@ def stir(role: Any, *, seed: int = 0, scale: float = 0.1) -> Any:
     return role
 
 
+def moved(role: Any, start: Any) -> None:
+    """Assert that training moved most weights of a role; without this, two runs that do nothing agree."""
+    import torch
+
+    now, before = role.state(), start.state()
+    apart = torch.cat([(now[name] - before[name]).abs().flatten() for name in before])
+    assert (apart > 0).float().mean() > 0.5
+
+
 def same_weights(a: Any, b: Any, *, within: float = 1e-5) -> None:
     """Assert that two roles hold the same weights, up to rounding.
 

@@ -141,8 +141,8 @@ def _explain(cls: type[Config], item: Any) -> str:
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         which, given = item["ctx"]["discriminator"].strip("'"), item["ctx"].get("tag")
         valid = ", ".join(str(kind.model_fields[which].default) for kind in kinds)
-        said = "required and missing" if given is None else f"{given!r} is not one of them"
-        return f"{dotted}.{which}: {said}; valid: {valid}"
+        fault = "required and missing" if given is None else f"{given!r} is not one of them"
+        return f"{dotted}.{which}: {fault}; valid: {valid}"
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):  # a whole section says too much
         return f"{dotted}: {item['msg'].removeprefix('Value error, ')}"
     return f"{dotted}: {item['input']!r} is not accepted; {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,4 +1,4 @@
-"""The leash: what each estimator estimates and pulls towards, β in the right unit, rewards in the right place."""
+"""The KL penalty: what each estimator estimates and pulls towards, β in the right unit, rewards in the right place."""
 
 import itertools
 import math
@@ -219,8 +219,8 @@ def test_the_sequence_form_jumps_over_tokens_that_do_not_count():
 
 def test_adaptive_golden():
     """KL 9 against 6 is +50 %, clipped to +20 %: .2·(1 + .2·256/10⁴)."""
-    leash = AdaptiveKL(0.2, 6.0, 10_000)
-    assert leash.update(9.0, 256) == pytest.approx(0.201024, abs=1e-9) == leash.value
+    adaptive = AdaptiveKL(0.2, 6.0, 10_000)
+    assert adaptive.update(9.0, 256) == pytest.approx(0.201024, abs=1e-9) == adaptive.value
 
 
 def test_adaptive_below_target_and_within_the_clip():
@@ -251,12 +251,12 @@ def test_adaptive_refuses():
     for bad in ((-0.1, 6, 100), (0.2, 0, 100), (0.2, 6, 0), (NAN, 6, 100), (inf, 6, 100), (0.2, inf, 9), (0.2, 6, inf)):
         with pytest.raises(ConfigError, match="target"):
             AdaptiveKL(*bad)
-    leash = AdaptiveKL(0.2, 6.0, 100)
+    adaptive = AdaptiveKL(0.2, 6.0, 100)
     with pytest.raises(NonFiniteError, match="nan"):
-        leash.update(NAN, 10)
+        adaptive.update(NAN, 10)
     with pytest.raises(ConfigError, match="horizon"):
-        leash.update(1.0, 500)
-    assert leash.value == 0.2
+        adaptive.update(1.0, 500)
+    assert adaptive.value == 0.2
 
 
 # Rewards per token -------------------------------------------------------------------------------

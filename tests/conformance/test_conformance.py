@@ -9,19 +9,10 @@ from typer.testing import CliRunner
 
 from trimtab.cli.app import app
 from trimtab.conformance import GOLDENS, hold
-from trimtab.conformance.experiments import (
-    Row,
-    _forward_optimum,
-    _row,
-    divergence_gradients,
-    estimators,
-    gibbs,
-    kl,
-    preference_identities,
-    process_and_outcome,
-    settings,
-    train_table,
-)
+from trimtab.conformance.label_experiments import preference_identities, process_and_outcome
+from trimtab.conformance.rl_experiments import _forward_optimum, divergence_gradients, estimators
+from trimtab.conformance.rows import Row, worst_row
+from trimtab.conformance.tables import gibbs, kl, settings, train_table
 from trimtab.conformance.tabular import TabularRole, TabularSampler, Tree
 from trimtab.errors import ConfigError
 from trimtab.models import collate
@@ -129,10 +120,10 @@ def test_only_the_kl_of_whole_answers_sees_the_price_of_the_second_token(kl_conf
 
 
 def test_a_row_shows_the_worst_seed_and_fails_outside_its_bounds():
-    row = _row("1", "a", "b", [0.1, 0.5, 0.2], high=0.4)
+    row = worst_row("1", "a", "b", [0.1, 0.5, 0.2], high=0.4)
     assert row.value == 0.5 and not row.passed and row.seeds == 3
-    assert _row("1", "a", "b", [0.3, 0.9], low=0.2, high=1.0).value in (0.3, 0.9)
-    assert _row("1", "a", "b", [0.1, 0.9], low=0.2, high=math.inf).value == 0.1
+    assert worst_row("1", "a", "b", [0.3, 0.9], low=0.2, high=1.0).value in (0.3, 0.9)
+    assert worst_row("1", "a", "b", [0.1, 0.9], low=0.2, high=math.inf).value == 0.1
     assert row.as_json()["low"] is None and json.dumps(row.as_json())
 
 

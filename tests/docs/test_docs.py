@@ -26,7 +26,7 @@ from typer.main import get_command
 
 from trimtab import errors
 from trimtab.cli.app import app, run_app
-from trimtab.conformance.experiments import estimators
+from trimtab.conformance.rl_experiments import estimators
 from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.plan import objective
@@ -417,7 +417,7 @@ def test_the_front_page_leads_to_the_questions_of_a_newcomer():
     for link, text in {
         "explanation/methods-and-papers.md#online-methods": "Ahmadian et al. 2024",
         "reference/algorithms.md#rloo_advantage": "2402.14740",
-        "explanation/kl-estimators.md": "∇KL(ref‖π)",
+        "explanation/kl-estimators.md#per-token-estimators-in-the-loss": "the reverse divergence KL(ref‖π)",
         "explanation/click-to-gradient.md": "preferences.jsonl",
         "reference/metrics.md#explained_variance": "Var(returns − values) / Var(returns)",
         "explanation/design.md#where-settings-are-checked": "check_recipe",

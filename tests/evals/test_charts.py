@@ -107,7 +107,11 @@ def test_nothing_finite_draws_nothing():
 
 @pytest.mark.parametrize("y", [[0, 0, 0], [1e200, -1e200, 0], [1e-300, 2e-300, 0], [7, 7, math.nan]])
 def test_odd_ranges(y):
-    drawn(chart(line(y=y)))
+    root = drawn(chart(line(y=y)))
+    _, _, width, height = map(float, (root.get("viewBox") or "").split())
+    points = [(float(c.get("cx") or -1), float(c.get("cy") or -1)) for c in root.iter("circle")]
+    assert len(points) == sum(map(math.isfinite, y))
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
 
 
 def test_single_point_and_long_line():

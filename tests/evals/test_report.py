@@ -236,10 +236,29 @@ def test_given_reasons_replace_the_general_ones():
     assert reasons["win_rates"] in headline(bare(missing=reasons))
 
 
-@pytest.mark.parametrize("part", ["win_rates", "kl", "against_kl", "reward_model", "ceiling", "alarms", "examples"])
-def test_each_part_can_be_absent_alone(part):
-    empty = type(getattr(toy_report(), part))() if part == "win_rates" else None
-    safe(render(toy_report().model_copy(update={part: empty})))
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("win_rates", "This run has no win rates."),
+        ("against_kl", "This run has no reward against √KL."),
+        ("reward_model", "This run has no evaluation of a reward model."),
+        ("ceiling", "There is no ceiling beside it"),
+        ("alarms", "This run has no monitors."),
+        ("examples", "This run has no examples."),
+    ],
+)
+def test_each_part_can_be_absent_alone(part, sentence):
+    full = toy_report()
+    assert sentence not in safe(render(full)).text
+    absent = full.model_copy(update={part: () if part == "win_rates" else None})
+    assert sentence in safe(render(absent)).text
+
+
+def test_a_run_without_kl_has_no_tile_of_it():
+    full = toy_report()
+    assert "KL from SFT" in safe(render(full)).text
+    absent = full.model_copy(update={"kl": None, "against_kl": None})
+    assert "KL from SFT" not in safe(render(absent)).text
 
 
 def test_unrecorded_curves_are_named():

@@ -7,18 +7,16 @@ from random import Random
 
 import pytest
 
+from benchmarks.hybrid_savings import saved_at, saved_at_random, savings_curve
 from trimtab.errors import DataError
 from trimtab.feedback import RouteConfig, label_hybrid, routing_lines
-from trimtab.feedback.routing import (
+from trimtab.feedback.thresholds import (
     Audit,
-    _random_of,
-    _segments,
     draw_audit,
     drifted,
     error_estimate,
-    saved_at,
-    saved_at_random,
-    savings_curve,
+    random_of,
+    routers_in_turn,
     set_thresholds,
     weighted_error,
 )
@@ -121,7 +119,7 @@ def test_false_alarms_of_the_drift_test_where_rare_bands_are_audited_more():
     for world_number in range(60):
         p = {f"{world_number}-{n}": 0.65 if n % 20 == 0 else 0.95 for n in range(2000)}
         drawn = draw_audit(p, config)
-        uniform = [n for n in drawn if _random_of(n, config) < 0.05]
+        uniform = [n for n in drawn if random_of(n, config) < 0.05]
         some = [
             Audit(item=n, prompt=n, probability=p[n], label=float(r.random() > (0.4 if p[n] == 0.65 else 0.0842)))
             for n in uniform
@@ -134,9 +132,9 @@ def test_false_alarms_of_the_drift_test_where_rare_bands_are_audited_more():
 def test_drift_is_watched_on_the_uniform_part():
     wrong = [Audit(item=f"x{n}", prompt=f"x{n}", probability=0.9, label=0.0, uniform=False) for n in range(100)]
     right = [Audit(item=f"y{n}", prompt=f"y{n}", probability=0.9, label=1.0) for n in range(300)]
-    assert len(_segments([*right, *wrong], RouteConfig(pilot=200))) == 1
+    assert len(routers_in_turn([*right, *wrong], RouteConfig(pilot=200))) == 1
     loud = [a.model_copy(update={"uniform": True}) for a in wrong]
-    assert len(_segments([*right, *loud], RouteConfig(pilot=200))) == 2
+    assert len(routers_in_turn([*right, *loud], RouteConfig(pilot=200))) == 2
 
 
 def test_drift_is_seen_and_calm_is_not():

@@ -217,7 +217,7 @@ def test_online_methods_raise_their_reward_on_unseen_prompts(config):
     assert held_out() > before + 0.4
 
 
-def test_short_leash_holds():
+def test_strong_kl_penalty_holds():
     slow, moved = OptimizerConfig(lr=2e-3, schedule="constant"), {}
     for beta in (0.02, 5.0):
         roles, rows = RlRoles.on(trunk(), LORA, seed=1), []

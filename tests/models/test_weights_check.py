@@ -144,8 +144,11 @@ def test_code_of_its_own_is_refused(copy: Path, kind: str):
 
 
 def test_code_that_transformers_has_taken_in_loads(copy: Path):
+    plain = load(copy)
     configure(copy, auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"})
-    load(copy)
+    backbone = load(copy)
+    assert type(backbone.model).__module__.startswith("transformers.")
+    assert torch.equal(backbone.head.weight, plain.head.weight)
 
 
 def test_tokenizer_larger_than_the_embedding(tmp_path: Path):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trimtab.errors import Interrupted
-from trimtab.feedback.routing import first_better
+from trimtab.feedback.votes import first_better
 from trimtab.pipeline.ai_labels import FilePeople
 from trimtab.pipeline.config import HumanConfig, load_recipe
 from trimtab.pipeline.people import AppPeople

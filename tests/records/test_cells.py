@@ -15,8 +15,9 @@ from trimtab.errors import DataError
 from trimtab.records import Demonstration, Message, Preference, Prompt, Rating, Record, load
 from trimtab.records.cells import BEYOND_TEXT, FLAGS, HISTORY, SYSTEM, TURN_BEYOND_TEXT, UNTRAINED, RowError
 from trimtab.records.formats import FORMATS, read_row
-from trimtab.records.importers import convert, read, write_trl
+from trimtab.records.importers import convert, read
 from trimtab.records.literals import parse
+from trimtab.records.trl import write_trl
 
 
 def user(text: str, **keys: Any) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.records import Comparison, Demonstration, Judgement, Preference, Prompt, Rating, Record
-from trimtab.records.formats import FORMATS, RowError, read_row, strict_pairs, trl_rows
+from trimtab.records.formats import FORMATS, RowError, read_row
 from trimtab.records.importers import convert
+from trimtab.records.trl import trl_rows
+from trimtab.records.types import strict_pairs
 
 SECRET = "the answer nobody may see in a message"
 
@@ -411,11 +413,17 @@ def test_very_long_answers_and_deep_trees() -> None:
 
 def test_foreign_rows_with_an_id_are_not_taken_for_records() -> None:
     own = {"id": "x", "messages": [user("hi"), assistant("yo")]}
-    read(own, "records")
-    read(own | {"messages": [user("hi"), assistant("yo") | {"name": "bot"}]}, "messages")
-    read(own | {"id": 7}, "messages")
-    read(own | {"source": "web"}, "messages")
-    read({"id": "x", "prompt": "p", "chosen": "a", "rejected": "b"}, "trl-preference")
+    [record] = read(own, "records")
+    assert record.id == "x" and turns(record) == [("user", "hi"), ("assistant", "yo")]
+    for foreign in (
+        own | {"messages": [user("hi"), assistant("yo") | {"name": "bot"}]},
+        own | {"id": 7},
+        own | {"source": "web"},
+    ):
+        [record] = read(foreign, "messages")
+        assert record.id != "x" and turns(record) == [("user", "hi"), ("assistant", "yo")]
+    [record] = read({"id": "x", "prompt": "p", "chosen": "a", "rejected": "b"}, "trl-preference")
+    assert isinstance(record, Preference) and record.id != "x"
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from trimtab.records import (
     Record,
     write_records,
 )
-from trimtab.records.importers import load, read, write_trl
+from trimtab.records.importers import load, read
 from trimtab.records.readers import Refusal, Row, read_rows
+from trimtab.records.trl import write_trl
 
 PROMPTS = [{"prompt": "one"}, {"prompt": "two", "topic": "naïve \u2028 lines"}]
 

@@ -24,7 +24,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.reward import init_reward_head, prepared_states, probe_reward_head
 
-from ..kit import same_weights, stir
+from ..kit import moved, same_weights, stir
 
 REASONS: list[tuple[str, Literal["stop", "length"]]] = [("ended", "stop"), ("cut", "length")]
 LORA = AdapterConfig(rank=4, alpha=8)
@@ -156,6 +156,7 @@ def test_equal_ids_with_other_answers_are_not_mixed_up():
     config = RewardConfig(batch=2, epochs=2)
     train_reward(one, alike, config, seed=0)
     train_reward(two, alike, config.model_copy(update={"cache_mb": 0.0}), seed=0)
+    moved(one, role(TOP))
     same_weights(one, two)
 
 

@@ -392,10 +392,10 @@ def test_every_pass_over_the_prompts_sees_each_once():
     assert len(more) == 5
 
 
-# The leash ----------------------------------------------------------------------------------
+# The KL penalty ----------------------------------------------------------------------------------
 
 
-def test_adaptive_leash_moves_by_the_formula():
+def test_adaptive_beta_moves_by_the_formula():
     """The target is near what the second step will measure per answer, so that its correction is not the largest."""
     settings = {"steps": 4, "policy": OptimizerConfig(lr=2e-2)}
     _, rows = run(config(kl=KLConfig(coefficient=0.2), **settings))
@@ -409,7 +409,7 @@ def test_adaptive_leash_moves_by_the_formula():
     assert rows[2]["beta"] == pytest.approx(0.2 * 0.9 * (1 + (1 / 1.05 - 1) / 2), rel=1e-3)
 
 
-def test_fixed_leash_stays():
+def test_fixed_beta_stays():
     _, rows = run(config(steps=3, kl=KLConfig(coefficient=0.2)))
     assert [row["beta"] for row in rows] == [0.2] * 3
 
@@ -538,6 +538,8 @@ def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
     write_records(tmp_path / "b" / "step-000001.jsonl", first)  # right number, wrong prompts and version
     again, _ = run(config(), samples=tmp_path / "b")
     same_weights(straight.policy, again.policy, within=0)
+    second, other = (read_records(tmp_path / name / "step-000001.jsonl", Rollout) for name in "ab")
+    assert [r.tokens for r in second] == [r.tokens for r in other] != [r.tokens for r in first]
 
 
 @pytest.mark.parametrize(
@@ -610,9 +612,9 @@ def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list
         mean = sum(flat) / len(flat)
         spread = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
         advantages = [[(a - mean) / spread for a in row] for row in advantages]
-    leash = beta if settings.kl.place == "loss" else 0.0
+    penalty = beta if settings.kl.place == "loss" else 0.0
     losses = [
-        [-a + leash * kinds[settings.kl.estimator or "sequence"](d) for a, d in zip(x, y, strict=True)]
+        [-a + penalty * kinds[settings.kl.estimator or "sequence"](d) for a, d in zip(x, y, strict=True)]
         for x, y in zip(advantages, deltas, strict=True)
     ]
     n, tokens = len(losses), sum(len(row) for row in losses)

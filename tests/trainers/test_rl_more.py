@@ -36,9 +36,9 @@ from trimtab.trainers import (
     train_rl,
 )
 from trimtab.trainers.methods import ONLINE
-from trimtab.trainers.rl import Scored, answer_scores, score_rollouts
+from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
 
-from ..kit import same_weights, stir
+from ..kit import moved, same_weights, stir
 
 LORA = AdapterConfig(rank=4, alpha=8)
 STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
@@ -121,6 +121,7 @@ def test_micro_batches_change_nothing(kind):
     for tokens in (1, 10_000):
         settings = kind(group=4, **(SHORT | {"micro_batch_tokens": tokens, "steps": 2, "minibatches": 2}))
         ends.append(run(settings)[0].policy)
+    moved(ends[0], RlRoles.on(tiny_backbone(), settings.adapter, seed=1).policy)
     same_weights(*ends)
 
 
@@ -304,7 +305,7 @@ def test_being_cut_is_never_better_than_ending_just_before_the_limit(raw: float,
         assert cut == pytest.approx(raw - 1.0)  # eq. 13 alone, as in the paper and in verl
 
 
-def test_no_leash_in_rewards_that_a_groups_deviation_divides():
+def test_no_kl_penalty_in_rewards_that_a_groups_deviation_divides():
     for kind in (GrpoConfig, DapoConfig):
         for std in ("sample", "population"):
             with pytest.raises(ConfigError, match=r"kl\.place is 'reward' and (grpo|dapo) divides.*set kl.place: loss"):
@@ -373,7 +374,7 @@ def test_step_rewards_count_at_their_tokens():
 
 
 def test_step_rewards_reach_the_advantages_of_earlier_tokens_only():
-    """With γ = λ = 1, no leash and a critic of zeros, an advantage is the sum of the rewards that are still to come."""
+    """With γ = λ = 1, no KL penalty and a critic of zeros, an advantage is the sum of the rewards still to come."""
     seen = {}
 
     def score(rollouts: Sequence[Rollout]) -> dict[str, list]:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, not_negative, positive, same_shape, two_dimensional
+from trimtab.algos.checks import full, not_negative, places, positive, same_shape, two_dimensional
 from trimtab.algos.masking import last_true, masked, masked_mean, masked_sum
 from trimtab.algos.shapes import MaskBT, MaskG, MaskGK, TensorB, TensorBT, TensorGK
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
@@ -66,7 +66,7 @@ def gae(
     if bootstrap is not None:
         same_shape(bootstrap=bootstrap, sequences=nothing)
         following = bootstrap.detach().to(values.dtype)
-    columns = []
+    columns: list[Tensor] = []
     for reward, value, acts in zip(
         reversed(rewards.unbind(1)), reversed(values.unbind(1)), reversed(response_mask.unbind(1)), strict=True
     ):
@@ -286,7 +286,7 @@ def _counted(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     rewards = full(masked(rewards.detach(), counts))
     bad = ~torch.isfinite(rewards)
     if bool(bad.any()):
-        group, answer = bad.nonzero()[0].tolist()
+        group, answer = places(bad)[0]
         raise NonFiniteError(
             f"the reward of answer {answer} in group {group} is {float(rewards[group, answer])} and would spoil the "
             "whole group; mend the reward function, or leave the answer out with the mask"

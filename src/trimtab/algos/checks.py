@@ -73,10 +73,22 @@ def within_unit(name: str, probability: Tensor) -> Tensor:
     """
     bad = ~((probability >= 0) & (probability <= 1))
     if bool(bad.any()):
-        place = bad.nonzero()[0].tolist()
-        value = float(probability[tuple(place)])
-        raise TrainingError(f"{name} is {value} at {place}; a soft label is a probability in [0, 1], mend the data")
+        place = places(bad)[0]
+        value = float(probability[place])
+        raise TrainingError(
+            f"{name} is {value} at {list(place)}; a soft label is a probability in [0, 1], mend the data"
+        )
     return full(probability)
+
+
+def places(mask: Tensor) -> list[tuple[int, ...]]:
+    """The indices of every True, in order, for messages."""
+    return [tuple(int(index) for index in place) for place in mask.nonzero()]
+
+
+def rows(mask: Tensor) -> list[int]:
+    """The numbers of the rows of ``[B]`` that are True, in order, for messages."""
+    return [place[0] for place in places(mask)]
 
 
 def full(x: Tensor) -> Tensor:

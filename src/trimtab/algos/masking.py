@@ -13,7 +13,7 @@ would change the objective.
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import boolean, full, same_shape
+from trimtab.algos.checks import boolean, full, rows, same_shape
 from trimtab.algos.shapes import MaskBT, TensorB
 from trimtab.errors import TrainingError
 
@@ -53,9 +53,11 @@ def last_true(mask: MaskBT) -> TensorB:
     boolean(mask=mask)
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, positions, -1).amax(1)
-    if bool((last < 0).any()):
-        rows = (last < 0).nonzero()[:, 0].tolist()
-        raise TrainingError(f"answers {rows} have no token that counts, so no place for their score; drop them first")
+    empty = last < 0
+    if bool(empty.any()):
+        raise TrainingError(
+            f"answers {rows(empty)} have no token that counts, so no place for their score; drop them first"
+        )
     return last
 
 

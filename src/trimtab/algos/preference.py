@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape, within_unit
+from trimtab.algos.checks import boolean, full, not_negative, positive, rows, same_shape, within_unit
 from trimtab.algos.reward import bradley_terry_loss
 from trimtab.algos.shapes import MaskB, TensorB
 from trimtab.errors import ConfigError, TrainingError
@@ -384,8 +384,7 @@ def _per_token(
 def _at_least_one(name: str, lengths: Tensor) -> None:
     bad = ~(lengths >= 1)
     if bool(bad.any()):
-        rows = bad.nonzero()[:, 0].tolist()
-        raise TrainingError(f"{name} is below 1 in rows {rows}; an empty answer has no average, drop these pairs")
+        raise TrainingError(f"{name} is below 1 in rows {rows(bad)}; an empty answer has no average, drop these pairs")
 
 
 def _log_odds(average: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ units: e^Δ is the odds that the better answer wins. Masks: True = counts.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape, two_dimensional, within_unit
+from trimtab.algos.checks import boolean, full, not_negative, positive, rows, same_shape, two_dimensional, within_unit
 from trimtab.algos.masking import masked, masked_mean, masked_sum
 from trimtab.algos.shapes import (
     MaskBT,
@@ -253,7 +253,7 @@ def fit_ridge_bradley_terry(gaps: TensorPD, targets: TensorP, weights: TensorP, 
         share = torch.sigmoid(gaps @ v)
         gradient = gaps.T @ (weights * (share - targets)) + penalty * v
         hessian = (gaps * (weights * share * (1 - share))[:, None]).T @ gaps + eye
-        v = v - torch.linalg.solve(hessian, gradient)
+        v = v - cast(TensorD, torch.linalg.solve(hessian, gradient))  # pyright: ignore[reportUnknownMemberType]
     return v
 
 
@@ -306,9 +306,9 @@ def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Literal["product"
         raise ConfigError(f"how is {how!r}; use 'product' or 'minimum'")
     two_dimensional(logits=logits)
     logs = masked(logsigmoid(full(masked(logits, step_mask))), step_mask)
-    if bool((~step_mask.any(1)).any()):
-        rows = (~step_mask.any(1)).nonzero()[:, 0].tolist()
+    without_step = ~step_mask.any(1)
+    if bool(without_step.any()):
         raise TrainingError(
-            f"solutions {rows} have no step end, so nothing to score; drop them or mark their last token"
+            f"solutions {rows(without_step)} have no step end, so nothing to score; drop them or mark their last token"
         )
     return (logs.sum(1) if how == "product" else logs.amin(1)).exp()

@@ -99,8 +99,9 @@ def convert(
 
     Example: trimtab data convert pairs.csv pairs.jsonl --kind preference
     """
-    from trimtab.records.importers import KINDS, load, write_trl
+    from trimtab.records.importers import KINDS, load
     from trimtab.records.jsonl import write_records
+    from trimtab.records.trl import write_trl
 
     if out.exists() and out.resolve() == Path(source).resolve():
         raise ConfigError(f"{out}: is the input file; give another name for the output")

@@ -12,7 +12,7 @@ from trimtab.cli.data import Format
 from trimtab.errors import ConfigError, TrimtabError
 
 if TYPE_CHECKING:
-    from trimtab.pipeline.starter import Data, Machine
+    from trimtab.pipeline.starter_facts import Data, Machine
 
 T = TypeVar("T")
 
@@ -89,10 +89,9 @@ def init(
 
     Example: trimtab init --data preferences.csv
     """
-    from trimtab.models import ModelConfig
-    from trimtab.models.embedded import NAME
-    from trimtab.models.loading import load_chat
-    from trimtab.pipeline.starter import Answers, look_at, run_name, write_starter
+    from trimtab.pipeline.starter import write_starter
+    from trimtab.pipeline.starter_facts import Answers
+    from trimtab.pipeline.starter_text import run_name
 
     asking = sys.stdin.isatty() and sys.stderr.isatty()
     if data is None and behaviour is None and not asking:
@@ -100,37 +99,16 @@ def init(
             "this is not a terminal, so nothing can be asked; give --data FILE (your preferences, demonstrations, "
             "ratings or prompts) or --behaviour TEXT (what the model should do)"
         )
-
-    def checked_model(text: str) -> str:
-        load_chat(ModelConfig(name=text, chat_template=chat_template))
-        return text
-
-    def checked_data(text: str) -> "Data | None":
-        return look_at(text, format=format, use=use.value if use else None) if text else None  # pyright: ignore
-
-    if model is not None or not asking:
-        model = checked_model(model or NAME)
-    else:
-        model = _ask("Which model (name, folder or hub id)?", NAME, checked_model)
-    if data is not None or behaviour is not None or not asking:
-        loaded = checked_data(data or "")
-    else:
-        loaded = _ask("Your data file (Enter if you have none)", "", checked_data)
+    model = _model(model, chat_template, asking)
+    loaded = _data(data, format, use, asking=asking and behaviour is None)
     for line in loaded.lines if loaded else []:
         typer.echo(line, err=True)
-    if asking and loaded is None and behaviour is None:
-        behaviour = _ask("What should the model do? Say it in a sentence", None, str)
-    if asking and loaded is not None and loaded.kind == "prompts" and verifier is None and behaviour is None:
-        verifier = (
-            _ask("A function that scores answers (package.module.function; Enter if none)", "", _function) or None
-        )
-        if verifier is None:
-            behaviour = _ask("What should the model do? Say it in a sentence", None, str)
-    place = _machine(machine, memory_gb, asking)
+    if asking:
+        behaviour, verifier = _goal(loaded, behaviour, verifier)
     answers = Answers(
         name=name or run_name(Path(loaded.source).name.split(".")[0] if loaded else behaviour or ""),
         model=model,
-        machine=place,
+        machine=_machine(machine, memory_gb, asking),
         data=loaded,
         behaviour=behaviour,
         verifier=verifier,
@@ -138,14 +116,52 @@ def init(
     )
     if asking and recipe.exists() and not force:
         force = typer.confirm(f"{recipe} exists. Overwrite it?", default=False, err=True)
-    files = write_starter(answers, recipe, overwrite=force)
-    for file in files:
+    for file in write_starter(answers, recipe, overwrite=force):
         typer.echo(f"wrote {file}", err=True)
     typer.echo(f"next: trimtab plan {recipe}, then trimtab run {recipe}", err=True)
 
 
+def _model(model: str | None, chat_template: str | None, asking: bool) -> str:
+    """A model with a usable chat template."""
+    from trimtab.models import ModelConfig
+    from trimtab.models.embedded import NAME
+    from trimtab.models.loading import load_chat
+
+    def check(text: str) -> str:
+        load_chat(ModelConfig(name=text, chat_template=chat_template))
+        return text
+
+    if model is None and asking:
+        return _ask("Which model (name, folder or hub id)?", NAME, check)
+    return check(model or NAME)
+
+
+def _data(source: str | None, format: str, use: Use | None, *, asking: bool) -> "Data | None":
+    """What the data file holds; None without one."""
+    from trimtab.pipeline.starter import look_at
+
+    def check(text: str) -> "Data | None":
+        return look_at(text, format=format, use=use.value if use else None) if text else None  # pyright: ignore
+
+    if source is None and asking:
+        return _ask("Your data file (Enter if you have none)", "", check)
+    return check(source or "")
+
+
+def _goal(data: "Data | None", behaviour: str | None, verifier: str | None) -> tuple[str | None, str | None]:
+    """The behaviour in words and the verifier, asked for where the data does not say which answers are good."""
+    if behaviour is not None or (data is not None and (data.kind != "prompts" or verifier is not None)):
+        return behaviour, verifier
+    if data is not None:
+        question = "A function that scores answers (package.module.function; Enter if none)"
+        verifier = _ask(question, "", _function) or None
+        if verifier is not None:
+            return behaviour, verifier
+    return _ask("What should the model do? Say it in a sentence", None, str), verifier
+
+
 def _machine(kind: On | None, memory_gb: float | None, asking: bool) -> "Machine":
-    from trimtab.pipeline.starter import Machine
+    from trimtab.pipeline.starter_facts import Machine
 
     here = Machine.here()
     if kind is None and asking:

@@ -68,10 +68,10 @@ _SCORES = {"chosen": t(1.2), "rejected": t(0.4)}
 _GROUP = t(1.0, 0.0, 0.0, 0.0)[None]
 
 
-def _moved_leash(beta: float, kl: float, target: float, sequences: int, horizon: float) -> float:
-    leash = algos.AdaptiveKL(beta, target, horizon)
-    leash.update(kl, sequences)
-    return leash.value
+def _adapted_beta(beta: float, kl: float, target: float, sequences: int, horizon: float) -> float:
+    adaptive = algos.AdaptiveKL(beta, target, horizon)
+    adaptive.update(kl, sequences)
+    return adaptive.value
 
 
 def score_coefficients(
@@ -314,7 +314,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "adaptive kl": Golden(
         inputs={"beta": 0.2, "kl": 9.0, "target": 6.0, "sequences": 256, "horizon": 10_000.0}, expected=(0.201024,),
-        ours=_moved_leash,
+        ours=_adapted_beta,
     ),
 }  # fmt: skip
 """By name. ``GOLDENS["dpo"].inputs`` are what :func:`hold` passes."""

@@ -179,11 +179,9 @@ class TabularSampler:
         seed: int,
         group: int = 1,
         weight_version: int = 0,
-        states: Any = None,
-        value_head: Any = None,
-        progress: Any = None,
+        **_: Any,
     ) -> list[Rollout]:
-        """As :meth:`trimtab.rollout.Sampler.generate`."""
+        """As :meth:`trimtab.rollout.Sampler.generate`; a table has no hidden states."""
         tree, count = self.policy.tree, len(prompts) * group
         generator = torch.Generator().manual_seed(seed)
         every = torch.log_softmax(self.policy.logits, dim=-1)

@@ -40,9 +40,9 @@ _UNFILLED = re.compile(r"(?i)\b(todo|tbd|fixme|xxx)\b|^\W*$|<[^<>]*>|\{[^{}]*\}|
 
 
 def _filled(text: str) -> str:
-    found = _UNFILLED.search(text)
-    if found:
-        raise ValueError(f"is not filled in yet ({found.group() or 'empty'!r}); write it out in words")
+    placeholder = _UNFILLED.search(text)
+    if placeholder:
+        raise ValueError(f"is not filled in yet ({placeholder.group() or 'empty'!r}); write it out in words")
     return " ".join(text.split())
 
 
@@ -118,17 +118,17 @@ class Constitution(Config):
         Raises:
             ConfigError: there is none.
         """
-        found = tuple(p for p in self.principles if tag in p.tags)
-        if not found:
+        principles = tuple(p for p in self.principles if tag in p.tags)
+        if not principles:
             raise ConfigError(f"no principle of {self.name!r} has the tag {tag!r}; tags there: {', '.join(self.tags)}")
-        return found
+        return principles
 
     def without(self, name: str) -> "Constitution":
         """The same without one principle."""
-        kept = tuple(p for p in self.principles if p.id != self[name].id)
-        if not kept:
+        principles = tuple(p for p in self.principles if p.id != self[name].id)
+        if not principles:
             raise ConfigError(f"{name!r} is the only principle of {self.name!r}; a constitution needs one")
-        return self.model_copy(update={"principles": kept})
+        return self.model_copy(update={"principles": principles})
 
     def draw(self, count: int | None, *seed: Any) -> tuple[Principle, ...]:
         """Different principles by weight, the same for equal seeds whatever their order in the file.

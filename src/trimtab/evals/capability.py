@@ -1,4 +1,4 @@
-"""What training cost: a small check of abilities that every stage should leave alone, before it and after it.
+"""What training cost: a small check, before and after each stage, of abilities that no stage should change.
 
 ===================  ===============================================  =============================================
 measure              on                                               what is compared
@@ -44,7 +44,7 @@ SHOWN_PROBLEMS = 5
 """Rows that the message about a malformed file lists."""
 
 REPEATED = 0.2
-"""An answer of which a larger share of 4-grams are repeats is going round in circles."""
+"""Largest share of repeated 4-grams of an answer that counts as complete."""
 
 LARGEST = 700.0
 """Nats beyond which a perplexity is not a float any more; it is shown as e⁷⁰⁰."""
@@ -82,7 +82,7 @@ class OpenAnswer(Record):
 
 
 class Capability(Record):
-    """What one model can do, item by item, so that two models are compared on the same ones."""
+    """Results of one model, item by item, so that two models are compared on the same items."""
 
     margins: dict[str, float]
     """log p(right) − log p(wrong) in nats, by question."""
@@ -97,14 +97,14 @@ class Capability(Record):
 
 
 class Limit(Record):
-    """A measure and the change from which on it is an alarm."""
+    """A measure and the change that raises an alarm."""
 
     name: str
     """What the page calls it."""
     unit: str
     """``share``: the change is a difference; ``nats`` and ``perplexity``: it is relative to before."""
     limit: float
-    """Largest loss without an alarm, of which a rise is one for a perplexity."""
+    """Largest loss without an alarm; for a perplexity, a rise is a loss."""
 
     @property
     def stated(self) -> str:
@@ -217,9 +217,10 @@ def summary(measure_name: str, model: Capability) -> float | None:
 
 
 def change(measure_name: str, before: Capability, after: Capability) -> Estimate:
-    """How a measure changed on what both models were measured on, with a 95 % interval.
+    """How a measure changed on the items that both models have, with a 95 % interval.
 
-    Shares: after − before. Others: after / before − 1. Items are resampled in pairs; a mean before is taken as it is.
+    Shares: after − before. Others: after / before − 1. Items are resampled in pairs; the mean before is treated as
+    exact.
     """
     first, last = _values(measure_name, before), _values(measure_name, after)
     both = [key for key in first if key in last]
@@ -255,7 +256,7 @@ def exceeds(measure_name: str, difference: Estimate) -> bool:
 
 
 def capability_lines(before: Capability, after: Capability, *, names: tuple[str, str]) -> list[str]:
-    """What a training stage says at its end: what changed, what could not be measured, and the alarms."""
+    """Lines that a training stage prints at its end: what changed, what could not be measured, and the alarms."""
     parts = []
     for key, limit in LIMITS.items():
         first, last = (value_text(limit.unit, summary(key, model)) for model in (before, after))
@@ -280,7 +281,7 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
     overall = _alarms(measured[0], measured[-1], (names[0], names[-1]))
     rows, alarms = [], []
     for key, limit in LIMITS.items():
-        fired = {name: found[key] for name, found in steps.items() if key in found}
+        fired = {name: of_step[key] for name, of_step in steps.items() if key in of_step}
         if not fired and key in overall:
             fired = {f"{names[0]} to {names[-1]}": overall[key]}
         alarms += fired.values()

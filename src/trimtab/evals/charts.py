@@ -287,9 +287,9 @@ def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float
         for x, y, low, high in rows:
             if _finite(x, y):
                 ends = (low, high) if _finite(low, high) else (None, None)
-                said = _text(f"{line.name} at {at(x)}: {_with_interval(y, *ends, show)}".strip())
+                tip = _text(f"{line.name} at {at(x)}: {_with_interval(y, *ends, show)}".strip())
                 parts.append(
-                    f'<circle class="{style}" cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="3.5"><title>{said}</title></circle>'
+                    f'<circle class="{style}" cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="3.5"><title>{tip}</title></circle>'
                 )
     return "".join(parts) + "</g>"
 
@@ -354,18 +354,18 @@ def _runs(
 
 
 def _description(lines: Sequence[Line], x_label: str, at: Show, show: Show) -> str:
-    said = []
+    curves = []
     for line in lines:
         rows = [(x, y) for x, y in zip(line.x, line.y, strict=True) if _finite(x, y)]
         if rows and line.tone != "quiet":
             (x0, y0), (x1, y1) = rows[0], rows[-1]
-            said.append(f"{line.name} {show(y0)} at {at(x0)}, {show(y1)} at {at(x1)}".strip())
-    return f"{'; '.join(said)} ({x_label})"
+            curves.append(f"{line.name} {show(y0)} at {at(x0)}, {show(y1)} at {at(x1)}".strip())
+    return f"{'; '.join(curves)} ({x_label})"
 
 
 def _svg(parts: Sequence[str], title: str, description: str, *, width: int, height: int) -> Markup:
-    said = _text(f"{title}. {description}" if description else title)
-    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
+    label = _text(f"{title}. {description}" if description else title)
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
     return Markup(f"{head}{''.join(parts)}</svg>")
 
 

@@ -120,19 +120,19 @@ def copies(prompt: str, answer: str) -> bool:
     >>> copies("Sum up: The ferry is late. Take the bus.", "The late ferry means taking the bus.")
     False
     """
-    said = words(answer)
-    if len(said) < SENTENCE:
+    answer_words = words(answer)
+    if len(answer_words) < SENTENCE:
         return False
     lines = [words(line) for line in prompt.splitlines()]
     sentences = [words(part) for part in re.split(r"[.!?…:;]+\s|\n", prompt + "\n")]
-    if said in sentences:
+    if answer_words in sentences:
         return True
     whole = list(chain.from_iterable(lines))
     for passage in [whole, *(line for line in lines if len(line) >= PASSAGE)]:
         wanted = max(SENTENCE, COPIED_SHARE * len(passage))
-        if len(said) < wanted:
+        if len(answer_words) < wanted:
             continue
-        run = SequenceMatcher(None, passage, said, autojunk=False).find_longest_match()
+        run = SequenceMatcher(None, passage, answer_words, autojunk=False).find_longest_match()
         if run.size >= wanted:
             return True
     return False

@@ -55,7 +55,7 @@ _TITLES = {
 }
 _HERE = Path(__file__).parent
 LEADING = 3
-"""Examples drawn at random that stand open on top of the page, below the typical one."""
+"""Number of random examples shown open at the top of the page, below the typical one."""
 
 _ANSWER = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
 
@@ -73,7 +73,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart with its words."""
+    """A chart with its title and explanation."""
 
     title: str
     note: str
@@ -185,13 +185,13 @@ def further_verdicts(data: ReportData) -> list[str]:
 
 
 def _called(data: ReportData, model: str) -> str:
-    """A model's name as it stands in a sentence."""
+    """A model's name in a sentence."""
     return data.spoken.get(model, model)
 
 
 def tiles(data: ReportData) -> list[Tile]:
     """The big numbers of the first screen; what the run does not have is left out."""
-    found = []
+    numbers = []
     row = _main_row(data)
     if row is not None:
         label = f"{row.name}, judged by {row.metric}"
@@ -200,10 +200,10 @@ def tiles(data: ReportData) -> list[Tile]:
         if _finite(row.rate, row.low, row.high):
             drawn = strip(row.rate, row.low, row.high, reference=0.5, title=f"{label}: {percent(row.rate)} {ends}")
         detail = f"{ends} of {row.n} prompts; the mark is 50\u202f%"
-        found.append(Tile(label=label, value=percent(row.rate), detail=detail, strip=drawn))
+        numbers.append(Tile(label=label, value=percent(row.rate), detail=detail, strip=drawn))
     if data.kl is not None:
         detail = f"{interval(data.kl.low, data.kl.high)} per answer, n = {data.kl.n}".lstrip()
-        found.append(Tile(label=f"KL from {data.before}", value=number(data.kl.value), unit="nats", detail=detail))
+        numbers.append(Tile(label=f"KL from {data.before}", value=number(data.kl.value), unit="nats", detail=detail))
     columns = {column.model: column.values for column in data.probes}
     first, last = columns.get(data.first, {}), columns.get(data.after, {})
     length = "tokens" if "tokens" in last else "words"
@@ -214,8 +214,8 @@ def tiles(data: ReportData) -> list[Tile]:
     ):
         if key in last:
             detail = f"{data.first}: {show(first[key])}" if key in first else ""
-            found.append(Tile(label=label, value=show(last[key]), unit=unit, detail=detail))
-    return found
+            numbers.append(Tile(label=label, value=show(last[key]), unit=unit, detail=detail))
+    return numbers
 
 
 def duration(seconds: float | None) -> str:
@@ -233,8 +233,8 @@ def duration(seconds: float | None) -> str:
 
 
 def _main_row(data: ReportData) -> WinRateRow | None:
-    ours = [row for row in data.win_rates if (row.model, row.against) == (data.after, data.first)]
-    return next(iter(ours or data.win_rates), None)
+    main = [row for row in data.win_rates if (row.model, row.against) == (data.after, data.first)]
+    return next(iter(main or data.win_rates), None)
 
 
 def _why_missing(data: ReportData, part: str) -> str:

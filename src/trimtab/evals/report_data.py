@@ -96,7 +96,7 @@ class WinRateRow(Record):
 
 
 class Reading(Record):
-    """What one reader said who did not know which answer was whose."""
+    """The verdicts of one blind reader."""
 
     reader: str
     """Name or pseudonym."""
@@ -121,9 +121,9 @@ class Reading(Record):
     losses: int
     """Prompts on which ``against`` was preferred."""
     unread: int = 0
-    """Prompts of the reading that this reader left empty."""
+    """Prompts that this reader left unanswered."""
     sensible: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    """By model: how many answers the reader called sensible, and of how many they said it."""
+    """By model: answers that the reader called sensible, and answers that they rated."""
     name: str = ""
     """Of the reading: that of its file."""
 
@@ -175,7 +175,7 @@ class RewardAgainstKL(Record):
     kl: tuple[Number, ...]
     """KL(policy ‖ starting policy) per answer, in nats; an estimate below 0 is drawn at 0."""
     scores: tuple[ScoreCurve, ...]
-    """What was climbed and what it was held against."""
+    """The reward that training maximised, and the scores compared with it."""
 
     @model_validator(mode="after")
     def _same_lengths(self) -> "RewardAgainstKL":
@@ -191,7 +191,7 @@ class Answer(Record):
     text: str
     """What it said, unchanged; the page neutralises and shortens it."""
     proxy: float | None = None
-    """What training climbed: the reward model's score, or the total of the recipe's rewards."""
+    """What training maximised: the reward model's score, or the total of the recipe's rewards."""
     gold: float | None = None
     """Score of the held-out judge (simulated annotators), where there is one."""
     kl: float | None = None
@@ -221,7 +221,7 @@ class Examples(Record):
     shown: tuple[Example, ...]
     """In page order."""
     total: int
-    """How many there were to choose from."""
+    """Number of examples to choose from."""
     seed: int
     """Seed of the random ones."""
     ranked_by: str
@@ -244,7 +244,7 @@ class Alarm(Record):
     name: str
     """Which one."""
     message: str
-    """What it saw, with the value and the limit."""
+    """What it observed, with the value and the limit."""
     samples: tuple[str, ...] = ()
     """Ids of the prompts to look at."""
 
@@ -293,9 +293,9 @@ class ReportData(Record):
     machine: str
     """Processor, cores and memory, in words."""
     versions: dict[str, str]
-    """Versions of trimtab and what it stands on."""
+    """Versions of trimtab and its dependencies."""
     seeds: dict[str, int]
-    """Seeds by purpose."""
+    """Seeds, by purpose."""
     simulated: bool
     """True: preferences or the gold reward come from simulated people, and the page says so on top."""
     notice: str
@@ -319,7 +319,7 @@ class ReportData(Record):
     win_rates: tuple[WinRateRow, ...] = ()
     """The first one with ``after`` against ``first`` makes the headline."""
     readings: tuple[Reading, ...] = ()
-    """What each reader said who judged without names; together they are rows of ``win_rates``."""
+    """The verdicts of each blind reader; taken together they are rows of ``win_rates``."""
     kl: Estimate | None = None
     """Mean KL(after ‖ before) per answer on held-out prompts, in nats."""
     series: tuple[Series, ...] = ()
@@ -341,7 +341,7 @@ class ReportData(Record):
     capability: CapabilityReport | None = None
     """What alignment cost; None where the run did not check it."""
     alarms: tuple[Alarm, ...] | None = None
-    """What fired; empty: monitors ran and none fired; None: none ran."""
+    """Alarms that fired; empty: monitors ran and none fired; None: none ran."""
     examples: Examples | None = None
     """Answers to read."""
     sources: dict[Section, Source] = Field(default_factory=dict)
@@ -378,18 +378,18 @@ def series_from_metrics(
         ends: keys of the lower and upper interval end, where they are logged.
         file: where the rows came from.
     """
-    kept = [row for row in rows if key in row and row.get(x) is not None]
-    if not kept:
+    logged = [row for row in rows if key in row and row.get(x) is not None]
+    if not logged:
         return None
     low, high = (
-        tuple(row.get(end, math.nan) for row in kept) if any(end in row for row in kept) else None
+        tuple(row.get(end, math.nan) for row in logged) if any(end in row for row in logged) else None
         for end in ends or ("", "")
     )
     return Series(
         panel=panel,
         name=name or key,
-        x=tuple(row[x] for row in kept),
-        y=tuple(row[key] for row in kept),
+        x=tuple(row[x] for row in logged),
+        y=tuple(row[key] for row in logged),
         low=low,
         high=high,
         unit=unit,
@@ -417,14 +417,14 @@ def reward_against_kl(
     """
     rows = list(rows)
     present = {label: key for label, key in scores.items() if any(key in row for row in rows)}
-    kept = [row for row in rows if x in row and kl in row and all(key in row for key in present.values())]
-    if not kept or not present:
+    complete = [row for row in rows if x in row and kl in row and all(key in row for key in present.values())]
+    if not complete or not present:
         return None
     return RewardAgainstKL(
-        step=tuple(row[x] for row in kept),
-        kl=tuple(row[kl] for row in kept),
+        step=tuple(row[x] for row in complete),
+        kl=tuple(row[kl] for row in complete),
         scores=tuple(
-            ScoreCurve(name=label, y=tuple(row[key] for row in kept), spread=spreads[label])
+            ScoreCurve(name=label, y=tuple(row[key] for row in complete), spread=spreads[label])
             for label, key in present.items()
         ),
     )

@@ -34,8 +34,10 @@ from trimtab.feedback.judge_report import (
 )
 from trimtab.feedback.model_wins import ModelWins, Wins, model_wins
 from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, judge_biases, revise
-from trimtab.feedback.routing import Hybrid, Queued, RouteConfig, Router, Thresholds, label_hybrid, routing_lines
+from trimtab.feedback.routing import Hybrid, Queued, label_hybrid
+from trimtab.feedback.routing_report import routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
+from trimtab.feedback.thresholds import RouteConfig, Router, Thresholds
 from trimtab.feedback.votes import canonical_ranks, pair_votes, settled, usable_judgements
 
 __all__ = [

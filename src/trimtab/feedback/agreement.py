@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from trimtab.feedback.intervals import RESAMPLES, Estimate, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion, signed_strength, usable_judgements
@@ -206,7 +206,7 @@ def _estimates(
 ) -> dict[str, Estimate]:
     total = _add(clusters)
     samples = _resample(clusters, {name: s for name, (s, _, _) in statistics.items()}, seed, resamples)
-    report = {}
+    report: dict[str, Estimate] = {}
     for name, (statistic, count, undefined) in statistics.items():
         value, n = statistic(total), round(total.get(count, 0))
         if value is None:
@@ -251,8 +251,10 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
     for item_id, judgements in usable.items():
         earlier = sum(first < second for j in judgements for first, second in combinations(j.ranks or (), 2))
         strengths = [v for j in judgements if (v := signed_strength(j)) is not None]
-        asked = any(j.strength is not None for j in judgements)
-        rows[by_id[item_id].prompt.id] += [{"earlier": earlier}, _squares(strengths) if asked else {}]
+        of_item: list[_Sums] = [{"earlier": earlier}]
+        if any(j.strength is not None for j in judgements):
+            of_item.append(_squares(strengths))
+        rows[by_id[item_id].prompt.id] += of_item
     for prompt, net in _net_wins(by_id, usable).items():
         rows[prompt].append(_cycles(net))
     return [_add(group) for group in rows.values()]
@@ -350,7 +352,7 @@ def _ratio(part: str, whole: str) -> _Statistic:
 
 
 def _alpha(sums: Mapping[Hashable, float]) -> float | None:
-    coincidences = {key: value for key, value in sums.items() if isinstance(key, tuple)}
+    coincidences = {cast("tuple[Hashable, Hashable]", key): n for key, n in sums.items() if isinstance(key, tuple)}
     margins: defaultdict[Hashable, float] = defaultdict(float)
     for (c, _), o in coincidences.items():
         margins[c] += o

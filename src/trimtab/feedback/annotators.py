@@ -72,7 +72,7 @@ def annotator_reports(
             for earlier, later in combinations(judgement.ranks or (), 2):
                 if earlier != later:
                     first[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
-    reports = []
+    reports: list[AnnotatorReport] = []
     for annotator, rankings in sorted(by_annotator.items()):
         seconds, fast = speed([j.seconds for j in rankings], fast_seconds)
         reports.append(

@@ -141,7 +141,8 @@ def reliability(
     weights = _checked(p, y, weights)
     confidences = [max(x, 1 - x) for x in p]
     right = [t if x > 0.5 else 1 - t if x < 0.5 else 0.5 for x, t in zip(p, y, strict=True)]
-    rows, gaps = [], []
+    rows: list[Bin] = []
+    gaps: list[float] = []
     for low, high, members in confidence_bins(confidences, bins):
         total = math.fsum(weights[i] for i in members)
         confidence, accuracy = (math.fsum(v[i] * weights[i] for i in members) / total for v in (confidences, right))

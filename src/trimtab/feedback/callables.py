@@ -40,10 +40,10 @@ def load_callable(path: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"functions there: {', '.join(sorted(public)) or 'none'}"
         raise ConfigError(f"{path!r}: {module_name!r} has no {name!r}; {hint}")
-    found = getattr(module, name)
-    if not callable(found):
-        raise ConfigError(f"{path!r} is a {type(found).__name__}, not a function; name something that can be called")
-    return found
+    target = getattr(module, name)
+    if not callable(target):
+        raise ConfigError(f"{path!r} is a {type(target).__name__}, not a function; name something that can be called")
+    return target
 
 
 def source_digests(path: str) -> dict[str, str]:
@@ -109,14 +109,14 @@ def _imports(name: str, file: Path) -> Iterator[str]:
         return  # compiled, or no Python source
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
-        found: list[str] = []
+        modules: list[str] = []
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             try:
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             except ImportError:
                 continue
-            found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for module in found:
+            modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for module in modules:
             yield from (module, *_packages_of(module))

@@ -134,7 +134,7 @@ class Endpoint:
         """Total cost, earlier runs included."""
         self.model = next((str(reply["model"]) for reply in known if reply.get("model")), None)
         """The model's name in the endpoint's first reply."""
-        self._headers = {}
+        self._headers: dict[str, str] = {}
         if config.key_env is not None:
             key = os.environ.get(config.key_env, "").strip()
             if not key:
@@ -292,17 +292,17 @@ class Endpoint:
     def _refuse(self, status: int, raw: str, message: str, wait: float, question: Question) -> NoReturn:
         """What a status other than 200 means: another attempt, a failure of this question, or the end of the run."""
         config = self.config
-        said = f"HTTP {status}{': ' if message else ''}{message}"
+        answer = f"HTTP {status}{': ' if message else ''}{message}"
         if status == 429 and "insufficient_quota" in raw:
             raise JudgeError(
-                f"{config.url}: {said}. Everything answered so far is kept; raise the quota and run the same command "
+                f"{config.url}: {answer}. Everything answered so far is kept; raise the quota and run the same command "
                 "again"
             )
         if is_temporary(status):
-            raise _NoAnswer(said, wait)
+            raise _NoAnswer(answer, wait)
         if status in (401, 403):
             named = config.key_env or "no key is sent"
-            raise JudgeError(f"{config.url}: {said}: it refuses the key ({named}); set a valid one and run again")
+            raise JudgeError(f"{config.url}: {answer}: it refuses the key ({named}); set a valid one and run again")
         if status in (400, 413, 422):
             if _SPENT.search(raw):
                 raise _Unusable("cut", message, "=".join(map(str, self._limit(question))))
@@ -314,7 +314,7 @@ class Endpoint:
             hint = "; set temperature: null if it accepts none"
         elif status in (400, 422) and config.logprobs:
             hint = "; set logprobs: false if it cannot give log-probabilities"
-        raise JudgeError(f"{config.url}: {said} (model {config.model!r}){hint}")
+        raise JudgeError(f"{config.url}: {answer} (model {config.model!r}){hint}")
 
     def _limit(self, question: Question) -> tuple[str, int]:
         """The setting that limits the reply to a question, and its value in tokens."""
@@ -430,7 +430,7 @@ def _now() -> str:
 
 
 def option_probabilities(
-    logprobs: Mapping[str, Any] | None, options: Sequence[str], found: str, *, reason: bool = False
+    logprobs: Mapping[str, Any] | None, options: Sequence[str], chosen: str, *, reason: bool = False
 ) -> tuple[float, ...] | None:
     """P(option) from the log-probabilities of a reply, normalised over the options.
 
@@ -442,13 +442,13 @@ def option_probabilities(
     Args:
         logprobs: ``choices[0].logprobs`` of the protocol.
         options: what could be answered.
-        found: the option the words named (:func:`~trimtab.feedback.judge.read_option`).
+        chosen: the option the words named (:func:`~trimtab.feedback.judge.read_option`).
         reason: the judge thought first.
 
     Returns:
         None if the tokens do not state that option.
     """
-    tokens = (logprobs or {}).get("content") or []
+    tokens: list[dict[str, Any]] = (logprobs or {}).get("content") or []
     stated, _ = find_option("".join(t["token"] for t in tokens), options, reason=reason)
     if stated is None:
         return None
@@ -459,9 +459,9 @@ def option_probabilities(
     def option(token: str) -> str | None:
         return read_option(before + token, options, reason=reason)[0]
 
-    if option(place["token"]) != found:
+    if option(place["token"]) != chosen:
         return None
-    listed = list(place.get("top_logprobs") or [])
+    listed: list[dict[str, Any]] = list(place.get("top_logprobs") or ())
     if place["token"] not in [t["token"] for t in listed]:
         listed.append(place)
     probabilities = [math.exp(float(t["logprob"])) for t in listed]

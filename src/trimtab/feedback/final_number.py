@@ -123,34 +123,34 @@ def _plain(text: str) -> str:
     return re.sub(r"(?<![\d./^])(\d{1,3})\s+(\d+)/(\d+)(?![\d/])", _mixed, text)
 
 
-def _joined(found: re.Match[str]) -> str:
+def _joined(match: re.Match[str]) -> str:
     """A number with spaces between its thousands, and perhaps a decimal comma, written without."""
-    return found[1].replace(" ", "") + (f".{found[2]}" if found[2] else "")
+    return match[1].replace(" ", "") + (f".{match[2]}" if match[2] else "")
 
 
-def _star(found: re.Match[str]) -> str:
+def _star(match: re.Match[str]) -> str:
     """An asterisk between two operands is an operation; all others are markdown."""
-    text, start, end = found.string, found.start(), found.end()
+    text, start, end = match.string, match.start(), match.end()
     left, right = text[:start].rstrip(" "), text[end:].lstrip(" ")
     even = (len(left) < start) == (len(right) < len(text) - end)
     spaced = len(left) < start
     operand = left[-1:].isdigit() or left[-1:] in (")", "}") or (spaced and left[-1:].isalpha())
-    if len(found[0]) < 3 and even and operand and re.match(r"[\d({\\.-]", right):
-        return found[0]
+    if len(match[0]) < 3 and even and operand and re.match(r"[\d({\\.-]", right):
+        return match[0]
     return ""
 
 
-def _fraction(found: re.Match[str]) -> str:
-    whole, above, below = found[1], found[2] or found[3] or "0", found[4] or found[5] or "0"
-    before = found.string[: found.start()].rstrip()[-1:]
+def _fraction(match: re.Match[str]) -> str:
+    whole, above, below = match[1], match[2] or match[3] or "0", match[4] or match[5] or "0"
+    before = match.string[: match.start()].rstrip()[-1:]
     if above.strip().isdigit() and below.strip().isdigit() and before not in ("/", "^", "*"):
         return f"{int(whole or 0) * int(below) + int(above)}/{int(below)}"
     return f"({whole}+({above})/({below}))" if whole else f"(({above})/({below}))"
 
 
-def _mixed(found: re.Match[str]) -> str:
-    whole, above, below = int(found[1]), int(found[2]), int(found[3])
-    return f"{whole * below + above}/{below}" if above < below else found[0]
+def _mixed(match: re.Match[str]) -> str:
+    whole, above, below = int(match[1]), int(match[2]), int(match[3])
+    return f"{whole * below + above}/{below}" if above < below else match[0]
 
 
 # Where the answer is ----------------------------------------------------------------------
@@ -158,8 +158,8 @@ def _mixed(found: re.Match[str]) -> str:
 
 def _boxed(text: str) -> Iterator[str]:
     """What boxes hold, the last one first."""
-    found = [*_BOXED_BARE.finditer(text), *_BOXED.finditer(text)]
-    for mark in sorted(found, key=lambda mark: mark.start())[: -MARKS - 1 : -1]:
+    boxes = [*_BOXED_BARE.finditer(text), *_BOXED.finditer(text)]
+    for mark in sorted(boxes, key=lambda mark: mark.start())[: -MARKS - 1 : -1]:
         yield mark[1] if mark.re is _BOXED_BARE else _braced(text, mark.end())
 
 
@@ -175,15 +175,15 @@ def _braced(text: str, start: int) -> str:
 
 def _after_hashes(text: str) -> Iterator[str]:
     """Rest of the lines with ``####`` that are no headings, the last one first."""
-    for found in reversed(list(_HASHES.finditer(text))):
-        if _BEGINS.match(found[1]) and not _LIST_ITEM.match(found[1]):
-            yield found[1]
+    for mark in reversed(list(_HASHES.finditer(text))):
+        if _BEGINS.match(mark[1]) and not _LIST_ITEM.match(mark[1]):
+            yield mark[1]
 
 
 def _after_answer(text: str) -> Iterator[str]:
     """Lines after "the answer is", the last one first; where the line ends there, the next one if it has the number."""
-    for found in list(_ANSWER.finditer(text))[: -MARKS - 1 : -1]:
-        line, _, rest = text[found.end() :].partition("\n")
+    for mark in list(_ANSWER.finditer(text))[: -MARKS - 1 : -1]:
+        line, _, rest = text[mark.end() :].partition("\n")
         if not line.strip(" :*>."):
             below = rest.lstrip().partition("\n")[0]
             line = below if _BEGINS.match(below) and not _LIST_ITEM.match(below) else ""
@@ -192,17 +192,17 @@ def _after_answer(text: str) -> Iterator[str]:
 
 def _last(text: str) -> Fraction | None:
     """The last number; the last expression where it stands after an equals sign."""
-    found = list(_LAST.finditer(text))
-    if not found:
+    matches = list(_LAST.finditer(text))
+    if not matches:
         return None
     after = text.rfind("=") + 1
     if after:
         number = _NUMBER.search(text, after)
-        if number is not None and number.start() < found[-1].start():
+        if number is not None and number.start() < matches[-1].start():
             parsed = _Expression(text).parse(_start(text, number.start(), after))
-            if parsed is not None and parsed[1] >= found[-1].end():
+            if parsed is not None and parsed[1] >= matches[-1].end():
                 return parsed[0]
-    return _fraction_of(found[-1][0])
+    return _fraction_of(matches[-1][0])
 
 
 def _fraction_of(text: str) -> Fraction | None:
@@ -325,13 +325,13 @@ class _Expression:
         pattern = re.compile(rf"\s*([{re.escape(signs)}])\s*(?=[-+]?\s*\(*\s*[-+]?[\d.])")
         while True:
             units = _UNITS.match(self.text, self.place) if signs != "^" else None
-            found = pattern.match(self.text, self.place) or (
+            operator = pattern.match(self.text, self.place) or (
                 pattern.match(self.text, units.end()) if units is not None else None
             )
-            if found is None:
+            if operator is None:
                 return
-            self.place = found.end()
-            yield found[1]
+            self.place = operator.end()
+            yield operator[1]
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:

@@ -24,6 +24,7 @@ falsehood about the question scores like a warm, short truth.
 import re
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from trimtab.errors import ConfigError, install_hint
@@ -88,13 +89,13 @@ def friendly_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
 @cache
 def _analyzer() -> Any:
     try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        vader: Any = import_module("vaderSentiment.vaderSentiment")
     except ImportError:
         raise ConfigError(
             "the gold utility 'trimtab.feedback.gold.friendly_utility' needs the package vaderSentiment, which is not "
             f"installed; {install_hint('train')}"
         ) from None
-    return SentimentIntensityAnalyzer()
+    return vader.SentimentIntensityAnalyzer()
 
 
 def _brevity(count: int) -> float:

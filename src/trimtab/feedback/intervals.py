@@ -183,7 +183,7 @@ def bootstrap_interval(
         sums[group] = (total + value, count + 1)
     pool = list(sums.values())
     draw = random.Random(seed)
-    means = []
+    means: list[float] = []
     for _ in range(resamples):
         picked = draw.choices(pool, k=len(pool))
         means.append(math.fsum(s for s, _ in picked) / sum(n for _, n in picked))

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trimtab.config import Config
-from trimtab.constitution import Constitution, Principle, compare_answers, rate_answer
+from trimtab.constitution import Constitution, compare_answers, rate_answer
 from trimtab.records import Comparison, Judgement, Message, Record, content_id
 
 FAILURES = {
@@ -308,33 +308,29 @@ def questions_of(item: Comparison, constitution: Constitution, config: JudgeConf
 
 def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_Asked]:
     texts = [c.text for c in item.completions]
-    questions = []
+    questions: list[_Asked] = []
     if config.mode == "rubric":
         for objective in config.objectives or constitution.tags:
-            asked: tuple[Principle, ...] = constitution.tagged(objective)
+            principles = constitution.tagged(objective)
             for i, text in enumerate(texts):
-                asked_question = question(identity, rate_answer(item.prompt, text, asked), DIGITS)
-                questions.append(
-                    _Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=asked_question)
-                )
+                of_answer = question(identity, rate_answer(item.prompt, text, principles), DIGITS)
+                questions.append(_Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=of_answer))
         return questions
     reason = config.mode == "reason"
     principles = constitution.draw(config.principles, config.seed, item.id)
     for i, j in itertools.permutations(range(len(texts)), 2):
         for principle in principles:
             messages = compare_answers(item.prompt, texts[i], texts[j], principle, reason=reason)
-            asked_question = question(identity, messages, LETTERS, reason=reason)
+            of_pair = question(identity, messages, LETTERS, reason=reason)
             questions.append(
-                _Asked(
-                    item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=asked_question
-                )
+                _Asked(item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=of_pair)
             )
     return questions
 
 
-def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
-    by_place = {(a.place, a.principle): a for a in asked}
-    verdicts = []
+def _verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
+    by_place = {(a.place, a.principle): a for a in questions}
+    verdicts: list[Verdict] = []
     for (place, principle), a in by_place.items():
         i, j = place
         if i > j:
@@ -361,12 +357,12 @@ def _verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply], config: Jud
     return verdicts
 
 
-def _rubric_verdicts(asked: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
+def _rubric_verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
     """Expected scores to probabilities: σ of the difference, in points of the scale."""
     by_objective: dict[str, list[_Asked]] = {}
-    for a in asked:
+    for a in questions:
         by_objective.setdefault(a.principle, []).append(a)
-    verdicts = []
+    verdicts: list[Verdict] = []
     for objective, rated in by_objective.items():
         for a, b in itertools.combinations(sorted(rated, key=lambda x: x.place), 2):
             both = [replies[x.question.key] for x in (a, b)]
@@ -433,7 +429,7 @@ def _judgements(
     # Both orders were shown; the one on the record is drawn at random.
     turned = int(content_id("shown", item.id), 16) % 2 == 1
     shown = tuple(reversed(range(len(item.completions)))) if turned else tuple(range(len(item.completions)))
-    judgements = []
+    judgements: list[Judgement] = []
     for criterion, group in groups.items():
         ranks, probability = _ranks(group, len(item.completions))
         failures = Counter(f for v in group for f in v.failures)

@@ -102,22 +102,22 @@ def against_people(
         temperature and isotonic calibration. Without common pairs the Estimates say so.
     """
     texts = {item.id: item for item in items}
-    ours = _votes(items, judgements, criterion)
-    theirs = _votes(items, people, criterion)
-    keys = [key for key in ours if key in theirs]
+    by_judge = _votes(items, judgements, criterion)
+    by_people = _votes(items, people, criterion)
+    keys = [key for key in by_judge if key in by_people]
     prompts = [texts[key[0]].prompt.id for key in keys]
-    judge = [_outcome(ours[k][0]) for k in keys]
-    crowd = [_outcome(theirs[k][0]) for k in keys]
+    judge = [_outcome(by_judge[k][0]) for k in keys]
+    crowd = [_outcome(by_people[k][0]) for k in keys]
     reason = "the judge and people have no pair in common"
     decided = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True) if "tie" not in (a, b)]
     same = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
     half = [(0.5 if "tie" in (a, b) else float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
     lean = [
-        (0.5 if ours[k][1] == 0.5 else float((ours[k][1] > 0.5) == (b == "first")), g)
+        (0.5 if by_judge[k][1] == 0.5 else float((by_judge[k][1] > 0.5) == (b == "first")), g)
         for k, b, g in zip(keys, crowd, prompts, strict=True)
         if b != "tie"
     ]
-    longest = []
+    longest: list[tuple[float, str]] = []
     for (item, i, j), b, g in zip(keys, crowd, prompts, strict=True):
         more = len(texts[item].completions[i].text) - len(texts[item].completions[j].text)
         if b != "tie":
@@ -134,7 +134,7 @@ def against_people(
                       for a in OUTCOMES},
         "calibration": None,
     }  # fmt: skip
-    p, y = [ours[k][1] for k in keys], [theirs[k][1] for k in keys]
+    p, y = [by_judge[k][1] for k in keys], [by_people[k][1] for k in keys]
     if len(set(prompts)) >= 2:
         probabilities = {"as said": p}
         for method in ("temperature", "isotonic"):
@@ -172,8 +172,8 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     0.4
     """
     n = len(pairs)
-    ours, theirs = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    expected = sum(ours[k] * theirs[k] for k in ours) / n**2 if n else 1.0
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    expected = sum(first[k] * second[k] for k in first) / n**2 if n else 1.0
     if math.isclose(expected, 1.0):
         return None
     return round((sum(a == b for a, b in pairs) / n - expected) / (1 - expected), 12)
@@ -194,9 +194,9 @@ def _votes(
     """For each pair the net vote (its sign is the winner) and the mean probability that the first is better."""
     usable, _ = usable_judgements(items, judgements, criterion)
     soft = {item: {j.annotator: j for j in judgements_of_item} for item, judgements_of_item in usable.items()}
-    votes = {}
+    votes: dict[tuple[str, int, int], tuple[float, float]] = {}
     for item, i, j, by_annotator in pair_votes(usable):
-        shares = []
+        shares: list[float] = []
         for annotator, vote in by_annotator.items():
             judgement = soft[item][annotator]
             if judgement.probability is None:
@@ -238,7 +238,8 @@ def bootstrap(
     members: dict[Hashable, list[Any]] = {}
     for row, group in zip(rows, groups, strict=True):
         members.setdefault(group, []).append(row)
-    pool, rng, values = list(members.values()), Random(seed), []
+    pool, rng = list(members.values()), Random(seed)
+    values: list[float] = []
     for _ in range(resamples):
         value = statistic([row for part in rng.choices(pool, k=len(pool)) for row in part])
         if value is not None:

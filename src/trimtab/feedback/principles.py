@@ -64,9 +64,9 @@ def principle_report(
             "removed": {k: effect[k] for k in ("same", "changed", "unknown")},
             "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in answered),
         }
-    conflicts = []
+    conflicts: list[dict[str, Any]] = []
     for a, b in itertools.combinations(names, 2):
-        both = []
+        both: list[tuple[float, str]] = []
         for (item, _), group in by_pair.items():
             pair = {v.principle: v for v in group if v.principle in (a, b) and _fires(v, margin)}
             if len(pair) == 2:
@@ -80,7 +80,7 @@ def principle_report(
 
 def principle_lines(report: Mapping[str, Any]) -> list[str]:
     """The report in words: a line for each principle, and the most frequent conflicts."""
-    lines = []
+    lines: list[str] = []
     for name, row in report["principles"].items():
         removed = row["removed"]
         lines.append(

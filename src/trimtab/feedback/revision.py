@@ -113,7 +113,8 @@ def revise(
     source = _Journalled(write, ask, identity, journal)
     by_id = {p.id: p for p in prompts}
     first_answers = source.texts({p.id: p.messages for p in by_id.values()}, "answer")
-    answers, revisions = dict(first_answers), []
+    answers = dict(first_answers)
+    revisions: list[Revision] = []
     for number in range(config.rounds):
         if progress is not None:
             progress(1 + number, 1 + config.rounds)
@@ -163,10 +164,10 @@ def _round(
     names = [n for n in prompts if n not in outcomes]
     critiques = dict.fromkeys(names, "")
     if config.critique:
-        asked = {n: ask_critique(prompts[n], answers[n], principles[n]) for n in names}
-        critiques = source.texts(asked, f"critique {number}")
-    asked = {n: ask_revision(prompts[n], answers[n], principles[n], critiques[n]) for n in names}
-    rewritten = source.texts(asked, f"revision {number}")
+        requests = {n: ask_critique(prompts[n], answers[n], principles[n]) for n in names}
+        critiques = source.texts(requests, f"critique {number}")
+    requests = {n: ask_revision(prompts[n], answers[n], principles[n], critiques[n]) for n in names}
+    rewritten = source.texts(requests, f"revision {number}")
     for name in names:
         if not rewritten[name]:
             outcomes[name] = "empty"
@@ -175,7 +176,7 @@ def _round(
     verdicts = source.comparisons(
         {n: (prompts[n], rewritten[n], answers[n], principles[n]) for n in names if n not in outcomes}
     )
-    revisions = []
+    revisions: list[Revision] = []
     for name in prompts:
         first, second = verdicts.get(name, (None, None))
         both = None if first is None or second is None else (first, second)

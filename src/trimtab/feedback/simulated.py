@@ -138,7 +138,7 @@ def _cohort(index: int, config: SimulationConfig) -> CohortConfig | None:
 
 
 def _utilities(item: Comparison, utility: Utility) -> list[float]:
-    values = []
+    values: list[float] = []
     for completion in item.completions:
         try:
             value = float(utility(item.prompt, completion))

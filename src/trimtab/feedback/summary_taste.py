@@ -28,6 +28,7 @@ English only, and does not understand it: a summary that gives the message's wor
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 from trimtab.feedback.words import FUNCTION_WORDS, has_finite_verb, ramp, repetition, stem, words_of
 from trimtab.records import Completion, Prompt, Rollout
@@ -95,7 +96,7 @@ def key_facts(prompt: Prompt, message: str) -> list[str]:
     """The key facts of the metadata, most important first; names and numbers of the message where there are none."""
     facts = prompt.metadata.get("facts")
     if isinstance(facts, Sequence) and not isinstance(facts, str) and facts:
-        return [str(fact) for fact in facts]
+        return [str(fact) for fact in cast("Sequence[object]", facts)]
     return list(dict.fromkeys(_NUMBER_OR_NAME.findall(message)))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from trimtab.errors import ScoringError
 from trimtab.feedback.final_number import final_number
 from trimtab.records import Rollout
+from trimtab.records.literals import is_list
 
 
 def arithmetic(rollouts: Sequence[Rollout]) -> list[float]:
@@ -58,18 +59,19 @@ def instructions(rollouts: Sequence[Rollout]) -> list[float]:
 def _followed(rollout: Rollout) -> float:
     known = rollout.prompt.metadata
     names, settings = known.get("instruction_id_list"), known.get("kwargs")
-    if not isinstance(names, list) or not isinstance(settings, list) or not names or len(names) != len(settings):
+    if not is_list(names) or not is_list(settings) or not names or len(names) != len(settings):
         raise ScoringError(
             f"prompt {rollout.prompt.id} has no instructions to check: metadata needs instruction_id_list and kwargs, "
             f"two lists of equal length, and has {sorted(known)}"
         )
     right = 0
-    for name, given in zip(names, settings, strict=True):
+    arguments: dict[str, Any] | None
+    for name, arguments in zip(names, settings, strict=True):
         if name not in INSTRUCTIONS:
             raise ScoringError(
                 f"prompt {rollout.prompt.id}: instruction {name!r} is not known; known: {', '.join(INSTRUCTIONS)}"
             )
-        wanted = {k: v for k, v in (given or {}).items() if v is not None}
+        wanted = {k: v for k, v in (arguments or {}).items() if v is not None}
         try:
             right += bool(rollout.text.strip()) and INSTRUCTIONS[name](rollout.text, **wanted)
         except (TypeError, KeyError) as error:
@@ -135,46 +137,90 @@ def _keyword(text: str, keyword: str, frequency: int, relation: str | None = Non
     return _compare(_occurrences(text, keyword), relation, frequency)
 
 
-Check = Callable[..., Any]
+def _no_comma(text: str) -> bool:
+    return "," not in text
 
-INSTRUCTIONS: dict[str, Check] = {
-    "punctuation:no_comma": lambda t: "," not in t,
-    "length_constraints:number_words": lambda t, num_words, relation=None: _compare(
-        len(_words(t)), relation, num_words
-    ),
-    "length_constraints:number_sentences": lambda t, num_sentences, relation=None: _compare(
-        _sentences(t), relation, num_sentences
-    ),
-    "length_constraints:number_paragraphs": lambda t, num_paragraphs: len(_paragraphs(t, r"\*\*\*")) == num_paragraphs,
+
+def _number_of_words(text: str, num_words: int, relation: str | None = None) -> bool:
+    return _compare(len(_words(text)), relation, num_words)
+
+
+def _number_of_sentences(text: str, num_sentences: int, relation: str | None = None) -> bool:
+    return _compare(_sentences(text), relation, num_sentences)
+
+
+def _number_of_paragraphs(text: str, num_paragraphs: int) -> bool:
+    return len(_paragraphs(text, r"\*\*\*")) == num_paragraphs
+
+
+def _highlights(text: str, num_highlights: int) -> bool:
+    return len(re.findall(r"\*[^\n*]*[^\s*][^\n*]*\*", text.replace("**", "*"))) >= num_highlights
+
+
+def _bullets(text: str, num_bullets: int) -> bool:
+    return len(re.findall(r"^\s*(?:\*[^*]|-)", text, flags=re.M)) == num_bullets
+
+
+def _title(text: str) -> bool:
+    return bool(re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", text))
+
+
+def _constrained(text: str) -> bool:
+    return any(f"My answer is {choice}." in text for choice in ("yes", "no", "maybe"))
+
+
+def _placeholders(text: str, num_placeholders: int) -> bool:
+    return len(re.findall(r"\[[^\[\]]+\]", text)) >= num_placeholders
+
+
+def _postscript(text: str, postscript_marker: str) -> bool:
+    return postscript_marker.lower() in text.lower()
+
+
+def _keywords(text: str, keywords: Sequence[str]) -> bool:
+    return all(_occurrences(text, word) for word in keywords)
+
+
+def _no_forbidden(text: str, forbidden_words: Sequence[str]) -> bool:
+    return not any(_occurrences(text, word) for word in forbidden_words)
+
+
+def _ends_with(text: str, end_phrase: str) -> bool:
+    return text.strip().strip("\"'").lower().endswith(end_phrase.strip().lower())
+
+
+def _quoted(text: str) -> bool:
+    return len(text.strip()) > 1 and text.strip()[0] == '"' == text.strip()[-1]
+
+
+def _repeats_prompt(text: str, prompt_to_repeat: str) -> bool:
+    return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+
+
+INSTRUCTIONS: dict[str, Callable[..., bool]] = {
+    "punctuation:no_comma": _no_comma,
+    "length_constraints:number_words": _number_of_words,
+    "length_constraints:number_sentences": _number_of_sentences,
+    "length_constraints:number_paragraphs": _number_of_paragraphs,
     "length_constraints:nth_paragraph_first_word": _nth_paragraph,
-    "detectable_format:number_highlighted_sections": lambda t, num_highlights: (
-        len(re.findall(r"\*[^\n*]*[^\s*][^\n*]*\*", t.replace("**", "*"))) >= num_highlights
-    ),
-    "detectable_format:number_bullet_lists": lambda t, num_bullets: (
-        len(re.findall(r"^\s*(?:\*[^*]|-)", t, flags=re.M)) == num_bullets
-    ),
-    "detectable_format:title": lambda t: bool(re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", t)),
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:number_bullet_lists": _bullets,
+    "detectable_format:title": _title,
     "detectable_format:json_format": _is_json,
     "detectable_format:multiple_sections": _sections,
-    "detectable_format:constrained_response": lambda t: any(
-        f"My answer is {choice}." in t for choice in ("yes", "no", "maybe")
-    ),
-    "detectable_content:number_placeholders": lambda t, num_placeholders: (
-        len(re.findall(r"\[[^\[\]]+\]", t)) >= num_placeholders
-    ),
-    "detectable_content:postscript": lambda t, postscript_marker: postscript_marker.lower() in t.lower(),
-    "keywords:existence": lambda t, keywords: all(_occurrences(t, word) for word in keywords),
-    "keywords:forbidden_words": lambda t, forbidden_words: not any(_occurrences(t, word) for word in forbidden_words),
+    "detectable_format:constrained_response": _constrained,
+    "detectable_content:number_placeholders": _placeholders,
+    "detectable_content:postscript": _postscript,
+    "keywords:existence": _keywords,
+    "keywords:forbidden_words": _no_forbidden,
     "keywords:frequency": _keyword,
     "keywords:letter_frequency": _letters,
-    "change_case:english_capital": lambda t: t.isupper(),
-    "change_case:english_lowercase": lambda t: t.islower(),
+    "change_case:english_capital": str.isupper,
+    "change_case:english_lowercase": str.islower,
     "change_case:capital_word_frequency": _capitals,
-    "startend:end_checker": lambda t, end_phrase: t.strip().strip("\"'").lower().endswith(end_phrase.strip().lower()),
-    "startend:quotation": lambda t: len(t.strip()) > 1 and t.strip()[0] == '"' == t.strip()[-1],
-    "combination:repeat_prompt": lambda t, prompt_to_repeat: (
-        t.strip().lower().startswith(prompt_to_repeat.strip().lower())
-    ),
+    "startend:end_checker": _ends_with,
+    "startend:quotation": _quoted,
+    "combination:repeat_prompt": _repeats_prompt,
     "combination:two_responses": _two_responses,
 }
 """Checks by IFEval's names; ``language:response_language`` is missing, it needs a language detector."""

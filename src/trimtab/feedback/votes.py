@@ -46,6 +46,16 @@ def signed_strength(judgement: Judgement) -> float | None:
     return judgement.strength if first < second else -judgement.strength
 
 
+def first_better(judgement: Judgement | None) -> float | None:
+    """P(the item's first answer is better) by a judgement of two answers; None where it has no ranks."""
+    if judgement is None or judgement.ranks is None:
+        return None
+    if judgement.probability is not None:
+        return judgement.probability if judgement.shown_order[0] == 0 else 1 - judgement.probability
+    first, second = canonical_ranks(judgement)
+    return 0.5 if first == second else float(first < second)
+
+
 def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
     """The judgements that count for training: an adjudication of an item and criterion alone, otherwise all."""
     decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}

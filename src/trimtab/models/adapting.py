@@ -27,13 +27,13 @@ def linear_layers(layers: nn.ModuleList, first: int) -> dict[str, nn.Module]:
 
     Those with an adapter on them already are included, under the name of the layer itself.
     """
-    found: dict[str, nn.Module] = {}
+    layers_by_name: dict[str, nn.Module] = {}
     for name, module in layers.named_modules():
         if int(name.split(".")[0] or -1) < first or ".lora_" in name:
             continue
         if isinstance(module, nn.Linear | Conv1D):
-            found[name.removesuffix(".base_layer")] = module
-    return found
+            layers_by_name[name.removesuffix(".base_layer")] = module
+    return layers_by_name
 
 
 def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: torch.Tensor) -> list[str]:

@@ -125,11 +125,11 @@ class Chat:
             DataError: the chat template cannot take the conversation, or needs a thought that the answer lacks.
         """
         turns = self._with_system(prompt)
-        asked = self._render(turns, ask=True)
+        prompt_text = self._render(turns, ask=True)
         cut = finish_reason == "length" or (finish_reason is None and self.thoughts.opened(text) is not None)
         rendered = finish_reason is None and not cut
-        added = self._rendered(turns, asked, text) if rendered else self._drawn(turns, asked, text, cut=cut)
-        body = self._continuation(asked, added)
+        added = self._rendered(turns, prompt_text, text) if rendered else self._drawn(turns, prompt_text, text, cut=cut)
+        body = self._continuation(prompt_text, added)
         return body if cut else self._ended(body)
 
     def unfinished_thought(self, prompt: Sequence[Message], text: str) -> bool:
@@ -219,12 +219,12 @@ class Chat:
         except Exception as error:
             raise DataError(f"the chat template refuses this conversation (roles: {roles}): {error}") from error
 
-    def _rendered(self, turns: Sequence[Message], asked: str, text: str) -> str:
-        """What the template adds to ``asked`` for an answer, its end included."""
+    def _rendered(self, turns: Sequence[Message], prompt_text: str, text: str) -> str:
+        """What the template adds to ``prompt_text`` for an answer, its end included."""
         spoken = self._render([*turns, Message(role="assistant", content=text)], ask=False)
-        if spoken.startswith(asked):
-            return spoken[len(asked) :]
-        header = self._header(turns, asked)
+        if spoken.startswith(prompt_text):
+            return spoken[len(prompt_text) :]
+        header = self._header(turns, prompt_text)
         mark = self.thoughts.opened(header)
         if mark is not None and not self.thoughts.closed(text):
             raise DataError(
@@ -238,31 +238,31 @@ class Chat:
             )
         if mark is not None and text.lstrip().startswith(mark):
             text = text.lstrip()[len(mark) :]
-            text = text.lstrip("\n") if asked.endswith("\n") else text
-        return self._drawn(turns, asked, text, cut=False)
+            text = text.lstrip("\n") if prompt_text.endswith("\n") else text
+        return self._drawn(turns, prompt_text, text, cut=False)
 
-    def _drawn(self, turns: Sequence[Message], asked: str, text: str, *, cut: bool) -> str:
-        """What an answer adds to ``asked`` where its text stands behind it as it is, and its end unless it was cut."""
+    def _drawn(self, turns: Sequence[Message], prompt_text: str, text: str, *, cut: bool) -> str:
+        """What an answer adds to ``prompt_text`` if its text is taken as it is; with its end unless it was cut."""
         before, _, after = self._render([*turns, _ANSWER], ask=False).rpartition(_PROBE)
-        lead = before[len(asked) :] if before.startswith(asked) else ""
+        lead = before[len(prompt_text) :] if before.startswith(prompt_text) else ""
         if (thought := self.thoughts.first(lead)) is not None:  # of an answer without thoughts; a drawn one has its own
             lead = lead[:thought].rstrip()
         return lead + self._control.hide(text, thoughts=True) + ("" if cut else after)
 
-    def _header(self, turns: Sequence[Message], asked: str) -> str:
+    def _header(self, turns: Sequence[Message], prompt_text: str) -> str:
         """What the template writes to ask for an answer."""
         if not self.thoughts.marks:
             return ""
         told = self._render(turns, ask=False)
-        return asked[_common(told, asked) :]
+        return prompt_text[_common(told, prompt_text) :]
 
-    def _continuation(self, asked: str, added: str) -> list[int]:
-        """Tokens of ``added`` behind ``asked``.
+    def _continuation(self, prompt_text: str, added: str) -> list[int]:
+        """Tokens of ``added`` behind ``prompt_text``.
 
         Where the tokenizer would merge the two, ``added`` is encoded behind other characters, not alone: SentencePiece
         would put a space before it.
         """
-        for before in (asked, "a", ".", "\n"):
+        for before in (prompt_text, "a", ".", "\n"):
             head, whole = self._control.encode(before), self._control.encode(before + added)
             if whole[: len(head)] == head:
                 return whole[len(head) :]
@@ -300,14 +300,14 @@ class Chat:
 
     def _find_end_token(self) -> int:
         """The token that ends an assistant turn: the first that the template writes after every answer."""
-        asked, spoken = self._render([_USER], ask=True), self._render([_USER, _ANSWER], ask=False)
+        prompt_text, spoken = self._render([_USER], ask=True), self._render([_USER, _ANSWER], ask=False)
         before, _, after = spoken.rpartition(_PROBE)
-        rest = asked[_common(asked, before) :]
+        rest = prompt_text[_common(prompt_text, before) :]
         if rest and self.thoughts.first(rest) is None:
             raise ModelError(
-                f"the chat template asks for an answer with {asked[-40:]!r} but writes {before[-40:]!r} before one, so "
-                "the model would be asked in other words than it was trained on; set model.chat_template to one that "
-                "uses the same words"
+                f"the chat template asks for an answer with {prompt_text[-40:]!r} but writes {before[-40:]!r} before "
+                "one, so the model would be asked in other words than it was trained on; set model.chat_template to "
+                "one that uses the same words"
             )
         try:
             later = self._render([_USER, _ANSWER, _USER], ask=False).split(_PROBE)[2]

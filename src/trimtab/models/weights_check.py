@@ -150,9 +150,9 @@ def check_loaded(model: Any, info: dict[str, Any], given: str) -> None:
     if unexpected:
         faults.append(f"{len(unexpected)} weights in its files have no place in the model (first: {unexpected[0]!r})")
     if mismatched:
-        key, theirs, expected = mismatched[0]
+        key, given_shape, expected = mismatched[0]
         faults.append(
-            f"{len(mismatched)} weights have another shape (first: {key!r} is {tuple(theirs)}, expected "
+            f"{len(mismatched)} weights have another shape (first: {key!r} is {tuple(given_shape)}, expected "
             f"{tuple(expected)})"
         )
     if info.get("error_msgs"):

@@ -31,7 +31,7 @@ from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.storage import read_json
 
 FILE = "capability.json"
-"""In the folder of a stage that trains: the models before and after it, item by item."""
+"""File in the folder of a training stage: results before and after it, item by item."""
 
 ANSWER = SamplerConfig(temperature=0.0, max_new_tokens=40)
 """How open questions are answered."""
@@ -40,7 +40,7 @@ TOKENS = 1024
 """Padded tokens of a forward pass."""
 
 DEMONSTRATIONS = 16
-"""Held-out demonstrations that are read."""
+"""Number of held-out demonstrations that are measured."""
 
 BASE, SFT, POLICY = "the pretrained model", "the model after SFT", "the model after alignment"
 """What the console calls the models."""
@@ -103,37 +103,37 @@ class CapabilityCheck:
 
 @torch.no_grad()
 def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence[Demonstration] = ()) -> Capability:
-    """Ask a model everything in a capability set, and read it the first held-out demonstrations."""
+    """Measure a model on a capability set and on the first held-out demonstrations."""
     chat, reasons = role.backbone.chat, {}
 
     def usable(key: str, items: Sequence[T], encode: Callable[[T], Encoded | None], missing: str) -> list:
         """The items that fit, each with its tokens; the others are counted."""
         if not items:
             reasons[key] = missing
-        found, why = [], ""
+        fitting, why = [], ""
         for item in items:
             try:
                 if (encoded := encode(item)) is not None:
-                    found.append((item, encoded))
+                    fitting.append((item, encoded))
             except DataError as error:
                 why = str(error)
-        if len(found) < len(items):
-            left = len(items) - len(found)
+        if len(fitting) < len(items):
+            left = len(items) - len(fitting)
             reasons[key] = f"{left} of {len(items)} left out: {why or 'they have fewer than two tokens'}"
-        return found
+        return fitting
 
     def finite(key: str, values: dict[str, float]) -> dict[str, float]:
-        kept = {name: value for name, value in values.items() if math.isfinite(value)}
-        if len(kept) < len(values):
-            reasons[key] = f"{len(values) - len(kept)} of {len(values)} log-probabilities are not finite"
-        return kept
+        finite_values = {name: value for name, value in values.items() if math.isfinite(value)}
+        if len(finite_values) < len(values):
+            reasons[key] = f"{len(values) - len(finite_values)} of {len(values)} log-probabilities are not finite"
+        return finite_values
 
-    def asked(question: str) -> list[Message]:
+    def turns_of(question: str) -> list[Message]:
         return [Message(role="user", content=question)]
 
     none = "the capability set has no rows for it"
     margins, pairs = {}, [(q, text) for q, right, wrong in rows.choices for text in (right, wrong)]
-    encoded = usable("margins", pairs, lambda pair: chat.answer(asked(pair[0]), pair[1]), none)
+    encoded = usable("margins", pairs, lambda pair: chat.answer(turns_of(pair[0]), pair[1]), none)
     sums = _logprobs(role, [e for _, e in encoded])
     given = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
     for question, right, wrong in rows.choices:
@@ -144,9 +144,9 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
         tokens = chat.tokenizer.encode(text, add_special_tokens=False)[: chat.context]
         return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1)) if len(tokens) > 1 else None
 
-    def nll(found: list) -> list[float]:
-        sums = _logprobs(role, [e for _, e in found])
-        return [-value / sum(e.response_mask) for (_, e), value in zip(found, sums, strict=True)]
+    def nll(encoded_items: list) -> list[float]:
+        sums = _logprobs(role, [e for _, e in encoded_items])
+        return [-value / sum(e.response_mask) for (_, e), value in zip(encoded_items, sums, strict=True)]
 
     texts = usable("texts", rows.texts, passage, none)
     heldout = usable(
@@ -157,7 +157,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
     )
 
     def with_room(item: tuple[str, tuple[str, ...]]) -> Encoded:
-        tokens = chat.prompt(asked(item[0]))
+        tokens = chat.prompt(turns_of(item[0]))
         if len(tokens) + ANSWER.max_new_tokens > chat.context:
             room = f"{len(tokens)} tokens and {ANSWER.max_new_tokens} of answer"
             raise DataError(f"a question of {room} does not fit model.context {chat.context}")
@@ -180,7 +180,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
 
 
 def _logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:
-    """Log p of each response in nats; equal prompts are read once."""
+    """Log p of each response in nats; equal prompts are computed once."""
     if not encoded:
         return []
     starts = [e.response_mask.index(True) for e in encoded]

@@ -8,7 +8,7 @@ from trimtab.constitution import DEFAULT, Constitution, load_constitution
 from trimtab.errors import ConfigError, DataError, Interrupted, TooLongError
 from trimtab.evals import Measure, declines, measure, preaches, takes_up
 from trimtab.feedback import JudgeConfig, bias_lines, by_principle, judge_biases, revise
-from trimtab.feedback.routing import first_better
+from trimtab.feedback.votes import first_better
 from trimtab.files import write_json
 from trimtab.models import Backbone, load_tensors, model_identity
 from trimtab.pipeline.config import RunConfig

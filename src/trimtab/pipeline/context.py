@@ -139,22 +139,22 @@ class Context:
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
         """Leave out, and count, prompts that the model cannot be asked, or that leave no room for an answer."""
-        kept: list[Prompt] = []
+        fitting: list[Prompt] = []
         left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
         for prompt in prompts:
             try:
                 if (length := len(chat.prompt(prompt.messages))) + room > chat.context:
                     raise TooLongError(f"{length} tokens and {room} of answer exceed model.context {chat.context}")
-                kept.append(prompt)
+                fitting.append(prompt)
             except DataError as error:
                 leave_out(left_out, prompt.id, error)
         counted = self.left_out(left_out, len(prompts), f"prompts (with {room} tokens of answer)")
-        if not kept:
+        if not fitting:
             raise DataError(
                 f"none of {len(prompts)} prompts can be asked: {left_out['too_long']} too long for model.context "
                 f"{chat.context}{_reasons(left_out['unrendered'], ', ')}"
             )
-        return kept, counts | counted
+        return fitting, counts | counted
 
     def left_out(self, left_out: Mapping[str, Any], total: int, rows: str) -> dict[str, int]:
         """Say which rows cannot be encoded and why; their number by reason.

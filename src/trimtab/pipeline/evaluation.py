@@ -12,11 +12,12 @@ from trimtab.evals import alarms, copies, probe_table, win_rate
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, scatter
+from trimtab.pipeline.config import EvaluateConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.pipeline.reporting import judges_of, spoken_names
-from trimtab.records import Rollout, write_records
+from trimtab.records import Prompt, Rollout, write_records
 from trimtab.rollout import NamedRewards, remove_states
 from trimtab.trainers import OnlineConfig, tokens_of
 
@@ -34,10 +35,10 @@ COMPARISONS = (
 """Pairs that are compared where a run has both models; the first one is the headline."""
 
 KEPT_TOKENS = 32_768
-"""Tokens of answers whose states of frozen layers are kept between sampling, KL and scores."""
+"""Tokens of answers whose frozen-layer states are stored between sampling, KL and scores."""
 
 WORST = 5
-"""Prompts named for each comparison: those on which the first model lost by most."""
+"""Number of prompts named for each comparison: those on which the first model lost by most."""
 
 
 def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
@@ -82,31 +83,8 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     best: dict[str, float] | None = None
     if rewards is not None:
         if config.best_of is not None:
-            pool = sample_in_chunks(
-                context,
-                trunk,
-                prompts,
-                config.sampler,
-                group=config.best_of,
-                stage="evaluate",
-                name="best-of",
-                own=True,
-                states=states,
-            )
-            answers["best_of"] = best_of(pool, _scores(context, rewards, pool), config.best_of)
-            logprobs = torch.tensor([sum(r.logprobs) for r in answers["best_of"]])
-            best = {
-                "n": config.best_of,
-                "kl": float(best_of_n_kl(logprobs, config.best_of).mean()),
-                "kl_bound": best_of_n_kl_bound(config.best_of),
-            }
-        # All answers to a prompt side by side, so that it is computed once.
-        together = [r for group in zip(*answers.values(), strict=True) for r in group]
-        proxy = iter(_scores(context, rewards, together))
-        scored = [
-            [with_reward(r, "proxy", next(proxy)) for r in group] for group in zip(*answers.values(), strict=True)
-        ]
-        answers = {name: [group[i] for group in scored] for i, name in enumerate(answers)}
+            answers["best_of"], best = _best_of_n(context, config, trunk, prompts, rewards, states)
+        answers = _add_proxy(context, rewards, answers)
     gold = context.gold()
     if gold is not None:
         answers = add_gold(gold, answers)
@@ -123,6 +101,50 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     write_json(folder / "evaluation.json", result | {"best_of": best})
     for name in (*answers, "best-of"):
         remove_states(folder / "samples" / name)
+    _say(context, result, best)
+    return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]
+
+
+def _best_of_n(
+    context: Context,
+    config: EvaluateConfig,
+    trunk: Backbone,
+    prompts: Sequence[Prompt],
+    rewards: NamedRewards,
+    states: FrozenStates,
+) -> tuple[list[Rollout], dict[str, float]]:
+    """The best of n answers of the model before alignment to each prompt, and how far that is from the model."""
+    n = config.best_of
+    assert n is not None
+    pool = sample_in_chunks(
+        context,
+        trunk,
+        prompts,
+        config.sampler,
+        group=n,
+        stage="evaluate",
+        name="best-of",
+        own=True,
+        states=states,
+    )
+    answers = best_of(pool, _scores(context, rewards, pool), n)
+    logprobs = torch.tensor([sum(r.logprobs) for r in answers])
+    return answers, {"n": n, "kl": float(best_of_n_kl(logprobs, n).mean()), "kl_bound": best_of_n_kl_bound(n)}
+
+
+def _add_proxy(
+    context: Context, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]
+) -> dict[str, list[Rollout]]:
+    """All answers with their total reward; those to one prompt side by side, so that it is computed once."""
+    groups = list(zip(*answers.values(), strict=True))
+    scores = iter(_scores(context, rewards, [r for group in groups for r in group]))
+    scored = [[with_reward(r, "proxy", next(scores)) for r in group] for group in groups]
+    return {name: [group[i] for group in scored] for i, name in enumerate(answers)}
+
+
+def _say(context: Context, result: Mapping[str, Any], best: Mapping[str, float] | None) -> None:
+    """Win rates, alarms and KL on the terminal."""
+    run = context.config
     for row in result["win_rates"]:
         context.ui.say(
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
@@ -134,11 +156,10 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         context.ui.say(f"  best of {best['n']}: KL {best['kl']:.2f} nats by estimate, {best['kl_bound']:.2f} at most")
     if result["kl"] is not None:
         context.ui.say(f"  KL per answer {result['kl']['value']:.2f} nats")
-    return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]
 
 
 def _scores(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[float]:
-    """Total reward of each answer, asked for in batches of the size that training asks for."""
+    """Total reward of each answer, in batches of the size used in training."""
     align = context.config.align
     size = align.prompts * align.group if isinstance(align, OnlineConfig) else CHUNK
     return [x for i in range(0, len(rollouts), size) for x in rewards.total(rollouts[i : i + size])]
@@ -200,15 +221,15 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
     pairs = [pair for pair in COMPARISONS if set(pair) <= set(answers)]
     if "sft" in names:  # the start of best-of-n
         pairs = [pair for pair in pairs if pair != ("best_of", "base")]
-    leash = None
+    divergence = None
     if kl:
         low, high = bootstrap_interval(kl, seed=seed)
-        leash = {"value": sum(kl) / len(kl), "low": low, "high": high, "n": len(kl), "per_answer": kl}
+        divergence = {"value": sum(kl) / len(kl), "low": low, "high": high, "n": len(kl), "per_answer": kl}
     return {
         "models": names,
         "judges": judges,
         "win_rates": [_win_row(answers, *pair, judge) for pair in pairs for judge in judges],
-        "kl": leash,
+        "kl": divergence,
         "likelihood": None,
         "probes": {
             name: probe_table(
@@ -231,9 +252,9 @@ def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str,
     scores = {name: [r.rewards[judge] for r in answers[name]] for name in (model, against)}
     result = win_rate(scores[model], scores[against])
     losses = [
-        (ours - theirs, rollout.prompt.id)
-        for ours, theirs, rollout in zip(scores[model], scores[against], answers[model], strict=True)
-        if ours < theirs
+        (score - opponent, rollout.prompt.id)
+        for score, opponent, rollout in zip(scores[model], scores[against], answers[model], strict=True)
+        if score < opponent
     ]
     numbers = {key: getattr(result, key) for key in ("rate", "low", "high", "n", "wins", "ties", "losses")}
     worst = [prompt for _, prompt in sorted(losses)[:WORST]]

@@ -145,10 +145,10 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
         assert source is not None
         loaded = context.load(source, Preference)
         aside = context.set_aside()
-        kept = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in aside]
-        write_records(folder / "preferences.jsonl", kept)
-        counts = {"preferences": len(kept), "refused": len(loaded.refused)}
-        return counts | {"set_aside": len(loaded.records) - len(kept)}, ["preferences.jsonl"]
+        preferences = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in aside]
+        write_records(folder / "preferences.jsonl", preferences)
+        counts = {"preferences": len(preferences), "refused": len(loaded.refused)}
+        return counts | {"set_aside": len(loaded.records) - len(preferences)}, ["preferences.jsonl"]
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
     result = aggregate(items, judgements, config=context.config.label.aggregate)

@@ -61,7 +61,7 @@ from trimtab.trainers import (
 )
 
 NORMALISE = 64
-"""Training rankings whose rewards give the mean and spread by which rewards are normalised."""
+"""Number of training rankings whose rewards give the mean and standard deviation for normalisation."""
 
 
 def run_sft(context: Context) -> tuple[Counts, list[str]]:
@@ -78,12 +78,12 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     data = context.config.data
     aside = context.set_aside() if data.demonstrations is None or data.heldout is None else set()
     records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
-    kept, encoded = [], []
+    usable, encoded = [], []
     left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for record in records:
         try:
             encoded.append(backbone.chat.examples(record.messages, untrained=record.untrained))
-            kept.append(record)
+            usable.append(record)
         except DataError as error:
             leave_out(left_out, record.id, error)
     counted = context.left_out(left_out, len(records), "demonstrations")
@@ -94,7 +94,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
             f"{counted['too_long']} too long, {counted['unrendered']} that the chat template cannot take"
             f"{f', the first: {first}' if first else ''})"
         )
-    train, held = split_holdout([r.id for r in kept], config.holdout, context.seed("sft"))
+    train, held = split_holdout([r.id for r in usable], config.holdout, context.seed("sft"))
     if config.adapter.kind == "full":
         role = Role(backbone, full=True)
     else:
@@ -102,7 +102,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     heldout = [example for i in held for example in encoded[i]]
     examples = [example for i in train for example in encoded[i]]
     folder = context.folder("sft")
-    write_records(folder / "heldout.jsonl", [kept[i] for i in held])
+    write_records(folder / "heldout.jsonl", [usable[i] for i in held])
     before = mean_nll(Role(backbone), heldout) if heldout else None
     check = CapabilityCheck(context, "sft", Role(backbone))
     with context.training("sft", "fine-tuning") as session:
@@ -149,7 +149,7 @@ def load_scorer(
 def load_rewards(
     context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
 ) -> tuple[NamedRewards, RewardModelScorer | None]:
-    """Everything online alignment maximises, by name, and the reward model if it is among it.
+    """The rewards that online alignment maximises, by name, and the reward model if it is one of them.
 
     Without a ``rewards`` section it is the reward model alone. ``states``: of the trunk's frozen layers, for it.
     """
@@ -173,8 +173,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     folder = context.folder("reward")
     role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
-    rankings, kept, left_out = _rankings(context, role.backbone.chat)
-    train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("reward"))
+    rankings, preferences, left_out = _rankings(context, role.backbone.chat)
+    train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("reward"))
     with context.training("reward", "reward model") as session:
         states = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
     scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]], states=states)
@@ -182,9 +182,11 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     mean = sum(flat) / len(flat)
     std = max((sum((s - mean) ** 2 for s in flat) / len(flat)) ** 0.5, 1e-3)
     facts: dict[str, Any] = {"mean": mean, "std": std, "evaluation": None}
-    strict = [i for i in held if len(set(kept[i].ranks)) > 1]
+    strict = [i for i in held if len(set(preferences[i].ranks)) > 1]
     if strict:
-        result = evaluate_reward_model([kept[i] for i in strict], score_rankings(role, [rankings[i] for i in strict]))
+        result = evaluate_reward_model(
+            [preferences[i] for i in strict], score_rankings(role, [rankings[i] for i in strict])
+        )
         facts["evaluation"] = result.model_dump(mode="json")
         accuracy, longest = result.accuracy, result.longest
         if accuracy.value is not None and longest.value is not None:
@@ -199,9 +201,9 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _rankings(context: Context, chat: Chat) -> tuple[list[Ranking], list[Preference], Counts]:
-    """The run's preferences that teach something, as tokens and as they are, and how many were left out and why."""
+    """The run's usable preferences, as token rankings and as records, and how many were left out, by reason."""
     preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
-    rankings, kept, left_out = encode_preferences(chat, preferences)
+    rankings, usable, left_out = encode_preferences(chat, preferences)
     counted = context.left_out(left_out, len(preferences), "preferences")
     if left_out["tied"] or left_out["identical"] or left_out["identical_pairs"]:
         context.ui.say(
@@ -215,7 +217,7 @@ def _rankings(context: Context, chat: Chat) -> tuple[list[Ranking], list[Prefere
             f"{left_out['identical']} with identical answers); look at the data with `trimtab data check`, or raise "
             "model.context"
         )
-    return rankings, kept, left_out | counted
+    return rankings, usable, left_out | counted
 
 
 def policy_role(context: Context, trunk: Backbone) -> Role:
@@ -287,24 +289,24 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
 
 
 def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:
-    """What PPO-ptx imitates; nothing for a recipe without it."""
+    """Conversations for PPO-ptx; empty for a recipe without it."""
     ptx = config.ptx if isinstance(config, PolicyGradientConfig) else None
     if ptx is None:
         return [], {}
     source = ptx.data or context.config.data.demonstrations or ""
     loaded, aside = context.load(source, Demonstration).records, context.set_aside()
     records = [r for r in loaded if Prompt.of(r.messages[:-1]).id not in aside]
-    found: list[tuple[str, Encoded]] = []
+    conversations: list[tuple[str, Encoded]] = []
     left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for record in records:
         try:
-            found += [(record.id, e) for e in chat.examples(record.messages, untrained=record.untrained)]
+            conversations += [(record.id, e) for e in chat.examples(record.messages, untrained=record.untrained)]
         except DataError as error:
             leave_out(left_out, record.id, error)
     counted = context.left_out(left_out, len(records), "conversations to imitate")
-    if not found:
+    if not conversations:
         raise DataError(f"{source}: none of {len(loaded)} conversations can be imitated by align.ptx; check the file")
-    return found, {
+    return conversations, {
         "imitated": len(records) - sum(counted.values()),
         "imitated_set_aside": len(loaded) - len(records),
     } | {f"imitated_{reason}": count for reason, count in counted.items()}
@@ -320,14 +322,14 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in aside]
         judged, left_out = encode_ratings(trunk.chat, ratings)
         counted = context.left_out(left_out, len(ratings), "ratings")
-        # By what was asked, so that no prompt is on both sides with another answer.
+        # Split by prompt, so that no prompt is on both sides.
         train, held = split_holdout([str(a.prompt) for a in judged], config.holdout, context.seed("align"))
         before, after = _kto(context, policy, reference, [judged[i] for i in train], [judged[i] for i in held], config)
         counts: Counts = {"ratings": len(train), "held_out": len(held)} | counted
         counts["set_aside"] = len(loaded) - len(ratings)
         return _aligned(context, policy, before, after, counts, check)
-    rankings, kept, left_out = _rankings(context, trunk.chat)
-    train, held = split_holdout([p.prompt.id for p in kept], config.holdout, context.seed("align"))
+    rankings, preferences, left_out = _rankings(context, trunk.chat)
+    train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("align"))
     counts = {"preferences": len(train), "held_out": len(held)} | left_out
     if isinstance(config, KtoConfig):
         answers, balanced = judged_from_rankings([rankings[i] for i in train])
@@ -342,12 +344,12 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
     def part(places: list[int]) -> Any:
         return [rankings[i] for i in places], None if known is None else [known[i] for i in places]
 
-    (ours, ours_known), (theirs, theirs_known) = part(train), part(held)
-    before = evaluate_preference(policy, theirs, config, reference=theirs_known)
+    (train_part, train_known), (heldout_part, heldout_known) = part(train), part(held)
+    before = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
     with context.training("align", f"aligning ({config.method.upper()})") as session:
         seed = context.seed("align")
-        train_preference(policy, ours, config, reference=ours_known, seed=seed, session=session)
-    after = evaluate_preference(policy, theirs, config, reference=theirs_known)
+        train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session)
+    after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
     return _aligned(context, policy, before, after, counts, check)
 
 

@@ -221,14 +221,14 @@ def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
     }
     if submission.verdict != "judged":
         return [Judgement(id=submission.id, ranks=None, verdict=submission.verdict, **common)]
-    made = []
+    judgements: list[Judgement] = []
     for answer in submission.answers:
         ranks = answer.ranks
         if ranks is None:
             assert answer.scores is not None
             levels = sorted(set(answer.scores), reverse=True)
             ranks = tuple(levels.index(score) for score in answer.scores)
-        made.append(
+        judgements.append(
             Judgement(
                 id=submission.id if answer.criterion == OVERALL else f"{submission.id}/{answer.criterion}",
                 ranks=ranks,
@@ -238,18 +238,18 @@ def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
                 **common,
             )
         )
-    return made
+    return judgements
 
 
 def nominal_units(
     kind: TaskKind, tasks: Mapping[str, Task], submissions: Iterable[Submission]
 ) -> list[tuple[str, dict[str, bool | int | None]]]:
     """For each thumbs or steps task its prompt's id, and each annotator's thumb or first wrong step."""
-    said: dict[str, dict[str, bool | int | None]] = {}
+    values: dict[str, dict[str, bool | int | None]] = {}
     for s in submissions:
         if s.task in tasks and tasks[s.task].kind == kind and s.verdict == "judged" and not s.adjudication:
-            said.setdefault(s.task, {})[s.annotator] = s.good if kind == "thumbs" else s.first_wrong
-    return [(tasks[uid].prompt.id, values) for uid, values in said.items()]
+            values.setdefault(s.task, {})[s.annotator] = s.good if kind == "thumbs" else s.first_wrong
+    return [(tasks[uid].prompt.id, by_annotator) for uid, by_annotator in values.items()]
 
 
 def rating_of(task: Task, submission: Submission) -> Rating | None:

@@ -105,19 +105,19 @@ def text(columns: Columns, name: str) -> str:
 def number(columns: Columns, name: str) -> float:
     """A column with a number, which may be written as text."""
     value = get(columns, name)
-    found = literals.number(value)
-    if found is None:
+    converted = literals.number(value)
+    if converted is None:
         raise RowError(f"{name!r} is {kind_of(value)}, expected a finite number below {LARGEST:g}")
-    return found
+    return converted
 
 
 def boolean(columns: Columns, name: str) -> bool:
     """A column with a boolean, which may be written as 0 and 1, or as text."""
     value = get(columns, name)
-    found = literals.boolean(value)
-    if found is None:
+    converted = literals.boolean(value)
+    if converted is None:
         raise RowError(f"{name!r} is {kind_of(value)}, expected true or false")
-    return found
+    return converted
 
 
 def listing(columns: Columns, name: str) -> list[Columns]:
@@ -125,27 +125,27 @@ def listing(columns: Columns, name: str) -> list[Columns]:
     value = get(columns, name)
     if isinstance(value, str):
         value = literals.parse(value) or value
-    if not isinstance(value, list):
+    if not literals.is_list(value):
         raise RowError(f"{name!r} is {kind_of(value)}, expected a list")
     for index, item in enumerate(value):
-        if not isinstance(item, dict):
+        if not literals.is_object(item):
             raise RowError(f"{name}[{index}] is {kind_of(item)}, expected an object")
     return value
 
 
 def role(columns: Columns, name: str) -> Role:
     """A column with a speaker's name."""
-    found = ROLES.get(text(columns, name).lower())
-    if found is None:
+    speaker = ROLES.get(text(columns, name).lower())
+    if speaker is None:
         raise RowError(f"{name!r} is none of {', '.join(ROLES)}")
-    return found
+    return speaker
 
 
 def is_empty(value: Any) -> bool:
     """True: the value says nothing (null, false, zero, blank text, an empty list or object, written as text or not)."""
     if isinstance(value, str):
         return value.strip().lower() in ("", "[]", "{}", "null", "none", "false")
-    if isinstance(value, dict):
+    if literals.is_object(value):
         return all(is_empty(inner) for inner in value.values())
     return not value
 
@@ -155,7 +155,7 @@ def is_empty(value: Any) -> bool:
 
 def messages(columns: Columns, name: str) -> list[Message]:
     """A list of ``role``/``content`` or ``from``/``value`` objects as turns."""
-    turns = []
+    turns: list[Message] = []
     for index, item in enumerate(listing(columns, name)):
         try:
             turns.append(_message(item))
@@ -179,8 +179,8 @@ def turns(columns: Columns, name: str, speaker: Role) -> list[Message]:
 def untrained(columns: Columns, name: str) -> list[int]:
     """Places in a list of turns of the assistant's turns that are not to be trained."""
     value = columns.get(name)
-    items = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
-    turns = [(place, item) for place, item in enumerate(items) if isinstance(item, dict)]
+    items = [value] if literals.is_object(value) else value if literals.is_list(value) else []
+    turns = [(place, item) for place, item in enumerate(items) if literals.is_object(item)]
     return [place for place, item in turns if _speaker(item) == "assistant" and not _trained(item)]
 
 
@@ -189,27 +189,29 @@ def _speaker(item: Columns) -> Role:
 
 
 def _message(item: Columns) -> Message:
-    found = _speaker(item)
+    speaker = _speaker(item)
     for key in TURN_BEYOND_TEXT:
         if not is_empty(item.get(key)):
             reason = "calls a tool" if key in ("tool_calls", "function_call") else f"has {key!r}"
             raise RowError(f"{reason}, and a record holds text only")
     name = item.get("name")
-    if not is_empty(name) and ROLES.get(str(name).lower()) != found:
+    if not is_empty(name) and ROLES.get(str(name).lower()) != speaker:
         raise RowError("has a 'name', which a record does not hold; write the speaker's name into the text")
     trained = _trained(item)
-    if found != "assistant" and trained and any(item.get(key) is not None for key in FLAGS):
+    if speaker != "assistant" and trained and any(item.get(key) is not None for key in FLAGS):
         raise RowError("asks for a loss on this turn, and only the assistant's turns are trained")
     content = "value" if "value" in item and item.get("content") is None else "content"
-    return Message(role=found, content=_content(item, content))
+    return Message(role=speaker, content=_content(item, content))
 
 
 def _content(item: Columns, name: str) -> str:
     """The text of a turn: one string, or a list of parts that are all text."""
     value = item.get(name)
-    if not isinstance(value, list):
+    if not literals.is_list(value):
         return text(item, name)
-    parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+    parts: list[Any] = [
+        part.get("text") if literals.is_object(part) and part.get("type") == "text" else None for part in value
+    ]
     if not parts or not all(isinstance(part, str) for part in parts):
         raise RowError(f"{name!r} is a list, expected text or parts that are all text")
     return "".join(str(part) for part in parts)
@@ -217,7 +219,7 @@ def _content(item: Columns, name: str) -> str:
 
 def _trained(item: Columns) -> bool:
     """False: a flag of this turn takes it out of the loss."""
-    flags = []
+    flags: list[bool] = []
     for key in FLAGS:
         if item.get(key) is None:
             continue
@@ -250,7 +252,7 @@ def check_meaning(columns: Columns) -> None:
         if value is not None and literals.boolean(value) is False:
             raise RowError(f"{name!r} is false: the row is not to be trained")
     labels = columns.get("labels")
-    if isinstance(labels, list) and labels and all(type(label) is int for label in labels):
+    if literals.is_list(labels) and labels and all(type(label) is int for label in labels):
         raise RowError("'labels' are tokens, and a record holds text only")
     mask = columns.get("mask")
     if not is_empty(mask) and ROLES.get(str(mask).lower()) != "user":
@@ -263,15 +265,15 @@ def weight(columns: Columns) -> float:
     Raises:
         RowError: 0, negative or no number.
     """
-    found = 1.0
+    product = 1.0
     for name in WEIGHTS:
         if columns.get(name) in (None, ""):
             continue
         value = number(columns, name)
         if value <= 0:
             raise RowError(f"{name!r} is {'0' if value == 0 else 'negative'}: the row counts for nothing")
-        found *= value
-    return found
+        product *= value
+    return product
 
 
 def check_weight(columns: Columns) -> None:
@@ -307,14 +309,14 @@ def _history(columns: Columns) -> list[Message]:
             raise RowError(f"{name!r} is text, expected a list of turns or of pairs")
     if is_empty(value):
         return []
-    if isinstance(value, list) and isinstance(value[0], dict):
+    if literals.is_list(value) and literals.is_object(value[0]):
         return messages({name: value}, name)
-    found = []
-    for index, pair in enumerate(value if isinstance(value, list) else [value]):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(turn, str) for turn in pair)):
+    turns: list[Message] = []
+    for index, pair in enumerate(value if literals.is_list(value) else [value]):
+        if not (literals.is_list(pair) and len(pair) == 2 and all(isinstance(turn, str) for turn in pair)):
             raise RowError(f"{name}[{index}] is no pair of question and answer")
-        found += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
-    return found
+        turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    return turns
 
 
 def question(columns: Columns, name: str) -> list[Message]:
@@ -323,17 +325,18 @@ def question(columns: Columns, name: str) -> list[Message]:
     Raises:
         RowError: a column that belongs to the question (:data:`QUESTION`) is no part of it.
     """
-    asked = turns(columns, name, "user")
+    question_turns = turns(columns, name, "user")
     if isinstance(columns.get(name), str):
         used: tuple[str, ...] = ()
         if name == "instruction" and not is_empty(columns.get("input")):
-            asked = [Message(role="user", content=f"{asked[0].content}\n\n{text(columns, 'input')}")]
+            joined = f"{question_turns[0].content}\n\n{text(columns, 'input')}"
+            question_turns = [Message(role="user", content=joined)]
             used = ("input",)
         for other in QUESTION:
             value = columns.get(other)
             if other in used or other == name or is_empty(value):
                 continue
-            pieces = value if isinstance(value, list) else [value]
-            if not all(str(piece).strip() in asked[0].content for piece in pieces):
+            pieces = value if literals.is_list(value) else [value]
+            if not all(str(piece).strip() in question_turns[0].content for piece in pieces):
                 raise RowError(f"{other!r} belongs to the question, and {name!r} does not contain it; put it in there")
-    return begin(columns, asked)
+    return begin(columns, question_turns)

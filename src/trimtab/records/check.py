@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import DataError
-from trimtab.records.formats import message_id, strict_pairs
 from trimtab.records.importers import convert, read
 from trimtab.records.readers import Refusal
 from trimtab.records.types import (
@@ -24,6 +23,8 @@ from trimtab.records.types import (
     Rating,
     Record,
     content_id,
+    message_id,
+    strict_pairs,
 )
 
 
@@ -134,7 +135,7 @@ def check(
     if not sources:
         raise DataError("no file to check; give at least one")
     files, seen = zip(*(_check_one(source, format, limit, kind) for source in sources), strict=True)
-    leaks = []
+    leaks: list[Leak] = []
     for (one, in_one), (other, in_other) in itertools.combinations(zip(files, seen, strict=True), 2):
         if prompts := len(in_one.prompts & in_other.prompts):
             answers = len(in_one.answers & in_other.answers)
@@ -145,7 +146,8 @@ def check(
 def _check_one(source: str | Path, format: str, limit: int | None, kind: type[Record]) -> tuple[FileCheck, _Seen]:
     loaded = read(source, kind=kind, format=format, limit=limit)
     records = [_waiting(record) if kind is Record else record for record in loaded.records]
-    prompts, answers = [], []
+    prompts: list[str] = []
+    answers: list[str] = []
     seen = _Seen(set(), set())
     contents: set[str] = set()
     for record in records:
@@ -205,7 +207,8 @@ def _parts(record: Record) -> tuple[tuple[Message, ...], list[str]]:
             return record.prompt.messages, [answer.text for answer in record.completions]
         case Rating():
             return record.prompt.messages, [record.completion.text]
-    return (), []
+        case _:
+            return (), []
 
 
 def _label(record: Record) -> object:
@@ -216,4 +219,5 @@ def _label(record: Record) -> object:
             return record.good
         case Prompt() | Demonstration() | Comparison():
             return None
-    return record.model_dump(mode="json")
+        case _:
+            return record.model_dump(mode="json")

@@ -9,7 +9,6 @@
 
 import difflib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,8 @@ from typing import Any, Generic, TypeVar, cast
 from pydantic import ValidationError
 
 from trimtab.errors import DataError
-from trimtab.files import write_atomic
 from trimtab.records.cells import RowError
-from trimtab.records.formats import FORMATS, Format, doubts, explain, message_id, read_row, trl_rows, unread
+from trimtab.records.formats import FORMATS, Format, doubts, explain, read_row, unread
 from trimtab.records.readers import Refusal, Row, read_rows
 from trimtab.records.types import (
     Comparison,
@@ -33,6 +31,7 @@ from trimtab.records.types import (
     Rating,
     Record,
     content_id,
+    message_id,
 )
 
 R = TypeVar("R", bound=Record)
@@ -63,10 +62,10 @@ class Loaded(Generic[R]):
     """Prompts left out because the same one came before; 0 for other kinds."""
     lines: tuple[int, ...] = ()
     """Line or row number of each record."""
-    unread: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict[str, int])
     """Columns and keys of turns that no part of trimtab reads by itself, with the number of usable rows that have them
     (see :func:`~trimtab.records.formats.unread`)."""
-    doubts: dict[str, int] = field(default_factory=dict)
+    doubts: dict[str, int] = field(default_factory=dict[str, int])
     """What is odd about usable rows, with their number."""
 
 
@@ -180,11 +179,11 @@ def _top_reasons(refused: Sequence[Refusal]) -> str:
     return "; ".join(f"{reason} ({count} rows)" for reason, count in counts.most_common(3))
 
 
-def _of_kind(found: list[Record], kind: type[R]) -> list[R]:
+def _of_kind(records: list[Record], kind: type[R]) -> list[R]:
     """The records of the asked kind if a row holds any, else what the others convert to."""
-    same = [record for record in found if isinstance(record, kind)]
-    able = [record for record in found if (type(record), kind) in _CONVERSIONS]
-    made = same or [new for record in able or found for new in convert(record, kind)]
+    same = [record for record in records if isinstance(record, kind)]
+    able = [record for record in records if (type(record), kind) in _CONVERSIONS]
+    made = same or [new for record in able or records for new in convert(record, kind)]
     if kind is Prompt:  # the answers of one row often share their prompt
         return list({cast(Prompt, prompt).id: prompt for prompt in made}.values())
     return made
@@ -212,7 +211,7 @@ def convert(record: Record, kind: type[R]) -> list[R]:
         raise RowError(explain(error)) from None
 
 
-def _asked(record: Preference | Rating | Comparison) -> list[Record]:
+def _prompt_of(record: Preference | Rating | Comparison) -> list[Record]:
     return [record.prompt]
 
 
@@ -262,41 +261,12 @@ def _thumbs(record: Preference) -> list[Record]:
 
 
 _CONVERSIONS: dict[tuple[type[Record], type[Record]], Callable[[Any], list[Record]]] = {
-    (Preference, Prompt): _asked,
-    (Rating, Prompt): _asked,
-    (Comparison, Prompt): _asked,
+    (Preference, Prompt): _prompt_of,
+    (Rating, Prompt): _prompt_of,
+    (Comparison, Prompt): _prompt_of,
     (Demonstration, Prompt): _unanswered,
     (Preference, Demonstration): _best,
     (Rating, Demonstration): _liked,
     (Preference, Comparison): _unjudged,
     (Preference, Rating): _thumbs,
 }
-
-
-def write_trl(path: Path, records: Iterable[Record]) -> int:
-    """Write records of one kind as the JSON lines TRL's trainers read, atomically.
-
-    Rankings become one conversational ``prompt``/``chosen``/``rejected`` row for each strict pair
-    (ties give none), demonstrations ``messages``, ratings ``prompt``/``completion``/``label`` and
-    prompts ``prompt``.
-
-    Returns:
-        The number of rows written.
-
-    Raises:
-        DataError: TRL has no row for this kind, two kinds are mixed, or there is no row to write.
-    """
-    kinds: set[str] = set()
-    lines: list[str] = []
-    for record in records:
-        kinds.add(type(record).__name__)
-        try:
-            lines += [json.dumps(row, ensure_ascii=False) + "\n" for row in trl_rows(record)]
-        except RowError as error:
-            raise DataError(f"{path}: {error}; write it as records instead") from None
-    if len(kinds) > 1:
-        raise DataError(f"{path}: {' and '.join(sorted(kinds))} do not fit in one TRL file; write one file for each")
-    if not lines:
-        raise DataError(f"{path}: no row to write; rankings need at least one strict preference")
-    write_atomic(path, "".join(lines))
-    return len(lines)

@@ -41,7 +41,7 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
         DataError: with file, line number and reason, if the file is missing or a line is damaged.
     """
     adapter = TypeAdapter(kind)
-    found: list[R] = []
+    records: list[R] = []
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -52,9 +52,9 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
         if not line.strip():
             continue
         try:
-            found.append(adapter.validate_json(line))
+            records.append(adapter.validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise DataError(f"{path}:{number}: not a {kind.__name__}: {where}: {first['msg']}") from None
-    return found
+    return records

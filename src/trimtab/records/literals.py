@@ -9,10 +9,11 @@ import io
 import json
 import math
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import date, time
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard, cast
 from uuid import UUID
 
 from trimtab.config import LARGEST
@@ -28,6 +29,16 @@ _VALUES = (tokenize.STRING, tokenize.NUMBER, tokenize.NAME)
 _NAMES = {"nan": None, "inf": None, "null": None, "true": True, "false": False}
 
 
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """True: a JSON list."""
+    return isinstance(value, list)
+
+
+def is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """True: a JSON object."""
+    return isinstance(value, Mapping)
+
+
 def parse(text: str) -> list[Any] | dict[str, Any] | None:
     """The list or object that a text spells as JSON, Python or numpy; None where it spells neither.
 
@@ -40,12 +51,12 @@ def parse(text: str) -> list[Any] | dict[str, Any] | None:
     if not text.startswith(("[", "{", "array(")) or not text.endswith(_CLOSE):
         return None
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value: Any = json.loads(text, parse_constant=lambda _: None)
     except ValueError:
         value = _parse_python(text)
     except RecursionError:
         return None
-    return value if isinstance(value, list | dict) else None
+    return cast("list[Any] | dict[str, Any]", value) if isinstance(value, list | dict) else None
 
 
 def _parse_python(text: str) -> Any:
@@ -87,7 +98,8 @@ def _evaluated(node: ast.expr) -> Any:
             return _NAMES[name]
         case ast.Call(func=ast.Name(id="array"), args=[first, *_]):
             return _evaluated(first)
-    raise ValueError("no literal")
+        case _:
+            raise ValueError("no literal")
 
 
 def boolean(value: Any) -> bool | None:
@@ -105,10 +117,11 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
     try:
-        found = float(value)
+        converted = float(value)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) and abs(found) < LARGEST and "_" not in str(value) else None
+    usable = math.isfinite(converted) and abs(converted) < LARGEST and "_" not in str(value)
+    return converted if usable else None
 
 
 def without_nan(value: Any) -> Any:
@@ -119,10 +132,10 @@ def without_nan(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, float | Decimal):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
+    if is_object(value):
         return {name: without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in cast("Sequence[Any]", value)]
     return value
 
 
@@ -146,5 +159,6 @@ def _plain(value: Any) -> Any:
         case UUID():
             return str(value)
         case set() | frozenset():
-            return sorted(value, key=str)
-    raise ValueError(f"{type(value).__name__} has no JSON form")
+            return sorted(cast("AbstractSet[Any]", value), key=str)
+        case _:
+            raise ValueError(f"{type(value).__name__} has no JSON form")

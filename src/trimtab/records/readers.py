@@ -14,14 +14,15 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from trimtab.errors import DataError, install_hint
-from trimtab.records.literals import parse
+from trimtab.records.literals import is_list, is_object, parse
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """File types that are read; each text type may be gzipped (``.gz``)."""
@@ -94,7 +95,7 @@ def _exists(path: Path) -> bool:
 
 
 @contextmanager
-def _text_file(path: Path) -> Iterator[IO[bytes]]:
+def _text_file(path: Path) -> Generator[IO[bytes]]:
     """Open a text file's bytes, unpacked where gzipped, and past its UTF-8 mark."""
     try:
         with open(path, "rb") as raw:
@@ -138,12 +139,12 @@ def _json_rows(path: Path) -> Iterator[Row | Refusal]:
             raise DataError(f"{path}: {error}; correct the file, or save one object a line as .jsonl") from None
         yield from _jsonl_rows(path)  # JSON lines that go by the name of .json
         return
-    if isinstance(value, dict):
-        lists = [v for v in value.values() if isinstance(v, list)]
+    if is_object(value):
+        lists = [v for v in value.values() if is_list(v)]
         if len(lists) != 1:
             raise DataError(f"{path}: an object with {len(lists)} lists in it; expected a list of objects, or one list")
         value = lists[0]
-    if not isinstance(value, list):
+    if not is_list(value):
         raise DataError(f"{path}: holds {kind_of(value)}; expected a list of objects, or an object with one list")
     yield from (_as_row(line, item) for line, item in enumerate(value, 1))
 
@@ -196,21 +197,19 @@ def _cell(name: str, text: str) -> Any:
 
 def _are_turns(value: list[Any] | dict[str, Any]) -> bool:
     """True: turns, each with a speaker and what it says."""
-    turns = value if isinstance(value, list) else [value]
+    turns: list[Any] = value if is_list(value) else [value]
     return bool(turns) and all(
-        isinstance(turn, dict) and turn.keys() & {"role", "from"} and turn.keys() & {"content", "value"}
-        for turn in turns
+        is_object(turn) and turn.keys() & {"role", "from"} and turn.keys() & {"content", "value"} for turn in turns
     )
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Refusal]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise DataError(f"{path}: reading parquet needs pyarrow; {install_hint('data')}") from None
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
             for line, item in enumerate(itertools.chain.from_iterable(batches), 1):
                 yield _as_row(line, item)
@@ -222,19 +221,19 @@ def _hub_rows(
     source: str | Path, name: str, part: str | None, split: str, limit: int | None
 ) -> Iterator[Row | Refusal]:
     try:
-        import datasets
+        datasets = import_module("datasets")
     except ImportError:
         raise DataError(f"{source}: no such file, and the hub needs datasets; {install_hint('data')}") from None
     options: dict[str, Any] = {"split": split, "streaming": limit is not None}
     try:
         if part is None:
-            found = datasets.load_dataset(name, **options)
+            dataset = datasets.load_dataset(name, **options)
         else:
             try:
-                found = datasets.load_dataset(name, name=part, **options)
+                dataset = datasets.load_dataset(name, name=part, **options)
             except ValueError:  # no configuration has that name; then it is a folder
-                found = datasets.load_dataset(name, data_dir=part, **options)
-        for line, item in enumerate(found, 1):
+                dataset = datasets.load_dataset(name, data_dir=part, **options)
+        for line, item in enumerate(dataset, 1):
             yield _as_row(line, item)
     except Exception as error:  # whatever hub, network and decoders raise, the user needs one clear line
         raise DataError(
@@ -245,7 +244,7 @@ def _hub_rows(
 
 def _as_row(line: int, value: Any) -> Row | Refusal:
     if isinstance(value, dict):
-        return Row(line=line, columns=value)
+        return Row(line=line, columns=cast("dict[str, Any]", value))
     return Refusal(line=line, reason=f"a row must be an object, not {kind_of(value)}")
 
 
@@ -275,8 +274,15 @@ def _parse(raw: bytes) -> Any:
 
 def kind_of(value: Any) -> str:
     """A value's type in the words of JSON, for messages: never the value."""
-    names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+    names: dict[type[Any], str] = {
+        type(None): "null",
+        bool: "a boolean",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    kind = cast("type[Any]", type(value))
+    return names.get(kind, "a number" if isinstance(value, int | float) else f"a {kind.__name__}")
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,6 +50,11 @@ class Message(Record):
     """What is said, as plain text."""
 
 
+def message_id(turns: Sequence[Message]) -> str:
+    """The id that :meth:`Prompt.of` and :meth:`Demonstration.of` give to these turns."""
+    return content_id([turn.model_dump() for turn in turns])
+
+
 class Prompt(Record):
     """A conversation that waits for the assistant's next turn."""
 
@@ -69,7 +75,7 @@ class Prompt(Record):
     def of(cls, messages: list[Message] | tuple[Message, ...], **metadata: Any) -> Prompt:
         """Build a prompt whose id is made from its messages."""
         turns = tuple(messages)
-        return cls(id=content_id([m.model_dump() for m in turns]), messages=turns, metadata=metadata)
+        return cls(id=message_id(turns), messages=turns, metadata=metadata)
 
     @classmethod
     def from_text(cls, text: str, *, system: str | None = None, **metadata: Any) -> Prompt:
@@ -124,7 +130,7 @@ class Demonstration(Record):
     def of(cls, messages: list[Message] | tuple[Message, ...], **metadata: Any) -> Demonstration:
         """Build a demonstration whose id is made from its messages."""
         turns = tuple(messages)
-        return cls(id=content_id([m.model_dump() for m in turns]), messages=turns, metadata=metadata)
+        return cls(id=message_id(turns), messages=turns, metadata=metadata)
 
 
 class Comparison(Record):
@@ -246,6 +252,12 @@ class Preference(Record):
         )
 
 
+def strict_pairs(record: Preference) -> list[tuple[Completion, Completion]]:
+    """Every (better, worse) pair of a ranking; ties give none."""
+    ranked = list(zip(record.ranks, record.completions, strict=True))
+    return [(better, worse) for rank, better in ranked for other, worse in ranked if rank < other]
+
+
 class Rating(Record):
     """An unpaired verdict on one answer: thumbs up or down."""
 
@@ -283,11 +295,11 @@ class Rollout:
     """``stop``: it ended its turn; ``length``: it was cut."""
     weight_version: int
     """Which weights sampled it: the number of optimiser steps they had seen."""
-    values: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list[float])
     """Value of the state before each produced token, where a critic on the policy's own states said it."""
-    rewards: dict[str, float] = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict[str, float])
     """Named reward components, once scored."""
-    step_rewards: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    step_rewards: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
     """Of components that are earned step by step: (place in ``tokens`` of a step's last token, reward); ``rewards`` has
     their sum."""
 

@@ -18,10 +18,10 @@ from transformers.cache_utils import DynamicCache
 from trimtab.models import Backbone
 
 SHORTEST_PREFIX = 4
-"""A start common to all prompts of fewer tokens is not worth a pass of its own."""
+"""Minimum length, in tokens, of a start that all prompts share for it to get a pass of its own."""
 
 GROUP = 16
-"""So many prompts that share so many tokens beyond what all share are worth a pass for these tokens."""
+"""Minimum number of prompts, and of tokens that they share beyond the common start, for these tokens to get a pass."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _row_by_row(
     adapter: str | None,
     report: Callable[[Mapping[int, list[float]]], None] | None,
 ) -> list[list[float]]:
-    """As :func:`option_logprobs`, for models that compute neither trees nor a cache of ours rightly."""
+    """As :func:`option_logprobs`, for models that support neither trees nor our cache."""
     result: list[list[float]] = []
     for index, (prompt, given) in enumerate(zip(prompts, options, strict=True)):
         values: list[float] = []
@@ -149,7 +149,7 @@ _Row = tuple[_Tree, list[tuple[list[int], _Sequence]]]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common start of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -185,7 +185,7 @@ def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row
     """Sorted sequences as trees. One joins the tree before it if the tokens saved are more than the attention added.
 
     A token costs as much as ``scale`` (about six times the model's width) keys that it looks at; a sequence of n tokens
-    in a row of w makes n · w more looks each way.
+    in a row of w adds n · w key lookups each way.
     """
     rows: list[_Row] = []
     for sequence in sequences:
@@ -215,7 +215,7 @@ def _batches(rows: Sequence[_Row], micro_batch_tokens: int) -> Iterator[list[_Ro
 
 
 def _copy(prefix: DynamicCache, rows: int) -> DynamicCache:
-    """The same keys and values for so many rows, to be continued."""
+    """The same keys and values repeated for every row of a batch."""
     cache = DynamicCache()
     layers: list[Any] = prefix.layers
     for number, layer in enumerate(layers):

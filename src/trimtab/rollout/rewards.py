@@ -23,7 +23,7 @@ RewardFunction = Callable[[Sequence[Rollout]], Any]
 """Rollouts in, one number per rollout out; may be ``async``."""
 
 RETRIES = http.Retries(attempts=3)
-"""Of a request to an endpoint, before its failure stops the run."""
+"""Attempts of a request to an endpoint before its failure stops the run."""
 
 
 class RewardComponent(Config):
@@ -32,11 +32,11 @@ class RewardComponent(Config):
     weight: float = 1.0
     """Its share of the total; negative for a cost."""
     mean: float = 0.0
-    """Taken off the raw number."""
+    """Subtracted from the raw number."""
     std: float = Field(default=1.0, gt=0.0)
-    """Then divided by this."""
+    """The difference is divided by this."""
     clip: float | None = Field(default=None, gt=0.0)
-    """Then limited to ± this; None: not."""
+    """The quotient is clipped to ± this; None: not clipped."""
 
     @property
     def deadline(self) -> float | None:
@@ -48,14 +48,14 @@ class ModelReward(RewardComponent):
     """The reward model that the ``reward`` stage trained; already normalised over its own training answers."""
 
     kind: Literal["model"] = "model"
-    """What gives it."""
+    """Kind of reward."""
 
 
 class FunctionReward(RewardComponent):
     """A Python function, plain or async."""
 
     kind: Literal["function"] = "function"
-    """What gives it."""
+    """Kind of reward."""
     path: str
     """Dotted path, for example ``trimtab.feedback.verifiers.arithmetic``; takes rollouts, returns one number each."""
     timeout: float = Field(default=60.0, gt=0.0)
@@ -79,16 +79,16 @@ class HttpReward(RewardComponent):
     """
 
     kind: Literal["http"] = "http"
-    """What gives it."""
+    """Kind of reward."""
     url: str = Field(pattern=r"^https?://")
     """Where batches are posted."""
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds without a sign from the endpoint after which a request has failed; a failed one is tried three times. All
-    three together, however slowly the endpoint answers, take no more than three times this."""
+    """Seconds without data from the endpoint after which a request fails. A request is tried three times; all attempts
+    together take at most three times this."""
 
     @property
     def deadline(self) -> float:
-        """Of all tries together."""
+        """Seconds for all attempts together."""
         return RETRIES.attempts * self.timeout
 
 

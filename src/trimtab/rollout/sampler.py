@@ -1,6 +1,6 @@
 """Prompts to rollouts with the model at hand: continuous batching over preallocated slots.
 
-A start that all prompts share (a system message, say) is computed once. Each distinct prompt is
+A start that all prompts share, such as a system message, is computed once. Each distinct prompt is
 prefilled once and its cache copied to every answer of its group. A finished answer frees its slot
 at once; the next waiting answer takes it. Each token comes with its log-probability under exactly
 the distribution it was drawn from.
@@ -46,7 +46,7 @@ class _Running:
     prompt: Prompt
     prompt_tokens: list[int]
     index: int
-    """In its group."""
+    """Place in its group."""
     stream: random.Random
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Running:
     states: list[Tensor] = field(default_factory=list)
     """The same for each token of the answer that was read, ``[H]`` each."""
     ended: bool = False
-    """Nothing more is drawn; if states are recorded, its last token is yet to be read."""
+    """True: its last token is drawn; if states are recorded, this token is still to be read."""
 
     @property
     def length(self) -> int:
@@ -339,7 +339,7 @@ class LocalSampler:
 
 @contextmanager
 def _output_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Inside, the output of each pass through a layer is appended to the list; None: it stays empty."""
+    """Append the output of each pass through ``layer`` to the list; for None the list stays empty."""
     outputs: list[Tensor] = []
     if layer is None:
         yield outputs

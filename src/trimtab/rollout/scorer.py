@@ -63,6 +63,6 @@ class RewardModelScorer:
         """Prompt and answer."""
         if self.same_tokens:
             return rollout.prompt_tokens, rollout.tokens
-        chat, asked = self.role.backbone.chat, rollout.prompt.messages
-        prompt = chat.prompt(asked)
-        return prompt, chat.answer(asked, rollout.text, rollout.finish_reason).tokens[len(prompt) :]
+        chat, turns = self.role.backbone.chat, rollout.prompt.messages
+        prompt = chat.prompt(turns)
+        return prompt, chat.answer(turns, rollout.text, rollout.finish_reason).tokens[len(prompt) :]

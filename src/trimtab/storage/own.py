@@ -24,17 +24,17 @@ class Own:
 
 def own_work(database: Database, person: int) -> Own:
     """How many items a person has judged, and the version of the last judgement."""
-    mine = judgements.c.person_id == person
+    by_person = judgements.c.person_id == person
     counted = select(func.count()).join(items, items.c.id == judgements.c.item_id)
     with database.read() as c:
-        judged = c.scalar(counted.where(mine, func.coalesce(items.c.role, "") != "training"))
-        last = c.scalar(select(func.max(judgements.c.seq)).where(mine, judgements.c.adjudication.is_(False)))
+        judged = c.scalar(counted.where(by_person, func.coalesce(items.c.role, "") != "training"))
+        last = c.scalar(select(func.max(judgements.c.seq)).where(by_person, judgements.c.adjudication.is_(False)))
     return Own(judged=judged or 0, last=last)
 
 
 def remaining(database: Database, person: int) -> int:
     """How many items a person could still judge now: those in front of them, and those with room."""
-    mine = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
+    judged = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
     held = select(leases.c.item_id).where(
         leases.c.item_id == items.c.id, leases.c.person_id == person, leases.c.live.is_(True)
     )
@@ -46,7 +46,7 @@ def remaining(database: Database, person: int) -> int:
             items.c.role.is_(None),
             items.c.retired.is_(False),
             or_(and_(items.c.open.is_(True), batches.c.paused.is_(False)), held.exists()),
-            ~mine.exists(),
+            ~judged.exists(),
         )
     )
     with database.read() as c:

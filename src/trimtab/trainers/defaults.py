@@ -1,4 +1,4 @@
-"""Learning rates of a stage that names none: by what is trained, and by the model's width.
+"""Default learning rates, by what is trained and by the model's width.
 
 The rates are for SmolLM2-135M (width 576). ``python -m benchmarks.rates`` can measure them; decision 30 says what was
 measured. A wider model gets the rate times 576/width: under Adam the change of a layer's output grows with its width
@@ -14,7 +14,7 @@ Stage = Literal["sft", "reward", "preference", "policy", "critic"]
 """What learns. ``preference``: offline methods; ``policy`` and ``critic``: online ones."""
 
 Kind = Literal["lora", "full"]
-"""What is trained of it: adapters (or a head alone), or all weights."""
+"""Which weights are trained: adapters (or only a head), or all."""
 
 WIDTH = 576
 """Width of the model that the rates are for."""

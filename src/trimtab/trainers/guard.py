@@ -1,10 +1,10 @@
-"""Notices when online alignment falls apart, and says which weights were the last good ones.
+"""Detects a collapse of online alignment and names the last good weights.
 
 Three limits, compared with the run's first step, whose answers come from the reference:
 
-- ``ended``: answers no longer end their turn. The commonest fall: at too high a learning rate the policy forgets its
-  end-of-turn token and every answer is cut.
-- ``reward``: the policy is clearly worse at the very thing it is trained for.
+- ``ended``: answers no longer end their turn. This is the most common collapse: at too high a learning rate the policy
+  forgets its end-of-turn token and every answer is cut.
+- ``reward``: the policy is clearly worse at what it is trained for.
 - ``kl``: it is far from the reference and has gained nothing for it.
 
 None of them is about entropy, about how many answers are alike, or about KL per answer: all three go far in healthy
@@ -31,7 +31,7 @@ SHOWN = 8
 
 
 class GuardConfig(Config):
-    """When online alignment has fallen apart, and what is done then.
+    """Limits beyond which online alignment counts as collapsed, and what happens then.
 
     Steps of fewer than 16 answers are not judged.
     """
@@ -54,7 +54,7 @@ class GuardConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fall:
-    """A run that fell apart."""
+    """A collapse."""
 
     step: int
     """The step on which it was noticed, from 1."""
@@ -124,9 +124,9 @@ class Guard:
         return ", ".join(f"{step[name]:.3g}" for step in self._steps[-SHOWN:])
 
     def state_dict(self) -> Sequence[Mapping[str, float]]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return [dict(step) for step in self._steps]
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue from :meth:`state_dict`."""
+        """Restore what :meth:`state_dict` returned."""
         self._steps = [dict(step) for step in state]

@@ -24,11 +24,11 @@ Metrics = dict[str, float]
 """Numbers of one step by name."""
 
 Log = Callable[[Metrics], None]
-"""Where a trainer reports each step."""
+"""Receives the metrics of each step."""
 
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-"""How much of a running mean stays at a step."""
+"""Decay of a running mean per step."""
 
 
 class OptimizerConfig(Config):
@@ -164,7 +164,7 @@ class Learner:
         return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
 
     def _clip(self, names: Sequence[str]) -> float:
-        """Scale the gradients down to the norm that is allowed; their norm before."""
+        """Scale the gradients down to the allowed norm; returns their norm before."""
         gradients = [p for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(gradients, self.config.max_grad_norm or math.inf)
         if not bool(torch.isfinite(norm)):
@@ -196,7 +196,7 @@ class Learner:
         return out
 
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        """Continue where :meth:`optimizer_state` was taken."""
+        """Restore what :meth:`optimizer_state` returned."""
         self.steps = int(state["steps"])
         for name, parameter in self.parameters.items():
             slots = {}

@@ -156,7 +156,7 @@ def constant_length(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -
 
 
 def _penalised(gain: Callable[[Any], str]) -> Callable[[Any], str]:
-    """The objective of a method with a clipped ratio: ``gain`` is what it has beside the penalty."""
+    """The objective of a method with a clipped ratio: ``gain`` is the part without the penalty."""
 
     def objective(config: online.PolicyGradientConfig) -> str:
         kl, term = config.kl, "KL(π‖reference)"
@@ -186,6 +186,7 @@ def _text(template: str) -> Callable[[Any], str]:
 # The table --------------------------------------------------------------------------------
 
 _clipped = partial(OnlineMethod, update=clipped_update)
+_standardised = _per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std))
 
 _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     _clipped(
@@ -208,7 +209,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         config=online.GrpoConfig,
         label="GRPO",
         objective=_penalised(lambda config: "E[(reward − group mean)/group σ, mean over each answer's tokens]"),
-        advantages=_per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std)),
+        advantages=_standardised,
         reduction=answer_mean,
     ),
     _clipped(
@@ -222,7 +223,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         config=online.DapoConfig,
         label="DAPO",
         objective=_penalised(lambda config: "E[(reward − group mean)/group σ, mean over all tokens]"),
-        advantages=_per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std)),
+        advantages=_standardised,
         reduction=token_mean,
         skips_flat_groups=True,
     ),
@@ -276,8 +277,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         loss=lambda config, pairs: ipo_loss(
             *pairs.logprobs,
             tau=config.tau,
-            chosen_lengths=pairs.chosen_lengths if config.normalise else None,
-            rejected_lengths=pairs.rejected_lengths if config.normalise else None,
+            **(pairs.lengths if config.normalise else {}),
             probability=pairs.probability,
         ),
         soft_labels=True,
@@ -293,13 +293,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         config=offline.OrpoConfig,
         label="ORPO",
         objective=_text("min NLL of the better − λ·log σ(log-odds gap), λ = {lam:g}"),
-        loss=lambda config, pairs: orpo_loss(
-            pairs.chosen,
-            pairs.rejected,
-            chosen_lengths=pairs.chosen_lengths,
-            rejected_lengths=pairs.rejected_lengths,
-            lam=config.lam,
-        ),
+        loss=lambda config, pairs: orpo_loss(pairs.chosen, pairs.rejected, **pairs.lengths, lam=config.lam),
         reference=False,
         per_token_gap=lambda config: True,
     ),
@@ -308,12 +302,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         label="SimPO",
         objective=_text("min −log σ(β·gap of log π per token − γ), β = {beta:g}, γ = {gamma:g}"),
         loss=lambda config, pairs: simpo_loss(
-            pairs.chosen,
-            pairs.rejected,
-            chosen_lengths=pairs.chosen_lengths,
-            rejected_lengths=pairs.rejected_lengths,
-            beta=config.beta,
-            gamma=config.gamma,
+            pairs.chosen, pairs.rejected, **pairs.lengths, beta=config.beta, gamma=config.gamma
         ),
         reference=False,
         per_token_gap=lambda config: True,

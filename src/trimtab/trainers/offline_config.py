@@ -78,7 +78,7 @@ class KtoConfig(OfflineConfig):
     """λ_U, weight of disliked ones; the paper advises λ_D·n_D / (λ_U·n_U) between 1 and 4/3."""
     batch: int = Field(default=16, ge=2)
     """Answers per optimiser step; at least two, because z pairs each answer with another prompt.
-    Answers to one prompt are never paired with it; a step in which all are has z = 0."""
+    In a step whose answers all have the same prompt, z is 0."""
 
 
 class OrpoConfig(OfflineConfig):

@@ -36,3 +36,8 @@ class Pairs:
     def logprobs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``chosen``, ``rejected``, ``ref_chosen``, ``ref_rejected``."""
         return self.chosen, self.rejected, self.ref_chosen, self.ref_rejected
+
+    @property
+    def lengths(self) -> dict[str, Tensor]:
+        """``chosen_lengths`` and ``rejected_lengths``, as losses with averaged log-probabilities take them."""
+        return {"chosen_lengths": self.chosen_lengths, "rejected_lengths": self.rejected_lengths}

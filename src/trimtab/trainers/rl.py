@@ -19,31 +19,18 @@ policy-gradient methods use the clipped surrogate; with one pass and one minibat
 REINFORCE's, because every ratio is 1.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtab.algos import (
-    AdaptiveKL,
-    explained_variance,
-    group_has_spread,
-    kl_k1,
-    masked_mean,
-    masked_sum,
-    overlong_penalty,
-    penalise_missing_eos,
-    penalised_rewards,
-    truncated_importance_weights,
-)
-from trimtab.errors import CollapseError, ConfigError, NonFiniteError, ScoringError
+from trimtab.algos import AdaptiveKL, group_has_spread, penalised_rewards, truncated_importance_weights
+from trimtab.errors import CollapseError, ConfigError
 from trimtab.models import AdapterConfig, Backbone, Encoded, FrozenStates, Role, scatter
 from trimtab.models.kernels import kernels
 from trimtab.records import Prompt, Rollout, write_records
@@ -62,8 +49,10 @@ from trimtab.trainers.rl_config import (
     RlConfig,
     check_rl,
 )
+from trimtab.trainers.rl_metrics import describe
 from trimtab.trainers.rl_update import Update, critic_on_policy
 from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of
+from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,26 +96,6 @@ def critic_of(policy: Role, backbone: Backbone, config: AdapterConfig, *, seed: 
 
 Monitor = Callable[[Sequence[Rollout]], Metrics]
 """Further numbers of a rollout batch that are logged, never trained on (a gold reward, for example)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """Rollouts with their rewards."""
-
-    rollouts: list[Rollout]
-    """With ``rewards`` and ``step_rewards`` filled in."""
-    totals: list[float]
-    """Weighted sum of all components of each answer."""
-    placed: list[dict[int, float]]
-    """The part of it that is earned at the ends of steps: weighted reward by place in ``rollout.tokens``."""
-
-    def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
-        """These answers, the given groups of ``size`` replaced by the groups of ``other``, in order."""
-        rollouts, totals, placed = list(self.rollouts), list(self.totals), list(self.placed)
-        for number, group in enumerate(groups):
-            old, new = slice(group * size, (group + 1) * size), slice(number * size, (number + 1) * size)
-            rollouts[old], totals[old], placed[old] = other.rollouts[new], other.totals[new], other.placed[new]
-        return Scored(rollouts=rollouts, totals=totals, placed=placed)
 
 
 def train_rl(
@@ -178,8 +147,9 @@ def train_rl(
         method=ONLINE[config.method],
         learners=_learners(roles, config),
         prompts=prompts,
-        score=score,
+        scorer=score,
         weights=weights or {},
+        monitor=monitor,
         sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
         states=FrozenStates(roles.policy.backbone) if states is None else states,
         samples=samples,
@@ -190,38 +160,18 @@ def train_rl(
     )
     done = run.restore(session.checkpoints)
     session.planned(done, config.steps)
-    for step in range(done, config.steps):
-        clock = _Clock()
-        current = _Step(number=step, seed=seed_step(seed, "align", step), resumed=step == done)
-        run.states.clear()
-
-        rollouts = run.sample(current, _prompts_of_step(prompts, config.prompts, step, seed))
-        clock.lap("sample")
-
-        scored = run.score_answers(current, rollouts)
-        clock.lap("score")
-        scored, resampled = run.replace_flat_groups(current, scored)
-        if resampled:
-            clock.lap("resample")
-        run.save_answers(current, scored)
-
-        batch = run.prepare(scored)
-        clock.lap("infer")
-
-        metrics = run.update(current, batch, scored)
-        clock.lap("update")
-        metrics |= _describe(scored, batch, config, run.kl.value) | resampled
-        answered = [r for r in scored.rollouts if r.tokens]
-        if monitor is not None and answered:
-            metrics |= monitor(answered)
-
-        run.adapt_kl(metrics)
-
-        session.log({"step": step + 1, **metrics, **clock.seconds})
-        reason = run.guard.check(metrics)
-        if reason is not None:
-            return run.fall(reason, step + 1, session.checkpoints)
-        session.after_step(step + 1, config.steps, partial(run.save, step=step + 1))
+    for number in range(done, config.steps):
+        step = run.begin(number, resumed=number == done)
+        rollouts = run.sample(step)  # 1
+        scored = run.score(step, rollouts)  # 2
+        batch = run.prepare(step, scored)  # 3
+        metrics = run.update(step, batch, scored)  # 4
+        run.adapt_kl(metrics)  # 5
+        session.log({"step": number + 1, **metrics, **step.clock.seconds})
+        fall = run.check_collapse(step, metrics, session.checkpoints)  # 6
+        if fall is not None:
+            return fall
+        session.after_step(number + 1, config.steps, partial(run.save, step=number + 1))
     return None
 
 
@@ -235,6 +185,8 @@ class _Step:
     """Everything random in it is drawn from this."""
     resumed: bool
     """True: answers that an interrupted process drew with these very weights may be on disk."""
+    clock: "_Clock"
+    """Seconds of its phases."""
 
     @property
     def name(self) -> str:
@@ -251,8 +203,9 @@ class _Run:
     method: OnlineMethod
     learners: dict[str, Learner]
     prompts: Sequence[Prompt]
-    score: Scorer
+    scorer: Scorer
     weights: Mapping[str, float]
+    monitor: Monitor | None
     sampler: Sampler
     states: FrozenStates
     samples: Path | None
@@ -268,9 +221,21 @@ class _Run:
                 "ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data"
             )
 
-    # 1. and 2. ----------------------------------------------------------------------------
+    def begin(self, number: int, *, resumed: bool) -> _Step:
+        """Start a step: seed everything random in it, and forget the states of the last one."""
+        step = _Step(number=number, seed=seed_step(self.seed, "align", number), resumed=resumed, clock=_Clock())
+        self.states.clear()
+        return step
 
-    def sample(self, step: _Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
+    # 1. -----------------------------------------------------------------------------------
+
+    def sample(self, step: _Step) -> list[Rollout]:
+        """Answers to the step's prompts."""
+        rollouts = self._draw(step, _prompts_of_step(self.prompts, self.config.prompts, step.number, self.seed))
+        step.clock.lap("sample")
+        return rollouts
+
+    def _draw(self, step: _Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
         """Draw answers, or take those that an interrupted process had finished drawing."""
         version, group = self.learners["policy"].steps, self.config.group
         path = None if self.samples is None else self.samples / f"{step.name}{suffix}.jsonl"
@@ -300,16 +265,22 @@ class _Run:
         critic = self.roles.critic if critic_on_policy(self.config) else None
         return None if critic is None else critic.scalar
 
-    def score_answers(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
-        """Rollouts with their rewards."""
-        return score_rollouts(rollouts, self.score, self.weights, step.number)
+    # 2. -----------------------------------------------------------------------------------
 
-    def replace_flat_groups(self, step: _Step, scored: Scored) -> tuple[Scored, Metrics]:
+    def score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
+        """Score the answers, replace flat groups where the method does so, and save the answers with their rewards."""
+        scored = score_rollouts(rollouts, self.scorer, self.weights, step.number)
+        step.clock.lap("score")
+        if isinstance(self.config, DapoConfig) and self.config.resample:
+            scored = self._replace_flat_groups(step, scored, attempts=self.config.resample)
+            step.clock.lap("resample")
+        if self.samples is not None:
+            write_records(self.samples / f"{step.name}.jsonl", scored.rollouts)
+        return scored
+
+    def _replace_flat_groups(self, step: _Step, scored: Scored, *, attempts: int) -> Scored:
         """Replace groups whose answers all score the same by groups of other prompts (DAPO's dynamic sampling)."""
-        attempts = self.config.resample if isinstance(self.config, DapoConfig) else 0
-        if not attempts:
-            return scored, {}
-        size, replaced = self.config.group, 0
+        size, scored = self.config.group, replace(scored, resampled=0)
         used = {r.prompt.id for r in scored.rollouts}
         others = [p for p in self.prompts if p.id not in used]
         random.Random(f"{step.name}|{scored.rollouts[0].id}|resample").shuffle(others)
@@ -319,21 +290,16 @@ class _Run:
             flat = (~spread).nonzero().squeeze(1).tolist()[: len(others)]
             if not flat:
                 break
-            fresh = self.sample(step, others[: len(flat)], f"-again-{attempt}")
+            fresh = self._draw(step, others[: len(flat)], f"-again-{attempt}")
             others = others[len(flat) :]
-            scored = scored.replace_groups(flat, self.score_answers(step, fresh), size)
-            replaced += len(flat)
-        return scored, {"resampled": float(replaced)}
-
-    def save_answers(self, step: _Step, scored: Scored) -> None:
-        """Write the step's rollouts with their rewards."""
-        if self.samples is not None:
-            write_records(self.samples / f"{step.name}.jsonl", scored.rollouts)
+            rescored = score_rollouts(fresh, self.scorer, self.weights, step.number)
+            scored = scored.replace_groups(flat, rescored, size)
+        return scored
 
     # 3. -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prepare(self, scored: Scored) -> RolloutBatch:
+    def prepare(self, step: _Step, scored: Scored) -> RolloutBatch:
         """Everything that is constant in the update: reference, old values, rewards, advantages, returns."""
         config, roles, rollouts = self.config, self.roles, scored.rollouts
         device, temperature = roles.policy.backbone.device, config.sampler.temperature
@@ -365,7 +331,7 @@ class _Run:
         advantages = returns = None
         if self.method.advantages is not None:
             advantages, returns = self.method.advantages(config, rewards, values, mask)
-        return rollout_batch(
+        batch = rollout_batch(
             tokens,
             sampled_logprobs=sampled,
             old_logprobs=old,
@@ -377,6 +343,8 @@ class _Run:
             returns=returns,
             importance=importance,
         )
+        step.clock.lap("infer")
+        return batch
 
     def _step_rewards(self, scored: Scored, mask: Tensor) -> Tensor:
         """Rewards of steps at the tokens that end them, ``[B, T]``."""
@@ -395,19 +363,19 @@ class _Run:
     # 4. -----------------------------------------------------------------------------------
 
     def update(self, step: _Step, batch: RolloutBatch, scored: Scored) -> Metrics:
-        """Train on the batch, then delete the states that were saved for resuming the step."""
-        ids = [r.id for r in scored.rollouts]
+        """Train on the batch; all numbers of the step. The states that were saved for resuming it are deleted."""
+        rows, ids = batch, [r.id for r in scored.rollouts]
         if self.method.skips_flat_groups:
             size = self.config.group
             has_spread = group_has_spread(batch.scores.view(-1, size), batch.answered.view(-1, size))
-            rows = has_spread.repeat_interleave(self.config.group).nonzero().squeeze(1)
-            ids = [ids[i] for i in rows.tolist()]
-            if 0 < len(rows) < batch.size:
-                batch = batch.rows(rows)
+            places = has_spread.repeat_interleave(size).nonzero().squeeze(1)
+            ids = [ids[i] for i in places.tolist()]
+            if 0 < len(places) < batch.size:
+                rows = batch.rows(places)
         metrics = self.method.update(
             Update(
                 learners=self.learners,
-                batch=batch,
+                batch=rows,
                 ids=ids,
                 config=self.config,
                 seed=step.seed,
@@ -420,6 +388,11 @@ class _Run:
         )
         if self.samples is not None:
             remove_states(self.samples, f"{step.name}*")
+        step.clock.lap("update")
+        metrics |= describe(scored, batch, self.config, self.kl.value)
+        answered = [r for r in scored.rollouts if r.tokens]
+        if self.monitor is not None and answered:
+            metrics |= self.monitor(answered)
         return metrics
 
     # 5. and 6. ----------------------------------------------------------------------------
@@ -453,12 +426,19 @@ class _Run:
         """True: after a fall the run goes on with the last good weights."""
         return self.config.guard is not None and self.config.guard.on_fall == "keep"
 
-    def fall(self, reason: str, step: int, checkpoints: Checkpoints | None) -> Fall:
-        """Load the last good weights, or raise an error that names them."""
-        config = self.config
+    def check_collapse(self, step: _Step, metrics: Metrics, checkpoints: Checkpoints | None) -> Fall | None:
+        """None while the policy is sound. After a collapse load the last good weights, or raise an error naming them.
+
+        Raises:
+            CollapseError: the policy collapsed, and ``guard.on_fall`` is ``stop``.
+        """
+        reason = self.guard.check(metrics)
+        if reason is None:
+            return None
+        config, finished = self.config, step.number + 1
         if self._returns_to_good and checkpoints is not None:
             good, _ = checkpoints.restore(self.learners, self.guard.good)
-            return Fall(step=step, good=good, reason=reason)
+            return Fall(step=finished, good=good, reason=reason)
         last_good = checkpoints.newest(self.guard.good) if checkpoints is not None else None
         advice = [f"lower policy.lr (now {self.learners['policy'].config.lr:g})"]
         if isinstance(config, PolicyGradientConfig):
@@ -466,124 +446,11 @@ class _Run:
         if config.kl.stop is None and config.epochs * config.minibatches > 1:
             advice.append("set kl.stop")
         raise CollapseError(
-            f"alignment fell apart, noticed at step {step}: {reason}. "
+            f"alignment fell apart, noticed at step {finished}: {reason}. "
             + (f"Last good checkpoint: {last_good}. " if last_good else "No checkpoint was written before that. ")
             + f"In the align section {', or '.join(advice)}; with other settings the stage starts anew. "
             "guard.on_fall: keep continues with the last good weights instead, and guard: null switches this check off"
         )
-
-
-# Scores -----------------------------------------------------------------------------------
-
-
-def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:
-    """Score rollouts. Answers without a token are not shown to ``score``; they have no rewards and a total of 0.
-
-    A component is a list with, for each answer, a number, or ``(place, number)`` pairs that say after which token of
-    the answer each number is earned.
-
-    Returns:
-        the rollouts with ``rewards`` and, for rewards placed at steps, ``step_rewards``.
-
-    Raises:
-        ScoringError: the function raised, or returned the wrong length or type.
-        NonFiniteError: a component is NaN or infinite; names the sample.
-    """
-    answered = [(row, rollout) for row, rollout in enumerate(rollouts) if rollout.tokens]
-    if not answered:
-        return Scored(rollouts=list(rollouts), totals=[0.0] * len(rollouts), placed=[{} for _ in rollouts])
-    try:
-        components = score([rollout for _, rollout in answered])
-    except (ScoringError, NonFiniteError):
-        raise
-    except Exception as error:
-        raise ScoringError(f"the reward function raised {type(error).__name__} at step {step}: {error}") from error
-    if not isinstance(components, Mapping) or not components:
-        raise ScoringError(
-            f"the reward function returned {type(components).__name__}; expected a dict of name → list of floats"
-        )
-    rewards: list[dict[str, float]] = [{} for _ in rollouts]
-    step_rewards: list[dict[str, list[tuple[int, float]]]] = [{} for _ in rollouts]
-    placed: list[dict[int, float]] = [{} for _ in rollouts]
-    for name, values in components.items():
-        try:
-            component = [_reward(value) for value in values]
-        except (TypeError, ValueError) as error:
-            raise ScoringError(
-                f"reward {name!r} at step {step}: expected for each answer a number, or (place, number) pairs ({error})"
-            ) from error
-        if len(component) != len(answered):
-            raise ScoringError(f"reward {name!r} has {len(component)} values for {len(answered)} answers")
-        for (row, rollout), reward in zip(answered, component, strict=True):
-            pairs = reward if isinstance(reward, list) else [(-1, reward)]
-            _check_reward(name, pairs, rollout, step)
-            rewards[row][name] = sum(number for _, number in pairs)
-            if isinstance(reward, list):
-                step_rewards[row][name] = reward
-                for place, number in reward:
-                    placed[row][place] = placed[row].get(place, 0.0) + weights.get(name, 1.0) * number
-    return Scored(
-        rollouts=[
-            replace(r, rewards=r.rewards | whole, step_rewards=r.step_rewards | steps)
-            for r, whole, steps in zip(rollouts, rewards, step_rewards, strict=True)
-        ],
-        totals=[sum(weights.get(name, 1.0) * reward for name, reward in whole.items()) for whole in rewards],
-        placed=placed,
-    )
-
-
-def _reward(value: Any) -> float | list[tuple[int, float]]:
-    """One answer's reward as a number, or as its step rewards."""
-    if hasattr(value, "__float__"):
-        return float(value)
-    if not isinstance(value, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
-        raise TypeError(f"got {value!r}")
-    pairs = [(int(place), float(number)) for place, number in value]
-    if any(place < 0 for place, _ in pairs):
-        raise ValueError(f"place {min(place for place, _ in pairs)} is below 0")
-    return pairs
-
-
-def _check_reward(name: str, pairs: Sequence[tuple[int, float]], rollout: Rollout, step: int) -> None:
-    for place, number in pairs:
-        if not math.isfinite(number):
-            raise NonFiniteError(
-                f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
-                f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run "
-                "the same command to continue from the last checkpoint"
-            )
-        if place >= len(rollout.tokens):
-            raise ScoringError(
-                f"reward {name!r} is placed after token {place} of sample {rollout.id}, whose answer has "
-                f"{len(rollout.tokens)} tokens; places count from 0"
-            )
-
-
-def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
-    """Score of each answer as a whole, ``[B]``: clipped, then with the missing-EOS and the overlong penalty.
-
-    The overlong penalty comes last and counts an answer that was cut as one of ``max_new_tokens``, so that it never has
-    more than an answer with the same score that ended just before the limit. Step rewards are not in it; they go to
-    their tokens as they are.
-    """
-    scores = _whole_rewards(scored)
-    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
-        scores = scores.clamp(-config.score_clip, config.score_clip)
-    ended = torch.tensor([r.finish_reason == "stop" for r in scored.rollouts])
-    if config.missing_eos is not None:
-        scores = penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
-    if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
-        limit, lengths = config.sampler.max_new_tokens, torch.tensor([len(r.tokens) for r in scored.rollouts])
-        scores = scores + overlong_penalty(
-            torch.where(ended, lengths, limit), max_tokens=limit, buffer=config.overlong_buffer
-        )
-    return scores
-
-
-def _whole_rewards(scored: Scored) -> Tensor:
-    """Reward of each answer as a whole, ``[B]``: its total without its step rewards."""
-    whole = [total - sum(at.values()) for total, at in zip(scored.totals, scored.placed, strict=True)]
-    return torch.tensor(whole, dtype=torch.float32)
 
 
 # Other parts ------------------------------------------------------------------------------
@@ -624,45 +491,6 @@ def _prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int
         chosen += [prompts[i] for i in part]
         position += len(part)
     return chosen
-
-
-def _describe(scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float) -> Metrics:
-    """Means over the batch.
-
-    KL is per answer, in nats. ``empty`` counts the answers without a token; they have no reward.
-    """
-    rollouts, mask = scored.rollouts, batch.response_mask
-    n, answered = len(rollouts), [r for r in rollouts if r.tokens]
-    totals = [total for total, r in zip(scored.totals, rollouts, strict=True) if r.tokens]
-    kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
-    more: Metrics = {}
-    if batch.values is not None and batch.returns is not None and bool(mask.any()):
-        more["value"] = float(masked_mean(batch.values, mask))
-        more["explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
-    if config.group > 1:
-        placed = [sorted(at.items()) for at in scored.placed]
-        earned = list(zip(batch.scores.tolist(), placed, strict=True))
-        groups = [
-            [e for e, r in zip(earned[i : i + config.group], rollouts[i : i + config.group], strict=True) if r.tokens]
-            for i in range(0, n, config.group)
-        ]
-        more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
-    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
-        more["score_clipped"] = float((_whole_rewards(scored).abs() > config.score_clip).float().mean())
-    names = sorted({name for r in answered for name in r.rewards})
-    mean = sum(totals) / max(len(totals), 1)
-    return {
-        "reward": mean,
-        "reward_std": math.sqrt(sum((t - mean) ** 2 for t in totals) / max(len(totals), 1)),
-        **{f"reward/{name}": sum(r.rewards[name] for r in answered) / len(answered) for name in names},
-        "kl": float(kl) / n,
-        "beta": beta,
-        "length": float(mask.sum()) / n,
-        "ended": sum(r.finish_reason == "stop" for r in rollouts) / n,
-        "distinct": len({r.text for r in rollouts}) / n,
-        "empty": float(n - len(answered)),
-        **more,
-    }
 
 
 class _Clock:

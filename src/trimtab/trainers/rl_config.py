@@ -60,7 +60,7 @@ class MissingEosConfig(Config):
 
 
 class PtxConfig(Config):
-    """PPO-ptx: conversations that the policy goes on imitating while it is aligned."""
+    """PPO-ptx: conversations that the policy imitates during alignment."""
 
     coefficient: float = Field(default=0.1, gt=0.0)
     """γ: weight of their log-likelihood in the policy's objective."""
@@ -109,7 +109,7 @@ class PolicyGradientConfig(OnlineConfig):
     dual_clip: float | None = Field(default=None, gt=1.0)
     """c: for a negative advantage A, a token's loss is at most −c·A (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
-    """Price of a nat of entropy, added to the objective; in the units of the advantages, see ``kl.coefficient``."""
+    """Weight of the entropy, in nats, in the objective; in the units of the advantages, see ``kl.coefficient``."""
     importance_cap: float | None = Field(default=None, gt=0.0)
     """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
     samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case. None: no
@@ -166,7 +166,7 @@ class GrpoConfig(PolicyGradientConfig):
     group: int = Field(default=8, ge=2)
     """Answers per prompt."""
     std: Literal["sample", "population"] = "sample"
-    """Standard deviation that divides; the paper does not say which."""
+    """Which standard deviation the advantages are divided by; the paper does not say."""
     kl: KLConfig = KLConfig(coefficient=0.04, place="loss")
     """Penalty for diverging from the reference. The paper adds k3 of each token to the loss, ``estimator: k3``."""
 
@@ -200,7 +200,7 @@ class DapoConfig(PolicyGradientConfig):
     """Soft overlong punishment: over the last this many of ``max_new_tokens`` tokens, the score falls linearly by up to
     one unit, which an answer that was cut always pays; None: none."""
     std: Literal["sample", "population"] = "sample"
-    """Standard deviation that divides."""
+    """Which standard deviation the advantages are divided by."""
     kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
     """Penalty for diverging from the reference; the paper has none."""
 

@@ -23,8 +23,8 @@ CAUSES = ("noise", "guideline", "values", "broken")
 def queue(request: Request, person: Adjudicator) -> Response:
     """Items in dispute, and flagged ones."""
     store = request.app.state.store
-    found = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
-    return page(request, "adjudicate.html", person, **found)
+    lists = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
+    return page(request, "adjudicate.html", person, **lists)
 
 
 @router.get("/adjudicate/item")
@@ -44,7 +44,7 @@ def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
     store = request.app.state.store
     receipt = store.adjudicate(person.id, form)
     waiting = [*store.disputed(), *store.flagged()]
-    free = (task.id for task, said in waiting if all(s.annotator != person.pseudonym for s in said))
+    free = (task.id for task, submissions in waiting if all(s.annotator != person.pseudonym for s in submissions))
     following = next((uid for uid in free if uid != form.item), None)
     to = "/adjudicate" if following is None else f"/adjudicate/item?id={quote(following, safe='')}"
     return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": to})

@@ -247,13 +247,13 @@ def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, 
     with store.database.read() as c:
         query = select(judgements.c.person_id, func.count()).where(_JUDGED).group_by(judgements.c.person_id)
         counts = {person: n for person, n in c.execute(query)}
-        asked = (
+        checks = (
             select(judgements.c.person_id, func.sum(case((judgements.c.passed, 1), else_=0)), func.count())
             .join(items, items.c.id == judgements.c.item_id)
             .where(judgements.c.passed.is_not(None), items.c.role != "training")
             .group_by(judgements.c.person_id)
         )
-        return counts, {person: (right, n) for person, right, n in c.execute(asked)}
+        return counts, {person: (right, n) for person, right, n in c.execute(checks)}
 
 
 def _per_day(store: LabelStore) -> list[tuple[str, int]]:

@@ -52,8 +52,7 @@ from trimtab.records.annotation import (
     rating_of,
     step_label_of,
 )
-from trimtab.records.formats import strict_pairs
-from trimtab.records.types import Message
+from trimtab.records.types import Message, strict_pairs
 from trimtab.storage.curation import comments_by_item
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig

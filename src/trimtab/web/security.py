@@ -185,7 +185,7 @@ def _hostname(host: str) -> str:
         return ""
 
 
-def _same_origin(headers: Headers, ours: set[str]) -> bool:
+def _same_origin(headers: Headers, hosts: set[str]) -> bool:
     """Does the browser say the request comes from one of our pages? A program that is no browser says nothing."""
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
@@ -194,6 +194,6 @@ def _same_origin(headers: Headers, ours: set[str]) -> bool:
     if origin is None:
         return True  # the CSRF token still has to be right
     try:
-        return urlsplit(origin).netloc.lower() in ours - {""}
+        return urlsplit(origin).netloc.lower() in hosts - {""}
     except ValueError:
         return False

@@ -28,8 +28,8 @@ def in_words(task: Task, submission: Submission, order: Sequence[int], t: Transl
         return _step(submission.first_wrong, t)
     words = []
     for answer in submission.answers:
-        said = _answer(answer, submission.shown_order, order, t)
-        words.append(said if answer.criterion == OVERALL else f"{answer.criterion}: {said}")
+        verdict_words = _answer(answer, submission.shown_order, order, t)
+        words.append(verdict_words if answer.criterion == OVERALL else f"{answer.criterion}: {verdict_words}")
     return "; ".join(words)
 
 

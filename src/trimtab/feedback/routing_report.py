@@ -1,0 +1,128 @@
+"""What hybrid labelling reports: counts, errors and costs, as data and in words."""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from trimtab.feedback.calibration import cross_fitted, reliability
+from trimtab.feedback.thresholds import Audit, Route, RouteConfig, Router, Thresholds, error_estimate
+from trimtab.records import Comparison, Judgement
+
+
+def routing_report(
+    items: Sequence[Comparison],
+    by_ai: Mapping[str, Judgement],
+    routes: Mapping[str, Route],
+    labels: Mapping[tuple[str, int], Judgement],
+    audits: Sequence[Audit],
+    router: Router,
+    config: RouteConfig,
+    *,
+    waiting: Set[str],
+    drawn: int,
+    not_needed: int,
+) -> dict[str, Any]:
+    """Cost, coverage, error by stratum and principle, hours saved.
+
+    Args:
+        items: the items that were routed.
+        by_ai: the judge's judgement of each item.
+        routes: the route of each item.
+        labels: people's labels, by item and number of the person.
+        audits: every audited item.
+        router: thresholds in force at the end.
+        config: stated error, times and costs.
+        waiting: ids of items without a judgement that counts.
+        drawn: items drawn for audit.
+        not_needed: labels by people that no item needed.
+    """
+    counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
+    probabilities, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]
+    if len({a.prompt for a in audits}) > 1 and config.calibration != "none":
+        probabilities[f"{config.calibration}, cross-fitted"] = cross_fitted(
+            config.calibration,
+            probabilities["as said"],
+            [a.label for a in audits],
+            [a.prompt for a in audits],
+            weights=weights,
+            seed=config.seed,
+        )
+    times = [j.seconds for j in labels.values() if j.seconds is not None]
+    seconds = sum(times) / len(times) if times else config.seconds_per_label
+    saved = len(items) - len(labels) - sum((name, 0) not in labels for name in waiting)
+    strata: dict[str, list[Audit]] = {name: [] for name in counts}
+    principles: dict[str, list[Audit]] = {}
+    for audit in audits:
+        strata[routes[audit.item]].append(audit)
+        by_machine = by_ai.get(audit.item)
+        for name in (by_machine.principle or "").split(",") if by_machine is not None else []:
+            if name:
+                principles.setdefault(name, []).append(audit)
+    return {
+        "items": len(items),
+        "routes": counts,
+        "coverage": counts["ai"] / len(items) if items else 0.0,
+        "thresholds": router.thresholds,
+        "audited": len(audits),
+        "drawn_for_audit": drawn,
+        "labels_of_people": len(labels),
+        "labels_not_needed": not_needed,
+        "waiting": len(waiting),
+        "labels_saved": saved,
+        "seconds_per_label": seconds,
+        "hours_saved": saved * seconds / 3600,
+        "cost_of_people": (len(labels) + not_needed) * seconds / 3600 * config.cost_per_hour,
+        "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
+        "calibration_error": {
+            name: reliability(values, [a.label for a in audits], weights)[1] for name, values in probabilities.items()
+        },
+        "error_of_ai": error_estimate(audits),
+        "error_by_route": {name: error_estimate(group) for name, group in strata.items()},
+        "error_by_principle": {name: error_estimate(group) for name, group in sorted(principles.items())},
+    }
+
+
+def routing_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report in words, one line each."""
+    thresholds: Thresholds = report["thresholds"]
+    routes = report["routes"]
+    lines = [
+        f"{report['items']} items: AI alone {routes['ai']} ({report['coverage']:.0%}), both {routes['both']}, "
+        f"people {routes['person']}; {report['audited']} audited, {report['waiting']} wait for a person",
+        f"{report['labels_of_people']} labels by people, {abs(report['labels_saved'])} "
+        f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
+        f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
+    ]
+    if report.get("speak_to_judge"):
+        lines.append(f"{report['speak_to_judge']} have an answer that seems to address the judge; they go to people")
+    if report.get("skipped"):
+        lines.append(f"{report['skipped']} items were skipped by everyone asked so far; still queued")
+    if report["labels_not_needed"]:
+        lines.append(f"{report['labels_not_needed']} labels by people were not needed")
+    if report.get("cost_of_ai"):
+        lines.append(f"the AI cost {report['cost_of_ai']:.2f}")
+    if report["cost_of_people"]:
+        lines.append(
+            f"people cost {report['cost_of_people']:.2f}; the labels saved would have cost {report['cost_saved']:.2f}"
+        )
+    if thresholds.high is not None and thresholds.error.value is not None:
+        low, high = thresholds.error.low or 0.0, thresholds.error.high or 0.0
+        lines.append(
+            f"AI alone from confidence {thresholds.high:.2f}: error {thresholds.error.value:.1%} "
+            f"[{low:.1%}, {high:.1%}] on {thresholds.error.n} audited items"
+        )
+    if thresholds.reason:
+        lines.append(thresholds.reason)
+    errors = ", ".join(f"{name} {value:.3f}" for name, value in report["calibration_error"].items())
+    lines.append(f"calibration error of the judge on audited items (weighted): {errors}")
+    for name, error in report["error_by_route"].items():
+        if error.value is not None:
+            lines.append(
+                f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]"
+            )
+    known = {name: e for name, e in report["error_by_principle"].items() if e.value is not None}
+    if known:
+        each = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in known.items())
+        lines.append(f"  by principle: {', '.join(each)}")
+    if report.get("reopened"):
+        lines.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
+    return lines

@@ -1,0 +1,252 @@
+"""Thresholds of hybrid labelling: which items people audit, and above which confidence the AI may label alone.
+
+Candidates are tried from the most confident down and the first that fails ends the search, so no
+correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021):
+``high`` is the last at which the upper end of the interval of the AI's error among items at or above it is at
+most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is below
+one half. Calibrators are monotone and treat both places alike, so calibrated confidence would rank items the
+same; thresholds are in the judge's own, and no label touches the ranking. What calibration changes is the soft
+label: the AI's probabilities that end up in labels are calibrated ones. Intervals are one-sided 95 % Wilson
+on the effective number of items, which takes inclusion weights and shared prompts into account.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.feedback.calibration import Calibrator, fit
+from trimtab.feedback.intervals import Estimate, weighted_share, wilson_interval
+from trimtab.records import Record, content_id
+
+Route = Literal["ai", "both", "person"]
+
+
+class RouteConfig(Config):
+    """How labels are divided between the AI and people."""
+
+    error: float = Field(default=0.1, gt=0.0, lt=0.5)
+    """Largest share of labels by the AI alone that may disagree with people, as the upper end of a 95 % interval."""
+    audit: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Share of all items that a person audits. They are drawn at random, whatever the AI says of them."""
+    stratified: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Share of the audits that is spread evenly over bands of the AI's confidence. The rest is drawn uniformly."""
+    least: int = Field(default=30, ge=5)
+    """Audited items needed to set thresholds, and above each threshold. With fewer, people label everything."""
+    calibration: Literal["temperature", "isotonic", "none"] = "temperature"
+    """How the AI's probabilities are calibrated on the audited items. ``none`` uses them as they are."""
+    pilot: int = Field(default=200, ge=10)
+    """Audits that set the first thresholds, in the order of the items. Later audits are tested for drift."""
+    window: int = Field(default=50, ge=10)
+    """Audits of items labelled by the AI that make one test for drift."""
+    alarm: float = Field(default=0.01, gt=0.0, lt=0.5)
+    """Probability of a false alarm in one test for drift, where the AI's error is at its limit."""
+    seconds_per_label: float = Field(default=30.0, gt=0.0)
+    """Seconds a person needs for one label. The report uses it where judgements have no times."""
+    cost_per_hour: float = Field(default=0.0, ge=0.0)
+    """Cost of an hour of a person's work. 0 means unknown, and no cost is printed."""
+    seed: int = 0
+    """Seed for drawing the audits."""
+
+
+class Audit(Record):
+    """One audited item."""
+
+    item: str
+    """Id."""
+    prompt: str
+    """Id of its prompt."""
+    probability: float
+    """The judge's P(first answer better)."""
+    label: float
+    """The person's label: 1 first better, 0 second better, ½ tie."""
+    inclusion: float = 1.0
+    """Probability π with which it was drawn."""
+    uniform: bool = True
+    """True: drawn independent of its confidence, so it counts in the test for drift."""
+
+    @property
+    def wrong(self) -> float:
+        """1 if the AI names the other winner, ½ where the person sees a tie or the AI is at one half."""
+        if self.label == 0.5 or self.probability == 0.5:
+            return 0.5
+        return float((self.probability > 0.5) != (self.label > 0.5))
+
+
+class Thresholds(Record):
+    """Limits between the routes, in the judge's own confidence max(p, 1−p)."""
+
+    high: float | None = None
+    """The AI alone labels at or above this; None: nowhere."""
+    low: float | None = None
+    """A person alone labels below this; None: everywhere."""
+    error: Estimate = Estimate()
+    """The AI's error at or above ``high`` on the audited data, two-sided 95 %."""
+    audited: int = 0
+    """Items they were set from."""
+    reason: str = ""
+    """Why a threshold is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """Thresholds with the calibrator they hold for."""
+
+    thresholds: Thresholds
+    """Set from audited data."""
+    calibrate: Calibrator
+    """Maps the judge's probability to a calibrated one."""
+
+    def route(self, probability: float | None) -> Route:
+        """The route of an item; without a probability from the judge, ``person``."""
+        high, low = self.thresholds.high, self.thresholds.low
+        if probability is None or low is None:
+            return "person"
+        c = _confidence(probability)
+        if high is not None and c >= high:
+            return "ai"
+        return "both" if c >= low else "person"
+
+
+def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -> dict[str, float]:
+    """Items to audit with their inclusion probabilities π: independent draws, so every item has a known chance.
+
+    π_i = a [(1 − s) + s · n / (B · n_b)], at most 1, with the share a, the stratified part s, and n_b of n items in
+    item i's band of confidence, one of B that are not empty. Every item has π ≥ a (1 − s) > 0.
+    """
+    bands: dict[int, list[str]] = {}
+    for name, p in probabilities.items():
+        bands.setdefault(-1 if p is None else min(4, int((max(p, 1 - p) - 0.5) * 10)), []).append(name)
+    drawn: dict[str, float] = {}
+    for members in bands.values():
+        even = len(probabilities) / (len(bands) * len(members))
+        chance = min(1.0, config.audit * ((1 - config.stratified) + config.stratified * even))
+        for name in members:
+            if random_of(name, config) < chance:
+                drawn[name] = chance
+    return drawn
+
+
+def random_of(name: str, config: RouteConfig) -> float:
+    """The item's random number in 0 … 1, always the same; below a (1 − s) it is audited whatever its confidence."""
+    return Random(content_id("audit", config.seed, name)).random()
+
+
+def weighted_error(audits: Sequence[Audit]) -> tuple[float, float]:
+    """The AI's error, weighted by 1/π, and the effective number of items behind it; prompts are the clusters.
+
+    See :func:`~trimtab.feedback.intervals.weighted_share`.
+    """
+    return weighted_share([a.wrong for a in audits], [a.prompt for a in audits], [1 / a.inclusion for a in audits])
+
+
+def error_estimate(audits: Sequence[Audit]) -> Estimate:
+    """The AI's error over the population the audits were drawn from, with a two-sided 95 % interval."""
+    if not audits:
+        return Estimate(reason="nothing was audited here")
+    error, n = weighted_error(audits)
+    low, high = wilson_interval(error * n, n)
+    return Estimate(value=error, low=low, high=high, n=len(audits))
+
+
+def _upper_end(error: float, n: float) -> float:
+    """Upper end of the one-sided 95 % interval: that of the two-sided 90 % one."""
+    return wilson_interval(error * n, n, confidence=0.9)[1]
+
+
+def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
+    """Choose ``high`` and ``low`` from audited items.
+
+    Items with equal confidence stay together.
+    """
+    p, y = [a.probability for a in audits], [a.label for a in audits]
+    weights = [1 / a.inclusion for a in audits]
+    calibrate = fit(config.calibration, p, y, weights)
+    if len(audits) < config.least:
+        reason = f"{len(audits)} audited items, {config.least} are needed; until then everything goes to people"
+        return Router(thresholds=Thresholds(audited=len(audits), reason=reason), calibrate=calibrate)
+    ranked = sorted(zip(map(_confidence, p), audits, strict=True), key=lambda x: -x[0])
+    high = _search(ranked, config.error, config.least)
+    low = _search(ranked, 0.5, config.least)
+    above = [a for c, a in ranked if high is not None and c >= high]
+    reason = ""
+    if high is None:
+        reason = f"no confidence keeps the error at or below {config.error:.0%}; the AI labels nothing alone"
+    if low is None:
+        reason += "; the AI is not better than a coin at any confidence, so people label everything"
+    thresholds = Thresholds(
+        high=high, low=low, error=error_estimate(above), audited=len(audits), reason=reason.lstrip("; ")
+    )
+    return Router(thresholds=thresholds, calibrate=calibrate)
+
+
+def _confidence(p: float) -> float:
+    return round(max(p, 1 - p), 9)  # 1 − .3 and .7 are one
+
+
+def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> float | None:
+    """The lowest confidence for which it and every one tried before it keep the error's upper end within the limit.
+
+    Tried are the points at which a tenth more of the audited items comes in: few enough to be powerful, fixed before
+    any label is seen.
+    """
+    lowest = None
+    step = max(1, len(ranked) // 10)
+    # So many that two errors among them still pass; fewer would end the search at the first error.
+    count = max(least, min(math.ceil(6 / limit), len(ranked) // 2))
+    while count <= len(ranked):
+        edge = ranked[count - 1][0]
+        inside = [a for c, a in ranked if c >= edge]
+        error, n = weighted_error(inside)
+        if _upper_end(error, n) > limit:
+            break
+        lowest = edge
+        count = max(count, len(inside)) + step
+        if len(inside) < len(ranked) < count:
+            count = len(ranked)
+    return lowest
+
+
+def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
+    """Has the AI's error on items it labelled alone risen above the stated one?
+
+    The last ``window`` audits are tested as each comes in: an alarm where that many errors or more would happen with
+    a chance below ``alarm`` if the error were the stated one (exact binomial, half
+    errors rounded down). Windows overlap, so over long runs
+    false alarms add up; an alarm costs fresh thresholds, not labels.
+
+    Args:
+        audits: of AI-labelled items, oldest first; drawn uniformly, as the test gives all the same weight.
+        config: window, stated error and chance of a false alarm.
+
+    Returns:
+        after how many audits the first alarm came; None: none.
+    """
+    for end in range(config.window, len(audits) + 1):
+        part = audits[end - config.window : end]
+        wrong = math.floor(math.fsum(a.wrong for a in part))
+        n, e = len(part), config.error
+        tail = math.fsum(math.comb(n, k) * e**k * (1 - e) ** (n - k) for k in range(wrong, n + 1))
+        if tail < config.alarm:
+            return end
+    return None
+
+
+def routers_in_turn(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[int, Router]]:
+    """The routers in turn, each with the index of the audit from which it holds."""
+    start = 0
+    routers: list[tuple[int, Router]] = []
+    while True:
+        pilot = set_thresholds(audits[start : start + config.pilot], config)
+        later = range(start + config.pilot, len(audits))
+        alone = [k for k in later if audits[k].uniform and pilot.route(audits[k].probability) == "ai"]
+        alarm = drifted([audits[k] for k in alone], config)
+        if alarm is None:
+            return [*routers, (start, set_thresholds(audits[start:], config))]
+        begin = alone[alarm - config.window]
+        routers.append((start, set_thresholds(audits[start:begin], config)))
+        start = begin

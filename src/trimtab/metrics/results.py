@@ -1,0 +1,208 @@
+"""Numbers about trained models: evaluation, reward model, text probes, capability."""
+
+from collections.abc import Mapping
+
+from trimtab.metrics.entry import Metric
+
+EVALUATION: Mapping[str, Metric] = {
+    "win_rate": Metric(
+        title="Win rate",
+        meaning="Share of held-out prompts on which one model's answer is preferred over another's by the named judge; "
+        "a tie counts half. With a 95 % Wilson interval.",
+        unit="share",
+        good="an interval above 50 %, by a judge that training did not maximise",
+        act="If the interval includes 50 %, there is no verdict: more prompts. If only the proxy wins, do not believe "
+        "it.",
+    ),
+    "kl": Metric(
+        title="KL per answer",
+        meaning="KL(last model‖model before alignment) per answer on held-out prompts, in nats, with a 95 % interval.",
+        unit="nats",
+        good="0 to a few nats for short answers",
+        act="As for `kl` in training.",
+    ),
+    "likelihood": Metric(
+        title="Log-probability under the pretrained model",
+        meaning="Mean log-probability per token of a model's answers under the pretrained model.",
+        unit="nats per token",
+        good="at most 1 nat below the pretrained model's own answers",
+        act="The model left the pretrained model's language; lower the learning rate or raise the KL penalty.",
+    ),
+    "sensible": Metric(
+        title="Sensible answers",
+        meaning="Answers that a blind reader called true to the prompt and sensible, of those marked.",
+        unit="answers",
+        good="not fewer than the model before",
+        act="Read the others; if alignment lost them, prefer the earlier model.",
+    ),
+}
+"""Numbers of the evaluation on the report's first screens."""
+
+REWARD_MODEL: Mapping[str, Metric] = {
+    "accuracy": Metric(
+        title="Reward model",
+        meaning="Share of held-out pairs that the reward model ranks as labelled.",
+        unit="share",
+        good="above the longest answer's, at most the annotators' ceiling",
+        act="If it does not beat the longest answer, collect more preferences or more agreement.",
+    ),
+    "longest": Metric(
+        title="Longest answer",
+        meaning="Accuracy of calling the longer answer better.",
+        unit="share",
+        good="40 % to 60 %",
+        act="Far from 50 %: the labels follow length; check the guideline, and pair answers of like length.",
+    ),
+    "gain": Metric(
+        title="Gain over the longest answer",
+        meaning="Difference of the two accuracies, with a 95 % interval.",
+        unit="share",
+        good="an interval above 0",
+        act="If it includes 0, the reward model may have learned length only.",
+    ),
+    "ece": Metric(
+        title="Expected calibration error",
+        meaning="Mean distance between the reward model's confidence and its accuracy, over bins.",
+        unit="share",
+        good="below 10 %",
+        act="If larger, confidence means little: fewer epochs, or soft labels.",
+    ),
+    "log_loss": Metric(
+        title="Log loss",
+        meaning="Mean negative log-probability of the labels of held-out pairs.",
+        unit="nats",
+        good="below log 2 = 0.693",
+        act="Above it, the model is worse than guessing with its confidence: fewer epochs, lower learning rate.",
+    ),
+    "ceiling": Metric(
+        title="One annotator against the others",
+        meaning="How often one annotator agrees with the net vote of the others: the highest accuracy on single "
+        "judgements that means anything.",
+        unit="share",
+        good="above 70 %",
+        act="See the agreement statistics.",
+    ),
+}
+"""Numbers of the reward model's evaluation on held-out preferences."""
+
+PROBES: Mapping[str, Metric] = {
+    "distinct_answers": Metric(
+        title="different answers, share of all",
+        meaning="Different texts as a share of all answers, ignoring case and white space.",
+        unit="share",
+        good="above 90 %",
+        act="Below: the policy collapsed; raise temperature or KL penalty.",
+    ),
+    "distinct_1": Metric(
+        title="distinct-1: different words, share of all words",
+        meaning="Different words over all words of all answers (Li et al. 2016). It falls as texts grow; compare equal "
+        "numbers.",
+        unit="share",
+        good="near the model before",
+        act="A clear fall is loss of variety; read examples.",
+    ),
+    "distinct_2": Metric(
+        title="distinct-2: different word pairs, share of all pairs",
+        meaning="The same for pairs of neighbouring words.",
+        unit="share",
+        good="near the model before",
+        act="As for distinct-1.",
+    ),
+    "repetition": Metric(
+        title="repeated 4-grams within an answer, share",
+        meaning="Share of an answer's runs of four words that occurred before in it.",
+        unit="share",
+        good="below 5 %, at most 5 points above the model before",
+        act="Answers go round in circles: lower the learning rate, fewer steps.",
+    ),
+    "words": Metric(
+        title="words per answer",
+        meaning="Mean words per answer.",
+        unit="words",
+        good="at most one and a half times the model before",
+        act="The reward prefers length; see `length`.",
+    ),
+    "tokens": Metric(
+        title="tokens per answer",
+        meaning="Mean tokens per answer.",
+        unit="tokens",
+        good="as `words`",
+        act="As for words.",
+    ),
+    "ended_rate": Metric(
+        title="ended by itself, share of answers",
+        meaning="Share of answers that end their turn instead of being cut.",
+        unit="share",
+        good="at most 10 points below the model before",
+        act="See `ended`.",
+    ),
+    "flattery": Metric(
+        title="flatters the reader, share of answers",
+        meaning="Share of answers with a phrase of our list of flattery.",
+        unit="share",
+        good="at most 20 points above the model before",
+        act="The reward pays for flattery; read examples, change the labels.",
+    ),
+    "boilerplate": Metric(
+        title="stock phrases, share of answers",
+        meaning="Share of answers with a phrase of our list of stock phrases.",
+        unit="share",
+        good="at most 20 points above the model before",
+        act="As for flattery.",
+    ),
+    "copied": Metric(
+        title="copies the prompt, share of answers",
+        meaning="Share of answers that reproduce the prompt or one of its sentences.",
+        unit="share",
+        good="at most 10 points above the pretrained model",
+        act="Add a reward against copies, or demonstrations without them.",
+    ),
+    "exclamations": Metric(
+        title="exclamation marks per 100 words",
+        meaning="Exclamation marks per 100 words over all answers.",
+        unit="per 100 words",
+        good="near the model before",
+        act="A jump is a habit that the reward pays for.",
+    ),
+}
+"""Text probes of a model's answers, in the order of the report."""
+
+CAPABILITY: Mapping[str, Metric] = {
+    "right": Metric(
+        title="right answers",
+        meaning="Share of everyday questions whose right answer is likelier than a wrong one.",
+        unit="share",
+        good="at most 5 points lost",
+        act="Lower the learning rate, fewer epochs, or mix in general demonstrations.",
+    ),
+    "margins": Metric(
+        title="log-odds of right answers",
+        meaning="Mean of log p(right) − log p(wrong).",
+        unit="nats",
+        good="at most 15 % lost",
+        act="As for right answers.",
+    ),
+    "answers": Metric(
+        title="answers on topic and complete",
+        meaning="Share of open questions whose greedy answer has a keyword and a whole sentence, without repeating "
+        "itself.",
+        unit="share",
+        good="at most 15 points lost",
+        act="As for right answers; read the answers in `capability.json`.",
+    ),
+    "texts": Metric(
+        title="perplexity of neutral text",
+        meaning="exp of the mean negative log-probability per token of plain prose.",
+        unit="perplexity",
+        good="at most 25 % more",
+        act="As for right answers.",
+    ),
+    "demonstrations": Metric(
+        title="perplexity of held-out demonstrations",
+        meaning="The same for the assistant's tokens of demonstrations that SFT did not train on.",
+        unit="perplexity",
+        good="falls with SFT; at most 50 % more after alignment",
+        act="Use PPO-ptx (`align.ptx`), or raise the KL penalty.",
+    ),
+}
+"""Measures of the capability check before and after training."""

@@ -1,0 +1,366 @@
+"""Numbers that training logs: keys of ``metrics.jsonl`` and of TensorBoard."""
+
+from collections.abc import Mapping
+
+from trimtab.metrics.entry import Metric
+
+TRAINING: Mapping[str, Metric] = {
+    # Every stage that trains
+    "step": Metric(
+        title="Step",
+        meaning="Number of the step, from 1: an optimiser step, or a rollout batch with online methods.",
+        unit="steps",
+        good="rises by 1",
+        act="A missing number means that two processes wrote to one folder; run `trimtab doctor` and report it.",
+    ),
+    "time": Metric(
+        title="Time",
+        meaning="When the line was written.",
+        unit="seconds since 1970, UTC",
+        good="rises",
+        act="Nothing.",
+    ),
+    "loss": Metric(
+        title="Loss",
+        meaning="The stage's objective: negative log-likelihood per response token (SFT), Bradley–Terry loss per "
+        "ranking (reward model), or the method's own loss (offline alignment).",
+        unit="nats",
+        good="falls; for SFT a smooth fall that flattens, for pairwise losses below log 2 = 0.693",
+        act="If it rises or oscillates, halve the learning rate. If it stays flat, check that rows are not all refused "
+        "or identical, then double the rate.",
+        where="sft, reward, offline methods",
+        live="loss {:.3f}",
+    ),
+    "grad_norm": Metric(
+        title="Gradient norm",
+        meaning="Norm of the gradient before clipping to `max_grad_norm`.",
+        unit="1",
+        good="steady; below a few times its first values",
+        act="If it jumps, lower the learning rate or raise `warmup`. If it is always above `max_grad_norm`, every step "
+        "is clipped: lower the rate rather than the norm.",
+        where="sft, reward, offline methods",
+    ),
+    "lr": Metric(
+        title="Learning rate",
+        meaning="The rate of the step's last update, after warm-up and schedule.",
+        unit="1",
+        good="as in `trimtab plan`",
+        act="Change `lr`, `warmup` or `schedule` of the stage's optimiser.",
+    ),
+    "tokens": Metric(
+        title="Response tokens",
+        meaning="Tokens of the step that the loss counts.",
+        unit="tokens",
+        good="steady",
+        act="If small, conversations are short or mostly prompt: raise `batch`.",
+        where="sft",
+    ),
+    # Pairs
+    "accuracy": Metric(
+        title="Accuracy",
+        meaning="Share of the step's pairs that are ranked as labelled; 50 % is guessing. With offline methods the "
+        "ranking is by log(π/ref), or by the method's own score.",
+        unit="share",
+        good="60 % to 80 % on training pairs; compare with the agreement of annotators",
+        act="Near 50 %: more or more consistent preferences. Near 100 %: it memorises; fewer epochs, and trust the "
+        "held-out accuracy only.",
+        where="reward, offline methods, online_dpo",
+        live="accuracy {:.0%}",
+    ),
+    "pairs": Metric(
+        title="Pairs",
+        meaning="Pairs of a better and a worse answer in the step.",
+        unit="pairs",
+        good="`batch` or more",
+        act="If 0, all rankings are tied.",
+        where="reward",
+    ),
+    "gap": Metric(
+        title="Margin",
+        meaning="Mean of log(π/ref) of the better answer minus that of the worse one; for `simpo` and `orpo` the "
+        "difference of log-probabilities per token.",
+        unit="nats",
+        good="rises from 0",
+        act="If it grows past tens of nats, the policy is far from its reference: raise `beta` (`tau` for IPO) or stop "
+        "earlier.",
+        where="pairwise offline methods, online_dpo",
+    ),
+    "chosen": Metric(
+        title="log(π/ref) of better answers",
+        meaning="Mean log-ratio of policy to reference of the better answers, summed over tokens; without a reference "
+        "the log-probability. With KTO, of liked answers, weighted by their share of the step.",
+        unit="nats",
+        good="around 0 or rising",
+        act="If it falls together with `rejected`, probability moves to answers nobody judged: lower the learning "
+        "rate, raise `beta`, or use a method with a likelihood term (`orpo`, `cpo`).",
+        where="offline methods",
+    ),
+    "rejected": Metric(
+        title="log(π/ref) of worse answers",
+        meaning="The same for the worse answers, with KTO for disliked ones.",
+        unit="nats",
+        good="falls, more than `chosen`",
+        act="As for `chosen`.",
+        where="offline methods",
+    ),
+    "reference_point": Metric(
+        title="KTO's reference point",
+        meaning="z, the estimate of KL(π‖ref) from mismatched answers that KTO compares each log-ratio with.",
+        unit="nats",
+        good="0 to a few nats",
+        act="If it grows past tens of nats, lower the learning rate or raise `beta`.",
+        where="kto",
+    ),
+    # Online alignment: the rollout batch
+    "reward": Metric(
+        title="Proxy reward",
+        meaning="Weighted sum of all rewards, mean over the step's answers, before clipping and penalties. Training "
+        "maximises it, so it is not evidence of quality.",
+        unit="reward",
+        good="rises, then flattens",
+        act="If flat, check `flat_groups` and the learning rate. If it rises while `gold` or readers do not follow, "
+        "the reward is being exploited: raise `align.kl.coefficient`.",
+        where="online methods",
+        live="reward {:+.2f}",
+    ),
+    "reward_std": Metric(
+        title="Spread of the reward",
+        meaning="Standard deviation of the reward over the step's answers.",
+        unit="reward",
+        good="clearly above 0",
+        act="Near 0 there is nothing to compare: raise `sampler.temperature`, or use a reward that distinguishes "
+        "answers.",
+        where="online methods",
+    ),
+    "reward/NAME": Metric(
+        title="Reward component",
+        meaning="Mean of one named reward, normalised, before its weight.",
+        unit="reward",
+        good="all components rise, or stay",
+        act="If one rises while another falls, adjust the weights in `rewards`.",
+        where="online methods",
+    ),
+    "gold": Metric(
+        title="Gold reward",
+        meaning="Mean score of the simulated utility that training never sees.",
+        unit="utility",
+        good="rises with the proxy",
+        act="If it falls while the proxy rises, stop earlier or raise `align.kl.coefficient`.",
+        where="online methods with `gold`",
+        live="gold (simulated) {:+.2f}",
+    ),
+    "score_clipped": Metric(
+        title="Clipped scores",
+        meaning="Share of answers whose score was limited by `align.score_clip`.",
+        unit="share",
+        good="below 5 %",
+        act="Above that, normalise the reward (`mean`, `std`) or raise `align.score_clip`.",
+        where="policy gradients",
+    ),
+    "flat_groups": Metric(
+        title="Flat groups",
+        meaning="Share of prompts whose answers all earned the same; they teach group methods nothing.",
+        unit="share",
+        good="below 50 %",
+        act="Prompts are too easy or too hard, or the reward is too coarse: raise `align.group` or the temperature, "
+        "change the prompts, or use `dapo` with `resample`.",
+        where="online methods with `group` above 1",
+    ),
+    "resampled": Metric(
+        title="Resampled groups",
+        meaning="Flat groups that were replaced by other prompts' groups in this step.",
+        unit="groups",
+        good="a small part of `prompts`",
+        act="If nearly all are replaced, sampling costs several times as much: see `flat_groups`.",
+        where="dapo",
+    ),
+    "kl": Metric(
+        title="KL per answer",
+        meaning="Estimate (k1) of KL(π_old‖reference), summed over an answer's tokens, mean over answers: the distance "
+        "from the policy before alignment.",
+        unit="nats",
+        good="0 to a few nats for short answers; slightly below 0 is noise",
+        act="If it grows without bound, raise `align.kl.coefficient` or set `align.kl.target`. If it stays at 0, "
+        "nothing is learned: check the learning rate.",
+        where="online methods",
+        live="KL {:.1f} nats",
+    ),
+    "k3_clamped": Metric(
+        title="Clamped k3",
+        meaning="Share of tokens whose k3 was limited to 10 nats, so that the KL penalty has no gradient there.",
+        unit="share",
+        good="0 %",
+        act="Above 0, use `align.kl.estimator: sequence`, or raise `align.kl.coefficient`.",
+        where="policy gradients with `kl.estimator: k3`",
+    ),
+    "empty": Metric(
+        title="Empty answers",
+        meaning="Answers without a token. They are not scored, and left out of the update and of their group's mean.",
+        unit="answers",
+        good="0",
+        act="Check the sampler: it may strip the token that ends a turn.",
+        where="online methods",
+    ),
+    "beta": Metric(
+        title="KL coefficient",
+        meaning="β of this step: fixed, or adapted to `align.kl.target`.",
+        unit="reward per nat; standard deviations per nat where advantages are divided by one",
+        good="settles within a few steps of `align.kl.horizon`",
+        act="If it runs to 0 or grows without bound, the target does not fit the learning rate.",
+        where="online methods",
+    ),
+    "length": Metric(
+        title="Answer length",
+        meaning="Mean tokens per answer. Reward that comes from length alone shows here.",
+        unit="tokens",
+        good="stays near the first step's",
+        act="If it grows with the reward, the reward prefers length: add a reward for brevity, or retrain the reward "
+        "model on pairs of like length. If it reaches `max_new_tokens`, see `ended`.",
+        where="online methods",
+        live="{:.0f} tokens",
+    ),
+    "ended": Metric(
+        title="Ended answers",
+        meaning="Share of answers that end their turn instead of being cut at `max_new_tokens`.",
+        unit="share",
+        good="above 90 %, and not falling",
+        act="If it falls, set or raise the `align.missing_eos` penalty, lower the learning rate, or raise "
+        "`max_new_tokens`.",
+        where="online methods",
+    ),
+    "distinct": Metric(
+        title="Different answers",
+        meaning="Different texts as a share of the step's answers.",
+        unit="share",
+        good="near 100 % for open questions",
+        act="If it falls, the policy collapses to one answer: raise the temperature, `entropy_bonus` or the KL "
+        "penalty.",
+        where="online methods",
+    ),
+    # Online alignment: the update
+    "policy_loss": Metric(
+        title="Policy loss",
+        meaning="The policy's loss: the clipped surrogate with KL and entropy terms, online DPO's loss, or the "
+        "likelihood of the best answers; mean over the step's updates.",
+        unit="1",
+        good="near 0 for policy gradients; only its gradient matters",
+        act="Do not tune on it; look at `reward`, `kl` and `clip_fraction`.",
+        where="online methods",
+    ),
+    "policy_grad_norm": Metric(
+        title="Policy gradient norm",
+        meaning="Norm of the policy's gradient before clipping to `max_grad_norm`.",
+        unit="1",
+        good="steady",
+        act="If it jumps, lower `align.policy.lr`; if it is 0, no answer had an advantage: see `flat_groups`.",
+        where="online methods",
+    ),
+    "entropy": Metric(
+        title="Entropy",
+        meaning="Entropy of the policy's next-token distribution, mean over response tokens. A fall towards 0 means "
+        "that answers become identical.",
+        unit="nats per token",
+        good="falls slowly, stays above a tenth of its first value",
+        act="If it collapses, raise `entropy_bonus` or the KL penalty, or lower the learning rate. If it rises, the "
+        "policy is losing its language: lower the learning rate.",
+        where="online methods",
+    ),
+    "approx_kl": Metric(
+        title="KL of the update",
+        meaning="Estimate (k3) of KL(π_old‖π) per token, measured before each update: how far the step has moved from "
+        "the policy that sampled its answers.",
+        unit="nats per token",
+        good="below 0.05; exactly 0 with one update per step, up to rounding",
+        act="If larger, lower the learning rate or `epochs`, or set `align.kl.stop`.",
+        where="online methods",
+    ),
+    "mismatch": Metric(
+        title="Sampler mismatch",
+        meaning="Mean |log π_trainer − log π_sampler| per token before the first update.",
+        unit="nats per token",
+        good="below 0.001 with the local sampler, below 0.05 with vLLM or lower precision",
+        act="If larger, sampler and trainer disagree about the model: check precision, temperature and chat template; "
+        "with an external sampler set `importance_cap`.",
+        where="online methods",
+    ),
+    "clip_fraction": Metric(
+        title="Clip fraction",
+        meaning="Share of tokens whose probability ratio was clipped.",
+        unit="share",
+        good="0 to 20 %",
+        act="If larger, updates are too big: lower the learning rate or `epochs`. If always 0 with several epochs, the "
+        "rate may be too low.",
+        where="policy gradients",
+    ),
+    "updates": Metric(
+        title="Updates",
+        meaning="Optimiser steps taken in this step.",
+        unit="updates",
+        good="`epochs` × `minibatches`",
+        act="Fewer: `align.kl.stop` ended the step, or no group had different scores.",
+        where="online methods",
+    ),
+    "kl_stopped": Metric(
+        title="Stopped by KL",
+        meaning="1 if `align.kl.stop` ended this step's updates early, otherwise 0.",
+        unit="0 or 1",
+        good="0 in most steps",
+        act="If it is 1 in most steps, lower the learning rate; the limit should be an exception.",
+        where="online methods with `kl.stop`",
+    ),
+    "ptx_nll": Metric(
+        title="Imitation loss",
+        meaning="Negative log-likelihood per token of the conversations that PPO-ptx imitates.",
+        unit="nats per token",
+        good="stays near its first value",
+        act="If it rises, raise `ptx.coefficient` or lower the learning rate.",
+        where="policy gradients with `ptx`",
+    ),
+    # The critic
+    "value": Metric(
+        title="Value",
+        meaning="The critic's mean prediction of the return, before the update.",
+        unit="reward",
+        good="follows `reward`",
+        act="If it drifts away, see `explained_variance`.",
+        where="ppo",
+    ),
+    "value_loss": Metric(
+        title="Value loss",
+        meaning="Squared error of the critic on its returns, halved and clipped as in PPO.",
+        unit="reward²",
+        good="falls, below half the variance of the returns",
+        act="If it rises or explodes, lower `align.critic.lr`; large rewards need normalisation.",
+        where="ppo",
+    ),
+    "value_grad_norm": Metric(
+        title="Critic gradient norm",
+        meaning="Norm of the critic's gradient before clipping to `max_grad_norm`.",
+        unit="1",
+        good="steady",
+        act="If it jumps, lower `align.critic.lr`.",
+        where="ppo with a critic of its own",
+    ),
+    "explained_variance": Metric(
+        title="Explained variance",
+        meaning="1 − Var(returns − values) / Var(returns): how much of the returns the critic predicts. 1 is all, 0 is "
+        "no better than a constant, below 0 worse than a constant.",
+        unit="1",
+        good="rises from 0 within the first steps; 0.3 to 0.9 later",
+        act="If it stays near 0 or below, the advantages are mostly noise: raise `align.critic.lr`, start the critic "
+        "from the reward model (`critic_init: reward_model`), or use a method without a critic (`rloo`).",
+        where="ppo",
+    ),
+    # Time
+    "seconds/PHASE": Metric(
+        title="Seconds of a phase",
+        meaning="Wall time of one phase of the step: `sample`, `score`, `resample`, `infer` (reference, critic, "
+        "advantages), `update`.",
+        unit="seconds",
+        good="`sample` and `update` dominate",
+        act="If `sample` dominates, raise `sampler.slots`; if `score` does, the reward function is slow; if `update` "
+        "does, fewer `epochs` or a shared critic.",
+        where="online methods",
+    ),
+}
+"""Keys of ``metrics.jsonl`` and of TensorBoard. ``NAME`` and ``PHASE`` stand for any name."""

@@ -1,0 +1,50 @@
+"""Numbers of a rollout batch that every online method logs."""
+
+import math
+
+from trimtab.algos import explained_variance, kl_k1, masked_mean, masked_sum
+from trimtab.trainers.learner import Metrics
+from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
+from trimtab.trainers.rollout_batch import RolloutBatch
+from trimtab.trainers.scoring import Scored, whole_rewards
+
+
+def describe(scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float) -> Metrics:
+    """Means over the batch.
+
+    KL is per answer, in nats. ``empty`` counts the answers without a token; they have no reward.
+    """
+    rollouts, mask = scored.rollouts, batch.response_mask
+    n, answered = len(rollouts), [r for r in rollouts if r.tokens]
+    totals = [total for total, r in zip(scored.totals, rollouts, strict=True) if r.tokens]
+    kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
+    more: Metrics = {}
+    if batch.values is not None and batch.returns is not None and bool(mask.any()):
+        more["value"] = float(masked_mean(batch.values, mask))
+        more["explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
+    if scored.resampled is not None:
+        more["resampled"] = float(scored.resampled)
+    if config.group > 1:
+        placed = [sorted(at.items()) for at in scored.placed]
+        earned = list(zip(batch.scores.tolist(), placed, strict=True))
+        groups = [
+            [e for e, r in zip(earned[i : i + config.group], rollouts[i : i + config.group], strict=True) if r.tokens]
+            for i in range(0, n, config.group)
+        ]
+        more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
+    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
+        more["score_clipped"] = float((whole_rewards(scored).abs() > config.score_clip).float().mean())
+    names = sorted({name for r in answered for name in r.rewards})
+    mean = sum(totals) / max(len(totals), 1)
+    return {
+        "reward": mean,
+        "reward_std": math.sqrt(sum((t - mean) ** 2 for t in totals) / max(len(totals), 1)),
+        **{f"reward/{name}": sum(r.rewards[name] for r in answered) / len(answered) for name in names},
+        "kl": float(kl) / n,
+        "beta": beta,
+        "length": float(mask.sum()) / n,
+        "ended": sum(r.finish_reason == "stop" for r in rollouts) / n,
+        "distinct": len({r.text for r in rollouts}) / n,
+        "empty": float(n - len(answered)),
+        **more,
+    }

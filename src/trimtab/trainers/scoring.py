@@ -1,0 +1,149 @@
+"""Scores of sampled answers: reward components, their weighted sums, step rewards, clipping and penalties."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.algos import overlong_penalty, penalise_missing_eos
+from trimtab.errors import NonFiniteError, ScoringError
+from trimtab.records import Rollout
+from trimtab.rollout import Scorer
+from trimtab.trainers.rl_config import DapoConfig, PolicyGradientConfig, RlConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """Rollouts with their rewards."""
+
+    rollouts: list[Rollout]
+    """With ``rewards`` and ``step_rewards`` filled in."""
+    totals: list[float]
+    """Weighted sum of all components of each answer."""
+    placed: list[dict[int, float]]
+    """The part of it that is earned at the ends of steps: weighted reward by place in ``rollout.tokens``."""
+
+    resampled: int | None = None
+    """Flat groups that were replaced by other prompts' groups; None: the method replaces none."""
+
+    def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
+        """These answers, the given groups of ``size`` replaced by the groups of ``other``, in order."""
+        rollouts, totals, placed = list(self.rollouts), list(self.totals), list(self.placed)
+        for number, group in enumerate(groups):
+            old, new = slice(group * size, (group + 1) * size), slice(number * size, (number + 1) * size)
+            rollouts[old], totals[old], placed[old] = other.rollouts[new], other.totals[new], other.placed[new]
+        resampled = (self.resampled or 0) + len(groups)
+        return Scored(rollouts=rollouts, totals=totals, placed=placed, resampled=resampled)
+
+
+def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:
+    """Score rollouts. Answers without a token are not shown to ``score``; they have no rewards and a total of 0.
+
+    A component is a list with, for each answer, a number, or ``(place, number)`` pairs that say after which token of
+    the answer each number is earned.
+
+    Returns:
+        the rollouts with ``rewards`` and, for rewards placed at steps, ``step_rewards``.
+
+    Raises:
+        ScoringError: the function raised, or returned the wrong length or type.
+        NonFiniteError: a component is NaN or infinite; names the sample.
+    """
+    answered = [(row, rollout) for row, rollout in enumerate(rollouts) if rollout.tokens]
+    if not answered:
+        return Scored(rollouts=list(rollouts), totals=[0.0] * len(rollouts), placed=[{} for _ in rollouts])
+    try:
+        components = score([rollout for _, rollout in answered])
+    except (ScoringError, NonFiniteError):
+        raise
+    except Exception as error:
+        raise ScoringError(f"the reward function raised {type(error).__name__} at step {step}: {error}") from error
+    if not isinstance(components, Mapping) or not components:
+        raise ScoringError(
+            f"the reward function returned {type(components).__name__}; expected a dict of name → list of floats"
+        )
+    rewards: list[dict[str, float]] = [{} for _ in rollouts]
+    step_rewards: list[dict[str, list[tuple[int, float]]]] = [{} for _ in rollouts]
+    placed: list[dict[int, float]] = [{} for _ in rollouts]
+    for name, values in components.items():
+        try:
+            component = [_reward(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise ScoringError(
+                f"reward {name!r} at step {step}: expected for each answer a number, or (place, number) pairs ({error})"
+            ) from error
+        if len(component) != len(answered):
+            raise ScoringError(f"reward {name!r} has {len(component)} values for {len(answered)} answers")
+        for (row, rollout), reward in zip(answered, component, strict=True):
+            pairs = reward if isinstance(reward, list) else [(-1, reward)]
+            _check_reward(name, pairs, rollout, step)
+            rewards[row][name] = sum(number for _, number in pairs)
+            if isinstance(reward, list):
+                step_rewards[row][name] = reward
+                for place, number in reward:
+                    placed[row][place] = placed[row].get(place, 0.0) + weights.get(name, 1.0) * number
+    return Scored(
+        rollouts=[
+            replace(r, rewards=r.rewards | whole, step_rewards=r.step_rewards | steps)
+            for r, whole, steps in zip(rollouts, rewards, step_rewards, strict=True)
+        ],
+        totals=[sum(weights.get(name, 1.0) * reward for name, reward in whole.items()) for whole in rewards],
+        placed=placed,
+    )
+
+
+def _reward(value: Any) -> float | list[tuple[int, float]]:
+    """One answer's reward as a number, or as its step rewards."""
+    if hasattr(value, "__float__"):
+        return float(value)
+    if not isinstance(value, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
+        raise TypeError(f"got {value!r}")
+    pairs = [(int(place), float(number)) for place, number in value]
+    if any(place < 0 for place, _ in pairs):
+        raise ValueError(f"place {min(place for place, _ in pairs)} is below 0")
+    return pairs
+
+
+def _check_reward(name: str, pairs: Sequence[tuple[int, float]], rollout: Rollout, step: int) -> None:
+    for place, number in pairs:
+        if not math.isfinite(number):
+            raise NonFiniteError(
+                f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
+                f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run "
+                "the same command to continue from the last checkpoint"
+            )
+        if place >= len(rollout.tokens):
+            raise ScoringError(
+                f"reward {name!r} is placed after token {place} of sample {rollout.id}, whose answer has "
+                f"{len(rollout.tokens)} tokens; places count from 0"
+            )
+
+
+def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
+    """Score of each answer as a whole, ``[B]``: clipped, then with the missing-EOS and the overlong penalty.
+
+    The overlong penalty comes last and counts an answer that was cut as one of ``max_new_tokens``, so that it never has
+    more than an answer with the same score that ended just before the limit. Step rewards are not in it; they go to
+    their tokens as they are.
+    """
+    scores = whole_rewards(scored)
+    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
+        scores = scores.clamp(-config.score_clip, config.score_clip)
+    ended = torch.tensor([r.finish_reason == "stop" for r in scored.rollouts])
+    if config.missing_eos is not None:
+        scores = penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
+    if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
+        limit, lengths = config.sampler.max_new_tokens, torch.tensor([len(r.tokens) for r in scored.rollouts])
+        scores = scores + overlong_penalty(
+            torch.where(ended, lengths, limit), max_tokens=limit, buffer=config.overlong_buffer
+        )
+    return scores
+
+
+def whole_rewards(scored: Scored) -> Tensor:
+    """Reward of each answer as a whole, ``[B]``: its total without its step rewards."""
+    whole = [total - sum(at.values()) for total, at in zip(scored.totals, scored.placed, strict=True)]
+    return torch.tensor(whole, dtype=torch.float32)
