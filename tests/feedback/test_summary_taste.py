@@ -51,19 +51,51 @@ def test_parts_name_what_is_wrong() -> None:
     def part(name: str, text: str) -> float:
         return summary_parts(PROMPT, Completion(text=text))[name]
 
-    assert part("facts", GOOD) == pytest.approx(3.5 * 5 / 6)  # without the back stairs
+    assert part("facts", GOOD) == pytest.approx(4.5 * 5 / 6)  # without the back stairs
     assert part("facts", WORSE["an aside"]) == 0.0
-    assert part("copied", NOTE) == -3.0
-    assert part("copied", WORSE["a whole sentence"]) == -3.0
+    assert part("copied", NOTE) == -2.0
+    assert part("copied", WORSE["a whole sentence"]) == -2.0
     assert part("copied", GOOD) == 0.0
     assert part("invented", GOOD) == 0.0
     assert part("invented", WORSE["an invented day"]) < -0.4
     assert part("sentence", WORSE["two sentences"]) == -1.5
-    assert part("sentence", "The lift in our building is out of the.") == -1.5
+    assert part("sentence", "The lift in our building is out of the.") == -2.5
     assert part("rewired", "The lift in our building is out of order.") == 0.0
+    assert part("rewired", GOOD) == 0.0  # one joint
+    assert part("rewired", "The lift is out of order, so mind the stairs.") == -1.5  # a joint and two gaps
+    assert part("rewired", "The lift needs a part that comes from Leeds.") == -1.5  # what the engineer needs
     assert part("rewired", WORSE["jumbled"]) == -3.0
     assert part("length", GOOD) == 1.0
     assert part("negation", "The lift is not in our building.") == 0.0  # the note has a negation too
+
+
+ASKING = Prompt.from_text(
+    "Summarise:\n\nHello Ada, is the pool open on Sunday, or is it still being painted? Could you please bring the long "
+    "ladder back before that? Ours is broken.",
+    facts=["pool", "open on Sunday"],
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answered", "sentence"),
+    [
+        ("Is the pool open on Sunday?", 0.0, 0.0),
+        ("The pool is open on Sunday.", -3.0, 0.0),
+        ("Pool open on Sunday or is it still being painted.", -3.0, 0.0),
+        ("You could bring the long ladder back.", -3.0, 0.0),
+        ("Bring the long ladder back.", 0.0, 0.0),
+        ("Somebody asks if the pool is open on Sunday.", 0.0, 0.0),
+        ("Ours is broken.", 0.0, 0.0),
+        ("Is the pool open on Sunday.", -3.0, -2.5),
+    ],
+)
+def test_a_question_may_be_asked_again_and_not_answered(text: str, answered: float, sentence: float) -> None:
+    parts = summary_parts(ASKING, Completion(text=text))
+    assert (parts["answered"], parts["sentence"]) == (answered, sentence)
+
+
+def test_a_question_is_no_summary_of_a_message_that_asks_nothing() -> None:
+    assert summary_parts(PROMPT, Completion(text="Is the lift out of order?"))["sentence"] < 0
 
 
 def test_a_negation_that_the_message_does_not_have_costs() -> None:
@@ -90,7 +122,7 @@ def test_a_prompt_without_a_blank_line_is_all_message() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_has_a_finite_utility_in_range(text: str) -> None:
-    assert LOWEST <= utility(text) <= 4.5
+    assert LOWEST <= utility(text) <= 5.5
 
 
 def test_simulated_annotators_prefer_the_good_summary_in_either_place() -> None:

@@ -6,19 +6,21 @@ wants of a summary: what matters is in it, nothing is invented, it is not a copy
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``facts``      0 … 3.5         share of the message's key facts that the summary mentions, the first two double
+``facts``      0 … 4.5         share of the message's key facts that the summary mentions, the first two double
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
-``rewired``    −3 … 0          neighbouring words that are not neighbours in the message, from the second such pair on
+``rewired``    −3 … 0          neighbouring words that no sentence of the message has in this order; gaps from the second on
+``answered``   −3 or 0         a question of the message told as a fact
 ``length``     −1 … 1          1 from 8 to 16 words, 0 at 4 and at 22, −1 at none and from 29 on
-``sentence``   −2 … 0          not exactly one sentence that begins with a capital and ends with a full stop, not "the."
-``copied``     −3 … 0          most of the message, or a whole sentence of it, word for word
+``sentence``   −3 … 0          not exactly one sentence that begins with a capital and ends with a full stop, not "the."
+``copied``     −2 … 0          most of the message, or a whole sentence of it, word for word
 ``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
 ``telegram``   −1.5 … 0        hardly any function words
 ``negation``   −1 or 0         a negation in the summary that the message does not have
 ``cut``        −1 or 0         cut at the token limit instead of ending its turn
 =============  ==============  ====================================================================
 
-The utility is their sum, not below −3. A careful summary scores between 3 and 4.5, a copy of the message below −2.
+The utility is their sum, not below −3. A careful summary scores between 4 and 5.5. A message that asks something may be
+summarised by its question.
 
 Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). A message without
 them is read for names and numbers. The words are compared after stripping common English endings; the reader knows
@@ -49,12 +51,15 @@ _NEVER_FIRST = frozenset(
     do does did is are was were has have can could will would may might should shall what when where why how
     """.split()
 )  # half sentences and questions
+_ASKING = frozenset("asks ask asking asked wants want needs need whether please wonders enquires requests".split())
+_JOINTS = frozenset("and but so because".split())
+_BEFORE_ORDERS = frozenset("you to please somebody someone anybody anyone everyone people".split())
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _NUMBER_OR_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]*|\b\d[\d:.,]*\b")
 
 
 def summary_utility(prompt: Prompt, completion: Completion) -> float:
-    """How much the simulated reader likes this summary of the prompt's message; from −3 to 4.5."""
+    """How much the simulated reader likes this summary of the prompt's message; from −3 to 5.5."""
     return max(LOWEST, sum(summary_parts(prompt, completion).values()))
 
 
@@ -63,13 +68,15 @@ def summary_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     message, summary = message_of(prompt), completion.text.strip()
     message_words, summary_words = words_of(message), words_of(summary)
     content = [stem(w) for w in summary_words if w not in FUNCTION_WORDS]
+    source = _source(message, summary_words)
     return {
-        "facts": 3.5 * _facts(key_facts(prompt, message), set(map(stem, summary_words))),
+        "facts": 4.5 * _facts(key_facts(prompt, message), set(map(stem, summary_words))),
         "invented": -3.0 * _invented(message_words, summary, content),
-        "rewired": -3.0 * ramp(_rewired(message_words, summary_words), 1, 5),
+        "rewired": -3.0 * ramp(_rewired(message, summary_words), 0, 2),
+        "answered": -3.0 if _answered(source, summary, summary_words) else 0.0,
         "length": _length(len(summary_words)),
-        "sentence": -_not_one_sentence(summary),
-        "copied": -3.0 * _copied(message, summary_words),
+        "sentence": -_not_one_sentence(summary, asks=source.endswith("?")),
+        "copied": -2.0 * _copied(message, summary_words),
         "repetition": -2.5 * repetition(summary_words, content),
         "telegram": -1.5 * ramp(_function_share(summary_words), 0.3, 0.15),
         "negation": -1.0 if _negated(summary_words) and not _negated(message_words) else 0.0,
@@ -122,25 +129,62 @@ def _invented(message_words: Sequence[str], summary: str, content: Sequence[str]
     return ramp(strange / len(content), 0.05, 0.5)
 
 
-def _rewired(message_words: Sequence[str], summary_words: Sequence[str]) -> int:
-    """Pairs of neighbouring words of the summary that are not neighbours, in this order, in the message."""
-    known = set(pairwise(map(stem, message_words)))
-    return sum(pair not in known for pair in pairwise(map(stem, summary_words)))
+def _rewired(message: str, summary_words: Sequence[str]) -> float:
+    """Neighbouring words of the summary that no sentence of the message has in this order.
+
+    Words that a sentence has in this order with others between them are a gap, and so is a joint ("…, and …") that the
+    message does not have. The first gap is free, since a summary leaves something out; each further one counts half. The
+    first word is free too: "The" for "Our".
+    """
+    sentences = [[stem(w) for w in words_of(sentence)] for sentence in _SENTENCE_END.split(message)]
+    neighbours = {pair for sentence in sentences for pair in pairwise(sentence)}
+    gaps = strange = 0
+    for first, second in list(pairwise(map(stem, summary_words)))[1:]:
+        if (first, second) in neighbours or first in _JOINTS:
+            continue
+        if second in _JOINTS or any(first in s and second in s[s.index(first) :] for s in sentences):
+            gaps += 1
+        else:
+            strange += 1
+    return strange + 0.5 * max(0, gaps - 1)
+
+
+def _source(message: str, summary_words: Sequence[str]) -> str:
+    """The sentence of the message that shares the longest run of words with the summary; empty below three words."""
+    sentences = [s for s in _SENTENCE_END.split(message) if s.strip()]
+    runs = [_longest_run(summary_words, words_of(s)) for s in sentences]
+    return sentences[runs.index(max(runs))] if max(runs, default=0) >= 3 else ""
+
+
+def _answered(source: str, summary: str, summary_words: Sequence[str]) -> bool:
+    """True: the summary states what its source asks ("Is it open?" – "It is open.").
+
+    A request told as an order ("Could you feed the cat?" – "Feed the cat.") and a summary that says that somebody asks
+    or needs to know are no such statements.
+    """
+    if not source.endswith("?") or summary.endswith("?") or _ASKING & set(summary_words):
+        return False
+    orders = {b for a, b in pairwise(words_of(source)) if a in _BEFORE_ORDERS}
+    return summary_words[0] not in orders
 
 
 def _length(count: int) -> float:
     return ramp(count, 0, 4) + ramp(count, 4, 8) - 1 if count < 8 else 1 - ramp(count, 16, 22) - ramp(count, 22, 29)
 
 
-def _not_one_sentence(summary: str) -> float:
-    """0 for one sentence with a capital first, a full stop last and no loose end ("… at the."), up to 2."""
+def _not_one_sentence(summary: str, *, asks: bool) -> float:
+    """0 for one sentence with a capital first, a full stop last and no loose end ("… at the."), up to 3.
+
+    A question is a sentence if it comes from one (``asks``); otherwise it costs as much as two sentences.
+    """
     sentences = [s for s in _SENTENCE_END.split(summary) if s.strip()]
-    broken = "\n" in summary or len(sentences) != 1
-    unfinished = not summary.endswith((".", "!", '."', ".'"))
+    question = asks and summary.endswith("?")
+    broken = "\n" in summary or len(sentences) != 1 or (summary.endswith("?") and not asks)
+    unfinished = not summary.endswith((".", "!", "?", '."', ".'"))
     small = not summary[:1].isupper() and not summary[:1].isdigit()
     words = words_of(summary)
-    fragment = bool(words) and (words[-1] in _NEVER_LAST or words[0] in _NEVER_FIRST or not has_finite_verb(words))
-    return min(2.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small + 1.5 * fragment)
+    fragment = bool(words) and (words[-1] in _NEVER_LAST or (words[0] in _NEVER_FIRST and not question and words[:2] != ["do", "not"]) or not has_finite_verb(words))
+    return min(3.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small + 2.5 * fragment)
 
 
 def _copied(message: str, summary_words: Sequence[str]) -> float:
