@@ -70,8 +70,8 @@ def test_parts_name_what_is_wrong() -> None:
 
 
 ASKING = Prompt.from_text(
-    "Summarise:\n\nHello Ada, is the pool open on Sunday, or is it still being painted? Could you please bring the long "
-    "ladder back before that? Ours is broken.",
+    "Summarise:\n\nHello Ada, is the pool open on Sunday, or is it still being painted? Could you please bring the "
+    "long ladder back before that? Ours is broken.",
     facts=["pool", "open on Sunday"],
 )
 

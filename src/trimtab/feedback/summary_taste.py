@@ -8,7 +8,7 @@ part           contribution    what it is
 =============  ==============  ====================================================================
 ``facts``      0 … 4.5         share of the message's key facts that the summary mentions, the first two double
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
-``rewired``    −3 … 0          neighbouring words that no sentence of the message has in this order; gaps from the second on
+``rewired``    −3 … 0          neighbouring words that no sentence of the message has in this order; all gaps but the first
 ``answered``   −3 or 0         a question of the message told as a fact
 ``length``     −1 … 1          1 from 8 to 16 words, 0 at 4 and at 22, −1 at none and from 29 on
 ``sentence``   −3 … 0          not exactly one sentence that begins with a capital and ends with a full stop, not "the."
@@ -133,8 +133,8 @@ def _rewired(message: str, summary_words: Sequence[str]) -> float:
     """Neighbouring words of the summary that no sentence of the message has in this order.
 
     Words that a sentence has in this order with others between them are a gap, and so is a joint ("…, and …") that the
-    message does not have. The first gap is free, since a summary leaves something out; each further one counts half. The
-    first word is free too: "The" for "Our".
+    message does not have. The first gap is free, since a summary leaves something out; each further one counts half.
+    The first word is free too: "The" for "Our".
     """
     sentences = [[stem(w) for w in words_of(sentence)] for sentence in _SENTENCE_END.split(message)]
     neighbours = {pair for sentence in sentences for pair in pairwise(sentence)}
@@ -183,7 +183,8 @@ def _not_one_sentence(summary: str, *, asks: bool) -> float:
     unfinished = not summary.endswith((".", "!", "?", '."', ".'"))
     small = not summary[:1].isupper() and not summary[:1].isdigit()
     words = words_of(summary)
-    fragment = bool(words) and (words[-1] in _NEVER_LAST or (words[0] in _NEVER_FIRST and not question and words[:2] != ["do", "not"]) or not has_finite_verb(words))
+    begins = words[0] not in _NEVER_FIRST or words[:2] == ["do", "not"] or question if words else False
+    fragment = bool(words) and (not begins or words[-1] in _NEVER_LAST or not has_finite_verb(words))
     return min(3.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small + 2.5 * fragment)
 
 
