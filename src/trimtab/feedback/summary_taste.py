@@ -8,7 +8,7 @@ part           contribution    what it is
 =============  ==============  ====================================================================
 ``facts``      0 … 4.5         share of the message's key facts that the summary mentions, the first two double
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
-``rewired``    −3 … 0          neighbouring words that no sentence of the message has in this order; all gaps but the first
+``rewired``    −3 … 0          neighbours that no sentence of the message has in this order; all gaps but the first
 ``answered``   −3 or 0         a question of the message told as a fact
 ``length``     −1 … 1          1 from 8 to 16 words, 0 at 4 and at 22, −1 at none and from 29 on
 ``sentence``   −3 … 0          not exactly one sentence that begins with a capital and ends with a full stop, not "the."
