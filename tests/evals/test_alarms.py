@@ -99,6 +99,9 @@ def test_copies_of_the_prompt():
     (alarm,) = alarms(calm | {"copied": {"policy": ["p4", "p9"]}})
     assert (alarm.name, alarm.samples) == ("policy copies the prompt", ("p4", "p9"))
     assert "13% of answers copy their prompt or one of its sentences, 2% of those of base do" in alarm.message
+    calm["probes"]["policy"] = calm["probes"]["policy"] | {"copied": 0.05}
+    calm["probes"]["sft"] = calm["probes"]["sft"] | {"copied": 0.5}
+    assert alarms(calm) == ()  # alignment undid what SFT did
 
 
 def test_answers_without_known_ends():

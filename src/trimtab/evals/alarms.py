@@ -9,7 +9,7 @@ LIKELIHOOD_DROP = 1.0
 """Limit in nats per token: how much less likely a model's answers may be under the pretrained model than its own."""
 
 COPIED_RISE = 0.1
-"""Limit in share of answers: how many more may copy their prompt than answers of the pretrained model do."""
+"""Limit in share of the last model's answers: how many more may copy their prompt than the pretrained model's do."""
 
 COMPARED = (("sft", "base"), ("policy", "base"), ("policy", "sft"))
 """Pairs of models of which the first one should not lose."""
@@ -80,18 +80,16 @@ def _unlikely(likelihood: Mapping[str, float] | None, names: Mapping[str, str]) 
 
 
 def _copied(result: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Alarm]:
-    """Models that copy prompts more often than the first one."""
-    probes, first = result["probes"], result["models"][0]
-    start = probes[first].get("copied")
-    for model in result["models"][1:]:
-        share = probes[model].get("copied")
-        if start is not None and share is not None and share > start + COPIED_RISE:
-            yield Alarm(
-                name=f"{names.get(model, model)} copies the prompt",
-                message=f"{share:.0%} of answers copy their prompt or one of its sentences, {start:.0%} of those of "
-                f"{names.get(first, first)} do (limit {100 * COPIED_RISE:.0f} points more)",
-                samples=tuple(result.get("copied", {}).get(model, ())),
-            )
+    """The run's last model copies prompts more often than the first one; a model on the way to it may."""
+    probes, first, last = result["probes"], result["models"][0], result["models"][-1]
+    start, share = probes[first].get("copied"), probes[last].get("copied")
+    if start is not None and share is not None and share > start + COPIED_RISE:
+        yield Alarm(
+            name=f"{names.get(last, last)} copies the prompt",
+            message=f"{share:.0%} of answers copy their prompt or one of its sentences, {start:.0%} of those of "
+            f"{names.get(first, first)} do (limit {100 * COPIED_RISE:.0f} points more)",
+            samples=tuple(result.get("copied", {}).get(last, ())),
+        )
 
 
 def _gamed(result: Mapping[str, Any]) -> list[Alarm]:
