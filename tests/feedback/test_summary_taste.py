@@ -62,6 +62,7 @@ def test_parts_name_what_is_wrong() -> None:
     assert part("sentence", "The lift in our building is out of the.") == -2.5
     assert part("rewired", "The lift in our building is out of order.") == 0.0
     assert part("rewired", GOOD) == 0.0  # one joint
+    assert part("rewired", "Your building is out of order.") == -1.5  # whose?
     assert part("rewired", "The lift is out of order, so mind the stairs.") == -1.5  # a joint and two gaps
     assert part("rewired", "The lift needs a part that comes from Leeds.") == -1.5  # what the engineer needs
     assert part("rewired", WORSE["jumbled"]) == -3.0

@@ -134,12 +134,13 @@ def _rewired(message: str, summary_words: Sequence[str]) -> float:
 
     Words that a sentence has in this order with others between them are a gap, and so is a joint ("…, and …") that the
     message does not have. The first gap is free, since a summary leaves something out; each further one counts half.
-    The first word is free too: "The" for "Our".
+    An article as the first word is free too: "The" for "Our"; "Your" for "Our" is not.
     """
     sentences = [[stem(w) for w in words_of(sentence)] for sentence in _SENTENCE_END.split(message)]
     neighbours = {pair for sentence in sentences for pair in pairwise(sentence)}
+    words = summary_words[1:] if summary_words[:1] in (["the"], ["a"], ["an"]) else summary_words
     gaps = strange = 0
-    for first, second in list(pairwise(map(stem, summary_words)))[1:]:
+    for first, second in pairwise(map(stem, words)):
         if (first, second) in neighbours or first in _JOINTS:
             continue
         if second in _JOINTS or any(first in s and second in s[s.index(first) :] for s in sentences):
