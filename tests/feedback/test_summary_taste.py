@@ -53,8 +53,8 @@ def test_parts_name_what_is_wrong() -> None:
 
     assert part("facts", GOOD) == pytest.approx(4.5 * 5 / 6)  # without the back stairs
     assert part("facts", WORSE["an aside"]) == 0.0
-    assert part("copied", NOTE) == -2.0
-    assert part("copied", WORSE["a whole sentence"]) == -2.0
+    assert part("copied", NOTE) == -1.0
+    assert part("copied", WORSE["a whole sentence"]) == -1.0
     assert part("copied", GOOD) == 0.0
     assert part("invented", GOOD) == 0.0
     assert part("invented", WORSE["an invented day"]) < -0.4

@@ -10,9 +10,9 @@ part           contribution    what it is
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
 ``rewired``    −3 … 0          neighbours that no sentence of the message has in this order; all gaps but the first
 ``answered``   −3 or 0         a question of the message told as a fact
-``length``     −1 … 1          1 from 8 to 16 words, 0 at 4 and at 22, −1 at none and from 29 on
+``length``     −1 … 1          1 from 10 to 18 words, 0 at 5 and at 24, −1 at none and from 31 on
 ``sentence``   −3 … 0          not exactly one sentence that begins with a capital and ends with a full stop, not "the."
-``copied``     −2 … 0          most of the message, or a whole sentence of it, word for word
+``copied``     −1 … 0          most of the message, or a whole sentence of it, word for word
 ``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
 ``telegram``   −1.5 … 0        hardly any function words
 ``negation``   −1 or 0         a negation in the summary that the message does not have
@@ -76,7 +76,7 @@ def summary_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
         "answered": -3.0 if _answered(source, summary, summary_words) else 0.0,
         "length": _length(len(summary_words)),
         "sentence": -_not_one_sentence(summary, asks=source.endswith("?")),
-        "copied": -2.0 * _copied(message, summary_words),
+        "copied": -1.0 * _copied(message, summary_words),
         "repetition": -2.5 * repetition(summary_words, content),
         "telegram": -1.5 * ramp(_function_share(summary_words), 0.3, 0.15),
         "negation": -1.0 if _negated(summary_words) and not _negated(message_words) else 0.0,
@@ -170,7 +170,7 @@ def _answered(source: str, summary: str, summary_words: Sequence[str]) -> bool:
 
 
 def _length(count: int) -> float:
-    return ramp(count, 0, 4) + ramp(count, 4, 8) - 1 if count < 8 else 1 - ramp(count, 16, 22) - ramp(count, 22, 29)
+    return ramp(count, 0, 5) + ramp(count, 5, 10) - 1 if count < 10 else 1 - ramp(count, 18, 24) - ramp(count, 24, 31)
 
 
 def _not_one_sentence(summary: str, *, asks: bool) -> float:
