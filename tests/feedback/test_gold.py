@@ -149,14 +149,14 @@ def test_any_text_gets_a_number_in_the_documented_range(answer, question, finish
 
 def test_it_is_fast_and_long_or_odd_text_does_not_stall_it():
     utility(FRIENDLY)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(200):
         utility(FRIENDLY)
-    assert time.perf_counter() - start < 0.5  # 2,000 a second would take .1
+    assert time.process_time() - start < 0.5  # 2,000 a second would take .1
     for text in (*HACKS.values(), "great but " * 1000, "😀" * 10_000, "!?" * 5000):
-        start = time.perf_counter()
+        start = time.process_time()
         utility(text)
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
 
 
 def test_without_vader_it_says_what_to_install(monkeypatch):
