@@ -10,7 +10,7 @@ import pytest
 from benchmarks import constitutional
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError, Interrupted
-from trimtab.feedback import Queued, Router, Thresholds, routing
+from trimtab.feedback import Queued, Router, Thresholds, routing, thresholds
 from trimtab.pipeline import labelling, people
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
@@ -284,7 +284,7 @@ def test_a_second_person_in_the_app_settles_where_judge_and_person_differ(tmp_pa
     label = {"source": "hybrid", "people": "app", "route": {"audit": 0.4}}
     recipe = recipe_in(tmp_path, label=label, sft=None, align=None, reward=None, gold=None)
     both = Router(thresholds=Thresholds(low=0.5, audited=40), calibrate=lambda p: p)
-    monkeypatch.setattr(routing, "set_thresholds", lambda audits, config: both)
+    monkeypatch.setattr(thresholds, "set_thresholds", lambda audits, config: both)
     with pytest.raises(Interrupted):
         go(recipe, until="preferences")
     audits = {q.id for q in read_records(stage(recipe, "label") / "queue.jsonl", Queued)}
