@@ -105,7 +105,7 @@ def test_an_item_says_who_said_what(here: World, visit):
     here.store.submit(ann, judge(here.store.reopen(ann, version), "2", best=0, version=version))
     here.store.submit(ben, judge(here.store.next(ben), "3"))
     here.store.undo(ben, max(v for v, _ in here.store.submissions()))
-    said = here.store.item(uid).said
+    said = here.store.item(uid).submissions
     assert [(s.name, s.state) for s in said] == [("ann", "changed"), ("ann", "counts"), ("ben", "undone")]
     page = owner.get("/manage/item", params={"id": uid})
     rows = re.findall(r'<li class="(\w+)"><b>([^<]*)</b> (\w+)', page.text)
@@ -124,7 +124,7 @@ def test_a_corrected_text_is_a_new_item(here: World, visit):
     uid = here.add({"id": "mine", "prompt": "What is 2+2?", "answers": ["5\r\n", "four"], "metadata": {"a": 1}})[0]
     here.pairs(1)
     say(here, "ann")
-    before = here.store.item(uid).said[0].submission
+    before = here.store.item(uid).submissions[0].submission
     owner = visit("owner")
     page = owner.get("/manage/item", params={"id": uid})
     given = fields_of(page, "correct")
@@ -139,11 +139,11 @@ def test_a_corrected_text_is_a_new_item(here: World, visit):
     done = owner.post("/manage/item/correct", data=given | {"answer.0": "4\r\nor IV", "reason": "a typo"})
     assert done.status_code == 200 and str(done.url).startswith("http://testserver/manage/item?id=")
     old, new = here.store.item(uid), here.store.item(done.url.params["id"])
-    assert old.found.states == ("retired",) and old.found.task.completions[0].text == "5\r\n"
-    assert [s.submission for s in old.said] == [before]
-    assert new.found.task.completions[0].text == "4\nor IV" and new.found.task.metadata == {"a": 1}
-    assert new.found.states == ("open",) and new.said == []
-    assert new.found.task.id == Task.of(new.found.task.prompt, new.found.task.completions).id
+    assert old.summary.states == ("retired",) and old.summary.task.completions[0].text == "5\r\n"
+    assert [s.submission for s in old.submissions] == [before]
+    assert new.summary.task.completions[0].text == "4\nor IV" and new.summary.task.metadata == {"a": 1}
+    assert new.summary.states == ("open",) and new.submissions == []
+    assert new.summary.task.id == Task.of(new.summary.task.prompt, new.summary.task.completions).id
     assert [(e.kind, e.body) for e in new.log] == [("correction", {"of": uid, "reason": "a typo"})]
     assert [e.kind for e in old.log] == ["retire", "corrected"] and old.log[0].body == {"reason": "a typo"}
     assert f'href="/manage/item?id={uid}"' in done.text and "What is 2+2?" in done.text
@@ -152,9 +152,9 @@ def test_a_corrected_text_is_a_new_item(here: World, visit):
     assert again.status_code == 422 and "retired; restore it first" in again.text
     with pytest.raises(ConflictError, match="replaces this one; retire that first"):
         here.store.restore(uid, person=1)
-    here.store.retire(new.found.task.id, person=1)
+    here.store.retire(new.summary.task.id, person=1)
     here.store.restore(uid, person=1)
-    assert here.store.item(uid).found.states == ("done",)
+    assert here.store.item(uid).summary.states == ("done",)
 
 
 def test_metadata_change_in_place_and_the_log_keeps_them(here: World, visit):
@@ -167,7 +167,7 @@ def test_metadata_change_in_place_and_the_log_keeps_them(here: World, visit):
         assert answer.status_code == 422 and "not a JSON object" in answer.text
     owner.post("/manage/item/correct", data=given | {"metadata": '{"k": 2}', "model.0": "new", "reason": "r"})
     one = here.store.item(uid)
-    assert one.found.task.metadata == {"k": 2} and [c.model for c in one.found.task.completions] == ["new", "old"]
+    assert one.summary.task.metadata == {"k": 2} and [c.model for c in one.summary.task.completions] == ["new", "old"]
     assert one.log[0].kind == "amend"
     assert one.log[0].body["before"] == {"metadata": {"k": "ä"}, "prompt_metadata": {}, "models": [None, "old"]}
     stale = owner.post("/manage/item/correct", data=given | {"model.0": "other"})
@@ -181,7 +181,7 @@ def test_a_correction_that_is_there_already_is_refused(here: World, visit):
     same = task.model_copy(update={"prompt": other.prompt, "completions": other.completions})
     with pytest.raises(ConflictError, match="has exactly this text"):
         here.store.correct(task, same, person=here.join("o", "owner").id)
-    assert here.store.item(first).found.states == ("open",)
+    assert here.store.item(first).summary.states == ("open",)
 
 
 def test_steps_are_corrected_with_their_answer(here: World, visit):
@@ -281,7 +281,7 @@ def test_only_owners_come_here_and_only_from_our_pages(here: World, visit):
     other = {"Origin": "https://example.org"}
     data = {"item": uid, "text": "x", "csrf": owner.csrf}
     assert all(owner.post(path, data=data, headers=other).status_code == 403 for path in paths)
-    assert here.store.item(uid).log == [] and here.store.item(uid).found.states == ("open",)
+    assert here.store.item(uid).log == [] and here.store.item(uid).summary.states == ("open",)
     assert owner.get("/manage/item?id=nobody").status_code == 422
 
 
@@ -378,4 +378,4 @@ def test_an_owner_finds_corrects_and_comments_by_keyboard(page, server, here: Wo
     page.wait_for_url(lambda url: "/manage/item?id=" in url and uid not in url)
     assert "Replaces" in page.locator("#log").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-    assert here.store.item(uid).found.states == ("retired",)
+    assert here.store.item(uid).summary.states == ("retired",)

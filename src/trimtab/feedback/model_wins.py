@@ -61,8 +61,8 @@ def model_wins(
     >>> from trimtab.records import Completion, Prompt
     >>> answers = [Completion(text="yes", model="new"), Completion(text="no", model="old")]
     >>> item = Comparison.of(Prompt.from_text("Well?"), answers)
-    >>> said = Judgement(id="1", item=item.id, annotator="a", source="human", shown_order=(1, 0), ranks=(1, 0))
-    >>> wins = model_wins([item], [said])
+    >>> judgement = Judgement(id="1", item=item.id, annotator="a", source="human", shown_order=(1, 0), ranks=(1, 0))
+    >>> wins = model_wins([item], [judgement])
     >>> [(w.model, w.wins, w.losses) for w in wins.models], wins.used
     ([('new', 1, 0), ('old', 0, 1)], 1)
     """
@@ -92,7 +92,7 @@ def model_wins(
 def _tables(outcomes: _Outcomes) -> tuple[tuple[Wins, ...], tuple[Wins, ...]]:
     names = {model for model, _ in outcomes}
     together = [
-        _wins(model, None, [o for (of, _), them in outcomes.items() if of == model for o in them])
+        _wins(model, None, [o for (name, _), results in outcomes.items() if name == model for o in results])
         for model in sorted(names)
     ]
     models = sorted(together, key=lambda w: -(w.rate.value or 0.0))

@@ -31,7 +31,7 @@ STATES: tuple[State, ...] = get_args(State)
 LOGGED = ("note", "retire", "restore", "amend", "corrected", "correction")
 """Kinds of events in an item's log: a comment; taken out and put back; metadata changed (``before``); replaced ``by``
 another item, and a correction ``of`` another."""
-_SAID = ("judgement", "adjudication", "import", "late")
+_SUBMITTED = ("judgement", "adjudication", "import", "late")
 _COMPLETE = or_(items.c.done >= items.c.overlap, items.c.adjudicated)
 _WHICH: dict[State, ColumnElement[bool]] = {
     "open": and_(items.c.role.is_(None), items.c.retired.is_(False), ~_COMPLETE),
@@ -50,7 +50,7 @@ MOST_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundItem:
+class ItemSummary:
     """An item in a list."""
 
     number: int
@@ -84,26 +84,26 @@ class LogEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class ItemSubmission:
     """One submission about an item."""
 
     submission: Submission
-    """What was said."""
+    """The judgement, adjudication or skip."""
     name: str
-    """Who said it."""
+    """Name of the person who submitted it."""
     state: Literal["counts", "changed", "undone", "late"]
     """``counts``: the person's current word; ``changed`` or taken back (``undone``) by the person since; ``late``: came
     after the slot had gone to somebody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneItem:
+class ItemDetails:
     """Everything about one item."""
 
-    found: FoundItem
+    summary: ItemSummary
     """The item and where it stands."""
-    said: list[Said]
-    """Who said what, oldest first."""
+    submissions: list[ItemSubmission]
+    """Its submissions, oldest first."""
     log: list[LogEntry]
     """What owners did, oldest first."""
 
@@ -113,7 +113,7 @@ class OneItem:
 
 def find_items(
     c: Connection, *, text: str = "", batch: str = "", state: State | None = None, after: int = 0, limit: int = 25
-) -> tuple[list[FoundItem], int | None]:
+) -> tuple[list[ItemSummary], int | None]:
     """A page of items in the order they were added.
 
     Args:
@@ -140,7 +140,7 @@ def find_items(
             break
         after = chunk[-1].id
     page = rows[:limit]
-    return _found(c, page), page[-1].id if len(rows) > limit else None
+    return _summaries(c, page), page[-1].id if len(rows) > limit else None
 
 
 def count_items(c: Connection, batch: str = "") -> dict[State, int]:
@@ -165,7 +165,7 @@ def _has(row: Row[Any], words: Sequence[str]) -> bool:
     return all(word in whole or word == uid or (len(word) >= _START and uid.startswith(word)) for word in words)
 
 
-def _found(c: Connection, rows: Sequence[Row[Any]]) -> list[FoundItem]:
+def _summaries(c: Connection, rows: Sequence[Row[Any]]) -> list[ItemSummary]:
     query = (
         select(events.c.item_id, func.count())
         .where(events.c.item_id.in_([row.id for row in rows]), events.c.kind == "note")
@@ -173,7 +173,7 @@ def _found(c: Connection, rows: Sequence[Row[Any]]) -> list[FoundItem]:
     )
     comments = {item: count for item, count in c.execute(query)}
     return [
-        FoundItem(
+        ItemSummary(
             number=row.id,
             task=task_of(row),
             states=_states(row),
@@ -195,22 +195,24 @@ def _states(row: Row[Any]) -> tuple[State, ...]:
     return ("done" if complete else "open", *more)
 
 
-def read_item(tx: Transaction, uid: str) -> OneItem:
+def read_item(tx: Transaction, uid: str) -> ItemDetails:
     """Everything about one item.
 
     Raises:
         DataError: there is no such item.
     """
     item = tx.item(uid)
-    return OneItem(found=_found(tx.c, [item])[0], said=_said(tx.c, item), log=_log(tx.c, item.id))
+    return ItemDetails(
+        summary=_summaries(tx.c, [item])[0], submissions=_submissions(tx.c, item), log=_log(tx.c, item.id)
+    )
 
 
-def _said(c: Connection, item: Row[Any]) -> list[Said]:
+def _submissions(c: Connection, item: Row[Any]) -> list[ItemSubmission]:
     current = set(c.scalars(select(judgements.c.seq).where(judgements.c.item_id == item.id)))
     query = (
         select(events.c.seq, events.c.kind, events.c.body, people.c.name, people.c.pseudonym)
         .join(people, people.c.id == events.c.person_id)
-        .where(events.c.item_id == item.id, events.c.kind.in_((*_SAID, "undo")))
+        .where(events.c.item_id == item.id, events.c.kind.in_((*_SUBMITTED, "undo")))
         .order_by(events.c.seq)
     )
     rows = c.execute(query).all()
@@ -222,7 +224,7 @@ def _said(c: Connection, item: Row[Any]) -> list[Said]:
         return "late" if row.kind == "late" else "undone" if row.seq in undone else "changed"
 
     return [
-        Said(submission=submission_of(row.body, row.pseudonym, item.uid), name=row.name, state=state(row))
+        ItemSubmission(submission=submission_of(row.body, row.pseudonym, item.uid), name=row.name, state=state(row))
         for row in rows
         if row.kind != "undo"
     ]

@@ -186,7 +186,7 @@ class LabelStore:
 
     def find(
         self, *, text: str = "", batch: str = "", state: curation.State | None = None, after: int = 0, limit: int = 25
-    ) -> tuple[list[curation.FoundItem], int | None]:
+    ) -> tuple[list[curation.ItemSummary], int | None]:
         """A page of items, and where the next one begins; see :func:`~trimtab.storage.curation.find_items`."""
         with self.database.read() as c:
             return curation.find_items(c, text=text, batch=batch, state=state, after=after, limit=limit)
@@ -196,7 +196,7 @@ class LabelStore:
         with self.database.read() as c:
             return curation.count_items(c, batch)
 
-    def item(self, uid: str) -> curation.OneItem:
+    def item(self, uid: str) -> curation.ItemDetails:
         """Everything about one item: where it stands, who said what, what owners did.
 
         Raises:

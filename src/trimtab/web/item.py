@@ -35,7 +35,7 @@ def _page(
     request: Request, person: Person, uid: str, *, problem: str = "", given: dict[str, str] | None = None
 ) -> Response:
     one = request.app.state.store.item(uid)
-    task, t = one.found.task, translator(request, person)
+    task, t = one.summary.task, translator(request, person)
     order = range(len(task.completions))
     return page(
         request,
@@ -48,7 +48,7 @@ def _page(
         models=[answer.model for answer in task.completions],
         letters=LETTERS,
         right=expected(task, task.check, order, t) if task.check else None,
-        said=[(s, in_words(task, s.submission, order, t)) for s in one.said],
+        said=[(s, in_words(task, s.submission, order, t)) for s in one.submissions],
         digest=digest(task),
         log=[(entry, _iso(entry.at), _log_words(entry)) for entry in one.log],
         metadata=_pretty(task.metadata),

@@ -62,14 +62,14 @@ def _items(
     if "\x00" in q + batch:
         raise DataError("the search holds a NUL character; remove it")
     wanted = next((s for s in STATES if s == state), None)
-    found, more = store.find(text=q[:1000], batch=batch, state=wanted, after=after)
+    listed, more = store.find(text=q[:1000], batch=batch, state=wanted, after=after)
     search = {"q": q[:1000], "batch": batch, "state": wanted or ""}
     return page(
         request,
         "items.html",
         person,
         batches=store.batches(),
-        found=found,
+        listed=listed,
         counts=store.item_counts(batch),
         search=search,
         query=urlencode(search),
