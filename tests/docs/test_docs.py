@@ -9,6 +9,7 @@ import csv
 import gzip
 import itertools
 import json
+import os
 import re
 import runpy
 import shlex
@@ -335,8 +336,14 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     CHECKS[name](arguments, output.out + output.err)
 
 
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make as a user does: these tests may run below a make, whose settings a second one would inherit."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=env)
+
+
 def run_make(arguments: list[str]) -> None:
-    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = make("--dry-run", *arguments)
     assert done.returncode == 0, done.stderr
     missing = [text for text in MAKE[arguments[0]] if text not in done.stdout]
     assert not missing, f"make {arguments[0]} does not run {missing}"
@@ -447,7 +454,8 @@ def section(page: Path, anchor: str) -> str:
 
 
 def test_every_target_of_make_has_a_help_text():
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = make("help")
+    assert done.returncode == 0, done.stderr
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)
     assert targets is not None
     assert sorted(line.split()[0] for line in done.stdout.splitlines()) == sorted(targets[1].split())
