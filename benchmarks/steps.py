@@ -77,7 +77,7 @@ def run(workloads: Sequence[Workload], settings: Settings, *, command: str, json
 def measure_apart(workload: Workload, settings: Settings) -> dict[str, Any]:
     """Measure one workload in a fresh process; ``{"error": why}`` if it fails."""
     asked = {"workload": asdict(workload), "settings": asdict(settings)}
-    child = _python(["-m", "benchmarks.measure"], json.dumps(asked))
+    child = run_python(["-m", "benchmarks.measure"], json.dumps(asked))
     if child.returncode == 0:
         return json.loads(child.stdout)
     if child.returncode < 0:
@@ -86,7 +86,7 @@ def measure_apart(workload: Workload, settings: Settings) -> dict[str, Any]:
     return {"error": f"exit code {child.returncode}: {lines[-1]}"}
 
 
-def _python(arguments: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
+def run_python(arguments: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
     """Run Python with this repository on its path, in this folder (so that relative paths stay right)."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, *arguments]
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(model=asked.model, repeats=asked.repeats, threads=asked.threads, data=asked.data)
     chosen = [w for w in WORKLOADS if w.kind in asked.only and asked.adapter in (None, w.adapter)]
     if asked.model == DEFAULT_MODEL:  # unpacked on its first use, which must not count as the first workload's memory
-        _python(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", asked.model])
+        run_python(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", asked.model])
     command = shlex.join(["python", "-m", "benchmarks.steps", *arguments])
     try:
         report = run(chosen, settings, command=command, json_file=asked.json)

@@ -155,7 +155,7 @@ def test_command_line_measures_apart_and_writes(model, tmp_path, capsys):
 
 
 def test_a_failed_workload_is_a_row(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("benchmarks.steps._python", lambda *_: FailedChild())
+    monkeypatch.setattr("benchmarks.steps.run_python", lambda *_: FailedChild())
     page = tmp_path / "page.md"
     assert main(["--only", "ppo", "--out", str(page)]) == 1
     assert page.read_text().count("killed by signal 9") == 6

@@ -206,6 +206,22 @@ def test_experts_keep_their_weights_and_are_named(kind: str, caplog):
     torch.testing.assert_close(plain_logprobs(backbone, list(range(5, 20)), 5), before, **CLOSE)
 
 
+def test_a_linear_layer_that_computes_something_else_gets_no_adapter(caplog):
+    """DeepSeek V4 multiplies groups of inputs with rows of one ``nn.Linear``: an adapter of its own shape fails."""
+    backbone = backbone_of("deepseek_v4")
+    with caplog.at_level(logging.WARNING):
+        backbone.add_adapter("policy", AdapterConfig(rank=2), seed=1)
+    assert "self_attn.o_a_proj" in caplog.text
+    names = backbone.adapter_parameters("policy")
+    assert any("self_attn" in name for name in names)
+    assert not any("o_a_proj" in name for name in names)
+    stir(Role(backbone, adapter="policy"))
+    backbone.activate("policy")
+    before = plain_logprobs(backbone, list(range(5, 20)), 5)
+    backbone.merge("policy")
+    torch.testing.assert_close(plain_logprobs(backbone, list(range(5, 20)), 5), before, **CLOSE)
+
+
 # All of them ------------------------------------------------------------------------------
 
 REFUSED = (ModelError,)

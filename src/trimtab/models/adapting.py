@@ -2,8 +2,9 @@
 
 An adapter computes where a layer is called. Some blocks take the layer's weight and multiply by themselves (fused
 kernels of recurrent layers), and most mixtures of experts keep the weights of all experts in one three-dimensional
-parameter, where there is no layer to adapt. An adapter there would train nothing, or be ignored while training and
-added when it is merged. So these parts stay as they are, and a layer that has nothing else is refused.
+parameter, where there is no layer to adapt. A few classes derive from ``nn.Linear`` and compute something else, such as
+one product per group of inputs. An adapter there would train nothing, be ignored while training and added when it is
+merged, or fail. So these parts stay as they are, and a layer that has nothing else is refused.
 """
 
 import logging
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import ConfigError
@@ -36,7 +38,7 @@ def linear_layers(layers: nn.ModuleList, first: int) -> dict[str, nn.Module]:
     return layers_by_name
 
 
-def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: torch.Tensor) -> list[str]:
+def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: Tensor) -> list[str]:
     """Names, below ``layers``, of the linear layers that an adapter can be put on.
 
     Args:
@@ -49,9 +51,9 @@ def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: torch.Tenso
         ConfigError: a decoder layer has no such linear layer; the message names what it has instead.
     """
     linear = linear_layers(layers, first)
-    bypassed = _bypassed(model, linear, tokens)
-    names = [name for name in linear if name not in bypassed]
-    fixed = sorted({_short(name) for name in bypassed} | _expert_parameters(layers, first))
+    unsuitable = _unsuitable(model, linear, tokens)
+    names = [name for name in linear if name not in unsuitable]
+    fixed = sorted({_short(name) for name in unsuitable} | _expert_parameters(layers, first))
     for number in range(first, len(layers)):
         if not any(name.startswith(f"{number}.") for name in names):
             raise ConfigError(
@@ -78,21 +80,43 @@ def _expert_parameters(layers: nn.ModuleList, first: int) -> set[str]:
     }
 
 
-def _bypassed(model: Any, linear: dict[str, nn.Module], tokens: torch.Tensor) -> set[str]:
-    """Linear layers that are not called, although the result depends on their weight."""
+def _unsuitable(model: Any, linear: dict[str, nn.Module], tokens: Tensor) -> set[str]:
+    """Linear layers that compute something else than x·Wᵀ + b, or whose weight is used without calling them."""
     called: set[str] = set()
+    different: set[str] = set()
 
     def record(name: str) -> Callable[..., None]:
-        return lambda *_: called.add(name)
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            called.add(name)
+            if type(module) not in (nn.Linear, Conv1D) and not _is_product(module, inputs, output):
+                different.add(name)
 
-    handles = [module.register_forward_pre_hook(record(name)) for name, module in linear.items()]
+        return hook
+
+    handles = [module.register_forward_hook(record(name)) for name, module in linear.items()]
     try:
         with torch.no_grad():
             model.base_model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    uncalled: dict[str, Any] = {name: module for name, module in linear.items() if name not in called}
+    return different | _bypassed(model, {name: module for name, module in linear.items() if name not in called}, tokens)
+
+
+def _is_product(module: Any, inputs: tuple[Tensor, ...], output: Any) -> bool:
+    """Whether a layer's output is that of ``nn.Linear``; quantised weights, which PEFT knows, count as such."""
+    if module.weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return True
+    if len(inputs) != 1 or not isinstance(output, Tensor) or module.weight.dim() != 2:
+        return False
+    if inputs[0].shape[-1] != module.weight.shape[1]:
+        return False
+    product = functional.linear(inputs[0].to(module.weight.dtype), module.weight, module.bias).to(output.dtype)
+    return product.shape == output.shape and torch.allclose(product, output, rtol=1e-2, atol=1e-3)
+
+
+def _bypassed(model: Any, uncalled: dict[str, Any], tokens: Tensor) -> set[str]:
+    """Those of the uncalled linear layers whose weight the result depends on."""
     if not uncalled:
         return set()
     frozen = [module.weight for module in uncalled.values() if not module.weight.requires_grad]
