@@ -112,9 +112,9 @@ def metrics() -> str:
         parts.append(", ".join(f"[{key}](#{_anchor(key)})" for key in table))
         for key, m in table.items():
             scope = f" Logged by {m.where}." if m.where else " Logged by every stage that trains."
-            unit = "without a unit" if m.unit == "1" else f"in {m.unit}"
+            unit = "without a unit" if m.unit == "1" else f"unit: {m.unit}"
             parts.append(
-                f"### {key}\n\n**{m.title}**, {unit}.{scope}\n\n{m.meaning}\n\n"
+                f"### {key}\n\n**{m.title}** ({unit}).{scope}\n\n{m.meaning}\n\n"
                 f"- *Good:* {m.good}.\n- *Otherwise:* {m.act}"
             )
     return "\n\n".join(parts)

@@ -11,7 +11,7 @@ KL(π‖ref). As a *loss* they have the expected gradients 0, ∇KL(π‖ref) an
 token. In a longer answer per-token k2 gives E Σ_t ∇log π_t · δ_t: each token pays for its own divergence in a state
 taken as given, and nothing for the divergence of the tokens it leads to. k3 has the same gap. A policy trained with
 either can go to states where the divergence is large. Source: Tang & Munos 2025 (arXiv 2506.09477); measured in
-docs/conformance.md.
+docs/explanation/conformance.md.
 
 Departure from Schulman: k3 is limited, as in verl and OpenRLHF.
 """
