@@ -34,6 +34,7 @@ def pages() -> dict[str, str]:
         "commands.md": commands(),
         "configuration.md": configuration(),
         "errors.md": errors(),
+        "methods.md": methods(),
         "metrics.md": metrics(),
         "records.md": records(),
     }
@@ -93,6 +94,20 @@ def records() -> str:
         "data](../how-to/your-data.md#formats) has a row of each.\n\n" + _table(("format", "columns"), rows)
     )
     return "\n\n".join(parts)
+
+
+def methods() -> str:
+    """The table of ``trimtab methods``."""
+    from trimtab.trainers.choosing import choices
+
+    star = " (start here)"
+    rows = [(f"`{c.method}`{star if c.start else ''}", c.label, c.data, c.cost, c.flaw) for c in choices()]
+    return (
+        "# Methods\n\nThe methods of alignment by what they learn from, as `trimtab methods` prints them. A method for "
+        "pairs takes every strict pair of a ranking. [Methods and papers](../explanation/methods-and-papers.md) has "
+        "the formulas, [Choose a method](../how-to/choose-a-method.md) says how to choose.\n\n"
+        + _table(("method", "name", "learns from", "costs beside the policy", "known to do wrong"), rows)
+    )
 
 
 def metrics() -> str:

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.algos import gae, group_advantage, group_has_spread, reinforce_pp_advantage, rloo_advantage, whiten
+from trimtab.algos import (
+    bootstrapped_rewards,
+    gae,
+    group_advantage,
+    group_has_spread,
+    reinforce_pp_advantage,
+    rloo_advantage,
+    whiten,
+)
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 NAN = math.nan
@@ -51,6 +59,21 @@ def test_what_stepping_through_the_span_would_give():
     rewards[0, -1] = 1.0
     stepped, _ = gae(rewards, values, torch.ones(1, 22, dtype=torch.bool), gamma=1.0, lam=0.95)
     assert stepped[0, 0].item() == pytest.approx(-0.1505, abs=5e-5)
+
+
+def test_bootstrapped_rewards_are_gae_with_a_value_after_the_end():
+    """Two ways to the same numbers: a value after the end, or the reward that it is worth."""
+    g = torch.Generator().manual_seed(3)
+    rewards, values = torch.randn(2, 4, 6, generator=g, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    after, cut = torch.randn(4, generator=g, dtype=torch.float64), torch.tensor([True, True, False, True])
+    for gamma, lam in ((1.0, 0.95), (0.9, 0.5)):
+        direct = gae(rewards, values, mask, gamma=gamma, lam=lam, bootstrap=torch.where(cut, after, 0.0))
+        earned = bootstrapped_rewards(rewards, after, cut, mask, gamma=gamma)
+        for a, b in zip(direct, gae(earned, values, mask, gamma=gamma, lam=lam), strict=True):
+            assert torch.allclose(a, b, atol=1e-12)
+    with pytest.raises(ConfigError, match="gamma is 2"):
+        bootstrapped_rewards(rewards, after, cut, mask, gamma=2.0)
 
 
 def plain_gae(

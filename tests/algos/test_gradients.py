@@ -57,6 +57,20 @@ CASES = {
     "dpo_loss soft": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3, probability=SOFT), two()),
     "dpo_loss conservative": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3, label_smoothing=0.2), two()),
     "dpo_loss robust": (lambda *x: algos.dpo_loss(*x, *REFS, beta=0.3, label_smoothing=0.2, smoothing="robust"), two()),
+    "dpo_loss per token": (
+        lambda *x: algos.dpo_loss(*x, *REFS, beta=3.0, chosen_lengths=LENGTHS, rejected_lengths=LENGTHS.flip(0)),
+        two(),
+    ),
+    "plackett_luce_loss, tied last": (
+        lambda r: algos.plackett_luce_loss(r, MASK, places=torch.tensor([3, 2, 0, 4])),
+        (normal(B, T),),
+    ),
+    "apo_zero_loss": (lambda *x: algos.apo_zero_loss(*x, *REFS, beta=0.3), two()),
+    "apo_down_loss": (lambda *x: algos.apo_down_loss(*x, *REFS, beta=0.3), two()),
+    "bco_loss": (lambda *x: algos.bco_loss(*x, *REFS, Z, beta=0.3), two()),
+    "sppo_loss": (lambda *x: algos.sppo_loss(*x, *REFS, beta=0.3, probability=SOFT), two()),
+    "exo_loss": (lambda *x: algos.exo_loss(*x, *REFS, beta=0.3, eps=0.05), two()),
+    "nca_loss": (lambda *x: algos.nca_loss(*x, *REFS, beta=0.3), two()),
     "ipo_loss": (lambda *x: algos.ipo_loss(*x, *REFS, tau=0.3, probability=SOFT), two()),
     "ipo_loss per token": (
         lambda *x: algos.ipo_loss(*x, *REFS, tau=0.3, chosen_lengths=LENGTHS, rejected_lengths=LENGTHS.flip(0)),
@@ -76,6 +90,14 @@ CASES = {
     "clipped_policy_loss": (lambda x: algos.clipped_policy_loss(x, ZERO, ADVANTAGES, MASK), (tokens(),)),
     "clipped_policy_loss dual": (
         lambda x: algos.clipped_policy_loss(x, ZERO, ADVANTAGES, MASK, dual_clip=1.3),
+        (tokens(),),
+    ),
+    "clipped_policy_loss of answers": (  # GSPO
+        lambda x: algos.clipped_policy_loss(algos.sequence_log_ratio(x, ZERO, MASK), ZERO, ADVANTAGES, MASK),
+        (tokens(),),
+    ),
+    "cispo_loss": (  # every weight at an end of its range, where it is a constant as in the gradient
+        lambda x: algos.cispo_loss(x, ZERO, ADVANTAGES, MASK, eps_low=0.01, eps_high=0.01),
         (tokens(),),
     ),
     "clipped_value_loss": (lambda v: algos.clipped_value_loss(v, ZERO, ZERO + 0.3, MASK, eps=0.2), (values(),)),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,16 +11,20 @@ from torch import Tensor
 
 from trimtab.algos import (
     approx_kl,
+    cispo_loss,
     clip_fraction,
     clipped_policy_loss,
     clipped_value_loss,
     dpo_loss,
+    high_entropy_mask,
     hinge_loss,
     ipo_loss,
     kl_k1,
     kl_k2,
     kl_k3,
     kto_loss,
+    masked_importance_weights,
+    sequence_log_ratio,
     truncated_importance_weights,
 )
 from trimtab.errors import ConfigError, TrainingError
@@ -230,6 +235,85 @@ def test_what_is_a_constant_has_no_gradient():
     returns = torch.tensor([[1.0]], requires_grad=True)
     clipped_value_loss(value, value, returns, one[:, :1], eps=0.2).sum().backward()
     assert value.grad is not None and value.grad.item() == pytest.approx(-0.5) and returns.grad is None
+
+
+# GSPO, CISPO, weights of the sampler -----------------------------------------------------------
+
+
+def ragged(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """New and old log-probabilities, advantages and a mask with answers of 1 to 5 tokens."""
+    g = torch.Generator().manual_seed(seed)
+    new, old, advantages = (torch.randn(5, 5, generator=g, dtype=torch.float64) for _ in range(3))
+    return new, old, advantages, torch.arange(5) < torch.tensor([[1], [2], [3], [4], [5]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_new_losses_against_numpy(seed: int):
+    new, old, advantages, mask = ragged(seed)
+    a, b, adv, m = (x.numpy() for x in (new, old, advantages, mask))
+    for i in range(5):
+        n = int(m[i].sum())
+        log_s = (a[i, :n] - b[i, :n]).mean()
+        assert sequence_log_ratio(new, old, mask)[i, :n].tolist() == pytest.approx([log_s] * n)
+        ratio = np.exp(a[i, :n] - b[i, :n])
+        weight = np.clip(ratio, 0.7, 1.5)
+        loss = cispo_loss(new, old, advantages, mask, eps_low=0.3, eps_high=0.5)[i]
+        assert loss[:n].tolist() == pytest.approx(list(-weight * adv[i, :n] * a[i, :n])) and not loss[n:].any()
+        whole = float(np.prod(ratio))
+        for level, weights in (("token", list(ratio)), ("sequence", [whole] * n)):
+            cut = truncated_importance_weights(new, old, mask, cap=1.5, level=level)[i]
+            left = masked_importance_weights(new, old, mask, cap=1.5, floor=0.5, level=level)[i]
+            assert cut[:n].tolist() == pytest.approx([min(w, 1.5) for w in weights])
+            assert left[:n].tolist() == pytest.approx([w if 0.5 <= w <= 1.5 else 0.0 for w in weights])
+            assert not cut[n:].any() and not left[n:].any()
+
+
+def test_with_ratios_of_one_all_surrogates_pull_alike():
+    new, _, _, mask = ragged(0)
+    advantages = torch.randn(5, 1, dtype=torch.float64).expand(5, 5)
+    slopes = []
+    for loss in (
+        lambda x: clipped_policy_loss(x, new, advantages, mask),
+        lambda x: clipped_policy_loss(sequence_log_ratio(x, new, mask), torch.zeros_like(new), advantages, mask),
+        lambda x: cispo_loss(x, new, advantages, mask),
+    ):
+        leaf = new.clone().requires_grad_()
+        slopes.append(torch.autograd.grad(loss(leaf).sum(), leaf)[0])
+    assert torch.allclose(slopes[0], slopes[1]) and torch.allclose(slopes[0], slopes[2])
+
+
+def test_cispo_still_teaches_where_the_clip_is_silent():
+    one, up = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1)
+    slopes = []
+    for loss in (clipped_policy_loss, cispo_loss):
+        leaf = torch.tensor([[2.0]], requires_grad=True)  # ratio e²
+        slopes.append(torch.autograd.grad(loss(leaf, torch.zeros(1, 1), up, one).sum(), leaf)[0].item())
+    assert slopes == pytest.approx([0.0, -5.0])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_the_share_of_tokens_with_the_highest_entropy(share: float):
+    entropies, mask = torch.rand(6, 7, generator=torch.Generator().manual_seed(1)), torch.rand(6, 7) < 0.7
+    kept = high_entropy_mask(entropies, mask, share=share)
+    assert int(kept.sum()) == math.ceil(share * int(mask.sum())) and not (kept & ~mask).any()
+    assert share == 1.0 or entropies[kept].min() > entropies[mask & ~kept].max()
+    nan = torch.where(mask, entropies, math.nan)
+    assert torch.equal(high_entropy_mask(nan, mask, share=share), kept)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, m: high_entropy_mask(x, m, share=0.0), "share is 0.0; set it above 0 and at most 1"),
+        (lambda x, m: masked_importance_weights(x, x, m, cap=0.5, floor=0.5), "no weight lies between them"),
+        (lambda x, m: masked_importance_weights(x, x, m, floor=-1.0), "floor is -1"),
+        (lambda x, m: truncated_importance_weights(x, x, m, level="word"), "'word'; use 'token' or 'sequence'"),
+        (lambda x, m: cispo_loss(x, x, x, m, eps_low=1.5), "eps_low is 1.5"),
+    ],
+)
+def test_settings_of_weights_that_make_no_sense(call, message: str):
+    with pytest.raises(ConfigError, match=message):
+        call(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from trimtab.cli.app import app
 from trimtab.conformance import GOLDENS, hold
 from trimtab.conformance.label_experiments import preference_identities, process_and_outcome
+from trimtab.conformance.off_policy import off_policy
+from trimtab.conformance.preference_optima import preference_optima
 from trimtab.conformance.rl_experiments import _forward_optimum, divergence_gradients, estimators
 from trimtab.conformance.rows import Row, worst_row
 from trimtab.conformance.tables import gibbs, kl, settings, train_table
@@ -84,7 +86,10 @@ def test_the_identity_that_makes_regret_exact():
 # Rows ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("experiment", [estimators, divergence_gradients, preference_identities, process_and_outcome])
+@pytest.mark.parametrize(
+    "experiment",
+    [estimators, divergence_gradients, preference_identities, preference_optima, process_and_outcome, off_policy],
+)
 def test_fast_experiments_pass(experiment):
     rows = list(experiment([0]))
     assert rows and [r for r in rows if not r.passed] == []

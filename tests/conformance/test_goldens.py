@@ -43,6 +43,7 @@ def critic(value: float) -> float:
     return max((value - 1) ** 2, (min(max(value, 0.3), 0.7) - 1) ** 2) / 2
 
 
+Q_W = sigmoid(0.1 * 1.5)
 TO_COME = [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4.0, 0.0]
 POINTS = [(1.0, 2), (1.1, 2), (1.5, 2), (0.5, 2), (1.5, -2), (0.5, -2), (5.0, -2)]
 
@@ -70,6 +71,16 @@ BY_HAND: dict[str, tuple[float, ...]] = {
     "process": (-log(0.75), 0.0, -log(0.25), -0.5 * log(0.75) - 0.5 * log(0.25)),
     "process score": (0.75**3,),
     "dpo": (-log(sigmoid(0.1 * 1.5)),),
+    "dpo, per token": (-log(sigmoid(0.1 * (1 / 10 + 0.5 / 12))),),
+    "likelihood per token": (12 / 10, 15 / 12),
+    "plackett_luce, last places tied": (-log(A / (A + B + C)),),
+    "apo, zero": (1 - sigmoid(0.1) + sigmoid(-0.05),),
+    "apo, down": (sigmoid(0.1) + 1 - sigmoid(0.15),),
+    "bco": (-log(sigmoid(0.1 - 0.025)) - log(sigmoid(0.05 + 0.025)),),
+    "sppo": ((1 - 5) ** 2 + (-0.5 + 5) ** 2,),
+    "sppo, soft label": ((1 - 2.5) ** 2 + (-0.5 + 2.5) ** 2,),
+    "exo": (Q_W * log(Q_W / 0.999) + (1 - Q_W) * log((1 - Q_W) / 0.001),),
+    "nca": (-log(sigmoid(0.1)) - log(sigmoid(-0.1)) / 2 - log(sigmoid(0.05)) / 2,),
     "kto": (1 - sigmoid(0.1 * (1 - 0.3)), 1 - sigmoid(0.1 * (0.3 + 0.5))),
     "kto, reference point": ((1.0 + 0.5) / 2,),
     "gae across a mask": (0.95 * (1 - 0.5), *[0.0] * 20, 1 - 0.5),
@@ -83,6 +94,22 @@ BY_HAND: dict[str, tuple[float, ...]] = {
     "clipped policy, two ends, dual clip": tuple(clipped(r, a, 1.28, 3.0) for r, a in POINTS),
     "clipped value": tuple(map(critic, (0.5, 1.0, 0.0, 0.6, 2.0))),
     "truncated importance weights": (0.5, 1.0, 2.0),
+    "truncated importance weights, of answers": (0.5 * 6, 0.5 * 6, 0.0, 3.5, 3.5, 3.5),
+    "masked importance weights": (0.0, 0.0, 0.0, 1.0, 3.0, 2.0),
+    "masked importance weights, of answers": (0.5 * 6, 0.5 * 6, 0.0, 0.0, 0.0, 0.0),
+    "high entropy": (0.0, 1.0, 0.0, 0.0, 1.0, 1.0),
+    "gspo, log-ratio": ((0.5 - 1) / 2, (0.5 - 1) / 2, 0.0, *[(0.3 + 0.3 + 0) / 3] * 3),
+    "gspo, coefficients of the scores": (*[-2 * exp(-0.25) / 2] * 2, 0.0, 0.0, 0.0, 0.0),  # e^0.2 > 1.2
+    "cispo": (-0.5 * 2 * -1, -1 * 2 * -2, -5 * -2 * -3),
+    "cispo, coefficients of the scores": (-0.5 * 2, -1 * 2, -5 * -2),
+    "bootstrapped rewards": (0.0, 1 + 0.5 * 3, 9.0, 0.0, 0.0, 1.0),
+    "gdpo": (
+        math.sqrt(2),
+        -math.sqrt(0.5),
+        -math.sqrt(0.5),
+    ),  # z-scores add to (2, −1, −1)/√3
+    "running scale": (statistics.pstdev([1, 3]), statistics.pstdev([1, 3, 5, 7])),
+    "dual ascent": (0.1 + 0.2 * (1.5 - 0.5), 0.3 - 0.2 * 0.5, 0.2 - 0.2 * 0.5),
     "k1": (0.5, -1.0),
     "k2": (0.5**2 / 2, 1 / 2),
     "k3": (exp(-0.5) - 1 + 0.5, exp(1) - 1 - 1),
@@ -121,7 +148,7 @@ def test_every_formula_has_a_golden():
         "reduce_sum",
         "scale_gradient",
     }
-    assert set(algos.__all__) - called - {"AdaptiveKL"} <= rest
+    assert set(algos.__all__) - called - {"AdaptiveKL", "DualAscent", "RunningScale"} <= rest
 
 
 def test_where_another_librarys_estimator_pulls():

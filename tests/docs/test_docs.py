@@ -281,6 +281,7 @@ def check_model_export(arguments: list[str], printed: str) -> None:
 CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "run": check_run,
     "report": check_run,
+    "methods": prints("dpo", "apo_zero"),
     "plan": check_plan,
     **dict.fromkeys(("sft", "sample", "label", "reward", "align", "eval"), check_stage),
     "chat": check_chat,

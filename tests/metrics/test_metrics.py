@@ -15,6 +15,7 @@ from trimtab.rollout import SamplerConfig
 from trimtab.storage import MetricsLog, read_metrics
 from trimtab.testing import chat_messages, prompts, tiny_backbone
 from trimtab.trainers import (
+    ConstraintConfig,
     DapoConfig,
     DpoConfig,
     KLConfig,
@@ -55,6 +56,12 @@ ONLINE: dict[str, RlConfig] = {
     ),
     "rloo": RlooConfig(**COMMON, group=2),
     "rloo, k3 in the loss": RlooConfig(**COMMON, group=2, kl=KLConfig(place="loss", estimator="k3")),
+    "rloo, weights masked, cut answers left out": RlooConfig(
+        **COMMON, group=2, missing_eos=None, overlong_filter=True, importance_cap=2.0, importance_beyond="mask"
+    ),
+    "rloo, a cost with a limit": RlooConfig(
+        **COMMON, group=2, running_scale=True, constraint=ConstraintConfig(reward="half", limit=0.2)
+    ),
     "dapo": DapoConfig(**COMMON, group=2, resample=1),
     "online_dpo": OnlineDpoConfig(**COMMON, group=2),
     "rejection": RejectionConfig(**COMMON, group=2, keep=1),

@@ -20,8 +20,14 @@ from trimtab.testing import toy_recipe
 from trimtab.trainers import methods
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
-ONLINE = ["ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline", "online_dpo", "rejection"]
-OFFLINE = ["dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo"]
+ONLINE = [
+    "ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo", "reinforce_pp", "reinforce_pp_baseline",
+    "online_dpo", "rejection",
+]  # fmt: skip
+OFFLINE = [
+    "dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo", "plackett_luce", "apo_zero", "apo_down", "bco", "sppo", "exo",
+    "nca",
+]  # fmt: skip
 
 
 def align(method: str) -> dict:

@@ -13,9 +13,11 @@ from trimtab.records import Rollout, read_records
 from trimtab.rollout import SamplerConfig
 from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import (
+    CispoConfig,
     DapoConfig,
     DrGrpoConfig,
     GrpoConfig,
+    GspoConfig,
     KLConfig,
     Learner,
     Norms,
@@ -42,6 +44,8 @@ METHODS = (
     GrpoConfig,
     DrGrpoConfig,
     DapoConfig,
+    GspoConfig,
+    CispoConfig,
     ReinforcePpConfig,
     ReinforcePpBaselineConfig,
     OnlineDpoConfig,

@@ -15,7 +15,7 @@ SOURCE = Path(trimtab.__file__).parent
 def test_every_configuration_has_one_row():
     assert {row.config for row in ONLINE.values()} == set(get_args(RlConfig))
     assert {row.config for row in OFFLINE.values()} == {*get_args(PairConfig), KtoConfig}
-    assert list(METHODS) == [*ONLINE, *OFFLINE] and len(METHODS) == 16
+    assert list(METHODS) == [*ONLINE, *OFFLINE] and len(METHODS) == 26
     labels = [row.label for row in METHODS.values()]
     assert len(set(labels)) == len(labels)
 
@@ -30,11 +30,13 @@ def test_the_objective_is_a_sentence_with_the_settings_in_it(name):
 def test_what_the_rows_say_is_what_the_papers_say():
     assert methods_with(step_rewards=True) == ["ppo", "reinforce_pp", "reinforce_pp_baseline"]
     assert methods_with(critic=True) == ["ppo"]
-    assert methods_with(soft_labels=True) == ["dpo", "ipo"]
+    assert methods_with(soft_labels=True) == ["dpo", "ipo", "sppo"]
     assert methods_with(reference=False) == ["orpo", "simpo", "cpo"]
 
 
-@pytest.mark.parametrize("name", ["dr_grpo", "dapo", "reinforce_pp_baseline", "online_dpo", "orpo", "cpo"])
+@pytest.mark.parametrize(
+    "name", ["dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp_baseline", "online_dpo", "orpo", "cpo"]
+)
 def test_a_method_is_named_where_its_settings_are_and_nowhere_else(name):
     """As a string of its own; messages may mention one."""
     named = set()

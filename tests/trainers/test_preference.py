@@ -14,18 +14,25 @@ from trimtab.records import Completion, Preference, Prompt, Rating
 from trimtab.testing import prompts, sentences, tiny_backbone, tokenizer
 from trimtab.trainers import (
     OFFLINE,
+    ApoDownConfig,
+    ApoZeroConfig,
+    BcoConfig,
     CpoConfig,
     DpoConfig,
+    ExoConfig,
     HingeConfig,
     IpoConfig,
     Judged,
     KtoConfig,
+    NcaConfig,
     OptimizerConfig,
     OrpoConfig,
     PairConfig,
+    PlackettLuceConfig,
     Ranking,
     Session,
     SimpoConfig,
+    SppoConfig,
     answer_logprobs,
     encode_preferences,
     encode_ratings,
@@ -54,6 +61,14 @@ METHODS: list[PairConfig] = [
     CpoConfig(beta=0.3, alpha=0.7),
     CpoConfig(beta=0.3, alpha=0.7, nll="sum"),
     IpoConfig(tau=0.2, normalise=True),
+    DpoConfig(beta=3.0, normalise=True, nll=0.5),
+    ApoZeroConfig(beta=0.3),
+    ApoDownConfig(beta=0.3),
+    BcoConfig(beta=0.3),
+    SppoConfig(beta=0.3),
+    ExoConfig(beta=0.3, eps=0.01),
+    NcaConfig(beta=0.3),
+    PlackettLuceConfig(beta=0.3),
 ]
 
 
@@ -85,6 +100,20 @@ def logprob(role: Role, tokens: list[int], start: int) -> float:
     return sum(float(table[t - 1, tokens[t]]) for t in range(start, len(tokens)))
 
 
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def ranking_loss(beta: float, ratios: list[float], ranks: tuple[int, ...]) -> float:
+    """−log of the chance to draw the answers in their order; answers on the last rank are never drawn from."""
+    order = sorted(range(len(ratios)), key=lambda i: ranks[i])
+    loss = 0.0
+    for place, i in enumerate(order):
+        if sum(ranks[j] >= ranks[i] for j in order) > 1 and ranks[i] < max(ranks):
+            loss -= beta * ratios[i] - math.log(sum(math.exp(beta * ratios[j]) for j in order[place:]))
+    return loss
+
+
 def pair_loss(
     config: PairConfig,
     w: float,
@@ -94,12 +123,30 @@ def pair_loss(
     nw: int,
     nl: int,
     mean_length: float,
+    mean_ratio: float,
 ) -> float:
     def softplus(x: float) -> float:
         return math.log1p(math.exp(x))
 
     h = (w - l) - (rw - rl)
+    if isinstance(config, ApoZeroConfig | ApoDownConfig | BcoConfig | ExoConfig | NcaConfig):
+        a, b = config.beta * (w - rw), config.beta * (l - rl)
     match config:
+        case ApoZeroConfig():
+            return 1 - sigmoid(a) + sigmoid(b)
+        case ApoDownConfig():
+            return sigmoid(a) + 1 - sigmoid(a - b)
+        case BcoConfig():
+            return softplus(config.beta * mean_ratio - a) + softplus(b - config.beta * mean_ratio)
+        case SppoConfig():
+            return (w - rw - 0.5 / config.beta) ** 2 + (l - rl + 0.5 / config.beta) ** 2
+        case ExoConfig():
+            q = sigmoid(a - b)
+            return q * math.log(q / (1 - config.eps)) + (1 - q) * math.log((1 - q) / config.eps)
+        case NcaConfig():
+            return softplus(-a) + softplus(a) / 2 + softplus(b) / 2
+        case DpoConfig() if config.normalise:
+            return softplus(-config.beta * ((w - rw) / nw - (l - rl) / nl)) - config.nll * w / nw
         case DpoConfig():
             e, right, wrong = config.label_smoothing, softplus(-config.beta * h), softplus(config.beta * h)
             if config.smoothing == "robust":
@@ -133,9 +180,21 @@ def mean_chosen_length(rankings: list[Ranking]) -> float:
     return total / weights
 
 
+def mean_log_ratio(policy: Role, reference: Role, rankings: list[Ranking]) -> float:
+    """½·(log-ratio of the better + of the other), over the pairs, each ranking counting once, times its weight."""
+    total = weights = 0.0
+    for r in rankings:
+        ratios = [logprob(policy, s, r.prompt_length) - logprob(reference, s, r.prompt_length) for s in r.sequences]
+        n = len(ratios)
+        both = [(ratios[a] + ratios[b]) / 2 for a in range(n) for b in range(n) if r.ranks[a] < r.ranks[b]]
+        if both:
+            total, weights = total + r.weight * sum(both) / len(both), weights + r.weight
+    return total / weights
+
+
 def by_hand(config: PairConfig, policy: Role, reference: Role, rankings: list[Ranking]) -> float:
     total = weights = 0.0
-    length = mean_chosen_length(rankings)
+    length, mean_ratio = mean_chosen_length(rankings), mean_log_ratio(policy, reference, rankings)
     for r in rankings:
         ours = [logprob(policy, s, r.prompt_length) for s in r.sequences]
         theirs = [logprob(reference, s, r.prompt_length) for s in r.sequences]
@@ -144,8 +203,13 @@ def by_hand(config: PairConfig, policy: Role, reference: Role, rankings: list[Ra
         if not pairs:
             continue
         losses = [
-            pair_loss(config, ours[a], ours[b], theirs[a], theirs[b], sizes[a], sizes[b], length) for a, b in pairs
+            pair_loss(config, ours[a], ours[b], theirs[a], theirs[b], sizes[a], sizes[b], length, mean_ratio)
+            for a, b in pairs
+            if not isinstance(config, PlackettLuceConfig)
         ]
+        if isinstance(config, PlackettLuceConfig):
+            ratios = [a - b for a, b in zip(ours, theirs, strict=True)]
+            losses = [ranking_loss(config.beta, ratios, r.ranks)] * len(pairs)
         total += r.weight * sum(losses) / len(pairs)
         weights += r.weight
     return total / weights
@@ -160,6 +224,8 @@ def test_first_loss_by_hand(config):
     trunk, rows = tiny_backbone(), []
     policy, reference = stir(Role.trainable(trunk, "policy", LORA, seed=1), scale=0.05), Role(trunk)
     rankings = mixed(trunk.chat)
+    if isinstance(config, PlackettLuceConfig):  # has no formula for ties above the last place
+        rankings = [*rankings[:2], ranking(trunk.chat, 2, (0, 2, 2, 1), weight=3.0), rankings[4]]
     wanted = by_hand(config, policy, reference, rankings)
     assert evaluate_preference(policy, rankings, config, reference=known(config, reference, rankings))[
         "loss"
@@ -382,3 +448,35 @@ def test_kto_mismatch_that_exceeds_the_context_is_left_out():
     found = evaluate_kto(Role(trunk), Role(trunk), [long, *answers[1:]], KtoConfig())
     assert found["reference_point"] == 0.0 and found["loss"] == pytest.approx(0.5, abs=1e-5)
     assert evaluate_kto(Role(trunk), Role(trunk), answers[:1], KtoConfig()) == {}
+
+
+def test_a_loss_of_whole_rankings_has_its_limits(tmp_path: Path):
+    trunk = tiny_backbone()
+    chat, config = trunk.chat, PlackettLuceConfig()
+    tied = [ranking(chat, 0, (0, 1)), ranking(chat, 2, (0, 0, 1))]
+    with pytest.raises(DataError, match=r"1 of 2 preferences rank two answers alike above the last place \(first: r2"):
+        evaluate_preference(Role(trunk), tied, config, reference=answer_logprobs(Role(trunk), tied))
+    pairs = [ranking(chat, i, (0, 1)) for i in range(3)]
+    known = answer_logprobs(Role(trunk), pairs)
+    policy = stir(Role.trainable(trunk, "policy", LORA, seed=1), scale=0.05)
+    losses = [
+        evaluate_preference(policy, pairs, kind, reference=known)["loss"]
+        for kind in (PlackettLuceConfig(beta=0.3), DpoConfig(beta=0.3))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # of two answers it is DPO
+    again = [r.sequences[0] for r in pairs[:1]] * 2
+    same = replace(pairs[0], sequences=[*again, pairs[0].sequences[1]], ranks=(0, 1, 2))  # the first answer twice
+    repeated = evaluate_preference(
+        policy, [same], PlackettLuceConfig(beta=0.3), reference=[[known[0][0]] * 2 + known[0][1:]]
+    )
+    alone = evaluate_preference(policy, pairs[:1], PlackettLuceConfig(beta=0.3), reference=known[:1])
+    assert repeated["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_soft_labels_leave_open_what_to_imitate():
+    trunk = tiny_backbone()
+    soft = [ranking(trunk.chat, 0, (0, 1), probability=0.7)]
+    known = answer_logprobs(Role(trunk), soft)
+    with pytest.raises(ConfigError, match=r"align\.nll imitates the better answer, and 1 of 1 preferences carry soft"):
+        evaluate_preference(Role(trunk), soft, DpoConfig(nll=1.0), reference=known)
+    assert evaluate_preference(Role(trunk), soft, SppoConfig(), reference=known)["loss"] > 0

@@ -16,10 +16,12 @@ from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, RewardModelScorer, SamplerConfig
 from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import (
+    CispoConfig,
     DapoConfig,
     DrGrpoConfig,
     GroupConfig,
     GrpoConfig,
+    GspoConfig,
     KLConfig,
     MissingEosConfig,
     OptimizerConfig,
@@ -84,6 +86,11 @@ def answer_values(model, head, rollout: Rollout) -> torch.Tensor:
     return (states @ head.weight[0] + head.bias)[start - 1 : -1]
 
 
+def value_after(model, head, rollout: Rollout) -> float:
+    tokens = torch.tensor([rollout.prompt_tokens + rollout.tokens])
+    return float(model.model(tokens).last_hidden_state[0, -1] @ head.weight[0] + head.bias)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -96,6 +103,7 @@ def answer_values(model, head, rollout: Rollout) -> torch.Tensor:
             "score_clip": 1.5,
         },
         {"whiten_advantages": False, "missing_eos": None, "shared_critic": True, "value_coefficient": 0.3},
+        {"whiten_advantages": False, "missing_eos": None, "bootstrap_cut": True, "gamma": 0.9},
         {"whiten_advantages": True, "missing_eos": None, "shared_critic": True, "value_coefficient": 0.0},
     ],
     ids=[
@@ -103,6 +111,7 @@ def answer_values(model, head, rollout: Rollout) -> torch.Tensor:
         "whitened, replace",
         "subtract, temperature, score clip",
         "shared critic",
+        "cut answers go on",
         "shared critic, head alone",
     ],
 )
@@ -139,6 +148,8 @@ def test_one_step_recomputed(settings, tmp_path: Path):
                 score = -2.0 if settings.missing_eos.mode == "replace" else score - 2.0
             rewards = [-beta * (p - q) for p, q in zip(logprobs, fixed, strict=True)]
             rewards[-1] += score
+            if settings.bootstrap_cut and rollout.finish_reason == "length":
+                rewards[-1] += settings.gamma * value_after(critic, head, rollout)
             gained = gae_by_hand(rewards, values, settings.gamma, settings.lam)
             kl += sum(p - q for p, q in zip(logprobs, fixed, strict=True))
             old.append(logprobs)
@@ -571,6 +582,8 @@ GROUPS: list[GroupConfig] = [
     GrpoConfig(std="population", kl=KLConfig(coefficient=0.1, place="loss", estimator="k1")),
     DrGrpoConfig(),
     DapoConfig(),
+    GspoConfig(kl=KLConfig(coefficient=0.1, place="loss")),
+    CispoConfig(kl=KLConfig(coefficient=0.1, place="loss")),
     ReinforcePpConfig(gamma=0.9),
     ReinforcePpBaselineConfig(),
 ]
@@ -597,7 +610,7 @@ def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list
                 value = totals[i] - sum(x for j, x in enumerate(own) if j != i % k) / (k - 1)
             case DrGrpoConfig():
                 value = totals[i] - means[i]
-            case GrpoConfig() | DapoConfig():
+            case GrpoConfig() | DapoConfig() | GspoConfig() | CispoConfig():
                 std = math.sqrt(squares / (k - 1 if settings.std == "sample" else k))
                 value = (totals[i] - means[i]) / (std + 1e-6) if std else 0.0
             case _:
@@ -613,15 +626,16 @@ def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list
         spread = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
         advantages = [[(a - mean) / spread for a in row] for row in advantages]
     penalty = beta if settings.kl.place == "loss" else 0.0
+    likelihoods = old if isinstance(settings, CispoConfig) else [[1.0] * len(row) for row in old]  # −A·log π, −A·ρ
     losses = [
-        [-a + penalty * kinds[settings.kl.estimator or "sequence"](d) for a, d in zip(x, y, strict=True)]
-        for x, y in zip(advantages, deltas, strict=True)
+        [-a * p + penalty * kinds[settings.kl.estimator or "sequence"](d) for a, d, p in zip(x, y, z, strict=True)]
+        for x, y, z in zip(advantages, deltas, likelihoods, strict=True)
     ]
     n, tokens = len(losses), sum(len(row) for row in losses)
     match settings:
         case RlooConfig():
             loss = sum(map(sum, losses)) / n
-        case GrpoConfig():
+        case GrpoConfig() | GspoConfig():
             loss = sum(sum(row) / len(row) for row in losses) / n
         case DrGrpoConfig():
             loss = sum(map(sum, losses)) / (n * settings.sampler.max_new_tokens)
@@ -703,6 +717,18 @@ def test_importance_weights_scale_the_loss_of_another_samplers_tokens():
     other = run(settings, roles=roles, sampler=Quieter(roles.policy.backbone, settings.sampler))[1][0]
     assert plain["mismatch"] == pytest.approx(0.0, abs=1e-4) and other["mismatch"] == pytest.approx(0.3, abs=1e-3)
     assert other["policy_loss"] == pytest.approx(math.exp(0.3) * plain["policy_loss"], rel=1e-3, abs=1e-4)
+
+    def weighed(**more) -> dict:
+        roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
+        changed = settings.model_copy(update=more)
+        return run(changed, roles=roles, sampler=Quieter(roles.policy.backbone, changed.sampler))[1][0]
+
+    masked = weighed(importance_cap=1.3, importance_beyond="mask")  # e^0.3 = 1.35
+    assert masked["policy_loss"] == 0 and masked["importance_masked"] == 1.0
+    kept = weighed(importance_cap=1.5, importance_beyond="mask", importance_floor=1.2)
+    assert kept["policy_loss"] == pytest.approx(other["policy_loss"]) and kept["importance_masked"] == 0.0
+    answers = weighed(importance_cap=2.4, importance_level="sequence", importance_beyond="mask")
+    assert 0 < answers["importance_masked"] < 1  # answers of three tokens and more weigh e^0.9 = 2.46
 
 
 def test_entropy_bonus_keeps_the_policy_more_uncertain():

@@ -15,9 +15,12 @@ from trimtab.records import Rollout, read_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.testing import WORDS, chat_messages, prompts, tiny_backbone
 from trimtab.trainers import (
+    CispoConfig,
     DapoConfig,
     DrGrpoConfig,
+    GdpoConfig,
     GrpoConfig,
+    GspoConfig,
     KLConfig,
     MissingEosConfig,
     OnlineDpoConfig,
@@ -357,6 +360,78 @@ def test_a_missing_end_leaves_step_rewards_alone():
     assert answer_scores(settings, scores).tolist() == [-3.0] and scores.placed == [{0: 1.0}]
 
 
+# Which tokens count -------------------------------------------------------------------------
+
+
+def test_cut_answers_are_left_out_of_the_loss_and_count_in_the_baseline(tmp_path: Path):
+    """By hand: RLOO's advantages from all four answers of a prompt, the loss from those that ended."""
+    longer = SHORT | {"sampler": SamplerConfig(max_new_tokens=24, slots=5), "kl": KLConfig(coefficient=0.0)}
+    settings = RlooConfig(group=4, overlong_filter=True, **longer)
+    _, [row] = run(settings, samples=tmp_path)
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    ended = [r.finish_reason == "stop" for r in rollouts]
+    assert 0 < sum(ended) < len(ended)
+    total = 0.0
+    for i, one in enumerate(rollouts):
+        others = [r.rewards["letters"] for j, r in enumerate(rollouts) if j != i and j // 4 == i // 4]
+        if ended[i]:
+            total -= (one.rewards["letters"] - sum(others) / 3) * len(one.tokens)
+    assert row["policy_loss"] == pytest.approx(total / sum(ended), rel=1e-3)
+    assert row["filtered"] == pytest.approx(1 - sum(ended) / len(ended))
+    roles = stirred()
+    before = roles.policy.state()
+    never = settings.model_copy(update={"sampler": SamplerConfig(max_new_tokens=1, slots=5)})
+    _, [none] = run(never, roles=roles)
+    assert none["filtered"] == 1 - none["ended"] == 1.0 and none["updates"] == 0
+    assert all(torch.equal(after, before[name]) for name, after in roles.policy.state().items())
+
+
+def test_only_the_least_certain_tokens_are_trained_on(tmp_path: Path):
+    settings = RlooConfig(group=4, entropy_top=0.3, **SHORT, kl=KLConfig(coefficient=0.0))
+    roles = stirred()
+    roles.policy.backbone.activate(roles.policy.adapter)
+    before = copy.deepcopy(roles.policy.backbone.model)
+    _, [row] = run(settings, roles=roles, samples=tmp_path)
+    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    entropies: list[list[float]] = []
+    for one in rollouts:
+        with torch.no_grad():
+            full = torch.log_softmax(before(torch.tensor([one.prompt_tokens + one.tokens])).logits[0], dim=-1)
+        full = full[len(one.prompt_tokens) - 1 : -1]
+        entropies.append((-(full.exp() * full).sum(-1)).tolist())
+    ranked = sorted((h for row_ in entropies for h in row_), reverse=True)
+    limit = ranked[math.ceil(0.3 * len(ranked)) - 1]
+    total = 0.0
+    for i, one in enumerate(rollouts):
+        others = [r.rewards["letters"] for j, r in enumerate(rollouts) if j != i and j // 4 == i // 4]
+        advantage = one.rewards["letters"] - sum(others) / 3
+        total -= advantage * sum(h >= limit - 1e-5 for h in entropies[i])
+    assert row["policy_loss"] == pytest.approx(total / len(rollouts), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (RlooConfig(overlong_filter=True), "overlong_filter is true and missing_eos penalises cut answers"),
+        (PpoConfig(bootstrap_cut=True), "bootstrap_cut is true and missing_eos penalises cut answers"),
+        (PpoConfig(bootstrap_cut=True, overlong_filter=True, missing_eos=None), "both true: answers that are left out"),
+        (RlooConfig(importance_level="sequence"), "importance_level is sequence and importance_cap is not set"),
+        (RlooConfig(importance_beyond="mask"), "importance_beyond is mask and importance_cap is not set"),
+        (RlooConfig(importance_cap=2.0, importance_floor=0.5), "importance_beyond 'truncate', which has no lower end"),
+        (
+            RlooConfig(importance_cap=0.5, importance_floor=0.5, importance_beyond="mask"),
+            "importance_cap 0.5: nothing lies between them",
+        ),
+        (GspoConfig(entropy_top=0.2), "entropy_top is 0.2 and method 'gspo'"),
+        (CispoConfig(dual_clip=3.0), "dual_clip is 3 and method 'cispo'"),
+        (GspoConfig(kl=KLConfig(coefficient=0.1)), "gspo divides rewards by their standard deviation"),
+    ],
+)
+def test_settings_of_weights_that_contradict(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check_rl(settings, 3)
+
+
 # Rewards at steps ---------------------------------------------------------------------------
 
 
@@ -453,7 +528,7 @@ def test_an_empty_answer_is_counted_and_the_run_goes_on(kind):
     group = 1 if "group" not in kind.model_fields or kind in (PpoConfig, ReinforcePpConfig) else 4
     base = SHORT | {"group": group, "steps": 2, "prompts": 12 // group, "missing_eos": MissingEosConfig()}
     base |= {"resample": 0} if kind is DapoConfig else {}  # else a group of empty answers is replaced
-    if kind in (DapoConfig, OnlineDpoConfig, RejectionConfig):  # equal penalties teach nothing
+    if kind in (DapoConfig, GdpoConfig, OnlineDpoConfig, RejectionConfig):  # equal penalties teach nothing
         base["missing_eos"] = None
     for empty in ({1}, {4, 5, 6, 7}, set(range(12))):
         roles, rows = with_empties(kind(**base), empty, score=per_token, monitor=lambda rs: {"n": float(len(rs))})

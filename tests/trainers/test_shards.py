@@ -12,20 +12,25 @@ from trimtab.rollout import SamplerConfig
 from trimtab.testing import prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     OFFLINE,
+    BcoConfig,
+    CispoConfig,
     CpoConfig,
     DapoConfig,
     DpoConfig,
     DrGrpoConfig,
     GrpoConfig,
+    GspoConfig,
     HingeConfig,
     IpoConfig,
     KLConfig,
     KtoConfig,
     Learner,
+    NcaConfig,
     Norms,
     OnlineDpoConfig,
     OptimizerConfig,
     OrpoConfig,
+    PlackettLuceConfig,
     PpoConfig,
     Ranking,
     ReinforcePpBaselineConfig,
@@ -97,6 +102,10 @@ PAIRS = [
     OrpoConfig(),
     SimpoConfig(),
     CpoConfig(),
+    DpoConfig(normalise=True, nll=0.5),
+    PlackettLuceConfig(),
+    BcoConfig(),
+    NcaConfig(),
 ]
 
 
@@ -107,11 +116,14 @@ def test_offline(config):
     free = not OFFLINE[config.method].reference
     known = None if free else answer_logprobs(Role(one.backbone), rankings)
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
+    if config.method == "plackett_luce":
+        rankings = [r for r in rankings if len(r.ranks) == len(set(r.ranks)) or r.ranks[0] == 0]
+        rankings = (rankings * 2)[:8]
     length = preference._mean_chosen_length(rankings)  # of the whole step, as every shard has to be told
     found = {}
     for name, cut in CUTS.items():
         parts = [
-            replace(part, mean_chosen_length=length)
+            replace(part, mean_chosen_length=length, mean_ratio=0.25)
             for rows in cut
             for part in preference._parts(
                 one, [rankings[i] for i in rows], None if known is None else [known[i] for i in rows], 10_000
@@ -154,6 +166,9 @@ KL_IN_LOSS = KLConfig(coefficient=0.1, place="loss")
 ONLINE = [
     PpoConfig(**STEP), PpoConfig(**STEP, shared_critic=True), PpoConfig(**STEP, entropy_bonus=0.01, importance_cap=2.0),
     RlooConfig(**STEP), GrpoConfig(**STEP), DrGrpoConfig(**STEP, kl=KL_IN_LOSS), DapoConfig(**STEP),
+    GspoConfig(**STEP, kl=KL_IN_LOSS), CispoConfig(**STEP, entropy_top=0.4), RlooConfig(**STEP, overlong_filter=True),
+    RlooConfig(**STEP, importance_cap=2.0, importance_level="sequence", importance_beyond="mask"),
+    PpoConfig(**STEP, bootstrap_cut=True),
     ReinforcePpConfig(**STEP), ReinforcePpBaselineConfig(**STEP, kl=KL_IN_LOSS), OnlineDpoConfig(**STEP),
     RejectionConfig(**STEP),
 ]  # fmt: skip

@@ -6,16 +6,20 @@ bool and True means *the policy produced this token and it counts*. Losses come 
 example; :func:`reduce_sum` divides them by the size of the whole optimiser step.
 
 - ``preference``: DPO and its family, from judged answers.
+- ``anchored``: APO, BCO, SPPO, EXO and NCA, which place each answer of a pair.
 - ``reward``: reward models, from pairs, rankings, ties and steps.
 - ``advantages``: GAE, group baselines, whitening.
 - ``policy``: PPO's losses, importance weights, what to watch.
 - ``kl``: the divergence from a reference: in the reward, in the loss, per token; adaptive coefficient.
 - ``scores``: penalties on whole answers.
+- ``scales``: a running scale of rewards, the price of a limit.
 - ``masking``: what counts, and what it is divided by.
 """
 
 from trimtab.algos.advantages import (
+    bootstrapped_rewards,
     gae,
+    gdpo_advantage,
     group_advantage,
     group_has_spread,
     reinforce_pp_advantage,
@@ -23,6 +27,7 @@ from trimtab.algos.advantages import (
     rloo_advantage,
     whiten,
 )
+from trimtab.algos.anchored import apo_down_loss, apo_zero_loss, bco_loss, exo_loss, nca_loss, sppo_loss
 from trimtab.algos.kl import (
     AdaptiveKL,
     best_of_n_kl,
@@ -37,14 +42,19 @@ from trimtab.algos.kl import (
 from trimtab.algos.masking import last_true, masked_mean, masked_sum, reduce_sum
 from trimtab.algos.policy import (
     approx_kl,
+    cispo_loss,
     clip_fraction,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
+    high_entropy_mask,
+    masked_importance_weights,
     scale_gradient,
+    sequence_log_ratio,
     truncated_importance_weights,
 )
 from trimtab.algos.preference import (
+    answer_nll,
     cpo_loss,
     dpo_loss,
     hinge_loss,
@@ -65,25 +75,37 @@ from trimtab.algos.reward import (
     ranking_pairs,
     rao_kupper_loss,
 )
+from trimtab.algos.scales import DualAscent, RunningScale
 from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
     "AdaptiveKL",
+    "DualAscent",
+    "RunningScale",
+    "answer_nll",
+    "apo_down_loss",
+    "apo_zero_loss",
     "approx_kl",
+    "bco_loss",
     "best_of_n_kl",
     "best_of_n_kl_bound",
+    "bootstrapped_rewards",
     "bradley_terry_loss",
+    "cispo_loss",
     "clip_fraction",
     "clipped_policy_loss",
     "clipped_value_loss",
     "cpo_loss",
     "davidson_loss",
     "dpo_loss",
+    "exo_loss",
     "explained_variance",
     "fit_ridge_bradley_terry",
     "gae",
+    "gdpo_advantage",
     "group_advantage",
     "group_has_spread",
+    "high_entropy_mask",
     "hinge_loss",
     "ipo_loss",
     "k3_clamped",
@@ -94,8 +116,10 @@ __all__ = [
     "kto_loss",
     "kto_reference_point",
     "last_true",
+    "masked_importance_weights",
     "masked_mean",
     "masked_sum",
+    "nca_loss",
     "orpo_loss",
     "overlong_penalty",
     "penalise_missing_eos",
@@ -111,7 +135,9 @@ __all__ = [
     "reinforce_pp_baseline_advantage",
     "rloo_advantage",
     "scale_gradient",
+    "sequence_log_ratio",
     "simpo_loss",
+    "sppo_loss",
     "truncated_importance_weights",
     "whiten",
 ]

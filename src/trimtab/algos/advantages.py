@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import full, not_negative, places, positive, same_shape, two_dimensional
+from trimtab.algos.checks import boolean, full, not_negative, places, positive, same_shape, two_dimensional
 from trimtab.algos.masking import last_true, masked, masked_mean, masked_sum
-from trimtab.algos.shapes import MaskBT, MaskG, MaskGK, TensorB, TensorBT, TensorGK
+from trimtab.algos.shapes import MaskB, MaskBT, MaskG, MaskGK, TensorB, TensorBT, TensorGK, TensorGKR, TensorR
 from trimtab.errors import ConfigError, NonFiniteError, TrainingError
 
 
@@ -76,6 +76,43 @@ def gae(
         columns.append(carried)
     advantages = masked(torch.stack(columns[::-1], dim=1), response_mask)
     return advantages, advantages + values
+
+
+def bootstrapped_rewards(
+    rewards: TensorBT, last_values: TensorB, cut: MaskB, response_mask: MaskBT, *, gamma: float
+) -> TensorBT:
+    """Rewards in which an answer that was cut goes on to earn what the critic expects after its last token.
+
+    r_T ← r_T + γ·V_{T+1} for cut answers, T their last token. GAE of these rewards is GAE with V_{T+1} as the value
+    after the end (``bootstrap`` of :func:`gae`). Source: partial-episode bootstrapping, Pardo et al. 2018 (arXiv
+    1712.00378), section 4.
+
+    Args:
+        rewards: ``[B, T]``, reward units.
+        last_values: ``[B]``, reward units, the critic's value of the state after the last token.
+        cut: ``[B]`` bool, True: the answer was cut, so that its end is not the end of the episode.
+        response_mask: ``[B, T]`` bool, True: an action of the policy. A row without any is left as it is.
+        gamma: γ, discount per action, in [0, 1].
+
+    Returns:
+        ``[B, T]``; no gradient.
+
+    Raises:
+        ConfigError: γ outside [0, 1].
+        TrainingError: the shapes differ, or a mask is not bool.
+
+    >>> rewards, one = torch.tensor([[0.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    >>> bootstrapped_rewards(rewards, torch.tensor([2.0]), torch.tensor([True]), one, gamma=0.5).tolist()
+    [[0.0, 2.0]]
+    """
+    if not 0 <= gamma <= 1:
+        raise ConfigError(f"gamma is {gamma}; set it between 0 and 1")
+    same_shape(rewards=rewards, response_mask=response_mask)
+    same_shape(last_values=last_values, cut=cut, sequences=response_mask[:, 0])
+    boolean(response_mask=response_mask, cut=cut)
+    earned, rows = full(rewards.detach()).clone(), (cut & response_mask.any(dim=1)).nonzero().squeeze(1)
+    earned[rows, last_true(response_mask[rows])] += gamma * full(last_values.detach())[rows]
+    return earned
 
 
 def rloo_advantage(rewards: TensorGK, mask: MaskGK | None = None) -> TensorGK:
@@ -145,6 +182,49 @@ def group_advantage(
     squares = deviation.square().sum(1, keepdim=True)
     scale = (squares / (k if std == "population" else k - 1).clamp(min=1)).sqrt()
     return torch.where(scale > 0, deviation / (scale + eps), deviation)
+
+
+def gdpo_advantage(
+    rewards: TensorGKR,
+    weights: TensorR,
+    mask: MaskGK | None = None,
+    *,
+    std: Literal["sample", "population"] = "sample",
+    eps: float = 1e-6,
+) -> TensorGK:
+    """GDPO: each of several rewards is normalised in its group before they are added, then the sum over the batch.
+
+    A_i = whiten(Σ_r w_r·(R_{i,r} − mean R_r)/(s_r + ε)), whitened over all answers of the batch. In
+    :func:`group_advantage` of the weighted sum, a reward that varies little beside another is lost, and answers that
+    earned different rewards get one advantage. Source: Liu et al. 2026 (arXiv 2601.05242), eq. 4 to 6.
+
+    Args:
+        rewards: ``[G, K, R]``, each reward in its own units.
+        weights: ``[R]``, w_r; of either sign.
+        mask: ``[G, K]`` bool, True: this answer counts; None: all do.
+        std: ``sample`` or ``population``, as in :func:`group_advantage`.
+        eps: ε, as there.
+
+    Returns:
+        ``[G, K]``, 0 where the mask is False.
+
+    Raises:
+        ConfigError: K < 2, ε below 0, or an unknown ``std``.
+        NonFiniteError: a reward that counts is NaN or infinite.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> rewards = torch.tensor([[[1.0, 10.0], [1.0, 0.0], [0.0, 10.0]]])  # the second answer lacks the larger reward
+    >>> [round(a, 2) for a in gdpo_advantage(rewards, torch.ones(2))[0].tolist()]
+    [1.41, -0.71, -0.71]
+    """
+    if rewards.dim() != 3 or rewards.shape[2:] != weights.shape:
+        raise TrainingError(
+            f"rewards have shape {list(rewards.shape)} and weights {list(weights.shape)}; expected [prompts, answers "
+            "per prompt, rewards] and [rewards]"
+        )
+    counts = torch.ones(rewards.shape[:2], dtype=torch.bool, device=rewards.device) if mask is None else mask
+    parts = [w * group_advantage(r, counts, std=std, eps=eps) for w, r in zip(weights, rewards.unbind(2), strict=True)]
+    return whiten(torch.stack(parts).sum(0), counts)
 
 
 def group_has_spread(rewards: TensorGK, mask: MaskGK | None = None) -> MaskG:

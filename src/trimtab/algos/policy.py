@@ -7,12 +7,15 @@ Departure from the papers: ratios end at e²⁰ ≈ 5·10⁸, without gradient b
 at e⁸⁹, and 0 · ∞ makes NaN of tokens that the clip or an advantage of 0 had already switched off.
 """
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from trimtab.algos.checks import boolean, full, positive, same_shape
+from trimtab.algos.checks import boolean, full, not_negative, positive, same_shape
 from trimtab.algos.kl import kl_k1
-from trimtab.algos.masking import masked, masked_mean
+from trimtab.algos.masking import masked, masked_mean, masked_sum
 from trimtab.algos.shapes import MaskBT, TensorBT
 from trimtab.errors import ConfigError
 
@@ -67,6 +70,107 @@ def clipped_policy_loss(
     return masked(loss, response_mask)
 
 
+def sequence_log_ratio(logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT) -> TensorBT:
+    """GSPO's log-ratio of a whole answer, averaged over its tokens; the same number at each of them.
+
+    log s = (1/|y|)·Σ_t (log π_t − log π_old,t). Source: Zheng et al. 2025 (arXiv 2507.18071), eq. 7. The clipped loss
+    of GSPO (eq. 5) is :func:`clipped_policy_loss` of this log-ratio against 0, averaged over each answer's tokens: an
+    answer is clipped as a whole. The gradient of s is s·(1/|y|)·Σ_t ∇log π_t.
+
+    Args:
+        logprobs: ``[B, T]``, nats, of the policy that is trained.
+        old_logprobs: ``[B, T]``, nats, of the policy that sampled; a constant.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+
+    Returns:
+        ``[B, T]``, nats per token, 0 where the mask is False.
+
+    Raises:
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> one = torch.ones(1, 2, dtype=torch.bool)
+    >>> sequence_log_ratio(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]]), one).tolist()
+    [[-0.25, -0.25]]
+    """
+    mean = masked_mean(kl_k1(logprobs, old_logprobs, response_mask), response_mask, dim=1)
+    return masked(mean[:, None].expand(response_mask.shape), response_mask)
+
+
+def cispo_loss(
+    logprobs: TensorBT,
+    old_logprobs: TensorBT,
+    advantages: TensorBT,
+    response_mask: MaskBT,
+    *,
+    eps_low: float = 1.0,
+    eps_high: float = 4.0,
+) -> TensorBT:
+    """CISPO: REINFORCE with a clipped importance weight, so that a token far from the old policy still teaches.
+
+    L_t = −sg(clip(ρ, 1 − ε_low, 1 + ε_high))·A·log π_t, ρ = exp(log π − log π_old), sg: no gradient. Source: MiniMax
+    2025 (arXiv 2506.13585), eq. 4 and 5. The clip of PPO instead removes the gradient of such a token. The paper has no
+    lower end (ε_low = 1) and gives no number for ε_high; 4, a weight of 5 at most, is the number of Khatri et al. 2025
+    (arXiv 2510.13786). While ratios are 1 the gradient is that of :func:`clipped_policy_loss`.
+
+    Args:
+        logprobs: ``[B, T]``, nats, of the policy that is trained.
+        old_logprobs: ``[B, T]``, nats, of the policy that sampled; a constant.
+        advantages: ``[B, T]``; a constant.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+        eps_low: ε_low, in (0, 1]; 1: no lower end.
+        eps_high: ε_high, above 0.
+
+    Returns:
+        ``[B, T]``, 0 where the mask is False. Only the gradient has a meaning.
+
+    Raises:
+        ConfigError: a clip range that makes no sense.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> new, one = torch.tensor([[-0.5, -2.0]]), torch.ones(1, 2, dtype=torch.bool)
+    >>> loss = cispo_loss(new, torch.tensor([[-0.5, -9.0]]), torch.ones(1, 2), one)  # ρ = 1 and e⁷
+    >>> loss.tolist()
+    [[0.5, 10.0]]
+    """
+    _clip_range(eps_low, eps_high)
+    same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, response_mask=response_mask)
+    weight = _ratio(logprobs.detach(), old_logprobs, response_mask).clamp(1 - eps_low, 1 + eps_high)
+    return -weight * full(masked(advantages.detach(), response_mask)) * full(masked(logprobs, response_mask))
+
+
+def high_entropy_mask(entropies: TensorBT, response_mask: MaskBT, *, share: float) -> MaskBT:
+    """The tokens at which the policy was least certain: the given share of those that count, by entropy.
+
+    True where H_t is at least the ⌈ρ·n⌉-th largest of the n entropies; ties at that value are all True. Source: Wang et
+    al. 2025 (arXiv 2506.01939), eq. 5, which trains on the fifth of the tokens with the highest entropy (ρ = 0.2) and
+    still divides by the number of all. Call it with the whole batch: in each micro-batch the limit would be another.
+
+    Args:
+        entropies: ``[B, T]``, nats, of the distribution each token was drawn from.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+        share: ρ, in (0, 1].
+
+    Returns:
+        ``[B, T]`` bool, False where the mask is.
+
+    Raises:
+        ConfigError: the share is outside (0, 1].
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> high_entropy_mask(torch.tensor([[0.1, 2.0, 0.5, 1.0]]), torch.ones(1, 4, dtype=torch.bool), share=0.5).tolist()
+    [[False, True, False, True]]
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share is {share}; set it above 0 and at most 1, 0.2 in the paper")
+    same_shape(entropies=entropies, response_mask=response_mask)
+    boolean(response_mask=response_mask)
+    counted = full(entropies.detach())[response_mask]
+    if not len(counted):
+        return response_mask
+    limit = counted.sort(descending=True).values[math.ceil(share * len(counted)) - 1]
+    return response_mask & (full(entropies.detach()) >= limit)
+
+
 def clipped_value_loss(
     values: TensorBT, old_values: TensorBT, returns: TensorBT, response_mask: MaskBT, *, eps: float
 ) -> TensorBT:
@@ -103,26 +207,34 @@ def clipped_value_loss(
 
 
 def truncated_importance_weights(
-    logprobs: TensorBT, sampler_logprobs: TensorBT, response_mask: MaskBT, *, cap: float = 2.0
+    logprobs: TensorBT,
+    sampler_logprobs: TensorBT,
+    response_mask: MaskBT,
+    *,
+    cap: float = 2.0,
+    level: Literal["token", "sequence"] = "token",
 ) -> TensorBT:
     """Weights that correct for a sampler whose probabilities are not quite the trainer's (other kernels or precision).
 
-    w_t = min(exp(log π_trainer − log π_sampler), C), no gradient. Source: truncated importance sampling,
-    Ionides 2008; for samplers of language models, Yao et al. 2025 ("Your Efficient RL Framework Secretly
-    Brings You Off-Policy RL Training"). Multiply the per-token policy loss with it. Both sides must
-    be at the temperature that is trained and over the full vocabulary, not renormalised after top-p.
+    w_t = min(ρ_t, C), ρ_t = exp(log π_trainer − log π_sampler), no gradient; with ``level="sequence"`` every token has
+    the weight of its answer, min(Π_t ρ_t, C). Source: truncated importance sampling, Ionides 2008; for samplers of
+    language models, Yao et al. 2025 ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
+    Multiply the per-token policy loss with it. Weights of tokens correct each token but not how often its prefix is
+    drawn; weights of answers correct both, at a variance that grows with the length. Both sides must be at the
+    temperature that is trained and over the full vocabulary, not renormalised after top-p.
 
     Args:
         logprobs: ``[B, T]``, nats, of the same weights in the trainer.
         sampler_logprobs: ``[B, T]``, nats, as recorded while sampling.
         response_mask: ``[B, T]`` bool, True: the policy produced this token.
         cap: C, above 0; the bias that is accepted for bounded variance. Infinite: none below e²⁰.
+        level: ``token`` or ``sequence``.
 
     Returns:
         ``[B, T]``, 0 where the mask is False.
 
     Raises:
-        ConfigError: the cap is not above 0.
+        ConfigError: the cap is not above 0, or an unknown level.
         TrainingError: the shapes differ, or the mask is not bool.
 
     >>> one = torch.ones(1, 2, dtype=torch.bool)
@@ -130,7 +242,49 @@ def truncated_importance_weights(
     [[1.0, 2.0]]
     """
     positive(finite=False, cap=cap)
-    return masked(_ratio(logprobs.detach(), sampler_logprobs.detach(), response_mask).clamp(max=cap), response_mask)
+    return masked(_importance(logprobs, sampler_logprobs, response_mask, level).clamp(max=cap), response_mask)
+
+
+def masked_importance_weights(
+    logprobs: TensorBT,
+    sampler_logprobs: TensorBT,
+    response_mask: MaskBT,
+    *,
+    cap: float = 5.0,
+    floor: float = 0.0,
+    level: Literal["token", "sequence"] = "token",
+) -> TensorBT:
+    """Importance weights that leave out what sampler and trainer disagree about, where truncation keeps it.
+
+    w_t = [F ≤ ρ_t ≤ C]·ρ_t, ρ_t = exp(log π_trainer − log π_sampler), no gradient; with ``level="sequence"`` every
+    token has the weight of its answer, with Π_t ρ_t in place of ρ_t. Source: IcePop, Ling team 2025 (arXiv 2510.18855),
+    eq. 1 and 2, with F = 0.5 and C = 5.
+
+    Args:
+        logprobs: ``[B, T]``, nats, of the same weights in the trainer.
+        sampler_logprobs: ``[B, T]``, nats, as recorded while sampling.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+        cap: C, above the floor.
+        floor: F, 0 or above; 0: no lower end.
+        level: ``token`` or ``sequence``.
+
+    Returns:
+        ``[B, T]``, 0 where the mask is False and where a weight is outside [F, C].
+
+    Raises:
+        ConfigError: a floor below 0, a cap not above it, or an unknown level.
+        TrainingError: the shapes differ, or the mask is not bool.
+
+    >>> one = torch.ones(1, 2, dtype=torch.bool)
+    >>> masked_importance_weights(torch.tensor([[0.0, 9.0]]), torch.zeros(1, 2), one).tolist()
+    [[1.0, 0.0]]
+    """
+    positive(finite=False, cap=cap)
+    not_negative(floor=floor)
+    if not cap > floor:
+        raise ConfigError(f"cap is {cap} and floor {floor}: no weight lies between them; set the cap above the floor")
+    weights = _importance(logprobs, sampler_logprobs, response_mask, level)
+    return masked(torch.where((weights >= floor) & (weights <= cap), weights, 0.0), response_mask)
 
 
 def clip_fraction(
@@ -234,6 +388,18 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """π/π_old per token, at most e²⁰; 1 where the mask is False. π_old is a constant."""
     return torch.exp(kl_k1(logprobs, old_logprobs, mask).clamp(max=20.0))
+
+
+def _importance(
+    logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, level: Literal["token", "sequence"]
+) -> Tensor:
+    """π_trainer/π_sampler of each token, or of its answer; at most e²⁰, no gradient."""
+    if level not in ("token", "sequence"):
+        raise ConfigError(f"the level of importance weights is {level!r}; use 'token' or 'sequence'")
+    if level == "token":
+        return _ratio(logprobs.detach(), sampler_logprobs.detach(), mask)
+    total = masked_sum(kl_k1(logprobs.detach(), sampler_logprobs.detach(), mask), mask, dim=1)
+    return torch.exp(total.clamp(max=20.0))[:, None].expand(mask.shape)
 
 
 def _clip_range(eps_low: float, eps_high: float) -> None:

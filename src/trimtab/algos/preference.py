@@ -33,13 +33,17 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     smoothing: Literal["conservative", "robust"] = "conservative",
     probability: TensorB | None = None,
+    chosen_lengths: TensorB | None = None,
+    rejected_lengths: TensorB | None = None,
 ) -> TensorB:
     """Direct preference optimisation: Bradley–Terry on the reward β·log(π/ref) that the policy implies.
 
     L(h) = −log σ(β·h). Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. If a share ε of the labels is
     flipped: ``conservative``, (1 − ε)·L(h) + ε·L(−h), Mitchell 2023 (cDPO), eq. 3, stays cautious;
     ``robust``, [(1 − ε)·L(h) − ε·L(−h)]/(1 − 2ε), Chowdhury et al. 2024 (arXiv 2403.00409), is unbiased
-    for the loss under the true labels and may be negative.
+    for the loss under the true labels and may be negative. With lengths each answer's log-ratio is divided by its
+    tokens, h = log(π_w/ref_w)/|y_w| − log(π_l/ref_l)/|y_l|: length-normalised DPO, Lambert et al. 2024 (Tülu 3, arXiv
+    2411.15124), eq. 6, where β is per nat per token (5 in the paper).
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
@@ -50,13 +54,16 @@ def dpo_loss(
         label_smoothing: ε, in [0, 0.5).
         smoothing: which of the two; without ε it makes no difference.
         probability: ``[B]``, soft labels P(chosen is better) in [0, 1]: p·L(h) + (1 − p)·L(−h); None: 1.
+        chosen_lengths: ``[B]``, response tokens, 1 or more; None, as is ``rejected_lengths``: sums.
+        rejected_lengths: ``[B]``.
 
     Returns:
         ``[B]``, nats.
 
     Raises:
         ConfigError: β or ε outside its range, an unknown ``smoothing``, or both ε and soft labels.
-        TrainingError: shapes differ, or a probability is outside [0, 1].
+        TrainingError: shapes differ, a length is below 1, only one of the lengths is given, or a probability is outside
+            [0, 1].
 
     >>> pair = [torch.tensor([x]) for x in (-12.0, -15.0, -13.0, -14.5)]
     >>> round(float(dpo_loss(*pair, beta=0.1)), 6)
@@ -72,7 +79,7 @@ def dpo_loss(
         raise ConfigError(f"smoothing is {smoothing!r}; use 'conservative' or 'robust'")
     if label_smoothing and probability is not None:
         raise ConfigError("label_smoothing beside soft labels: these say already how sure they are; use one of them")
-    h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected, chosen_lengths, rejected_lengths)
     reward, zero = beta * h, torch.zeros_like(h)
     if not label_smoothing:
         return bradley_terry_loss(reward, zero, probability=probability)
@@ -126,17 +133,7 @@ def ipo_loss(
     23.6034
     """
     positive(tau=tau)
-    h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-    if chosen_lengths is not None and rejected_lengths is not None:
-        chosen, rejected = _per_token(
-            full(policy_chosen) - full(ref_chosen.detach()),
-            full(policy_rejected) - full(ref_rejected.detach()),
-            chosen_lengths,
-            rejected_lengths,
-        )
-        h = chosen - rejected
-    elif chosen_lengths is not None or rejected_lengths is not None:
-        raise TrainingError("only one of chosen_lengths and rejected_lengths is given; pass both, or neither for sums")
+    h = _log_ratio_gap(policy_chosen, policy_rejected, ref_chosen, ref_rejected, chosen_lengths, rejected_lengths)
     loss = (h - 1 / (2 * tau)).square()
     if probability is None:
         return loss
@@ -358,11 +355,52 @@ def cpo_loss(
     return bradley_terry_loss(beta * full(policy_chosen), beta * full(policy_rejected)) + alpha * nll
 
 
-def _log_ratio_gap(policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
-    """The h of the module docstring, ``[B]``."""
+def answer_nll(logprobs: TensorB, lengths: TensorB) -> TensorB:
+    """Negative log-likelihood of an answer per token: −log π(y|x)/|y|.
+
+    α times that of the chosen answer beside the DPO loss keeps the chosen answer likely, where DPO alone may lower
+    both. Source: Pang et al. 2024 (iterative RPO, arXiv 2404.19733), eq. 1, with α = 1.
+
+    Args:
+        logprobs: ``[B]``, nats, summed over tokens.
+        lengths: ``[B]``, response tokens, 1 or more.
+
+    Returns:
+        ``[B]``, nats per token.
+
+    Raises:
+        TrainingError: the shapes differ, or a length is below 1.
+
+    >>> answer_nll(torch.tensor([-12.0]), torch.tensor([10.0])).tolist()
+    [1.2000000476837158]
+    """
+    same_shape(logprobs=logprobs, lengths=lengths)
+    _at_least_one("lengths", lengths)
+    return -full(logprobs) / lengths
+
+
+def _log_ratio_gap(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    chosen_lengths: Tensor | None = None,
+    rejected_lengths: Tensor | None = None,
+) -> Tensor:
+    """The h of the module docstring, ``[B]``; with lengths, each log-ratio is divided by its answer's."""
     same_shape(
         policy_chosen=policy_chosen, policy_rejected=policy_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )
+    if (chosen_lengths is None) != (rejected_lengths is None):
+        raise TrainingError("only one of chosen_lengths and rejected_lengths is given; pass both, or neither for sums")
+    if chosen_lengths is not None and rejected_lengths is not None:
+        chosen, rejected = _per_token(
+            full(policy_chosen) - full(ref_chosen.detach()),
+            full(policy_rejected) - full(ref_rejected.detach()),
+            chosen_lengths,
+            rejected_lengths,
+        )
+        return chosen - rejected
     return full(policy_chosen) - full(policy_rejected) - (full(ref_chosen) - full(ref_rejected)).detach()
 
 

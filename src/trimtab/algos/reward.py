@@ -130,7 +130,7 @@ def ranking_loss(rewards: TensorNK, ranks: TensorNK, mask: MaskNK | None = None)
     return masked_mean(losses.flatten(1), pairs.flatten(1), dim=1)
 
 
-def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None) -> TensorN:
+def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, places: TensorN | None = None) -> TensorN:
     """Negative log-likelihood of a whole ranking: the best is chosen first, then the best of the rest, and so on.
 
     L = −Σ_k [r_k − log Σ_{j≥k} e^{r_j}], answers in order, best first. Source: Plackett 1975; Luce 1959;
@@ -139,9 +139,11 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None) -> TensorN
     Args:
         rewards: ``[N, K]``, each row from best to worst.
         mask: ``[N, K]`` bool, True: there is an answer in this place; None: in all.
+        places: ``[N]`` int64, how many places from the best on are known; the answers behind them are worse, in no
+            known order. None: all are.
 
     Returns:
-        ``[N]``, nats, summed over places.
+        ``[N]``, nats, summed over the known places.
 
     Raises:
         TrainingError: the shapes differ or are not ``[N, K]``, or the mask is not bool.
@@ -155,6 +157,8 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None) -> TensorN
     size = rewards.shape[-1]
     later = torch.ones(size, size, dtype=torch.bool, device=rewards.device).triu() & there[..., None, :]
     left = torch.where(later, rewards[..., None, :], torch.finfo(rewards.dtype).min).logsumexp(-1)
+    if places is not None:
+        there = there & (torch.arange(size, device=rewards.device) < places[:, None])
     return masked_sum(left - rewards, there, dim=-1)
 
 

@@ -15,7 +15,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, init, judge, model, plan, route, run
+from trimtab.cli import (
+    agreement,
+    annotate,
+    chat,
+    constitution,
+    data,
+    doctor,
+    init,
+    judge,
+    methods,
+    model,
+    plan,
+    route,
+    run,
+)
 from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
@@ -32,7 +46,7 @@ app = typer.Typer(
 START, RUN, LABELS, DATA, MODELS = "Start here", "Run a recipe", "Collect and check labels", "Data", "Use a model"
 
 for _panel, _commands in {
-    START: {"init": init.init, "plan": plan.plan, "doctor": doctor.doctor},
+    START: {"init": init.init, "methods": methods.methods, "plan": plan.plan, "doctor": doctor.doctor},
     RUN: {"run": run.run} | run.SINGLE,
     LABELS: {
         "annotate": annotate.annotate,

@@ -74,6 +74,16 @@ def _adapted_beta(beta: float, kl: float, target: float, sequences: int, horizon
     return adaptive.value
 
 
+def _running_scale(batches: Sequence[Sequence[float]]) -> list[float]:
+    scale = algos.RunningScale()
+    return [scale.update(batch) for batch in batches]
+
+
+def _prices(costs: Sequence[float], initial: float, limit: float, lr: float) -> list[float]:
+    price = algos.DualAscent(initial, limit=limit, lr=lr)
+    return [price.update(cost) for cost in costs]
+
+
 def score_coefficients(
     function: Callable[[Tensor, Tensor, Tensor], Tensor], logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor
 ) -> Tensor:
@@ -119,6 +129,38 @@ _CLIPPED = {
     "logprobs": _RATIOS.log(), "old_logprobs": torch.zeros_like(_RATIOS),
     "advantages": t(2.0, 2.0, 2.0, 2.0, -2.0, -2.0, -2.0)[None], "response_mask": _RATIOS > 0,
 }  # fmt: skip
+
+_RAGGED = torch.tensor([[True, True, False], [True, True, True]])
+_SAMPLED = {  # ratios 0.5 and 6, product 3; 1, 3 and 2, product 6
+    "logprobs": t(0.5, 6.0, 7.0, 1.0, 3.0, 2.0).log().view(2, 3), "sampler_logprobs": t(*[0.0] * 6).view(2, 3),
+    "response_mask": _RAGGED,
+}  # fmt: skip
+_ANSWERS = {
+    "logprobs": t(-1.0, -2.0, 9.0, -1.0, -1.0, -1.0).view(2, 3),
+    "old_logprobs": t(-1.5, -1.0, -9.0, -1.3, -1.3, -1.0).view(2, 3), "response_mask": _RAGGED,
+}  # fmt: skip
+_WEIGHED = {
+    "logprobs": t(-1.0, -2.0, -3.0)[None], "old_logprobs": (t(-1.0, -2.0, -3.0) - t(0.5, 1.0, 8.0).log())[None],
+    "advantages": t(2.0, 2.0, -2.0)[None], "response_mask": _ALL3,
+}  # fmt: skip
+
+
+def _gspo_slopes(
+    logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor, advantages: Tensor, eps: float
+) -> Tensor:
+    """d/d log π of GSPO's loss of each answer."""
+    leaf = logprobs.clone().requires_grad_()
+    log_ratio = algos.sequence_log_ratio(leaf, old_logprobs, response_mask)
+    start = torch.zeros_like(log_ratio)
+    losses = algos.clipped_policy_loss(log_ratio, start, advantages, response_mask, eps_low=eps, eps_high=eps)
+    return torch.autograd.grad(algos.masked_mean(losses, response_mask, dim=1).sum(), leaf)[0]
+
+
+def _cispo_slopes(logprobs: Tensor, **inputs: Any) -> Tensor:
+    """d/d log π of CISPO's loss of each token."""
+    leaf = logprobs.clone().requires_grad_()
+    return torch.autograd.grad(algos.cispo_loss(leaf, **inputs).sum(), leaf)[0]
+
 
 GOLDENS: dict[str, Golden] = {
     "bradley_terry": Golden(inputs=_SCORES, expected=(0.371100666,), ours=algos.bradley_terry_loss),
@@ -169,6 +211,25 @@ GOLDENS: dict[str, Golden] = {
         inputs=_PAIR | {"tau": 0.1, "chosen_lengths": t(10.0), "rejected_lengths": t(12.0)}, expected=(23.603402778,),
         ours=algos.ipo_loss,
     ),
+    "dpo, per token": Golden(  # log-ratios 1 of 10 tokens and −0.5 of 12
+        inputs=_PAIR | {"beta": 0.1, "chosen_lengths": t(10.0), "rejected_lengths": t(12.0)}, expected=(0.686088934,),
+        ours=algos.dpo_loss,
+    ),
+    "likelihood per token": Golden(
+        inputs={"logprobs": t(-12.0, -15.0), "lengths": t(10.0, 12.0)}, expected=(1.2, 1.25), ours=algos.answer_nll
+    ),
+    "plackett_luce, last places tied": Golden(  # only the best is known
+        inputs={"rewards": _RANKED, "places": torch.tensor([1])}, expected=(0.514295073,), ours=algos.plackett_luce_loss
+    ),
+    "apo, zero": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.962523416,), ours=algos.apo_zero_loss),
+    "apo, down": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.987549342,), ours=algos.apo_down_loss),
+    "bco": Golden(inputs=_PAIR | {"beta": 0.1, "shift": t(0.25)[0]}, expected=(1.312700282,), ours=algos.bco_loss),
+    "sppo": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(36.25,), ours=algos.sppo_loss),
+    "sppo, soft label": Golden(  # P(chosen is better) ¾: goals ±2.5
+        inputs=_PAIR | {"beta": 0.1, "probability": t(0.75)}, expected=(6.25,), ours=algos.sppo_loss
+    ),
+    "exo": Golden(inputs=_PAIR | {"beta": 0.1, "eps": 1e-3}, expected=(2.505516556,), ours=algos.exo_loss),
+    "nca": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(1.350824814,), ours=algos.nca_loss),
     "hinge": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.85,), ours=algos.hinge_loss),
     "kto": Golden(  # the chosen answer, then the rejected one; log-ratios 1 and −0.5
         inputs={
@@ -258,6 +319,42 @@ GOLDENS: dict[str, Golden] = {
         expected=(0.5, 1.0, 2.0),
         ours=algos.truncated_importance_weights,
     ),
+    "truncated importance weights, of answers": Golden(
+        inputs=_SAMPLED | {"cap": 3.5, "level": "sequence"}, expected=(3.0, 3.0, 0.0, 3.5, 3.5, 3.5),
+        ours=algos.truncated_importance_weights,
+    ),
+    "masked importance weights": Golden(
+        inputs=_SAMPLED | {"cap": 5.0, "floor": 0.6}, expected=(0.0, 0.0, 0.0, 1.0, 3.0, 2.0),
+        ours=algos.masked_importance_weights,
+    ),
+    "masked importance weights, of answers": Golden(
+        inputs=_SAMPLED | {"cap": 5.0, "level": "sequence"}, expected=(3.0, 3.0, 0.0, 0.0, 0.0, 0.0),
+        ours=algos.masked_importance_weights,
+    ),
+    "high entropy": Golden(  # the third of five is the limit
+        inputs={"entropies": t(0.3, 2.0, 9.0, 0.1, 1.0, 0.5).view(2, 3),
+                "response_mask": torch.tensor([[True, True, False], [True, True, True]]), "share": 0.6},
+        expected=(0.0, 1.0, 0.0, 0.0, 1.0, 1.0), ours=algos.high_entropy_mask,
+    ),
+    "gspo, log-ratio": Golden(
+        inputs=_ANSWERS, expected=(-0.25, -0.25, 0.0, 0.2, 0.2, 0.2), ours=algos.sequence_log_ratio
+    ),
+    "gspo, coefficients of the scores": Golden(  # of answers with advantages 2 and 1; the second is clipped
+        inputs=_ANSWERS | {"advantages": t(2.0, 2.0, 2.0, 1.0, 1.0, 1.0).view(2, 3), "eps": 0.2},
+        expected=(-0.778800783, -0.778800783, 0.0, 0.0, 0.0, 0.0), ours=_gspo_slopes,
+    ),
+    "cispo": Golden(  # ratios ½, 1 and 8, the last one's weight cut to 5
+        inputs=_WEIGHED | {"eps_low": 1.0, "eps_high": 4.0}, expected=(1.0, 4.0, -30.0), ours=algos.cispo_loss
+    ),
+    "cispo, coefficients of the scores": Golden(
+        inputs=_WEIGHED | {"eps_low": 1.0, "eps_high": 4.0}, expected=(-1.0, -2.0, 10.0), ours=_cispo_slopes
+    ),
+    "bootstrapped rewards": Golden(  # a cut answer of two tokens, one that ended
+        inputs={"rewards": t(0.0, 1.0, 9.0, 0.0, 0.0, 1.0).view(2, 3), "last_values": t(3.0, 3.0),
+                "cut": torch.tensor([True, False]), "gamma": 0.5,
+                "response_mask": torch.tensor([[True, True, False], [True, True, True]])},
+        expected=(0.0, 2.5, 9.0, 0.0, 0.0, 1.0), ours=algos.bootstrapped_rewards,
+    ),
     "k1": Golden(inputs=_TOKENS, expected=(0.5, -1.0), ours=algos.kl_k1),
     "k2": Golden(inputs=_TOKENS, expected=(0.125, 0.5), ours=algos.kl_k2),
     "k3": Golden(inputs=_TOKENS, expected=(0.106530660, 0.718281828), ours=algos.kl_k3),
@@ -311,6 +408,17 @@ GOLDENS: dict[str, Golden] = {
     "group, no std": Golden(
         inputs={"rewards": _GROUP}, expected=(0.75, -0.25, -0.25, -0.25),
         ours=lambda rewards: algos.group_advantage(rewards, std="none"),
+    ),
+    "gdpo": Golden(  # two rewards, of which the second is ten times as large
+        inputs={"rewards": t(1.0, 10.0, 1.0, 0.0, 0.0, 10.0).view(1, 3, 2), "weights": t(1.0, 1.0)},
+        expected=(1.414213562, -0.707106781, -0.707106781), tolerance=1e-5, ours=algos.gdpo_advantage,
+    ),
+    "running scale": Golden(
+        inputs={"batches": ((1.0, 3.0), (5.0, 7.0))}, expected=(1.0, 2.236067977), ours=_running_scale
+    ),
+    "dual ascent": Golden(
+        inputs={"costs": (1.5, 0.0, 0.0), "initial": 0.1, "limit": 0.5, "lr": 0.2}, expected=(0.3, 0.2, 0.1),
+        ours=_prices,
     ),
     "adaptive kl": Golden(
         inputs={"beta": 0.2, "kl": 9.0, "target": 6.0, "sequences": 256, "horizon": 10_000.0}, expected=(0.201024,),

@@ -11,7 +11,7 @@ class Row:
     """One line of the table."""
 
     experiment: str
-    """Which of the seven."""
+    """Which one."""
     algorithm: str
     """What was run."""
     measure: str

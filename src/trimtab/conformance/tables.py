@@ -45,6 +45,7 @@ def train_table(
     seed: int,
     features: Tensor | None = None,
     watch: Callable[[TabularRole], None] | None = None,
+    cost: Tensor | None = None,
 ) -> RlRoles:
     """Run :func:`~trimtab.trainers.train_rl` on a table.
 
@@ -56,15 +57,18 @@ def train_table(
         seed: of the run.
         features: see :class:`TabularRole`.
         watch: called with the policy after every step.
+        cost: ``[actions^depth]``, of every path, a second reward named ``cost``; None: there is none.
     """
     ref, features = ref.float(), None if features is None else features.float()
     policy = TabularRole(tree, ref, features=features)
     critic = TabularRole(tree, critic=True) if isinstance(config, PpoConfig) else None
     roles = cast(Any, RlRoles)(policy=policy, reference=TabularRole(tree, ref), critic=critic)
-    table, sizes = reward.tolist(), [tree.actions**k for k in reversed(range(tree.depth))]
+    tables = {"reward": reward.tolist()} | ({} if cost is None else {"cost": cost.tolist()})
+    sizes = [tree.actions**k for k in reversed(range(tree.depth))]
 
     def score(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-        return {"reward": [table[sum(t * s for t, s in zip(r.tokens, sizes, strict=True))] for r in rollouts]}
+        places = [sum(t * s for t, s in zip(r.tokens, sizes, strict=True)) for r in rollouts]
+        return {name: [table[place] for place in places] for name, table in tables.items()}
 
     def log(_: Any) -> None:
         if watch is not None:

@@ -157,6 +157,41 @@ TRAINING: Mapping[str, Metric] = {
         act="Above that, normalise the reward (`mean`, `std`) or raise `align.score_clip`.",
         where="policy gradients",
     ),
+    "filtered": Metric(
+        title="Filtered answers",
+        meaning="Share of answers that were cut and therefore left out of the loss (`align.overlong_filter`).",
+        unit="share",
+        good="below 20 %",
+        act="Above that, most sampling is wasted: raise `max_new_tokens`, or punish long answers (`missing_eos`, "
+        "`overlong_buffer`) instead of filtering them.",
+        where="policy gradients with `overlong_filter`",
+    ),
+    "importance_masked": Metric(
+        title="Masked tokens",
+        meaning="Share of tokens left out of the policy's loss because the sampler and the trainer disagree about them "
+        "(`align.importance_beyond: mask`).",
+        unit="share",
+        good="below 1 %",
+        act="Above that, see `mismatch`: the sampler's precision or kernels are too different.",
+        where="policy gradients with `importance_beyond: mask`",
+    ),
+    "reward_scale": Metric(
+        title="Reward scale",
+        meaning="Standard deviation of all scores so far, by which scores are divided (`align.running_scale`).",
+        unit="reward",
+        good="settles after a few steps",
+        act="If it keeps growing, the reward has no end: see `score_clip`.",
+        where="policy gradients with `running_scale`",
+    ),
+    "multiplier": Metric(
+        title="Price of the cost",
+        meaning="λ of this step: the weight of the cost in `align.constraint`. `reward` is shown without the cost.",
+        unit="reward per unit of cost",
+        good="settles; 0 where the limit holds by itself",
+        act="If it grows without end, no policy near the reference holds the limit: raise `limit`, or lower "
+        "`kl.coefficient`. If it swings, lower `constraint.lr`.",
+        where="policy gradients with `constraint`",
+    ),
     "flat_groups": Metric(
         title="Flat groups",
         meaning="Share of prompts whose answers all earned the same; they teach group methods nothing.",

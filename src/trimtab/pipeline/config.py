@@ -22,6 +22,7 @@ from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerCo
 from trimtab.trainers import (
     ONLINE,
     DpoConfig,
+    GdpoConfig,
     OfflineConfig,
     OnlineConfig,
     PolicyGradientConfig,
@@ -225,6 +226,8 @@ class RunConfig(Config):
     def _limit_a_reward_model(self) -> Self:
         """Clip a reward model, which is unreliable far from its data; custom rewards are not clipped."""
         align = self.align
+        if isinstance(align, GdpoConfig):  # has no score to clip
+            return self
         if isinstance(align, PolicyGradientConfig) and "score_clip" not in align.model_fields_set:
             alone = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())
             clip = REWARD_MODEL_CLIP if alone else None
@@ -375,6 +378,7 @@ def _check_online(config: RunConfig) -> Iterator[str]:
     ptx = align.ptx if isinstance(align, PolicyGradientConfig) else None
     if ptx is not None and not (ptx.data or data.demonstrations):
         yield "align.ptx needs conversations: data.demonstrations or align.ptx.data"
+    yield from _check_constraint(config, align)
     try:
         check_rl(align, prompts=1)
     except ConfigError as error:
@@ -389,6 +393,26 @@ def _check_online(config: RunConfig) -> Iterator[str]:
         yield (
             f"align.sampler.max_new_tokens ({align.sampler.max_new_tokens}) leaves no room for a prompt in "
             f"model.context ({config.model.context})"
+        )
+
+
+def _check_constraint(config: RunConfig, align: OnlineConfig) -> Iterator[str]:
+    limit = align.constraint if isinstance(align, PolicyGradientConfig) else None
+    if limit is None:
+        return
+    source = (config.rewards or {}).get(limit.reward)
+    if source is None:
+        names = ", ".join(config.rewards or {}) or "the reward model alone"
+        yield (
+            f"align.constraint.reward is {limit.reward!r} and rewards has {names}; name the reward that is the cost, "
+            "beside another one to maximise"
+        )
+    elif len(config.rewards or {}) == 1:
+        yield f"align.constraint.reward is {limit.reward!r}, the only reward: nothing is left to maximise; add one"
+    elif source.weight != 1:
+        yield (
+            f"rewards.{limit.reward}.weight is {source.weight:g} and align.constraint sets its weight to minus the "
+            "price; leave the weight out"
         )
 
 

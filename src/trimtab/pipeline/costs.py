@@ -222,7 +222,8 @@ def _offline_cost(sizing: Sizing, align: PairConfig | KtoConfig) -> Cost:
         items, flops = count * answers, tokens * align.epochs * (2 * lower + upper + 3 * upper / 2)
     else:
         reference = 0.0 if not OFFLINE[align.method].reference else upper / 2
-        items, flops = count, tokens * (lower + upper * align.epochs + reference)
+        again = align.epochs * upper / 2 if OFFLINE[align.method].mean_ratio(align) else 0.0
+        items, flops = count, tokens * (lower + upper * align.epochs + reference + again)
     return Cost(
         what=f"{count} {what.format(answers)}, {align.batch} a step",
         updates=round(-(-items // align.batch) * align.epochs),

@@ -6,16 +6,23 @@ from trimtab.trainers.kto import Judged, encode_ratings, evaluate_kto, judged_fr
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
 from trimtab.trainers.methods import METHODS, OFFLINE, ONLINE, OfflineMethod, OnlineMethod, methods_with
 from trimtab.trainers.offline_config import (
+    ApoDownConfig,
+    ApoZeroConfig,
+    BcoConfig,
     CpoConfig,
     DpoConfig,
+    ExoConfig,
     HingeConfig,
     IpoConfig,
     KtoConfig,
+    NcaConfig,
     OfflineConfig,
     OrpoConfig,
     PairConfig,
+    PlackettLuceConfig,
     PreferenceConfig,
     SimpoConfig,
+    SppoConfig,
 )
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
@@ -23,13 +30,18 @@ from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
 from trimtab.trainers.reference import answer_logprobs, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
+from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
     AnyRlConfig,
+    CispoConfig,
     ClippedConfig,
+    ConstraintConfig,
     DapoConfig,
     DrGrpoConfig,
+    GdpoConfig,
     GroupConfig,
     GrpoConfig,
+    GspoConfig,
     KLConfig,
     MissingEosConfig,
     OnlineConfig,
@@ -43,7 +55,6 @@ from trimtab.trainers.rl_config import (
     RlConfig,
     RlooConfig,
     StepKLConfig,
-    check_rl,
 )
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
@@ -53,15 +64,23 @@ __all__ = [
     "OFFLINE",
     "ONLINE",
     "AnyRlConfig",
+    "ApoDownConfig",
+    "ApoZeroConfig",
+    "BcoConfig",
     "Checkpoints",
+    "CispoConfig",
     "ClippedConfig",
+    "ConstraintConfig",
     "CpoConfig",
     "DapoConfig",
     "DpoConfig",
     "DrGrpoConfig",
+    "ExoConfig",
     "Fall",
+    "GdpoConfig",
     "GroupConfig",
     "GrpoConfig",
+    "GspoConfig",
     "GuardConfig",
     "HingeConfig",
     "IpoConfig",
@@ -71,6 +90,7 @@ __all__ = [
     "Learner",
     "Metrics",
     "MissingEosConfig",
+    "NcaConfig",
     "Norms",
     "OfflineConfig",
     "OfflineMethod",
@@ -80,6 +100,7 @@ __all__ = [
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
+    "PlackettLuceConfig",
     "PolicyGradientConfig",
     "PpoConfig",
     "PreferenceConfig",
@@ -96,6 +117,7 @@ __all__ = [
     "Session",
     "SftConfig",
     "SimpoConfig",
+    "SppoConfig",
     "StepKLConfig",
     "answer_logprobs",
     "check_rl",

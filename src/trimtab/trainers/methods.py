@@ -5,9 +5,10 @@
 1. ``rl_config.py`` (``offline_config.py`` if it learns from judged answers): a configuration class with the method's
    name in ``method`` and its own settings, and a place in the union of methods. This makes it part of recipes, of the
    reference pages and of the checks of every setting.
-2. This file: a row. For an online method: how advantages come from rewards, how token losses are reduced, and the
-   update (:func:`~trimtab.trainers.rl_update.clipped_update` unless the loss is another one). For an offline method:
-   the loss of a pair. For both: the label on the page and the objective as ``trimtab plan`` prints it.
+2. This file: a row. For an online method: how advantages come from rewards, how token losses are reduced, the
+   surrogate if it is not PPO's, and the update (:func:`~trimtab.trainers.rl_update.clipped_update` unless the loss is
+   another one). For an offline method: the loss of a pair or of a ranking. For both: the label, what the method is
+   known to do wrong, and the objective as ``trimtab plan`` prints it.
 
 A formula that no other method has goes into :mod:`trimtab.algos` as a pure function, with its equation, source and a
 test against values from elsewhere. Nothing else needs to know the method: the trainers, the plan, the report and the
@@ -26,32 +27,52 @@ from typing import Any
 from torch import Tensor
 
 from trimtab.algos import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
     cpo_loss,
     dpo_loss,
-    gae,
+    exo_loss,
     group_advantage,
     hinge_loss,
     ipo_loss,
-    masked_mean,
+    nca_loss,
     orpo_loss,
-    reduce_sum,
-    reinforce_pp_advantage,
-    reinforce_pp_baseline_advantage,
+    plackett_luce_loss,
     rloo_advantage,
     simpo_loss,
-    whiten,
+    sppo_loss,
 )
-from trimtab.algos.masking import masked
-from trimtab.algos.shapes import MaskBT, MaskGK, TensorBT, TensorGK
+from trimtab.algos.shapes import MaskBT, MaskNK, TensorBR, TensorBT, TensorN, TensorNK, TensorR
 from trimtab.trainers import offline_config as offline
 from trimtab.trainers import rl_config as online
 from trimtab.trainers.learner import Metrics, Norms
+from trimtab.trainers.method_parts import (
+    Advantages,
+    answer_mean,
+    answer_sum,
+    cispo_surrogate,
+    constant_length,
+    gdpo_advantages,
+    gspo_surrogate,
+    penalised,
+    per_answer,
+    ppo_advantages,
+    reinforce_pp_advantages,
+    reinforce_pp_baseline_advantages,
+    text,
+    token_mean,
+    whitened_gain,
+)
 from trimtab.trainers.pairs import Pairs
-from trimtab.trainers.rl_update import Update, clipped_update, online_dpo_update, rejection_update
-
-Advantages = Callable[[Any, TensorBT, TensorBT, MaskBT], tuple[TensorBT, TensorBT | None]]
-"""(config, rewards ``[B, T]``, the critic's values ``[B, T]`` or zeros, response mask ``[B, T]``) → advantages ``[B,
-T]`` and, for a method with a critic, returns ``[B, T]``."""
+from trimtab.trainers.rl_update import (
+    Surrogate,
+    Update,
+    clipped_surrogate,
+    clipped_update,
+    online_dpo_update,
+    rejection_update,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +83,36 @@ class OnlineMethod:
     """Its settings."""
     label: str
     """Its name for readers."""
+    flaw: str
+    """What it is known to do wrong."""
+    start: bool = False
+    """True: one to begin with, for its kind of data."""
     objective: Callable[[Any], str]
     """(config) → what it maximises or minimises, with the settings filled in."""
     update: Callable[[Update[Any]], Metrics]
     """What a rollout batch does to the policy."""
     advantages: Advantages | None = None
     """How much better each token was than expected; None: the update uses scores only."""
+    component_advantages: Callable[[Any, TensorBR, TensorR, MaskBT], TensorBT] | None = None
+    """(config, each named reward ``[B, R]``, their weights ``[R]``, response mask ``[B, T]``) → advantages ``[B, T]``,
+    in place of ``advantages``; None: the method knows only the weighted sum."""
     reduction: Callable[[Any, TensorBT, MaskBT, Norms], Tensor] | None = None
     """(config, token losses ``[B, T]``, response mask ``[B, T]``, sizes of the optimiser step) → the micro-batch's
     share of the step's loss; None: the update reduces its own loss."""
+    surrogate: Surrogate = clipped_surrogate
+    """What :func:`~trimtab.trainers.rl_update.clipped_update` minimises at each token: PPO's clipped ratio, or another
+    loss of the ratio."""
     critic: bool = False
     """True: it trains a critic."""
     step_rewards: bool = False
     """True: a reward counts only for the tokens before it, so rewards can be placed at the steps of an answer."""
     skips_flat_groups: bool = False
     """True: groups whose answers all have the same score are left out of the update."""
+
+    @property
+    def several_rewards(self) -> bool:
+        """True: it knows each named reward, not only their weighted sum."""
+        return self.component_advantages is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +123,20 @@ class OfflineMethod:
     """Its settings."""
     label: str
     """Its name for readers."""
+    flaw: str
+    """What it is known to do wrong."""
+    start: bool = False
+    """True: one to begin with, for its kind of data."""
     objective: Callable[[Any], str]
     """(config) → what it minimises, with the settings filled in."""
     loss: Callable[[Any, Pairs], Tensor] | None = None
-    """(config, pairs) → ``[P]``; None: it learns from single answers."""
+    """(config, pairs) → ``[P]``; None: it learns from single answers, or from whole rankings."""
+    ranking_loss: Callable[[Any, TensorNK, MaskNK, TensorN], Tensor] | None = None
+    """(config, log π/ref ``[N, K]`` from best to worst, which places hold an answer, how many of them are ordered
+    ``[N]``) → ``[N]``; None: it learns from pairs, or from single answers."""
+    mean_ratio: Callable[[Any], bool] = lambda config: False
+    """(config) → True: its loss needs :attr:`~trimtab.trainers.pairs.Pairs.mean_ratio`, for one more pass of each
+    step."""
     reference: bool = True
     """True: it compares with the log-probabilities of a reference model."""
     soft_labels: bool = False
@@ -98,102 +144,47 @@ class OfflineMethod:
     per_token_gap: Callable[[Any], bool] = lambda config: False
     """(config) → True: it compares log-probabilities averaged over the tokens of an answer."""
 
-
-# Advantages -------------------------------------------------------------------------------
-
-
-def _per_answer(advantage: Callable[[Any, TensorGK, MaskGK], TensorGK]) -> Advantages:
-    """One advantage for all tokens of an answer, from the group's total rewards and which answers have a token."""
-
-    def advantages(config: Any, rewards: TensorBT, values: TensorBT, mask: MaskBT) -> tuple[TensorBT, None]:
-        totals, answered = rewards.sum(dim=1).view(-1, config.group), mask.any(dim=1).view(-1, config.group)
-        return masked(advantage(config, totals, answered).reshape(-1, 1).expand_as(rewards), mask), None
-
-    return advantages
-
-
-def _ppo(config: online.PpoConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT) -> tuple[TensorBT, TensorBT]:
-    advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
-    return (whiten(advantages, mask) if config.whiten_advantages else advantages), returns
-
-
-def _reinforce_pp(
-    config: online.ReinforcePpConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT
-) -> tuple[TensorBT, None]:
-    return reinforce_pp_advantage(rewards, mask, gamma=config.gamma), None
-
-
-def _reinforce_pp_baseline(
-    config: online.ReinforcePpBaselineConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT
-) -> tuple[TensorBT, None]:
-    return reinforce_pp_baseline_advantage(rewards, mask, group=config.group, gamma=config.gamma), None
-
-
-# Reductions -------------------------------------------------------------------------------
-
-
-def token_mean(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
-    """Mean over all tokens."""
-    return reduce_sum(losses, mask, norm=norms.tokens)
-
-
-def answer_sum(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
-    """Sum over the tokens of an answer, mean over answers."""
-    return reduce_sum(losses, mask, norm=norms.sequences)
-
-
-def answer_mean(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
-    """Mean over the tokens of an answer, mean over answers."""
-    return reduce_sum(masked_mean(losses, mask, dim=1), norm=norms.sequences)
-
-
-def constant_length(config: Any, losses: TensorBT, mask: MaskBT, norms: Norms) -> Tensor:
-    """Sum over the tokens of an answer divided by ``max_new_tokens``, mean over answers."""
-    return reduce_sum(losses, mask, norm=norms.sequences * config.sampler.max_new_tokens)
-
-
-# Objectives as text -----------------------------------------------------------------------
-
-
-def _penalised(gain: Callable[[Any], str]) -> Callable[[Any], str]:
-    """The objective of a method with a clipped ratio: ``gain`` is the part without the penalty."""
-
-    def objective(config: online.PolicyGradientConfig) -> str:
-        kl, term = config.kl, "KL(π‖reference)"
-        if kl.place == "loss":
-            per_token = kl.estimator not in (None, "sequence")
-            term = f"{kl.estimator} of each token, in the loss" if per_token else f"{term}, in the loss"
-        penalty = f"{kl.coefficient:g}·{term}"
-        if kl.target is not None:
-            penalty += f" (adaptive, towards {kl.target:g} nats per answer)"
-        if config.ptx is not None:
-            penalty += f" + {config.ptx.coefficient:g}·log π(conversations)"
-        return f"max {gain(config)} − {penalty}"
-
-    return objective
-
-
-def _whitened_gain(config: Any) -> str:
-    """A penalty in the reward is divided by σ as well, so only one in the loss stands beside a divided reward."""
-    whitened = not isinstance(config, online.PpoConfig) or config.whiten_advantages
-    return "E[reward]/σ of the batch" if whitened and config.kl.place == "loss" else "E[reward]"
-
-
-def _text(template: str) -> Callable[[Any], str]:
-    return lambda config: template.format(**config.model_dump())
+    @property
+    def listwise(self) -> bool:
+        """True: it learns from whole rankings."""
+        return self.ranking_loss is not None
 
 
 # The table --------------------------------------------------------------------------------
 
+
+def _dpo(config: offline.DpoConfig, pairs: Pairs) -> Tensor:
+    """DPO, on sums or per token, with or without the likelihood of the better answer."""
+    losses = dpo_loss(
+        *pairs.logprobs,
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        smoothing=config.smoothing,
+        probability=None if pairs.certain else pairs.probability,
+        **(pairs.lengths if config.normalise else {}),
+    )
+    return losses + config.nll * pairs.nll if config.nll else losses
+
+
+def _dpo_objective(config: offline.DpoConfig) -> str:
+    likelihood = f" + {config.nll:g}·NLL of the better per token" if config.nll else ""
+    return (
+        f"min −log σ(β·h){likelihood}, h = gap of log(π/ref){' per token' if config.normalise else ''}, "
+        f"β = {config.beta:g}, ε = {config.label_smoothing:g} ({config.smoothing})"
+    )
+
+
 _clipped = partial(OnlineMethod, update=clipped_update)
-_standardised = _per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std))
+_standardised = per_answer(lambda config, totals, answered: group_advantage(totals, answered, std=config.std))
 
 _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     _clipped(
         config=online.PpoConfig,
         label="PPO",
-        objective=_penalised(_whitened_gain),
-        advantages=_ppo,
+        flaw="the critic is a second model to train; while it is wrong, advantages are mostly noise",
+        start=True,
+        objective=penalised(whitened_gain),
+        advantages=ppo_advantages,
         reduction=token_mean,
         critic=True,
         step_rewards=True,
@@ -201,76 +192,110 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     _clipped(
         config=online.RlooConfig,
         label="RLOO",
-        objective=_penalised(lambda config: "E[reward]"),
-        advantages=_per_answer(lambda config, totals, answered: rloo_advantage(totals, answered)),
+        flaw="one advantage for all tokens of an answer, so long answers learn slowly",
+        start=True,
+        objective=penalised(lambda config: "E[reward]"),
+        advantages=per_answer(lambda config, totals, answered: rloo_advantage(totals, answered)),
         reduction=answer_sum,
     ),
     _clipped(
         config=online.GrpoConfig,
         label="GRPO",
-        objective=_penalised(lambda config: "E[(reward − group mean)/group σ, mean over each answer's tokens]"),
+        flaw="the deviation turns the gradient: prompts with little spread weigh as much as others; short "
+        "answers weigh more per token",
+        objective=penalised(lambda config: "E[(reward − group mean)/group σ, mean over each answer's tokens]"),
         advantages=_standardised,
         reduction=answer_mean,
     ),
     _clipped(
         config=online.DrGrpoConfig,
         label="Dr. GRPO",
-        objective=_penalised(lambda config: f"{1 - 1 / config.group:.3g}·E[reward]"),
-        advantages=_per_answer(lambda config, totals, answered: group_advantage(totals, answered, std="none")),
+        flaw="the step is (k − 1)/k of the gradient, and its size depends on max_new_tokens",
+        objective=penalised(lambda config: f"{1 - 1 / config.group:.3g}·E[reward]"),
+        advantages=per_answer(lambda config, totals, answered: group_advantage(totals, answered, std="none")),
         reduction=constant_length,
     ),
     _clipped(
         config=online.DapoConfig,
         label="DAPO",
-        objective=_penalised(lambda config: "E[(reward − group mean)/group σ, mean over all tokens]"),
+        flaw="as GRPO; flat groups cost up to several times the sampling",
+        objective=penalised(lambda config: "E[(reward − group mean)/group σ, mean over all tokens]"),
         advantages=_standardised,
         reduction=token_mean,
         skips_flat_groups=True,
     ),
     _clipped(
+        config=online.GspoConfig,
+        label="GSPO",
+        flaw="as GRPO; one token cannot be credited or clipped by itself",
+        objective=penalised(lambda config: "E[(reward − group mean)/group σ], ratio of whole answers"),
+        advantages=_standardised,
+        surrogate=gspo_surrogate,
+        reduction=answer_mean,
+    ),
+    _clipped(
+        config=online.CispoConfig,
+        label="CISPO",
+        flaw="as GRPO; without a lower clip, nothing stops an update that moves far: set kl.stop",
+        objective=penalised(lambda config: "E[(reward − group mean)/group σ, mean over all tokens], weights clipped"),
+        advantages=_standardised,
+        surrogate=cispo_surrogate,
+        reduction=token_mean,
+    ),
+    _clipped(
+        config=online.GdpoConfig,
+        label="GDPO",
+        flaw="as GRPO for each reward; weights are between deviations, not between units",
+        objective=penalised(lambda config: "E[Σ weight·(reward − group mean)/group σ of each reward]/σ of the batch"),
+        component_advantages=gdpo_advantages,
+        reduction=answer_mean,
+    ),
+    _clipped(
         config=online.ReinforcePpConfig,
         label="REINFORCE++",
-        objective=_penalised(_whitened_gain),
-        advantages=_reinforce_pp,
+        flaw="the baseline is the mean of all prompts, so easy prompts look good and hard ones bad",
+        objective=penalised(whitened_gain),
+        advantages=reinforce_pp_advantages,
         reduction=token_mean,
         step_rewards=True,
     ),
     _clipped(
         config=online.ReinforcePpBaselineConfig,
         label="REINFORCE++ with baseline",
-        objective=_penalised(lambda config: "E[(reward − group mean)/σ of the batch]"),
-        advantages=_reinforce_pp_baseline,
+        flaw="prompts with little spread hardly count",
+        objective=penalised(lambda config: "E[(reward − group mean)/σ of the batch]"),
+        advantages=reinforce_pp_baseline_advantages,
         reduction=token_mean,
         step_rewards=True,
     ),
     OnlineMethod(
         config=online.OnlineDpoConfig,
         label="Online DPO",
-        objective=_text("min −log σ({beta:g}·h) on the best and the worst of {group} sampled answers"),
+        flaw="learns from the best and the worst answer only; how much better is lost",
+        objective=text("min −log σ({beta:g}·h) on the best and the worst of {group} sampled answers"),
         update=online_dpo_update,
     ),
     OnlineMethod(
         config=online.RejectionConfig,
         label="Rejection sampling",
-        objective=_text("max log π(the best {keep} of {group} sampled answers), at temperature 1"),
+        flaw="slow, and no KL penalty: only what is sampled often enough can be learned",
+        objective=text("max log π(the best {keep} of {group} sampled answers), at temperature 1"),
         update=rejection_update,
     ),
     OfflineMethod(
         config=offline.DpoConfig,
         label="DPO",
-        objective=_text("min −log σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {label_smoothing:g} ({smoothing})"),
-        loss=lambda config, pairs: dpo_loss(
-            *pairs.logprobs,
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-            smoothing=config.smoothing,
-            probability=None if pairs.certain else pairs.probability,
-        ),
+        flaw="pushes certain labels without end, and can make the better answer less likely too",
+        start=True,
+        objective=_dpo_objective,
+        loss=_dpo,
         soft_labels=True,
+        per_token_gap=lambda config: config.normalise,
     ),
     OfflineMethod(
         config=offline.IpoConfig,
         label="IPO",
+        flaw="τ must fit the length of answers unless normalise is set",
         objective=lambda config: (
             f"min (h − 1/(2τ))², h = gap of log(π/ref){' per token' if config.normalise else ''}, τ = {config.tau:g}"
         ),
@@ -286,13 +311,15 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.HingeConfig,
         label="Hinge",
-        objective=_text("min max(0, 1 − β·h), h = gap of log(π/ref), β = {beta:g}"),
+        flaw="pairs beyond the margin teach nothing",
+        objective=text("min max(0, 1 − β·h), h = gap of log(π/ref), β = {beta:g}"),
         loss=lambda config, pairs: hinge_loss(*pairs.logprobs, beta=config.beta),
     ),
     OfflineMethod(
         config=offline.OrpoConfig,
         label="ORPO",
-        objective=_text("min NLL of the better − λ·log σ(log-odds gap), λ = {lam:g}"),
+        flaw="no reference: nothing holds the policy near its start",
+        objective=text("min NLL of the better − λ·log σ(log-odds gap), λ = {lam:g}"),
         loss=lambda config, pairs: orpo_loss(pairs.chosen, pairs.rejected, **pairs.lengths, lam=config.lam),
         reference=False,
         per_token_gap=lambda config: True,
@@ -300,7 +327,8 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.SimpoConfig,
         label="SimPO",
-        objective=_text("min −log σ(β·gap of log π per token − γ), β = {beta:g}, γ = {gamma:g}"),
+        flaw="no reference; β and γ must be tuned, and the model may drift far",
+        objective=text("min −log σ(β·gap of log π per token − γ), β = {beta:g}, γ = {gamma:g}"),
         loss=lambda config, pairs: simpo_loss(
             pairs.chosen, pairs.rejected, **pairs.lengths, beta=config.beta, gamma=config.gamma
         ),
@@ -310,7 +338,8 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.CpoConfig,
         label="CPO",
-        objective=_text("min −log σ(β·gap of log π) + α·NLL of the better ({nll}), β = {beta:g}, α = {alpha:g}"),
+        flaw="no reference; the likelihood term is all that holds it",
+        objective=text("min −log σ(β·gap of log π) + α·NLL of the better ({nll}), β = {beta:g}, α = {alpha:g}"),
         loss=lambda config, pairs: cpo_loss(
             pairs.chosen,
             pairs.rejected,
@@ -321,9 +350,64 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         reference=False,
     ),
     OfflineMethod(
+        config=offline.PlackettLuceConfig,
+        label="Plackett–Luce",
+        flaw="needs rankings without ties above the last place; sure of the order of bad answers, too",
+        objective=text("min −log P(ranking) under rewards β·log(π/ref), β = {beta:g}"),
+        ranking_loss=lambda config, ratios, mask, places: plackett_luce_loss(config.beta * ratios, mask, places=places),
+    ),
+    OfflineMethod(
+        config=offline.ApoZeroConfig,
+        label="APO-zero",
+        flaw="drives probabilities to 0 and 1; wrong if the model is already better than the chosen answers",
+        objective=text("min 1 − σ(r_w) + σ(r_l), r = {beta:g}·log(π/ref)"),
+        loss=lambda config, pairs: apo_zero_loss(*pairs.logprobs, beta=config.beta),
+    ),
+    OfflineMethod(
+        config=offline.ApoDownConfig,
+        label="APO-down",
+        flaw="lowers every answer of the data, so probability goes to what nobody judged",
+        objective=text("min σ(r_w) + 1 − σ(r_w − r_l), r = {beta:g}·log(π/ref)"),
+        loss=lambda config, pairs: apo_down_loss(*pairs.logprobs, beta=config.beta),
+    ),
+    OfflineMethod(
+        config=offline.BcoConfig,
+        label="BCO",
+        flaw="two passes of the policy a step; δ is noisy in small steps",
+        objective=text("min −log σ(r_w − δ) − log σ(δ − r_l), r = {beta:g}·log(π/ref), δ = mean of r over the step"),
+        loss=lambda config, pairs: bco_loss(*pairs.logprobs, pairs.mean_ratio, beta=config.beta),
+        mean_ratio=lambda config: True,
+    ),
+    OfflineMethod(
+        config=offline.SppoConfig,
+        label="SPPO",
+        flaw="ignores the normaliser of its target, so its end is not a known policy",
+        objective=text("min (log π_w/ref − (p − ½)/β)² + (log π_l/ref + (p − ½)/β)², p = P(w beats l), β = {beta:g}"),
+        loss=lambda config, pairs: sppo_loss(
+            *pairs.logprobs, beta=config.beta, probability=None if pairs.certain else pairs.probability
+        ),
+        soft_labels=True,
+    ),
+    OfflineMethod(
+        config=offline.ExoConfig,
+        label="EXO",
+        flaw="gradient vanishes where the policy is sure of the wrong answer",
+        objective=text("min KL((q, 1 − q)‖(1 − ε, ε)), q = σ(β·h), h = gap of log(π/ref), β = {beta:g}, ε = {eps:g}"),
+        loss=lambda config, pairs: exo_loss(*pairs.logprobs, beta=config.beta, eps=config.eps),
+    ),
+    OfflineMethod(
+        config=offline.NcaConfig,
+        label="NCA",
+        flaw="changes little once chosen answers are as likely as twice the reference",
+        objective=text("min −log σ(r_w) − ½·log σ(−r_w) − ½·log σ(−r_l), r = {beta:g}·log(π/ref)"),
+        loss=lambda config, pairs: nca_loss(*pairs.logprobs, beta=config.beta),
+    ),
+    OfflineMethod(
         config=offline.KtoConfig,
         label="KTO",
-        objective=_text(
+        flaw="needs both kinds in a batch; weaker than pairs where pairs exist",
+        start=True,
+        objective=text(
             "min λ_D(1 − σ(β(r − z))) if liked, λ_U(1 − σ(β(z − r))) if not; β = {beta:g}, "
             "λ_D = {weight_desirable:g}, λ_U = {weight_undesirable:g}"
         ),

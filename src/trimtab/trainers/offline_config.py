@@ -42,6 +42,12 @@ class DpoConfig(OfflineConfig):
     """ε, the share of labels believed to be wrong."""
     smoothing: Literal["conservative", "robust"] = "conservative"
     """``conservative``: cDPO; ``robust``: unbiased for the loss under the true labels."""
+    normalise: bool = False
+    """True: each answer's log-ratio is divided by its tokens, so that length earns nothing (length-normalised DPO). β
+    is then per nat per token: choose it about as many times larger as answers have tokens (5 in Tülu 3)."""
+    nll: float = Field(default=0.0, ge=0.0)
+    """α: weight of the better answer's negative log-likelihood per token beside the DPO loss (RPO; 1 in the paper). It
+    keeps the better answers likely. 0: none."""
 
 
 class IpoConfig(OfflineConfig):
@@ -115,7 +121,86 @@ class CpoConfig(OfflineConfig):
     authors' code, or summed over each answer, as in the paper."""
 
 
-PairConfig = DpoConfig | IpoConfig | HingeConfig | OrpoConfig | SimpoConfig | CpoConfig
+class PlackettLuceConfig(OfflineConfig):
+    """List-wise DPO: the likelihood of a whole ranking under the rewards β·log(π/ref) that the policy implies."""
+
+    method: Literal["plackett_luce"] = "plackett_luce"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat: penalty for diverging from the reference."""
+
+
+class ApoZeroConfig(OfflineConfig):
+    """Anchored preference optimisation, zero: the better answers go up, the others down."""
+
+    method: Literal["apo_zero"] = "apo_zero"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat."""
+
+
+class ApoDownConfig(OfflineConfig):
+    """Anchored preference optimisation, down: both answers go down, the worse one further."""
+
+    method: Literal["apo_down"] = "apo_down"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat."""
+
+
+class BcoConfig(OfflineConfig):
+    """Binary classifier optimisation on pairs."""
+
+    method: Literal["bco"] = "bco"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat."""
+
+
+class SppoConfig(OfflineConfig):
+    """Self-play preference optimisation: each log-ratio is regressed to how often its answer wins."""
+
+    method: Literal["sppo"] = "sppo"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β: log-ratios of certain labels are regressed to ±1/(2β) nats. The paper's η is 1/β."""
+
+
+class ExoConfig(OfflineConfig):
+    """Efficient exact optimisation: the reverse KL to the labels, where DPO minimises the forward one."""
+
+    method: Literal["exo"] = "exo"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat."""
+    eps: float = Field(default=1e-3, gt=0.0, lt=0.5)
+    """ε, the share of labels believed to be wrong; pairs end at a gap of log((1 − ε)/ε)/β nats."""
+
+
+class NcaConfig(OfflineConfig):
+    """Noise-contrastive alignment: raises the likelihood of the better answers, not only above that of the others."""
+
+    method: Literal["nca"] = "nca"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat."""
+
+
+PairConfig = (
+    DpoConfig
+    | IpoConfig
+    | HingeConfig
+    | OrpoConfig
+    | SimpoConfig
+    | CpoConfig
+    | PlackettLuceConfig
+    | ApoZeroConfig
+    | ApoDownConfig
+    | BcoConfig
+    | SppoConfig
+    | ExoConfig
+    | NcaConfig
+)
 """Methods that learn from rankings."""
 
 PreferenceConfig = Annotated[PairConfig | KtoConfig, Field(discriminator="method")]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trimtab.algos import answer_nll
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
@@ -31,11 +33,19 @@ class Pairs:
     """``[P]``, P(chosen is better)."""
     certain: bool
     """True: all of them are 1."""
+    mean_ratio: Tensor
+    """A scalar, nats: ½·(log π/ref of the better answer + that of the other one), averaged over the pairs of the whole
+    optimiser step with their weights, under the policy before it; 0 for methods that do not need it. A constant."""
 
     @property
     def logprobs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``chosen``, ``rejected``, ``ref_chosen``, ``ref_rejected``."""
         return self.chosen, self.rejected, self.ref_chosen, self.ref_rejected
+
+    @property
+    def nll(self) -> Tensor:
+        """``[P]``, of the better answer, nats per token."""
+        return answer_nll(self.chosen, self.chosen_lengths)
 
     @property
     def lengths(self) -> dict[str, Tensor]:

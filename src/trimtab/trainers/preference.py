@@ -3,12 +3,13 @@
 L = (1/N) Σ_rankings w · mean over its strict pairs of ℓ(pair),  N = Σ w of the optimiser step
 
 ℓ is a function of log π(answer) summed over response tokens and, for methods with a reference, of log ref(answer);
-which one is in the method's row of :mod:`trimtab.trainers.methods`. Every answer of a ranking is run once, however
+which one is in the method's row of :mod:`trimtab.trainers.methods`. A method may have a loss of the whole ranking in
+place of the mean over its pairs. Every answer of a ranking is run once, however
 many pairs it is in.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class _Part:
     """``[answers]``, log ref, nats; None: the method has no reference."""
     mean_chosen_length: float
     """See :class:`Pairs`; of the whole step."""
+    mean_ratio: float = 0.0
+    """The same."""
 
 
 def train_preference(
@@ -77,7 +80,8 @@ def train_preference(
     def parts(places: list[int]) -> list[tuple[list[str], _Part]]:
         chosen = [usable[i] for i in places]
         reference = None if known is None else [known[i] for i in places]
-        return [(part.batch.ids, part) for part in _parts(policy, chosen, reference, config.micro_batch_tokens)]
+        parts = _parts(policy, chosen, reference, config.micro_batch_tokens)
+        return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states)]
 
     def loss(part: _Part, norms: Norms) -> tuple[Tensor, Metrics]:
         return _pair_loss(policy, part, norms, config, states)
@@ -104,7 +108,7 @@ def evaluate_preference(
     except DataError:
         return {}
     norms = Norms(tokens=0, sequences=sum(r.weight for r in usable))
-    parts = _parts(policy, usable, known, config.micro_batch_tokens)
+    parts = _with_mean_ratio(policy, _parts(policy, usable, known, config.micro_batch_tokens), config)
     return added_up(_pair_loss(policy, part, norms, config) for part in parts)
 
 
@@ -125,6 +129,13 @@ def _usable(
         )
     if soft and isinstance(config, DpoConfig) and config.label_smoothing:
         raise ConfigError("align.label_smoothing and soft labels both say how sure a label is; set label_smoothing: 0")
+    if soft and isinstance(config, DpoConfig) and config.nll:
+        raise ConfigError(
+            f"align.nll imitates the better answer, and {len(soft)} of {len(rankings)} preferences carry soft labels "
+            f"(first: {soft[0]}), which leave open which one that is; set nll: 0, or aggregate to certain ranks"
+        )
+    if method.ranking_loss is not None:
+        _check_order(rankings, config)
     usable = [i for i, r in enumerate(rankings) if len(r.pairs())]
     if not usable:
         raise DataError(
@@ -132,6 +143,61 @@ def _usable(
             "to learn; check the labels with `trimtab data check`"
         )
     return [rankings[i] for i in usable], None if reference is None else [reference[i] for i in usable]
+
+
+def _check_order(rankings: Sequence[Ranking], config: PairConfig) -> None:
+    """Refuse rankings with ties above the last place: a loss of whole rankings has no formula for them.
+
+    Raises:
+        DataError: naming the first.
+    """
+    tied = [r.id for r in rankings if any(r.ranks.count(rank) > 1 for rank in r.ranks if rank < max(r.ranks))]
+    if tied:
+        raise DataError(
+            f"{len(tied)} of {len(rankings)} preferences rank two answers alike above the last place (first: "
+            f"{tied[0]}), which align.method {config.method!r} has no formula for; use align.method dpo, which learns "
+            "from every strict pair, or remove them"
+        )
+
+
+def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-ratios ``[answers]`` as ``[N, K]`` from best to worst, which places are filled, and how many are ordered.
+
+    Of answers with the same tokens only the best stays: an answer is not worse than itself.
+    """
+    rows, ordered, start = [], [], 0
+    for ranking in rankings:
+        seen: dict[tuple[int, ...], int] = {}
+        for place in sorted(range(len(ranking.sequences)), key=lambda i: ranking.ranks[i]):
+            seen.setdefault(tuple(ranking.sequences[place]), place)
+        places = list(seen.values())
+        ranks = [ranking.ranks[place] for place in places]
+        last = sum(rank == ranks[-1] for rank in ranks)
+        ordered.append(len(ranks) - last if last > 1 else len(ranks) - 1)
+        rows.append([start + place for place in places])
+        start += len(ranking.sequences)
+    width = max(map(len, rows))
+    index = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=ratios.device)
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=ratios.device)
+    return ratios[index], mask, torch.tensor(ordered, device=ratios.device)
+
+
+@torch.no_grad()
+def _with_mean_ratio(
+    policy: Role, parts: list[_Part], config: PairConfig, states: FrozenStates | None = None
+) -> list[_Part]:
+    """The parts of a step with its mean log-ratio, which one more pass gives, if the method needs it."""
+    if not OFFLINE[config.method].mean_ratio(config):
+        return parts
+    total = weights = 0.0
+    for part in parts:
+        tokens, table = part.batch.tokens, PairTable.of(part.batch.rankings)
+        sums = masked_sum(policy.logprobs(tokens, states=states), tokens.response_mask, dim=1)
+        ratios = sums if part.reference is None else sums - part.reference.to(sums)
+        weight = sums.new_tensor(table.weights)
+        both = ratios[table.better.to(sums.device)] + ratios[table.worse.to(sums.device)]
+        total, weights = total + float((weight * both).sum()) / 2, weights + sum(table.weights)
+    return [replace(part, mean_ratio=total / weights) for part in parts]
 
 
 def _parts(
@@ -173,9 +239,14 @@ def _pair_loss(
         mean_chosen_length=part.mean_chosen_length,
         probability=sums.new_tensor(table.probabilities),
         certain=all(p == 1.0 for p in table.probabilities),
+        mean_ratio=sums.new_tensor(part.mean_ratio),
     )
-    assert method.loss is not None
-    losses = method.loss(config, pairs)
+    if method.ranking_loss is not None:
+        losses = method.ranking_loss(config, *_ranked(sums - reference, part.batch.rankings))
+        loss = (sums.new_tensor([r.weight / norms.sequences for r in part.batch.rankings]) * losses).sum()
+    else:
+        assert method.loss is not None
+        loss = (weight * method.loss(config, pairs)).sum()
     with torch.no_grad():
         better_ratio, worse_ratio = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
         if method.per_token_gap(config):
@@ -189,4 +260,4 @@ def _pair_loss(
             "chosen": float((weight * (pairs.chosen - pairs.ref_chosen)).sum()),
             "rejected": float((weight * (pairs.rejected - pairs.ref_rejected)).sum()),
         }
-    return (weight * losses).sum(), metrics
+    return loss, metrics

@@ -8,7 +8,7 @@ One step, top to bottom:
 3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
    and advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
 4. epochs × minibatches of the method's loss;
-5. adapt β if it is adaptive;
+5. adapt β if it is adaptive, and the price of a cost that has a limit;
 6. end a run whose policy collapses (:mod:`trimtab.trainers.guard`).
 
 What makes a method is its row in :mod:`trimtab.trainers.methods`; formulas are in :mod:`trimtab.algos`.
@@ -29,7 +29,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trimtab.algos import AdaptiveKL, group_has_spread, penalised_rewards, truncated_importance_weights
+from trimtab.algos import (
+    AdaptiveKL,
+    DualAscent,
+    RunningScale,
+    bootstrapped_rewards,
+    group_has_spread,
+    penalised_rewards,
+)
 from trimtab.errors import CollapseError, ConfigError
 from trimtab.models import AdapterConfig, Backbone, Encoded, FrozenStates, Role, scatter
 from trimtab.models.kernels import kernels
@@ -41,18 +48,19 @@ from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
 from trimtab.trainers.progress import Session
+from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
     DapoConfig,
     KLConfig,
     PolicyGradientConfig,
     PpoConfig,
     RlConfig,
-    check_rl,
 )
 from trimtab.trainers.rl_metrics import describe
-from trimtab.trainers.rl_update import Update, critic_on_policy
+from trimtab.trainers.rl_passes import run_passes
+from trimtab.trainers.rl_update import Update, critic_on_policy, critic_update
 from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of
-from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
+from trimtab.trainers.scoring import Scored, answer_scores, components, ended_of, score_rollouts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +164,8 @@ def train_rl(
         imitate=imitate,
         seed=seed,
         kl=AdaptiveKL(_kl(config).coefficient, _kl(config).target or 1.0, _kl(config).horizon),
+        price=_price(config),
+        scale=RunningScale(),
         guard=Guard(config.guard, answers=config.prompts * config.group, penalised=config.missing_eos is not None),
     )
     done = run.restore(session.checkpoints)
@@ -166,7 +176,7 @@ def train_rl(
         scored = run.score(step, rollouts)  # 2
         batch = run.prepare(step, scored)  # 3
         metrics = run.update(step, batch, scored)  # 4
-        run.adapt_kl(metrics)  # 5
+        run.adapt(metrics)  # 5
         session.log({"step": number + 1, **metrics, **step.clock.seconds})
         fall = run.check_collapse(step, metrics, session.checkpoints)  # 6
         if fall is not None:
@@ -212,6 +222,8 @@ class _Run:
     imitate: Sequence[tuple[str, Encoded]]
     seed: int
     kl: AdaptiveKL
+    price: DualAscent | None
+    scale: RunningScale
     guard: Guard
 
     def __post_init__(self) -> None:
@@ -269,14 +281,33 @@ class _Run:
 
     def score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
         """Score the answers, replace flat groups where the method does so, and save the answers with their rewards."""
-        scored = score_rollouts(rollouts, self.scorer, self.weights, step.number)
+        scored = score_rollouts(rollouts, self.scorer, self._weights(), step.number)
+        self._check_cost(scored)
         step.clock.lap("score")
         if isinstance(self.config, DapoConfig) and self.config.resample:
             scored = self._replace_flat_groups(step, scored, attempts=self.config.resample)
             step.clock.lap("resample")
+        if isinstance(self.config, PolicyGradientConfig) and self.config.running_scale:
+            totals = [total for total, r in zip(scored.totals, scored.rollouts, strict=True) if r.tokens]
+            scored = replace(scored, scale=self.scale.update(totals))
         if self.samples is not None:
             write_records(self.samples / f"{step.name}.jsonl", scored.rollouts)
         return scored
+
+    def _weights(self) -> Mapping[str, float]:
+        """Weight of each reward; of a cost with a limit, its price."""
+        limit = self.config.constraint if isinstance(self.config, PolicyGradientConfig) else None
+        return (
+            self.weights if limit is None or self.price is None else {**self.weights, limit.reward: -self.price.value}
+        )
+
+    def _check_cost(self, scored: Scored) -> None:
+        limit = self.config.constraint if isinstance(self.config, PolicyGradientConfig) else None
+        names = sorted({name for r in scored.rollouts for name in r.rewards})
+        if limit is not None and names and limit.reward not in names:
+            raise ConfigError(
+                f"constraint.reward is {limit.reward!r}, but the rewards are {', '.join(names)}; name one of them"
+            )
 
     def _replace_flat_groups(self, step: _Step, scored: Scored, *, attempts: int) -> Scored:
         """Replace groups whose answers all score the same by groups of other prompts (DAPO's dynamic sampling)."""
@@ -292,7 +323,7 @@ class _Run:
                 break
             fresh = self._draw(step, others[: len(flat)], f"-again-{attempt}")
             others = others[len(flat) :]
-            rescored = score_rollouts(fresh, self.scorer, self.weights, step.number)
+            rescored = score_rollouts(fresh, self.scorer, self._weights(), step.number)
             scored = scored.replace_groups(flat, rescored, size)
         return scored
 
@@ -302,26 +333,11 @@ class _Run:
     def prepare(self, step: _Step, scored: Scored) -> RolloutBatch:
         """Everything that is constant in the update: reference, old values, rewards, advantages, returns."""
         config, roles, rollouts = self.config, self.roles, scored.rollouts
-        device, temperature = roles.policy.backbone.device, config.sampler.temperature
+        device = roles.policy.backbone.device
         tokens = tokens_of(rollouts, device)
-        mask = tokens.response_mask
-        sampled = scatter([r.logprobs for r in rollouts], mask)
-        reference, values, recomputed = (torch.zeros_like(sampled) for _ in range(3))
-        critic = roles.critic if self.method.critic else None
-        cap = config.importance_cap if isinstance(config, PolicyGradientConfig) else None
-        # The sampler knows the values if the critic is a head on the policy's states.
-        valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
-        if valued:
-            values = scatter([r.values for r in rollouts], mask)
-        for index, part in tokens.micro_batches(config.micro_batch_tokens):
-            width = part.tokens.shape[1]
-            reference[index, :width] = roles.reference.logprobs(part, temperature=temperature, states=self.states)
-            if critic is not None and not valued:
-                values[index, :width] = critic.values(part, states=self.states)
-            if cap is not None:
-                recomputed[index, :width] = roles.policy.logprobs(part, temperature=temperature, states=self.states)
-        importance = None if cap is None else truncated_importance_weights(recomputed, sampled, mask, cap=cap)
-        old = sampled if cap is None else recomputed
+        mask, critic = tokens.response_mask, roles.critic if self.method.critic else None
+        passes = run_passes(roles.policy, roles.reference, critic, tokens, rollouts, config, self.states)
+        old, reference = passes.old, passes.reference
         scores = answer_scores(config, scored).to(device)
         beta = self.kl.value if _kl(config).place == "reward" else 0.0
         rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
@@ -330,18 +346,26 @@ class _Run:
         )
         advantages = returns = None
         if self.method.advantages is not None:
-            advantages, returns = self.method.advantages(config, rewards, values, mask)
+            earned = rewards
+            if isinstance(config, PpoConfig) and passes.last_values is not None:
+                cut = ~ended_of(rollouts).to(device)
+                earned = bootstrapped_rewards(rewards, passes.last_values, cut, mask, gamma=config.gamma)
+            advantages, returns = self.method.advantages(config, earned, passes.values, mask)
+        if self.method.component_advantages is not None and bool(answered.any()):
+            each, weights = (x.to(device) for x in components(scored, self._weights()))
+            advantages = self.method.component_advantages(config, each, weights, mask)
         batch = rollout_batch(
             tokens,
-            sampled_logprobs=sampled,
+            sampled_logprobs=passes.sampled,
             old_logprobs=old,
             reference_logprobs=reference,
             scores=scores,
             rewards=rewards,
-            values=values if self.method.critic else None,
+            values=passes.values if self.method.critic else None,
             advantages=advantages,
             returns=returns,
-            importance=importance,
+            importance=passes.importance,
+            uncertain=passes.uncertain,
         )
         step.clock.lap("infer")
         return batch
@@ -356,7 +380,8 @@ class _Run:
                 f"advantage; use align.method {', '.join(methods_with(step_rewards=True))}, or one number per answer"
             )
         rows = [
-            [at.get(i, 0.0) for i in range(len(r.tokens))] for at, r in zip(scored.placed, scored.rollouts, strict=True)
+            [at.get(i, 0.0) / scored.scale for i in range(len(r.tokens))]
+            for at, r in zip(scored.placed, scored.rollouts, strict=True)
         ]
         return scatter(rows, mask)
 
@@ -365,14 +390,19 @@ class _Run:
     def update(self, step: _Step, batch: RolloutBatch, scored: Scored) -> Metrics:
         """Train on the batch; all numbers of the step. The states that were saved for resuming it are deleted."""
         rows, ids = batch, [r.id for r in scored.rollouts]
+        if isinstance(self.config, PolicyGradientConfig) and self.config.overlong_filter:
+            rows = replace(
+                batch, response_mask=batch.response_mask & ended_of(scored.rollouts).to(batch.tokens.device)[:, None]
+            )
         if self.method.skips_flat_groups:
             size = self.config.group
             has_spread = group_has_spread(batch.scores.view(-1, size), batch.answered.view(-1, size))
             places = has_spread.repeat_interleave(size).nonzero().squeeze(1)
             ids = [ids[i] for i in places.tolist()]
             if 0 < len(places) < batch.size:
-                rows = batch.rows(places)
-        metrics = self.method.update(
+                rows = rows.rows(places)
+        warming = isinstance(self.config, PpoConfig) and step.number < self.config.critic_warmup
+        metrics = (critic_update if warming else self.method.update)(
             Update(
                 learners=self.learners,
                 batch=rows,
@@ -382,6 +412,7 @@ class _Run:
                 beta=self.kl.value,
                 states=self.states,
                 reduction=self.method.reduction,
+                surrogate=self.method.surrogate,
                 imitate=self.imitate,
                 imitate_seed=self.seed,
             )
@@ -389,7 +420,7 @@ class _Run:
         if self.samples is not None:
             remove_states(self.samples, f"{step.name}*")
         step.clock.lap("update")
-        metrics |= describe(scored, batch, self.config, self.kl.value)
+        metrics |= describe(scored, batch, self.config, self.kl.value, self.price)
         answered = [r for r in scored.rollouts if r.tokens]
         if self.monitor is not None and answered:
             metrics |= self.monitor(answered)
@@ -397,8 +428,11 @@ class _Run:
 
     # 5. and 6. ----------------------------------------------------------------------------
 
-    def adapt_kl(self, metrics: Metrics) -> None:
-        """Move β towards the target."""
+    def adapt(self, metrics: Metrics) -> None:
+        """Move β towards its target, and the price of a cost towards where its limit holds."""
+        limit = self.config.constraint if isinstance(self.config, PolicyGradientConfig) else None
+        if limit is not None and self.price is not None and f"reward/{limit.reward}" in metrics:
+            self.price.update(metrics[f"reward/{limit.reward}"])
         if _kl(self.config).target is not None:
             self.kl.update(metrics["kl"], self.config.prompts * self.config.group)
 
@@ -408,6 +442,9 @@ class _Run:
         if extra:
             self.kl.load_state_dict(extra["kl"])
             self.guard.load_state_dict(extra["guard"])
+            self.scale.load_state_dict(extra.get("scale", self.scale.state_dict()))
+            if self.price is not None:
+                self.price.load_state_dict(extra["price"])
         if done == 0 and self._returns_to_good:
             if checkpoints is None:
                 raise ConfigError(
@@ -418,7 +455,9 @@ class _Run:
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         """Write a checkpoint after ``step`` finished steps."""
-        extra = {"kl": self.kl.state_dict(), "guard": self.guard.state_dict()}
+        extra = {"kl": self.kl.state_dict(), "guard": self.guard.state_dict(), "scale": self.scale.state_dict()}
+        if self.price is not None:
+            extra["price"] = self.price.state_dict()
         checkpoints.save(step, self.learners, extra, good=self.guard.good)
 
     @property
@@ -461,10 +500,19 @@ def _kl(config: RlConfig) -> KLConfig:
     return config.kl if isinstance(config.kl, KLConfig) else KLConfig(coefficient=0.0, place="loss")
 
 
+def _price(config: RlConfig) -> DualAscent | None:
+    """Of a cost with a limit; None without one."""
+    limit = config.constraint if isinstance(config, PolicyGradientConfig) else None
+    if limit is None:
+        return None
+    return DualAscent(limit.initial, limit=limit.limit, lr=limit.lr, largest=limit.largest)
+
+
 def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
     """A learner of the policy and, for a method with a critic, one of the critic."""
     updates = config.steps * config.epochs * config.minibatches
-    learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates)}
+    warming = config.critic_warmup * config.epochs * config.minibatches if isinstance(config, PpoConfig) else 0
+    learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming)}
     if isinstance(config, PpoConfig):
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.errors import ConfigError
 from trimtab.models import AdapterConfig
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers.guard import GuardConfig
@@ -70,6 +69,21 @@ class PtxConfig(Config):
     """File or hub id; None: ``data.demonstrations``."""
 
 
+class ConstraintConfig(Config):
+    """A limit on one of the rewards, which then is a cost: its price λ rises while the limit is passed."""
+
+    reward: str
+    """Name of the reward that is the cost (lower is better). Its weight is −λ; its own must be left at 1."""
+    limit: float
+    """d: the largest mean cost per answer, in the reward's units."""
+    initial: float = Field(default=1.0, ge=0.0)
+    """First λ."""
+    lr: float = Field(default=0.05, gt=0.0)
+    """η: after each step λ ← max(0, λ + η·(mean cost − d))."""
+    largest: float | None = Field(default=None, gt=0.0)
+    """Upper end of λ; None: no end, so λ grows for ever if no policy can hold the limit."""
+
+
 class OnlineConfig(Config):
     """Settings of all online methods: sample answers, score them, make the better ones likelier."""
 
@@ -114,9 +128,29 @@ class PolicyGradientConfig(OnlineConfig):
     """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
     samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case. None: no
     weights."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """With ``importance_cap``: ``token``, each token has its own weight; ``sequence``, all tokens of an answer have the
+    product of its tokens' ratios, which is exact without a cap and varies more the longer the answer."""
+    importance_beyond: Literal["truncate", "mask"] = "truncate"
+    """With ``importance_cap``: ``truncate``, a larger weight becomes the cap; ``mask``, what has a larger weight is
+    left out of the policy's loss (IcePop), and its share is logged as ``importance_masked``."""
+    importance_floor: float = Field(default=0.0, ge=0.0)
+    """With ``importance_beyond: mask``: what has a smaller weight is left out too; IcePop uses 0.5."""
+    overlong_filter: bool = False
+    """True: answers that were cut are left out of the loss and the critic's, and counted as ``filtered``; their scores
+    still count in their group's mean. For tasks in which a cut answer says nothing about its quality."""
+    entropy_top: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Train on this share of the tokens only, those at which the policy was least certain when it drew them, over the
+    whole rollout batch; 0.2 in the paper. The KL in the loss and the entropy bonus still hold for all tokens. Costs one
+    more pass over the answers. None: all tokens."""
     score_clip: float | None = Field(default=None, gt=0.0)
     """Scores (weighted sums) are clipped to ± this value, and the share of clipped ones is logged; None: not clipped.
     In a recipe whose only reward is the reward model the default is 5."""
+    running_scale: bool = False
+    """True: scores are divided by the standard deviation of all scores since the run began, before ``score_clip`` and
+    the penalties; the state is saved with a checkpoint. For rewards whose size is unknown or changes."""
+    constraint: ConstraintConfig | None = None
+    """Hold one of the rewards, a cost, below a limit; None: none. With ``ppo`` this is constrained PPO (Safe RLHF)."""
     ptx: PtxConfig | None = None
     """Add the log-likelihood of conversations to the objective (PPO-ptx); None: not added."""
 
@@ -143,6 +177,14 @@ class PpoConfig(PolicyGradientConfig):
     """Discount per token."""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     """GAE's λ."""
+    critic_lam: float | None = Field(default=None, ge=0.0, le=1.0)
+    """λ of the returns that the critic is trained on; 1 in VAPO, where rewards are far from the first tokens. None:
+    ``lam``."""
+    critic_warmup: int = Field(default=0, ge=0)
+    """Steps at the start in which only the critic is trained, on answers of the unchanged policy."""
+    bootstrap_cut: bool = False
+    """True: an answer that was cut earns what the critic expects after its last token, as if it went on; False: it ends
+    there. For a limit on the length that is no part of the task; needs ``missing_eos: null``."""
     value_eps: float = Field(default=0.2, gt=0.0)
     """Clip range of the critic's change, in reward units."""
     whiten_advantages: bool = True
@@ -205,6 +247,55 @@ class DapoConfig(PolicyGradientConfig):
     """Penalty for diverging from the reference; the paper has none."""
 
 
+class GspoConfig(PolicyGradientConfig):
+    """GSPO: GRPO with the ratio of the whole answer, averaged over its tokens; an answer is clipped as a whole."""
+
+    method: Literal["gspo"] = "gspo"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt."""
+    eps: float = Field(default=3e-4, gt=0.0, lt=1.0)
+    """Lower clip range of the answer's ratio, which moves far less than a token's."""
+    eps_high: float | None = Field(default=4e-4, gt=0.0)
+    """Upper clip range; None: ``eps``."""
+    std: Literal["sample", "population"] = "sample"
+    """Which standard deviation the advantages are divided by; the paper does not say."""
+    kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
+    """Penalty for diverging from the reference; the authors used none."""
+
+
+class CispoConfig(PolicyGradientConfig):
+    """CISPO: the importance weight of a token is clipped, not its gradient; mean over all tokens."""
+
+    method: Literal["cispo"] = "cispo"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt."""
+    eps: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Lower clip range of the weight; 1: no lower end, as in the paper."""
+    eps_high: float | None = Field(default=4.0, gt=0.0)
+    """Upper clip range: a weight is at most 1 + this; None: ``eps``."""
+    std: Literal["sample", "population"] = "sample"
+    """Which standard deviation the advantages are divided by; the paper does not say."""
+    kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
+    """Penalty for diverging from the reference; the paper has none."""
+
+
+class GdpoConfig(PolicyGradientConfig):
+    """GDPO: several named rewards, each normalised in its group before they are added, then over the batch."""
+
+    method: Literal["gdpo"] = "gdpo"
+    """The algorithm."""
+    group: int = Field(default=8, ge=2)
+    """Answers per prompt."""
+    missing_eos: MissingEosConfig | None = None
+    """Must be None: a penalty for cut answers would be a reward of its own."""
+    std: Literal["sample", "population"] = "sample"
+    """Which standard deviation each reward is divided by; the paper does not say."""
+    kl: KLConfig = KLConfig(coefficient=0.04, place="loss")
+    """Penalty for diverging from the reference."""
+
+
 class ReinforcePpConfig(PolicyGradientConfig):
     """REINFORCE++: KL in each token's reward, returns normalised over the whole batch."""
 
@@ -258,7 +349,17 @@ class RejectionConfig(OnlineConfig):
     """Limit on how far one rollout batch moves the policy."""
 
 
-GroupConfig = RlooConfig | GrpoConfig | DrGrpoConfig | DapoConfig | ReinforcePpConfig | ReinforcePpBaselineConfig
+GroupConfig = (
+    RlooConfig
+    | GrpoConfig
+    | DrGrpoConfig
+    | DapoConfig
+    | GspoConfig
+    | CispoConfig
+    | GdpoConfig
+    | ReinforcePpConfig
+    | ReinforcePpBaselineConfig
+)
 """Methods with a clipped ratio and without a critic."""
 
 ClippedConfig = PpoConfig | GroupConfig
@@ -267,106 +368,5 @@ ClippedConfig = PpoConfig | GroupConfig
 RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig
 """Any online method; ``method`` says which."""
 
-LARGEST_STOP = 1.0
-"""Largest ``kl.stop`` in nats per token; a larger value was probably meant per answer."""
-
 AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
 """The same, for a recipe."""
-
-
-def check_rl(config: RlConfig, prompts: int) -> None:
-    """Refuse settings that cannot work together.
-
-    Raises:
-        ConfigError: with the two settings and what to change.
-    """
-    size = config.prompts * config.group
-    if config.sampler.top_p < 1.0:
-        raise ConfigError(
-            f"sampler.top_p is {config.sampler.top_p}: the ratio would compare a cut distribution with a whole one; "
-            "use top_p: 1.0 while training"
-        )
-    if config.sampler.temperature == 0.0:
-        raise ConfigError(
-            "sampler.temperature is 0: greedy decoding makes all answers to a prompt identical; use 0.7 to 1.0"
-        )
-    if config.minibatches > config.prompts:
-        raise ConfigError(
-            f"minibatches is {config.minibatches} but a rollout batch has {config.prompts} prompts, whose answers stay "
-            "together; lower it"
-        )
-    if isinstance(config, RejectionConfig) and config.keep >= config.group:
-        raise ConfigError(f"keep is {config.keep} of group {config.group} answers: nothing is rejected; lower keep")
-    buffer = config.overlong_buffer if isinstance(config, DapoConfig) else None
-    if buffer is not None and buffer > config.sampler.max_new_tokens:
-        raise ConfigError(
-            f"overlong_buffer is {buffer} tokens but answers have {config.sampler.max_new_tokens} at most; lower it"
-        )
-    if isinstance(config, GrpoConfig | DapoConfig) and config.kl.place == "reward" and config.kl.coefficient > 0:
-        raise ConfigError(
-            f"kl.place is 'reward' and {config.method} divides rewards by their standard deviation in the group: where "
-            "answers score alike, only the KL penalties differ, and the division makes them as large as any reward, "
-            "whatever kl.coefficient is; set kl.place: loss, or use a method without this division (rloo)"
-        )
-    if config.missing_eos is not None and config.missing_eos.mode == "subtract" and config.missing_eos.value == 0:
-        raise ConfigError(
-            "missing_eos.mode is 'subtract' and its value 0: nothing is subtracted; set missing_eos.value to "
-            "the penalty, or missing_eos: null for none"
-        )
-    usual = PpoConfig.model_fields["value_coefficient"].default
-    if isinstance(config, PpoConfig) and not config.shared_critic and config.value_coefficient != usual:
-        raise ConfigError(
-            f"value_coefficient is {config.value_coefficient:g} and shared_critic is false: a separate critic "
-            "moves no weights of the policy; set shared_critic: true, or leave value_coefficient out"
-        )
-    if isinstance(config, PpoConfig) and config.shared_critic and config.critic_init != "zero":
-        raise ConfigError(
-            f"critic_init is {config.critic_init!r} and shared_critic is true: a critic on the policy's hidden states "
-            "has no adapter to copy; set critic_init: zero, or shared_critic: false"
-        )
-    _check_stop(config)
-    if isinstance(config, PolicyGradientConfig):
-        _check_kl(config.kl, size)
-    if prompts == 0:
-        raise ConfigError("there are no prompts to align on; check data.prompts")
-
-
-def _check_stop(config: RlConfig) -> None:
-    stop = config.kl.stop
-    if stop is None:
-        return
-    if stop > LARGEST_STOP:
-        raise ConfigError(
-            f"kl.stop is {stop:g} nats per token: an answer of {config.sampler.max_new_tokens} tokens could move by "
-            f"{stop * config.sampler.max_new_tokens:g} nats in one step and nothing would be stopped; use 0.01 to 0.1 "
-            "(kl.target is the limit per answer)"
-        )
-    if config.epochs * config.minibatches == 1:
-        raise ConfigError(
-            f"kl.stop is {stop:g}, but epochs and minibatches are 1: the only update of a step starts at a KL of 0 and "
-            "is never stopped; raise epochs or minibatches, or leave kl.stop out"
-        )
-
-
-def _check_kl(kl: KLConfig, size: int) -> None:
-    if kl.place == "reward" and kl.estimator is not None:
-        raise ConfigError(
-            f"kl.estimator is {kl.estimator!r} and kl.place is 'reward', where the penalty is always −β·k1; set "
-            "kl.estimator: null, or kl.place: loss"
-        )
-    if kl.place == "loss" and kl.estimator == "k1" and kl.target is not None:
-        raise ConfigError(
-            "kl.estimator is 'k1' in the loss and kl.target is set: k1 has no gradient in expectation, so no β steers "
-            "the KL; use kl.estimator: sequence, or kl.place: reward"
-        )
-    if kl.target is None:
-        return
-    if 0.2 * size >= kl.horizon:
-        raise ConfigError(
-            f"kl.horizon is {kl.horizon:g} sequences but a rollout batch has {size}: one step would change β by more "
-            f"than all of it; raise kl.horizon above {0.2 * size:g}"
-        )
-    if kl.coefficient == 0.0:
-        raise ConfigError(
-            "kl.coefficient is 0 and kl.target is set: β is multiplied, so it would stay 0; start above 0"
-        )

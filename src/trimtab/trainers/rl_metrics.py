@@ -2,23 +2,31 @@
 
 import math
 
-from trimtab.algos import explained_variance, kl_k1, masked_mean, masked_sum
+from trimtab.algos import DualAscent, explained_variance, kl_k1, masked_mean, masked_sum
 from trimtab.trainers.learner import Metrics
 from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
 from trimtab.trainers.rollout_batch import RolloutBatch
 from trimtab.trainers.scoring import Scored, whole_rewards
 
 
-def describe(scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float) -> Metrics:
-    """Means over the batch.
+def describe(
+    scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float, price: DualAscent | None = None
+) -> Metrics:
+    """Means over the batch. ``price``: of a constraint, as it was when the answers were scored.
 
     KL is per answer, in nats. ``empty`` counts the answers without a token; they have no reward.
     """
     rollouts, mask = scored.rollouts, batch.response_mask
     n, answered = len(rollouts), [r for r in rollouts if r.tokens]
     totals = [total for total, r in zip(scored.totals, rollouts, strict=True) if r.tokens]
-    kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
     more: Metrics = {}
+    limit = config.constraint if isinstance(config, PolicyGradientConfig) else None
+    if limit is not None and price is not None:  # the price changes, so the reward is shown without it
+        totals = [t + price.value * r.rewards[limit.reward] for t, r in zip(totals, answered, strict=True)]
+        more["multiplier"] = price.value
+    kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
+    if isinstance(config, PolicyGradientConfig) and config.running_scale:
+        more["reward_scale"] = scored.scale
     if batch.values is not None and batch.returns is not None and bool(mask.any()):
         more["value"] = float(masked_mean(batch.values, mask))
         more["explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
@@ -34,6 +42,10 @@ def describe(scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float)
         more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
         more["score_clipped"] = float((whole_rewards(scored).abs() > config.score_clip).float().mean())
+    if isinstance(config, PolicyGradientConfig) and config.overlong_filter:
+        more["filtered"] = sum(r.finish_reason != "stop" for r in answered) / n
+    if isinstance(config, PolicyGradientConfig) and config.importance_beyond == "mask" and batch.importance is not None:
+        more["importance_masked"] = float(masked_mean(batch.importance == 0, mask))
     names = sorted({name for r in answered for name in r.rewards})
     mean = sum(totals) / max(len(totals), 1)
     return {

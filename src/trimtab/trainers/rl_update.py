@@ -11,7 +11,7 @@ which were chosen by their scores.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from trimtab.algos import (
     reduce_sum,
     scale_gradient,
 )
+from trimtab.algos.masking import masked
 from trimtab.algos.shapes import TensorBT
 from trimtab.models import Batch, Encoded, FrozenStates, collate, parts_of_like_size
 from trimtab.trainers.learner import Learner, Metrics, Norms
@@ -49,6 +50,22 @@ from trimtab.trainers.sft import step_indices
 PER_TOKEN_KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 ConfigT = TypeVar("ConfigT", bound=OnlineConfig)
+
+Surrogate = Callable[[Any, TensorBT, RolloutBatch], tuple[TensorBT, Tensor]]
+"""(config, log π ``[B, T]``, the answers) → loss of each token ``[B, T]`` and the share of clipped tokens."""
+
+
+def clip_range_of(config: PolicyGradientConfig) -> dict[str, float]:
+    """``eps_low`` and ``eps_high``, as the formulas take them."""
+    return {"eps_low": config.eps, "eps_high": config.eps_high or config.eps}
+
+
+def clipped_surrogate(config: PolicyGradientConfig, new: TensorBT, part: RolloutBatch) -> tuple[TensorBT, Tensor]:
+    """PPO's: a :data:`Surrogate` of each token's ratio."""
+    assert part.advantages is not None
+    old, mask, clip_range = part.old_logprobs, part.response_mask, clip_range_of(config)
+    losses = clipped_policy_loss(new, old, part.advantages, mask, dual_clip=config.dual_clip, **clip_range)
+    return losses, clip_fraction(new, old, mask, **clip_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +88,8 @@ class Update(Generic[ConfigT]):
     """States of frozen layers."""
     reduction: Callable[[ConfigT, Tensor, Tensor, Norms], Tensor] | None = None
     """The method's, see :class:`trimtab.trainers.methods.OnlineMethod`."""
+    surrogate: Surrogate = clipped_surrogate
+    """The method's."""
     imitate: Sequence[tuple[str, Encoded]] = ()
     """Conversations of PPO-ptx, each with its id."""
     imitate_seed: int = 0
@@ -127,6 +146,31 @@ def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
     return _summary(metrics_of_steps, None, config.kl.stop)
 
 
+def critic_update(update: Update[Any]) -> Metrics:
+    """Epochs × minibatches of the critic alone, while the policy stays as it is (``critic_warmup``).
+
+    Returns:
+        metrics averaged over the optimiser steps; ``updates`` counts the policy's, so it is 0.
+    """
+    config, batch = update.config, update.batch
+    answered, steps = batch.answered.cpu(), []
+    for groups in _minibatches(batch.size // config.group if update.ids else 0, config, update.seed):
+        index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
+        index = index[answered[index]]
+        if not len(index):
+            continue
+        minibatch = batch.rows(index.to(batch.tokens.device))
+        norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
+        parts = [
+            ([update.ids[int(index[i])] for i in rows.tolist()], part)
+            for rows, part in minibatch.micro_batches(config.micro_batch_tokens)
+        ]
+        value = update.learners["critic"].step(parts, lambda part, norms: (_value_loss(update, part, norms), {}), norms)
+        steps.append({"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]})
+    means = {key: sum(m[key] for m in steps) / len(steps) for key in (steps[0] if steps else ())}
+    return means | {"updates": 0.0}
+
+
 def critic_on_policy(config: OnlineConfig) -> bool:
     """True: the critic is a head on the policy's own hidden states."""
     return isinstance(config, PpoConfig) and config.shared_critic
@@ -139,7 +183,7 @@ def _policy_loss(
     config, policy = update.config, update.learners["policy"].role
     if isinstance(part, Imitation):
         return _imitation_loss(update, part)
-    assert part.advantages is not None and update.reduction is not None
+    assert update.reduction is not None
     hidden = policy.hidden(part, states=update.states) if critic_on_policy(config) else None
     new, entropies = policy.logprobs_and_entropies(
         part,
@@ -148,18 +192,18 @@ def _policy_loss(
         hidden=hidden,
         states=update.states,
     )
-    old, mask = part.old_logprobs, part.response_mask
-    clip_range = {"eps_low": config.eps, "eps_high": config.eps_high or config.eps}
-    losses = clipped_policy_loss(new, old, part.advantages, mask, dual_clip=config.dual_clip, **clip_range)
+    mask = part.response_mask
+    losses, fraction = update.surrogate(config, new, part)
     if part.importance is not None:
         losses = losses * part.importance
+    if part.uncertain is not None:
+        losses = masked(losses, part.uncertain)
     if config.kl.place == "loss" and update.beta > 0:
         losses = losses + update.beta * _divergence(config.kl, new, part)
     if config.entropy_bonus > 0:
         losses = losses - config.entropy_bonus * entropies
     with torch.no_grad():
         share = float(mask.sum()) / norms.tokens
-        fraction = clip_fraction(new, old, mask, **clip_range)
         metrics = _token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
         if config.kl.place == "loss" and config.kl.estimator == "k3":
             metrics["k3_clamped"] = float(k3_clamped(new, part.reference_logprobs, mask)) * share

@@ -38,6 +38,8 @@ class RolloutBatch(Batch):
     """``[B, T]``, reward units, what the critic is trained on; None: the method has no critic."""
     importance: Tensor | None = None
     """``[B, T]``, weight of each token's loss that corrects for the sampler's other kernels; None: not corrected."""
+    uncertain: Tensor | None = None
+    """``[B, T]`` bool, True: the policy's loss counts this token (``entropy_top``); None: it counts all."""
 
     @property
     def answered(self) -> Tensor:

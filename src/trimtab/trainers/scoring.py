@@ -28,6 +28,8 @@ class Scored:
 
     resampled: int | None = None
     """Flat groups that were replaced by other prompts' groups; None: the method replaces none."""
+    scale: float = 1.0
+    """What totals and step rewards are divided by before they become scores (``running_scale``)."""
 
     def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
         """These answers, the given groups of ``size`` replaced by the groups of ``other``, in order."""
@@ -132,7 +134,7 @@ def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
     scores = whole_rewards(scored)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
         scores = scores.clamp(-config.score_clip, config.score_clip)
-    ended = torch.tensor([r.finish_reason == "stop" for r in scored.rollouts])
+    ended = ended_of(scored.rollouts)
     if config.missing_eos is not None:
         scores = penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
     if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
@@ -143,7 +145,19 @@ def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
     return scores
 
 
+def ended_of(rollouts: Sequence[Rollout]) -> Tensor:
+    """``[B]`` bool, True: the answer ended its turn; False: it was cut."""
+    return torch.tensor([r.finish_reason == "stop" for r in rollouts])
+
+
+def components(scored: Scored, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """Each named reward, ``[B, R]``, and its weight, ``[R]``; 0 for answers without a token."""
+    names = sorted({name for r in scored.rollouts for name in r.rewards})
+    rows = [[r.rewards.get(name, 0.0) for name in names] for r in scored.rollouts]
+    return torch.tensor(rows, dtype=torch.float32), torch.tensor([weights.get(name, 1.0) for name in names])
+
+
 def whole_rewards(scored: Scored) -> Tensor:
     """Reward of each answer as a whole, ``[B]``: its total without its step rewards."""
-    whole = [total - sum(at.values()) for total, at in zip(scored.totals, scored.placed, strict=True)]
+    whole = [(total - sum(at.values())) / scored.scale for total, at in zip(scored.totals, scored.placed, strict=True)]
     return torch.tensor(whole, dtype=torch.float32)

@@ -1,0 +1,41 @@
+"""``trimtab methods``: which method of alignment fits which data."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from trimtab.cli.run import Json
+
+
+def methods(
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="What they learn from: pairs, rankings, thumbs or prompts."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the methods of alignment: what each learns from, what it costs, what it does wrong; * to start with.
+
+    Example: trimtab methods --data pairs
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from trimtab.errors import ConfigError
+    from trimtab.trainers.choosing import ORDER, choices
+
+    rows = [c for c in choices() if data is None or c.data.startswith(data)]
+    if not rows:
+        raise ConfigError(f"--data is {data!r}; the methods learn from {', '.join(ORDER)}")
+    if as_json:
+        typer.echo(json.dumps([asdict(c) for c in rows], indent=2, ensure_ascii=False))
+        return
+    table = Table(title="align.method (* to start with)", show_lines=False)
+    for column in ("method", "learns from", "costs", "known to do wrong"):
+        table.add_column(column, overflow="fold")
+    for c in rows:
+        table.add_row(f"{'*' if c.start else ' '} {c.method}", c.data, escape(c.cost), escape(c.flaw))
+    Console().print(table)

@@ -1,0 +1,73 @@
+"""Which method fits: the table of methods by the data they want, what they cost and what they do wrong.
+
+Everything comes from the rows of :mod:`trimtab.trainers.methods` and the defaults of their settings.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trimtab.trainers.methods import METHODS, OfflineMethod, OnlineMethod
+
+Data = Literal["prompts and rewards", "prompts and several rewards", "pairs", "rankings", "thumbs"]
+"""What a method learns from. Prompts: it samples the answers itself. Pairs, rankings: judged answers to one prompt, of
+which a method for pairs takes every strict pair. Thumbs: single answers, liked or not."""
+
+ORDER: tuple[Data, ...] = ("pairs", "rankings", "thumbs", "prompts and rewards", "prompts and several rewards")
+"""Of the table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A row for readers."""
+
+    method: str
+    """Its name in ``align.method``."""
+    label: str
+    """Its name for readers."""
+    data: Data
+    """What it learns from."""
+    cost: str
+    """What it costs beside the passes of the policy."""
+    flaw: str
+    """What it is known to do wrong."""
+    start: bool
+    """True: one to begin with."""
+
+
+def choices() -> list[Choice]:
+    """All methods, by the data they want, those to start with first."""
+    rows = [
+        Choice(
+            method=name,
+            label=row.label,
+            data=_data(row),
+            cost=_online_cost(row) if isinstance(row, OnlineMethod) else _offline_cost(row),
+            flaw=row.flaw,
+            start=row.start,
+        )
+        for name, row in METHODS.items()
+    ]
+    return sorted(rows, key=lambda c: (ORDER.index(c.data), not c.start))
+
+
+def _data(row: OnlineMethod | OfflineMethod) -> Data:
+    if isinstance(row, OnlineMethod):
+        return "prompts and rewards" if row.component_advantages is None else "prompts and several rewards"
+    if row.ranking_loss is not None:
+        return "rankings"
+    return "pairs" if row.loss is not None else "thumbs"
+
+
+def _online_cost(row: OnlineMethod) -> str:
+    group = row.config.model_fields["group"].default
+    answers = "1 sampled answer" if group == 1 else f"{group} sampled answers"
+    return f"{answers} a prompt, the reference{', a critic' if row.critic else ''}"
+
+
+def _offline_cost(row: OfflineMethod) -> str:
+    if row.loss is None and row.ranking_loss is None:
+        return "the reference and mismatched pairs in every step"
+    if not row.reference:
+        return "nothing"
+    more = ", one more pass of the policy a step" if row.mean_ratio(row.config()) else ""
+    return f"the reference, once{more}"

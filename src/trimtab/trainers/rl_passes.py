@@ -1,0 +1,104 @@
+"""What the models say about sampled answers before the update: every number of it is constant in the update.
+
+Legend: B answers, T tokens. ``[B, T]`` tensors are 0 where the response mask is False.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.algos import high_entropy_mask, masked_importance_weights, truncated_importance_weights
+from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
+from trimtab.models import Batch, FrozenStates, Role, scatter
+from trimtab.records import Rollout
+from trimtab.trainers.rl_config import OnlineConfig, PolicyGradientConfig, PpoConfig
+from trimtab.trainers.rl_update import critic_on_policy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """Numbers of one rollout batch."""
+
+    sampled: TensorBT
+    """``[B, T]``, nats, log-probabilities as the sampler reported them."""
+    old: TensorBT
+    """``[B, T]``, nats, under the policy before the update: the sampler's, or with ``importance_cap`` the trainer's."""
+    reference: TensorBT
+    """``[B, T]``, nats."""
+    values: TensorBT
+    """``[B, T]``, reward units; zeros without a critic."""
+    last_values: TensorB | None
+    """``[B]``, reward units, the critic's value after the last token; None: no answer goes on after its cut."""
+    importance: TensorBT | None
+    """``[B, T]``, weights of tokens; None: not weighted."""
+    uncertain: MaskBT | None
+    """``[B, T]`` bool, the tokens of ``entropy_top``; None: all count."""
+
+
+@torch.no_grad()
+def run_passes(
+    policy: Role,
+    reference: Role,
+    critic: Role | None,
+    tokens: Batch,
+    rollouts: Sequence[Rollout],
+    config: OnlineConfig,
+    states: FrozenStates,
+) -> Passes:
+    """Run the reference, the critic and, where a setting needs it, the policy on the answers.
+
+    Args:
+        policy: with the weights that drew the answers.
+        reference: what KL is measured against.
+        critic: None: the method has none.
+        tokens: of the answers.
+        rollouts: the answers.
+        config: settings.
+        states: of frozen layers.
+    """
+    mask, temperature = tokens.response_mask, config.sampler.temperature
+    sampled = scatter([r.logprobs for r in rollouts], mask)
+    known, values, recomputed, entropies = (torch.zeros_like(sampled) for _ in range(4))
+    gradient = config if isinstance(config, PolicyGradientConfig) else None
+    weighted = gradient is not None and gradient.importance_cap is not None
+    top = None if gradient is None else gradient.entropy_top
+    last_values = None
+    if isinstance(config, PpoConfig) and config.bootstrap_cut:
+        last_values = torch.zeros(len(rollouts), device=mask.device)
+    # The sampler knows the values if the critic is a head on the policy's states.
+    valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
+    if valued:
+        values = scatter([r.values for r in rollouts], mask)
+    for index, part in tokens.micro_batches(config.micro_batch_tokens):
+        width = part.tokens.shape[1]
+        known[index, :width] = reference.logprobs(part, temperature=temperature, states=states)
+        if critic is not None and not valued:
+            values[index, :width] = critic.values(part, states=states)
+        if critic is not None and last_values is not None:
+            last_values[index] = critic.scores(part, states=states)
+        if top is not None:
+            recomputed[index, :width], entropies[index, :width] = policy.logprobs_and_entropies(
+                part, temperature=temperature, states=states
+            )
+        elif weighted:
+            recomputed[index, :width] = policy.logprobs(part, temperature=temperature, states=states)
+    return Passes(
+        sampled=sampled,
+        old=recomputed if weighted else sampled,
+        reference=known,
+        values=values,
+        last_values=last_values,
+        importance=_weights(gradient, recomputed, sampled, mask) if gradient is not None and weighted else None,
+        uncertain=None if top is None else high_entropy_mask(entropies, mask, share=top),
+    )
+
+
+def _weights(config: PolicyGradientConfig, recomputed: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
+    """Importance weights as the settings ask for them."""
+    assert config.importance_cap is not None
+    limits = {"cap": config.importance_cap, "level": config.importance_level}
+    if config.importance_beyond == "truncate":
+        return truncated_importance_weights(recomputed, sampled, mask, **limits)
+    return masked_importance_weights(recomputed, sampled, mask, floor=config.importance_floor, **limits)
