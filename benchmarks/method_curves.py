@@ -3,7 +3,7 @@
 The task: answers of three tokens, three choices each, a bigram reference and a reward on all 27 answers, N(0, 1) each.
 What is best under E[r] − β·KL(π‖ref) is known, π* ∝ ref·exp(r/β). Every method gets the same number of judged answers:
 an online one samples and scores them, an offline one gets answers of the reference, judged by Bradley–Terry (by
-Plackett–Luce in fours, for a method of rankings), and trains on them until it no longer moves. β is the same where a
+Plackett–Luce in fours, for a method of rankings), and makes 80 passes over them. β is the same where a
 method has one; where it divides advantages by a deviation, or looks at each token alone, its β means something else,
 and so does its end. KTO is left out: its z needs answers to other prompts, and a table has one.
 """
@@ -84,12 +84,12 @@ def offline(row: OfflineMethod, seed: int, answers: int) -> Tensor:
     """Log-probability of every answer at the end."""
     ref, reward = instance(seed)
     rankings = judged(ref, reward, answers, 4 if row.listwise else 2, seed)
-    steady = OptimizerConfig(lr=0.05, schedule="cosine", warmup=0.0, max_grad_norm=None)
+    steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
     more: dict[str, Any] = {"tau" if "tau" in row.config.model_fields else "beta": BETA}
     if "beta" not in row.config.model_fields and "tau" not in row.config.model_fields:
         more = {}
     config = row.config(
-        optimizer=steady, epochs=200, batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, **more
+        optimizer=steady, epochs=80, batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, **more
     )
     policy = TabularRole(TREE, ref)
     known = answer_logprobs(cast(Any, TabularRole(TREE, ref)), rankings) if row.reference else None

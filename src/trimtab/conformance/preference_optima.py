@@ -60,7 +60,7 @@ def _end(tree: Tree, ref: Tensor, rankings: list[Ranking], kind: type, seed: int
     """The policy's table after training on all the rankings at once."""
     steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
     config: PairConfig = kind(
-        optimizer=steady, epochs=600, batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, **settings
+        optimizer=steady, epochs=400, batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, **settings
     )
     policy, start = TabularRole(tree, ref), TabularRole(tree, ref)
     known = answer_logprobs(cast(Any, start), rankings)
@@ -69,14 +69,14 @@ def _end(tree: Tree, ref: Tensor, rankings: list[Ranking], kind: type, seed: int
 
 
 def _listwise(seed: int) -> float:
-    ref, reward = _instance(seed, 5)
+    ref, reward = _instance(seed, 4)
     rankings = []
-    for triple in itertools.permutations(range(5), 3):
+    for triple in itertools.permutations(range(4), 3):
         left, weight = reward[list(triple)], 1.0
         for place in range(3):  # the best is drawn first, then the best of the rest
             weight *= float(torch.softmax(left[place:], 0)[0])
         rankings.append(_ranking([[i] for i in triple], weight))
-    end = _end(Tree(actions=5), ref[None], rankings, PlackettLuceConfig, seed, beta=BETA)
+    end = _end(Tree(actions=4), ref[None], rankings, PlackettLuceConfig, seed, beta=BETA)
     return kl(torch.log_softmax(end[0], 0), gibbs(ref, reward, BETA))
 
 
@@ -93,7 +93,7 @@ def _per_token(seed: int) -> float:
     return kl(tree.path_logprobs(end), gibbs(tree.path_logprobs(ref), reward, BETA))
 
 
-def _nca(seed: int, count: int = 6) -> float:
+def _nca(seed: int, count: int = 4) -> float:
     """With a uniform reference and all pairs alike, π/ref is an answer's share of the wins over its share of all."""
     _, reward = _instance(seed, count)
     ref = torch.full((count,), -math.log(count), dtype=F)

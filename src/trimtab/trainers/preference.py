@@ -64,7 +64,7 @@ def train_preference(
         session: logging, checkpoints, stopping; None: silent, saves nothing.
 
     Raises:
-        ConfigError: soft labels for a method whose formula has none.
+        ConfigError: soft labels, or ties above the last place, for a method whose formula has none.
         DataError: no ranking has a better and a worse answer.
         NonFiniteError: the loss became NaN or infinite.
     """
@@ -149,11 +149,11 @@ def _check_order(rankings: Sequence[Ranking], config: PairConfig) -> None:
     """Refuse rankings with ties above the last place: a loss of whole rankings has no formula for them.
 
     Raises:
-        DataError: naming the first.
+        ConfigError: naming the first.
     """
     tied = [r.id for r in rankings if any(r.ranks.count(rank) > 1 for rank in r.ranks if rank < max(r.ranks))]
     if tied:
-        raise DataError(
+        raise ConfigError(
             f"{len(tied)} of {len(rankings)} preferences rank two answers alike above the last place (first: "
             f"{tied[0]}), which align.method {config.method!r} has no formula for; use align.method dpo, which learns "
             "from every strict pair, or remove them"
