@@ -454,7 +454,7 @@ def test_a_loss_of_whole_rankings_has_its_limits(tmp_path: Path):
     trunk = tiny_backbone()
     chat, config = trunk.chat, PlackettLuceConfig()
     tied = [ranking(chat, 0, (0, 1)), ranking(chat, 2, (0, 0, 1))]
-    with pytest.raises(ConfigError, match=r"1 of 2 preferences rank two answers alike above the last place \(first: r2"):
+    with pytest.raises(ConfigError, match=r"1 of 2 preferences rank two answers alike above .* \(first: r2"):
         evaluate_preference(Role(trunk), tied, config, reference=answer_logprobs(Role(trunk), tied))
     pairs = [ranking(chat, i, (0, 1)) for i in range(3)]
     known = answer_logprobs(Role(trunk), pairs)
