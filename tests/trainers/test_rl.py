@@ -699,7 +699,7 @@ def test_importance_weights_of_an_exact_sampler_are_one():
     same_weights(roles.policy, weighed.policy)
 
 
-def test_importance_weights_scale_the_loss_of_another_samplers_tokens():
+def test_importance_weights_scale_the_loss_of_another_samplers_tokens(tmp_path: Path):
     settings = RlooConfig(
         adapter=LORA, steps=1, prompts=3, missing_eos=None, kl=KLConfig(coefficient=0.0), importance_cap=1.5,
         sampler=SamplerConfig(max_new_tokens=6),
@@ -718,17 +718,24 @@ def test_importance_weights_scale_the_loss_of_another_samplers_tokens():
     assert plain["mismatch"] == pytest.approx(0.0, abs=1e-4) and other["mismatch"] == pytest.approx(0.3, abs=1e-3)
     assert other["policy_loss"] == pytest.approx(math.exp(0.3) * plain["policy_loss"], rel=1e-3, abs=1e-4)
 
-    def weighed(**more) -> dict:
+    def weighed(samples: Path | None = None, **more) -> dict:
         roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
         changed = settings.model_copy(update=more)
-        return run(changed, roles=roles, sampler=Quieter(roles.policy.backbone, changed.sampler))[1][0]
+        sampler = Quieter(roles.policy.backbone, changed.sampler)
+        return run(changed, roles=roles, sampler=sampler, samples=samples)[1][0]
 
     masked = weighed(importance_cap=1.3, importance_beyond="mask")  # e^0.3 = 1.35
     assert masked["policy_loss"] == 0 and masked["importance_masked"] == 1.0
     kept = weighed(importance_cap=1.5, importance_beyond="mask", importance_floor=1.2)
     assert kept["policy_loss"] == pytest.approx(other["policy_loss"]) and kept["importance_masked"] == 0.0
-    answers = weighed(importance_cap=2.4, importance_level="sequence", importance_beyond="mask")
-    assert 0 < answers["importance_masked"] < 1  # answers of three tokens and more weigh e^0.9 = 2.46
+    # An answer of n tokens weighs e^(0.3·n): those of all six tokens are beyond the cap.
+    answers = weighed(
+        importance_cap=math.exp(0.3 * 5.5), importance_level="sequence", importance_beyond="mask", samples=tmp_path
+    )
+    lengths = [len(r.tokens) for r in read_records(tmp_path / "step-000000.jsonl", Rollout)]
+    assert answers["importance_masked"] == pytest.approx(6 * lengths.count(6) / sum(lengths)) and 6 in lengths
+    all_kept = weighed(importance_cap=7.0, importance_level="sequence", importance_beyond="mask")
+    assert all_kept["importance_masked"] == 0.0
 
 
 def test_entropy_bonus_keeps_the_policy_more_uncertain():

@@ -33,8 +33,9 @@ def methods(
     if as_json:
         typer.echo(json.dumps([asdict(c) for c in rows], indent=2, ensure_ascii=False))
         return
-    table = Table(title="align.method (* to start with)", show_lines=False)
-    for column in ("method", "learns from", "costs", "known to do wrong"):
+    table = Table(title="align.method (* to start with)")
+    table.add_column("method", no_wrap=True)
+    for column in ("learns from", "costs", "known to do wrong"):
         table.add_column(column, overflow="fold")
     for c in rows:
         table.add_row(f"{'*' if c.start else ' '} {c.method}", c.data, escape(c.cost), escape(c.flaw))
