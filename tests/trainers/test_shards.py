@@ -166,7 +166,8 @@ KL_IN_LOSS = KLConfig(coefficient=0.1, place="loss")
 ONLINE = [
     PpoConfig(**STEP), PpoConfig(**STEP, shared_critic=True), PpoConfig(**STEP, entropy_bonus=0.01, importance_cap=2.0),
     RlooConfig(**STEP), GrpoConfig(**STEP), DrGrpoConfig(**STEP, kl=KL_IN_LOSS), DapoConfig(**STEP),
-    GspoConfig(**STEP, kl=KL_IN_LOSS), CispoConfig(**STEP, entropy_top=0.4), RlooConfig(**(STEP | {"sampler": SamplerConfig(max_new_tokens=24)}), overlong_filter=True),
+    GspoConfig(**STEP, kl=KL_IN_LOSS), CispoConfig(**STEP, entropy_top=0.4),
+    RlooConfig(**(STEP | {"sampler": SamplerConfig(max_new_tokens=48)}), overlong_filter=True),
     RlooConfig(**STEP, importance_cap=2.0, importance_level="sequence", importance_beyond="mask"),
     PpoConfig(**STEP, bootstrap_cut=True),
     ReinforcePpConfig(**STEP), ReinforcePpBaselineConfig(**STEP, kl=KL_IN_LOSS), OnlineDpoConfig(**STEP),
