@@ -148,7 +148,11 @@ OFFLINE: dict[str, PairConfig] = {
 }
 
 
-@pytest.mark.parametrize("name", OFFLINE)
+SLOW = ("dpo, per token", "rpo", "apo_down", "sppo", "exo")
+"""Forms of methods of which another is tested in every run."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in OFFLINE])
 def test_offline_methods_improve_their_own_objective_on_unseen_answers(name):
     config, backbone = OFFLINE[name], trunk()
     policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
