@@ -398,7 +398,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.NcaConfig,
         label="NCA",
-        flaw="changes little once chosen answers are as likely as twice the reference",
+        flaw="bounded: at β = 1 no answer ends above twice its reference probability",
         objective=text("min −log σ(r_w) − ½·log σ(−r_w) − ½·log σ(−r_l), r = {beta:g}·log(π/ref)"),
         loss=lambda config, pairs: nca_loss(*pairs.logprobs, beta=config.beta),
     ),
