@@ -40,8 +40,9 @@ def test_the_interval_is_students():
 def test_a_row_for_each_method(tmp_path: Path, capsys):
     out = tmp_path / "curves.json"
     only = ["rloo", "dpo", "plackett_luce"]
-    assert main(["--seeds", "1", "--steps", "12", "--json", str(out), "--only", *only]) == 0
+    assert main(["--seeds", "1", "--steps", "8", "--json", str(out), "--only", *only]) == 0
     rows = {row["method"]: row["seeds"][0] for row in json.loads(out.read_text())["rows"]}
-    assert list(rows) == only and all(r["closed"] > 0.3 and r["kl"] > 0.05 for r in rows.values())
+    assert list(rows) == only and all(r["reward"] > 0.1 and r["kl"] > 0.02 for r in rows.values())
+    assert all(r["closed"] < 1 for r in rows.values())
     assert "| `dpo` |" in capsys.readouterr().out
     assert main(["--only", "rlo"]) == 2 and "no method is named rlo" in capsys.readouterr().err
