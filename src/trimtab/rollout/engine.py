@@ -52,7 +52,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one place of an answer, in nats: the model's own, before temperature, top-p and penalties."""
+    """Log-probabilities at one place of an answer, in nats: of the model itself, before any of the settings."""
 
     token: int
     """The drawn token."""
@@ -76,6 +76,8 @@ class Answer:
     """Drawn so far, end token included."""
     prompt_states: Tensor | None = None
     """``[P, H]``, what the recorded layer gives for the prompt; None: nothing is recorded."""
+    started: bool = False
+    """True: it has, or had, a slot."""
     ended: bool = False
     """True: it is drawn no further."""
     _text: AnswerText | None = None
@@ -228,6 +230,8 @@ class StepEngine:
         while budget > 0:
             while self._waiting and self.running + len(self._waiting[0].answers) <= self.slots:
                 self._reading.append(self._waiting.popleft())
+                for answer in self._reading[-1].answers:
+                    answer.started = True
             if not self._reading:
                 break
             group = self._reading[0]
