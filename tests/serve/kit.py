@@ -26,9 +26,11 @@ MODEL = "toy-policy"
 
 
 def toy(*, seed: int = 0, ends: float = 6.0, context: int = 512) -> Any:
-    """A random model that ends most answers after some ten tokens."""
+    """A random model that ends most answers after some ten tokens; with ``ends`` 0, none."""
     backbone = tiny_backbone(seed=seed, context=context)
     with torch.no_grad():
+        if ends == 0.0:  # other logits are so far apart that the largest is far above 0
+            backbone.head.weight *= 20.0
         backbone.head.weight[tokenizer().eos_token_id] *= ends
     return backbone
 

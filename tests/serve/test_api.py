@@ -316,21 +316,21 @@ def raw(live: Live, content: dict[str, Any]) -> socket.socket:
 
 
 def endless(**more: Any) -> dict[str, Any]:
-    """A request whose answer takes long: it has 400 tokens, as all but letters are unlikely to end it."""
-    return body("the cat", temperature=0, max_tokens=480, **more) | {"model": "endless"}
+    """A request whose answer takes long."""
+    return body("the cat", max_tokens=4000, **more) | {"model": "endless"}
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(stream):
     service = Service(
-        models={"endless": served("endless", ends=-50.0, context=4096)}, settings=Settings(slots=2, queue=4)
+        models={"endless": served("endless", ends=0.0, context=4096)}, settings=Settings(slots=2, queue=4)
     )
     live = Live(service)
     slow: list[socket.socket] = []
     try:
         engine = service.worker.engines["endless"]
         for state in [(1, 0), (2, 0), (2, 1), (2, 2)]:
-            slow.append(raw(live, endless(stream=stream) | {"max_tokens": 4000}))
+            slow.append(raw(live, endless(stream=stream)))
             live.wait(lambda state=state: (engine.running, engine.waiting) == state)
         slow[3].close()  # it waits
         live.wait(lambda: engine.waiting == 1, seconds=10)

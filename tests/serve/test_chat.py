@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,12 +47,13 @@ class ChatServer(Live):
         add_chat(app, self.page, hosts={"127.0.0.1"})
         super().__init__(service, app)
 
-    def visitor(self, *, agreed: bool = True) -> httpx.Client:
-        client = httpx.Client(base_url=self.url, timeout=60, follow_redirects=True)
-        assert client.get(f"/chat/enter/{PAGE_KEY}").status_code == 200
-        if agreed:
-            assert client.post("/chat/consent", json={"version": self.page.version}).status_code == 200
-        return client
+    @contextmanager
+    def visitor(self, *, agreed: bool = True) -> Iterator[httpx.Client]:
+        with httpx.Client(base_url=self.url, timeout=60, follow_redirects=True) as client:
+            assert client.get(f"/chat/enter/{PAGE_KEY}").status_code == 200
+            if agreed:
+                assert client.post("/chat/consent", json={"version": self.page.version}).status_code == 200
+            yield client
 
 
 @pytest.fixture
@@ -254,17 +256,13 @@ for number in range(10**6):
 def test_no_acknowledged_vote_is_lost_by_a_kill(tmp_path, kills):
     acknowledged: list[str] = []
     for number in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, tmp_path, f"run-{number}"], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(3 + number % 5):
-            acknowledged.append(process.stdout.readline().strip())
-        process.send_signal(signal.SIGKILL)
-        acknowledged += [
-            line.strip() for line in process.stdout.read().splitlines() if line.endswith(tuple("0123456789"))
-        ]
-        process.wait()
+        command = [sys.executable, "-c", KILLED, tmp_path, f"run-{number}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(3 + number % 5):
+                acknowledged.append(process.stdout.readline().strip())
+            process.send_signal(signal.SIGKILL)
+            acknowledged += process.stdout.read().split()
     database = Database(f"sqlite:///{tmp_path}/labels.db")
     with database.read() as c:
         stored = set(c.scalars(text("SELECT key FROM events WHERE kind = 'judgement'")))

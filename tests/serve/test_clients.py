@@ -19,7 +19,9 @@ TEXT_TESTS = (
 @pytest.fixture(scope="module")
 def ending():
     """A server whose model soon ends every answer, as these tests want."""
-    live = Live(Service(models={MODEL: served(ends=60.0)}, settings=Settings(slots=4, queue=16, default_tokens=400)))
+    model = served()
+    model.backbone.chat.end_tokens = frozenset(range(0, 320, 8))  # one token of eight ends an answer
+    live = Live(Service(models={MODEL: model}, settings=Settings(slots=4, queue=16, default_tokens=400)))
     yield live
     live.stop()
 

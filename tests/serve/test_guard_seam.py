@@ -16,7 +16,7 @@ from .kit import KEY, MODEL, Live, WordGuard, body, expected_text, served
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[tuple[Live, WordGuard]]:
-    model = served()
+    model = served(ends=0.0)
     guard = WordGuard(chat=model.backbone.chat, layer=2)
     live = Live(Service(models={MODEL: model}, settings=Settings(slots=4, queue=8), guard=guard))
     yield live, guard

@@ -49,7 +49,7 @@ def test_200_streams_are_the_text_of_one_after_the_other():
 
 
 def test_with_a_full_queue_requests_are_refused_at_once_and_the_others_answered():
-    service = Service(models={MODEL: served(ends=-50.0, context=600)}, settings=Settings(slots=2, queue=4))
+    service = Service(models={MODEL: served(ends=0.0, context=600)}, settings=Settings(slots=2, queue=4))
     live = Live(service)
 
     async def load() -> list[tuple[int, float, httpx.Headers]]:
@@ -79,7 +79,7 @@ def test_with_a_full_queue_requests_are_refused_at_once_and_the_others_answered(
 
 
 def test_a_slow_reader_is_given_up():
-    service = Service(models={MODEL: served(ends=-50.0)}, settings=Settings(slots=1, queue=4))
+    service = Service(models={MODEL: served(ends=0.0)}, settings=Settings(slots=1, queue=4))
 
     async def nobody_reads() -> Job:
         prompt = prompts(1)[0]
@@ -124,39 +124,38 @@ def test_sigterm_answers_what_runs_and_refuses_what_comes(tmp_path: Path):
     """The command itself: it prints a key, its model's folder is removed, it drains at SIGTERM."""
     from .kit import toy
 
-    backbone = toy(ends=-50.0, context=2048)
+    backbone = toy(ends=0.0, context=2048)
     folder = save_model(tmp_path / "model", backbone.model)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRIMTAB_API_KEY": ""}
     command = [sys.executable, "-m", "trimtab", "serve", str(folder), "--port", "0", "--slots", "2"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert server.stdout is not None
-        address = server.stdout.readline().split(" at ")[1].strip()
-        key = server.stdout.readline().split()[2]
-        shutil.rmtree(folder)
-        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=120) as client:
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    assert client.get(address.removesuffix("/v1") + "/health").status_code == 200
-                    break
-                except httpx.ConnectError:
-                    assert time.monotonic() < until
-                    time.sleep(0.1)
-            asked = body(max_tokens=400) | {"model": "model"}
-            refused = []
-            with client.stream("POST", "/chat/completions", json=asked | {"stream": True}) as stream:
-                lines = stream.iter_lines()
-                next(lines)
-                server.send_signal(signal.SIGTERM)
-                with httpx.Client(base_url=address, headers=client.headers, timeout=60) as other:
-                    for _ in range(200):
-                        refused.append(other.post("/chat/completions", json=asked | {"max_tokens": 1}).status_code)
-                        if refused[-1] == 503:
-                            break
-                rest = list(lines)
-        assert refused[-1] == 503 and [line for line in rest if line][-1] == "data: [DONE]"
-        assert server.wait(timeout=60) in (0, -signal.SIGTERM)
-    finally:
-        server.kill()
-        server.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split(" at ")[1].strip()
+            key = server.stdout.readline().split()[2]
+            shutil.rmtree(folder)
+            with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=120) as client:
+                until = time.monotonic() + 60
+                while True:
+                    try:
+                        assert client.get(address.removesuffix("/v1") + "/health").status_code == 200
+                        break
+                    except httpx.ConnectError:
+                        assert time.monotonic() < until
+                        time.sleep(0.1)
+                asked = body(max_tokens=150) | {"model": "model"}
+                refused = []
+                with client.stream("POST", "/chat/completions", json=asked | {"stream": True}) as stream:
+                    lines = stream.iter_lines()
+                    next(lines)
+                    server.send_signal(signal.SIGTERM)
+                    with httpx.Client(base_url=address, headers=client.headers, timeout=60) as other:
+                        for _ in range(200):
+                            refused.append(other.post("/chat/completions", json=asked | {"max_tokens": 1}).status_code)
+                            if refused[-1] == 503:
+                                break
+                    rest = list(lines)
+            assert refused[-1] == 503 and [line for line in rest if line][-1] == "data: [DONE]"
+            assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+        finally:
+            server.kill()
