@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -201,7 +201,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return ApiError(503, "the server is about to stop").response()
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", responses={401: {"model": ErrorBody}})
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: {"model": ErrorBody}})
     def metrics() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -216,7 +216,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """One model."""
         return _model(service, service.model(name))
 
-    @app.post("/v1/chat/completions", responses=errors)
+    @app.post("/v1/chat/completions", responses=errors | {200: {"content": {"text/event-stream": {}}}})
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         return await complete(service, request, body)
