@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.serving import main
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_load(tiny: Path, capsys):
     assert main(["--target", str(tiny), "--streams", "2", "--queue", "1", "--tokens", "4"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -120,6 +120,8 @@ def test_metrics_exist_before_the_first_request():
     assert b"vllm:num_requests_running" in Metrics().text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sigterm_answers_what_runs_and_refuses_what_comes(tmp_path: Path):
     """The command itself: it prints a key, its model's folder is removed, it drains at SIGTERM."""
     from .kit import toy

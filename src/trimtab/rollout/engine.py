@@ -229,9 +229,9 @@ class StepEngine:
         budget = PREFILL
         while budget > 0:
             while self._waiting and self.running + len(self._waiting[0].answers) <= self.slots:
-                self._reading.append(self._waiting.popleft())
-                for answer in self._reading[-1].answers:
+                for answer in self._waiting[0].answers:
                     answer.started = True
+                self._reading.append(self._waiting.popleft())
             if not self._reading:
                 break
             group = self._reading[0]

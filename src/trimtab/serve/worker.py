@@ -158,13 +158,15 @@ class Worker:
             ApiError: 429, with the time after which to try again.
         """
         slots = sum(engine.slots for engine in self.engines.values())
-        free = slots - sum(engine.running for engine in self.engines.values())
-        if len(self._queued) + answers > self.queue + free:
-            wait = round(self._mean_latency * len(self._queued) / slots)
+        with self._condition:
+            waiting = sum(not answer.started for answer in self._queued)
+            free = slots - sum(engine.running for engine in self.engines.values())
+        if waiting + answers > self.queue + free:
+            wait = round(self._mean_latency * waiting / slots)
             self.metrics.refused.labels("queue_full").inc()
             raise ApiError(
                 429,
-                f"{len(self._queued)} answers are waiting, and at most {self.queue} may; try again later",
+                f"{waiting} answers are waiting, and at most {self.queue} may; try again later",
                 code="rate_limit_exceeded",
                 retry_after=max(1, min(60, wait)),
             )
