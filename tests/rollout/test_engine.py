@@ -90,7 +90,7 @@ def test_long_prompts_are_read_in_pieces_between_steps():
 
 
 def test_an_answer_is_the_same_alone_and_in_company():
-    backbone, asked = tiny_backbone(), prompts(40)
+    backbone, asked = tiny_backbone(), prompts(20)
 
     def run(slots: int) -> list[list[int]]:
         engine = StepEngine(backbone, adapter=None, slots=slots, length=80)
@@ -101,7 +101,7 @@ def test_an_answer_is_the_same_alone_and_in_company():
         return [a.tokens for a in answers]
 
     alone = run(1)
-    assert run(40) == alone and run(7) == alone
+    assert run(20) == alone and run(7) == alone
 
 
 def test_cancelled_answers_free_their_slot_and_change_nobody_else():
