@@ -230,7 +230,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         verdicts = [
             await run_in_threadpool(check_prompt, guard, [Message(role="user", content=text)]) for text in body.texts
         ]
-        results = [moderation_result(guard, verdict) for verdict in verdicts]
+        results = [moderation_result(verdict) for verdict in verdicts]
         return JSONResponse({"id": f"modr-{secrets.token_hex(12)}", "model": guard.version, "results": results})
 
     @app.api_route("/v1/responses", methods=["GET", "POST"], include_in_schema=False)

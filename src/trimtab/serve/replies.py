@@ -129,7 +129,7 @@ def refusal_text(verdict: Verdict) -> str:
     return verdict.reason or "This request was blocked by the safety check."
 
 
-def moderation_result(guard: Guard, verdict: Verdict) -> dict[str, Any]:
+def moderation_result(verdict: Verdict) -> dict[str, Any]:
     """One verdict as ``/v1/moderations`` gives it."""
     return {
         "flagged": verdict.flagged,
@@ -143,7 +143,7 @@ def moderation(guard: Guard, given: Verdict, answers: Sequence[Verdict]) -> dict
     """The verdicts on a conversation and on its answers, as the field ``moderation`` of an answer."""
 
     def results(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        made = [moderation_result(guard, v) | {"model": guard.version, "type": "moderation_result"} for v in verdicts]
+        made = [moderation_result(v) | {"model": guard.version, "type": "moderation_result"} for v in verdicts]
         return {"type": "moderation_results", "model": guard.version, "results": made}
 
     return {"input": results([given]), "output": results(answers)}
