@@ -20,9 +20,11 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from starlette.testclient import TestClient
 from typer.main import get_command
 
 from trimtab import errors
@@ -266,6 +268,26 @@ def check_chat(arguments: list[str], printed: str) -> None:
     assert printed.strip()
 
 
+def check_serve(arguments: list[str], printed: str) -> None:
+    """Every model is named, and a page if one was asked for."""
+    run = Path(arguments[1]).name
+    models = [value for name, value in itertools.pairwise(arguments) if name == "--model"]
+    assert all(f"{run}-{model}" in printed for model in models) and "API key: sk-" in printed
+    assert ("Chat page: http" in printed) == ("--chat" in arguments)
+
+
+class ServesOnce:
+    """In place of a server: answers one request, and stops."""
+
+    def __init__(self, app: Any, service: Any) -> None:
+        self.app, self.models = app, service.models
+
+    def run(self, sockets: list[Any]) -> None:
+        with TestClient(self.app) as client:
+            assert client.get("/health").json() == {"status": "ok"}
+            assert client.get("/v1/models").status_code == 401
+
+
 def check_init(arguments: list[str], printed: str) -> None:
     """A recipe that loads."""
     written = [p for p in Path().glob("*.yaml") if p.stat().st_size and not p.stem.endswith("constitution")]
@@ -285,6 +307,7 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "plan": check_plan,
     **dict.fromkeys(("sft", "sample", "label", "reward", "align", "eval"), check_stage),
     "chat": check_chat,
+    "serve": check_serve,
     "judge": check_judge,
     "route": check_route,
     "constitution check": prints("principles", "version"),
@@ -330,8 +353,13 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         line += [x for pair in pairs if pair[1].split(".")[0] not in removed for x in pair]
     if name == "annotate":
         line.append("--no-serve")
+    if name == "serve":
+        line += ["--port", "0"]
     capsys.readouterr()
-    code = run_app(line)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimtab.serve.server.draining_server", ServesOnce)
+        patch.delenv("TRIMTAB_API_KEY", raising=False)
+        code = run_app(line)
     output = capsys.readouterr()
     assert code == 0, f"trimtab {shlex.join(line)} failed: {output.err}"
     CHECKS[name](arguments, output.out + output.err)

@@ -10,7 +10,8 @@ from trimtab.errors import DataError
 from trimtab.models import AdapterConfig, Backbone, FrozenStates, Role, scatter
 from trimtab.records import Prompt, Rollout, read_records, write_records
 from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.rollout.sampler import _nucleus, _shared_start
+from trimtab.rollout.drawing import nucleus
+from trimtab.rollout.sampler import _shared_start
 from trimtab.testing import prompts, tiny_backbone
 from trimtab.trainers import tokens_of
 
@@ -196,7 +197,7 @@ def test_prompt_that_leaves_no_room():
 def test_nucleus_by_hand():
     logprobs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
     for top_p, kept in ((0.45, [0, 1, 0, 0]), (0.7, [0, 0.625, 0, 0.375]), (0.81, [15 / 95, 50 / 95, 0, 30 / 95])):
-        torch.testing.assert_close(_nucleus(logprobs, top_p).softmax(-1), torch.tensor([kept], dtype=torch.float32))
+        torch.testing.assert_close(nucleus(logprobs, top_p).softmax(-1), torch.tensor([kept], dtype=torch.float32))
 
 
 def test_a_prompt_given_twice_gets_two_answers():

@@ -29,10 +29,12 @@ from trimtab.cli import (
     plan,
     route,
     run,
+    serve,
 )
 from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
+_SERVE = ("prometheus_client",)  # and packages of web and train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +56,7 @@ for _panel, _commands in {
         "judge": judge.judge,
         "route": route.route,
     },
-    MODELS: {"chat": chat.chat},
+    MODELS: {"chat": chat.chat, "serve": serve.serve},
 }.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
@@ -100,7 +102,7 @@ def run_app(arguments: list[str]) -> int:
         if (error.name or "").split(".")[0] == "trimtab":
             return _fail(error, f"{error}; this is a bug in trimtab", 70)
         package = (error.name or "").split(".")[0]
-        extra = "web" if package in _WEB else "train"
+        extra = "serve" if package in _SERVE else "web" if package in _WEB else "train"
         return _fail(error, f"the package {error.name!r} is not installed; {install_hint(extra)}", 1)
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -52,7 +52,7 @@ class FastCpu(Kernels):
         use_lora_linear(model)
 
     @contextmanager
-    def sampling(self, backbone: Backbone) -> Iterator[Decoder | None]:
+    def sampling(self, backbone: Backbone, *, recorded_layer: int | None = None) -> Iterator[Decoder | None]:
         """Weights are laid out for few rows; the Llama family has its own decoding step."""
         if backbone.dtype != torch.float32:
             yield None
@@ -61,7 +61,8 @@ class FastCpu(Kernels):
             self._decodes[backbone.model] = can_decode(backbone)
         if self._decodes[backbone.model]:
             with packed(backbone.head):
-                yield LlamaDecoder(backbone.model.base_model, recorded_layer=backbone.frozen_layers)
+                layer = backbone.frozen_layers if recorded_layer is None else recorded_layer
+                yield LlamaDecoder(backbone.model.base_model, recorded_layer=layer)
         else:
             with packed(backbone.model):
                 yield None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Decoder = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor | None]]
 """One decoding step: tokens ``[B]``, their positions ``[B]`` and the key-value cache → final hidden states ``[B, H]``
-and those of the highest frozen layer, ``[B, H]`` (None if no layer is frozen)."""
+and those of the recorded layer, ``[B, H]`` (None if no layer is)."""
 
 
 class Kernels:
@@ -24,8 +24,16 @@ class Kernels:
     def adapter_added(self, model: nn.Module) -> None:
         """Called after an adapter was put on ``model``."""
 
-    def sampling(self, backbone: "Backbone") -> AbstractContextManager[Decoder | None]:
-        """Context of one call of the sampler, in which weights do not change; yields a decoding step or None."""
+    def sampling(
+        self, backbone: "Backbone", *, recorded_layer: int | None = None
+    ) -> AbstractContextManager[Decoder | None]:
+        """Context in which answers are drawn and weights do not change; yields a decoding step or None.
+
+        Args:
+            backbone: the model.
+            recorded_layer: the decoding step returns the states after so many layers, 0 none; None: after the frozen
+                ones.
+        """
         return nullcontext()
 
     def after_sampling(self) -> None:

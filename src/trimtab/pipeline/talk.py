@@ -20,6 +20,37 @@ CONTEXT = 2048
 """Tokens a conversation with a bare model may have, if the model was built for as many."""
 
 
+def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | None]:
+    """The model that ``target`` names, and its adapter (None: the trunk alone).
+
+    Args:
+        target: a run's folder, a recipe, a model folder or a hub id.
+        which: of a run: ``base``, ``sft`` or ``policy``.
+        runs: folder of all runs, for recipes.
+
+    Raises:
+        ConfigError: the run has no such model yet.
+    """
+    fast_cpu.install()
+    path = Path(target)
+    recipe = path / "config.yaml" if (path / "config.yaml").is_file() else path
+    if not recipe.is_file():
+        context = min(longest_context(target) or CONTEXT, CONTEXT)
+        return Backbone.load(ModelConfig(name=target, context=context)), None
+    config = load_recipe(recipe)
+    folder = path if recipe != path else runs / config.name
+    surroundings = Context(config=config, recipe=recipe, run=RunFolder(folder, create=False), ui=Silent())
+    stage = {"base": None, "sft": "sft", "policy": "align"}.get(which, "")
+    if stage == "" or (stage and not (surroundings.folder(stage) / "weights.safetensors").exists()):
+        raise ConfigError(f"{folder} has no model {which!r} yet; run `trimtab run {target}` or use --model base")
+    backbone = surroundings.trunk(with_sft=which != "base")
+    if which != "policy":
+        return backbone, None
+    role = policy_role(surroundings, backbone)
+    role.load_state(load_tensors(surroundings.folder("align") / "weights.safetensors"))
+    return role.backbone, role.adapter
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
     """One answer, safe to print on a terminal."""
@@ -58,27 +89,7 @@ class Talk:
         Raises:
             ConfigError: the run has no such model yet.
         """
-        fast_cpu.install()
-        path = Path(target)
-        recipe = path / "config.yaml" if (path / "config.yaml").is_file() else path
-        adapter = None
-        if recipe.is_file():
-            config = load_recipe(recipe)
-            folder = path if recipe != path else runs / config.name
-            surroundings = Context(config=config, recipe=recipe, run=RunFolder(folder, create=False), ui=Silent())
-            stage = {"base": None, "sft": "sft", "policy": "align"}.get(which, "")
-            if stage == "" or (stage and not (surroundings.folder(stage) / "weights.safetensors").exists()):
-                raise ConfigError(
-                    f"{folder} has no model {which!r} yet; run `trimtab run {target}` or use --model base"
-                )
-            backbone = surroundings.trunk(with_sft=which != "base")
-            if which == "policy":
-                role = policy_role(surroundings, backbone)
-                role.load_state(load_tensors(surroundings.folder("align") / "weights.safetensors"))
-                backbone, adapter = role.backbone, role.adapter
-        else:
-            context = min(longest_context(target) or CONTEXT, CONTEXT)
-            backbone = Backbone.load(ModelConfig(name=target, context=context))
+        backbone, adapter = open_model(target, which=which, runs=runs)
         room = backbone.chat.context // 2
         sampling = SamplerConfig(temperature=temperature, max_new_tokens=min(max_new_tokens, room), slots=1)
         return cls(sampler=LocalSampler(backbone, sampling), adapter=adapter)

@@ -10,27 +10,23 @@ group), one uniform number per token. So an answer does not depend on what else 
 up to the last bits of floating point in the logits.
 """
 
-import hashlib
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from trimtab.models import Backbone, FrozenStates
-from trimtab.models.cache import SlotCache
-from trimtab.models.kernels import Decoder, kernels
+from trimtab.models.kernels import kernels
 from trimtab.models.layouts import continued
 from trimtab.records import Prompt, Rollout
+from trimtab.rollout.drawing import answer_stream, invert, nucleus
+from trimtab.rollout.passes import Passes
 from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout, stop_position
-
-BLOCK = 256
-"""Tokens per block of the vocabulary when a cumulative distribution is inverted."""
 
 PREFILL = 1024
 """Prompt tokens, padding included, of one prefill pass; prompts of similar length go together."""
@@ -67,11 +63,8 @@ class _Running:
 class _Call:
     """What one call of :meth:`LocalSampler.generate` works with."""
 
-    cache: SlotCache
-    decoder: Decoder | None
-    """A faster decoding step; None: the model's own."""
-    recorded_layer: nn.Module | None
-    """The layer whose output is recorded: the highest frozen one. None: nothing is."""
+    passes: Passes
+    """The model and its slots; what it records is the output of the highest frozen layer."""
     value_head: ValueHead | None
 
 
@@ -111,9 +104,13 @@ class LocalSampler:
         finished = 0
         with self.backbone.merged(adapter), self.backbone.autocast(), kernels().sampling(self.backbone) as decoder:
             call = _Call(
-                cache=SlotCache(len(self.backbone.layers), slots, longest),
-                decoder=decoder,
-                recorded_layer=None if states is None else self.backbone.layers[self.backbone.frozen_layers - 1],
+                passes=Passes(
+                    self.backbone,
+                    slots,
+                    longest,
+                    decoder=decoder,
+                    recorded_layer=0 if states is None else self.backbone.frozen_layers,
+                ),
                 value_head=value_head,
             )
             while waiting and not self.backbone.layouts.slots:
@@ -191,7 +188,7 @@ class LocalSampler:
                         prompt=prompt,
                         prompt_tokens=tokens,
                         index=first + number,
-                        stream=_stream(seed, prompt.id, first + number),
+                        stream=answer_stream(seed, prompt.id, first + number),
                     )
                     for number in range(group)
                 ]
@@ -204,13 +201,13 @@ class LocalSampler:
         while slot < len(running):
             answer = running[slot]
             answer.ended = answer.ended or self._done(answer)
-            unread = call.recorded_layer is not None and len(answer.states) < len(answer.tokens)
+            unread = call.passes.recorded is not None and len(answer.states) < len(answer.tokens)
             if not answer.ended or unread:
                 slot += 1
                 continue
             last = running.pop()
             if slot < len(running):
-                call.cache.move(len(running), slot, last.length)
+                call.passes.cache.move(len(running), slot, last.length)
                 running[slot] = last
             yield answer
 
@@ -220,12 +217,6 @@ class LocalSampler:
             or answer.tokens[-1] in self.backbone.chat.end_tokens
             or stop_position(self.backbone.chat, answer.tokens, self.config.stop) is not None
         )
-
-    def _run(self, call: _Call, **inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Final hidden states of a pass through the model, and those of the recorded layer."""
-        with _output_of(call.recorded_layer) as recorded:
-            output = self.backbone.model.base_model(use_cache=True, **inputs)
-        return output.last_hidden_state, recorded[0] if recorded else None
 
     def _prefix(self, prompts: list[list[int]], call: _Call) -> tuple[DynamicCache, Tensor | None]:
         """Keys and values of the tokens that all prompts begin with, and the recorded states of these tokens.
@@ -237,7 +228,7 @@ class LocalSampler:
         if shared < SHORTEST_PREFIX:
             return prefix, None
         tokens = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
-        _, states = self._run(call, input_ids=tokens, past_key_values=prefix)
+        _, states = call.passes.run(input_ids=tokens, past_key_values=prefix)
         return prefix, None if states is None else states[0]
 
     def _prefill(
@@ -261,7 +252,7 @@ class LocalSampler:
             layers: list[Any] = prefix.layers
             for number, layer in enumerate(layers):
                 prefill.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
-        final, recorded = self._run(call, input_ids=tokens, past_key_values=prefill)
+        final, recorded = call.passes.run(input_ids=tokens, past_key_values=prefill)
         last = torch.tensor(lengths, device=tokens.device) - shared - 1
         hidden = final[torch.arange(len(groups), device=tokens.device), last]
         rows: list[int] = []
@@ -273,7 +264,7 @@ class LocalSampler:
                 for member in members:
                     member.prompt_states = prompt_states
             for member in members:
-                call.cache.fill(first_slot + len(answers), prefill, row, lengths[row])
+                call.passes.cache.fill(first_slot + len(answers), prefill, row, lengths[row])
                 answers.append(member)
                 rows.append(row)
         chosen = torch.tensor(rows, device=hidden.device)
@@ -283,24 +274,10 @@ class LocalSampler:
 
     def _decode(self, running: list[_Running], call: _Call) -> None:
         """Read the last token of every running answer, and draw one more for those that have not ended."""
-        device = self.backbone.device
-        where = torch.tensor([answer.length - 1 for answer in running], device=device)
-        tokens = torch.tensor([answer.tokens[-1] for answer in running], device=device)
-        if call.decoder is not None:
-            hidden, recorded = call.decoder(tokens, where, call.cache)
-        else:
-            seen = int(where.max()) + 1
-            call.cache.place(where, seen)
-            mask = torch.arange(seen, device=device)[None, :] <= where[:, None]
-            final, states = self._run(
-                call,
-                input_ids=tokens[:, None],
-                position_ids=where[:, None],
-                attention_mask=self.backbone.mask(mask[:, None, None, :]),
-                past_key_values=call.cache,
-            )
-            hidden, recorded = final[:, 0], None if states is None else states[:, 0]
-        if call.recorded_layer is not None:
+        hidden, recorded = call.passes.read(
+            [answer.tokens[-1] for answer in running], [answer.length - 1 for answer in running]
+        )
+        if call.passes.recorded is not None:
             assert recorded is not None
             for answer, state in zip(running, recorded, strict=True):
                 answer.states.append(state)
@@ -328,31 +305,13 @@ class LocalSampler:
         else:
             logits = logits if temperature == 1.0 else logits / temperature
             if top_p < 1.0:
-                logits = _nucleus(logits, top_p)
+                logits = nucleus(logits, top_p)
             uniform = torch.tensor([a.stream.random() for a in answers], dtype=torch.float64, device=logits.device)
-            tokens = _invert(logits, uniform)
+            tokens = invert(logits, uniform)
         chosen = logits.gather(-1, tokens[:, None]).squeeze(-1) - torch.logsumexp(logits, dim=-1)
         for answer, token, logprob in zip(answers, tokens.tolist(), chosen.tolist(), strict=True):
             answer.tokens.append(token)
             answer.logprobs.append(logprob)
-
-
-@contextmanager
-def _output_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Append the output of each pass through ``layer`` to the list; for None the list stays empty."""
-    outputs: list[Tensor] = []
-    if layer is None:
-        yield outputs
-        return
-
-    def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
-        outputs.append(out[0] if isinstance(out, tuple) else out)
-
-    hook = layer.register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        hook.remove()
 
 
 def _shared_start(prompts: list[list[int]]) -> int:
@@ -371,38 +330,3 @@ def _similar(groups: list[list[_Running]]) -> Iterator[list[list[_Running]]]:
         if stop == len(ordered) or len(ordered[stop][0].prompt_tokens) * (stop + 1 - start) > PREFILL:
             yield ordered[start:stop]
             start = stop
-
-
-def _invert(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes ``uniform``: ``[B, V]``, ``[B]`` → ``[B]``.
-
-    In two steps, first among blocks of the vocabulary and then inside one, so that no cumulative sum runs
-    over the whole of it.
-    """
-    rows, size = logits.shape
-    shares = torch.exp(logits - logits.max(dim=-1, keepdim=True).values)
-    padded = torch.nn.functional.pad(shares, (0, -size % BLOCK)).view(rows, -1, BLOCK)
-    blocks = padded.sum(dim=-1).double().cumsum(dim=-1)
-    # Scaling by the total, not dividing by it, absorbs rounding: a uniform number < 1 always falls inside.
-    goal = uniform * blocks[:, -1]
-    block = torch.searchsorted(blocks, goal[:, None], right=True).clamp(max=blocks.shape[1] - 1)
-    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = padded.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1).double().cumsum(dim=-1)
-    place = torch.searchsorted(inside, goal[:, None] - before, right=True)
-    # Rounding between the two sums can step past the block's last token that has any probability.
-    last = (padded.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1) > 0).long()
-    last = BLOCK - 1 - last.flip(-1).argmax(dim=-1, keepdim=True)
-    return (block * BLOCK + torch.minimum(place, last)).squeeze(1)
-
-
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Logits of the smallest set of most likely tokens with mass ≥ ``top_p``; −∞ for the others."""
-    ordered, index = logits.sort(dim=-1, descending=True)
-    mass = torch.softmax(ordered, dim=-1)
-    inside = torch.where(mass.cumsum(dim=-1) - mass < top_p, ordered, torch.full_like(ordered, -torch.inf))
-    return torch.empty_like(logits).scatter(-1, index, inside)
-
-
-def _stream(seed: int, prompt_id: str, index: int) -> random.Random:
-    digest = hashlib.sha256(f"{seed}|{prompt_id}|{index}".encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))

@@ -28,7 +28,7 @@ from sqlalchemy.pool import QueuePool
 from trimtab.errors import ConfigError, StorageError
 from trimtab.files import storage_errors
 
-REVISION = "0002"
+REVISION = "0003"
 """The schema this version of trimtab reads and writes; the last file in ``migrations/versions``."""
 
 BUSY_MILLISECONDS = 10_000

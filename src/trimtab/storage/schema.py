@@ -7,6 +7,8 @@
     items       what is to be judged, and how many of its slots are taken
     leases      who is looking at what, until when
     people, invitations, sessions, tokens    who may do what; secrets are stored as SHA-256 only
+    visitors    people of the chat page who agreed to have their votes stored
+    exposures   the answers that visitors were shown, with a token that is good for one vote
     batches, cursors, guidelines, settings
 """
 
@@ -182,4 +184,27 @@ guidelines = Table(
     Column("name", Text, nullable=False),
     Column("body", Text, nullable=False),
     Column("created_at", Float, nullable=False),
+)
+
+visitors = Table(
+    "visitors",
+    metadata,
+    Column("person_id", Integer, ForeignKey("people.id"), primary_key=True),
+    Column("secret", Text, nullable=False, unique=True),
+    Column("consent", Text, nullable=False),
+    Column("withdrawn_at", Float),
+)
+
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token", Text, nullable=False, unique=True),
+    Column("person_id", Integer, ForeignKey("people.id"), nullable=False),
+    Column("round", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("shown_at", Float, nullable=False),
+    Column("used_at", Float),
+    Index("exposures_of", "person_id", "round"),
 )

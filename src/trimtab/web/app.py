@@ -56,7 +56,7 @@ def create_app(
     app.state.store, app.state.people, app.state.public_url = store, people, public_url
     app.state.notify = notify or (lambda _: None)
     app.state.base = base_path(public_url)
-    app.state.pages = _environment(app.state.base)
+    app.state.pages = page_environment(app.state.base)
     app.state.cache = {}
     app.state.cookie = f"trimtab_{store.project_id}"  # browsers do not tell the ports of one host apart
     app.state.names = Tries()
@@ -71,7 +71,8 @@ def create_app(
     return app
 
 
-def _environment(base: str) -> Environment:
+def page_environment(base: str) -> Environment:
+    """What renders pages: our templates and filters, everything escaped."""
     pages = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

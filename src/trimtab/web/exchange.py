@@ -53,6 +53,7 @@ from trimtab.records.annotation import (
     step_label_of,
 )
 from trimtab.records.types import Message, strict_pairs
+from trimtab.storage.chat import record_export
 from trimtab.storage.curation import comments_by_item
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
@@ -65,7 +66,7 @@ _LOG = ("item", "kind", "at", "person", "body")
 
 
 def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any]:
-    """Write an export to a folder, whole or not at all; returns the manifest.
+    """Write an export to a folder, whole or not at all; returns the manifest. The store notes that it was made.
 
     Raises:
         DataError: the folder exists and is not empty.
@@ -79,6 +80,7 @@ def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any
             (aside / name).write_bytes(data)
 
     write_folder(folder, fill)
+    record_export(store, str(folder), format)
     return json.loads(files["manifest.json"])
 
 

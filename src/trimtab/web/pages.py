@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 
 from trimtab.errors import DataError
@@ -51,19 +52,36 @@ async def fields(request: Request) -> dict[str, str]:
 
 def page(request: Request, template: str, person: Person | None, *, status: int = 200, **values: Any) -> HTMLResponse:
     """Render a page in the person's language."""
+    values["title"] = request.app.state.store.config().title
+    return page_in(request.app.state.pages, request, template, person, status=status, **values)
+
+
+def page_in(
+    pages: Environment,
+    request: Request,
+    template: str,
+    person: Person | None = None,
+    *,
+    title: str,
+    status: int = 200,
+    **values: Any,
+) -> HTMLResponse:
+    """Render a page of an environment, in the person's language."""
     language = language_of(request, person)
     script = {k: v for k, v in catalogues()["en"].items() if k.startswith("js.")}
     script |= {k: v for k, v in catalogues()[language].items() if k in script}
-    values |= {"title": request.app.state.store.config().title, "script_strings": json.dumps(script)}
+    values |= {"title": title, "script_strings": json.dumps(script)}
     values |= {"person": person, "here": request.url.path, "languages": list(catalogues())}
-    return HTMLResponse(fragment(request, template, language, **values), status_code=status)
+    return HTMLResponse(_rendered(pages, template, language, **values), status_code=status)
 
 
 def fragment(request: Request, template: str, language: str, **values: Any) -> str:
     """Render a template."""
-    html = request.app.state.pages.get_template(template).render(
-        t=partial(translate, language), language=language, **values
-    )
+    return _rendered(request.app.state.pages, template, language, **values)
+
+
+def _rendered(pages: Environment, template: str, language: str, **values: Any) -> str:
+    html = pages.get_template(template).render(t=partial(translate, language), language=language, **values)
     return html.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
 
 

@@ -1,0 +1,66 @@
+"""``trimtab serve TARGET``: an OpenAI-compatible server."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def serve(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A run's folder (runs/NAME), a recipe, a model folder or a hub id.")
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Which model of a run: base, sft or policy (default); can be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+    ] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="Answers of one model that run at the same time.")] = 16,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Answers that may wait for a slot; more are refused with 429.")
+    ] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request does not say.")] = 512,
+    blocked: Annotated[
+        Literal["answer", "error"],
+        typer.Option(help="What a conversation that a guard blocks gets: an answer that says so, or status 400."),
+    ] = "answer",
+    chat: Annotated[
+        Path | None,
+        typer.Option("--chat", metavar="PROJECT", help="Also serve a chat page; votes go to this annotation project."),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option("--public-url", help="Address that people use for the page, where a proxy is in front."),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Licence under which votes are published, as the page's terms say.")
+    ] = "not published",
+    votes_per_person: Annotated[int, typer.Option(min=1, help="Most votes of one person in a round.")] = 200,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Serve a model to programs that speak OpenAI's chat completions, and to people on a chat page.
+
+    The API key is TRIMTAB_API_KEY of the environment; without it, one is made and printed.
+
+    Example: trimtab serve runs/quickstart --model policy --model sft
+    """
+    from trimtab.serve.app import Service, Settings
+    from trimtab.serve.server import api_key, load_models
+    from trimtab.serve.server import serve as run
+
+    api_key()  # before minutes of loading
+    models = load_models(target, model or ["policy"], runs=runs)
+    settings = Settings(slots=slots, queue=queue, default_tokens=max_new_tokens, blocked=blocked)
+    run(
+        Service(models=models, settings=settings),
+        host=host,
+        port=port,
+        chat=chat,
+        public_url=public_url,
+        licence=licence,
+        votes_per_person=votes_per_person,
+        say=typer.echo,
+    )

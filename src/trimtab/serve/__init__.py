@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for one run's checkpoints, and a chat page that collects votes."""

@@ -1,0 +1,367 @@
+"""The chat page: answers, blind comparisons of two models, and votes of people who agreed to it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from jinja2 import ChoiceLoader, FileSystemLoader
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trimtab.errors import ConflictError, DataError, TrimtabError
+from trimtab.records import Completion, Message, Prompt
+from trimtab.records.types import content_id
+from trimtab.rollout.engine import AnswerSettings
+from trimtab.serve.app import Served, Service
+from trimtab.serve.errors import ApiError, of_trimtab
+from trimtab.serve.gate import same
+from trimtab.serve.guarding import Verdict, check_prompt
+from trimtab.serve.replies import event, refusal_text
+from trimtab.serve.requests import ChatMessage
+from trimtab.serve.stream import EventStream
+from trimtab.serve.worker import FinishReason, Job, Update
+from trimtab.storage.chat import REASONS, Ballot, ChatVotes, Choice, Shown
+from trimtab.web.app import HERE as WEB
+from trimtab.web.app import page_environment
+from trimtab.web.pages import page_in
+from trimtab.web.security import Guard as SameOrigin
+from trimtab.web.text import render_all
+
+HERE = Path(__file__).parent
+PAGE_COOKIE, VISITOR_COOKIE = "trimtab_chat", "trimtab_visitor"
+YEAR = 365 * 86400
+TEMPERATURE = 0.7
+"""As in ``trimtab chat``."""
+TERMS = """If you agree, each vote is stored with your conversation up to it, the answers you saw, the model, its
+settings and the time. It is stored under a random pseudonym; your name, your account and your IP address are not.
+
+- **Where:** in the label database of whoever runs this server, on their machine.
+- **What for:** to train and compare models.
+- **Licence:** {licence}
+- **Withdrawing:** with your withdrawal code, at any time, on this page. Your texts and votes are then erased; you are
+  told which exports had been made before. Models that were trained on an export stay as they are.
+
+Write nothing here that identifies you or others. If you do not agree, you can chat, and nothing is stored.
+"""
+
+
+@dataclass(kw_only=True)
+class ChatPage:
+    """The page's settings."""
+
+    service: Service
+    """Answers."""
+    votes: ChatVotes
+    """Stores votes."""
+    key: str
+    """Who has the link with it may use the page."""
+    licence: str = "not published"
+    """Under which licence votes are published, as the terms say."""
+    secure: bool = False
+    """True: people reach the page by HTTPS, so cookies are sent by HTTPS only."""
+    terms: str = field(init=False)
+    """What people agree to."""
+    version: str = field(init=False)
+    """Hash of the terms."""
+
+    def __post_init__(self) -> None:
+        self.terms = TERMS.format(licence=self.licence)
+        self.version = content_id(self.terms)
+
+    @property
+    def pair(self) -> tuple[Served, Served] | None:
+        """The two models that are compared; None: there is only one."""
+        models = list(self.service.models.values())
+        return (models[0], models[1]) if len(models) > 1 else None
+
+
+def round_of(service: Service) -> str:
+    """Name of the round of votes: that of the checkpoints that are served."""
+    return f"chat-{content_id(sorted(m.checkpoint for m in service.models.values()))[:8]}"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Question(_Strict):
+    """The conversation so far."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=512)
+    """Its last turn is the user's."""
+    compare: bool = False
+    """Two models answer, in random order."""
+
+
+class Vote(_Strict):
+    """A vote on what was shown."""
+
+    token: Annotated[str, Field(max_length=100)]
+    """From the end of the answer."""
+    key: Annotated[str, Field(pattern="^[0-9a-zA-Z-]{8,64}$")]
+    """Chosen by the page for each vote; sending a vote again stores it once."""
+    good: bool | None = None
+    """On one answer."""
+    reason: Annotated[str, Field(max_length=40)] = ""
+    """Why it is bad."""
+    choice: Choice | None = None
+    """On two answers."""
+
+
+class Consent(_Strict):
+    """Agreement to the terms."""
+
+    version: str
+    """Hash of the terms that were read."""
+
+
+class Code(_Strict):
+    """Withdrawal."""
+
+    code: Annotated[str, Field(max_length=100)]
+    """The visitor's secret."""
+
+
+class PageGuard:
+    """ASGI middleware: the annotation app's checks and headers, for the page only."""
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None, public: str) -> None:
+        self.app, self.guarded = app, SameOrigin(app, hosts, public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check requests to the page; pass on those to the API."""
+        is_page = scope["type"] == "http" and belongs_to_page(scope["path"])
+        await (self.guarded if is_page else self.app)(scope, receive, send)
+
+
+def belongs_to_page(path: str) -> bool:
+    """Whether a path is the page's, which asks for its own key."""
+    return path == "/chat" or path.startswith(("/chat/", "/static/"))
+
+
+def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, public: str = "") -> None:
+    """Add the page to the app of the API.
+
+    Args:
+        app: from :func:`trimtab.serve.app.create_app`, with :func:`belongs_to_page` as ``free``.
+        page: its settings.
+        hosts: names the server answers to; None: any, behind a proxy.
+        public: the address people use, where a proxy is in front.
+    """
+    app.add_middleware(PageGuard, hosts=hosts, public=public)
+    app.mount("/static", StaticFiles(directory=WEB / "static"))
+    app.mount("/chat/static", StaticFiles(directory=HERE / "static"))
+    pages = page_environment("")
+    pages.loader = ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(WEB / "templates")])
+    router = APIRouter(include_in_schema=False)
+
+    def allowed(request: Request) -> None:
+        if not same(request.cookies.get(PAGE_COOKIE, ""), page.key):
+            raise ApiError(401, "open the link that the server printed when it was started", code="no_page_key")
+
+    async def visitor(request: Request) -> int | None:
+        secret = request.cookies.get(VISITOR_COOKIE, "")
+        return await run_in_threadpool(page.votes.visitor, secret, page.version) if secret else None
+
+    def cookie(answer: Response, name: str, value: str) -> Response:
+        answer.set_cookie(name, value, max_age=YEAR, httponly=True, samesite="lax", secure=page.secure, path="/chat")
+        return answer
+
+    @router.get("/chat/enter/{key}")
+    def enter(key: str) -> Response:
+        if not same(key, page.key):
+            raise ApiError(401, "this link is not known; the server prints a new one each time it is started")
+        return cookie(RedirectResponse("/chat", status_code=303), PAGE_COOKIE, key)
+
+    @router.get("/chat")
+    async def show(request: Request) -> HTMLResponse:
+        allowed(request)
+        agreed = await visitor(request) is not None
+        return page_in(
+            pages, request, "chat.html", title="trimtab", agreed=agreed, version=page.version, terms=page.terms,
+            reasons=",".join(REASONS), comparable=page.pair is not None,
+            code=request.cookies.get(VISITOR_COOKIE, "") if agreed else "",
+        )  # fmt: skip
+
+    @router.post("/chat/answer")
+    async def answer(request: Request, question: Question) -> Response:
+        allowed(request)
+        exchange = await _start(page, question, await visitor(request))
+        return EventStream(exchange.events(), exchange.leave)
+
+    @router.post("/chat/vote")
+    async def vote(request: Request, given: Vote) -> Response:
+        allowed(request)
+        person = await visitor(request)
+        if person is None:
+            raise ApiError(403, "votes are stored of people who agreed to the terms; agree on the page first")
+        ballot = Ballot(token=given.token, key=given.key, good=given.good, reason=given.reason, choice=given.choice)
+        try:
+            return JSONResponse({"stored": True, "new": await run_in_threadpool(page.votes.vote, person, ballot)})
+        except ConflictError as error:
+            raise ApiError(409, str(error), code="conflict") from None
+
+    @router.post("/chat/consent")
+    async def consent(request: Request, given: Consent) -> Response:
+        allowed(request)
+        if given.version != page.version:
+            raise ApiError(409, "the terms have changed since; reload the page and read them again", code="conflict")
+        secret = await run_in_threadpool(page.votes.consent, page.version)
+        return cookie(JSONResponse({"code": secret}), VISITOR_COOKIE, secret)
+
+    @router.post("/chat/withdraw")
+    async def withdraw(request: Request, given: Code) -> Response:
+        allowed(request)
+        done = await run_in_threadpool(page.votes.withdraw, given.code)
+        answer = JSONResponse({"votes": done.votes, "exposures": done.exposures, "exports": list(done.exports)})
+        answer.delete_cookie(VISITOR_COOKIE, path="/chat")
+        return answer
+
+    app.include_router(router)
+
+
+# Answers ----------------------------------------------------------------------------------
+
+
+async def _start(page: ChatPage, question: Question, person: int | None) -> "_Exchange":
+    """Check a question and queue its answers.
+
+    Raises:
+        ApiError: it cannot be answered.
+    """
+    service, turns = page.service, tuple(m.message for m in question.messages)
+    if turns[-1].role != "user":
+        raise DataError("the last turn of the conversation is not the user's")
+    if question.compare and page.pair is None:
+        raise DataError("this server has one model, so there is nothing to compare")
+    models = list(page.pair) if question.compare and page.pair else [next(iter(service.models.values()))]
+    service.worker.check_room(len(models))
+    encoded = [await run_in_threadpool(service.encode, model, turns) for model in models]
+    verdict = None if service.guard is None else await run_in_threadpool(check_prompt, service.guard, turns)
+    order = list(range(len(models)))
+    secrets.SystemRandom().shuffle(order)
+    exchange = _Exchange(page=page, turns=turns, models=models, order=order, person=person, verdict=verdict)
+    if verdict is not None and verdict.flagged:
+        return exchange
+    for model, tokens in zip(models, encoded, strict=True):
+        longest = min(service.settings.default_tokens, model.backbone.chat.context - len(tokens))
+        settings = AnswerSettings(temperature=TEMPERATURE, max_new_tokens=longest)
+        seed = secrets.randbelow(2**31)
+        try:
+            exchange.jobs.append(service.submit(model, turns, tokens, settings, seed=seed))
+        except ApiError:
+            exchange.leave()
+            raise
+        exchange.seeds.append(seed)
+        exchange.longest.append(longest)
+    return exchange
+
+
+@dataclass(kw_only=True)
+class _Exchange:
+    """One question, and the answers of one or two models to it."""
+
+    page: ChatPage
+    turns: Sequence[Message]
+    models: list[Served]
+    order: list[int]
+    """``order[p]``: which of the models stands at place p of the screen."""
+    person: int | None
+    """Who asked; None: nothing is stored."""
+    verdict: Verdict | None
+    jobs: list[Job] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    longest: list[int] = field(default_factory=list)
+
+    def leave(self) -> None:
+        """Draw no further."""
+        for job in self.jobs:
+            self.page.service.worker.cancel(job)
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Pieces of text with their place on the screen; at the end the answers, and a token for a vote."""
+        texts = ["" for _ in self.models]
+        reasons: list[FinishReason | None] = [None for _ in self.models]
+        if self.jobs:
+            try:
+                async for number, update in _merged(self.jobs):
+                    texts[number] += update.text
+                    reasons[number] = update.finish_reason or reasons[number]
+                    if update.text:
+                        yield event({"place": self.order.index(number), "text": update.text})
+            except ApiError as error:
+                self.leave()
+                yield event(error.body)
+                return
+        for number, reason in enumerate(reasons):
+            blocked_by = self.jobs[number].guarded[0].verdict if self.jobs else self.verdict
+            if reason in (None, "content_filter") and blocked_by is not None:
+                texts[number], reasons[number] = refusal_text(blocked_by), "content_filter"
+        try:
+            token = await run_in_threadpool(self._expose, texts, reasons)
+        except TrimtabError as error:
+            yield event(of_trimtab(error).body)
+            return
+        shown = await run_in_threadpool(render_all, [texts[number] for number in self.order])
+        answers = [
+            {
+                "text": texts[number],
+                "html": html,
+                "finish_reason": reasons[number],
+                "blocked": reasons[number] == "content_filter",
+            }
+            for number, html in zip(self.order, shown, strict=True)
+        ]
+        yield event({"answers": answers, "token": token})
+
+    def _expose(self, texts: Sequence[str], reasons: Sequence[FinishReason | None]) -> str | None:
+        if self.person is None:
+            return None
+        service = self.page.service
+        completions = tuple(
+            Completion(
+                text=text.strip(), model=model.name, finish_reason=None if reason == "content_filter" else reason
+            )
+            for text, model, reason in zip(texts, self.models, reasons, strict=True)
+        )
+        details = {
+            "checkpoints": [model.checkpoint for model in self.models],
+            "seeds": self.seeds,
+            "temperature": TEMPERATURE,
+            "max_new_tokens": self.longest,
+            "blocked": [reason == "content_filter" for reason in reasons],
+            "guard": None if service.guard is None else service.guard.version,
+        }
+        shown = Shown(
+            prompt=Prompt.of(tuple(self.turns)), completions=completions, order=tuple(self.order), details=details
+        )
+        return self.page.votes.expose(self.person, shown)
+
+
+async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:
+    """The updates of several jobs as they come, with the number of the job.
+
+    Raises:
+        ApiError: one of them cannot go on.
+    """
+    waiting = {asyncio.ensure_future(job.next()): number for number, job in enumerate(jobs)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = waiting.pop(task)
+                news = task.result()
+                for update in news:
+                    yield number, update
+                if news:
+                    waiting[asyncio.ensure_future(jobs[number].next())] = number
+    finally:
+        for task in waiting:
+            task.cancel()

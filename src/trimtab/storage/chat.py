@@ -1,0 +1,286 @@
+"""Votes on the chat page: consent, what was shown, one vote for each answer, and taking everything back.
+
+Nothing is stored of anybody who has not agreed. Who agrees becomes a person with a pseudonym and a secret, without a
+name or an address. Each answer shown is an exposure with a token that is good for one vote. A vote is a judgement in
+the same tables as those of the annotation app, so everything that reads labels reads votes.
+
+The events hold no text of visitors: what they wrote and read is in ``exposures`` and ``items``, where a withdrawal
+erases it. The events stay, and an event ``erasure`` says what was erased.
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import Row, delete, func, insert, select, update
+
+from trimtab.errors import ConflictError, DataError
+from trimtab.records.annotation import Answer, Submission, Task
+from trimtab.records.types import Completion, Message, Prompt, content_id
+from trimtab.storage.items import insert_items, recount
+from trimtab.storage.labels import LabelStore
+from trimtab.storage.queue import take_slot
+from trimtab.storage.rows import add_event
+from trimtab.storage.schema import events, exposures, items, judgements, people, visitors
+from trimtab.storage.submissions import add_submission, put_judgement
+from trimtab.storage.transaction import Transaction
+
+REASONS = ("unjustified_refusal", "untrue", "unhelpful", "harmful", "style")
+"""Why an answer is bad."""
+TO_A_PERSON = "unjustified_refusal"
+"""The reason that is stored as a flag, for a person to decide, and never trained on."""
+BOTH_BAD = "both_bad"
+"""Reason of a tie between two bad answers."""
+ERASED = "[withdrawn]"
+"""Stands in place of every text that was erased."""
+
+Choice = Literal["left", "right", "tie", "both_bad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An answer, or two beside each other, that somebody was shown."""
+
+    prompt: Prompt
+    """The conversation."""
+    completions: tuple[Completion, ...]
+    """One answer; or two, in the order of the models, whatever the order on the screen."""
+    order: tuple[int, ...]
+    """``order[p]``: which of the completions stood at place p of the screen."""
+    details: dict[str, Any]
+    """Checkpoints, seeds, settings and guard version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ballot:
+    """A vote."""
+
+    token: str
+    """Of what was shown."""
+    key: str
+    """Chosen by the sender; the same vote sent again changes nothing."""
+    good: bool | None = None
+    """On one answer: True is good."""
+    reason: str = ""
+    """Why it is bad, one of :data:`REASONS`."""
+    choice: Choice | None = None
+    """On two answers: which one is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Withdrawal:
+    """What was erased."""
+
+    votes: int
+    """Votes."""
+    exposures: int
+    """Answers shown."""
+    exports: tuple[str, ...]
+    """Exports that had held votes of this person, with their times; models may have been trained on them."""
+
+
+class ChatVotes:
+    """Visitors, exposures and votes in a label store.
+
+    Args:
+        store: where they are.
+        round_name: batch of the votes; one for each set of checkpoints.
+        cap: votes of one person in a round.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, store: LabelStore, *, round_name: str, cap: int = 200, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store, self.round, self.cap, self._clock = store, round_name, cap, clock
+
+    # Consent ------------------------------------------------------------------------------
+
+    def consent(self, version: str) -> str:
+        """Store that somebody agreed to this version of the terms; returns the secret that stands for the person."""
+        secret, pseudonym = secrets.token_urlsafe(24), f"v-{secrets.token_hex(5)}"
+        with self.store.writing() as tx:
+            made = tx.c.execute(
+                insert(people).values(
+                    pseudonym=pseudonym, name=pseudonym, name_key=pseudonym, role="annotator", created_at=tx.now
+                )
+            )
+            person = made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+            tx.c.execute(insert(visitors).values(person_id=person, secret=_digest(secret), consent=version))
+            tx.event("consent", {"version": version}, person=person)
+        return secret
+
+    def visitor(self, secret: str, version: str) -> int | None:
+        """The person a secret stands for; None: nobody, or they agreed to another version of the terms."""
+        query = select(visitors).where(visitors.c.secret == _digest(secret), visitors.c.withdrawn_at.is_(None))
+        with self.store.database.read() as c:
+            row = c.execute(query).first()
+        return row.person_id if row is not None and row.consent == version else None
+
+    def withdraw(self, secret: str) -> Withdrawal:
+        """Erase the texts and votes of a person, and never store anything of them again.
+
+        Raises:
+            DataError: nobody has this secret.
+        """
+        with self.store.writing() as tx:
+            row = tx.c.execute(select(visitors).where(visitors.c.secret == _digest(secret))).first()
+            if row is None:
+                raise DataError("nobody has this withdrawal code; check that it was copied whole")
+            person = row.person_id
+            first = tx.c.scalar(select(func.min(events.c.seq)).where(events.c.person_id == person))
+            voted = tx.c.execute(
+                select(items).join(judgements, judgements.c.item_id == items.c.id).where(
+                    judgements.c.person_id == person
+                )
+            ).all()  # fmt: skip
+            for item in voted:
+                tx.c.execute(delete(judgements).where(judgements.c.item_id == item.id))
+                erased = {"body": _erased(item), "retired": True, "open": False}
+                tx.c.execute(update(items).where(items.c.id == item.id).values(**erased))
+            shown = tx.c.execute(
+                update(exposures).where(exposures.c.person_id == person).values(body="{}", used_at=tx.now)
+            ).rowcount
+            tx.c.execute(update(visitors).where(visitors.c.person_id == person).values(withdrawn_at=tx.now))
+            tx.c.execute(update(people).where(people.c.id == person).values(state="removed"))
+            tx.event("erasure", {"votes": len(voted), "exposures": shown}, person=person)
+            exported = select(events.c.at, events.c.body).where(events.c.kind == "export", events.c.seq > first)
+            exports = [f"{_time(e.at)} {json.loads(e.body)['folder']}" for e in tx.c.execute(exported)] if voted else []
+        return Withdrawal(votes=len(voted), exposures=shown, exports=tuple(exports))
+
+    # Votes --------------------------------------------------------------------------------
+
+    def expose(self, person: int, shown: Shown) -> str:
+        """Store what a person was shown; returns the token for a vote on it."""
+        token = secrets.token_urlsafe(24)
+        body = {
+            "prompt": shown.prompt.model_dump(mode="json"),
+            "completions": [c.model_dump(mode="json") for c in shown.completions],
+            "order": shown.order,
+            "details": shown.details,
+        }
+        with self.store.database.write() as c:
+            c.execute(
+                insert(exposures).values(
+                    token=_digest(token),
+                    person_id=person,
+                    round=self.round,
+                    kind="thumbs" if len(shown.completions) == 1 else "compare",
+                    body=json.dumps(body),
+                    shown_at=self._clock(),
+                )
+            )
+        return token
+
+    def vote(self, person: int, ballot: Ballot) -> bool:
+        """Store a vote; when it returns, the vote is on the disk. False: the same vote was stored before.
+
+        Raises:
+            DataError: the token is unknown, or the vote does not fit what was shown.
+            ConflictError: the token was used, the key was used for another vote, or the person has reached the cap.
+        """
+        digest = content_id(_digest(ballot.token), ballot.good, ballot.reason, ballot.choice)
+        with self.store.writing() as tx:
+            query = select(events.c.body).where(events.c.person_id == person, events.c.key == ballot.key)
+            if (earlier := tx.c.execute(query).first()) is not None:
+                if json.loads(earlier.body).get("digest") != digest:
+                    raise ConflictError(f"the key {ballot.key!r} was used for another vote; use a new one")
+                return False
+            row = tx.c.execute(
+                select(exposures).where(exposures.c.token == _digest(ballot.token), exposures.c.person_id == person)
+            ).first()
+            if row is None:
+                raise DataError("this vote is about an answer that you were not shown")
+            if row.used_at is not None:
+                raise ConflictError("there is a vote on this answer already; a token is good for one")
+            if self._votes(tx, person) >= self.cap:
+                raise ConflictError(f"you gave {self.cap} votes in this round, which is the most that one person may")
+            self._store(tx, person, row, ballot, digest)
+        return True
+
+    def counts(self) -> dict[str, int]:
+        """Of this round: answers and pairs shown, and votes on them."""
+        query = select(exposures.c.kind, func.count(), func.count(exposures.c.used_at)).where(
+            exposures.c.round == self.round, exposures.c.body != "{}"
+        )
+        with self.store.database.read() as c:
+            rows = {kind: (shown, voted) for kind, shown, voted in c.execute(query.group_by(exposures.c.kind))}
+        (answers, thumbs), (pairs, choices) = rows.get("thumbs", (0, 0)), rows.get("compare", (0, 0))
+        return {"answers_shown": answers, "thumbs": thumbs, "pairs_shown": pairs, "choices": choices}
+
+    def _votes(self, tx: Transaction, person: int) -> int:
+        query = select(func.count()).where(
+            exposures.c.person_id == person, exposures.c.round == self.round, exposures.c.used_at.is_not(None)
+        )
+        return tx.c.scalar(query) or 0
+
+    def _store(self, tx: Transaction, person: int, row: Row[Any], ballot: Ballot, digest: str) -> None:
+        body = json.loads(row.body)
+        consent = tx.c.scalar(select(visitors.c.consent).where(visitors.c.person_id == person))
+        task = Task.of(
+            Prompt.model_validate(body["prompt"]),
+            tuple(Completion.model_validate(c) for c in body["completions"]),
+            kind=row.kind,
+            id=f"chat-{row.id}-{content_id(row.token)[:8]}",
+            batch=self.round,
+            overlap=1,
+            metadata=body["details"] | {"order": body["order"], "consent": consent},
+        )
+        submission = Submission(
+            id=secrets.token_hex(12),
+            task=task.id,
+            annotator=tx.person(person).pseudonym,
+            seconds=round(tx.now - row.shown_at, 2),
+            created_at=datetime.fromtimestamp(tx.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            **_words(row.kind, tuple(body["order"]), ballot),
+        )
+        insert_items(tx, [task], tx.config)
+        item = tx.item(task.id)
+        take_slot(tx, item.id)
+        seq = add_submission(tx, "judgement", submission, digest, person=person, item=item, key=ballot.key)
+        put_judgement(tx, seq, submission, item=item, person=person, replaces=None)
+        recount(tx, tx.item(task.id))
+        tx.c.execute(update(exposures).where(exposures.c.id == row.id).values(used_at=tx.now))
+
+
+def record_export(store: LabelStore, folder: str, format: str) -> None:
+    """Note that the labels were exported, so that a withdrawal can say where votes went."""
+    with store.database.write() as c:
+        add_event(c, store.clock(), "export", {"folder": folder, "format": format}, person=None)
+
+
+def _words(kind: str, order: tuple[int, ...], ballot: Ballot) -> dict[str, Any]:
+    """The fields of a submission that say what was voted."""
+    if kind == "thumbs":
+        if ballot.good is None or ballot.choice is not None:
+            raise DataError("a vote on one answer says good: true or false, and no choice")
+        if ballot.reason and (ballot.good or ballot.reason not in REASONS):
+            raise DataError(f"reason {ballot.reason[:40]!r}: a bad answer takes one of {', '.join(REASONS)}")
+        if ballot.reason == TO_A_PERSON:
+            return {"verdict": "flag", "reason": TO_A_PERSON}
+        return {"verdict": "judged", "good": ballot.good, "reason": ballot.reason}
+    if ballot.choice is None or ballot.good is not None or ballot.reason:
+        raise DataError("a vote on two answers says choice: left, right, tie or both_bad, and nothing else")
+    ranks = {"left": (0, 1), "right": (1, 0)}.get(ballot.choice, (0, 0))
+    reason = BOTH_BAD if ballot.choice == "both_bad" else ""
+    return {"verdict": "judged", "shown_order": order, "answers": (Answer(ranks=ranks),), "reason": reason}
+
+
+def _erased(item: Row[Any]) -> str:
+    task = Task.model_validate_json(item.body)
+    prompt = Prompt(id=f"withdrawn-{item.id}", messages=(Message(role="user", content=ERASED),))
+    answers = tuple(c.model_copy(update={"text": ERASED}) for c in task.completions)
+    return task.model_copy(update={"prompt": prompt, "completions": answers}).model_dump_json(exclude_defaults=True)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
