@@ -154,6 +154,7 @@ PACKAGES = (
     "rollout",
     "trainers",
     "evals",
+    "guard",
     "conformance",
     "storage",
     "testing",

@@ -15,10 +15,25 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, init, judge, model, plan, route, run
+from trimtab.cli import (
+    agreement,
+    annotate,
+    chat,
+    constitution,
+    data,
+    doctor,
+    guard,
+    init,
+    judge,
+    model,
+    plan,
+    route,
+    run,
+)
 from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
+_GUARD = ("sklearn", "scipy")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +61,7 @@ for _panel, _commands in {
         app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(constitution.app, name="constitution", rich_help_panel=LABELS)
 app.add_typer(data.app, name="data", rich_help_panel=DATA)
+app.add_typer(guard.app, name="guard", rich_help_panel=MODELS)
 app.add_typer(model.app, name="model", rich_help_panel=MODELS)
 
 
@@ -86,7 +102,7 @@ def run_app(arguments: list[str]) -> int:
         if (error.name or "").split(".")[0] == "trimtab":
             return _fail(error, f"{error}; this is a bug in trimtab", 70)
         package = (error.name or "").split(".")[0]
-        extra = "web" if package in _WEB else "train"
+        extra = "web" if package in _WEB else "guard" if package in _GUARD else "train"
         return _fail(error, f"the package {error.name!r} is not installed; {install_hint(extra)}", 1)
     except OSError as error:
         if error.errno == errno.ENOSPC:
