@@ -202,7 +202,7 @@ def fit_detector(
         raw: list[np.ndarray] = [np.zeros(0)] * len(texts)
         for train, test in parts:
             member = _fit_member(name, place, [t for t, keep in zip(texts, train, strict=True) if keep], y[train])
-            rows = np.flatnonzero(test)
+            rows = np.flatnonzero(test).tolist()
             for i, z in zip(rows, member.view_logits([texts[i] for i in rows]), strict=True):
                 raw[i] = z
         slope, offset = platt(np.array([z[0] for z in raw]), y)  # of the raw text: views are for disguises
@@ -212,7 +212,7 @@ def fit_detector(
     means = [np.mean([of_member[i] for of_member in held_out], axis=0) for i in range(len(texts))]
     slope, offset = platt(np.array([z.max() for z in means]), y)
     out_of_fold = np.array([_sigmoid(slope * float(z.max()) + offset) for z in means])
-    threshold = threshold_for(out_of_fold[y == 0], budget)
+    threshold = threshold_for(out_of_fold[y == 0].tolist(), budget)
     return Fitted(
         detector=Detector(members=tuple(members), slope=slope, offset=offset, threshold=threshold),
         out_of_fold=out_of_fold,

@@ -124,7 +124,9 @@ def onset_table(output: OutputProbe, answers: Sequence[AnswerStates], *, layer: 
         answers with one; ``missed``: share of planted ones without any; ``hold_back``: for each size the share of
         planted answers of which a restricted token goes out, and the mean number of such tokens.
     """
-    alarms = [alarm(output.token_scores(a.states[:, layer]), output.smoothing, output.threshold) for a in answers]
+    alarms = [
+        alarm(output.token_scores(a.states[:, layer]).tolist(), output.smoothing, output.threshold) for a in answers
+    ]
     planted = [(a, t) for a, t in zip(answers, alarms, strict=True) if a.onset is not None]
     harmless = [t for a, t in zip(answers, alarms, strict=True) if a.onset is None]
     late = [t - a.onset for a, t in planted if a.onset is not None and t is not None and t >= a.onset]

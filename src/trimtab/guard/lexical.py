@@ -44,7 +44,7 @@ class Lexical:
         """
         words, characters = _vectorizers()
         features = sparse.hstack([words.fit_transform(texts), characters.fit_transform(texts)], format="csr")
-        model = LogisticRegression(C=strength, class_weight="balanced", solver="liblinear", random_state=0)
+        model: Any = LogisticRegression(C=strength, class_weight="balanced", solver="liblinear", random_state=0)
         model.fit(features, np.asarray(labels))
         return cls(words, characters, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
 
@@ -54,11 +54,13 @@ class Lexical:
 
     def features(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """TF-IDF, ``[N, words + characters]``."""
-        return sparse.hstack([self._words.transform(texts), self._characters.transform(texts)], format="csr")
+        parts: Any = [self._words.transform(texts), self._characters.transform(texts)]
+        return sparse.csr_matrix(sparse.hstack(parts, format="csr"))
 
     def strongest(self, text: str, count: int = 10) -> list[tuple[str, float]]:
         """The words and word pairs of a text that move its log-odds most, and by how much."""
-        row = self._words.transform([text]).tocoo()
+        features: Any = self._words.transform([text])
+        row = features.tocoo()
         names = self._words.get_feature_names_out()
         parts = [(str(names[j]), float(v * self.weights[j])) for j, v in zip(row.col, row.data, strict=True)]
         return sorted(parts, key=lambda part: -abs(part[1]))[:count]
@@ -73,7 +75,7 @@ class Lexical:
     def arrays(self) -> dict[str, np.ndarray]:
         """Weights and idf, for a file of tensors."""
         idf = np.concatenate([self._words.idf_, self._characters.idf_]).astype(np.float32)
-        return {"weights": self.weights, "bias": np.float32([self.bias]), "idf": idf}
+        return {"weights": self.weights, "bias": np.array([self.bias], np.float32), "idf": idf}
 
     @classmethod
     def restored(cls, vocabulary: dict[str, list[str]], arrays: dict[str, np.ndarray]) -> Self:
@@ -101,10 +103,10 @@ class Rules:
     def fit(cls, lexical: Lexical, texts: Sequence[str], rules: Sequence[str]) -> Self:
         """Fit on restricted texts with their rules."""
         names = sorted(set(rules))
-        features = lexical.features(texts)
+        features: Any = lexical.features(texts)
         weights, bias = np.zeros((len(names), features.shape[1]), np.float32), np.zeros(len(names), np.float32)
         for i, name in enumerate(names if len(names) > 1 else ()):
-            model = LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear", random_state=0)
+            model: Any = LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear", random_state=0)
             model.fit(features, np.array([rule == name for rule in rules]))
             weights[i], bias[i] = model.coef_[0], model.intercept_[0]
         return cls(lexical, names, weights, bias)

@@ -117,12 +117,12 @@ def fit_output(
         layer_scores.append(auroc(held[n].tolist(), y.tolist()))
     best = int(np.argmax(layer_scores))
     slope, offset = platt(held[best], y)
-    scores = [slope * held[best][owner == i] + offset for i in range(len(answers))]
+    scores = [(slope * held[best][owner == i] + offset).tolist() for i in range(len(answers))]
     delays: dict[str, float] = {}
     thresholds: dict[str, tuple[Smoothing, float]] = {}
     for smoothing in candidates:
         harmless = [highest(z[:o], smoothing) for z, o in zip(scores, onsets, strict=True) if o is None or o > 0]
-        limit = threshold_for(harmless, budget)
+        limit = threshold_for(harmless, budget, remedy="put more answers together (--planted)")
         waits = [_wait(z, o, smoothing, limit) for z, o in zip(scores, onsets, strict=True) if o is not None]
         name = _name(smoothing)
         delays[name], thresholds[name] = float(np.mean(waits)), (smoothing, limit)
@@ -141,7 +141,7 @@ def _labels(answer: AnswerStates) -> np.ndarray:
     return y
 
 
-def _wait(scores: np.ndarray, onset: int, smoothing: Smoothing, threshold: float) -> int:
+def _wait(scores: Sequence[float], onset: int, smoothing: Smoothing, threshold: float) -> int:
     """Tokens from onset to the first alarm at or after it; to the end without one."""
     smoothed = Smoothed(smoothing)
     for t, z in enumerate(scores):

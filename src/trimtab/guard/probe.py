@@ -1,6 +1,6 @@
 """Linear probes on activations: logistic regression on standardised states."""
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -31,7 +31,7 @@ class Probe:
         """
         states = np.asarray(states, dtype=np.float32)
         mean, scale = states.mean(axis=0), states.std(axis=0) + 1e-6
-        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+        model: Any = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
         model.fit((states - mean) / scale, labels)
         weights = (model.coef_[0] / scale).astype(np.float32)
         return cls(weights, float(model.intercept_[0] - weights @ mean))

@@ -4,6 +4,7 @@ Legend: s = score, higher means more likely restricted; y = 1 restricted, 0 not.
 """
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,15 +19,22 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
     The two classes get the same total weight, so the offset is that of a prior of one half.
     """
-    model = LogisticRegression(C=1e3, class_weight="balanced", max_iter=1000)
+    model: Any = LogisticRegression(C=1e3, class_weight="balanced", max_iter=1000)
     model.fit(np.asarray(logits).reshape(-1, 1), labels)
     return max(0.0, float(model.coef_[0, 0])), float(model.intercept_[0])
 
 
-def threshold_for(benign: Sequence[float], budget: float) -> float:
+def threshold_for(
+    benign: Sequence[float], budget: float, *, remedy: str = "give more ordinary texts (--data)"
+) -> float:
     """The lowest threshold at which at most a share of benign scores is blocked; a score above it is blocked.
 
     With n scores and k = ⌊budget · n⌋ it is the (k + 1)-th largest score.
+
+    Args:
+        benign: scores of harmless texts.
+        budget: share of them that may be blocked.
+        remedy: what the message says to do where there are too few.
 
     Raises:
         DataError: too few benign scores to block one of them: n · budget < 1.
@@ -38,7 +46,7 @@ def threshold_for(benign: Sequence[float], budget: float) -> float:
     if allowed < 1:
         raise DataError(
             f"a budget of {budget:.2%} needs {round(1 / budget)} harmless texts or more and there are {len(benign)}; "
-            "give more ordinary texts (--data), or raise the budget (--budget)"
+            f"{remedy}, or raise the budget (--budget)"
         )
     return sorted(map(float, benign), reverse=True)[allowed]
 

@@ -93,7 +93,7 @@ def _version(settings: dict[str, Any], folder: Path) -> str:
 
 
 def _probe_arrays(name: str, probe: Probe) -> dict[str, np.ndarray]:
-    return {f"{name}.weights": probe.weights, f"{name}.bias": np.float32([probe.bias])}
+    return {f"{name}.weights": probe.weights, f"{name}.bias": np.array([probe.bias], np.float32)}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
