@@ -3,8 +3,8 @@
 The folder holds OpenAI's moderation samples (MIT), XSTest prompts (CC BY 4.0), the harmful prompts of
 refusal_direction (Apache-2.0) and ordinary prompts of several sources. No text is printed. Probes read the built-in
 model; of the ordinary, harmful and moderation texts they read the first ``--tokens`` tokens, of disguised ones all.
-The probes' layer is chosen on XSTest for the other data, and for XSTest out of fold on what the guard is trained on.
-With ``--cache`` states are kept between runs, and parts that ``--json`` has are kept too.
+The probes' layer is chosen on XSTest, its twins kept together, and for XSTest on the moderation samples. With
+``--cache`` states are kept between runs, and parts that ``--json`` has are kept too.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from trimtab.rollout import LocalSampler, SamplerConfig
 
 LAYERS = (6, 9, 12, 14, 16, 18, 20)
 BUDGET = 0.01
-PARTS = ("xstest", "sources", "moderation", "attacks", "onset", "overhead")
+PARTS = ("sources", "moderation", "xstest", "attacks", "onset", "overhead")
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,11 @@ class Sets:
     def columns(self, name: str) -> tuple[list[Prepared], list[Row]]:
         """The same as two lists."""
         return [text for text, _ in self(name)], [row for _, row in self(name)]
+
+
+def pair_of(kind: str) -> str:
+    """The name that a type of XSTest prompt shares with its contrasts, so that twins stay in one fold."""
+    return next((name for name in ("privacy", "discr") if name in kind), kind.removeprefix("contrast_"))
 
 
 def best_layer(texts: Sequence[Prepared], rows: Sequence[Row], groups: Sequence[Any]) -> tuple[int, dict[str, Any]]:
@@ -453,17 +458,17 @@ def main(arguments: list[str]) -> int:
         print(f"{part} done", file=sys.stderr, flush=True)
 
     contrast, sample = sets.columns("xstest")
-    layer, scores = best_layer(contrast, sample, range(len(sample)))
+    layer, scores = best_layer(contrast, sample, [pair_of(row.source) for row in sample])
     result["layer"] = {"chosen on XSTest": LAYERS[layer], "AUROC by layer": scores}
-    if "xstest" in options.parts:
-        fitted = train_on(sets("harmful"), sets("benign"), None)
-        place = next(m.place for m in fitted.detector.members if m.place is not None)
-        chosen = {"layer": LAYERS[place.layer], "AUROC by layer": fitted.layer_scores}
-        done("xstest", xstest(fitted, contrast, sample) | chosen)
     if "sources" in options.parts:
         done("sources", sources(sets, layer))
     if "moderation" in options.parts:
         done("moderation", moderation(*sets.columns("moderation"), layer=layer))
+    if "xstest" in options.parts:
+        texts, rows_of = sets.columns("moderation")
+        other, scores = best_layer(texts, rows_of, range(len(texts)))
+        chosen = {"layer, chosen on moderation": LAYERS[other], "AUROC by layer": scores}
+        done("xstest", xstest(train_on(sets("harmful"), sets("benign"), other), contrast, sample) | chosen)
     if "attacks" in options.parts:
         done("attacks", attacks(sets, states, layer, options.attacked))
     if "onset" in options.parts:
