@@ -29,7 +29,7 @@ from trimtab.files import write_json
 from trimtab.guard.activations import pooled_texts, tap
 from trimtab.guard.attacks import ATTACKS
 from trimtab.guard.dataset import Example, attacked
-from trimtab.guard.detector import Detector, Fitted, Member, Prepared, fit_detector, prepare
+from trimtab.guard.detector import Detector, Fitted, Prepared, fit_detector, prepare
 from trimtab.guard.evaluation import onset_table
 from trimtab.guard.normalise import View
 from trimtab.guard.output import AnswerStates, fit_output
@@ -42,6 +42,8 @@ from trimtab.rollout import LocalSampler, SamplerConfig
 
 LAYERS = (6, 9, 12, 14, 16, 18, 20)
 BUDGET = 0.01
+BUDGETS = (0.01, 0.0025)
+"""Shares of ordinary training prompts that may be blocked: results are given for both."""
 PARTS = ("sources", "moderation", "xstest", "attacks", "onset", "overhead")
 
 
@@ -225,32 +227,38 @@ def sources(sets: Sets, layer: int) -> dict[str, Any]:
         other = [text for text, _ in sets("other")]
         fitted = train_on(rest, sets("benign"), layer)
         words = fitted.detector.members[0]
-        limit = threshold_for(fitted.member_scores["lexical"][len(rest) :].tolist(), BUDGET)
-
-        def by_words(texts: Sequence[Prepared], words: Member = words, limit: float = limit) -> list[bool]:
-            return [z.max() > limit for z in words.calibrated(texts)]
-
-        result[source] = {
-            "blocked": estimate(blocked_by(fitted.detector, left)),
-            "other_refused": estimate(blocked_by(fitted.detector, other)),
-            "tfidf_blocked": estimate(by_words(left)),
-            "tfidf_other_refused": estimate(by_words(other)),
-            "benign": len(sets("benign")),
+        scores = {
+            "ensemble": [fitted.detector.values(texts) for texts in (left, other)],
+            "TF-IDF": [np.array([z.max() for z in words.calibrated(texts)]) for texts in (left, other)],
         }
-        print(f"  {source}: {result[source]['blocked']['value']:.3f}", file=sys.stderr, flush=True)
+        ordinary = {"ensemble": fitted.out_of_fold, "TF-IDF": fitted.member_scores["lexical"]}
+        result[source] = {"benign": len(sets("benign"))}
+        for name, (harmful, benign) in scores.items():
+            for budget in BUDGETS:
+                limit = threshold_for(ordinary[name][len(rest) :].tolist(), budget)
+                result[source][f"{name} {budget}"] = {
+                    "blocked": estimate((harmful > limit).tolist()),
+                    "other_refused": estimate((benign > limit).tolist()),
+                }
+        print(f"  {source}: {result[source]['ensemble 0.01']['blocked']['value']:.3f}", file=sys.stderr, flush=True)
     return result
 
 
-def xstest(fitted: Fitted, texts: Sequence[Prepared], sample: Sequence[Row]) -> dict[str, Any]:
+def xstest(
+    fitted: Fitted, trained_on: Sequence[Row], texts: Sequence[Prepared], sample: Sequence[Row]
+) -> dict[str, Any]:
     """Zero-shot: trained on harmful and ordinary prompts of other sources."""
     scores = fitted.detector.values(texts)
     labels = [row.label for row in sample]
-    blocked = (scores > fitted.detector.threshold).tolist()
-    return {
-        "auroc": auroc(scores.tolist(), labels),
-        "safe_refused": estimate([b for b, y in zip(blocked, labels, strict=True) if not y]),
-        "unsafe_blocked": estimate([b for b, y in zip(blocked, labels, strict=True) if y]),
-    }
+    ordinary = [score for score, row in zip(fitted.out_of_fold, trained_on, strict=True) if not row.label]
+    result: dict[str, Any] = {"auroc": auroc(scores.tolist(), labels)}
+    for budget in BUDGETS:
+        blocked = (scores > threshold_for(ordinary, budget)).tolist()
+        result[str(budget)] = {
+            "safe_refused": estimate([b for b, y in zip(blocked, labels, strict=True) if not y]),
+            "unsafe_blocked": estimate([b for b, y in zip(blocked, labels, strict=True) if y]),
+        }
+    return result
 
 
 def attacks(sets: Sets, states: States, layer: int, count: int) -> dict[str, Any]:
@@ -402,17 +410,20 @@ def table(result: dict[str, Any]) -> str:
         g = m["gain"]
         lines.append(f"| ensemble − TF-IDF, AUROC, paired | {g['value']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}] |")
     for source, row in result.get("sources", {}).items():
-        lines.append(
-            f"| {source} left out, threshold from {row['benign']} ordinary prompts | blocked {pct(row['blocked'])}; "
-            f"other benign families refused {pct(row['other_refused'])}; TF-IDF alone: {pct(row['tfidf_blocked'])} and "
-            f"{pct(row['tfidf_other_refused'])} |"
-        )
+        for name in sorted(row.keys() - {"benign"}):
+            who, budget = name.rsplit(" ", 1)
+            lines.append(
+                f"| {source} left out, {who}, budget {100 * float(budget):g} % of {row['benign']} | "
+                f"blocked {pct(row[name]['blocked'])}; other families refused {pct(row[name]['other_refused'])} |"
+            )
     if "xstest" in result:
-        x = result["xstest"]
-        lines.append(
-            f"| XSTest, zero-shot | AUROC {x['auroc']:.3f}; safe refused {pct(x['safe_refused'])}; unsafe blocked "
-            f"{pct(x['unsafe_blocked'])} |"
-        )
+        lines.append(f"| XSTest, zero-shot | AUROC {result['xstest']['auroc']:.3f} |")
+        for budget in BUDGETS:
+            x = result["xstest"][str(budget)]
+            lines.append(
+                f"| XSTest, budget {100 * budget:g} % | safe refused {pct(x['safe_refused'])}; "
+                f"unsafe blocked {pct(x['unsafe_blocked'])} |"
+            )
     for family, row in result.get("attacks", {}).items():
         lines.append(
             f"| attack {family} | blocked {pct(row['blocked'])}; harmless refused {pct(row['benign_refused'])} |"
@@ -468,7 +479,9 @@ def main(arguments: list[str]) -> int:
         texts, rows_of = sets.columns("moderation")
         other, scores = best_layer(texts, rows_of, range(len(texts)))
         chosen = {"layer, chosen on moderation": LAYERS[other], "AUROC by layer": scores}
-        done("xstest", xstest(train_on(sets("harmful"), sets("benign"), other), contrast, sample) | chosen)
+        fitted = train_on(sets("harmful"), sets("benign"), other)
+        trained_on = [*sets.rows["harmful"], *sets.rows["benign"]]
+        done("xstest", xstest(fitted, trained_on, contrast, sample) | chosen)
     if "attacks" in options.parts:
         done("attacks", attacks(sets, states, layer, options.attacked))
     if "onset" in options.parts:

@@ -38,16 +38,8 @@ def test_the_onset_is_the_first_token_of_the_planted_text():
 def test_the_table_says_what_was_counted():
     share = {"blocked": 99, "n": 100, "value": 0.99, "low": 0.946, "high": 0.998}
     few = {"blocked": 3, "n": 1081, "value": 3 / 1081, "low": 0.001, "high": 0.008}
-    text = table(
-        {
-            "sources": {
-                "advbench": {
-                    "blocked": share, "other_refused": few, "tfidf_blocked": share, "tfidf_other_refused": few,
-                    "benign": 1187,
-                }
-            },
-            "xstest": {"auroc": 0.7, "safe_refused": few, "unsafe_blocked": share},
-        }
-    )  # fmt: skip
-    assert "99.0 % [94.6, 99.8] (99 of 100)" in text and "(3 of 1081)" in text and "1187 ordinary prompts" in text
-    assert text.count("\n") == 3
+    left_out = {"benign": 1187, "ensemble 0.01": {"blocked": share, "other_refused": few}}
+    contrast = {"safe_refused": few, "unsafe_blocked": share}
+    text = table({"sources": {"advbench": left_out}, "xstest": {"auroc": 0.7, "0.01": contrast, "0.0025": contrast}})
+    assert "99.0 % [94.6, 99.8] (99 of 100)" in text and "(3 of 1081)" in text and "budget 1 % of 1187" in text
+    assert text.count("\n") == 5 and "budget 0.25 %" in text
