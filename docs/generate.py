@@ -169,6 +169,7 @@ PACKAGES = (
     "rollout",
     "trainers",
     "evals",
+    "guard",
     "conformance",
     "storage",
     "testing",

@@ -186,3 +186,48 @@ def test_overall_is_no_name_of_a_principle_or_tag():
 )
 def test_answers_that_speak_to_their_judge(text: str, found: bool):
     assert speaks_to_judge(text) is found
+
+
+# Guard rules ------------------------------------------------------------------------------
+
+RULE = {
+    "id": "secrets",
+    "text": "The answer tells no secret.",
+    "twins": [
+        {"restricted": "the secret of my aunt", "allowed": "the aunt of my friend"},
+        {"restricted": "where the key is hidden", "allowed": "where keys are made"},
+    ],
+}
+
+
+def test_guard_rules_have_a_version_of_their_own():
+    bare, guarded = (
+        parse_constitution(written(principle(), **extra), where="ours.yaml") for extra in ({}, {"guard": [RULE]})
+    )
+    assert bare.version == guarded.version  # judges ask the same questions
+    assert bare.guard_version != guarded.guard_version
+    assert [(c.kind, c.id) for c in compare(bare, guarded)] == [("added", "guard/secrets")]
+    edited = parse_constitution(written(principle(), guard=[RULE | {"text": "No secrets."}]), where="ours.yaml")
+    [change] = compare(guarded, edited)
+    assert (change.kind, change.fields) == ("edited", (("text", "The answer tells no secret.", "No secrets."),))
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (RULE | {"twins": RULE["twins"][:1]}, "at least 2"),
+        (RULE | {"twins": [{"restricted": "Tell me it?", "allowed": "b"}] * 2}, "give a noun phrase that completes"),
+        (RULE | {"twins": [{"restricted": "TODO", "allowed": "b"}] * 2}, "is not filled in yet"),
+        (RULE | {"id": "Two Words"}, "guard.0.id"),
+    ],
+)
+def test_guard_rules_are_checked(rule, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_constitution(written(principle(), guard=[rule]), where="ours.yaml")
+    with pytest.raises(ConfigError, match="'secrets' stands more than once"):
+        parse_constitution(written(principle(), guard=[RULE, RULE]), where="ours.yaml")
+
+
+def test_the_shipped_rules_have_twins_and_answers():
+    for rule in load_constitution("default").guard:
+        assert len(rule.twins) >= 6 and len(rule.answers.restricted) >= 4 and len(rule.answers.allowed) >= 4

@@ -300,6 +300,13 @@ def check_model_export(arguments: list[str], printed: str) -> None:
     assert {"config.json", "adapter_config.json"} & {path.name for path in folder.iterdir()}
 
 
+def check_guard(arguments: list[str], printed: str) -> None:
+    """A guard that loads, its report, and the table."""
+    folder = Path(option(arguments, "--out") if "--out" in arguments else arguments[2])
+    assert json.loads((folder / "report.json").read_text())["requests"]["families"]["plain"]
+    assert (folder / "report.html").exists() and "twins refused" in printed
+
+
 CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "run": check_run,
     "report": check_run,
@@ -322,6 +329,9 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "doctor": check_doctor,
     "init": check_init,
     "model export": check_model_export,
+    "guard train": check_guard,
+    "guard evaluate": check_guard,
+    "guard explain": prints("threshold", "words that move"),
 }
 """By command, what must be so after it; a documented command without a check is an error."""
 

@@ -22,6 +22,7 @@ from trimtab.cli import (
     constitution,
     data,
     doctor,
+    guard,
     init,
     judge,
     methods,
@@ -35,6 +36,7 @@ from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
 _SERVE = ("prometheus_client",)  # and packages of web and train
+_GUARD = ("sklearn",)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +64,7 @@ for _panel, _commands in {
         app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(constitution.app, name="constitution", rich_help_panel=LABELS)
 app.add_typer(data.app, name="data", rich_help_panel=DATA)
+app.add_typer(guard.app, name="guard", rich_help_panel=MODELS)
 app.add_typer(model.app, name="model", rich_help_panel=MODELS)
 
 
@@ -102,7 +105,8 @@ def run_app(arguments: list[str]) -> int:
         if (error.name or "").split(".")[0] == "trimtab":
             return _fail(error, f"{error}; this is a bug in trimtab", 70)
         package = (error.name or "").split(".")[0]
-        extra = "serve" if package in _SERVE else "web" if package in _WEB else "train"
+        extras = {"serve": _SERVE, "web": _WEB, "guard": _GUARD}
+        extra = next((name for name, packages in extras.items() if package in packages), "train")
         return _fail(error, f"the package {error.name!r} is not installed; {install_hint(extra)}", 1)
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -24,12 +24,16 @@ def check(file: Source = "default", as_json: Json = False) -> None:
     written = load_constitution(file)
     if as_json:
         versions = {p.id: p.version for p in written.principles}
-        typer.echo(json.dumps({"name": written.name, "version": written.version, "principles": versions}, indent=2))
+        rules = {r.id: r.version for r in written.guard}
+        values = {"name": written.name, "version": written.version, "principles": versions, "guard": rules}
+        typer.echo(json.dumps(values, indent=2))
         return
     count = len(written.principles)
     typer.echo(f"{written.name}: {count} principle{'' if count == 1 else 's'}, version {written.version}")
     for tag in written.tags:
         typer.echo(f"  {tag}: {', '.join(p.id for p in written.tagged(tag))}")
+    if written.guard:
+        typer.echo(f"  guard, version {written.guard_version}: {', '.join(r.id for r in written.guard)}")
 
 
 @app.command()
@@ -46,6 +50,8 @@ def show(
     shown = [written[principle]] if principle else written.principles
     typer.echo(f"# version {written.version}")
     values = {"name": written.name, "principles": [p.model_dump(mode="json") for p in shown]}
+    if written.guard and not principle:
+        values["guard"] = [r.model_dump(mode="json") for r in written.guard]
     typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110), nl=False)
 
 

@@ -1,5 +1,6 @@
 """A written constitution: principles, their version, and the prompts made from them. Calls no model."""
 
+from trimtab.constitution.guarding import Answers, GuardRule, Twin
 from trimtab.constitution.principles import (
     DEFAULT,
     Change,
@@ -21,9 +22,12 @@ from trimtab.constitution.prompts import (
 
 __all__ = [
     "DEFAULT",
+    "Answers",
     "Change",
     "Constitution",
+    "GuardRule",
     "Principle",
+    "Twin",
     "ask_critique",
     "ask_revision",
     "ask_violation",

@@ -12,22 +12,25 @@
         weight: 1.0
         tags: [honest]
 
+A list ``guard`` may follow: what a guard restricts, see :mod:`trimtab.constitution.guarding`.
+
 The version of a principle is the hash of its fields, that of a constitution the hash of its
 principles whatever their order. Comments, layout and the name of the file do not change it.
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from trimtab.config import Config, load_yaml, parse_config
+from trimtab.constitution.filled import Filled
+from trimtab.constitution.guarding import GuardRule
 from trimtab.errors import ConfigError
 from trimtab.files import sha256_json
 from trimtab.records import content_id
@@ -36,18 +39,6 @@ DEFAULT = "default"
 """Name of the constitution that ships with trimtab."""
 
 _SHIPPED = Path(__file__).with_name("default.yaml")
-_UNFILLED = re.compile(r"(?i)\b(todo|tbd|fixme|xxx)\b|^\W*$|<[^<>]*>|\{[^{}]*\}|lorem ipsum")
-
-
-def _filled(text: str) -> str:
-    placeholder = _UNFILLED.search(text)
-    if placeholder:
-        raise ValueError(f"is not filled in yet ({placeholder.group() or 'empty'!r}); write it out in words")
-    return " ".join(text.split())
-
-
-Filled = Annotated[str, AfterValidator(_filled)]
-"""Words: neither empty nor a placeholder such as TODO, ``<...>`` or ``{...}``."""
 
 
 class Principle(Config):
@@ -81,6 +72,9 @@ class Constitution(Config):
     """What it is called; not part of its version."""
     principles: tuple[Principle, ...]
     """At least one, ids unique."""
+    guard: tuple[GuardRule, ...] = ()
+    """What a guard restricts (:mod:`trimtab.constitution.guarding`); ids unique. Not part of the version, which is
+    about what judges read."""
 
     @model_validator(mode="after")
     def _unique(self) -> "Constitution":
@@ -89,6 +83,9 @@ class Constitution(Config):
             raise ValueError("there is no principle; a constitution needs at least one")
         if twice:
             raise ValueError(f"the id {twice[0]!r} stands more than once; give each principle an id of its own")
+        again = [name for name, count in Counter(r.id for r in self.guard).items() if count > 1]
+        if again:
+            raise ValueError(f"the guard rule {again[0]!r} stands more than once; give each rule an id of its own")
         if any("overall" in (p.id, *p.tags) for p in self.principles):
             raise ValueError("'overall' is what all principles together are called; give that principle or tag a name")
         return self
@@ -97,6 +94,11 @@ class Constitution(Config):
     def version(self) -> str:
         """Hash of all principles, 12 hexadecimal digits; their order does not matter."""
         return sha256_json(sorted(f"{p.id} {p.version}" for p in self.principles))[:12]
+
+    @property
+    def guard_version(self) -> str:
+        """Hash of the guard's rules, 12 hexadecimal digits; their order does not matter."""
+        return sha256_json(sorted(f"{r.id} {r.version}" for r in self.guard))[:12]
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -184,10 +186,10 @@ def parse_constitution(text: str, *, where: str) -> Constitution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """What became of one principle between two constitutions."""
+    """What became of one principle or guard rule between two constitutions."""
 
     id: str
-    """Which."""
+    """Which principle; ``guard/ID`` for a guard's rule."""
     kind: str
     """``added``, ``removed`` or ``edited``."""
     fields: tuple[tuple[str, Any, Any], ...] = ()
@@ -196,7 +198,7 @@ class Change:
 
 def compare(before: Constitution, after: Constitution) -> list[Change]:
     """All changes, by id; an edited field that only changed its layout is no change."""
-    old, new = ({p.id: p for p in c.principles} for c in (before, after))
+    old, new = ({p.id: p for p in c.principles} | {f"guard/{r.id}": r for r in c.guard} for c in (before, after))
     changes = []
     for name in sorted(old.keys() | new.keys()):
         if name not in new:

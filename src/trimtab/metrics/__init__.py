@@ -7,6 +7,7 @@ tiny models and fails when a logged key has no entry. Ranges are rules of thumb 
 from collections.abc import Mapping
 
 from trimtab.metrics.entry import Metric
+from trimtab.metrics.guards import GUARDS
 from trimtab.metrics.labels import AGREEMENT, ANNOTATION, BALANCE, JUDGES
 from trimtab.metrics.results import CAPABILITY, EVALUATION, PROBES, REWARD_MODEL
 from trimtab.metrics.training import TRAINING
@@ -18,6 +19,7 @@ __all__ = [
     "CAPABILITY",
     "EVALUATION",
     "GROUPS",
+    "GUARDS",
     "JUDGES",
     "PROBES",
     "REWARD_MODEL",
@@ -36,6 +38,7 @@ GROUPS: Mapping[str, tuple[str, Mapping[str, Metric]]] = {
     "Agreement": ("The report, `trimtab agreement`, the dashboard, and `agreement.json`.", AGREEMENT),
     "AI judges": ("`trimtab judge`, `trimtab route`, and `judge.json`.", JUDGES),
     "Balance": ("Constitutional runs, and `balance.json`.", BALANCE),
+    "Guards": ("`trimtab guard`, and `report.json` in the guard's folder.", GUARDS),
     "Annotation": ("The annotation app's dashboard.", ANNOTATION),
 }
 """All tables by title, each with where its numbers appear."""

@@ -1,0 +1,122 @@
+"""``trimtab guard``: train, evaluate and explain classifiers that guard a model."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trimtab.cli.options import settings_of
+from trimtab.guard.config import GuardConfig
+
+app = typer.Typer(
+    help="Train and test a guard: classifiers made from a constitution that check requests and answers.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="GUARD", help="Folder written by `trimtab guard train`.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Model whose activations are read: a name, a folder or a hub id. Default: the built-in."
+    ),
+]
+Context = Annotated[int, typer.Option("--context", min=64, help="Longest answer with its request, in tokens.")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        help='JSON lines with "text", "restricted" and, where known, "kind" (request, answer), "rule", "group".',
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command()
+@settings_of(GuardConfig)
+def train(
+    constitution: Annotated[
+        str, typer.Argument(metavar="CONSTITUTION", help="YAML file with a section guard, or default.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the guard.")],
+    data: Data = None,
+    model: Model = None,
+    context: Context = 1024,
+    probes: Annotated[
+        bool, typer.Option("--probes/--no-probes", help="Read a model's activations. Without: text only, no answers.")
+    ] = True,
+    *,
+    settings: GuardConfig,
+) -> None:
+    """Train a guard from a constitution's section guard and write it with the report on what it did not see.
+
+    Example: trimtab guard train default --out guard
+    """
+    from trimtab.constitution import load_constitution
+    from trimtab.pipeline.guarding import train_and_report
+    from trimtab.pipeline.ui import Ui
+
+    ui = Ui()
+    lines = train_and_report(
+        load_constitution(constitution), settings, out, data=data or (), model=model if probes else None,
+        context=context, probes=probes, say=ui.say,
+    )  # fmt: skip
+    for line in lines:
+        typer.echo(line)
+    ui.say(f"guard: {out}, report: {out / 'report.html'}")
+
+
+@app.command()
+def evaluate(
+    guard: Folder,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report. Default: the guard's.")] = None,
+    model: Model = None,
+    context: Context = 1024,
+    as_json: Json = False,
+) -> None:
+    """Measure a guard on the examples it held out, or on those of --data, and write the report.
+
+    Example: trimtab guard evaluate guard
+    """
+    from trimtab.guard.report import report_lines
+    from trimtab.pipeline.guarding import evaluate_folder
+    from trimtab.pipeline.ui import Ui
+
+    ui = Ui()
+    facts = evaluate_folder(guard, out or guard, data=data or (), model=model, context=context, say=ui.say)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for line in report_lines(facts):
+        typer.echo(line)
+    ui.say(f"report: {(out or guard) / 'report.html'}")
+
+
+@app.command()
+def explain(
+    guard: Folder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The request.")],
+    model: Model = None,
+    context: Context = 1024,
+    as_json: Json = False,
+) -> None:
+    """Show how a guard reads a request: its views, the score of each member, and the words that move it most.
+
+    Example: trimtab guard explain guard "Tell me the home address of my teacher."
+    """
+    from trimtab.pipeline.guarding import explain_request
+
+    facts: dict[str, Any] = explain_request(guard, text, model=model, context=context)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    verdict = "blocked" if facts["blocked"] else "passes"
+    rule = f", rule {facts['rule']}: {facts['reason']}" if facts["rule"] else ""
+    typer.echo(f"{verdict}: score {facts['score']:.3f}, threshold {facts['threshold']:.3f}{rule}")
+    for view in facts["views"]:
+        members = ", ".join(f"{name} {value:+.1f}" for name, value in view["members"].items())
+        typer.echo(f"  {view['name']}: {members}")
+        typer.echo(f"    {view['text']}")
+    typer.echo("  words that move the text member most: " + ", ".join(f"{w} {v:+.2f}" for w, v in facts["words"]))

@@ -1,0 +1,29 @@
+"""Guards: classifiers made from a constitution that check requests before, and answers while, a model writes.
+
+Names are imported on first use, so that settings can be read where scikit-learn and torch are not installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.guard.activations import tap
+    from trimtab.guard.config import GuardConfig
+    from trimtab.guard.guard import AnswerCheck, DecisionLog, Guard, Verdict
+    from trimtab.guard.stream import HoldBack
+
+__all__ = ["AnswerCheck", "DecisionLog", "Guard", "GuardConfig", "HoldBack", "Verdict", "tap"]
+
+_MODULES = {
+    "activations": "tap",
+    "config": "GuardConfig",
+    "guard": "AnswerCheck DecisionLog Guard Verdict",
+    "stream": "HoldBack",
+}
+_PLACES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,0 +1,162 @@
+"""A policy's activations for linear probes: hidden states at chosen layers, read while the model runs, and pooled.
+
+Legend: T tokens, L chosen layers, H width of the model, W windows, P = 3 poolings. Layer n is the state after n decoder
+layers, 1 … number of layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import ConfigError
+from trimtab.models import Backbone
+
+POOLINGS = ("mean", "max", "last")
+"""How the states of many tokens become one vector; index 0, 1 and 2 of :func:`pooled`."""
+
+WINDOW = 64
+"""Tokens of a window; windows overlap by half."""
+
+PIECE = 512
+"""A text with more tokens is read in pieces of this many."""
+
+PASS = 2048
+"""Padded tokens of one forward pass."""
+
+
+class _Enough(Exception):
+    """Ends a forward pass after the highest layer that is read."""
+
+
+@contextmanager
+def tap(backbone: Backbone, layers: Sequence[int], *, stop: bool = False) -> Iterator[dict[int, Tensor]]:
+    """Inside, the states after each chosen layer of the newest forward pass, ``[B, T, H]`` by layer.
+
+    The server opens it around its own decoding steps, so that a probe costs no forward pass.
+
+    Args:
+        backbone: whose layers.
+        layers: 1 … number of layers.
+        stop: end each forward pass after the highest of them with an exception that :func:`read` expects.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    count = len(backbone.layers)
+    wrong = [n for n in layers if not 1 <= n <= count]
+    if wrong:
+        raise ConfigError(f"layer {wrong[0]} is not one of 1 to {count}; name layers that the model has")
+    states: dict[int, Tensor] = {}
+
+    def hook(number: int) -> Any:
+        def keep(_module: Any, _inputs: Any, out: Any) -> None:
+            states[number] = out[0] if isinstance(out, tuple) else out
+            if stop and number == max(layers):
+                raise _Enough
+
+        return keep
+
+    handles = [backbone.layers[n - 1].register_forward_hook(hook(n)) for n in layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def read(
+    backbone: Backbone, rows: Sequence[Sequence[int]], layers: Sequence[int], *, adapter: str | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """States of token sequences at the chosen layers; the layers above the highest one are not run.
+
+    Rows of similar length share a forward pass.
+
+    Args:
+        backbone: the model.
+        rows: token ids, at least one each, at most the model's context.
+        layers: as for :func:`tap`.
+        adapter: whose weights; None: the trunk.
+
+    Yields:
+        the place in ``rows`` and its states ``[T, L, H]``, float32, on the CPU; shortest first.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    with tap(backbone, layers, stop=True) as states:
+        while order:
+            size = 1
+            while size < len(order) and (size + 1) * len(rows[order[size]]) <= PASS:
+                size += 1
+            batch, order = order[:size], order[size:]
+            width = len(rows[batch[-1]])
+            tokens = torch.zeros(size, width, dtype=torch.long, device=backbone.device)
+            for place, i in enumerate(batch):
+                tokens[place, : len(rows[i])] = torch.tensor(rows[i], device=backbone.device)
+            try:
+                backbone.hidden(tokens, adapter=adapter)
+            except _Enough:
+                pass
+            stacked = torch.stack([states[n] for n in layers], dim=2).float().cpu()
+            for place, i in enumerate(batch):
+                yield i, stacked[place, : len(rows[i])]
+
+
+def encode(backbone: Backbone, text: str) -> list[list[int]]:
+    """A text as rows for :func:`read`: one token that ends turns, then at most :data:`PIECE` tokens of the text.
+
+    The text is encoded without the chat template, and control tokens in it are encoded as the characters they are made
+    of. The first token gathers attention that means nothing; its states are left out of every pooling.
+    """
+    chat = backbone.chat
+    tokens = chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    size = min(PIECE, chat.context - 1)
+    return [[chat.end_token, *tokens[i : i + size]] for i in range(0, len(tokens), size)] or [[chat.end_token]]
+
+
+def pooled(states: Tensor, *, window: int = WINDOW) -> Tensor:
+    """One vector per pooling for all tokens together, and for each window where there are several.
+
+    Args:
+        states: ``[T, L, H]``.
+        window: tokens of a window.
+
+    Returns:
+        ``[1 + W, P, L, H]``: row 0 is the whole text; W is 0 if it fits one window. Poolings as in :data:`POOLINGS`.
+    """
+    starts = range(0, len(states) - window // 2, window // 2) if len(states) > window else ()
+    spans = [states, *(states[s : s + window] for s in starts)]
+    return torch.stack([torch.stack([x.mean(dim=0), x.amax(dim=0), x[-1]]) for x in spans])
+
+
+def pooled_texts(
+    backbone: Backbone,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    adapter: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Pooled states of texts.
+
+    Args:
+        backbone: the model.
+        texts: any length.
+        layers: as for :func:`tap`.
+        adapter: whose weights; None: the trunk.
+        dtype: in which the result is stored; float16 halves the memory of large sets.
+
+    Returns:
+        for each text ``[1 + W, P, L, H]`` as :func:`pooled`; of a long one, the windows of all its pieces, and row 0 is
+        its first piece.
+    """
+    rows = [(number, row) for number, text in enumerate(texts) for row in encode(backbone, text)]
+    parts: dict[int, Tensor] = {}
+    for i, states in read(backbone, [row for _, row in rows], layers, adapter=adapter):
+        parts[i] = pooled(states[1:] if len(states) > 1 else states).to(dtype)
+    result: list[list[Tensor]] = [[] for _ in texts]
+    for i, (number, _) in enumerate(rows):
+        result[number].append(parts[i])
+    return [torch.cat(of_text) for of_text in result]

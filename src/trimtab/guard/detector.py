@@ -1,0 +1,259 @@
+"""The detector of requests: TF-IDF and linear probes, calibrated and added up.
+
+Legend: N texts, V views of one text, z_k = log-odds of member k. A member's score of a view is its highest score over
+the view's windows; the detector's score of a view is the mean of the calibrated z_k, and that of a text the highest
+over its views. Texts are blocked above a threshold that a share of harmless ones, the budget, may exceed. That share is
+counted on scores by members that were fitted without the text's group.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import DataError
+from trimtab.guard.activations import POOLINGS
+from trimtab.guard.lexical import Lexical
+from trimtab.guard.normalise import View, views, windows
+from trimtab.guard.probe import Probe
+from trimtab.guard.scores import auroc, folds_of, platt, threshold_for
+
+FOLDS = 5
+
+Reader = Callable[[Sequence[str]], list[Any]]
+"""Pooled states of texts, one ``[1 + W, P, L, H]`` tensor each (:func:`~trimtab.guard.activations.pooled_texts`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A text as members read it."""
+
+    views: tuple[View, ...]
+    """The raw text first."""
+    states: tuple[np.ndarray, ...] | None = None
+    """Pooled states of each view; None: there are no probes."""
+
+
+def prepare(texts: Sequence[str], reader: Reader | None = None) -> list[Prepared]:
+    """Views of texts, with their pooled states where there is a reader; equal views are read once."""
+    found = [tuple(views(text)) for text in texts]
+    if reader is None:
+        return [Prepared(v) for v in found]
+    names = list(dict.fromkeys(view.text for of_text in found for view in of_text))
+    states = {name: tensor.numpy() for name, tensor in zip(names, reader(names), strict=True)}
+    return [Prepared(v, tuple(states[view.text] for view in v)) for v in found]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which pooled state a probe reads."""
+
+    pooling: int
+    """Index in :data:`~trimtab.guard.activations.POOLINGS`."""
+    layer: int
+    """Index among the layers that are read."""
+
+    def of(self, states: np.ndarray) -> np.ndarray:
+        """``[1 + W, P, L, H]`` → ``[1 + W, H]``."""
+        return states[:, self.pooling, self.layer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One detector of the ensemble."""
+
+    name: str
+    """``lexical``, or ``probe`` with its pooling."""
+    model: Lexical | Probe
+    """What gives log-odds."""
+    slope: float = 1.0
+    """Calibration: log-odds = slope · z + offset."""
+    offset: float = 0.0
+    """As above."""
+    place: Place | None = None
+    """For a probe."""
+
+    def view_logits(self, texts: Sequence[Prepared]) -> list[np.ndarray]:
+        """Z of each view of each text, the highest over windows: N arrays ``[V]``; not calibrated."""
+        if isinstance(self.model, Lexical):
+            pieces = [[[v.text, *(w for w in windows(v.text) if w != v.text)] for v in t.views] for t in texts]
+            flat = self.model.logits([piece for text in pieces for view in text for piece in view])
+            bounds = np.cumsum([0, *(len(view) for text in pieces for view in text)])
+            highest = np.array([flat[a:b].max() for a, b in pairwise(bounds)])
+        else:
+            assert self.place is not None
+            parts = [self.place.of(s) for t in texts for s in _states(t)]
+            flat = self.model.logits(np.concatenate(parts))
+            bounds = np.cumsum([0, *map(len, parts)])
+            highest = np.array([flat[a:b].max() for a, b in pairwise(bounds)])
+        ends = np.cumsum([0, *(len(t.views) for t in texts)])
+        return [highest[a:b] for a, b in pairwise(ends)]
+
+    def calibrated(self, texts: Sequence[Prepared]) -> list[np.ndarray]:
+        """Calibrated log-odds of each view: N arrays ``[V]``."""
+        return [self.slope * z + self.offset for z in self.view_logits(texts)]
+
+
+def _states(text: Prepared) -> tuple[np.ndarray, ...]:
+    if text.states is None:
+        raise DataError("the guard has probes and was given no states; give it the model that it was trained with")
+    return text.states
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What a detector says of one text."""
+
+    value: float
+    """Calibrated probability that it is restricted, at even odds before reading it."""
+    view: str
+    """The view with the highest score."""
+    members: dict[str, float]
+    """Calibrated log-odds of each member on that view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """Members, the calibration of their mean, and the threshold."""
+
+    members: tuple[Member, ...]
+    """At least one."""
+    slope: float
+    """Calibration of the mean."""
+    offset: float
+    """As above."""
+    threshold: float
+    """A text with a higher score is blocked."""
+
+    def scores(self, texts: Sequence[Prepared]) -> list[Score]:
+        """The score of each text."""
+        if not texts:
+            return []
+        by_member = [member.calibrated(texts) for member in self.members]
+        result = []
+        for i, text in enumerate(texts):
+            table = np.stack([values[i] for values in by_member])
+            best = int(table.mean(axis=0).argmax())
+            value = _sigmoid(self.slope * float(table[:, best].mean()) + self.offset)
+            members = {m.name: float(z) for m, z in zip(self.members, table[:, best], strict=True)}
+            result.append(Score(value=value, view=text.views[best].name, members=members))
+        return result
+
+    def values(self, texts: Sequence[Prepared]) -> np.ndarray:
+        """The score of each text as an array, ``[N]``."""
+        return np.array([score.value for score in self.scores(texts)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A detector and what its own training data say of it, by members fitted without the text's group."""
+
+    detector: Detector
+    """Fitted on all texts."""
+    out_of_fold: np.ndarray
+    """Score of each training text, ``[N]``."""
+    member_scores: dict[str, np.ndarray]
+    """Calibrated log-odds of each member, the highest over views, ``[N]`` each."""
+    layer_scores: dict[str, list[float]]
+    """By pooling: AUROC of a probe at each layer that is read."""
+
+
+def fit_detector(
+    texts: Sequence[Prepared],
+    labels: Sequence[int],
+    groups: Sequence[Hashable],
+    *,
+    budget: float,
+    poolings: Sequence[str] = ("mean", "max"),
+    folds: int = FOLDS,
+    layer: int | None = None,
+    seed: int = 0,
+) -> Fitted:
+    """Fit members, choose the layer of the probes, calibrate and set the threshold.
+
+    Args:
+        texts: training texts; probes are fitted if they have states.
+        labels: 1: restricted, 0: not.
+        groups: what must not be on both sides of a fold.
+        budget: largest share of harmless texts whose score may exceed the threshold.
+        poolings: of the probes, names in :data:`~trimtab.guard.activations.POOLINGS`.
+        folds: of the cross-fitting.
+        layer: index of the probes' layer; None: the one with the highest AUROC out of fold.
+        seed: of the folds.
+
+    Raises:
+        DataError: one label is missing in a fold, or there are too few harmless texts for the budget.
+    """
+    y = np.asarray(labels)
+    fold = folds_of(groups, min(folds, len(set(groups))), seed)
+    parts = [(fold != f, fold == f) for f in range(fold.max() + 1)]
+    if len(parts) < 2 or any(len(set(y[train])) < 2 for train, _ in parts):
+        raise DataError(
+            f"a guard needs restricted and harmless texts in at least two groups each; there are {int(y.sum())} "
+            f"restricted and {int((1 - y).sum())} harmless texts in {len(set(groups))} groups; give more"
+        )
+    places, layer_scores = _places(texts, y, parts, poolings, layer)
+    kinds: list[tuple[str, Place | None]] = [("lexical", None)]
+    kinds += [(f"probe {POOLINGS[p.pooling]}", p) for p in places]
+    members, held_out = [], []
+    for name, place in kinds:
+        raw: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        for train, test in parts:
+            member = _fit_member(name, place, [t for t, keep in zip(texts, train, strict=True) if keep], y[train])
+            rows = np.flatnonzero(test).tolist()
+            for i, z in zip(rows, member.view_logits([texts[i] for i in rows]), strict=True):
+                raw[i] = z
+        slope, offset = platt(np.array([z[0] for z in raw]), y)  # of the raw text: views are for disguises
+        whole = _fit_member(name, place, texts, y)
+        members.append(Member(name=name, model=whole.model, slope=slope, offset=offset, place=place))
+        held_out.append([slope * z + offset for z in raw])
+    means = [np.mean([of_member[i] for of_member in held_out], axis=0) for i in range(len(texts))]
+    slope, offset = platt(np.array([z.max() for z in means]), y)
+    out_of_fold = np.array([_sigmoid(slope * float(z.max()) + offset) for z in means])
+    threshold = threshold_for(out_of_fold[y == 0].tolist(), budget)
+    return Fitted(
+        detector=Detector(members=tuple(members), slope=slope, offset=offset, threshold=threshold),
+        out_of_fold=out_of_fold,
+        member_scores={
+            m.name: np.array([z.max() for z in z_of]) for m, z_of in zip(members, held_out, strict=True)
+        },
+        layer_scores=layer_scores,
+    )  # fmt: skip
+
+
+def _fit_member(name: str, place: Place | None, texts: Sequence[Prepared], y: np.ndarray) -> Member:
+    if place is None:
+        return Member(name=name, model=Lexical.fit([t.views[0].text for t in texts], y.tolist()))
+    states = np.stack([place.of(_states(t)[0])[0] for t in texts])
+    return Member(name=name, model=Probe.fit(states, y), place=place)
+
+
+def _places(
+    texts: Sequence[Prepared],
+    y: np.ndarray,
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    poolings: Sequence[str],
+    layer: int | None,
+) -> tuple[list[Place], dict[str, list[float]]]:
+    """The probes' places: one layer for all poolings, the one with the highest mean AUROC out of fold."""
+    if texts[0].states is None:
+        return [], {}
+    raw = np.stack([_states(t)[0][0] for t in texts]).astype(np.float32)  # [N, P, L, H]
+    indices = [POOLINGS.index(name) for name in poolings]
+    table: dict[str, list[float]] = {}
+    if layer is None:
+        for p in indices:
+            table[POOLINGS[p]] = []
+            for n in range(raw.shape[2]):
+                z = np.zeros(len(y))
+                for train, test in parts:
+                    z[test] = Probe.fit(raw[train, p, n], y[train]).logits(raw[test, p, n])
+                table[POOLINGS[p]].append(auroc(z.tolist(), y.tolist()))
+        layer = int(np.mean(list(table.values()), axis=0).argmax())
+    return [Place(pooling=p, layer=layer) for p in indices], table
+
+
+def _sigmoid(x: float) -> float:
+    return float(1 / (1 + np.exp(-x))) if x >= 0 else float(np.exp(x) / (1 + np.exp(x)))

@@ -1,0 +1,285 @@
+"""A guard around a model: checks requests before it answers, and answers while it writes.
+
+How a server uses one::
+
+    guard = Guard.load(Path("guard"), backbone)
+    verdict = guard.check(messages)               # before sampling; a blocked request is not answered
+    with tap(backbone, guard.layers) as states:   # around the decoding steps; nothing to read: guard.layers is empty
+        checks = [guard.start() for _ in answers]
+        ...                                       # one decoding step, which fed each answer's newest token
+        scores = guard.token_scores(states, rows) # rows: which row of the step is which answer
+        for check, token, score in zip(checks, tokens, scores):
+            send(check.step(token, score))        # the tokens that may go out now
+            if check.verdict is not None: ...     # stopped: close the stream
+        send(check.finish([last_token]))
+
+The states of a token exist once it has been fed to the model, one step after it was drawn. The last token of an answer
+is never fed; it goes to :meth:`AnswerCheck.finish`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from torch import Tensor
+
+from trimtab.errors import ConfigError, StorageError, TrimtabError
+from trimtab.files import storage_errors
+from trimtab.guard.activations import pooled_texts
+from trimtab.guard.detector import Detector, prepare
+from trimtab.guard.lexical import Rules
+from trimtab.guard.output import OutputProbe
+from trimtab.guard.stream import HoldBack, Smoothed
+from trimtab.models import Backbone
+from trimtab.records import Message
+
+OnError = Literal["closed", "open"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a guard decided about a request or an answer."""
+
+    blocked: bool
+    """True: do not answer, or stop."""
+    score: float
+    """Request: calibrated probability that it is restricted. Answer: smoothed log-odds at this token."""
+    threshold: float
+    """A higher score is blocked."""
+    rule: str | None = None
+    """The guard rule that a blocked request resembles most; None: not blocked, or the guard knows no rules."""
+    reason: str | None = None
+    """The text of that rule, for people."""
+    view: str = "raw"
+    """Which reading of the text had the highest score, see :mod:`trimtab.guard.normalise`."""
+    members: Mapping[str, float] | None = None
+    """Calibrated log-odds of each member on that view."""
+    token: int | None = None
+    """Answer: index of the token at which it was stopped."""
+    error: str | None = None
+    """What went wrong in the guard; ``blocked`` is then its ``on_error``."""
+
+
+class DecisionLog:
+    """Appends each decision to a JSON Lines file, without any text unless asked.
+
+    Args:
+        path: the file.
+        text: True: requests are written too. They are people's words; say so to them.
+    """
+
+    def __init__(self, path: Path, *, text: bool = False) -> None:
+        self.path, self.text = path, text
+
+    def write(self, guard: str, kind: str, verdict: Verdict, text: str) -> None:
+        """Add one line: time, guard version, kind (``request`` or ``answer``) and the verdict."""
+        row: dict[str, Any] = {
+            "time": round(time.time(), 3), "guard": guard, "kind": kind, "blocked": verdict.blocked,
+            "score": round(verdict.score, 6), "threshold": round(verdict.threshold, 6), "rule": verdict.rule,
+            "view": verdict.view, "token": verdict.token, "error": verdict.error,
+        }  # fmt: skip
+        if self.text:
+            row["text"] = text
+        with storage_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Guard:
+    """Checks of requests and answers. Built by training or :meth:`load`; reading it from several threads is safe.
+
+    Args:
+        detector: of requests.
+        output: of answers; None: answers are not checked.
+        rules: names the rule of a blocked request; None: there are no rules.
+        reasons: text of each rule by id.
+        version: identifies the guard in logs and votes.
+        backbone: the model whose activations the probes read; None: the guard has none.
+        layer: the layer that request probes read, 1 … number of layers.
+        adapter: whose weights; None: the trunk.
+        on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
+        log: where decisions go; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        output: OutputProbe | None = None,
+        rules: Rules | None = None,
+        reasons: Mapping[str, str] | None = None,
+        version: str = "",
+        backbone: Backbone | None = None,
+        layer: int | None = None,
+        adapter: str | None = None,
+        on_error: OnError = "closed",
+        log: DecisionLog | None = None,
+    ) -> None:
+        if layer is not None and backbone is None:
+            raise ConfigError(
+                "this guard reads the activations of a model and was given none; name the model that it was trained "
+                "with, or train a guard without probes"
+            )
+        self.detector, self.output, self.rules = detector, output, rules
+        self.reasons, self.version = dict(reasons or {}), version
+        self.backbone, self.layer, self.adapter = backbone, layer, adapter
+        self.on_error, self.log = on_error, log
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        backbone: Backbone | None = None,
+        *,
+        adapter: str | None = None,
+        on_error: OnError = "closed",
+        log: DecisionLog | None = None,
+    ) -> Self:
+        """Read what :func:`trimtab.guard.storage.save_guard` wrote; arguments as for the class.
+
+        Raises:
+            CheckpointError: there is no guard in the folder, or it is damaged.
+            ConfigError: it has probes and no model was given, or a model of another width.
+        """
+        from trimtab.guard.storage import load_guard
+
+        parts = load_guard(folder, backbone)
+        return cls(**parts, backbone=backbone, adapter=adapter, on_error=on_error, log=log)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that a server has to read while it decodes; empty: answers are not checked."""
+        return () if self.output is None else (self.output.layer,)
+
+    def check(self, messages: Sequence[Message]) -> Verdict:
+        """Check a request. Every turn that is not the assistant's is scored, and the user's turns together.
+
+        It raises nothing: a failure, of the log too, becomes a verdict by ``on_error`` with ``error`` set.
+        """
+        texts = [m.content for m in messages if m.role != "assistant" and m.content.strip()]
+        asked = [m.content for m in messages if m.role == "user"]
+        if len(asked) > 1:
+            texts.append("\n".join(asked))
+        verdict = self._guarded(lambda: self._request(texts), self.detector.threshold)
+        return self._logged("request", verdict, "\n".join(texts))
+
+    def _request(self, texts: Sequence[str]) -> Verdict:
+        if not texts:
+            return Verdict(blocked=False, score=0.0, threshold=self.detector.threshold)
+        prepared = prepare(texts, None if self.layer is None else self.read)
+        scores = self.detector.scores(prepared)
+        place = max(range(len(texts)), key=lambda i: scores[i].value)
+        score, blocked = scores[place], scores[place].value > self.detector.threshold
+        rule = None
+        if blocked and self.rules is not None:
+            rule = self.rules.nearest(next(v.text for v in prepared[place].views if v.name == score.view))
+        return Verdict(
+            blocked=blocked,
+            score=score.value,
+            threshold=self.detector.threshold,
+            rule=rule,
+            reason=self.reasons.get(rule) if rule else None,
+            view=score.view,
+            members=score.members,
+        )
+
+    def read(self, texts: Sequence[str]) -> list[Tensor]:
+        """Pooled states of texts at the layer of the request probes, ``[1 + W, P, 1, H]`` each."""
+        assert self.backbone is not None and self.layer is not None
+        return pooled_texts(self.backbone, texts, [self.layer], adapter=self.adapter)
+
+    def token_scores(self, states: Mapping[int, Tensor], rows: Sequence[int] | None = None) -> list[float]:
+        """Log-odds of the newest token of each answer, in one product for the whole step.
+
+        Args:
+            states: by layer, ``[B, T, H]``, as :func:`trimtab.guard.activations.tap` gives them; the last position is
+                the newest token's.
+            rows: rows of the step, in the order of the result; None: all.
+
+        Returns:
+            one score per row; zeros for ``rows`` where the guard does not check answers.
+        """
+        if self.output is None:
+            return [0.0] * len(rows or ())
+        newest = states[self.output.layer][:, -1]
+        newest = newest if rows is None else newest[list(rows)]
+        return self.output.token_scores(newest.detach().float().cpu().numpy()).tolist()
+
+    def start(self, *, hold_back: int = 16, text: str = "") -> "AnswerCheck":
+        """A check of one answer.
+
+        Args:
+            hold_back: tokens that wait for the verdict on later ones.
+            text: what the log may write with a stopped answer, where it writes text.
+        """
+        return AnswerCheck(self, hold_back, lambda verdict: self._logged("answer", verdict, text))
+
+    def _guarded(self, decide: Callable[[], Verdict], threshold: float) -> Verdict:
+        try:
+            return decide()
+        except Exception as error:  # whatever it is, a request must get an answer
+            shown = str(error) if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
+            closed = self.on_error == "closed"
+            return Verdict(blocked=closed, score=1.0 if closed else 0.0, threshold=threshold, error=shown)
+
+    def _logged(self, kind: str, verdict: Verdict, text: str) -> Verdict:
+        """Write a decision; one that cannot be written is a failure of the guard."""
+        try:
+            if self.log is not None:
+                self.log.write(self.version, kind, verdict, text)
+        except StorageError as error:
+            return replace(verdict, blocked=verdict.blocked or self.on_error == "closed", error=str(error))
+        return verdict
+
+
+class AnswerCheck:
+    """The check of one answer: takes each token with its score and returns the tokens that may go out.
+
+    Made by :meth:`Guard.start`.
+    """
+
+    def __init__(self, guard: Guard, hold_back: int, write: Callable[[Verdict], Verdict]) -> None:
+        self._guard, self._write = guard, write
+        self.buffer = HoldBack(hold_back if guard.output is not None else 0)
+        self._smoothed = None if guard.output is None else Smoothed(guard.output.smoothing)
+        self._count = 0
+        self.verdict: Verdict | None = None
+        """Why the answer was stopped; None: it was not."""
+        self.score: float | None = None
+        """Smoothed log-odds of the answer so far."""
+
+    def step(self, token: int, score: float | None) -> list[int]:
+        """Judge a token and return those that may be sent now.
+
+        Args:
+            token: the id that was generated, in order; what is scored is what is sent.
+            score: its entry of :meth:`Guard.token_scores`. None or NaN counts as a failure of the guard: closed stops
+                the answer, open lets the token pass unjudged. A guard without an output probe ignores it.
+        """
+        place, self._count = self._count, self._count + 1
+        output, blocked, error = self._guard.output, False, None
+        if output is not None and self._smoothed is not None:
+            if score is None or not np.isfinite(score):
+                blocked, error = self._guard.on_error == "closed", f"token {place} came with the score {score}"
+            else:
+                self.score = self._smoothed.step(score)
+                blocked = self.score > output.threshold
+        released = self.buffer.push(token, blocked=blocked)
+        if blocked and self.verdict is None:
+            assert output is not None
+            score = self.score or 0.0
+            self.verdict = self._write(
+                Verdict(blocked=True, score=score, threshold=output.threshold, token=place, error=error)
+            )
+        return released
+
+    def finish(self, last: Sequence[int] = ()) -> list[int]:
+        """The answer ended; returns what may still go out.
+
+        Args:
+            last: tokens at the end whose states were never computed. They are released unless the answer was stopped.
+        """
+        return [] if self.verdict is not None else [*self.buffer.finish(), *last]

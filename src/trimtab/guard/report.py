@@ -1,0 +1,148 @@
+"""The report about a guard: ``report.json``, one self-contained ``report.html``, and lines for a terminal.
+
+Like the report of a run, the page loads nothing from outside and runs no script, and every text on it is escaped and
+made visible.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import trimtab.evals
+from trimtab.evals.charts import Line, Row, interval, line_chart, number, percent, row_chart
+from trimtab.files import write_atomic, write_json
+from trimtab.text import visible
+
+TOKENS_PER_SECOND = 20.0
+"""Speed at which the page turns held-back tokens into seconds."""
+
+_HERE = Path(__file__).parent
+
+
+def write_guard_report(facts: dict[str, Any], folder: Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into a folder; returns the path of the page."""
+    write_json(folder / "report.json", facts)
+    page = folder / "report.html"
+    write_atomic(page, render(facts))
+    return page
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The page as one HTML text."""
+    style = (Path(trimtab.evals.__file__).with_name("report.css")).read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible("–" if value is None else str(value)),
+    )
+    environment.filters |= {"number": number, "percent": percent}
+    return environment.get_template("report.html.jinja").render(
+        facts=facts,
+        style=Markup(style),
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        headline=headline(facts),
+        blocked_chart=_family_chart(facts, "blocked", "Blocked restricted requests by family"),
+        refused_chart=_family_chart(facts, "refused", "Refused harmless twins by family"),
+        leak_chart=_leak_chart(facts["answers"]),
+        calibration_chart=_calibration_chart(facts["requests"]["calibration"]),
+        shown=shown,
+        seconds=lambda tokens: tokens / TOKENS_PER_SECOND,
+        speed=TOKENS_PER_SECOND,
+    )
+
+
+def headline(facts: dict[str, Any]) -> str:
+    """One sentence with the two numbers that matter."""
+    plain = facts["requests"]["families"]["plain"]
+    return (
+        f"The guard blocks {shown(plain['blocked'])} of held-out restricted requests and refuses "
+        f"{shown(plain['refused'])} of their harmless twins."
+    )
+
+
+def shown(estimate: dict[str, Any]) -> str:
+    """A share with its interval, or a dash."""
+    if estimate["value"] is None:
+        return "–"
+    return f"{percent(estimate['value'])} {interval(estimate['low'], estimate['high'], percent)}".strip()
+
+
+def report_lines(facts: dict[str, Any]) -> list[str]:
+    """The report for a terminal."""
+    requests, answers, cost = facts["requests"], facts["answers"], facts["cost"]
+    lines = [headline(facts), f"AUROC {number(requests['auroc'])}, calibration error "
+             f"{percent(requests['calibration']['ece'])}, rule named rightly {shown(requests['rules'])}",
+             f"{'family':<14} {'blocked':<18} {'twins refused':<18}"]  # fmt: skip
+    for name, row in requests["families"].items():
+        note = "held out" if row["held_out"] else ""
+        lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {note}".rstrip())
+    if "reason" in answers:
+        lines.append(f"answers: {answers['reason']}")
+    else:
+        lines.append(
+            f"answers: alarm {number(answers['delay'])} tokens after the onset (median), missed "
+            f"{shown(answers['missed'])}, alarm before the onset {shown(answers['early'])}, harmless answers stopped "
+            f"{shown(answers['false_alarms'])}"
+        )
+        lines.append(f"{'hold-back':<14} {'answers that leak':<18} {'tokens leaked':<14} added delay")
+        lines += [
+            f"{row['size']:<14} {shown(row['leaks']):<18} {number(row['tokens']):<14} "
+            f"{number(row['size'] / TOKENS_PER_SECOND)} s at {TOKENS_PER_SECOND:g} tokens/s"
+            for row in answers["hold_back"]
+        ]
+    step = "" if cost["step"] is None else f", {number(cost['step'])} ms for a decoding step of 8 answers"
+    lines.append(f"CPU time: {number(cost['request'])} ms for a request{step}")
+    if requests["succeeds"]:
+        case = requests["succeeds"]
+        lines.append(
+            f"an attack that succeeds ({case['family']}, {percent(case['passes'])} pass): {visible(case['text'])}"
+        )
+    return lines
+
+
+def _family_chart(facts: dict[str, Any], key: str, title: str) -> Markup | None:
+    rows = []
+    for name, row in facts["requests"]["families"].items():
+        estimate = row[key]
+        if estimate["value"] is not None:
+            rows.append(
+                Row(
+                    name=name, value=estimate["value"], low=estimate["low"], high=estimate["high"],
+                    note="held out" if row["held_out"] else "", tone="a" if key == "blocked" else "b",
+                )
+            )  # fmt: skip
+    return row_chart(rows, title=title)
+
+
+def _leak_chart(answers: dict[str, Any]) -> Markup | None:
+    if "reason" in answers:
+        return None
+    rows = answers["hold_back"]
+    line = Line(
+        name="",
+        x=[row["size"] for row in rows],
+        y=[row["leaks"]["value"] for row in rows],
+        low=[row["leaks"]["low"] for row in rows],
+        high=[row["leaks"]["high"] for row in rows],
+        whiskers=True,
+    )
+    return line_chart(
+        [line], title="Answers that leak", x_label="tokens held back", y_label="answers that leak", show=percent
+    )
+
+
+def _calibration_chart(calibration: dict[str, Any]) -> Markup | None:
+    bins = calibration["bins"]
+    if len(bins) < 2:
+        return None
+    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    reference = Line(name="", x=[0.5, 1.0], y=[0.5, 1.0], tone="quiet")
+    lines = [Line(name="", x=x, y=y), reference]
+    return line_chart(lines, title="Calibration", x_label="confidence", y_label="right", show=percent, show_x=percent)

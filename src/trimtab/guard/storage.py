@@ -1,0 +1,183 @@
+"""A guard in a folder: ``guard.json``, ``vocabulary.json``, ``guard.safetensors``. Nothing in it is ever executed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.errors import CheckpointError, ConfigError
+from trimtab.files import sha256_file, sha256_json, write_folder, write_json
+from trimtab.guard.detector import Detector, Member, Place
+from trimtab.guard.lexical import Lexical, Rules
+from trimtab.guard.output import OutputProbe
+from trimtab.guard.probe import Probe
+from trimtab.guard.stream import Smoothing
+from trimtab.models import Backbone, load_tensors, save_tensors
+
+FORMAT = 1
+SETTINGS, VOCABULARY, TENSORS = "guard.json", "vocabulary.json", "guard.safetensors"
+
+
+def save_guard(
+    folder: Path,
+    detector: Detector,
+    *,
+    output: OutputProbe | None,
+    rules: Rules | None,
+    reasons: dict[str, str],
+    layer: int | None,
+    model: dict[str, Any] | None,
+    facts: dict[str, Any],
+) -> str:
+    """Write a guard; what stood in the folder under this name before is replaced.
+
+    Args:
+        folder: made if missing.
+        detector: of requests; its probes read place 0, the only layer that :attr:`Guard.read` gives.
+        output: of answers.
+        rules: names the rule of a blocked request.
+        reasons: text of each rule by id.
+        layer: number of the layer that the request probes read; None: there are none.
+        model: identity of the model (:func:`trimtab.models.model_identity`) and its width; None: no probe reads one.
+        facts: what the training was, plain values.
+
+    Returns:
+        the version: hash of all that was written, 12 hexadecimal digits.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    vocabulary: dict[str, list[str]] = {}
+    members = []
+    for number, member in enumerate(detector.members):
+        row: dict[str, Any] = {"name": member.name, "slope": member.slope, "offset": member.offset}
+        if isinstance(member.model, Lexical):
+            vocabulary = member.model.vocabulary()
+            arrays |= {f"member.{number}.{name}": value for name, value in member.model.arrays().items()}
+        else:
+            assert member.place is not None
+            row["pooling"] = member.place.pooling
+            arrays |= _probe_arrays(f"member.{number}", member.model)
+        members.append(row)
+    if rules is not None:
+        arrays |= {"rules.weights": rules.weights, "rules.bias": rules.bias}
+    if output is not None:
+        arrays |= _probe_arrays("output", output.probe)
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "members": members,
+        "slope": detector.slope,
+        "offset": detector.offset,
+        "threshold": detector.threshold,
+        "layer": layer,
+        "model": model,
+        "rules": {name: reasons.get(name, "") for name in rules.names} if rules else {},
+        "output": None if output is None else {
+            "layer": output.layer, "smoothing": output.smoothing.model_dump(), "threshold": output.threshold
+        },
+        "facts": facts,
+    }  # fmt: skip
+
+    def fill(target: Path) -> None:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+        save_tensors(target / TENSORS, tensors)
+        write_json(target / VOCABULARY, vocabulary)
+        write_json(target / SETTINGS, settings | {"version": _version(settings, target)})
+
+    write_folder(folder, fill)
+    return json.loads((folder / SETTINGS).read_text())["version"]
+
+
+def _version(settings: dict[str, Any], folder: Path) -> str:
+    return sha256_json([settings, sha256_file(folder / TENSORS), sha256_file(folder / VOCABULARY)])[:12]
+
+
+def _probe_arrays(name: str, probe: Probe) -> dict[str, np.ndarray]:
+    return {f"{name}.weights": probe.weights, f"{name}.bias": np.array([probe.bias], np.float32)}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """``guard.json`` of a guard's folder.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another format.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        number = settings["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: no guard ({error}); train one with `trimtab guard train`") from None
+    if number != FORMAT:
+        raise CheckpointError(f"{path}: format {number}, expected {FORMAT}; train the guard again")
+    return settings
+
+
+def load_guard(folder: Path, backbone: Backbone | None) -> dict[str, Any]:
+    """The parts of a guard by the names of :class:`~trimtab.guard.guard.Guard`'s arguments.
+
+    Raises:
+        CheckpointError: missing or damaged.
+        ConfigError: it has probes, and there is no model or one of another width or depth.
+    """
+    settings = read_settings(folder)
+    _check_model(folder, settings, backbone)
+    arrays = {name: tensor.numpy() for name, tensor in load_tensors(folder / TENSORS).items()}
+    try:
+        vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
+        if _version({k: v for k, v in settings.items() if k != "version"}, folder) != settings["version"]:
+            raise ValueError("its files do not belong together")
+        members, lexical = [], None
+        for number, row in enumerate(settings["members"]):
+            own = {
+                k.removeprefix(f"member.{number}."): v for k, v in arrays.items() if k.startswith(f"member.{number}.")
+            }
+            if "pooling" in row:
+                model: Lexical | Probe = Probe(own["weights"], float(own["bias"][0]))
+                place = Place(pooling=row["pooling"], layer=0)
+            else:
+                model, place = Lexical.restored(vocabulary, own), None
+                lexical = model
+            members.append(
+                Member(name=row["name"], model=model, slope=row["slope"], offset=row["offset"], place=place)
+            )  # fmt: skip
+        detector = Detector(
+            members=tuple(members),
+            slope=settings["slope"],
+            offset=settings["offset"],
+            threshold=settings["threshold"],
+        )
+        rules = None
+        if settings["rules"] and lexical is not None:
+            rules = Rules(lexical, list(settings["rules"]), arrays["rules.weights"], arrays["rules.bias"])
+        output = None
+        if settings["output"] is not None:
+            output = OutputProbe(
+                layer=settings["output"]["layer"],
+                probe=Probe(arrays["output.weights"], float(arrays["output.bias"][0])),
+                smoothing=Smoothing(**settings["output"]["smoothing"]),
+                threshold=settings["output"]["threshold"],
+            )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{folder}: damaged guard ({error}); train it again") from None
+    return {
+        "detector": detector, "output": output, "rules": rules, "reasons": settings["rules"],
+        "version": settings["version"], "layer": settings["layer"],
+    }  # fmt: skip
+
+
+def _check_model(folder: Path, settings: dict[str, Any], backbone: Backbone | None) -> None:
+    needs = settings["layer"] is not None or settings["output"] is not None
+    if not needs:
+        return
+    model = settings["model"]
+    if backbone is None:
+        raise ConfigError(
+            f"{folder}: this guard reads the activations of {model['name']!r} and was given no model; name it, or "
+            "train a guard with --no-probes"
+        )
+    if (backbone.width, len(backbone.layers)) != (model["width"], model["layers"]):
+        raise ConfigError(
+            f"{folder}: this guard was trained on a model of width {model['width']} with {model['layers']} layers and "
+            f"was given one of width {backbone.width} with {len(backbone.layers)}; train a guard for this model"
+        )

@@ -1,0 +1,216 @@
+"""From a constitution to a guard: examples, features, detector, output probe and what they reach on held-out groups."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from trimtab.constitution import Constitution
+from trimtab.errors import TooLongError
+from trimtab.guard.activations import pooled_texts, read
+from trimtab.guard.config import GuardConfig
+from trimtab.guard.dataset import (
+    PLAIN,
+    Example,
+    attacked,
+    deduplicated,
+    from_constitution,
+    split,
+)
+from trimtab.guard.detector import Fitted, fit_detector, prepare
+from trimtab.guard.lexical import Lexical, Rules
+from trimtab.guard.output import AnswerStates, FittedOutput, fit_output
+from trimtab.models import Backbone
+from trimtab.records import Message
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A guard in parts, and the examples that its report is about."""
+
+    fitted: Fitted
+    """The detector of requests."""
+    output: FittedOutput | None
+    """The detector of answers; None: the data have no answers, or there is no model."""
+    rules: Rules | None
+    """Names the rule of a blocked request."""
+    layer: int | None
+    """Layer of the request probes."""
+    layers: tuple[int, ...]
+    """Layers that were compared."""
+    held_out: list[Example]
+    """Examples of groups that training did not see, requests and answers."""
+    counts: dict[str, Any]
+    """How many examples were used, held out and left out, and why."""
+
+
+def default_layers(count: int) -> tuple[int, ...]:
+    """Six layers between a quarter and three quarters of the model, fewer in a small one.
+
+    >>> default_layers(30)
+    (8, 11, 14, 16, 19, 22)
+    """
+    return tuple(sorted({max(1, round(count * (0.25 + 0.5 * i / 5))) for i in range(6)}))
+
+
+def train_guard(
+    constitution: Constitution,
+    config: GuardConfig,
+    *,
+    backbone: Backbone | None = None,
+    adapter: str | None = None,
+    extra: Sequence[Example] = (),
+    say: Say = lambda _: None,
+) -> Trained:
+    """Train a guard.
+
+    Args:
+        constitution: what is restricted.
+        config: how.
+        backbone: the model whose activations probes read; None: a guard of TF-IDF alone, which checks no answers.
+        adapter: whose weights; None: the trunk.
+        extra: examples from files; they follow the same split.
+        say: receives a line about each step.
+
+    Raises:
+        ConfigError: the constitution has no guard rules, or an attack is unknown.
+        DataError: too little data.
+    """
+    examples, repeated, contradictory = deduplicated([*from_constitution(constitution), *extra])
+    train, held = split(examples, config.held_out, seed=config.seed)
+    requests = [e for e in train if e.kind == "request"]
+    requests += attacked([e for e in requests if e.family == PLAIN], config.attacks, seed=config.seed)
+    say(
+        f"{len(requests)} requests to learn from, {sum(e.kind == 'request' for e in held)} held out; {repeated} "
+        f"repetitions and {contradictory} texts with both labels left out"
+    )
+    layers = () if backbone is None else config.layers or default_layers(len(backbone.layers))
+
+    def reader(texts: Sequence[str]) -> list[Any]:
+        assert backbone is not None
+        say(f"reading the states of {len(texts)} texts")
+        return pooled_texts(backbone, texts, layers, adapter=adapter)
+
+    prepared = prepare([e.text for e in requests], None if backbone is None else reader)
+    fitted = fit_detector(
+        prepared,
+        [int(e.restricted) for e in requests],
+        [e.group for e in requests],
+        budget=config.budget,
+        poolings=config.poolings,
+        seed=config.seed,
+    )
+    layer = None
+    places = [m.place for m in fitted.detector.members if m.place is not None]
+    if places:
+        layer = layers[places[0].layer]
+        members = tuple(
+            m if m.place is None else replace(m, place=replace(m.place, layer=0)) for m in fitted.detector.members
+        )
+        fitted = replace(fitted, detector=replace(fitted.detector, members=members))
+    lexical = next(m.model for m in fitted.detector.members if isinstance(m.model, Lexical))
+    named = [e for e in requests if e.restricted and e.rule]
+    rules = Rules.fit(lexical, [e.text for e in named], [e.rule or "" for e in named]) if named else None
+    output = None
+    answers = [e for e in train if e.kind == "answer"]
+    if backbone is not None and {e.restricted for e in answers} == {True, False}:
+        say(f"planting {config.planted} answers")
+        planted = plant(backbone, answers, requests, config.planted, seed=config.seed)
+        output = fit_output(
+            answer_states(backbone, planted, layers, adapter=adapter), layers, budget=config.budget, seed=config.seed
+        )
+    counts = {
+        "requests": len(requests),
+        "restricted": sum(e.restricted for e in requests),
+        "answers": len(answers),
+        "held_out": len(held),
+        "repeated": repeated,
+        "contradictory": contradictory,
+        "groups": len({e.group for e in requests}),
+    }
+    return Trained(
+        fitted=fitted, output=output, rules=rules, layer=layer, layers=tuple(layers), held_out=held, counts=counts
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """An answer that is put together, as tokens."""
+
+    prompt: list[int]
+    """Tokens of the request, rendered."""
+    answer: list[int]
+    """Tokens of the answer, without its end."""
+    onset: int | None
+    """Index in ``answer`` of the first restricted token; None: there is none."""
+    group: str
+    """Where the restricted part, or the first harmless one, comes from."""
+
+
+def plant(
+    backbone: Backbone, answers: Sequence[Example], requests: Sequence[Example], count: int, *, seed: int
+) -> list[Planted]:
+    """Answers of harmless sentences, half of them with restricted ones from a known token on.
+
+    A harmless answer is two to six sentences; the restricted part takes the place of those after the first to third
+    and is three sentences of one rule.
+
+    Args:
+        backbone: its tokenizer and template.
+        answers: sentences, restricted and harmless.
+        requests: what is asked; harmless ones are drawn.
+        count: how many answers.
+        seed: of the draw.
+    """
+    draw = Random(seed)
+    harmless = [e for e in answers if not e.restricted]
+    restricted = [e for e in answers if e.restricted]
+    asked = [e.text for e in requests if not e.restricted] or ["Tell me about it."]
+    result = []
+    for number in range(count):
+        prompt = backbone.chat.prompt([Message(role="user", content=draw.choice(asked))])
+        if number % 2:
+            begin = draw.sample(harmless, min(len(harmless), draw.randint(2, 6)))
+            result.append(
+                Planted(
+                    prompt=prompt, answer=tokens_of(backbone, begin), onset=None, group=begin[0].group
+                )
+            )  # fmt: skip
+            continue
+        begin = tokens_of(backbone, draw.sample(harmless, min(len(harmless), draw.randint(1, 3))))
+        first = draw.choice(restricted)
+        same = [e for e in restricted if e.rule == first.rule and e is not first]
+        rest = [first, *draw.sample(same, min(2, len(same)))]
+        answer = [*begin, *tokens_of(backbone, rest, lead=" ")]
+        result.append(Planted(prompt=prompt, answer=answer, onset=len(begin), group=first.group))
+    return result
+
+
+def tokens_of(backbone: Backbone, sentences: Sequence[Example], *, lead: str = "") -> list[int]:
+    """Tokens of sentences with spaces between them, control tokens in them as characters."""
+    text = lead + " ".join(e.text for e in sentences)
+    return list(backbone.chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def answer_states(
+    backbone: Backbone, planted: Sequence[Planted], layers: Sequence[int], *, adapter: str | None = None
+) -> list[AnswerStates]:
+    """The states of answers behind their prompts, as the model has them while it writes them.
+
+    Raises:
+        TooLongError: an answer does not fit the model's context.
+    """
+    rows = [[*p.prompt, *p.answer] for p in planted]
+    longest = max(map(len, rows), default=0)
+    if longest > backbone.chat.context:
+        raise TooLongError(
+            f"a planted answer has {longest} tokens with its request but the model's context is "
+            f"{backbone.chat.context}; raise --context or give shorter sentences"
+        )
+    result: dict[int, AnswerStates] = {}
+    for i, states in read(backbone, rows, layers, adapter=adapter):
+        part = states[len(planted[i].prompt) :].half().numpy()
+        result[i] = AnswerStates(states=part, onset=planted[i].onset, group=planted[i].group)
+    return [result[i] for i in range(len(planted))]

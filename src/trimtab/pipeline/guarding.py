@@ -1,0 +1,152 @@
+"""``trimtab guard``: from files and settings to a guard in a folder, its report, and an explanation of one verdict."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimtab.constitution import Constitution
+from trimtab.errors import DataError
+from trimtab.files import write_atomic
+from trimtab.guard.config import GuardConfig
+from trimtab.guard.dataset import Example, read_examples
+from trimtab.guard.detector import prepare
+from trimtab.guard.evaluation import evaluate_answers, evaluate_requests, measure_cost
+from trimtab.guard.guard import Guard
+from trimtab.guard.lexical import Lexical
+from trimtab.guard.report import report_lines, write_guard_report
+from trimtab.guard.storage import read_settings, save_guard
+from trimtab.guard.training import train_guard
+from trimtab.models import Backbone, ModelConfig, model_identity
+from trimtab.models.embedded import NAME
+from trimtab.records import Message
+from trimtab.text import shorten, visible
+
+HELD_OUT = "held_out.jsonl"
+"""Examples that training did not see, in the guard's folder."""
+
+Say = Callable[[str], None]
+
+
+def train_and_report(
+    constitution: Constitution,
+    config: GuardConfig,
+    out: Path,
+    *,
+    data: Sequence[Path] = (),
+    model: str | None = None,
+    context: int = 1024,
+    probes: bool = True,
+    say: Say = lambda _: None,
+) -> list[str]:
+    """Train a guard, write it and its report; returns the report's lines.
+
+    Args:
+        constitution: with a section ``guard``.
+        config: how.
+        out: folder of the guard.
+        data: files of further examples.
+        model: whose activations are read; None: the built-in model.
+        context: the model's context in tokens.
+        probes: False: no model is read.
+        say: receives a line about each step.
+
+    Raises:
+        ConfigError, DataError, ModelError: as :func:`~trimtab.guard.training.train_guard` and loading a model.
+    """
+    extra = [example for path in data for example in read_examples(path)]
+    named = ModelConfig(name=model or NAME, context=context)
+    backbone = Backbone.load(named) if probes else None
+    trained = train_guard(constitution, config, backbone=backbone, extra=extra, say=say)
+    identity = None
+    if backbone is not None:
+        identity = {
+            "name": named.name, "identity": model_identity(named), "width": backbone.width,
+            "layers": len(backbone.layers),
+        }  # fmt: skip
+    facts: dict[str, Any] = {
+        "constitution": constitution.name,
+        "guard_version": constitution.guard_version,
+        "config": config.model_dump(mode="json"),
+        "counts": trained.counts,
+        "layers": list(trained.layers),
+        "layer_scores": trained.fitted.layer_scores,
+    }
+    if trained.output is not None:
+        facts["output"] = {"layer_scores": trained.output.layer_scores, "delays": trained.output.delays}
+    save_guard(
+        out,
+        trained.fitted.detector,
+        output=None if trained.output is None else trained.output.probe,
+        rules=trained.rules,
+        reasons={rule.id: rule.text for rule in constitution.guard},
+        layer=trained.layer,
+        model=identity,
+        facts=facts,
+    )
+    write_atomic(out / HELD_OUT, "".join(json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in trained.held_out))
+    return report_lines(_report(Guard.load(out, backbone), trained.held_out, read_settings(out), out, say))
+
+
+def evaluate_folder(
+    folder: Path, out: Path, *, data: Sequence[Path], model: str | None, context: int, say: Say = lambda _: None
+) -> dict[str, Any]:
+    """Measure a guard on its held-out examples, or on those of files; writes the report and returns its facts."""
+    settings = read_settings(folder)
+    examples = [e for path in data or (folder / HELD_OUT,) for e in read_examples(path)]
+    return _report(_load(folder, model, context), examples, settings, out, say)
+
+
+def _report(guard: Guard, examples: Sequence[Example], settings: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    facts, config = settings["facts"], GuardConfig(**settings["facts"]["config"])
+    say(f"measuring on {len(examples)} examples")
+    requests = [e.text for e in examples if e.kind == "request"]
+    report = {
+        "version": guard.version,
+        "constitution": facts["constitution"],
+        "guard_version": facts["guard_version"],
+        "budget": config.budget,
+        "threshold": guard.detector.threshold,
+        "requests": evaluate_requests(guard, examples, trained_on=config.attacks, seed=config.seed),
+        "answers": evaluate_answers(guard, examples, seed=config.seed + 1),
+        "cost": measure_cost(guard, requests[:50]),
+    }
+    write_guard_report(report, out)
+    return report
+
+
+def _load(folder: Path, model: str | None, context: int) -> Guard:
+    settings = read_settings(folder)
+    if settings["model"] is None:
+        return Guard.load(folder)
+    name = model or settings["model"]["name"]
+    return Guard.load(folder, Backbone.load(ModelConfig(name=name, context=context)))
+
+
+def explain_request(folder: Path, text: str, *, model: str | None, context: int) -> dict[str, Any]:
+    """How a guard reads one request: verdict, each view with its members' log-odds, and the strongest words.
+
+    Raises:
+        DataError: the text is empty.
+    """
+    if not text.strip():
+        raise DataError("the request is empty; give a text to explain")
+    guard = _load(folder, model, context)
+    verdict = guard.check([Message(role="user", content=text)])
+    prepared = prepare([text], None if guard.layer is None else guard.read)[0]
+    by_member = {m.name: m.calibrated([prepared])[0] for m in guard.detector.members}
+    views = [
+        {
+            "name": view.name,
+            "text": visible(shorten(view.text, characters=300, lines=6)[0]),
+            "members": {name: float(values[i]) for name, values in by_member.items()},
+        }
+        for i, view in enumerate(prepared.views)
+    ]
+    lexical = next(m.model for m in guard.detector.members if isinstance(m.model, Lexical))
+    highest = next(v for v in prepared.views if v.name == verdict.view)
+    return {
+        "blocked": verdict.blocked, "score": verdict.score, "threshold": verdict.threshold, "rule": verdict.rule,
+        "reason": verdict.reason, "view": verdict.view, "views": views, "words": lexical.strongest(highest.text),
+    }  # fmt: skip
