@@ -15,7 +15,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from trimtab import __version__
-from trimtab.cli import agreement, annotate, chat, constitution, data, doctor, init, judge, model, plan, route, run
+from trimtab.cli import (
+    agreement,
+    annotate,
+    chat,
+    constitution,
+    data,
+    doctor,
+    init,
+    judge,
+    model,
+    plan,
+    route,
+    run,
+    watch,
+)
 from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
@@ -33,7 +47,7 @@ START, RUN, LABELS, DATA, MODELS = "Start here", "Run a recipe", "Collect and ch
 
 for _panel, _commands in {
     START: {"init": init.init, "plan": plan.plan, "doctor": doctor.doctor},
-    RUN: {"run": run.run} | run.SINGLE,
+    RUN: {"run": run.run, "watch": watch.watch} | run.SINGLE,
     LABELS: {
         "annotate": annotate.annotate,
         "agreement": agreement.agreement,

@@ -1,12 +1,13 @@
 """The stages that train: supervised fine-tuning, reward model, alignment."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
-from trimtab.files import write_json
+from trimtab.files import write_atomic, write_json
 from trimtab.models import (
     PASS_TOKENS,
     Backbone,
@@ -31,6 +32,7 @@ from trimtab.rollout import (
     http_reward,
 )
 from trimtab.storage import read_json
+from trimtab.storage.watched import TOKENS
 from trimtab.trainers import (
     OFFLINE,
     Judged,
@@ -257,6 +259,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         return {"gold": sum(float(gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)}
 
     folder = context.folder("align")
+    write_atomic(folder / TOKENS, json.dumps(trunk.chat.token_texts(), ensure_ascii=False))  # for `trimtab watch`
     check = CapabilityCheck(context, "align", Role(trunk))
     with context.training("align", f"aligning ({config.method.upper()})") as session:
         fall = train_rl(

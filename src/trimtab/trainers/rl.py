@@ -51,7 +51,7 @@ from trimtab.trainers.rl_config import (
 )
 from trimtab.trainers.rl_metrics import describe
 from trimtab.trainers.rl_update import Update, critic_on_policy
-from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of
+from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of, with_reference
 from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
 
 
@@ -268,14 +268,12 @@ class _Run:
     # 2. -----------------------------------------------------------------------------------
 
     def score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
-        """Score the answers, replace flat groups where the method does so, and save the answers with their rewards."""
+        """Score the answers, and replace flat groups where the method does so."""
         scored = score_rollouts(rollouts, self.scorer, self.weights, step.number)
         step.clock.lap("score")
         if isinstance(self.config, DapoConfig) and self.config.resample:
             scored = self._replace_flat_groups(step, scored, attempts=self.config.resample)
             step.clock.lap("resample")
-        if self.samples is not None:
-            write_records(self.samples / f"{step.name}.jsonl", scored.rollouts)
         return scored
 
     def _replace_flat_groups(self, step: _Step, scored: Scored, *, attempts: int) -> Scored:
@@ -300,7 +298,10 @@ class _Run:
 
     @torch.no_grad()
     def prepare(self, step: _Step, scored: Scored) -> RolloutBatch:
-        """Everything that is constant in the update: reference, old values, rewards, advantages, returns."""
+        """Everything that is constant in the update: reference, old values, rewards, advantages, returns.
+
+        The answers are saved with their rewards and their log-probabilities under the reference.
+        """
         config, roles, rollouts = self.config, self.roles, scored.rollouts
         device, temperature = roles.policy.backbone.device, config.sampler.temperature
         tokens = tokens_of(rollouts, device)
@@ -343,6 +344,8 @@ class _Run:
             returns=returns,
             importance=importance,
         )
+        if self.samples is not None:
+            write_records(self.samples / f"{step.name}.jsonl", with_reference(rollouts, reference))
         step.clock.lap("infer")
         return batch
 

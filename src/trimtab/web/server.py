@@ -89,7 +89,7 @@ def serve(
     secret = os.environ.get("TRIMTAB_WEBHOOK_SECRET", "")
     if webhook and not secret:
         raise ConfigError("--webhook needs TRIMTAB_WEBHOOK_SECRET in the environment, to sign what it sends")
-    listening = _listen(host, port)
+    listening = listen(host, port)
     port = listening.getsockname()[1]
     link = public_url.rstrip("/") if public_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
     hosts = {*LOCAL, host, str(urlsplit(link).hostname)}
@@ -138,7 +138,12 @@ def server_config(app: "FastAPI", proxy: str | None) -> "uvicorn.Config":
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on ``host`` and ``port``; 0 takes a free port.
+
+    Raises:
+        StorageError: the port is taken.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
