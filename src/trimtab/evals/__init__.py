@@ -1,6 +1,7 @@
 """Evaluation without torch: win rates, reward-model accuracy, text probes, and the before/after page."""
 
 from trimtab.evals.alarms import alarms
+from trimtab.evals.answer_probes import ANSWER_PROBES, AnswerProbe
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
 from trimtab.evals.capability import (
     BUILT_IN,
@@ -36,15 +37,20 @@ from trimtab.evals.report_data import (
     series_from_metrics,
 )
 from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate_reward_model
+from trimtab.evals.run_alarms import RUN_PROBES, AlarmConfig, RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
+    "ANSWER_PROBES",
     "BUILT_IN",
     "LEXICONS",
     "PANELS",
     "PROBES",
+    "RUN_PROBES",
     "Alarm",
+    "AlarmConfig",
     "Answer",
+    "AnswerProbe",
     "CalibrationRow",
     "Capability",
     "CapabilityConfig",
@@ -59,6 +65,8 @@ __all__ = [
     "ReportData",
     "RewardAgainstKL",
     "RewardModelEval",
+    "RunAlarm",
+    "RunAlarms",
     "ScoreCurve",
     "Series",
     "Source",
@@ -66,6 +74,7 @@ __all__ = [
     "WinRate",
     "WinRateRow",
     "alarms",
+    "by_prompt",
     "capability_lines",
     "capability_report",
     "choose_examples",
@@ -77,8 +86,10 @@ __all__ = [
     "load_capability",
     "measure",
     "preaches",
+    "probe_answers",
     "probe_table",
     "reward_against_kl",
+    "rows_of",
     "series_from_metrics",
     "takes_up",
     "win_rate",

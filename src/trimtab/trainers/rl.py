@@ -94,8 +94,8 @@ def critic_of(policy: Role, backbone: Backbone, config: AdapterConfig, *, seed: 
     return Role.trainable(backbone, "critic", config, seed=seed, scalar_head=True)
 
 
-Monitor = Callable[[Sequence[Rollout]], Metrics]
-"""Further numbers of a rollout batch that are logged, never trained on (a gold reward, for example)."""
+Monitor = Callable[[int, Sequence[Rollout]], Metrics]
+"""Number of the step, from 1, and its answers → further numbers that are logged, never trained on (a gold reward)."""
 
 
 def train_rl(
@@ -395,7 +395,7 @@ class _Run:
         metrics |= describe(scored, batch, self.config, self.kl.value)
         answered = [r for r in scored.rollouts if r.tokens]
         if self.monitor is not None and answered:
-            metrics |= self.monitor(answered)
+            metrics |= self.monitor(step.number + 1, answered)
         return metrics
 
     # 5. and 6. ----------------------------------------------------------------------------
