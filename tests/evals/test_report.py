@@ -125,6 +125,14 @@ def test_whole_page():
     assert "Not recorded" not in page.text
 
 
+def test_a_win_rate_at_equal_length_stands_in_its_row():
+    data = toy_report()
+    assert "At equal length" in safe(render(data)).text and "41 %" not in safe(render(data)).text
+    row = data.win_rates[0].model_copy(update={"equal_length": Estimate(value=0.41, low=0.32, high=0.5, n=40)})
+    page = safe(render(data.model_copy(update={"win_rates": (row, *data.win_rates[1:])})))
+    assert "41 % [32, 50]" in " ".join(page.text.split()).replace("\u202f", " ").replace("\xa0", " ")
+
+
 def test_policy_allows_the_style_sheet_and_nothing_else():
     text = render(toy_report())
     (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)

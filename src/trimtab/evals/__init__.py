@@ -15,7 +15,8 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
-from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table
+from trimtab.evals.length_control import LengthControlled, length_controlled
+from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
     Alarm,
@@ -58,6 +59,7 @@ __all__ = [
     "CapabilitySet",
     "Example",
     "Examples",
+    "LengthControlled",
     "Measure",
     "OpenAnswer",
     "ProbeColumn",
@@ -83,6 +85,7 @@ __all__ = [
     "evaluate_reward_model",
     "is_complete",
     "is_on_topic",
+    "length_controlled",
     "load_capability",
     "measure",
     "preaches",
@@ -93,5 +96,6 @@ __all__ = [
     "series_from_metrics",
     "takes_up",
     "win_rate",
+    "words",
     "write_report",
 ]

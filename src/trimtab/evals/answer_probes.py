@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 from trimtab.evals.balance import declines, preaches
@@ -115,9 +115,12 @@ def language_switch(prompt: str, answer: str) -> float:
     return float(first is not None and second is not None and first != second)
 
 
+@lru_cache(maxsize=256)  # the answers of a group share their prompt
 def _language(text: str) -> str | None:
     counts = Counter(words(text))
-    hits = sorted(((sum(counts[w] for w in small), name) for name, small in COMMON.items()), reverse=True)
+    hits = sorted(
+        ((sum(counts[w] for w in small & counts.keys()), name) for name, small in COMMON.items()), reverse=True
+    )
     (most, name), (second, _) = hits[0], hits[1]
     return name if most >= 4 and most >= 1.5 * second else None
 
@@ -128,8 +131,11 @@ def _script(character: str) -> str:
     return unicodedata.name(character, "?").split()[0] if character.isalpha() else ""
 
 
+@lru_cache(maxsize=256)
 def _scripts(text: str) -> Counter[str]:
-    scripts = Counter(map(_script, text))
+    scripts: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        scripts[_script(character)] += count
     del scripts[""]
     return scripts
 

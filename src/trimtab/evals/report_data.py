@@ -82,6 +82,8 @@ class WinRateRow(Record):
     """Prompts without a difference."""
     losses: int
     """Prompts on which ``against`` was better."""
+    equal_length: Estimate | None = None
+    """The share of wins at equal length; None where it was not estimated."""
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
-from trimtab.evals import alarms, copies, probe_table, win_rate
+from trimtab.evals import alarms, copies, length_controlled, probe_table, win_rate, words
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, scatter
@@ -258,4 +258,17 @@ def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str,
     ]
     numbers = {key: getattr(result, key) for key in ("rate", "low", "high", "n", "wins", "ties", "losses")}
     worst = [prompt for _, prompt in sorted(losses)[:WORST]]
-    return {"model": model, "against": against, "judge": judge, **numbers, "worst": worst}
+    lengths = {name: [len(words(r.text)) for r in answers[name]] for name in (model, against)}
+    equal = length_controlled(
+        [(score > opponent) + (score == opponent) / 2 for score, opponent in zip(*scores.values(), strict=True)],
+        [long - short for long, short in zip(*lengths.values(), strict=True)],
+        [r.prompt.id for r in answers[model]],
+    )
+    return {
+        "model": model,
+        "against": against,
+        "judge": judge,
+        **numbers,
+        "worst": worst,
+        "equal_length": None if equal is None else {"value": equal.rate, "low": equal.low, "high": equal.high},
+    }

@@ -366,6 +366,7 @@ def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mappi
             model=names[row["model"]],
             against=names[row["against"]],
             metric=judges.get(row["judge"], row["judge"]),
+            equal_length=Estimate(n=row["n"], **row["equal_length"]) if row.get("equal_length") else None,
             **{k: row[k] for k in numbers},
         )
         for row in result["win_rates"]
