@@ -15,6 +15,7 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
+from trimtab.evals.edits import EDITS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
 from trimtab.evals.report import PANELS, write_report
@@ -44,6 +45,7 @@ from trimtab.evals.winrate import WinRate, win_rate
 __all__ = [
     "ANSWER_PROBES",
     "BUILT_IN",
+    "EDITS",
     "LEXICONS",
     "PANELS",
     "PROBES",
@@ -59,6 +61,8 @@ __all__ = [
     "CapabilitySet",
     "Example",
     "Examples",
+    "Gain",
+    "GainPart",
     "LengthControlled",
     "Measure",
     "OpenAnswer",
@@ -82,7 +86,9 @@ __all__ = [
     "choose_examples",
     "copies",
     "declines",
+    "edited",
     "evaluate_reward_model",
+    "gain_parts",
     "is_complete",
     "is_on_topic",
     "length_controlled",

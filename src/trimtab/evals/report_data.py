@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from trimtab.errors import DataError
 from trimtab.evals.balance import Measure
+from trimtab.evals.edits import Gain
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
@@ -340,6 +341,8 @@ class ReportData(Record):
     """What AI judges and the router said about the labels, line by line."""
     probes: tuple[ProbeColumn, ...] = ()
     """One per model, from the earliest to the latest."""
+    gain: Gain | None = None
+    """What the last model's gain in reward is made of; None where no reward was maximised."""
     capability: CapabilityReport | None = None
     """What alignment cost; None where the run did not check it."""
     alarms: tuple[Alarm, ...] | None = None

@@ -22,6 +22,15 @@ EVALUATION: Mapping[str, Metric] = {
         good="near the win rate",
         act="Much lower: the wins are mostly length. Label pairs of like length, or penalise length.",
     ),
+    "gain": Metric(
+        title="Parts of the gain in reward",
+        meaning="By feature: how much of the last model's gain in reward goes when the feature is taken out of the "
+        "answers and they are scored again. With a 95 % interval.",
+        unit="reward",
+        good="small against the whole gain",
+        act="A large part: the reward pays for the feature. Label answers that differ in it, or penalise it in "
+        "`rewards`.",
+    ),
     "kl": Metric(
         title="KL per answer",
         meaning="KL(last model‖model before alignment) per answer on held-out prompts, in nats, with a 95 % interval.",
