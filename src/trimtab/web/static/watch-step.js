@@ -116,7 +116,7 @@ class StepView {
     catch (error) { button.replaceWith(element("p", "legend", error.message)); return; }
     text.replaceChildren();
     for (const [piece, kl] of tokens) {
-      const span = element("span", "", piece), share = Math.min(70, 25 * Math.abs(kl));
+      const span = element("span", "", piece), share = Math.min(75, 60 * Math.sqrt(Math.abs(kl)));
       span.title = `${kl.toFixed(2)} nats`;
       span.style.backgroundColor = `color-mix(in srgb, var(${kl > 0 ? "--run-1" : "--run-0"}) ${share.toFixed(0)}%, transparent)`;
       text.append(span);
