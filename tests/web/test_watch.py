@@ -136,6 +136,10 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
     damaged = asker.get("/api/step", params={"step": 2}).json()
     assert "not a Rollout" in damaged["missing"] and damaged["numbers"]["kl"] == 0.02
     assert asker.get("/api/tokens", params={"step": 1, "index": 0}).status_code == 404
+    for file in (made.stage / "samples").iterdir():
+        file.unlink()
+    (made.stage / "samples").rmdir()  # as with DPO, which samples no answers
+    assert "no answers are kept" in asker.get("/api/step", params={"step": 2}).json()["missing"]
     assert asker.get("/api/series", params={"run": 3}).status_code == 404
     assert asker.get("/api/series", params={"stage": "../../x"}).status_code == 400
 

@@ -210,6 +210,8 @@ class WatchedRun:
             DataError: they are not on the disk, or damaged.
         """
         path = self._folder.stage(ALIGN) / "samples" / f"step-{step - 1:06d}.jsonl"
+        if not path.parent.is_dir():
+            raise DataError("no answers are kept: this method samples none while it trains, or samples/ was deleted")
         if not path.exists():
             raise DataError(f"the answers of step {step} are not on the disk ({path.name} is missing)")
         return read_records(path, Rollout)
