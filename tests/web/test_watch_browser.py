@@ -181,7 +181,8 @@ def test_ten_thousand_steps_load_in_a_second_and_stay_smooth(tab, serve, tmp_pat
     page.reload(wait_until="commit")
     expect(page.locator("#step-title")).to_have_text("Step 10000")
     busy = max(1.0, os.getloadavg()[0])  # processes that share the machine
-    assert page.evaluate("performance.now()") < 1000 * busy
+    loaded = page.evaluate("performance.now()")
+    assert loaded < 1000 * busy
     times = page.evaluate(
         "() => { const t = []; for (let i = 0; i < 20; i++) { const s = performance.now(); "
         "for (const c of board.charts) { c.hover = 100 * i; c.draw(); } t.push(performance.now() - s); } "
@@ -190,7 +191,7 @@ def test_ten_thousand_steps_load_in_a_second_and_stay_smooth(tab, serve, tmp_pat
     assert times < 33 * busy, "milliseconds to draw all charts once"
     made.step(10_001)
     expect(page.locator("#step-title")).to_have_text("Step 10001", timeout=4000)
-    print(f"loaded; all charts drawn in {times:.1f} ms")
+    print(f"loaded in {loaded:.0f} ms, all charts drawn in {times:.1f} ms, load {busy:.1f}")
 
 
 def test_two_runs_are_drawn_over_each_other_on_a_screen_and_on_a_phone(tab, serve, tmp_path):
