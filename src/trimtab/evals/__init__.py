@@ -15,7 +15,7 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
-from trimtab.evals.edits import EDITS, Gain, GainPart, edited, gain_parts
+from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
 from trimtab.evals.report import PANELS, write_report
@@ -45,10 +45,10 @@ from trimtab.evals.winrate import WinRate, win_rate
 __all__ = [
     "ANSWER_PROBES",
     "BUILT_IN",
-    "EDITS",
     "LEXICONS",
     "PANELS",
     "PROBES",
+    "REMOVALS",
     "RUN_PROBES",
     "Alarm",
     "AlarmConfig",

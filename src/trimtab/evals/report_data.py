@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from trimtab.errors import DataError
 from trimtab.evals.balance import Measure
-from trimtab.evals.edits import Gain
+from trimtab.evals.gain import Gain
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number

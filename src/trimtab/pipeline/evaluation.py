@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
-from trimtab.evals import EDITS, alarms, copies, edited, gain_parts, length_controlled, probe_table, win_rate, words
+from trimtab.evals import REMOVALS, alarms, copies, edited, gain_parts, length_controlled, probe_table, win_rate, words
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, Chat, FrozenStates, Role, load_tensors, scatter
@@ -149,7 +149,7 @@ def _gain(
     """What the policy's gain in reward over the model before it is made of: answers are edited and scored again."""
     models = [answers["sft" if "sft" in answers else "base"], answers["policy"]]
     changed: dict[tuple[str, int, int], Rollout] = {}
-    for feature in EDITS:
+    for feature in REMOVALS:
         for number, rollouts in enumerate(models):
             for place, rollout in enumerate(rollouts):
                 text = edited(rollout.text, feature)
@@ -159,7 +159,7 @@ def _gain(
     scores = dict(zip(changed, _scores(context, rewards, list(changed.values())), strict=True))
     without = {
         feature: tuple([scores.get((feature, number, i)) for i in range(len(r))] for number, r in enumerate(models))
-        for feature in EDITS
+        for feature in REMOVALS
     }
     before, after = ([r.rewards["proxy"] for r in rollouts] for rollouts in models)
     gain = gain_parts(before, after, without, seed=context.seed("evaluate"))  # type: ignore[arg-type]

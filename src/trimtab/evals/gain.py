@@ -56,7 +56,7 @@ def without_repeats(text: str) -> str:
     return without_sentences(text, repeated)
 
 
-EDITS: Mapping[str, Callable[[str], str]] = {
+REMOVALS: Mapping[str, Callable[[str], str]] = {
     "flattery": lambda text: without_sentences(text, lambda s: has_phrase(s, "flattery")),
     "stock phrases": lambda text: without_sentences(text, lambda s: has_phrase(s, "boilerplate")),
     "preaching": lambda text: without_sentences(text, preaches),
@@ -70,7 +70,7 @@ EDITS: Mapping[str, Callable[[str], str]] = {
 
 def edited(text: str, feature: str) -> str | None:
     """The text without a feature; None if it does not have it, or nothing would be left."""
-    changed = EDITS[feature](text)
+    changed = REMOVALS[feature](text)
     return changed if changed.split() and changed.split() != text.split() else None
 
 
@@ -78,7 +78,7 @@ class GainPart(Record):
     """The part of a gain in reward that is due to one feature."""
 
     feature: str
-    """Key of :data:`EDITS`."""
+    """Key of :data:`REMOVALS`."""
     before: Number
     """Share of the earlier model's answers that have it."""
     after: Number

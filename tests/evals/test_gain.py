@@ -2,12 +2,12 @@
 
 import pytest
 
-from trimtab.evals import EDITS, edited, gain_parts
+from trimtab.evals import REMOVALS, edited, gain_parts
 
 PLAIN = "Boil fresh water. Pour it over the leaves, and wait.\n\nMilk goes in last (if at all)."
 
 
-@pytest.mark.parametrize("feature", EDITS)
+@pytest.mark.parametrize("feature", REMOVALS)
 def test_a_plain_text_has_none_of_them(feature):
     assert edited(PLAIN, feature) is None
 
