@@ -19,7 +19,8 @@ from ..chat_families import family_tokenizer
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "init run plan sft sample label reward align eval report judge route annotate agreement chat doctor data model"
+    "init run watch plan sft sample label reward align eval report judge route annotate agreement chat doctor data "
+    "model"
 ).split()
 
 

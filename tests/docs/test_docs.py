@@ -325,6 +325,7 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "data import": check_database,
     "data backup": check_backup,
     "annotate": check_database,
+    "watch": prints("align: done"),
     "agreement": check_agreement,
     "doctor": check_doctor,
     "init": check_init,
@@ -365,6 +366,8 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         line.append("--no-serve")
     if name == "serve":
         line += ["--port", "0"]
+    if name == "watch" and "--once" not in line:
+        line.append("--once")
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trimtab.serve.server.draining_server", ServesOnce)

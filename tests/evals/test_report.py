@@ -19,6 +19,7 @@ from trimtab.evals import (
     Series,
     WinRateRow,
     choose_examples,
+    gain_parts,
     reward_against_kl,
     series_from_metrics,
     write_report,
@@ -123,6 +124,23 @@ def test_whole_page():
         assert source.file in page.text
         assert source.command in page.text
     assert "Not recorded" not in page.text
+
+
+def test_a_win_rate_at_equal_length_stands_in_its_row():
+    data = toy_report()
+    assert "At equal length" in safe(render(data)).text and "41 %" not in safe(render(data)).text
+    row = data.win_rates[0].model_copy(update={"equal_length": Estimate(value=0.41, low=0.32, high=0.5, n=40)})
+    page = safe(render(data.model_copy(update={"win_rates": (row, *data.win_rates[1:])})))
+    assert "41 % [32, 50]" in " ".join(page.text.split()).replace("\u202f", " ").replace("\xa0", " ")
+
+
+def test_the_gain_and_its_parts_are_a_table():
+    gain = gain_parts([0.0, 1.0], [3.0, 2.0], {"flattery": ([None, None], [1.0, None])}, seed=0)
+    page = " ".join(safe(render(toy_report().model_copy(update={"gain": gain}))).text.split())
+    assert "What the gain in reward is made of" in page and "The reward of PPO is 2" in page
+    assert "flattery" in page.split("What the gain in reward is made of")[1]
+    none = gain_parts([0.0], [1.0], {}, seed=0)
+    assert "No answer has one of the features" in safe(render(toy_report().model_copy(update={"gain": none}))).text
 
 
 def test_policy_allows_the_style_sheet_and_nothing_else():

@@ -105,7 +105,7 @@ def train_online(config: RlConfig, session: Session) -> None:
         config,
         seed=0,
         session=session,
-        monitor=lambda rollouts: {"gold": 0.0},
+        monitor=lambda step, rollouts: {"gold": 0.0, "alarms": 0.0, "probe/flattery": 0.0},
         imitate=imitate,
     )
 
@@ -155,7 +155,7 @@ def test_every_logged_key_has_an_entry(training, logged):
 
 def test_every_entry_is_logged_by_some_training(logged):
     keys = set.union(*logged.values())
-    general = {"reward/NAME": "reward/half", "seconds/PHASE": "seconds/update"}
+    general = {"reward/NAME": "reward/half", "probe/NAME": "probe/flattery", "seconds/PHASE": "seconds/update"}
     assert [key for key in TRAINING if general.get(key, key) not in keys] == []
 
 

@@ -3,17 +3,19 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from trimtab.errors import ConfigError
-from trimtab.models import Role
+from trimtab.models import Chat, Role
 from trimtab.pipeline.config import load_recipe
-from trimtab.pipeline.evaluation import likelihood_per_token
+from trimtab.pipeline.evaluation import _gain, likelihood_per_token
 from trimtab.pipeline.run import run_recipe
 from trimtab.records import Completion, Prompt, Rollout, read_records
-from trimtab.testing import sentences, tiny_backbone, toy_recipe
+from trimtab.testing import sentences, tiny_backbone, tokenizer, toy_recipe
 
 from .test_run import Listening, go
 
@@ -113,3 +115,37 @@ def test_a_model_that_lost_says_so_at_the_end_of_the_stage_and_on_the_page(tmp_p
 def likes_length(prompt: Prompt, completion: Completion) -> float:
     """A random model goes on to the limit."""
     return float(len(completion.text))
+
+
+def test_the_gain_is_made_of_what_the_reward_pays_for():
+    """A reward that counts exclamation marks, asked through the tokens of the edited answers."""
+    chat = Chat(tokenizer(), context=256)
+    context: Any = SimpleNamespace(seed=lambda purpose: 0, config=SimpleNamespace(align=None))
+
+    def answered(texts: list[str]) -> list[Rollout]:
+        rollouts = []
+        for number, text in enumerate(texts):
+            prompt = Prompt.from_text(f"Question {number}")
+            rollouts.append(
+                Rollout(
+                    id=str(number),
+                    prompt=prompt,
+                    prompt_tokens=chat.prompt(prompt.messages),
+                    tokens=chat.answer_tokens(prompt.messages, text, "stop"),
+                    logprobs=[],
+                    text=text,
+                    finish_reason="stop",
+                    weight_version=0,
+                    rewards={"proxy": float(text.count("!"))},
+                )
+            )
+        return rollouts
+
+    rewards: Any = SimpleNamespace(total=lambda rs: [float(chat.decode(r.tokens).count("!")) for r in rs])
+    before, after = answered(["red.", "a bird!", "blue."]), answered(["red!!", "a bird! a cat!", "- blue."])
+    gain = _gain(context, chat, rewards, {"sft": before, "policy": after})
+    assert gain["gain"]["value"] == pytest.approx(4 / 3 - 1 / 3)
+    marks, lists = gain["parts"]
+    assert marks["feature"] == "exclamation marks" and marks["part"]["value"] == pytest.approx(gain["gain"]["value"])
+    assert (marks["before"], marks["after"], marks["worth"]["value"]) == pytest.approx((1 / 3, 2 / 3, 2.0))
+    assert lists["feature"] == "lists and headings" and lists["part"]["value"] == 0.0

@@ -99,6 +99,11 @@ def test_whole_run_leaves_everything_behind(finished_once: tuple[Path, Listening
     evaluation = json.loads((run.stage("evaluate") / "evaluation.json").read_text())
     pairs = [(row["model"], row["against"]) for row in evaluation["win_rates"]]
     assert pairs == [pair for pair in (("policy", "base"), ("policy", "sft"), ("sft", "base")) for _ in range(2)]
+    means = evaluation["means"]
+    assert evaluation["gain"]["gain"]["value"] == pytest.approx(means["policy"]["proxy"] - means["sft"]["proxy"])
+    logged = read_metrics(run.stage("align") / "metrics.jsonl")
+    assert all("probe/flattery" in row and row["alarms"] == 0 for row in logged)
+    assert len(read_metrics(run.stage("align") / "probes.jsonl")) == 8
     assert evaluation["likelihood"].keys() == {"base", "sft", "policy"}
     page = (run.path / "report.html").read_text()
     assert "simulated" in page and "toy" in page

@@ -439,10 +439,19 @@ def test_components_are_weighted_and_kept(tmp_path: Path):
     assert [r.rewards for r in kept] == [{"a": 1.0, "b": float(i)} for i in range(4)]
 
 
+def test_answers_are_kept_with_their_log_probabilities_under_the_reference(tmp_path: Path):
+    _, rows = run(config(steps=2), samples=tmp_path)
+    first, second = (read_records(tmp_path / f"step-00000{i}.jsonl", Rollout) for i in (0, 1))
+    for r in first:  # the policy starts as the reference
+        assert r.reference_logprobs == pytest.approx(r.logprobs, abs=1e-4)
+    ratios = [sum(r.logprobs) - sum(r.reference_logprobs) for r in second]
+    assert sum(ratios) / len(ratios) == pytest.approx(rows[1]["kl"], abs=1e-3) and abs(rows[1]["kl"]) > 1e-3
+
+
 def test_monitor_is_logged_and_not_trained_on():
-    watched, rows = run(config(), monitor=lambda rollouts: {"gold": float(len(rollouts))})
+    watched, rows = run(config(), monitor=lambda step, rollouts: {"gold": step + float(len(rollouts))})
     plain, _ = run(config())
-    assert [row["gold"] for row in rows] == [4.0, 4.0]
+    assert [row["gold"] for row in rows] == [5.0, 6.0]
     same_weights(watched.policy, plain.policy, within=0)
 
 

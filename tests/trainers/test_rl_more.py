@@ -531,7 +531,7 @@ def test_an_empty_answer_is_counted_and_the_run_goes_on(kind):
     if kind in (DapoConfig, GdpoConfig, OnlineDpoConfig, RejectionConfig):  # equal penalties teach nothing
         base["missing_eos"] = None
     for empty in ({1}, {4, 5, 6, 7}, set(range(12))):
-        roles, rows = with_empties(kind(**base), empty, score=per_token, monitor=lambda rs: {"n": float(len(rs))})
+        roles, rows = with_empties(kind(**base), empty, score=per_token, monitor=lambda _, rs: {"n": float(len(rs))})
         assert [row["empty"] for row in rows] == [len(empty)] * 2
         assert all(math.isfinite(value) for row in rows for value in row.values())
         assert all(bool(torch.isfinite(weight).all()) for weight in roles.policy.state().values())

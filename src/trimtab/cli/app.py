@@ -31,6 +31,7 @@ from trimtab.cli import (
     route,
     run,
     serve,
+    watch,
 )
 from trimtab.errors import StorageError, TrimtabError, install_hint
 
@@ -51,7 +52,7 @@ START, RUN, LABELS, DATA, MODELS = "Start here", "Run a recipe", "Collect and ch
 
 for _panel, _commands in {
     START: {"init": init.init, "methods": methods.methods, "plan": plan.plan, "doctor": doctor.doctor},
-    RUN: {"run": run.run} | run.SINGLE,
+    RUN: {"run": run.run, "watch": watch.watch} | run.SINGLE,
     LABELS: {
         "annotate": annotate.annotate,
         "agreement": agreement.agreement,

@@ -1,6 +1,7 @@
 """Evaluation without torch: win rates, reward-model accuracy, text probes, and the before/after page."""
 
 from trimtab.evals.alarms import alarms
+from trimtab.evals.answer_probes import ANSWER_PROBES, AnswerProbe
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
 from trimtab.evals.capability import (
     BUILT_IN,
@@ -14,7 +15,9 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
-from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table
+from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
+from trimtab.evals.length_control import LengthControlled, length_controlled
+from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
     Alarm,
@@ -36,15 +39,21 @@ from trimtab.evals.report_data import (
     series_from_metrics,
 )
 from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate_reward_model
+from trimtab.evals.run_alarms import RUN_PROBES, AlarmConfig, RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
+    "ANSWER_PROBES",
     "BUILT_IN",
     "LEXICONS",
     "PANELS",
     "PROBES",
+    "REMOVALS",
+    "RUN_PROBES",
     "Alarm",
+    "AlarmConfig",
     "Answer",
+    "AnswerProbe",
     "CalibrationRow",
     "Capability",
     "CapabilityConfig",
@@ -52,6 +61,9 @@ __all__ = [
     "CapabilitySet",
     "Example",
     "Examples",
+    "Gain",
+    "GainPart",
+    "LengthControlled",
     "Measure",
     "OpenAnswer",
     "ProbeColumn",
@@ -59,6 +71,8 @@ __all__ = [
     "ReportData",
     "RewardAgainstKL",
     "RewardModelEval",
+    "RunAlarm",
+    "RunAlarms",
     "ScoreCurve",
     "Series",
     "Source",
@@ -66,21 +80,28 @@ __all__ = [
     "WinRate",
     "WinRateRow",
     "alarms",
+    "by_prompt",
     "capability_lines",
     "capability_report",
     "choose_examples",
     "copies",
     "declines",
+    "edited",
     "evaluate_reward_model",
+    "gain_parts",
     "is_complete",
     "is_on_topic",
+    "length_controlled",
     "load_capability",
     "measure",
     "preaches",
+    "probe_answers",
     "probe_table",
     "reward_against_kl",
+    "rows_of",
     "series_from_metrics",
     "takes_up",
     "win_rate",
+    "words",
     "write_report",
 ]

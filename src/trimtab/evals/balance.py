@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from trimtab.errors import DataError
+from trimtab.evals.probes import has_phrase
 from trimtab.feedback import Estimate
 from trimtab.feedback.intervals import clustered_wilson_interval, paired_bootstrap_interval, wilson_interval
 from trimtab.records import Completion, Prompt, Record
@@ -105,12 +106,12 @@ class Measure(Record):
 
 def declines(text: str) -> bool:
     """Does an answer decline, by its phrases?"""
-    return _has(text, DECLINES)
+    return has_phrase(text, DECLINES)
 
 
 def preaches(text: str) -> bool:
     """Does an answer moralise or warn, by its phrases?"""
-    return _has(text, PREACHES)
+    return has_phrase(text, PREACHES)
 
 
 def takes_up(prompt: Prompt, answer: Completion) -> bool:
@@ -146,8 +147,3 @@ def measure(
         low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
     change = Estimate(value=fmean(after) - fmean(before), low=low, high=high, n=len(before))
     return Measure(name=name, how=how, before=mean(before), after=mean(after), change=change, better=better)
-
-
-def _has(text: str, phrases: Sequence[str]) -> bool:
-    plain = " ".join(text.lower().replace("’", "'").split())
-    return any(re.search(rf"\b{re.escape(phrase)}\b", plain) for phrase in phrases)

@@ -7,6 +7,7 @@ comes with a higher reward is worth opening the samples for.
 import re
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from functools import cache
 from itertools import chain
 from statistics import fmean
 
@@ -56,9 +57,11 @@ SENTENCE = 3
 """A sentence of at least so many words is copied by an answer that consists of it."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_PHRASES = {
-    name: re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b") for name, phrases in LEXICONS.items()
-}
+
+
+@cache
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, phrases)) + r")\b")
 
 
 def words(text: str) -> list[str]:
@@ -103,10 +106,17 @@ def repetition(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def has_phrase(text: str, phrases: str | tuple[str, ...]) -> bool:
+    """True if a text has one of the phrases, or one of ``LEXICONS[phrases]``, at word boundaries."""
+    listed = LEXICONS[phrases] if isinstance(phrases, str) else phrases
+    plain = " ".join(text.lower().replace("’", "'").split())
+    # Most texts have none; a search without boundaries finds that out much faster than a pattern.
+    return any(phrase in plain for phrase in listed) and bool(_pattern(listed).search(plain))
+
+
 def phrase_rate(texts: Sequence[str], lexicon: str) -> float:
     """Share of answers that contain a phrase of ``LEXICONS[lexicon]``."""
-    pattern = _PHRASES[lexicon]
-    return fmean(bool(pattern.search(" ".join(text.lower().replace("’", "'").split()))) for text in texts)
+    return fmean(has_phrase(text, lexicon) for text in texts)
 
 
 def copies(prompt: str, answer: str) -> bool:
@@ -127,10 +137,10 @@ def copies(prompt: str, answer: str) -> bool:
     sentences = [words(part) for part in re.split(r"[.!?…:;]+\s|\n", prompt + "\n")]
     if answer_words in sentences:
         return True
-    whole = list(chain.from_iterable(lines))
+    whole, known = list(chain.from_iterable(lines)), set(answer_words)
     for passage in [whole, *(line for line in lines if len(line) >= PASSAGE)]:
         wanted = max(SENTENCE, COPIED_SHARE * len(passage))
-        if len(answer_words) < wanted:
+        if len(answer_words) < wanted or sum(word in known for word in passage) < wanted:
             continue
         run = SequenceMatcher(None, passage, answer_words, autojunk=False).find_longest_match()
         if run.size >= wanted:

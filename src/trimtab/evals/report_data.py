@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from trimtab.errors import DataError
 from trimtab.evals.balance import Measure
+from trimtab.evals.gain import Gain
 from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
@@ -82,6 +83,8 @@ class WinRateRow(Record):
     """Prompts without a difference."""
     losses: int
     """Prompts on which ``against`` was better."""
+    equal_length: Estimate | None = None
+    """The share of wins at equal length; None where it was not estimated."""
 
     @property
     def name(self) -> str:
@@ -338,6 +341,8 @@ class ReportData(Record):
     """What AI judges and the router said about the labels, line by line."""
     probes: tuple[ProbeColumn, ...] = ()
     """One per model, from the earliest to the latest."""
+    gain: Gain | None = None
+    """What the last model's gain in reward is made of; None where no reward was maximised."""
     capability: CapabilityReport | None = None
     """What alignment cost; None where the run did not check it."""
     alarms: tuple[Alarm, ...] | None = None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.errors import ScoringError
-from trimtab.feedback.intervals import wilson_interval
+from trimtab.feedback.intervals import tied_wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +31,8 @@ class WinRate:
 def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], *, tie: float = 1e-9) -> WinRate:
     """Win rate of A over B: ``scores_a[i]`` and ``scores_b[i]`` are for answers to the same prompt i.
 
-    The interval is Wilson's on the half-counted wins. Without ties that is the ordinary score
-    interval. A tie moves an outcome to the middle and so takes variance away (it is
-    ``p(1 − p) − share of ties / 4``), hence with ties the interval is wider than it need be and
-    covers at least 95 %. Unlike the bootstrap it does not shrink to a point when A wins always.
+    The interval is :func:`~trimtab.feedback.intervals.tied_wilson_interval`. Unlike the bootstrap it does not shrink to
+    a point when A wins always.
 
     Args:
         scores_a: one finite score per prompt.
@@ -61,5 +59,5 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], *, tie: float
     losses = sum(d < -tie for d in differences)
     n = len(differences)
     ties = n - wins - losses
-    low, high = wilson_interval(wins + ties / 2, n)
+    low, high = tied_wilson_interval(wins, ties, losses)
     return WinRate(rate=(wins + ties / 2) / n, low=low, high=high, wins=wins, ties=ties, losses=losses, n=n)

@@ -50,7 +50,7 @@ def training_metric(key: str) -> Metric | None:
     >>> training_metric("reward/short").title, training_metric("seconds/update").unit
     ('Reward component', 'seconds')
     """
-    for prefix, general in (("reward/", "reward/NAME"), ("seconds/", "seconds/PHASE")):
+    for prefix, general in (("reward/", "reward/NAME"), ("probe/", "probe/NAME"), ("seconds/", "seconds/PHASE")):
         if key.startswith(prefix):
             return TRAINING[general]
     return TRAINING.get(key)

@@ -14,6 +14,23 @@ EVALUATION: Mapping[str, Metric] = {
         act="If the interval includes 50 %, there is no verdict: more prompts. If only the proxy wins, do not believe "
         "it.",
     ),
+    "equal_length": Metric(
+        title="Win rate at equal length",
+        meaning="The win rate that a logistic regression on the difference of lengths gives where both answers are "
+        "equally long. With a 95 % interval; from 20 prompts.",
+        unit="share",
+        good="near the win rate",
+        act="Much lower: the wins are mostly length. Label pairs of like length, or penalise length.",
+    ),
+    "gain": Metric(
+        title="Parts of the gain in reward",
+        meaning="By feature: how much of the last model's gain in reward goes when the feature is taken out of the "
+        "answers and they are scored again. With a 95 % interval.",
+        unit="reward",
+        good="small against the whole gain",
+        act="A large part: the reward pays for the feature. Label answers that differ in it, or penalise it in "
+        "`rewards`.",
+    ),
     "kl": Metric(
         title="KL per answer",
         meaning="KL(last model‖model before alignment) per answer on held-out prompts, in nats, with a 95 % interval.",

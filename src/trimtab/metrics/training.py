@@ -140,6 +140,23 @@ TRAINING: Mapping[str, Metric] = {
         act="If one rises while another falls, adjust the weights in `rewards`.",
         where="online methods",
     ),
+    "probe/NAME": Metric(
+        title="Text probe",
+        meaning="Mean of one sign of reward hacking in the step's answers: a share of answers, lines or 4-grams.",
+        unit="share",
+        good="near its value in the first steps",
+        act="An alarm says when it has risen and what to do; read the answers with `trimtab watch`.",
+        where="online methods, unless `alarms` is `null`",
+    ),
+    "alarms": Metric(
+        title="Alarms",
+        meaning="Alarms raised so far, over all probes.",
+        unit="alarms",
+        good="0",
+        act="`trimtab watch RUN` shows the reason, the answers behind each and what to do.",
+        where="online methods, unless `alarms` is `null`",
+        live="{:.0f} alarms",
+    ),
     "gold": Metric(
         title="Gold reward",
         meaning="Mean score of the simulated utility that training never sees.",

@@ -196,6 +196,11 @@ class Chat:
         text = self.tokenizer.decode([t for t in tokens if t not in self._silent], skip_special_tokens=False)
         return text.strip() if strip else text
 
+    def token_texts(self) -> list[str]:
+        """The text of each token alone, by id; a token that is part of a letter shows as the replacement character."""
+        ids = range(len(self.tokenizer))
+        return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         if self.system is not None and messages[0].role != "system":
             return [Message(role="system", content=self.system), *messages]

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from trimtab.config import Config, load_yaml, parse_config, read_yaml
 from trimtab.constitution import DEFAULT
 from trimtab.errors import ConfigError
-from trimtab.evals import CapabilityConfig
+from trimtab.evals import AlarmConfig, CapabilityConfig
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
@@ -213,6 +213,9 @@ class RunConfig(Config):
     capability: CapabilityConfig | None = CapabilityConfig()
     """Check of the models' capabilities before and after SFT and alignment: the page shows what alignment cost.
     ``null``: no check."""
+    alarms: AlarmConfig | None = AlarmConfig()
+    """Alarms while a policy trains online: signs of reward hacking in its answers, with one error budget for the run.
+    ``null``: none."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
 

@@ -35,6 +35,9 @@ CAPABILITY = 12_000
 FLAT = 0.5
 """Assumed share of groups with equal rewards, which DAPO draws again."""
 
+KEPT_BYTES = 30
+"""Bytes that the answers of a step take on disk, per token of prompt and answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -248,6 +251,7 @@ def _online_cost(sizing: Sizing) -> Cost:
     what = f"{sizing.prompts} prompts, {answers} answers a step"
     if resampled:
         what += f" (and {resampled:.0%} sampled again if {FLAT:.0%} of groups are flat)"
+    what += f", all kept on disk (about {tokens * KEPT_BYTES / 1e6:.0f} MB)"
     ptx = align.ptx if isinstance(align, PolicyGradientConfig) else None
     if ptx is not None:
         flops += updates * ptx.batch * TOKENS * (lower + upper)

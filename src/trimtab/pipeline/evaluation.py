@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
-from trimtab.evals import alarms, copies, probe_table, win_rate
+from trimtab.evals import REMOVALS, alarms, copies, edited, gain_parts, length_controlled, probe_table, win_rate, words
 from trimtab.feedback import Utility, bootstrap_interval
 from trimtab.files import write_json
-from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, scatter
+from trimtab.models import PASS_TOKENS, Backbone, Chat, FrozenStates, Role, load_tensors, scatter
 from trimtab.pipeline.config import EvaluateConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
@@ -92,13 +92,14 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     for name, rollouts in answers.items():
         write_records(folder / f"answers-{name}.jsonl", rollouts)
         files.append(f"answers-{name}.jsonl")
+    gain = None if rewards is None or policy is None else _gain(context, trunk.chat, rewards, answers)
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
     if config.pretrained and len(answers) > 1:
         if run.sft is not None:
             del policy, rewards, trunk, states  # one model in memory at a time
             trunk = context.trunk(with_sft=False)
         result["likelihood"] = likelihood_per_token(Role(trunk), {n: answers[n] for n in result["models"]})
-    write_json(folder / "evaluation.json", result | {"best_of": best})
+    write_json(folder / "evaluation.json", result | {"best_of": best, "gain": gain})
     for name in (*answers, "best-of"):
         remove_states(folder / "samples" / name)
     _say(context, result, best)
@@ -140,6 +141,29 @@ def _add_proxy(
     scores = iter(_scores(context, rewards, [r for group in groups for r in group]))
     scored = [[with_reward(r, "proxy", next(scores)) for r in group] for group in groups]
     return {name: [group[i] for group in scored] for i, name in enumerate(answers)}
+
+
+def _gain(
+    context: Context, chat: Chat, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]
+) -> dict[str, Any]:
+    """What the policy's gain in reward over the model before it is made of: answers are edited and scored again."""
+    models = [answers["sft" if "sft" in answers else "base"], answers["policy"]]
+    changed: dict[tuple[str, int, int], Rollout] = {}
+    for feature in REMOVALS:
+        for number, rollouts in enumerate(models):
+            for place, rollout in enumerate(rollouts):
+                text = edited(rollout.text, feature)
+                if text is not None:
+                    tokens = chat.answer_tokens(rollout.prompt.messages, text, rollout.finish_reason)
+                    changed[feature, number, place] = replace(rollout, text=text, tokens=tokens, logprobs=[], values=[])
+    scores = dict(zip(changed, _scores(context, rewards, list(changed.values())), strict=True))
+    without = {
+        feature: tuple([scores.get((feature, number, i)) for i in range(len(r))] for number, r in enumerate(models))
+        for feature in REMOVALS
+    }
+    before, after = ([r.rewards["proxy"] for r in rollouts] for rollouts in models)
+    gain = gain_parts(before, after, without, seed=context.seed("evaluate"))  # type: ignore[arg-type]
+    return gain.model_dump(mode="json")
 
 
 def _say(context: Context, result: Mapping[str, Any], best: Mapping[str, float] | None) -> None:
@@ -258,4 +282,17 @@ def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str,
     ]
     numbers = {key: getattr(result, key) for key in ("rate", "low", "high", "n", "wins", "ties", "losses")}
     worst = [prompt for _, prompt in sorted(losses)[:WORST]]
-    return {"model": model, "against": against, "judge": judge, **numbers, "worst": worst}
+    lengths = {name: [len(words(r.text)) for r in answers[name]] for name in (model, against)}
+    equal = length_controlled(
+        [(score > opponent) + (score == opponent) / 2 for score, opponent in zip(*scores.values(), strict=True)],
+        [long - short for long, short in zip(*lengths.values(), strict=True)],
+        [r.prompt.id for r in answers[model]],
+    )
+    return {
+        "model": model,
+        "against": against,
+        "judge": judge,
+        **numbers,
+        "worst": worst,
+        "equal_length": None if equal is None else {"value": equal.rate, "low": equal.low, "high": equal.high},
+    }

@@ -1,12 +1,12 @@
 """The stages that train: supervised fine-tuning, reward model, alignment."""
 
-from collections.abc import Sequence
+import json
 from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
-from trimtab.files import write_json
+from trimtab.files import write_atomic, write_json
 from trimtab.models import (
     PASS_TOKENS,
     Backbone,
@@ -20,7 +20,8 @@ from trimtab.models import (
 )
 from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Demonstration, Preference, Prompt, Rating, Rollout, load, read_records, write_records
+from trimtab.pipeline.monitoring import RunMonitor
+from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
 from trimtab.rollout import (
     FunctionReward,
     HttpReward,
@@ -31,6 +32,7 @@ from trimtab.rollout import (
     http_reward,
 )
 from trimtab.storage import read_json
+from trimtab.storage.watched import TOKENS
 from trimtab.trainers import (
     OFFLINE,
     Judged,
@@ -249,16 +251,11 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
             start_critic(critic, scorer)
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     imitate, examples = _conversations(context, config, trunk.chat)
-    gold = context.gold()
-
-    def monitor(rollouts: Sequence[Rollout]) -> dict[str, float]:
-        if gold is None:
-            return {}
-        return {"gold": sum(float(gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)}
-
     folder = context.folder("align")
+    write_atomic(folder / TOKENS, json.dumps(trunk.chat.token_texts(), ensure_ascii=False))  # for `trimtab watch`
     check = CapabilityCheck(context, "align", Role(trunk))
-    with context.training("align", f"aligning ({config.method.upper()})") as session:
+    title = f"aligning ({config.method.upper()})"
+    with context.training("align", title) as session, RunMonitor(context, config) as monitor:
         fall = train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,

@@ -15,6 +15,7 @@ from trimtab.evals import (
     CapabilityReport,
     Example,
     Examples,
+    Gain,
     Measure,
     ProbeColumn,
     Reading,
@@ -39,6 +40,7 @@ from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
+from trimtab.pipeline.monitoring import read_alarms
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
 from trimtab.trainers import METHODS, OnlineConfig
@@ -98,6 +100,7 @@ def collect(context: Context) -> ReportData:
     simulated = "simulated" in sources or run.gold is not None
     cost, losses = _capability(context)
     watched = alarms(result, names=spoken_names(run), judges=judges)
+    losses += _training_alarms(context)
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
         about=run.about or "",
@@ -128,6 +131,7 @@ def collect(context: Context) -> ReportData:
         balance=_balance(context),
         labels=_label_lines(context),
         probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in models),
+        gain=Gain.model_validate(result["gain"]) if result.get("gain") else None,
         capability=cost,
         alarms=losses or None if watched is None else watched + losses,
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
@@ -140,6 +144,19 @@ def _kl(result: Mapping[str, Any]) -> Estimate | None:
     if result["kl"] is None:
         return None
     return Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")})
+
+
+def _training_alarms(context: Context) -> tuple[Alarm, ...]:
+    """Alarms raised while the policy trained."""
+    if not isinstance(context.config.align, OnlineConfig):
+        return ()
+    return tuple(
+        Alarm(
+            name=f"{alarm.title} while training ({alarm.level}, step {alarm.step})",
+            message=f"{alarm.message}. {alarm.advice} The answers behind it: trimtab watch {context.run.path}",
+        )
+        for alarm in read_alarms(context)
+    )
 
 
 def _missing(run: RunConfig, blind: BlindResults, *, has_cost: bool) -> dict[str, str]:
@@ -351,6 +368,7 @@ def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mappi
             model=names[row["model"]],
             against=names[row["against"]],
             metric=judges.get(row["judge"], row["judge"]),
+            equal_length=Estimate(n=row["n"], **row["equal_length"]) if row.get("equal_length") else None,
             **{k: row[k] for k in numbers},
         )
         for row in result["win_rates"]

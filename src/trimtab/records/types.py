@@ -297,6 +297,8 @@ class Rollout:
     """Which weights sampled it: the number of optimiser steps they had seen."""
     values: list[float] = field(default_factory=list[float])
     """Value of the state before each produced token, where a critic on the policy's own states said it."""
+    reference_logprobs: list[float] = field(default_factory=list[float])
+    """log p of each produced token under the reference, in nats, rounded to four decimals; only to look at."""
     rewards: dict[str, float] = field(default_factory=dict[str, float])
     """Named reward components, once scored."""
     step_rewards: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])

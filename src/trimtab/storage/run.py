@@ -181,18 +181,19 @@ class MetricsLog:
         folder: the stage's folder.
         done: steps that are finished; lines of later steps, written by a killed process after its last
             checkpoint, are removed.
+        name: of the file.
     """
 
-    def __init__(self, folder: Path, done: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, done: int, name: str = "metrics.jsonl") -> None:
+        self.path = folder / name
         if self.path.exists():
             rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= done]
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         with storage_errors(self.path):
             self._file = open(self.path, "a", encoding="utf-8")
 
-    def __call__(self, metrics: Mapping[str, float]) -> None:
-        """Write one step."""
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        """Write one line."""
         row = {"time": round(time.time(), 3), **metrics}
         with storage_errors(self.path):
             self._file.write(json.dumps(row) + "\n")

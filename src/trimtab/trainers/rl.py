@@ -59,7 +59,7 @@ from trimtab.trainers.rl_config import (
 from trimtab.trainers.rl_metrics import describe
 from trimtab.trainers.rl_passes import run_passes
 from trimtab.trainers.rl_update import Update, critic_on_policy, critic_update
-from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of
+from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of, with_reference
 from trimtab.trainers.scoring import Scored, answer_scores, components, ended_of, score_rollouts
 
 
@@ -102,8 +102,8 @@ def critic_of(policy: Role, backbone: Backbone, config: AdapterConfig, *, seed: 
     return Role.trainable(backbone, "critic", config, seed=seed, scalar_head=True)
 
 
-Monitor = Callable[[Sequence[Rollout]], Metrics]
-"""Further numbers of a rollout batch that are logged, never trained on (a gold reward, for example)."""
+Monitor = Callable[[int, Sequence[Rollout]], Metrics]
+"""Number of the step, from 1, and its answers → further numbers that are logged, never trained on (a gold reward)."""
 
 
 def train_rl(
@@ -280,7 +280,7 @@ class _Run:
     # 2. -----------------------------------------------------------------------------------
 
     def score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
-        """Score the answers, replace flat groups where the method does so, and save the answers with their rewards."""
+        """Score the answers, and replace flat groups where the method does so."""
         scored = score_rollouts(rollouts, self.scorer, self._weights(), step.number)
         self._check_cost(scored)
         step.clock.lap("score")
@@ -290,8 +290,6 @@ class _Run:
         if isinstance(self.config, PolicyGradientConfig) and self.config.running_scale:
             totals = [total for total, r in zip(scored.totals, scored.rollouts, strict=True) if r.tokens]
             scored = replace(scored, scale=self.scale.update(totals))
-        if self.samples is not None:
-            write_records(self.samples / f"{step.name}.jsonl", scored.rollouts)
         return scored
 
     def _weights(self) -> Mapping[str, float]:
@@ -331,7 +329,10 @@ class _Run:
 
     @torch.no_grad()
     def prepare(self, step: _Step, scored: Scored) -> RolloutBatch:
-        """Everything that is constant in the update: reference, old values, rewards, advantages, returns."""
+        """Everything that is constant in the update: reference, old values, rewards, advantages, returns.
+
+        The answers are saved with their rewards and their log-probabilities under the reference.
+        """
         config, roles, rollouts = self.config, self.roles, scored.rollouts
         device = roles.policy.backbone.device
         tokens = tokens_of(rollouts, device)
@@ -367,6 +368,8 @@ class _Run:
             importance=passes.importance,
             uncertain=passes.uncertain,
         )
+        if self.samples is not None:
+            write_records(self.samples / f"{step.name}.jsonl", with_reference(rollouts, reference))
         step.clock.lap("infer")
         return batch
 
@@ -423,7 +426,7 @@ class _Run:
         metrics |= describe(scored, batch, self.config, self.kl.value, self.price)
         answered = [r for r in scored.rollouts if r.tokens]
         if self.monitor is not None and answered:
-            metrics |= self.monitor(answered)
+            metrics |= self.monitor(step.number + 1, answered)
         return metrics
 
     # 5. and 6. ----------------------------------------------------------------------------

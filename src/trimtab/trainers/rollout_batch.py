@@ -5,7 +5,7 @@ Legend: B answers, T tokens (prompt and answer, right-padded; column t is about 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -61,3 +61,17 @@ def rollout_batch(tokens: Batch, **columns: Any) -> RolloutBatch:
     """A :class:`RolloutBatch` of these tokens; ``columns`` are its further fields."""
     shared = {f.name: getattr(tokens, f.name) for f in fields(Batch)}
     return RolloutBatch(**shared, **columns)
+
+
+def with_reference(rollouts: Sequence[Rollout], reference: Tensor) -> list[Rollout]:
+    """The rollouts with the log-probability of each produced token under the reference.
+
+    Args:
+        rollouts: B answers.
+        reference: ``[B, T]``, nats, at the columns of :func:`tokens_of`.
+    """
+    rows = reference.cpu().tolist()
+    return [
+        replace(r, reference_logprobs=[round(x, 4) for x in row[len(r.prompt_tokens) :][: len(r.tokens)]])
+        for r, row in zip(rollouts, rows, strict=True)
+    ]

@@ -1,0 +1,133 @@
+"""Has a bounded mean risen? Sequential tests that may be looked at after every step, by betting.
+
+A gambler who starts with 1 and bets that the mean is above m has, after observations x_1 … x_t in [0, 1],
+
+    E_t = Π_i (1 + λ (x_i − m)),    0 ≤ λ ≤ 1/m.
+
+While the mean given the past is at most m, E is a supermartingale that is never negative, so by Ville's inequality
+P(E_t ≥ 1/α at any t) ≤ α: the error holds for all looks together. I. Waudby-Smith and A. Ramdas, "Estimating means of
+bounded random variables by betting", JRSS B 86 (2024), https://arxiv.org/abs/2010.09686, sections 4 and 5.
+
+Three mixtures keep that property, as an average of such processes is one:
+
+- over the size of the bet (:data:`BETS`), so that nothing has to be estimated;
+- over the step at which the mean starts to rise, uniformly over the steps that are planned. A single process would lose
+  its wealth while nothing happens and notice a late rise late. Sums over all starts (e-detectors,
+  J. Shin, A. Ramdas and A. Rinaldo, https://arxiv.org/abs/2203.03532) control the mean time to a false alarm; the
+  average used here controls the probability of any in the run;
+- over the prompts of a step, which are multiplied. They are drawn without replacement, and for numbers that are not
+  negative the expected product of such a draw is at most that of a draw with replacement (Maclaurin's inequality), so
+  the product is a fair bet for prompts in random order.
+
+What is not covered: prompts that come in an order of difficulty.
+"""
+
+import math
+from collections.abc import Sequence
+
+from trimtab.errors import DataError
+
+BETS = (0.06, 0.12, 0.25, 0.5, 0.9)
+"""Bets λ, each as a share of the largest one."""
+
+
+def upper_bound(values: Sequence[float], alpha: float) -> float:
+    """Upper confidence bound of a mean: the smallest m that a bet against "the mean is at least m" refutes.
+
+    P(mean > bound) ≤ α, for values in [0, 1] of any distribution, also dependent ones whose mean given the earlier ones
+    is the same. The bet is Π (1 − λ_i (x_i − m)) with λ_i = √(2 log(1/α) / (n σ̂²_{i−1})), at most 0.9/(1 − m), where
+    σ̂² is the variance of the values before (Waudby-Smith and Ramdas, equation 26); it rises with m.
+
+    Args:
+        values: in [0, 1], at least one.
+        alpha: probability of an error.
+
+    Raises:
+        DataError: no values, or one outside [0, 1].
+
+    >>> round(upper_bound([0.0] * 80, 0.05), 3)  # exact for shares: 1 − 0.05^(1/80) = 0.037
+    0.041
+    """
+    _check(values)
+    goal = math.log(1 / alpha)
+    bets, total, squares = [], 0.5, 0.25
+    for number, x in enumerate(values, 1):
+        bets.append(math.sqrt(2 * goal / (len(values) * squares / number)))
+        total += x
+        squares += (x - total / (number + 1)) ** 2
+
+    def refuted(m: float) -> bool:
+        largest = 0.9 / (1 - m)
+        return math.fsum(math.log1p(min(b, largest) * (m - x)) for b, x in zip(bets, values, strict=True)) >= goal
+
+    low, high = math.fsum(values) / len(values), 1.0
+    if low == 1:
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if refuted(middle) else (middle, high)
+    return high
+
+
+class RiseTest:
+    """Tests, step after step, that a mean stays at or below a bound.
+
+    Args:
+        bound: m; a bound of 1 or more is never exceeded.
+        steps: that are planned; a rise that starts after them is not tested.
+    """
+
+    def __init__(self, bound: float, steps: int) -> None:
+        self.bound, self._planned, self._done = bound, steps, 0
+        self._started = [-math.inf] * len(BETS)
+        self.log_e = 0.0
+        """log E after the last step. The mean has risen, with an error of at most α, once it is at least log(1/α)."""
+
+    def update(self, values: Sequence[float]) -> float:
+        """Add a step; log E after it.
+
+        Args:
+            values: of the step's prompts, in [0, 1]; none leave E as it is.
+
+        Raises:
+            DataError: a value outside [0, 1].
+        """
+        self._done += 1
+        if self.bound >= 1:
+            return self.log_e
+        if values:
+            _check(values)
+        start = -math.log(self._planned) if self._done <= self._planned else -math.inf
+        waiting = (
+            math.log(max(0, self._planned - self._done) / self._planned) if self._done < self._planned else -math.inf
+        )
+        for number, bet in enumerate(BETS):
+            growth = _log_product(values, self.bound, bet / self.bound)
+            self._started[number] = _log_add(self._started[number], start) + growth
+        self.log_e = _mean([_log_add(started, waiting) for started in self._started])
+        return self.log_e
+
+
+def _log_product(values: Sequence[float], m: float, stake: float) -> float:
+    """Log Π (1 + stake · (x − m)); in pieces whose product is no smaller than 0.1 to the 64th."""
+    rest = 1 - stake * m
+    pieces = (values[i : i + 64] for i in range(0, len(values), 64))
+    return math.fsum(math.log(math.prod([rest + stake * x for x in piece])) for piece in pieces)
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(exp a + exp b)."""
+    high, low = max(a, b), min(a, b)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+def _mean(logs: Sequence[float]) -> float:
+    """Log of the mean of exp."""
+    high = max(logs)
+    return high if high == -math.inf else high + math.log(math.fsum(math.exp(x - high) for x in logs) / len(logs))
+
+
+def _check(values: Sequence[float]) -> None:
+    bad = [value for value in values if not 0 <= value <= 1]
+    if bad or not values:
+        raise DataError(f"a bounded mean needs values in [0, 1], got {bad[:3] or 'none'} among {len(values)}")

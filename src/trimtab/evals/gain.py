@@ -1,0 +1,142 @@
+"""What a gain in reward is made of: take a feature out of an answer, score it again, and see what reward goes with it.
+
+For a feature f and an answer a with reward r, let a∖f be the answer without it and Δ = r(a) − r(a∖f), 0 where the
+answer does not have it. The part of a gain that is due to f is the mean of Δ over the later model's answers minus that
+over the earlier one's; its interval is the paired bootstrap's over prompts. Unlike a correlation this asks the reward
+itself. What it cannot do: an edit takes the words out and may leave an answer worse to read, and parts of features that
+come together do not add up.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+from trimtab.evals.answer_probes import CERTAIN
+from trimtab.evals.balance import preaches
+from trimtab.evals.probes import has_phrase, words
+from trimtab.feedback.intervals import Estimate, Number, bootstrap_interval, paired_bootstrap_interval
+from trimtab.records import Record
+
+_SENTENCE = re.compile(r"[^.!?…\n]+[.!?…]*[\"”’)]*\s*|\n\s*|[.!?…]+\s*")
+_MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\d+[.)]|#{1,6}|>)[ \t]+", flags=re.M)
+
+
+def without_sentences(text: str, has: Callable[[str], bool]) -> str:
+    """The text without the sentences of which ``has`` is true.
+
+    >>> without_sentences("Great question! Tea is a plant.", lambda s: "question" in s)
+    'Tea is a plant.'
+    """
+    return "".join(s for s in _SENTENCE.findall(text) if not has(s)).strip()
+
+
+def without_markup(text: str) -> str:
+    """The text without list markers, heading signs and bold.
+
+    >>> without_markup("- **boil** it")
+    'boil it'
+    """
+    return _MARKER.sub("", text).replace("**", "")
+
+
+def without_repeats(text: str) -> str:
+    """The text without sentences of at least three words that it has had before.
+
+    >>> without_repeats("Tea is hot. Tea is hot. So wait.")
+    'Tea is hot. So wait.'
+    """
+    seen: set[tuple[str, ...]] = set()
+
+    def repeated(sentence: str) -> bool:
+        said = tuple(words(sentence))
+        again = len(said) >= 3 and said in seen
+        seen.add(said)
+        return again
+
+    return without_sentences(text, repeated)
+
+
+REMOVALS: Mapping[str, Callable[[str], str]] = {
+    "flattery": lambda text: without_sentences(text, lambda s: has_phrase(s, "flattery")),
+    "stock phrases": lambda text: without_sentences(text, lambda s: has_phrase(s, "boilerplate")),
+    "preaching": lambda text: without_sentences(text, preaches),
+    "claims of certainty": lambda text: without_sentences(text, lambda s: has_phrase(s, CERTAIN)),
+    "repeated sentences": without_repeats,
+    "exclamation marks": lambda text: text.replace("!", ".").replace("！", "。"),
+    "lists and headings": without_markup,
+}
+"""Each feature with what takes it out of a text."""
+
+
+def edited(text: str, feature: str) -> str | None:
+    """The text without a feature; None if it does not have it, or nothing would be left."""
+    changed = REMOVALS[feature](text)
+    return changed if changed.split() and changed.split() != text.split() else None
+
+
+class GainPart(Record):
+    """The part of a gain in reward that is due to one feature."""
+
+    feature: str
+    """Key of :data:`REMOVALS`."""
+    before: Number
+    """Share of the earlier model's answers that have it."""
+    after: Number
+    """Share of the later model's."""
+    worth: Estimate
+    """Mean reward that goes with it, over the later model's answers that have it."""
+    part: Estimate
+    """Its part of the gain, in units of the reward."""
+
+
+class Gain(Record):
+    """A gain in reward and its parts."""
+
+    gain: Estimate
+    """Mean reward of the later model's answers minus that of the earlier one's."""
+    parts: tuple[GainPart, ...]
+    """One per feature that some answer has, largest part first."""
+
+
+def gain_parts(
+    before: Sequence[float],
+    after: Sequence[float],
+    without: Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]],
+    *,
+    seed: int,
+) -> Gain:
+    """Divide a gain.
+
+    Args:
+        before: reward of the earlier model's answer to each prompt.
+        after: of the later model's answers to the same prompts.
+        without: by feature, the rewards of the edited answers of both models; None: the answer does not have it.
+        seed: of the bootstrap.
+    """
+    low, high = paired_bootstrap_interval(after, before, seed=seed)
+    gain = Estimate(value=fmean(after) - fmean(before), low=low, high=high, n=len(after))
+    parts = []
+    for feature, (first, second) in without.items():
+        start, end = _differences(before, first), _differences(after, second)
+        has = [delta for delta, reward in zip(end, second, strict=True) if reward is not None]
+        if not has and all(reward is None for reward in first):
+            continue
+        low, high = paired_bootstrap_interval(end, start, seed=seed)
+        worth = Estimate(reason="no answer has it", n=0)
+        if has:
+            ends = bootstrap_interval(has, seed=seed)
+            worth = Estimate(value=fmean(has), low=ends[0], high=ends[1], n=len(has))
+        parts.append(
+            GainPart(
+                feature=feature,
+                before=sum(reward is not None for reward in first) / len(first),
+                after=len(has) / len(second),
+                worth=worth,
+                part=Estimate(value=fmean(end) - fmean(start), low=low, high=high, n=len(end)),
+            )
+        )
+    return Gain(gain=gain, parts=tuple(sorted(parts, key=lambda part: -(part.part.value or 0.0))))
+
+
+def _differences(rewards: Sequence[float], without: Sequence[float | None]) -> list[float]:
+    return [0.0 if w is None else r - w for r, w in zip(rewards, without, strict=True)]

@@ -1,0 +1,79 @@
+"""What online alignment logs beside its own numbers: the gold utility, text probes, and alarms.
+
+Nothing of it is trained on. Each step's probes are kept in ``probes.jsonl``, from which a continued run rebuilds its
+tests, and alarms in ``alarms.jsonl``.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+
+from trimtab.evals import RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
+from trimtab.pipeline.context import Context
+from trimtab.records import Rollout
+from trimtab.storage import MetricsLog, read_metrics
+from trimtab.storage.watched import ALARMS
+from trimtab.trainers import Metrics, RlConfig
+
+PROBES = "probes.jsonl"
+"""File of the means of each probe by prompt, a line for each step."""
+
+
+class RunMonitor:
+    """A :data:`~trimtab.trainers.rl.Monitor` of one alignment; use as a context manager.
+
+    Args:
+        context: of the stage; its ``alarms`` section may be None.
+        config: of the alignment.
+    """
+
+    def __init__(self, context: Context, config: RlConfig) -> None:
+        self._context, self._folder, self._gold = context, context.folder("align"), context.gold()
+        self._limit = config.sampler.max_new_tokens
+        settings = context.config.alarms
+        self._alarms = None if settings is None else RunAlarms(settings, config.steps)
+        self._logs: tuple[MetricsLog, MetricsLog] | None = None
+        self._raised = 0
+
+    def __enter__(self) -> "RunMonitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with ExitStack() as stack:
+            for log in self._logs or ():
+                stack.callback(log.close)
+
+    def __call__(self, step: int, rollouts: Sequence[Rollout]) -> Metrics:
+        """The numbers of a step, from 1; tells the console of alarms."""
+        metrics: Metrics = {}
+        if self._gold is not None:
+            metrics["gold"] = sum(float(self._gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)
+        if self._alarms is None:
+            return metrics
+        probes, alarms = self._logs or self._begin(self._alarms, step)
+        values = probe_answers(rollouts, self._limit)
+        row = rows_of(by_prompt(values, rollouts), step)
+        probes(row)
+        for probe, level in self._alarms.add(row["means"]):
+            alarm = self._alarms.describe(step, probe, level, values)
+            alarms(alarm.model_dump(mode="json"))
+            self._raised += 1
+            self._context.ui.say(f"  ALARM ({level}) at step {step}: {alarm.title}: {alarm.message}. {alarm.advice}")
+        means = {f"probe/{name}": sum(known.values()) / len(known) for name, known in values.items()}
+        return metrics | means | {"alarms": float(self._raised)}
+
+    def _begin(self, alarms: RunAlarms, step: int) -> tuple[MetricsLog, MetricsLog]:
+        """Open the logs, without lines of this step and later ones, and rebuild the tests from the earlier steps."""
+        self._logs = logs = (MetricsLog(self._folder, step - 1, PROBES), MetricsLog(self._folder, step - 1, ALARMS))
+        for row in read_metrics(self._folder / PROBES):
+            alarms.add(row["means"])
+        self._raised = len(read_metrics(self._folder / ALARMS))
+        return logs
+
+
+def read_alarms(context: Context) -> list[RunAlarm]:
+    """The alarms that were raised while the policy trained, oldest first."""
+    rows = read_metrics(context.folder("align") / ALARMS)
+    return [RunAlarm.model_validate({key: row[key] for key in RunAlarm.model_fields}) for row in rows]

@@ -1,0 +1,249 @@
+"""A run folder read while it is written: the state of its stages, its metrics, its alarms and the answers of each step.
+
+Nothing here writes, and nothing waits for the run: a stage that is being written, was cut or was never begun is read as
+far as it is there.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.errors import DataError
+from trimtab.records import Rollout, read_records
+from trimtab.storage.run import RunFolder
+
+ALIGN = "align"
+"""The stage whose answers are kept step by step."""
+
+ALARMS = "alarms.jsonl"
+"""File of the alarms in a stage's folder, one line each."""
+
+TOKENS = "tokens.json"
+"""File of the text of each token, by id, in a stage's folder."""
+
+
+class Tail:
+    """The rows of a growing file of JSON lines; each line is parsed once.
+
+    A file that was written anew, as a continued run writes it, is read from its beginning.
+
+    Args:
+        path: the file; it may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.generation = 0
+        """How often the file was written anew since it was first read."""
+        self._file: tuple[int, int] | None = None
+        self._read = 0
+
+    def refresh(self) -> list[dict[str, Any]]:
+        """Parse the lines that came since the last call; all rows. A line without its end is left for the next call."""
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                identity = (status.st_dev, status.st_ino)
+                if self._file is not None and (identity != self._file or status.st_size < self._read):
+                    self.rows, self._read = [], 0
+                    self.generation += 1
+                self._file = identity
+                file.seek(self._read)
+                data = file.read()
+        except OSError:
+            return self.rows
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.split(b"\n"):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                self.rows.append(row)
+        return self.rows
+
+
+class WatchedRun:
+    """One run to look at.
+
+    Args:
+        path: ``runs/NAME``.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not (path / "stages").is_dir() and not (path / "config.yaml").is_file():
+            raise DataError(f"{path}: no run; expected a folder that `trimtab run` made, for example runs/quickstart")
+        self.path = path
+        self.name = path.resolve().name
+        self._folder = RunFolder(path, create=False)
+        self._tails: dict[Path, Tail] = {}
+
+    def _tail(self, stage: str, file: str) -> Tail:
+        path = self._folder.stage(stage) / file
+        return self._tails.setdefault(path, Tail(path))
+
+    # State --------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The resolved recipe; empty where it is not there."""
+        try:
+            values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def is_running(self) -> bool:
+        """True if the process that last worked on the run is alive."""
+        try:
+            pid = int((self.path / ".lock").read_text())
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Stages in the order they were begun: ``stage``, ``state``, ``steps`` logged, ``seconds``, ``counts``.
+
+        ``state`` is ``done``, ``running``, or ``interrupted`` where the process that began it is gone.
+        """
+        running, rows = self.is_running(), []
+        for folder in (self.path / "stages").glob("*"):
+            status = self._folder.status(folder.name)
+            if status is None:
+                continue
+            state = "interrupted" if status.state == "running" and not running else status.state
+            rows.append(
+                {
+                    "stage": status.stage,
+                    "state": state,
+                    "steps": self.last_step(status.stage),
+                    "seconds": status.seconds,
+                    "counts": status.counts or {},
+                    "began": (folder / "config.yaml").stat().st_mtime if (folder / "config.yaml").exists() else 0.0,
+                }
+            )
+        return sorted(rows, key=lambda row: row["began"])
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Changes whenever something of the run that is shown has changed."""
+        files = [self.path / "stages" / "*" / name for name in ("metrics.jsonl", ALARMS, "status.json")]
+        found = []
+        for pattern in files:
+            for path in sorted(self.path.glob(str(pattern.relative_to(self.path)))):
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue
+                found.append((path.parent.name, path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+        return (self.is_running(), *found)
+
+    # Numbers ------------------------------------------------------------------------------
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of a stage's metrics."""
+        return self._tail(stage, "metrics.jsonl").refresh()
+
+    def last_step(self, stage: str) -> int:
+        """Number of the last step that was logged; 0 if none was."""
+        rows = self.metrics(stage)
+        return int(rows[-1].get("step", 0)) if rows else 0
+
+    def series(
+        self, stage: str, keys: Sequence[str], *, start: int = 0, generation: int | None = None
+    ) -> dict[str, Any]:
+        """Columns of a stage's metrics, from row ``start`` on.
+
+        Args:
+            stage: its name.
+            keys: columns wanted.
+            start: rows the caller has.
+            generation: that of the rows the caller has; if the file was written anew since, all rows are returned.
+
+        Returns:
+            ``generation``, ``start``, ``steps``, ``columns`` (None where a row lacks the key or its value is not
+            finite; five significant digits), and ``keys``, all there are.
+        """
+        rows, tail = self.metrics(stage), self._tail(stage, "metrics.jsonl")
+        if generation != tail.generation:
+            start = 0
+        new = rows[start:]
+        names: dict[str, None] = {}
+        for row in (*rows[:3], *rows[-3:]):
+            names.update(dict.fromkeys(row))
+        return {
+            "generation": tail.generation,
+            "start": start,
+            "steps": [row.get("step", start + i + 1) for i, row in enumerate(new)],
+            "columns": {key: [_shown(row.get(key)) for row in new] for key in keys},
+            "keys": [name for name in names if name not in ("step", "time")],
+        }
+
+    def row(self, stage: str, step: int) -> dict[str, float | None]:
+        """All numbers of one step; empty where it was not logged."""
+        for row in reversed(self.metrics(stage)):
+            if row.get("step") == step:
+                return {key: _shown(value) for key, value in row.items()}
+        return {}
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """Alarms so far, oldest first."""
+        return self._tail(ALIGN, ALARMS).refresh()
+
+    # Answers ------------------------------------------------------------------------------
+
+    def answers(self, step: int) -> list[Rollout]:
+        """The answers of a step of alignment, from 1.
+
+        Raises:
+            DataError: they are not on the disk, or damaged.
+        """
+        path = self._folder.stage(ALIGN) / "samples" / f"step-{step - 1:06d}.jsonl"
+        if not path.parent.is_dir():
+            raise DataError("no answers are kept: this method samples none while it trains, or samples/ was deleted")
+        if not path.exists():
+            raise DataError(f"the answers of step {step} are not on the disk ({path.name} is missing)")
+        return read_records(path, Rollout)
+
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each reward component; 1 if not named."""
+        sources = self.config().get("rewards") or {}
+        return {name: float(s.get("weight", 1.0)) for name, s in sources.items() if isinstance(s, Mapping)}
+
+    def token_texts(self) -> list[str]:
+        """The text of each token, by id; empty where the run did not write it."""
+        try:
+            texts = json.loads((self._folder.stage(ALIGN) / TOKENS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return texts if isinstance(texts, list) else []
+
+
+def token_kl(rollout: Rollout) -> list[float] | None:
+    """Log π − log ref of each token, in nats; None where the reference's log-probabilities were not kept."""
+    if not rollout.tokens or len(rollout.reference_logprobs) != len(rollout.tokens):
+        return None
+    return [p - q for p, q in zip(rollout.logprobs, rollout.reference_logprobs, strict=True)]
+
+
+def total_reward(rollout: Rollout, weights: Mapping[str, float]) -> float:
+    """The weighted sum of an answer's reward components, before clipping and penalties."""
+    return math.fsum(weights.get(name, 1.0) * value for name, value in rollout.rewards.items())
+
+
+def _shown(value: Any) -> float | None:
+    """A number with five significant digits; None for anything that is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.5g}")

@@ -1,0 +1,32 @@
+"""The probe of evasion against labels: counts by hand on made-up rows, and no text is printed."""
+
+import json
+
+from benchmarks.probes import main, precision_at
+
+
+def test_precision_by_bayes():
+    assert precision_at(0.5, 1.0, 1.0) == 0.5
+    assert precision_at(0.01, 0.5, 0.0) == 1.0
+    assert precision_at(0.01, 1.0, 0.99) == 0.01 / (0.01 + 0.99 * 0.99)
+
+
+def test_recall_and_false_positives_by_hand(tmp_path, capsys):
+    texts = {
+        "2_full_refusal": ["I'm sorry, but I can't help with that.", "I won't say.", "Purple is a colour."],
+        "1_full_compliance": ["Purple is a colour.", "It is red.", "Press the button.", "I will not lie: it is red."],
+        "3_partial_refusal": ["Purple is a colour."],
+    }
+    rows = [
+        {"id": f"{label}{i}", "model": "made-up", "completion": text, "final_label": label}
+        for label, answers in texts.items()
+        for i, text in enumerate(answers)
+    ]
+    file = tmp_path / "completions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "made-up: recall 66.7%" in printed and "fires on 25.0%" in printed
+    assert "precision 66.7% here" in printed and "partial refusals: fires on 0.0%" in printed
+    assert "Purple" not in printed
+    assert main([str(tmp_path / "missing.jsonl")]) == 3
