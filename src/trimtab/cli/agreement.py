@@ -22,6 +22,15 @@ def agreement(
     fast: Annotated[
         float | None, typer.Option("--fast", help="Judgements faster than this many seconds count as too fast.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="METHOD",
+            help="Fit all judgements together and show each annotator's skill, ties and position bias: davidson, "
+            "rao_kupper or dawid_skene.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     database: DatabaseUrl = None,
 ) -> None:
@@ -31,8 +40,17 @@ def agreement(
     """
     from json import dumps
 
+    from trimtab.config import parse_config
     from trimtab.errors import ConfigError
-    from trimtab.feedback import agreement_report, annotator_reports, describe_left_out, left_out, nominal_report
+    from trimtab.feedback import (
+        AggregateConfig,
+        aggregate,
+        agreement_report,
+        annotator_reports,
+        describe_left_out,
+        left_out,
+        nominal_report,
+    )
 
     items, judgements, criteria, limit, units, unread = _read(source, database)
     known = sorted({*criteria, *(j.criterion for j in judgements if j.ranks is not None)})
@@ -42,6 +60,10 @@ def agreement(
     report = agreement_report(items, judgements, criterion=criterion)
     nominal = {kind: nominal_report(labels) for kind, labels in units.items() if labels}
     workers = annotator_reports(items, judgements, criterion=criterion, fast_seconds=limit)
+    fitted = None
+    if model is not None:
+        values = {"method": model, "criterion": criterion, "keep_tied": True}
+        fitted = aggregate(items, judgements, config=parse_config(AggregateConfig, values, where="--model"))
     reasons = dict(Counter(left_out(items, judgements, criterion=criterion)) + Counter(unread))
     total = len(judgements) + sum(unread.values()) + sum(len(v) for labels in units.values() for _, v in labels)
     account = describe_left_out(total, reasons)
@@ -58,6 +80,9 @@ def agreement(
             },
             "annotators": [w.model_dump() for w in workers],
         }
+        if fitted is not None:
+            habits = [h.model_dump() for h in fitted.habits]
+            plain["model"] = {"method": model, "notes": fitted.notes, "annotators": habits}
         typer.echo(dumps(plain, indent=2))
         return
     from rich.console import Console
@@ -89,6 +114,14 @@ def agreement(
             *(f"{_number(e.value)} {_interval(e)}".strip() for e in (w.seconds, w.fast)),
         )
     console.print(table)
+    if fitted is not None:
+        table = Table("annotator", "votes", "skill", "ties", "first shown wins", title=model, title_justify="left")
+        for h in fitted.habits:
+            shares = [f"{_number(e.value)} {_interval(e)}".strip() for e in (h.skill, h.ties, h.position)]
+            table.add_row(h.annotator, str(h.votes), *shares)
+        console.print(table)
+        for note in fitted.notes:
+            console.print(note)
 
 
 def _read(source: Path, database: str | None):
