@@ -14,6 +14,7 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
+from trimtab.evals.edits import EDITS, EditEffect, edit_effects
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
@@ -35,21 +36,24 @@ from trimtab.evals.report_data import (
     reward_against_kl,
     series_from_metrics,
 )
-from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate_reward_model
+from trimtab.evals.reward_model import Baseline, CalibrationRow, RewardModelEval, evaluate_reward_model
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
     "BUILT_IN",
+    "EDITS",
     "LEXICONS",
     "PANELS",
     "PROBES",
     "Alarm",
     "Answer",
+    "Baseline",
     "CalibrationRow",
     "Capability",
     "CapabilityConfig",
     "CapabilityReport",
     "CapabilitySet",
+    "EditEffect",
     "Example",
     "Examples",
     "Measure",
@@ -71,6 +75,7 @@ __all__ = [
     "choose_examples",
     "copies",
     "declines",
+    "edit_effects",
     "evaluate_reward_model",
     "is_complete",
     "is_on_topic",
