@@ -165,6 +165,11 @@ def check_stage(arguments: list[str], printed: str) -> None:
     """The stage is done."""
     stage = {"eval": "evaluate"}.get(arguments[0], arguments[0])
     assert states(arguments)[stage] == "done"
+    if "--evaluate" in arguments:
+        name = Path(option(arguments, "--evaluate")).name
+        folder = Path("runs", config_of(arguments).name, "reward-evaluation")
+        assert json.loads((folder / f"{name}.json").read_text())["edits"] and (folder / f"{name}.svg").exists()
+        assert "words" in printed and "Brier" in printed and "edit flattery" in printed
     run = Path("runs", config_of(arguments).name)
     if "--blind" in arguments:
         with open(option(arguments, "--blind"), newline="") as file:

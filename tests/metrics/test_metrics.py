@@ -7,6 +7,7 @@ import pytest
 
 from trimtab.evals import PANELS, RewardModelEval, probe_table
 from trimtab.evals.capability import LIMITS
+from trimtab.evals.reward_model import BASELINES
 from trimtab.feedback import agreement_report
 from trimtab.metrics import AGREEMENT, CAPABILITY, GROUPS, PROBES, REWARD_MODEL, TRAINING, live_line, training_metric
 from trimtab.models import AdapterConfig, Backbone, Role
@@ -169,7 +170,8 @@ def test_the_pages_take_their_numbers_from_the_table():
     assert list(probe_table([answer], [3], [prompt])) == list(PROBES)
     assert list(agreement_report([], [])) == list(AGREEMENT)
     assert {key: limit.name for key, limit in LIMITS.items()} == {key: m.title for key, m in CAPABILITY.items()}
-    assert set(REWARD_MODEL) - {"ceiling"} < set(RewardModelEval.model_fields)
+    beside = {"ceiling", "outliers", "edits", *BASELINES}  # measured beside the pairs
+    assert set(REWARD_MODEL) - beside < set(RewardModelEval.model_fields) and set(BASELINES) < set(REWARD_MODEL)
     charted = {key for key in PANELS if key in TRAINING}
     assert charted >= {"kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance", "gold"}
     assert all(PANELS[key] == (TRAINING[key].title, TRAINING[key].meaning) for key in charted)

@@ -101,6 +101,72 @@ def test_first_loss_by_hand(centring):
     assert rows[0]["pairs"] == 1 + 1 + 5 + 1 + 3  # K = 4 with one tie has five strict pairs
 
 
+def outcome(loss: str, delta: float, tie: float) -> tuple[float, float]:
+    """P(first wins) and P(tie), from the models' definitions."""
+    if loss == "davidson":
+        worth = [math.exp(delta / 2), math.exp(-delta / 2), tie]
+        return worth[0] / sum(worth), tie / sum(worth)
+    win, lose = (1 / (1 + math.exp(tie - sign * delta)) for sign in (1, -1))
+    return win, 1 - win - lose
+
+
+@pytest.mark.parametrize("loss", ["davidson", "rao_kupper"])
+def test_first_loss_with_ties_by_hand(loss):
+    _, rows = trained(RewardConfig(batch=8, epochs=1, loss=loss, tie=0.6, centring=0.01))
+    fresh = role()
+    init_reward_head(fresh, 3)
+    total = weights = 0.0
+    for r in mixed(fresh.backbone.chat):
+        s = [score(fresh, tokens) for tokens in r.sequences]
+        losses = []
+        for a in range(len(s)):
+            for b in range(len(s)):
+                centre = 0.01 * (s[a] + s[b]) ** 2
+                if r.ranks[a] < r.ranks[b]:
+                    p = 1.0 if r.probability is None else r.probability
+                    delta = s[a] - s[b] - (r.margin or 0.0) * (1 if p > 0.5 else -1)
+                    win, lose = outcome(loss, delta, 0.6)[0], outcome(loss, -delta, 0.6)[0]
+                    losses.append(-p * math.log(win) - (1 - p) * math.log(lose) + centre)
+                elif a < b and r.ranks[a] == r.ranks[b] and r.sequences[a] != r.sequences[b]:
+                    losses.append(-math.log(outcome(loss, s[a] - s[b], 0.6)[1]) + centre)
+        total += r.weight * sum(losses) / len(losses)
+        weights += r.weight
+    assert rows[0]["loss"] == pytest.approx(total / weights, abs=1e-5)
+    assert rows[0]["pairs"] == 11  # ties are learned from, and not counted in the accuracy
+
+
+def test_first_loss_of_plackett_and_luce_by_hand():
+    one, rows = role(), []
+    chat = one.backbone.chat
+    rankings = [
+        ranking(chat, 0, (2, 0, 1)),
+        ranking(chat, 1, (1, 0), margin=0.5, weight=2.0),
+        ranking(chat, 3, (0, 1), probability=0.3, margin=0.7),
+    ]
+    train_reward(
+        one,
+        rankings,
+        RewardConfig(loss="plackett_luce", batch=8, centring=0.01),
+        seed=3,
+        session=Session(log=rows.append),
+    )
+    fresh = role()
+    init_reward_head(fresh, 3)
+    a, b, c = [score(fresh, t) for t in rankings[0].sequences]
+    # best is b, then c, then a: two choices
+    first = -(b - math.log(sum(map(math.exp, (a, b, c)))) + c - math.log(math.exp(a) + math.exp(c))) / 2
+    first += 0.01 * ((b + c) ** 2 + (b + a) ** 2 + (c + a) ** 2) / 3
+    pairs, _ = by_hand(fresh, rankings[1:], 0.01)  # two answers: Bradley–Terry
+    assert rows[0]["loss"] == pytest.approx((first + 3 * pairs) / 4, abs=1e-5)
+
+
+def test_plackett_and_luce_refuse_ties():
+    one = role()
+    with pytest.raises(DataError, match=r"2 of 6 rankings have ties"):
+        settings = RewardConfig(loss="plackett_luce")
+        train_reward(one, [*mixed(one.backbone.chat), ranking(one.backbone.chat, 7, (0, 0, 1))], settings, seed=3)
+
+
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
 def test_micro_batches_and_cache_do_not_change_the_result(adapter):
     settings = {"optimizer": OptimizerConfig(lr=1e-3, warmup=0.0), "epochs": 3, "batch": 3, "centring": 0.01}

@@ -22,6 +22,15 @@ def agreement(
     fast: Annotated[
         float | None, typer.Option("--fast", help="Judgements faster than this many seconds count as too fast.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="METHOD",
+            help="Fit all judgements together and show each annotator's skill, ties and position bias: davidson, "
+            "rao_kupper or dawid_skene.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     database: DatabaseUrl = None,
 ) -> None:
@@ -42,6 +51,7 @@ def agreement(
     report = agreement_report(items, judgements, criterion=criterion)
     nominal = {kind: nominal_report(labels) for kind, labels in units.items() if labels}
     workers = annotator_reports(items, judgements, criterion=criterion, fast_seconds=limit)
+    fitted = None if model is None else _fitted(items, judgements, model, criterion)
     reasons = dict(Counter(left_out(items, judgements, criterion=criterion)) + Counter(unread))
     total = len(judgements) + sum(unread.values()) + sum(len(v) for labels in units.values() for _, v in labels)
     account = describe_left_out(total, reasons)
@@ -58,6 +68,9 @@ def agreement(
             },
             "annotators": [w.model_dump() for w in workers],
         }
+        if fitted is not None:
+            habits = [h.model_dump() for h in fitted.habits]
+            plain["model"] = {"method": model, "notes": fitted.notes, "annotators": habits}
         typer.echo(dumps(plain, indent=2))
         return
     from rich.console import Console
@@ -75,6 +88,29 @@ def agreement(
         for name, e in estimates.items():
             table.add_row(f"{kind}: {name}", _number(e.value), _interval(e), str(e.n))
     console.print(table)
+    console.print(_workers(workers))
+    if fitted is not None:
+        console.print(_habits(model, fitted.habits))
+        for note in fitted.notes:
+            console.print(note)
+
+
+def _fitted(items, judgements, model: str, criterion: str):
+    """All judgements fitted by one model."""
+    from trimtab.config import parse_config
+    from trimtab.errors import ConfigError
+    from trimtab.feedback import AggregateConfig, aggregate
+
+    if model == "majority":
+        raise ConfigError("--model majority fits nothing; choose davidson, rao_kupper or dawid_skene")
+    values = {"method": model, "criterion": criterion, "keep_tied": True}
+    return aggregate(items, judgements, config=parse_config(AggregateConfig, values, where="--model"))
+
+
+def _workers(workers):
+    """How each annotator works, as a table."""
+    from rich.table import Table
+
     table = Table(
         "annotator", "judged", "agrees with others", "first shown wins", "longest wins", "seconds", "too fast"
     )
@@ -88,7 +124,18 @@ def agreement(
             *shares,
             *(f"{_number(e.value)} {_interval(e)}".strip() for e in (w.seconds, w.fast)),
         )
-    console.print(table)
+    return table
+
+
+def _habits(model, habits):
+    """What each annotator does differently by the fitted model, as a table."""
+    from rich.table import Table
+
+    table = Table("annotator", "votes", "skill", "ties", "first shown wins", title=model, title_justify="left")
+    for h in habits:
+        shares = [f"{_number(e.value)} {_interval(e)}".strip() for e in (h.skill, h.ties, h.position)]
+        table.add_row(h.annotator, str(h.votes), *shares)
+    return table
 
 
 def _read(source: Path, database: str | None):

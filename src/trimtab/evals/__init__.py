@@ -15,6 +15,7 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
+from trimtab.evals.edits import EDITS, EditEffect, edit_effects
 from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
@@ -38,13 +39,14 @@ from trimtab.evals.report_data import (
     reward_against_kl,
     series_from_metrics,
 )
-from trimtab.evals.reward_model import CalibrationRow, RewardModelEval, evaluate_reward_model
+from trimtab.evals.reward_model import Baseline, CalibrationRow, RewardModelEval, evaluate_reward_model
 from trimtab.evals.run_alarms import RUN_PROBES, AlarmConfig, RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
     "ANSWER_PROBES",
     "BUILT_IN",
+    "EDITS",
     "LEXICONS",
     "PANELS",
     "PROBES",
@@ -54,11 +56,13 @@ __all__ = [
     "AlarmConfig",
     "Answer",
     "AnswerProbe",
+    "Baseline",
     "CalibrationRow",
     "Capability",
     "CapabilityConfig",
     "CapabilityReport",
     "CapabilitySet",
+    "EditEffect",
     "Example",
     "Examples",
     "Gain",
@@ -87,6 +91,7 @@ __all__ = [
     "copies",
     "declines",
     "edited",
+    "edit_effects",
     "evaluate_reward_model",
     "gain_parts",
     "is_complete",

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from trimtab.evals.capability import change_text, value_text
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
 from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
-from trimtab.evals.reward_model import RewardModelEval
+from trimtab.evals.reward_model import BASELINES, RewardModelEval
 from trimtab.feedback.intervals import Estimate
 from trimtab.files import write_atomic
 from trimtab.metrics import PROBES, TRAINING
@@ -322,7 +322,12 @@ def _panel_figures(series: Sequence[Series]) -> Iterator[Figure]:
 
 
 def _accuracy_chart(result: RewardModelEval, ceiling: Estimate | None) -> Markup | None:
-    named = [(result.accuracy, "a"), (result.longest, "quiet")] + ([(ceiling, "c")] if ceiling else [])
+    simple = [
+        (b.accuracy.model_copy(update={"name": BASELINES[b.name]}), "quiet")
+        for b in result.baselines
+        if b.name != "longest"
+    ]
+    named = [(result.accuracy, "a"), (result.longest, "quiet"), *simple] + ([(ceiling, "c")] if ceiling else [])
     rows = _rows(named)
     lowest = min((row.low if row.low is not None else row.value for row in rows), default=0.5)
     domain = (0.4, 1.0) if lowest >= 0.4 else (0.0, 1.0)

@@ -1,16 +1,25 @@
 """Does a reward model rank answers as people did, and can its confidence be believed?
 
-Always beside it: what "the longer answer is better" would have scored on the same pairs.
+Always beside it: what "the longer answer is better" would have scored on the same pairs, and other baselines where
+their scores are given (:func:`trimtab.evals.baselines.baseline_scores`).
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 from statistics import fmean
 
 from trimtab.errors import ScoringError
-from trimtab.feedback.calibration import confidence_bins
-from trimtab.feedback.intervals import Estimate, Number, clustered_wilson_interval, paired_bootstrap_interval
+from trimtab.feedback.calibration import confidence_bins, cross_fitted
+from trimtab.feedback.intervals import (
+    RESAMPLES,
+    Estimate,
+    Number,
+    clustered_wilson_interval,
+    paired_bootstrap_interval,
+)
 from trimtab.records import Preference, Record
 
 
@@ -33,6 +42,26 @@ class CalibrationRow(Record):
     """Upper end of the same interval."""
 
 
+BASELINES: Mapping[str, str] = {
+    "longest": "longest answer",
+    "shortest": "shortest answer",
+    "surface": "nine features of form",
+    "words": "bag of words",
+}
+"""Names of the baselines as a reader should see them."""
+
+
+class Baseline(Record):
+    """A simple rule or model on the same pairs."""
+
+    name: str
+    """``longest``, ``shortest``, ``surface`` or ``words``."""
+    accuracy: Estimate
+    """Its accuracy; equal scores count half."""
+    gain: Estimate
+    """The reward model's accuracy minus the baseline's, bootstrapped over prompts."""
+
+
 class RewardModelEval(Record):
     """Accuracy and calibration of reward scores on held-out preferences."""
 
@@ -52,10 +81,42 @@ class RewardModelEval(Record):
     """Different prompts among them."""
     calibration: tuple[CalibrationRow, ...]
     """Reliability rows, by rising confidence."""
+    brier: Number = math.nan
+    """Mean (1 − σ(r_w − r_l))²; guessing gives ¼."""
+    calibrated_ece: Number = math.nan
+    """ECE after temperature scaling, the temperature fitted to other prompts (five folds)."""
+    calibrated: tuple[CalibrationRow, ...] = ()
+    """Reliability rows after temperature scaling."""
+    baselines: tuple[Baseline, ...] = ()
+    """The simple rules and models whose scores were given."""
+    slices: tuple[Estimate, ...] = ()
+    """Accuracy by slice of the data, largest first; ``name`` is the slice."""
+    length_correlation: Estimate = Estimate(reason="not measured")
+    """Pearson's correlation of the reward and the number of characters among the answers to one prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StrictPairs:
+    """All pairs whose ranks differ, in a fixed order."""
+
+    margins: list[float]
+    """Score of the better answer minus that of the other."""
+    longer: list[float]
+    """1 where the better answer has more characters, ½ where both have as many."""
+    prompts: list[str]
+    """Prompt of each pair."""
+    slices: list[str]
+    """Slice of each pair; empty without slices."""
 
 
 def evaluate_reward_model(
-    preferences: Sequence[Preference], scores: Sequence[Sequence[float]], *, bins: int = 10, seed: int = 0
+    preferences: Sequence[Preference],
+    scores: Sequence[Sequence[float]],
+    *,
+    bins: int = 10,
+    seed: int = 0,
+    baselines: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    slice_by: str | None = None,
 ) -> RewardModelEval:
     """Compare reward scores with preferences, on every pair whose ranks differ.
 
@@ -67,17 +128,79 @@ def evaluate_reward_model(
         preferences: held-out preferences.
         scores: ``scores[i][k]`` is the reward of ``preferences[i].completions[k]``, finite.
         bins: number of confidence bins.
-        seed: of the bootstrap for ``gain``.
+        seed: of the bootstrap and of the folds for temperature scaling.
+        baselines: scores of the same answers by simple rules and models, by name.
+        slice_by: a key of the preferences' metadata, or of their prompts', whose values are the slices.
 
     Raises:
-        ScoringError: scores missing, too many or not finite, or no strict pair at all.
+        ScoringError: scores missing, too many or not finite, no strict pair at all, or ``slice_by`` is no key.
     """
+    pairs = _strict_pairs(preferences, scores, slice_by)
+    margins, prompts = pairs.margins, pairs.prompts
+    correct = [_won(m) for m in margins]
+    rows = _calibration(margins, correct, prompts, bins)
+    shares = [_sigmoid(m) for m in margins]
+    scaled = cross_fitted("temperature", shares, [1.0] * len(shares), prompts, seed=seed)
+    after = _calibration([_logit(p) for p in scaled], correct, prompts, bins)
+    return RewardModelEval(
+        accuracy=_share("reward model", correct, prompts),
+        longest=_share("longest answer", pairs.longer, prompts),
+        gain=_gain(correct, pairs.longer, prompts, seed),
+        ece=_ece(rows),
+        log_loss=fmean(_softplus(-margin) for margin in margins),
+        pairs=len(correct),
+        prompts=len(set(prompts)),
+        calibration=rows,
+        brier=fmean((1 - p) ** 2 for p in shares),
+        calibrated_ece=_ece(after),
+        calibrated=after,
+        baselines=tuple(
+            _baseline(name, correct, [_won(m) for m in _strict_pairs(preferences, s, None).margins], prompts, seed)
+            for name, s in (baselines or {}).items()
+        ),
+        slices=_by_slice(pairs, correct),
+        length_correlation=length_correlation(preferences, scores, seed=seed),
+    )
+
+
+def length_correlation(
+    preferences: Sequence[Preference], scores: Sequence[Sequence[float]], *, seed: int = 0
+) -> Estimate:
+    """Correlation of scores and numbers of characters, both minus their mean over the preference's answers.
+
+    r = Σ s n / √(Σ s² Σ n²), with a percentile bootstrap over prompts.
+    """
+    sums: dict[str, list[float]] = {}
+    for p, row in zip(preferences, scores, strict=True):
+        lengths = [float(len(c.text)) for c in p.completions]
+        s, n = ([x - fmean(xs) for x in xs] for xs in (row, lengths))
+        own = sums.setdefault(p.prompt.id, [0.0, 0.0, 0.0])
+        for place, (a, b) in enumerate(((s, n), (s, s), (n, n))):
+            own[place] += math.fsum(x * y for x, y in zip(a, b, strict=True))
+    groups = list(sums.values())
+    value = _correlation(groups)
+    count = sum(len(row) for row in scores)
+    if value is None:
+        return Estimate(n=count, reason="all scores or all lengths of answers to one prompt are equal")
+    draw = random.Random(seed)
+    samples = [_correlation(draw.choices(groups, k=len(groups))) for _ in range(RESAMPLES)]
+    drawn = sorted(r for r in samples if r is not None)
+    low, high = drawn[int(0.025 * (len(drawn) - 1))], drawn[math.ceil(0.975 * (len(drawn) - 1))]
+    return Estimate(value=value, low=low, high=high, n=count)
+
+
+def _correlation(groups: Sequence[Sequence[float]]) -> float | None:
+    both, scores, lengths = (math.fsum(column) for column in zip(*groups, strict=True))
+    scale = math.sqrt(scores * lengths)
+    return both / scale if scale > 1e-12 else None
+
+
+def _strict_pairs(
+    preferences: Sequence[Preference], scores: Sequence[Sequence[float]], slice_by: str | None
+) -> _StrictPairs:
     if len(preferences) != len(scores):
         raise ScoringError(f"{len(preferences)} preferences but scores for {len(scores)}; score every preference once")
-    correct: list[float] = []
-    longer: list[float] = []
-    margins: list[float] = []
-    prompts: list[str] = []
+    pairs = _StrictPairs(margins=[], longer=[], prompts=[], slices=[])
     for preference, row in zip(preferences, scores, strict=True):
         if len(row) != len(preference.completions) or not all(map(math.isfinite, row)):
             raise ScoringError(
@@ -87,26 +210,50 @@ def evaluate_reward_model(
         lengths = [len(c.text) for c in preference.completions]
         for winner, loser in permutations(range(len(row)), 2):
             if preference.ranks[winner] < preference.ranks[loser]:
-                margins.append(row[winner] - row[loser])
-                correct.append(_won(margins[-1]))
-                longer.append(_won(lengths[winner] - lengths[loser]))
-                prompts.append(preference.prompt.id)
-    if not correct:
+                pairs.margins.append(row[winner] - row[loser])
+                pairs.longer.append(_won(lengths[winner] - lengths[loser]))
+                pairs.prompts.append(preference.prompt.id)
+                if slice_by is not None:
+                    pairs.slices.append(_slice(preference, slice_by))
+    if not pairs.margins:
         raise ScoringError(f"none of {len(preferences)} preferences has a strict pair; evaluate on others")
+    if slice_by is not None and set(pairs.slices) == {_NO_SLICE}:
+        known = sorted({k for p in preferences for k in (*p.metadata, *p.prompt.metadata)})
+        raise ScoringError(
+            f"slice {slice_by!r}: no preference has it; the metadata has {', '.join(known) or 'nothing'}"
+        )
+    return pairs
 
-    low, high = paired_bootstrap_interval(correct, longer, prompts, seed=seed)
-    gain = Estimate(name="gain", value=fmean(correct) - fmean(longer), low=low, high=high, n=len(correct))
-    rows = _calibration(margins, correct, prompts, bins)
-    return RewardModelEval(
-        accuracy=_share("reward model", correct, prompts),
-        longest=_share("longest answer", longer, prompts),
-        gain=gain,
-        ece=sum(row.n * abs(row.accuracy - row.confidence) for row in rows) / len(correct),
-        log_loss=fmean(_softplus(-margin) for margin in margins),
-        pairs=len(correct),
-        prompts=len(set(prompts)),
-        calibration=rows,
-    )
+
+_NO_SLICE = "(none)"
+
+
+def _slice(preference: Preference, key: str) -> str:
+    value = preference.metadata.get(key, preference.prompt.metadata.get(key))
+    return _NO_SLICE if value is None else str(value)
+
+
+def _by_slice(pairs: _StrictPairs, correct: Sequence[float]) -> tuple[Estimate, ...]:
+    rows: list[Estimate] = []
+    for name in sorted(set(pairs.slices)):
+        inside = [i for i, s in enumerate(pairs.slices) if s == name]
+        rows.append(_share(name, [correct[i] for i in inside], [pairs.prompts[i] for i in inside]))
+    return tuple(sorted(rows, key=lambda e: -e.n))
+
+
+def _baseline(
+    name: str, correct: Sequence[float], hits: Sequence[float], prompts: Sequence[str], seed: int
+) -> Baseline:
+    return Baseline(name=name, accuracy=_share(name, hits, prompts), gain=_gain(correct, hits, prompts, seed))
+
+
+def _gain(correct: Sequence[float], hits: Sequence[float], prompts: Sequence[str], seed: int) -> Estimate:
+    low, high = paired_bootstrap_interval(correct, hits, prompts, seed=seed)
+    return Estimate(name="gain", value=fmean(correct) - fmean(hits), low=low, high=high, n=len(correct))
+
+
+def _ece(rows: Sequence[CalibrationRow]) -> float:
+    return sum(row.n * abs(row.accuracy - row.confidence) for row in rows) / sum(row.n for row in rows)
 
 
 def _calibration(
@@ -137,6 +284,14 @@ def _share(name: str, outcomes: Sequence[float], prompts: Sequence[str]) -> Esti
 
 def _won(difference: float) -> float:
     return 0.5 if difference == 0 else float(difference > 0)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(30.0, p - 0.5)
 
 
 def _softplus(x: float) -> float:

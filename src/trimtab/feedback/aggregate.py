@@ -3,19 +3,20 @@
 Answers are ordered by weighted Borda score: for each judgement, the share of the other answers
 that an answer beat (a tie counts half), averaged over judgements by annotator weight. For two
 answers that is the weighted majority; for more it is the order of the mean rank, and unlike the
-pairwise majority it can have no cycle.
+pairwise majority it can have no cycle. Other methods fit a model of all judgements together
+(:mod:`trimtab.feedback.model_labels`).
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, install_hint
 from trimtab.feedback.votes import (
     canonical_ranks,
     leave_one_out,
@@ -28,6 +29,12 @@ from trimtab.feedback.votes import (
 from trimtab.records import Comparison, Judgement, Preference
 from trimtab.records.types import Source
 
+if TYPE_CHECKING:
+    from trimtab.feedback.model_labels import Habits, Label, ModelLabels
+
+LEAST_WEIGHT = 0.01
+"""Weight of a preference about which a model's votes say nothing; weights are above 0."""
+
 _LEAST_TRUSTED_FIRST: tuple[Source, ...] = ("simulated", "ai", "imported", "human")
 
 
@@ -36,16 +43,35 @@ class AggregateConfig(Config):
 
     criterion: str = "overall"
     """Criterion whose judgements are used; the others are counted as dropped."""
+    method: Literal["majority", "dawid_skene", "davidson", "rao_kupper"] = "majority"
+    """``majority``: the weighted votes of each item by itself. The others fit all judgements together: ``dawid_skene``
+    a true label for each pair and each annotator's errors; ``davidson`` and ``rao_kupper`` a score for each answer,
+    with ties as outcomes of their own, and each annotator's habits."""
+    habits: tuple[Literal["tie", "skill", "position"], ...] = ("tie", "skill", "position")
+    """For ``davidson`` and ``rao_kupper``: what differs between annotators: how easily they see a tie, how much a
+    difference moves them, how much they favour the answer shown first. []: all annotators are alike."""
     weighting: Literal["equal", "agreement"] = "equal"
-    """``equal``: every annotator has weight 1; ``agreement``: weights by :func:`reliability_weights`."""
+    """For ``majority``. ``equal``: every annotator has weight 1; ``agreement``: weights by
+    :func:`reliability_weights`."""
     smoothing: float = Field(default=0.0, ge=0.0)
-    """Votes added to the soft label of a pair, half to each answer; with 1, one vote gives .75, with 0 it gives 1."""
+    """For ``majority``: votes added to the soft label of a pair, half to each answer; with 1, one vote gives .75, with
+    0 it gives 1."""
     margin: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Reward units of the full strength of preference: a pair's ``margin`` is this times its mean strength; 0 gives no
     margins. The reward model has to rate the better answer higher by as much."""
     keep_tied: bool = False
     """True: keep items whose answers all tie, with equal ranks; False: drop and count them, unless they have a soft
     label other than one half."""
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> Self:
+        if self.method != "majority" and (self.weighting != "equal" or self.smoothing):
+            raise ValueError(
+                f"weighting and smoothing are for method 'majority'; {self.method!r} estimates both, so leave them out"
+            )
+        if len(set(self.habits)) != len(self.habits):
+            raise ValueError(f"habits {list(self.habits)}: each can be named once")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +86,10 @@ class Aggregated:
     """Judgements behind no preference, by reason; with those behind one they make up all judgements."""
     weights: dict[str, float]
     """The weight each annotator of a usable judgement had."""
+    habits: "tuple[Habits, ...]" = ()
+    """What each annotator does differently, by the fitted model; empty for ``majority``."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know about the fitted model."""
 
 
 def aggregate(
@@ -79,6 +109,10 @@ def aggregate(
     same (its two orders contradict each other) it is a tie in the ranks here too, and a share in
     ``probability`` only.
 
+    With a ``method`` other than ``majority``, ranks and probability are the model's
+    (:func:`trimtab.feedback.model_labels.label_by_model`), and ``weight`` is the share of the prior variance that the
+    votes removed: a pair with one vote of a careless annotator counts less than one with five votes.
+
     For two answers with a winner, ``margin`` is η · max(0, Σ w v / Σ w) over the judgements that say how strong the
     preference is: v is the strength, negative for the loser, 0 for a tie, and η is ``config.margin``. An adjudicator's
     judgement of an item replaces those of the annotators.
@@ -90,7 +124,8 @@ def aggregate(
         weights: weight by annotator, 1 where missing, 0 to leave one out; replaces ``config.weighting``.
 
     Raises:
-        ConfigError: if a weight is negative or not finite, or all rankings are by other criteria.
+        ConfigError: if a weight is negative or not finite, all rankings are by other criteria, or the method needs a
+            package that is not installed.
     """
     config = config or AggregateConfig()
     require_criterion(judgements, config.criterion)
@@ -105,6 +140,9 @@ def aggregate(
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"weight {weight!r} of annotator {annotator!r}: must be a number, 0 or more")
 
+    counted = {uid: [j for j in js if by_annotator[j.annotator] > 0] for uid, js in usable.items()}
+    counted = {uid: js for uid, js in counted.items() if js}
+    fitted = _fit(items, counted, by_annotator, config) if config.method != "majority" and counted else None
     preferences: dict[str, Preference] = {}
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
@@ -113,12 +151,14 @@ def aggregate(
             dropped["item id already taken"] += 1
             continue
         seen.add(item.id)
-        judgements_of_item = [j for j in usable.get(item.id, []) if by_annotator[j.annotator] > 0]
+        judgements_of_item = counted.get(item.id, [])
         refused["annotator has weight 0"] += len(usable.get(item.id, [])) - len(judgements_of_item)
         if not judgements_of_item:
             dropped["no usable judgement"] += 1
             continue
-        preference = _combine(item, judgements_of_item, [by_annotator[j.annotator] for j in judgements_of_item], config)
+        own_weights = [by_annotator[j.annotator] for j in judgements_of_item]
+        label = None if fitted is None else fitted.labels[item.id]
+        preference = _combine(item, judgements_of_item, own_weights, config, label)
         leans = preference.probability is not None and not math.isclose(preference.probability, 0.5, abs_tol=1e-9)
         if config.keep_tied or max(preference.ranks) > 0 or leans:
             preferences[item.id] = preference
@@ -130,7 +170,30 @@ def aggregate(
         dropped=dict(dropped),
         dropped_judgements=dict(+refused),
         weights=by_annotator,
+        habits=() if fitted is None else fitted.habits,
+        notes=() if fitted is None else fitted.notes,
     )
+
+
+def _fit(
+    items: Sequence[Comparison],
+    usable: Mapping[str, Sequence[Judgement]],
+    weights: Mapping[str, float],
+    config: AggregateConfig,
+) -> "ModelLabels":
+    """The labels of the model that the configuration names."""
+    assert config.method != "majority"
+    try:
+        from trimtab.feedback.model_labels import label_by_model
+    except ImportError as error:
+        raise ConfigError(
+            f"label.aggregate.method {config.method!r} needs {error.name}, which is not installed; "
+            f"{install_hint('web')}"
+        ) from error
+    first_of: dict[str, Comparison] = {}
+    for item in items:
+        first_of.setdefault(item.id, item)
+    return label_by_model(first_of, usable, method=config.method, habits=config.habits, weights=weights)
 
 
 def reliability_weights(
@@ -166,8 +229,35 @@ def _agreement_weights(usable: Mapping[str, Sequence[Judgement]]) -> dict[str, f
 
 
 def _combine(
-    item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], config: AggregateConfig
+    item: Comparison,
+    judgements: Sequence[Judgement],
+    weights: Sequence[float],
+    config: AggregateConfig,
+    label: "Label | None",
 ) -> Preference:
+    """One preference, with the model's label or, where there is none, by the item's own votes."""
+    if label is None:
+        ranks, soft = _majority(item, judgements, weights, config)
+    else:
+        ranks, soft = label.ranks, label.probability
+    return Preference(
+        id=item.id,
+        prompt=item.prompt,
+        completions=item.completions,
+        ranks=ranks,
+        probability=soft,
+        margin=_margin(ranks, judgements, weights, config.margin),
+        weight=1.0 if label is None else max(label.weight, LEAST_WEIGHT),
+        metadata=item.metadata,
+        judgements=tuple(j.id for j in judgements),
+        source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
+    )
+
+
+def _majority(
+    item: Comparison, judgements: Sequence[Judgement], weights: Sequence[float], config: AggregateConfig
+) -> tuple[tuple[int, ...], float | None]:
+    """Ranks by weighted Borda score, and the soft label of two answers."""
     total = math.fsum(weights)
     count = len(item.completions)
 
@@ -181,18 +271,7 @@ def _combine(
     )
     levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
     soft = (sums(soft_shares)[0] + config.smoothing / 2) / (total + config.smoothing) if count == 2 else None
-    ranks = tuple(levels.index(round(s / total, 9)) for s in scores)
-    return Preference(
-        id=item.id,
-        prompt=item.prompt,
-        completions=item.completions,
-        ranks=ranks,
-        probability=soft,
-        margin=_margin(ranks, judgements, weights, config.margin),
-        metadata=item.metadata,
-        judgements=tuple(j.id for j in judgements),
-        source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
-    )
+    return tuple(levels.index(round(s / total, 9)) for s in scores), soft
 
 
 def _margin(

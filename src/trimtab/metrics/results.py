@@ -91,6 +91,65 @@ REWARD_MODEL: Mapping[str, Metric] = {
         good="below log 2 = 0.693",
         act="Above it, the model is worse than guessing with its confidence: fewer epochs, lower learning rate.",
     ),
+    "shortest": Metric(
+        title="Shortest answer",
+        meaning="Accuracy of calling the shorter answer better.",
+        unit="share",
+        good="40 % to 60 %",
+        act="As for the longest answer: labels that follow length teach length.",
+    ),
+    "surface": Metric(
+        title="Nine features of form",
+        meaning="Accuracy of a linear model of lengths, lines, sentences, digits, capitals and marks, learned from the "
+        "reward model's training preferences.",
+        unit="share",
+        good="below the reward model, with an interval of the gain above 0",
+        act="If the reward model is not better, it learned form only: more preferences, or a larger model.",
+    ),
+    "words": Metric(
+        title="Bag of words",
+        meaning="Accuracy of a linear model of an answer's words, learned from the same training preferences.",
+        unit="share",
+        good="below the reward model, with an interval of the gain above 0",
+        act="If the reward model is not better, a bag of words is as good on this data.",
+    ),
+    "brier": Metric(
+        title="Brier score",
+        meaning="Mean (1 − p)² with the probability p that the reward model gives to the label.",
+        unit="squared share",
+        good="below 0.25, which is guessing",
+        act="As for the log loss.",
+    ),
+    "calibrated_ece": Metric(
+        title="ECE after temperature scaling",
+        meaning="Expected calibration error when scores are divided by one temperature, fitted to other prompts.",
+        unit="share",
+        good="below 5 %",
+        act="Much lower than before: the ranking is fine and the scale is not. As high: more held-out pairs, or soft "
+        "labels.",
+    ),
+    "length_correlation": Metric(
+        title="Correlation with length",
+        meaning="Pearson's correlation of reward and characters among the answers to one prompt.",
+        unit="correlation",
+        good="near that of the labels",
+        act="Above it: pair answers of like length, and watch the length of the policy's answers.",
+    ),
+    "outliers": Metric(
+        title="Answers unlike the training answers",
+        meaning="Share of answers whose hidden state is further from the training answers than 99 % of those are "
+        "(Mahalanobis distance).",
+        unit="share",
+        good="about 1 %",
+        act="Above 10 %: scores there are guesses; label such answers.",
+    ),
+    "edits": Metric(
+        title="Edits that make no answer better",
+        meaning="Share of answers whose score rises with flattery, certainty, padding, a repeated sentence or bullets.",
+        unit="share",
+        good="at most 50 %",
+        act="Well above: a policy will find it. Add preferences in which the edit is no reason to win.",
+    ),
     "ceiling": Metric(
         title="One annotator against the others",
         meaning="How often one annotator agrees with the net vote of the others: the highest accuracy on single "

@@ -160,6 +160,13 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
             "sample.answers to 2, where its probabilities still count"
         )
     write_records(folder / "preferences.jsonl", result.preferences)
+    for note in result.notes:
+        context.ui.say(f"  {note}")
+    method, files = context.config.label.aggregate.method, ["preferences.jsonl", "agreement.json"]
+    if method != "majority":
+        habits = [h.model_dump(mode="json") for h in result.habits]
+        write_json(folder / "annotators.json", {"method": method, "notes": result.notes, "annotators": habits})
+        files.append("annotators.json")
     criterion = context.config.label.aggregate.criterion
     estimates = agreement_report(items, judgements, criterion=criterion, seed=context.seed("agreement"))
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
@@ -168,4 +175,4 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     counts |= {f"items dropped: {reason}": n for reason, n in result.dropped.items()}
     for reason, n in result.dropped_judgements.items():
         counts[f"judgements dropped: {reason.removeprefix('item dropped: ')}"] = n
-    return counts, ["preferences.jsonl", "agreement.json"]
+    return counts, files

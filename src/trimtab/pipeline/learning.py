@@ -175,7 +175,7 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     folder = context.folder("reward")
     role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
-    rankings, preferences, left_out = _rankings(context, role.backbone.chat)
+    rankings, preferences, left_out = usable_rankings(context, role.backbone.chat, ties=config.ties)
     train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("reward"))
     with context.training("reward", "reward model") as session:
         states = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
@@ -186,15 +186,19 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     facts: dict[str, Any] = {"mean": mean, "std": std, "evaluation": None}
     strict = [i for i in held if len(set(preferences[i].ranks)) > 1]
     if strict:
+        from trimtab.evals.baselines import baseline_scores  # with SciPy, which takes a second
+
+        chosen = [preferences[i] for i in strict]
         result = evaluate_reward_model(
-            [preferences[i] for i in strict], score_rankings(role, [rankings[i] for i in strict])
+            chosen,
+            score_rankings(role, [rankings[i] for i in strict]),
+            baselines=baseline_scores(chosen, train=[preferences[i] for i in train]),
         )
         facts["evaluation"] = result.model_dump(mode="json")
-        accuracy, longest = result.accuracy, result.longest
-        if accuracy.value is not None and longest.value is not None:
+        if result.accuracy.value is not None:
             context.ui.say(
-                f"  held-out accuracy {accuracy.value:.1%} on {result.pairs} pairs "
-                f"(longest answer: {longest.value:.1%})"
+                f"  held-out accuracy {result.accuracy.value:.1%} on {result.pairs} pairs "
+                f"({', '.join(f'{b.name} {b.accuracy.value:.1%}' for b in result.baselines)})"
             )
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "reward.json", facts)
@@ -202,10 +206,15 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     return counts, ["weights.safetensors", "reward.json"]
 
 
-def _rankings(context: Context, chat: Chat) -> tuple[list[Ranking], list[Preference], Counts]:
-    """The run's usable preferences, as token rankings and as records, and how many were left out, by reason."""
+def usable_rankings(
+    context: Context, chat: Chat, *, ties: bool = False
+) -> tuple[list[Ranking], list[Preference], Counts]:
+    """The run's usable preferences, as token rankings and as records, and how many were left out, by reason.
+
+    ``ties``: True: preferences whose answers all tie are usable.
+    """
     preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
-    rankings, usable, left_out = encode_preferences(chat, preferences)
+    rankings, usable, left_out = encode_preferences(chat, preferences, ties=ties)
     counted = context.left_out(left_out, len(preferences), "preferences")
     if left_out["tied"] or left_out["identical"] or left_out["identical_pairs"]:
         context.ui.say(
@@ -325,7 +334,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         counts: Counts = {"ratings": len(train), "held_out": len(held)} | counted
         counts["set_aside"] = len(loaded) - len(ratings)
         return _aligned(context, policy, before, after, counts, check)
-    rankings, preferences, left_out = _rankings(context, trunk.chat)
+    rankings, preferences, left_out = usable_rankings(context, trunk.chat)
     train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("align"))
     counts = {"preferences": len(train), "held_out": len(held)} | left_out
     if isinstance(config, KtoConfig):

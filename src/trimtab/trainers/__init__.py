@@ -24,6 +24,7 @@ from trimtab.trainers.offline_config import (
     SimpoConfig,
     SppoConfig,
 )
+from trimtab.trainers.outliers import hidden_states, known_answers
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
@@ -126,7 +127,9 @@ __all__ = [
     "encode_ratings",
     "evaluate_kto",
     "evaluate_preference",
+    "hidden_states",
     "judged_from_rankings",
+    "known_answers",
     "mean_nll",
     "methods_with",
     "reference_logprobs",

@@ -39,13 +39,25 @@ class Ranking:
         Two answers with the same tokens always have the same reward, so they make no pair.
         """
         pairs = torch.tensor([[0, 1]]) if self.probability is not None else ranking_pairs(self.ranks)
+        return self._different(pairs)
+
+    def tied_pairs(self) -> Tensor:
+        """Both of every two different answers of equal rank, ``[P, 2]``; none with a soft label, which says it."""
+        ranks = self.ranks if self.probability is None else ()
+        tied = [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks)) if ranks[i] == ranks[j]]
+        return self._different(torch.tensor(tied, dtype=torch.int64).reshape(-1, 2))
+
+    def _different(self, pairs: Tensor) -> Tensor:
         differ = [self.sequences[a] != self.sequences[b] for a, b in pairs.tolist()]
         return pairs[torch.tensor(differ, dtype=torch.bool)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairTable:
-    """All strict pairs of several rankings. Legend: P pairs; answers are counted through, ranking by ranking."""
+    """All strict pairs of several rankings, and on request the tied ones.
+
+    Legend: P pairs; answers are counted through, ranking by ranking.
+    """
 
     better: Tensor
     """``[P]`` int64, place of the better answer (of a soft label, of the first)."""
@@ -59,22 +71,30 @@ class PairTable:
     """Required distance in reward units; 0 where none is given."""
     rankings: list[int]
     """Place of each pair's ranking."""
+    tied: list[bool]
+    """True: both answers have one rank."""
 
     @classmethod
-    def of(cls, rankings: Sequence[Ranking]) -> "PairTable":
-        """The pairs of these rankings."""
+    def of(cls, rankings: Sequence[Ranking], *, ties: bool = False) -> "PairTable":
+        """The pairs of these rankings; ``ties``: True: with those of equal rank."""
         pairs: list[Tensor] = []
         weights: list[float] = []
         probabilities: list[float] = []
         margins: list[float] = []
         owners: list[int] = []
+        tied: list[bool] = []
         start = 0
         for number, ranking in enumerate(rankings):
             own = ranking.pairs()
+            tied += [False] * len(own)
+            if ties:
+                equal = ranking.tied_pairs()
+                own = torch.cat([own, equal])
+                tied += [True] * len(equal)
             pairs.append(own + start)
-            weights += [ranking.weight / len(own)] * len(own)
+            weights += [ranking.weight / max(1, len(own))] * len(own)
             probabilities += [1.0 if ranking.probability is None else ranking.probability] * len(own)
-            margins += [ranking.margin or 0.0] * len(own)
+            margins += [ranking.margin or 0.0] * len(own)  # a margin is for a pair of answers, and a tie has none
             owners += [number] * len(own)
             start += len(ranking.sequences)
         index = torch.cat(pairs)
@@ -85,6 +105,7 @@ class PairTable:
             probabilities=probabilities,
             margins=margins,
             rankings=owners,
+            tied=tied,
         )
 
 
@@ -104,13 +125,14 @@ class RankingBatch:
 
 
 def encode_preferences(
-    chat: Chat, preferences: Sequence[Preference]
+    chat: Chat, preferences: Sequence[Preference], *, ties: bool = False
 ) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
     """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
 
-    ``too_long``: does not fit the context; ``tied``: all answers have one rank; ``identical``: the answers that differ
-    in rank have the same tokens. ``identical_pairs`` are such pairs in rankings that have other pairs too; those stay.
-    ``unrendered`` holds the reason for each preference, by id, that the chat template cannot take.
+    ``too_long``: does not fit the context; ``tied``: all answers have one rank (with ``ties`` usable); ``identical``:
+    the answers that differ in rank have the same tokens. ``identical_pairs`` are such pairs in rankings that have other
+    pairs too; those stay. ``unrendered`` holds the reason for each preference, by id, that the chat template cannot
+    take.
     """
     rankings, used = [], []
     left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
@@ -135,7 +157,7 @@ def encode_preferences(
         )
         strict = 1 if ranking.probability is not None else len(ranking_pairs(ranking.ranks))
         usable = len(ranking.pairs())
-        if not usable:
+        if not usable and not (ties and len(ranking.tied_pairs())):
             left_out["identical" if strict else "tied"] += 1
             continue
         left_out["identical_pairs"] += strict - usable

@@ -1,9 +1,11 @@
 """Reward model: Bradley–Terry over all pairs of a ranking, one ranking one batch element.
 
 L = (1/N) Σ_prompts w · mean over its strict pairs of [−log σ(r_w − r_l)] (InstructGPT: all C(K,2)
-pairs of a prompt belong to one element, shuffled pairs overfit within a pass). Ties make no pair.
+pairs of a prompt belong to one element, shuffled pairs overfit within a pass). Ties make no pair, except with the
+likelihoods that have them as an outcome (Davidson, Rao–Kupper). Plackett–Luce takes a ranking as a whole.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +14,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from trimtab.algos import bradley_terry_loss, fit_ridge_bradley_terry
+from trimtab.algos import (
+    bradley_terry_loss,
+    davidson_loss,
+    fit_ridge_bradley_terry,
+    plackett_luce_loss,
+    rao_kupper_loss,
+)
 from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.models import PASS_TOKENS, AdapterConfig, FrozenStates, Role
@@ -42,6 +50,12 @@ class RewardConfig(Config):
     """Passes over the preferences."""
     batch: int = Field(default=16, ge=1)
     """Prompts (rankings) per optimiser step."""
+    loss: Literal["bradley_terry", "davidson", "rao_kupper", "plackett_luce"] = "bradley_terry"
+    """Likelihood of the labels. ``bradley_terry``: all pairs with a winner; ``davidson``, ``rao_kupper``: pairs of
+    equal rank too, as ties; ``plackett_luce``: a ranking without ties as choices of the best, then the next best."""
+    tie: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """How often equals are called a tie: ν for ``davidson``, P(tie) = ν/(2 + ν); η = log θ for ``rao_kupper``,
+    P(tie) = tanh(η/2)."""
     head_init: Literal["random", "probe"] = "random"
     """``random``: as published; ``probe``: the best head for the untrained features, fitted before training. With a few
     hundred preferences it keeps the first steps from moving the features in a random direction."""
@@ -53,6 +67,11 @@ class RewardConfig(Config):
     """Padded tokens of one forward and backward pass, one ranking at least; changes memory and speed only."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
     """Megabytes for the states of frozen layers, so that these layers run once and not once per pass."""
+
+    @property
+    def ties(self) -> bool:
+        """True: tied answers are learned from."""
+        return self.loss in ("davidson", "rao_kupper")
 
 
 def train_reward(
@@ -68,11 +87,16 @@ def train_reward(
         NonFiniteError: the loss became NaN or infinite.
     """
     session = session or Session()
-    usable = [r for r in rankings if len(r.pairs())]
-    if not usable:
+    usable = [r for r in rankings if len(r.pairs()) or (config.ties and len(r.tied_pairs()))]
+    if not any(len(r.pairs()) for r in usable):
         raise DataError(
             f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "
             "to learn; check the labels with `trimtab data check`"
+        )
+    if config.loss == "plackett_luce" and (tied := sum(len(set(r.ranks)) < len(r.ranks) for r in usable)):
+        raise DataError(
+            f"{tied} of {len(usable)} rankings have ties, which reward.loss 'plackett_luce' does not know; use "
+            "bradley_terry (all pairs with a winner) or davidson (ties too)"
         )
     per_epoch = -(-len(usable) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
@@ -95,8 +119,9 @@ def train_reward(
         seed_step(seed, "reward", step)
         chosen = [usable[i] for i in step_indices(len(usable), config.batch, step, seed)]
         norms = Norms(tokens=0, sequences=sum(r.weight for r in chosen))
+        strict = sum(r.weight for r in chosen if len(r.pairs()))
         parts = [(part.ids, part) for part in ranking_batches(chosen, config.micro_batch_tokens, role)]
-        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms, config, states), norms)
+        metrics = learner.step(parts, lambda part, norms, s=strict: _loss(role, part, norms, config, s, states), norms)
         session.log({"step": step + 1, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"reward": learner}))
     return states
@@ -148,7 +173,7 @@ def probe_reward_head(
     standardised; the penalty is chosen by four-fold cross-validation over rankings.
     """
     assert role.scalar is not None
-    chosen = list(rankings[:PROBE_RANKINGS])
+    chosen = [r for r in rankings if len(r.pairs())][:PROBE_RANKINGS]
     batch = tokens_of_rankings(chosen, role.backbone.device)
     features = torch.empty(batch.size, role.backbone.width, dtype=torch.float64)
     for index, part in batch.micro_batches(micro_batch_tokens):
@@ -194,22 +219,78 @@ def score_rankings(
 
 
 def _loss(
-    role: Role, part: RankingBatch, norms: Norms, config: RewardConfig, states: FrozenStates | None = None
+    role: Role,
+    part: RankingBatch,
+    norms: Norms,
+    config: RewardConfig,
+    strict: float,
+    states: FrozenStates | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The part's share of the loss and of its metrics."""
+    """The part's share of the loss and of its metrics; ``strict``: weight of the step's rankings with a winner."""
     scores = role.scores(part.tokens, states=states)
     table = PairTable.of(part.rankings)
-    weight = scores.new_tensor([w / norms.sequences for w in table.weights])
-    probability = scores.new_tensor(table.probabilities)
     winner, loser = scores[table.better.to(scores.device)], scores[table.worse.to(scores.device)]
-    losses = bradley_terry_loss(
-        winner,
-        loser,
-        margin=scores.new_tensor(table.margins) if any(table.margins) else None,
-        probability=probability if any(p != 1.0 for p in table.probabilities) else None,
-        centring=config.centring,
-    )
+    if config.loss == "plackett_luce":
+        loss = _ranking_losses(scores, part.rankings, config.centring)
+    else:
+        loss = _pair_losses(scores, PairTable.of(part.rankings, ties=config.ties), config)
     with torch.no_grad():
+        probability = scores.new_tensor(table.probabilities)
         right = torch.where(probability < 0.5, winner <= loser, winner > loser).to(scores.dtype)
+        weight = scores.new_tensor(table.weights) / max(strict, 1e-12)
         accuracy = float((weight * right).sum())
-    return (weight * losses).sum(), {"accuracy": accuracy, "pairs": len(table.weights)}
+    return loss / norms.sequences, {"accuracy": accuracy, "pairs": len(table.weights)}
+
+
+def _pair_losses(scores: Tensor, table: PairTable, config: RewardConfig) -> Tensor:
+    """Weighted sum over pairs of the negative log-likelihood, a scalar."""
+    winner, loser = scores[table.better.to(scores.device)], scores[table.worse.to(scores.device)]
+    probability = scores.new_tensor(table.probabilities)
+    weight, margin = scores.new_tensor(table.weights), scores.new_tensor(table.margins)
+    if config.loss == "bradley_terry":
+        losses = bradley_terry_loss(
+            winner,
+            loser,
+            margin=margin if any(table.margins) else None,
+            probability=probability if any(p != 1.0 for p in table.probabilities) else None,
+            centring=config.centring,
+        )
+        return (weight * losses).sum()
+    tied = torch.tensor(table.tied, dtype=torch.bool, device=scores.device)
+    # a margin is asked of the answer that is more likely the better one; of equals none is
+    ahead = winner - torch.where(tied, 0.0, torch.sign(probability - 0.5) * margin)
+    none = torch.zeros_like(tied)
+    if config.loss == "davidson":
+        first, second = (
+            davidson_loss(ahead, loser, tied, nu=config.tie),
+            davidson_loss(loser, ahead, none, nu=config.tie),
+        )
+    else:
+        theta = math.exp(config.tie)
+        first = rao_kupper_loss(ahead, loser, tied, theta=theta)
+        second = rao_kupper_loss(loser, ahead, none, theta=theta)
+    losses = torch.where(probability == 1.0, first, probability * first + (1 - probability) * second)
+    return (weight * (losses + config.centring * (winner + loser).square())).sum()
+
+
+def _ranking_losses(scores: Tensor, rankings: Sequence[Ranking], centring: float) -> Tensor:
+    """Weighted sum over rankings of Plackett and Luce's loss per choice, a scalar; a soft label has two orders."""
+    total, start = scores.new_zeros(()), 0
+    for ranking in rankings:
+        count = len(ranking.sequences)
+        own = scores[start : start + count]
+        start += count
+        soft = ranking.probability
+        order = torch.tensor((0, 1) if soft is not None else ranking.ranks, device=own.device).argsort()
+        best_first = own[order]
+        if ranking.margin and count == 2:
+            ahead = 1.0 if soft is None else float((soft > 0.5) - (soft < 0.5))
+            best_first = best_first - ahead * own.new_tensor([ranking.margin, 0.0])
+        loss = plackett_luce_loss(best_first[None])
+        if soft is not None:
+            loss = soft * loss + (1 - soft) * plackett_luce_loss(best_first.flip(0)[None])
+        pairs = ranking.pairs().to(own.device)
+        total = total + ranking.weight * (
+            loss[0] / (count - 1) + centring * (own[pairs[:, 0]] + own[pairs[:, 1]]).square().mean()
+        )
+    return total

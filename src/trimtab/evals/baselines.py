@@ -1,0 +1,202 @@
+"""What simple rules and simple models score on the same pairs as a reward model.
+
+A reward model that does not beat the length of an answer, nine numbers about its form, or the words in it, has learned
+nothing that needs a language model. The linear models are Bradley–Terry on differences of features with a ridge
+penalty, chosen by cross-validation over prompts. NumPy and SciPy are imported here, so this module is imported where it
+is used and not with the package.
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.records import Preference
+
+Floats = NDArray[np.float64]
+Scores = list[list[float]]
+"""``scores[i][k]``: score of answer k of preference i."""
+
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Ridge penalties, in units of one pair's loss."""
+FOLDS = 5
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+def baseline_scores(
+    preferences: Sequence[Preference], *, train: Sequence[Preference] | None = None, seed: int = 0
+) -> dict[str, Scores]:
+    """Scores of every answer by the four baselines.
+
+    Args:
+        preferences: what is evaluated.
+        train: what the linear models learn from (the reward model's own training set is the fair one); None: they are
+            cross-fitted on ``preferences`` in five folds by prompt, so that no answer is scored by a model that saw
+            its prompt.
+        seed: of the folds.
+
+    Returns:
+        ``longest`` and ``shortest`` (characters, and minus that), ``surface`` (:func:`surface_features`) and ``words``
+        (log(1 + count) of words that occur in two answers or more).
+    """
+    lengths = [[float(len(c.text)) for c in p.completions] for p in preferences]
+    scores = {"longest": lengths, "shortest": [[-n for n in row] for row in lengths]}
+    for name, features in (("surface", _surface_matrix), ("words", _word_matrix)):
+        scores[name] = _linear_scores(features, preferences, train, seed)
+    return scores
+
+
+def surface_features(text: str) -> list[float]:
+    """Nine numbers about the form of a text.
+
+    Logarithms of 1 + characters, words, lines and sentences; letters per word; different words as a share of all;
+    shares of digits and of capital letters; question and exclamation marks per sentence.
+    """
+    words = _WORD.findall(text)
+    characters, count = max(1, len(text)), max(1, len(words))
+    sentences = len(re.findall(r"[.!?]+(?:\s|$)", text))
+    return [
+        math.log1p(len(text)),
+        math.log1p(len(words)),
+        math.log1p(text.count("\n")),
+        math.log1p(sentences),
+        sum(map(len, words)) / count,
+        len({w.lower() for w in words}) / count,
+        sum(c.isdigit() for c in text) / characters,
+        sum(c.isupper() for c in text) / characters,
+        (text.count("?") + text.count("!")) / max(1, sentences),
+    ]
+
+
+def _texts(preferences: Sequence[Preference]) -> list[str]:
+    return [c.text for p in preferences for c in p.completions]
+
+
+def _surface_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
+    sparse: Any = import_module("scipy.sparse")
+    known = np.array([surface_features(t) for t in fit])
+    mean, spread = known.mean(0), np.maximum(known.std(0), 1e-9)
+    scaled = [(np.array([surface_features(t) for t in texts]) - mean) / spread for texts in (fit, apply)]
+    return sparse.csr_matrix(scaled[0]), sparse.csr_matrix(scaled[1])
+
+
+def _word_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
+    sparse: Any = import_module("scipy.sparse")
+    counted = [Counter(w.lower() for w in _WORD.findall(t)) for t in fit]
+    occurs = Counter(w for counts in counted for w in counts)
+    vocabulary = {w: i for i, w in enumerate(sorted(w for w, n in occurs.items() if n > 1))}
+
+    def matrix(rows: Sequence[Counter[str]]) -> Any:
+        cells = [(r, vocabulary[w], math.log1p(n)) for r, c in enumerate(rows) for w, n in c.items() if w in vocabulary]
+        row, column, value = zip(*cells, strict=True) if cells else ((), (), ())
+        return sparse.csr_matrix((value, (row, column)), shape=(len(rows), max(1, len(vocabulary))))
+
+    return matrix(counted), matrix([Counter(w.lower() for w in _WORD.findall(t)) for t in apply])
+
+
+def _linear_scores(
+    features: Callable[[Sequence[str], Sequence[str]], tuple[Any, Any]],
+    preferences: Sequence[Preference],
+    train: Sequence[Preference] | None,
+    seed: int,
+) -> Scores:
+    if train is not None:
+        return _by_preference(_fitted(features, train, preferences, seed), preferences)
+    fold = _folds([p.prompt.id for p in preferences], seed)
+    scores: Scores = [[] for _ in preferences]
+    for number in set(fold):
+        inside = [i for i, f in enumerate(fold) if f == number]
+        outside = [p for p, f in zip(preferences, fold, strict=True) if f != number]
+        chosen = [preferences[i] for i in inside]
+        for i, row in zip(inside, _by_preference(_fitted(features, outside, chosen, seed), chosen), strict=True):
+            scores[i] = row
+    return scores
+
+
+def _folds(prompts: Sequence[str], seed: int) -> list[int]:
+    """Fold of each prompt; with one prompt there is one fold and nothing to learn from."""
+    names = sorted(set(prompts))
+    random.Random(seed).shuffle(names)
+    place = {name: number % FOLDS for number, name in enumerate(names)}
+    return [place[name] for name in prompts]
+
+
+def _by_preference(values: Floats, preferences: Sequence[Preference]) -> Scores:
+    each = iter(values.tolist())
+    return [[next(each) for _ in p.completions] for p in preferences]
+
+
+def _fitted(
+    features: Callable[[Sequence[str], Sequence[str]], tuple[Any, Any]],
+    train: Sequence[Preference],
+    test: Sequence[Preference],
+    seed: int,
+) -> Floats:
+    """Scores of the test answers by a model of the training pairs; all 0 where there is none."""
+    better, worse, target, weight, prompt = _pairs(train)
+    if not len(better):
+        return np.zeros(sum(len(p.completions) for p in test))
+    known, new = features(_texts(train), _texts(test))
+    gaps = known[better] - known[worse]
+    fold = np.array(_folds(prompt, seed))
+
+    def heldout_loss(penalty: float) -> float:
+        total = 0.0
+        for number in set(fold.tolist()):
+            out = fold == number
+            if out.all():
+                continue
+            z = gaps[out] @ fit_ridge(gaps[~out], target[~out], weight[~out], penalty)
+            total += float(weight[out] @ (np.logaddexp(0, z) - target[out] * z))
+        return total
+
+    penalty = min(PENALTIES, key=heldout_loss)
+    return new @ fit_ridge(gaps, target, weight, penalty)
+
+
+def _pairs(preferences: Sequence[Preference]) -> tuple[NDArray[Any], NDArray[Any], Floats, Floats, list[str]]:
+    """Places of both answers of every pair, P(first better), weights and prompts; a soft label counts as it is."""
+    rows: list[tuple[int, int, float, float]] = []
+    prompts: list[str] = []
+    start = 0
+    for p in preferences:
+        count = len(p.completions)
+        strict = [(i, j) for i in range(count) for j in range(count) if p.ranks[i] < p.ranks[j]]
+        pairs = [(0, 1, p.probability)] if p.probability is not None else [(i, j, 1.0) for i, j in strict]
+        for i, j, share in pairs:
+            rows.append((start + i, start + j, share, p.weight / len(pairs)))
+            prompts.append(p.prompt.id)
+        start += count
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+    places = [np.array(c, dtype=np.int64) for c in columns[:2]]
+    return places[0], places[1], np.array(columns[2], dtype=float), np.array(columns[3], dtype=float), prompts
+
+
+def fit_ridge(gaps: Any, target: Floats, weight: Floats, penalty: float) -> Floats:
+    """argmin_v Σ w·[softplus(z) − p·z] + ½·λ·|v|² with z = gaps @ v.
+
+    Args:
+        gaps: ``[P, D]``, sparse or dense, features of the first answer minus those of the second.
+        target: ``[P]``, p.
+        weight: ``[P]``, w.
+        penalty: λ.
+
+    Returns:
+        ``[D]``.
+    """
+    optimize: Any = import_module("scipy.optimize")
+    special: Any = import_module("scipy.special")
+
+    def loss(v: Floats) -> tuple[float, Floats]:
+        z = gaps @ v
+        value = weight @ (np.logaddexp(0, z) - target * z) + penalty / 2 * (v @ v)
+        return float(value), gaps.T @ (weight * (special.expit(z) - target)) + penalty * v
+
+    options = {"maxiter": 200, "ftol": 1e-9}
+    return optimize.minimize(loss, np.zeros(gaps.shape[1]), jac=True, method="L-BFGS-B", options=options).x

@@ -1,0 +1,145 @@
+"""RewardBench 2 files read as they are, and scored its way.
+
+Rows: ``id, prompt, chosen[], rejected[], num_correct, total_completions, subset``. A prompt counts if the first right
+answer has the highest score, divided by the number of answers that share it. The subset *Ties* has several right
+answers and is scored apart. Source: Malik et al. 2025, "RewardBench 2" (arXiv 2506.01937), section 3 and the scoring
+functions of the allenai/reward-bench repository; the weights of :func:`ties_score` are theirs.
+"""
+
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from trimtab.errors import DataError, ScoringError
+from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.records import Completion, Preference, Prompt
+
+COLUMNS = "id, prompt, chosen, rejected, subset"
+"""What a RewardBench 2 file has."""
+
+TIES = "Ties"
+"""Name of the subset with several right answers."""
+
+
+def is_reward_bench(path: Path) -> bool:
+    """True: the first row has RewardBench 2's columns."""
+    row = next(iter(_rows(path)), None)
+    return isinstance(row, Mapping) and {"id", "prompt", "chosen", "rejected", "subset"} <= row.keys()
+
+
+def read_reward_bench(path: Path) -> list[Preference]:
+    """The file's prompts as preferences: right answers have rank 0, wrong ones rank 1.
+
+    ``metadata`` holds ``subset`` and the row's ``id``; answers keep the file's order, right ones first.
+
+    Raises:
+        DataError: a row that lacks a column, with its number.
+    """
+    records: list[Preference] = []
+    for number, row in enumerate(_rows(path), start=1):
+        try:
+            right, wrong = list(row["chosen"]), list(row["rejected"])
+            prompt, uid, subset = str(row["prompt"]), str(row["id"]), str(row["subset"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}, row {number}: {error!r}; expected the columns {COLUMNS}") from error
+        if not right or not wrong or not all(isinstance(a, str) for a in (*right, *wrong)):
+            raise DataError(f"{path}, row {number} ({uid}): expected lists of texts under chosen and rejected")
+        records.append(
+            Preference(
+                id=f"{subset}/{uid}",
+                prompt=Prompt.from_text(prompt),
+                completions=tuple(Completion(text=a) for a in (*right, *wrong)),
+                ranks=(0,) * len(right) + (1,) * len(wrong),
+                metadata={"subset": subset, "id": uid},
+            )
+        )
+    if not records:
+        raise DataError(f"{path}: no rows; expected the columns {COLUMNS}")
+    return records
+
+
+def _rows(path: Path) -> list[Any]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+        return json.loads(text) if text.lstrip().startswith("[") else [json.loads(r) for r in text.splitlines() if r]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; expected JSON lines or a JSON list") from error
+
+
+def reward_bench_scores(preferences: Sequence[Preference], scores: Sequence[Sequence[float]]) -> dict[str, Estimate]:
+    """Score of each subset, and ``average`` over subsets.
+
+    Args:
+        preferences: from :func:`read_reward_bench`.
+        scores: of all answers, finite.
+
+    Raises:
+        ScoringError: a subset *Ties* without both its parts.
+    """
+    hits: dict[str, list[float]] = {}
+    prompts: dict[str, list[str]] = {}
+    ties: list[tuple[str, int, Sequence[float]]] = []
+    for p, row in zip(preferences, scores, strict=True):
+        subset = str(p.metadata["subset"])
+        if subset == TIES:
+            ties.append((str(p.metadata["id"]), p.ranks.count(0), row))
+            continue
+        best = max(row)
+        hits.setdefault(subset, []).append(float(row[0] == best) / sum(s == best for s in row))
+        prompts.setdefault(subset, []).append(p.prompt.id)
+    result: dict[str, Estimate] = {}
+    for name, outcomes in hits.items():
+        low, high = clustered_wilson_interval(outcomes, prompts[name])
+        result[name] = Estimate(value=fmean(outcomes), low=low, high=high, n=len(outcomes))
+    if ties:
+        result[TIES] = Estimate(value=ties_score(ties), n=len(ties), reason="a weighted sum, without an interval")
+    values = [e.value for e in result.values() if e.value is not None]
+    result["average"] = Estimate(value=fmean(values), n=len(preferences), reason=f"mean of {len(values)} subsets")
+    return result
+
+
+def ties_score(rows: Sequence[tuple[str, int, Sequence[float]]]) -> float:
+    """Score of the subset *Ties*.
+
+    Each prompt occurs with one right answer (``ref:N``) and with several (``tied:N``). A prompt is accurate if its
+    worst right answer beats its best wrong one; a tied prompt's gap is that difference, its spread the range of its
+    right answers. The score is .3 · accuracy of tied + .3 · accuracy of ref + .2 · P(gap > spread) + .2 · P(min(gap,
+    ref's gap) > spread) + .01 · mean tanh(min(gap, ref's gap) / spread − 1), the last three over prompts where both
+    parts are there, 0 / 0 being 0.
+
+    Args:
+        rows: id, number of right answers (they come first), scores.
+
+    Raises:
+        ScoringError: an id of another form, or no prompt with both parts.
+    """
+    gaps: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
+    for uid, right, scores in rows:
+        kind, _, number = uid.partition(":")
+        if kind not in gaps or not number:
+            raise ScoringError(f"id {uid!r} of the subset Ties; expected ref:N or tied:N")
+        good, bad = scores[:right], scores[right:]
+        gaps[kind][number] = (min(good) - max(bad), max(good) - min(good))
+    both = sorted(gaps["ref"].keys() & gaps["tied"].keys())
+    if not both:
+        raise ScoringError(
+            f"none of {len(rows)} rows of the subset Ties has both ref:N and tied:N; read the whole file"
+        )
+    accuracy = {kind: fmean(float(gap > 0) for gap, _ in values.values()) for kind, values in gaps.items()}
+    own = [gaps["tied"][n] for n in both]
+    least = [(min(gap, gaps["ref"][n][0]), spread) for n, (gap, spread) in zip(both, own, strict=True)]
+    clear, hard = (fmean(float(gap > spread) for gap, spread in part) for part in (own, least))
+    bonus = fmean(math.tanh(_ratio(gap, spread) - 1) for gap, spread in least)
+    return 0.3 * accuracy["tied"] + 0.3 * accuracy["ref"] + 0.2 * clear + 0.2 * hard + 0.01 * bonus
+
+
+def _ratio(gap: float, spread: float) -> float:
+    if spread:
+        return gap / spread
+    return math.copysign(math.inf, gap) if gap else 0.0

@@ -1,0 +1,96 @@
+"""True labels and annotators' confusion matrices from labels that disagree.
+
+Dawid and Skene, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm", Applied Statistics 28
+(1979), 20–28. NumPy is imported here, so this module is imported where it is used and not with the package.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import ConfigError
+from trimtab.feedback.comparison_model import Floats, Ints
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DawidSkene:
+    """Result for T tasks, A annotators and C classes."""
+
+    probability: Floats
+    """``[T, C]``, P(the task's true class is c)."""
+    prior: Floats
+    """``[C]``, share of each class."""
+    confusion: Floats
+    """``[A, C, C]``, P(the annotator says c′ | the truth is c)."""
+    counts: Floats
+    """``[A, C]``, expected number of the annotator's labels on tasks of each true class."""
+    iterations: int
+    """Of EM."""
+
+    @property
+    def accuracy(self) -> Floats:
+        """``[A]``, Σ_c prior_c · confusion_cc: how often an annotator names the true class."""
+        return np.einsum("c,acc->a", self.prior, self.confusion)
+
+
+def dawid_skene(
+    task: Ints,
+    annotator: Ints,
+    label: Ints,
+    *,
+    classes: int,
+    weight: Floats | None = None,
+    shrinkage: float = 4.0,
+    iterations: int = 500,
+    tolerance: float = 1e-7,
+) -> DawidSkene:
+    """Estimate true classes by expectation maximisation, from each task's shares of labels.
+
+    π_ac′|c = (n_acc′ + s·π̄_c′|c) / (n_ac + s), where π̄ is the confusion matrix of all annotators together: annotators
+    with few labels are taken for typical ones. ``shrinkage`` s = 0 is the published maximum likelihood.
+
+    Args:
+        task: ``[N]``, 0 … T − 1; each occurs.
+        annotator: ``[N]``, 0 … A − 1; each occurs.
+        label: ``[N]``, 0 … C − 1.
+        classes: C.
+        weight: ``[N]``, how many labels each one counts for; None: 1.
+        shrinkage: s, in labels.
+        iterations: most rounds of EM.
+        tolerance: change of a probability below which EM ends.
+
+    Raises:
+        ConfigError: no labels.
+    """
+    if not len(task):
+        raise ConfigError("there is no label to fit; pass one at least")
+    tasks, annotators = int(task.max()) + 1, int(annotator.max()) + 1
+    weight = np.ones(len(task)) if weight is None else weight
+    said = np.zeros((tasks, classes))
+    np.add.at(said, (task, label), weight)
+    posterior = said / said.sum(1, keepdims=True)
+    by_label: Any = (annotator, slice(None), label)
+    tiny, rounds = 1e-12, 0
+    prior, confusion = np.zeros(classes), np.zeros((annotators, classes, classes))
+    counts = np.zeros((annotators, classes, classes))
+    for _ in range(iterations):
+        rounds += 1
+        counts[:] = 0
+        # counts[a, c, c'] += P(truth c) for each label c' by a
+        np.add.at(counts, by_label, posterior[task] * weight[:, None])
+        pooled = counts.sum(0) + tiny
+        pooled /= pooled.sum(1, keepdims=True)
+        confusion = (counts + shrinkage * pooled + tiny) / (counts.sum(2, keepdims=True) + shrinkage + classes * tiny)
+        prior = posterior.mean(0)
+        logs = np.log(confusion[annotator, :, label]) * weight[:, None]
+        total = np.stack([np.bincount(task, weights=logs[:, c], minlength=tasks) for c in range(classes)], axis=1)
+        total += np.log(prior + tiny)
+        total -= total.max(1, keepdims=True)
+        new = np.exp(total)
+        new /= new.sum(1, keepdims=True)
+        change = float(np.abs(new - posterior).max())
+        posterior = new
+        if change < tolerance:
+            break
+    return DawidSkene(probability=posterior, prior=prior, confusion=confusion, counts=counts.sum(2), iterations=rounds)

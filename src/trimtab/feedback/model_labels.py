@@ -1,0 +1,304 @@
+"""Soft labels from a model of all judgements together: who said it, how often they see ties, where they look first.
+
+Judgements become votes on pairs of answers. An answer is its text to a prompt, so items that share answers inform each
+other. A ranking of K answers gives K(K−1)/2 votes of weight 2/K: they carry the information of K − 1. A judgement with
+a probability counts as that share of a vote for each answer.
+
+NumPy is imported here, so this module is imported where it is used and not with the package.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from trimtab.feedback.comparison_fit import HABITS, ComparisonFit, Habit, fit_comparisons
+from trimtab.feedback.comparison_model import FIRST, SECOND, TIE, Floats, TieModel, Votes
+from trimtab.feedback.dawid_skene import DawidSkene, dawid_skene
+from trimtab.feedback.intervals import Estimate, wilson_interval
+from trimtab.feedback.votes import canonical_ranks, first_better
+from trimtab.records import Comparison, Judgement, Record
+
+Method = Literal["dawid_skene", "davidson", "rao_kupper"]
+Z = NormalDist().inv_cdf(0.975)
+LEVEL = 1e-3
+"""Answers whose log-odds differ by less are tied in the ranks."""
+UNDECIDED = 0.05
+"""All soft labels within this of one half: the judgements say nothing together."""
+
+
+class Habits(Record):
+    """What one annotator does differently, by the model; intervals are 95 %."""
+
+    annotator: str
+    """Pseudonym."""
+    votes: int
+    """Pairs of answers on which they voted."""
+    skill: Estimate
+    """Davidson and Rao–Kupper: how much a difference between answers moves them; 1 the average annotator, 0 a coin,
+    below 0 contrary. Dawid–Skene: how often they name the true label."""
+    ties: Estimate
+    """P(tie) between equal answers; with Dawid–Skene, over all pairs."""
+    position: Estimate
+    """P(the answer shown earlier wins) between equal answers, where there is a winner; ½ is no bias."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """What the model says of one item."""
+
+    ranks: tuple[int, ...]
+    """By score; 0 = best, equal = tie."""
+    probability: float | None
+    """For two answers: P(the first wins, given a winner) for the average annotator; None for more."""
+    weight: float
+    """Share of the prior variance of its pairs' score differences that the votes removed, from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelLabels:
+    """Labels of all items with votes."""
+
+    labels: dict[str, Label]
+    """By item id."""
+    habits: tuple[Habits, ...]
+    """By annotator, the most skilled first."""
+    notes: tuple[str, ...]
+    """What a reader has to know about the fit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Table:
+    """Votes and the records they came from."""
+
+    votes: Votes
+    names: list[str]
+    """Annotators."""
+    item_of: list[str]
+    """Item id of each pair."""
+    pair_of: list[int]
+    """Place of each vote's pair in ``item_of``."""
+    pairs: list[tuple[int, int]]
+    """Answers of each pair."""
+
+
+def label_by_model(
+    items: Mapping[str, Comparison],
+    usable: Mapping[str, Sequence[Judgement]],
+    *,
+    method: Method,
+    habits: tuple[Habit, ...] = HABITS,
+    weights: Mapping[str, float] | None = None,
+) -> ModelLabels:
+    """Fit a model to the judgements and label the items.
+
+    Args:
+        items: by id.
+        usable: judgements by item id, as :func:`~trimtab.feedback.votes.usable_judgements` gives them.
+        method: ``davidson`` or ``rao_kupper`` (:mod:`trimtab.feedback.comparison_model`), or ``dawid_skene``.
+        habits: what may differ between annotators; Dawid–Skene has confusion matrices instead.
+        weights: of annotators' votes, above 0; 1 where missing.
+
+    For Davidson and Rao–Kupper the probability is σ(m/√(1 + πv/8)) with the mean m and variance v of the difference of
+    scores: an approximation of E σ(x_i − x_j) (MacKay, Neural Computation 4 (1992), 720–736). With Dawid–Skene it is
+    P(first) + ½ P(tie), and each pair's two orders count alike, as the order of an item's answers means nothing.
+    """
+    table = _table(items, usable, weights or {})
+    if method == "dawid_skene":
+        return _by_classes(items, table)
+    return _by_scores(items, table, method, habits if len(table.names) > 1 else ())
+
+
+def _table(
+    items: Mapping[str, Comparison], usable: Mapping[str, Sequence[Judgement]], weights: Mapping[str, float]
+) -> _Table:
+    answers: dict[tuple[str, str], int] = {}
+    annotators: dict[str, int] = {}
+    rows: list[tuple[int, int, int, int, float, float]] = []
+    item_of: list[str] = []
+    pair_of: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    for uid, judgements in usable.items():
+        item = items[uid]
+        nodes = [answers.setdefault((item.prompt.id, c.text), len(answers)) for c in item.completions]
+        count = len(nodes)
+        ranked = [(j, canonical_ranks(j), first_better(j) if count == 2 else None) for j in judgements]
+        for i, j in combinations(range(count), 2):
+            pairs.append((nodes[i], nodes[j]))
+            item_of.append(uid)
+            for judgement, ranks, share in ranked:
+                who = annotators.setdefault(judgement.annotator, len(annotators))
+                weight = weights.get(judgement.annotator, 1.0) * 2 / count
+                shown = 1.0 if judgement.shown_order.index(i) < judgement.shown_order.index(j) else -1.0
+                if judgement.probability is None or share is None:
+                    outcome = FIRST if ranks[i] < ranks[j] else SECOND if ranks[i] > ranks[j] else TIE
+                    cast = [(outcome, weight)]
+                else:
+                    cast = [(FIRST, weight * share), (SECOND, weight * (1 - share))]
+                for outcome, part in cast:
+                    if part:
+                        rows.append((nodes[i], nodes[j], outcome, who, shown, part))
+                        pair_of.append(len(pairs) - 1)
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
+    first, second, outcome, annotator = (np.array(c, dtype=np.int64) for c in columns[:4])
+    shown, weight = (np.array(c, dtype=np.float64) for c in columns[4:])
+    votes = Votes(
+        first=first,
+        second=second,
+        outcome=outcome,
+        annotator=annotator,
+        shown=shown,
+        weight=weight,
+        answers=len(answers),
+        annotators=len(annotators),
+    )
+    return _Table(votes=votes, names=list(annotators), item_of=item_of, pair_of=pair_of, pairs=pairs)
+
+
+def _by_scores(
+    items: Mapping[str, Comparison], table: _Table, model: TieModel, habits: tuple[Habit, ...]
+) -> ModelLabels:
+    first, second = np.array(table.pairs, dtype=np.int64).T
+    fit = fit_comparisons(table.votes, model=model, habits=habits, pairs=(first, second))
+    mean = fit.parameters.score[first] - fit.parameters.score[second]
+    soft = 1 / (1 + np.exp(-mean / np.sqrt(1 + math.pi * fit.pair_variance / 8)))
+    known = np.clip(1 - fit.pair_variance / (2 * fit.deviations["score"] ** 2), 0, 1)
+    labels: dict[str, Label] = {}
+    for places in _places(table.item_of):
+        item = items[table.item_of[places[0]]]
+        count = len(item.completions)
+        # every later answer's distance from the first; pairs (0, 1) … (0, K − 1) come first
+        scores = [0.0, *(-float(mean[p]) for p in places[: count - 1])]
+        labels[item.id] = Label(
+            ranks=_ranks(scores, LEVEL),
+            probability=float(soft[places[0]]) if count == 2 else None,
+            weight=float(known[places].mean()),
+        )
+    return ModelLabels(labels=labels, habits=_habits(table, fit), notes=_notes(table, soft, len(table.names)))
+
+
+def _places(item_of: Sequence[str]) -> list[list[int]]:
+    """Places of each item's pairs; those of one item follow each other."""
+    groups: dict[str, list[int]] = {}
+    for place, uid in enumerate(item_of):
+        groups.setdefault(uid, []).append(place)
+    return list(groups.values())
+
+
+def _ranks(scores: Sequence[float], level: float) -> tuple[int, ...]:
+    """Ranks by score; neighbours closer than ``level`` share one."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    ranks = [0] * len(scores)
+    for before, after in pairwise(order):
+        ranks[after] = ranks[before] + (scores[before] - scores[after] > level)
+    return tuple(ranks)
+
+
+def _habits(table: _Table, fit: ComparisonFit) -> tuple[Habits, ...]:
+    votes = np.bincount(table.votes.annotator, minlength=len(table.names))
+    parameters = fit.parameters
+
+    def rate(tau: float) -> float:
+        return _tie_rate(fit.model, tau)
+
+    rows: list[Habits] = []
+    for a, name in enumerate(table.names):
+        n = int(votes[a])
+        tie, spread = float(parameters.tie[a]), Z * float(fit.tie_deviation[a])
+        side, side_spread = float(parameters.position[a]), Z * float(fit.position_deviation[a])
+        skill, skill_spread = float(parameters.skill[a]), Z * float(fit.skill_deviation[a])
+        common = "the same for all annotators"
+        rows.append(
+            Habits(
+                annotator=name,
+                votes=n,
+                skill=_estimate(skill, skill - skill_spread, skill + skill_spread, n, common),
+                ties=_estimate(rate(tie), rate(tie - spread), rate(tie + spread), n, common),
+                position=_estimate(
+                    _sigmoid(side), _sigmoid(side - side_spread), _sigmoid(side + side_spread), n, common
+                ),
+            )
+        )
+    return tuple(sorted(rows, key=lambda h: -(h.skill.value or 0.0)))
+
+
+def _estimate(value: float, low: float, high: float, n: int, common: str) -> Estimate:
+    if low == high:
+        return Estimate(value=value, n=n, reason=common)
+    return Estimate(value=value, low=low, high=high, n=n)
+
+
+def _tie_rate(model: TieModel, tau: float) -> float:
+    """P(tie) between equals: ν/(2 + ν), or tanh(η/2)."""
+    return math.exp(tau) / (2 + math.exp(tau)) if model == "davidson" else math.tanh(math.exp(tau) / 2)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def _notes(table: _Table, soft: Floats, annotators: int) -> tuple[str, ...]:
+    notes: list[str] = []
+    if annotators == 1:
+        notes.append("one annotator: nothing tells their habits from the answers, so they are taken at their word")
+    if bool((np.abs(soft - 0.5) < UNDECIDED).all()):
+        notes.append(
+            f"the judgements contradict each other or are ties: every soft label of {len(table.pairs)} pairs is within "
+            f"{UNDECIDED} of one half"
+        )
+    return tuple(notes)
+
+
+def _by_classes(items: Mapping[str, Comparison], table: _Table) -> ModelLabels:
+    votes, pairs = table.votes, len(table.pairs)
+    pair = np.array(table.pair_of, dtype=np.int64)
+    swapped = 2 - votes.outcome  # the same votes with the pair's answers in the other order
+    fit = dawid_skene(
+        np.concatenate([pair, pair + pairs]),
+        np.concatenate([votes.annotator, votes.annotator]),
+        np.concatenate([votes.outcome, swapped]),
+        classes=3,
+        weight=np.concatenate([votes.weight, votes.weight]),
+    )
+    p = fit.probability[:pairs]
+    soft = p[:, FIRST] + p[:, TIE] / 2
+    labels: dict[str, Label] = {}
+    for places in _places(table.item_of):
+        item = items[table.item_of[places[0]]]
+        count = len(item.completions)
+        beaten = [0.0] * count
+        for place, (i, j) in zip(places, combinations(range(count), 2), strict=True):
+            beaten[i] += float(soft[place])
+            beaten[j] += 1 - float(soft[place])
+        labels[item.id] = Label(
+            ranks=_ranks(beaten, LEVEL), probability=float(soft[places[0]]) if count == 2 else None, weight=1.0
+        )
+    notes = _notes(table, soft, len(table.names))
+    return ModelLabels(labels=labels, habits=_confusions(table, fit), notes=notes)
+
+
+def _confusions(table: _Table, fit: DawidSkene) -> tuple[Habits, ...]:
+    rows: list[Habits] = []
+    for a, name in enumerate(table.names):
+        mask = table.votes.annotator == a
+        n, accuracy = int(mask.sum()), float(fit.accuracy[a])
+        ties = float((table.votes.outcome[mask] == TIE).sum())
+        decided = mask & (table.votes.outcome != TIE)
+        earlier = float(((table.votes.outcome[decided] == FIRST) == (table.votes.shown[decided] > 0)).sum())
+        total = int(decided.sum())
+        side = Estimate(reason="no winner was chosen")
+        if total:
+            side = _share(earlier, total)
+        low, high = wilson_interval(accuracy * n, n)
+        skill = Estimate(value=accuracy, low=low, high=high, n=n)
+        rows.append(Habits(annotator=name, votes=n, skill=skill, ties=_share(ties, n), position=side))
+    return tuple(sorted(rows, key=lambda h: -(h.skill.value or 0.0)))
+
+
+def _share(hits: float, n: int) -> Estimate:
+    low, high = wilson_interval(hits, n)
+    return Estimate(value=hits / n, low=low, high=high, n=n)

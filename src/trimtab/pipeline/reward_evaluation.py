@@ -1,0 +1,215 @@
+"""A run's reward model measured on preferences: its own held-out ones, or any file's."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import ConfigError, DataError, TrainingError
+from trimtab.evals import EditEffect, RewardModelEval, edit_effects, evaluate_reward_model
+from trimtab.evals.charts import Line, line_chart, percent
+from trimtab.evals.reward_bench import is_reward_bench, read_reward_bench, reward_bench_scores
+from trimtab.feedback import Estimate, wilson_interval
+from trimtab.files import write_atomic, write_json
+from trimtab.models import Role, load_tensors
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.learning import reward_role, usable_rankings
+from trimtab.pipeline.ui import Ui
+from trimtab.records import Preference
+from trimtab.storage import RunFolder, read_json
+from trimtab.trainers import (
+    Ranking,
+    encode_preferences,
+    hidden_states,
+    known_answers,
+    score_rankings,
+    split_holdout,
+)
+
+HELDOUT = "heldout"
+"""Name of the preferences that were kept out of training."""
+EDITED = 200
+"""Most preferences whose answers are edited and scored again."""
+FITTED = 512
+"""Most training preferences whose hidden states say what is known."""
+
+
+def evaluate_reward(
+    config: RunConfig, recipe: Path, run: RunFolder, source: str, *, slice_by: str | None = None
+) -> dict[str, Any]:
+    """Score preferences with the trained reward model, and write what comes out.
+
+    Args:
+        config: the resolved recipe, whose reward stage is done.
+        recipe: its file.
+        run: the run's folder.
+        source: ``heldout``, or a file of preferences, or a RewardBench 2 file.
+        slice_by: a key of the metadata whose values are the slices.
+
+    Returns:
+        what was written to ``reward-evaluation/NAME.json`` in the run's folder: ``evaluation``, ``edits``,
+        ``outliers``, ``ceiling``, ``counts``, and for a RewardBench 2 file ``reward_bench``.
+
+    Raises:
+        ConfigError: the recipe has no reward model.
+        DataError: nothing can be scored.
+    """
+    from trimtab.evals.baselines import baseline_scores  # with NumPy and SciPy
+
+    if config.reward is None:
+        raise ConfigError("this recipe has no reward section, so there is no reward model to evaluate; add one")
+    context = Context(config=config, recipe=recipe, run=run, ui=Ui())
+    role = reward_role(context, context.trunk())
+    role.load_state(load_tensors(run.stage("reward") / "weights.safetensors"))
+    train, train_rankings, held, held_rankings = _own(context, role)
+    bench = source != HELDOUT and is_reward_bench(Path(context.data_path(source)))
+    if source == HELDOUT:
+        preferences, rankings, counts = held, held_rankings, {}
+        if not preferences:
+            raise DataError("reward.holdout kept no preference out of training; raise it, or name a file to --evaluate")
+    else:
+        records = read_reward_bench(Path(context.data_path(source))) if bench else _read(context, source)
+        rankings, preferences, left_out = encode_preferences(role.backbone.chat, records)
+        counts = context.left_out(left_out, len(records), "preferences") | {
+            reason: left_out[reason] for reason in ("tied", "identical")
+        }
+        if not rankings:
+            raise DataError(f"{source}: none of {len(records)} preferences can be scored: {counts}")
+    scores = score_rankings(role, rankings)
+    strict = [i for i, p in enumerate(preferences) if len(set(p.ranks)) > 1]
+    chosen, chosen_scores = [preferences[i] for i in strict], [scores[i] for i in strict]
+    result = evaluate_reward_model(
+        chosen,
+        chosen_scores,
+        baselines=baseline_scores(chosen, train=train),
+        slice_by="subset" if bench and slice_by is None else slice_by,
+    )
+    edits = edit_effects(chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(role, changed))
+    written: dict[str, Any] = {
+        "source": source,
+        "evaluation": result.model_dump(mode="json"),
+        "edits": [e.model_dump(mode="json") for e in edits],
+        "outliers": _outliers(role, train_rankings, rankings).model_dump(mode="json"),
+        "ceiling": _ceiling(run) if source == HELDOUT else None,
+        "counts": {"preferences": len(chosen)} | counts,
+    }
+    if bench:
+        table = reward_bench_scores(chosen, chosen_scores)
+        written["reward_bench"] = {name: e.model_dump(mode="json") for name, e in table.items()}
+    folder = run.path / "reward-evaluation"
+    folder.mkdir(exist_ok=True)
+    name = re.sub(r"[^\w.-]+", "-", Path(source).name)
+    write_json(folder / f"{name}.json", written)
+    write_atomic(folder / f"{name}.svg", str(_reliability(result)))
+    return written
+
+
+def _own(context: Context, role: Role) -> tuple[list[Preference], list[Ranking], list[Preference], list[Ranking]]:
+    """The run's preferences and rankings: training, then held out, split as the reward stage did."""
+    assert context.config.reward is not None
+    rankings, preferences, _ = usable_rankings(context, role.backbone.chat, ties=context.config.reward.ties)
+    ids = [p.prompt.id for p in preferences]
+    train, held = split_holdout(ids, context.config.reward.holdout, context.seed("reward"))
+    return (
+        [preferences[i] for i in train],
+        [rankings[i] for i in train],
+        [preferences[i] for i in held],
+        [rankings[i] for i in held],
+    )
+
+
+def _read(context: Context, source: str) -> list[Preference]:
+    return list(context.load(source, Preference).records)
+
+
+def _rescored(role: Role, preferences: Sequence[Preference]) -> list[list[float] | None]:
+    """Scores of all answers; None for a preference that no longer fits the model."""
+    rankings, used, _ = encode_preferences(role.backbone.chat, preferences)
+    scores = dict(zip((p.id for p in used), score_rankings(role, rankings), strict=True))
+    return [scores.get(p.id) for p in preferences]
+
+
+def _outliers(role: Role, train: Sequence[Ranking], rankings: Sequence[Ranking]) -> Estimate:
+    """Share of answers further from the training answers than 99 % of those are."""
+    try:
+        known = known_answers(hidden_states(role, train[:FITTED]))
+    except TrainingError as error:
+        return Estimate(reason=str(error))
+    outside = known.outliers(hidden_states(role, rankings))
+    low, high = wilson_interval(int(outside.sum()), len(outside))
+    return Estimate(value=float(outside.double().mean()), low=low, high=high, n=len(outside))
+
+
+def _ceiling(run: RunFolder) -> dict[str, Any] | None:
+    """How often one annotator agrees with the others, if the run measured it."""
+    file = run.stage("preferences") / "agreement.json"
+    return read_json(file)["leave_one_out"] if file.exists() else None
+
+
+def _reliability(result: RewardModelEval) -> Any:
+    """The reliability plot before and after temperature scaling."""
+    lines = [
+        Line(
+            name=name,
+            x=[r.confidence for r in rows],
+            y=[r.accuracy for r in rows],
+            low=[r.accuracy_low for r in rows],
+            high=[r.accuracy_high for r in rows],
+            whiskers=True,
+            tone=tone,
+        )
+        for name, rows, tone in (("as trained", result.calibration, "a"), ("scaled", result.calibrated, "b"))
+    ]
+    ideal = Line(name="ideal", x=(0.5, 1.0), y=(0.5, 1.0), tone="quiet")
+    return line_chart(
+        [*lines, ideal],
+        title="Calibration",
+        x_label="confidence of the reward model",
+        y_label="how often it was right",
+        show=percent,
+        show_x=percent,
+    )
+
+
+def evaluation_lines(written: dict[str, Any]) -> list[str]:
+    """The result in words, one line each."""
+    result = RewardModelEval.model_validate(written["evaluation"])
+    lines = [f"accuracy {_shown(result.accuracy)} pairs, {result.prompts} prompts"]
+    lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in result.baselines]
+    if written["ceiling"]:
+        lines.append(f"  one annotator against the others: {_shown(Estimate.model_validate(written['ceiling']))}")
+    lines += [f"  {e.name}: {_shown(e)}" for e in result.slices]
+    lines.append(
+        f"Brier {result.brier:.3f}, log loss {result.log_loss:.3f}, ECE {result.ece:.3f}, after temperature "
+        f"{result.calibrated_ece:.3f}"
+    )
+    lines.append(f"correlation with length {_plain(result.length_correlation)}")
+    lines.append(f"answers unlike the training answers: {_shown(Estimate.model_validate(written['outliers']))}")
+    for effect in map(EditEffect.model_validate, written["edits"]):
+        lines.append(
+            f"edit {effect.edit}: raises {_shown(effect.raised)}, by {_plain(effect.change)} standard deviations; "
+            f"worse answers that overtake: {_shown(effect.overtakes)}"
+        )
+    for name, value in written.get("reward_bench", {}).items():
+        lines.append(f"RewardBench 2, {name}: {_shown(Estimate.model_validate(value))}")
+    return lines
+
+
+def _shown(e: Estimate) -> str:
+    if e.value is None:
+        return f"unknown ({e.reason})"
+    ends = f" [{e.low:.1%}, {e.high:.1%}]" if e.low is not None and e.high is not None else ""
+    return f"{e.value:.1%}{ends} of {e.n}"
+
+
+def _points(e: Estimate) -> str:
+    assert e.value is not None and e.low is not None and e.high is not None
+    return f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
+
+
+def _plain(e: Estimate) -> str:
+    if e.value is None:
+        return f"unknown ({e.reason})"
+    ends = f" [{e.low:+.2f}, {e.high:+.2f}]" if e.low is not None and e.high is not None else ""
+    return f"{e.value:+.2f}{ends}"

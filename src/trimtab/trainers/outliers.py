@@ -1,0 +1,97 @@
+"""How far answers are from those a reward model was trained on, by its own hidden states.
+
+A reward model's score means little where it saw no data. Mahalanobis distance of the last hidden state from a Gaussian
+of the training answers: Lee et al. 2018 (arXiv 1807.03888); as a sign of reward hacking: Miao et al. 2024 (InfoRM,
+arXiv 2402.09345). Shapes: B sequences, H hidden units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import TrainingError
+from trimtab.models import PASS_TOKENS, FrozenStates, Role
+from trimtab.trainers.rankings import Ranking, tokens_of_rankings
+
+QUANTILE = 0.99
+"""Training answers within the limit, of those that did not fit the Gaussian."""
+
+
+@torch.no_grad()
+def hidden_states(
+    role: Role,
+    rankings: Sequence[Ranking],
+    *,
+    states: FrozenStates | None = None,
+    micro_batch_tokens: int = PASS_TOKENS,
+) -> Tensor:
+    """Last hidden state of every answer, ``[B, H]`` float64 on the CPU."""
+    batch = tokens_of_rankings(rankings, role.backbone.device)
+    features = torch.empty(batch.size, role.backbone.width, dtype=torch.float64)
+    for index, part in batch.micro_batches(micro_batch_tokens):
+        features[index.cpu()] = role.last_hidden(part, states=states).double().cpu()
+    return features
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """The training answers as a Gaussian, and the distance within which most of them lie."""
+
+    mean: Tensor
+    """``[H]``."""
+    precision: Tensor
+    """``[H, H]``."""
+    limit: float
+    """Squared distance of the :data:`QUANTILE` of training answers that did not fit the Gaussian."""
+
+    def outliers(self, features: Tensor) -> Tensor:
+        """``[B]`` bool, True: further away than the limit."""
+        return squared_distances(features, self.mean, self.precision) > self.limit
+
+
+def known_answers(features: Tensor) -> Known:
+    """Fit the Gaussian to every second answer and the limit to the others.
+
+    Args:
+        features: ``[B, H]``, of the training answers in a random order of prompts.
+
+    Raises:
+        TrainingError: fewer than 20 answers.
+    """
+    if len(features) < 20:
+        raise TrainingError(f"{len(features)} training answers say too little about distances; at least 20 are needed")
+    fitted, others = features[::2], features[1::2]
+    precision = torch.linalg.inv(shrunk_covariance(fitted))
+    distances = squared_distances(others, fitted.mean(0), precision)
+    return Known(mean=fitted.mean(0), precision=precision, limit=float(distances.quantile(QUANTILE)))
+
+
+def squared_distances(features: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """(x − μ)ᵀ P (x − μ) for every row, ``[B]``."""
+    apart = features - mean
+    return ((apart @ precision) * apart).sum(1)
+
+
+def shrunk_covariance(features: Tensor) -> Tensor:
+    """Ledoit and Wolf's covariance, which has an inverse with fewer rows than columns.
+
+    (1 − δ) S + δ m I with m = tr S / H, δ = min(b², d²) / d², d² = ‖S − m I‖² / H, b² = Σ_i ‖x_i x_iᵀ − S‖² / (B² H).
+    Source: Ledoit and Wolf, Journal of Multivariate Analysis 88 (2004), 365–411, section 3.
+
+    Args:
+        features: ``[B, H]``.
+
+    Returns:
+        ``[H, H]``.
+    """
+    x = features - features.mean(0)
+    rows, width = x.shape
+    sample = x.T @ x / rows
+    scale = sample.trace() / width
+    apart = (sample.square().sum() - width * scale**2) / width
+    # Σ_i ‖x_i x_iᵀ − S‖² = Σ_i ‖x_i‖⁴ − B ‖S‖²
+    noise = (x.square().sum(1).square().sum() - rows * sample.square().sum()) / (rows**2 * width)
+    share = float((noise / apart).clamp(0, 1)) if float(apart) > 0 else 1.0
+    return (1 - share) * sample + share * scale * torch.eye(width, dtype=x.dtype)
