@@ -23,6 +23,22 @@ def serve(
         int, typer.Option(min=1, help="Answers that may wait for a slot; more are refused with 429.")
     ] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request does not say.")] = 512,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            "--guard", metavar="GUARD", help="Check requests and answers by what `trimtab guard train` wrote."
+        ),
+    ] = None,
+    hold_back: Annotated[
+        int, typer.Option(min=0, help="Tokens of an answer that wait until the guard has judged as many later ones.")
+    ] = 16,
+    guard_fails: Annotated[
+        Literal["closed", "open"],
+        typer.Option(help="Whether a failure of the guard blocks a request (closed) or lets it pass (open)."),
+    ] = "closed",
+    guard_log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append each decision of the guard here, without text.")
+    ] = None,
     blocked: Annotated[
         Literal["answer", "error"],
         typer.Option(help="What a conversation that a guard blocks gets: an answer that says so, or status 400."),
@@ -48,14 +64,19 @@ def serve(
     Example: trimtab serve runs/quickstart --model policy --model sft
     """
     from trimtab.serve.app import Service, Settings
+    from trimtab.serve.constitution_guard import load_constitution_guard
     from trimtab.serve.server import api_key, load_models
     from trimtab.serve.server import serve as run
 
     api_key()  # before minutes of loading
     models = load_models(target, model or ["policy"], runs=runs)
+    checks = None
+    if guard is not None:
+        backbones = [served.backbone for served in models.values()]
+        checks = load_constitution_guard(guard, backbones, hold_back=hold_back, on_error=guard_fails, log=guard_log)
     settings = Settings(slots=slots, queue=queue, default_tokens=max_new_tokens, blocked=blocked)
     run(
-        Service(models=models, settings=settings),
+        Service(models=models, settings=settings, guard=checks),
         host=host,
         port=port,
         chat=chat,

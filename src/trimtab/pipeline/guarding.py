@@ -13,7 +13,7 @@ from trimtab.guard.config import GuardConfig
 from trimtab.guard.dataset import Example, read_examples
 from trimtab.guard.detector import prepare
 from trimtab.guard.evaluation import evaluate_answers, evaluate_requests, measure_cost
-from trimtab.guard.guard import Guard
+from trimtab.guard.guard import DecisionLog, Guard, OnError
 from trimtab.guard.lexical import Lexical
 from trimtab.guard.report import report_lines, write_guard_report
 from trimtab.guard.storage import read_settings, save_guard
@@ -95,7 +95,7 @@ def evaluate_folder(
     """Measure a guard on its held-out examples, or on those of files; writes the report and returns its facts."""
     settings = read_settings(folder)
     examples = [e for path in data or (folder / HELD_OUT,) for e in read_examples(path)]
-    return _report(_load(folder, model, context), examples, settings, out, say)
+    return _report(open_guard(folder, model, context), examples, settings, out, say)
 
 
 def _report(guard: Guard, examples: Sequence[Example], settings: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
@@ -116,12 +116,25 @@ def _report(guard: Guard, examples: Sequence[Example], settings: dict[str, Any],
     return report
 
 
-def _load(folder: Path, model: str | None, context: int) -> Guard:
+def open_guard(
+    folder: Path,
+    model: str | None = None,
+    context: int = 1024,
+    *,
+    on_error: OnError = "closed",
+    log: DecisionLog | None = None,
+) -> Guard:
+    """A guard with the model that it reads; None: the one that it was trained with.
+
+    Raises:
+        CheckpointError: there is no guard in the folder, or it is damaged.
+        ConfigError: the model has another shape.
+    """
     settings = read_settings(folder)
-    if settings["model"] is None:
-        return Guard.load(folder)
-    name = model or settings["model"]["name"]
-    return Guard.load(folder, Backbone.load(ModelConfig(name=name, context=context)))
+    backbone = None
+    if settings["model"] is not None:
+        backbone = Backbone.load(ModelConfig(name=model or settings["model"]["name"], context=context))
+    return Guard.load(folder, backbone, on_error=on_error, log=log)
 
 
 def explain_request(folder: Path, text: str, *, model: str | None, context: int) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def explain_request(folder: Path, text: str, *, model: str | None, context: int)
     """
     if not text.strip():
         raise DataError("the request is empty; give a text to explain")
-    guard = _load(folder, model, context)
+    guard = open_guard(folder, model, context)
     verdict = guard.check([Message(role="user", content=text)])
     prepared = prepare([text], None if guard.layer is None else guard.read)[0]
     by_member = {m.name: m.calibrated([prepared])[0] for m in guard.detector.members}

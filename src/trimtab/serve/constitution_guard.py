@@ -1,0 +1,138 @@
+"""The guard of a constitution (:mod:`trimtab.guard`) as the server asks for one.
+
+Requests are read by a model of the guard's own, so that they never wait for the model that answers. Answers are judged
+from the states that the answering model computes anyway. The states of a token exist once it has been read, one step
+after it was drawn, so a token is judged when the next one arrives, and the last token of an answer is not judged.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from trimtab.errors import ConfigError
+from trimtab.guard import guard as guards
+from trimtab.guard.storage import read_settings
+from trimtab.models import Backbone
+from trimtab.pipeline.guarding import open_guard
+from trimtab.records import Message
+from trimtab.serve.guarding import Verdict
+
+RESTRICTED = "restricted"
+"""The category of every verdict; blocked requests also have the rule that they resemble most."""
+
+
+class ConstitutionGuard:
+    """A :class:`trimtab.serve.guarding.Guard` over a trained guard.
+
+    Args:
+        guard: checks requests and answers; the model that it reads belongs to it alone.
+        hold_back: tokens of an answer that wait until as many later ones have been judged.
+    """
+
+    def __init__(self, guard: guards.Guard, *, hold_back: int = 16) -> None:
+        self.guard = guard
+        self.version = guard.version
+        self.layer = guard.layers[0] if guard.layers else 0
+        self.hold_back = hold_back + 1 if guard.layers else 0  # the newest token has not been judged yet
+        self.fail_open = guard.on_error == "open"
+        self._reading = threading.Lock()
+
+    def check_prompt(self, messages: Sequence[Message]) -> Verdict:
+        """Judge a conversation; a failure is blocked or let pass by the guard's ``on_error``."""
+        with self._reading:
+            verdict = self.guard.check(messages)
+        scores, categories = {RESTRICTED: verdict.score}, {RESTRICTED: verdict.blocked}
+        if verdict.rule is not None:
+            scores[verdict.rule], categories[verdict.rule] = verdict.score, verdict.blocked
+        return Verdict(flagged=verdict.blocked, scores=scores, categories=categories, reason=_told(verdict))
+
+    def start_answer(self, messages: Sequence[Message], prompt_states: Tensor | None) -> "Watch":
+        """Begin to watch an answer; the states of the prompt are not used."""
+        return Watch(self.guard)
+
+
+class Watch:
+    """Judges each token of one answer when the next one arrives.
+
+    Args:
+        guard: whose probe and threshold.
+    """
+
+    def __init__(self, guard: guards.Guard) -> None:
+        self._guard, self._check = guard, guard.start(hold_back=0)
+        self._unjudged: int | None = None
+
+    def feed(self, tokens: Sequence[int], states: Tensor | None) -> Verdict:
+        """Judge the tokens before these, whose states these come from.
+
+        Args:
+            tokens: the next tokens of the answer.
+            states: ``[len(tokens), H]``, the states that each was drawn from; None: the guard judges no answers.
+        """
+        for place, token in enumerate(tokens):
+            if self._unjudged is not None:
+                self._check.step(self._unjudged, self._token_score(states, place))
+            self._unjudged = token
+        stopped = self._check.verdict
+        if stopped is not None:
+            return Verdict(
+                flagged=True, scores={RESTRICTED: self._score()}, categories={RESTRICTED: True}, reason=_told(stopped)
+            )
+        return Verdict(flagged=False, scores={RESTRICTED: self._score()}, categories={RESTRICTED: False})
+
+    def _token_score(self, states: Tensor | None, place: int) -> float | None:
+        """The probe on one state; None where there is none, which is a failure of a guard that judges answers."""
+        if states is None or self._guard.output is None:
+            return None
+        return self._guard.token_scores({self._guard.output.layer: states[None, place : place + 1]})[0]
+
+    def _score(self) -> float:
+        """The score of the answer so far between 0 and 1; 0.5 at the threshold."""
+        if self._guard.output is None or self._check.score is None:
+            return 0.0
+        distance = self._check.score - self._guard.output.threshold
+        return 1 / (1 + math.exp(-max(-50.0, min(50.0, distance))))
+
+
+def _told(verdict: guards.Verdict) -> str:
+    """What the person who asked reads; empty: the server's own sentence."""
+    return f"This request was blocked. The rule: {verdict.reason}" if verdict.reason else ""
+
+
+def load_constitution_guard(
+    folder: Path,
+    models: Sequence[Backbone],
+    *,
+    hold_back: int = 16,
+    on_error: Literal["closed", "open"] = "closed",
+    log: Path | None = None,
+) -> ConstitutionGuard:
+    """A guard for a server.
+
+    Args:
+        folder: written by ``trimtab guard train``.
+        models: those that answer.
+        hold_back: see :class:`ConstitutionGuard`.
+        on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
+        log: file that each decision is appended to, without text; None: none.
+
+    Raises:
+        CheckpointError: there is no guard in the folder, or it is damaged.
+        ConfigError: it judges answers by the states of a model of another shape than one that answers.
+    """
+    decisions = None if log is None else guards.DecisionLog(log)
+    guard = open_guard(folder, on_error=on_error, log=decisions)
+    model = read_settings(folder)["model"]
+    for backbone in models if guard.layers else ():
+        if (backbone.width, len(backbone.layers)) != (model["width"], model["layers"]):
+            raise ConfigError(
+                f"the guard in {folder} judges answers by the states of {model['name']} ({model['layers']} layers of "
+                f"width {model['width']}), but the model that answers has {len(backbone.layers)} layers of width "
+                f"{backbone.width}; train a guard with `trimtab guard train --model` on the model that answers, or one "
+                "with --no-probes"
+            )
+    return ConstitutionGuard(guard, hold_back=hold_back)
