@@ -198,6 +198,7 @@ def test_every_number_of_a_recipe_is_bounded():
                         continue
                     required = [n for n, f in kind.model_fields.items() if f.is_required()]
                     needed = {n: "http://x" if n == "url" else "x" for n in required}
+                    needed |= {n: 0.5 for n in required if kind.model_fields[n].annotation is float}
                     with pytest.raises(ValidationError, match=rf"{name}"):
                         kind.model_validate(needed | {name: 1e300})
                     continue
