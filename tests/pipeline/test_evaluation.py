@@ -11,10 +11,12 @@ import torch
 
 from trimtab.errors import ConfigError
 from trimtab.models import Chat, Role
-from trimtab.pipeline.config import load_recipe
-from trimtab.pipeline.evaluation import _gain, likelihood_per_token
+from trimtab.pipeline.config import RunConfig, load_recipe
+from trimtab.pipeline.evaluation import _add_proxy, _gain, compare, likelihood_per_token
+from trimtab.pipeline.learning import load_rewards
 from trimtab.pipeline.run import run_recipe
 from trimtab.records import Completion, Prompt, Rollout, read_records
+from trimtab.rollout import FunctionReward, NamedRewards
 from trimtab.testing import sentences, tiny_backbone, tokenizer, toy_recipe
 
 from .test_run import Listening, go
@@ -141,7 +143,8 @@ def test_the_gain_is_made_of_what_the_reward_pays_for():
             )
         return rollouts
 
-    rewards: Any = SimpleNamespace(total=lambda rs: [float(chat.decode(r.tokens).count("!")) for r in rs])
+    marks = {"marks": lambda rs: [float(chat.decode(r.tokens).count("!")) for r in rs]}
+    rewards = NamedRewards({"marks": FunctionReward(path="a.b")}, marks)
     before, after = answered(["red.", "a bird!", "blue."]), answered(["red!!", "a bird! a cat!", "- blue."])
     gain = _gain(context, chat, rewards, {"sft": before, "policy": after})
     assert gain["gain"]["value"] == pytest.approx(4 / 3 - 1 / 3)
@@ -149,3 +152,42 @@ def test_the_gain_is_made_of_what_the_reward_pays_for():
     assert marks["feature"] == "exclamation marks" and marks["part"]["value"] == pytest.approx(gain["gain"]["value"])
     assert (marks["before"], marks["after"], marks["worth"]["value"]) == pytest.approx((1 / 3, 2 / 3, 2.0))
     assert lists["feature"] == "lists and headings" and lists["part"]["value"] == 0.0
+
+
+def helpful(rollouts) -> list[float]:
+    return [1.0 for _ in rollouts]
+
+
+def harm(rollouts) -> list[float]:
+    return [float(r.text.count("bad")) for r in rollouts]
+
+
+def test_a_cost_with_a_limit_is_no_gain_and_is_shown_apart():
+    """Two equally helpful models: the harmful one does not win, and both costs are in the result."""
+    path = "tests.pipeline.test_evaluation"
+    run = RunConfig.model_validate(
+        {
+            "name": "toy",
+            "rewards": {
+                "helpful": {"kind": "function", "path": f"{path}.helpful", "weight": 2.0},
+                "harm": {"kind": "function", "path": f"{path}.harm"},
+            },
+            "align": {"method": "rloo", "constraint": {"reward": "harm", "limit": 0.1}},
+        }
+    )
+    backbone = tiny_backbone()
+    context: Any = SimpleNamespace(config=run)
+    rewards, _ = load_rewards(context, backbone)
+    assert rewards.weights == {"helpful": 2.0, "harm": 0.0}
+    answers = _add_proxy(
+        context,
+        rewards,
+        {
+            "sft": [rollout(backbone, "q1", "good"), rollout(backbone, "q2", "good")],
+            "policy": [rollout(backbone, "q1", "bad bad bad"), rollout(backbone, "q2", "good")],
+        },
+    )
+    assert [r.rewards["proxy"] for r in answers["policy"]] == [2.0, 2.0]
+    result = compare(answers, None, has_gold=False, seed=0)
+    assert result["win_rates"][0]["rate"] == 0.5
+    assert result["costs"] == {"sft": 0.0, "policy": 1.5}

@@ -51,7 +51,7 @@ def test_components_are_normalised_clipped_and_weighted():
     rewards, some = NamedRewards(sources, functions), rollouts("abc", "a", "abcdefgh")
     assert rewards(some) == {"length": [0.5, -0.5, 1.0], "model": [4.0, 4.0, 4.0]}
     assert rewards.weights == {"length": 3.0, "model": -0.5}
-    assert rewards.total(some) == [3 * 0.5 - 2, 3 * -0.5 - 2, 3 * 1.0 - 2]
+    assert [rewards.total(whole) for whole in rewards.whole(some)] == [3 * 0.5 - 2, 3 * -0.5 - 2, 3 * 1.0 - 2]
     assert rewards([]) == {"length": [], "model": []}
 
 
@@ -208,7 +208,7 @@ def test_each_number_counts_at_its_steps_last_token():
     rewards = NamedRewards({"it": source}, {"it": judge}, decoded)
     assert rewards([rollout]) == {"it": [[(2, 1.0), (6, 5.0)]]}
     assert seen == [["2+2=4", "so 4."]]
-    assert rewards.total([rollout]) == [12.0]
+    assert [rewards.total(whole) for whole in rewards.whole([rollout])] == [12.0]
 
 
 def test_the_same_step_twice_has_two_ends():

@@ -18,6 +18,7 @@ from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.pipeline.reporting import judges_of, spoken_names
 from trimtab.records import Prompt, Rollout, write_records
+from trimtab.records.weights import constrained_reward
 from trimtab.rollout import NamedRewards, remove_states
 from trimtab.trainers import OnlineConfig, tokens_of
 
@@ -33,6 +34,9 @@ COMPARISONS = (
     ("policy", "best_of"),
 )
 """Pairs that are compared where a run has both models; the first one is the headline."""
+
+COST = "cost"
+"""Name under which an answer's evaluation keeps the cost that has a limit."""
 
 KEPT_TOKENS = 32_768
 """Tokens of answers whose frozen-layer states are stored between sampling, KL and scores."""
@@ -136,11 +140,18 @@ def _best_of_n(
 def _add_proxy(
     context: Context, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]
 ) -> dict[str, list[Rollout]]:
-    """All answers with their total reward; those to one prompt side by side, so that it is computed once."""
+    """All answers with their total reward, and the cost that has a limit, if there is one, beside it.
+
+    Answers to one prompt are scored side by side, so that the prompt is computed once.
+    """
     groups = list(zip(*answers.values(), strict=True))
-    scores = iter(_scores(context, rewards, [r for group in groups for r in group]))
-    scored = [[with_reward(r, "proxy", next(scores)) for r in group] for group in groups]
-    return {name: [group[i] for group in scored] for i, name in enumerate(answers)}
+    cost = constrained_reward(context.config.model_dump(mode="json"))
+    scored = iter(
+        {"proxy": rewards.total(whole)} | ({} if cost is None else {COST: whole[cost]})
+        for whole in _whole_rewards(context, rewards, [r for group in groups for r in group])
+    )
+    rated = [[replace(r, rewards=r.rewards | next(scored)) for r in group] for group in groups]
+    return {name: [group[i] for group in rated] for i, name in enumerate(answers)}
 
 
 def _gain(
@@ -176,6 +187,9 @@ def _say(context: Context, result: Mapping[str, Any], best: Mapping[str, float] 
         )
     for alarm in alarms(result, names=spoken_names(run), judges=judges_of(run)) or ():
         context.ui.say(f"  ALARM: {alarm.name}: {alarm.message}")
+    if result["costs"]:
+        means = ", ".join(f"{name} {value:.3g}" for name, value in result["costs"].items())
+        context.ui.say(f"  mean of the cost that has a limit, which is not part of the reward: {means}")
     if best is not None:
         context.ui.say(f"  best of {best['n']}: KL {best['kl']:.2f} nats by estimate, {best['kl_bound']:.2f} at most")
     if result["kl"] is not None:
@@ -183,10 +197,15 @@ def _say(context: Context, result: Mapping[str, Any], best: Mapping[str, float] 
 
 
 def _scores(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[float]:
-    """Total reward of each answer, in batches of the size used in training."""
+    """Total reward of each answer."""
+    return [rewards.total(whole) for whole in _whole_rewards(context, rewards, rollouts)]
+
+
+def _whole_rewards(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
+    """The named rewards of each answer, in batches of the size used in training."""
     align = context.config.align
     size = align.prompts * align.group if isinstance(align, OnlineConfig) else CHUNK
-    return [x for i in range(0, len(rollouts), size) for x in rewards.total(rollouts[i : i + size])]
+    return [x for i in range(0, len(rollouts), size) for x in rewards.whole(rollouts[i : i + size])]
 
 
 def best_of(pool: Sequence[Rollout], scores: Sequence[float], n: int) -> list[Rollout]:
@@ -267,6 +286,11 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
         "means": {
             name: {judge: sum(r.rewards[judge] for r in answers[name]) / len(answers[name]) for judge in judges}
             for name in names
+        },
+        "costs": {
+            name: sum(r.rewards[COST] for r in answers[name]) / len(answers[name])
+            for name in answers
+            if COST in answers[name][0].rewards
         },
     }
 

@@ -22,6 +22,7 @@ from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.monitoring import RunMonitor
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
+from trimtab.records.weights import reward_weights
 from trimtab.rollout import (
     FunctionReward,
     HttpReward,
@@ -153,7 +154,8 @@ def load_rewards(
 ) -> tuple[NamedRewards, RewardModelScorer | None]:
     """The rewards that online alignment maximises, by name, and the reward model if it is one of them.
 
-    Without a ``rewards`` section it is the reward model alone. ``states``: of the trunk's frozen layers, for it.
+    Without a ``rewards`` section it is the reward model alone. A cost with a limit weighs 0, because the trainer sets
+    its price. ``states``: of the trunk's frozen layers, for the reward model.
     """
     scorer = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
@@ -166,7 +168,8 @@ def load_rewards(
         else:
             scorer = load_scorer(context, trunk, micro_batch_tokens, states)
             functions[name] = from_scorer(scorer, "reward_model")
-    return NamedRewards(sources, functions, trunk.chat.decode), scorer
+    weights = reward_weights(context.config.model_dump(mode="json"))
+    return NamedRewards(sources, functions, trunk.chat.decode, weights), scorer
 
 
 def run_reward(context: Context) -> tuple[Counts, list[str]]:

@@ -112,6 +112,8 @@ class NamedRewards:
         sources: settings by name.
         functions: the raw function of each name.
         decode: tokens of an answer to its text; needed where a component has ``steps``.
+        weights: weight of each component in the total, see :func:`trimtab.records.weights.reward_weights`; None: as
+            in its settings.
     """
 
     def __init__(
@@ -119,13 +121,12 @@ class NamedRewards:
         sources: Mapping[str, RewardComponent],
         functions: Mapping[str, RewardFunction],
         decode: Callable[[Sequence[int]], str] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.sources, self.functions, self.decode = dict(sources), dict(functions), decode
-
-    @property
-    def weights(self) -> dict[str, float]:
+        own = {name: source.weight for name, source in self.sources.items()}
+        self.weights = own | dict(weights or {})
         """Weight of each component in the total."""
-        return {name: source.weight for name, source in self.sources.items()}
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
         """Score rollouts: a number per answer, or (place, number) pairs where the component is earned by steps.
@@ -136,15 +137,20 @@ class NamedRewards:
         """
         return {name: self._component(name, source, rollouts) for name, source in self.sources.items()}
 
-    def total(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Weighted sum of all components."""
+    def whole(self, rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
+        """Each answer's number by component; the rewards of an answer's steps are summed."""
         parts = self(rollouts)
-        totals = [0.0] * len(rollouts)
-        for name, values in parts.items():
-            for i, value in enumerate(values):
-                whole = sum(number for _, number in value) if isinstance(value, list) else value
-                totals[i] += self.sources[name].weight * whole
-        return totals
+        return [
+            {
+                name: sum(number for _, number in values[i]) if isinstance(values[i], list) else values[i]
+                for name, values in parts.items()
+            }
+            for i in range(len(rollouts))
+        ]
+
+    def total(self, whole: Mapping[str, float]) -> float:
+        """Weighted sum of an answer's components."""
+        return sum(self.weights[name] * value for name, value in whole.items())
 
     def _component(self, name: str, source: RewardComponent, rollouts: Sequence[Rollout]) -> list[Any]:
         if not rollouts:

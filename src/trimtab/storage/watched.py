@@ -15,6 +15,7 @@ import yaml
 
 from trimtab.errors import DataError
 from trimtab.records import Rollout, read_records
+from trimtab.records.weights import reward_weights
 from trimtab.storage.run import RunFolder
 
 ALIGN = "align"
@@ -217,9 +218,8 @@ class WatchedRun:
         return read_records(path, Rollout)
 
     def reward_weights(self) -> dict[str, float]:
-        """The weight of each reward component; 1 if not named."""
-        sources = self.config().get("rewards") or {}
-        return {name: float(s.get("weight", 1.0)) for name, s in sources.items() if isinstance(s, Mapping)}
+        """The weight of each reward component; 1 if not named, 0 for a cost with a limit."""
+        return reward_weights(self.config())
 
     def token_texts(self) -> list[str]:
         """The text of each token, by id; empty where the run did not write it."""
