@@ -55,6 +55,28 @@ def test_one_limit_passed_twice_in_a_row(bad, reason):
     assert reasons([bad, {}, bad, {}]) == [None] * 5  # not in a row
 
 
+def test_a_constrained_run_may_give_up_reward_for_its_limit():
+    """Reward falls by half a standard deviation a step while the cost falls towards its limit: no collapse."""
+    steps = [
+        {"ended": 1.0, "reward": 1.0 - 0.15 * s, "reward_std": 0.3, "kl": 70.0 * s, "length": 20.0}
+        | {"reward/harm": 2.0 - 0.1 * s}
+        for s in range(12)
+    ]
+    constrained = Guard(GuardConfig(), answers=64, penalised=False, cost="harm")
+    assert [constrained.check(step) for step in steps] == [None] * 12
+    free = Guard(GuardConfig(), answers=64, penalised=False)
+    assert any(free.check(step) for step in steps)
+
+
+def test_a_constrained_run_that_gains_nothing_still_falls():
+    guard = Guard(GuardConfig(), answers=64, penalised=False, cost="harm")
+    first = {"ended": 1.0, "reward": 1.0, "reward_std": 0.3, "kl": 0.0, "length": 20.0, "reward/harm": 2.0}
+    far = first | {"kl": 70.0, "reward": -1.0, "reward/harm": 2.5}
+    verdicts = [guard.check(first), guard.check(far), guard.check(far)]
+    assert verdicts[:2] == [None, None]
+    assert verdicts[2] is not None and "the mean reward has not risen, nor has the cost fallen" in verdicts[2]
+
+
 @pytest.mark.parametrize(
     "fine",
     [

@@ -188,3 +188,18 @@ def test_the_critic_has_returns_of_its_own():
 def test_settings_that_contradict(settings, message):
     with pytest.raises(ConfigError, match=message):
         check_rl(settings, 3)
+
+
+def test_price_and_beta_stand_still_while_the_critic_warms_up():
+    """Two warm-up steps, then one: only the last may move λ and β for the step after it."""
+    settings = PpoConfig(
+        **SHORT | {"steps": 4},
+        critic=STEADY,
+        critic_warmup=2,
+        guard=None,
+        kl=KLConfig(coefficient=0.05, target=6.0, horizon=100),
+        constraint=ConstraintConfig(reward="cost", limit=1.0),
+    )
+    _, rows = run(settings)
+    assert [row["multiplier"] for row in rows[:3]] == [1.0] * 3 and rows[3]["multiplier"] != 1.0
+    assert [row["beta"] for row in rows[:3]] == [0.05] * 3 and rows[3]["beta"] != 0.05

@@ -4,8 +4,10 @@ Three limits, compared with the run's first step, whose answers come from the re
 
 - ``ended``: answers no longer end their turn. This is the most common collapse: at too high a learning rate the policy
   forgets its end-of-turn token and every answer is cut.
-- ``reward``: the policy is clearly worse at what it is trained for.
-- ``kl``: it is far from the reference and has gained nothing for it.
+- ``reward``: the policy is clearly worse at what it is trained for. Not judged under a constraint, where the policy is
+  meant to give up reward until the cost is below its limit.
+- ``kl``: it is far from the reference and has gained nothing for it: neither a higher reward nor, under a constraint, a
+  lower cost.
 
 None of them is about entropy, about how many answers are alike, or about KL per answer: all three go far in healthy
 runs that end at one best answer. One bad step can be chance, so a limit must be passed on consecutive steps.
@@ -14,6 +16,7 @@ The answers of step s (from 1) come from the weights after s − 1 steps. So a c
 step later, and is kept until a newer one is known to be.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,10 +44,10 @@ class GuardConfig(Config):
     of the first step's answers ended and ``missing_eos`` penalises those that do not. None: not judged."""
     reward: float | None = Field(default=1.5, gt=0.0)
     """How far the mean reward may lie below the first step's, in standard deviations of that step's rewards. None: not
-    judged."""
+    judged. It is not judged under a ``constraint`` either, which trades reward for a lower cost."""
     kl: float | None = Field(default=3.0, gt=0.0)
-    """Largest KL to the reference, in nats per token, while the mean reward is not above the first step's. None: not
-    judged."""
+    """Largest KL to the reference, in nats per token, while the mean reward is not above the first step's and the cost
+    of a ``constraint`` not below it. None: not judged."""
     steps: int = Field(default=2, ge=1)
     """Consecutive steps on which the same limit must be passed."""
     on_fall: Literal["stop", "keep"] = "stop"
@@ -71,11 +74,12 @@ class Guard:
         config: the limits; None: every step is healthy.
         answers: how many a step has.
         penalised: True: answers that do not end their turn are penalised.
+        cost: name of the reward that a constraint limits; None: no constraint.
     """
 
-    def __init__(self, config: GuardConfig | None, *, answers: int, penalised: bool) -> None:
+    def __init__(self, config: GuardConfig | None, *, answers: int, penalised: bool, cost: str | None = None) -> None:
         self._config = config if answers >= FEWEST else None
-        self._penalised = penalised
+        self._penalised, self._cost = penalised, cost
         self._steps: list[dict[str, float]] = []
 
     def check(self, metrics: Metrics) -> str | None:
@@ -83,6 +87,8 @@ class Guard:
         if self._config is None:
             return None
         values = {name: metrics[name] for name in ("ended", "reward", "reward_std")}
+        if self._cost is not None:
+            values["cost"] = metrics.get(f"reward/{self._cost}", math.inf)  # inf: no answer has a token
         self._steps.append(values | {"kl": metrics["kl"] / max(metrics["length"], 1.0)})
         latest = [self._passed(step) for step in self._steps[-self._config.steps :]]
         if len(latest) < self._config.steps:
@@ -103,16 +109,18 @@ class Guard:
         if config.ended is not None and self._penalised and first["ended"] > 0.5:
             least = config.ended * first["ended"]
             limits["ended"] = (step["ended"] - least, f"fewer than {least:.0%} of answers end their turn")
-        if config.reward is not None and first["reward_std"] > 0:
+        if config.reward is not None and self._cost is None and first["reward_std"] > 0:
             least = first["reward"] - config.reward * first["reward_std"]
             limits["reward"] = (
                 step["reward"] - least,
                 f"the mean reward is below {least:.3g}, {config.reward:g} standard deviations under the first step's",
             )
-        if config.kl is not None and step["reward"] <= first["reward"]:
+        cheaper = self._cost is not None and step["cost"] < first["cost"]
+        if config.kl is not None and step["reward"] <= first["reward"] and not cheaper:
+            gains = "the mean reward has not risen" + ("" if self._cost is None else ", nor has the cost fallen")
             limits["kl"] = (
                 config.kl - step["kl"],
-                f"the KL to the reference is above {config.kl:g} nats per token and the mean reward has not risen",
+                f"the KL to the reference is above {config.kl:g} nats per token and {gains}",
             )
         return {
             name: f"{text} ({name} by step, the last {len(self._steps[-SHOWN:])}: {self._values(name)})"

@@ -50,6 +50,7 @@ from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
+    ConstraintConfig,
     DapoConfig,
     KLConfig,
     PolicyGradientConfig,
@@ -166,7 +167,12 @@ def train_rl(
         kl=AdaptiveKL(_kl(config).coefficient, _kl(config).target or 1.0, _kl(config).horizon),
         price=_price(config),
         scale=RunningScale(),
-        guard=Guard(config.guard, answers=config.prompts * config.group, penalised=config.missing_eos is not None),
+        guard=Guard(
+            config.guard,
+            answers=config.prompts * config.group,
+            penalised=config.missing_eos is not None,
+            cost=None if (limit := _constraint(config)) is None else limit.reward,
+        ),
     )
     done = run.restore(session.checkpoints)
     session.planned(done, config.steps)
@@ -176,7 +182,7 @@ def train_rl(
         scored = run.score(step, rollouts)  # 2
         batch = run.prepare(step, scored)  # 3
         metrics = run.update(step, batch, scored)  # 4
-        run.adapt(metrics)  # 5
+        run.adapt(step, metrics)  # 5
         session.log({"step": number + 1, **metrics, **step.clock.seconds})
         fall = run.check_collapse(step, metrics, session.checkpoints)  # 6
         if fall is not None:
@@ -294,13 +300,13 @@ class _Run:
 
     def _weights(self) -> Mapping[str, float]:
         """Weight of each reward; of a cost with a limit, its price."""
-        limit = self.config.constraint if isinstance(self.config, PolicyGradientConfig) else None
+        limit = _constraint(self.config)
         return (
             self.weights if limit is None or self.price is None else {**self.weights, limit.reward: -self.price.value}
         )
 
     def _check_cost(self, scored: Scored) -> None:
-        limit = self.config.constraint if isinstance(self.config, PolicyGradientConfig) else None
+        limit = _constraint(self.config)
         names = sorted({name for r in scored.rollouts for name in r.rewards})
         if limit is not None and names and limit.reward not in names:
             raise ConfigError(
@@ -404,8 +410,7 @@ class _Run:
             ids = [ids[i] for i in places.tolist()]
             if 0 < len(places) < batch.size:
                 rows = rows.rows(places)
-        warming = isinstance(self.config, PpoConfig) and step.number < self.config.critic_warmup
-        metrics = (critic_update if warming else self.method.update)(
+        metrics = (critic_update if self._warming(step) else self.method.update)(
             Update(
                 learners=self.learners,
                 batch=rows,
@@ -429,11 +434,20 @@ class _Run:
             metrics |= self.monitor(step.number + 1, answered)
         return metrics
 
+    def _warming(self, step: _Step) -> bool:
+        """True: the step trains the critic alone."""
+        return isinstance(self.config, PpoConfig) and step.number < self.config.critic_warmup
+
     # 5. and 6. ----------------------------------------------------------------------------
 
-    def adapt(self, metrics: Metrics) -> None:
-        """Move β towards its target, and the price of a cost towards where its limit holds."""
-        limit = self.config.constraint if isinstance(self.config, PolicyGradientConfig) else None
+    def adapt(self, step: _Step, metrics: Metrics) -> None:
+        """Move β towards its target, and the price of a cost towards where its limit holds.
+
+        Not while the critic warms up: the policy stands still, and neither its KL nor its cost can answer.
+        """
+        if self._warming(step):
+            return
+        limit = _constraint(self.config)
         if limit is not None and self.price is not None and f"reward/{limit.reward}" in metrics:
             self.price.update(metrics[f"reward/{limit.reward}"])
         if _kl(self.config).target is not None:
@@ -503,9 +517,14 @@ def _kl(config: RlConfig) -> KLConfig:
     return config.kl if isinstance(config.kl, KLConfig) else KLConfig(coefficient=0.0, place="loss")
 
 
+def _constraint(config: RlConfig) -> ConstraintConfig | None:
+    """The limit on a cost; None without one."""
+    return config.constraint if isinstance(config, PolicyGradientConfig) else None
+
+
 def _price(config: RlConfig) -> DualAscent | None:
     """Of a cost with a limit; None without one."""
-    limit = config.constraint if isinstance(config, PolicyGradientConfig) else None
+    limit = _constraint(config)
     if limit is None:
         return None
     return DualAscent(limit.initial, limit=limit.limit, lr=limit.lr, largest=limit.largest)
