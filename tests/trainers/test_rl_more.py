@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Encoded
+from trimtab.models import AdapterConfig, Encoded, FrozenStates, Role
 from trimtab.records import Rollout, read_records
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.testing import WORDS, chat_messages, prompts, tiny_backbone
@@ -39,6 +39,8 @@ from trimtab.trainers import (
     train_rl,
 )
 from trimtab.trainers.methods import ONLINE
+from trimtab.trainers.rl_passes import run_passes
+from trimtab.trainers.rollout_batch import tokens_of
 from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
 
 from ..kit import moved, same_weights, stir
@@ -535,8 +537,9 @@ def test_an_empty_answer_is_counted_and_the_run_goes_on(kind):
         assert [row["empty"] for row in rows] == [len(empty)] * 2
         assert all(math.isfinite(value) for row in rows for value in row.values())
         assert all(bool(torch.isfinite(weight).all()) for weight in roles.policy.state().values())
+        assert all(row["n"] == 12 for row in rows)  # the monitor is shown the empty ones too
         if len(empty) < 12:
-            assert all(row["updates"] >= 1 and row["n"] == 12 - len(empty) for row in rows)
+            assert all(row["updates"] >= 1 for row in rows)
         else:
             assert all(row["updates"] == 0 for row in rows)
 
@@ -569,3 +572,13 @@ def test_an_empty_answer_is_in_no_groups_mean(kind, monkeypatch: pytest.MonkeyPa
         wanted = [(x - mean) / scale for x in r]
     first = [float(row[m][0]) for row, m in zip(advantages, mask, strict=True) if bool(m.any())]
     assert first == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_entropy_limit_is_over_the_answers_that_count():
+    """Cut answers are filtered: half of the tokens of the whole answer are trained on, whatever the cut one's are."""
+    one = Role(tiny_backbone())
+    rollouts = [rollout(4), replace(rollout(6, number=1), finish_reason="length")]
+    settings = RlooConfig(group=2, entropy_top=0.5, overlong_filter=True, missing_eos=None)
+    batch = tokens_of(rollouts, one.backbone.device)
+    passes = run_passes(one, one, None, batch, rollouts, settings, FrozenStates(one.backbone))
+    assert passes.uncertain is not None and passes.uncertain.sum(dim=1).tolist() == [2, 0]

@@ -99,7 +99,7 @@ def _gspo_error(policy: Tensor, reward: Tensor) -> float:
     return float((gradients[0] - gradients[1]).abs().max())
 
 
-def _cut(seed: int, kept: int = 2) -> tuple[float, float]:
+def _cut(seed: int, length: int = 2) -> tuple[float, float]:
     """Answers of three tokens that are cut after two: the gradient of the first two tokens, with V after the cut."""
     generator = torch.Generator().manual_seed(8500 + seed)
     policy = torch.randn(TREE.states, TREE.actions, generator=generator, dtype=F)
@@ -110,7 +110,7 @@ def _cut(seed: int, kept: int = 2) -> tuple[float, float]:
         start -= count
         rows = slice(start, start + count)
         values[rows] = below = (torch.softmax(policy[rows], -1) * below.view(count, -1)).sum(-1)
-    short = Tree(actions=3, depth=kept)
+    short = Tree(actions=3, depth=length)
     paths, true = short.paths(), _true(policy, reward)[: short.states]
     mask, nothing = torch.ones(paths.shape, dtype=torch.bool), torch.zeros(paths.shape, dtype=F)
     after = values[short.states :][paths[:, 0] * 3 + paths[:, 1]]

@@ -104,7 +104,8 @@ def critic_of(policy: Role, backbone: Backbone, config: AdapterConfig, *, seed: 
 
 
 Monitor = Callable[[int, Sequence[Rollout]], Metrics]
-"""Number of the step, from 1, and its answers → further numbers that are logged, never trained on (a gold reward)."""
+"""Number of the step, from 1, and its answers → further numbers that are logged, never trained on (a gold reward).
+Answers without a token are among them, though they have no rewards."""
 
 
 def train_rl(
@@ -429,9 +430,8 @@ class _Run:
             remove_states(self.samples, f"{step.name}*")
         step.clock.lap("update")
         metrics |= describe(scored, batch, self.config, self.kl.value, self.price)
-        answered = [r for r in scored.rollouts if r.tokens]
-        if self.monitor is not None and answered:
-            metrics |= self.monitor(step.number + 1, answered)
+        if self.monitor is not None:
+            metrics |= self.monitor(step.number + 1, scored.rollouts)
         return metrics
 
     def _warming(self, step: _Step) -> bool:

@@ -15,6 +15,7 @@ from trimtab.models import Batch, FrozenStates, Role, scatter
 from trimtab.records import Rollout
 from trimtab.trainers.rl_config import OnlineConfig, PolicyGradientConfig, PpoConfig
 from trimtab.trainers.rl_update import critic_on_policy
+from trimtab.trainers.scoring import ended_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,9 @@ def run_passes(
             )
         elif weighted:
             recomputed[index, :width] = policy.logprobs(part, temperature=temperature, states=states)
+    counted = mask
+    if gradient is not None and gradient.overlong_filter:  # cut answers are left out of the loss
+        counted = mask & ended_of(rollouts).to(mask.device)[:, None]
     return Passes(
         sampled=sampled,
         old=recomputed if weighted else sampled,
@@ -91,7 +95,7 @@ def run_passes(
         values=values,
         last_values=last_values,
         importance=_weights(gradient, recomputed, sampled, mask) if gradient is not None and weighted else None,
-        uncertain=None if top is None else high_entropy_mask(entropies, mask, share=top),
+        uncertain=None if top is None else high_entropy_mask(entropies, counted, share=top),
     )
 
 

@@ -111,26 +111,13 @@ def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
     Returns:
         metrics averaged over the optimiser steps; their number is ``updates``, 0 for an empty batch.
     """
-    config, learners, batch = update.config, update.learners, update.batch
-    if not update.ids:
-        return _summary([], None, config.kl.stop)
-    answered = batch.answered.cpu()
+    config, learners = update.config, update.learners
     on_policy = critic_on_policy(config)
     metrics_of_steps: list[Metrics] = []
-    for groups in _minibatches(batch.size // config.group, config, update.seed):
-        # Whole groups, so that their prompt is computed once.
-        index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
-        index = index[answered[index]]
-        if not len(index):
-            continue
-        minibatch = batch.rows(index.to(batch.tokens.device))
-        norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
-        parts: list[tuple[list[str], RolloutBatch | Imitation]] = [
-            ([update.ids[int(index[i])] for i in rows.tolist()], part)
-            for rows, part in minibatch.micro_batches(config.micro_batch_tokens)
-        ]
+    for parts, norms in _answer_minibatches(update):
+        policy_parts: list[tuple[list[str], RolloutBatch | Imitation]] = [*parts]
         metrics = learners["policy"].step(
-            parts + _imitations(update),
+            policy_parts + _imitations(update),
             lambda part, norms: _policy_loss(update, part, norms),
             norms,
             also=[learners["critic"]] if on_policy else [],
@@ -140,8 +127,7 @@ def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
             return _summary(metrics_of_steps, metrics, config.kl.stop)
         metrics = _named(metrics)
         if "critic" in learners and not on_policy:
-            value = learners["critic"].step(parts, lambda part, norms: (_value_loss(update, part, norms), {}), norms)
-            metrics |= {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
+            metrics |= _critic_step(update, parts, norms)
         metrics_of_steps.append(metrics)
     return _summary(metrics_of_steps, None, config.kl.stop)
 
@@ -152,23 +138,39 @@ def critic_update(update: Update[Any]) -> Metrics:
     Returns:
         metrics averaged over the optimiser steps; ``updates`` counts the policy's, so it is 0.
     """
+    steps = [_critic_step(update, parts, norms) for parts, norms in _answer_minibatches(update)]
+    means = {key: sum(m[key] for m in steps) / len(steps) for key in (steps[0] if steps else ())}
+    return means | {"updates": 0.0}
+
+
+def _answer_minibatches(update: Update[Any]) -> Iterator[tuple[list[tuple[list[str], RolloutBatch]], Norms]]:
+    """Micro-batches of each optimiser step, with their names, and the step's sizes.
+
+    A minibatch holds whole groups, so that their prompt is computed once. Answers without a token are left out.
+    """
     config, batch = update.config, update.batch
-    answered, steps = batch.answered.cpu(), []
-    for groups in _minibatches(batch.size // config.group if update.ids else 0, config, update.seed):
+    if not update.ids:
+        return
+    answered = batch.answered.cpu()
+    for groups in _minibatches(batch.size // config.group, config, update.seed):
         index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
         index = index[answered[index]]
         if not len(index):
             continue
         minibatch = batch.rows(index.to(batch.tokens.device))
-        norms = Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size)
-        parts = [
-            ([update.ids[int(index[i])] for i in rows.tolist()], part)
-            for rows, part in minibatch.micro_batches(config.micro_batch_tokens)
-        ]
-        value = update.learners["critic"].step(parts, lambda part, norms: (_value_loss(update, part, norms), {}), norms)
-        steps.append({"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]})
-    means = {key: sum(m[key] for m in steps) / len(steps) for key in (steps[0] if steps else ())}
-    return means | {"updates": 0.0}
+        yield (
+            [
+                ([update.ids[int(index[i])] for i in rows.tolist()], part)
+                for rows, part in minibatch.micro_batches(config.micro_batch_tokens)
+            ],
+            Norms(tokens=float(minibatch.response_mask.sum()), sequences=minibatch.size),
+        )
+
+
+def _critic_step(update: Update[Any], parts: Sequence[tuple[list[str], RolloutBatch]], norms: Norms) -> Metrics:
+    """One optimiser step of a critic with weights of its own."""
+    value = update.learners["critic"].step(parts, lambda part, norms: (_value_loss(update, part, norms), {}), norms)
+    return {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
 
 
 def critic_on_policy(config: OnlineConfig) -> bool:
