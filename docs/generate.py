@@ -101,7 +101,11 @@ def methods() -> str:
     from trimtab.trainers.choosing import choices
 
     star = " (start here)"
-    rows = [(f"`{c.method}`{star if c.start else ''}", c.label, c.data, c.cost, c.flaw) for c in choices()]
+    soft = ", also soft labels"
+    rows = [
+        (f"`{c.method}`{star if c.start else ''}", c.label, c.data + soft * c.soft_labels, c.cost, c.flaw)
+        for c in choices()
+    ]
     return (
         "# Methods\n\nThe methods of alignment by what they learn from, as `trimtab methods` prints them. A method for "
         "pairs takes every strict pair of a ranking. [Methods and papers](../explanation/methods-and-papers.md) has "

@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 from trimtab.cli.app import app
 from trimtab.errors import ConfigError
 from trimtab.pipeline.config import load_recipe
-from trimtab.pipeline.plan import better_fit
+from trimtab.pipeline.costs import Sizing, evaluate_cost
+from trimtab.pipeline.memory import model_shape
+from trimtab.pipeline.plan import better_fit, warnings
+from trimtab.pipeline.rates import fill_rates
 from trimtab.testing import toy_recipe
 from trimtab.trainers import METHODS
 from trimtab.trainers.choosing import ORDER, choices
@@ -92,3 +95,31 @@ def test_a_limit_needs_a_cost_beside_a_reward(tmp_path: Path, rewards, limit, me
     }  # fmt: skip
     with pytest.raises(ConfigError, match=message):
         load_recipe(toy_recipe(tmp_path, align=section, rewards=rewards, reward=None))
+
+
+@pytest.mark.parametrize(
+    ("section", "hint"),
+    [
+        ({"method": "dpo", "normalise": True}, "align.normalise is true and align.beta 0.1"),
+        ({"method": "dpo", "normalise": True, "beta": 5.0}, None),
+        ({"method": "dpo"}, None),
+        ({"method": "rloo", "steps": 2}, "align.steps is 2 and alarms.baseline 5: no step is left to compare"),
+        ({"method": "rloo", "steps": 6}, None),
+    ],
+)
+def test_the_plan_warns_of_settings_that_are_probably_mistakes(tmp_path: Path, section, hint):
+    more = {"sampler": {"max_new_tokens": 8}} if section["method"] == "rloo" else {}
+    lines = warnings(load_recipe(toy_recipe(tmp_path, align=section | more, evaluate=None)))
+    assert (hint is None and lines == []) or (len(lines) == 1 and hint in lines[0])
+
+
+def test_the_plan_counts_the_edited_answers_of_the_evaluation(tmp_path: Path):
+    """Ten held-out prompts, two models, seven edits."""
+    recipe = toy_recipe(tmp_path)
+    costs = []
+    for setting in ("evaluate.gain=true", "evaluate.gain=false"):
+        config = fill_rates(load_recipe(recipe, [setting]))
+        costs.append(evaluate_cost(Sizing(config=config, recipe=recipe, shape=model_shape(config.model))))
+    counted, without = costs
+    assert counted.what == f"{without.what}, up to 140 edited ones scored again (evaluate.gain)"
+    assert counted.flops > without.flops

@@ -100,6 +100,24 @@ def test_missing_recipe(tmp_path: Path):
         ({"align": {"method": "dpo", "smoothing": "robust"}}, "'robust' and align.label_smoothing 0"),
         ({"align.kl": {"estimator": "k3"}}, "align: kl.estimator is 'k3' and kl.place is 'reward'"),
         ({"align.missing_eos": {"mode": "subtract", "value": 0}}, "align: missing_eos.mode is 'subtract'"),
+        ({"alarms": {"baseline": 100}}, r"alarms\.baseline is 100 of \d+ steps: no step is left"),
+        (
+            {"align": {"method": "hinge"}, "sample.answers": 2, "label.aggregate": {"method": "davidson"}},
+            r"label\.aggregate\.method is 'davidson' and sample\.answers 2, which gives soft labels, and align\.method "
+            r"'hinge' has no formula for them; set label\.aggregate\.labels: hard, or use dpo",
+        ),
+        (
+            {"align": {"method": "orpo"}, "sample.answers": 2, "label.source": "ai"},
+            "label.source is 'ai', whose judges give probabilities and sample.answers 2",
+        ),
+        (
+            {"align": {"method": "dpo", "nll": 1.0}, "sample.answers": 2, "label.aggregate": {"smoothing": 1.0}},
+            r"smoothing is 1 and sample\.answers 2.*align\.nll is for certain ones",
+        ),
+        (
+            {"sample.answers": 2, "reward.loss": "davidson", "label.aggregate": {"keep_tied": True}},
+            r"reward\.loss 'davidson' learns from ties, and no preference of two answers will be one",
+        ),
     ],
 )
 def test_contradictions_are_refused_before_anything_runs(changes: dict, message: str):
@@ -112,6 +130,40 @@ def test_contradictions_are_refused_before_anything_runs(changes: dict, message:
         section[last] = value
     with pytest.raises(ConfigError, match=message):
         check_recipe(RunConfig.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"align": {"method": "hinge"}, "label.aggregate": {"method": "davidson", "labels": "hard"}},
+        {"align": {"method": "dpo"}, "label.aggregate": {"method": "davidson"}},
+        {"align": {"method": "hinge"}},  # the votes of three people may all agree
+        {"reward.loss": "davidson", "label.aggregate": {"keep_tied": True, "labels": "hard"}},
+    ],
+)
+def test_labels_that_a_method_can_take(changes: dict):
+    values = yaml.safe_load(yaml.safe_dump(TOY)) | ({"align": changes["align"]} if "align" in changes else {})
+    values["sample"]["answers"] = 2
+    for path, value in changes.items():
+        if "." in path:
+            section, key = path.split(".")
+            values[section][key] = value
+    check_recipe(RunConfig.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"reward": {"tie": 3.0}}, "tie is 3 and loss 'bradley_terry', which knows no ties"),
+        ({"reward": {"loss": "plackett_luce", "tie": 3.0}}, "loss 'plackett_luce', which knows no ties"),
+        ({"label": {"aggregate": {"habits": ["skill"]}}}, "method 'majority', which does not use it"),
+        ({"label": {"aggregate": {"method": "dawid_skene", "habits": []}}}, "'dawid_skene', which does not use it"),
+        ({"label": {"aggregate": {"labels": "hard", "smoothing": 1.0}}}, "smoothing changes soft labels only"),
+    ],
+)
+def test_settings_without_effect_are_refused(section: dict, message: str):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate({"name": "toy"} | section)
 
 
 @pytest.mark.parametrize(

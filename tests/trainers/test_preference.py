@@ -480,3 +480,17 @@ def test_soft_labels_leave_open_what_to_imitate():
     with pytest.raises(ConfigError, match=r"align\.nll imitates the better answer, and 1 of 1 preferences carry soft"):
         evaluate_preference(Role(trunk), soft, DpoConfig(nll=1.0), reference=known)
     assert evaluate_preference(Role(trunk), soft, SppoConfig(), reference=known)["loss"] > 0
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda c: c.method)
+def test_a_soft_label_of_one_or_zero_is_certain(config):
+    """Three unanimous votes give p = 1 (or 0): no method refuses it, and the loss is that of the ranks."""
+    trunk = tiny_backbone()
+    policy, reference = stir(Role.trainable(trunk, "policy", LORA, seed=1), scale=0.05), Role(trunk)
+    for p, ranks in ((1.0, (0, 1)), (0.0, (1, 0))):
+        certain, voted = (ranking(trunk.chat, 1, r, probability=q) for r, q in ((ranks, None), ((0, 0), p)))
+        losses = [
+            evaluate_preference(policy, [r], config, reference=known(config, reference, [r]))["loss"]
+            for r in (certain, voted)
+        ]
+        assert losses[0] == losses[1]

@@ -22,7 +22,7 @@ from trimtab.trainers import (
     split_holdout,
     train_reward,
 )
-from trimtab.trainers.reward import init_reward_head, prepared_states, probe_reward_head
+from trimtab.trainers.reward import _ranking_losses, init_reward_head, prepared_states, probe_reward_head
 
 from ..kit import moved, same_weights, stir
 
@@ -398,3 +398,26 @@ def score_of(one: Role, rankings: list[Ranking]) -> float:
             if r.ranks[a] < r.ranks[b] and s[a] != s[b]
         ]
     return sum(right) / len(right) if right else 0.0
+
+
+@pytest.mark.parametrize("loss", ["davidson", "rao_kupper"])
+def test_a_loss_of_ties_needs_ties(loss):
+    """Three tie votes on two answers are a soft label of one half, not a tie."""
+    chat = tiny_backbone().chat
+    rankings = [ranking(chat, 0, (0, 1)), ranking(chat, 1, (0, 0), probability=0.5)]
+    with pytest.raises(DataError, match=r"none of the 2 preferences to train on has.*1 are soft labels.*labels: hard"):
+        train_reward(role(), rankings, RewardConfig(loss=loss), seed=0)
+
+
+def test_plackett_and_luce_count_identical_answers_once():
+    """Ranks 0 and 1 have the same tokens: one choice remains, the better of them against the third answer."""
+    scores = torch.tensor([0.2, 0.2, -0.3], requires_grad=True)
+    same = Ranking(
+        id="r", sequences=[[1, 2], [1, 2], [1, 3]], prompt_length=1, ranks=(0, 1, 2), probability=None, margin=None,
+        weight=1.0,
+    )  # fmt: skip
+    loss = _ranking_losses(scores, [same], 0.0)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.5)))
+    loss.backward()
+    pull = 1 / (1 + math.exp(0.5))  # σ(−0.5)
+    assert scores.grad is not None and scores.grad.tolist() == pytest.approx([-pull, 0.0, pull])

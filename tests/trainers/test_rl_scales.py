@@ -23,6 +23,7 @@ from trimtab.trainers import (
     MissingEosConfig,
     OptimizerConfig,
     PpoConfig,
+    ReinforcePpBaselineConfig,
     RlConfig,
     RlooConfig,
     RlRoles,
@@ -176,6 +177,14 @@ def test_the_critic_has_returns_of_its_own():
         (GdpoConfig(score_clip=5.0), "score_clip is set and method 'gdpo' normalises each reward by itself"),
         (GdpoConfig(missing_eos=MissingEosConfig()), "missing_eos is set and method 'gdpo'"),
         (GdpoConfig(kl=KLConfig(coefficient=0.1)), "gdpo divides rewards by their standard deviation"),
+        (
+            RlooConfig(score_clip=1.0, constraint=ConstraintConfig(reward="cost", limit=0.1)),
+            "score_clip is 1 and constraint is set",
+        ),
+        (
+            ReinforcePpBaselineConfig(running_scale=True, missing_eos=None),
+            "running_scale is true and reinforce_pp_baseline divides advantages by their deviation over the batch",
+        ),
         (GrpoConfig(running_scale=True), "running_scale is true and grpo divides by the group's standard deviation"),
         (PpoConfig(critic_warmup=50, steps=50), "critic_warmup is 50 of 50 steps"),
         (PpoConfig(critic_warmup=1, shared_critic=True), "critic_warmup is 1 and shared_critic is true"),

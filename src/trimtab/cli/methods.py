@@ -38,5 +38,6 @@ def methods(
     for column in ("learns from", "costs", "known to do wrong"):
         table.add_column(column, overflow="fold")
     for c in rows:
-        table.add_row(f"{'*' if c.start else ' '} {c.method}", c.data, escape(c.cost), escape(c.flaw))
+        data = f"{c.data}, also soft labels" if c.soft_labels else c.data
+        table.add_row(f"{'*' if c.start else ' '} {c.method}", data, escape(c.cost), escape(c.flaw))
     Console().print(table)

@@ -62,12 +62,25 @@ class AggregateConfig(Config):
     keep_tied: bool = False
     """True: keep items whose answers all tie, with equal ranks; False: drop and count them, unless they have a soft
     label other than one half."""
+    labels: Literal["soft", "hard"] = "soft"
+    """``soft``: a preference of two answers has the probability that the first is better. ``hard``: it has ranks alone,
+    for methods that take no soft labels, and for reward models that learn from ties (with ``keep_tied``)."""
 
     @model_validator(mode="after")
     def _settings_of_the_method(self) -> Self:
         if self.method != "majority" and (self.weighting != "equal" or self.smoothing):
             raise ValueError(
                 f"weighting and smoothing are for method 'majority'; {self.method!r} estimates both, so leave them out"
+            )
+        fitted = self.method in ("davidson", "rao_kupper")
+        if not fitted and self.habits != type(self).model_fields["habits"].default:
+            raise ValueError(
+                f"habits is {list(self.habits)} and method {self.method!r}, which does not use it; leave habits out, "
+                "or set method: davidson or rao_kupper"
+            )
+        if self.labels == "hard" and self.smoothing:
+            raise ValueError(
+                f"smoothing is {self.smoothing:g} and labels 'hard': smoothing changes soft labels only; leave one out"
             )
         if len(set(self.habits)) != len(self.habits):
             raise ValueError(f"habits {list(self.habits)}: each can be named once")
@@ -240,6 +253,8 @@ def _combine(
         ranks, soft = _majority(item, judgements, weights, config)
     else:
         ranks, soft = label.ranks, label.probability
+    if config.labels == "hard":
+        soft = None
     return Preference(
         id=item.id,
         prompt=item.prompt,

@@ -20,11 +20,13 @@ from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
+    OFFLINE,
     ONLINE,
     DpoConfig,
     GdpoConfig,
     OfflineConfig,
     OnlineConfig,
+    PairConfig,
     PolicyGradientConfig,
     PpoConfig,
     PreferenceConfig,
@@ -162,6 +164,9 @@ class EvaluateConfig(Config):
     """How answers are sampled, the same for every model."""
     best_of: int | None = Field(default=None, ge=2)
     """Also compare with best-of-n: the answer with the highest reward of this many by the start model; None: do not."""
+    gain: bool = True
+    """True: edit the answers of the start model and of the policy and score them again, which shows what the gain in
+    reward is made of; up to seven further reward calls per answer. False: do not."""
     pretrained: bool = True
     """False: ``model`` was not pretrained (its weights are random), so it is left out of the comparison."""
     examples: int = Field(default=24, ge=1)
@@ -332,6 +337,14 @@ def _check_hybrid(label: LabelConfig, config: RunConfig) -> Iterator[str]:
 def _check_reward(config: RunConfig) -> Iterator[str]:
     if config.reward and not (config.label or config.data.preferences):
         yield "reward needs preferences: a label section or data.preferences"
+    label, sample = config.label, config.sample
+    if config.reward and config.reward.ties and label is not None and sample is not None and sample.answers == 2:
+        if label.aggregate.labels == "soft" or not label.aggregate.keep_tied:
+            yield (
+                f"reward.loss {config.reward.loss!r} learns from ties, and no preference of two answers will be one: "
+                "ties become soft labels of one half, or are dropped. Set label.aggregate.labels: hard and "
+                "label.aggregate.keep_tied: true, or reward.loss: bradley_terry"
+            )
 
 
 def _check_rewards(config: RunConfig) -> Iterator[str]:
@@ -353,6 +366,35 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
         yield (
             f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {align.method!r} gives all tokens "
             f"of an answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or drop steps"
+        )
+
+
+def soft_labels_expected(config: RunConfig) -> str | None:
+    """Why the ``label`` section is certain to give soft labels, as settings; None: it need not."""
+    label = config.label
+    if label is None or config.sample is None or config.sample.answers != 2 or label.aggregate.labels == "hard":
+        return None
+    if label.aggregate.method != "majority":
+        return f"label.aggregate.method is {label.aggregate.method!r}"
+    if label.aggregate.smoothing:
+        return f"label.aggregate.smoothing is {label.aggregate.smoothing:g}"
+    return f"label.source is {label.source!r}, whose judges give probabilities" if label.by_ai else None
+
+
+def _check_soft_labels(config: RunConfig) -> Iterator[str]:
+    align, reason = config.align, soft_labels_expected(config)
+    if reason is None or not isinstance(align, PairConfig):
+        return
+    if not OFFLINE[align.method].soft_labels:
+        yield (
+            f"{reason} and sample.answers 2, which gives soft labels, and align.method {align.method!r} has no formula "
+            f"for them; set label.aggregate.labels: hard, or use {' or '.join(methods_with(soft_labels=True))}"
+        )
+    elif isinstance(align, DpoConfig) and (align.nll or align.label_smoothing):
+        name = "nll" if align.nll else "label_smoothing"
+        yield (
+            f"{reason} and sample.answers 2, which gives soft labels, and align.{name} is for certain ones; set "
+            f"label.aggregate.labels: hard, or align.{name}: 0"
         )
 
 
@@ -382,6 +424,12 @@ def _check_online(config: RunConfig) -> Iterator[str]:
     if ptx is not None and not (ptx.data or data.demonstrations):
         yield "align.ptx needs conversations: data.demonstrations or align.ptx.data"
     yield from _check_constraint(config, align)
+    alarms = config.alarms
+    if alarms is not None and alarms.baseline >= align.steps and alarms.baseline != AlarmConfig().baseline:
+        yield (
+            f"alarms.baseline is {alarms.baseline} of {align.steps} steps: no step is left to compare with the first "
+            "ones, so no alarm can be raised; lower it, or set alarms: null"
+        )
     try:
         check_rl(align, prompts=1)
     except ConfigError as error:
@@ -454,6 +502,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_reward,
     _check_rewards,
     _check_offline,
+    _check_soft_labels,
     _check_online,
     _check_evaluate,
     _check_balance,

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from trimtab.constitution import DEFAULT, load_constitution
+from trimtab.evals import REMOVALS
 from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.judging import LocalJudge
@@ -269,13 +270,18 @@ def _trained_share(align: RlConfig) -> float:
 
 
 def evaluate_cost(sizing: Sizing) -> Cost:
-    """Answers of every model, and their scores."""
+    """Answers of every model, their scores, and the scores of edited answers at their most."""
     config, evaluate = sizing.config, sizing.config.evaluate
     assert evaluate is not None
     heldout = sizing.rows(config.data.heldout, Prompt) or round(sizing.prompts * config.data.heldout_share)
     models = 1 + (config.sft is not None) + (config.align is not None) + (evaluate.best_of or 0)
-    count = min(evaluate.prompts or heldout, heldout) * models
-    return Cost(what=f"{count} answers", tokens=count * TOKENS // 2, flops=count * TOKENS * sizing.forward * 2)
+    prompts = min(evaluate.prompts or heldout, heldout)
+    count, edits, what = prompts * models, 0, ""
+    if evaluate.gain and config.align and (config.reward or config.rewards):
+        edits = 2 * len(REMOVALS) * prompts  # of the start model and of the policy
+        what = f", up to {edits} edited ones scored again (evaluate.gain)"
+    flops = (2 * count + edits) * TOKENS * sizing.forward
+    return Cost(what=f"{count} answers{what}", tokens=count * TOKENS // 2, flops=flops)
 
 
 def balance_cost(sizing: Sizing) -> Cost:

@@ -96,7 +96,9 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     for name, rollouts in answers.items():
         write_records(folder / f"answers-{name}.jsonl", rollouts)
         files.append(f"answers-{name}.jsonl")
-    gain = None if rewards is None or policy is None else _gain(context, trunk.chat, rewards, answers)
+    gain = None
+    if config.gain and rewards is not None and policy is not None:
+        gain = _gain(context, trunk.chat, rewards, answers)
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
     if config.pretrained and len(answers) > 1:
         if run.sft is not None:

@@ -180,6 +180,11 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
     rankings, preferences, left_out = usable_rankings(context, role.backbone.chat, ties=config.ties)
     train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("reward"))
+    tied: Counts = {}
+    if config.ties:
+        tied["tied_pairs"] = sum(len(rankings[i].tied_pairs()) for i in train)
+        strict_pairs = sum(len(rankings[i].pairs()) for i in train)
+        context.ui.say(f"  {config.loss} learns from {tied['tied_pairs']} tied pairs and {strict_pairs} with a winner")
     with context.training("reward", "reward model") as session:
         states = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
     scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]], states=states)
@@ -205,7 +210,7 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
             )
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "reward.json", facts)
-    counts = {"preferences": len(train), "held_out": len(held)} | left_out
+    counts = {"preferences": len(train), "held_out": len(held)} | left_out | tied
     return counts, ["weights.safetensors", "reward.json"]
 
 

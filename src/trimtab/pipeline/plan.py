@@ -14,6 +14,7 @@ from trimtab.pipeline.run import plan_stages
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     METHODS,
+    DpoConfig,
     KtoConfig,
     OfflineConfig,
     OfflineMethod,
@@ -111,6 +112,16 @@ def warnings(config: RunConfig) -> list[str]:
     kl = config.align.kl if isinstance(config.align, PolicyGradientConfig) else None
     if kl is not None and kl.place == "loss" and kl.estimator == "k1":
         lines.append("align.kl: k1 in the loss has no gradient in expectation; use sequence, or place: reward")
+    if isinstance(config.align, DpoConfig) and config.align.normalise and config.align.beta <= DpoConfig().beta:
+        lines.append(
+            f"align.normalise is true and align.beta {config.align.beta:g}, a usual value for whole answers: "
+            "log-ratios per token are as many times smaller as answers have tokens; Tülu 3 uses beta 5"
+        )
+    if isinstance(config.align, OnlineConfig) and config.alarms and config.alarms.baseline >= config.align.steps:
+        lines.append(
+            f"align.steps is {config.align.steps} and alarms.baseline {config.alarms.baseline}: no step is left to "
+            "compare with the first ones, so no alarm can be raised"
+        )
     if (
         isinstance(config.align, PolicyGradientConfig)
         and config.align.sampler.engine == "vllm"
@@ -139,7 +150,7 @@ def better_fit(config: RunConfig, answers: int) -> list[str]:
         listwise = methods_with(listwise=True)
         lines.append(
             f"preferences rank {answers} answers; align.method {' or '.join(listwise)} learns from their whole order, "
-            f"{align.method} from each pair alone"
+            f"{align.method} from each pair alone (if no two answers above the last place tie)"
         )
     if isinstance(align, KtoConfig) and not config.data.ratings:
         lines.append(

@@ -30,6 +30,8 @@ class Choice:
     """What it costs beside the passes of the policy."""
     flaw: str
     """What it is known to do wrong."""
+    soft_labels: bool
+    """True: it learns from P(first answer is better); False: it takes certain labels only, or no comparisons."""
     start: bool
     """True: one to begin with."""
 
@@ -43,6 +45,7 @@ def choices() -> list[Choice]:
             data=_data(row),
             cost=_online_cost(row) if isinstance(row, OnlineMethod) else _offline_cost(row),
             flaw=row.flaw,
+            soft_labels=isinstance(row, OfflineMethod) and row.soft_labels,
             start=row.start,
         )
         for name, row in METHODS.items()

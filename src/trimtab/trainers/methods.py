@@ -352,7 +352,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.PlackettLuceConfig,
         label="Plackett–Luce",
-        flaw="needs rankings without ties above the last place; sure of the order of bad answers, too",
+        flaw="needs rankings without ties above the last place; also takes the order of the bad answers as certain",
         objective=text("min −log P(ranking) under rewards β·log(π/ref), β = {beta:g}"),
         ranking_loss=lambda config, ratios, mask, places: plackett_luce_loss(config.beta * ratios, mask, places=places),
     ),

@@ -124,15 +124,18 @@ def _usable(
     if soft and not method.soft_labels:
         raise ConfigError(
             f"{len(soft)} of {len(rankings)} preferences carry soft labels (first: {soft[0]}), which {config.method!r} "
-            f"has no formula for; use align.method {' or '.join(methods_with(soft_labels=True))}, or aggregate to "
-            "certain ranks"
+            f"has no formula for; use align.method {' or '.join(methods_with(soft_labels=True))}, or set "
+            "label.aggregate.labels: hard"
         )
     if soft and isinstance(config, DpoConfig) and config.label_smoothing:
-        raise ConfigError("align.label_smoothing and soft labels both say how sure a label is; set label_smoothing: 0")
+        raise ConfigError(
+            "align.label_smoothing and soft labels both say how sure a label is; set label_smoothing: 0, or "
+            "label.aggregate.labels: hard"
+        )
     if soft and isinstance(config, DpoConfig) and config.nll:
         raise ConfigError(
             f"align.nll imitates the better answer, and {len(soft)} of {len(rankings)} preferences carry soft labels "
-            f"(first: {soft[0]}), which leave open which one that is; set nll: 0, or aggregate to certain ranks"
+            f"(first: {soft[0]}), which leave open which one that is; set nll: 0, or label.aggregate.labels: hard"
         )
     if method.ranking_loss is not None:
         _check_order(rankings, config)
@@ -161,16 +164,10 @@ def _check_order(rankings: Sequence[Ranking], config: PairConfig) -> None:
 
 
 def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-ratios ``[answers]`` as ``[N, K]`` from best to worst, which places are filled, and how many are ordered.
-
-    Of answers with the same tokens only the best stays: an answer is not worse than itself.
-    """
+    """Log-ratios ``[answers]`` as ``[N, K]`` from best to worst, which places are filled, and how many are ordered."""
     rows, ordered, start = [], [], 0
     for ranking in rankings:
-        seen: dict[tuple[int, ...], int] = {}
-        for place in sorted(range(len(ranking.sequences)), key=lambda i: ranking.ranks[i]):
-            seen.setdefault(tuple(ranking.sequences[place]), place)
-        places = list(seen.values())
+        places = ranking.best_first()
         ranks = [ranking.ranks[place] for place in places]
         last = sum(rank == ranks[-1] for rank in ranks)
         ordered.append(len(ranks) - last if last > 1 else len(ranks) - 1)

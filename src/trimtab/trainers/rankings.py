@@ -27,29 +27,57 @@ class Ranking:
     ranks: tuple[int, ...]
     """0 = best, equal = tie."""
     probability: float | None
-    """Soft label P(first is better) of a pair; None: the ranks are certain."""
+    """Soft label P(first is better) of a pair, between 0 and 1; None: the ranks are certain. A label of exactly 0 or 1
+    is certain and becomes ranks."""
     margin: float | None
     """Required distance in reward units; None: none."""
     weight: float
     """Weight in the loss."""
+
+    def __post_init__(self) -> None:
+        if self.probability in (0.0, 1.0):
+            object.__setattr__(self, "ranks", (0, 1) if self.probability else (1, 0))
+            object.__setattr__(self, "probability", None)
 
     def pairs(self) -> Tensor:
         """Winner and loser of every strict pair of different answers, ``[P, 2]``; of a soft label its two answers.
 
         Two answers with the same tokens always have the same reward, so they make no pair.
         """
-        pairs = torch.tensor([[0, 1]]) if self.probability is not None else ranking_pairs(self.ranks)
-        return self._different(pairs)
+        return _as_pairs(self._strict())
 
     def tied_pairs(self) -> Tensor:
         """Both of every two different answers of equal rank, ``[P, 2]``; none with a soft label, which says it."""
+        return _as_pairs(self._tied())
+
+    def _strict(self) -> list[tuple[int, int]]:
+        places, ranks = range(len(self.ranks)), self.ranks
+        pairs = (
+            [(0, 1)]
+            if self.probability is not None
+            else [(i, j) for i in places for j in places if ranks[i] < ranks[j]]
+        )
+        return [(i, j) for i, j in pairs if self.sequences[i] != self.sequences[j]]
+
+    def _tied(self) -> list[tuple[int, int]]:
         ranks = self.ranks if self.probability is None else ()
         tied = [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks)) if ranks[i] == ranks[j]]
-        return self._different(torch.tensor(tied, dtype=torch.int64).reshape(-1, 2))
+        return [(i, j) for i, j in tied if self.sequences[i] != self.sequences[j]]
 
-    def _different(self, pairs: Tensor) -> Tensor:
-        differ = [self.sequences[a] != self.sequences[b] for a, b in pairs.tolist()]
-        return pairs[torch.tensor(differ, dtype=torch.bool)]
+    def best_first(self) -> list[int]:
+        """Places of the answers from best to worst; of a soft label, as they are.
+
+        Of answers with the same tokens only the best stays: an answer is not worse than itself.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        count = len(self.sequences)
+        for place in range(count) if self.probability is not None else sorted(range(count), key=self.ranks.__getitem__):
+            places.setdefault(tuple(self.sequences[place]), place)
+        return list(places.values())
+
+
+def _as_pairs(pairs: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +105,7 @@ class PairTable:
     @classmethod
     def of(cls, rankings: Sequence[Ranking], *, ties: bool = False) -> "PairTable":
         """The pairs of these rankings; ``ties``: True: with those of equal rank."""
-        pairs: list[Tensor] = []
+        pairs: list[tuple[int, int]] = []
         weights: list[float] = []
         probabilities: list[float] = []
         margins: list[float] = []
@@ -85,19 +113,19 @@ class PairTable:
         tied: list[bool] = []
         start = 0
         for number, ranking in enumerate(rankings):
-            own = ranking.pairs()
+            own = ranking._strict()
             tied += [False] * len(own)
             if ties:
-                equal = ranking.tied_pairs()
-                own = torch.cat([own, equal])
+                equal = ranking._tied()
+                own += equal
                 tied += [True] * len(equal)
-            pairs.append(own + start)
+            pairs += [(start + i, start + j) for i, j in own]
             weights += [ranking.weight / max(1, len(own))] * len(own)
             probabilities += [1.0 if ranking.probability is None else ranking.probability] * len(own)
             margins += [ranking.margin or 0.0] * len(own)  # a margin is for a pair of answers, and a tie has none
             owners += [number] * len(own)
             start += len(ranking.sequences)
-        index = torch.cat(pairs)
+        index = _as_pairs(pairs)
         return cls(
             better=index[:, 0],
             worse=index[:, 1],

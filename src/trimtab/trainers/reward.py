@@ -7,10 +7,10 @@ likelihoods that have them as an outcome (Davidson, Rao–Kupper). Plackett–Lu
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -73,6 +73,15 @@ class RewardConfig(Config):
         """True: tied answers are learned from."""
         return self.loss in ("davidson", "rao_kupper")
 
+    @model_validator(mode="after")
+    def _tie_of_the_loss(self) -> Self:
+        if not self.ties and self.tie != type(self).model_fields["tie"].default:
+            raise ValueError(
+                f"tie is {self.tie:g} and loss {self.loss!r}, which knows no ties; leave tie out, or set loss: "
+                "davidson or rao_kupper"
+            )
+        return self
+
 
 def train_reward(
     role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session | None = None
@@ -83,7 +92,8 @@ def train_reward(
         the states of frozen layers for the rankings, for scoring them (:func:`score_rankings`).
 
     Raises:
-        DataError: no ranking has two different answers of different rank.
+        DataError: no ranking has two different answers of different rank, or no two of equal rank for a loss that
+            learns from ties.
         NonFiniteError: the loss became NaN or infinite.
     """
     session = session or Session()
@@ -93,7 +103,15 @@ def train_reward(
             f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "
             "to learn; check the labels with `trimtab data check`"
         )
-    if config.loss == "plackett_luce" and (tied := sum(len(set(r.ranks)) < len(r.ranks) for r in usable)):
+    if config.ties and not any(len(r.tied_pairs()) for r in usable):
+        soft = sum(r.probability is not None for r in usable)
+        raise DataError(
+            f"reward.loss {config.loss!r} learns from ties, and none of the {len(usable)} preferences to train on has "
+            f"two different answers of equal rank ({soft} are soft labels, in which a tie is a share); keep ties with "
+            "label.aggregate.keep_tied: true and, for two answers, label.aggregate.labels: hard, or use reward.loss: "
+            "bradley_terry"
+        )
+    if config.loss == "plackett_luce" and (tied := sum(_is_tied(r) for r in usable)):
         raise DataError(
             f"{tied} of {len(usable)} rankings have ties, which reward.loss 'plackett_luce' does not know; use "
             "bradley_terry (all pairs with a winner) or davidson (ties too)"
@@ -125,6 +143,12 @@ def train_reward(
         session.log({"step": step + 1, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"reward": learner}))
     return states
+
+
+def _is_tied(ranking: Ranking) -> bool:
+    """True: two different answers have one rank, which a loss of whole orders has no formula for."""
+    ranks = [ranking.ranks[place] for place in ranking.best_first()]
+    return ranking.probability is None and len(set(ranks)) < len(ranks)
 
 
 def prepared_states(
@@ -277,12 +301,11 @@ def _ranking_losses(scores: Tensor, rankings: Sequence[Ranking], centring: float
     """Weighted sum over rankings of Plackett and Luce's loss per choice, a scalar; a soft label has two orders."""
     total, start = scores.new_zeros(()), 0
     for ranking in rankings:
-        count = len(ranking.sequences)
-        own = scores[start : start + count]
-        start += count
+        own = scores[start : start + len(ranking.sequences)]
+        start += len(ranking.sequences)
         soft = ranking.probability
-        order = torch.tensor((0, 1) if soft is not None else ranking.ranks, device=own.device).argsort()
-        best_first = own[order]
+        best_first = own[torch.tensor(ranking.best_first(), device=own.device)]
+        count = len(best_first)
         if ranking.margin and count == 2:
             ahead = 1.0 if soft is None else float((soft > 0.5) - (soft < 0.5))
             best_first = best_first - ahead * own.new_tensor([ranking.margin, 0.0])

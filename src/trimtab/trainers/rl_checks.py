@@ -11,6 +11,8 @@ from trimtab.trainers.rl_config import (
     KLConfig,
     PolicyGradientConfig,
     PpoConfig,
+    ReinforcePpBaselineConfig,
+    ReinforcePpConfig,
     RejectionConfig,
     RlConfig,
 )
@@ -127,11 +129,29 @@ def _check_scores(config: ClippedConfig) -> None:
                     f"{name} is set and method 'gdpo' normalises each reward by itself, so there is no score that it "
                     f"could change; set {name}: null, and give cut or extreme answers a reward of their own"
                 )
+    if config.running_scale and _scale_cancels(config):
+        raise ConfigError(
+            f"running_scale is true and {config.method} divides advantages by their deviation over the batch, which "
+            "undoes any scale: no penalty stands beside the scores (kl.place is 'loss', missing_eos and score_clip are "
+            "null); set running_scale: false"
+        )
     limit = config.constraint
+    if limit is not None and config.score_clip is not None:
+        raise ConfigError(
+            f"score_clip is {config.score_clip:g} and constraint is set: the clipped score is reward − λ·cost, so a "
+            f"high price would be cut off with it; set score_clip: null, and rewards.<name>.clip for each reward"
+        )
     if limit is not None and limit.largest is not None and limit.initial > limit.largest:
         raise ConfigError(
             f"constraint.initial is {limit.initial:g} and constraint.largest {limit.largest:g}; start below the largest"
         )
+
+
+def _scale_cancels(config: ClippedConfig) -> bool:
+    """True: a factor of all scores changes no advantage. With PPO it changes the critic, so it does not cancel."""
+    penalised = config.kl.place == "reward" and config.kl.coefficient > 0
+    whitened = isinstance(config, ReinforcePpConfig | ReinforcePpBaselineConfig)
+    return whitened and not penalised and config.missing_eos is None and config.score_clip is None
 
 
 def _check_weights(config: PolicyGradientConfig) -> None:
