@@ -1,7 +1,7 @@
 """The weights of a recipe's named rewards, for whoever shows or compares the total reward of answers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 
 def reward_weights(recipe: Mapping[str, Any]) -> dict[str, float]:
@@ -16,14 +16,18 @@ def reward_weights(recipe: Mapping[str, Any]) -> dict[str, float]:
     >>> reward_weights({"rewards": {"help": {"weight": 2.0}, "harm": {}}, "align": {"constraint": {"reward": "harm"}}})
     {'help': 2.0, 'harm': 0.0}
     """
-    sources = recipe.get("rewards") or {}
-    weights = {name: float(s.get("weight", 1.0)) for name, s in sources.items() if isinstance(s, Mapping)}
+    sources = _section(recipe, "rewards")
+    weights = {name: float(_section(sources, name).get("weight", 1.0)) for name in sources}
     cost = constrained_reward(recipe)
     return weights if cost is None else {**weights, cost: 0.0}
 
 
 def constrained_reward(recipe: Mapping[str, Any]) -> str | None:
     """The name of the reward that is a cost with a limit (``align.constraint.reward``); None without one."""
-    align = recipe.get("align")
-    limit = align.get("constraint") if isinstance(align, Mapping) else None
-    return limit.get("reward") if isinstance(limit, Mapping) else None
+    return _section(_section(recipe, "align"), "constraint").get("reward")
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of plain values; empty where it is missing, null or no mapping."""
+    section: object = values.get(name)
+    return cast(Mapping[str, Any], section) if isinstance(section, Mapping) else {}
