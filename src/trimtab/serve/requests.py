@@ -118,7 +118,7 @@ class ChatRequest(_Part):
     max_completion_tokens: int | None = Field(None, ge=1)
     """Longest answer, its end token included."""
     temperature: Finite | None = Field(None, ge=0.0, le=2.0)
-    """1 unless given; 0 takes the most likely token."""
+    """1 unless given; below 0.0001 the most likely token is taken."""
     top_p: Finite | None = Field(None, gt=0.0, le=1.0)
     """1 unless given."""
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
