@@ -22,10 +22,10 @@ from trimtab.rollout.engine import AnswerSettings
 from trimtab.serve.app import Served, Service
 from trimtab.serve.errors import ApiError, of_trimtab
 from trimtab.serve.gate import same
-from trimtab.serve.guarding import Verdict, check_prompt
+from trimtab.serve.guarding import Verdict
 from trimtab.serve.replies import event, refusal_text
 from trimtab.serve.requests import ChatMessage
-from trimtab.serve.stream import EventStream
+from trimtab.serve.stream import EventStream, unless_gone
 from trimtab.serve.worker import FinishReason, Job, Update
 from trimtab.storage.chat import REASONS, Ballot, ChatVotes, Choice, Shown
 from trimtab.web.app import HERE as WEB
@@ -193,8 +193,7 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     @router.post("/chat/answer")
     async def answer(request: Request, question: Question) -> Response:
         allowed(request)
-        exchange = await _start(page, question, await visitor(request))
-        return EventStream(exchange.events(), exchange.leave)
+        return await unless_gone(request.receive, _answer(page, question, await visitor(request)))
 
     @router.post("/chat/vote")
     async def vote(request: Request, given: Vote) -> Response:
@@ -230,6 +229,11 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
 # Answers ----------------------------------------------------------------------------------
 
 
+async def _answer(page: ChatPage, question: Question, person: int | None) -> Response:
+    exchange = await _start(page, question, person)
+    return EventStream(exchange.events(), exchange.leave)
+
+
 async def _start(page: ChatPage, question: Question, person: int | None) -> "_Exchange":
     """Check a question and queue its answers.
 
@@ -242,25 +246,21 @@ async def _start(page: ChatPage, question: Question, person: int | None) -> "_Ex
     if question.compare and page.pair is None:
         raise DataError("this server has one model, so there is nothing to compare")
     models = list(page.pair) if question.compare and page.pair else [next(iter(service.models.values()))]
-    service.worker.check_room(len(models))
-    encoded = [await run_in_threadpool(service.encode, model, turns) for model in models]
-    verdict = None if service.guard is None else await run_in_threadpool(check_prompt, service.guard, turns)
-    order = list(range(len(models)))
-    secrets.SystemRandom().shuffle(order)
-    exchange = _Exchange(page=page, turns=turns, models=models, order=order, person=person, verdict=verdict)
-    if verdict is not None and verdict.flagged:
-        return exchange
-    for model, tokens in zip(models, encoded, strict=True):
-        longest = min(service.settings.default_tokens, model.backbone.chat.context - len(tokens))
-        settings = AnswerSettings(temperature=TEMPERATURE, max_new_tokens=longest)
-        seed = secrets.randbelow(2**31)
-        try:
+    with service.worker.reserve(len(models)):
+        encoded = [await service.encoded(model, turns) for model in models]
+        verdict = await service.checked(turns)
+        order = list(range(len(models)))
+        secrets.SystemRandom().shuffle(order)
+        exchange = _Exchange(page=page, turns=turns, models=models, order=order, person=person, verdict=verdict)
+        if verdict is not None and verdict.flagged:
+            return exchange
+        for model, tokens in zip(models, encoded, strict=True):
+            longest = min(service.settings.default_tokens, model.backbone.chat.context - len(tokens))
+            settings = AnswerSettings(temperature=TEMPERATURE, max_new_tokens=longest)
+            seed = secrets.randbelow(2**31)
             exchange.jobs.append(service.submit(model, turns, tokens, settings, seed=seed))
-        except ApiError:
-            exchange.leave()
-            raise
-        exchange.seeds.append(seed)
-        exchange.longest.append(longest)
+            exchange.seeds.append(seed)
+            exchange.longest.append(longest)
     return exchange
 
 

@@ -198,7 +198,7 @@ class ChatRequest(_Part):
         Args:
             prompt_tokens: length of the prompt.
             context: of the model.
-            default: longest answer where the request does not say.
+            default: maximum length of an answer where the request names none.
 
         Raises:
             ApiError: parameters that contradict each other, or prompt and answer do not fit the context.
