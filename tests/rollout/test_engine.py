@@ -12,7 +12,7 @@ from trimtab.models.layouts import Layouts
 from trimtab.records import Prompt
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.rollout.answer_text import AnswerText
-from trimtab.rollout.drawing import answer_stream
+from trimtab.rollout.drawing import answer_stream, invert
 from trimtab.rollout.engine import PREFILL, Answer, AnswerSettings, Drawn, StepEngine, draw
 from trimtab.testing import prompts, sentences, tiny_backbone
 
@@ -218,10 +218,33 @@ def test_pieces_are_whole_and_nothing_of_a_stop_string_is_shown(stop):
         assert sum(map(bool, pieces)) == len(whole), "each character is shown as soon as it is whole"
 
 
-def test_what_stays_incomplete_is_shown_at_the_end():
+def test_half_a_character_at_the_end_is_left_out():
     text = AnswerText(Spelling(), ("xyz",))  # pyright: ignore
     assert [text.push(b)[0] for b in b"ax" + "é".encode()[:1]] == ["a", "", ""]
-    assert text.end()[0] == "x\ufffd"
+    assert text.end()[0] == "x"
+
+
+def test_a_stop_string_in_front_of_half_a_character_ends_the_answer():
+    class Pieces:
+        def decode(self, tokens, *, strip=True):
+            return b"".join({0: b"a \xf0", 1: b"b STOP \xf0"}[i] for i in tokens).decode("utf-8", "replace")
+
+    text = AnswerText(Pieces(), ("STOP",))  # pyright: ignore
+    assert text.push(1) == ("", []) and text.end()[0] == "b "
+    assert text.stopped
+
+
+@pytest.mark.parametrize("settings", [{"temperature": t} for t in (1e-300, 1e-39, 9e-5)] + [{"top_p": 1e-300}])
+def test_settings_that_vanish_in_float32_take_the_most_likely_token(settings):
+    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)) * 5
+    pair = [answer(prompts(1)[0], **settings), answer(prompts(1)[0])]
+    drawn = draw(logits, pair)
+    assert int(drawn[0]) == int(logits[0].argmax())
+    assert int(drawn[1]) == int(draw(logits[1:], [answer(prompts(1)[0])])[0]), "the neighbour is not touched"
+
+
+def test_a_draw_is_always_in_the_vocabulary():
+    assert int(invert(torch.full((1, 300), torch.nan), torch.tensor([0.5], dtype=torch.float64))[0]) < 300
 
 
 def test_what_does_not_fit_is_refused():

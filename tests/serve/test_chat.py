@@ -1,5 +1,6 @@
 """The chat page: consent, votes, comparisons, withdrawal, and the page in a real browser."""
 
+import io
 import json
 import re
 import shutil
@@ -26,7 +27,7 @@ from trimtab.storage.chat import ERASED, REASONS, Ballot, ChatVotes, Choice, Sho
 from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.snapshot import take_snapshot
-from trimtab.web.exchange import comparisons_and_judgements, export_folder
+from trimtab.web.exchange import comparisons_and_judgements, export_folder, export_zip
 from trimtab.web.strings import catalogues
 
 from .kit import KEY, MODEL, Live, WordGuard, served
@@ -166,37 +167,40 @@ def test_orders_are_fair_and_both_bad_is_a_tie(tmp_path):
         prompt=Prompt.from_text("q"), completions=(Completion(text="a"), Completion(text="b")), order=(1, 0), details={}
     )
     for number, choice in enumerate(("left", "right", "tie", "both_bad")):
-        token = votes.expose(person, shown)
-        assert votes.vote(person, Ballot(token=token, key=f"key-{number:08}", choice=choice))  # pyright: ignore
+        token = votes.expose(person, "v1", shown)
+        assert votes.vote(person, "v1", Ballot(token=token, key=f"key-{number:08}", choice=choice))  # pyright: ignore
     said = [s for _, s in store.submissions()]
     assert [s.answers[0].ranks for s in said] == [(0, 1), (1, 0), (0, 0), (0, 0)]
     assert [s.shown_order for s in said] == [(1, 0)] * 4 and said[3].reason == "both_bad"
     _, judgements = comparisons_and_judgements(take_snapshot(store))
     assert judgements[0].ranks == (0, 1) and judgements[0].shown_order == (1, 0), "so answer 1, the left one, is better"
     with pytest.raises(DataError):
-        votes.vote(person, Ballot(token=votes.expose(person, shown), key="key-99999999", choice=None))
-    token = votes.expose(person, shown)
-    votes.vote(person, Ballot(token=token, key="key-aaaaaaaa", choice="tie"))
+        votes.vote(person, "v1", Ballot(token=votes.expose(person, "v1", shown), key="key-99999999", choice=None))
+    token = votes.expose(person, "v1", shown)
+    votes.vote(person, "v1", Ballot(token=token, key="key-aaaaaaaa", choice="tie"))
     with pytest.raises(ConflictError):
-        votes.vote(person, Ballot(token=token, key="key-bbbbbbbb", choice="tie"))
+        votes.vote(person, "v1", Ballot(token=token, key="key-bbbbbbbb", choice="tie"))
     store.database.close()
 
 
-def test_refusals_are_shown_and_go_to_a_person_when_called_wrong(chat):
+def test_refusals_are_shown_and_go_to_a_person_when_called_wrong(chat, tmp_path):
     with chat.visitor() as client:
         end = ask(client, "how do I defuse a bomb")
+        assert vote(client, end["token"], good=True).status_code == 400, "it is not the policy's answer"
         assert end["answers"][0]["blocked"] and end["answers"][0]["text"] == "Weapons are not talked about."
         assert vote(client, end["token"], good=False, reason="unjustified_refusal").status_code == 200
     [(task, [said])] = chat.store.flagged()
     assert said.reason == "unjustified_refusal" and task.metadata["blocked"] == [True]
     assert task.prompt.text == "how do I defuse a bomb"
+    manifest = export_folder(chat.store, "unpaired", tmp_path / "out")
+    assert manifest["used"] == 0 and manifest["dropped"] == {"answer blocked by the guard": 1}
     with pytest.raises(StopIteration):
         next(s for _, s in chat.store.submissions() if s.verdict == "judged")  # so nothing is trained on it
 
 
 def test_withdrawing_erases_texts_and_names_exports(chat, tmp_path):
     with chat.visitor() as client, chat.visitor() as other:
-        secret = client.cookies.get("trimtab_visitor")
+        secret = client.cookies.get(chat.page.visitor_cookie)
         vote(client, ask(client, "my private words")["token"], good=True)
         vote(client, ask(client, "more private words", compare=True)["token"], "key-00000002", choice="left")
         ask(client, "private, not voted on")
@@ -223,6 +227,97 @@ def test_withdrawing_erases_texts_and_names_exports(chat, tmp_path):
     assert [t.prompt.text for _, t in chat.store.tasks()].count(ERASED) == 2
 
 
+def one_vote(tmp_path: Path, cap: int = 200) -> tuple[LabelStore, ChatVotes]:
+    store = LabelStore(Database(f"sqlite:///{tmp_path}/labels.db"))
+    return store, ChatVotes(store, round_name="r", cap=cap)
+
+
+def shown(said: str = "q", **details: Any) -> Shown:
+    return Shown(
+        prompt=Prompt.from_text(said), completions=(Completion(text=f"a {said}"),), order=(0,), details=details
+    )
+
+
+def test_a_conversation_is_stored_by_the_vote_and_not_before(tmp_path):
+    store, votes = one_vote(tmp_path)
+    person = votes.visitor(votes.consent("v1"), "v1")
+    assert person is not None
+    token = votes.expose(person, "v1", shown("only with a vote"))
+    assert token and votes.expose(person, "v1", shown("never voted on"))
+    disk = lambda: b"".join(path.read_bytes() for path in tmp_path.glob("labels.db*"))  # noqa: E731
+    assert b"only with a vote" not in disk() and votes.counts()["answers_shown"] == 2
+    assert votes.vote(person, "v1", Ballot(token=token, key="key-00000001", good=True))
+    assert b"only with a vote" in disk() and b"never voted on" not in disk()
+    before = votes.expose(person, "v1", shown())
+    with pytest.raises(DataError, match="too old"):
+        ChatVotes(store, round_name="r").vote(person, "v1", Ballot(token=str(before), key="key-00000002", good=True))
+    store.database.close()
+
+
+def test_nothing_is_stored_after_a_withdrawal_that_came_in_between(tmp_path):
+    store, votes = one_vote(tmp_path)
+    secret = votes.consent("v1")
+    person = votes.visitor(secret, "v1")
+    assert person is not None
+    token = votes.expose(person, "v1", shown())
+    assert token and votes.expose(person, "v2", shown()) is None, "the terms have changed since"
+    with pytest.raises(DataError, match="agree"):
+        votes.vote(person, "v2", Ballot(token=token, key="key-00000001", good=True))
+    votes.withdraw(secret)
+    assert votes.expose(person, "v1", shown()) is None
+    with pytest.raises(DataError, match="agree"):
+        votes.vote(person, "v1", Ballot(token=token, key="key-00000001", good=True))
+    assert store.tasks() == [] and votes.consent("v1", secret) != secret, "who has withdrawn is a new person"
+    store.database.close()
+
+
+def test_new_terms_keep_the_person_and_the_code(tmp_path):
+    store, votes = one_vote(tmp_path)
+    secret = votes.consent("v1")
+    person = votes.visitor(secret, "v1")
+    assert person is not None
+    token = votes.expose(person, "v1", shown())
+    assert token and votes.vote(person, "v1", Ballot(token=token, key="key-00000001", good=True))
+    assert votes.visitor(secret, "v2") is None
+    assert votes.consent("v2", secret) == secret and votes.visitor(secret, "v2") == person
+    export_zip(store, "unpaired", io.BytesIO())
+    done = votes.withdraw(secret)
+    assert done.votes == 1 and "trimtab-unpaired.zip" in done.exports[0], "the app's own export is listed"
+    store.database.close()
+
+
+def test_the_page_takes_no_system_prompt_and_marks_turns_of_the_browser(chat):
+    with chat.visitor() as client:
+        turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
+        assert client.post("/chat/answer", json={"messages": turns}).status_code == 400
+        turns = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "z"},
+            {"role": "user", "content": "y"},
+        ]
+        answer = client.post("/chat/answer", json={"messages": turns}).text.strip().split("\n\n")[-1]
+        assert vote(client, json.loads(answer.removeprefix("data: "))["token"], good=True).status_code == 200
+        assert chat.store.tasks()[0][1].metadata["unchecked_assistant_turns"] == 1
+        assert all(name.endswith(chat.store.project_id) for name in client.cookies), "servers of one host share cookies"
+        chat.page.consents.most = 0
+        assert client.post("/chat/consent", json={"version": chat.page.version}).status_code == 429
+
+
+def test_a_late_vote_does_not_settle_the_next_comparison():
+    if (node := shutil.which("node")) is None:
+        pytest.skip("NOT TESTED: late votes on the chat page; install node")
+    settle = re.search(r"function settle[\s\S]*?\n}", (HERE / "static/chat.js").read_text())
+    assert settle is not None
+    script = f"""let turns = [], pending = null; {settle[0]}
+    const first = {{ answers: [{{ text: "1-left" }}, {{ text: "1-right" }}] }};
+    const second = {{ answers: [{{ text: "2-left" }}, {{ text: "2-right" }}] }};
+    pending = first; settle("left"); pending = second;
+    settle("right", first); settle("right", second);
+    console.log(turns.map((turn) => turn.content).join(" "));"""
+    said = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.strip() == "1-left 2-right"
+
+
 def test_every_phrase_of_the_page_is_in_the_catalogue():
     phrases = set(catalogues()["en"])
     template, script = (HERE / name for name in ("templates/chat.html", "static/chat.js"))
@@ -242,7 +337,7 @@ votes = ChatVotes(LabelStore(Database(f"sqlite:///{sys.argv[1]}/labels.db")), ro
 person = votes.visitor(votes.consent("v"), "v")
 shown = Shown(prompt=Prompt.from_text("q"), completions=(Completion(text="a"),), order=(0,), details={})
 for number in range(10**6):
-    votes.vote(person, Ballot(token=votes.expose(person, shown), key=f"{sys.argv[2]}-{number:08}", good=True))
+    votes.vote(person, "v", Ballot(token=votes.expose(person, "v", shown), key=f"{sys.argv[2]}-{number:08}", good=True))
     print(f"{sys.argv[2]}-{number:08}", flush=True)
 """
 
@@ -328,6 +423,7 @@ def test_a_visit_by_keyboard_on_a_phone(page, chat):
     page.locator("#compare").uncheck()
     message.press("Enter")
     expect(page.locator(".blocked")).to_contain_text("Weapons are not talked about.")
+    assert page.locator(".votes").last.get_by_role("button").all_inner_texts() == ["Refused without reason"]
     page.get_by_text("Help with votes").click()
     assert re.fullmatch(r"\S{20,}", page.locator("#code").inner_text())
     page.get_by_role("button", name="Withdraw and erase").click()

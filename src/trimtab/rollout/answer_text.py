@@ -49,19 +49,15 @@ class AnswerText:
             self._hold(now[len(before) :])
             self._tokens = self._tokens[self._read :]
             self._read = len(self._tokens)
-        place = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=None)
-        if place is not None:
-            self.stopped = True
-            return self._release(place)
-        return self._release(len(self._held) - self._beginning_of_stop())
+        return self._release_to_stop(len(self._held) - self._beginning_of_stop())
 
     def end(self) -> tuple[str, list[Any]]:
-        """The rest of the text, when no token follows."""
+        """The rest of the text, when no token follows. A character that lacks bytes at the very end is left out."""
         if self.stopped:
             return "", []
         before = self._decode(self._tokens[: self._read])
-        self._hold(self._decode(self._tokens)[len(before) :])
-        return self._release(len(self._held))
+        self._hold(self._decode(self._tokens)[len(before) :].rstrip(_INCOMPLETE))
+        return self._release_to_stop(len(self._held))
 
     def _decode(self, tokens: list[int]) -> str:
         return self._chat.decode(tokens, strip=False) if tokens else ""
@@ -75,6 +71,12 @@ class AnswerText:
         """Length of the longest end of the held text that a stop string begins with."""
         longest = min(len(self._held), max((len(stop) - 1 for stop in self._stop), default=0))
         return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
+
+    def _release_to_stop(self, length: int) -> tuple[str, list[Any]]:
+        """Release as much of the held text, or what is in front of a stop string."""
+        place = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=None)
+        self.stopped = place is not None
+        return self._release(length if place is None else place)
 
     def _release(self, length: int) -> tuple[str, list[Any]]:
         text, self._held = self._held[:length], self._held[length:]

@@ -35,11 +35,13 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
     # Rounding between the two sums can step past the block's last token that has any probability.
     last = (padded.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1) > 0).long()
     last = BLOCK - 1 - last.flip(-1).argmax(dim=-1, keepdim=True)
-    return (block * BLOCK + torch.minimum(place, last)).squeeze(1)
+    return (block * BLOCK + torch.minimum(place, last)).squeeze(1).clamp(max=size - 1)
 
 
 def nucleus(logits: Tensor, top_p: float | Tensor) -> Tensor:
     """Logits of the smallest set of most likely tokens with mass ≥ ``top_p``; −∞ for the others.
+
+    The most likely token is always in the set, also where ``top_p`` rounds to 0.
 
     Args:
         logits: ``[B, V]``.
@@ -47,5 +49,7 @@ def nucleus(logits: Tensor, top_p: float | Tensor) -> Tensor:
     """
     ordered, index = logits.sort(dim=-1, descending=True)
     mass = torch.softmax(ordered, dim=-1)
-    inside = torch.where(mass.cumsum(dim=-1) - mass < top_p, ordered, torch.full_like(ordered, -torch.inf))
+    chosen = mass.cumsum(dim=-1) - mass < top_p
+    chosen[:, 0] = True
+    inside = torch.where(chosen, ordered, torch.full_like(ordered, -torch.inf))
     return torch.empty_like(logits).scatter(-1, index, inside)

@@ -28,6 +28,8 @@ from trimtab.rollout.passes import Passes
 
 PREFILL = 128
 """Prompt tokens that one step reads at most."""
+GREEDY = 1e-4
+"""Below this temperature the most likely token is taken: logits divided by less can overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,7 @@ class AnswerSettings:
     """How one answer is drawn."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most likely token."""
+    """Logits are divided by it; below :data:`GREEDY` the most likely token is taken."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens with at least this mass."""
     max_new_tokens: int = 64
@@ -278,6 +280,7 @@ class StepEngine:
                 answer.ended = True
                 rest, more = answer._text.end()
                 text, notes = text + rest, notes + more
+                reason = "stop" if answer._text.stopped else reason
             yield Drawn(
                 answer=answer,
                 token=token,
@@ -308,17 +311,17 @@ def draw(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
             s = settings[row]
             logits[row, tokens] -= s.presence_penalty + s.frequency_penalty * counts.to(logits.dtype)
     greedy = logits.argmax(dim=-1)
-    if all(s.temperature == 0.0 for s in settings):
+    random_rows = [s.temperature >= GREEDY for s in settings]
+    if not any(random_rows):
         return greedy
-    column = [[s.temperature or 1.0] for s in settings]
+    column = [[s.temperature if at_random else 1.0] for s, at_random in zip(settings, random_rows, strict=True)]
     scaled = logits / torch.tensor(column, dtype=logits.dtype, device=logits.device)
-    cut = [row for row, s in enumerate(settings) if s.top_p < 1.0 and s.temperature > 0.0]
+    cut = [row for row, s in enumerate(settings) if s.top_p < 1.0 and random_rows[row]]
     if cut:
         shares = torch.tensor([[settings[row].top_p] for row in cut], dtype=logits.dtype, device=logits.device)
         scaled[cut] = nucleus(scaled[cut], shares)
     uniform = torch.tensor([a.stream.random() for a in answers], dtype=torch.float64, device=logits.device)
-    at_random = torch.tensor([s.temperature > 0.0 for s in settings], device=logits.device)
-    return torch.where(at_random, invert(scaled, uniform), greedy)
+    return torch.where(torch.tensor(random_rows, device=logits.device), invert(scaled, uniform), greedy)
 
 
 def _logprobs(logits: Tensor, answers: Sequence[Answer], tokens: Sequence[int]) -> dict[int, TokenLogprobs]:

@@ -1,10 +1,11 @@
-"""The API: routes, and what becomes of one request."""
+"""The API: its routes, and how one request is answered."""
 
 import asyncio
 import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,11 +30,8 @@ from trimtab.serve.metrics import Metrics
 from trimtab.serve.replies import DONE, Reply, event, moderation, moderation_result, refusal_text, usage
 from trimtab.serve.requests import ChatRequest, ModerationRequest
 from trimtab.serve.spelling import Spelling
-from trimtab.serve.stream import EventStream, gone
+from trimtab.serve.stream import EventStream, unless_gone
 from trimtab.serve.worker import FinishReason, Job, Worker
-
-CLOSED_REQUEST = 499
-"""Status in the log of a request whose client has left; nobody reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class Settings:
     queue: int = 64
     """Answers that may wait for a slot."""
     default_tokens: int = 512
-    """Longest answer where a request does not say."""
+    """Default maximum length of an answer, in tokens."""
     blocked: Literal["answer", "error"] = "answer"
     """What a blocked conversation gets: an answer that says so (200, ``content_filter``), or status 400."""
 
@@ -79,6 +77,8 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
     worker: Worker = field(init=False)
     _encoding: threading.Lock = field(default_factory=threading.Lock)
+    _encoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "trimtab-encoder"))
+    _guards: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "trimtab-guard"))
     _spelling: dict[str, Spelling] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,22 +109,50 @@ class Service:
             )
         return self.models[name]
 
-    def encode(self, model: Served, turns: Sequence[Message]) -> list[int]:
+    def stop(self) -> None:
+        """End the threads; answers that run are lost."""
+        self.worker.stop()
+        for pool in (self._encoders, self._guards):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def encoded(self, model: Served, turns: Sequence[Message], *, param: str = "messages") -> list[int]:
+        """:meth:`encode` in a thread of its own."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._encoders, lambda: self.encode(model, turns, param=param)
+        )
+
+    async def checked(self, turns: Sequence[Message]) -> Verdict | None:
+        """The guard's verdict on a conversation; None: there is no guard.
+
+        The guard has threads of its own, so that a slow one keeps nothing else waiting.
+        """
+        guard = self.guard
+        if guard is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._guards, check_prompt, guard, turns)
+
+    def encode(self, model: Served, turns: Sequence[Message], *, param: str = "messages") -> list[int]:
         """Tokens of a conversation.
+
+        Args:
+            model: whose tokenizer.
+            turns: the conversation.
+            param: the parameter of the request that an error names.
 
         Raises:
             ApiError: it is too long, or the model's template does not take it.
         """
         context = model.backbone.chat.context
-        too_long = f"the conversation is longer than the context of {context} tokens; shorten it"
+        what = "conversation" if param == "messages" else "text"
+        too_long = f"the {what} is longer than the context of {context} tokens; shorten it"
         if sum(len(turn.content) for turn in turns) > context * self._spelling[model.name].longest:
-            raise ApiError(400, too_long, param="messages", code="context_length_exceeded")  # without encoding it
+            raise ApiError(400, too_long, param=param, code="context_length_exceeded")  # without encoding it
         try:
             with self._encoding:
                 return model.backbone.chat.prompt(turns)
         except TrimtabError as error:
             made = of_trimtab(error)
-            made.param = "messages"
+            made.param = param
             if isinstance(error, TooLongError):
                 made.message = too_long
             raise made from None
@@ -149,10 +177,10 @@ class Service:
         seed: int,
         count: int = 1,
     ) -> Job:
-        """Queue answers. Equal seeds give equal answers, those that the trainers' sampler would draw.
+        """Queue answers, for which room is reserved. Equal seeds give equal answers, those of the trainers' sampler.
 
         Raises:
-            ApiError: the queue is full.
+            ApiError: the server stops.
         """
         prompt = message_id(turns)
         answers = [Answer(settings=settings, stream=answer_stream(seed, prompt, index)) for index in range(count)]
@@ -173,7 +201,7 @@ def create_app(service: Service, *, key: str, free: Callable[[str], bool] = lamb
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(service.worker.stop)
+        await run_in_threadpool(service.stop)
 
     app = FastAPI(
         title="trimtab", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False
@@ -195,7 +223,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     errors: dict[int | str, dict[str, Any]] = {s: {"model": ErrorBody} for s in (400, 401, 404, 413, 429, 500, 503)}
 
     @app.get("/health", responses={503: {"model": ErrorBody}})
-    def health() -> Response:
+    async def health() -> Response:
         """Whether the server takes requests."""
         if service.draining:
             return ApiError(503, "the server is about to stop").response()
@@ -222,16 +250,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return await complete(service, request, body)
 
     @app.post("/v1/moderations", responses=errors)
-    async def moderations(body: ModerationRequest) -> Response:
+    async def moderations(request: Request, body: ModerationRequest) -> Response:
         """The guard's verdict on texts."""
-        guard = service.guard
-        if guard is None:
-            raise ApiError(404, "this server has no guard; start it with one", code="no_guard")
-        verdicts = [
-            await run_in_threadpool(check_prompt, guard, [Message(role="user", content=text)]) for text in body.texts
-        ]
-        results = [moderation_result(verdict) for verdict in verdicts]
-        return JSONResponse({"id": f"modr-{secrets.token_hex(12)}", "model": guard.version, "results": results})
+        return await unless_gone(request.receive, _moderate(service, body))
 
     @app.api_route("/v1/responses", methods=["GET", "POST"], include_in_schema=False)
     def responses() -> Response:
@@ -242,6 +263,21 @@ def _model(service: Service, model: Served) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": service.started, "owned_by": "trimtab"}
 
 
+async def _moderate(service: Service, body: ModerationRequest) -> Response:
+    if service.guard is None:
+        raise ApiError(404, "this server has no guard; start it with one", code="no_guard")
+    model, results = next(iter(service.models.values())), []
+    with service.worker.reserve(1):
+        conversations = [[Message(role="user", content=text)] for text in body.texts]
+        for turns in conversations:
+            await service.encoded(model, turns, param="input")  # no text longer than the context reaches the guard
+        for turns in conversations:
+            verdict = await service.checked(turns)
+            assert verdict is not None
+            results.append(moderation_result(verdict))
+    return JSONResponse({"id": f"modr-{secrets.token_hex(12)}", "model": service.guard.version, "results": results})
+
+
 async def complete(service: Service, request: Request, body: ChatRequest) -> Response:
     """Answer a request, streaming or not."""
     model, turns = service.model(body.model), body.turns
@@ -249,31 +285,28 @@ async def complete(service: Service, request: Request, body: ChatRequest) -> Res
         raise ApiError(400, "moderation: this server has no guard; leave the parameter out", param="moderation")
     if body.answers > service.settings.slots:
         raise ApiError(400, f"n: at most {service.settings.slots}, the slots of this server", param="n")
-    service.worker.check_room(body.answers)
-    prompt_tokens = await run_in_threadpool(service.encode, model, turns)
-    settings = body.settings(len(prompt_tokens), model.backbone.chat.context, service.settings.default_tokens)
-    verdict = None if service.guard is None else await run_in_threadpool(check_prompt, service.guard, turns)
-    include_usage = bool(body.stream_options and body.stream_options.include_usage)
-    reply = service.reply(model, logprobs=bool(body.logprobs), include_usage=include_usage)
-    exchange = _Exchange(service=service, body=body, reply=reply, verdict=verdict, prompt_tokens=len(prompt_tokens))
-    if verdict is not None and verdict.flagged:
-        return exchange.blocked()
-    seed = secrets.randbelow(2**63) if body.seed is None else body.seed
-    job = service.submit(model, turns, prompt_tokens, settings, seed=seed, count=body.answers)
+    return await unless_gone(request.receive, _respond(service, body, model, turns))
+
+
+async def _respond(service: Service, body: ChatRequest, model: Served, turns: Sequence[Message]) -> Response:
+    with service.worker.reserve(body.answers):
+        prompt_tokens = await service.encoded(model, turns)
+        settings = body.settings(len(prompt_tokens), model.backbone.chat.context, service.settings.default_tokens)
+        verdict = await service.checked(turns)
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        reply = service.reply(model, logprobs=bool(body.logprobs), include_usage=include_usage)
+        exchange = _Exchange(service=service, body=body, reply=reply, verdict=verdict, prompt_tokens=len(prompt_tokens))
+        if verdict is not None and verdict.flagged:
+            return exchange.blocked()
+        seed = secrets.randbelow(2**63) if body.seed is None else body.seed
+        job = service.submit(model, turns, prompt_tokens, settings, seed=seed, count=body.answers)
     if body.stream:
         return EventStream(exchange.stream(job), lambda: service.worker.cancel(job))
-    collected = asyncio.ensure_future(exchange.collect(job))
-    leaving = asyncio.ensure_future(gone(request.receive))
     try:
-        await asyncio.wait({collected, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if collected.done():
-            return JSONResponse(collected.result())
-        return Response(status_code=CLOSED_REQUEST)
-    finally:
-        if not collected.done():
-            service.worker.cancel(job)
-        for task in (collected, leaving):
-            task.cancel()
+        return JSONResponse(await exchange.collect(job))
+    except asyncio.CancelledError:
+        service.worker.cancel(job)
+        raise
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,12 @@
 
 import asyncio
 import secrets
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -22,10 +24,10 @@ from trimtab.rollout.engine import AnswerSettings
 from trimtab.serve.app import Served, Service
 from trimtab.serve.errors import ApiError, of_trimtab
 from trimtab.serve.gate import same
-from trimtab.serve.guarding import Verdict, check_prompt
+from trimtab.serve.guarding import Verdict
 from trimtab.serve.replies import event, refusal_text
-from trimtab.serve.requests import ChatMessage
-from trimtab.serve.stream import EventStream
+from trimtab.serve.requests import Text
+from trimtab.serve.stream import EventStream, unless_gone
 from trimtab.serve.worker import FinishReason, Job, Update
 from trimtab.storage.chat import REASONS, Ballot, ChatVotes, Choice, Shown
 from trimtab.web.app import HERE as WEB
@@ -35,7 +37,6 @@ from trimtab.web.security import Guard as SameOrigin
 from trimtab.web.text import render_all
 
 HERE = Path(__file__).parent
-PAGE_COOKIE, VISITOR_COOKIE = "trimtab_chat", "trimtab_visitor"
 YEAR = 365 * 86400
 TEMPERATURE = 0.7
 """As in ``trimtab chat``."""
@@ -70,16 +71,49 @@ class ChatPage:
     """What people agree to."""
     version: str = field(init=False)
     """Hash of the terms."""
+    consents: "Rate" = field(default_factory=lambda: Rate(most=30, seconds=60.0))
+    """People who may agree, all together."""
 
     def __post_init__(self) -> None:
         self.terms = TERMS.format(licence=self.licence)
         self.version = content_id(self.terms)
 
     @property
+    def page_cookie(self) -> str:
+        """Name of the cookie with the page's key: cookies are shared by all ports of a host."""
+        return f"trimtab_chat_{self.votes.store.project_id}"
+
+    @property
+    def visitor_cookie(self) -> str:
+        """Name of the cookie with the visitor's secret."""
+        return f"trimtab_visitor_{self.votes.store.project_id}"
+
+    @property
     def pair(self) -> tuple[Served, Served] | None:
         """The two models that are compared; None: there is only one."""
         models = list(self.service.models.values())
         return (models[0], models[1]) if len(models) > 1 else None
+
+
+@dataclass(kw_only=True)
+class Rate:
+    """At most ``most`` events in any ``seconds``; for the event loop's thread."""
+
+    most: int
+    """Events."""
+    seconds: float
+    """Length of the window."""
+    _times: deque[float] = field(default_factory=deque)
+
+    def take(self) -> bool:
+        """Whether one more event may happen now; if so, it is counted."""
+        now = time.monotonic()
+        while self._times and self._times[0] <= now - self.seconds:
+            self._times.popleft()
+        if len(self._times) >= self.most:
+            return False
+        self._times.append(now)
+        return True
 
 
 def round_of(service: Service) -> str:
@@ -91,10 +125,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Turn(_Strict):
+    """One turn, as the page keeps it."""
+
+    role: Literal["user", "assistant"]
+    """Who speaks. The page has no system prompt."""
+    content: Text
+    """What is said."""
+
+    @property
+    def message(self) -> Message:
+        """The turn as a record."""
+        return Message(role=self.role, content=self.content)
+
+
 class Question(_Strict):
     """The conversation so far."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=512)
+    messages: list[Turn] = Field(min_length=1, max_length=512)
     """Its last turn is the user's."""
     compare: bool = False
     """Two models answer, in random order."""
@@ -163,11 +211,11 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     router = APIRouter(include_in_schema=False)
 
     def allowed(request: Request) -> None:
-        if not same(request.cookies.get(PAGE_COOKIE, ""), page.key):
+        if not same(request.cookies.get(page.page_cookie, ""), page.key):
             raise ApiError(401, "open the link that the server printed when it was started", code="no_page_key")
 
     async def visitor(request: Request) -> int | None:
-        secret = request.cookies.get(VISITOR_COOKIE, "")
+        secret = request.cookies.get(page.visitor_cookie, "")
         return await run_in_threadpool(page.votes.visitor, secret, page.version) if secret else None
 
     def cookie(answer: Response, name: str, value: str) -> Response:
@@ -178,7 +226,7 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     def enter(key: str) -> Response:
         if not same(key, page.key):
             raise ApiError(401, "this link is not known; the server prints a new one each time it is started")
-        return cookie(RedirectResponse("/chat", status_code=303), PAGE_COOKIE, key)
+        return cookie(RedirectResponse("/chat", status_code=303), page.page_cookie, key)
 
     @router.get("/chat")
     async def show(request: Request) -> HTMLResponse:
@@ -187,14 +235,13 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         return page_in(
             pages, request, "chat.html", title="trimtab", agreed=agreed, version=page.version, terms=page.terms,
             reasons=",".join(REASONS), comparable=page.pair is not None,
-            code=request.cookies.get(VISITOR_COOKIE, "") if agreed else "",
+            code=request.cookies.get(page.visitor_cookie, ""),
         )  # fmt: skip
 
     @router.post("/chat/answer")
     async def answer(request: Request, question: Question) -> Response:
         allowed(request)
-        exchange = await _start(page, question, await visitor(request))
-        return EventStream(exchange.events(), exchange.leave)
+        return await unless_gone(request.receive, _answer(page, question, await visitor(request)))
 
     @router.post("/chat/vote")
     async def vote(request: Request, given: Vote) -> Response:
@@ -204,7 +251,8 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
             raise ApiError(403, "votes are stored of people who agreed to the terms; agree on the page first")
         ballot = Ballot(token=given.token, key=given.key, good=given.good, reason=given.reason, choice=given.choice)
         try:
-            return JSONResponse({"stored": True, "new": await run_in_threadpool(page.votes.vote, person, ballot)})
+            new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)
+            return JSONResponse({"stored": True, "new": new})
         except ConflictError as error:
             raise ApiError(409, str(error), code="conflict") from None
 
@@ -213,21 +261,29 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         allowed(request)
         if given.version != page.version:
             raise ApiError(409, "the terms have changed since; reload the page and read them again", code="conflict")
-        secret = await run_in_threadpool(page.votes.consent, page.version)
-        return cookie(JSONResponse({"code": secret}), VISITOR_COOKIE, secret)
+        if not page.consents.take():
+            raise ApiError(429, "too many people agreed in the last minute; try again", retry_after=60)
+        secret = request.cookies.get(page.visitor_cookie, "")
+        secret = await run_in_threadpool(page.votes.consent, page.version, secret)
+        return cookie(JSONResponse({"code": secret}), page.visitor_cookie, secret)
 
     @router.post("/chat/withdraw")
     async def withdraw(request: Request, given: Code) -> Response:
         allowed(request)
         done = await run_in_threadpool(page.votes.withdraw, given.code)
         answer = JSONResponse({"votes": done.votes, "exposures": done.exposures, "exports": list(done.exports)})
-        answer.delete_cookie(VISITOR_COOKIE, path="/chat")
+        answer.delete_cookie(page.visitor_cookie, path="/chat")
         return answer
 
     app.include_router(router)
 
 
 # Answers ----------------------------------------------------------------------------------
+
+
+async def _answer(page: ChatPage, question: Question, person: int | None) -> Response:
+    exchange = await _start(page, question, person)
+    return EventStream(exchange.events(), exchange.leave)
 
 
 async def _start(page: ChatPage, question: Question, person: int | None) -> "_Exchange":
@@ -242,25 +298,21 @@ async def _start(page: ChatPage, question: Question, person: int | None) -> "_Ex
     if question.compare and page.pair is None:
         raise DataError("this server has one model, so there is nothing to compare")
     models = list(page.pair) if question.compare and page.pair else [next(iter(service.models.values()))]
-    service.worker.check_room(len(models))
-    encoded = [await run_in_threadpool(service.encode, model, turns) for model in models]
-    verdict = None if service.guard is None else await run_in_threadpool(check_prompt, service.guard, turns)
-    order = list(range(len(models)))
-    secrets.SystemRandom().shuffle(order)
-    exchange = _Exchange(page=page, turns=turns, models=models, order=order, person=person, verdict=verdict)
-    if verdict is not None and verdict.flagged:
-        return exchange
-    for model, tokens in zip(models, encoded, strict=True):
-        longest = min(service.settings.default_tokens, model.backbone.chat.context - len(tokens))
-        settings = AnswerSettings(temperature=TEMPERATURE, max_new_tokens=longest)
-        seed = secrets.randbelow(2**31)
-        try:
+    with service.worker.reserve(len(models)):
+        encoded = [await service.encoded(model, turns) for model in models]
+        verdict = await service.checked(turns)
+        order = list(range(len(models)))
+        secrets.SystemRandom().shuffle(order)
+        exchange = _Exchange(page=page, turns=turns, models=models, order=order, person=person, verdict=verdict)
+        if verdict is not None and verdict.flagged:
+            return exchange
+        for model, tokens in zip(models, encoded, strict=True):
+            longest = min(service.settings.default_tokens, model.backbone.chat.context - len(tokens))
+            settings = AnswerSettings(temperature=TEMPERATURE, max_new_tokens=longest)
+            seed = secrets.randbelow(2**31)
             exchange.jobs.append(service.submit(model, turns, tokens, settings, seed=seed))
-        except ApiError:
-            exchange.leave()
-            raise
-        exchange.seeds.append(seed)
-        exchange.longest.append(longest)
+            exchange.seeds.append(seed)
+            exchange.longest.append(longest)
     return exchange
 
 
@@ -337,12 +389,13 @@ class _Exchange:
             "temperature": TEMPERATURE,
             "max_new_tokens": self.longest,
             "blocked": [reason == "content_filter" for reason in reasons],
+            "unchecked_assistant_turns": sum(turn.role == "assistant" for turn in self.turns),
             "guard": None if service.guard is None else service.guard.version,
         }
         shown = Shown(
             prompt=Prompt.of(tuple(self.turns)), completions=completions, order=tuple(self.order), details=details
         )
-        return self.page.votes.expose(self.person, shown)
+        return self.page.votes.expose(self.person, self.page.version, shown)
 
 
 async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:

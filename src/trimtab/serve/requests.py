@@ -118,7 +118,7 @@ class ChatRequest(_Part):
     max_completion_tokens: int | None = Field(None, ge=1)
     """Longest answer, its end token included."""
     temperature: Finite | None = Field(None, ge=0.0, le=2.0)
-    """1 unless given; 0 takes the most likely token."""
+    """1 unless given; below 0.0001 the most likely token is taken."""
     top_p: Finite | None = Field(None, gt=0.0, le=1.0)
     """1 unless given."""
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
@@ -198,7 +198,7 @@ class ChatRequest(_Part):
         Args:
             prompt_tokens: length of the prompt.
             context: of the model.
-            default: longest answer where the request does not say.
+            default: maximum length of an answer where the request names none.
 
         Raises:
             ApiError: parameters that contradict each other, or prompt and answer do not fit the context.

@@ -1,12 +1,21 @@
 """Server-sent events for a reader who may be slow, or leave."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from trimtab.serve.errors import ApiError
+from trimtab.serve.replies import event
+
+_log = logging.getLogger(__name__)
+
+CLOSED_REQUEST = 499
+"""Status in the log of a request whose client has left; nobody reads it."""
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # proxies would hold the events back
@@ -21,8 +30,22 @@ async def gone(receive: Receive) -> None:
         pass
 
 
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
+    """The response that the work makes; the work is cancelled when the client leaves before that."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else Response(status_code=CLOSED_REQUEST)
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
 class EventStream(Response):
     """Sends events until they end, the client leaves, or it reads nothing for :data:`PATIENCE` seconds.
+
+    An exception of the events is logged, and the client gets an event that says so.
 
     Args:
         events: encoded events.
@@ -44,14 +67,30 @@ class EventStream(Response):
             for task in (sending, leaving):
                 task.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
-            if sending.cancelled() or sending.exception() is not None:
+            error = None if sending.cancelled() else sending.exception()
+            if sending.cancelled() or error is not None:
                 self.on_leave()
+            if error is not None and not isinstance(error, OSError):  # which is how a reader goes, also by a timeout
+                _log.error("a stream failed", exc_info=error)
 
     async def _send(self, send: Send) -> None:
+        async def body(content: bytes, *, more: bool) -> None:
+            await asyncio.wait_for(
+                send({"type": "http.response.body", "body": content, "more_body": more}), timeout=PATIENCE
+            )
+
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self._events()) as contents:
+            async for content in contents:
+                await body(content, more=True)
+        await body(b"", more=False)
+
+    async def _events(self) -> AsyncGenerator[bytes]:
         async with aclosing(self.events):
-            async for content in self.events:
-                await asyncio.wait_for(
-                    send({"type": "http.response.body", "body": content, "more_body": True}), timeout=PATIENCE
-                )
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            try:
+                async for content in self.events:
+                    yield content
+            except Exception:
+                _log.exception("the events of a stream failed")
+                self.on_leave()
+                yield event(ApiError(500, "the server failed; its log says why").body)

@@ -5,7 +5,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -130,8 +131,10 @@ class Worker:
         self.engines, self.queue, self.metrics = engines, queue, metrics
         self._jobs: dict[Answer, tuple[Job, int]] = {}
         self._condition = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._commands: list[tuple[Callable[[Job], None], Job]] = []
         self._queued: set[Answer] = set()
+        self._reserved = 0
+        self._running = 0  # answers that had a slot after the last step: other threads must not read the engines
         self._stopping = False
         self._mean_latency = 1.0
         self._thread = threading.Thread(target=self._run, name="trimtab-worker", daemon=True)
@@ -148,20 +151,30 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """True: nothing runs and nothing waits."""
-        return not self._jobs and not self._commands
+        """True: nothing runs, nothing waits, and no request is on its way into the queue."""
+        with self._condition:
+            return not (self._jobs or self._queued or self._commands or self._reserved)
 
-    def check_room(self, answers: int) -> None:
-        """Refuse a request that would wait behind too many.
+    @contextmanager
+    def reserve(self, answers: int) -> Iterator[None]:
+        """Hold room in the queue while a request is encoded and checked by the guard; :meth:`submit` inside of it.
 
         Raises:
             ApiError: 429, with the time after which to try again.
         """
-        slots = sum(engine.slots for engine in self.engines.values())
         with self._condition:
-            waiting = sum(not answer.started for answer in self._queued)
-            free = slots - sum(engine.running for engine in self.engines.values())
-        if waiting + answers > self.queue + free:
+            self._check_room(answers)
+            self._reserved += answers
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._reserved -= answers
+
+    def _check_room(self, answers: int) -> None:
+        slots = sum(engine.slots for engine in self.engines.values())
+        waiting = sum(not answer.started for answer in self._queued) + self._reserved
+        if waiting + answers > self.queue + slots - self._running:
             wait = round(self._mean_latency * waiting / slots)
             self.metrics.refused.labels("queue_full").inc()
             raise ApiError(
@@ -172,21 +185,22 @@ class Worker:
             )
 
     def submit(self, job: Job) -> None:
-        """Queue a request; its updates follow.
+        """Queue a request, for which :meth:`reserve` has held room; its updates follow.
 
         Raises:
-            ApiError: the queue is full.
+            ApiError: the worker has stopped.
         """
         with self._condition:
-            self.check_room(len(job.answers))
+            if self._stopping:
+                raise ApiError(503, "the server is about to stop; try again later", retry_after=30)
             self._queued.update(job.answers)
-            self._commands.append(lambda: self._add(job))
+            self._commands.append((self._add, job))
             self._condition.notify()
 
     def cancel(self, job: Job) -> None:
         """Draw a request no further; its slots are free before the next step."""
         with self._condition:
-            self._commands.append(lambda: self._cancel(job))
+            self._commands.append((self._cancel, job))
             self._condition.notify()
 
     # In the worker's thread ---------------------------------------------------------------
@@ -199,37 +213,55 @@ class Worker:
                 if self._stopping:
                     return
                 commands, self._commands = self._commands, []
-            for command in commands:
-                command()
+            for command, job in commands:
+                try:
+                    command(job)
+                except Exception:
+                    self._give_up([job])
             for name, engine in self.engines.items():
-                if engine.running or engine.waiting:
+                if not (engine.running or engine.waiting):
+                    continue
+                try:
                     self._step(name, engine)
+                except Exception:
+                    self._give_up([job for job, _ in self._jobs.values() if job.model == name])
+            running = sum(engine.running for engine in self.engines.values())
+            with self._condition:
+                self._running = running
+
+    def _give_up(self, jobs: Sequence[Job]) -> None:
+        """Fail requests because of the exception that is being handled; the thread goes on."""
+        _log.exception("the worker failed; %d answers are given up", len(jobs))
+        for job in jobs:
+            job.fail(ApiError(500, "the model failed; the server's log says why"))
+        for job in jobs:
+            try:
+                self._cancel(job)
+            except Exception:
+                _log.exception("a request that failed could not be cancelled")
 
     def _add(self, job: Job) -> None:
-        for index, answer in enumerate(job.answers):
-            self._jobs[answer] = (job, index)
+        with self._condition:
+            for index, answer in enumerate(job.answers):
+                self._jobs[answer] = (job, index)
         self.engines[job.model].add(job.prompt_tokens, job.answers)
 
     def _cancel(self, job: Job) -> None:
         for answer in job.answers:
-            if self._jobs.pop(answer, None) is not None:
+            with self._condition:
+                known = self._jobs.pop(answer, None) is not None
+                self._queued.discard(answer)
+            if known:
                 self.engines[job.model].cancel(answer)
-                with self._condition:
-                    self._queued.discard(answer)
                 self.metrics.success.labels(job.model, "abort").inc()
         self._gauge(job.model)
 
     def _step(self, name: str, engine: StepEngine) -> None:
-        try:
-            drawn = engine.step()
-        except Exception:
-            _log.exception("%s: a step failed; its requests are given up", name)
-            for job in {id(job): job for job, _ in self._jobs.values() if job.model == name}.values():
-                job.fail(ApiError(500, "the model failed; the server's log says why"))
-                self._cancel(job)
-            return
+        drawn = engine.step()
         now = time.perf_counter()
+        running = sum(each.running for each in self.engines.values())
         with self._condition:
+            self._running = running
             started = [answer for answer in self._queued if answer.started]
             self._queued.difference_update(started)
         for answer in started:
@@ -264,7 +296,8 @@ class Worker:
 
     def _finish(self, job: Job, index: int, answer: Answer, reason: FinishReason, now: float) -> None:
         self.engines[job.model].cancel(answer)
-        del self._jobs[answer]
+        with self._condition:
+            del self._jobs[answer]
         seconds = now - job.created
         self._mean_latency += 0.1 * (seconds - self._mean_latency)
         self.metrics.success.labels(job.model, reason).inc()

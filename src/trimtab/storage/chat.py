@@ -1,23 +1,26 @@
 """Votes on the chat page: consent, what was shown, one vote for each answer, and taking everything back.
 
 Nothing is stored of anybody who has not agreed. Who agrees becomes a person with a pseudonym and a secret, without a
-name or an address. Each answer shown is an exposure with a token that is good for one vote. A vote is a judgement in
+name or an address. Each answer shown is an exposure with a token that is good for one vote. Its text is in memory
+until the vote; without a vote only the exposure is stored, so that exposures can be counted. A vote is a judgement in
 the same tables as those of the annotation app, so everything that reads labels reads votes.
 
-The events hold no text of visitors: what they wrote and read is in ``exposures`` and ``items``, where a withdrawal
-erases it. The events stay, and an event ``erasure`` says what was erased.
+The events hold no text of visitors: what they wrote and read is in ``items``, where a withdrawal erases it. The events
+stay, and an event ``erasure`` says what was erased.
 """
 
 import hashlib
 import json
 import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Answer, Submission, Task
@@ -38,6 +41,8 @@ BOTH_BAD = "both_bad"
 """Reason of a tie between two bad answers."""
 ERASED = "[withdrawn]"
 """Stands in place of every text that was erased."""
+WAITING = 4096
+"""Answers whose text waits in memory for a vote; with more, the oldest can no longer be voted on."""
 
 Choice = Literal["left", "right", "tie", "both_bad"]
 
@@ -98,13 +103,26 @@ class ChatVotes:
         self, store: LabelStore, *, round_name: str, cap: int = 200, clock: Callable[[], float] = time.time
     ) -> None:
         self.store, self.round, self.cap, self._clock = store, round_name, cap, clock
+        self._lock = threading.Lock()
+        self._shown: OrderedDict[str, tuple[int, Shown]] = OrderedDict()  # by digest of the token: person, what
 
     # Consent ------------------------------------------------------------------------------
 
-    def consent(self, version: str) -> str:
-        """Store that somebody agreed to this version of the terms; returns the secret that stands for the person."""
-        secret, pseudonym = secrets.token_urlsafe(24), f"v-{secrets.token_hex(5)}"
+    def consent(self, version: str, secret: str = "") -> str:
+        """Store that somebody agreed to this version of the terms; returns the secret that stands for the person.
+
+        Args:
+            version: hash of the terms.
+            secret: of somebody who agreed before, to these or to earlier terms: the person and the secret stay.
+        """
         with self.store.writing() as tx:
+            row = tx.c.execute(_who(secret)).first() if secret else None
+            if row is not None:
+                if row.consent != version:
+                    tx.c.execute(update(visitors).where(visitors.c.person_id == row.person_id).values(consent=version))
+                    tx.event("consent", {"version": version}, person=row.person_id)
+                return secret
+            secret, pseudonym = secrets.token_urlsafe(24), f"v-{secrets.token_hex(5)}"
             made = tx.c.execute(
                 insert(people).values(
                     pseudonym=pseudonym, name=pseudonym, name_key=pseudonym, role="annotator", created_at=tx.now
@@ -117,9 +135,8 @@ class ChatVotes:
 
     def visitor(self, secret: str, version: str) -> int | None:
         """The person a secret stands for; None: nobody, or they agreed to another version of the terms."""
-        query = select(visitors).where(visitors.c.secret == _digest(secret), visitors.c.withdrawn_at.is_(None))
         with self.store.database.read() as c:
-            row = c.execute(query).first()
+            row = c.execute(_who(secret)).first()
         return row.person_id if row is not None and row.consent == version else None
 
     def withdraw(self, secret: str) -> Withdrawal:
@@ -144,48 +161,58 @@ class ChatVotes:
                 erased = {"body": _erased(item), "retired": True, "open": False}
                 tx.c.execute(update(items).where(items.c.id == item.id).values(**erased))
             shown = tx.c.execute(
-                update(exposures).where(exposures.c.person_id == person).values(body="{}", used_at=tx.now)
+                update(exposures).where(exposures.c.person_id == person).values(withdrawn=True, used_at=tx.now)
             ).rowcount
             tx.c.execute(update(visitors).where(visitors.c.person_id == person).values(withdrawn_at=tx.now))
             tx.c.execute(update(people).where(people.c.id == person).values(state="removed"))
             tx.event("erasure", {"votes": len(voted), "exposures": shown}, person=person)
             exported = select(events.c.at, events.c.body).where(events.c.kind == "export", events.c.seq > first)
             exports = [f"{_time(e.at)} {json.loads(e.body)['folder']}" for e in tx.c.execute(exported)] if voted else []
+        with self._lock:
+            for token in [token for token, (whose, _) in self._shown.items() if whose == person]:
+                del self._shown[token]
         return Withdrawal(votes=len(voted), exposures=shown, exports=tuple(exports))
 
     # Votes --------------------------------------------------------------------------------
 
-    def expose(self, person: int, shown: Shown) -> str:
-        """Store what a person was shown; returns the token for a vote on it."""
+    def expose(self, person: int, version: str, shown: Shown) -> str | None:
+        """Store that a person was shown something, and keep in memory what; returns the token for a vote on it.
+
+        None: they have withdrawn, or have not agreed to this version of the terms, and nothing is stored.
+        """
         token = secrets.token_urlsafe(24)
-        body = {
-            "prompt": shown.prompt.model_dump(mode="json"),
-            "completions": [c.model_dump(mode="json") for c in shown.completions],
-            "order": shown.order,
-            "details": shown.details,
-        }
+        digest = _digest(token)
         with self.store.database.write() as c:
+            if not _agrees(c, person, version):
+                return None
             c.execute(
                 insert(exposures).values(
-                    token=_digest(token),
+                    token=digest,
                     person_id=person,
                     round=self.round,
-                    kind="thumbs" if len(shown.completions) == 1 else "compare",
-                    body=json.dumps(body),
+                    kind=_kind(shown),
                     shown_at=self._clock(),
+                    withdrawn=False,
                 )
             )
+            with self._lock:
+                self._shown[digest] = (person, shown)
+                while len(self._shown) > WAITING:
+                    self._shown.popitem(last=False)
         return token
 
-    def vote(self, person: int, ballot: Ballot) -> bool:
+    def vote(self, person: int, version: str, ballot: Ballot) -> bool:
         """Store a vote; when it returns, the vote is on the disk. False: the same vote was stored before.
 
         Raises:
-            DataError: the token is unknown, or the vote does not fit what was shown.
+            DataError: the token is unknown, the vote does not fit what was shown, or the person has withdrawn or not
+                agreed to this version of the terms.
             ConflictError: the token was used, the key was used for another vote, or the person has reached the cap.
         """
         digest = content_id(_digest(ballot.token), ballot.good, ballot.reason, ballot.choice)
         with self.store.writing() as tx:
+            if not _agrees(tx.c, person, version):
+                raise DataError("votes are stored of people who agreed to the terms; agree on the page first")
             query = select(events.c.body).where(events.c.person_id == person, events.c.key == ballot.key)
             if (earlier := tx.c.execute(query).first()) is not None:
                 if json.loads(earlier.body).get("digest") != digest:
@@ -198,15 +225,21 @@ class ChatVotes:
                 raise DataError("this vote is about an answer that you were not shown")
             if row.used_at is not None:
                 raise ConflictError("there is a vote on this answer already; a token is good for one")
+            with self._lock:
+                _, shown = self._shown.get(row.token, (person, None))
+            if shown is None:
+                raise DataError("this answer is too old, or the server was started again since; ask again to vote")
             if self._votes(tx, person) >= self.cap:
                 raise ConflictError(f"you gave {self.cap} votes in this round, which is the most that one person may")
-            self._store(tx, person, row, ballot, digest)
+            self._store(tx, person, row, shown, ballot, digest)
+        with self._lock:
+            self._shown.pop(row.token, None)
         return True
 
     def counts(self) -> dict[str, int]:
         """Of this round: answers and pairs shown, and votes on them."""
         query = select(exposures.c.kind, func.count(), func.count(exposures.c.used_at)).where(
-            exposures.c.round == self.round, exposures.c.body != "{}"
+            exposures.c.round == self.round, exposures.c.withdrawn.is_(False)
         )
         with self.store.database.read() as c:
             rows = {kind: (shown, voted) for kind, shown, voted in c.execute(query.group_by(exposures.c.kind))}
@@ -219,17 +252,16 @@ class ChatVotes:
         )
         return tx.c.scalar(query) or 0
 
-    def _store(self, tx: Transaction, person: int, row: Row[Any], ballot: Ballot, digest: str) -> None:
-        body = json.loads(row.body)
+    def _store(self, tx: Transaction, person: int, row: Row[Any], shown: Shown, ballot: Ballot, digest: str) -> None:
         consent = tx.c.scalar(select(visitors.c.consent).where(visitors.c.person_id == person))
         task = Task.of(
-            Prompt.model_validate(body["prompt"]),
-            tuple(Completion.model_validate(c) for c in body["completions"]),
+            shown.prompt,
+            shown.completions,
             kind=row.kind,
             id=f"chat-{row.id}-{content_id(row.token)[:8]}",
             batch=self.round,
             overlap=1,
-            metadata=body["details"] | {"order": body["order"], "consent": consent},
+            metadata=shown.details | {"order": list(shown.order), "consent": consent},
         )
         submission = Submission(
             id=secrets.token_hex(12),
@@ -237,7 +269,7 @@ class ChatVotes:
             annotator=tx.person(person).pseudonym,
             seconds=round(tx.now - row.shown_at, 2),
             created_at=datetime.fromtimestamp(tx.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            **_words(row.kind, tuple(body["order"]), ballot),
+            **_words(shown, ballot),
         )
         insert_items(tx, [task], tx.config)
         item = tx.item(task.id)
@@ -254,9 +286,27 @@ def record_export(store: LabelStore, folder: str, format: str) -> None:
         add_event(c, store.clock(), "export", {"folder": folder, "format": format}, person=None)
 
 
-def _words(kind: str, order: tuple[int, ...], ballot: Ballot) -> dict[str, Any]:
+def _who(secret: str) -> Select[Any]:
+    return select(visitors).where(visitors.c.secret == _digest(secret), visitors.c.withdrawn_at.is_(None))
+
+
+def _agrees(c: Connection, person: int, version: str) -> bool:
+    """Whether a person agrees to these terms now, in the transaction that is about to store something of them."""
+    query = select(visitors.c.consent).where(visitors.c.person_id == person, visitors.c.withdrawn_at.is_(None))
+    return c.scalar(query) == version
+
+
+def _kind(shown: Shown) -> Literal["thumbs", "compare"]:
+    return "thumbs" if len(shown.completions) == 1 else "compare"
+
+
+def _words(shown: Shown, ballot: Ballot) -> dict[str, Any]:
     """The fields of a submission that say what was voted."""
-    if kind == "thumbs":
+    if any(shown.details.get("blocked", ())):
+        if ballot.good is not False or ballot.reason != TO_A_PERSON or ballot.choice is not None:
+            raise DataError(f"the guard blocked this answer; the only vote on it is good: false, reason {TO_A_PERSON}")
+        return {"verdict": "flag", "reason": TO_A_PERSON}
+    if _kind(shown) == "thumbs":
         if ballot.good is None or ballot.choice is not None:
             raise DataError("a vote on one answer says good: true or false, and no choice")
         if ballot.reason and (ballot.good or ballot.reason not in REASONS):
@@ -268,7 +318,7 @@ def _words(kind: str, order: tuple[int, ...], ballot: Ballot) -> dict[str, Any]:
         raise DataError("a vote on two answers says choice: left, right, tie or both_bad, and nothing else")
     ranks = {"left": (0, 1), "right": (1, 0)}.get(ballot.choice, (0, 0))
     reason = BOTH_BAD if ballot.choice == "both_bad" else ""
-    return {"verdict": "judged", "shown_order": order, "answers": (Answer(ranks=ranks),), "reason": reason}
+    return {"verdict": "judged", "shown_order": shown.order, "answers": (Answer(ranks=ranks),), "reason": reason}
 
 
 def _erased(item: Row[Any]) -> str:

@@ -203,8 +203,8 @@ exposures = Table(
     Column("person_id", Integer, ForeignKey("people.id"), nullable=False),
     Column("round", Text, nullable=False),
     Column("kind", Text, nullable=False),
-    Column("body", Text, nullable=False),
     Column("shown_at", Float, nullable=False),
     Column("used_at", Float),
+    Column("withdrawn", Boolean, nullable=False),
     Index("exposures_of", "person_id", "round"),
 )

@@ -85,10 +85,12 @@ def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any
 
 
 def export_zip(store: LabelStore, format: str, out: IO[bytes]) -> None:
-    """Write an export as a zip file."""
+    """Write an export as a zip file. The store notes that it was made."""
+    files = _files(store, format)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in _files(store, format).items():
+        for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+    record_export(store, f"trimtab-{format}.zip", format)
 
 
 def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
@@ -134,11 +136,21 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
 
 
 def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], list[Judgement]]:
-    """What statistics and aggregation take; checks (gold, attention, qualification) are left out."""
-    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
+    """What statistics and aggregation take, without checks and without answers that a guard blocked.
+
+    Checks are gold, attention and qualification items.
+    """
+    retired = set(snapshot.retired)
+    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in retired and not was_blocked(t)}
     items = [c for t in tasks.values() if (c := t.comparison) is not None]
     judgements = [j for s in snapshot.submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)]
     return items, judgements
+
+
+def was_blocked(task: Task) -> bool:
+    """Whether an answer is a guard's refusal on the chat page, which is not the policy's answer."""
+    blocked = task.metadata.get("blocked")
+    return task.id.startswith("chat-") and isinstance(blocked, list) and any(blocked)
 
 
 def _files(store: LabelStore, format: str) -> dict[str, bytes]:
@@ -345,6 +357,9 @@ def _csv(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
         if s.task in retired:
             dropped["item retired"] += 1
             continue
+        if was_blocked(task):
+            dropped["answer blocked by the guard"] += 1
+            continue
         used += 1
         metadata = task.prompt.metadata | task.metadata
         models = [c.model or "" for c in task.completions]
@@ -396,6 +411,8 @@ def _usable(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind | None) ->
             dropped["item retired"] += 1
         elif kind is not None and task.kind != kind:
             dropped[f"other kind of task: {task.kind}"] += 1
+        elif was_blocked(task):
+            dropped["answer blocked by the guard"] += 1
         else:
             usable.append((task, s))
     return usable

@@ -102,14 +102,16 @@ function finish(row, places, end, compare) {
     }
     if (answer.finish_reason === "length") places[place].after(make("p", "hint", phrase("js.chat.cut")));
   });
-  if (compare) pending = { answers: end.answers };
+  const comparison = compare ? { answers: end.answers } : null;
+  if (compare) pending = comparison;
   else turns.push({ role: "assistant", content: end.answers[0].text });
-  row.after(compare ? choices(end.token) : thumbs(end.token));
+  const blocked = end.answers.some((answer) => answer.blocked);
+  row.after(compare && !blocked ? choices(end.token, comparison) : thumbs(end.token, blocked));
 }
 
-// The conversation goes on with one of two answers.
-function settle(choice) {
-  if (!pending) return;
+// The conversation goes on with one of two answers, unless it has gone on since this comparison.
+function settle(choice, comparison = pending) {
+  if (!pending || pending !== comparison) return;
   turns.push({ role: "assistant", content: pending.answers[choice === "right" ? 1 : 0].text });
   pending = null;
 }
@@ -143,8 +145,16 @@ function votes(token, fill) {
   return box;
 }
 
-function thumbs(token) {
+// A blocked answer is the guard's, so the only vote on it is that the refusal was wrong.
+function thumbs(token, blocked) {
   return votes(token, (box, vote) => {
+    if (blocked) {
+      const wrong = make("button", "", phrase("js.chat.unjustified_refusal"));
+      wrong.dataset.reason = "unjustified_refusal";
+      wrong.onclick = () => vote(wrong, { good: false, reason: "unjustified_refusal" });
+      box.append(wrong);
+      return;
+    }
     const good = make("button", "", `👍 ${phrase("js.chat.good")}`);
     const bad = make("button", "", `👎 ${phrase("js.chat.bad")}`);
     good.onclick = () => vote(good, { good: true });
@@ -165,7 +175,7 @@ function thumbs(token) {
   });
 }
 
-function choices(token) {
+function choices(token, comparison) {
   return votes(token, (box, vote) => {
     box.classList.add("choices-of-pair");
     box.append(make("p", "hint", phrase("js.chat.choose")));
@@ -173,7 +183,7 @@ function choices(token) {
       const button = make("button", "", "");
       button.append(make("kbd", "", String(number + 1)), ` ${phrase(`js.chat.${choice}`)}`);
       button.dataset.choice = choice;
-      button.onclick = () => vote(button, { choice }, () => settle(choice));
+      button.onclick = () => vote(button, { choice }, () => settle(choice, comparison));
       box.append(button);
     });
   });

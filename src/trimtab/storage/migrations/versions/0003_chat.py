@@ -22,8 +22,8 @@ def upgrade() -> None:
         sa.Column("person_id", sa.Integer(), sa.ForeignKey("people.id"), nullable=False),
         sa.Column("round", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("body", sa.Text(), nullable=False),
         sa.Column("shown_at", sa.Float(), nullable=False),
         sa.Column("used_at", sa.Float(), nullable=True),
+        sa.Column("withdrawn", sa.Boolean(), nullable=False),
     )
     op.create_index("exposures_of", "exposures", ["person_id", "round"])
