@@ -48,8 +48,9 @@ def length_controlled(
 ) -> LengthControlled | None:
     """Win rate of A at equal length; None below :data:`FEWEST` outcomes or where all differences are the same.
 
-    The interval is normal in log-odds with the sandwich variance H⁻¹ (Σ_c g_c g_cᵀ) H⁻¹ of the clusters' scores, so
-    ties and several judgements of one prompt count as what they are.
+    The interval is normal in log-odds. Its variance is the larger of two: the sandwich H⁻¹ (Σ_c g_c g_cᵀ) H⁻¹ of the
+    clusters' scores, which allows for several judgements of one prompt, and the posterior variance H⁻¹. Where all
+    outcomes agree, the scores and so the sandwich are nearly 0, although the data leave θ open; H⁻¹ does not vanish.
 
     Args:
         outcomes: 1 A won, ½ tie, 0 B won.
@@ -78,8 +79,8 @@ def length_controlled(
         scores[group] = (first + residual, second + residual * x)
     # The row of H⁻¹ that belongs to θ, times each cluster's score.
     determinant = a * c - b * b
-    variance = math.fsum(((c * g - b * h) / determinant) ** 2 for g, h in scores.values())
-    half = NormalDist().inv_cdf(0.975) * math.sqrt(variance)
+    sandwich = math.fsum(((c * g - b * h) / determinant) ** 2 for g, h in scores.values())
+    half = NormalDist().inv_cdf(0.975) * math.sqrt(max(sandwich, c / determinant))
     return LengthControlled(rate=_sigmoid(theta), low=_sigmoid(theta - half), high=_sigmoid(theta + half), slope=gamma)
 
 
