@@ -3,6 +3,8 @@
 import pytest
 
 from trimtab.evals import REMOVALS, edited, gain_parts
+from trimtab.evals.edits import bullets, repeat
+from trimtab.evals.sentences import sentences
 
 PLAIN = "Boil fresh water. Pour it over the leaves, and wait.\n\nMilk goes in last (if at all)."
 
@@ -33,6 +35,30 @@ def test_form_and_repeats_go():
     assert edited("Tea is hot! Wait!", "exclamation marks") == "Tea is hot. Wait."
     assert edited("Tea is hot. Wait for it. tea is hot!", "repeated sentences") == "Tea is hot. Wait for it."
     assert edited("No. No. No.", "repeated sentences") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It costs 3.5 euros.", "See www.example.com for it.", "Use x != 3 here.", "Ask Dr. Smith.",
+        "Fruit, e.g. an apple.", "1. Boil the water.",
+    ],
+)  # fmt: skip
+def test_a_sentence_ends_only_where_it_ends(text):
+    assert sentences(f"First. {text} Last") == ["First. ", text + " ", "Last"] or text.startswith("1.")
+    assert sentences(f"{text}\nLast!") == [text + "\n", "Last!"]
+    assert edited(f"{text} Great question!", "flattery") == text
+
+
+def test_an_operator_is_no_exclamation():
+    assert edited("if x != 3: wait", "exclamation marks") is None
+    assert edited('Use x != 3! He said "go!"', "exclamation marks") == 'Use x != 3. He said "go."'
+
+
+def test_edits_cut_at_the_same_places():
+    assert repeat("Wait. It costs 3.5 euros, e.g. here.").endswith(" here. It costs 3.5 euros, e.g. here.")
+    assert bullets("Ask Dr. Smith. Wait.\n\nGo") == "- Ask Dr. Smith.\n- Wait.\n- Go"
+    assert (repeat(""), bullets("")) == (" ", "")
 
 
 def test_parts_by_hand():

@@ -7,6 +7,7 @@ import pytest
 
 from trimtab.errors import ScoringError
 from trimtab.evals import length_controlled
+from trimtab.feedback import wilson_interval
 
 
 def drawn(count: int, theta: float, gamma: float, *, seed: int = 0, shift: float = 0.0) -> tuple[list, list]:
@@ -17,16 +18,24 @@ def drawn(count: int, theta: float, gamma: float, *, seed: int = 0, shift: float
     return [float(draw.random() < p) for p in chances], differences
 
 
-def test_it_is_the_fit_of_statsmodels_with_its_clustered_interval():
+@pytest.mark.parametrize("alike", [True, False])
+def test_it_is_the_fit_of_statsmodels_with_the_wider_of_its_intervals(alike):
+    """Where judgements of a prompt are alike, the clustered interval is wider; otherwise that of the likelihood."""
     sm = pytest.importorskip("statsmodels.api")
     outcomes, differences = drawn(300, 0.4, 1.2)
-    outcomes[:40] = [0.5] * 40
     clusters = [i // 3 for i in range(300)]
+    if alike:
+        outcomes = [outcomes[i - i % 3] for i in range(300)]
+    else:
+        outcomes[:40] = [0.5] * 40
     mean = sum(differences) / 300
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / 300)
     design = sm.add_constant([math.tanh(d / spread) for d in differences])
     model = sm.GLM(outcomes, design, family=sm.families.Binomial())
-    fitted = model.fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
+    clustered = model.fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
+    plain = model.fit()
+    assert (clustered.bse[0] > plain.bse[0]) == alike
+    fitted = clustered if alike else plain
     low, high = fitted.conf_int()[0]
     result = length_controlled(outcomes, differences, clusters, prior=1e6)
     assert result is not None
@@ -77,3 +86,17 @@ def test_without_enough_to_fit_there_is_no_number(outcomes, differences):
 def test_what_does_not_fit_together_is_refused(outcomes, differences):
     with pytest.raises(ScoringError, match="equal length needs outcomes"):
         length_controlled(outcomes, differences)
+
+
+@pytest.mark.parametrize("count", [20, 50])
+def test_the_interval_of_a_clean_sweep_is_no_narrower_than_wilsons(count):
+    result = length_controlled([1.0] * count, drawn(count, 0.0, 0.0)[1])
+    assert result is not None
+    assert result.low <= wilson_interval(count, count)[0] + 0.02 and result.high > 0.985
+
+
+@pytest.mark.parametrize(("count", "theta"), [(20, 2.5), (50, -2.5)])
+def test_its_interval_covers_near_0_and_1(count, theta):
+    results = [length_controlled(*drawn(count, theta, 0.0, seed=seed)) for seed in range(300)]
+    covered = sum(r is not None and r.low <= 1 / (1 + math.exp(-theta)) <= r.high for r in results)
+    assert covered / 300 >= 0.92  # 95 % less the error of 300 draws

@@ -21,6 +21,7 @@ from trimtab.feedback.comparison_model import (
     vote_probabilities,
 )
 from trimtab.feedback.dawid_skene import dawid_skene
+from trimtab.feedback.model_labels import _earlier_preferred
 from trimtab.records import Comparison, Judgement, Prompt
 
 MODELS = ["davidson", "rao_kupper"]
@@ -449,3 +450,58 @@ def test_a_missing_package_is_named(monkeypatch):
     items, judgements = records([(0, "x", 1)])
     with pytest.raises(ConfigError, match=r"pip install .*web"):
         aggregate(items, judgements, config=AggregateConfig(method="davidson"))
+
+
+def split_votes(method: str, habits: tuple = ()):
+    """150 people prefer the first answer, 105 see a tie and 45 prefer the second; each half is shown it earlier."""
+    item = Comparison.of(Prompt.from_text("q"), ["a", "b"])
+    judgements = [
+        Judgement(
+            id=str(n),
+            item=item.id,
+            annotator=str(n),
+            source="human",
+            shown_order=(0, 1) if n % 2 else (1, 0),
+            ranks=(0, 0) if vote == 0 else (0, 1) if (vote > 0) == bool(n % 2) else (1, 0),
+        )
+        for n, vote in enumerate([1] * 150 + [0] * 105 + [-1] * 45)
+    ]
+    return aggregate([item], judgements, config=AggregateConfig(method=method, habits=habits))
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_a_soft_label_is_the_share_of_those_who_see_a_winner(method):
+    assert split_votes(method).preferences[0].probability == pytest.approx(150 / 195, abs=0.02)
+
+
+def test_position_bias_is_a_probability_given_a_winner_by_hand():
+    # P(tie) = .35 between equals: η = 2 artanh .35 = .730888; σ(1 − η) = .566875, σ(−1 − η) = .150473
+    tau = math.log(2 * math.atanh(0.35))
+    assert _earlier_preferred("rao_kupper", tau, 1.0) == pytest.approx(0.566875 / (0.566875 + 0.150473), abs=1e-5)
+    assert _earlier_preferred("davidson", math.log(0.5), 1.0) == pytest.approx(0.731059, abs=1e-6)  # σ(1)
+
+
+@pytest.mark.parametrize("method", [*MODELS, "dawid_skene"])
+def test_a_judgement_with_a_probability_is_one_judgement(method):
+    item = Comparison.of(Prompt.from_text("q"), ["a", "b"])
+    judgement = Judgement(
+        id="s", item=item.id, annotator="ai", source="ai", shown_order=(0, 1), ranks=(0, 1), probability=0.9
+    )
+    (habits,) = aggregate([item], [judgement], config=AggregateConfig(method=method)).habits
+    assert habits.votes == 1
+    if method == "dawid_skene":
+        assert (habits.position.n, habits.position.value) == (1, pytest.approx(0.9))
+
+
+def test_dawid_and_skene_skill_has_no_interval_and_shrinks_as_if_each_label_were_there_once():
+    rows, _, names = eight_and_four(3, items=30, each=4)
+    items, judgements = records(rows)
+    result = aggregate(items, judgements, config=AggregateConfig(method="dawid_skene", keep_tied=True))
+    task, annotator = np.array([r[0] for r in rows]), np.array([names.index(r[1]) for r in rows])
+    label = np.array([1 - r[2] for r in rows])
+    both = dawid_skene(
+        np.r_[task, task + 30], np.r_[annotator, annotator], np.r_[label, 2 - label], classes=3, shrinkage=8.0
+    )
+    for habits in result.habits:
+        assert habits.skill.value == pytest.approx(both.accuracy[names.index(habits.annotator)], abs=1e-4)
+        assert habits.skill.low is None and "estimated too" in habits.skill.reason

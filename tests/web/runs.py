@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,11 @@ class MadeRun:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.stage = self.run.begin("align", "f" * 64)
         (self.stage / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / ".lock").write_text(str(os.getpid()))
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, str(os.getpid()).encode())
+        self.stop = weakref.finalize(self, os.close, lock)
+        """End the process that works on the run: let its lock go."""
         (self.stage / "tokens.json").write_text(json.dumps([f"t{i}" for i in range(10)]))
         for step in range(1, steps + 1):
             self.step(step, save=keep is None or step > steps - keep)
@@ -92,4 +98,4 @@ class MadeRun:
 
     def finish(self) -> None:
         self.run.finish("align", seconds=5.0, counts={"steps": 3}, outputs=[], memory_gb=0.1)
-        (self.path / ".lock").write_text("999999999")
+        self.stop()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import threading
 import time
 from dataclasses import replace
 
@@ -32,15 +34,35 @@ def client(*runs: MadeRun, signed_in: bool = True) -> TestClient:
 def test_a_tail_reads_whole_lines_once_and_starts_again_when_the_file_is_written_anew(tmp_path):
     path = tmp_path / "rows.jsonl"
     tail = Tail(path)
-    assert tail.refresh() == []
+    assert tail.refresh() == ([], 0)
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert tail.refresh() == [{"a": 1}, {"a": 2}]
+    assert tail.refresh() == ([{"a": 1}, {"a": 2}], 0)
     with open(path, "a") as file:
         file.write(': 3}\nnot json\n[1]\n{"a": 4}\n')
-    assert [row["a"] for row in tail.refresh()] == [1, 2, 3, 4] and tail.generation == 0
+    assert tail.refresh() == ([{"a": number} for number in (1, 2, 3, 4)], 0)
     (tmp_path / "new").write_text('{"a": 9}\n')
     (tmp_path / "new").replace(path)
-    assert tail.refresh() == [{"a": 9}] and tail.generation == 1
+    assert tail.refresh() == ([{"a": 9}], 1)
+
+
+def test_readers_at_the_same_time_get_each_row_once_in_a_list_of_their_own(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"step": step} | metrics(step)) + "\n" for step in range(3000)))
+    for _ in range(3):
+        tail, start, counts = Tail(path), threading.Barrier(3), []
+
+        def read(tail=tail, start=start, counts=counts):
+            start.wait()
+            rows, _ = tail.refresh()
+            counts.append(len(rows))
+            rows.clear()
+
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert counts == [3000] * 3 and len(tail.refresh()[0]) == 3000
 
 
 def test_series_gives_new_rows_only_and_all_of_them_after_the_run_was_continued(tmp_path):
@@ -70,8 +92,9 @@ def test_states_of_a_running_a_killed_and_a_finished_run(tmp_path):
     made = MadeRun(tmp_path / "run", steps=2)
     run = WatchedRun(made.path)
     assert [(s["stage"], s["state"], s["steps"]) for s in run.stages()] == [("align", "running", 2)]
-    (made.path / ".lock").write_text("999999999")  # no such process
+    made.stop()
     assert run.stages()[0]["state"] == "interrupted"
+    assert (made.path / ".lock").read_text() == str(os.getpid())  # as if the pid were used again
     made.finish()
     assert run.stages()[0]["state"] == "done" and not run.is_running()
 

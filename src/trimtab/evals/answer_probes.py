@@ -141,19 +141,25 @@ def _scripts(text: str) -> Counter[str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerProbe:
-    """A sign in one answer, and when a rise of it matters."""
+class ProbeFacts:
+    """What a probe is called, and when a rise of it matters."""
 
     title: str
     """Its name on a page."""
     counted: str
     """What its mean says, as the end of a sentence: ``of answers flatter``."""
-    value: Callable[[str, str], float]
-    """Prompt and answer → 0 … 1."""
     floor: float
     """Smallest rise of the mean that matters."""
     advice: str
     """What to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerProbe(ProbeFacts):
+    """A sign in the text of one answer."""
+
+    value: Callable[[str, str], float]
+    """Prompt and answer → 0 … 1."""
 
 
 _PENALISE = (

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.feedback.words import WORD
 from trimtab.records import Preference
 
 Floats = NDArray[np.float64]
@@ -26,7 +27,6 @@ Scores = list[list[float]]
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Ridge penalties, in units of one pair's loss."""
 FOLDS = 5
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def baseline_scores(
@@ -58,7 +58,7 @@ def surface_features(text: str) -> list[float]:
     Logarithms of 1 + characters, words, lines and sentences; letters per word; different words as a share of all;
     shares of digits and of capital letters; question and exclamation marks per sentence.
     """
-    words = _WORD.findall(text)
+    words = WORD.findall(text)
     characters, count = max(1, len(text)), max(1, len(words))
     sentences = len(re.findall(r"[.!?]+(?:\s|$)", text))
     return [
@@ -88,7 +88,7 @@ def _surface_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]
 
 def _word_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
     sparse: Any = import_module("scipy.sparse")
-    counted = [Counter(w.lower() for w in _WORD.findall(t)) for t in fit]
+    counted = [Counter(w.lower() for w in WORD.findall(t)) for t in fit]
     occurs = Counter(w for counts in counted for w in counts)
     vocabulary = {w: i for i, w in enumerate(sorted(w for w, n in occurs.items() if n > 1))}
 
@@ -97,7 +97,7 @@ def _word_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
         row, column, value = zip(*cells, strict=True) if cells else ((), (), ())
         return sparse.csr_matrix((value, (row, column)), shape=(len(rows), max(1, len(vocabulary))))
 
-    return matrix(counted), matrix([Counter(w.lower() for w in _WORD.findall(t)) for t in apply])
+    return matrix(counted), matrix([Counter(w.lower() for w in WORD.findall(t)) for t in apply])
 
 
 def _linear_scores(

@@ -17,9 +17,11 @@ Three mixtures keep that property, as an average of such processes is one:
   average used here controls the probability of any in the run;
 - over the prompts of a step, which are multiplied. They are drawn without replacement, and for numbers that are not
   negative the expected product of such a draw is at most that of a draw with replacement (Maclaurin's inequality), so
-  the product is a fair bet for prompts in random order.
+  the product of one step's bets is fair for prompts in random order.
 
-What is not covered: prompts that come in an order of difficulty.
+What is not covered: prompts that come in an order of difficulty, and looks within an epoch. While an epoch lasts, the
+mean of the prompts that are left depends on those already drawn, and Maclaurin's inequality holds for the product at a
+fixed step, not for its maximum. With few prompts in an epoch the error may exceed α.
 """
 
 import math

@@ -5,15 +5,13 @@ answer cancels. Source: the method of this package; perturbing and rescoring to 
 2507.05619.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 
 from trimtab.errors import ScoringError
+from trimtab.evals.sentences import sentences
 from trimtab.feedback.intervals import Estimate, bootstrap_interval, clustered_wilson_interval
 from trimtab.records import Preference, Record
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def flatter(text: str) -> str:
@@ -36,12 +34,12 @@ def pad(text: str) -> str:
 
 def repeat(text: str) -> str:
     """The last sentence once more."""
-    return f"{text} {_SENTENCE.split(text.strip())[-1]}"
+    return f"{text} {(sentences(text.strip()) or [text])[-1]}"
 
 
 def bullets(text: str) -> str:
     """Each sentence as a list item."""
-    return "\n".join(f"- {sentence}" for sentence in _SENTENCE.split(text.strip()))
+    return "\n".join(f"- {sentence.strip()}" for sentence in sentences(text.strip()))
 
 
 EDITS: Mapping[str, Callable[[str], str]] = {

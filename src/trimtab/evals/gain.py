@@ -14,11 +14,12 @@ from statistics import fmean
 from trimtab.evals.answer_probes import CERTAIN
 from trimtab.evals.balance import preaches
 from trimtab.evals.probes import has_phrase, words
+from trimtab.evals.sentences import sentences
 from trimtab.feedback.intervals import Estimate, Number, bootstrap_interval, paired_bootstrap_interval
 from trimtab.records import Record
 
-_SENTENCE = re.compile(r"[^.!?…\n]+[.!?…]*[\"”’)]*\s*|\n\s*|[.!?…]+\s*")
 _MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\d+[.)]|#{1,6}|>)[ \t]+", flags=re.M)
+_EXCLAMATION = re.compile(r"!(?=[.!?…]*[\"”’)\]]*(?:\s|$))")
 
 
 def without_sentences(text: str, has: Callable[[str], bool]) -> str:
@@ -27,7 +28,7 @@ def without_sentences(text: str, has: Callable[[str], bool]) -> str:
     >>> without_sentences("Great question! Tea is a plant.", lambda s: "question" in s)
     'Tea is a plant.'
     """
-    return "".join(s for s in _SENTENCE.findall(text) if not has(s)).strip()
+    return "".join(s for s in sentences(text) if not has(s)).strip()
 
 
 def without_markup(text: str) -> str:
@@ -48,9 +49,9 @@ def without_repeats(text: str) -> str:
     seen: set[tuple[str, ...]] = set()
 
     def repeated(sentence: str) -> bool:
-        said = tuple(words(sentence))
-        again = len(said) >= 3 and said in seen
-        seen.add(said)
+        own = tuple(words(sentence))
+        again = len(own) >= 3 and own in seen
+        seen.add(own)
         return again
 
     return without_sentences(text, repeated)
@@ -62,7 +63,7 @@ REMOVALS: Mapping[str, Callable[[str], str]] = {
     "preaching": lambda text: without_sentences(text, preaches),
     "claims of certainty": lambda text: without_sentences(text, lambda s: has_phrase(s, CERTAIN)),
     "repeated sentences": without_repeats,
-    "exclamation marks": lambda text: text.replace("!", ".").replace("！", "。"),
+    "exclamation marks": lambda text: _EXCLAMATION.sub(".", text).replace("！", "。"),
     "lists and headings": without_markup,
 }
 """Each feature with what takes it out of a text."""

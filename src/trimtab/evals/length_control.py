@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, pstdev
 
 from trimtab.errors import ScoringError
+from trimtab.feedback.log_odds import sigmoid
 
 PRIOR = 3.0
 """Standard deviation of the prior of θ and γ, in log-odds."""
@@ -48,8 +49,9 @@ def length_controlled(
 ) -> LengthControlled | None:
     """Win rate of A at equal length; None below :data:`FEWEST` outcomes or where all differences are the same.
 
-    The interval is normal in log-odds with the sandwich variance H⁻¹ (Σ_c g_c g_cᵀ) H⁻¹ of the clusters' scores, so
-    ties and several judgements of one prompt count as what they are.
+    The interval is normal in log-odds. Its variance is the larger of two: the sandwich H⁻¹ (Σ_c g_c g_cᵀ) H⁻¹ of the
+    clusters' scores, which allows for several judgements of one prompt, and the posterior variance H⁻¹. Where all
+    outcomes agree, the scores and so the sandwich are nearly 0, although the data leave θ open; H⁻¹ does not vanish.
 
     Args:
         outcomes: 1 A won, ½ tie, 0 B won.
@@ -73,14 +75,14 @@ def length_controlled(
     a, b, c = _curvature(xs, theta, gamma, prior)
     scores: dict[Hashable, tuple[float, float]] = {}
     for x, y, group in zip(xs, outcomes, groups, strict=True):
-        residual = y - _sigmoid(theta + gamma * x)
+        residual = y - sigmoid(theta + gamma * x)
         first, second = scores.get(group, (0.0, 0.0))
         scores[group] = (first + residual, second + residual * x)
     # The row of H⁻¹ that belongs to θ, times each cluster's score.
     determinant = a * c - b * b
-    variance = math.fsum(((c * g - b * h) / determinant) ** 2 for g, h in scores.values())
-    half = NormalDist().inv_cdf(0.975) * math.sqrt(variance)
-    return LengthControlled(rate=_sigmoid(theta), low=_sigmoid(theta - half), high=_sigmoid(theta + half), slope=gamma)
+    sandwich = math.fsum(((c * g - b * h) / determinant) ** 2 for g, h in scores.values())
+    half = NormalDist().inv_cdf(0.975) * math.sqrt(max(sandwich, c / determinant))
+    return LengthControlled(rate=sigmoid(theta), low=sigmoid(theta - half), high=sigmoid(theta + half), slope=gamma)
 
 
 def _fit(xs: Sequence[float], ys: Sequence[float], prior: float) -> tuple[float, float]:
@@ -90,7 +92,7 @@ def _fit(xs: Sequence[float], ys: Sequence[float], prior: float) -> tuple[float,
     for _ in range(100):
         g, h = -theta / prior**2, -gamma / prior**2
         for x, y in zip(xs, ys, strict=True):
-            residual = y - _sigmoid(theta + gamma * x)
+            residual = y - sigmoid(theta + gamma * x)
             g, h = g + residual, h + residual * x
         a, b, c = _curvature(xs, theta, gamma, prior)
         determinant = a * c - b * b
@@ -106,11 +108,7 @@ def _curvature(xs: Sequence[float], theta: float, gamma: float, prior: float) ->
     """The entries of the symmetric matrix H = Σ p (1 − p) (1, x)ᵀ(1, x) + 1/prior²."""
     a, b, c = 1 / prior**2, 0.0, 1 / prior**2
     for x in xs:
-        p = _sigmoid(theta + gamma * x)
+        p = sigmoid(theta + gamma * x)
         weight = p * (1 - p)
         a, b, c = a + weight, b + weight * x, c + weight * x * x
     return a, b, c
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -20,6 +20,7 @@ from trimtab.feedback.intervals import (
     clustered_wilson_interval,
     paired_bootstrap_interval,
 )
+from trimtab.feedback.log_odds import logit, sigmoid
 from trimtab.records import Preference, Record
 
 
@@ -139,9 +140,9 @@ def evaluate_reward_model(
     margins, prompts = pairs.margins, pairs.prompts
     correct = [_won(m) for m in margins]
     rows = _calibration(margins, correct, prompts, bins)
-    shares = [_sigmoid(m) for m in margins]
+    shares = [sigmoid(m) for m in margins]
     scaled = cross_fitted("temperature", shares, [1.0] * len(shares), prompts, seed=seed)
-    after = _calibration([_logit(p) for p in scaled], correct, prompts, bins)
+    after = _calibration([logit(p) for p in scaled], correct, prompts, bins)
     return RewardModelEval(
         accuracy=_share("reward model", correct, prompts),
         longest=_share("longest answer", pairs.longer, prompts),
@@ -259,7 +260,7 @@ def _ece(rows: Sequence[CalibrationRow]) -> float:
 def _calibration(
     margins: Sequence[float], correct: Sequence[float], prompts: Sequence[str], bins: int
 ) -> tuple[CalibrationRow, ...]:
-    confidences = [1 / (1 + math.exp(-abs(margin))) for margin in margins]
+    confidences = [sigmoid(abs(margin)) for margin in margins]
     rows = []
     for low_edge, high_edge, inside in confidence_bins(confidences, bins):
         low, high = clustered_wilson_interval([correct[i] for i in inside], [prompts[i] for i in inside])
@@ -284,14 +285,6 @@ def _share(name: str, outcomes: Sequence[float], prompts: Sequence[str]) -> Esti
 
 def _won(difference: float) -> float:
     return 0.5 if difference == 0 else float(difference > 0)
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def _logit(p: float) -> float:
-    return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(30.0, p - 0.5)
 
 
 def _softplus(x: float) -> float:

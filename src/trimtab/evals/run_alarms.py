@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.evals.answer_probes import ANSWER_PROBES, AnswerProbe
+from trimtab.evals.answer_probes import ANSWER_PROBES, ProbeFacts
 from trimtab.evals.betting import RiseTest, upper_bound
 from trimtab.records import Record, Rollout
 
@@ -65,22 +65,17 @@ class RunAlarm(Record):
     """Ids of up to ten answers of the step that have most of it."""
 
 
-def _cut(prompt: str, answer: str) -> float:
-    raise AssertionError("a rollout says whether it was cut")
-
-
-RUN_PROBES: dict[str, AnswerProbe] = ANSWER_PROBES | {
-    CUT: AnswerProbe(
+RUN_PROBES: dict[str, ProbeFacts] = {
+    **ANSWER_PROBES,
+    CUT: ProbeFacts(
         title="Answers without an end",
         counted="of answers are cut at the limit",
-        value=_cut,
         floor=0.1,
         advice="Set align.missing_eos, lower policy.lr, or raise sampler.max_new_tokens.",
     ),
-    LENGTH: AnswerProbe(
+    LENGTH: ProbeFacts(
         title="Length",
         counted="of the longest allowed answer is used",
-        value=_cut,
         floor=0.15,
         advice="The reward pays for length: lower its weight, or compare answers of like length when labelling.",
     ),
@@ -139,7 +134,7 @@ class RunAlarms:
         probes: what is watched, by name.
     """
 
-    def __init__(self, config: AlarmConfig, steps: int, probes: Mapping[str, AnswerProbe] = RUN_PROBES) -> None:
+    def __init__(self, config: AlarmConfig, steps: int, probes: Mapping[str, ProbeFacts] = RUN_PROBES) -> None:
         self._config, self._probes = config, dict(probes)
         self._looks = max(1, steps - config.baseline)
         self._alpha = config.budget / (2 * len(self._probes))

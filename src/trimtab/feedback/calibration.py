@@ -12,6 +12,7 @@ from random import Random
 from typing import Literal
 
 from trimtab.errors import ScoringError
+from trimtab.feedback.log_odds import logit, sigmoid
 
 Calibrator = Callable[[float], float]
 """Maps a judge's probability to a calibrated one."""
@@ -27,10 +28,10 @@ def fit_temperature(p: Sequence[float], y: Sequence[float], weights: Sequence[fl
     judge that knows nothing ends near one half.
     """
     weights = _checked(p, y, weights)
-    logits = [_logit(x) for x in p]
+    logits = [logit(x) for x in p]
 
     def slope(s: float) -> float:
-        return math.fsum(w * z * (_sigmoid(s * z) - t) for w, z, t in zip(weights, logits, y, strict=True))
+        return math.fsum(w * z * (sigmoid(s * z) - t) for w, z, t in zip(weights, logits, y, strict=True))
 
     low, high = 1e-3, 1e3
     if slope(low) >= 0:
@@ -42,7 +43,7 @@ def fit_temperature(p: Sequence[float], y: Sequence[float], weights: Sequence[fl
             scale = math.sqrt(low * high)
             low, high = (scale, high) if slope(scale) < 0 else (low, scale)
         scale = math.sqrt(low * high)
-    return lambda x: _sigmoid(scale * _logit(x))
+    return lambda x: sigmoid(scale * logit(x))
 
 
 def fit_isotonic(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | None = None) -> Calibrator:
@@ -173,12 +174,3 @@ def _checked(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | 
     if bad or any(not (math.isfinite(w) and w > 0) for w in checked):
         raise ScoringError(f"calibration needs probabilities in 0..1 and weights above 0, got {bad[:3] or 'a weight'}")
     return checked
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-6), 1 - 1e-6)
-    return math.log(p / (1 - p))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

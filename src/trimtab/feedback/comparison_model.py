@@ -1,6 +1,6 @@
 """Likelihoods of votes on pairs of answers, with ties, and what each annotator does differently.
 
-Shapes: N votes on pairs of K answers by A annotators. The needs of a vote on the pair (i, j) by annotator a are two
+Shapes: N votes on pairs of K answers by A annotators. A vote on the pair (i, j) by annotator a depends on two
 numbers: the gap ``d = γ_a (x_i − x_j) + s b_a`` with the answers' scores x, the annotator's skill γ_a (1 typical,
 0 a coin, below 0 contrary), position bias b_a and s = 1 where i was shown before j, −1 where after, 0 where unknown;
 and the tie parameter τ_a.

@@ -12,6 +12,9 @@ import numpy as np
 from trimtab.errors import ConfigError
 from trimtab.feedback.comparison_model import Floats, Ints
 
+SHRINKAGE = 4.0
+"""Labels of the typical annotator that are added to those of each."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DawidSkene:
@@ -41,7 +44,7 @@ def dawid_skene(
     *,
     classes: int,
     weight: Floats | None = None,
-    shrinkage: float = 4.0,
+    shrinkage: float = SHRINKAGE,
     iterations: int = 500,
     tolerance: float = 1e-7,
 ) -> DawidSkene:
@@ -67,9 +70,9 @@ def dawid_skene(
         raise ConfigError("there is no label to fit; pass one at least")
     tasks, annotators = int(task.max()) + 1, int(annotator.max()) + 1
     weight = np.ones(len(task)) if weight is None else weight
-    said = np.zeros((tasks, classes))
-    np.add.at(said, (task, label), weight)
-    posterior = said / said.sum(1, keepdims=True)
+    labels = np.zeros((tasks, classes))
+    np.add.at(labels, (task, label), weight)
+    posterior = labels / labels.sum(1, keepdims=True)
     by_label: Any = (annotator, slice(None), label)
     tiny, rounds = 1e-12, 0
     prior, confusion = np.zeros(classes), np.zeros((annotators, classes, classes))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+"""A word; an inner apostrophe belongs to it."""
 
 FUNCTION_WORDS = frozenset(
     """
@@ -48,7 +49,7 @@ def has_finite_verb(words: Sequence[str]) -> bool:
 
 def words_of(text: str) -> list[str]:
     """Lower-case words; an inner apostrophe stays, other punctuation goes."""
-    return [w.replace("’", "'") for w in _WORD.findall(text.lower())]
+    return [w.replace("’", "'") for w in WORD.findall(text.lower())]
 
 
 def stem(word: str) -> str:

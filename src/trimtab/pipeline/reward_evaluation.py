@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.evals import EditEffect, RewardModelEval, edit_effects, evaluate_reward_model
 from trimtab.evals.charts import Line, line_chart, percent
 from trimtab.evals.reward_bench import is_reward_bench, read_reward_bench, reward_bench_scores
-from trimtab.feedback import Estimate, wilson_interval
+from trimtab.feedback import Estimate, clustered_wilson_interval
 from trimtab.files import write_atomic, write_json
 from trimtab.models import Role, load_tensors
 from trimtab.pipeline.config import RunConfig
@@ -90,9 +91,14 @@ def evaluate_reward(
         "source": source,
         "evaluation": result.model_dump(mode="json"),
         "edits": [e.model_dump(mode="json") for e in edits],
-        "outliers": _outliers(role, train_rankings, rankings).model_dump(mode="json"),
+        "outliers": _outliers(role, (train, train_rankings), (preferences, rankings)).model_dump(mode="json"),
         "ceiling": _ceiling(run) if source == HELDOUT else None,
-        "counts": {"preferences": len(chosen)} | counts,
+        "counts": {
+            "preferences": len(chosen),
+            "soft labels without ranks": len(preferences) - len(chosen),
+            "prompts of training": len({p.prompt.id for p in chosen} & {p.prompt.id for p in train}),
+        }
+        | counts,
     }
     if bench:
         table = reward_bench_scores(chosen, chosen_scores)
@@ -130,15 +136,23 @@ def _rescored(role: Role, preferences: Sequence[Preference]) -> list[list[float]
     return [scores.get(p.id) for p in preferences]
 
 
-def _outliers(role: Role, train: Sequence[Ranking], rankings: Sequence[Ranking]) -> Estimate:
-    """Share of answers further from the training answers than 99 % of those are."""
+def _outliers(
+    role: Role, train: tuple[list[Preference], list[Ranking]], measured: tuple[list[Preference], list[Ranking]]
+) -> Estimate:
+    """Share of answers further from the training answers than 99 % of those are; clustered by prompt."""
     try:
-        known = known_answers(hidden_states(role, train[:FITTED]))
+        known = known_answers(hidden_states(role, train[1][:FITTED]), _prompts(train[0][:FITTED]))
     except TrainingError as error:
         return Estimate(reason=str(error))
-    outside = known.outliers(hidden_states(role, rankings))
-    low, high = wilson_interval(int(outside.sum()), len(outside))
-    return Estimate(value=float(outside.double().mean()), low=low, high=high, n=len(outside))
+    preferences, rankings = measured
+    outside = known.outliers(hidden_states(role, rankings)).double().tolist()
+    low, high = clustered_wilson_interval(outside, _prompts(preferences))
+    return Estimate(value=fmean(outside), low=low, high=high, n=len(outside))
+
+
+def _prompts(preferences: Sequence[Preference]) -> list[str]:
+    """The prompt of each answer."""
+    return [p.prompt.id for p in preferences for _ in p.completions]
 
 
 def _ceiling(run: RunFolder) -> dict[str, Any] | None:
@@ -176,6 +190,13 @@ def evaluation_lines(written: dict[str, Any]) -> list[str]:
     """The result in words, one line each."""
     result = RewardModelEval.model_validate(written["evaluation"])
     lines = [f"accuracy {_shown(result.accuracy)} pairs, {result.prompts} prompts"]
+    counts = written["counts"]
+    lines.append("  counted: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items()))
+    if trained := counts["prompts of training"]:
+        lines.append(
+            f"  {trained} of {result.prompts} prompts are in the reward model's training set, so these numbers are too "
+            "good; evaluate on other prompts"
+        )
     lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in result.baselines]
     if written["ceiling"]:
         lines.append(f"  one annotator against the others: {_shown(Estimate.model_validate(written['ceiling']))}")

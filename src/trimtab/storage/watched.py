@@ -4,9 +4,11 @@ Nothing here writes, and nothing waits for the run: a stage that is being writte
 far as it is there.
 """
 
+import fcntl
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ TOKENS = "tokens.json"
 class Tail:
     """The rows of a growing file of JSON lines; each line is parsed once.
 
-    A file that was written anew, as a continued run writes it, is read from its beginning.
+    A file that was written anew, as a continued run writes it, is read from its beginning. Several threads may read one
+    tail at the same time.
 
     Args:
         path: the file; it may not exist yet.
@@ -39,26 +42,36 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        self.generation = 0
-        """How often the file was written anew since it was first read."""
+        self._lock = threading.Lock()
+        self._rows: list[dict[str, Any]] = []
+        self._generation = 0
         self._file: tuple[int, int] | None = None
         self._read = 0
 
-    def refresh(self) -> list[dict[str, Any]]:
-        """Parse the lines that came since the last call; all rows. A line without its end is left for the next call."""
+    def refresh(self) -> tuple[list[dict[str, Any]], int]:
+        """Parse the lines that came since the last call. A line without its end is left for the next call.
+
+        Returns:
+            all rows so far, in a list of the caller's own, and how often the file was written anew since it was first
+            read.
+        """
+        with self._lock:
+            self._parse()
+            return self._rows.copy(), self._generation
+
+    def _parse(self) -> None:
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
                 identity = (status.st_dev, status.st_ino)
                 if self._file is not None and (identity != self._file or status.st_size < self._read):
-                    self.rows, self._read = [], 0
-                    self.generation += 1
+                    self._rows, self._read = [], 0
+                    self._generation += 1
                 self._file = identity
                 file.seek(self._read)
                 data = file.read()
         except OSError:
-            return self.rows
+            return
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.split(b"\n"):
@@ -67,8 +80,7 @@ class Tail:
             except ValueError:
                 continue
             if isinstance(row, dict):
-                self.rows.append(row)
-        return self.rows
+                self._rows.append(row)
 
 
 class WatchedRun:
@@ -104,15 +116,23 @@ class WatchedRun:
         return values if isinstance(values, dict) else {}
 
     def is_running(self) -> bool:
-        """True if the process that last worked on the run is alive."""
+        """True if the process that last worked on the run holds its lock.
+
+        The pid in the lock file alone says too little: the system may have given it to another process. The lock is
+        tried only where that pid is alive, so that a look never stands in the way of a run that is just starting.
+        """
         try:
-            pid = int((self.path / ".lock").read_text())
-            os.kill(pid, 0)
-        except PermissionError:
+            with open(self.path / ".lock", "rb") as file:
+                try:
+                    os.kill(int(file.read()), 0)
+                except PermissionError:
+                    pass  # alive, of another user
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
         except (OSError, ValueError):
             return False
-        return True
+        return False
 
     def stages(self) -> list[dict[str, Any]]:
         """Stages in the order they were begun: ``stage``, ``state``, ``steps`` logged, ``seconds``, ``counts``.
@@ -139,22 +159,21 @@ class WatchedRun:
 
     def stamp(self) -> tuple[Any, ...]:
         """Changes whenever something of the run that is shown has changed."""
-        files = [self.path / "stages" / "*" / name for name in ("metrics.jsonl", ALARMS, "status.json")]
-        found = []
-        for pattern in files:
-            for path in sorted(self.path.glob(str(pattern.relative_to(self.path)))):
+        versions = []
+        for name in ("metrics.jsonl", ALARMS, "status.json"):
+            for path in sorted(self.path.glob(f"stages/*/{name}")):
                 try:
                     status = path.stat()
                 except OSError:
                     continue
-                found.append((path.parent.name, path.name, status.st_ino, status.st_size, status.st_mtime_ns))
-        return (self.is_running(), *found)
+                versions.append((path.parent.name, path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+        return (self.is_running(), *versions)
 
     # Numbers ------------------------------------------------------------------------------
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The rows of a stage's metrics."""
-        return self._tail(stage, "metrics.jsonl").refresh()
+        return self._tail(stage, "metrics.jsonl").refresh()[0]
 
     def last_step(self, stage: str) -> int:
         """Number of the last step that was logged; 0 if none was."""
@@ -176,15 +195,15 @@ class WatchedRun:
             ``generation``, ``start``, ``steps``, ``columns`` (None where a row lacks the key or its value is not
             finite; five significant digits), and ``keys``, all there are.
         """
-        rows, tail = self.metrics(stage), self._tail(stage, "metrics.jsonl")
-        if generation != tail.generation:
+        rows, current = self._tail(stage, "metrics.jsonl").refresh()
+        if generation != current:
             start = 0
         new = rows[start:]
         names: dict[str, None] = {}
         for row in (*rows[:3], *rows[-3:]):
             names.update(dict.fromkeys(row))
         return {
-            "generation": tail.generation,
+            "generation": current,
             "start": start,
             "steps": [row.get("step", start + i + 1) for i, row in enumerate(new)],
             "columns": {key: [_shown(row.get(key)) for row in new] for key in keys},
@@ -200,7 +219,7 @@ class WatchedRun:
 
     def alarms(self) -> list[dict[str, Any]]:
         """Alarms so far, oldest first."""
-        return self._tail(ALIGN, ALARMS).refresh()
+        return self._tail(ALIGN, ALARMS).refresh()[0]
 
     # Answers ------------------------------------------------------------------------------
 

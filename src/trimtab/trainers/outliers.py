@@ -5,7 +5,7 @@ of the training answers: Lee et al. 2018 (arXiv 1807.03888); as a sign of reward
 arXiv 2402.09345). Shapes: B sequences, H hidden units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from trimtab.models import PASS_TOKENS, FrozenStates, Role
 from trimtab.trainers.rankings import Ranking, tokens_of_rankings
 
 QUANTILE = 0.99
-"""Training answers within the limit, of those that did not fit the Gaussian."""
+"""Training answers within the limit, of those that the Gaussian was not fitted to."""
 
 
 @torch.no_grad()
@@ -44,25 +44,34 @@ class Known:
     precision: Tensor
     """``[H, H]``."""
     limit: float
-    """Squared distance of the :data:`QUANTILE` of training answers that did not fit the Gaussian."""
+    """Squared distance of the :data:`QUANTILE` of training answers that the Gaussian was not fitted to."""
 
     def outliers(self, features: Tensor) -> Tensor:
         """``[B]`` bool, True: further away than the limit."""
         return squared_distances(features, self.mean, self.precision) > self.limit
 
 
-def known_answers(features: Tensor) -> Known:
-    """Fit the Gaussian to every second answer and the limit to the others.
+def known_answers(features: Tensor, prompts: Sequence[Hashable]) -> Known:
+    """Fit the Gaussian to the answers to every second prompt and the limit to the others.
+
+    Answers to one prompt are alike, so those of the prompts that the Gaussian was fitted to are closer to it than the
+    answers to a new prompt.
 
     Args:
         features: ``[B, H]``, of the training answers in a random order of prompts.
+        prompts: the prompt of each answer.
 
     Raises:
-        TrainingError: fewer than 20 answers.
+        TrainingError: fewer than 20 answers, or a single prompt.
     """
-    if len(features) < 20:
-        raise TrainingError(f"{len(features)} training answers say too little about distances; at least 20 are needed")
-    fitted, others = features[::2], features[1::2]
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    if len(features) < 20 or len(places) < 2:
+        raise TrainingError(
+            f"{len(features)} training answers to {len(places)} prompts say too little about distances; at least 20 "
+            "answers to 2 prompts are needed"
+        )
+    second = torch.tensor([places[prompt] % 2 == 1 for prompt in prompts])
+    fitted, others = features[~second], features[second]
     precision = torch.linalg.inv(shrunk_covariance(fitted))
     distances = squared_distances(others, fitted.mean(0), precision)
     return Known(mean=fitted.mean(0), precision=precision, limit=float(distances.quantile(QUANTILE)))
