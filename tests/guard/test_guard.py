@@ -109,9 +109,22 @@ def test_files_are_plain_and_checked(lexical, tmp_path):
         Guard.load(broken)
 
 
+def test_a_folder_that_is_no_guard_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"1")
+    (tmp_path / "file").write_bytes(b"2")
+    monkeypatch.setattr("trimtab.pipeline.guarding.train_guard", lambda *_, **__: pytest.fail("it was trained first"))
+    for place in ("photos", "file"):
+        with pytest.raises(ConfigError, match="no guard"):
+            train_and_report(SMALL, CONFIG, tmp_path / place, probes=False)
+    assert (tmp_path / "photos" / "one.jpg").read_bytes() == b"1" and (tmp_path / "file").read_bytes() == b"2"
+
+
 def test_the_same_data_give_the_same_guard(lexical, tmp_path):
-    train_and_report(SMALL, CONFIG, tmp_path / "again", probes=False)
-    assert Guard.load(tmp_path / "again").version == Guard.load(lexical).version
+    """The second one replaces a guard that stands in its folder."""
+    (tmp_path / "guard.json").write_text("{}")
+    train_and_report(SMALL, CONFIG, tmp_path, probes=False)
+    assert Guard.load(tmp_path).version == Guard.load(lexical).version
 
 
 def test_the_report_is_about_what_was_held_out(lexical, tmp_path):

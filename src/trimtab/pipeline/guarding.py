@@ -16,7 +16,7 @@ from trimtab.guard.evaluation import evaluate_answers, evaluate_requests, measur
 from trimtab.guard.guard import DecisionLog, Guard, OnError
 from trimtab.guard.lexical import Lexical
 from trimtab.guard.report import report_lines, write_guard_report
-from trimtab.guard.storage import read_settings, save_guard
+from trimtab.guard.storage import read_settings, require_place, save_guard
 from trimtab.guard.training import train_guard
 from trimtab.models import Backbone, ModelConfig, model_identity
 from trimtab.models.embedded import NAME
@@ -53,8 +53,10 @@ def train_and_report(
         say: receives a line about each step.
 
     Raises:
+        ConfigError: ``out`` has files that are no guard's.
         ConfigError, DataError, ModelError: as :func:`~trimtab.guard.training.train_guard` and loading a model.
     """
+    require_place(out)
     extra = [example for path in data for example in read_examples(path)]
     named = ModelConfig(name=model or NAME, context=context)
     backbone = Backbone.load(named) if probes else None
