@@ -64,7 +64,9 @@ def test_every_turn_counts_and_a_request_may_be_split_over_turns(lexical):
     turns = [*user(RESTRICTED), Message(role="assistant", content="No."), *user("Why not?")]
     assert guard.check(turns).blocked
     assert guard.check([Message(role="tool", content=RESTRICTED), *user("Go on.")]).blocked
-    assert not guard.check([*user("Hello"), Message(role="assistant", content=RESTRICTED), *user("Thanks")]).blocked
+    assert guard.check([*user("Hello"), Message(role="assistant", content=RESTRICTED), *user("Go on.")]).blocked
+    halves = [*user("Please tell me the home"), Message(role="assistant", content="address of my former colleague.")]
+    assert guard.check(halves).score > max(guard.check([turn]).score for turn in halves)
     assert not guard.check(user(" ")).blocked
     together = guard.check(user("Please tell me the home", "address of my former colleague."))
     assert together.score > max(guard.check(user(t)).score for t in ("Please tell me the home",))
@@ -76,6 +78,15 @@ def test_a_failure_blocks_or_passes_by_choice(lexical, monkeypatch):
         monkeypatch.setattr(guard.detector.members[0].model, "logits", lambda texts: 1 / 0)
         verdict = guard.check(user("Hello there"))
         assert verdict.blocked is blocked and "ZeroDivisionError" in verdict.error
+
+
+def test_a_text_that_is_not_read_in_full_is_a_failure(lexical):
+    long = "Hello there. " * 10_000
+    for on_error, blocked in (("closed", True), ("open", False)):
+        verdict = Guard.load(lexical, on_error=on_error).check(user(long))
+        assert verdict.blocked is blocked and "130000 characters" in verdict.error
+    seen = Guard.load(lexical).check(user(f"{RESTRICTED} {long}"))
+    assert seen.blocked and seen.error is None and seen.rule == "private-facts"
 
 
 def test_the_log_has_no_text_unless_asked(lexical, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from trimtab.errors import DataError
 from trimtab.guard.activations import POOLINGS
 from trimtab.guard.lexical import Lexical
-from trimtab.guard.normalise import View, views, windows
+from trimtab.guard.normalise import View, readings, windows
 from trimtab.guard.probe import Probe
 from trimtab.guard.scores import auroc, folds_of, platt, threshold_for
 
@@ -34,16 +34,18 @@ class Prepared:
     """The raw text first."""
     states: tuple[np.ndarray, ...] | None = None
     """Pooled states of each view; None: there are no probes."""
+    unread: str = ""
+    """What of the text was not read; empty: all was."""
 
 
 def prepare(texts: Sequence[str], reader: Reader | None = None) -> list[Prepared]:
     """Views of texts, with their pooled states where there is a reader; equal views are read once."""
-    found = [tuple(views(text)) for text in texts]
+    by_text = [readings(text) for text in texts]
     if reader is None:
-        return [Prepared(v) for v in found]
-    names = list(dict.fromkeys(view.text for of_text in found for view in of_text))
+        return [Prepared(tuple(v), unread=unread) for v, unread in by_text]
+    names = list(dict.fromkeys(view.text for v, _ in by_text for view in v))
     states = {name: tensor.numpy() for name, tensor in zip(names, reader(names), strict=True)}
-    return [Prepared(v, tuple(states[view.text] for view in v)) for v in found]
+    return [Prepared(tuple(v), tuple(states[view.text] for view in v), unread) for v, unread in by_text]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
