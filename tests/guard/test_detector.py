@@ -130,7 +130,7 @@ class Words:
 def said_once(per_kind: int) -> list[Example]:
     """Sentences of ten equal words that no other sentence has."""
     return [
-        Example(text=" ".join([f"{kind}{n}"] * 10), restricted=kind == "bad", kind="answer", rule="r", group=f"{kind}/{n}")
+        Example(text=f"{kind}{n} " * 10, restricted=kind == "bad", kind="answer", rule="r", group=f"{kind}{n}")
         for kind in ("bad", "good")
         for n in range(per_kind)
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from trimtab.errors import CheckpointError, ConfigError
 from trimtab.guard import DecisionLog, Guard, GuardConfig, tap
 from trimtab.guard.evaluation import evaluate_requests
 from trimtab.guard.report import render
+from trimtab.guard.storage import require_place
 from trimtab.pipeline.guarding import HELD_OUT, evaluate_folder, explain_request, train_and_report
 from trimtab.records import Message
 from trimtab.testing import save_model, tiny_backbone, tiny_model
@@ -131,11 +132,11 @@ def test_a_folder_that_is_no_guard_is_left_alone(tmp_path, monkeypatch):
     assert (tmp_path / "photos" / "one.jpg").read_bytes() == b"1" and (tmp_path / "file").read_bytes() == b"2"
 
 
-def test_the_same_data_give_the_same_guard(lexical, tmp_path):
-    """The second one replaces a guard that stands in its folder."""
+def test_a_guard_may_replace_a_guard(tmp_path):
     (tmp_path / "guard.json").write_text("{}")
-    train_and_report(SMALL, CONFIG, tmp_path, probes=False)
-    assert Guard.load(tmp_path).version == Guard.load(lexical).version
+    (tmp_path / "new").mkdir()
+    for place in (tmp_path, tmp_path / "new", tmp_path / "absent"):
+        require_place(place)
 
 
 def test_the_report_is_about_what_was_held_out(lexical, tmp_path):
@@ -150,6 +151,20 @@ def test_the_report_is_about_what_was_held_out(lexical, tmp_path):
     assert facts["requests"]["succeeds"]["score"] <= facts["threshold"]
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "An attack that succeeds" in page and "src=" not in page and "href=" not in page
+
+
+def test_a_report_on_other_data_says_so_and_replaces_nothing(lexical, tmp_path):
+    own, before = lexical / HELD_OUT, (lexical / "report.json").read_bytes()
+    for out in (None, lexical):
+        with pytest.raises(ConfigError, match="--out"):
+            evaluate_folder(lexical, out, data=[own], model=None, context=512)
+    facts = evaluate_folder(lexical, tmp_path, data=[own], model=None, context=512)
+    assert (lexical / "report.json").read_bytes() == before
+    plain = facts["requests"]["families"]["plain"]
+    assert plain["blocked"]["groups"] * 12 == plain["blocked"]["n"]
+    page = (tmp_path / "report.html").read_text()
+    assert "training did not see" not in page and HELD_OUT in page
+    assert "training did not see" in render(facts | {"data": []})
 
 
 def test_texts_on_the_page_are_escaped(lexical, tmp_path):

@@ -110,8 +110,9 @@ def test_a_phrase_at_a_border_is_whole_in_a_window():
 
 @pytest.mark.parametrize(
     "unit",
-    ["a", "-", "%", "=", "_", ".", "+", "a-", "a_", "a ", "a a-", "-a", "41", "41 ", "41,,", "4z", "0x", "\\x", "%4", "%41", "%41a",
-     "QUJD ", "a\u0300\u0316", "\u0300\u0316", "\u200b", "\ufe00", "\U000e0041", "gur ", "\ufdfa", "\n"],
+    ["a", "-", "%", "=", "_", ".", "+", "a-", "a_", "a ", "a a-", "-a", "41", "41 ", "41,,", "4z", "0x",
+     "\\x", "%4", "%41", "%41a", "QUJD ", "a\u0300\u0316", "\u0300\u0316", "\u200b", "\ufe00", "\U000e0041", "gur ",
+     "\ufdfa", "\n"],
 )  # fmt: skip
 def test_time_grows_with_the_length_and_not_with_its_square(unit):
     """Four times the text takes 16 times as long where a pattern backtracks; here at most 9, and a floor for noise."""

@@ -214,7 +214,10 @@ def fit_detector(
     means = [np.mean([of_member[i] for of_member in held_out], axis=0) for i in range(len(texts))]
     slope, offset = platt(np.array([z.max() for z in means]), y)
     out_of_fold = np.array([_sigmoid(slope * float(z.max()) + offset) for z in means])
-    threshold = threshold_for(out_of_fold[y == 0].tolist(), budget)
+    threshold = threshold_for(
+        out_of_fold[y == 0].tolist(), budget,
+        subjects=len({group for group, label in zip(groups, labels, strict=True) if not label}),
+    )  # fmt: skip
     return Fitted(
         detector=Detector(members=tuple(members), slope=slope, offset=offset, threshold=threshold),
         out_of_fold=out_of_fold,

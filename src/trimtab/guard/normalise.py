@@ -25,7 +25,7 @@ LEVELS = 4
 """Encodings inside encodings that are opened."""
 
 MARKS = 30
-"""Most combining marks in a row that are read, as in Unicode's stream-safe format (UAX #15); sorting them is quadratic."""
+"""Most combining marks in a row that are read, as in Unicode's stream-safe format (UAX #15); sorting is quadratic."""
 
 LOOKALIKES = {
     "a": "аɑαａ", "b": "ЬƄ", "c": "сϲⅽ", "d": "ԁⅾ", "e": "еεҽ℮", "g": "ɡց", "h": "һհ", "i": "іıιӏɩ",
