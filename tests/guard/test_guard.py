@@ -180,6 +180,11 @@ def test_an_explanation_shows_views_members_and_words(lexical):
     assert set(facts["views"][0]["members"]) == {"lexical"} and facts["words"]
 
 
+def test_an_explanation_of_a_text_that_is_too_long_says_so(lexical):
+    assert "130000 characters" in explain_request(lexical, "Hello there. " * 10_000, model=None, context=512)["error"]
+    assert explain_request(lexical, HARMLESS, model=None, context=512)["error"] is None
+
+
 def test_a_guard_with_probes_needs_its_model(probed):
     folder, _ = probed
     with pytest.raises(ConfigError, match="was given no model"):

@@ -117,6 +117,8 @@ def explain(
     verdict = "blocked" if facts["blocked"] else "passes"
     rule = f", rule {facts['rule']}: {facts['reason']}" if facts["rule"] else ""
     typer.echo(f"{verdict}: score {facts['score']:.3f}, threshold {facts['threshold']:.3f}{rule}")
+    if facts["error"]:
+        typer.echo(f"  this is the verdict on a failure: {facts['error']}")
     for view in facts["views"]:
         members = ", ".join(f"{name} {value:+.1f}" for name, value in view["members"].items())
         typer.echo(f"  {view['name']}: {members}")

@@ -94,6 +94,9 @@ def train_guard(
         return pooled_texts(backbone, texts, layers, adapter=adapter)
 
     prepared = prepare([e.text for e in requests], None if backbone is None else reader)
+    unread = sum(bool(p.unread) for p in prepared)
+    if unread:
+        say(f"{unread} requests are too long or encoded too deeply; only a part of each was read")
     fitted = fit_detector(
         prepared,
         [int(e.restricted) for e in requests],
@@ -126,6 +129,7 @@ def train_guard(
         "held_out": len(held),
         "repeated": repeated,
         "contradictory": contradictory,
+        "unread": unread,
         "groups": len({e.group for e in requests}),
     }
     return Trained(

@@ -199,4 +199,5 @@ def explain_request(folder: Path, text: str, *, model: str | None, context: int)
     return {
         "blocked": verdict.blocked, "score": verdict.score, "threshold": verdict.threshold, "rule": verdict.rule,
         "reason": verdict.reason, "view": verdict.view, "views": views, "words": lexical.strongest(highest.text),
+        "error": verdict.error,
     }  # fmt: skip
