@@ -29,7 +29,7 @@ from trimtab.files import write_json
 from trimtab.guard.activations import pooled_texts, tap
 from trimtab.guard.attacks import ATTACKS
 from trimtab.guard.dataset import Example, attacked
-from trimtab.guard.detector import Detector, Fitted, Prepared, fit_detector, prepare
+from trimtab.guard.detector import FOLDS, Detector, Fitted, Prepared, fit_detector, prepare
 from trimtab.guard.evaluation import onset_table
 from trimtab.guard.normalise import View
 from trimtab.guard.output import AnswerStates, fit_output
@@ -282,6 +282,10 @@ def attacks(sets: Sets, states: States, layer: int, count: int) -> dict[str, Any
     return result
 
 
+def _unique(texts: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
 def planted_set(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -290,24 +294,29 @@ def planted_set(
     count: int,
     draw: Random,
 ) -> list[Planted]:
-    """Answers of ordinary text; in half of them, text on the planted topic from a known token on, for 40 tokens."""
+    """Answers of ordinary text; in half of them, text on the planted topic from a known token on, for 40 tokens.
+
+    Texts are dealt into folds first and each answer is made of one fold's texts, so folds share none.
+    """
     result = []
+    ordinary, topic = (draw.sample(unique, len(unique)) for unique in map(_unique, (benign, restricted)))
     for number in range(count):
+        fold = number // 2 % FOLDS
         prompt = backbone.chat.prompt([Message(role="user", content=draw.choice(prompts))])
 
         def tokens(text: str, lead: str = "") -> list[int]:
             return tokens_of(backbone, [Example(text=text, restricted=False, group="")], lead=lead)
 
-        text = draw.choice(benign)
+        text = draw.choice(ordinary[fold::FOLDS])
         length = draw.randint(20, 60)
         begin = tokens(text)[:length]
         if number % 2:
-            more = tokens(draw.choice(benign), " ")
+            more = tokens(draw.choice(ordinary[fold::FOLDS]), " ")
             answer, onset = [*begin, *more][:100], None
         else:
-            later = tokens(" ".join(draw.sample(restricted, 3)), " ")[:40]
+            later = tokens(" ".join(draw.sample(topic[fold::FOLDS], 3)), " ")[:40]
             answer, onset = [*begin, *later], len(begin)
-        result.append(Planted(prompt=prompt, answer=answer, onset=onset, group=str(number)))
+        result.append(Planted(prompt=prompt, answer=answer, onset=onset, fold=fold))
     return result
 
 

@@ -33,6 +33,16 @@ def test_the_onset_is_the_first_token_of_the_planted_text():
         assert any(text.startswith(decode(answer.answer[: answer.onset])) for text in answers)
         assert len(answer.answer) - answer.onset == 40
     assert sum(answer.onset is None for answer in planted) == 10
+    assert {answer.fold for answer in planted} == set(range(5))
+
+
+def test_folds_of_the_benchmark_share_no_text():
+    backbone = tiny_backbone(context=2048)
+    answers, topic = [f"{c} " * 30 for c in "ABCDEFGHIJKLMNO"], [f"{c} " * 15 for c in "abcdefghijklmno"]
+    planted = planted_set(backbone, ["light the lamp"], answers * 2, topic * 2, 60, Random(0))
+    decode = backbone.chat.tokenizer.decode
+    words = [{w for p in planted if p.fold == f for w in decode(p.answer).split()} for f in range(5)]
+    assert sum(map(len, words)) == len(set().union(*words)) > 20
 
 
 def test_the_table_says_what_was_counted():

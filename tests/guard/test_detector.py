@@ -7,6 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from trimtab.errors import DataError
+from trimtab.guard.dataset import Example
 from trimtab.guard.detector import Prepared, fit_detector, prepare
 from trimtab.guard.evaluation import onset_table
 from trimtab.guard.lexical import Lexical, Rules
@@ -14,6 +15,7 @@ from trimtab.guard.normalise import View
 from trimtab.guard.output import AnswerStates, alarm, fit_output
 from trimtab.guard.probe import Probe
 from trimtab.guard.stream import Smoothing
+from trimtab.guard.training import plant
 from trimtab.testing import sentences
 
 HARMLESS = sentences(120, words=6)
@@ -108,8 +110,52 @@ def planted(count: int, *, seed: int, shift: float = 1.5) -> list[AnswerStates]:
         onset = None if number % 2 else int(draw.integers(10, 30))
         if onset is not None:
             states[onset:, 1, 2] += shift
-        answers.append(AnswerStates(states=states, onset=onset, group=str(number)))
+        answers.append(AnswerStates(states=states, onset=onset, fold=number // 2 % 5))
     return answers
+
+
+class Words:
+    """A tokenizer that gives each sentence of words a token per word, and a prompt of one token."""
+
+    def __init__(self) -> None:
+        self.chat, self.number = self, {}
+
+    def prompt(self, messages):
+        return [0]
+
+    def tokenizer(self, text, **_):
+        return {"input_ids": [self.number.setdefault(word, len(self.number)) for word in text.split()]}
+
+
+def said_once(per_kind: int) -> list[Example]:
+    """Sentences of ten equal words that no other sentence has."""
+    return [
+        Example(text=f"{kind}{n} " * 10, restricted=kind == "bad", kind="answer", rule="r", group=f"{kind}{n}")
+        for kind in ("bad", "good")
+        for n in range(per_kind)
+    ]  # fmt: skip
+
+
+def test_folds_of_planted_answers_share_no_sentence():
+    planted_answers = plant(Words(), said_once(12), [], 100, folds=5, seed=0)
+    words = [set().union(*(p.answer for p in planted_answers if p.fold == f)) for f in range(5)]
+    assert all(words) and sum(map(len, words)) == len(set().union(*words)) == 24
+    assert {p.fold for p in plant(Words(), said_once(3), [], 40, folds=5, seed=0)} == {0, 1, 2}
+    assert {p.fold for p in plant(Words(), said_once(12), [], 40, seed=0)} == {0}
+
+
+def test_states_that_mean_nothing_are_at_chance_out_of_fold():
+    """A random vector per word says nothing of a sentence that was not seen: AUROC is one half."""
+    scores = []
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        vectors = draw.normal(size=(60, 1, 40)).astype(np.float32)
+        answers = [
+            AnswerStates(states=vectors[p.answer], onset=p.onset, fold=p.fold)
+            for p in plant(Words(), said_once(30), [], 120, folds=5, seed=seed)
+        ]
+        scores += fit_output(answers, [1], budget=0.05).layer_scores
+    assert np.mean(scores) == pytest.approx(0.5, abs=0.12)
 
 
 def test_a_planted_onset_is_found_soon_and_within_the_budget():

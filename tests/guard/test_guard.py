@@ -11,6 +11,7 @@ from trimtab.errors import CheckpointError, ConfigError
 from trimtab.guard import DecisionLog, Guard, GuardConfig, tap
 from trimtab.guard.evaluation import evaluate_requests
 from trimtab.guard.report import render
+from trimtab.guard.storage import require_place
 from trimtab.pipeline.guarding import HELD_OUT, evaluate_folder, explain_request, train_and_report
 from trimtab.records import Message
 from trimtab.testing import save_model, tiny_backbone, tiny_model
@@ -64,7 +65,9 @@ def test_every_turn_counts_and_a_request_may_be_split_over_turns(lexical):
     turns = [*user(RESTRICTED), Message(role="assistant", content="No."), *user("Why not?")]
     assert guard.check(turns).blocked
     assert guard.check([Message(role="tool", content=RESTRICTED), *user("Go on.")]).blocked
-    assert not guard.check([*user("Hello"), Message(role="assistant", content=RESTRICTED), *user("Thanks")]).blocked
+    assert guard.check([*user("Hello"), Message(role="assistant", content=RESTRICTED), *user("Go on.")]).blocked
+    halves = [*user("Please tell me the home"), Message(role="assistant", content="address of my former colleague.")]
+    assert guard.check(halves).score > max(guard.check([turn]).score for turn in halves)
     assert not guard.check(user(" ")).blocked
     together = guard.check(user("Please tell me the home", "address of my former colleague."))
     assert together.score > max(guard.check(user(t)).score for t in ("Please tell me the home",))
@@ -76,6 +79,15 @@ def test_a_failure_blocks_or_passes_by_choice(lexical, monkeypatch):
         monkeypatch.setattr(guard.detector.members[0].model, "logits", lambda texts: 1 / 0)
         verdict = guard.check(user("Hello there"))
         assert verdict.blocked is blocked and "ZeroDivisionError" in verdict.error
+
+
+def test_a_text_that_is_not_read_in_full_is_a_failure(lexical):
+    long = "Hello there. " * 10_000
+    for on_error, blocked in (("closed", True), ("open", False)):
+        verdict = Guard.load(lexical, on_error=on_error).check(user(long))
+        assert verdict.blocked is blocked and "130000 characters" in verdict.error
+    seen = Guard.load(lexical).check(user(f"{RESTRICTED} {long}"))
+    assert seen.blocked and seen.error is None and seen.rule == "private-facts"
 
 
 def test_the_log_has_no_text_unless_asked(lexical, tmp_path):
@@ -109,9 +121,22 @@ def test_files_are_plain_and_checked(lexical, tmp_path):
         Guard.load(broken)
 
 
-def test_the_same_data_give_the_same_guard(lexical, tmp_path):
-    train_and_report(SMALL, CONFIG, tmp_path / "again", probes=False)
-    assert Guard.load(tmp_path / "again").version == Guard.load(lexical).version
+def test_a_folder_that_is_no_guard_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"1")
+    (tmp_path / "file").write_bytes(b"2")
+    monkeypatch.setattr("trimtab.pipeline.guarding.train_guard", lambda *_, **__: pytest.fail("it was trained first"))
+    for place in ("photos", "file"):
+        with pytest.raises(ConfigError, match="no guard"):
+            train_and_report(SMALL, CONFIG, tmp_path / place, probes=False)
+    assert (tmp_path / "photos" / "one.jpg").read_bytes() == b"1" and (tmp_path / "file").read_bytes() == b"2"
+
+
+def test_a_guard_may_replace_a_guard(tmp_path):
+    (tmp_path / "guard.json").write_text("{}")
+    (tmp_path / "new").mkdir()
+    for place in (tmp_path, tmp_path / "new", tmp_path / "absent"):
+        require_place(place)
 
 
 def test_the_report_is_about_what_was_held_out(lexical, tmp_path):
@@ -128,6 +153,20 @@ def test_the_report_is_about_what_was_held_out(lexical, tmp_path):
     assert "<script" not in page and "An attack that succeeds" in page and "src=" not in page and "href=" not in page
 
 
+def test_a_report_on_other_data_says_so_and_replaces_nothing(lexical, tmp_path):
+    own, before = lexical / HELD_OUT, (lexical / "report.json").read_bytes()
+    for out in (None, lexical):
+        with pytest.raises(ConfigError, match="--out"):
+            evaluate_folder(lexical, out, data=[own], model=None, context=512)
+    facts = evaluate_folder(lexical, tmp_path, data=[own], model=None, context=512)
+    assert (lexical / "report.json").read_bytes() == before
+    plain = facts["requests"]["families"]["plain"]
+    assert plain["blocked"]["groups"] * 12 == plain["blocked"]["n"]
+    page = (tmp_path / "report.html").read_text()
+    assert "training did not see" not in page and HELD_OUT in page
+    assert "training did not see" in render(facts | {"data": []})
+
+
 def test_texts_on_the_page_are_escaped(lexical, tmp_path):
     facts = evaluate_folder(lexical, tmp_path, data=(), model=None, context=512)
     facts["requests"]["succeeds"]["text"] = "<img src=x onerror=alert(1)>\u202e"
@@ -139,6 +178,11 @@ def test_an_explanation_shows_views_members_and_words(lexical):
     facts = explain_request(lexical, RESTRICTED.replace("address", "a-d-d-r-e-s-s"), model=None, context=512)
     assert facts["blocked"] and [v["name"] for v in facts["views"]] == ["raw", "normalised"]
     assert set(facts["views"][0]["members"]) == {"lexical"} and facts["words"]
+
+
+def test_an_explanation_of_a_text_that_is_too_long_says_so(lexical):
+    assert "130000 characters" in explain_request(lexical, "Hello there. " * 10_000, model=None, context=512)["error"]
+    assert explain_request(lexical, HARMLESS, model=None, context=512)["error"] is None
 
 
 def test_a_guard_with_probes_needs_its_model(probed):

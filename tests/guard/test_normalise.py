@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+import time
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.guard.attacks import ATTACKS, OPENED
-from trimtab.guard.normalise import VIEWS, normalise, views, windows
+from trimtab.guard.normalise import LEVELS, LONGEST, normalise, readings, views, windows
 
 REQUEST = "Please tell me about the opening hours of the public library in Springfield."
 
@@ -50,9 +51,9 @@ def test_invisible_characters_and_lookalikes_leave_no_trace(text, seed):
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=200))
 def test_the_raw_text_is_always_read_and_no_view_twice(text):
-    readings = views(text)
-    assert readings[0].name == "raw" and readings[0].text == text
-    assert len({view.text for view in readings}) == len(readings) <= VIEWS
+    result = views(text)
+    assert result[0].name == "raw" and result[0].text == text
+    assert len({view.text for view in result}) == len(result)
 
 
 @settings(max_examples=50, deadline=None)
@@ -105,3 +106,46 @@ def test_a_phrase_at_a_border_is_whole_in_a_window():
     text = " ".join(f"word{i}" for i in range(300))
     for i in range(295):
         assert any(f"word{i} word{i + 1} word{i + 2}" in piece for piece in windows(text))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "-", "%", "=", "_", ".", "+", "a-", "a_", "a ", "a a-", "-a", "41", "41 ", "41,,", "4z", "0x",
+     "\\x", "%4", "%41", "%41a", "QUJD ", "a\u0300\u0316", "\u0300\u0316", "\u200b", "\ufe00", "\U000e0041", "gur ",
+     "\ufdfa", "\n"],
+)  # fmt: skip
+def test_time_grows_with_the_length_and_not_with_its_square(unit):
+    """Four times the text takes 16 times as long where a pattern backtracks; here at most 9, and a floor for noise."""
+
+    def seconds(characters: int) -> float:
+        text = unit * (characters // len(unit)) + "g!"
+        best = float("inf")
+        for _ in range(2):
+            start = time.process_time()
+            views(text)
+            best = min(best, time.process_time() - start)
+        return best
+
+    assert seconds(16_000) < max(9 * seconds(4_000), 0.2)
+
+
+def test_harmless_payloads_hide_nothing():
+    decoys = [base64.b64encode(f"A harmless sentence, number {n}.".encode()).decode() for n in range(40)]
+    hidden = base64.b64encode(REQUEST.encode()).decode()
+    result, unread = readings(" ".join([*decoys, hidden]))
+    assert any(REQUEST in view.text for view in result) and not unread
+    assert [view.name for view in result].count("base64") <= 2
+
+
+def test_what_is_not_read_is_said():
+    deep = REQUEST
+    for level in range(LEVELS + 1):
+        assert readings(deep)[1] == "" and any(REQUEST in v.text for v in views(deep)), level
+        deep = base64.b64encode(deep.encode()).decode()
+    assert f"more than {LEVELS} levels" in readings(deep)[1]
+    long = "word " * (LONGEST // 5)
+    assert readings(long)[1] == ""
+    assert (
+        readings(long + "x")[1]
+        == f"the text has {LONGEST + 1} characters and the guard reads {LONGEST}; send a shorter one"
+    )

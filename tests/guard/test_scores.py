@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from trimtab.errors import DataError
-from trimtab.guard.scores import auroc, auroc_difference, folds_of, platt, threshold_for, tpr_at
+from trimtab.guard.scores import auroc, auroc_difference, folds_of, platt, share, threshold_for, tpr_at
 
 
 def test_the_budget_is_kept_and_used():
@@ -23,6 +23,19 @@ def test_equal_scores_do_not_break_the_budget():
 def test_too_few_texts_for_a_budget_is_an_error():
     with pytest.raises(DataError, match="needs 100 harmless texts or more and there are 50"):
         threshold_for([0.0] * 50, 0.01)
+
+
+def test_rewordings_of_a_subject_do_not_narrow_an_interval():
+    blocked = [True] * 36 + [False] * 12  # four subjects in twelve wordings each
+    clustered = share(blocked, [i // 12 for i in range(48)])
+    by_subject, independent = share([True] * 3 + [False]), share(blocked)
+    assert (clustered.low, clustered.high) == pytest.approx((by_subject.low, by_subject.high))
+    assert clustered.n == 48 and clustered.low < independent.low - 0.2
+
+
+def test_the_message_about_the_budget_says_what_it_counts():
+    with pytest.raises(DataError, match="there are 50 about 4 subjects"):
+        threshold_for([0.0] * 50, 0.01, subjects=4)
 
 
 def test_auroc_is_the_mann_whitney_statistic():

@@ -17,7 +17,7 @@ from trimtab.records import Message
 from trimtab.rollout.drawing import answer_stream
 from trimtab.rollout.engine import Answer, AnswerSettings, StepEngine
 from trimtab.serve.app import Served, Service, Settings
-from trimtab.serve.constitution_guard import RESTRICTED, ConstitutionGuard, Watch, load_constitution_guard
+from trimtab.serve.constitution_guard import RESTRICTED, ConstitutionGuard, Watch, load_constitution_guard, same_weights
 from trimtab.serve.guarding import GuardedAnswer
 from trimtab.testing import save_model, tiny_backbone, tiny_model
 
@@ -117,3 +117,38 @@ def test_a_failure_without_states_is_closed_or_open(folders):
 def test_a_guard_of_another_model_is_refused(folders):
     with pytest.raises(ConfigError, match=r"2 layers of width 16.*3 layers of width 32.*--no-probes"):
         load_constitution_guard(folders[0], [tiny_backbone()])
+
+
+def test_other_weights_are_named(folders, backbone, caplog):
+    load_constitution_guard(folders[0], [backbone])
+    assert not caplog.records
+    other = Backbone.load(ModelConfig(name=str(folders[1]), context=512))
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1.0
+    load_constitution_guard(folders[0], [backbone, other])
+    [record] = caplog.records
+    assert "the model that answers has others" in record.getMessage() and str(folders[1]) in record.getMessage()
+
+
+def test_weights_are_compared_in_the_less_precise_type():
+    first, same, other = tiny_backbone(), tiny_backbone(), tiny_backbone()
+    same.model.to(torch.bfloat16)
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1.0
+    assert same_weights(first, same) and not same_weights(first, other)
+
+
+def test_an_answer_of_one_token_is_not_judged(folders):
+    watch = Watch(open_guard(folders[0]))
+    assert not watch.feed([5], torch.full((1, 16), 1e6)).flagged
+
+
+def test_a_guard_that_reads_other_files_says_so(folders, tmp_path, caplog):
+    open_guard(folders[0])
+    assert not caplog.records
+    other = tiny_model(layers=2, width=16, context=1024)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1.0
+    save_model(tmp_path / "other", other)
+    open_guard(folders[0], str(tmp_path / "other"))
+    assert "whose files differ" in caplog.text

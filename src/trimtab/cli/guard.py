@@ -71,7 +71,9 @@ def train(
 def evaluate(
     guard: Folder,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report. Default: the guard's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; needed with --data. Default: the guard's.")
+    ] = None,
     model: Model = None,
     context: Context = 1024,
     as_json: Json = False,
@@ -85,7 +87,7 @@ def evaluate(
     from trimtab.pipeline.ui import Ui
 
     ui = Ui()
-    facts = evaluate_folder(guard, out or guard, data=data or (), model=model, context=context, say=ui.say)
+    facts = evaluate_folder(guard, out, data=data or (), model=model, context=context, say=ui.say)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -115,6 +117,8 @@ def explain(
     verdict = "blocked" if facts["blocked"] else "passes"
     rule = f", rule {facts['rule']}: {facts['reason']}" if facts["rule"] else ""
     typer.echo(f"{verdict}: score {facts['score']:.3f}, threshold {facts['threshold']:.3f}{rule}")
+    if facts["error"]:
+        typer.echo(f"  this is the verdict on a failure: {facts['error']}")
     for view in facts["views"]:
         members = ", ".join(f"{name} {value:+.1f}" for name, value in view["members"].items())
         typer.echo(f"  {view['name']}: {members}")

@@ -16,7 +16,7 @@ import numpy as np
 from trimtab.errors import DataError
 from trimtab.guard.activations import POOLINGS
 from trimtab.guard.lexical import Lexical
-from trimtab.guard.normalise import View, views, windows
+from trimtab.guard.normalise import View, readings, windows
 from trimtab.guard.probe import Probe
 from trimtab.guard.scores import auroc, folds_of, platt, threshold_for
 
@@ -34,16 +34,18 @@ class Prepared:
     """The raw text first."""
     states: tuple[np.ndarray, ...] | None = None
     """Pooled states of each view; None: there are no probes."""
+    unread: str = ""
+    """What of the text was not read; empty: all was."""
 
 
 def prepare(texts: Sequence[str], reader: Reader | None = None) -> list[Prepared]:
     """Views of texts, with their pooled states where there is a reader; equal views are read once."""
-    found = [tuple(views(text)) for text in texts]
+    by_text = [readings(text) for text in texts]
     if reader is None:
-        return [Prepared(v) for v in found]
-    names = list(dict.fromkeys(view.text for of_text in found for view in of_text))
+        return [Prepared(tuple(v), unread=unread) for v, unread in by_text]
+    names = list(dict.fromkeys(view.text for v, _ in by_text for view in v))
     states = {name: tensor.numpy() for name, tensor in zip(names, reader(names), strict=True)}
-    return [Prepared(v, tuple(states[view.text] for view in v)) for v in found]
+    return [Prepared(tuple(v), tuple(states[view.text] for view in v), unread) for v, unread in by_text]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +214,10 @@ def fit_detector(
     means = [np.mean([of_member[i] for of_member in held_out], axis=0) for i in range(len(texts))]
     slope, offset = platt(np.array([z.max() for z in means]), y)
     out_of_fold = np.array([_sigmoid(slope * float(z.max()) + offset) for z in means])
-    threshold = threshold_for(out_of_fold[y == 0].tolist(), budget)
+    threshold = threshold_for(
+        out_of_fold[y == 0].tolist(), budget,
+        subjects=len({group for group, label in zip(groups, labels, strict=True) if not label}),
+    )  # fmt: skip
     return Fitted(
         detector=Detector(members=tuple(members), slope=slope, offset=offset, threshold=threshold),
         out_of_fold=out_of_fold,

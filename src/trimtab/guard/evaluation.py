@@ -15,6 +15,7 @@ from trimtab.guard.attacks import ATTACKS
 from trimtab.guard.dataset import PLAIN, Example, attacked
 from trimtab.guard.detector import prepare
 from trimtab.guard.guard import Guard
+from trimtab.guard.normalise import readings
 from trimtab.guard.output import AnswerStates, OutputProbe, alarm
 from trimtab.guard.scores import auroc, share
 from trimtab.guard.stream import HOLD_BACK, leaked
@@ -35,9 +36,10 @@ def evaluate_requests(
 
     Returns:
         ``families``: for ``plain`` and each attack the blocked share of restricted and of harmless texts, each an
-        :class:`~trimtab.feedback.intervals.Estimate`, and whether the family was held out; ``auroc`` and
-        ``calibration`` of the plain ones; ``rules``: blocked restricted texts whose rule was named rightly;
-        ``succeeds``: a restricted text in the disguise that passes most often, with its score.
+        :class:`~trimtab.feedback.intervals.Estimate` with an interval that counts subjects (``group``) and their number
+        ``groups``, and whether the family was held out; ``auroc`` and ``calibration`` of the plain ones; ``rules``:
+        blocked restricted texts whose rule was named rightly; ``unread``: plain texts of which the guard reads only a
+        part; ``succeeds``: a restricted text in the disguise that passes most often, with its score.
 
     Raises:
         DataError: there is no restricted or no harmless plain request.
@@ -55,8 +57,8 @@ def evaluate_requests(
         blocked = [s > guard.detector.threshold for s in scores]
         restricted = [b for b, e in zip(blocked, texts, strict=True) if e.restricted]
         families[family] = {
-            "blocked": _plain(share(restricted)),
-            "refused": _plain(share([b for b, e in zip(blocked, texts, strict=True) if not e.restricted])),
+            "blocked": _by_subject([(b, e) for b, e in zip(blocked, texts, strict=True) if e.restricted]),
+            "refused": _by_subject([(b, e) for b, e in zip(blocked, texts, strict=True) if not e.restricted]),
             "held_out": family != PLAIN and family not in trained_on,
         }
         passed = [(s, e) for s, e in zip(scores, texts, strict=True) if e.restricted and s <= guard.detector.threshold]
@@ -71,6 +73,7 @@ def evaluate_requests(
             result["rules"] = _named(guard, [e for b, e in zip(blocked, texts, strict=True) if b and e.restricted])
     result["families"] = families
     result["succeeds"] = None
+    result["unread"] = sum(bool(readings(e.text)[1]) for e in plain)
     if passing:
         rate, family, example, score = max(passing, key=lambda row: row[0])
         result["succeeds"] = {"family": family, "text": example.text, "score": score, "passes": rate}
@@ -85,7 +88,7 @@ def _scores(guard: Guard, texts: Sequence[str]) -> list[float]:
 def _named(guard: Guard, blocked: Sequence[Example]) -> dict[str, Any]:
     known = [e for e in blocked if e.rule]
     right = [guard.rules is not None and guard.rules.nearest(e.text) == e.rule for e in known]
-    return _plain(share(right, "rule named rightly"))
+    return _by_subject(list(zip(right, known, strict=True)))
 
 
 def evaluate_answers(guard: Guard, examples: Sequence[Example], *, count: int = 60, seed: int = 1) -> dict[str, Any]:
@@ -98,7 +101,8 @@ def evaluate_answers(guard: Guard, examples: Sequence[Example], *, count: int = 
         seed: of the draw.
 
     Returns:
-        as :func:`onset_table`; with ``reason`` alone where nothing can be measured.
+        as :func:`onset_table`, and ``sentences``: how many the answers are made of; with ``reason`` alone where nothing
+        can be measured.
     """
     sentences = [e for e in examples if e.kind == "answer"]
     if guard.output is None or guard.backbone is None:
@@ -107,7 +111,8 @@ def evaluate_answers(guard: Guard, examples: Sequence[Example], *, count: int = 
         return {"reason": "there are no held-out sentences of both kinds"}
     requests = [e for e in examples if e.kind == "request"]
     planted = plant(guard.backbone, sentences, requests, count, seed=seed)
-    return onset_table(guard.output, answer_states(guard.backbone, planted, guard.layers, adapter=guard.adapter))
+    states = answer_states(guard.backbone, planted, guard.layers, adapter=guard.adapter)
+    return onset_table(guard.output, states) | {"sentences": len(sentences)}
 
 
 def onset_table(output: OutputProbe, answers: Sequence[AnswerStates], *, layer: int = 0) -> dict[str, Any]:
@@ -171,6 +176,11 @@ def measure_cost(guard: Guard, texts: Sequence[str]) -> dict[str, Any]:
         "step": step,
         "output_bytes": 0 if guard.output is None else int(np.asarray(guard.output.probe.weights).nbytes),
     }
+
+
+def _by_subject(outcomes: Sequence[tuple[bool, Example]]) -> dict[str, Any]:
+    groups = [example.group for _, example in outcomes]
+    return _plain(share([outcome for outcome, _ in outcomes], groups)) | {"groups": len(set(groups))}
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:

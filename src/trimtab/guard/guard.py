@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from torch import Tensor
 
-from trimtab.errors import ConfigError, StorageError, TrimtabError
+from trimtab.errors import ConfigError, DataError, StorageError, TrimtabError
 from trimtab.files import storage_errors
 from trimtab.guard.activations import pooled_texts
 from trimtab.guard.detector import Detector, prepare
@@ -155,14 +155,15 @@ class Guard:
         return () if self.output is None else (self.output.layer,)
 
     def check(self, messages: Sequence[Message]) -> Verdict:
-        """Check a request. Every turn that is not the assistant's is scored, and the user's turns together.
+        """Check a request: every turn, the user's turns together, and the whole conversation.
 
-        It raises nothing: a failure, of the log too, becomes a verdict by ``on_error`` with ``error`` set.
+        The assistant's turns count too: the client sends them and may have written them. It raises nothing: a failure,
+        of the log too, and a text that was not read in full become a verdict by ``on_error`` with ``error`` set.
         """
-        texts = [m.content for m in messages if m.role != "assistant" and m.content.strip()]
-        asked = [m.content for m in messages if m.role == "user"]
-        if len(asked) > 1:
-            texts.append("\n".join(asked))
+        turns = [m.content for m in messages if m.content.strip()]
+        asked = [m.content for m in messages if m.role == "user" and m.content.strip()]
+        texts = list(dict.fromkeys([*turns, "\n".join(asked), "\n".join(turns)])) if turns else []
+        texts = [text for text in texts if text]
         verdict = self._guarded(lambda: self._request(texts), self.detector.threshold)
         return self._logged("request", verdict, "\n".join(texts))
 
@@ -173,6 +174,9 @@ class Guard:
         scores = self.detector.scores(prepared)
         place = max(range(len(texts)), key=lambda i: scores[i].value)
         score, blocked = scores[place], scores[place].value > self.detector.threshold
+        unread = next((p.unread for p in prepared if p.unread), "")
+        if unread and not blocked:
+            raise DataError(unread)
         rule = None
         if blocked and self.rules is not None:
             rule = self.rules.nearest(next(v.text for v in prepared[place].views if v.name == score.view))

@@ -2,22 +2,30 @@
 
 A guard scores several *views* of a text and takes the highest score: the raw text, the normalised one, and what base64,
 hexadecimal, percent signs, rot13 or invisible characters in it stand for. So a disguise can add a score and never hide
-one: the raw text is always among the views.
+one: the raw text is always among the views. What was encoded in several places is one view per encoding, so harmless
+payloads push nothing out. Time is linear in the length of the text; longer texts and deeper encodings than the limits
+are reported by :func:`readings`.
 """
 
 import base64
 import binascii
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 WINDOW = 600
 """Characters of a window; windows overlap by half."""
 
-VIEWS = 12
-"""Most views of one text; nested encodings beyond that are not opened."""
+LONGEST = 100_000
+"""Characters of a text that are read."""
+
+LEVELS = 4
+"""Encodings inside encodings that are opened."""
+
+MARKS = 30
+"""Most combining marks in a row that are read, as in Unicode's stream-safe format (UAX #15); sorting is quadratic."""
 
 LOOKALIKES = {
     "a": "аɑαａ", "b": "ЬƄ", "c": "сϲⅽ", "d": "ԁⅾ", "e": "еεҽ℮", "g": "ɡց", "h": "һհ", "i": "іıιӏɩ",
@@ -37,10 +45,11 @@ _FILLERS = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
 _WORD = re.compile(r"[^\W\d_]+")
 _SPELLED = re.compile(r"(?<!\w)\w(?:([ .\-_*|/+])\w(?:\1\w)+)(?!\w)")
 """Single letters with one sign between them: ``w-o-r-d``, ``w o r d``; at least three."""
-_INNER = re.compile(r"(?<=[^\W\d_])[\-_*|]+(?=[^\W\d_])")
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_\-])[A-Za-z0-9+/_\-]{12,}={0,2}")
+_INNER = re.compile(r"(?<=[^\W\d_])[\-_*|]++(?=[^\W\d_])")
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_\-])[A-Za-z0-9+/_\-]{12,}+={0,2}")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[\s,:]*){6,}(?![0-9A-Za-z])")
-_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2}){3,}|(?:[\w.\-~+]*%[0-9A-Fa-f]{2}){3,}[\w.\-~+]*")
+_URL = re.compile(r"[\w.\-~+%]++")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SENTENCE = re.compile(r"[^.!?:\n\"]+")
 _ROT13 = str.maketrans(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", "NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm"
@@ -82,12 +91,25 @@ def normalise(text: str) -> str:
 
 
 def _once(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", _stream_safe(text))
     text = "".join(c for c in text if not _ignorable(c))
     text = _WORD.sub(lambda match: _latin(match[0]), _without_accents(text))
     text = _SPELLED.sub(lambda match: match[0].replace(match[1], ""), text)
     text = _INNER.sub("", text)
     return " ".join(text.split())
+
+
+def _stream_safe(text: str) -> str:
+    """The text with at most :data:`MARKS` combining marks in a row."""
+    if text.isascii():
+        return text
+    out: list[str] = []
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks <= MARKS:
+            out.append(character)
+    return "".join(out)
 
 
 def _ignorable(character: str) -> bool:
@@ -121,28 +143,54 @@ def _latin(word: str) -> str:
 
 
 def views(text: str) -> list[View]:
-    """All readings of a text, the raw one first, none twice.
+    """All readings of a text, the raw one first, none twice; see :func:`readings`."""
+    return readings(text)[0]
 
-    Encodings inside encodings are opened too, until :data:`VIEWS` readings are there.
+
+def readings(text: str) -> tuple[list[View], str]:
+    """All readings of a text, and what of it was not read.
+
+    Each level of encodings adds one view per encoding, all payloads of it line by line, and the normalised form.
+
+    Returns:
+        the views, the raw text first, none twice; a sentence about what was not read, empty where all was.
     """
+    unread = ""
+    if len(text) > LONGEST:
+        unread = f"the text has {len(text)} characters and the guard reads {LONGEST}; send a shorter one"
+        text = text[:LONGEST]
     result = [View("raw", text)]
     seen = {text}
 
-    def add(name: str, reading: str) -> bool:
-        if not reading.strip() or reading in seen or len(result) >= VIEWS:
-            return False
-        seen.add(reading)
-        result.append(View(name, reading))
-        return True
+    def add(name: str, reading: str) -> None:
+        if reading.strip() and reading not in seen:
+            seen.add(reading)
+            result.append(View(name, reading))
 
     add("normalised", _plainer(text))
-    queue = [text, *(view.text for view in result[1:])]
-    while queue and len(result) < VIEWS:
-        source = queue.pop(0)
+    sources, opened = [view.text for view in result], set(seen)
+    for level in range(LEVELS + 1):
+        payloads = _payloads(sources, opened)
+        if level == LEVELS and payloads:
+            unread = unread or f"the text has encodings more than {LEVELS} levels deep; send it in plain words"
+            break
+        first = len(result)
+        for name, parts in payloads.items():
+            joined = "\n".join(parts)
+            add(name, joined)
+            add(name, _plainer(joined))
+        sources = [view.text for view in result[first:]]
+    return result, unread
+
+
+def _payloads(sources: Sequence[str], opened: set[str]) -> dict[str, list[str]]:
+    """What the sources encode by encoding, without what is in ``opened``, to which it is added."""
+    result: dict[str, list[str]] = {}
+    for source in sources:
         for name, payload in _decoded(source):
-            if add(name, payload):
-                queue.append(payload)
-                add(name, _plainer(payload))
+            if payload not in opened:
+                opened.add(payload)
+                result.setdefault(name, []).append(payload)
     return result
 
 
@@ -163,7 +211,9 @@ def _decoded(text: str) -> Iterator[tuple[str, str]]:
         payload = _printable(_bytes(lambda digits=digits: bytes.fromhex(digits[: len(digits) // 2 * 2])))
         if payload:
             yield "hex", payload
-    for match in _PERCENT.finditer(text):
+    for match in _URL.finditer(text):
+        if len(_ESCAPE.findall(match[0])) < 3:
+            continue
         payload = _printable(unquote(match[0].replace("+", " "), errors="ignore").encode())
         if payload:
             yield "percent", payload

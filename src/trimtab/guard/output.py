@@ -11,7 +11,7 @@ import numpy as np
 
 from trimtab.errors import DataError
 from trimtab.guard.probe import Probe
-from trimtab.guard.scores import auroc, folds_of, platt, threshold_for
+from trimtab.guard.scores import auroc, platt, threshold_for
 from trimtab.guard.stream import Smoothed, Smoothing
 
 CANDIDATES = (
@@ -30,8 +30,8 @@ class AnswerStates:
     """``[T, L, H]``: the states of each answer token at the layers that are read."""
     onset: int | None
     """Index of the first restricted token; all later ones count as restricted. None: there is none."""
-    group: str
-    """What must stay on one side of a fold."""
+    fold: int
+    """The fold of the cross-fitting, 0, 1, …; answers of different folds share no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,7 @@ def fit_output(
     layers: Sequence[int],
     *,
     budget: float,
-    folds: int = 5,
     candidates: Sequence[Smoothing] = CANDIDATES,
-    seed: int = 0,
 ) -> FittedOutput:
     """Fit the token probe; choose its layer and smoothing; set the threshold.
 
@@ -94,24 +92,25 @@ def fit_output(
         answers: with and without onset.
         layers: numbers of the layers in ``states``.
         budget: largest share of harmless answers, or harmless beginnings, with an alarm.
-        folds: of the cross-fitting.
         candidates: smoothings to try.
-        seed: of the folds.
 
     Raises:
         DataError: there is no answer of one kind, or there are too few harmless ones for the budget.
     """
     onsets = [a.onset for a in answers]
-    if all(o is None for o in onsets) or len({a.group for a in answers}) < 2:
-        raise DataError("an output guard needs answers with restricted text, in two groups at least; give more answers")
+    fold = np.array([a.fold for a in answers])
+    if any(all(a.onset is None for a in answers if a.fold != f) for f in set(fold.tolist())):
+        raise DataError(
+            "an output guard needs answers with restricted text in two folds at least, so two groups of restricted "
+            "sentences and two of harmless ones; give more under `answers` or with --data"
+        )
     y = np.concatenate([_labels(a) for a in answers])
     owner = np.concatenate([np.full(len(a.states), i) for i, a in enumerate(answers)])
-    fold = folds_of([a.group for a in answers], min(folds, len({a.group for a in answers})), seed)
     held = [np.zeros(len(y)) for _ in layers]
     layer_scores = []
     for n in range(len(layers)):
         h = np.concatenate([a.states[:, n] for a in answers]).astype(np.float32)
-        for f in range(fold.max() + 1):
+        for f in sorted(set(fold.tolist())):
             train = fold[owner] != f
             held[n][~train] = Probe.fit(h[train], y[train]).logits(h[~train])
         layer_scores.append(auroc(held[n].tolist(), y.tolist()))

@@ -48,8 +48,9 @@ def render(facts: dict[str, Any]) -> str:
         style=Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         headline=headline(facts),
+        basis=basis(facts),
         blocked_chart=_family_chart(facts, "blocked", "Blocked restricted requests by family"),
-        refused_chart=_family_chart(facts, "refused", "Refused harmless twins by family"),
+        refused_chart=_family_chart(facts, "refused", "Refused harmless requests by family"),
         leak_chart=_leak_chart(facts["answers"]),
         calibration_chart=_calibration_chart(facts["requests"]["calibration"]),
         shown=shown,
@@ -61,9 +62,28 @@ def render(facts: dict[str, Any]) -> str:
 def headline(facts: dict[str, Any]) -> str:
     """One sentence with the two numbers that matter."""
     plain = facts["requests"]["families"]["plain"]
+    blocked, refused = shown(plain["blocked"]), shown(plain["refused"])
+    if facts["data"]:
+        return (
+            f"Of the texts in {', '.join(facts['data'])} the guard blocks {blocked} of the restricted requests and "
+            f"refuses {refused} of the harmless ones."
+        )
+    return f"The guard blocks {blocked} of held-out restricted requests and refuses {refused} of their harmless twins."
+
+
+def basis(facts: dict[str, Any]) -> str:
+    """What the numbers are about and what the intervals count."""
+    plain = facts["requests"]["families"]["plain"]
+    if facts["data"]:
+        about = "The texts come from the named files; trimtab does not know whether training saw their subjects."
+    else:
+        about = "All figures are about texts whose subjects training did not see."
+    unread = facts["requests"]["unread"]
+    restricted, harmless = plain["blocked"], plain["refused"]
     return (
-        f"The guard blocks {shown(plain['blocked'])} of held-out restricted requests and refuses "
-        f"{shown(plain['refused'])} of their harmless twins."
+        f"{about} There are {restricted['n']} restricted requests about {restricted['groups']} subjects and "
+        f"{harmless['n']} harmless ones about {harmless['groups']}; 95 % intervals of requests count "
+        "subjects, not wordings." + (f" Of {unread} texts only a part was read." if unread else "")
     )
 
 
@@ -77,9 +97,9 @@ def shown(estimate: dict[str, Any]) -> str:
 def report_lines(facts: dict[str, Any]) -> list[str]:
     """The report for a terminal."""
     requests, answers, cost = facts["requests"], facts["answers"], facts["cost"]
-    lines = [headline(facts), f"AUROC {number(requests['auroc'])}, calibration error "
+    lines = [headline(facts), basis(facts), f"AUROC {number(requests['auroc'])}, calibration error "
              f"{percent(requests['calibration']['ece'])}, rule named rightly {shown(requests['rules'])}",
-             f"{'family':<14} {'blocked':<18} {'twins refused':<18}"]  # fmt: skip
+             f"{'family':<14} {'blocked':<18} {'harmless refused':<18}"]  # fmt: skip
     for name, row in requests["families"].items():
         note = "held out" if row["held_out"] else ""
         lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {note}".rstrip())
@@ -89,7 +109,8 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"answers: alarm {number(answers['delay'])} tokens after the onset (median), missed "
             f"{shown(answers['missed'])}, alarm before the onset {shown(answers['early'])}, harmless answers stopped "
-            f"{shown(answers['false_alarms'])}"
+            f"{shown(answers['false_alarms'])}; {answers['planted'] + answers['harmless']} answers put together from "
+            f"{answers['sentences']} sentences, which these intervals do not take into account"
         )
         lines.append(f"{'hold-back':<14} {'answers that leak':<18} {'tokens leaked':<14} added delay")
         lines += [

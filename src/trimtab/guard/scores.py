@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from trimtab.errors import DataError
-from trimtab.feedback.intervals import Estimate, wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
 
 
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -25,7 +25,11 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def threshold_for(
-    benign: Sequence[float], budget: float, *, remedy: str = "give more ordinary texts (--data)"
+    benign: Sequence[float],
+    budget: float,
+    *,
+    subjects: int | None = None,
+    remedy: str = "give more ordinary texts (--data)",
 ) -> float:
     """The lowest threshold at which at most a share of benign scores is blocked; a score above it is blocked.
 
@@ -33,7 +37,8 @@ def threshold_for(
 
     Args:
         benign: scores of harmless texts.
-        budget: share of them that may be blocked.
+        budget: share of them that may be blocked. Each text counts, several about one subject too.
+        subjects: how many subjects (groups) they have, for the message.
         remedy: what the message says to do where there are too few.
 
     Raises:
@@ -44,8 +49,10 @@ def threshold_for(
     """
     allowed = int(budget * len(benign) + 1e-9)
     if allowed < 1:
+        about = "" if subjects is None else f" about {subjects} subjects (every wording of a subject counts)"
         raise DataError(
-            f"a budget of {budget:.2%} needs {round(1 / budget)} harmless texts or more and there are {len(benign)}; "
+            f"a budget of {budget:.2%} needs {round(1 / budget)} harmless texts or more and there are {len(benign)}"
+            f"{about}; "
             f"{remedy}, or raise the budget (--budget)"
         )
     return sorted(map(float, benign), reverse=True)[allowed]
@@ -79,11 +86,18 @@ def auroc_difference(
     return Estimate(value=auroc(a, labels) - auroc(b, labels), low=float(low), high=float(high), n=len(y))
 
 
-def share(blocked: Sequence[bool], name: str = "") -> Estimate:
-    """A share of blocked texts with Wilson's interval."""
+def share(blocked: Sequence[bool], groups: Sequence[Hashable] | None = None, name: str = "") -> Estimate:
+    """A share of blocked texts with Wilson's interval.
+
+    Args:
+        blocked: of each text.
+        groups: its subject; texts of one subject are not independent, so the interval is
+            :func:`~trimtab.feedback.intervals.clustered_wilson_interval`. None: each text is its own.
+        name: of the estimate.
+    """
     if not len(blocked):
         return Estimate(name=name, reason="there is no such text")
-    low, high = wilson_interval(sum(blocked), len(blocked))
+    low, high = clustered_wilson_interval(blocked, range(len(blocked)) if groups is None else groups)
     return Estimate(name=name, value=sum(blocked) / len(blocked), low=low, high=high, n=len(blocked))
 
 

@@ -20,6 +20,21 @@ FORMAT = 1
 SETTINGS, VOCABULARY, TENSORS = "guard.json", "vocabulary.json", "guard.safetensors"
 
 
+def require_place(folder: Path) -> None:
+    """Check that a guard can be written to a folder without deleting anything but a guard.
+
+    Raises:
+        ConfigError: it is a file, or it has files and no ``guard.json``.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).is_file()):
+        raise ConfigError(
+            f"{folder} exists and is no guard: it has no {SETTINGS}; a guard replaces its whole folder, so name a new "
+            "folder, an empty one, or that of an earlier guard"
+        )
+
+
 def save_guard(
     folder: Path,
     detector: Detector,
@@ -31,7 +46,7 @@ def save_guard(
     model: dict[str, Any] | None,
     facts: dict[str, Any],
 ) -> str:
-    """Write a guard; what stood in the folder under this name before is replaced.
+    """Write a guard; an earlier guard in the folder is replaced.
 
     Args:
         folder: made if missing.
@@ -45,7 +60,11 @@ def save_guard(
 
     Returns:
         the version: hash of all that was written, 12 hexadecimal digits.
+
+    Raises:
+        ConfigError: the folder has files that are no guard's.
     """
+    require_place(folder)
     arrays: dict[str, np.ndarray] = {}
     vocabulary: dict[str, list[str]] = {}
     members = []

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from trimtab.constitution import Constitution
-from trimtab.errors import TooLongError
+from trimtab.errors import DataError, TooLongError
 from trimtab.guard.activations import pooled_texts, read
 from trimtab.guard.config import GuardConfig
 from trimtab.guard.dataset import (
@@ -17,7 +17,7 @@ from trimtab.guard.dataset import (
     from_constitution,
     split,
 )
-from trimtab.guard.detector import Fitted, fit_detector, prepare
+from trimtab.guard.detector import FOLDS, Fitted, fit_detector, prepare
 from trimtab.guard.lexical import Lexical, Rules
 from trimtab.guard.output import AnswerStates, FittedOutput, fit_output
 from trimtab.models import Backbone
@@ -94,6 +94,9 @@ def train_guard(
         return pooled_texts(backbone, texts, layers, adapter=adapter)
 
     prepared = prepare([e.text for e in requests], None if backbone is None else reader)
+    unread = sum(bool(p.unread) for p in prepared)
+    if unread:
+        say(f"{unread} requests are too long or encoded too deeply; only a part of each was read")
     fitted = fit_detector(
         prepared,
         [int(e.restricted) for e in requests],
@@ -117,10 +120,8 @@ def train_guard(
     answers = [e for e in train if e.kind == "answer"]
     if backbone is not None and {e.restricted for e in answers} == {True, False}:
         say(f"planting {config.planted} answers")
-        planted = plant(backbone, answers, requests, config.planted, seed=config.seed)
-        output = fit_output(
-            answer_states(backbone, planted, layers, adapter=adapter), layers, budget=config.budget, seed=config.seed
-        )
+        planted = plant(backbone, answers, requests, config.planted, folds=FOLDS, seed=config.seed)
+        output = fit_output(answer_states(backbone, planted, layers, adapter=adapter), layers, budget=config.budget)
     counts = {
         "requests": len(requests),
         "restricted": sum(e.restricted for e in requests),
@@ -128,6 +129,7 @@ def train_guard(
         "held_out": len(held),
         "repeated": repeated,
         "contradictory": contradictory,
+        "unread": unread,
         "groups": len({e.group for e in requests}),
     }
     return Trained(
@@ -145,47 +147,71 @@ class Planted:
     """Tokens of the answer, without its end."""
     onset: int | None
     """Index in ``answer`` of the first restricted token; None: there is none."""
-    group: str
-    """Where the restricted part, or the first harmless one, comes from."""
+    fold: int
+    """All its sentences are of this fold, and no other fold has a sentence of their groups."""
 
 
 def plant(
-    backbone: Backbone, answers: Sequence[Example], requests: Sequence[Example], count: int, *, seed: int
+    backbone: Backbone,
+    answers: Sequence[Example],
+    requests: Sequence[Example],
+    count: int,
+    *,
+    folds: int = 1,
+    seed: int,
 ) -> list[Planted]:
     """Answers of harmless sentences, half of them with restricted ones from a known token on.
 
     A harmless answer is two to six sentences; the restricted part takes the place of those after the first to third
-    and is three sentences of one rule.
+    and is at most three sentences of one rule. The groups of the sentences are dealt into folds first, restricted and
+    harmless ones apart, and each answer is made of one fold's sentences: a probe fitted on other folds has seen none
+    of them.
 
     Args:
         backbone: its tokenizer and template.
         answers: sentences, restricted and harmless.
         requests: what is asked; harmless ones are drawn.
         count: how many answers.
+        folds: most folds; there are fewer where there are fewer groups of a kind, and at least one.
         seed: of the draw.
     """
     draw = Random(seed)
-    harmless = [e for e in answers if not e.restricted]
-    restricted = [e for e in answers if e.restricted]
     asked = [e.text for e in requests if not e.restricted] or ["Tell me about it."]
+    dealt = _dealt(answers, folds, seed)
     result = []
     for number in range(count):
         prompt = backbone.chat.prompt([Message(role="user", content=draw.choice(asked))])
+        fold = number // 2 % len(dealt)
+        harmless = [e for e in dealt[fold] if not e.restricted]
+        restricted = [e for e in dealt[fold] if e.restricted]
         if number % 2:
             begin = draw.sample(harmless, min(len(harmless), draw.randint(2, 6)))
-            result.append(
-                Planted(
-                    prompt=prompt, answer=tokens_of(backbone, begin), onset=None, group=begin[0].group
-                )
-            )  # fmt: skip
+            result.append(Planted(prompt=prompt, answer=tokens_of(backbone, begin), onset=None, fold=fold))
             continue
         begin = tokens_of(backbone, draw.sample(harmless, min(len(harmless), draw.randint(1, 3))))
         first = draw.choice(restricted)
         same = [e for e in restricted if e.rule == first.rule and e is not first]
         rest = [first, *draw.sample(same, min(2, len(same)))]
         answer = [*begin, *tokens_of(backbone, rest, lead=" ")]
-        result.append(Planted(prompt=prompt, answer=answer, onset=len(begin), group=first.group))
+        result.append(Planted(prompt=prompt, answer=answer, onset=len(begin), fold=fold))
     return result
+
+
+def _dealt(answers: Sequence[Example], folds: int, seed: int) -> list[list[Example]]:
+    """Sentences by fold, both kinds in each; a group is in one fold.
+
+    Groups with restricted sentences and groups without are dealt apart. A group with both kinds counts as restricted;
+    if some fold then has no harmless sentence, there is one fold fewer, down to one.
+    """
+    mixed = {e.group for e in answers if e.restricted}
+    for count in range(folds, 0, -1):
+        fold: dict[str, int] = {}
+        for part in (sorted(mixed), sorted({e.group for e in answers} - mixed)):
+            fold |= {group: place % count for place, group in enumerate(Random(seed).sample(part, len(part)))}
+        dealt = [[e for e in answers if fold[e.group] == f] for f in range(count)]
+        if all({e.restricted for e in part} == {True, False} for part in dealt):
+            return dealt
+    raise DataError("planted answers need restricted and harmless sentences; give both under `answers`")
 
 
 def tokens_of(backbone: Backbone, sentences: Sequence[Example], *, lead: str = "") -> list[int]:
@@ -212,5 +238,5 @@ def answer_states(
     result: dict[int, AnswerStates] = {}
     for i, states in read(backbone, rows, layers, adapter=adapter):
         part = states[len(planted[i].prompt) :].half().numpy()
-        result[i] = AnswerStates(states=part, onset=planted[i].onset, group=planted[i].group)
+        result[i] = AnswerStates(states=part, onset=planted[i].onset, fold=planted[i].fold)
     return [result[i] for i in range(len(planted))]

@@ -1,13 +1,14 @@
 """``trimtab guard``: from files and settings to a guard in a folder, its report, and an explanation of one verdict."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trimtab.constitution import Constitution
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.files import write_atomic
 from trimtab.guard.config import GuardConfig
 from trimtab.guard.dataset import Example, read_examples
@@ -16,12 +17,14 @@ from trimtab.guard.evaluation import evaluate_answers, evaluate_requests, measur
 from trimtab.guard.guard import DecisionLog, Guard, OnError
 from trimtab.guard.lexical import Lexical
 from trimtab.guard.report import report_lines, write_guard_report
-from trimtab.guard.storage import read_settings, save_guard
+from trimtab.guard.storage import read_settings, require_place, save_guard
 from trimtab.guard.training import train_guard
 from trimtab.models import Backbone, ModelConfig, model_identity
 from trimtab.models.embedded import NAME
 from trimtab.records import Message
 from trimtab.text import shorten, visible
+
+_log = logging.getLogger(__name__)
 
 HELD_OUT = "held_out.jsonl"
 """Examples that training did not see, in the guard's folder."""
@@ -53,8 +56,10 @@ def train_and_report(
         say: receives a line about each step.
 
     Raises:
+        ConfigError: ``out`` has files that are no guard's.
         ConfigError, DataError, ModelError: as :func:`~trimtab.guard.training.train_guard` and loading a model.
     """
+    require_place(out)
     extra = [example for path in data for example in read_examples(path)]
     named = ModelConfig(name=model or NAME, context=context)
     backbone = Backbone.load(named) if probes else None
@@ -90,20 +95,45 @@ def train_and_report(
 
 
 def evaluate_folder(
-    folder: Path, out: Path, *, data: Sequence[Path], model: str | None, context: int, say: Say = lambda _: None
+    folder: Path, out: Path | None, *, data: Sequence[Path], model: str | None, context: int, say: Say = lambda _: None
 ) -> dict[str, Any]:
-    """Measure a guard on its held-out examples, or on those of files; writes the report and returns its facts."""
+    """Measure a guard on its held-out examples, or on those of files; writes the report and returns its facts.
+
+    Args:
+        folder: of the guard.
+        out: where the report goes; None: the guard's folder, for its held-out examples only.
+        data: files of examples; empty: the held-out ones.
+        model: as :func:`open_guard`.
+        context: of the model, in tokens.
+        say: receives a line about each step.
+
+    Raises:
+        ConfigError: the report on other data would replace the guard's own.
+    """
     settings = read_settings(folder)
+    if data and (out is None or out.resolve() == folder.resolve()):
+        raise ConfigError(
+            f"a report on other data would replace the one in {folder} on what the guard held out; name another folder "
+            "with --out"
+        )
     examples = [e for path in data or (folder / HELD_OUT,) for e in read_examples(path)]
-    return _report(open_guard(folder, model, context), examples, settings, out, say)
+    return _report(open_guard(folder, model, context), examples, settings, out or folder, say, data)
 
 
-def _report(guard: Guard, examples: Sequence[Example], settings: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+def _report(
+    guard: Guard,
+    examples: Sequence[Example],
+    settings: dict[str, Any],
+    out: Path,
+    say: Say,
+    data: Sequence[Path] = (),
+) -> dict[str, Any]:
     facts, config = settings["facts"], GuardConfig(**settings["facts"]["config"])
     say(f"measuring on {len(examples)} examples")
     requests = [e.text for e in examples if e.kind == "request"]
     report = {
         "version": guard.version,
+        "data": [path.name for path in data],
         "constitution": facts["constitution"],
         "guard_version": facts["guard_version"],
         "budget": config.budget,
@@ -124,7 +154,7 @@ def open_guard(
     on_error: OnError = "closed",
     log: DecisionLog | None = None,
 ) -> Guard:
-    """A guard with the model that it reads; None: the one that it was trained with.
+    """A guard with the model that it reads; None: the one that it was trained with. Other weights are warned of.
 
     Raises:
         CheckpointError: there is no guard in the folder, or it is damaged.
@@ -133,7 +163,14 @@ def open_guard(
     settings = read_settings(folder)
     backbone = None
     if settings["model"] is not None:
-        backbone = Backbone.load(ModelConfig(name=model or settings["model"]["name"], context=context))
+        config = ModelConfig(name=model or settings["model"]["name"], context=context)
+        backbone = Backbone.load(config)
+        if model_identity(config) != settings["model"]["identity"]:
+            _log.warning(
+                "the guard in %s was trained on the activations of %s and reads those of %s, whose files differ; its "
+                "probes and thresholds were not measured on it; train the guard again on this model",
+                folder, settings["model"]["name"], config.name,
+            )  # fmt: skip
     return Guard.load(folder, backbone, on_error=on_error, log=log)
 
 
@@ -162,4 +199,5 @@ def explain_request(folder: Path, text: str, *, model: str | None, context: int)
     return {
         "blocked": verdict.blocked, "score": verdict.score, "threshold": verdict.threshold, "rule": verdict.rule,
         "reason": verdict.reason, "view": verdict.view, "views": views, "words": lexical.strongest(highest.text),
+        "error": verdict.error,
     }  # fmt: skip

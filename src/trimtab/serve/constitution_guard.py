@@ -2,15 +2,18 @@
 
 Requests are read by a model of the guard's own, so that they never wait for the model that answers. Answers are judged
 from the states that the answering model computes anyway. The states of a token exist once it has been read, one step
-after it was drawn, so a token is judged when the next one arrives, and the last token of an answer is not judged.
+after it was drawn, so a token is judged when the next one arrives. The last token of an answer is never judged: it goes
+out with the answer, and an answer of one token goes out unjudged. Its request was checked.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from trimtab.errors import ConfigError
@@ -20,6 +23,8 @@ from trimtab.models import Backbone
 from trimtab.pipeline.guarding import open_guard
 from trimtab.records import Message
 from trimtab.serve.guarding import Verdict
+
+_log = logging.getLogger(__name__)
 
 RESTRICTED = "restricted"
 """The category of every verdict; blocked requests also have the rule that they resemble most."""
@@ -103,6 +108,20 @@ def _told(verdict: guards.Verdict) -> str:
     return f"This request was blocked. The rule: {verdict.reason}" if verdict.reason else ""
 
 
+@torch.no_grad()
+def same_weights(first: Backbone, second: Backbone) -> bool:
+    """Whether two models have parameters of the same names and values, compared in the less precise of two types."""
+    parameters, others = dict(first.model.named_parameters()), dict(second.model.named_parameters())
+    if parameters.keys() != others.keys():
+        return False
+    for name, parameter in parameters.items():
+        pair = parameter.detach().cpu(), others[name].detach().cpu()
+        dtype = max((tensor.dtype for tensor in pair), key=lambda t: torch.finfo(t).eps)
+        if not torch.equal(pair[0].to(dtype), pair[1].to(dtype)):
+            return False
+    return True
+
+
 def load_constitution_guard(
     folder: Path,
     models: Sequence[Backbone],
@@ -115,7 +134,7 @@ def load_constitution_guard(
 
     Args:
         folder: written by ``trimtab guard train``.
-        models: those that answer.
+        models: those that answer. Other weights than those the guard was trained on are warned of.
         hold_back: see :class:`ConstitutionGuard`.
         on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
         log: file that each decision is appended to, without text; None: none.
@@ -135,4 +154,11 @@ def load_constitution_guard(
                 f"{backbone.width}; train a guard with `trimtab guard train --model` on the model that answers, or one "
                 "with --no-probes"
             )
+        if guard.backbone is not None and not same_weights(guard.backbone, backbone):
+            _log.warning(
+                "the guard in %s was trained on the weights of %s and the model that answers has others (further "
+                "training, or an adapter); its scores of answers and their threshold were not measured on them; export "
+                "the served model with `trimtab model export` and train a guard on it",
+                folder, model["name"],
+            )  # fmt: skip
     return ConstitutionGuard(guard, hold_back=hold_back)
