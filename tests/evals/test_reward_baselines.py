@@ -89,7 +89,7 @@ def test_brier_and_temperature_by_hand():
     result = evaluate_reward_model(rows, [[margin if i % 4 else 0.0, 0.0 if i % 4 else margin] for i in range(200)])
     assert result.brier == pytest.approx((3 * 0.01 + 0.81) / 4)
     assert result.ece == pytest.approx(0.15)
-    assert result.calibrated_ece < 0.05
+    assert result.calibrated_ece < 0.1  # a fold has 40 pairs, whose accuracy varies by .07
     assert all(abs(row.confidence - 0.75) < 0.06 for row in result.calibrated)
 
 

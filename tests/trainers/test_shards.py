@@ -154,7 +154,9 @@ def test_reward():
     found = {}
     for name, cut in CUTS.items():
         parts = [p for rows in cut for p in ranking_batches([rankings[i] for i in rows], 10_000, one)]
-        found[name] = gradient(one, [lambda p=p: reward._loss(one, p, norms, config)[0] for p in parts])
+        found[name] = gradient(
+            one, [lambda p=p: reward._loss(one, p, norms, config, norms.sequences)[0] for p in parts]
+        )
     same(found)
 
 

@@ -22,9 +22,7 @@ def serve(
     queue: Annotated[
         int, typer.Option(min=1, help="Answers that may wait for a slot; more are refused with 429.")
     ] = 64,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer of a request without a limit of its own.")
-    ] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer where a request sets no limit.")] = 512,
     guard: Annotated[
         Path | None,
         typer.Option(

@@ -50,7 +50,7 @@ def default_layers(count: int) -> tuple[int, ...]:
     """Six layers between a quarter and three quarters of the model, fewer in a small one.
 
     >>> default_layers(30)
-    (8, 11, 14, 16, 19, 22)
+    (8, 10, 14, 16, 20, 22)
     """
     return tuple(sorted({max(1, round(count * (0.25 + 0.5 * i / 5))) for i in range(6)}))
 
