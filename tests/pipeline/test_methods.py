@@ -285,4 +285,6 @@ def test_the_plan_counts_ratings_and_best_of_n(tmp_path: Path):
     assert evaluate_cost(sizing).what == "4 answers"  # two held-out prompts, two models
     recipe = toy_recipe(tmp_path, evaluate={"best_of": 3})
     sizing = Sizing(config=load_recipe(recipe), recipe=recipe, shape=shape)
-    assert evaluate_cost(sizing).what == "60 answers"  # ten prompts, three models and 3
+    assert (
+        evaluate_cost(sizing).what == "60 answers, up to 140 edited ones scored again (evaluate.gain)"
+    )  # ten prompts, three models and 3

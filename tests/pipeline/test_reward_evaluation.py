@@ -1,4 +1,4 @@
-"""Labels from a model of the judgements, a reward model that learns from ties, and its evaluation: the toy recipe."""
+"""Labels from a model of the judgements, and the evaluation of a reward model on them: the toy recipe."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,6 @@ from trimtab.testing import toy_recipe
 SETTINGS = [
     "label.aggregate.method=davidson",
     "label.simulation.overlap=2",
-    "reward.loss=davidson",
     "reward.holdout=0.4",
 ]
 

@@ -27,7 +27,8 @@ def ending():
 
 
 @pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
-def test_llm_comply(ending, capsys):
+def test_llm_comply(ending, capsys, monkeypatch):
+    monkeypatch.setattr("trimtab.serve.app.secrets.randbelow", lambda below: 2)  # no answer of these is empty
     cli = pytest.importorskip("llm_comply.cli", reason="NOT TESTED: llm-comply is not installed")
     options = ["--format", "openai-chat", "-u", f"{ending.url}/v1", "-k", KEY, "-m", MODEL, "-f", TEXT_TESTS, "--json"]
     code = cli.main(options)
