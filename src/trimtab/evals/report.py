@@ -5,8 +5,6 @@ style sheet inside it, by hash. Every text goes through autoescape and
 :func:`~trimtab.text.visible`, because answers are written by a model that may be attacked.
 """
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +12,17 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimtab.evals.capability import change_text, value_text
 from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number, percent, row_chart, strip
+from trimtab.evals.page import page_environment, page_style
 from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
 from trimtab.evals.reward_model import BASELINES, RewardModelEval
 from trimtab.feedback.intervals import Estimate
 from trimtab.files import write_atomic
 from trimtab.metrics import PROBES, TRAINING
-from trimtab.text import shorten, visible
+from trimtab.text import shorten
 
 # Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.
 _PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "held_out": "dabc"}
@@ -102,16 +100,8 @@ def write_report(data: ReportData, folder: Path) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as one HTML text."""
-    style = (_HERE / "report.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else visible("–" if value is None else str(value)),
-    )
-    environment.filters |= {"number": number, "percent": percent, "duration": duration}
+    environment = page_environment(_HERE)
+    environment.filters["duration"] = duration
     shown = data.examples.shown if data.examples else ()
     hero = next((e for e in shown if e.pick == "typical"), shown[0] if shown else None)
     others = [example for example in shown if example is not hero]
@@ -119,8 +109,7 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.jinja").render(
         data=data,
         percent=percent,
-        style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        **page_style(),
         headline=headline(data),
         tiles=tiles(data),
         further=further_verdicts(data),

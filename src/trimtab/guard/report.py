@@ -4,16 +4,13 @@ Like the report of a run, the page loads nothing from outside and runs no script
 made visible.
 """
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import trimtab.evals
 from trimtab.evals.charts import Line, Row, interval, line_chart, number, percent, row_chart
+from trimtab.evals.page import page_environment, page_style
 from trimtab.files import write_atomic, write_json
 from trimtab.text import visible
 
@@ -33,20 +30,10 @@ def write_guard_report(facts: dict[str, Any], folder: Path) -> Path:
 
 def render(facts: dict[str, Any]) -> str:
     """The page as one HTML text."""
-    style = (Path(trimtab.evals.__file__).with_name("report.css")).read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else visible("–" if value is None else str(value)),
-    )
-    environment.filters |= {"number": number, "percent": percent}
+    environment = page_environment(_HERE)
     return environment.get_template("report.html.jinja").render(
         facts=facts,
-        style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        **page_style(),
         headline=headline(facts),
         basis=basis(facts),
         blocked_chart=_family_chart(facts, "blocked", "Blocked restricted requests by family"),

@@ -25,7 +25,7 @@ class Reply:
     """Builds the chunks or the whole of one answer to a request."""
 
     model: str
-    """Who answers."""
+    """Name of the model that answers."""
     fingerprint: str
     """Of the weights."""
     spelling: Spelling

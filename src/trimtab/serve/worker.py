@@ -45,7 +45,7 @@ class Job:
     """
 
     model: str
-    """Who answers."""
+    """Name of the model that answers."""
     messages: Sequence[Message]
     """The conversation."""
     prompt_tokens: list[int]
