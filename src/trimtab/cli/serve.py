@@ -64,7 +64,6 @@ def serve(
     Example: trimtab serve runs/quickstart --model policy --model sft
     """
     from trimtab.serve.app import Service, Settings
-    from trimtab.serve.constitution_guard import load_constitution_guard
     from trimtab.serve.server import api_key, load_models
     from trimtab.serve.server import serve as run
 
@@ -72,6 +71,8 @@ def serve(
     models = load_models(target, model or ["policy"], runs=runs)
     checks = None
     if guard is not None:
+        from trimtab.serve.constitution_guard import load_constitution_guard  # needs scikit-learn
+
         backbones = [served.backbone for served in models.values()]
         checks = load_constitution_guard(guard, backbones, hold_back=hold_back, on_error=guard_fails, log=guard_log)
     settings = Settings(slots=slots, queue=queue, default_tokens=max_new_tokens, blocked=blocked)
