@@ -172,9 +172,9 @@ def test_kto_learns_from_thumbs():
     backbone = trunk()
     policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
     seen, _ = judged_from_rankings(rankings(policy, 0, 160))
-    unseen, balanced = judged_from_rankings(rankings(policy, 1000, 100))
-    assert balanced == 0 and sum(a.desirable for a in unseen) == 100
-    config = KtoConfig(**(LONGER | {"batch": 32}))
+    unseen, balanced = judged_from_rankings(rankings(policy, 1000, 60))
+    assert balanced == 0 and sum(a.desirable for a in unseen) == 60
+    config = KtoConfig(**FAST)
     before = evaluate_kto(policy, start, unseen, config)
     train_kto(policy, start, seen, config, seed=0)
     after = evaluate_kto(policy, start, unseen, config)
@@ -205,7 +205,7 @@ def ends(rows: list[dict], name: str = "reward") -> tuple[float, float]:
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 def test_ppo_raises_its_reward(adapter):
     roles, rows = RlRoles.on(trunk(), adapter, seed=1), []
-    train_rl(roles, prompts(32), even, ppo(adapter, steps=28), seed=0, session=Session(log=rows.append))
+    train_rl(roles, prompts(32), even, ppo(adapter, steps=22), seed=0, session=Session(log=rows.append))
     first, last = ends(rows)
     assert first < 0 and last > 0.5
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
