@@ -31,6 +31,7 @@ from trimtab import errors
 from trimtab.cli.app import app, run_app
 from trimtab.conformance.rl_experiments import estimators
 from trimtab.evals import BUILT_IN
+from trimtab.guard.attacks import ATTACKS
 from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.plan import objective
@@ -115,7 +116,8 @@ def place(tmp_path, cache, monkeypatch):
         for question, chosen, rejected in zip(questions, good, bad, strict=True):
             head = f"\n\nHuman: {question}\n\nAssistant: "
             file.write(json.dumps({"chosen": head + chosen, "rejected": head + rejected}) + "\n")
-    # The table's own tests are in tests/conformance; here its first rows stand for all.
+    # The tables' own tests are in tests/guard and tests/conformance; here their first rows stand for all.
+    monkeypatch.setattr("trimtab.guard.evaluation.ATTACKS", dict([*ATTACKS.items()][:2]))
     monkeypatch.setattr("trimtab.conformance.conformance", lambda seeds, long: estimators(seeds))
     monkeypatch.chdir(here)
     return here
