@@ -23,8 +23,10 @@ test: lint tests  ## install, lint, import contracts, tests
 test-slow: $(VENV)/.dev  ## the long proofs: minutes to an hour
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# Compiled files are kept for the processes that tests start. Test files run in their order: otherwise those with few tests
+# come last, and one of them is the longest, so that the other cores would wait for it.
 tests: $(VENV)/.dev  ## tests only: a process per core, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## style, formatting and import contracts
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from rich.console import Console
 from benchmarks import floors
 from benchmarks.channel import Child, ChildFailed, environment
 from benchmarks.machine import cores, machine, versions
+from benchmarks.steps import kinds, positive
 from benchmarks.workloads import Kind, Settings, Workload
 from trimtab.errors import TrimtabError
 from trimtab.files import write_atomic, write_json
@@ -481,10 +482,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here, after every workload")
     parser.add_argument("--add", action="store_true", help="keep what FILE already has of other workloads")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here")
-    parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed steps of each side (5)")
+    parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="timed steps of each side (5)")
     parser.add_argument("--minutes", type=float, default=8.0, help="no further repeat of a workload after (8)")
     parser.add_argument("--patience", type=float, default=1800.0, metavar="S", help="longest wait for a step (1800)")
-    parser.add_argument("--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help=",".join(get_args(Kind)))
+    parser.add_argument("--only", type=kinds, default=get_args(Kind), metavar="KINDS", help=",".join(get_args(Kind)))
     parser.add_argument("--adapter", choices=("full", "lora"), help="only full fine-tuning, or only LoRA")
     parser.add_argument(
         "--named", choices=[w.name for w in WORKLOADS], metavar="NAME", help="one workload, as in the table, beside TRL"
@@ -494,7 +495,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--envs", type=Path, default=Path(".peers"), metavar="FOLDER", help="TRL's environments")
     parser.add_argument("--ends", action="store_true", help="answers end where the model ends them")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="as model.name in a recipe")
-    parser.add_argument("--threads", type=_positive, default=cores(), metavar="N", help="CPU threads (all cores)")
+    parser.add_argument("--threads", type=positive, default=cores(), metavar="N", help="CPU threads (all cores)")
     parser.add_argument("--data", default=_shared(), metavar="FILE", help="preference file (HH harmless, if there)")
     parser.add_argument("--made-up", dest="data", action="store_const", const=None, help="made-up sentences instead")
     return parser
@@ -503,19 +504,6 @@ def _parser() -> argparse.ArgumentParser:
 def _shared() -> str | None:
     path = ROOT / DEFAULT_DATA
     return os.path.relpath(path) if path.exists() else None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(text.split(","))
-    if unknown := [k for k in kinds if k not in get_args(Kind)]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no workload; use some of {','.join(get_args(Kind))}")
-    return kinds
 
 
 def _versions(text: str) -> tuple[str, ...]:

@@ -192,28 +192,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here")
-    parser.add_argument("--repeats", type=_positive, default=3, metavar="N", help="timed steps per workload (3)")
+    parser.add_argument("--repeats", type=positive, default=3, metavar="N", help="timed steps per workload (3)")
     parser.add_argument(
-        "--only", type=_kinds, default=get_args(Kind), metavar="KINDS", help=f"from {','.join(get_args(Kind))}"
+        "--only", type=kinds, default=get_args(Kind), metavar="KINDS", help=f"from {','.join(get_args(Kind))}"
     )
     parser.add_argument("--adapter", choices=get_args(Adapter), help="only full fine-tuning, or only LoRA")
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="as model.name in a recipe")
-    parser.add_argument("--threads", type=_positive, default=cores(), metavar="N", help="CPU threads (all cores)")
+    parser.add_argument("--threads", type=positive, default=cores(), metavar="N", help="CPU threads (all cores)")
     parser.add_argument("--data", metavar="FILE", help="take texts from this preference file, not made-up ones")
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an option of the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
 
 
-def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(text.split(","))
-    if unknown := [k for k in kinds if k not in get_args(Kind)]:
+def kinds(text: str) -> tuple[str, ...]:
+    """Kinds of workload, separated by commas."""
+    names = tuple(text.split(","))
+    if unknown := [k for k in names if k not in get_args(Kind)]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no workload; use some of {','.join(get_args(Kind))}")
-    return kinds
+    return names
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The command line as a person uses it: real processes where it matters, in-process elsewhere."""
+"""The command line as a person uses it: one run in a process of its own, all else in this one."""
 
+import io
 import json
 import os
 import subprocess
@@ -87,14 +88,14 @@ def test_run_prints_a_summary_and_leaves_a_report(done):
     assert {row["judge"] for row in summary["win_rates"]} == {"gold", "proxy"}
 
 
-def test_a_second_run_skips_everything_and_report_writes_the_page_again(done):
+def test_a_second_run_skips_everything_and_report_writes_the_page_again(done, capsys):
     recipe, runs, printed = done
     page = Path(json.loads(printed.stdout)["report"])
     before = page.stat().st_mtime_ns
-    again = trimtab("run", str(recipe), "--runs", str(runs))
-    assert again.returncode == 0 and again.stderr.count("done before, skipped") == 8
+    assert run_app(["run", str(recipe), "--runs", str(runs)]) == 0
+    assert capsys.readouterr().err.count("done before, skipped") == 8
     assert page.stat().st_mtime_ns == before
-    assert trimtab("report", str(recipe), "--runs", str(runs)).returncode == 0
+    assert run_app(["report", str(recipe), "--runs", str(runs)]) == 0
     assert page.stat().st_mtime_ns > before
 
 
@@ -116,14 +117,15 @@ def test_plan_leaves_no_folder_behind(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_chat_answers_once_with_a_run_and_with_a_model_folder(done, tmp_path):
+def test_chat_answers_once_with_a_run_and_with_a_model_folder(done, tmp_path, capsys, monkeypatch):
     recipe, runs, _ = done
-    answered = trimtab("chat", str(recipe), "--runs", str(runs), "--once", "red bird?", "--max-new-tokens", "8")
-    assert answered.returncode == 0, answered.stderr
+    once = ["chat", str(recipe), "--runs", str(runs), "--once", "red bird?", "--max-new-tokens", "8"]
+    assert run_app(once) == 0
+    assert capsys.readouterr().out.strip()
     folder = save_model(tmp_path / "model")
-    talked = trimtab("chat", str(folder), "--max-new-tokens", "4", input="hello\n/reset\nhi\n/quit\n")
-    assert talked.returncode == 0, talked.stderr
-    assert talked.stdout.count("you: ") == 4
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/reset\nhi\n/quit\n"))
+    assert run_app(["chat", str(folder), "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.count("you: ") == 4
 
 
 def test_chat_forgets_the_oldest_turns_and_says_so(tmp_path):

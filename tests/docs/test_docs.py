@@ -30,6 +30,8 @@ from typer.main import get_command
 from trimtab import errors
 from trimtab.cli.app import app, run_app
 from trimtab.conformance.rl_experiments import estimators
+from trimtab.evals import BUILT_IN
+from trimtab.guard.attacks import ATTACKS
 from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.plan import objective
@@ -77,8 +79,18 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_questions(tmp_path_factory):
+    """The capability check asks every 16th of its questions."""
+    path = tmp_path_factory.mktemp("capability") / BUILT_IN.name
+    path.write_text("".join(BUILT_IN.read_text().splitlines(keepends=True)[::16]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimtab.evals.capability.BUILT_IN", path)
+        yield
+
+
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory, cache):
+def quickstart(tmp_path_factory, cache, few_questions):
     """The runs folder after the quickstart."""
     here = tmp_path_factory.mktemp("quickstart")
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +116,8 @@ def place(tmp_path, cache, monkeypatch):
         for question, chosen, rejected in zip(questions, good, bad, strict=True):
             head = f"\n\nHuman: {question}\n\nAssistant: "
             file.write(json.dumps({"chosen": head + chosen, "rejected": head + rejected}) + "\n")
-    # The table's own tests are in tests/conformance; here its first rows stand for all.
+    # The tables' own tests are in tests/guard and tests/conformance; here their first rows stand for all.
+    monkeypatch.setattr("trimtab.guard.evaluation.ATTACKS", dict([*ATTACKS.items()][:2]))
     monkeypatch.setattr("trimtab.conformance.conformance", lambda seeds, long: estimators(seeds))
     monkeypatch.chdir(here)
     return here

@@ -1,9 +1,8 @@
 """The examples run, stay short, and print what they promise."""
 
 import json
-import os
-import subprocess
-import sys
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,16 @@ from trimtab.testing import save_model, sentences
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name: str, *arguments: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run an example as a script, here: ``run(name, *arguments)`` returns what it prints."""
+
+    def script(name: str, *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return script
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
@@ -31,12 +33,12 @@ def test_there_are_three():
     assert len(list(EXAMPLES.glob("*.py"))) == 3
 
 
-def test_ppo_with_your_reward(tmp_path):
+def test_ppo_with_your_reward(run, tmp_path):
     printed = run("ppo_with_your_reward.py", str(save_model(tmp_path / "model")), "2")
     assert printed.count("KL") == 2 and printed.count("→") == 4
 
 
-def test_train_on_your_preferences(tmp_path):
+def test_train_on_your_preferences(run, tmp_path):
     rows = [
         {"prompt": p, "chosen": f"{a} thank you", "rejected": a}
         for p, a in zip(sentences(20, words=4), sentences(20, start=300), strict=True)
@@ -47,7 +49,7 @@ def test_train_on_your_preferences(tmp_path):
     assert "20 preferences in format trl-preference, 0 rows refused" in printed and "held-out accuracy" in printed
 
 
-def test_labels_to_agreement_and_pairs():
+def test_labels_to_agreement_and_pairs(run):
     printed = run("labels_to_agreement_and_pairs.py")
     assert "What is a trim tab? (0, 1) 1.0 from ann-0, bob-0" in printed
     assert "raw_agreement        0.67" in printed  # two of three items judged alike

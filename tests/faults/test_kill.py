@@ -80,8 +80,13 @@ def steps(run: RunFolder, stage: str) -> list[dict[str, Any]]:
 
 
 def test_killed_everywhere_and_still_the_same(runner: Runner, tmp_path: Path):
+    sampler = {"max_new_tokens": 6, "slots": 32}
     recipe = toy_recipe(
-        tmp_path, sample=TOY["sample"] | {"prompts": 80, "answers": 5}, reward=TOY["reward"] | {"epochs": 1}
+        tmp_path,
+        sample={"prompts": 80, "answers": 5, "sampler": sampler},
+        reward=TOY["reward"] | {"epochs": 1},
+        align=TOY["align"] | {"sampler": sampler},
+        evaluate=TOY["evaluate"] | {"sampler": sampler},
     )
     (tmp_path / "data" / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": p.text}) + "\n" for p in prompts(90))

@@ -1,7 +1,7 @@
 """Stopped and continued is the same as never stopped: torch.equal on every weight."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,26 @@ def session(folder: Path, rows: list[dict[str, Any]], *, stop_after: int | None 
     )
 
 
+Undisturbed = Callable[[str, str], tuple[Trained, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Weights and logged rows of a trainer with an adapter that nothing stops; each is trained once."""
+
+    @cache
+    def trained(name: str, adapter: str) -> tuple[Trained, list[dict[str, Any]]]:
+        folder, rows = tmp_path_factory.mktemp("straight"), []
+        return TRAINERS[name](ADAPTERS[adapter], session(folder, rows, every=100), folder), rows
+
+    return trained
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_stopped_twice_and_continued_is_bit_for_bit_the_same(name, adapter, tmp_path: Path):
-    train, straight, pieces = TRAINERS[name], [], []
-    wanted = train(ADAPTERS[adapter], session(tmp_path / "straight", straight, every=100), tmp_path / "straight")
+def test_stopped_twice_and_continued_is_bit_for_bit_the_same(name, adapter, undisturbed: Undisturbed, tmp_path: Path):
+    train, pieces = TRAINERS[name], []
+    wanted, straight = undisturbed(name, adapter)
     total = len(straight)
     assert total == (6 if name.startswith("ppo") else 10)
     for stop_after in (3, 5):
@@ -145,10 +160,10 @@ def test_stopped_twice_and_continued_is_bit_for_bit_the_same(name, adapter, tmp_
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_killed_between_checkpoints_repeats_from_the_last_one(name, tmp_path: Path):
+def test_killed_between_checkpoints_repeats_from_the_last_one(name, undisturbed: Undisturbed, tmp_path: Path):
     """The process dies in step 5; the newest checkpoint is of step 4."""
-    train, straight, pieces = TRAINERS[name], [], []
-    wanted = train(ADAPTERS["lora"], session(tmp_path / "straight", straight, every=100), tmp_path / "straight")
+    train, pieces = TRAINERS[name], []
+    wanted, straight = undisturbed(name, "lora")
 
     class Killed(BaseException):
         pass

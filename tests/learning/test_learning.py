@@ -126,16 +126,18 @@ def test_reward_model_learns_a_rule_and_keeps_it_on_unseen_answers(adapter):
     assert accuracy(unseen) > 0.9
 
 
-FAST = {"batch": 16, "epochs": 4, "optimizer": OptimizerConfig(lr=1e-2, schedule="cosine")}
+FAST = {"batch": 16, "epochs": 2, "optimizer": OptimizerConfig(lr=1e-2, schedule="cosine")}
+LONGER = FAST | {"epochs": 4}
+"""IPO first overshoots the gap that it aims at; CPO learns more slowly, as nothing starts at the reference."""
 OFFLINE: dict[str, PairConfig] = {
     "dpo": DpoConfig(**FAST),
     "cdpo": DpoConfig(label_smoothing=0.1, **FAST),
     "robust dpo": DpoConfig(label_smoothing=0.1, smoothing="robust", **FAST),
-    "ipo": IpoConfig(**FAST),
+    "ipo": IpoConfig(**LONGER),
     "hinge": HingeConfig(**FAST),
     "orpo": OrpoConfig(lam=1.0, **FAST),
     "simpo": SimpoConfig(**FAST),
-    "cpo": CpoConfig(**FAST),
+    "cpo": CpoConfig(**LONGER),
     "dpo, per token": DpoConfig(beta=1.0, normalise=True, **FAST),
     "rpo": DpoConfig(nll=1.0, **FAST),
     "plackett_luce": PlackettLuceConfig(**FAST),
@@ -156,7 +158,7 @@ SLOW = ("dpo, per token", "rpo", "apo_down", "sppo", "exo")
 def test_offline_methods_improve_their_own_objective_on_unseen_answers(name):
     config, backbone = OFFLINE[name], trunk()
     policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
-    seen, unseen = rankings(policy, 0, 160), rankings(policy, 1000, 100)
+    seen, unseen = rankings(policy, 0, 160), rankings(policy, 1000, 60)
     free = not METHODS[config.method].reference
     known, known_unseen = (None, None) if free else (answer_logprobs(start, seen), answer_logprobs(start, unseen))
     before = evaluate_preference(policy, unseen, config, reference=known_unseen)
@@ -170,9 +172,9 @@ def test_kto_learns_from_thumbs():
     backbone = trunk()
     policy, start = Role.trainable(backbone, "policy", LORA, seed=1), Role(backbone)
     seen, _ = judged_from_rankings(rankings(policy, 0, 160))
-    unseen, balanced = judged_from_rankings(rankings(policy, 1000, 100))
-    assert balanced == 0 and sum(a.desirable for a in unseen) == 100
-    config = KtoConfig(**(FAST | {"batch": 32}))
+    unseen, balanced = judged_from_rankings(rankings(policy, 1000, 60))
+    assert balanced == 0 and sum(a.desirable for a in unseen) == 60
+    config = KtoConfig(**FAST)
     before = evaluate_kto(policy, start, unseen, config)
     train_kto(policy, start, seen, config, seed=0)
     after = evaluate_kto(policy, start, unseen, config)
@@ -203,7 +205,7 @@ def ends(rows: list[dict], name: str = "reward") -> tuple[float, float]:
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 def test_ppo_raises_its_reward(adapter):
     roles, rows = RlRoles.on(trunk(), adapter, seed=1), []
-    train_rl(roles, prompts(32), even, ppo(adapter, steps=28), seed=0, session=Session(log=rows.append))
+    train_rl(roles, prompts(32), even, ppo(adapter, steps=22), seed=0, session=Session(log=rows.append))
     first, last = ends(rows)
     assert first < 0 and last > 0.5
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)

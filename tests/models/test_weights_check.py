@@ -90,7 +90,9 @@ def test_whole_numbers_are_quantised_weights(copy: Path, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_numbers_of_every_precision_load(copy: Path, dtype: torch.dtype):
     edit(copy, lambda weights: {k: v.to(dtype) for k, v in weights.items()})
-    load(copy)
+    stored, held = load_file(copy / "model.safetensors"), load(copy).model.state_dict()
+    assert {v.dtype for v in stored.values()} == {dtype} and stored.keys() <= held.keys()
+    assert all(torch.equal(held[name], value.float()) for name, value in stored.items())
 
 
 def without(pattern: str):

@@ -100,21 +100,32 @@ def test_checkpointing_full_weights_and_longer_batches_cost_what_one_expects():
     assert _activations(shape, AdapterConfig(), 1000, checkpointing=True) < some / 10
 
 
-@pytest.mark.parametrize("stage", ["reward", "align"])
-def test_a_process_stays_below_its_limit(tmp_path, stage):
-    """All weights of a model whose activations are a good part of the limit, on the longest rows that it says."""
-    model = save_model(tmp_path / "model", tiny_model(layers=6, width=256, context=256))
-    recipe = toy_recipe(tmp_path, model={"name": str(model), "context": 256})
+LIMIT = 1.1
+"""GB, of which activations are a good part with the model below."""
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, float, float]]:
+    """By stage, trained in a process of its own: tokens of a micro-batch, GB when loaded, and the most GB."""
+    folder = tmp_path_factory.mktemp("limit")
+    model = save_model(folder / "model", tiny_model(layers=6, width=256, context=256))
+    recipe = toy_recipe(folder, model={"name": str(model), "context": 256})
     done = subprocess.run(
-        [sys.executable, "-c", _AT_THE_LIMIT, str(recipe), stage, "1.2"], capture_output=True, text=True
+        [sys.executable, "-c", _AT_THE_LIMIT, str(recipe), str(LIMIT)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    tokens, loaded, peak = json.loads(done.stdout.splitlines()[-1])
-    assert tokens > 256 and loaded + 0.1 < peak <= 1.2, (tokens, loaded, peak)
+    return {stage: tuple(values) for stage, *values in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("stage", ["reward", "align"])
+def test_a_process_stays_below_its_limit(peaks: dict[str, tuple[int, float, float]], stage: str):
+    """Two steps of a full micro-batch of the longest rows: the second holds the optimiser's state beside them."""
+    tokens, loaded, peak = peaks[stage]
+    assert tokens > 256 and loaded + 0.1 < peak <= LIMIT, (tokens, loaded, peak)
 
 
 _AT_THE_LIMIT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from trimtab.models import Backbone, Role
 from trimtab import fast_cpu
@@ -126,26 +137,36 @@ def gb():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
 
-recipe, stage, limit = sys.argv[1:]
-fast_cpu.install()
-settings = [f"memory_gb={limit}", f"{stage}.adapter={{kind: full}}", "reward.cache_mb=0"]
-if stage == "align":
-    settings = [f"memory_gb={limit}", "align={method: dpo, adapter: {kind: full}}", "reward=null", "evaluate=null"]
-config = fit_memory(load_recipe(Path(recipe), settings))
-section = getattr(config, stage).model_copy(update={"batch": 20, "epochs": 1})
-backbone = Backbone.load(config.model)
-role = Role(backbone, full=True, scalar_head=stage == "reward")
-half, answers = 128, config.sample.answers
-rows = [[(7 * n + t) % 40 + 5 for t in range(256)] for n in range(20)]
-loaded = gb()
-found = [
-    Ranking(id=str(n), sequences=[row[:half] + rows[(n + k) % 20][half:] for k in range(answers)], weight=1.0,
-            prompt_length=half, ranks=tuple(range(answers)), probability=None, margin=None)
-    for n, row in enumerate(rows)
-]
-if stage == "reward":
-    train_reward(role, found, section, seed=0)
-else:
-    train_preference(role, found, section, reference=answer_logprobs(role, found), seed=0)
-print(json.dumps([section.micro_batch_tokens, loaded, gb()]))
+def train(stage):
+    fast_cpu.install()
+    settings = [f"memory_gb={limit}", f"{stage}.adapter={{kind: full}}", "reward.cache_mb=0"]
+    if stage == "align":
+        settings = [f"memory_gb={limit}", "align={method: dpo, adapter: {kind: full}}", "reward=null", "evaluate=null"]
+    config = fit_memory(load_recipe(Path(recipe), settings))
+    section, answers = getattr(config, stage), config.sample.answers
+    batch = -(-section.micro_batch_tokens // (answers * 256))
+    section = section.model_copy(update={"batch": batch, "epochs": 1})
+    backbone = Backbone.load(config.model)
+    role = Role(backbone, full=True, scalar_head=stage == "reward")
+    rows = [[(7 * n + t) % 40 + 5 for t in range(256)] for n in range(2 * batch)]
+    loaded = gb()
+    rankings = [
+        Ranking(id=str(n), sequences=[row[:128] + rows[(n + k) % len(rows)][128:] for k in range(answers)], weight=1.0,
+                prompt_length=128, ranks=tuple(range(answers)), probability=None, margin=None)
+        for n, row in enumerate(rows)
+    ]
+    if stage == "reward":
+        train_reward(role, rankings, section, seed=0)
+    else:
+        train_preference(role, rankings, section, reference=answer_logprobs(role, rankings), seed=0)
+    print(json.dumps([stage, section.micro_batch_tokens, loaded, gb()]), flush=True)
+
+recipe, limit = sys.argv[1:]
+for stage in ("reward", "align"):  # the parent imports once; a child's peak begins at what it is born with
+    child = os.fork()
+    if child == 0:
+        train(stage)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
 """

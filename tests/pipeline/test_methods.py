@@ -44,24 +44,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", [*ONLINE, *OFFLINE])
-def test_runs_from_a_recipe_to_the_page(folder: Path, method: str):
+def test_aligns_from_a_recipe(folder: Path, method: str):
     recipe = toy_recipe(folder, align=align(method))
     config = load_recipe(recipe)
     plan = make_plan(config, recipe, folder / "runs")
     label = {**methods.ONLINE, **methods.OFFLINE}[method].label
     assert any(line.startswith(f"{label}:") for line in plan["objective"]), plan["objective"]
-    run_recipe(config, recipe, runs=folder / "runs", ui=Silent())
+    run_recipe(config, recipe, runs=folder / "runs", until="align", ui=Silent())
     stages = folder / "runs" / "toy" / "stages"
     rows = read_metrics(stages / "align" / "metrics.jsonl")
     assert rows and (stages / "align" / "weights.safetensors").exists()
-    page = (folder / "runs" / "toy" / "report.html").read_text()
     if method in OFFLINE:
         facts = json.loads((stages / "align" / "align.json").read_text())
         assert facts["heldout_before"]["loss"] > 0
-        assert "learns from judged answers; no reward is climbed" in page
     else:
         assert {"reward", "kl", "policy_loss", "mismatch"} <= rows[0].keys()
         assert ("value_loss" in rows[0]) == (method == "ppo")
+
+
+ON_A_PAGE = ["ppo", "grpo", "rejection", "dpo", "kto", "plackett_luce"]
+"""Each kind of method: with a critic, with groups, imitating, from pairs, from thumbs, from rankings."""
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in ON_A_PAGE else pytest.param(m, marks=pytest.mark.slow) for m in (*ONLINE, *OFFLINE)]
+)
+def test_its_page_names_the_method_and_how_it_learns(folder: Path, method: str):
+    recipe = toy_recipe(folder, align=align(method))
+    run_recipe(load_recipe(recipe), recipe, runs=folder / "runs", ui=Silent())
+    page = (folder / "runs" / "toy" / "report.html").read_text()
+    label = {**methods.ONLINE, **methods.OFFLINE}[method].label
+    assert f"{label} over SFT" in page
+    assert ("learns from judged answers; no reward is climbed" in page) == (method in OFFLINE)
 
 
 def test_offline_methods_need_no_reward_model(tmp_path: Path):

@@ -1,9 +1,10 @@
 """``label: {source: human}``: the run stops with the command for people, and goes on when they have judged."""
 
-import subprocess
+import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -116,8 +117,27 @@ def test_check_items_of_a_shared_project_are_not_waited_for(asked):
     assert asked.lines == ["  1 items cannot be shown to people and are left out (1 are check items of the project)"]
 
 
-def test_a_run_that_asks_nobody_needs_no_database():
-    """The ``train`` extra brings no SQLAlchemy; here it cannot be imported."""
-    check = "import sys; sys.modules['sqlalchemy'] = None; import trimtab.pipeline.run"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def without_sqlalchemy() -> Iterator[None]:
+    """SQLAlchemy cannot be imported, and all of trimtab is imported again; afterwards the old modules are back."""
+
+    def concerned() -> dict[str, ModuleType]:
+        packages = ("trimtab", "sqlalchemy", "alembic")
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in packages}
+
+    before = concerned()
+    for name in before:
+        del sys.modules[name]
+    sys.modules["sqlalchemy"] = None  # pyright: ignore
+    yield
+    for name in concerned():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def test_a_run_that_asks_nobody_needs_no_database(without_sqlalchemy: None):
+    """The ``train`` extra brings no SQLAlchemy."""
+    again = importlib.import_module("trimtab.pipeline.run")
+    assert again.run_recipe is not run_recipe
+    with pytest.raises(ModuleNotFoundError, match="sqlalchemy"):
+        importlib.import_module("trimtab.storage.database")

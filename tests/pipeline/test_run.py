@@ -284,17 +284,17 @@ def test_ready_made_preferences_without_sft_or_gold(tmp_path: Path):
 def test_every_weight_trained_and_the_critic_from_the_reward_model(tmp_path: Path):
     full = "adapter={kind: full}"
     recipe = toy_recipe(tmp_path)
-    go(recipe, f"sft.{full}", f"reward.{full}", f"align.{full}", "align.critic_init=reward_model", "align.steps=2")
+    settings = [f"sft.{full}", f"reward.{full}", f"align.{full}", "align.critic_init=reward_model", "align.steps=2"]
+    go(recipe, *settings, until="align")
     stages = tmp_path / "runs" / "toy" / "stages"
     sft, policy = (load_file(stages / s / "weights.safetensors") for s in ("sft", "align"))
     assert sft.keys() == policy.keys()
     assert not any(torch.equal(sft[n], policy[n]) for n in sft if "layernorm" not in n and "norm" not in n)
 
 
-def test_a_critic_on_the_policys_states(tmp_path: Path):
-    recipe = toy_recipe(tmp_path)
-    go(recipe, "align.shared_critic=true", "align.steps=2")
-    saved = load_file(tmp_path / "runs" / "toy" / "stages" / "align" / "critic.safetensors")
+def test_a_critic_on_the_policys_states(finished: Path):
+    go(finished, "align.shared_critic=true", "align.steps=2")
+    saved = load_file(finished.parent / "runs" / "toy" / "stages" / "align" / "critic.safetensors")
     assert set(saved) == {"head.weight", "head.bias"}
 
 

@@ -46,6 +46,7 @@ from trimtab.trainers import (
 from trimtab.trainers.kto import _mismatched
 
 from ..kit import moved, same_weights, stir
+from .rankings import ranking
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=1)
@@ -70,15 +71,6 @@ METHODS: list[PairConfig] = [
     NcaConfig(beta=0.3),
     PlackettLuceConfig(beta=0.3),
 ]
-
-
-def ranking(chat: Chat, number: int, ranks: tuple[int, ...], **fields) -> Ranking:
-    prompt = prompts(number + 1)[number]
-    answers = [" ".join(text.split()[: 1 + (number + k) % 5]) for k, text in enumerate(sentences(len(ranks)))]
-    settings = {"probability": None, "margin": None, "weight": 1.0} | fields
-    sequences = [chat.answer(prompt.messages, text).tokens for text in answers]
-    start = len(chat.prompt(prompt.messages))
-    return Ranking(id=f"r{number}", sequences=sequences, prompt_length=start, ranks=ranks, **settings)  # type: ignore[arg-type]
 
 
 def mixed(chat: Chat) -> list[Ranking]:

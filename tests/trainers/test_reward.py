@@ -11,7 +11,7 @@ from trimtab.algos import fit_ridge_bradley_terry
 from trimtab.errors import DataError, NonFiniteError
 from trimtab.models import AdapterConfig, Chat, FrozenStates, Role, collate
 from trimtab.records import Completion, Preference, Prompt
-from trimtab.testing import TEMPLATE, prompts, sentences, tiny_backbone, tokenizer
+from trimtab.testing import TEMPLATE, tiny_backbone, tokenizer
 from trimtab.trainers import (
     OptimizerConfig,
     Ranking,
@@ -25,6 +25,7 @@ from trimtab.trainers import (
 from trimtab.trainers.reward import _ranking_losses, init_reward_head, prepared_states, probe_reward_head
 
 from ..kit import moved, same_weights, stir
+from .rankings import ranking
 
 REASONS: list[tuple[str, Literal["stop", "length"]]] = [("ended", "stop"), ("cut", "length")]
 LORA = AdapterConfig(rank=4, alpha=8)
@@ -34,15 +35,6 @@ FULL = AdapterConfig(kind="full")
 
 def role(adapter: AdapterConfig = LORA) -> Role:
     return Role.trainable(tiny_backbone(), "reward", adapter, seed=1, scalar_head=True)
-
-
-def ranking(chat: Chat, number: int, ranks: tuple[int, ...], **fields) -> Ranking:
-    prompt = prompts(number + 1)[number]
-    answers = [" ".join(text.split()[: 1 + (number + k) % 5]) for k, text in enumerate(sentences(len(ranks)))]
-    settings = {"probability": None, "margin": None, "weight": 1.0} | fields
-    sequences = [chat.answer(prompt.messages, text).tokens for text in answers]
-    start = len(chat.prompt(prompt.messages))
-    return Ranking(id=f"r{number}", sequences=sequences, prompt_length=start, ranks=ranks, **settings)  # type: ignore[arg-type]
 
 
 def mixed(chat: Chat) -> list[Ranking]:

@@ -2,67 +2,29 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, NonFiniteError, ScoringError
-from trimtab.models import AdapterConfig, Backbone, FrozenStates, Role, load_tensors
-from trimtab.records import Prompt, Rollout, read_records, write_records
-from trimtab.rollout import LocalSampler, RewardModelScorer, SamplerConfig
-from trimtab.testing import prompts, tiny_backbone
+from trimtab.models import Backbone, Role
+from trimtab.records import Prompt, Rollout, read_records
+from trimtab.rollout import SamplerConfig
+from trimtab.testing import tiny_backbone
 from trimtab.trainers import (
-    CispoConfig,
-    DapoConfig,
-    DrGrpoConfig,
-    GroupConfig,
-    GrpoConfig,
-    GspoConfig,
     KLConfig,
     MissingEosConfig,
     OptimizerConfig,
-    PpoConfig,
-    ReinforcePpBaselineConfig,
-    ReinforcePpConfig,
-    RlooConfig,
     RlRoles,
     Session,
     check_rl,
     train_rl,
 )
-from trimtab.trainers.rl import _prompts_of_step
 
 from ..kit import same_weights, stir
-
-FULL = AdapterConfig(kind="full")
-LORA = AdapterConfig(rank=4, alpha=8)
-TOP = AdapterConfig(rank=4, alpha=8, top_layers=2)
-STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
-
-
-def config(adapter: AdapterConfig = LORA, **settings) -> PpoConfig:
-    base = {
-        "adapter": adapter, "steps": 2, "prompts": 4, "sampler": SamplerConfig(max_new_tokens=8), "policy": STEADY,
-        "critic": STEADY,
-    }  # fmt: skip
-    return PpoConfig(**(base | settings))
-
-
-def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    return {"letters": [sum(c in "aeiou" for c in r.text) - 3.0 for r in rollouts]}
-
-
-def run(settings: PpoConfig, *, score=letters, roles: RlRoles | None = None, **more) -> tuple[RlRoles, list[dict]]:
-    shared = isinstance(settings, PpoConfig) and settings.shared_critic
-    roles = roles or RlRoles.on(tiny_backbone(), settings.adapter, seed=1, shared_critic=shared)
-    rows: list[dict] = []
-    train_rl(roles, prompts(9), score, settings, seed=2, session=Session(log=rows.append), **more)
-    return roles, rows
-
+from .rl_kit import FULL, LORA, TOP, answer_logprobs, config, letters, run
 
 # One step by hand ---------------------------------------------------------------------------
 
@@ -72,12 +34,6 @@ def gae_by_hand(rewards: list[float], values: list[float], gamma: float, lam: fl
     after = [*values[1:], 0.0]
     deltas = [r + gamma * n - v for r, n, v in zip(rewards, after, values, strict=True)]
     return [sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
-
-
-def answer_logprobs(model, rollout: Rollout, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    start, tokens = len(rollout.prompt_tokens), rollout.prompt_tokens + rollout.tokens
-    full = torch.log_softmax(model(torch.tensor([tokens])).logits[0] / temperature, dim=-1)[start - 1 : -1]
-    return full.gather(-1, torch.tensor(rollout.tokens)[:, None]).squeeze(-1), -(full.exp() * full).sum(-1)
 
 
 def answer_values(model, head, rollout: Rollout) -> torch.Tensor:
@@ -267,143 +223,7 @@ def test_a_wide_vocabulary_a_batch_of_one_and_prompts_of_any_length(monkeypatch:
     assert len(rows) == 2 and all(math.isfinite(r["policy_loss"]) for r in rows)
 
 
-# What must not change the result ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shared", [False, True], ids=["own critic", "shared critic"])
-@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
-def test_micro_batches_do_not_change_the_result(adapter, shared):
-    whole, rows = run(config(adapter, micro_batch_tokens=10_000, minibatches=2, shared_critic=shared))
-    for budget in (60, 1):
-        parts, others = run(config(adapter, micro_batch_tokens=budget, minibatches=2, shared_critic=shared))
-        same_weights(whole.policy, parts.policy)
-        same_weights(whole.critic, parts.critic)
-        for a, b in zip(rows, others, strict=True):
-            for name in a.keys() - {"mismatch"}:
-                if not name.startswith("seconds/"):
-                    assert a[name] == pytest.approx(b[name], abs=1e-4), name
-
-
-class Unrecorded(LocalSampler):
-    """A sampler that shows neither states of frozen layers nor values, like one that runs elsewhere."""
-
-    def generate(self, prompts, *, states=None, value_head=None, **more):
-        return super().generate(prompts, **more)
-
-
-def test_frozen_layers_run_once_and_give_the_same_training():
-    roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
-    states = FrozenStates(roles.policy.backbone)
-    halves, _ = run(config(TOP), roles=roles, states=states)
-    assert roles.policy.backbone.frozen_layers == 1
-    assert states.computed == 0 and states.hits > 0  # they ran while the answers were drawn, and not once more
-    again = RlRoles.on(tiny_backbone(), TOP, seed=1)
-    passed = FrozenStates(again.policy.backbone)
-    sampler = Unrecorded(again.policy.backbone, config(TOP).sampler)
-    run(config(TOP), roles=again, states=passed, sampler=sampler)
-    assert passed.computed == 2 * 4  # every answer of both steps, once
-    none = RlRoles.on(tiny_backbone(), TOP, seed=1)
-    run(config(TOP), roles=none, states=FrozenStates(none.policy.backbone.copy()))  # another backbone's: not used
-    for other in (again, none):
-        same_weights(halves.policy, other.policy)
-        same_weights(halves.critic, other.critic)
-
-
-def test_a_reward_model_on_the_same_trunk_reads_the_states_of_the_sampler():
-    roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
-    states = FrozenStates(roles.policy.backbone)
-    reward = stir(Role.trainable(roles.policy.backbone, "reward", TOP, seed=3, scalar_head=True))
-    run(config(TOP), roles=roles, states=states, score=RewardModelScorer(reward, states=states))
-    assert states.computed == 0 and states.hits > 0
-
-
-def test_a_sampler_around_ours_loses_nothing():
-    class Wrapped:
-        def __init__(self, inner: LocalSampler) -> None:
-            self.inner = inner
-
-        def generate(self, prompts, **more):
-            return self.inner.generate(prompts, **more)
-
-    settings = config(TOP, shared_critic=True)
-    plain, rows = run(settings)
-    roles = RlRoles.on(tiny_backbone(), TOP, seed=1, shared_critic=True)
-    states = FrozenStates(roles.policy.backbone)
-    sampler = Wrapped(LocalSampler(roles.policy.backbone, settings.sampler))
-    _, others = run(settings, roles=roles, states=states, sampler=sampler)
-    assert states.computed == 0
-    same_weights(plain.policy, roles.policy, within=0)
-    assert [r["value"] for r in rows] == [r["value"] for r in others]
-
-
-def test_an_error_leaves_nothing_behind():
-    """After a reward function that failed, the same models train as new ones do."""
-
-    def dies(rollouts):
-        raise KeyError
-
-    roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
-    with pytest.raises(ScoringError):
-        run(config(TOP), roles=roles, score=dies)
-    assert not any(layer._forward_hooks for layer in roles.policy.backbone.layers)
-    again, _ = run(config(TOP), roles=roles)
-    fresh, _ = run(config(TOP))
-    same_weights(again.policy, fresh.policy, within=0)
-
-
-@pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
-def test_values_come_from_the_sampler_where_the_critic_is_on_the_policys_states(adapter, tmp_path: Path):
-    settings = config(adapter, shared_critic=True, epochs=2)
-    found, rows = run(settings, samples=tmp_path)
-    kept = [r for step in (0, 1) for r in read_records(tmp_path / f"step-{step:06d}.jsonl", Rollout)]
-    assert all(len(r.values) == len(r.tokens) for r in kept) and any(v != 0.0 for r in kept for v in r.values)
-    roles = RlRoles.on(tiny_backbone(), adapter, seed=1, shared_critic=True)
-    passed, others = run(settings, roles=roles, sampler=Unrecorded(roles.policy.backbone, settings.sampler))
-    same_weights(found.policy, passed.policy)
-    same_weights(found.critic, passed.critic)
-    for name in ("value", "explained_variance"):
-        assert [r[name] for r in rows] == pytest.approx([r[name] for r in others], abs=1e-4)
-
-
-def test_reference_never_moves():
-    roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
-    before = {n: p.detach().clone() for n, p in roles.reference.backbone.model.named_parameters() if "lora" not in n}
-    run(config(), roles=roles)
-    after = dict(roles.reference.backbone.model.named_parameters())
-    assert all(torch.equal(p, after[n]) for n, p in before.items())
-    assert any(p.abs().max() > 0 for n, p in after.items() if "lora_B.policy" in n)
-
-
-@pytest.mark.parametrize("minibatches", [1, 3, 4])
-def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.MonkeyPatch):
-    settings = config(steps=1, prompts=4, group=2, epochs=3, minibatches=minibatches)
-    roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
-    sizes: list[int] = []
-    values = roles.critic.values
-
-    def counting(batch, **more):
-        if torch.is_grad_enabled():
-            sizes.append(batch.size)
-        return values(batch, **more)
-
-    monkeypatch.setattr(roles.critic, "values", counting)
-    run(settings, roles=roles)
-    assert len(sizes) == 3 * minibatches  # nothing was cut into micro-batches
-    for epoch in range(3):
-        assert sum(sizes[epoch * minibatches : (epoch + 1) * minibatches]) == 8
-
-
-def test_every_pass_over_the_prompts_sees_each_once():
-    asked = prompts(7)
-    seen = [p.id for step in range(14) for p in _prompts_of_step(asked, 3, step, seed=0)]
-    passes = [seen[i : i + 7] for i in range(0, 42, 7)]
-    assert all(sorted(p) == sorted(q.id for q in asked) for p in passes)
-    assert passes[0] != passes[1]
-    more = _prompts_of_step(asked[:2], 5, 0, seed=0)  # more prompts in a step than there are
-    assert len(more) == 5
-
-
-# The KL penalty ----------------------------------------------------------------------------------
+# The KL penalty -----------------------------------------------------------------------------
 
 
 def test_adaptive_beta_moves_by_the_formula():
@@ -496,255 +316,6 @@ def test_reward_function_that_raises():
     with pytest.raises(ScoringError, match=r"raised KeyError at step 0: 'lexicon'") as error:
         run(config(), score=score)
     assert isinstance(error.value.__cause__, KeyError)
-
-
-# Continuing and refusing --------------------------------------------------------------------
-
-
-def test_answers_of_a_killed_step_are_taken_up(tmp_path: Path):
-    straight, _ = run(config(), samples=tmp_path / "a")
-    seen = []
-
-    def score(rollouts):
-        seen.extend(r.text for r in rollouts)
-        return letters(rollouts)
-
-    drawn = read_records(tmp_path / "a" / "step-000000.jsonl", Rollout)
-    write_records(tmp_path / "b" / "step-000000.jsonl", drawn)
-    (tmp_path / "b" / "step-000001.jsonl").write_text('{"cut in the mid')  # damaged: drawn again
-    again, _ = run(config(), score=score, samples=tmp_path / "b")
-    assert seen[:4] == [r.text for r in drawn]
-    same_weights(straight.policy, again.policy, within=0)
-
-
-@pytest.mark.parametrize("limit", [32_768, 50])
-@pytest.mark.parametrize("kept", [True, False])
-def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, limit, tmp_path: Path):
-    class Counted(LocalSampler):
-        calls = 0
-
-        def generate(self, prompts, **more):
-            self.calls += 1
-            return super().generate(prompts, **more)
-
-    def start(folder: Path, **more) -> tuple[RlRoles, Counted]:
-        roles = RlRoles.on(tiny_backbone(), TOP, seed=1)
-        sampler = Counted(roles.policy.backbone, config(TOP).sampler)
-        states = FrozenStates(roles.policy.backbone, limit)
-        run(config(TOP), roles=roles, samples=folder, sampler=sampler, states=states, **more)
-        return roles, sampler
-
-    straight, _ = start(tmp_path / "a")
-    assert not list((tmp_path / "a").glob("*.safetensors"))  # used, and deleted
-
-    def dies(rollouts):
-        raise KeyError
-
-    with pytest.raises(ScoringError):
-        start(tmp_path / "b", score=dies)
-    states = tmp_path / "b" / "step-000000.states.safetensors"
-    assert (len(load_tensors(states)) < 1 + 4) == (limit == 50)  # and whether the store was full
-    if not kept:
-        states.unlink()
-    again, sampler = start(tmp_path / "b")
-    assert sampler.calls == (1 if kept else 2)
-    after = again.policy.state()
-    assert all(torch.equal(weight, after[name]) for name, weight in straight.policy.state().items())
-
-
-def test_answers_of_other_weights_are_not_taken_up(tmp_path: Path):
-    straight, _ = run(config(), samples=tmp_path / "a")
-    first = read_records(tmp_path / "a" / "step-000000.jsonl", Rollout)
-    write_records(tmp_path / "b" / "step-000001.jsonl", first)  # right number, wrong prompts and version
-    again, _ = run(config(), samples=tmp_path / "b")
-    same_weights(straight.policy, again.policy, within=0)
-    second, other = (read_records(tmp_path / name / "step-000001.jsonl", Rollout) for name in "ab")
-    assert [r.tokens for r in second] == [r.tokens for r in other] != [r.tokens for r in first]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sampler": SamplerConfig(top_p=0.9)}, r"sampler\.top_p is 0\.9.*use top_p: 1\.0"),
-        ({"sampler": SamplerConfig(temperature=0.0)}, r"sampler\.temperature is 0"),
-        ({"minibatches": 5, "prompts": 4, "group": 2}, r"minibatches is 5 but a rollout batch has 4 prompts"),
-    ],
-)
-def test_contradictions_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        run(config(**settings))
-
-
-def test_no_prompts():
-    with pytest.raises(ConfigError, match="there are no prompts to align on"):
-        check_rl(config(), 0)
-
-
-# Methods without a critic -------------------------------------------------------------------
-
-GROUPS: list[GroupConfig] = [
-    RlooConfig(),
-    RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k2")),
-    RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="sequence")),
-    GrpoConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k3")),
-    GrpoConfig(kl=KLConfig(coefficient=0.1, place="loss")),
-    GrpoConfig(std="population", kl=KLConfig(coefficient=0.1, place="loss", estimator="k1")),
-    DrGrpoConfig(),
-    DapoConfig(),
-    GspoConfig(kl=KLConfig(coefficient=0.1, place="loss")),
-    CispoConfig(kl=KLConfig(coefficient=0.1, place="loss")),
-    ReinforcePpConfig(gamma=0.9),
-    ReinforcePpBaselineConfig(),
-]
-
-
-def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list, ref: list) -> tuple[float, float]:
-    """Policy loss of the first update, where every ratio is 1, and the KL per answer."""
-    beta, k = settings.kl.coefficient, settings.group
-    inside = beta if settings.kl.place == "reward" else 0.0
-    deltas = [[a - b for a, b in zip(o, r, strict=True)] for o, r in zip(old, ref, strict=True)]
-    rewards = [[-inside * d for d in row] for row in deltas]
-    for row, rollout in zip(rewards, rollouts, strict=True):
-        row[-1] += rollout.rewards["letters"]
-    totals = [sum(row) for row in rewards]
-    means = [sum(totals[i - i % k : i - i % k + k]) / k for i in range(len(totals))]
-    kinds = {"sequence": lambda d: d, "k1": lambda d: d, "k2": lambda d: d * d / 2}
-    kinds["k3"] = lambda d: math.exp(-d) - 1 + d
-    advantages: list[list[float]] = []
-    for i, row in enumerate(rewards):
-        own = totals[i - i % k : i - i % k + k]
-        squares = sum((x - means[i]) ** 2 for x in own)
-        match settings:
-            case RlooConfig():
-                value = totals[i] - sum(x for j, x in enumerate(own) if j != i % k) / (k - 1)
-            case DrGrpoConfig():
-                value = totals[i] - means[i]
-            case GrpoConfig() | DapoConfig() | GspoConfig() | CispoConfig():
-                std = math.sqrt(squares / (k - 1 if settings.std == "sample" else k))
-                value = (totals[i] - means[i]) / (std + 1e-6) if std else 0.0
-            case _:
-                if isinstance(settings, ReinforcePpBaselineConfig):
-                    row[-1] -= means[i]
-                later = [sum(settings.gamma**n * r for n, r in enumerate(row[t:])) for t in range(len(row))]
-                advantages.append(later)
-                continue
-        advantages.append([value] * len(row))
-    if isinstance(settings, ReinforcePpConfig | ReinforcePpBaselineConfig):
-        flat = [a for row in advantages for a in row]
-        mean = sum(flat) / len(flat)
-        spread = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
-        advantages = [[(a - mean) / spread for a in row] for row in advantages]
-    penalty = beta if settings.kl.place == "loss" else 0.0
-    likelihoods = old if isinstance(settings, CispoConfig) else [[1.0] * len(row) for row in old]  # −A·log π, −A·ρ
-    losses = [
-        [-a * p + penalty * kinds[settings.kl.estimator or "sequence"](d) for a, d, p in zip(x, y, z, strict=True)]
-        for x, y, z in zip(advantages, deltas, likelihoods, strict=True)
-    ]
-    n, tokens = len(losses), sum(len(row) for row in losses)
-    match settings:
-        case RlooConfig():
-            loss = sum(map(sum, losses)) / n
-        case GrpoConfig() | GspoConfig():
-            loss = sum(sum(row) / len(row) for row in losses) / n
-        case DrGrpoConfig():
-            loss = sum(map(sum, losses)) / (n * settings.sampler.max_new_tokens)
-        case _:
-            loss = sum(map(sum, losses)) / tokens
-    return loss, sum(map(sum, deltas)) / n
-
-
-@pytest.mark.parametrize("settings", GROUPS, ids=lambda c: c.method)
-def test_group_methods_first_step_by_hand(settings, tmp_path: Path):
-    group = 1 if settings.method == "reinforce_pp" else 4
-    settings = settings.model_copy(
-        update={
-            "adapter": LORA, "steps": 1, "prompts": 3, "group": group, "policy": STEADY, "missing_eos": None,
-            "sampler": SamplerConfig(max_new_tokens=8, slots=5), "micro_batch_tokens": 70,
-        }
-    )  # fmt: skip
-    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
-    stir(roles.policy, scale=0.05, seed=1)
-    _, rows = run(settings, roles=roles, samples=tmp_path)
-    rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
-    backbone = roles.reference.backbone
-    backbone.activate(None)
-    ref = [answer_logprobs(backbone.model, r, 1.0)[0].tolist() for r in rollouts]
-    loss, kl = group_loss_by_hand(settings, rollouts, [r.logprobs for r in rollouts], ref)
-    assert rows[0]["policy_loss"] == pytest.approx(loss, rel=1e-3, abs=1e-4)
-    assert ("k3_clamped" in rows[0]) == (settings.kl.estimator == "k3")
-    assert rows[0]["kl"] == pytest.approx(kl, abs=1e-3)
-    assert ("flat_groups" in rows[0]) == (group > 1)
-    assert "value_loss" not in rows[0] and "explained_variance" not in rows[0]
-
-
-@pytest.mark.parametrize("settings", [RlooConfig(), GrpoConfig(), DrGrpoConfig(), DapoConfig()], ids=lambda c: c.method)
-def test_equal_rewards_teach_nothing_and_are_counted(settings):
-    settings = settings.model_copy(
-        update={
-            "adapter": LORA, "steps": 1, "prompts": 3, "group": 3, "missing_eos": None,
-            "kl": KLConfig(coefficient=0.0, place="loss"),
-            "sampler": SamplerConfig(max_new_tokens=6),
-        }
-    )  # fmt: skip
-    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
-    before = roles.policy.state()
-    _, rows = run(settings, roles=roles, score=lambda rollouts: {"one": [1.0] * len(rollouts)})
-    assert rows[0]["flat_groups"] == 1.0
-    assert rows[0].get("policy_grad_norm", 0.0) == 0.0  # DAPO does not even take the step
-    after = roles.policy.state()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-@pytest.mark.parametrize("kind", [RlooConfig, GrpoConfig, DrGrpoConfig, DapoConfig, ReinforcePpBaselineConfig])
-def test_groups_of_one_are_refused(kind):
-    with pytest.raises(ValidationError, match="greater than or equal to 2"):
-        kind(group=1)
-
-
-def test_importance_weights_of_an_exact_sampler_are_one():
-    roles, rows = run(config(steps=2))
-    weighed, others = run(config(steps=2, importance_cap=2.0))
-    assert [r["policy_loss"] for r in others] == pytest.approx([r["policy_loss"] for r in rows], abs=1e-4)
-    same_weights(roles.policy, weighed.policy)
-
-
-def test_importance_weights_scale_the_loss_of_another_samplers_tokens(tmp_path: Path):
-    settings = RlooConfig(
-        adapter=LORA, steps=1, prompts=3, missing_eos=None, kl=KLConfig(coefficient=0.0), importance_cap=1.5,
-        sampler=SamplerConfig(max_new_tokens=6),
-    )  # fmt: skip
-    plain = run(settings, roles=RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False))[1][0]
-
-    class Quieter(LocalSampler):
-        """Reports every token as less likely than the trainer does."""
-
-        def generate(self, prompts, **more):
-            rollouts = super().generate(prompts, **more)
-            return [replace(r, logprobs=[x - 0.3 for x in r.logprobs]) for r in rollouts]
-
-    roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
-    other = run(settings, roles=roles, sampler=Quieter(roles.policy.backbone, settings.sampler))[1][0]
-    assert plain["mismatch"] == pytest.approx(0.0, abs=1e-4) and other["mismatch"] == pytest.approx(0.3, abs=1e-3)
-    assert other["policy_loss"] == pytest.approx(math.exp(0.3) * plain["policy_loss"], rel=1e-3, abs=1e-4)
-
-    def weighed(samples: Path | None = None, **more) -> dict:
-        roles = RlRoles.on(tiny_backbone(), LORA, seed=1, critic=False)
-        changed = settings.model_copy(update=more)
-        sampler = Quieter(roles.policy.backbone, changed.sampler)
-        return run(changed, roles=roles, sampler=sampler, samples=samples)[1][0]
-
-    masked = weighed(importance_cap=1.3, importance_beyond="mask")  # e^0.3 = 1.35
-    assert masked["policy_loss"] == 0 and masked["importance_masked"] == 1.0
-    kept = weighed(importance_cap=1.5, importance_beyond="mask", importance_floor=1.2)
-    assert kept["policy_loss"] == pytest.approx(other["policy_loss"]) and kept["importance_masked"] == 0.0
-    # An answer of n tokens weighs e^(0.3·n): those of all six tokens are beyond the cap.
-    answers = weighed(
-        importance_cap=math.exp(0.3 * 5.5), importance_level="sequence", importance_beyond="mask", samples=tmp_path
-    )
-    lengths = [len(r.tokens) for r in read_records(tmp_path / "step-000000.jsonl", Rollout)]
-    assert answers["importance_masked"] == pytest.approx(6 * lengths.count(6) / sum(lengths)) and 6 in lengths
-    all_kept = weighed(importance_cap=7.0, importance_level="sequence", importance_beyond="mask")
-    assert all_kept["importance_masked"] == 0.0
 
 
 def test_entropy_bonus_keeps_the_policy_more_uncertain():

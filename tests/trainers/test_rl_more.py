@@ -497,21 +497,23 @@ def test_methods_with_one_advantage_per_answer_refuse_step_rewards():
 
 
 class Empties(LocalSampler):
-    """Some answers come back without a token, as from a sampler elsewhere that strips the end of a turn."""
+    """Some answers come back without a token, as from a sampler elsewhere that strips the end of a turn.
 
-    def __init__(self, backbone, config, *, empty: set[int]) -> None:
+    ``empty``: numbers of those answers, a set for each step in turn.
+    """
+
+    def __init__(self, backbone, config, *, empty: Sequence[set[int]]) -> None:
         super().__init__(backbone, config)
-        self.empty = empty
+        self.empty = iter(empty)
 
     def generate(self, prompts, **more):
-        rollouts = super().generate(prompts, **more)
+        rollouts, empty = super().generate(prompts, **more), next(self.empty)
         return [
-            replace(r, tokens=[], logprobs=[], values=[], text="") if i in self.empty else r
-            for i, r in enumerate(rollouts)
+            replace(r, tokens=[], logprobs=[], values=[], text="") if i in empty else r for i, r in enumerate(rollouts)
         ]
 
 
-def with_empties(settings: RlConfig, empty: set[int], **more) -> tuple[RlRoles, list[dict]]:
+def with_empties(settings: RlConfig, *empty: set[int], **more) -> tuple[RlRoles, list[dict]]:
     roles = stirred(isinstance(settings, PpoConfig))
     sampler = Empties(roles.policy.backbone, settings.sampler, empty=empty)
     return run(settings, roles=roles, sampler=sampler, **more)
@@ -522,26 +524,23 @@ ALL_ONLINE = [row.config for row in ONLINE.values()]
 
 @pytest.mark.parametrize("kind", ALL_ONLINE, ids=lambda kind: kind.model_fields["method"].default)
 def test_an_empty_answer_is_counted_and_the_run_goes_on(kind):
-    """One of 12 (of its group of 4), a whole group, and all: nothing stops, NaN reaches no weight."""
+    """In step after step one of 12 (of its group of 4), a whole group, all, and one: NaN reaches no weight."""
 
     def per_token(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
         return {"it": [sum(t % 7 for t in r.tokens) / len(r.tokens) for r in rollouts]}  # fails on an empty answer
 
+    empty = [{1}, {4, 5, 6, 7}, set(range(12)), {1}]
     group = 1 if "group" not in kind.model_fields or kind in (PpoConfig, ReinforcePpConfig) else 4
-    base = SHORT | {"group": group, "steps": 2, "prompts": 12 // group, "missing_eos": MissingEosConfig()}
+    base = SHORT | {"group": group, "steps": len(empty), "prompts": 12 // group, "missing_eos": MissingEosConfig()}
     base |= {"resample": 0} if kind is DapoConfig else {}  # else a group of empty answers is replaced
     if kind in (DapoConfig, GdpoConfig, OnlineDpoConfig, RejectionConfig):  # equal penalties teach nothing
         base["missing_eos"] = None
-    for empty in ({1}, {4, 5, 6, 7}, set(range(12))):
-        roles, rows = with_empties(kind(**base), empty, score=per_token, monitor=lambda _, rs: {"n": float(len(rs))})
-        assert [row["empty"] for row in rows] == [len(empty)] * 2
-        assert all(math.isfinite(value) for row in rows for value in row.values())
-        assert all(bool(torch.isfinite(weight).all()) for weight in roles.policy.state().values())
-        assert all(row["n"] == 12 for row in rows)  # the monitor is shown the empty ones too
-        if len(empty) < 12:
-            assert all(row["updates"] >= 1 for row in rows)
-        else:
-            assert all(row["updates"] == 0 for row in rows)
+    roles, rows = with_empties(kind(**base), *empty, score=per_token, monitor=lambda _, rs: {"n": float(len(rs))})
+    assert [row["empty"] for row in rows] == [1, 4, 12, 1]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all(bool(torch.isfinite(weight).all()) for weight in roles.policy.state().values())
+    assert all(row["n"] == 12 for row in rows)  # the monitor is shown the empty ones too
+    assert [row["updates"] >= 1 for row in rows] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("kind", [RlooConfig, GrpoConfig, DrGrpoConfig, ReinforcePpBaselineConfig])

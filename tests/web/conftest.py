@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from argon2 import PasswordHasher
 
+from trimtab.storage import database as database_module
 from trimtab.storage.database import Database
 
 from .kit import Browser, World
@@ -58,11 +60,34 @@ def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimtab.storage.people._hasher", lambda: hasher)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_database() -> Iterator[None]:
+    """SQLite hands its pages to the system and goes on, like PostgreSQL above with ``fsync=off``."""
+
+    def pragmas(connection: sqlite3.Connection, record: object) -> None:
+        durable(connection, record)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,), "FULL, as the module promises"
+        connection.execute("PRAGMA synchronous=OFF")
+
+    durable = database_module._pragmas
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database_module, "_pragmas", pragmas)
+        yield
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite project, which tests copy instead of running the migrations again."""
+    path = tmp_path_factory.mktemp("migrated") / "labels.db"
+    Database(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A project on each of the two databases."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/labels.db"
+        url = f"sqlite:///{shutil.copy(request.getfixturevalue('migrated'), tmp_path)}"
     else:
         url = request.getfixturevalue("postgres")
         _empty(url)
@@ -72,9 +97,9 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
+def here(tmp_path: Path, migrated: Path) -> Iterator[World]:
     """A project on SQLite."""
-    made = World(Database(f"sqlite:///{tmp_path}/labels.db"))
+    made = World(Database(f"sqlite:///{shutil.copy(migrated, tmp_path)}"))
     yield made
     made.database.close()
 

@@ -6,12 +6,13 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from .kit import PASSWORD, World
 
@@ -31,10 +32,13 @@ SHOTS = os.environ.get("TRIMTAB_SCREENSHOTS")
 
 
 class Server:
-    """The app on a free port of 127.0.0.1; can be stopped and started like a connection that comes and goes."""
+    """An app on a free port of 127.0.0.1; can be stopped and started like a connection that comes and goes.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Each start serves a new app, as a new process would.
+    """
+
+    def __init__(self, make_app: Callable[[], FastAPI]) -> None:
+        self.make_app = make_app
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -42,9 +46,8 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        config = uvicorn.Config(
-            self.world.app(), host="127.0.0.1", port=self.port, log_level="critical", access_log=False
-        )
+        app = self.make_app()
+        config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="critical", access_log=False)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
@@ -75,7 +78,7 @@ def server(here: World) -> Iterator[Server]:
     """The app, by the real clock."""
     here.clock = time.time  # pyright: ignore
     here.store.clock = here.people.clock = time.time
-    made = Server(here)
+    made = Server(here.app)
     yield made
     made.stop()
 

@@ -1,40 +1,19 @@
 """The promises of the queue, on SQLite and PostgreSQL."""
 
-import sqlite3
 import threading
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
-from trimtab.errors import ConfigError, ConflictError, DataError, StorageError
+from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Check, Task
 from trimtab.records.types import Prompt
-from trimtab.storage.database import Database
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
 from trimtab.storage.project import ProjectConfig
 from trimtab.storage.snapshot import take_snapshot
 
 from .kit import World, judge
-
-
-def test_the_schema_is_what_the_migrations_make(world: World):
-    from alembic.autogenerate import compare_metadata
-    from alembic.migration import MigrationContext
-
-    from trimtab.storage.schema import metadata
-
-    with world.database.read() as c:
-        assert compare_metadata(MigrationContext.configure(c), metadata) == []
-
-
-def test_events_cannot_be_changed(world: World):
-    world.pairs(1)
-    for statement in ("UPDATE events SET body = '{}'", "DELETE FROM events"):
-        with pytest.raises((DBAPIError, StorageError), match="only ever added"), world.database.write() as c:
-            c.execute(text(statement))
 
 
 def test_overlap_is_reached_and_never_passed(world: World):
@@ -280,40 +259,6 @@ def test_checks_come_at_their_turn_and_missed_attention_pauses(world: World):
     assert world.store.progress().items == 10  # checks are not counted
 
 
-def test_disagreement_goes_to_an_adjudicator(world: World):
-    world.configure(overlap=2, gold_every=0)
-    [uid] = world.pairs(1)
-    one, two, boss = world.join("1").id, world.join("2").id, world.join("3", "adjudicator").id
-    world.store.submit(one, judge(world.store.next(one), "1", best=0))
-    world.store.submit(two, judge(world.store.next(two), "2", best=1))
-    [(task, said)] = world.store.disputed()
-    assert task.id == uid and len(said) == 2
-    item, _ = world.store.dispute(uid, boss)
-    with pytest.raises(ConflictError, match="yourself"):
-        world.store.adjudicate(one, judge(item, "3"))
-    form = judge(item, "4", best=1, reason="values")
-    receipt = world.store.adjudicate(boss, form)
-    assert world.store.adjudicate(boss, form) == receipt
-    assert world.store.disputed() == []
-    with pytest.raises(ConflictError, match="settled"):
-        world.store.adjudicate(world.join("4", "adjudicator").id, judge(item, "5"))
-
-
-def test_agreeing_people_need_no_adjudicator_and_changing_ones_mind_updates_the_queue(world: World):
-    world.configure(overlap=2, gold_every=0)
-    world.pairs(1)
-    one, two = world.join("1").id, world.join("2").id
-    world.store.submit(one, judge(world.store.next(one), "1", best=0))
-    receipt, _ = world.store.submit(two, judge(world.store.next(two), "2", best=0))
-    assert world.store.progress().disputed == 0
-    receipt, _ = world.store.submit(
-        two, judge(world.store.reopen(two, receipt.version), "3", best=1, version=receipt.version)
-    )
-    assert world.store.progress().disputed == 1
-    world.store.submit(two, judge(world.store.reopen(two, receipt.version), "4", best=0, version=receipt.version))
-    assert world.store.progress().disputed == 0
-
-
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -405,196 +350,12 @@ def test_every_kind_of_task(world: World):
     assert label and (label.first_wrong, label.steps) == (1, ("1+1=2", "2+2=5"))
 
 
-def test_a_database_from_a_newer_version_is_left_alone(world: World, tmp_path: Path):
-    with world.database.write() as c:
-        c.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    url = world.database.url
-    with pytest.raises(StorageError, match=r"'9999' is newer.*update trimtab"):
-        Database(url)
-
-
-def test_a_backup_is_whole_while_people_work(here: World, tmp_path: Path):
-    here.pairs(3)
-    me = here.join("me").id
-    here.store.submit(me, judge(here.store.next(me), "1"))
-    here.database.backup(tmp_path / "copy" / "labels.db")
-    copy = World(Database(f"sqlite:///{tmp_path}/copy/labels.db"))
-    assert take_snapshot(copy.store) == take_snapshot(here.store)
-    copy.database.close()
-
-
-def test_bad_databases_are_explained(tmp_path: Path):
-    (tmp_path / "text.db").write_text("no database " * 1000)
-    with pytest.raises(StorageError, match="not a label database"):
-        Database(f"sqlite:///{tmp_path}/text.db")
-    for url, said in (("nonsense", "not a database URL"), ("mysql://x/y", "use SQLite or PostgreSQL")):
-        with pytest.raises(ConfigError, match=said):
-            Database(url)
-
-
-def test_a_locked_database_is_said_and_nothing_is_lost(here: World, monkeypatch):
-    here.pairs(2)
-    me = here.join("me").id
-    form = judge(here.store.next(me), "1")
-    monkeypatch.setattr("trimtab.storage.database.BUSY_MILLISECONDS", 50)
-    here.database.engine.dispose()  # new connections wait that long
-    other = sqlite3.connect(here.database.name, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StorageError, match="another process holds the database"):
-        here.store.submit(me, form)
-    other.execute("COMMIT")
-    other.close()
-    assert here.store.submit(me, form)[0].state == "stored"
-
-
-def test_a_full_disk_is_said_and_nothing_is_lost(here: World):
-    here.pairs(2)
-    me = here.join("me").id
-    form = judge(here.store.next(me), "1", comment="x" * 9000)
-    with here.database.read() as c:
-        pages = c.exec_driver_sql("PRAGMA page_count").scalar()
-        c.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-    from sqlalchemy import event
-
-    @event.listens_for(here.database.engine, "begin")
-    def full(connection):
-        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-
-    with pytest.raises(StorageError, match="disk is full"):
-        here.store.submit(me, form)
-    event.remove(here.database.engine, "begin", full)
-    here.database.engine.dispose()
-    assert here.store.submit(me, form)[0].state == "stored"
-
-
 def test_right_answers_must_fit_their_task():
     prompt = Prompt.from_text("q")
     with pytest.raises(ValueError, match="there are 2 steps"):
         Task.of(prompt, ["ab"], kind="steps", steps=("a", "b"), check=Check(role="gold", first_wrong=2))
     with pytest.raises(ValueError, match="needs good"):
         Task.of(prompt, ["a"], kind="thumbs", check=Check(role="gold"))
-
-
-def test_an_undo_after_the_item_was_retired_stops_nobody(world: World):
-    world.configure(overlap=1, gold_every=0, lease_minutes=10)
-    [uid, *_] = world.pairs(3)
-    one, two, boss = world.join("1").id, world.join("2").id, world.join("3", "adjudicator").id
-    world.store.next(one)
-    receipt, _ = world.store.submit(one, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
-    world.store.retire(uid, person=boss)
-    world.store.undo(one, receipt.version)
-    world.clock.now += 601
-    assert isinstance(world.store.next(two), Assignment)  # sweeps the leases that ran out
-    assert world.store.progress().flagged == 0
-
-
-def test_who_settles_an_item_they_held_gets_the_next_one(world: World):
-    world.configure(overlap=2, gold_every=0)
-    [uid, other] = world.pairs(2)
-    one, boss = world.join("1").id, world.join("2", "adjudicator").id
-    world.store.next(one)
-    world.store.submit(one, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
-    assert world.store.next(boss).task.id == other  # pyright: ignore
-    _, item = world.store.submit(boss, judge(world.store.next(boss), "2"))
-    assert item.task.id == uid  # pyright: ignore
-    settled = judge(world.store.dispute(uid, boss)[0], "3")
-    world.store.adjudicate(boss, settled)
-    assert world.store.next(boss) == "empty"
-    found = world.store.progress()
-    assert (found.complete, found.flagged, found.done, found.needed) == (1, 0, 1, 2)  # nobody else is asked about it
-
-
-def test_flags_are_counted_since_the_adjudicators_word(world: World):
-    world.configure(overlap=2, gold_every=0)
-    [uid] = world.pairs(1)
-    one, boss = world.join("1").id, world.join("2", "adjudicator").id
-    world.store.next(one)
-    receipt, _ = world.store.submit(one, Form(item=uid, key="test-key-1", verdict="flag", reason="broken"))
-    world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "2"))
-    world.store.undo(one, receipt.version)
-    with world.database.read() as c:
-        assert c.execute(text("SELECT flags FROM items")).scalar() == 0
-
-
-def test_a_lower_overlap_shows_the_disputes_it_makes(world: World):
-    world.configure(overlap=3, gold_every=0)
-    world.pairs(1)
-    for name, best in (("1", 0), ("2", 1)):
-        me = world.join(name).id
-        world.store.submit(me, judge(world.store.next(me), name, best=best))
-    assert (world.store.progress().complete, world.store.progress().disputed) == (0, 0)
-    world.configure(overlap=2, gold_every=0)
-    assert (world.store.progress().complete, world.store.progress().disputed) == (1, 1)
-    world.configure(overlap=3, gold_every=0)
-    assert (world.store.progress().complete, world.store.progress().disputed) == (0, 0)
-
-
-def test_an_items_own_overlap_stays_and_positions_do_not_grow(world: World):
-    world.configure(overlap=1, gold_every=0)
-    world.pairs(2)
-    [own] = world.add({"prompt": "own", "answers": ["a", "b"], "overlap": 1})
-    me = world.join("me").id
-    item, turn = world.store.next(me), 0
-    while isinstance(item, Assignment):
-        turn += 1
-        _, item = world.store.submit(me, judge(item, str(turn)))
-    for overlap in (2, 3, 4, 5):
-        world.configure(overlap=overlap, gold_every=0)
-    with world.database.read() as c:
-        found = c.execute(text("SELECT uid, overlap, position FROM items")).all()
-    assert {row.overlap for row in found if row.uid != own} == {5}
-    assert [row.overlap for row in found if row.uid == own] == [1]
-    assert max(row.position for row in found) == 5  # 3, and the two that were opened again once
-
-
-def test_more_people_for_some_items(world: World):
-    """Routing between judge and people asks a second person where the first two words contradict each other."""
-    world.configure(overlap=1, gold_every=0)
-    [uid, rest, *_] = world.pairs(3)
-    one, two = world.join("1").id, world.join("2").id
-    item, turn = world.store.next(one), 0
-    while isinstance(item, Assignment):
-        turn += 1
-        _, item = world.store.submit(one, judge(item, str(turn)))
-    assert world.store.next(two) == "empty"
-    assert world.store.raise_overlap([uid, "unknown"], 2) == 1
-    assert world.store.raise_overlap([uid], 2) == 0
-    assert world.store.judgement_counts([uid]) == (1, 2) and world.store.judgement_counts([rest]) == (1, 1)
-    item = world.store.next(two)
-    assert isinstance(item, Assignment) and item.task.id == uid
-    assert world.store.submit(two, judge(item, "two", best=1))[1] == "empty"
-    assert world.store.progress().disputed == 1
-    world.configure(overlap=3, gold_every=0)
-    assert world.store.judgement_counts([uid]) == (2, 2)  # it has an overlap of its own now
-
-
-def test_what_everybody_passes_on_goes_to_an_adjudicator(world: World):
-    world.configure(overlap=1, gold_every=0)
-    [uid, other] = world.pairs(2)
-    boss = world.join("boss", "adjudicator").id
-    for name in ("1", "2"):
-        me = world.join(name).id
-        assert world.store.next(me).task.id == uid  # pyright: ignore
-        assert world.store.exhausted() == []
-        world.store.submit(me, Form(item=uid, key=f"test-key-{name}", verdict="skip"))
-    [(task, said)] = world.store.exhausted()
-    assert (task.id, [s.verdict for s in said]) == (uid, ["skip", "skip"])
-    world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "3"))
-    assert world.store.exhausted() == []
-    assert world.store.judgement_counts([uid]) == (0, 0) and world.store.judgement_counts([other]) == (0, 1)
-
-
-def test_what_needs_more_people_than_there_are_goes_to_an_adjudicator(world: World):
-    world.configure(overlap=2, gold_every=0)
-    [uid] = world.pairs(1)
-    boss, me = world.join("boss", "adjudicator").id, world.join("me").id
-    assert world.store.submit(me, judge(world.store.next(me), "1"))[1] == "empty"
-    assert [task.id for task, _ in world.store.exhausted()] == [uid] and world.store.disputed() == []
-    other = world.join("other").id
-    assert world.store.exhausted() == []
-    world.people.change(other, by=boss, state="paused")
-    world.store.adjudicate(boss, judge(world.store.dispute(uid, boss)[0], "2"))
-    assert world.store.exhausted() == [] and world.store.judgement_counts([uid]) == (1, 1)
 
 
 def test_who_changes_their_mind_keeps_their_place(world: World):
@@ -654,24 +415,3 @@ def test_a_group_cannot_pass_for_another(here: World):
     with here.database.read() as c:
         kinds = c.execute(text("SELECT kind, body FROM events ORDER BY seq DESC LIMIT 2")).all()
     assert [row.kind for row in kinds] == ["withdrawn", "profile"] and "north" not in kinds[1].body
-
-
-def test_a_database_of_the_first_schema_is_migrated(here: World):
-    here.configure(overlap=2, gold_every=0)
-    here.pairs(1)
-    here.add({"prompt": "own", "answers": ["a", "b"], "overlap": 2})
-    with here.database.write() as c:
-        for statement in (
-            "ALTER TABLE items DROP COLUMN inherits",
-            "ALTER TABLE tokens ADD COLUMN used_at FLOAT",
-            "DROP TABLE exposures",
-            "DROP TABLE visitors",
-            "UPDATE alembic_version SET version_num = '0001'",
-        ):
-            c.execute(text(statement))
-    again = World(Database(here.database.url))
-    again.configure(overlap=3, gold_every=0)
-    with again.database.read() as c:
-        assert [row.overlap for row in c.execute(text("SELECT overlap FROM items ORDER BY id"))] == [3, 2]
-    again.database.close()
-    assert (here.database_folder() / "labels.db.before-0003").is_file()

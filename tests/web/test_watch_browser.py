@@ -3,19 +3,16 @@
 import json
 import os
 import re
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from trimtab.storage.watched import WatchedRun
 from trimtab.web.watch import create_watch_app
 
-from .live import shot
+from .live import Server, shot
 from .runs import ATTACK, MadeRun, metrics
 
 expect = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the pages in a browser; no playwright").expect
@@ -23,28 +20,13 @@ pytestmark = pytest.mark.timeout(240)
 TOKEN = "a-secret"
 
 
-class WatchServer:
-    """The page on a free port; can be stopped and started like a connection that comes and goes."""
+class WatchServer(Server):
+    """The page of some runs; it forgets nothing between two starts."""
 
     def __init__(self, *runs: MadeRun) -> None:
-        self.app = create_watch_app([WatchedRun(run.path) for run in runs], TOKEN)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.link = f"http://127.0.0.1:{self.port}/?token={TOKEN}"
-        self.start()
-
-    def start(self) -> None:
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=self.port, log_level="critical", access_log=False)
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self.server.should_exit = self.server.force_exit = True
-        self.thread.join()
+        app = create_watch_app([WatchedRun(run.path) for run in runs], TOKEN)
+        super().__init__(lambda: app)
+        self.link = f"{self.url}/?token={TOKEN}"
 
 
 @pytest.fixture
