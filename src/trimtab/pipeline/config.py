@@ -187,6 +187,9 @@ class RunConfig(Config):
     memory_gb: float | None = Field(default=None, gt=0.0)
     """Memory the run may use, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
     stages' defaults."""
+    rounds: int = Field(default=1, ge=1, le=100)
+    """How often answers are sampled, labelled and learned from. Each round starts from the policy of the one before,
+    which is also the reference of its KL penalty; its reward model learns from the preferences of all rounds."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""
     data: DataConfig = DataConfig()
@@ -332,6 +335,15 @@ def _check_hybrid(label: LabelConfig, config: RunConfig) -> Iterator[str]:
                 )
     if config.sample and config.sample.answers != 2:
         yield f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}"
+
+
+def _check_rounds(config: RunConfig) -> Iterator[str]:
+    missing = [name for name in ("label", "align") if getattr(config, name) is None]
+    if config.rounds > 1 and missing:
+        yield (
+            f"rounds is {config.rounds}, and a round labels new answers and aligns on them: the recipe has no "
+            f"{' and no '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}, or set rounds: 1"
+        )
 
 
 def _check_reward(config: RunConfig) -> Iterator[str]:
@@ -499,6 +511,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_sft,
     _check_sample,
     _check_label,
+    _check_rounds,
     _check_reward,
     _check_rewards,
     _check_offline,
