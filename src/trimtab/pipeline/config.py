@@ -93,17 +93,32 @@ class HumanConfig(Config):
     """How long the run waits for judgements; then it stops, and the same command continues it."""
 
 
+class VotesConfig(Config):
+    """What people said of answers that a service gave them."""
+
+    project: str
+    """Annotation project with votes of the chat page and judgements of the annotation app, or a folder written by
+    ``trimtab data export --format judgements``."""
+    database: str | None = None
+    """URL of a PostgreSQL database; None: SQLite in the project's folder."""
+    per_person: int = Field(default=200, ge=1)
+    """Most votes of one person of the chat page that a round uses, the earliest; the others are counted."""
+
+
 class LabelConfig(Config):
     """Who compares the answers."""
 
-    source: Literal["simulated", "human", "ai", "hybrid"] = "simulated"
+    source: Literal["simulated", "human", "ai", "hybrid", "votes"] = "simulated"
     """``simulated``: simulated annotators with a gold utility, named as such on every label and page; ``human``: people
     in the annotation app; ``ai``: AI judges with the constitution; ``hybrid``: AI judges label items of which they are
-    sure, and ``people`` the others."""
+    sure, and ``people`` the others; ``votes``: people's votes on answers of a service, which bring the answers with
+    them."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
     human: HumanConfig = HumanConfig()
     """The annotation app, for ``human``, and for ``hybrid`` with people in the app."""
+    votes: VotesConfig | None = None
+    """Where the votes are, for ``votes``."""
     judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
     """AI judges by name. Several form an ensemble: ``ai`` combines their judgements by ``aggregate``, ``hybrid`` by the
     mean of their probabilities. None: the recipe's pretrained model."""
@@ -116,6 +131,8 @@ class LabelConfig(Config):
     or a file of people's judgements (JSON lines), which may grow while people label the queue and need not exist
     at first. None: ``simulated`` if the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements with which
     the judges are compared; when it grows, only the reports are made again."""
+    without: tuple[str, ...] = ()
+    """Annotators whose judgements make no preference, for example because they have withdrawn."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -307,8 +324,12 @@ def _check_label(config: RunConfig) -> Iterator[str]:
     label = config.label
     if label is None:
         return
-    if not config.sample:
+    if label.source == "votes":
+        yield from _check_votes(label, config)
+    elif not config.sample:
         yield "label needs sample: there are no answers to compare"
+    elif label.votes:
+        yield f"label.votes is for label.source 'votes', and the source is {label.source!r}; remove it"
     if label.source == "simulated" and not config.gold:
         yield "label.source is 'simulated' and needs gold, the simulated annotators' utility"
     if label.source == "hybrid":
@@ -317,6 +338,18 @@ def _check_label(config: RunConfig) -> Iterator[str]:
         yield (
             f"label.people is {label.people!r}, but label.source {label.source!r} asks nobody else; remove it, set "
             "source: hybrid, or with source: ai name a file of judgements to compare with"
+        )
+
+
+def _check_votes(label: LabelConfig, config: RunConfig) -> Iterator[str]:
+    if label.votes is None:
+        yield "label.source is 'votes' and needs label.votes.project, where the votes are"
+    if config.sample:
+        yield "label.source is 'votes', which are about answers that people saw; remove sample"
+    if config.rounds > 1:
+        yield (
+            f"label.source is 'votes' and rounds {config.rounds}: people vote on a round's policy once it is served; "
+            "set rounds: 1, and start each further round with `trimtab round`"
         )
 
 

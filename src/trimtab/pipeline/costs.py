@@ -162,6 +162,8 @@ def label_cost(sizing: Sizing) -> Cost:
     assert label is not None
     if label.source == "human":
         return Cost(what=f"people in the annotation app, {label.human.overlap} an item")
+    if label.source == "votes":
+        return Cost(what=f"votes in {'' if label.votes is None else label.votes.project}, as many as there are")
     if label.source == "simulated":
         return Cost(what=f"simulated annotators, {label.simulation.overlap} a prompt")
     questions, reasoning = sizing.sampled_prompts * _questions_per_item(sizing), 0

@@ -20,6 +20,7 @@ from trimtab.models import (
 )
 from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.learned import write_learned
 from trimtab.pipeline.monitoring import RunMonitor
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
 from trimtab.records.weights import reward_weights
@@ -210,8 +211,9 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
             )
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "reward.json", facts)
+    learned = write_learned(context, "reward", preferences, rankings, train, batch=config.batch, ties=config.ties)
     counts = {"preferences": len(train), "held_out": len(held)} | left_out | tied
-    return counts, ["weights.safetensors", "reward.json"]
+    return counts, ["weights.safetensors", "reward.json", learned]
 
 
 def usable_rankings(
@@ -367,6 +369,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         seed = context.seed("align")
         train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session)
     after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
+    write_learned(context, "align", preferences, rankings, train, batch=config.batch)
     return _aligned(context, policy, before, after, counts, check)
 
 

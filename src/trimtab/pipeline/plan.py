@@ -11,7 +11,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.costs import Sizing
 from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
-from trimtab.pipeline.run import plan_rounds
+from trimtab.pipeline.run import origin, plan_rounds
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     METHODS,
@@ -40,7 +40,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
         recipe: where it came from.
         runs: folder of all runs; only read.
     """
-    config = fit_memory(fill_rates(config))
+    config, recipe = fit_memory(fill_rates(config)), origin(recipe)
     planned = plan_rounds(config, recipe, RunFolder(runs / config.name, create=False))
     rate = matmul_rate()
     shape = model_shape(config.model)

@@ -35,7 +35,7 @@ from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
 from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
-from trimtab.storage import START, RunFolder, require_space
+from trimtab.storage import START, RunFolder, read_json, require_space
 
 CODE = 6
 """Version of the results: incremented when a stage gives other results for equal inputs."""
@@ -178,16 +178,25 @@ def run_recipe(
     Raises:
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
-    ui = ui or Ui()
+    ui, recipe = ui or Ui(), origin(recipe)
     run = RunFolder(runs / config.name)
     config = prepared(config)
     planned = plan_rounds(config, recipe, run, until)
     require_space(run.path, 0.2)
     write_json(run.path / RECIPE, {"recipe": str(recipe.resolve())})
-    with run.lock(), _ctrl_c() as stopping:
+    with run.lock(), interruptible() as stopping:
         for item in planned:
             run_round(config, recipe, item, ui, stopping, again=again and item is planned[-1], rounds=len(planned))
     return run
+
+
+def origin(recipe: Path) -> Path:
+    """The recipe's file: where ``recipe`` is a run's own copy, the file that the run says, if it is still there."""
+    note = recipe.parent / RECIPE
+    if recipe.name != "config.yaml" or not note.is_file():
+        return recipe
+    first = Path(read_json(note)["recipe"])
+    return first if first.is_file() else recipe
 
 
 def prepared(config: RunConfig) -> RunConfig:
@@ -322,8 +331,8 @@ def _with_content(settings: Any) -> Any:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Sequence[bool]]:
-    """The first Ctrl-C asks to stop at the next safe place; a second one stops at once."""
+def interruptible() -> Iterator[Sequence[bool]]:
+    """The first Ctrl-C asks to stop at the next safe place (the entry becomes True); a second one stops at once."""
     stopping = [False]
 
     def ask(_: int, __: FrameType | None) -> None:

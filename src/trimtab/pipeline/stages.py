@@ -88,7 +88,8 @@ def _imitated(config: RunConfig) -> list[str | None]:
 
 def _preferences_settings(config: RunConfig) -> Any:
     if config.label is not None:
-        return {"aggregate": config.label.aggregate.model_dump(mode="json")}
+        without = {"without": sorted(config.label.without)} if config.label.without else {}
+        return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without
     return {"limit": config.data.limit, "format": config.data.format} if config.data.preferences else None
 
 
@@ -103,7 +104,7 @@ def _label_settings(config: RunConfig) -> Any:
         | ({"judges", "judge"} if label.by_ai else set())
         | ({"route"} if label.source == "hybrid" else set())
     )
-    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}}.get(who, set())
+    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}, "votes": {"votes"}}.get(who, set())
     values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": who}
     if "human" in used:
         del values["label"]["human"]["wait_minutes"]
