@@ -216,7 +216,7 @@ def withdraw(
 ) -> None:
     """Make a new run without a person's judgements, say what changed and which stages must run again.
 
-    The old run is not changed. The new one has the stages that need no judgements, and the labels without that person's.
+    The old run is not changed. The new one has the stages that need no judgements, and the other people's labels.
 
     Example: trimtab data withdraw runs/quickstart --annotator simulated-03
     """

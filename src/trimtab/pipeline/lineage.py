@@ -57,7 +57,11 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
         for refusal in r.refusals:
             if refusal.vote == name:
                 note = "a refusal that somebody calls wrong: it waits for a person and is never trained on"
-                return {"kind": "judgement", "judgements": [{"id": name, "round": r.number}], "notes": [note]}
+                return {
+                    "kind": "judgement",
+                    "judgements": [{"id": name, "round": r.number, "annotator": refusal.annotator}],
+                    "notes": [note],
+                }
     for r in rounds if len(name) >= SHORTEST else ():
         for stage in ("align", "reward"):
             if (r.weights(stage) or "").startswith(name):
@@ -67,7 +71,8 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
     total = sum(len(r.judgements) for r in rounds)
     raise DataError(
         f"{name!r}: not a judgement, pair or checkpoint of {run.path} ({total} judgements in {len(rounds)} rounds). "
-        "Ids of judgements are in stages/label/judgements.jsonl, those of pairs in stages/preferences/preferences.jsonl; a "
+        "Ids of judgements are in stages/label/judgements.jsonl, those of pairs in "
+        "stages/preferences/preferences.jsonl; a "
         f"checkpoint is named by {SHORTEST} or more characters of its SHA-256 in stages/align/status.json; figures are "
         f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here"
     )
@@ -279,7 +284,7 @@ def _judgement_lines(found: Mapping[str, Any], *, several: bool) -> Iterator[str
     judgements = found.get("judgements", [])
     if not several:
         for j in judgements:
-            by = f" by {j['annotator']} ({j['source']})" if "annotator" in j else ""
+            by = f" by {j['annotator']}" + (f" ({j['source']})" if "source" in j else "")
             yield f"judgement {j['id']} of round {j['round']}{by}"
         return
     by_annotator: dict[tuple[int, str, str], int] = {}

@@ -49,6 +49,8 @@ class WrongRefusal(Record):
 
     vote: str
     """Id of the vote."""
+    annotator: str
+    """Pseudonym of who voted."""
     text: str
     """What was asked."""
     answers: tuple[str, ...]
@@ -148,6 +150,7 @@ def of_snapshot(snapshot: Snapshot, per_person: int) -> Collected:
             collected.refusals.append(
                 WrongRefusal(
                     vote=s.id,
+                    annotator=s.annotator,
                     text=task.prompt.text,
                     answers=tuple(c.text for c in task.completions),
                     models=tuple(c.model for c in task.completions),

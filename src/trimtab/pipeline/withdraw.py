@@ -20,7 +20,8 @@ from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
-from trimtab.records import Judgement, Preference, read_records, write_records
+from trimtab.pipeline.votes import REFUSALS, WrongRefusal
+from trimtab.records import Comparison, Judgement, Preference, read_records, write_records
 from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
@@ -136,7 +137,7 @@ def _is_done(run: RunFolder, stage: str) -> bool:
 
 
 def _stands_alone(run: RunFolder) -> bool:
-    """Whether the round's labels hold whatever the round before learned: the first round, and votes on served models."""
+    """Whether the round's labels hold whatever the round before learned: those of round 1, and votes on a service."""
     label = load_recipe(run.path / "config.yaml").label
     return run.number == 1 or (label is not None and label.source == "votes")
 
@@ -163,15 +164,21 @@ def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: C
     """Copy the stages that stay, the labels without those of the annotators."""
     write_atomic(target.path / "config.yaml", dump_config(config))
     for stage in KEPT:
-        if not _is_done(source, stage):
-            continue
-        shutil.copytree(source.stage(stage), target.stage(stage))
-    labels = target.stage("label") / "judgements.jsonl"
-    write_records(labels, [j for j in read_records(labels, Judgement) if j.annotator not in annotators])
-    status_file = target.stage("label") / "status.json"
-    status = json.loads(status_file.read_text())
-    status["outputs"][labels.name] = sha256_file(labels)
-    write_json(status_file, status)
+        if _is_done(source, stage):
+            shutil.copytree(source.stage(stage), target.stage(stage))
+    label = target.stage("label")
+    for file in (label / "judgements.jsonl", label / "people.jsonl"):
+        if file.is_file():
+            write_records(file, [j for j in read_records(file, Judgement) if j.annotator not in annotators])
+    if (label / REFUSALS).is_file():  # votes came with their texts
+        refusals = read_records(label / REFUSALS, WrongRefusal)
+        write_records(label / REFUSALS, [r for r in refusals if r.annotator not in annotators])
+        judged = {j.item for j in _judgements(target)}
+        items = read_records(label / "comparisons.jsonl", Comparison)
+        write_records(label / "comparisons.jsonl", [item for item in items if item.id in judged])
+    status = json.loads((label / "status.json").read_text())
+    status["outputs"] = {name: sha256_file(label / name) for name in status["outputs"]}
+    write_json(label / "status.json", status)
 
 
 def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
