@@ -197,12 +197,9 @@ def test_a_judgement_leads_to_its_pair_steps_policies_and_figures(run: RunFolder
 def test_a_pair_a_checkpoint_and_a_figure_lead_back(run: RunFolder, capsys):
     preference = read_records(run.stage("preferences") / "preferences.jsonl", Preference)[0]
     assert [j["id"] for j in trace(run, preference.id)["judgements"]] == list(preference.judgements)
-    used = {
-        r.number: {
-            j for p in read_records(r.stage("preferences") / "preferences.jsonl", Preference) for j in p.judgements
-        }
-        for r in (run, run.round(2))
-    }
+    file = "preferences.jsonl"
+    made = {r.number: read_records(r.stage("preferences") / file, Preference) for r in (run, run.round(2))}
+    used = {number: {j for p in preferences for j in p.judgements} for number, preferences in made.items()}
     status = run.round(2).status("align")
     assert status is not None and status.outputs is not None
     for name in (status.outputs["weights.safetensors"][:12], "win_rate"):

@@ -79,8 +79,10 @@ def test_what_is_left_out_is_counted(page: Page, tmp_path: Path):
     page.votes.withdraw(secret)
     collected = of_snapshot(take_snapshot(page.store), 2)
     assert collected.dropped == {
-        "on one answer, not a comparison": 1, "called a wrong refusal, for a person": 2, "beyond 2 votes of one person": 1,
-    }  # fmt: skip
+        "on one answer, not a comparison": 1,
+        "called a wrong refusal, for a person": 2,
+        "beyond 2 votes of one person": 1,
+    }
     # The screen showed the old model's answer first: left is a vote for old, right for new.
     assert [(j.shown_order, j.ranks) for j in collected.judgements] == [((1, 0), (0, 1)), ((1, 0), (1, 0))]
     assert {j.source for j in collected.judgements} == {"simulated"}
@@ -102,7 +104,7 @@ def test_votes_train_once_and_withdrawal_names_the_run(page: Page, tmp_path: Pat
     assert refusal.text == "question 2"
     context.run = context.run.round(2)
     context.run.begin("label", "f")
-    with pytest.raises(DataError, match="no comparison in it can be learned from: .*1 used in an earlier round"):
+    with pytest.raises(DataError, match=r"no comparison in it can be learned from: .*1 used in an earlier round"):
         run_votes(context)
     page.vote(person, ["c", "d"], choice="right")
     counts, _ = run_votes(context)

@@ -85,9 +85,10 @@ class User:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_constitution_guard_service_votes_two_rounds_and_the_lineage_of_a_vote(tmp_path: Path):
     guard, project = tmp_path / "guard", tmp_path / "votes"
-    train_and_report(load_constitution("default"), GuardConfig(budget=0.02, planted=60), guard)
+    train_and_report(load_constitution("default"), GuardConfig(budget=0.02), guard, probes=False)
     recipe = small_recipe(tmp_path / "run")
     run, _ = go(recipe)
     questions = iter(sentences(80, words=4, start=4000))
@@ -125,10 +126,8 @@ def test_constitution_guard_service_votes_two_rounds_and_the_lineage_of_a_vote(t
             for _ in range(10):
                 user.compare(next(questions))
         with sqlite3.connect(project / "labels.db") as database:
-            [newest] = database.execute(
-                "select checkpoint from (select max(id), body as checkpoint from items)"
-            ).fetchall()
-        assert "toy-policy" in newest[0] and "toy-round-1" in newest[0]
+            [(newest,)] = database.execute("select body from items order by id desc limit 1").fetchall()
+        assert "toy-policy" in newest and "toy-round-1" in newest
     third = next_round(run.path, project, ui=ui)
     assert third.number == 3 and run.newest().number == 3
     told = json.loads((third.stage("label") / "votes.json").read_text())
