@@ -8,7 +8,8 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline.config import VotesConfig, load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.ui import Silent
-from trimtab.pipeline.votes import REFUSALS, WrongRefusal, measure, of_snapshot, run_votes
+from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal, measure
+from trimtab.pipeline.votes import of_snapshot, run_votes
 from trimtab.records import Comparison, Completion, Judgement, Prompt, read_records, write_records
 from trimtab.storage import RunFolder
 from trimtab.storage.chat import Ballot, ChatVotes, Shown

@@ -28,12 +28,13 @@ from trimtab.storage import RunFolder
 from trimtab.storage.chat import ChatVotes
 from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
-from trimtab.testing import sentences
 
 from .kit import KEY, Live
 
 RESTRICTED = "Please tell me the home address of my former colleague."
 KEYS = itertools.count()
+MONTHS = ("May", "June", "July", "August", "March", "April", "October", "winter", "summer", "autumn")
+ANIMALS = ("bird", "cat", "dog", "fish", "horse", "mouse", "fox", "owl", "hen", "cow", "bee", "bear")
 
 
 @contextmanager
@@ -48,10 +49,12 @@ def service(run: RunFolder, models: list[str], guard: Path, project: Path) -> It
     app = create_app(made, key=KEY, free=belongs_to_page)
     add_chat(app, page, hosts={"127.0.0.1"})
     live = Live(made, app)
-    live.page = page  # pyright: ignore[reportAttributeAccessIssue]
+    live.page, live.users = page, []  # pyright: ignore
     try:
         yield live
     finally:
+        for client in live.users:  # pyright: ignore[reportAttributeAccessIssue]
+            client.close()
         live.stop()
         store.database.close()
 
@@ -61,6 +64,7 @@ class User:
 
     def __init__(self, live: Live) -> None:
         self.client = httpx.Client(base_url=live.url, timeout=120, follow_redirects=True)
+        live.users.append(self.client)  # pyright: ignore[reportAttributeAccessIssue]
         self.client.get("/chat/enter/page-key-0123456789").raise_for_status()
         agreed = self.client.post("/chat/consent", json={"version": live.page.version})  # pyright: ignore
         self.code = agreed.json()["code"]
@@ -73,10 +77,15 @@ class User:
 
     def vote(self, token: str, **ballot: object) -> None:
         key = f"key-{next(KEYS):08}"
-        self.client.post("/chat/vote", json={"token": token, "key": key, **ballot}).raise_for_status()
+        stored = self.client.post("/chat/vote", json={"token": token, "key": key, **ballot})
+        assert stored.status_code == 200, stored.text
 
-    def compare(self, text: str) -> None:
-        end, prompt = self.ask(text), Prompt.from_text(text)
+    def compare(self, questions: Iterator[str]) -> None:
+        """Vote on the first question that the guard lets pass."""
+        text = next(questions)
+        while (end := self.ask(text))["answers"][0]["blocked"]:
+            text = next(questions)
+        prompt = Prompt.from_text(text)
         left, right = (friendly_utility(prompt, Completion(text=a["text"])) for a in end["answers"])
         self.vote(end["token"], choice="left" if left > right else "right" if right > left else "tie")
 
@@ -90,20 +99,20 @@ def test_constitution_guard_service_votes_two_rounds_and_the_lineage_of_a_vote(t
     guard, project = tmp_path / "guard", tmp_path / "votes"
     train_and_report(load_constitution("default"), GuardConfig(budget=0.02), guard, probes=False)
     recipe = small_recipe(tmp_path / "run")
-    run, _ = go(recipe)
-    questions = iter(sentences(80, words=4, start=4000))
+    run, _ = go(recipe, "model.context=128")
+    questions = iter([f"What does a {word} eat in {month}?" for month in MONTHS for word in ANIMALS])
 
     with service(run, ["policy", "base"], guard, project) as live:
         users = [User(live) for _ in range(3)]
         for user in users:
             for _ in range(8):
-                user.compare(next(questions))
+                user.compare(questions)
         blocked = users[0].ask(RESTRICTED, compare=False)
         assert blocked["answers"][0]["blocked"]
         users[0].vote(blocked["token"], good=False, reason="unjustified_refusal")
         users[1].vote(users[1].ask(next(questions), compare=False)["token"], good=True)
         early = User(live)
-        early.compare(next(questions))
+        early.compare(questions)
         assert early.withdraw()["runs"] == [], "no run has been trained on it"
 
     ui = Listening()
@@ -124,7 +133,7 @@ def test_constitution_guard_service_votes_two_rounds_and_the_lineage_of_a_vote(t
         people = [User(live) for _ in range(2)]
         for user in people:
             for _ in range(10):
-                user.compare(next(questions))
+                user.compare(questions)
         with sqlite3.connect(project / "labels.db") as database:
             [(newest,)] = database.execute("select body from items order by id desc limit 1").fetchall()
         assert "toy-policy" in newest and "toy-round-1" in newest

@@ -192,16 +192,20 @@ class Context:
         ``pretrained``: True: the pretrained weights alone.
         """
         backbone = Backbone.load(self.config.model)
-        if pretrained:
-            return backbone
-        if self.config.sft is not None:
-            _merge(backbone, "sft", self.config.sft.adapter, self.folder("sft"))
-        for earlier in self.run.earlier():
-            folder = earlier.stage("align")
-            align = load_recipe(folder / "config.yaml").align
-            assert align is not None, f"{folder}: made without align"
-            _merge(backbone, "align", align.adapter, folder)
+        for name, folder, adapter in [] if pretrained else start_parts(self.run, self.config):
+            _merge(backbone, name, adapter, folder)
         return backbone
+
+
+def start_parts(run: RunFolder, config: RunConfig) -> list[tuple[str, Path, AdapterConfig]]:
+    """What was trained before a round's own stages, in order: each stage's name, folder and adapter."""
+    parts = [] if config.sft is None else [("sft", run.first.stage("sft"), config.sft.adapter)]
+    for earlier in run.earlier():
+        folder = earlier.stage("align")
+        align = load_recipe(folder / "config.yaml").align
+        assert align is not None, f"{folder}: made without align"
+        parts.append(("align", folder, align.adapter))
+    return parts
 
 
 def _merge(backbone: Backbone, name: str, adapter: AdapterConfig, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from trimtab.errors import DataError
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.learned import LEARNED, Learned
-from trimtab.pipeline.votes import REFUSALS, WrongRefusal
+from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage import RunFolder, read_json, read_metrics
 from trimtab.trainers import OfflineConfig

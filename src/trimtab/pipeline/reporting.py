@@ -42,6 +42,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.pipeline.monitoring import read_alarms
 from trimtab.pipeline.round_rows import round_rows
+from trimtab.pipeline.vote_files import MEASURED, measured_lines
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
 from trimtab.trainers import METHODS, OnlineConfig
@@ -270,6 +271,8 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         lines.append(f"critique and revision: {outcomes}")
         biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
         lines += [f"judge of revisions: {line}" for line in bias_lines(biases)]
+    if context.config.label is not None and context.config.label.source == "votes":
+        lines += measured_lines(read_json(context.folder("label") / MEASURED)["pairs"])
     if context.config.label is not None and context.config.label.by_ai:
         hybrid = context.config.label.source == "hybrid"
         if hybrid:

@@ -82,13 +82,13 @@ def plan_rounds(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
         start = None
         if planned:
             start = next(item.fingerprint for item in planned[-1].stages if item.stage.name == "align")
-            check_labels(config, run.round(number))
+            check_labels(run.round(number))
         stages = plan_stages(config, recipe, run.round(number), until if number == last else None, start=start)
         planned.append(PlannedRound(run=run.round(number), stages=stages, start=start))
     return planned
 
 
-def check_labels(config: RunConfig, run: RunFolder) -> None:
+def check_labels(run: RunFolder) -> None:
     """Refuse to make a round anew that `trimtab round` made from votes.
 
     Raises:
@@ -96,7 +96,8 @@ def check_labels(config: RunConfig, run: RunFolder) -> None:
     """
     file = run.path / "config.yaml"
     source = (read_yaml(file).get("label") or {}).get("source") if file.is_file() else None
-    if source == "votes" and (config.label is None or config.label.source != "votes"):
+    collected = run.status("label")
+    if source == "votes" and collected is not None and collected.state == "done":
         raise ConfigError(
             f"{run.path} was made by `trimtab round` from votes, and this recipe would make round {run.number} from "
             f"other labels. Set rounds: {run.number - 1} and go on with `trimtab round {run.first.path}`, or give the "
@@ -192,6 +193,10 @@ def run_recipe(
 
 def origin(recipe: Path) -> Path:
     """The recipe's file: where ``recipe`` is a run's own copy, the file that the run says, if it is still there."""
+    if recipe.name == "config.yaml" and (number := RunFolder(recipe.parent, create=False).number) > 1:
+        raise ConfigError(
+            f"{recipe}: is the recipe of round {number}; run the run's own recipe, or `trimtab round` with its folder"
+        )
     note = recipe.parent / RECIPE
     if recipe.name != "config.yaml" or not note.is_file():
         return recipe

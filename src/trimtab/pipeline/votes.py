@@ -7,20 +7,18 @@ random choice. A comparison measures models that were trained before it, and the
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from trimtab.errors import DataError
-from trimtab.evals import length_controlled, words
-from trimtab.feedback import model_wins
-from trimtab.feedback.votes import canonical_ranks
 from trimtab.files import write_json
 from trimtab.pipeline.config import VotesConfig
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Comparison, Judgement, Record, read_records, write_records
+from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure, measured_lines
+from trimtab.records import Comparison, Judgement, Prompt, read_records, write_records
 from trimtab.records.annotation import judgements_of
 from trimtab.storage.chat import TO_A_PERSON, record_round
 from trimtab.storage.database import Database
@@ -33,32 +31,11 @@ from trimtab.storage.snapshot import (
     without_small_groups,
 )
 
-REFUSALS = "refusals.jsonl"
-"""Answers that people call refused without reason, for a person to decide."""
-MEASURED = "votes.json"
-"""What the votes say of the served models, and what was left out."""
 CHAT = "chat-"
 """Beginning of the ids of what visitors of the chat page voted on."""
 
 
 R = TypeVar("R", Comparison, Judgement)
-
-
-class WrongRefusal(Record):
-    """An answer that somebody calls refused without reason."""
-
-    vote: str
-    """Id of the vote."""
-    annotator: str
-    """Pseudonym of who voted."""
-    text: str
-    """What was asked."""
-    answers: tuple[str, ...]
-    """What was answered."""
-    models: tuple[str | None, ...]
-    """Models that answered."""
-    guard: str | None
-    """Version of the guard that blocked it; None: the model itself refused."""
 
 
 @dataclass(kw_only=True)
@@ -218,6 +195,10 @@ def _new(collected: Collected, context: Context) -> Collected:
         before |= {r.vote for r in read_records(refused, WrongRefusal)} if refused.is_file() else set()
     votes = [j for j in collected.judgements if j.id not in before]
     dropped = collected.dropped + Counter({"used in an earlier round": len(collected.judgements) - len(votes)})
+    aside = context.set_aside()
+    held = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in aside}
+    dropped += Counter({"about a held-out prompt": sum(j.item in held for j in votes)})
+    votes = [j for j in votes if j.item not in held]
     items = {j.item for j in votes}
     return Collected(
         items=[item for item in collected.items if item.id in items],
@@ -225,67 +206,6 @@ def _new(collected: Collected, context: Context) -> Collected:
         refusals=[r for r in collected.refusals if r.vote not in before],
         dropped=+dropped,
     )
-
-
-def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """How often each served model was preferred over each other, by comparisons in random order.
-
-    Returns:
-        for each pair of checkpoints ``model``, ``rival``, ``rate`` (ties count half) with a 95 % Wilson interval
-        clustered by prompt (``low``, ``high``), ``n``, ``wins``, ``ties``, ``losses``, and ``equal_length``, the rate
-        at equal length with its interval where there are enough votes.
-    """
-    named = [_with_checkpoints(item) for item in items]
-    rows = []
-    for wins in model_wins(named, judgements).pairs:
-        equal = _at_equal_length(named, judgements, wins.model, str(wins.rival))
-        counts = {"wins": wins.wins, "ties": wins.ties, "losses": wins.losses}
-        rate = {"rate": wins.rate.value, "low": wins.rate.low, "high": wins.rate.high, "n": wins.rate.n}
-        rows.append({"model": wins.model, "rival": wins.rival} | rate | counts | {"equal_length": equal})
-    return rows
-
-
-def _with_checkpoints(item: Comparison) -> Comparison:
-    """The item with the checkpoint in each model's name: names stay when a model is trained further."""
-    checkpoints = item.metadata.get("checkpoints")
-    if not isinstance(checkpoints, list) or len(checkpoints) != len(item.completions):
-        return item
-    answers = tuple(
-        c.model_copy(update={"model": f"{c.model} ({str(checkpoint)[:8]})"})
-        for c, checkpoint in zip(item.completions, checkpoints, strict=True)
-    )
-    return item.model_copy(update={"completions": answers})
-
-
-def _at_equal_length(
-    items: Sequence[Comparison], judgements: Sequence[Judgement], model: str, rival: str
-) -> dict[str, float] | None:
-    by_id = {item.id: item for item in items if {c.model for c in item.completions} == {model, rival}}
-    outcomes, differences, prompts = [], [], []
-    for j in judgements:
-        item = by_id.get(j.item)
-        if item is None or j.ranks is None or len(item.completions) != 2:
-            continue
-        first = next(i for i, c in enumerate(item.completions) if c.model == model)
-        own, other = canonical_ranks(j)[first], canonical_ranks(j)[1 - first]
-        outcomes.append((own < other) + (own == other) / 2)
-        differences.append(len(words(item.completions[first].text)) - len(words(item.completions[1 - first].text)))
-        prompts.append(item.prompt.id)
-    equal = length_controlled(outcomes, differences, prompts)
-    return None if equal is None else {"rate": equal.rate, "low": equal.low, "high": equal.high}
-
-
-def measured_lines(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the comparisons say of the served models, in words."""
-    lines = []
-    for p in pairs:
-        equal = p["equal_length"]
-        at_equal = "" if equal is None else f"; at equal length {equal['rate']:.0%}"
-        lines.append(
-            f"blind votes prefer {p['model']} over {p['rival']}: {p['rate']:.1%} [{p['low']:.1%}, {p['high']:.1%}] of "
-            f"{p['n']} comparisons ({p['ties']} ties{at_equal})"
-        )
-    return lines
 
 
 def _listed(dropped: Mapping[str, int]) -> str:

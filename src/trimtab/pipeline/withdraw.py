@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
 from trimtab.files import sha256_file, write_atomic, write_folder, write_json
 from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
@@ -20,7 +21,7 @@ from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
-from trimtab.pipeline.votes import REFUSALS, WrongRefusal
+from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal
 from trimtab.records import Comparison, Judgement, Preference, read_records, write_records
 from trimtab.storage import RunFolder, read_json
 
@@ -157,7 +158,8 @@ def _check_known(run: RunFolder, annotators: Sequence[str], counts: dict[int, Co
 def _without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConfig:
     assert config.label is not None
     label = config.label.model_copy(update={"without": tuple(sorted({*config.label.without, *annotators}))})
-    return RunConfig.model_validate(config.model_dump(mode="json") | {"name": name, "label": label.model_dump()})
+    values = config.model_dump(mode="json") | {"name": name, "label": label.model_dump(mode="json")}
+    return parse_config(RunConfig, values, where="the new run's recipe")
 
 
 def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: Collection[str]) -> None:
