@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError, StorageError
@@ -14,6 +15,7 @@ from trimtab.feedback import AggregateConfig, aggregate
 from trimtab.models import load_tensors
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
+from trimtab.pipeline.export import export_model
 from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.lineage import lines, trace
 from trimtab.pipeline.plan import make_plan
@@ -25,6 +27,7 @@ from trimtab.pipeline.withdraw import lines as withdrawal_lines
 from trimtab.pipeline.withdraw import withdraw
 from trimtab.records import Comparison, Judgement, Preference, Rollout, read_records
 from trimtab.storage import RunFolder
+from trimtab.storage.watched import WatchedRun
 
 from .small_rounds import go, small_recipe
 
@@ -140,6 +143,31 @@ def test_a_round_that_was_stopped_continues_to_the_same_weights(recipe: Path, ru
     assert second.newest().number == 1
     with pytest.raises(ConfigError, match="round 2 was made from another round 1 than the one that is there now"):
         next_round(second.first.path, tmp_path, ui=Silent())
+
+
+def test_the_newest_rounds_policy_is_exported(run: RunFolder, tmp_path: Path):
+    policy, adapter = open_model(str(run.path), which="policy", runs=tmp_path)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = policy.head(policy.hidden(tokens, adapter=adapter))
+        merged = AutoModelForCausalLM.from_pretrained(export_model(run.path, tmp_path / "merged"))
+        assert torch.allclose(merged(tokens).logits, expected, atol=1e-4)
+        export_model(run.path, tmp_path / "adapter", adapter=True)
+        joined = load_tensors(tmp_path / "adapter" / "adapter_model.safetensors")
+        base = policy.model.state_dict()
+        name = next(name for name in joined if name.endswith("q_proj.lora_A.weight"))
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        delta = joined[name.replace("lora_A", "lora_B")] @ joined[name]
+        layer = policy.model.get_submodule(module)
+        started = base[f"{module}.base_layer.weight"]  # with SFT and round 1
+        own = layer.get_delta_weight(adapter)
+        pretrained = load_tensors(Path(load_recipe(run.path / "config.yaml").model.name) / "model.safetensors")
+        assert torch.allclose(pretrained[f"{module}.weight"] + delta, started + own, atol=1e-5)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 6, "SFT and two rounds"
+    export_model(run.round(2).path, tmp_path / "sft", stage="sft")
+    assert WatchedRun(run.round(2).path).name == "toy, round 2" and not WatchedRun(run.round(2).path).is_running()
+    with pytest.raises(ConfigError, match="is the recipe of round 2"):
+        go(run.round(2).path / "config.yaml")
 
 
 def test_plan_counts_the_preferences_of_all_rounds(recipe: Path):
