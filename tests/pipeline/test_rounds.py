@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trimtab.cli.app import run_app
-from trimtab.errors import ConfigError, DataError, StorageError
+from trimtab.errors import ConfigError, DataError, Interrupted, StorageError
 from trimtab.feedback import AggregateConfig, aggregate
 from trimtab.models import load_tensors
 from trimtab.pipeline.config import load_recipe
@@ -30,6 +30,8 @@ from trimtab.storage import RunFolder
 from trimtab.storage.watched import WatchedRun
 
 from .small_rounds import go, small_recipe
+from .test_capability import small_set
+from .test_run import ctrl_c
 
 LATER = ["sample", "label", "preferences", "reward", "align", "evaluate", "report"]
 
@@ -37,7 +39,8 @@ LATER = ["sample", "label", "preferences", "reward", "align", "evaluate", "repor
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two rounds."""
-    file = small_recipe(tmp_path_factory.mktemp("rounds"), rounds=2)
+    folder = tmp_path_factory.mktemp("rounds")
+    file = small_recipe(folder, rounds=2, capability={"file": small_set(folder)})
     go(file)
     return file
 
@@ -122,19 +125,28 @@ def test_the_page_has_a_row_for_each_round(run: RunFolder):
         assert row["labels"] == len(read_records(folder.stage("label") / "judgements.jsonl", Judgement))
         assert row["kl"]["value"] == evaluation(folder)["kl"]["value"] and set(row["means"]) == {"gold", "proxy"}
     page = (run.path / "report.html").read_text()
+    assert report["capability"]["models"] == ["Pretrained", "Round 1", "Round 2"]
+    checks = [json.loads((r.stage("align") / "capability.json").read_text()) for r in (run, run.round(2))]
+    assert checks[1]["before"] == checks[0]["after"], "measured once"
     assert '<section id="rounds">' in page and "rounds/2/stages/evaluate/evaluation.json" in page
     first = json.loads((run.stage("report") / "report.json").read_text())
     assert first["rounds"] == [] and first["after"] == "RLOO"
 
 
-def test_a_round_that_was_stopped_continues_to_the_same_weights(recipe: Path, run: RunFolder, tmp_path: Path):
+def test_a_round_that_was_stopped_continues_to_the_same_weights(
+    recipe: Path, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     copy = Path(shutil.copytree(recipe.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("model")))
     second = RunFolder(copy / "runs" / "toy").round(2)
     for stage in ("align", "evaluate", "report"):
         shutil.rmtree(second.stage(stage))
     assert second.newest().number == 1, "round 2 has no policy now"
+    with monkeypatch.context() as patch:
+        ctrl_c(patch, lambda folder, metrics: folder.name == "align" and metrics["step"] == 1)
+        with pytest.raises(Interrupted, match=r"stopped after step 1 of 2.*the same command continues"):
+            go(copy / "recipe.yaml", until="align")
     _, ui = go(copy / "recipe.yaml", until="align")
-    assert sum("skipped" in line for line in ui.lines) == 12
+    assert sum("skipped" in line for line in ui.lines) == 12 and any("align: continuing" in line for line in ui.lines)
     file = "weights.safetensors"
     assert (second.stage("align") / file).read_bytes() == (run.round(2).stage("align") / file).read_bytes()
     # A round that was made from another round 1 is not served, and no round starts from it.

@@ -28,9 +28,9 @@ def lineage(
     from trimtab.pipeline.lineage import lines, trace
     from trimtab.pipeline.rounds import open_run
 
-    found = trace(open_run(run), name, round=round)
+    traced = trace(open_run(run), name, round=round)
     if as_json:
-        typer.echo(dumps(found, indent=2))
+        typer.echo(dumps(traced, indent=2))
         return
-    for line in lines(found):
+    for line in lines(traced):
         typer.echo(line)

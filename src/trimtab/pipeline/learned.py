@@ -52,7 +52,7 @@ def write_learned(
     learned = [train[i] for i in learnable([rankings[i] for i in train], ties=ties)]
     total = read_metrics(folder / "metrics.jsonl")[-1]["step"]
     steps = dict(zip(learned, steps_of_examples(len(learned), batch, total, context.seed(stage)), strict=True))
-    kept, rounds = set(train), _rounds(context)
+    given, rounds = set(train), _rounds(context)
     write_records(
         folder / LEARNED,
         (
@@ -60,7 +60,7 @@ def write_learned(
                 preference=p.id,
                 round=rounds.get((p.id, p.judgements), context.run.number),
                 judgements=p.judgements,
-                part="train" if i in steps else "nothing_to_learn" if i in kept else "held_out",
+                part="train" if i in steps else "nothing_to_learn" if i in given else "held_out",
                 steps=tuple(step + 1 for step in steps.get(i, ())),
             )
             for i, p in enumerate(preferences)

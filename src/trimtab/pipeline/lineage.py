@@ -155,10 +155,10 @@ class _Round:
 
 def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> dict[str, Any]:
     judgement = r.judgements[name]
-    found: dict[str, Any] = {"judgements": [_described(judgement, r)]}
+    traced: dict[str, Any] = {"judgements": [_described(judgement, r)]}
     preference = next((p for p in r.preferences.values() if name in p.judgements), None)
     if preference is not None:
-        return found | _made_of(rounds, r, preference)
+        return traced | _made_of(rounds, r, preference)
     label = r.config.label
     if label is not None and judgement.annotator in label.without:
         why = f"left out: label.without names {judgement.annotator!r}"
@@ -168,7 +168,7 @@ def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> dict[str, Any
         why = "the preferences of its round are not finished"
     else:
         why = "no preference was made from it: its item's answers all tie, or another judgement settled it"
-    return found | {"notes": [why]}
+    return traced | {"notes": [why]}
 
 
 def _described(judgement: Judgement, r: _Round) -> dict[str, Any]:
@@ -246,23 +246,23 @@ def _behind(rounds: list[_Round], r: _Round, figure: str) -> dict[str, Any]:
     }
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """What :func:`trace` found, in words, from the judgements to the figures."""
-    several = found["kind"] in ("figure", "checkpoint")
-    out = list(_judgement_lines(found, several=several))
-    if "pair" in found:
-        pair = found["pair"]
+def lines(traced: Mapping[str, Any]) -> list[str]:
+    """The result of :func:`trace` in words, from the judgements to the figures."""
+    several = traced["kind"] in ("figure", "checkpoint")
+    out = list(_judgement_lines(traced, several=several))
+    if "pair" in traced:
+        pair = traced["pair"]
         label = (
             f"ranks {pair['ranks']}" if pair["probability"] is None else f"P(first is better) {pair['probability']:.2f}"
         )
         out.append(f"pair {pair['id']} of round {pair['round']}: {label}, from {len(pair['judgements'])} judgements")
-    out += [f"{count} pairs of round {number}" for number, count in found.get("pairs", {}).items()]
+    out += [f"{count} pairs of round {number}" for number, count in traced.get("pairs", {}).items()]
     for name, kind in (("reward_models", "reward model"), ("policies", "policy")):
-        out += [f"{kind} of round {entry['round']}{_part(entry)}" for entry in found.get(name, ())]
-    for f in found.get("figures", ()):
+        out += [f"{kind} of round {entry['round']}{_part(entry)}" for entry in traced.get(name, ())]
+    for f in traced.get("figures", ()):
         value = f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" if f["low"] is not None else f"{f['value']}"
         out.append(f"{f['figure']} of round {f['round']}, {f['of']}: {value}, n = {f['n']} ({f['file']})")
-    return out + [f"note: {note}" for note in found.get("notes", ())]
+    return out + [f"note: {note}" for note in traced.get("notes", ())]
 
 
 def _part(entry: Mapping[str, Any]) -> str:
@@ -280,8 +280,8 @@ def _part(entry: Mapping[str, Any]) -> str:
     return f": {how}{weights}"
 
 
-def _judgement_lines(found: Mapping[str, Any], *, several: bool) -> Iterator[str]:
-    judgements = found.get("judgements", [])
+def _judgement_lines(traced: Mapping[str, Any], *, several: bool) -> Iterator[str]:
+    judgements = traced.get("judgements", [])
     if not several:
         for j in judgements:
             by = f" by {j['annotator']}" + (f" ({j['source']})" if "source" in j else "")

@@ -27,7 +27,7 @@ from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
 """File of the new run: which run it was made from, and without whom."""
-KEPT = ("revise", "sft", "sample", "label")
+COPIED = ("revise", "sft", "sample", "label")
 """Stages that do not depend on the judgements' aggregation."""
 NAMED = 10
 """Annotators named in a message."""
@@ -101,7 +101,7 @@ def withdraw(
             change.copied &= all(earlier.copied for earlier in changes[: change.round - 1])
         copied = [r for r, change in zip(rounds, changes, strict=True) if change.copied]
         own = [_without(load_recipe(r.path / "config.yaml"), annotators, out.name) for r in copied]
-        facts = {"from": config.name, "annotators": list(annotators), "judgements": [asdict(c) for c in changes]}
+        facts = {"from": config.name, "annotators": list(annotators), "rounds": [asdict(c) for c in changes]}
 
         def fill(aside: Path) -> None:
             write_json(aside / WITHDRAWN, facts)
@@ -124,7 +124,7 @@ def withdraw(
             for r, change in zip(rounds, changes, strict=True):
                 if not change.copied:
                     change.again = [s.name for s in stages_of(load_recipe(r.path / "config.yaml"), r.number)]
-            write_json(made.path / WITHDRAWN, facts | {"judgements": [asdict(c) for c in changes]})
+            write_json(made.path / WITHDRAWN, facts | {"rounds": [asdict(c) for c in changes]})
     return made, changes
 
 
@@ -165,7 +165,7 @@ def _without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConf
 def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: Collection[str]) -> None:
     """Copy the stages that stay, the labels without those of the annotators."""
     write_atomic(target.path / "config.yaml", dump_config(config))
-    for stage in KEPT:
+    for stage in COPIED:
         if _is_done(source, stage):
             shutil.copytree(source.stage(stage), target.stage(stage))
     label = target.stage("label")

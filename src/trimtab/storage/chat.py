@@ -179,9 +179,10 @@ class ChatVotes:
             exported = select(events.c.at, events.c.body).where(events.c.kind == "export", events.c.seq > first)
             exports = [f"{_time(e.at)} {json.loads(e.body)['folder']}" for e in tx.c.execute(exported)] if voted else []
             collected = tx.c.execute(select(events.c.at, events.c.body).where(events.c.kind == "round")).all()
-            rounds = [(e.at, json.loads(e.body)) for e in collected]
+            rounds = [(json.loads(e.body), e.at) for e in collected]
             pseudonym = tx.person(person).pseudonym
-            runs = [f"{_time(at)} {body['run']}" for at, body in rounds if pseudonym in body["annotators"]]
+            trained = {body["run"]: at for body, at in rounds if pseudonym in body["annotators"]}
+            runs = [f"{_time(at)} {name}" for name, at in trained.items()]
         with self._lock:
             for token in [token for token, (whose, _) in self._shown.items() if whose == person]:
                 del self._shown[token]

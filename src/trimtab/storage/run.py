@@ -99,10 +99,10 @@ class RunFolder:
 
     def rounds(self) -> list["RunFolder"]:
         """All rounds that have been begun, oldest first, up to the first number that is missing."""
-        found = [self.first]
-        while (following := self.round(len(found) + 1)).path.is_dir():
-            found.append(following)
-        return found
+        folders = [self.first]
+        while (following := self.round(len(folders) + 1)).path.is_dir():
+            folders.append(following)
+        return folders
 
     def newest(self) -> "RunFolder":
         """The last round with a finished policy that was made from the round before as it is now; else the run."""
