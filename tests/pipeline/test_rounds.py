@@ -32,6 +32,7 @@ from trimtab.storage.watched import WatchedRun
 from .small_rounds import go, small_recipe
 from .test_capability import small_set
 from .test_run import ctrl_c
+from .test_votes import Page
 
 LATER = ["sample", "label", "preferences", "reward", "align", "evaluate", "report"]
 
@@ -210,6 +211,27 @@ def test_a_next_round_needs_a_finished_run_and_votes(recipe: Path, run: RunFolde
     (tmp_path / "config.yaml").write_text((run.path / "config.yaml").read_text())
     with pytest.raises(ConfigError, match="round 1 has no policy, so no round can start from it"):
         next_round(tmp_path, tmp_path, ui=Silent())
+
+
+def test_votes_make_the_next_round_and_are_used_once(recipe: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(recipe.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("model")))
+    run, page = RunFolder(copy / "runs" / "toy"), Page(tmp_path / "votes")
+    person, _ = page.visitor()
+    for number in range(8):
+        page.vote(person, [f"red bird {number}", f"a {number}"], choice="right" if number % 4 else "left")
+    made = next_round(run.path, page.folder, overrides=["align.steps=1"], ui=Silent())
+    votes = read_records(made.stage("label") / "judgements.jsonl", Judgement)
+    assert made.number == run.newest().number == 3 and len(votes) == 8
+    learned = read_records(made.stage("reward") / LEARNED, Learned)
+    assert set(Counter(x.round for x in learned)) == {1, 2, 3}
+    rows = json.loads((run.path / "report.json").read_text())["rounds"]
+    assert [(row["round"], row["labels"], row["label_source"]) for row in rows][2] == (3, 8, "simulated")
+    used = next(v for x in learned if x.round == 3 and x.part == "train" for v in votes if v.id in x.judgements)
+    followed = trace(run, used.id)
+    assert followed["judgements"][0]["source"] == "simulated" and [p["round"] for p in followed["policies"]] == [3]
+    with pytest.raises(ConfigError, match=r"rounds/3 was made by `trimtab round` from votes.*Set rounds: 2"):
+        go(copy / "recipe.yaml", "rounds=3")
+    page.store.database.close()
 
 
 # Lineage ------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ from .small_rounds import small_recipe
 
 
 class Page:
-    """A chat page without a server: two models, whose answers are what the test says."""
+    """A chat page without a server: two models, whose answers are what the test says. Visitors are simulated."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.store = LabelStore(Database(f"sqlite:///{folder / 'labels.db'}"))
         self.votes = ChatVotes(self.store, round_name="chat-1", source="simulated")
@@ -54,7 +55,6 @@ class Page:
 
 @pytest.fixture
 def page(tmp_path: Path):
-    (tmp_path / "votes").mkdir()
     made = Page(tmp_path / "votes")
     yield made
     made.store.database.close()
