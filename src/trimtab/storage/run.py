@@ -109,8 +109,9 @@ class RunFolder:
         newest = self.first
         for later in self.rounds()[1:]:
             before, status = newest.status("align"), later.status("align")
-            done = before is not None and status is not None and before.state == status.state == "done"
-            if not done or (status.needs or {}).get(START) != before.fingerprint:
+            if before is None or status is None or not before.state == status.state == "done":
+                break
+            if (status.needs or {}).get(START) != before.fingerprint:
                 break
             newest = later
         return newest
