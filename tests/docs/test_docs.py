@@ -305,6 +305,14 @@ def check_round(arguments: list[str], printed: str) -> None:
     assert re.search(r"Round \d is done", printed) and '<section id="rounds">' in (run / "report.html").read_text()
 
 
+def check_lineage(arguments: list[str], printed: str) -> None:
+    """The judgements behind a figure."""
+    if "--json" in arguments:
+        assert json.loads(printed)["judgements"]
+    else:
+        assert "judgements of round 1" in printed
+
+
 def check_withdraw(arguments: list[str], printed: str) -> None:
     """A new run, without the person."""
     gone = option(arguments, "--annotator")
@@ -362,7 +370,7 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "data backup": check_backup,
     "data withdraw": check_withdraw,
     "round": check_round,
-    "lineage": prints("judgements of round 1"),
+    "lineage": check_lineage,
     "annotate": check_database,
     "watch": prints("align: done"),
     "agreement": check_agreement,

@@ -188,6 +188,10 @@ def test_plan_counts_the_preferences_of_all_rounds(recipe: Path):
     assert [r["stage"] for r in rows if r["round"] == 2] == LATER
     first, second = (r["what"] for r in rows if r["stage"] == "reward")
     assert first.startswith("12 rankings") and second.startswith("24 rankings of 2 from all rounds")
+    config = load_recipe(recipe, ["label.without=[simulated-01]"])
+    rows = make_plan(config, recipe, recipe.parent / "runs")["stages"]
+    assert next(r for r in rows if r["stage"] == "preferences")["what"] == "16 preferences, without simulated-01"
+    assert [r["stage"] for r in rows if r["round"] == 1 and r["state"] == "done"] == ["sft", "sample", "label"]
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,11 @@ def _questions_per_item(sizing: Sizing) -> int:
 
 def preferences_cost(sizing: Sizing) -> Cost:
     """Preferences are counted or read."""
-    return Cost(what=f"{sizing.preferences[0]} preferences")
+    label = sizing.config.label
+    if label is not None and label.source == "votes":
+        return Cost(what="a preference for each comparison")
+    without = f", without {', '.join(label.without)}" if label is not None and label.without else ""
+    return Cost(what=f"{sizing.preferences[0]} preferences{without}")
 
 
 def reward_cost(sizing: Sizing) -> Cost:
