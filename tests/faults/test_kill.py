@@ -70,7 +70,7 @@ def outputs(run: RunFolder) -> dict[str, str]:
         f"{stage.name}/{file}": digest
         for stage in sorted((run.path / "stages").iterdir())
         for file, digest in (json.loads((stage / "status.json").read_text())["outputs"] or {}).items()
-        if not file.startswith("..")
+        if not file.startswith("report.")
     }
 
 
