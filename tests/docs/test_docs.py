@@ -36,8 +36,11 @@ from trimtab.models import embedded
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.plan import objective
 from trimtab.pipeline.stages import STAGES
-from trimtab.records import KINDS, load
+from trimtab.records import KINDS, Completion, Prompt, load
 from trimtab.records.formats import FORMATS
+from trimtab.storage.chat import Ballot, ChatVotes, Shown
+from trimtab.storage.database import Database
+from trimtab.storage.labels import LabelStore
 from trimtab.testing import save_model, sentences, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -294,6 +297,42 @@ def check_serve(arguments: list[str], printed: str) -> None:
     assert ("Chat page: http" in printed) == ("--chat" in arguments)
 
 
+def put_votes(project: Path) -> None:
+    """Comparisons by visitors of the chat page, in place of people."""
+    store = LabelStore(Database(f"sqlite:///{project / 'labels.db'}"))
+    votes = ChatVotes(store, round_name="chat-1", source="simulated")
+    person = votes.visitor(votes.consent("v1"), "v1")
+    assert person is not None
+    for number, answer in enumerate(sentences(12)):
+        answers = (Completion(text=answer, model="a"), Completion(text=answer.split()[0], model="b"))
+        shown = Shown(prompt=Prompt.from_text(f"question {number}"), completions=answers, order=(0, 1), details={})
+        token = votes.expose(person, "v1", shown)
+        assert token is not None
+        votes.vote(person, "v1", Ballot(token=token, key=f"key-{number:08}", choice="left"))
+    store.database.close()
+
+
+def check_round(arguments: list[str], printed: str) -> None:
+    """The next round is done, and the page shows it."""
+    run = Path(arguments[1])
+    assert re.search(r"Round \d is done", printed) and '<section id="rounds">' in (run / "report.html").read_text()
+
+
+def check_lineage(arguments: list[str], printed: str) -> None:
+    """The judgements behind a figure."""
+    if "--json" in arguments:
+        assert json.loads(printed)["judgements"]
+    else:
+        assert "judgements of round 1" in printed
+
+
+def check_withdraw(arguments: list[str], printed: str) -> None:
+    """A new run, without the person."""
+    gone = option(arguments, "--annotator")
+    labels = Path(f"{arguments[2]}-without-{gone}") / "stages" / "label" / "judgements.jsonl"
+    assert labels.is_file() and gone not in labels.read_text() and "the old run stays as it is" in printed
+
+
 class ServesOnce:
     """In place of a server: answers one request, and stops."""
 
@@ -342,6 +381,9 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "data export": check_export,
     "data import": check_database,
     "data backup": check_backup,
+    "data withdraw": check_withdraw,
+    "round": check_round,
+    "lineage": check_lineage,
     "annotate": check_database,
     "watch": prints("align: done"),
     "agreement": check_agreement,
@@ -384,6 +426,8 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         line.append("--no-serve")
     if name == "serve":
         line += ["--port", "0"]
+    if name == "round":
+        put_votes(Path(option(arguments, "--votes")))
     if name == "watch" and "--once" not in line:
         line.append("--once")
     capsys.readouterr()

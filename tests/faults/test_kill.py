@@ -30,7 +30,7 @@ MOMENTS: list[tuple[Moment, str, int]] = [
     (("after line", "align/metrics.jsonl", 5), "align", 3),
     (("half written", "align/critic.safetensors", 1), "align", 6),
     (("before rename", "evaluate/samples/policy/prompts-000000.jsonl", 1), "evaluate", 0),
-    (("before rename", "toy/report.html", 1), "report", 0),
+    (("before rename", "report/report.html", 1), "report", 0),
 ]
 
 
@@ -70,7 +70,7 @@ def outputs(run: RunFolder) -> dict[str, str]:
         f"{stage.name}/{file}": digest
         for stage in sorted((run.path / "stages").iterdir())
         for file, digest in (json.loads((stage / "status.json").read_text())["outputs"] or {}).items()
-        if not file.startswith("..")
+        if not file.startswith("report.")
     }
 
 

@@ -122,7 +122,7 @@ def likes_length(prompt: Prompt, completion: Completion) -> float:
 def test_the_gain_is_made_of_what_the_reward_pays_for():
     """A reward that counts exclamation marks, asked through the tokens of the edited answers."""
     chat = Chat(tokenizer(), context=256)
-    context: Any = SimpleNamespace(seed=lambda purpose: 0, config=SimpleNamespace(align=None))
+    context: Any = SimpleNamespace(seed=lambda purpose: 0, start="sft", config=SimpleNamespace(align=None))
 
     def answered(texts: list[str]) -> list[Rollout]:
         rollouts = []

@@ -48,7 +48,7 @@ class Made:
         (self.run.path / "config.yaml").write_text(dump_config(self.config))
         context = Context(config=self.config, recipe=self.recipe, run=self.run, ui=Silent())
         if self.config.sft is not None:
-            trunk = context.trunk(with_sft=False)
+            trunk = context.trunk(pretrained=True)
             full = self.config.sft.adapter.kind == "full"
             role = Role(trunk, full=True) if full else Role.trainable(trunk, "sft", self.config.sft.adapter, seed=0)
             self.finish("sft", stir(role, seed=1))

@@ -17,6 +17,7 @@ from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Comparison, Judgement, Preference, Prompt, read_records
 from trimtab.records.annotation import Check, Task
+from trimtab.storage import RunFolder
 from trimtab.storage.form import Form
 from trimtab.storage.labels import Assignment
 from trimtab.testing import toy_recipe
@@ -67,7 +68,7 @@ def asked(tmp_path: Path):
     bea = project.people.session(project.people.accept(invited, name="Bea", password="a long password"))
     assert bea is not None
     context = SimpleNamespace(
-        run=SimpleNamespace(path=tmp_path),
+        run=RunFolder(tmp_path),
         config=SimpleNamespace(name="toy"),
         fingerprints={"label": "0" * 12},
         stop_requested=lambda: False,

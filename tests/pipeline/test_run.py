@@ -126,7 +126,7 @@ def test_second_run_does_nothing(finished: Path):
     ui = go(finished)
     assert ui.stages("done before, skipped") == STAGES
     after = {f: f.stat().st_mtime_ns for f in (finished.parent / "runs").rglob("*") if f.is_file()}
-    assert {f.name for f in before if before[f] != after[f]} == {"config.yaml", ".lock"}
+    assert {f.name for f in before if before[f] != after[f]} == {"config.yaml", "recipe.json", ".lock"}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_old_settings_take_the_old_results_back(finished: Path):
     assert weights(finished)["align/weights.safetensors"] != first["align/weights.safetensors"]
     assert {p.name.split("-")[0] for p in (run / "superseded").iterdir()} == {"align", "evaluate", "report"}
     ui = go(finished)
-    assert sum("taken back" in line for line in ui.lines) == 2  # align and evaluate; the page is written again
+    assert sum("taken back" in line for line in ui.lines) == 3  # align, evaluate and report
     assert weights(finished) == first
     again = json.loads((run / "report.json").read_text())
     assert again["win_rates"] == page["win_rates"] and again["series"] == page["series"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import DataError, StorageError
-from trimtab.storage import MetricsLog, RunFolder, read_json, read_metrics, require_space
+from trimtab.storage import START, MetricsLog, RunFolder, read_json, read_metrics, require_space
 
 
 @pytest.fixture
@@ -173,3 +173,38 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     require_space(tmp_path, 0.1)
     with pytest.raises(StorageError, match=r"0\.15 GB free, about 0\.20 GB needed"):
         require_space(tmp_path, 0.2)
+
+
+def test_a_later_round_is_a_folder_of_the_run(run: RunFolder, monkeypatch):
+    assert run.number == 1 and run.first is run and run.rounds() == [run] and run.place == ""
+    third = run.round(3)
+    assert third.path == run.path / "rounds" / "3" and third.number == 3 and third.place == "rounds/3/"
+    assert third.first.path == run.path and [r.number for r in third.earlier()] == [1, 2]
+    third.path.mkdir(parents=True)
+    assert [r.number for r in run.rounds()] == [1], "round 2 is missing"
+    run.round(2).path.mkdir()
+    assert [r.number for r in third.rounds()] == [1, 2, 3]
+    with third.lock(), pytest.raises(StorageError, match="another process"), RunFolder(run.path).lock():
+        pass
+    monkeypatch.chdir(third.path)
+    assert RunFolder(Path("."), create=False).number == 3
+    assert RunFolder(Path("."), create=False).first.path.resolve() == run.path.resolve()
+
+
+def test_the_newest_round_is_made_from_those_before(run: RunFolder):
+    def aligned(round_folder: RunFolder, fingerprint: str, start: str | None) -> None:
+        folder = RunFolder(round_folder.path).begin("align", fingerprint, {} if start is None else {START: start})
+        (folder / "out.txt").write_text("made")
+        round_folder.finish("align", seconds=1.0, counts={}, outputs=["out.txt"], memory_gb=1.0)
+
+    assert run.newest().number == 1
+    aligned(run, "aaa", None)
+    aligned(run.round(2), "bbb", "aaa")
+    aligned(run.round(3), "ccc", "other")
+    assert run.newest().number == 2, "round 3 started from another round 2"
+    run.round(3).begin("align", "ddd", {START: "bbb"})
+    assert run.newest().number == 2, "round 3 is not finished"
+    aligned(run.round(3), "ddd", "bbb")
+    assert run.newest().number == run.round(2).newest().number == 3
+    aligned(run, "eee", None)
+    assert run.newest().number == 1, "round 1 was made again"

@@ -10,7 +10,7 @@ from trimtab.errors import DataError, NonFiniteError
 from trimtab.models import AdapterConfig, Encoded, Role
 from trimtab.testing import chat_messages, sentences, tiny_backbone
 from trimtab.trainers import OptimizerConfig, Session, SftConfig, mean_nll, train_sft
-from trimtab.trainers.sft import step_indices
+from trimtab.trainers.sft import step_indices, steps_of_examples
 
 from ..kit import same_weights
 
@@ -129,3 +129,10 @@ def test_bad_example_is_named_and_no_weight_changes(packing):
 def test_nothing_to_learn_from():
     with pytest.raises(DataError, match="no demonstrations"):
         train_sft(role(), [], SftConfig(), seed=0, session=Session())
+
+
+@pytest.mark.parametrize(("count", "batch", "total"), [(7, 3, 8), (5, 5, 1), (4, 9, 3), (10, 2, 4)])
+def test_the_steps_of_an_example_are_those_that_saw_it(count: int, batch: int, total: int):
+    seen = [step_indices(count, batch, step, seed=3) for step in range(total)]
+    expected = [[step for step in range(total) if example in seen[step]] for example in range(count)]
+    assert steps_of_examples(count, batch, total, seed=3) == expected

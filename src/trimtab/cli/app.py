@@ -25,9 +25,11 @@ from trimtab.cli import (
     guard,
     init,
     judge,
+    lineage,
     methods,
     model,
     plan,
+    round,
     route,
     run,
     serve,
@@ -52,12 +54,13 @@ START, RUN, LABELS, DATA, MODELS = "Start here", "Run a recipe", "Collect and ch
 
 for _panel, _commands in {
     START: {"init": init.init, "methods": methods.methods, "plan": plan.plan, "doctor": doctor.doctor},
-    RUN: {"run": run.run, "watch": watch.watch} | run.SINGLE,
+    RUN: {"run": run.run, "round": round.next_round, "watch": watch.watch} | run.SINGLE,
     LABELS: {
         "annotate": annotate.annotate,
         "agreement": agreement.agreement,
         "judge": judge.judge,
         "route": route.route,
+        "lineage": lineage.lineage,
     },
     MODELS: {"chat": chat.chat, "serve": serve.serve},
 }.items():

@@ -10,7 +10,9 @@ def chat(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="A run's folder (runs/NAME), a recipe, a model folder or a hub id.")
     ],
-    model: Annotated[str, typer.Option("--model", help="Which model of a run: base, sft or policy.")] = "policy",
+    model: Annotated[
+        str, typer.Option("--model", help="Which model of a run: base, sft, policy (of the newest round) or round-N.")
+    ] = "policy",
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     once: Annotated[str | None, typer.Option("--once", help="Answer this message and exit.")] = None,

@@ -1,4 +1,4 @@
-"""``trimtab data``: check data files before training, convert them, and move annotation projects."""
+"""``trimtab data``: check and convert data files, move annotation projects, and take a person's judgements out."""
 
 import sys
 from enum import StrEnum
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trimtab.records.readers import Refusal
 
 app = typer.Typer(
-    help="Check and convert data files; export, import and back up annotation projects.",
+    help="Check and convert data files; export, import and back up annotation projects; withdraw judgements.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -198,6 +198,40 @@ def backup_project(
     typer.echo(
         f"{out}: {out.stat().st_size} bytes, checked; to restore, remove labels.db-wal and put it in place of labels.db"
     )
+
+
+@app.command()
+def withdraw(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, for example runs/NAME.")],
+    annotator: Annotated[
+        list[str], typer.Option("--annotator", metavar="NAME", help="Pseudonym of who withdraws; can be repeated.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder of the new run. Default: beside RUN.")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train the reward model again, to compare its held-out accuracy.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
+) -> None:
+    """Make a new run without a person's judgements, say what changed and which stages must run again.
+
+    The old run is not changed. The new one has the stages that need no judgements, and the other people's labels.
+
+    Example: trimtab data withdraw runs/quickstart --annotator simulated-03
+    """
+    from dataclasses import asdict
+    from json import dumps
+
+    from trimtab.pipeline.withdraw import lines
+    from trimtab.pipeline.withdraw import withdraw as make
+
+    made, changes = make(run, annotator, out, retrain=retrain)
+    if json:
+        typer.echo(dumps({"run": str(made.path), "rounds": [asdict(change) for change in changes]}, indent=2))
+        return
+    for line in lines(made, changes):
+        typer.echo(line)
 
 
 def _console() -> "Console":

@@ -30,7 +30,7 @@ def plan(recipe: Recipe, set: Set = None, runs: Runs = Path("runs"), as_json: Js
         table.add_column(column, justify="right" if column in ("updates", "tokens", "about") else "left")
     for row in made["stages"]:
         table.add_row(
-            row["stage"],
+            row["stage"] if made["rounds"] == 1 else f"{row['round']}: {row['stage']}",
             row["state"],
             escape(row["what"]),
             f"{row['updates']:,}" if row["updates"] else "",

@@ -59,19 +59,23 @@ def execute(
 
 def summary(path: Path) -> dict[str, Any]:
     """A run's stages, win rates and report, for scripts."""
+    from trimtab.storage import RunFolder
+
+    page = path / "report.html"
+    first, *later = RunFolder(path, create=False).rounds()
+    made = {"run": str(path)} | _results(first.path) | {"report": str(page) if page.exists() else None}
+    return made | ({"rounds": {r.number: _results(r.path) for r in later}} if later else {})
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """Stages and win rates of one round."""
     stages = {}
     for file in sorted((path / "stages").glob("*/status.json")):
         status = json.loads(file.read_text())
         stages[status["stage"]] = {k: status[k] for k in ("state", "fingerprint", "seconds", "counts", "memory_gb")}
     evaluation = path / "stages" / "evaluate" / "evaluation.json"
     result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    page = path / "report.html"
-    return {
-        "run": str(path),
-        "stages": stages,
-        "win_rates": result.get("win_rates"),
-        "report": str(page) if page.exists() else None,
-    }
+    return {"stages": stages, "win_rates": result.get("win_rates")}
 
 
 def _single(stage: str, text: str) -> Callable[..., None]:
@@ -185,7 +189,7 @@ def reward(
     from trimtab.storage import RunFolder
 
     config = load_recipe(recipe, set)
-    run = RunFolder(runs / config.name, create=False)
+    run = RunFolder(runs / config.name, create=False).round(config.rounds)
     with run.lock():
         written = evaluate_reward(fit_memory(config), recipe, run, evaluate, slice_by=slices)
     if as_json:
@@ -212,7 +216,7 @@ def _ask_readers(
     from trimtab.storage import RunFolder
 
     config = load_recipe(recipe, overrides)
-    run = RunFolder(runs / config.name, create=False)
+    run = RunFolder(runs / config.name, create=False).round(config.rounds)
     with run.lock():
         if file is not None:
             key = make_key(run, config, file.stem, models, seed=seed, prompts=prompts)
@@ -247,17 +251,19 @@ def _read_back(
     from trimtab.pipeline.blind import read_back, say_readback
     from trimtab.pipeline.config import load_recipe
     from trimtab.pipeline.memory import fit_memory
-    from trimtab.pipeline.run import plan_stages
+    from trimtab.pipeline.run import plan_rounds
     from trimtab.storage import RunFolder
 
     config = load_recipe(recipe, overrides)
-    run = RunFolder(runs / config.name, create=False)
+    first = RunFolder(runs / config.name, create=False)
+    run = first.round(config.rounds)
     if not run.path.is_dir():
         raise DataError(f"{run.path}: no such run; write a file for readers with `trimtab eval RECIPE --blind FILE`")
     with run.lock():
         result = read_back(run, paths, reader=reader, kind=kind)
     say_readback(result, run, lambda text: typer.echo(text, err=True))
-    stale = [p.stage.name for p in plan_stages(fit_memory(config), recipe, run, "evaluate") if p.state != "done"]
+    planned = [p for r in plan_rounds(fit_memory(config), recipe, first, "evaluate") for p in r.stages]
+    stale = [p.stage.name for p in planned if p.state != "done"]
     if stale:
         raise DataError(
             f"the judgements are stored in {run.path / 'blind'}, but under these settings {', '.join(stale)} would run "

@@ -12,7 +12,10 @@ def serve(
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="Which model of a run: base, sft or policy (default); can be repeated."),
+        typer.Option(
+            "--model",
+            help="Which model of a run: base, sft, policy (default; of the newest round) or round-N; can be repeated.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[

@@ -11,7 +11,7 @@ LIKELIHOOD_DROP = 1.0
 COPIED_RISE = 0.1
 """Limit in share of the last model's answers: how many more may copy their prompt than the pretrained model's do."""
 
-COMPARED = (("sft", "base"), ("policy", "base"), ("policy", "sft"))
+COMPARED = (("sft", "base"), ("start", "base"), ("policy", "base"), ("policy", "sft"), ("policy", "start"))
 """Pairs of models of which the first one should not lose."""
 
 HABITS = {"boilerplate": "stock phrases", "flattery": "flattery"}

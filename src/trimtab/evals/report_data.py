@@ -280,6 +280,30 @@ class CapabilityReport(Record):
     """One per measure."""
 
 
+class RoundRow(Record):
+    """What one round of a run achieved on the held-out prompts."""
+
+    round: int
+    """Number, from 1."""
+    labels: int | None
+    """New judgements, where the round made or collected them."""
+    label_source: str = ""
+    """Who judged."""
+    preferences: int | None
+    """New preferences made from them."""
+    judge: str = ""
+    """``gold`` or ``proxy``: who judged the answers; empty: nobody."""
+    over_pretrained: Estimate | None
+    """Win rate of the round's policy over the pretrained model."""
+    over_before: Estimate | None
+    """Win rate over the model that the round started from."""
+    kl: Estimate | None
+    """KL per answer from the model that the round started from, in nats."""
+    means: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Mean score by judge, of the model that the round started from and of its policy. Each round has a reward model
+    of its own, so ``proxy`` can be compared within a round only."""
+
+
 class ReportData(Record):
     """The whole page."""
 
@@ -319,6 +343,8 @@ class ReportData(Record):
     """What was done to each model, in a few plain words."""
     stages: tuple[Stage, ...] = ()
     """Stages in order."""
+    rounds: tuple[RoundRow, ...] = ()
+    """Each round so far; empty in the first round."""
     win_rates: tuple[WinRateRow, ...] = ()
     """The first one with ``after`` against ``first`` makes the headline."""
     readings: tuple[Reading, ...] = ()

@@ -42,7 +42,7 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         ui=context.ui,
         people=people,
         seed=context.seed("judge"),
-        replies=context.run.path / "replies",
+        replies=context.run.first.path / "replies",
     )
     write_principles(folder / "judge", constitution, people)
     overall = [j for result in judged.values() for j in result.judgements]

@@ -28,7 +28,7 @@ from trimtab.records import Comparison, Completion, Judgement, Prompt, Record, R
 from trimtab.records.types import content_id
 from trimtab.storage import RunFolder, read_json
 
-ORDER = ("base", "sft", "best_of", "policy")
+ORDER = ("base", "sft", "start", "best_of", "policy")
 """Models from the earliest to the latest: a comparison counts the wins of the later one."""
 
 ReaderKind = Literal["human", "ai"]
@@ -84,7 +84,7 @@ def make_key(
         run: evaluated.
         config: its recipe.
         name: of the reading.
-        models: two of base, sft, best_of and policy; None: the first and the last one.
+        models: two of base, sft (in later rounds start), best_of and policy; None: the first and the last one.
         seed: of the order.
         prompts: how many, drawn at random; None: all.
 

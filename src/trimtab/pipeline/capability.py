@@ -43,6 +43,7 @@ DEMONSTRATIONS = 16
 """Number of held-out demonstrations that are measured."""
 
 BASE, SFT, POLICY = "the pretrained model", "the model after SFT", "the model after alignment"
+ROUND_BEFORE = "the policy of the round before"
 """What the console calls the models."""
 
 T = TypeVar("T")
@@ -59,6 +60,16 @@ def capability_set(config: RunConfig, where: Callable[[str], str]) -> Capability
     return load_capability(None if config.capability.file is None else Path(where(config.capability.file)))
 
 
+def _checked_before(context: Context, stage: str) -> Path | None:
+    """Folder of the stage that measured, after training, the model that this one starts from; None: there is none."""
+    if stage != "align":
+        return None
+    if context.run.number > 1:
+        folder = context.run.earlier()[-1].stage("align")
+        return folder if (folder / FILE).exists() else None
+    return None if context.config.sft is None else context.folder("sft")
+
+
 class CapabilityCheck:
     """The check of one training stage: made before training, finished after it.
 
@@ -73,12 +84,13 @@ class CapabilityCheck:
         if self._rows is None:
             return
         self._context, self._path = context, context.folder(stage) / FILE
-        trained_before = stage == "align" and context.config.sft is not None
-        self._names = (SFT if trained_before else BASE, SFT if stage == "sft" else POLICY)
+        before = _checked_before(context, stage)
+        earlier = ROUND_BEFORE if context.run.number > 1 else SFT
+        self._names = (BASE if before is None else earlier, SFT if stage == "sft" else POLICY)
         heldout = context.folder("sft") / "heldout.jsonl"
         self._demonstrations = read_records(heldout, Demonstration) if context.config.sft is not None else []
-        if trained_before:
-            self._before = Capability.model_validate(read_json(context.folder("sft") / FILE)["after"])
+        if before is not None:
+            self._before = Capability.model_validate(read_json(before / FILE)["after"])
         elif self._path.exists():  # an earlier attempt was interrupted in training
             self._before = Capability.model_validate(read_json(self._path)["before"])
         else:

@@ -93,17 +93,32 @@ class HumanConfig(Config):
     """How long the run waits for judgements; then it stops, and the same command continues it."""
 
 
+class VotesConfig(Config):
+    """What people said of answers that a service gave them."""
+
+    project: str
+    """Annotation project with votes of the chat page and judgements of the annotation app, or a folder written by
+    ``trimtab data export --format judgements``."""
+    database: str | None = None
+    """URL of a PostgreSQL database; None: SQLite in the project's folder."""
+    per_person: int = Field(default=200, ge=1)
+    """Most votes of one person of the chat page that a round uses, the earliest; the others are counted."""
+
+
 class LabelConfig(Config):
     """Who compares the answers."""
 
-    source: Literal["simulated", "human", "ai", "hybrid"] = "simulated"
+    source: Literal["simulated", "human", "ai", "hybrid", "votes"] = "simulated"
     """``simulated``: simulated annotators with a gold utility, named as such on every label and page; ``human``: people
     in the annotation app; ``ai``: AI judges with the constitution; ``hybrid``: AI judges label items of which they are
-    sure, and ``people`` the others."""
+    sure, and ``people`` the others; ``votes``: people's votes on answers of a service, which bring the answers with
+    them."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
     human: HumanConfig = HumanConfig()
     """The annotation app, for ``human``, and for ``hybrid`` with people in the app."""
+    votes: VotesConfig | None = None
+    """Where the votes are, for ``votes``."""
     judges: dict[JudgeName, JudgeSource] | None = Field(default=None, min_length=1)
     """AI judges by name. Several form an ensemble: ``ai`` combines their judgements by ``aggregate``, ``hybrid`` by the
     mean of their probabilities. None: the recipe's pretrained model."""
@@ -116,6 +131,8 @@ class LabelConfig(Config):
     or a file of people's judgements (JSON lines), which may grow while people label the queue and need not exist
     at first. None: ``simulated`` if the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements with which
     the judges are compared; when it grows, only the reports are made again."""
+    without: tuple[str, ...] = ()
+    """Annotators whose judgements make no preference, for example because they have withdrawn."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -187,6 +204,9 @@ class RunConfig(Config):
     memory_gb: float | None = Field(default=None, gt=0.0)
     """Memory the run may use, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
     stages' defaults."""
+    rounds: int = Field(default=1, ge=1, le=100)
+    """How often answers are sampled, labelled and learned from. Each round starts from the policy of the one before,
+    which is also the reference of its KL penalty; its reward model learns from the preferences of all rounds."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""
     data: DataConfig = DataConfig()
@@ -304,8 +324,12 @@ def _check_label(config: RunConfig) -> Iterator[str]:
     label = config.label
     if label is None:
         return
-    if not config.sample:
+    if label.source == "votes":
+        yield from _check_votes(label, config)
+    elif not config.sample:
         yield "label needs sample: there are no answers to compare"
+    elif label.votes:
+        yield f"label.votes is for label.source 'votes', and the source is {label.source!r}; remove it"
     if label.source == "simulated" and not config.gold:
         yield "label.source is 'simulated' and needs gold, the simulated annotators' utility"
     if label.source == "hybrid":
@@ -314,6 +338,18 @@ def _check_label(config: RunConfig) -> Iterator[str]:
         yield (
             f"label.people is {label.people!r}, but label.source {label.source!r} asks nobody else; remove it, set "
             "source: hybrid, or with source: ai name a file of judgements to compare with"
+        )
+
+
+def _check_votes(label: LabelConfig, config: RunConfig) -> Iterator[str]:
+    if label.votes is None:
+        yield "label.source is 'votes' and needs label.votes.project, where the votes are"
+    if config.sample:
+        yield "label.source is 'votes', which are about answers that people saw; remove sample"
+    if config.rounds > 1:
+        yield (
+            f"label.source is 'votes' and rounds {config.rounds}: people vote on a round's policy once it is served; "
+            "set rounds: 1, and start each further round with `trimtab round`"
         )
 
 
@@ -332,6 +368,15 @@ def _check_hybrid(label: LabelConfig, config: RunConfig) -> Iterator[str]:
                 )
     if config.sample and config.sample.answers != 2:
         yield f"label.source 'hybrid' compares pairs; set sample.answers to 2, not {config.sample.answers}"
+
+
+def _check_rounds(config: RunConfig) -> Iterator[str]:
+    missing = [name for name in ("label", "align") if getattr(config, name) is None]
+    if config.rounds > 1 and missing:
+        yield (
+            f"rounds is {config.rounds}, and a round labels new answers and aligns on them: the recipe has no "
+            f"{' and no '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}, or set rounds: 1"
+        )
 
 
 def _check_reward(config: RunConfig) -> Iterator[str]:
@@ -499,6 +544,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_sft,
     _check_sample,
     _check_label,
+    _check_rounds,
     _check_reward,
     _check_rewards,
     _check_offline,

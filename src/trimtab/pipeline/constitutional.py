@@ -55,7 +55,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     }
     writer = LocalWriter(context, backbone)
     with (
-        Journal(context.run.path / "replies" / "revise.jsonl") as journal,
+        Journal(context.run.first.path / "replies" / "revise.jsonl") as journal,
         context.ui.bar("critique and revision") as bar,
     ):
         asker, identity["judge"] = open_judge(config.judge, journal, context.config.model)
@@ -154,7 +154,7 @@ def run_balance(context: Context) -> tuple[Counts, list[str]]:
     names = [n for n in ("base", "policy") if (context.folder("evaluate") / f"answers-{n}.jsonl").exists()]
     benign = {n: read_records(context.folder("evaluate") / f"answers-{n}.jsonl", Rollout) for n in names}
     answers: dict[str, list[Rollout]] = {}
-    base = context.trunk(with_sft=False) if context.config.sft else trunk
+    base = context.trunk(pretrained=True) if context.start != "base" else trunk
     answers["base"] = sample_in_chunks(context, base, prompts, sampler, group=1, stage="balance", name="base")
     policy = policy_role(context, trunk)
     policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))

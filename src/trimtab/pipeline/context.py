@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from trimtab.errors import DataError, TooLongError
 from trimtab.feedback import Utility, load_callable
 from trimtab.files import locate, storage_errors
-from trimtab.models import Backbone, Chat, Role, leave_out, load_tensors
-from trimtab.pipeline.config import RunConfig
+from trimtab.models import AdapterConfig, Backbone, Chat, Role, leave_out, load_tensors
+from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
 from trimtab.storage import MetricsLog, RunFolder
@@ -25,6 +25,13 @@ Counts = dict[str, Any]
 
 UNREAD = 20
 """Unread columns that are named; all are counted."""
+
+SAME_IN_ALL_ROUNDS = ("heldout", "evaluate", "examples", "reward")
+"""Purposes whose seed does not depend on the round: all rounds hold out the same prompts and preferences, and are
+compared on equal chances."""
+
+SHARED_STAGES = ("revise", "sft")
+"""Stages that only the first round has."""
 
 K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
@@ -52,11 +59,17 @@ class Context:
 
     def folder(self, stage: str) -> Path:
         """A stage's folder."""
-        return self.run.stage(stage)
+        return (self.run.first if stage in SHARED_STAGES else self.run).stage(stage)
 
     def seed(self, purpose: str) -> int:
-        """The seed for a purpose; each purpose has its own."""
-        return step_seed(self.config.seed, purpose, 0) % (1 << 31)
+        """The seed for a purpose; each purpose has its own, and most have one for each round."""
+        step = 0 if purpose in SAME_IN_ALL_ROUNDS else self.run.number - 1
+        return step_seed(self.config.seed, purpose, step) % (1 << 31)
+
+    @property
+    def start(self) -> str:
+        """Name of the model that alignment starts from: ``base``, ``sft``, or in later rounds ``start``."""
+        return "start" if self.run.number > 1 else "base" if self.config.sft is None else "sft"
 
     @contextmanager
     def training(self, stage: str, title: str) -> Iterator["StageSession"]:
@@ -173,21 +186,38 @@ class Context:
         """The simulated gold utility, if the recipe names one."""
         return load_callable(self.config.gold) if self.config.gold else None
 
-    def trunk(self, *, with_sft: bool = True) -> Backbone:
-        """The pretrained model, with the weights of SFT merged in."""
+    def trunk(self, *, pretrained: bool = False) -> Backbone:
+        """The model that this round starts from: pretrained weights, with SFT and the earlier rounds' policies merged.
+
+        ``pretrained``: True: the pretrained weights alone.
+        """
         backbone = Backbone.load(self.config.model)
-        if self.config.sft is None or not with_sft:
-            return backbone
-        state = load_tensors(self.folder("sft") / "weights.safetensors")
-        if self.config.sft.adapter.kind == "full":
-            Role(backbone, full=True).load_state(state)
-            for parameter in backbone.model.parameters():
-                parameter.requires_grad_(False)
-            return backbone
-        role = Role.trainable(backbone, "sft", self.config.sft.adapter, seed=0)
-        role.load_state(state)
-        backbone.merge("sft")
+        for name, folder, adapter in [] if pretrained else start_parts(self.run, self.config):
+            _merge(backbone, name, adapter, folder)
         return backbone
+
+
+def start_parts(run: RunFolder, config: RunConfig) -> list[tuple[str, Path, AdapterConfig]]:
+    """What was trained before a round's own stages, in order: each stage's name, folder and adapter."""
+    parts = [] if config.sft is None else [("sft", run.first.stage("sft"), config.sft.adapter)]
+    for earlier in run.earlier():
+        folder = earlier.stage("align")
+        align = load_recipe(folder / "config.yaml").align
+        assert align is not None, f"{folder}: made without align"
+        parts.append(("align", folder, align.adapter))
+    return parts
+
+
+def _merge(backbone: Backbone, name: str, adapter: AdapterConfig, folder: Path) -> None:
+    """Put what a stage trained into a model's weights for good."""
+    state = load_tensors(folder / "weights.safetensors")
+    if adapter.kind == "full":
+        Role(backbone, full=True).load_state(state)
+        for parameter in backbone.model.parameters():
+            parameter.requires_grad_(False)
+        return
+    Role.trainable(backbone, name, adapter, seed=0).load_state(state)
+    backbone.merge(name)
 
 
 def _reasons(unrendered: Mapping[str, str], before: str) -> str:

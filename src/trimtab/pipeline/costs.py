@@ -64,6 +64,8 @@ class Sizing:
     """Its file; relative data paths are also looked up beside it."""
     shape: dict[str, int]
     """Of the model; see :func:`~trimtab.pipeline.memory.model_shape`."""
+    round: int = 1
+    """Number of the round."""
 
     def rows(self, source: str | None, kind: type) -> int:
         """Rows in a data file; 0 where it is not here to be counted."""
@@ -160,6 +162,8 @@ def label_cost(sizing: Sizing) -> Cost:
     assert label is not None
     if label.source == "human":
         return Cost(what=f"people in the annotation app, {label.human.overlap} an item")
+    if label.source == "votes":
+        return Cost(what=f"votes in {'' if label.votes is None else label.votes.project}, as many as there are")
     if label.source == "simulated":
         return Cost(what=f"simulated annotators, {label.simulation.overlap} a prompt")
     questions, reasoning = sizing.sampled_prompts * _questions_per_item(sizing), 0
@@ -188,7 +192,11 @@ def _questions_per_item(sizing: Sizing) -> int:
 
 def preferences_cost(sizing: Sizing) -> Cost:
     """Preferences are counted or read."""
-    return Cost(what=f"{sizing.preferences[0]} preferences")
+    label = sizing.config.label
+    if label is not None and label.source == "votes":
+        return Cost(what="a preference for each comparison")
+    without = f", without {', '.join(label.without)}" if label is not None and label.without else ""
+    return Cost(what=f"{sizing.preferences[0]} preferences{without}")
 
 
 def reward_cost(sizing: Sizing) -> Cost:
@@ -196,11 +204,11 @@ def reward_cost(sizing: Sizing) -> Cost:
     reward = sizing.config.reward
     assert reward is not None
     preferences, answers = sizing.preferences
-    count = round(preferences * (1 - reward.holdout))
+    count = round(preferences * sizing.round * (1 - reward.holdout))  # those of all rounds so far
     lower, upper = sizing.training(reward.adapter, head=False)
     tokens = count * answers * TOKENS
     return Cost(
-        what=f"{count} rankings of {answers}, {reward.batch} a step",
+        what=f"{count} rankings of {answers}{'' if sizing.round == 1 else ' from all rounds'}, {reward.batch} a step",
         updates=round(-(-count // reward.batch) * reward.epochs),
         tokens=tokens,
         flops=tokens * (lower + upper * reward.epochs),
@@ -211,7 +219,7 @@ def align_cost(sizing: Sizing) -> Cost:
     """Alignment on preferences or on sampled answers, and the capability check of the models not checked before."""
     align = sizing.config.align
     cost = _offline_cost(sizing, align) if isinstance(align, PairConfig | KtoConfig) else _online_cost(sizing)
-    check = sizing.capability_check(1 if sizing.config.sft else 2)
+    check = sizing.capability_check(1 if sizing.config.sft or sizing.round > 1 else 2)
     return Cost(what=cost.what, updates=cost.updates, tokens=cost.tokens, flops=cost.flops + check)
 
 
@@ -274,7 +282,8 @@ def evaluate_cost(sizing: Sizing) -> Cost:
     config, evaluate = sizing.config, sizing.config.evaluate
     assert evaluate is not None
     heldout = sizing.rows(config.data.heldout, Prompt) or round(sizing.prompts * config.data.heldout_share)
-    models = 1 + (config.sft is not None) + (config.align is not None) + (evaluate.best_of or 0)
+    start = config.sft is not None or sizing.round > 1
+    models = 1 + start + (config.align is not None) + (evaluate.best_of or 0)
     prompts = min(evaluate.prompts or heldout, heldout)
     count, edits, what = prompts * models, 0, ""
     if evaluate.gain and config.align and (config.reward or config.rewards):

@@ -22,14 +22,18 @@ from trimtab.records.weights import constrained_reward
 from trimtab.rollout import NamedRewards, remove_states
 from trimtab.trainers import OnlineConfig, tokens_of
 
-MODELS = ("base", "sft", "policy")
-"""From the earliest to the latest; a run without SFT or alignment lacks one."""
+MODELS = ("base", "sft", "start", "policy")
+"""From the earliest to the latest; a run without SFT or alignment lacks one. Later rounds have ``start``, the policy of
+the round before, in place of ``sft``."""
 
 COMPARISONS = (
     ("policy", "base"),
     ("policy", "sft"),
+    ("policy", "start"),
     ("sft", "base"),
+    ("start", "base"),
     ("best_of", "sft"),
+    ("best_of", "start"),
     ("best_of", "base"),
     ("policy", "best_of"),
 )
@@ -71,14 +75,14 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
             states=states,
         )
 
-    if run.sft is not None and config.pretrained:
-        base = context.trunk(with_sft=False)
+    if context.start != "base" and config.pretrained:
+        base = context.trunk(pretrained=True)
         sample("base", base)
         del base
     # All adapters first: states of the layers below them, from sampling, then serve KL and scores.
     policy = None if run.align is None else policy_role(context, trunk)
     rewards = load_rewards(context, trunk, states=states)[0] if run.reward is not None or run.rewards else None
-    sample("sft" if run.sft is not None else "base", trunk)
+    sample(context.start, trunk)
     kl: list[float] | None = None
     if policy is not None:
         policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
@@ -101,9 +105,9 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         gain = _gain(context, trunk.chat, rewards, answers)
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
     if config.pretrained and len(answers) > 1:
-        if run.sft is not None:
+        if context.start != "base":
             del policy, rewards, trunk, states  # one model in memory at a time
-            trunk = context.trunk(with_sft=False)
+            trunk = context.trunk(pretrained=True)
         result["likelihood"] = likelihood_per_token(Role(trunk), {n: answers[n] for n in result["models"]})
     write_json(folder / "evaluation.json", result | {"best_of": best, "gain": gain})
     for name in (*answers, "best-of"):
@@ -160,7 +164,7 @@ def _gain(
     context: Context, chat: Chat, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]
 ) -> dict[str, Any]:
     """What the policy's gain in reward over the model before it is made of: answers are edited and scored again."""
-    models = [answers["sft" if "sft" in answers else "base"], answers["policy"]]
+    models = [answers[context.start], answers["policy"]]
     changed: dict[tuple[str, int, int], Rollout] = {}
     for feature in REMOVALS:
         for number, rollouts in enumerate(models):
@@ -187,7 +191,7 @@ def _say(context: Context, result: Mapping[str, Any], best: Mapping[str, float] 
             f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
             f"[{row['low']:.1%}, {row['high']:.1%}] of {row['n']} held-out prompts"
         )
-    for alarm in alarms(result, names=spoken_names(run), judges=judges_of(run)) or ():
+    for alarm in alarms(result, names=spoken_names(run, context.run.number), judges=judges_of(run)) or ():
         context.ui.say(f"  ALARM: {alarm.name}: {alarm.message}")
     if result["costs"]:
         means = ", ".join(f"{name} {value:.3g}" for name, value in result["costs"].items())
@@ -264,7 +268,7 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
     names = [name for name in MODELS if name in answers]
     judges = (["gold"] if has_gold else []) + (["proxy"] if "proxy" in answers[names[0]][0].rewards else [])
     pairs = [pair for pair in COMPARISONS if set(pair) <= set(answers)]
-    if "sft" in names:  # the start of best-of-n
+    if {"sft", "start"} & set(names):  # the start of best-of-n
         pairs = [pair for pair in pairs if pair != ("best_of", "base")]
     divergence = None
     if kl:

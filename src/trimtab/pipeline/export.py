@@ -30,7 +30,7 @@ from trimtab.files import sha256_file, storage_errors, write_atomic, write_folde
 from trimtab.models import AdapterConfig, Backbone, Chat, ModelConfig, Role, load_tensors, save_tensors
 from trimtab.models.loading import load_chat, resolve
 from trimtab.pipeline.config import RunConfig, load_recipe
-from trimtab.pipeline.context import Context
+from trimtab.pipeline.context import Context, start_parts
 from trimtab.pipeline.model_card import model_card
 from trimtab.pipeline.ui import Silent
 from trimtab.storage import RunFolder
@@ -51,7 +51,7 @@ def export_model(
     """Write a run's model to a new folder: weights, tokenizer with chat template, generation config, model card.
 
     Args:
-        run: the run's folder, ``runs/NAME``.
+        run: the run's folder, ``runs/NAME``, whose newest round is exported; or that of a round.
         folder: where to write; must be missing or empty. It appears when everything in it is written.
         stage: the policy, the model after SFT, or the reward model.
         adapter: True: one LoRA adapter in peft's layout; False: merged weights.
@@ -108,6 +108,10 @@ class _Source:
             )
             raise ConfigError(f"{path}: is not the folder of a run (no config.yaml in it); {hint}")
         run, name = RunFolder(path, create=False), STAGE_OF[stage]
+        if stage == "sft":
+            run = run.first
+        elif run.number == 1:
+            run = run.newest()
         own = run.stage(name) / "config.yaml"
         config = load_recipe(own if own.is_file() else path / "config.yaml")
         section = {"sft": config.sft, "policy": config.align, "reward": config.reward}[stage]
@@ -120,7 +124,7 @@ class _Source:
         if stage == "reward" and config.reward is not None and config.reward.model is not None:
             needed = [name]  # a model of its own
         for part in needed:
-            _check_finished(run, part)
+            _check_finished(run.first if part == "sft" else run, part)
         if "sft" in needed and not run.made_from(name, "sft"):
             raise CheckpointError(
                 f"{path}: the {stage} model was trained on another SFT model than the one that is there now; run the "
@@ -135,17 +139,17 @@ class _Source:
         return reward.model if self.stage == "reward" and reward is not None and reward.model else self.config.model
 
     @property
-    def adapters(self) -> dict[str, AdapterConfig]:
-        """What was trained on the pretrained model, by stage."""
-        config, stages = self.config, {}
+    def parts(self) -> list[tuple[str, Path, AdapterConfig]]:
+        """What was trained on the pretrained model, in order: each stage's name, folder and adapter."""
+        config = self.config
         own = self.stage == "reward" and config.reward is not None and config.reward.model is not None
-        if config.sft is not None and not own:
-            stages["sft"] = config.sft.adapter
-        if self.stage == "policy" and config.align is not None:
-            stages["align"] = config.align.adapter
-        if self.stage == "reward" and config.reward is not None:
-            stages["reward"] = config.reward.adapter
-        return stages
+        parts = [] if own else start_parts(self.run, config)
+        if self.stage == "sft":
+            return parts
+        section = config.align if self.stage == "policy" else config.reward
+        assert section is not None, "checked by open"
+        name = STAGE_OF[self.stage]
+        return [*parts, (name, self.run.stage(name), section.adapter)]
 
     def check_adapters(self) -> None:
         """Refuse what is no adapter.
@@ -153,7 +157,7 @@ class _Source:
         Raises:
             ConfigError: a stage trained all weights.
         """
-        full = [name for name, adapter in self.adapters.items() if adapter.kind == "full"]
+        full = [name for name, _, adapter in self.parts if adapter.kind == "full"]
         if full:
             raise ConfigError(
                 f"{self.run.path}: {' and '.join(full)} trained all weights (adapter.kind: full), so there is no "
@@ -163,12 +167,13 @@ class _Source:
     def load(self) -> tuple[Backbone, Role]:
         """The trunk, and the role with its trained weights."""
         context = Context(config=self.config, recipe=self.run.path / "config.yaml", run=self.run, ui=Silent())
-        trunk = context.trunk() if "sft" in self.adapters else Backbone.load(self.model)
         if self.stage == "sft":
+            trunk = context.trunk()
             return trunk, Role(trunk)
-        name = STAGE_OF[self.stage]
-        role = Role.trainable(trunk, name, self.adapters[name], seed=0, scalar_head=self.stage == "reward")
-        role.load_state(load_tensors(self.run.stage(name) / "weights.safetensors"))
+        name, folder, adapter = self.parts[-1]
+        trunk = context.trunk() if len(self.parts) > 1 else Backbone.load(self.model)
+        role = Role.trainable(trunk, name, adapter, seed=0, scalar_head=self.stage == "reward")
+        role.load_state(load_tensors(folder / "weights.safetensors"))
         return role.backbone, role
 
 
@@ -283,11 +288,11 @@ def generation_config(chat: Chat, config: RunConfig) -> GenerationConfig:
 
 def _write_adapter(source: _Source, target: Path) -> None:
     deltas, head = [], {}
-    for stage, adapter in source.adapters.items():
-        tensors = load_tensors(source.run.stage(stage) / "weights.safetensors")
+    for _, folder, adapter in source.parts:
+        tensors = load_tensors(folder / "weights.safetensors")
         deltas.append((adapter.alpha / adapter.rank, tensors))
         head |= {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
-    rank = sum(adapter.rank for adapter in source.adapters.values())
+    rank = sum(adapter.rank for _, _, adapter in source.parts)
     joined = joined_adapters(deltas, rank)
     named = {f"base_model.model.{name}": tensor for name, tensor in joined.items()}
     reward = source.stage == "reward"

@@ -109,6 +109,10 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
         return run_ai_label(context)
     if config.source == "human":
         return _ask_people(context, config.human)
+    if config.source == "votes":
+        from trimtab.pipeline.votes import run_votes  # with the database, which only this needs
+
+        return run_votes(context)
     assert utility is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     simulation = config.simulation.model_copy(
@@ -137,6 +141,12 @@ def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str
     return counts, ["judgements.jsonl"]
 
 
+def compared_answers(context: Context) -> list[Comparison]:
+    """The answers that the round's judgements are about: sampled ones, or those that came with votes."""
+    by_votes = context.config.label is not None and context.config.label.source == "votes"
+    return read_records(context.folder("label" if by_votes else "sample") / "comparisons.jsonl", Comparison)
+
+
 def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     """Aggregate judgements, or read ready-made preferences."""
     folder = context.folder("preferences")
@@ -149,8 +159,9 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
         write_records(folder / "preferences.jsonl", preferences)
         counts = {"preferences": len(preferences), "refused": len(loaded.refused)}
         return counts | {"set_aside": len(loaded.records) - len(preferences)}, ["preferences.jsonl"]
-    items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
-    judgements = read_records(context.folder("label") / "judgements.jsonl", Judgement)
+    items = compared_answers(context)
+    stored = read_records(context.folder("label") / "judgements.jsonl", Judgement)
+    judgements = [j for j in stored if j.annotator not in context.config.label.without]
     result = aggregate(items, judgements, config=context.config.label.aggregate)
     if not result.preferences:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in result.dropped.items())
@@ -172,6 +183,8 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     agreement = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
     write_json(folder / "agreement.json", agreement)
     counts: Counts = {"preferences": len(result.preferences)}
+    if context.config.label.without:
+        counts["judgements dropped: of annotators in label.without"] = len(stored) - len(judgements)
     counts |= {f"items dropped: {reason}": n for reason, n in result.dropped.items()}
     for reason, n in result.dropped_judgements.items():
         counts[f"judgements dropped: {reason.removeprefix('item dropped: ')}"] = n

@@ -20,6 +20,7 @@ from trimtab.models import (
 )
 from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.learned import write_learned
 from trimtab.pipeline.monitoring import RunMonitor
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
 from trimtab.records.weights import reward_weights
@@ -178,7 +179,7 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     folder = context.folder("reward")
     role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
-    rankings, preferences, left_out = usable_rankings(context, role.backbone.chat, ties=config.ties)
+    rankings, preferences, left_out = usable_rankings(context, role.backbone.chat, ties=config.ties, all_rounds=True)
     train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("reward"))
     tied: Counts = {}
     if config.ties:
@@ -210,18 +211,22 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
             )
     save_tensors(folder / "weights.safetensors", role.state())
     write_json(folder / "reward.json", facts)
+    learned = write_learned(context, "reward", preferences, rankings, train, batch=config.batch, ties=config.ties)
     counts = {"preferences": len(train), "held_out": len(held)} | left_out | tied
-    return counts, ["weights.safetensors", "reward.json"]
+    return counts, ["weights.safetensors", "reward.json", learned]
 
 
 def usable_rankings(
-    context: Context, chat: Chat, *, ties: bool = False
+    context: Context, chat: Chat, *, ties: bool = False, all_rounds: bool = False
 ) -> tuple[list[Ranking], list[Preference], Counts]:
-    """The run's usable preferences, as token rankings and as records, and how many were left out, by reason.
+    """The usable preferences, as token rankings and as records, and how many were left out, by reason.
 
-    ``ties``: True: preferences whose answers all tie are usable.
+    ``ties``: True: preferences whose answers all tie are usable. ``all_rounds``: True: those of earlier rounds too, the
+    oldest first; False: those of this round.
     """
-    preferences = read_records(context.folder("preferences") / "preferences.jsonl", Preference)
+    rounds = [*context.run.earlier(), context.run] if all_rounds else [context.run]
+    files = [run.stage("preferences") / "preferences.jsonl" for run in rounds]
+    preferences = [p for file in files for p in read_records(file, Preference)]
     rankings, usable, left_out = encode_preferences(chat, preferences, ties=ties)
     counted = context.left_out(left_out, len(preferences), "preferences")
     if left_out["tied"] or left_out["identical"] or left_out["identical_pairs"]:
@@ -364,6 +369,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         seed = context.seed("align")
         train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session)
     after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
+    write_learned(context, "align", preferences, rankings, train, batch=config.batch)
     return _aligned(context, policy, before, after, counts, check)
 
 

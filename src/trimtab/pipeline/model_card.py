@@ -198,7 +198,7 @@ def _data(config: RunConfig) -> str:
 def _training(config: RunConfig, run: RunFolder, stage: str) -> str:
     rows = []
     for name in STAGES[stage]:
-        status = run.status(name)
+        status = (run.first if name == "sft" else run).status(name)
         section = getattr(config, name)
         if status is None or section is None:
             continue
@@ -236,7 +236,8 @@ def _results(run: RunFolder, stage: str) -> str:
     for row in evaluation["win_rates"]:
         if row["model"] == stage:
             rate = _interval(row["rate"], row["low"], row["high"])
-            against = {"base": "the pretrained model", "sft": "the model after SFT"}.get(row["against"], row["against"])
+            called = {"base": "the pretrained model", "sft": "the model after SFT", "start": "the round before"}
+            against = called.get(row["against"], row["against"])
             judge = judges.get(row["judge"], row["judge"])
             lines.append(f"- preferred over {against}, judged by {judge}: {rate} of {row['n']} held-out prompts")
     if stage == "policy" and evaluation["kl"] is not None:

@@ -25,7 +25,7 @@ class AppPeople:
     """
 
     def __init__(self, context: Context, config: HumanConfig) -> None:
-        folder = Path(config.project).expanduser() if config.project else context.run.path / "annotation"
+        folder = Path(config.project).expanduser() if config.project else context.run.first.path / "annotation"
         self._stop, self._say = context.stop_requested, context.ui.say
         self._batch = f"{context.config.name}-{context.fingerprints['label'][:12]}"
         self._deadline = time.monotonic() + 60 * config.wait_minutes

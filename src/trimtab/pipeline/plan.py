@@ -1,6 +1,7 @@
 """What a run would do: its stages with estimated sizes and times, its objectives, and warnings."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.costs import Sizing
 from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
-from trimtab.pipeline.run import plan_stages
+from trimtab.pipeline.run import origin, plan_rounds
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     METHODS,
@@ -39,17 +40,18 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
         recipe: where it came from.
         runs: folder of all runs; only read.
     """
-    config = fit_memory(fill_rates(config))
-    planned = plan_stages(config, recipe, RunFolder(runs / config.name, create=False))
+    config, recipe = fit_memory(fill_rates(config)), origin(recipe)
+    planned = plan_rounds(config, recipe, RunFolder(runs / config.name, create=False))
     rate = matmul_rate()
     shape = model_shape(config.model)
     rows = []
     sizing = Sizing(config=config, recipe=recipe, shape=shape)
-    for item in planned:
-        cost = item.stage.cost(sizing)
+    for number, item in ((p.run.number, item) for p in planned for item in p.stages):
+        cost = item.stage.cost(replace(sizing, round=number))
         rows.append(
             {
                 "stage": item.stage.name,
+                "round": number,
                 "state": item.state,
                 "fingerprint": item.fingerprint,
                 "what": cost.what,
@@ -62,6 +64,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
     memory = run_gb(config)
     return {
         "name": config.name,
+        "rounds": config.rounds,
         "stages": rows,
         "objective": objective(config) + rate_lines(config),
         "estimate": f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "

@@ -41,6 +41,8 @@ from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.pipeline.monitoring import read_alarms
+from trimtab.pipeline.round_rows import round_rows
+from trimtab.pipeline.vote_files import MEASURED, measured_lines
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
 from trimtab.trainers import METHODS, OnlineConfig
@@ -51,6 +53,7 @@ PRETRAINED = "the pretrained model"
 CAPTIONS = {
     "base": "before any training here",
     "sft": "after imitating demonstrations",
+    "start": "what this round started from",
     "policy": "after learning from preferences",
     "best_of": "the sampled answer with the highest reward",
 }
@@ -72,12 +75,11 @@ GOLD_BESIDE = "“Gold” is a simulated utility, used only for evaluation."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
-    """Write ``report.html`` and ``report.json`` into the run's folder."""
+    """Write ``report.html`` and ``report.json``; the newest round's are then copied to the top of the run's folder."""
     data = collect(context)
-    path = write_report(data, context.run.path)
-    context.ui.say(f"  report: {path}")
-    # Outputs of this stage, so that a page made under other settings is not taken for this one.
-    return {"examples": len(data.examples.shown) if data.examples else 0}, ["../../report.html", "../../report.json"]
+    write_report(data, context.folder("report"))
+    context.ui.say(f"  report: {context.run.first.path / 'report.html'}")
+    return {"examples": len(data.examples.shown) if data.examples else 0}, ["report.html", "report.json"]
 
 
 def collect(context: Context) -> ReportData:
@@ -91,7 +93,8 @@ def collect(context: Context) -> ReportData:
     facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
     blind = blind_results(context.run)
     result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
-    names, judges = model_names(run), judges_of(run)
+    number = context.run.number
+    names, judges, spoken = model_names(run, number), judges_of(run), spoken_names(run, number)
     models = result["models"]
     before, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the KL is measured from the one before
     first = models[0]
@@ -99,7 +102,7 @@ def collect(context: Context) -> ReportData:
     sources = _label_sources(context)
     simulated = "simulated" in sources or run.gold is not None
     cost, losses = _capability(context)
-    watched = alarms(result, names=spoken_names(run), judges=judges)
+    watched = alarms(result, names=spoken, judges=judges)
     losses += _training_alarms(context)
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
@@ -117,9 +120,10 @@ def collect(context: Context) -> ReportData:
         first=names[first],
         before=names[before],
         after=names[last],
-        spoken={names[name]: text for name, text in spoken_names(run).items() if name in models},
+        spoken={names[name]: text for name, text in spoken.items() if name in models},
         captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
+        rounds=round_rows(context.run),
         win_rates=tuple(_win_rows(result, names, judges)),
         readings=tuple(_named(reading, names) for reading in blind.readings),
         kl=_kl(result),
@@ -207,9 +211,9 @@ def _notice(run: RunConfig, sources: set[str], blind: BlindResults, *, simulated
 
 def _sources(context: Context) -> dict[Section, Source]:
     """For each part of the page, the file its numbers come from and the command that makes it."""
-    recipe = context.recipe
+    recipe, place = context.recipe, context.run.place
     run, evaluate = f"trimtab run {recipe}", f"trimtab eval {recipe}"
-    return {
+    sources: dict[Section, Source] = {
         "win_rates": Source(file="stages/evaluate/evaluation.json", command=evaluate),
         "readings": Source(file="blind/*.judgements.jsonl", command=f"{evaluate} --read FILE"),
         "capability": Source(file=f"stages/*/{FILE}", command=run),
@@ -222,6 +226,7 @@ def _sources(context: Context) -> dict[Section, Source]:
         "alarms": Source(file="stages/evaluate/evaluation.json", command=evaluate),
         "examples": Source(file="stages/evaluate/answers-*.jsonl", command=evaluate),
     }
+    return {part: source.model_copy(update={"file": f"{place}{source.file}"}) for part, source in sources.items()}
 
 
 def _label_sources(context: Context) -> set[str]:
@@ -233,13 +238,20 @@ def _label_sources(context: Context) -> set[str]:
 
 def _capability(context: Context) -> tuple[CapabilityReport | None, tuple[Alarm, ...]]:
     """What the training stages measured before and after them."""
-    run, names = context.config, model_names(context.config)
+    run, names = context.config, model_names(context.config, context.run.number)
     models: dict[str, Capability] = {}
-    for stage, model, section in (("sft", "sft", run.sft), ("align", "policy", run.align)):
-        if section is not None and run.capability is not None:
-            measured = read_json(context.folder(stage) / FILE)
-            models.setdefault(names["base"], Capability.model_validate(measured["before"]))
-            models[names[model]] = Capability.model_validate(measured["after"])
+    trained = [("sft", "sft", context.folder("sft"))] if run.sft is not None else []
+    if run.align is not None:
+        if context.run.number > 1 and not trained:
+            trained.append(("", "", context.run.first.stage("align")))
+        trained.append(("start", "policy", context.folder("align")))
+    for before, after, folder in trained if run.capability is not None else ():
+        measured = read_json(folder / FILE)
+        models.setdefault(names["base"], Capability.model_validate(measured["before"]))
+        if context.run.number > 1 and before == "start":
+            models[names["start"]] = Capability.model_validate(measured["before"])
+        if after and (context.run.number == 1 or after == "policy"):
+            models[names[after]] = Capability.model_validate(measured["after"])
     return capability_report(models) if models else (None, ())
 
 
@@ -259,6 +271,8 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         lines.append(f"critique and revision: {outcomes}")
         biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
         lines += [f"judge of revisions: {line}" for line in bias_lines(biases)]
+    if context.config.label is not None and context.config.label.source == "votes":
+        lines += measured_lines(read_json(context.folder("label") / MEASURED)["pairs"])
     if context.config.label is not None and context.config.label.by_ai:
         hybrid = context.config.label.source == "hybrid"
         if hybrid:
@@ -302,18 +316,21 @@ def _origin(run: RunConfig) -> str:
     return "This run has no preferences."
 
 
-def model_names(run: RunConfig) -> dict[str, str]:
-    """The page's name for each model; the aligned one has its method's."""
+def model_names(run: RunConfig, number: int = 1) -> dict[str, str]:
+    """The page's name for each model; the aligned one has its method's, or from round 2 on its round's."""
     label = "" if run.align is None else METHODS[run.align.method].label
+    if number > 1:
+        label = f"Round {number}"
     best = "" if run.evaluate is None or run.evaluate.best_of is None else f"Best of {run.evaluate.best_of}"
     first = "Pretrained" if run.evaluate is None or run.evaluate.pretrained else "Start"
-    return {"base": first, "sft": "SFT", "policy": label, "best_of": best}
+    return {"base": first, "sft": "SFT", "start": f"Round {number - 1}", "policy": label, "best_of": best}
 
 
-def spoken_names(run: RunConfig) -> dict[str, str]:
+def spoken_names(run: RunConfig, number: int = 1) -> dict[str, str]:
     """Each model's name inside a sentence."""
     pretrained = run.evaluate is None or run.evaluate.pretrained
-    return model_names(run) | {"base": PRETRAINED if pretrained else "the start model"}
+    names = model_names(run, number) | {"base": PRETRAINED if pretrained else "the start model"}
+    return names if number == 1 else names | {"start": f"round {number - 1}", "policy": f"round {number}"}
 
 
 def machine() -> str:
@@ -403,7 +420,8 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
                 )
             )
     if context.config.reward:
-        rows, file = read_metrics(context.folder("reward") / "metrics.jsonl"), "stages/reward/metrics.jsonl"
+        rows = read_metrics(context.folder("reward") / "metrics.jsonl")
+        file = f"{context.run.place}stages/reward/metrics.jsonl"
         series.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
     panels = {"loss": "preference loss", "accuracy": "implied accuracy", "reward": "proxy"}
     panels |= {"chosen": "log(π/ref) of better answers", "rejected": "log(π/ref) of worse answers"}
@@ -415,14 +433,14 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
                 panel=panels.get(key, key),
                 unit=TRAINING[key].unit,
                 x_unit="rollout batch" if online else "optimiser step",
-                file="stages/align/metrics.jsonl",
+                file=f"{context.run.place}stages/align/metrics.jsonl",
             )
         )
     return tuple(s for s in series if s is not None)
 
 
 def _against_kl(align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]]) -> Any:
-    start = answers.get("sft") or answers["base"]
+    start = answers.get("start") or answers.get("sft") or answers["base"]
     stds = {}
     for label, key in (("proxy", "proxy"), ("gold (simulated)", "gold")):
         values = [r.rewards[key] for r in start if key in r.rewards]
@@ -443,7 +461,7 @@ def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]
 def _examples(
     context: Context, answers: Mapping[str, list[Rollout]], result: Mapping[str, Any], before: str, after: str
 ) -> Examples | None:
-    names = model_names(context.config)
+    names = model_names(context.config, context.run.number)
     kl = (result["kl"] or {}).get("per_answer")
     examples = []
     for index, start in enumerate(next(iter(answers.values()))):

@@ -114,7 +114,9 @@ def evaluate_reward(
 def _own(context: Context, role: Role) -> tuple[list[Preference], list[Ranking], list[Preference], list[Ranking]]:
     """The run's preferences and rankings: training, then held out, split as the reward stage did."""
     assert context.config.reward is not None
-    rankings, preferences, _ = usable_rankings(context, role.backbone.chat, ties=context.config.reward.ties)
+    rankings, preferences, _ = usable_rankings(
+        context, role.backbone.chat, ties=context.config.reward.ties, all_rounds=True
+    )
     ids = [p.prompt.id for p in preferences]
     train, held = split_holdout(ids, context.config.reward.holdout, context.seed("reward"))
     return (

@@ -3,7 +3,7 @@
 A stage's fingerprint is the hash of its part of the configuration, the seed, the fingerprints of the stages it reads
 from, and :data:`CODE`. What the configuration names enters by its content: data files, model folders, chat templates,
 constitutions, and the source of functions. Equal fingerprint and status ``done``: skipped. Otherwise it runs, and so
-does everything after it.
+does everything after it. The stages of a later round are also made from the policy that the round starts from.
 """
 
 import json
@@ -20,24 +20,29 @@ from typing import Any
 import torch
 
 from trimtab import fast_cpu
+from trimtab.config import read_yaml
 from trimtab.errors import ConfigError, Interrupted, NonFiniteError
 from trimtab.feedback import load_callable
 from trimtab.feedback.callables import source_digests
-from trimtab.files import sha256_file, sha256_json, write_atomic
+from trimtab.files import sha256_file, sha256_json, write_atomic, write_json
 from trimtab.models import ModelConfig, model_identity
 from trimtab.pipeline.capability import capability_set
 from trimtab.pipeline.config import RunConfig, dump_config
-from trimtab.pipeline.context import Context
+from trimtab.pipeline.context import SHARED_STAGES, Context
 from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.rates import fill_rates
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Ui
 from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
-from trimtab.storage import RunFolder, require_space
+from trimtab.storage import START, RunFolder, read_json, require_space
 
 CODE = 6
 """Version of the results: incremented when a stage gives other results for equal inputs."""
+
+
+RECIPE = "recipe.json"
+"""File of a run that says where its recipe is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,14 +57,71 @@ class Planned:
     """``done`` (skipped), ``continue`` (interrupted before), ``run``."""
 
 
-def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | None = None) -> list[Planned]:
-    """All stages of a recipe with their fingerprints and what would happen to them.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRound:
+    """A round and what a run would do in it."""
+
+    run: RunFolder
+    """The round's folder."""
+    stages: list[Planned]
+    """Its stages in order."""
+    start: str | None = None
+    """Fingerprint of the policy that it starts from; None: the first round."""
+
+
+def plan_rounds(config: RunConfig, recipe: Path, run: RunFolder, until: str | None = None) -> list[PlannedRound]:
+    """All rounds of a recipe, up to and including stage ``until`` of the last round that has it.
+
+    Raises:
+        ConfigError: ``until`` names a stage this recipe does not have, a function cannot be imported, or a round's
+            folder holds a round with labels from elsewhere.
+    """
+    planned: list[PlannedRound] = []
+    last = 1 if until in SHARED_STAGES else config.rounds
+    for number in range(1, last + 1):
+        start = None
+        if planned:
+            start = next(item.fingerprint for item in planned[-1].stages if item.stage.name == "align")
+            check_labels(run.round(number))
+        stages = plan_stages(config, recipe, run.round(number), until if number == last else None, start=start)
+        planned.append(PlannedRound(run=run.round(number), stages=stages, start=start))
+    return planned
+
+
+def check_labels(run: RunFolder) -> None:
+    """Refuse to make a round anew that `trimtab round` made from votes.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    file = run.path / "config.yaml"
+    source = (read_yaml(file).get("label") or {}).get("source") if file.is_file() else None
+    collected = run.status("label")
+    if source == "votes" and collected is not None and collected.state == "done":
+        raise ConfigError(
+            f"{run.path} was made by `trimtab round` from votes, and this recipe would make round {run.number} from "
+            f"other labels. Set rounds: {run.number - 1} and go on with `trimtab round {run.first.path}`, or give the "
+            "run another name (--set name=...)"
+        )
+
+
+def plan_stages(
+    config: RunConfig, recipe: Path, run: RunFolder, until: str | None = None, *, start: str | None = None
+) -> list[Planned]:
+    """All stages of one round with their fingerprints and what would happen to them.
+
+    Args:
+        config: the resolved recipe.
+        recipe: where it came from.
+        run: the round's folder.
+        until: last stage; None: all.
+        start: fingerprint of the policy that a later round starts from.
 
     Raises:
         ConfigError: ``until`` names a stage this recipe does not have, or a function cannot be imported.
     """
     _check_callables(config)
-    stages = stages_of(config)
+    stages = stages_of(config, run.number)
     if until is not None:
         names = [s.name for s in stages]
         if until not in names:
@@ -70,7 +132,7 @@ def plan_stages(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
     if {"sft", "align"} & {stage.name for stage in stages}:
         capability_set(config, context.data_path)  # a malformed one is refused before anything is trained
-    prints: dict[str, str] = {}
+    prints: dict[str, str] = {} if start is None else {START: start}
     planned = []
     for stage in stages:
         prints[stage.name] = _fingerprint(stage, context, prints)
@@ -104,7 +166,7 @@ def run_recipe(
     ui: Ui | None = None,
     again: bool = False,
 ) -> RunFolder:
-    """Run a recipe's stages, up to and including ``until``.
+    """Run a recipe's rounds, up to and including stage ``until`` of the last one.
 
     Args:
         config: the resolved recipe.
@@ -117,49 +179,113 @@ def run_recipe(
     Raises:
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
     """
-    ui = ui or Ui()
+    ui, recipe = ui or Ui(), origin(recipe)
+    run = RunFolder(runs / config.name)
+    config = prepared(config)
+    planned = plan_rounds(config, recipe, run, until)
+    require_space(run.path, 0.2)
+    write_json(run.path / RECIPE, {"recipe": str(recipe.resolve())})
+    with run.lock(), interruptible() as stopping:
+        for item in planned:
+            run_round(config, recipe, item, ui, stopping, again=again and item is planned[-1], rounds=len(planned))
+    return run
+
+
+def origin(recipe: Path) -> Path:
+    """The recipe's file: where ``recipe`` is a run's own copy, the file that the run says, if it is still there."""
+    if recipe.name == "config.yaml" and (number := RunFolder(recipe.parent, create=False).number) > 1:
+        raise ConfigError(
+            f"{recipe}: is the recipe of round {number}; run the run's own recipe, or `trimtab round` with its folder"
+        )
+    note = recipe.parent / RECIPE
+    if recipe.name != "config.yaml" or not note.is_file():
+        return recipe
+    first = Path(read_json(note)["recipe"])
+    return first if first.is_file() else recipe
+
+
+def prepared(config: RunConfig) -> RunConfig:
+    """The recipe with learning rates and micro-batches filled in; threads and fast kernels are set for the process."""
     fast_cpu.install()
     config = fit_memory(fill_rates(config))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = RunFolder(runs / config.name)
-    planned = plan_stages(config, recipe, run, until)
-    require_space(run.path, 0.2)
+    return config
+
+
+def run_round(
+    config: RunConfig,
+    recipe: Path,
+    planned: PlannedRound,
+    ui: Ui,
+    stopping: Sequence[bool],
+    *,
+    again: bool = False,
+    rounds: int = 1,
+) -> None:
+    """Run the stages of one round; the caller holds the run's lock.
+
+    Args:
+        config: as :func:`prepared` returns it.
+        recipe: where it came from.
+        planned: the round.
+        ui: console.
+        stopping: its one entry becomes True after Ctrl-C.
+        again: run the last stage even if it is done.
+        rounds: number of rounds; with several the console says which one this is.
+    """
+    run, stages = planned.run, planned.stages
     write_atomic(run.path / "config.yaml", dump_config(config))
-    with run.lock(), _ctrl_c() as stopping:
-        context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: stopping[0])
-        context.fingerprints |= {p.stage.name: p.fingerprint for p in planned}
-        for number, item in enumerate(planned, 1):
-            name = item.stage.name
-            head = f"[{number}/{len(planned)}] {name}"
-            redo = again and number == len(planned)
-            if item.state == "done" and not redo:
-                context.cached.add(name)
-                ui.say(f"{head}: done before, skipped")
-                continue
-            ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
-            needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
-            folder = run.begin(name, item.fingerprint, needs)
-            if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
-                context.cached.add(name)
-                ui.say("  an earlier result under the same settings was taken back")
-                continue
-            write_atomic(folder / "config.yaml", dump_config(config))
-            started = time.monotonic()
-            try:
-                counts, outputs = item.stage.run(context)
-            except BaseException as error:
-                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
-                if isinstance(error, NonFiniteError):
-                    raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
-                raise
-            seconds = time.monotonic() - started
-            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
-            summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
-            ui.say(f"  {seconds:.0f} s · {summary}")
-            if stopping[0] and number < len(planned):
-                raise Interrupted(f"stopped after stage {name}; the same command continues")
-    return run
+    context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: stopping[0])
+    context.fingerprints |= {} if planned.start is None else {START: planned.start}
+    context.fingerprints |= {p.stage.name: p.fingerprint for p in stages}
+    for number, item in enumerate(stages, 1):
+        name = item.stage.name
+        head = f"[{number}/{len(stages)}] {name}"
+        if rounds > 1:
+            head = f"[round {run.number} of {rounds}, {number}/{len(stages)}] {name}"
+        redo = again and number == len(stages)
+        if item.state == "done" and not redo:
+            context.cached.add(name)
+            ui.say(f"{head}: done before, skipped")
+            continue
+        if stopping[0]:
+            raise Interrupted(f"stopped before stage {name}; the same command continues")
+        ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
+        needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
+        folder = run.begin(name, item.fingerprint, needs)
+        if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
+            context.cached.add(name)
+            ui.say("  an earlier result under the same settings was taken back")
+            continue
+        write_atomic(folder / "config.yaml", dump_config(config))
+        started = time.monotonic()
+        try:
+            counts, outputs = item.stage.run(context)
+        except BaseException as error:
+            run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
+            if isinstance(error, NonFiniteError):
+                raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
+            raise
+        seconds = time.monotonic() - started
+        run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
+        summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
+        ui.say(f"  {seconds:.0f} s · {summary}")
+        if stopping[0] and number < len(stages):
+            raise Interrupted(f"stopped after stage {name}; the same command continues")
+    if stages[-1].stage.name == "report":
+        publish(run, ui)
+
+
+def publish(run: RunFolder, ui: Ui) -> None:
+    """Put the page of the newest round that has one at the top of the run's folder."""
+    first = run.first
+    pages = [r.stage("report") for r in first.rounds()[: run.newest().number]]
+    made = [folder for folder in pages if (folder / "report.html").is_file()]
+    for name in ("report.html", "report.json") if made else ():
+        page = (made[-1] / name).read_bytes()
+        if not (first.path / name).is_file() or (first.path / name).read_bytes() != page:
+            write_atomic(first.path / name, page)
 
 
 def _last_good(folder: Path) -> str:
@@ -210,8 +336,8 @@ def _with_content(settings: Any) -> Any:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Sequence[bool]]:
-    """The first Ctrl-C asks to stop at the next safe place; a second one stops at once."""
+def interruptible() -> Iterator[Sequence[bool]]:
+    """The first Ctrl-C asks to stop at the next safe place (the entry becomes True); a second one stops at once."""
     stopping = [False]
 
     def ask(_: int, __: FrameType | None) -> None:
@@ -231,4 +357,4 @@ def _ctrl_c() -> Iterator[Sequence[bool]]:
         signal.signal(signal.SIGINT, old)
 
 
-__all__ = ["CODE", "STAGES", "Planned", "plan_stages", "run_recipe"]
+__all__ = ["CODE", "STAGES", "Planned", "PlannedRound", "plan_rounds", "plan_stages", "run_recipe"]

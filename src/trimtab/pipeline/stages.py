@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.evals import BUILT_IN
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.constitutional import constitution_path, run_balance, run_revise
-from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.context import SHARED_STAGES, Context, Counts
 from trimtab.pipeline.costs import (
     StageCost,
     align_cost,
@@ -29,6 +29,7 @@ from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
 from trimtab.pipeline.learning import run_align, run_reward, run_sft
 from trimtab.pipeline.reporting import run_report
+from trimtab.storage import START
 from trimtab.trainers import PolicyGradientConfig
 
 
@@ -87,7 +88,8 @@ def _imitated(config: RunConfig) -> list[str | None]:
 
 def _preferences_settings(config: RunConfig) -> Any:
     if config.label is not None:
-        return {"aggregate": config.label.aggregate.model_dump(mode="json")}
+        without = {"without": sorted(config.label.without)} if config.label.without else {}
+        return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without
     return {"limit": config.data.limit, "format": config.data.format} if config.data.preferences else None
 
 
@@ -102,7 +104,7 @@ def _label_settings(config: RunConfig) -> Any:
         | ({"judges", "judge"} if label.by_ai else set())
         | ({"route"} if label.source == "hybrid" else set())
     )
-    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}}.get(who, set())
+    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}, "votes": {"votes"}}.get(who, set())
     values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": who}
     if "human" in used:
         del values["label"]["human"]["wait_minutes"]
@@ -148,7 +150,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="sample",
-        needs=("sft",),
+        needs=("sft", START),
         settings=_section("sample", "model"),
         sources=lambda c: [c.data.prompts, c.data.heldout, c.data.redteam_heldout],
         run=run_sample,
@@ -172,7 +174,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="reward",
-        needs=("sft", "preferences"),
+        needs=("sft", START, "preferences"),
         settings=_section("reward", "model"),
         sources=lambda c: [],
         run=run_reward,
@@ -180,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="align",
-        needs=("sft", "preferences", "reward"),
+        needs=("sft", START, "preferences", "reward"),
         settings=_section("align", "model", "gold", "rewards"),
         sources=lambda c: [
             c.data.prompts or c.data.preferences or c.data.ratings,
@@ -195,7 +197,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        needs=("sft", "reward", "align"),
+        needs=("sft", START, "reward", "align"),
         settings=_section("evaluate", "model", "gold", "rewards"),
         sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
@@ -203,7 +205,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="balance",
-        needs=("sft", "align", "evaluate"),
+        needs=("sft", START, "align", "evaluate"),
         settings=_section("balance", "model"),
         sources=lambda c: [c.data.redteam_heldout, constitution_path(c)],
         run=run_balance,
@@ -221,6 +223,7 @@ STAGES: tuple[Stage, ...] = (
 """All stages in order."""
 
 
-def stages_of(config: RunConfig) -> list[Stage]:
-    """The stages this recipe has."""
-    return [stage for stage in STAGES if stage.settings(config) is not None]
+def stages_of(config: RunConfig, number: int = 1) -> list[Stage]:
+    """The stages that a round of this recipe has; ``revise`` and ``sft`` are only in the first."""
+    shared = SHARED_STAGES if number > 1 else ()
+    return [stage for stage in STAGES if stage.settings(config) is not None and stage.name not in shared]

@@ -1,5 +1,6 @@
 """A conversation with the model of a run, or with any model."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | 
 
     Args:
         target: a run's folder, a recipe, a model folder or a hub id.
-        which: of a run: ``base``, ``sft`` or ``policy``.
+        which: of a run: ``base``, ``sft``, ``policy`` (of a run: the newest round's), or ``round-N``, the policy of
+            round N.
         runs: folder of all runs, for recipes.
 
     Raises:
@@ -39,11 +41,20 @@ def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | 
         return Backbone.load(ModelConfig(name=target, context=context)), None
     config = load_recipe(recipe)
     folder = path if recipe != path else runs / config.name
-    surroundings = Context(config=config, recipe=recipe, run=RunFolder(folder, create=False), ui=Silent())
+    run = RunFolder(folder, create=False)
+    if re.fullmatch(r"round-[1-9]\d*", which):
+        run, which = run.round(int(which.removeprefix("round-"))), "policy"
+    elif which == "policy" and run.number == 1:
+        run = run.newest()
+    elif which == "sft":
+        run = run.first
+    if run.number > 1 and (own := run.stage("align") / "config.yaml").is_file():
+        config = config.model_copy(update={"align": load_recipe(own).align})
+    surroundings = Context(config=config, recipe=recipe, run=run, ui=Silent())
     stage = {"base": None, "sft": "sft", "policy": "align"}.get(which, "")
     if stage == "" or (stage and not (surroundings.folder(stage) / "weights.safetensors").exists()):
-        raise ConfigError(f"{folder} has no model {which!r} yet; run `trimtab run {target}` or use --model base")
-    backbone = surroundings.trunk(with_sft=which != "base")
+        raise ConfigError(f"{run.path} has no model {which!r} yet; run `trimtab run {target}` or use --model base")
+    backbone = surroundings.trunk(pretrained=which == "base")
     if which != "policy":
         return backbone, None
     role = policy_role(surroundings, backbone)

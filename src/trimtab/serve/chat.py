@@ -47,7 +47,8 @@ settings and the time. It is stored under a random pseudonym; your name, your ac
 - **What for:** to train and compare models.
 - **Licence:** {licence}
 - **Withdrawing:** with your withdrawal code, at any time, on this page. Your texts and votes are then erased; you are
-  told which exports had been made before. Models that were trained on an export stay as they are.
+  told which exports had been made before and which runs were trained on your votes. Models that were trained stay as
+  they are.
 
 Write nothing here that identifies you or others. If you do not agree, you can chat, and nothing is stored.
 """
@@ -271,7 +272,14 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     async def withdraw(request: Request, given: Code) -> Response:
         allowed(request)
         done = await run_in_threadpool(page.votes.withdraw, given.code)
-        answer = JSONResponse({"votes": done.votes, "exposures": done.exposures, "exports": list(done.exports)})
+        answer = JSONResponse(
+            {
+                "votes": done.votes,
+                "exposures": done.exposures,
+                "exports": list(done.exports),
+                "runs": list(done.runs),
+            }
+        )
         answer.delete_cookie(page.visitor_cookie, path="/chat")
         return answer
 

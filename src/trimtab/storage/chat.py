@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Row, Select, delete, func, insert, select, up
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.records.annotation import Answer, Submission, Task
-from trimtab.records.types import Completion, Message, Prompt, content_id
+from trimtab.records.types import Completion, Message, Prompt, Source, content_id
 from trimtab.storage.items import insert_items, recount
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.queue import take_slot
@@ -87,6 +87,8 @@ class Withdrawal:
     """Answers shown."""
     exports: tuple[str, ...]
     """Exports that had held votes of this person, with their times; models may have been trained on them."""
+    runs: tuple[str, ...]
+    """Rounds of runs that were trained on votes of this person, with their times."""
 
 
 class ChatVotes:
@@ -96,13 +98,21 @@ class ChatVotes:
         store: where they are.
         round_name: batch of the votes; one for each set of checkpoints.
         cap: votes of one person in a round.
+        source: who votes; ``simulated`` where a program plays the visitors, and every vote says so.
         clock: seconds since 1970.
     """
 
     def __init__(
-        self, store: LabelStore, *, round_name: str, cap: int = 200, clock: Callable[[], float] = time.time
+        self,
+        store: LabelStore,
+        *,
+        round_name: str,
+        cap: int = 200,
+        source: Source = "human",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.round, self.cap, self._clock = store, round_name, cap, clock
+        self._source: Source = source
         self._lock = threading.Lock()
         self._shown: OrderedDict[str, tuple[int, Shown]] = OrderedDict()  # by digest of the token: person, what
 
@@ -168,10 +178,15 @@ class ChatVotes:
             tx.event("erasure", {"votes": len(voted), "exposures": shown}, person=person)
             exported = select(events.c.at, events.c.body).where(events.c.kind == "export", events.c.seq > first)
             exports = [f"{_time(e.at)} {json.loads(e.body)['folder']}" for e in tx.c.execute(exported)] if voted else []
+            collected = tx.c.execute(select(events.c.at, events.c.body).where(events.c.kind == "round")).all()
+            rounds = [(json.loads(e.body), e.at) for e in collected]
+            pseudonym = tx.person(person).pseudonym
+            trained = {body["run"]: at for body, at in rounds if pseudonym in body["annotators"]}
+            runs = [f"{_time(at)} {name}" for name, at in trained.items()]
         with self._lock:
             for token in [token for token, (whose, _) in self._shown.items() if whose == person]:
                 del self._shown[token]
-        return Withdrawal(votes=len(voted), exposures=shown, exports=tuple(exports))
+        return Withdrawal(votes=len(voted), exposures=shown, exports=tuple(exports), runs=tuple(runs))
 
     # Votes --------------------------------------------------------------------------------
 
@@ -267,6 +282,7 @@ class ChatVotes:
             id=secrets.token_hex(12),
             task=task.id,
             annotator=tx.person(person).pseudonym,
+            source=self._source,
             seconds=round(tx.now - row.shown_at, 2),
             created_at=datetime.fromtimestamp(tx.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             **_words(shown, ballot),
@@ -284,6 +300,12 @@ def record_export(store: LabelStore, folder: str, format: str) -> None:
     """Note that the labels were exported, so that a withdrawal can say where votes went."""
     with store.database.write() as c:
         add_event(c, store.clock(), "export", {"folder": folder, "format": format}, person=None)
+
+
+def record_round(store: LabelStore, run: str, annotators: Collection[str]) -> None:
+    """Note that a round of a run is trained on votes of these people, so that a withdrawal can say so."""
+    with store.database.write() as c:
+        add_event(c, store.clock(), "round", {"run": run, "annotators": sorted(annotators)}, person=None)
 
 
 def _who(secret: str) -> Select[Any]:

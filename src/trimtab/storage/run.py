@@ -11,7 +11,9 @@
         metrics.jsonl             one line per step
       superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
       replies/                    replies of judges and critics, by question; kept across all changes
-      report.html, report.json
+      rounds/2/                   the second round, laid out like the run; sft and revise are the run's
+      recipe.json                 where the recipe is, for commands that take the run's folder
+      report.html, report.json    the page of the newest round
 
 A stage is done only when its status file says so, and that file is written last.
 """
@@ -29,6 +31,12 @@ from typing import Any
 
 from trimtab.errors import DataError, StorageError
 from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
+
+ROUNDS = "rounds"
+"""Folder of the rounds after the first."""
+
+START = "start"
+"""Under this name ``needs`` of a later round's stages has the fingerprint of the policy that the round starts from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +62,10 @@ class Status:
 
 
 class RunFolder:
-    """Access to one run's folder.
+    """Access to the folder of one run, or of one of its later rounds.
 
     Args:
-        path: ``runs/NAME``.
+        path: ``runs/NAME``, or ``runs/NAME/rounds/2``.
         create: make it if it is missing.
     """
 
@@ -67,14 +75,57 @@ class RunFolder:
             with storage_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
 
+    # Rounds -------------------------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """Which round this is; the run itself is round 1."""
+        path = self.path.resolve()
+        return int(path.name) if path.parent.name == ROUNDS and path.name.isdigit() else 1
+
+    @property
+    def first(self) -> "RunFolder":
+        """The run."""
+        return self if self.number == 1 else RunFolder(Path(os.path.normpath(self.path / "../..")), create=False)
+
+    def round(self, number: int) -> "RunFolder":
+        """The folder of a round, which need not exist."""
+        first = self.first
+        return first if number == 1 else RunFolder(first.path / ROUNDS / str(number), create=False)
+
+    def earlier(self) -> list["RunFolder"]:
+        """The rounds before this one, oldest first."""
+        return [self.round(number) for number in range(1, self.number)]
+
+    def rounds(self) -> list["RunFolder"]:
+        """All rounds that have been begun, oldest first, up to the first number that is missing."""
+        folders = [self.first]
+        while (following := self.round(len(folders) + 1)).path.is_dir():
+            folders.append(following)
+        return folders
+
+    def newest(self) -> "RunFolder":
+        """The last round with a finished policy that was made from the round before as it is now; else the run."""
+        newest = self.first
+        for later in self.rounds()[1:]:
+            before, status = newest.status("align"), later.status("align")
+            if before is None or status is None or not before.state == status.state == "done":
+                break
+            if (status.needs or {}).get(START) != before.fingerprint:
+                break
+            newest = later
+        return newest
+
+    # Work ---------------------------------------------------------------------------------
+
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock goes with the process, however it ends.
+        """Hold the run with all rounds for this process; the lock goes with the process, however it ends.
 
         Raises:
             StorageError: another process is working on this run.
         """
-        path = self.path / ".lock"
+        path = self.first.path / ".lock"
         with storage_errors(path):
             file = open(path, "a+", encoding="utf-8")
         with file:
@@ -106,6 +157,11 @@ class RunFolder:
             return False
         outputs = {self.stage(name) / file: digest for file, digest in (status.outputs or {}).items()}
         return all(file.is_file() and sha256_file(file) == digest for file, digest in outputs.items())
+
+    @property
+    def place(self) -> str:
+        """What precedes a file's name inside the run's folder: empty, or ``rounds/2/``."""
+        return "" if self.number == 1 else f"{ROUNDS}/{self.number}/"
 
     def made_from(self, name: str, earlier: str) -> bool:
         """True if stage ``name`` was made from the result of ``earlier`` that is there now, as far as was recorded."""

@@ -1,4 +1,4 @@
-"""A whole project at one moment: the source of every export, and the content of an import."""
+"""A whole project at one moment: the source of every export and of a round, and the content of an import."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import and_, func, insert, select, update
 
 from trimtab.errors import ConflictError, DataError
-from trimtab.records.annotation import Submission, Task, disagree, passes
+from trimtab.records import Comparison, Judgement
+from trimtab.records.annotation import Submission, Task, disagree, judgements_of, passes
 from trimtab.storage.curation import LOGGED, read_log
 from trimtab.storage.items import insert_items, put_batch
 from trimtab.storage.labels import LabelStore
@@ -77,6 +78,24 @@ def take_snapshot(store: LabelStore) -> Snapshot:
             log=read_log(c),
             excluded={"late": late, "undone": undone, "changed": stored - undone - len(rows)},
         )
+
+
+def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], list[Judgement]]:
+    """What statistics and aggregation take, without checks and without answers that a guard blocked.
+
+    Checks are gold, attention and qualification items.
+    """
+    retired = set(snapshot.retired)
+    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in retired and not was_blocked(t)}
+    items = [c for t in tasks.values() if (c := t.comparison) is not None]
+    judgements = [j for s in snapshot.submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)]
+    return items, judgements
+
+
+def was_blocked(task: Task) -> bool:
+    """Whether an answer is a guard's refusal on the chat page, which is not the policy's answer."""
+    blocked = task.metadata.get("blocked")
+    return task.id.startswith("chat-") and isinstance(blocked, list) and any(blocked)
 
 
 _WIDEST = ProjectConfig(max_answers=9, max_characters=1_000_000)

@@ -97,8 +97,9 @@ class WatchedRun:
         if not (path / "stages").is_dir() and not (path / "config.yaml").is_file():
             raise DataError(f"{path}: no run; expected a folder that `trimtab run` made, for example runs/quickstart")
         self.path = path
-        self.name = path.resolve().name
         self._folder = RunFolder(path, create=False)
+        first, number = self._folder.first, self._folder.number
+        self.name = first.path.resolve().name + (f", round {number}" if number > 1 else "")
         self._tails: dict[Path, Tail] = {}
 
     def _tail(self, stage: str, file: str) -> Tail:
@@ -122,7 +123,7 @@ class WatchedRun:
         tried only where that pid is alive, so that a look never stands in the way of a run that is just starting.
         """
         try:
-            with open(self.path / ".lock", "rb") as file:
+            with open(self._folder.first.path / ".lock", "rb") as file:
                 try:
                     os.kill(int(file.read()), 0)
                 except PermissionError:

@@ -27,7 +27,7 @@ from trimtab.trainers.offline_config import (
 from trimtab.trainers.outliers import hidden_states, known_answers
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
-from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
+from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, split_holdout
 from trimtab.trainers.reference import answer_logprobs, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
@@ -58,7 +58,7 @@ from trimtab.trainers.rl_config import (
     StepKLConfig,
 )
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
-from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
+from trimtab.trainers.sft import SftConfig, mean_nll, steps_of_examples, train_sft
 
 __all__ = [
     "METHODS",
@@ -130,6 +130,7 @@ __all__ = [
     "hidden_states",
     "judged_from_rankings",
     "known_answers",
+    "learnable",
     "mean_nll",
     "methods_with",
     "reference_logprobs",
@@ -138,6 +139,7 @@ __all__ = [
     "seed_step",
     "split_holdout",
     "step_seed",
+    "steps_of_examples",
     "tokens_of",
     "train_kto",
     "train_preference",

@@ -23,7 +23,7 @@ from trimtab.trainers.offline import added_up, fit
 from trimtab.trainers.offline_config import DpoConfig, PairConfig
 from trimtab.trainers.pairs import Pairs
 from trimtab.trainers.progress import Session
-from trimtab.trainers.rankings import PairTable, Ranking, RankingBatch, ranking_batches
+from trimtab.trainers.rankings import PairTable, Ranking, RankingBatch, learnable, ranking_batches
 from trimtab.trainers.reward import prepared_states
 
 Reference = Sequence[Sequence[float]]
@@ -139,7 +139,7 @@ def _usable(
         )
     if method.ranking_loss is not None:
         _check_order(rankings, config)
-    usable = [i for i, r in enumerate(rankings) if len(r.pairs())]
+    usable = learnable(rankings)
     if not usable:
         raise DataError(
             f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "

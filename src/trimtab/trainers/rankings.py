@@ -194,6 +194,11 @@ def encode_preferences(
     return rankings, used, left_out
 
 
+def learnable(rankings: Sequence[Ranking], *, ties: bool = False) -> list[int]:
+    """Places of the rankings with a better and a different, worse answer; with ``ties`` also of those with a tie."""
+    return [i for i, r in enumerate(rankings) if len(r.pairs()) or (ties and len(r.tied_pairs()))]
+
+
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold out; all entries with one id fall on the same side."""
     unique = sorted(set(ids))

@@ -33,6 +33,7 @@ from trimtab.trainers.rankings import (
     Ranking,
     RankingBatch,
     by_ranking,
+    learnable,
     ranking_batches,
     tokens_of_rankings,
 )
@@ -97,7 +98,7 @@ def train_reward(
         NonFiniteError: the loss became NaN or infinite.
     """
     session = session or Session()
-    usable = [r for r in rankings if len(r.pairs()) or (config.ties and len(r.tied_pairs()))]
+    usable = [rankings[i] for i in learnable(rankings, ties=config.ties)]
     if not any(len(r.pairs()) for r in usable):
         raise DataError(
             f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "

@@ -89,11 +89,25 @@ def step_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
 
     The last batch of an epoch may be smaller, so that an epoch is exactly one pass.
     """
+    epoch, place = divmod(step, -(-count // batch))
+    return _order(count, epoch, seed)[place * batch : (place + 1) * batch]
+
+
+def steps_of_examples(count: int, batch: int, total: int, seed: int) -> list[list[int]]:
+    """For each example the optimiser steps of ``total``, from 0, that saw it: the reverse of :func:`step_indices`."""
     per_epoch = -(-count // batch)
-    epoch, place = divmod(step, per_epoch)
+    steps: list[list[int]] = [[] for _ in range(count)]
+    for epoch in range(-(-total // per_epoch)):
+        for place, example in enumerate(_order(count, epoch, seed)):
+            if (step := epoch * per_epoch + place // batch) < total:
+                steps[example].append(step)
+    return steps
+
+
+def _order(count: int, epoch: int, seed: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed}|order|{epoch}").shuffle(order)
-    return order[place * batch : (place + 1) * batch]
+    return order
 
 
 def _micro_batches(

@@ -41,7 +41,7 @@ from trimtab.config import parse_config
 from trimtab.errors import DataError
 from trimtab.feedback import AggregateConfig, aggregate
 from trimtab.files import write_folder
-from trimtab.records import Comparison, Judgement, Preference, to_plain
+from trimtab.records import Judgement, Preference, to_plain
 from trimtab.records.annotation import (
     Submission,
     Task,
@@ -57,7 +57,14 @@ from trimtab.storage.chat import record_export
 from trimtab.storage.curation import comments_by_item
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
-from trimtab.storage.snapshot import Snapshot, load_snapshot, take_snapshot, without_small_groups
+from trimtab.storage.snapshot import (
+    Snapshot,
+    comparisons_and_judgements,
+    load_snapshot,
+    take_snapshot,
+    was_blocked,
+    without_small_groups,
+)
 
 FORMATS = ("trimtab", "judgements", "trl", "ranking", "unpaired", "steps", "rewrites", "csv")
 _VERSION = 1
@@ -133,24 +140,6 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
     if strangers:
         raise DataError(f"{folder}: {strangers} submissions are about tasks that are not in it")
     return load_snapshot(store, snapshot)
-
-
-def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], list[Judgement]]:
-    """What statistics and aggregation take, without checks and without answers that a guard blocked.
-
-    Checks are gold, attention and qualification items.
-    """
-    retired = set(snapshot.retired)
-    tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in retired and not was_blocked(t)}
-    items = [c for t in tasks.values() if (c := t.comparison) is not None]
-    judgements = [j for s in snapshot.submissions if s.task in tasks for j in judgements_of(tasks[s.task], s)]
-    return items, judgements
-
-
-def was_blocked(task: Task) -> bool:
-    """Whether an answer is a guard's refusal on the chat page, which is not the policy's answer."""
-    blocked = task.metadata.get("blocked")
-    return task.id.startswith("chat-") and isinstance(blocked, list) and any(blocked)
 
 
 def _files(store: LabelStore, format: str) -> dict[str, bytes]:

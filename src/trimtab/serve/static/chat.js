@@ -226,9 +226,10 @@ byId("withdrawal").addEventListener("submit", async (event) => {
   event.preventDefault();
   const answer = await send("/chat/withdraw", { code: event.target.elements.code.value.trim() });
   if (!answer.ok) { byId("withdrawn").textContent = await reasonOf(answer); return; }
-  const { votes: count, exposures, exports } = await answer.json();
+  const { votes: count, exposures, exports, runs } = await answer.json();
   const about = exports.length ? phrase("js.chat.exports", { list: exports.join(", ") }) : phrase("js.chat.no_exports");
-  byId("withdrawn").textContent = phrase("js.chat.withdrawn", { votes: count, exposures, exports: about });
+  const trained = runs.length ? ` ${phrase("js.chat.runs", { list: runs.join(", ") })}` : "";
+  byId("withdrawn").textContent = phrase("js.chat.withdrawn", { votes: count, exposures, exports: about }) + trained;
   byId("agreed").hidden = true;
   byId("unagreed").hidden = false;
 });

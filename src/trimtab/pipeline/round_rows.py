@@ -1,0 +1,49 @@
+"""What each round of a run achieved, for the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.evals import RoundRow
+from trimtab.feedback import Estimate
+from trimtab.storage import RunFolder, read_json
+
+JUDGES = ("gold", "proxy")
+"""Judges by which a round is described: the first one that the run has."""
+
+
+def round_rows(run: RunFolder) -> tuple[RoundRow, ...]:
+    """The rounds up to this one; empty for the first, which has nothing to be compared with."""
+    if run.number == 1:
+        return ()
+    return tuple(row for folder in (*run.earlier(), run) if (row := _row(folder)) is not None)
+
+
+def _row(run: RunFolder) -> RoundRow | None:
+    file = run.stage("evaluate") / "evaluation.json"
+    if not file.is_file():
+        return None
+    result = read_json(file)
+    start = result["models"][-2]
+    judge = next((name for name in JUDGES if name in result["judges"]), None)
+    label, preferences = run.status("label"), run.status("preferences")
+    labels = {} if label is None else label.counts or {}
+    kl = result["kl"]
+    return RoundRow(
+        round=run.number,
+        labels=labels.get("judgements"),
+        label_source=labels.get("source") or "",
+        preferences=None if preferences is None else (preferences.counts or {}).get("preferences"),
+        judge=judge or "",
+        over_pretrained=_rate(result, "base", judge),
+        over_before=_rate(result, start, judge),
+        kl=None if kl is None else Estimate(name="KL", **{k: kl[k] for k in ("value", "low", "high", "n")}),
+        means={name: (result["means"][start][name], result["means"]["policy"][name]) for name in result["judges"]},
+    )
+
+
+def _rate(result: Mapping[str, Any], against: str, judge: str | None) -> Estimate | None:
+    """The policy's win rate over a model by a judge."""
+    for row in result["win_rates"]:
+        if (row["model"], row["against"], row["judge"]) == ("policy", against, judge):
+            return Estimate(name=against, **{k: row[k] for k in ("low", "high", "n")}, value=row["rate"])
+    return None

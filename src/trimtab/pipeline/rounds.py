@@ -1,0 +1,125 @@
+"""The next round of a finished run, from what people said of its answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import parse_config
+from trimtab.errors import ConfigError, DataError
+from trimtab.pipeline.config import RunConfig, check_recipe, load_recipe, override
+from trimtab.pipeline.run import PlannedRound, interruptible, origin, plan_stages, prepared, run_round
+from trimtab.pipeline.ui import Ui
+from trimtab.storage import RunFolder
+
+
+def open_run(path: Path) -> RunFolder:
+    """The folder of a run, not of one of its rounds.
+
+    Raises:
+        DataError: there is no run.
+    """
+    if not (path / "config.yaml").is_file():
+        raise DataError(f"{path}: no run (there is no config.yaml in it); give a run's folder, for example runs/NAME")
+    run = RunFolder(path, create=False)
+    if run.number > 1:
+        raise DataError(f"{path}: is round {run.number} of a run; give the run's folder, {run.first.path}")
+    return run
+
+
+def recipe_of(run: RunFolder) -> Path:
+    """The recipe's file, beside which relative data paths are looked up; the run's own copy where it has moved."""
+    return origin(run.path / "config.yaml")
+
+
+def next_round(
+    path: Path, votes: Path | None, *, database: str | None = None, overrides: Sequence[str] = (), ui: Ui | None = None
+) -> RunFolder:
+    """Make the next round of a run from votes, or finish the one that was begun.
+
+    Args:
+        path: the run's folder.
+        votes: annotation project or export with the votes; None: those of the round that was begun.
+        database: URL of a PostgreSQL database of the project.
+        overrides: ``key=value`` settings of the round.
+        ui: console.
+
+    Returns:
+        the round's folder.
+
+    Raises:
+        DataError: there is no run, or no vote to learn from.
+        ConfigError: the last round is not finished, or was made from another one than the one that is there now.
+        StorageError: the run is being written.
+    """
+    run, ui = open_run(path), ui or Ui()
+    with run.lock(), interruptible() as stopping:
+        last = run.rounds()[-1]
+        going_on = last.number > 1 and not _is_finished(last) and _by_votes(last)
+        if going_on:
+            ui.say(f"round {last.number} was begun; continuing it")
+        current = last if going_on else run.round(last.number + 1)
+        before = run.round(current.number - 1)
+        check_finished(before)
+        config = _config(load_recipe((last if going_on else before).path / "config.yaml"), votes, database, overrides)
+        config, recipe = prepared(config), recipe_of(run)
+        status = before.status("align")
+        assert status is not None, "it is finished"
+        stages = plan_stages(config, recipe, current, start=status.fingerprint)
+        planned = PlannedRound(run=RunFolder(current.path), stages=stages, start=status.fingerprint)
+        run_round(config, recipe, planned, ui, stopping, rounds=current.number)
+    return current
+
+
+def check_finished(run: RunFolder) -> None:
+    """Refuse to build on a round that is not finished, or whose start has changed.
+
+    Raises:
+        ConfigError: with the stage, and what to run.
+    """
+    status = run.status("align")
+    if status is None or status.state != "done":
+        how = "has no policy" if status is None else "is not finished"
+        raise ConfigError(
+            f"{run.path}: round {run.number} {how}, so no round can start from it; finish it with "
+            f"`{_command(run)}`. A recipe without align has no rounds"
+        )
+    if run.newest().number < run.number:
+        raise ConfigError(
+            f"{run.path}: round {run.number} was made from another round {run.number - 1} than the one that is there "
+            f"now; make it again with `{_command(run)}`, or move {run.path} away"
+        )
+
+
+def _command(run: RunFolder) -> str:
+    return f"trimtab round {run.first.path}" if _by_votes(run) else f"trimtab run {recipe_of(run.first)}"
+
+
+def _by_votes(run: RunFolder) -> bool:
+    label = load_recipe(run.path / "config.yaml").label
+    return run.number > 1 and label is not None and label.source == "votes"
+
+
+def _is_finished(run: RunFolder) -> bool:
+    last = "report" if load_recipe(run.path / "config.yaml").evaluate is not None else "align"
+    status = run.status(last)
+    return status is not None and status.state == "done" and run.newest().number >= run.number
+
+
+def _config(before: RunConfig, votes: Path | None, database: str | None, overrides: Sequence[str]) -> RunConfig:
+    """The recipe of a round: that of the round before, labelled by votes."""
+    known = None if before.label is None else before.label.votes
+    if votes is None and known is None:
+        raise ConfigError(
+            "nothing says where the votes are; name the project of `trimtab serve --chat` or `trimtab annotate` with "
+            "--votes PROJECT"
+        )
+    values: dict[str, Any] = before.model_dump(mode="json")
+    aggregate = {} if before.label is None else {"aggregate": values["label"]["aggregate"]}
+    project = {"project": str(votes), "database": database} if votes is not None else values["label"]["votes"]
+    values |= {"rounds": 1, "sample": None, "label": {"source": "votes", "votes": project} | aggregate}
+    values["data"] |= {"preferences": None, "prompts": before.data.prompts or before.data.preferences}
+    for item in overrides:
+        override(values, item)
+    config = parse_config(RunConfig, values, where="the round's recipe")
+    check_recipe(config)
+    return config

@@ -1,0 +1,92 @@
+"""What a round made from votes leaves beside its labels: how the served models compare, and refusals called wrong."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.evals import length_controlled, words
+from trimtab.feedback import model_wins
+from trimtab.feedback.votes import canonical_ranks
+from trimtab.records import Comparison, Judgement, Record
+
+REFUSALS = "refusals.jsonl"
+"""Answers that people call refused without reason, for a person to decide."""
+MEASURED = "votes.json"
+"""What the votes say of the served models, and what was left out."""
+
+
+class WrongRefusal(Record):
+    """An answer that somebody calls refused without reason."""
+
+    vote: str
+    """Id of the vote."""
+    annotator: str
+    """Pseudonym of who voted."""
+    text: str
+    """What was asked."""
+    answers: tuple[str, ...]
+    """What was answered."""
+    models: tuple[str | None, ...]
+    """Models that answered."""
+    guard: str | None
+    """Version of the guard that blocked it; None: the model itself refused."""
+
+
+def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """How often each served model was preferred over each other, by comparisons in random order.
+
+    Returns:
+        for each pair of checkpoints ``model``, ``rival``, ``rate`` (ties count half) with a 95 % Wilson interval
+        clustered by prompt (``low``, ``high``), ``n``, ``wins``, ``ties``, ``losses``, and ``equal_length``, the rate
+        at equal length with its interval where there are enough votes.
+    """
+    named = [_with_checkpoints(item) for item in items]
+    rows = []
+    for wins in model_wins(named, judgements).pairs:
+        equal = _at_equal_length(named, judgements, wins.model, str(wins.rival))
+        counts = {"wins": wins.wins, "ties": wins.ties, "losses": wins.losses}
+        rate = {"rate": wins.rate.value, "low": wins.rate.low, "high": wins.rate.high, "n": wins.rate.n}
+        rows.append({"model": wins.model, "rival": wins.rival} | rate | counts | {"equal_length": equal})
+    return rows
+
+
+def _with_checkpoints(item: Comparison) -> Comparison:
+    """The item with the checkpoint in each model's name: names stay when a model is trained further."""
+    checkpoints = item.metadata.get("checkpoints")
+    if not isinstance(checkpoints, list) or len(checkpoints) != len(item.completions):
+        return item
+    answers = tuple(
+        c.model_copy(update={"model": f"{c.model} ({str(checkpoint)[:8]})"})
+        for c, checkpoint in zip(item.completions, checkpoints, strict=True)
+    )
+    return item.model_copy(update={"completions": answers})
+
+
+def _at_equal_length(
+    items: Sequence[Comparison], judgements: Sequence[Judgement], model: str, rival: str
+) -> dict[str, float] | None:
+    by_id = {item.id: item for item in items if {c.model for c in item.completions} == {model, rival}}
+    outcomes, differences, prompts = [], [], []
+    for j in judgements:
+        item = by_id.get(j.item)
+        if item is None or j.ranks is None or len(item.completions) != 2:
+            continue
+        first = next(i for i, c in enumerate(item.completions) if c.model == model)
+        own, other = canonical_ranks(j)[first], canonical_ranks(j)[1 - first]
+        outcomes.append((own < other) + (own == other) / 2)
+        differences.append(len(words(item.completions[first].text)) - len(words(item.completions[1 - first].text)))
+        prompts.append(item.prompt.id)
+    equal = length_controlled(outcomes, differences, prompts)
+    return None if equal is None else {"rate": equal.rate, "low": equal.low, "high": equal.high}
+
+
+def measured_lines(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the comparisons say of the served models, in words."""
+    lines = []
+    for p in pairs:
+        equal = p["equal_length"]
+        at_equal = "" if equal is None else f"; at equal length {equal['rate']:.0%}"
+        lines.append(
+            f"blind votes prefer {p['model']} over {p['rival']}: {p['rate']:.1%} [{p['low']:.1%}, {p['high']:.1%}] of "
+            f"{p['n']} comparisons ({p['ties']} ties{at_equal})"
+        )
+    return lines

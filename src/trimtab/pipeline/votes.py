@@ -1,0 +1,212 @@
+"""Votes on answers of a service as the labels of a round.
+
+A vote is used once: what an earlier round of the run was trained on is left out. Thumbs make no pair, so they are
+counted and left to ``align.method: kto`` (``trimtab data export --format unpaired``). How often one served model was
+preferred over another is measured by comparisons alone, which are blind and in random order; who gives a thumb is no
+random choice. A comparison measures models that were trained before it, and then trains the next.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from trimtab.errors import DataError
+from trimtab.files import write_json
+from trimtab.pipeline.config import VotesConfig
+from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure, measured_lines
+from trimtab.records import Comparison, Judgement, Prompt, read_records, write_records
+from trimtab.records.annotation import judgements_of
+from trimtab.storage.chat import TO_A_PERSON, record_round
+from trimtab.storage.database import Database
+from trimtab.storage.labels import LabelStore
+from trimtab.storage.snapshot import (
+    Snapshot,
+    comparisons_and_judgements,
+    take_snapshot,
+    was_blocked,
+    without_small_groups,
+)
+
+CHAT = "chat-"
+"""Beginning of the ids of what visitors of the chat page voted on."""
+
+
+R = TypeVar("R", Comparison, Judgement)
+
+
+@dataclass(kw_only=True)
+class Collected:
+    """Votes, and what was left out."""
+
+    items: list[Comparison]
+    """The answers that were compared."""
+    judgements: list[Judgement]
+    """The votes on them, oldest first."""
+    refusals: list[WrongRefusal] = field(default_factory=list)
+    """Answers that people call refused without reason."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Votes that are not among the judgements, by reason."""
+
+
+def run_votes(context: Context) -> tuple[Counts, list[str]]:
+    """Collect the votes that no earlier round of this run was trained on."""
+    label = context.config.label
+    assert label is not None and label.votes is not None
+    config, folder = label.votes, context.folder("label")
+    source = Path(context.data_path(config.project))
+    exported = (source / "judgements.jsonl").is_file()
+    votes = _new(_of_export(config, source) if exported else _of_project(config, source), context)
+    if not any(j.ranks is not None for j in votes.judgements):
+        raise DataError(
+            f"{config.project}: no comparison in it can be learned from"
+            f"{_listed(votes.dropped)}. Serve two models (`trimtab serve {context.run.first.path} --model policy "
+            "--model base --chat PROJECT`), let people compare their answers, and run the same command again"
+        )
+    write_records(folder / "comparisons.jsonl", votes.items)
+    write_records(folder / "judgements.jsonl", votes.judgements)
+    write_records(folder / REFUSALS, votes.refusals)
+    measured = measure(votes.items, votes.judgements)
+    write_json(folder / MEASURED, {"pairs": measured, "dropped": dict(votes.dropped), "project": config.project})
+    if not exported:
+        with _store(config, source) as store:
+            record_round(
+                store, f"{context.config.name}, round {context.run.number}", {j.annotator for j in votes.judgements}
+            )
+    for line in measured_lines(measured):
+        context.ui.say(f"  {line}")
+    if votes.dropped:
+        context.ui.say(f"  left out{_listed(votes.dropped)}")
+    if votes.refusals:
+        context.ui.say(
+            f"  {len(votes.refusals)} refusals that people call wrong wait for a person: {folder / REFUSALS}"
+        )
+    counts: Counts = {
+        "items": len(votes.items),
+        "judgements": len(votes.judgements),
+        "people": len({j.annotator for j in votes.judgements}),
+        "source": "+".join(sorted({j.source for j in votes.judgements})),
+        "refusals": len(votes.refusals),
+    }
+    counts |= {f"votes dropped: {reason}": count for reason, count in votes.dropped.items()}
+    return counts, ["comparisons.jsonl", "judgements.jsonl", REFUSALS, MEASURED]
+
+
+def _of_project(config: VotesConfig, folder: Path) -> Collected:
+    if config.database is None and not (folder / "labels.db").is_file():
+        raise DataError(
+            f"{config.project}: holds neither labels.db nor judgements.jsonl; name the project of `trimtab serve "
+            "--chat` or `trimtab annotate`, or an export in the format judgements"
+        )
+    with _store(config, folder) as store:
+        return of_snapshot(take_snapshot(store), config.per_person)
+
+
+@contextmanager
+def _store(config: VotesConfig, folder: Path) -> Iterator[LabelStore]:
+    database = Database(config.database or f"sqlite:///{folder / 'labels.db'}")
+    try:
+        yield LabelStore(database)
+    finally:
+        database.close()
+
+
+def of_snapshot(snapshot: Snapshot, per_person: int) -> Collected:
+    """The comparisons of a project, at most ``per_person`` of each visitor of the chat page, and wrong refusals."""
+    submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
+    items, _ = comparisons_and_judgements(snapshot)
+    tasks, retired = {task.id: task for task in snapshot.tasks}, set(snapshot.retired)
+    comparable = {item.id for item in items}
+    collected, used = Collected(items=items, judgements=[]), Counter[str]()
+    for s in submissions:
+        task = tasks[s.task]
+        if s.verdict == "flag" and s.reason == TO_A_PERSON and s.task not in retired:
+            collected.refusals.append(
+                WrongRefusal(
+                    vote=s.id,
+                    annotator=s.annotator,
+                    text=task.prompt.text,
+                    answers=tuple(c.text for c in task.completions),
+                    models=tuple(c.model for c in task.completions),
+                    guard=task.metadata.get("guard") if was_blocked(task) else None,
+                )
+            )
+            collected.dropped["called a wrong refusal, for a person"] += 1
+        elif s.task in retired:
+            collected.dropped["answer withdrawn or taken out"] += 1
+        elif task.check is not None:
+            collected.dropped["check item"] += 1
+        elif s.task not in comparable:
+            collected.dropped["on one answer, not a comparison"] += 1
+        elif s.task.startswith(CHAT) and used[s.annotator] >= per_person:
+            collected.dropped[f"beyond {per_person} votes of one person"] += 1
+        else:
+            used[s.annotator] += 1
+            collected.judgements += judgements_of(task, s)
+    return collected
+
+
+def _of_export(config: VotesConfig, folder: Path) -> Collected:
+    """The votes in an export.
+
+    Raises:
+        DataError: two different records share an id, or a file is damaged.
+    """
+    collected = Collected(items=[], judgements=[])
+    collected.items, _ = _once(read_records(folder / "comparisons.jsonl", Comparison), folder / "comparisons.jsonl")
+    votes, repeated = _once(read_records(folder / "judgements.jsonl", Judgement), folder / "judgements.jsonl")
+    known = {item.id for item in collected.items}
+    used: Counter[str] = Counter()
+    collected.dropped["repeated in the file"] += repeated
+    for j in votes:
+        if j.item not in known:
+            collected.dropped["on an answer that is not in comparisons.jsonl"] += 1
+        elif j.item.startswith(CHAT) and used[j.annotator] >= config.per_person:
+            collected.dropped[f"beyond {config.per_person} votes of one person"] += 1
+        else:
+            used[j.annotator] += 1
+            collected.judgements.append(j)
+    return collected
+
+
+def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
+    """The records by their first occurrence, and how many were repeated."""
+    unique: dict[str, R] = {}
+    repeated = 0
+    for record in records:
+        if unique.setdefault(record.id, record) != record:
+            raise DataError(
+                f"{file}: two different records have the id {record.id!r}; export the project again with `trimtab data "
+                "export`, and do not join files by hand"
+            )
+        repeated += unique[record.id] is not record
+    return list(unique.values()), repeated
+
+
+def _new(collected: Collected, context: Context) -> Collected:
+    """The votes that no earlier round used, and the answers that they are about."""
+    before: set[str] = set()
+    for run in context.run.earlier():
+        file, refused = run.stage("label") / "judgements.jsonl", run.stage("label") / REFUSALS
+        before |= {j.id for j in read_records(file, Judgement)} if file.is_file() else set()
+        before |= {r.vote for r in read_records(refused, WrongRefusal)} if refused.is_file() else set()
+    votes = [j for j in collected.judgements if j.id not in before]
+    dropped = collected.dropped + Counter({"used in an earlier round": len(collected.judgements) - len(votes)})
+    aside = context.set_aside()
+    held = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in aside}
+    dropped += Counter({"about a held-out prompt": sum(j.item in held for j in votes)})
+    votes = [j for j in votes if j.item not in held]
+    items = {j.item for j in votes}
+    return Collected(
+        items=[item for item in collected.items if item.id in items],
+        judgements=votes,
+        refusals=[r for r in collected.refusals if r.vote not in before],
+        dropped=+dropped,
+    )
+
+
+def _listed(dropped: Mapping[str, int]) -> str:
+    return ": " + ", ".join(f"{count} {reason}" for reason, count in dropped.items()) if dropped else ""

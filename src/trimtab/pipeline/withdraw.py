@@ -1,0 +1,239 @@
+"""A run without some annotators' judgements: a new run folder, beside the one that was trained on them.
+
+The new folder has the finished stages that do not depend on the judgements, and the labels without those of the
+annotators. Its recipe names the annotators in ``label.without``, so its preferences and all that follows are made anew.
+The old run stays as it is: it is the record of what was trained on what.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import parse_config
+from trimtab.errors import ConfigError, DataError
+from trimtab.files import sha256_file, write_atomic, write_folder, write_json
+from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
+from trimtab.pipeline.rounds import open_run, recipe_of
+from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
+from trimtab.pipeline.stages import stages_of
+from trimtab.pipeline.ui import Ui
+from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal
+from trimtab.records import Comparison, Judgement, Preference, read_records, write_records
+from trimtab.storage import RunFolder, read_json
+
+WITHDRAWN = "withdrawn.json"
+"""File of the new run: which run it was made from, and without whom."""
+COPIED = ("revise", "sft", "sample", "label")
+"""Stages that do not depend on the judgements' aggregation."""
+NAMED = 10
+"""Annotators named in a message."""
+
+
+@dataclass(kw_only=True)
+class RoundChange:
+    """What the withdrawal changed in one round."""
+
+    round: int
+    """Number."""
+    judgements: int
+    """Judgements taken out."""
+    copied: bool
+    """True: the round's other labels are in the new run; False: its answers depend on an earlier round's policy and
+    are sampled and labelled anew."""
+    pairs_before: int = 0
+    """Preferences before."""
+    pairs_after: int = 0
+    """Preferences after."""
+    lost: list[str] = field(default_factory=list)
+    """Ids of preferences that no judgement is left for, or whose answers tie now."""
+    gained: int = 0
+    """Preferences that tied before."""
+    flipped: list[str] = field(default_factory=list)
+    """Ids of preferences in which two answers changed places."""
+    changed: int = 0
+    """Further preferences with another soft label, margin or weight."""
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    """Held-out accuracy of the reward model ``before`` and, where it was trained again, ``after``."""
+    again: list[str] = field(default_factory=list)
+    """Stages that must run again."""
+
+
+def withdraw(
+    path: Path, annotators: Sequence[str], out: Path | None = None, *, retrain: bool = False, ui: Ui | None = None
+) -> tuple[RunFolder, list[RoundChange]]:
+    """Make a run without some annotators' judgements.
+
+    Args:
+        path: the run's folder.
+        annotators: pseudonyms.
+        out: folder of the new run; None: beside the old one, named after it and the annotators.
+        retrain: True: train the first round's reward model again.
+        ui: console.
+
+    Returns:
+        the new run, and what changed, by round.
+
+    Raises:
+        DataError: there is no run, or it has no judgement by one of them.
+        ConfigError: ``out`` exists, or is no name of a run.
+        StorageError: the run is being written.
+    """
+    run, ui = open_run(path), ui or Ui()
+    config = load_recipe(path / "config.yaml")
+    out = out or path.resolve().with_name("-".join([path.resolve().name, "without", *annotators]))
+    if out.exists():
+        raise ConfigError(f"{out}: exists; name a new folder with --out")
+    with run.lock(), interruptible() as stopping:
+        rounds = [r for r in run.rounds() if _is_done(r, "label")]
+        counts = {r.number: Counter(j.annotator for j in _judgements(r)) for r in rounds}
+        _check_known(run, annotators, counts)
+        changes = [
+            RoundChange(
+                round=r.number, judgements=sum(counts[r.number][a] for a in annotators), copied=_stands_alone(r)
+            )
+            for r in rounds
+        ]
+        for change in changes[1:]:
+            change.copied &= all(earlier.copied for earlier in changes[: change.round - 1])
+        copied = [r for r, change in zip(rounds, changes, strict=True) if change.copied]
+        own = [_without(load_recipe(r.path / "config.yaml"), annotators, out.name) for r in copied]
+        facts = {"from": config.name, "annotators": list(annotators), "rounds": [asdict(c) for c in changes]}
+
+        def fill(aside: Path) -> None:
+            write_json(aside / WITHDRAWN, facts)
+            if (run.path / RECIPE).is_file():
+                shutil.copy(run.path / RECIPE, aside / RECIPE)
+            for r, settings in zip(copied, own, strict=True):
+                _copy(r, RunFolder(aside / r.place), settings, annotators)
+
+        write_folder(out, fill)
+        made = RunFolder(out)
+        recipe = recipe_of(run)
+        with made.lock():
+            for r, settings, change in zip(copied, own, changes, strict=False):
+                new, resolved = made.round(r.number), prepared(settings)
+                until = "reward" if retrain and r.number == 1 and settings.reward is not None else "preferences"
+                stages = plan_stages(resolved, recipe, new, until)
+                run_round(resolved, recipe, PlannedRound(run=new, stages=stages), ui, stopping)
+                _compare(change, r, new)
+                change.again = [s.name for s in stages_of(resolved, r.number) if not _is_done(new, s.name)]
+            for r, change in zip(rounds, changes, strict=True):
+                if not change.copied:
+                    change.again = [s.name for s in stages_of(load_recipe(r.path / "config.yaml"), r.number)]
+            write_json(made.path / WITHDRAWN, facts | {"rounds": [asdict(c) for c in changes]})
+    return made, changes
+
+
+def _judgements(run: RunFolder) -> list[Judgement]:
+    return read_records(run.stage("label") / "judgements.jsonl", Judgement)
+
+
+def _is_done(run: RunFolder, stage: str) -> bool:
+    status = run.status(stage)
+    return status is not None and status.state == "done"
+
+
+def _stands_alone(run: RunFolder) -> bool:
+    """Whether the round's labels hold whatever the round before learned: those of round 1, and votes on a service."""
+    label = load_recipe(run.path / "config.yaml").label
+    return run.number == 1 or (label is not None and label.source == "votes")
+
+
+def _check_known(run: RunFolder, annotators: Sequence[str], counts: dict[int, Counter[str]]) -> None:
+    known = Counter(name for counted in counts.values() for name in counted.elements())
+    unknown = [name for name in annotators if not known[name]]
+    if unknown or not annotators:
+        named = ", ".join(name for name, _ in known.most_common(NAMED))
+        more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+        raise DataError(
+            f"{run.path}: no judgement by {' or '.join(map(repr, unknown))} is in this run"
+            + (f"; its annotators are {named}{more}" if known else "; it has no judgements")
+        )
+
+
+def _without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConfig:
+    assert config.label is not None
+    label = config.label.model_copy(update={"without": tuple(sorted({*config.label.without, *annotators}))})
+    values = config.model_dump(mode="json") | {"name": name, "label": label.model_dump(mode="json")}
+    return parse_config(RunConfig, values, where="the new run's recipe")
+
+
+def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: Collection[str]) -> None:
+    """Copy the stages that stay, the labels without those of the annotators."""
+    write_atomic(target.path / "config.yaml", dump_config(config))
+    for stage in COPIED:
+        if _is_done(source, stage):
+            shutil.copytree(source.stage(stage), target.stage(stage))
+    label = target.stage("label")
+    for file in (label / "judgements.jsonl", label / "people.jsonl"):
+        if file.is_file():
+            write_records(file, [j for j in read_records(file, Judgement) if j.annotator not in annotators])
+    if (label / REFUSALS).is_file():  # votes came with their texts
+        refusals = read_records(label / REFUSALS, WrongRefusal)
+        write_records(label / REFUSALS, [r for r in refusals if r.annotator not in annotators])
+        judged = {j.item for j in _judgements(target)}
+        items = read_records(label / "comparisons.jsonl", Comparison)
+        write_records(label / "comparisons.jsonl", [item for item in items if item.id in judged])
+    status = json.loads((label / "status.json").read_text())
+    status["outputs"] = {name: sha256_file(label / name) for name in status["outputs"]}
+    write_json(label / "status.json", status)
+
+
+def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
+    """Fill in which preferences changed, and the reward models' accuracy."""
+    file = "preferences.jsonl"
+    before, after = (
+        {p.id: p for p in read_records(r.stage("preferences") / file, Preference)} if _is_done(r, "preferences") else {}
+        for r in (old, new)
+    )
+    change.pairs_before, change.pairs_after = len(before), len(after)
+    change.lost = [uid for uid in before if uid not in after]
+    change.gained = sum(uid not in before for uid in after)
+    both = [(before[uid], after[uid]) for uid in before if uid in after]
+    change.flipped = [a.id for a, b in both if _flipped(a, b)]
+    same = ("probability", "margin", "weight", "ranks")
+    differ = sum(any(getattr(a, name) != getattr(b, name) for name in same) for a, b in both)
+    change.changed = differ - len(change.flipped)
+    for when, r in (("before", old), ("after", new)):
+        if _is_done(r, "reward"):
+            evaluation = read_json(r.stage("reward") / "reward.json")["evaluation"]
+            if evaluation is not None:
+                change.accuracy[when] = evaluation["accuracy"]
+
+
+def _flipped(before: Preference, after: Preference) -> bool:
+    """Whether some answer was better than another and is worse now."""
+    places = range(len(before.ranks))
+    return any(
+        (before.ranks[i] < before.ranks[j]) and (after.ranks[i] > after.ranks[j]) for i in places for j in places
+    )
+
+
+def lines(made: RunFolder, changes: Sequence[RoundChange]) -> list[str]:
+    """What changed and what to run, in words."""
+    out = []
+    for c in changes:
+        if not c.copied:
+            out.append(
+                f"round {c.round}: {c.judgements} judgements of theirs; its answers came from a policy that is trained "
+                f"anew, so they are sampled and labelled again: {', '.join(c.again)}"
+            )
+            continue
+        out.append(
+            f"round {c.round}: {c.judgements} judgements taken out; {c.pairs_before} pairs before, {c.pairs_after} now "
+            f"({len(c.lost)} lost, {c.gained} gained, {len(c.flipped)} flipped, {c.changed} with another strength)"
+        )
+        for when, accuracy in c.accuracy.items():
+            if accuracy["value"] is not None:
+                interval = f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+                out.append(f"  reward model {when}: {accuracy['value']:.1%} {interval} of held-out pairs")
+        out.append(f"  to run again: {', '.join(c.again)}")
+    command = f"trimtab run {made.path / 'config.yaml'} --runs {made.path.parent}"
+    out.append(f"{made.path}: the old run stays as it is. Train the new one with `{command}`")
+    if any(c.copied and c.round > 1 for c in changes):
+        out.append(f"and then its further rounds with `trimtab round {made.path}`")
+    return out
