@@ -18,6 +18,7 @@ from trimtab.evals.capability import (
 from trimtab.evals.edits import EDITS, EditEffect, edit_effects
 from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
+from trimtab.evals.members import MemberErrors, member_errors
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
@@ -69,6 +70,7 @@ __all__ = [
     "GainPart",
     "LengthControlled",
     "Measure",
+    "MemberErrors",
     "OpenAnswer",
     "ProbeColumn",
     "Reading",
@@ -99,6 +101,7 @@ __all__ = [
     "length_controlled",
     "load_capability",
     "measure",
+    "member_errors",
     "preaches",
     "probe_answers",
     "probe_table",

@@ -59,10 +59,13 @@ class Context:
         return step_seed(self.config.seed, purpose, 0) % (1 << 31)
 
     @contextmanager
-    def training(self, stage: str, title: str) -> Iterator["StageSession"]:
-        """Logging, checkpoints, stopping and a progress bar for a training stage."""
+    def training(self, stage: str, title: str, *, part: str = "") -> Iterator["StageSession"]:
+        """Logging, checkpoints, stopping and a progress bar for a training stage.
+
+        ``part``: of a stage that trains several models, the folder of this one inside the stage's.
+        """
         with self.ui.bar(title) as bar:
-            session = StageSession(self, stage, bar)
+            session = StageSession(self, stage, bar, part)
             try:
                 yield session
             finally:
@@ -202,8 +205,10 @@ def _reasons(unrendered: Mapping[str, str], before: str) -> str:
 class StageSession(Session):
     """A session that logs to the stage's folder and moves its bar."""
 
-    def __init__(self, context: Context, stage: str, bar: Bar) -> None:
-        folder = context.folder(stage)
+    def __init__(self, context: Context, stage: str, bar: Bar, part: str = "") -> None:
+        folder = context.folder(stage) / part
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._bar, self._folder = bar, folder
         self._metrics: MetricsLog | None = None
         self._board: Any = None
@@ -211,7 +216,9 @@ class StageSession(Session):
         super().__init__(
             log=self._log,
             checkpoints=Checkpoints(
-                folder / "checkpoints", context.fingerprints[stage], every=context.config.checkpoint_every
+                context.folder(stage) / "checkpoints" / part,
+                context.fingerprints[stage],
+                every=context.config.checkpoint_every,
             ),
             stop_requested=context.stop_requested,
             planned=self._plan,

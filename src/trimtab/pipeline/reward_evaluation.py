@@ -15,7 +15,8 @@ from trimtab.files import write_atomic, write_json
 from trimtab.models import Role, load_tensors
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context
-from trimtab.pipeline.learning import reward_role, usable_rankings
+from trimtab.pipeline.learning import usable_rankings
+from trimtab.pipeline.reward_models import reward_backbone, reward_role
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Preference
 from trimtab.storage import RunFolder, read_json
@@ -61,7 +62,7 @@ def evaluate_reward(
     if config.reward is None:
         raise ConfigError("this recipe has no reward section, so there is no reward model to evaluate; add one")
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
-    role = reward_role(context, context.trunk())
+    role = reward_role(context, reward_backbone(context, None))
     role.load_state(load_tensors(run.stage("reward") / "weights.safetensors"))
     train, train_rankings, held, held_rankings = _own(context, role)
     bench = source != HELDOUT and is_reward_bench(Path(context.data_path(source)))

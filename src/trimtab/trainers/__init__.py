@@ -58,6 +58,7 @@ from trimtab.trainers.rl_config import (
     StepKLConfig,
 )
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
+from trimtab.trainers.selection import HELDOUT, Chosen, Selection
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
 
 __all__ = [
@@ -68,7 +69,10 @@ __all__ = [
     "ApoDownConfig",
     "ApoZeroConfig",
     "BcoConfig",
+    "HELDOUT",
     "Checkpoints",
+    "Chosen",
+    "Selection",
     "CispoConfig",
     "ClippedConfig",
     "ConstraintConfig",
