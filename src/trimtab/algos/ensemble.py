@@ -75,5 +75,7 @@ def _checked(scores: Tensor) -> Tensor:
     finite = scores.isfinite().all(dim=1)
     if not bool(finite.all()):
         member = int((~finite).nonzero()[0])
-        raise NonFiniteError(f"member {member + 1} of {len(scores)} gave a score that is NaN or infinite; train it again")
+        raise NonFiniteError(
+            f"member {member + 1} of {len(scores)} gave a score that is NaN or infinite; train it again"
+        )
     return full(scores.detach())

@@ -42,6 +42,7 @@ from trimtab.evals.report_data import (
 )
 from trimtab.evals.reward_model import Baseline, CalibrationRow, RewardModelEval, evaluate_reward_model
 from trimtab.evals.run_alarms import RUN_PROBES, AlarmConfig, RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
+from trimtab.evals.turns import GaoFit, Turn, find_turn, fit_form
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Examples",
     "Gain",
     "GainPart",
+    "GaoFit",
     "LengthControlled",
     "Measure",
     "MemberErrors",
@@ -83,6 +85,7 @@ __all__ = [
     "Series",
     "Source",
     "Stage",
+    "Turn",
     "WinRate",
     "WinRateRow",
     "alarms",
@@ -95,6 +98,8 @@ __all__ = [
     "edit_effects",
     "edited",
     "evaluate_reward_model",
+    "find_turn",
+    "fit_form",
     "gain_parts",
     "is_complete",
     "is_on_topic",

@@ -160,6 +160,15 @@ class RewardStageConfig(RewardConfig):
     """True: the split test. The prompts of the preferences are divided; what is trained on learns from one half, and a
     held-out reward model from the other. The latter judges every step (``reward/heldout``) and is never trained on."""
 
+    @property
+    def shares(self) -> list[float]:
+        """The part of the preferences that each language model learns from; the held-out one comes last."""
+        climbed = 0.5 if self.split else 1.0
+        shares = [climbed]
+        if self.ensemble is not None:
+            shares = [climbed / (2 if self.ensemble.halves else 1)] * self.ensemble.members
+        return shares + ([0.5] if self.split else [])
+
 
 class EvaluateConfig(Config):
     """Held-out comparison of the models."""
@@ -362,11 +371,14 @@ def _check_several_models(config: RunConfig) -> Iterator[str]:
         setting = "reward.split" if reward.split else "reward.ensemble"
         if reward.adapter.kind == "full":
             yield (
-                f"{setting} trains several reward models on one trunk, and reward.adapter.kind 'full' would copy it for "
-                "each; use lora"
+                f"{setting} trains several reward models on one trunk, and reward.adapter.kind 'full' would copy it "
+                "for each; use lora"
             )
         if sources and not any(isinstance(source, ModelReward) for source in sources.values()):
-            yield f"{setting} is for runs that maximise the reward model; add it to rewards (kind: model), or leave it out"
+            yield (
+                f"{setting} is for runs that maximise the reward model; add it to rewards (kind: model), or leave "
+                f"{setting} out"
+            )
         for name in WATCHED:
             if name in sources:
                 yield f"rewards.{name} has the name of a number that {setting} logs; choose another name"

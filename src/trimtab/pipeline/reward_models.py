@@ -18,7 +18,7 @@ from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, save_tensors
 from trimtab.pipeline.config import RewardStageConfig
 from trimtab.pipeline.context import Context, Counts
-from trimtab.records import Preference, Rollout
+from trimtab.records import Preference
 from trimtab.rollout import EnsembleConfig, RewardModels, RewardModelScorer
 from trimtab.rollout.rewards import RewardFunction
 from trimtab.storage import read_json
@@ -84,8 +84,8 @@ def reward_parts(config: RewardStageConfig, prompts: Sequence[str], train: Seque
     for part in parts if len(parts) > 1 else []:
         if (count := len({prompts[place] for place in part.places})) < SMALLEST_PART:
             raise DataError(
-                f"the reward model {part.name!r} would learn from {count} prompts of {len({prompts[i] for i in train})}; "
-                f"at least {SMALLEST_PART} are needed: collect more preferences, or set reward.split and "
+                f"the reward model {part.name!r} would learn from {count} of {len({prompts[i] for i in train})} "
+                f"prompts; at least {SMALLEST_PART} are needed: collect more preferences, or set reward.split and "
                 "reward.ensemble.halves to false"
             )
     return parts
@@ -272,8 +272,8 @@ def _scale(name: str, values: Sequence[float]) -> tuple[float, float]:
     bad = next((x for x in values if not math.isfinite(x)), None)
     if bad is not None:
         raise NonFiniteError(
-            f"the reward model {name!r} gives the score {bad} for an answer it was trained on; lower reward.optimizer.lr "
-            "and train it again"
+            f"the reward model {name!r} gives the score {bad} for an answer it was trained on; lower "
+            "reward.optimizer.lr and train it again"
         )
     return fmean(values), max(pstdev(values), 1e-3)
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
-
 WATCHED = ("heldout", "spread")
 """Numbers about each answer that are logged beside its rewards and never trained on: the score of a held-out reward
 model, and how far reward models disagree."""

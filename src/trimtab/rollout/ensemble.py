@@ -44,7 +44,9 @@ class EnsembleConfig(Config):
         if self.halves and self.members < 2:
             raise ValueError("halves needs members of 2 or more, one for each half; leave halves out")
         if self.score != "penalised" and self.penalty != type(self).model_fields["penalty"].default:
-            raise ValueError(f"penalty is {self.penalty:g} and score {self.score!r}; set score: penalised, or leave it out")
+            raise ValueError(
+                f"penalty is {self.penalty:g} and score {self.score!r}; set score: penalised, or leave it out"
+            )
         return self
 
     def combine(self, scores: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
 from trimtab.trainers.reference import answer_logprobs, reference_logprobs
-from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
+from trimtab.trainers.reward import RewardConfig, prepared_states, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
@@ -62,6 +62,7 @@ from trimtab.trainers.selection import HELDOUT, Chosen, Selection
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
 
 __all__ = [
+    "HELDOUT",
     "METHODS",
     "OFFLINE",
     "ONLINE",
@@ -69,10 +70,8 @@ __all__ = [
     "ApoDownConfig",
     "ApoZeroConfig",
     "BcoConfig",
-    "HELDOUT",
     "Checkpoints",
     "Chosen",
-    "Selection",
     "CispoConfig",
     "ClippedConfig",
     "ConstraintConfig",
@@ -119,6 +118,7 @@ __all__ = [
     "RlRoles",
     "RlooConfig",
     "RolloutBatch",
+    "Selection",
     "Session",
     "SftConfig",
     "SimpoConfig",
@@ -136,6 +136,7 @@ __all__ = [
     "known_answers",
     "mean_nll",
     "methods_with",
+    "prepared_states",
     "reference_logprobs",
     "scheduled_lr",
     "score_rankings",

@@ -178,9 +178,7 @@ def train_rl(
             penalised=config.missing_eos is not None,
             cost=None if (limit := _constraint(config)) is None else limit.reward,
         ),
-        selection=Selection(
-            config.select, steps=config.steps, patience=config.patience, budget=config.kl.budget
-        ),
+        selection=Selection(config.select, steps=config.steps, patience=config.patience, budget=config.kl.budget),
     )
     done = run.restore(session.checkpoints)
     session.planned(done, config.steps)
@@ -476,9 +474,12 @@ class _Run:
                 self.price.load_state_dict(extra["price"])
         if done == 0 and (self._returns_to_good or self.selection.active):
             if checkpoints is None:
+                setting = f"select is {self.config.select!r}" if self.config.select != "last" else "kl.budget is set"
+                if self._returns_to_good:
+                    setting = "guard.on_fall is 'keep'"
                 raise ConfigError(
-                    "guard.on_fall 'keep', select and kl.budget return to earlier weights and need checkpoints; give "
-                    "the session some, or set on_fall: stop, select: last and kl.budget: null"
+                    f"{setting}, which needs checkpoints; give the session some, or set on_fall: stop, select: last "
+                    "and kl.budget: null"
                 )
             self.save(checkpoints, 0)
         return done

@@ -1,8 +1,8 @@
 """Which weights an online run ends with, and when it may end before its last step.
 
-Candidates are the weights where the run began, those of its checkpoints, and the last ones. A candidate is judged by the
-answers drawn around it: the mean of a score over the steps from two before to two after the one that the candidate's
-weights drew, as far as these steps exist. One step's answers are too few, and each step has other prompts.
+Candidates are the weights where the run began, those of its checkpoints, and the last ones. A candidate is judged by
+the answers drawn around it: the mean of a score over the steps from two before to two after the one that the
+candidate's weights drew, as far as these steps exist. One step's answers are too few, and each step has other prompts.
 
 The answers of step s (from 1) come from the weights after s − 1 steps.
 """
@@ -113,11 +113,9 @@ class Selection:
 
     def describe(self, step: int, reason: str | None) -> str:
         """Why the weights after ``step`` steps were chosen, in words."""
-        why = f"the newest within the KL budget of {self._budget:g} nats per answer"
-        if self.by != "last":
-            why = f"their {self.by} score {self.score(step):.3g} is the highest"
-            if self._budget is not None:
-                why += f" within the KL budget of {self._budget:g} nats per answer"
+        why = "the newest" if self.by == "last" else f"their {self.by} score {self.score(step):.3g} is the highest"
+        if self._budget is not None:
+            why += f" within the KL budget of {self._budget:g} nats per answer"
         return why if reason is None else f"{reason}; {why}"
 
     def state_dict(self) -> Mapping[str, Any]:
