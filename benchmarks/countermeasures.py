@@ -6,8 +6,8 @@ proxy rises. Each further row changes one thing. Gold and proxy are exact expect
 and 0.
 
 The members of the ensembles share what is right about the first model, and each has flaws of its own: weights of
-certainty and padding between 0 and the first one's. A held-out model is such a model too. Models with one flaw in
-common would not help each other.
+certainty and padding between minus and plus the first one's. A held-out model is such a model too. In rows "of one
+sign" they lie between 0 and the first one's: all models like the same flaws, more or less.
 """
 
 import random
@@ -46,17 +46,16 @@ def reward_model(certain: float, padding: float) -> Tensor:
     return normalised(content + certain * counts()[:, CERTAIN] + padding * counts()[:, PADDING])
 
 
-def ensemble(seed: int, score: Any, members: int = 3) -> Tensor:
-    """The flawed model and others with flaws of their own, combined and normalised."""
-    draw = random.Random(f"members {seed}")
-    others = [reward_model(*(f * draw.random() for f in FLAW)) for _ in range(members - 1)]
-    return normalised(ensemble_score(torch.stack([reward_model(*FLAW), *others]), score))
-
-
-def heldout(seed: int) -> Tensor:
+def other_model(draw: random.Random, *, one_sign: bool) -> Tensor:
     """A reward model with flaws of its own."""
-    draw = random.Random(f"heldout {seed}")
-    return reward_model(*(f * draw.random() for f in FLAW))
+    return reward_model(*(flaw * draw.uniform(0.0 if one_sign else -1.0, 1.0) for flaw in FLAW))
+
+
+def ensemble(seed: int, score: Any, *, one_sign: bool, members: int = 3) -> Tensor:
+    """The flawed model and others, combined and normalised."""
+    draw = random.Random(f"members {seed}")
+    others = [other_model(draw, one_sign=one_sign) for _ in range(members - 1)]
+    return normalised(ensemble_score(torch.stack([reward_model(*FLAW), *others]), score))
 
 
 PENALTIES: Mapping[str, dict[str, Any]] = {
@@ -82,26 +81,31 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "ensemble, mean": {"ensemble": "mean"},
     "ensemble, worst": {"ensemble": "worst"},
     "ensemble, penalised": {"ensemble": "penalised"},
-    "`kl.coefficient: 0.2`": {"align": {"kl": {"coefficient": 0.2}}},
-    "`kl.target: 2`": {"align": {"kl": {"coefficient": 0.1, "target": 2.0, "horizon": 500.0}}},
+    "ensemble, worst, of one sign": {"ensemble": "worst", "one_sign": True},
+    "`kl.coefficient: 0.5`": {"align": {"kl": {"coefficient": 0.5}}},
+    "`kl.target: 2`": {"align": {"kl": {"coefficient": 0.1, "target": 2.0, "horizon": 100.0}}},
     "`kl.budget: 2`": {"align": {"kl": {"coefficient": 0.0, "budget": 2.0}}},
     "`select: heldout`": {"align": {"select": "heldout"}},
+    "`select: heldout`, of one sign": {"align": {"select": "heldout"}, "one_sign": True},
 }
 """Each countermeasure: what it changes."""
 
 
 def simulate(variant: Mapping[str, Any], seed: int) -> Trained:
     """A run with one countermeasure."""
-    model = reward_model(*FLAW) if "ensemble" not in variant else ensemble(seed, variant["ensemble"])
+    one_sign, model = variant.get("one_sign", False), reward_model(*FLAW)
+    if "ensemble" in variant:
+        model = ensemble(seed, variant["ensemble"], one_sign=one_sign)
     rewards = {"proxy": (model, as_reward(**variant.get("proxy", {})))}
     for name in variant.get("penalties", ()):
         rewards[name] = penalties()[name], as_reward(**({} if variant.get("free") else PENALTIES[name]))
-    return train(rewards, seed=seed, watched=heldout(seed), **variant.get("align", {}))
+    judge = other_model(random.Random(f"heldout {seed}"), one_sign=one_sign)
+    return train(rewards, seed=seed, watched=judge, **variant.get("align", {}))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table."""
-    seeds = int(arguments[0]) if arguments else 5
+    seeds = int(arguments[0]) if arguments else 3
     print(f"{seeds} seeds, {STEPS} steps; means [95 % of the means over seeds]")
     print("| countermeasure | gold at the end | highest gold | own proxy at the end | KL at the end, nats |")
     print("|---|---|---|---|---|")

@@ -2,7 +2,8 @@
 
 Candidates are the weights where the run began, those of its checkpoints, and the last ones. A candidate is judged by
 the answers drawn around it: the mean of a score over the steps from two before to two after the one that the
-candidate's weights drew, as far as these steps exist. One step's answers are too few, and each step has other prompts.
+candidate's weights drew, fewer at the start and at the end. One step's answers are too few, and each step has other
+prompts.
 
 The answers of step s (from 1) come from the weights after s − 1 steps.
 """
@@ -128,6 +129,10 @@ class Selection:
 
 
 def _around(values: list[float], candidate: int) -> float:
-    """Mean over the steps around the one that the candidate's weights drew (place ``candidate``, from 0)."""
-    near = values[max(0, candidate - SIDE) : candidate + SIDE + 1]
+    """Mean over the steps around the one that the candidate's weights drew (place ``candidate``, from 0).
+
+    Near the start the window is shorter on both sides, or the start would have the credit of what follows it.
+    """
+    side = min(SIDE, candidate)
+    near = values[max(0, min(candidate - side, len(values) - SIDE)) : candidate + side + 1]
     return sum(near) / len(near) if near else float("-inf")
