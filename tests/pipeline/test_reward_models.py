@@ -10,12 +10,13 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline.config import RewardStageConfig, RunConfig, check_recipe, load_recipe
 from trimtab.pipeline.export import export_model
 from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.reward_evaluation import evaluate_reward
 from trimtab.pipeline.reward_models import reward_parts
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Rollout, read_records
 from trimtab.records.weights import reward_weights
-from trimtab.storage import read_metrics
+from trimtab.storage import RunFolder, read_metrics
 from trimtab.testing.recipe import TOY, toy_recipe
 
 SEVERAL = {"split": True, "ensemble": {"members": 2, "words": True, "score": "penalised"}, "holdout": 0.2}
@@ -96,6 +97,14 @@ def test_the_page_has_turns_forms_and_errors(finished: Path):
     assert "Turned at step" in page and "Reward models together" in page and "Held-out reward" in page
 
 
+def test_the_evaluation_scores_with_the_ensemble(finished: Path):
+    recipe = finished.parents[1] / "recipe.yaml"
+    written = evaluate_reward(load_recipe(recipe), recipe, RunFolder(finished), "heldout")
+    stored = json.loads((finished / "stages" / "reward" / "reward.json").read_text())["evaluation"]
+    assert written["evaluation"]["accuracy"]["value"] == stored["accuracy"]["value"]
+    assert written["evaluation"]["log_loss"] == pytest.approx(stored["log_loss"], abs=1e-5)
+
+
 def test_an_ensemble_is_no_classifier(finished: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="the reward is an ensemble, which no single classifier is"):
         export_model(finished, tmp_path / "out", stage="reward")
@@ -116,7 +125,7 @@ def test_the_plan_tells_of_models_and_ending_and_refuses_small_parts(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"align": {"method": "rloo", "select": "heldout"}}, "align.select is 'heldout' and there is no held-out reward"),
+        ({"align": {"method": "rloo", "select": "heldout"}}, "align.select is 'heldout' and there is no held-out"),
         (
             {"reward": {"split": True, "adapter": {"kind": "full"}}},
             "reward.split trains several reward models on one trunk",
@@ -126,7 +135,7 @@ def test_the_plan_tells_of_models_and_ending_and_refuses_small_parts(tmp_path: P
             "reward.split is for runs that maximise the reward model",
         ),
         (
-            {"reward": {"split": True}, "rewards": {"model": {"kind": "model"}, "heldout": {"kind": "function", "path": "a.b"}}},
+            {"reward": {"split": True}, "rewards": {"m": {"kind": "model"}, "heldout": {"kind": "http", "url": "http://h"}}},
             "rewards.heldout has the name of a number that reward.split logs",
         ),
         (

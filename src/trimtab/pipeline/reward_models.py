@@ -5,7 +5,7 @@ trained, so that they share the states of the frozen layers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
@@ -333,6 +333,31 @@ def _load_model(
         states=states,
     )
     return scorer.normalised
+
+
+def load_ranking_scorer(
+    context: Context, backbone: Backbone
+) -> tuple[Role, Callable[[Sequence[Ranking], Sequence[Preference]], list[list[float]]]]:
+    """The first reward model's role, and the scores of preferences' answers by the models that are trained on."""
+    config, folder = context.config.reward, context.folder("reward")
+    assert config is not None
+    entries = [entry for entry in read_json(folder / "reward.json")["models"] if not entry["judges"]]
+    scales = {entry["name"]: (entry["mean"], entry["std"]) for entry in entries}
+    roles = {
+        entry["name"]: reward_role(context, backbone, entry["name"]) for entry in entries if entry["name"] != WORDS
+    }
+    for entry in entries:
+        if entry["name"] in roles:
+            roles[entry["name"]].load_state(load_tensors(folder / entry["file"]))
+    words = {entry["name"]: read_json(folder / entry["file"]) for entry in entries if entry["name"] == WORDS}
+
+    def score(rankings: Sequence[Ranking], preferences: Sequence[Preference]) -> list[list[float]]:
+        scored = {name: score_rankings(role, rankings) for name, role in roles.items()}
+        for name, weights in words.items():
+            scored[name] = [[_word_score(c.text, weights) for c in p.completions] for p in preferences]
+        return scored[FIRST] if config.ensemble is None else _combined(config.ensemble, scored, scales)
+
+    return roles[FIRST], score
 
 
 def _word_score(text: str, weights: dict[str, float]) -> float:
