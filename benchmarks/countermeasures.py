@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.countermeasures [SEEDS]`` prints a table. The reward model likes the right kind of answer and, as
 its flaw, certainty and padding, the more the better. Without countermeasures gold rises, turns and falls while the
-proxy rises. Each further row changes one thing. Gold and proxy are exact expectations of the policy; the start is 0.34
+proxy rises. Each further row changes one thing. Gold and proxy are exact expectations of the policy; the start is 0.29
 and 0.
 
 The members of the ensembles share what is right about the first model, and each has flaws of its own: weights of

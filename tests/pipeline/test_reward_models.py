@@ -1,12 +1,16 @@
 """Several reward models in a recipe: the parts they learn from, a whole run with them, and what is refused."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, DataError, Interrupted
+from trimtab.models import load_tensors
+from trimtab.pipeline import reward_models
 from trimtab.pipeline.config import RewardStageConfig, RunConfig, check_recipe, load_recipe
 from trimtab.pipeline.export import export_model
 from trimtab.pipeline.plan import make_plan
@@ -49,13 +53,11 @@ def test_halves_that_are_too_small():
         reward_parts(section(split=True), [str(i) for i in range(14)], range(14), seed=0)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with two language models and a bag of words, a held-out model, and a choice by it."""
-    folder = tmp_path_factory.mktemp("several")
+def several(folder: Path) -> Path:
+    """A recipe with two language models and a bag of words, a held-out model, and a choice by it."""
     align = TOY["align"] | {"method": "rloo", "select": "heldout", "steps": 12, "prompts": 4, "group": 4, "epochs": 1}
     del align["critic"]
-    recipe = toy_recipe(
+    return toy_recipe(
         folder,
         sft=None,
         sample=TOY["sample"] | {"prompts": 32, "answers": 2},
@@ -63,6 +65,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         align=align,
         evaluate=TOY["evaluate"] | {"gain": False},
     )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of that recipe."""
+    folder = tmp_path_factory.mktemp("several")
+    recipe = several(folder)
     return run_recipe(load_recipe(recipe), recipe, runs=folder / "runs", ui=Silent()).path
 
 
@@ -75,6 +84,29 @@ def test_each_model_is_stored_with_its_scale_and_the_errors_are_compared(finishe
     )
     assert facts["mean"] < 0  # of the penalised score, whose members have mean 0
     assert facts["errors"]["names"] == names and facts["evaluation"]["pairs"] == facts["errors"]["correlation"]["n"]
+
+
+def test_models_that_are_done_are_not_trained_again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Interrupted at the second of three language models, the run ends with the same weights."""
+    recipe, trained, original = several(tmp_path), [], reward_models.train_reward
+
+    def train(role: Any, *arguments: Any, **more: Any) -> Any:
+        trained.append(role.adapter)
+        if len(trained) == 2:
+            raise Interrupted("stopped")
+        return original(role, *arguments, **more)
+
+    monkeypatch.setattr(reward_models, "train_reward", train)
+    for attempt in range(2):
+        with pytest.raises(Interrupted) if attempt == 0 else nullcontext():
+            run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", until="reward", ui=Silent())
+    assert trained == ["reward", "member_2", "member_2", "heldout"]
+    for name in ("weights", "weights-member_2", "weights-heldout"):
+        ours, theirs = (
+            load_tensors(folder / "stages" / "reward" / f"{name}.safetensors")
+            for folder in (tmp_path / "runs" / "toy", finished)
+        )
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_held_out_score_and_spread_are_logged_and_weigh_nothing(finished: Path):

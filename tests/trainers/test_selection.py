@@ -103,10 +103,11 @@ def train(
         rows.append(metrics)
         weights.append(policy.state()["table"])
 
+    limits: dict[str, Any] = {"kl": KLConfig(coefficient=0.0)} | settings
     config = RlooConfig(
         adapter=AdapterConfig(kind="full"), steps=24, prompts=16, group=4, sampler=SamplerConfig(max_new_tokens=1),
         missing_eos=None, guard=None, policy=OptimizerConfig(lr=0.15, schedule="constant", warmup=0.0),
-        **({"kl": KLConfig(coefficient=0.0)} | settings),
+        **limits,
     )  # fmt: skip
     end = train_rl(
         cast(Any, RlRoles)(policy=policy, reference=TabularRole(TREE, start), critic=None),
