@@ -388,7 +388,7 @@ def test_series_from_metrics():
     assert math.isnan(series.y[1])
     assert (series.low, series.high, series.name, series.file) == (None, None, "kl", "metrics.jsonl")
     assert series_from_metrics(rows, "absent", panel="kl") is None
-    assert {key for key in PANELS} >= {"proxy", "gold", "held_out", "kl", "length", "entropy"}
+    assert {key for key in PANELS} >= {"proxy", "gold", "reward/heldout", "kl", "length", "entropy"}
 
 
 def test_series_with_ends():
