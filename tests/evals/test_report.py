@@ -281,7 +281,7 @@ def test_a_run_without_kl_has_no_tile_of_it():
 
 def test_unrecorded_curves_are_named():
     data = toy_report()
-    text = safe(render(data.model_copy(update={"series": data.series[:6]}))).text
+    text = safe(render(data.model_copy(update={"series": data.series[:7]}))).text
     assert "Not recorded in this run: kl per answer, answer length, entropy, clip fraction" in text
 
 

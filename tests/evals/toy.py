@@ -71,12 +71,8 @@ def metrics() -> list[dict[str, Any]]:
         }
         if step % 15 == 0:
             gold = -0.1 + 1.35 * progress - 0.5 * max(0.0, progress - 0.8)
-            row |= {
-                "gold": gold,
-                "gold_low": gold - 0.16,
-                "gold_high": gold + 0.16,
-                "reward/heldout": -0.2 + 1.9 * progress,
-            }
+            row |= {"gold": gold, "gold_low": gold - 0.16, "gold_high": gold + 0.16}
+            row |= {"reward/heldout": -0.2 + 1.9 * progress, "reward/spread": 0.5 + progress}
         rows.append(row)
     return rows
 
