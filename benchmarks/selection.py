@@ -32,7 +32,6 @@ def choices(run: Trained) -> dict[str, int]:
     for rule in RULES:
         selection = Selection(
             "heldout" if rule == "heldout" else "proxy" if rule == "proxy" else "last",
-            steps=STEPS,
             budget=BUDGET if rule == "kl" else None,
         )
         for metrics in run.metrics:

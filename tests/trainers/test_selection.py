@@ -34,26 +34,26 @@ def followed(selection: Selection, scores: list[float], kls: list[float] | None 
 
 def test_a_candidate_is_judged_by_five_steps_around_it():
     """Weights after c steps draw step c + 1; of eleven steps the sixth scores 5 and its neighbours 1."""
-    selection = followed(Selection("heldout", steps=11), [0, 0, 0, 0, 1, 5, 1, 0, 0, 0, 0])
+    selection = followed(Selection("heldout"), [0, 0, 0, 0, 1, 5, 1, 0, 0, 0, 0])
     assert selection.score(5) == pytest.approx(7 / 5) and selection.score(0) == 0.0
     assert selection.score(11) == 0.0  # no step follows the last weights: the mean of the last two
     assert selection.choose([0, 5, 10]) == 5 and selection.choose([0, 10]) == 0  # the earliest of equals
-    assert followed(Selection("proxy", steps=3), [3, 2, 1]).choose([0, 3]) == 3  # −score is the proxy here
+    assert followed(Selection("proxy"), [3, 2, 1]).choose([0, 3]) == 3  # −score is the proxy here
 
 
 def test_the_newest_within_the_budget():
-    selection = followed(Selection("last", steps=8, budget=3.0), [0.0] * 8, [0, 1, 2, 3, 4, 5, 6, 7])
+    selection = followed(Selection("last", budget=3.0), [0.0] * 8, [0, 1, 2, 3, 4, 5, 6, 7])
     assert selection.kl(3) == 3.0 and selection.choose([0, 2, 3, 4, 8]) == 3
     assert selection.stop() == "the KL to the reference is 6 nats per answer, above the budget of 3"
-    assert followed(Selection("last", steps=3, budget=3.0), [0.0] * 3, [1, 2, 3]).stop() is None
-    best = followed(Selection("heldout", steps=8, budget=2.0), [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7])
+    assert followed(Selection("last", budget=3.0), [0.0] * 3, [1, 2, 3]).stop() is None
+    best = followed(Selection("heldout", budget=2.0), [0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7])
     assert best.choose([0, 1, 2, 6]) == 2  # the best score lies beyond
 
 
 def test_patience_counts_steps_without_a_better_mean():
     """The mean around step place 3 is highest; three later places are judged after 9 steps."""
     scores = [0.0, 1, 2, 3, 2, 1, 0, 0, 0]
-    patient = Selection("heldout", steps=20, patience=3)
+    patient = Selection("heldout", patience=3)
     stops = []
     for score in scores:
         followed(patient, [score])
@@ -62,14 +62,14 @@ def test_patience_counts_steps_without_a_better_mean():
 
 
 def test_checkpoints_that_may_still_be_chosen_are_needed():
-    selection = followed(Selection("heldout", steps=20), [0, 3, 3, 3, 0, 0, 0, 0])
+    selection = followed(Selection("heldout"), [0, 3, 3, 3, 0, 0, 0, 0])
     assert selection.needed([0, 2, 4, 6, 8]) == {2, 6, 8}  # 2 is best; of 6 and 8 later steps are missing
-    assert Selection("last", steps=3).needed([1, 2]) == set()
+    assert Selection("last").needed([1, 2]) == set()
 
 
 def test_a_score_that_is_not_logged_is_asked_for():
     with pytest.raises(ConfigError, match=r"no reward named 'heldout' was logged; in a recipe set reward\.split: true"):
-        Selection("heldout", steps=3).add({"reward": 1.0, "kl": 0.0})
+        Selection("heldout").add({"reward": 1.0, "kl": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def train(
 
 def test_a_run_ends_with_the_weights_that_the_judge_likes_best(tmp_path: Path):
     end, rows, weights, policy = train(tmp_path, select="heldout")
-    rule = Selection("heldout", steps=24)
+    rule = Selection("heldout")
     for row in rows:
         rule.add(row)
     best = rule.choose([0, 4, 8, 12, 16, 20, 24])

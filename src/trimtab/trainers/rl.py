@@ -178,7 +178,7 @@ def train_rl(
             penalised=config.missing_eos is not None,
             cost=None if (limit := _constraint(config)) is None else limit.reward,
         ),
-        selection=Selection(config.select, steps=config.steps, patience=config.patience, budget=config.kl.budget),
+        selection=Selection(config.select, patience=config.patience, budget=config.kl.budget),
     )
     done = run.restore(session.checkpoints)
     session.planned(done, config.steps)

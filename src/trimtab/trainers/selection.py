@@ -45,14 +45,13 @@ class Selection:
 
     Args:
         by: ``last``: the newest weights; ``heldout`` and ``proxy``: those with the highest score.
-        steps: planned steps of the run.
         patience: steps without a better candidate after which training ends; None: it does not.
         budget: largest KL to the reference, nats per answer; None: no limit.
     """
 
-    def __init__(self, by: Select, *, steps: int, patience: int | None = None, budget: float | None = None) -> None:
+    def __init__(self, by: Select, *, patience: int | None = None, budget: float | None = None) -> None:
         self.by: Select = by
-        self._steps, self._patience, self._budget = steps, patience, budget
+        self._patience, self._budget = patience, budget
         self._scores: list[float] = []
         self._kls: list[float] = []
 
@@ -108,9 +107,9 @@ class Selection:
         """The checkpoints that may still be chosen: the best one, and those whose later steps are not made yet."""
         if not self.active or not checkpoints:
             return set()
-        open_ = {c for c in checkpoints if c + SIDE >= len(self._kls)}
-        known = [c for c in checkpoints if c not in open_]
-        return open_ | ({self.choose(known)} if known else set())
+        unjudged = {c for c in checkpoints if c + SIDE >= len(self._kls)}
+        judged = set(checkpoints) - unjudged
+        return unjudged | ({self.choose(judged)} if judged else set())
 
     def describe(self, step: int, reason: str | None) -> str:
         """Why the weights after ``step`` steps were chosen, in words."""
