@@ -281,7 +281,7 @@ def test_a_run_without_kl_has_no_tile_of_it():
 
 def test_unrecorded_curves_are_named():
     data = toy_report()
-    text = safe(render(data.model_copy(update={"series": data.series[:6]}))).text
+    text = safe(render(data.model_copy(update={"series": data.series[:7]}))).text
     assert "Not recorded in this run: kl per answer, answer length, entropy, clip fraction" in text
 
 
@@ -388,7 +388,7 @@ def test_series_from_metrics():
     assert math.isnan(series.y[1])
     assert (series.low, series.high, series.name, series.file) == (None, None, "kl", "metrics.jsonl")
     assert series_from_metrics(rows, "absent", panel="kl") is None
-    assert {key for key in PANELS} >= {"proxy", "gold", "held_out", "kl", "length", "entropy"}
+    assert {key for key in PANELS} >= {"proxy", "gold", "reward/heldout", "kl", "length", "entropy"}
 
 
 def test_series_with_ends():

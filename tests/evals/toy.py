@@ -71,7 +71,8 @@ def metrics() -> list[dict[str, Any]]:
         }
         if step % 15 == 0:
             gold = -0.1 + 1.35 * progress - 0.5 * max(0.0, progress - 0.8)
-            row |= {"gold": gold, "gold_low": gold - 0.16, "gold_high": gold + 0.16, "held_out": -0.2 + 1.9 * progress}
+            row |= {"gold": gold, "gold_low": gold - 0.16, "gold_high": gold + 0.16}
+            row |= {"reward/heldout": -0.2 + 1.9 * progress, "reward/spread": 0.5 + progress}
         rows.append(row)
     return rows
 
@@ -139,7 +140,8 @@ def toy_report() -> ReportData:
         series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share"),
         series_from_metrics(align, "proxy", panel="proxy", unit="reward"),
         series_from_metrics(align, "gold", panel="gold", unit="reward", ends=("gold_low", "gold_high")),
-        series_from_metrics(align, "held_out", panel="held_out", unit="reward"),
+        series_from_metrics(align, "reward/heldout", panel="reward/heldout", unit="reward"),
+        series_from_metrics(align, "reward/spread", panel="reward/spread", unit="reward"),
         series_from_metrics(align, "kl", panel="kl", unit="nats"),
         series_from_metrics(align, "tokens", panel="length", unit="tokens"),
         series_from_metrics(align, "entropy", panel="entropy", unit="nats per token"),

@@ -12,6 +12,7 @@ from trimtab.feedback import agreement_report
 from trimtab.metrics import AGREEMENT, CAPABILITY, GROUPS, PROBES, REWARD_MODEL, TRAINING, live_line, training_metric
 from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.records import Completion, Prompt, Rollout
+from trimtab.records.weights import WATCHED
 from trimtab.rollout import SamplerConfig
 from trimtab.storage import MetricsLog, read_metrics
 from trimtab.testing import chat_messages, prompts, tiny_backbone
@@ -90,8 +91,8 @@ def rankings(backbone: Backbone) -> list[Ranking]:
 
 
 def half(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    """A reward that differs within each group."""
-    return {"half": [float(i % 2) for i in range(len(rollouts))]}
+    """A reward that differs within each group, and what several reward models would be asked beside it."""
+    return {"half": [float(i % 2) for i in range(len(rollouts))]} | dict.fromkeys(WATCHED, [0.0] * len(rollouts))
 
 
 def train_online(config: RlConfig, session: Session) -> None:
@@ -106,6 +107,7 @@ def train_online(config: RlConfig, session: Session) -> None:
         config,
         seed=0,
         session=session,
+        weights=dict.fromkeys(WATCHED, 0.0),
         monitor=lambda step, rollouts: {"gold": 0.0, "alarms": 0.0, "probe/flattery": 0.0},
         imitate=imitate,
     )

@@ -25,7 +25,8 @@ from trimtab.models import Batch, Encoded, Role, collate, save_tensors
 from trimtab.pipeline.config import dump_config, load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.export import export_model, joined_adapters
-from trimtab.pipeline.learning import policy_role, reward_role
+from trimtab.pipeline.learning import policy_role
+from trimtab.pipeline.reward_models import reward_role
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Message
 from trimtab.storage import RunFolder

@@ -53,8 +53,8 @@ def test_the_hh_recipe_runs_on_a_subset(tmp_path, data, monkeypatch):
     original = learning.start_critic
     monkeypatch.setattr(learning, "start_critic", lambda *models: started.append(models) or original(*models))
     run = run_recipe(load_recipe(recipe, overrides), recipe, runs=tmp_path / "runs", ui=Silent())
-    [(critic, scorer)] = started  # adapters: the critic begins as the reward model and lives beside it
-    assert critic.backbone is scorer.role.backbone and critic.adapter != scorer.role.adapter
+    [(context, critic)] = started  # adapters: the critic begins as the reward model and lives beside it
+    assert critic.adapter == "critic" and context.config.reward is not None
     result = json.loads((run.path / "stages" / "evaluate" / "evaluation.json").read_text())
     assert {row["judge"] for row in result["win_rates"]} == {"proxy"}  # no gold utility, and none is claimed
     counts = json.loads((run.path / "stages" / "preferences" / "status.json").read_text())["counts"]

@@ -12,6 +12,7 @@ example; :func:`reduce_sum` divides them by the size of the whole optimiser step
 - ``policy``: PPO's losses, importance weights, what to watch.
 - ``kl``: the divergence from a reference: in the reward, in the loss, per token; adaptive coefficient.
 - ``scores``: penalties on whole answers.
+- ``ensemble``: several reward models as one.
 - ``scales``: a running scale of rewards, the price of a limit.
 - ``masking``: what counts, and what it is divided by.
 """
@@ -28,6 +29,7 @@ from trimtab.algos.advantages import (
     whiten,
 )
 from trimtab.algos.anchored import apo_down_loss, apo_zero_loss, bco_loss, exo_loss, nca_loss, sppo_loss
+from trimtab.algos.ensemble import Combination, ensemble_score, ensemble_spread
 from trimtab.algos.kl import (
     AdaptiveKL,
     best_of_n_kl,
@@ -80,6 +82,7 @@ from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
     "AdaptiveKL",
+    "Combination",
     "DualAscent",
     "RunningScale",
     "answer_nll",
@@ -98,6 +101,8 @@ __all__ = [
     "cpo_loss",
     "davidson_loss",
     "dpo_loss",
+    "ensemble_score",
+    "ensemble_spread",
     "exo_loss",
     "explained_variance",
     "fit_ridge_bradley_terry",

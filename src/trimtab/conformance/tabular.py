@@ -100,6 +100,16 @@ class TabularRole:
         """What is trained."""
         return {"table": self.table}
 
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trained numbers, for checkpoints."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy the trained numbers in."""
+        with torch.no_grad():
+            for name, parameter in self.parameters().items():
+                parameter.copy_(state[name])
+
     def train(self, on: bool = True) -> None:
         """There is no dropout."""
 

@@ -18,6 +18,7 @@ from trimtab.evals.capability import (
 from trimtab.evals.edits import EDITS, EditEffect, edit_effects
 from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
+from trimtab.evals.members import MemberErrors, member_errors
 from trimtab.evals.probes import LEXICONS, PROBES, copies, probe_table, words
 from trimtab.evals.report import PANELS, write_report
 from trimtab.evals.report_data import (
@@ -42,6 +43,7 @@ from trimtab.evals.report_data import (
 )
 from trimtab.evals.reward_model import Baseline, CalibrationRow, RewardModelEval, evaluate_reward_model
 from trimtab.evals.run_alarms import RUN_PROBES, AlarmConfig, RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
+from trimtab.evals.turns import GaoFit, Turn, find_turn, fit_form
 from trimtab.evals.winrate import WinRate, win_rate
 
 __all__ = [
@@ -68,8 +70,10 @@ __all__ = [
     "Examples",
     "Gain",
     "GainPart",
+    "GaoFit",
     "LengthControlled",
     "Measure",
+    "MemberErrors",
     "OpenAnswer",
     "ProbeColumn",
     "Reading",
@@ -83,6 +87,7 @@ __all__ = [
     "Series",
     "Source",
     "Stage",
+    "Turn",
     "WinRate",
     "WinRateRow",
     "alarms",
@@ -95,12 +100,15 @@ __all__ = [
     "edit_effects",
     "edited",
     "evaluate_reward_model",
+    "find_turn",
+    "fit_form",
     "gain_parts",
     "is_complete",
     "is_on_topic",
     "length_controlled",
     "load_capability",
     "measure",
+    "member_errors",
     "preaches",
     "probe_answers",
     "probe_table",

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -87,17 +87,23 @@ def _surface_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]
 
 
 def _word_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
+    vocabulary = _vocabulary(fit)
+    return _word_counts(fit, vocabulary), _word_counts(apply, vocabulary)
+
+
+def _vocabulary(texts: Sequence[str]) -> dict[str, int]:
+    """Column of each word that occurs in two texts or more, in alphabetical order."""
+    occurs = Counter(w for text in texts for w in {w.lower() for w in WORD.findall(text)})
+    return {w: i for i, w in enumerate(sorted(w for w, n in occurs.items() if n > 1))}
+
+
+def _word_counts(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Any:
+    """log(1 + count) of each word of the vocabulary in each text; one column of zeros if there are no words."""
     sparse: Any = import_module("scipy.sparse")
-    counted = [Counter(w.lower() for w in WORD.findall(t)) for t in fit]
-    occurs = Counter(w for counts in counted for w in counts)
-    vocabulary = {w: i for i, w in enumerate(sorted(w for w, n in occurs.items() if n > 1))}
-
-    def matrix(rows: Sequence[Counter[str]]) -> Any:
-        cells = [(r, vocabulary[w], math.log1p(n)) for r, c in enumerate(rows) for w, n in c.items() if w in vocabulary]
-        row, column, value = zip(*cells, strict=True) if cells else ((), (), ())
-        return sparse.csr_matrix((value, (row, column)), shape=(len(rows), max(1, len(vocabulary))))
-
-    return matrix(counted), matrix([Counter(w.lower() for w in WORD.findall(t)) for t in apply])
+    counted = [Counter(w.lower() for w in WORD.findall(t)) for t in texts]
+    cells = [(r, vocabulary[w], math.log1p(n)) for r, c in enumerate(counted) for w, n in c.items() if w in vocabulary]
+    row, column, value = zip(*cells, strict=True) if cells else ((), (), ())
+    return sparse.csr_matrix((value, (row, column)), shape=(len(texts), max(1, len(vocabulary))))
 
 
 def _linear_scores(
@@ -139,10 +145,40 @@ def _fitted(
     seed: int,
 ) -> Floats:
     """Scores of the test answers by a model of the training pairs; all 0 where there is none."""
-    better, worse, target, weight, prompt = _pairs(train)
-    if not len(better):
+    if not len(_pairs(train)[0]):
         return np.zeros(sum(len(p.completions) for p in test))
     known, new = features(_texts(train), _texts(test))
+    return new @ _weights(known, train, seed)
+
+
+def word_weights(preferences: Sequence[Preference], *, seed: int = 0) -> dict[str, float]:
+    """The bag of words as a model of its own: the weight of each word that occurs in two answers or more.
+
+    Args:
+        preferences: what it learns from.
+        seed: of the folds that choose the penalty.
+    """
+    texts = _texts(preferences)
+    vocabulary = _vocabulary(texts)
+    weights = _weights(_word_counts(texts, vocabulary), preferences, seed)
+    return dict(zip(vocabulary, weights.tolist(), strict=False))
+
+
+def word_score(text: str, weights: Mapping[str, float]) -> float:
+    """Σ weight · log(1 + count) over the words of a text; words without a weight count nothing.
+
+    >>> round(word_score("Tea, tea and milk", {"tea": 1.0, "milk": -0.5}), 3)
+    0.752
+    """
+    counts = Counter(w.lower() for w in WORD.findall(text))
+    return math.fsum(weights.get(word, 0.0) * math.log1p(count) for word, count in counts.items())
+
+
+def _weights(known: Any, train: Sequence[Preference], seed: int) -> Floats:
+    """Weights of the features of the training answers; all 0 where there is no pair."""
+    better, worse, target, weight, prompt = _pairs(train)
+    if not len(better):
+        return np.zeros(known.shape[1])
     gaps = known[better] - known[worse]
     fold = np.array(_folds(prompt, seed))
 
@@ -156,8 +192,7 @@ def _fitted(
             total += float(weight[out] @ (np.logaddexp(0, z) - target[out] * z))
         return total
 
-    penalty = min(PENALTIES, key=heldout_loss)
-    return new @ fit_ridge(gaps, target, weight, penalty)
+    return fit_ridge(gaps, target, weight, min(PENALTIES, key=heldout_loss))
 
 
 def _pairs(preferences: Sequence[Preference]) -> tuple[NDArray[Any], NDArray[Any], Floats, Floats, list[str]]:

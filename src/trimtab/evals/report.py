@@ -25,7 +25,7 @@ from trimtab.metrics import PROBES, TRAINING
 from trimtab.text import shorten
 
 # Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.
-_PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "held_out": "dabc"}
+_PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "reward/heldout": "dabc"}
 
 _CHARTED = ("kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance")
 
@@ -34,7 +34,7 @@ PANELS: dict[str, tuple[str, str]] = {
     "reward_accuracy": ("Reward model accuracy", "Share of pairs ranked as labelled; 50 % is guessing."),
     "proxy": (TRAINING["reward"].title, TRAINING["reward"].meaning),
     "gold": (TRAINING["gold"].title, TRAINING["gold"].meaning),
-    "held_out": ("Held-out reward", "A second reward model, trained on other preferences."),
+    **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in ("reward/heldout", "reward/spread")},
     **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in _CHARTED},
 }
 """Charts of the section on training, in page order: key to title and how to read it."""

@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 from trimtab.errors import DataError
 from trimtab.evals.balance import Measure
 from trimtab.evals.gain import Gain
+from trimtab.evals.members import MemberErrors
 from trimtab.evals.reward_model import RewardModelEval
+from trimtab.evals.turns import GaoFit, Turn
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
 from trimtab.records import Record
@@ -354,7 +356,13 @@ class ReportData(Record):
     series: tuple[Series, ...] = ()
     """Training curves."""
     against_kl: RewardAgainstKL | None = None
-    """Proxy and gold reward against √KL."""
+    """Proxy, held-out and gold reward against √KL."""
+    turns: tuple[Turn, ...] = ()
+    """Where each of these scores turned; empty where a run has none of them."""
+    fits: tuple[GaoFit, ...] = ()
+    """The form of Gao et al. for online alignment, fitted to each score; empty with fewer than six points."""
+    model_errors: MemberErrors | None = None
+    """How far the run's reward models err together; None where there is one."""
     reward_model: RewardModelEval | None = None
     """Held-out accuracy and calibration."""
     ceiling: Estimate | None = None

@@ -140,6 +140,27 @@ TRAINING: Mapping[str, Metric] = {
         act="If one rises while another falls, adjust the weights in `rewards`.",
         where="online methods",
     ),
+    "reward/heldout": Metric(
+        title="Held-out reward",
+        meaning="Mean score of a reward model that is not trained on, normalised: with `reward.split` one that learned "
+        "from the other half of the preferences.",
+        unit="standard deviations of the training answers' scores",
+        good="rises with `reward`",
+        act="If it falls while `reward` rises, the proxy's errors are being exploited: end earlier with `align.select: "
+        "heldout`. What both models like wrongly it does not see.",
+        where="online methods with `reward.split`",
+        live="held out {:+.2f}",
+    ),
+    "reward/spread": Metric(
+        title="Disagreement of reward models",
+        meaning="Standard deviation of the normalised scores of all reward models, the held-out one included, mean "
+        "over answers.",
+        unit="standard deviations of the training answers' scores",
+        good="near its first values",
+        act="If it grows, answers are unlike those that the models learned from: label some, or set "
+        "`reward.ensemble.score` to `worst` or `penalised`.",
+        where="online methods with `reward.split` or `reward.ensemble`",
+    ),
     "probe/NAME": Metric(
         title="Text probe",
         meaning="Mean of one sign of reward hacking in the step's answers: a share of answers, lines or 4-grams.",

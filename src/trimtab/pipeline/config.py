@@ -18,7 +18,8 @@ from trimtab.evals import AlarmConfig, CapabilityConfig
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
-from trimtab.rollout import FunctionReward, ModelReward, RewardSource, SamplerConfig
+from trimtab.records.weights import WATCHED
+from trimtab.rollout import EnsembleConfig, FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     OFFLINE,
     ONLINE,
@@ -170,6 +171,20 @@ class RewardStageConfig(RewardConfig):
 
     model: ModelConfig | None = None
     """Base model, for example a smaller one; None: an adapter on the policy's trunk after SFT."""
+    ensemble: EnsembleConfig | None = None
+    """Several reward models whose scores are combined; None: one."""
+    split: bool = False
+    """True: the split test. The prompts of the preferences are divided; what is trained on learns from one half, and a
+    held-out reward model from the other. The latter judges every step (``reward/heldout``) and is never trained on."""
+
+    @property
+    def shares(self) -> list[float]:
+        """The part of the preferences that each language model learns from; the held-out one comes last."""
+        climbed = 0.5 if self.split else 1.0
+        shares = [climbed]
+        if self.ensemble is not None:
+            shares = [climbed / (2 if self.ensemble.halves else 1)] * self.ensemble.members
+        return shares + ([0.5] if self.split else [])
 
 
 class EvaluateConfig(Config):
@@ -390,6 +405,36 @@ def _check_reward(config: RunConfig) -> Iterator[str]:
                 "ties become soft labels of one half, or are dropped. Set label.aggregate.labels: hard and "
                 "label.aggregate.keep_tied: true, or reward.loss: bradley_terry"
             )
+    yield from _check_several_models(config)
+
+
+def _check_several_models(config: RunConfig) -> Iterator[str]:
+    """An ensemble, and a held-out reward model."""
+    reward, sources = config.reward, config.rewards or {}
+    several = reward is not None and (reward.split or reward.ensemble is not None)
+    if reward is not None and several:
+        setting = "reward.split" if reward.split else "reward.ensemble"
+        if reward.adapter.kind == "full":
+            yield (
+                f"{setting} trains several reward models on one trunk, and reward.adapter.kind 'full' would copy it "
+                "for each; use lora"
+            )
+        if sources and not any(isinstance(source, ModelReward) for source in sources.values()):
+            yield (
+                f"{setting} is for runs that maximise the reward model; add it to rewards (kind: model), or leave "
+                f"{setting} out"
+            )
+        for name in WATCHED:
+            if name in sources:
+                yield f"rewards.{name} has the name of a number that {setting} logs; choose another name"
+    align = config.align
+    if isinstance(align, OnlineConfig) and align.select == "heldout" and not (reward and reward.split):
+        own = sources.get("heldout")
+        if own is None or own.weight != 0:
+            yield (
+                "align.select is 'heldout' and there is no held-out reward model; set reward.split: true, or name a "
+                "reward 'heldout' with weight 0"
+            )
 
 
 def _check_rewards(config: RunConfig) -> Iterator[str]:
@@ -515,7 +560,8 @@ def _check_constraint(config: RunConfig, align: OnlineConfig) -> Iterator[str]:
 def _reward_fits_critic(config: RunConfig, align: PpoConfig) -> bool:
     """True if the critic can start as a copy of the reward model."""
     reward, sources = config.reward, list((config.rewards or {}).values())
-    on_the_trunk = reward is not None and reward.model is None and reward.adapter == align.adapter
+    single = reward is not None and reward.model is None and reward.ensemble is None
+    on_the_trunk = single and reward is not None and reward.adapter == align.adapter
     return on_the_trunk and sources in ([], [ModelReward()])
 
 

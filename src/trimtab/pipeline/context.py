@@ -72,10 +72,13 @@ class Context:
         return "start" if self.run.number > 1 else "base" if self.config.sft is None else "sft"
 
     @contextmanager
-    def training(self, stage: str, title: str) -> Iterator["StageSession"]:
-        """Logging, checkpoints, stopping and a progress bar for a training stage."""
+    def training(self, stage: str, title: str, *, part: str = "") -> Iterator["StageSession"]:
+        """Logging, checkpoints, stopping and a progress bar for a training stage.
+
+        ``part``: of a stage that trains several models, the folder of this one inside the stage's.
+        """
         with self.ui.bar(title) as bar:
-            session = StageSession(self, stage, bar)
+            session = StageSession(self, stage, bar, part)
             try:
                 yield session
             finally:
@@ -232,8 +235,10 @@ def _reasons(unrendered: Mapping[str, str], before: str) -> str:
 class StageSession(Session):
     """A session that logs to the stage's folder and moves its bar."""
 
-    def __init__(self, context: Context, stage: str, bar: Bar) -> None:
-        folder = context.folder(stage)
+    def __init__(self, context: Context, stage: str, bar: Bar, part: str = "") -> None:
+        folder = context.folder(stage) / part
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._bar, self._folder = bar, folder
         self._metrics: MetricsLog | None = None
         self._board: Any = None
@@ -241,7 +246,9 @@ class StageSession(Session):
         super().__init__(
             log=self._log,
             checkpoints=Checkpoints(
-                folder / "checkpoints", context.fingerprints[stage], every=context.config.checkpoint_every
+                context.folder(stage) / "checkpoints" / part,
+                context.fingerprints[stage],
+                every=context.config.checkpoint_every,
             ),
             stop_requested=context.stop_requested,
             planned=self._plan,

@@ -206,12 +206,16 @@ def reward_cost(sizing: Sizing) -> Cost:
     preferences, answers = sizing.preferences
     count = round(preferences * sizing.round * (1 - reward.holdout))  # those of all rounds so far
     lower, upper = sizing.training(reward.adapter, head=False)
+    shares = reward.shares
+    what = f"{count} rankings of {answers}{'' if sizing.round == 1 else ' from all rounds'}, {reward.batch} a step"
+    if len(shares) > 1:
+        what += f"; {len(shares)} reward models on {', '.join(f'{share:.0%}' for share in shares)} of them"
     tokens = count * answers * TOKENS
     return Cost(
-        what=f"{count} rankings of {answers}{'' if sizing.round == 1 else ' from all rounds'}, {reward.batch} a step",
-        updates=round(-(-count // reward.batch) * reward.epochs),
+        what=what,
+        updates=sum(round(-(-round(count * share) // reward.batch) * reward.epochs) for share in shares),
         tokens=tokens,
-        flops=tokens * (lower + upper * reward.epochs),
+        flops=tokens * (lower + upper * reward.epochs * sum(shares)),
     )
 
 
@@ -255,7 +259,8 @@ def _online_cost(sizing: Sizing) -> Cost:
     # The reward model reads all sampled answers; the reference and the updates only those that stay. The built-in
     # sampler hands on what the frozen layers compute.
     below = lower if align.sampler.engine == "vllm" else 0.0
-    per_token = (1 + resampled) * (sizing.forward / 2 + below + upper / 2)
+    judges = 1 if sizing.config.reward is None else len(sizing.config.reward.shares)
+    per_token = (1 + resampled) * (sizing.forward / 2 + below + judges * upper / 2)
     flops = tokens * (per_token + upper + _trained_share(align) * align.epochs * upper)
     what = f"{sizing.prompts} prompts, {answers} answers a step"
     if resampled:

@@ -69,6 +69,10 @@ def export_model(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not an empty folder; give a new folder to write to")
     source = _Source.open(run, stage)
+    if stage == "reward" and source.config.reward is not None and source.config.reward.ensemble is not None:
+        raise ConfigError(
+            f"{run}: the reward is an ensemble, which no single classifier is; export a run without reward.ensemble"
+        )
     if adapter:
         source.check_adapters()
     if gguf and (adapter or stage == "reward"):

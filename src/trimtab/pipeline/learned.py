@@ -1,6 +1,6 @@
 """Which preference was learned from in which optimiser step: the record that leads from a weight back to a click."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from trimtab.pipeline.context import Context
@@ -13,8 +13,10 @@ LEARNED = "learned.jsonl"
 
 
 class Learned(Record):
-    """What a stage did with one preference."""
+    """What a model of a stage did with one preference."""
 
+    model: str
+    """``reward``, or another reward model of the stage (``member_2``, ``words``, ``heldout``); ``align``: the policy."""
     preference: str
     """Its id."""
     round: int
@@ -32,7 +34,7 @@ def write_learned(
     stage: str,
     preferences: Sequence[Preference],
     rankings: Sequence[Ranking],
-    train: Sequence[int],
+    models: Mapping[str, Sequence[int]],
     *,
     batch: int,
     ties: bool = False,
@@ -41,32 +43,52 @@ def write_learned(
 
     Args:
         context: of the stage.
-        stage: its name, which also names its seed.
+        stage: its name; also the name of its first or only model.
         preferences: the usable ones.
         rankings: the same as tokens.
-        train: places of those that were not held out, as they were given to the trainer.
+        models: by name, the places of the preferences that each model was given, in the trainer's order.
         batch: preferences of a step.
         ties: True: tied answers were learned from.
     """
-    folder = context.folder(stage)
-    learned = [train[i] for i in learnable([rankings[i] for i in train], ties=ties)]
-    total = read_metrics(folder / "metrics.jsonl")[-1]["step"]
-    steps = dict(zip(learned, steps_of_examples(len(learned), batch, total, context.seed(stage)), strict=True))
-    given, rounds = set(train), _rounds(context)
-    write_records(
-        folder / LEARNED,
-        (
-            Learned(
+    rounds = _rounds(context)
+
+    def of_model(model: str, given: Sequence[int]) -> Iterator[Learned]:
+        steps = _steps(context, stage, model, given, rankings, batch=batch, ties=ties)
+        places = set(given)
+        for i, p in enumerate(preferences):
+            yield Learned(
+                model=model,
                 preference=p.id,
                 round=rounds.get((p.id, p.judgements), context.run.number),
                 judgements=p.judgements,
-                part="train" if i in steps else "nothing_to_learn" if i in given else "held_out",
+                part="train" if i in steps else "nothing_to_learn" if i in places else "held_out",
                 steps=tuple(step + 1 for step in steps.get(i, ())),
             )
-            for i, p in enumerate(preferences)
-        ),
+
+    write_records(
+        context.folder(stage) / LEARNED, (row for name, given in models.items() for row in of_model(name, given))
     )
     return LEARNED
+
+
+def _steps(
+    context: Context,
+    stage: str,
+    model: str,
+    given: Sequence[int],
+    rankings: Sequence[Ranking],
+    *,
+    batch: int,
+    ties: bool,
+) -> dict[int, Sequence[int]]:
+    """Optimiser steps, from 0, that each learned preference is in; none for a bag of words, which has no steps."""
+    learned = [given[i] for i in learnable([rankings[i] for i in given], ties=ties)]
+    part = "" if model == stage else model
+    log = read_metrics(context.folder(stage) / part / "metrics.jsonl")
+    if not log:
+        return {i: () for i in learned}
+    seed = context.seed(stage if not part else f"{stage}/{part}")
+    return dict(zip(learned, steps_of_examples(len(learned), batch, log[-1]["step"], seed), strict=True))
 
 
 def _rounds(context: Context) -> dict[tuple[str, tuple[str, ...]], int]:

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from trimtab.errors import DataError
-from trimtab.evals import evaluate_reward_model
 from trimtab.feedback import load_callable
 from trimtab.files import write_atomic, write_json
 from trimtab.models import (
@@ -22,6 +21,13 @@ from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.learned import write_learned
 from trimtab.pipeline.monitoring import RunMonitor
+from trimtab.pipeline.reward_models import (
+    counts_of,
+    load_reward_models,
+    reward_backbone,
+    reward_parts,
+    train_parts,
+)
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
 from trimtab.records.weights import reward_weights
 from trimtab.rollout import (
@@ -29,14 +35,15 @@ from trimtab.rollout import (
     HttpReward,
     ModelReward,
     NamedRewards,
-    RewardModelScorer,
-    from_scorer,
+    RewardModels,
     http_reward,
 )
 from trimtab.storage import read_json
 from trimtab.storage.watched import TOKENS
 from trimtab.trainers import (
     OFFLINE,
+    Chosen,
+    Fall,
     Judged,
     KtoConfig,
     Metrics,
@@ -55,17 +62,12 @@ from trimtab.trainers import (
     judged_from_rankings,
     mean_nll,
     reference_logprobs,
-    score_rankings,
     split_holdout,
     train_kto,
     train_preference,
-    train_reward,
     train_rl,
     train_sft,
 )
-
-NORMALISE = 64
-"""Number of training rankings whose rewards give the mean and standard deviation for normalisation."""
 
 
 def run_sft(context: Context) -> tuple[Counts, list[str]]:
@@ -123,42 +125,21 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     return counts, ["weights.safetensors", "sft.json", "heldout.jsonl", *check.finish(role)]
 
 
-def reward_role(context: Context, trunk: Backbone) -> Role:
-    """The reward model's role, weights not yet loaded: an adapter on the trunk, or on a model of its own."""
-    config = context.config.reward
-    assert config is not None
-    backbone = trunk if config.model is None else Backbone.load(config.model)
-    return Role.trainable(backbone, "reward", config.adapter, seed=context.seed("reward"), scalar_head=True)
-
-
-def load_scorer(
-    context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
-) -> RewardModelScorer:
-    """The trained reward model, normalised over the answers it was trained on."""
-    role = reward_role(context, trunk)
-    folder = context.folder("reward")
-    role.load_state(load_tensors(folder / "weights.safetensors"))
-    facts = read_json(folder / "reward.json")
-    assert context.config.reward is not None
-    return RewardModelScorer(
-        role,
-        mean=facts["mean"],
-        std=facts["std"],
-        same_tokens=context.config.reward.model is None,
-        micro_batch_tokens=micro_batch_tokens,
-        states=states,
-    )
-
-
 def load_rewards(
-    context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
-) -> tuple[NamedRewards, RewardModelScorer | None]:
-    """The rewards that online alignment maximises, by name, and the reward model if it is one of them.
+    context: Context,
+    trunk: Backbone,
+    micro_batch_tokens: int = PASS_TOKENS,
+    states: FrozenStates | None = None,
+    *,
+    heldout: bool = False,
+) -> tuple[NamedRewards, RewardModels | None]:
+    """The rewards that online alignment maximises, by name, and the reward models if they are one of them.
 
     Without a ``rewards`` section it is the reward model alone. A cost with a limit weighs 0, because the trainer sets
-    its price. ``states``: of the trunk's frozen layers, for the reward model.
+    its price. ``states``: of the trunk's frozen layers, for reward models. ``heldout``: True: with the reward model
+    that only judges, if the run has one.
     """
-    scorer = None
+    models = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
     functions = {}
     for name, source in sources.items():
@@ -167,53 +148,31 @@ def load_rewards(
         elif isinstance(source, HttpReward):
             functions[name] = http_reward(source)
         else:
-            scorer = load_scorer(context, trunk, micro_batch_tokens, states)
-            functions[name] = from_scorer(scorer, "reward_model")
+            models = load_reward_models(context, trunk, micro_batch_tokens, states, heldout=heldout)
+            functions[name] = models.reward
     weights = reward_weights(context.config.model_dump(mode="json"))
-    return NamedRewards(sources, functions, trunk.chat.decode, weights), scorer
+    return NamedRewards(sources, functions, trunk.chat.decode, weights), models
 
 
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
-    """Train the reward model and measure it on held-out preferences."""
+    """Train the reward models and measure them on held-out preferences."""
     config = context.config.reward
     assert config is not None
-    folder = context.folder("reward")
-    role = reward_role(context, context.trunk() if config.model is None else None)  # type: ignore[arg-type]
-    rankings, preferences, left_out = usable_rankings(context, role.backbone.chat, ties=config.ties, all_rounds=True)
-    train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("reward"))
+    backbone = reward_backbone(context, None)
+    rankings, preferences, left_out = usable_rankings(context, backbone.chat, ties=config.ties, all_rounds=True)
+    prompts = [p.prompt.id for p in preferences]
+    train, held = split_holdout(prompts, config.holdout, context.seed("reward"))
+    parts = reward_parts(config, prompts, train, seed=context.seed("reward halves"))
     tied: Counts = {}
     if config.ties:
         tied["tied_pairs"] = sum(len(rankings[i].tied_pairs()) for i in train)
         strict_pairs = sum(len(rankings[i].pairs()) for i in train)
         context.ui.say(f"  {config.loss} learns from {tied['tied_pairs']} tied pairs and {strict_pairs} with a winner")
-    with context.training("reward", "reward model") as session:
-        states = train_reward(role, [rankings[i] for i in train], config, seed=context.seed("reward"), session=session)
-    scores = score_rankings(role, [rankings[i] for i in train[:NORMALISE]], states=states)
-    flat = [s for row in scores for s in row]
-    mean = sum(flat) / len(flat)
-    std = max((sum((s - mean) ** 2 for s in flat) / len(flat)) ** 0.5, 1e-3)
-    facts: dict[str, Any] = {"mean": mean, "std": std, "evaluation": None}
-    strict = [i for i in held if len(set(preferences[i].ranks)) > 1]
-    if strict:
-        from trimtab.evals.baselines import baseline_scores  # with SciPy, which takes a second
-
-        chosen = [preferences[i] for i in strict]
-        result = evaluate_reward_model(
-            chosen,
-            score_rankings(role, [rankings[i] for i in strict]),
-            baselines=baseline_scores(chosen, train=[preferences[i] for i in train]),
-        )
-        facts["evaluation"] = result.model_dump(mode="json")
-        if result.accuracy.value is not None:
-            context.ui.say(
-                f"  held-out accuracy {result.accuracy.value:.1%} on {result.pairs} pairs "
-                f"({', '.join(f'{b.name} {b.accuracy.value:.1%}' for b in result.baselines)})"
-            )
-    save_tensors(folder / "weights.safetensors", role.state())
-    write_json(folder / "reward.json", facts)
-    learned = write_learned(context, "reward", preferences, rankings, train, batch=config.batch, ties=config.ties)
-    counts = {"preferences": len(train), "held_out": len(held)} | left_out | tied
-    return counts, ["weights.safetensors", "reward.json", learned]
+    facts, files = train_parts(context, backbone, parts, rankings, preferences)
+    write_json(context.folder("reward") / "reward.json", facts)
+    models = {part.name: part.places for part in parts}
+    learned = write_learned(context, "reward", preferences, rankings, models, batch=config.batch, ties=config.ties)
+    return counts_of(parts, held) | left_out | tied, [*files, "reward.json", learned]
 
 
 def usable_rankings(
@@ -263,14 +222,13 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     """Optimise the policy against the reward model with a penalty for diverging from the reference."""
     trunk = context.trunk()
     states = FrozenStates(trunk)
-    rewards, scorer = load_rewards(context, trunk, config.micro_batch_tokens, states)
+    rewards, models = load_rewards(context, trunk, config.micro_batch_tokens, states, heldout=True)
     policy = policy_role(context, trunk)
     critic = None
     if isinstance(config, PpoConfig):
         critic = critic_of(policy, trunk, config.adapter, seed=context.seed("critic"), shared=config.shared_critic)
         if config.critic_init == "reward_model":
-            assert scorer is not None  # check_recipe
-            start_critic(critic, scorer)
+            start_critic(context, critic)
     prompts, counts = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     imitate, examples = _conversations(context, config, trunk.chat)
     folder = context.folder("align")
@@ -278,10 +236,10 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     check = CapabilityCheck(context, "align", Role(trunk))
     title = f"aligning ({config.method.upper()})"
     with context.training("align", title) as session, RunMonitor(context, config) as monitor:
-        fall = train_rl(
+        end = train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,
-            rewards,
+            rewards if models is None else lambda rollouts: rewards(rollouts) | models.watched(rollouts),
             config,
             seed=context.seed("align"),
             session=session,
@@ -298,12 +256,15 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         files.append("critic.safetensors")
     files += check.finish(policy)
     counts |= {"prompts": len(prompts), "steps": config.steps} | examples
-    if fall is not None:
+    if isinstance(end, Fall):
         context.ui.say(
-            f"  ALIGNMENT FELL APART, noticed at step {fall.step}: {fall.reason}. As align.guard.on_fall says, the run "
-            f"goes on with the last good weights, those after {fall.good} of {config.steps} steps"
+            f"  ALIGNMENT FELL APART, noticed at step {end.step}: {end.reason}. As align.guard.on_fall says, the run "
+            f"goes on with the last good weights, those after {end.good} of {config.steps} steps"
         )
-        counts |= {"steps": fall.good, "fell_apart_at_step": fall.step}
+        counts |= {"steps": end.good, "fell_apart_at_step": end.step}
+    if isinstance(end, Chosen):
+        context.ui.say(f"  the policy has the weights after step {end.step} of {config.steps}: {end.reason}")
+        counts |= {"steps": end.step, "steps_made": end.ended}
     return counts, files
 
 
@@ -369,7 +330,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         seed = context.seed("align")
         train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session)
     after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
-    write_learned(context, "align", preferences, rankings, train, batch=config.batch)
+    write_learned(context, "align", preferences, rankings, {"align": train}, batch=config.batch)
     return _aligned(context, policy, before, after, counts, check)
 
 
@@ -403,9 +364,11 @@ def _aligned(
     return counts, ["weights.safetensors", "align.json", *check.finish(policy)]
 
 
-def start_critic(critic: Role, scorer: RewardModelScorer) -> None:
-    """Give the critic the reward model's weights, its head scaled to normalised rewards."""
-    state = scorer.role.state()
-    state["head.weight"] = state["head.weight"] / scorer.std
-    state["head.bias"] = (state["head.bias"] - scorer.mean) / scorer.std
+def start_critic(context: Context, critic: Role) -> None:
+    """Give the critic the first reward model's weights, its head scaled to normalised rewards."""
+    folder = context.folder("reward")
+    model = read_json(folder / "reward.json")["models"][0]
+    state = load_tensors(folder / model["file"])
+    state["head.weight"] = state["head.weight"] / model["std"]
+    state["head.bias"] = (state["head.bias"] - model["mean"]) / model["std"]
     critic.load_state(state)

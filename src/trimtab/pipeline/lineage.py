@@ -14,10 +14,11 @@ from typing import Any
 from trimtab.errors import DataError
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.learned import LEARNED, Learned
+from trimtab.pipeline.reward_models import weights_file
 from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage import RunFolder, read_json, read_metrics
-from trimtab.trainers import OfflineConfig
+from trimtab.trainers import HELDOUT, OfflineConfig
 
 FIGURES = ("win_rate", "kl", "reward_accuracy")
 """Figures that can be followed back."""
@@ -117,12 +118,13 @@ class _Round:
         file = self.run.stage(stage) / LEARNED
         return read_records(file, Learned) if file.is_file() and self.done(stage, "preferences") else None
 
-    def weights(self, stage: str) -> str | None:
+    def weights(self, stage: str, model: str = "") -> str | None:
         status = self.run.status(stage) if self.done(stage) else None
-        return None if status is None else (status.outputs or {}).get("weights.safetensors")
+        file = "weights.safetensors" if model in ("", stage) else weights_file(model)
+        return None if status is None else (status.outputs or {}).get(file)
 
-    def steps(self, stage: str) -> int:
-        rows = read_metrics(self.run.stage(stage) / "metrics.jsonl")
+    def steps(self, stage: str, model: str = "") -> int:
+        rows = read_metrics(self.run.stage(stage) / ("" if model == stage else model) / "metrics.jsonl")
         return int(rows[-1]["step"]) if rows else 0
 
     def figures(self, name: str) -> Iterator[dict[str, Any]]:
@@ -191,8 +193,8 @@ def _made_of(rounds: list[_Round], r: _Round, preference: Preference, notes: lis
             learned = later.learned(stage)
             own = [x for x in learned or () if (x.preference, x.round) == (preference.id, r.number)]
             entries += [
-                {"round": later.number, "part": x.part, "steps": list(x.steps), "of": later.steps(stage)}
-                | {"weights": later.weights(stage)}
+                {"round": later.number, "model": x.model, "part": x.part, "steps": list(x.steps)}
+                | {"of": later.steps(stage, x.model), "weights": later.weights(stage, x.model)}
                 for x in own
             ]
             if stage == "reward" and learned is None and later.done("reward"):
@@ -201,7 +203,7 @@ def _made_of(rounds: list[_Round], r: _Round, preference: Preference, notes: lis
                 notes.append(f"round {later.number}: the reward model could not use this pair (ties, or too long)")
         figures += later.figures("reward_accuracy")
         offline = isinstance(later.config.align, OfflineConfig)
-        by_reward = any(m["part"] == "train" and m["round"] == later.number for m in models)
+        by_reward = any(m["part"] == "train" and m["round"] == later.number and m["model"] != HELDOUT for m in models)
         if later.done("align") and not offline and by_reward and later.run.made_from("align", "reward"):
             steps = later.steps("align")
             policies.append(
@@ -258,18 +260,25 @@ def lines(traced: Mapping[str, Any]) -> list[str]:
         out.append(f"pair {pair['id']} of round {pair['round']}: {label}, from {len(pair['judgements'])} judgements")
     out += [f"{count} pairs of round {number}" for number, count in traced.get("pairs", {}).items()]
     for name, kind in (("reward_models", "reward model"), ("policies", "policy")):
-        out += [f"{kind} of round {entry['round']}{_part(entry)}" for entry in traced.get(name, ())]
+        out += [f"{kind}{_other(entry)} of round {entry['round']}{_part(entry)}" for entry in traced.get(name, ())]
     for f in traced.get("figures", ()):
         value = f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" if f["low"] is not None else f"{f['value']}"
         out.append(f"{f['figure']} of round {f['round']}, {f['of']}: {value}, n = {f['n']} ({f['file']})")
     return out + [f"note: {note}" for note in traced.get("notes", ())]
 
 
+def _other(entry: Mapping[str, Any]) -> str:
+    """Name of a model that is not its stage's first one."""
+    return f" {entry['model']}" if entry.get("model", "reward") not in ("reward", "align") else ""
+
+
 def _part(entry: Mapping[str, Any]) -> str:
     weights = f", weights {(entry['weights'] or 'not finished')[:12]}"
     if "part" not in entry:
         return weights
-    if entry["part"].startswith("through the reward"):
+    if entry.get("model") == "words" and entry["part"] == "train":
+        how = "learned from, by a bag of words, which has no steps"
+    elif entry["part"].startswith("through the reward"):
         how = f"through the reward model, in all {entry['of']} steps"
     elif entry["part"] == "train":
         how = f"in {len(entry['steps'])} of {entry['of']} steps: {', '.join(map(str, entry['steps']))}"

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from trimtab.errors import ConfigError
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.costs import Sizing
 from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
+from trimtab.pipeline.reward_models import SMALLEST_PART
 from trimtab.pipeline.run import origin, plan_rounds
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
@@ -25,6 +27,7 @@ from trimtab.trainers import (
     PolicyGradientConfig,
     PpoConfig,
     RlConfig,
+    StepKLConfig,
     methods_with,
 )
 
@@ -46,6 +49,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
     shape = model_shape(config.model)
     rows = []
     sizing = Sizing(config=config, recipe=recipe, shape=shape)
+    _check_shares(config, sizing.preferences[0])
     for number, item in ((p.run.number, item) for p in planned for item in p.stages):
         cost = item.stage.cost(replace(sizing, round=number))
         rows.append(
@@ -82,6 +86,13 @@ def objective(config: RunConfig) -> list[str]:
         lines.append("SFT: min −(1/N) Σ log π(y_t | x, y_<t) over the assistant's tokens")
     if config.reward:
         lines.append("Reward: min −mean over pairs log σ(r_w − r_l)" + _centring(config.reward.centring))
+        ensemble = config.reward.ensemble
+        if ensemble is not None:
+            score = {"mean": "r̄", "worst": "min r_m", "penalised": f"r̄ − {ensemble.penalty:g}·s"}[ensemble.score]
+            words = " and a bag of words" if ensemble.words else ""
+            lines.append(f"     {ensemble.members} models r_m{words}; the reward is {score}")
+        if config.reward.split:
+            lines.append("     half of the prompts; a held-out model learns from the other half and judges every step")
     if isinstance(config.align, OfflineConfig):
         lines.append(_method_objective(config.align))
     if isinstance(config.align, OnlineConfig):
@@ -99,7 +110,34 @@ def objective(config: RunConfig) -> list[str]:
             f" on {a.prompts} × {a.group} answers a step, {a.steps} steps"
             + (f", an update stops above {a.kl.stop:g} nats per token" if a.kl.stop is not None else "")
         )
+        lines += _ending(a)
     return lines
+
+
+def _ending(config: OnlineConfig) -> list[str]:
+    """Which weights the run ends with, where it need not be the last ones."""
+    parts = []
+    if config.select != "last":
+        parts.append(f"ends with the checkpoint whose {config.select} score is highest")
+    if config.patience is not None:
+        parts.append(f"stops after {config.patience} steps without a higher one")
+    budget = getattr(config, "kl", StepKLConfig()).budget
+    if budget is not None:
+        parts.append(f"stops above {budget:g} nats per answer")
+    return [f"     {', '.join(parts)}"] if parts else []
+
+
+def _check_shares(config: RunConfig, preferences: int) -> None:
+    """Refuse parts of the preferences that are too small for a reward model, where their number is known."""
+    reward = config.reward
+    if reward is None or len(reward.shares) < 2 or not preferences:
+        return
+    smallest = round(preferences * (1 - reward.holdout) * min(reward.shares))
+    if smallest < SMALLEST_PART:
+        raise ConfigError(
+            f"{preferences} preferences leave {smallest} for a reward model of its own; at least {SMALLEST_PART} are "
+            "needed: collect more, lower reward.holdout, or set reward.split and reward.ensemble.halves to false"
+        )
 
 
 def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
@@ -131,6 +169,13 @@ def warnings(config: RunConfig) -> list[str]:
         and config.align.importance_cap is None
     ):
         lines.append("align.sampler.engine is vllm without align.importance_cap: its log-probabilities differ a little")
+    if isinstance(config.align, OnlineConfig) and config.align.select != "last":
+        candidates = -(-config.align.steps // config.checkpoint_every) + 1
+        if candidates < 6:
+            lines.append(
+                f"align.select {config.align.select!r} chooses among {candidates} candidates (checkpoint_every is "
+                f"{config.checkpoint_every} of {config.align.steps} steps); lower checkpoint_every for a finer choice"
+            )
     if isinstance(config.align, OnlineConfig) and config.evaluate:
         trained, evaluated = config.align.sampler.temperature, config.evaluate.sampler.temperature
         if trained != evaluated:

@@ -5,9 +5,11 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from statistics import stdev
 from typing import Any
 
 from trimtab import __version__
+from trimtab.errors import DataError
 from trimtab.evals import (
     Alarm,
     Answer,
@@ -16,7 +18,9 @@ from trimtab.evals import (
     Example,
     Examples,
     Gain,
+    GaoFit,
     Measure,
+    MemberErrors,
     ProbeColumn,
     Reading,
     ReportData,
@@ -24,15 +28,19 @@ from trimtab.evals import (
     Series,
     Source,
     Stage,
+    Turn,
     WinRateRow,
     alarms,
     capability_report,
     choose_examples,
+    find_turn,
+    fit_form,
     reward_against_kl,
     series_from_metrics,
     write_report,
 )
 from trimtab.evals.report_data import Section
+from trimtab.evals.turns import FEWEST_FITTED
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
@@ -45,7 +53,7 @@ from trimtab.pipeline.round_rows import round_rows
 from trimtab.pipeline.vote_files import MEASURED, measured_lines
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
-from trimtab.trainers import METHODS, OnlineConfig
+from trimtab.trainers import HELDOUT, METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
 """Name, inside a sentence, of the model that training started from."""
@@ -128,7 +136,9 @@ def collect(context: Context) -> ReportData:
         readings=tuple(_named(reading, names) for reading in blind.readings),
         kl=_kl(result),
         series=_series(context, align),
-        against_kl=_against_kl(align, answers),
+        against_kl=_against_kl(context, align, answers),
+        **_turns(context, align),
+        model_errors=MemberErrors.model_validate(facts["errors"]) if facts.get("errors") else None,
         reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
         ceiling=ceiling,
         agreement=agreement,
@@ -425,7 +435,18 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
         series.append(series_from_metrics(rows, "accuracy", panel="reward_accuracy", unit="share", file=file))
     panels = {"loss": "preference loss", "accuracy": "implied accuracy", "reward": "proxy"}
     panels |= {"chosen": "log(π/ref) of better answers", "rejected": "log(π/ref) of worse answers"}
-    for key in (*panels, "gold", "kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance"):
+    for key in (
+        *panels,
+        "gold",
+        f"reward/{HELDOUT}",
+        "reward/spread",
+        "kl",
+        "length",
+        "entropy",
+        "clip_fraction",
+        "value_loss",
+        "explained_variance",
+    ):
         series.append(
             series_from_metrics(
                 align,
@@ -439,16 +460,44 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
     return tuple(s for s in series if s is not None)
 
 
-def _against_kl(align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]]) -> Any:
+SCORES = {"proxy": "reward", "held-out reward model": f"reward/{HELDOUT}", "gold (simulated)": "gold"}
+"""The scores that are shown against √KL, and their keys in the metrics."""
+
+
+def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]]) -> Any:
     start = answers.get("start") or answers.get("sft") or answers["base"]
-    stds = {}
-    for label, key in (("proxy", "proxy"), ("gold (simulated)", "gold")):
-        values = [r.rewards[key] for r in start if key in r.rewards]
-        if len(values) > 1:
-            mean = sum(values) / len(values)
-            stds[label] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) or 1.0
-    keys = {"proxy": "reward", "gold (simulated)": "gold"}
-    return reward_against_kl(align, kl="kl", scores={label: keys[label] for label in stds}, spreads=stds, x="step")
+    values = {label: [r.rewards[key] for r in start if key in r.rewards] for label, key in _EVALUATED.items()}
+    drawn = context.folder("align") / "samples" / "step-000000.jsonl"
+    if any(SCORES["held-out reward model"] in row for row in align) and drawn.exists():
+        first = read_records(drawn, Rollout)
+        values["held-out reward model"] = [r.rewards[HELDOUT] for r in first if HELDOUT in r.rewards]
+    spreads = {label: stdev(numbers) or 1.0 for label, numbers in values.items() if len(numbers) > 1}
+    return reward_against_kl(
+        align, kl="kl", scores={label: SCORES[label] for label in SCORES if label in spreads}, spreads=spreads, x="step"
+    )
+
+
+_EVALUATED = {"proxy": "proxy", "gold (simulated)": "gold"}
+
+
+def _turns(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where each score turned, and the forms fitted to it; nothing for a method that climbs no reward."""
+    turns: list[Turn] = []
+    fits: list[GaoFit] = []
+    if not isinstance(context.config.align, OnlineConfig):
+        return {"turns": (), "fits": ()}
+    for label, key in SCORES.items():
+        rows = [row for row in align if all(isinstance(row.get(k), int | float) for k in ("step", "kl", key))]
+        if not rows:
+            continue
+        kl, scores = [row["kl"] for row in rows], [row[key] for row in rows]
+        turns.append(find_turn(label, [row["step"] for row in rows], kl, scores, seed=context.seed("turn")))
+        if sum(k > 0 for k in kl) >= FEWEST_FITTED:
+            try:
+                fits.append(fit_form(label, kl, [score - scores[0] for score in scores], "rl"))
+            except DataError as error:
+                context.ui.say(f"  no form is fitted: {error}")
+    return {"turns": tuple(turns), "fits": tuple(fits)}
 
 
 def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]:

@@ -1,7 +1,7 @@
 """A run's reward model measured on preferences: its own held-out ones, or any file's."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,10 +12,11 @@ from trimtab.evals.charts import Line, line_chart, percent
 from trimtab.evals.reward_bench import is_reward_bench, read_reward_bench, reward_bench_scores
 from trimtab.feedback import Estimate, clustered_wilson_interval
 from trimtab.files import write_atomic, write_json
-from trimtab.models import Role, load_tensors
+from trimtab.models import Chat, Role
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context
-from trimtab.pipeline.learning import reward_role, usable_rankings
+from trimtab.pipeline.learning import usable_rankings
+from trimtab.pipeline.reward_models import load_ranking_scorer, reward_backbone, reward_parts
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Preference
 from trimtab.storage import RunFolder, read_json
@@ -24,7 +25,6 @@ from trimtab.trainers import (
     encode_preferences,
     hidden_states,
     known_answers,
-    score_rankings,
     split_holdout,
 )
 
@@ -61,8 +61,7 @@ def evaluate_reward(
     if config.reward is None:
         raise ConfigError("this recipe has no reward section, so there is no reward model to evaluate; add one")
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
-    role = reward_role(context, context.trunk())
-    role.load_state(load_tensors(run.stage("reward") / "weights.safetensors"))
+    role, score = load_ranking_scorer(context, reward_backbone(context, None))
     train, train_rankings, held, held_rankings = _own(context, role)
     bench = source != HELDOUT and is_reward_bench(Path(context.data_path(source)))
     if source == HELDOUT:
@@ -77,7 +76,7 @@ def evaluate_reward(
         }
         if not rankings:
             raise DataError(f"{source}: none of {len(records)} preferences can be scored: {counts}")
-    scores = score_rankings(role, rankings)
+    scores = score(rankings, preferences)
     strict = [i for i, p in enumerate(preferences) if len(set(p.ranks)) > 1]
     chosen, chosen_scores = [preferences[i] for i in strict], [scores[i] for i in strict]
     result = evaluate_reward_model(
@@ -86,7 +85,9 @@ def evaluate_reward(
         baselines=baseline_scores(chosen, train=train),
         slice_by="subset" if bench and slice_by is None else slice_by,
     )
-    edits = edit_effects(chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(role, changed))
+    edits = edit_effects(
+        chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(role.backbone.chat, score, changed)
+    )
     written: dict[str, Any] = {
         "source": source,
         "evaluation": result.model_dump(mode="json"),
@@ -119,6 +120,8 @@ def _own(context: Context, role: Role) -> tuple[list[Preference], list[Ranking],
     )
     ids = [p.prompt.id for p in preferences]
     train, held = split_holdout(ids, context.config.reward.holdout, context.seed("reward"))
+    parts = reward_parts(context.config.reward, ids, train, seed=context.seed("reward halves"))
+    train = sorted({place for part in parts if not part.judges for place in part.places})
     return (
         [preferences[i] for i in train],
         [rankings[i] for i in train],
@@ -131,10 +134,14 @@ def _read(context: Context, source: str) -> list[Preference]:
     return list(context.load(source, Preference).records)
 
 
-def _rescored(role: Role, preferences: Sequence[Preference]) -> list[list[float] | None]:
+def _rescored(
+    chat: Chat,
+    score: Callable[[Sequence[Ranking], Sequence[Preference]], list[list[float]]],
+    preferences: Sequence[Preference],
+) -> list[list[float] | None]:
     """Scores of all answers; None for a preference that no longer fits the model."""
-    rankings, used, _ = encode_preferences(role.backbone.chat, preferences)
-    scores = dict(zip((p.id for p in used), score_rankings(role, rankings), strict=True))
+    rankings, used, _ = encode_preferences(chat, preferences)
+    scores = dict(zip((p.id for p in used), score(rankings, used), strict=True))
     return [scores.get(p.id) for p in preferences]
 
 

@@ -1,6 +1,7 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
 from trimtab.rollout.engines import make_sampler
+from trimtab.rollout.ensemble import EnsembleConfig, RewardModels
 from trimtab.rollout.options import option_logprobs
 from trimtab.rollout.protocol import Sampler, SamplerConfig, ValueHead
 from trimtab.rollout.rewards import (
@@ -18,12 +19,14 @@ from trimtab.rollout.saved import load_rollouts, remove_states, save_rollouts
 from trimtab.rollout.scorer import RewardModelScorer, Scorer
 
 __all__ = [
+    "EnsembleConfig",
     "FunctionReward",
     "HttpReward",
     "LocalSampler",
     "ModelReward",
     "NamedRewards",
     "RewardModelScorer",
+    "RewardModels",
     "RewardSource",
     "Sampler",
     "SamplerConfig",

@@ -1,6 +1,6 @@
 """Several named rewards as one scorer: functions, HTTP endpoints and reward models, each normalised and clipped.
 
-component = clip((raw − mean)/std, ±clip);   the trainer adds weight · component over all names.
+component = min(max(clip((raw − mean)/std, ±clip), floor), cap);   the trainer adds weight · component over all names.
 """
 
 import asyncio
@@ -9,9 +9,9 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab import http
 from trimtab.config import LARGEST, Config
@@ -37,6 +37,17 @@ class RewardComponent(Config):
     """The difference is divided by this."""
     clip: float | None = Field(default=None, gt=0.0)
     """The quotient is clipped to ± this; None: not clipped."""
+    floor: float | None = None
+    """What is lower counts as this, for example 0 for a penalty that begins at ``mean``; None: no lower end."""
+    cap: float | None = None
+    """What is higher counts as this, so that more of it earns nothing: the point beyond which a reward is no longer
+    believed. None: no upper end."""
+
+    @model_validator(mode="after")
+    def _floor_below_cap(self) -> Self:
+        if self.floor is not None and self.cap is not None and self.floor >= self.cap:
+            raise ValueError(f"floor is {self.floor:g} and cap {self.cap:g}: nothing lies between them; raise cap")
+        return self
 
     @property
     def deadline(self) -> float | None:
@@ -160,6 +171,8 @@ class NamedRewards:
 
         def shaped(value: float) -> float:
             shaped = min(max((value - source.mean) / source.std, -limit), limit)
+            shaped = max(shaped, -math.inf if source.floor is None else source.floor)
+            shaped = min(shaped, math.inf if source.cap is None else source.cap)
             if not abs(shaped * source.weight) < LARGEST:
                 raise NonFiniteError(
                     f"reward {name!r} is {shaped:g} after its mean and std, and weighs {source.weight:g}: beyond what "

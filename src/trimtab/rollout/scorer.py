@@ -55,9 +55,11 @@ class RewardModelScorer:
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
         """Normalised scores under the name ``reward_model``."""
-        if not rollouts:
-            return {"reward_model": []}
-        return {"reward_model": ((self.raw(rollouts) - self.mean) / self.std).tolist()}
+        return {"reward_model": self.normalised(rollouts)}
+
+    def normalised(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Normalised scores."""
+        return ((self.raw(rollouts) - self.mean) / self.std).tolist() if rollouts else []
 
     def _tokens(self, rollout: Rollout) -> tuple[list[int], list[int]]:
         """Prompt and answer."""

@@ -29,7 +29,7 @@ from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, split_holdout
 from trimtab.trainers.reference import answer_logprobs, reference_logprobs
-from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
+from trimtab.trainers.reward import RewardConfig, prepared_states, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
@@ -58,9 +58,11 @@ from trimtab.trainers.rl_config import (
     StepKLConfig,
 )
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
+from trimtab.trainers.selection import HELDOUT, Chosen, Selection
 from trimtab.trainers.sft import SftConfig, mean_nll, steps_of_examples, train_sft
 
 __all__ = [
+    "HELDOUT",
     "METHODS",
     "OFFLINE",
     "ONLINE",
@@ -69,6 +71,7 @@ __all__ = [
     "ApoZeroConfig",
     "BcoConfig",
     "Checkpoints",
+    "Chosen",
     "CispoConfig",
     "ClippedConfig",
     "ConstraintConfig",
@@ -115,6 +118,7 @@ __all__ = [
     "RlRoles",
     "RlooConfig",
     "RolloutBatch",
+    "Selection",
     "Session",
     "SftConfig",
     "SimpoConfig",
@@ -133,6 +137,7 @@ __all__ = [
     "learnable",
     "mean_nll",
     "methods_with",
+    "prepared_states",
     "reference_logprobs",
     "scheduled_lr",
     "score_rankings",

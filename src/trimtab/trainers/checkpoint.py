@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,12 @@ class Checkpoints:
         extra: Mapping[str, Any] | None = None,
         *,
         good: Collection[int] = (),
+        needed: Callable[[Collection[int]], Collection[int]] = lambda steps: (),
     ) -> Path:
         """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed.
 
-        The newest checkpoint whose step is in ``good`` is never removed.
+        The newest checkpoint whose step is in ``good`` is never removed, and neither are those that ``needed`` names
+        when it is given the steps of all.
         """
         target = self.folder / f"step-{step:06d}"
 
@@ -78,11 +80,16 @@ class Checkpoints:
             (folder / "state.json").write_text(json.dumps(state, indent=2))
 
         write_folder(target, fill)
-        last_good = self.newest(good)
+        last_good, wanted = self.newest(good), needed(self.steps)
         for old in self._all()[: -self.keep]:
-            if old != last_good:
+            if old != last_good and step_of(old) not in wanted:
                 shutil.rmtree(old, ignore_errors=True)
         return target
+
+    @property
+    def steps(self) -> list[int]:
+        """Finished steps of each checkpoint, oldest first."""
+        return [step_of(path) for path in self._all()]
 
     def newest(self, steps: Collection[int] | None = None) -> Path | None:
         """The newest checkpoint, or the newest of those after one of ``steps``; None: there is none."""

@@ -85,9 +85,24 @@ class RewardConfig(Config):
 
 
 def train_reward(
-    role: Role, rankings: Sequence[Ranking], config: RewardConfig, *, seed: int, session: Session | None = None
+    role: Role,
+    rankings: Sequence[Ranking],
+    config: RewardConfig,
+    *,
+    seed: int,
+    session: Session | None = None,
+    states: FrozenStates | None = None,
 ) -> FrozenStates:
     """Train ``role`` (with scalar head) in place.
+
+    Args:
+        role: the reward model.
+        rankings: what it learns from.
+        config: how.
+        seed: of its first head, of the order of the rankings and of dropout.
+        session: surroundings; None: silent.
+        states: states of the backbone's frozen layers for these rankings, from :func:`prepared_states`, for several
+            models on one trunk; None: they are computed here.
 
     Returns:
         the states of frozen layers for the rankings, for scoring them (:func:`score_rankings`).
@@ -121,13 +136,14 @@ def train_reward(
     total = max(1, round(per_epoch * config.epochs))
     learner = Learner(role, with_lr(config.optimizer, "reward", role), total)
     probed = min(1.0, PROBE_RANKINGS / len(usable)) if config.head_init == "probe" else 0.0
-    states = prepared_states(
-        role,
-        usable,
-        passes=config.epochs + probed,
-        cache_mb=config.cache_mb,
-        micro_batch_tokens=config.micro_batch_tokens,
-    )
+    if states is None:
+        states = prepared_states(
+            role,
+            usable,
+            passes=config.epochs + probed,
+            cache_mb=config.cache_mb,
+            micro_batch_tokens=config.micro_batch_tokens,
+        )
     done = session.checkpoints.restore({"reward": learner})[0] if session.checkpoints else 0
     if done == 0 and config.head_init == "probe":
         probe_reward_head(role, usable, states, config.micro_batch_tokens)

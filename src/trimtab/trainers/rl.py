@@ -9,7 +9,8 @@ One step, top to bottom:
    and advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
 4. epochs × minibatches of the method's loss;
 5. adapt β if it is adaptive, and the price of a cost that has a limit;
-6. end a run whose policy collapses (:mod:`trimtab.trainers.guard`).
+6. end a run whose policy collapses (:mod:`trimtab.trainers.guard`), and one that is far enough
+   (:mod:`trimtab.trainers.selection`).
 
 What makes a method is its row in :mod:`trimtab.trainers.methods`; formulas are in :mod:`trimtab.algos`.
 Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk
@@ -25,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +64,7 @@ from trimtab.trainers.rl_passes import run_passes
 from trimtab.trainers.rl_update import Update, critic_on_policy, critic_update
 from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of, with_reference
 from trimtab.trainers.scoring import Scored, answer_scores, components, ended_of, score_rollouts
+from trimtab.trainers.selection import Chosen, Selection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +125,7 @@ def train_rl(
     imitate: Sequence[tuple[str, Encoded]] = (),
     sampler: Sampler | None = None,
     states: FrozenStates | None = None,
-) -> Fall | None:
+) -> Fall | Chosen | None:
     """Train the policy, and the critic if there is one, in place.
 
     Args:
@@ -141,7 +144,8 @@ def train_rl(
             model on the same trunk uses too. None: a new one.
 
     Returns:
-        None; with ``guard.on_fall: keep`` the fall of a run that collapsed, with the last good weights loaded.
+        None where the policy has the weights after the last step. With ``select``, ``patience`` or ``kl.budget`` the
+        choice of earlier ones, with ``guard.on_fall: keep`` the fall of a run that collapsed; these weights are loaded.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -174,6 +178,7 @@ def train_rl(
             penalised=config.missing_eos is not None,
             cost=None if (limit := _constraint(config)) is None else limit.reward,
         ),
+        selection=Selection(config.select, patience=config.patience, budget=config.kl.budget),
     )
     done = run.restore(session.checkpoints)
     session.planned(done, config.steps)
@@ -188,8 +193,11 @@ def train_rl(
         fall = run.check_collapse(step, metrics, session.checkpoints)  # 6
         if fall is not None:
             return fall
+        run.selection.add(metrics)
+        if (reason := run.selection.stop()) is not None:
+            return run.select(session.checkpoints, number + 1, reason)
         session.after_step(number + 1, config.steps, partial(run.save, step=number + 1))
-    return None
+    return run.select(session.checkpoints, config.steps, None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,6 +240,7 @@ class _Run:
     price: DualAscent | None
     scale: RunningScale
     guard: Guard
+    selection: Selection
 
     def __post_init__(self) -> None:
         config = self.config
@@ -460,22 +469,49 @@ class _Run:
             self.kl.load_state_dict(extra["kl"])
             self.guard.load_state_dict(extra["guard"])
             self.scale.load_state_dict(extra.get("scale", self.scale.state_dict()))
+            self.selection.load_state_dict(extra.get("selection", self.selection.state_dict()))
             if self.price is not None:
                 self.price.load_state_dict(extra["price"])
-        if done == 0 and self._returns_to_good:
+        if done == 0 and (self._returns_to_good or self.selection.active):
             if checkpoints is None:
+                setting = f"select is {self.config.select!r}" if self.config.select != "last" else "kl.budget is set"
+                if self._returns_to_good:
+                    setting = "guard.on_fall is 'keep'"
                 raise ConfigError(
-                    "guard.on_fall is 'keep', which needs checkpoints; give the session some, or set it to stop"
+                    f"{setting}, which needs checkpoints; give the session some, or set on_fall: stop, select: last "
+                    "and kl.budget: null"
                 )
             self.save(checkpoints, 0)
         return done
 
+    def select(self, checkpoints: Checkpoints | None, done: int, reason: str | None) -> Chosen | None:
+        """Load the weights that the run ends with; None: they are those after its last step.
+
+        Args:
+            checkpoints: of the run.
+            done: steps that were made.
+            reason: why it ended early; None: it did not.
+        """
+        if not self.selection.active or checkpoints is None:
+            return None
+        best = self.selection.choose({*checkpoints.steps, done})
+        if best != done:
+            checkpoints.restore(self.learners, [best])
+        if best == self.config.steps:
+            return None
+        return Chosen(step=best, ended=done, reason=self.selection.describe(best, reason))
+
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         """Write a checkpoint after ``step`` finished steps."""
-        extra = {"kl": self.kl.state_dict(), "guard": self.guard.state_dict(), "scale": self.scale.state_dict()}
+        extra: dict[str, Any] = {
+            "kl": self.kl.state_dict(),
+            "guard": self.guard.state_dict(),
+            "scale": self.scale.state_dict(),
+            "selection": self.selection.state_dict(),
+        }
         if self.price is not None:
             extra["price"] = self.price.state_dict()
-        checkpoints.save(step, self.learners, extra, good=self.guard.good)
+        checkpoints.save(step, self.learners, extra, good=self.guard.good, needed=self.selection.needed)
 
     @property
     def _returns_to_good(self) -> bool:
@@ -493,7 +529,8 @@ class _Run:
             return None
         config, finished = self.config, step.number + 1
         if self._returns_to_good and checkpoints is not None:
-            good, _ = checkpoints.restore(self.learners, self.guard.good)
+            sound = set(self.guard.good) & set(checkpoints.steps)
+            good, _ = checkpoints.restore(self.learners, [self.selection.choose(sound)] if sound else self.guard.good)
             return Fall(step=finished, good=good, reason=reason)
         last_good = checkpoints.newest(self.guard.good) if checkpoints is not None else None
         advice = [f"lower policy.lr (now {self.learners['policy'].config.lr:g})"]

@@ -37,6 +37,7 @@ def check_rl(config: RlConfig, prompts: int) -> None:
         raise ConfigError(
             "sampler.temperature is 0: greedy decoding makes all answers to a prompt identical; use 0.7 to 1.0"
         )
+    _check_selection(config)
     if config.minibatches > config.prompts:
         raise ConfigError(
             f"minibatches is {config.minibatches} but a rollout batch has {config.prompts} prompts, whose answers stay "
@@ -194,6 +195,21 @@ def _check_weights(config: PolicyGradientConfig) -> None:
         raise ConfigError(
             f"dual_clip is {config.dual_clip:g} and method 'cispo', whose weights eps_high limits for advantages of "
             "both signs; leave dual_clip out"
+        )
+
+
+def _check_selection(config: RlConfig) -> None:
+    """Which weights the run ends with, and when it ends early."""
+    if config.patience is not None and config.select == "last":
+        raise ConfigError(
+            f"patience is {config.patience} and select 'last': no score says whether a step is better; set select: "
+            "heldout, or leave patience out"
+        )
+    target, budget = getattr(config.kl, "target", None), config.kl.budget
+    if target is not None and budget is not None and target >= budget:
+        raise ConfigError(
+            f"kl.target is {target:g} and kl.budget {budget:g} nats per answer: training would end on the way to its "
+            "target; lower the target, or leave one of them out"
         )
 
 

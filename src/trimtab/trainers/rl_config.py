@@ -12,20 +12,25 @@ from trimtab.models import AdapterConfig
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers.guard import GuardConfig
 from trimtab.trainers.learner import OptimizerConfig
+from trimtab.trainers.selection import Select
 
 
 class StepKLConfig(Config):
-    """Limit on how far one rollout batch moves the policy."""
+    """Limits on how far one rollout batch and a whole run move the policy."""
 
     stop: float | None = Field(default=None, gt=0.0)
     """Limit on KL(π_old‖π), the divergence from the policy that drew the answers, in nats per token (k3). It is
     measured on each minibatch before its update; above the limit the remaining updates of this rollout batch are
     skipped, the critic's too. Usual: 0.01 to 0.1. Other libraries call it ``target_kl`` and stop at 1.5 times the
     value. None: every update is made."""
+    budget: float | None = Field(default=None, gt=0.0)
+    """Limit on KL(π‖ref), the divergence of the whole run from the reference, in nats per answer. When the mean of the
+    last three steps is above it, training ends, and the policy has the weights of a checkpoint within it
+    (``select`` says which). None: no limit."""
 
 
 class KLConfig(StepKLConfig):
-    """Penalty for diverging from the reference, and the limit on how far one rollout batch moves the policy."""
+    """Penalty for diverging from the reference, and limits on how far one rollout batch and a whole run move."""
 
     coefficient: float = Field(default=0.05, ge=0.0)
     """β: price of a nat of KL; with ``target`` its first value. With ``place: reward`` it is in reward units. In the
@@ -109,6 +114,13 @@ class OnlineConfig(Config):
     """Padded tokens of one forward and backward pass; changes memory and speed only."""
     guard: GuardConfig | None = GuardConfig()
     """When to end a run whose policy collapses; None: never."""
+    select: Select = "last"
+    """Which weights the run ends with. ``last``: those after the last step. ``heldout``: those of the checkpoint (or
+    the start, or the end) whose answers a reward model that is not trained on likes best; needs ``reward.split: true``.
+    ``proxy``: the same by the reward that is trained on, for comparison: it cannot see its own flaws."""
+    patience: int | None = Field(default=None, ge=1)
+    """With ``select`` ``heldout`` or ``proxy``: end training after so many steps without a higher score (means over
+    five steps); None: all steps are made."""
 
 
 class PolicyGradientConfig(OnlineConfig):
@@ -333,7 +345,7 @@ class OnlineDpoConfig(OnlineConfig):
     beta: float = Field(default=0.1, gt=0.0)
     """β, reward units per nat: penalty for diverging from the reference."""
     kl: StepKLConfig = StepKLConfig()
-    """Limit on how far one rollout batch moves the policy."""
+    """Limits on how far one rollout batch and the whole run move the policy."""
 
 
 class RejectionConfig(OnlineConfig):
@@ -346,7 +358,7 @@ class RejectionConfig(OnlineConfig):
     keep: int = Field(default=1, ge=1)
     """How many of the best are imitated."""
     kl: StepKLConfig = StepKLConfig()
-    """Limit on how far one rollout batch moves the policy."""
+    """Limits on how far one rollout batch and the whole run move the policy."""
 
 
 GroupConfig = (

@@ -1,7 +1,7 @@
 "use strict";
 /* The page of `trimtab watch`: fetches new rows when the server says that a run has changed. */
 
-const PREFERRED = { align: ["reward", "gold", "kl", "length", "ended", "distinct", "entropy", "policy_loss", "loss", "accuracy"], sft: ["loss", "grad_norm", "lr"], reward: ["loss", "accuracy", "margin", "grad_norm"] };
+const PREFERRED = { align: ["reward", "reward/heldout", "gold", "kl", "length", "ended", "distinct", "entropy", "policy_loss", "loss", "accuracy"], sft: ["loss", "grad_norm", "lr"], reward: ["loss", "accuracy", "margin", "grad_norm"] };
 const byId = (id) => document.getElementById(id);
 
 async function fetchJson(path) {

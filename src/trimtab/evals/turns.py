@@ -1,0 +1,187 @@
+"""Where a score stopped rising while a policy trained, and the forms that Gao et al. fit to such curves.
+
+The points are the steps of a run: their KL to the reference and a mean score of their answers. Points of different
+steps err independently, because each step draws its own answers; the noise of a point is estimated from neighbours,
+σ² = Σ (y_{i+1} − y_i)² / (2·(n − 1)) (von Neumann et al., Annals of Mathematical Statistics 12, 1941, 153–162).
+
+A highest mean is always above the last one, so a turn is not looked for and tested on the same points. The peak is
+chosen on every other point and the fall after it is measured on the points between; then the other way round. The turn
+is real if the mean of both falls is above zero by 1.96 standard errors, each taken as that of a single fall: on the
+safe side.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from trimtab.errors import DataError
+from trimtab.feedback.intervals import RESAMPLES, Estimate
+from trimtab.records import Record
+
+FEWEST_POINTS = 12
+"""Fewest points that a turn is looked for in."""
+
+FEWEST_FITTED = 6
+"""Fewest points that a form is fitted to."""
+
+Form = Literal["rl", "best_of_n"]
+"""``rl``: d·(α − β·log d); ``best_of_n``: d·(α − β·d)."""
+
+
+class Turn(Record):
+    """Where a score was highest, or why it did not turn."""
+
+    score: str
+    """Which score, as a reader should see it."""
+    found: bool
+    """True: it rose and then fell, beyond chance."""
+    step: Estimate
+    """Step of the highest mean, with the percentile interval of a residual bootstrap; no value where none was found."""
+    distance: Estimate
+    """√KL there, in √nats."""
+    fall: Estimate
+    """How far the score fell from its highest to its last mean, in its own units."""
+
+
+class GaoFit(Record):
+    """A form of Gao et al. 2022 (arXiv 2210.10760), equations 1 and 2, fitted by least squares."""
+
+    score: str
+    """Which score."""
+    form: Form
+    """Which form; d = √KL in √nats, and the form is 0 at d = 0."""
+    alpha: float
+    """α, units of the score per √nat."""
+    beta: float
+    """β: how fast the gain is lost."""
+    explained: float
+    """R²: share of the variance around the mean that the form explains; negative where it is worse than the mean."""
+    peak: float | None
+    """d at which the form is highest; None: it rises for ever, β is not above 0."""
+
+
+def find_turn(score: str, steps: Sequence[float], kl: Sequence[float], values: Sequence[float], *, seed: int) -> Turn:
+    """Look for the turn of one score.
+
+    Args:
+        score: its name.
+        steps: number of each point's step.
+        kl: KL to the reference, nats per answer; an estimate below 0 counts as 0.
+        values: mean score of each step's answers.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: lengths differ, or a number is NaN or infinite.
+    """
+    if not len(steps) == len(kl) == len(values):
+        raise DataError(
+            f"{score}: {len(steps)} steps, {len(kl)} KLs and {len(values)} scores; give one of each per step"
+        )
+    if bad := [x for x in (*steps, *kl, *values) if not math.isfinite(x)]:
+        raise DataError(f"{score}: {len(bad)} numbers are not finite, the first is {bad[0]}; leave these steps out")
+    count = len(values)
+    if count < FEWEST_POINTS:
+        reason = f"{count} steps are too few to look for a turn; at least {FEWEST_POINTS} are needed"
+        return _no_turn(score, count, reason)
+    width = _width(count)
+    noise = math.sqrt(sum((b - a) ** 2 for a, b in pairwise(values)) / (2 * (count - 1)))
+    smooth = _smooth(values, width)
+    falls = [_fall(values[::2], values[1::2]), _fall(values[1::2], values[::2])]
+    fall = sum(falls) / 2
+    error = noise * math.sqrt(2 / _width(count // 2))
+    low, high = fall - 1.96 * error, fall + 1.96 * error
+    if not low > 0 or smooth[-1] >= max(smooth):
+        return _no_turn(score, count, "no turn found", Estimate(value=fall, low=low, high=high, n=count))
+    draw, half = random.Random(seed), 1 / math.sqrt(1 - 1 / width)
+    residuals = [(v - s) * half for v, s in zip(values, smooth, strict=True)]
+    places = sorted(
+        _peak(_smooth([s + r for s, r in zip(smooth, draw.choices(residuals, k=count), strict=True)], width))
+        for _ in range(RESAMPLES)
+    )
+    ends = places[int(0.025 * RESAMPLES)], places[int(0.975 * RESAMPLES) - 1]
+    near = _smooth([math.sqrt(max(0.0, x)) for x in kl], width)
+    peak = _peak(smooth)
+    return Turn(
+        score=score,
+        found=True,
+        step=Estimate(value=steps[peak], low=steps[ends[0]], high=steps[ends[1]], n=count),
+        distance=Estimate(value=near[peak], low=near[ends[0]], high=near[ends[1]], n=count),
+        fall=Estimate(value=fall, low=low, high=high, n=count),
+    )
+
+
+def _no_turn(score: str, count: int, reason: str, fall: Estimate | None = None) -> Turn:
+    none = Estimate(n=count, reason=reason)
+    return Turn(score=score, found=False, step=none, distance=none, fall=fall or none)
+
+
+def _width(count: int) -> int:
+    """Points that are averaged around each one: an odd number, about a sixth of all, at least three."""
+    return max(3, count // 6 | 1)
+
+
+def _smooth(values: Sequence[float], width: int) -> list[float]:
+    """Mean of up to ``width`` points around each one, as many on either side; fewer at the ends."""
+    means = []
+    for place in range(len(values)):
+        side = min(width // 2, place, len(values) - 1 - place)
+        near = values[place - side : place + side + 1] if side else values[max(0, place - 1) : place + 2]
+        means.append(sum(near) / len(near))
+    return means
+
+
+def _peak(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=lambda i: (values[i], -i))
+
+
+def _fall(choosing: Sequence[float], measuring: Sequence[float]) -> float:
+    """Mean around the peak of ``choosing`` minus the last mean, both of ``measuring``."""
+    width = _width(len(measuring))
+    peak = _peak(_smooth(choosing, width))
+    start = min(max(0, peak - width // 2), len(measuring) - width)
+    return sum(measuring[start : start + width]) / width - sum(measuring[-width:]) / width
+
+
+def fit_form(score: str, kl: Sequence[float], gains: Sequence[float], form: Form) -> GaoFit:
+    """Fit one of the forms: linear in α and β, so least squares has one answer.
+
+    Args:
+        score: its name.
+        kl: nats per answer; points of 0 and below say nothing and are left out.
+        gains: the score minus its value at d = 0.
+        form: which one.
+
+    Raises:
+        DataError: fewer than six points above 0, a number that is not finite, or all points at one KL.
+
+    >>> d = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    >>> fit = fit_form("gold", [x * x for x in d], [x * (2.0 - 0.5 * x) for x in d], "best_of_n")
+    >>> round(fit.alpha, 6), round(fit.beta, 6), round(fit.peak, 6)
+    (2.0, 0.5, 2.0)
+    """
+    points = [(math.sqrt(k), g) for k, g in zip(kl, gains, strict=True) if k > 0]
+    if len(points) < FEWEST_FITTED:
+        raise DataError(
+            f"{score}: {len(points)} points with a KL above 0; a form of two numbers is fitted to {FEWEST_FITTED} or "
+            "more: train for more steps"
+        )
+    if not all(math.isfinite(x) for point in points for x in point):
+        raise DataError(f"{score}: a KL or a gain is not finite; leave these points out")
+    columns = [(d, -d * (d if form == "best_of_n" else math.log(d))) for d, _ in points]
+    aa, ab, bb = (sum(c[i] * c[j] for c in columns) for i, j in ((0, 0), (0, 1), (1, 1)))
+    ay, by = (sum(c[i] * g for c, (_, g) in zip(columns, points, strict=True)) for i in (0, 1))
+    determinant = aa * bb - ab * ab
+    if determinant <= 1e-9 * aa * bb:
+        raise DataError(f"{score}: all points lie at nearly the same KL, so no form can be told from them")
+    alpha, beta = (bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant
+    mean = sum(g for _, g in points) / len(points)
+    left = sum((g - alpha * a - beta * b) ** 2 for (a, b), (_, g) in zip(columns, points, strict=True))
+    total = sum((g - mean) ** 2 for _, g in points)
+    peak = None
+    if beta > 0:
+        peak = alpha / (2 * beta) if form == "best_of_n" else math.exp(min(alpha / beta - 1, 700.0))
+    return GaoFit(
+        score=score, form=form, alpha=alpha, beta=beta, explained=1 - left / total if total else 0.0, peak=peak
+    )
