@@ -26,6 +26,7 @@ from trimtab.trainers import (
     GdpoConfig,
     OfflineConfig,
     OnlineConfig,
+    OpponentConfig,
     PairConfig,
     PolicyGradientConfig,
     PpoConfig,
@@ -420,6 +421,11 @@ def _check_online(config: RunConfig) -> Iterator[str]:
         yield "align needs reward, or rewards that are not a model: there is nothing to maximise"
     if not (data.prompts or data.preferences):
         yield "align needs data.prompts (or data.preferences, whose prompts it uses)"
+    if isinstance(align, OpponentConfig) and align.preference == "given":
+        yield (
+            "align.preference is 'given', which is for trimtab.trainers.train_rl: a recipe's evaluation scores each "
+            "answer alone, and such a reward needs pairs; use preference: bradley_terry"
+        )
     ptx = align.ptx if isinstance(align, PolicyGradientConfig) else None
     if ptx is not None and not (ptx.data or data.demonstrations):
         yield "align.ptx needs conversations: data.demonstrations or align.ptx.data"

@@ -40,6 +40,7 @@ from trimtab.trainers import (
     KtoConfig,
     Metrics,
     OnlineConfig,
+    OpponentConfig,
     PairConfig,
     PolicyGradientConfig,
     PpoConfig,
@@ -273,6 +274,8 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     check = CapabilityCheck(context, "align", Role(trunk))
     title = f"aligning ({config.method.upper()})"
     with context.training("align", title) as session, RunMonitor(context, config) as monitor:
+        if isinstance(config, OpponentConfig) and config.log_odds is None:
+            config = config.model_copy(update={"log_odds": _log_odds(rewards, scorer)})
         fall = train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,
@@ -300,6 +303,14 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         )
         counts |= {"steps": fall.good, "fell_apart_at_step": fall.step}
     return counts, files
+
+
+def _log_odds(rewards: NamedRewards, scorer: RewardModelScorer | None) -> float:
+    """Log-odds of winning that one unit of the weighted rewards is worth: known if it is the reward model alone."""
+    if scorer is None or len(rewards.sources) > 1:
+        return 1.0
+    [(name, source)] = rewards.sources.items()
+    return scorer.std * source.std / abs(rewards.weights[name])
 
 
 def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:
@@ -362,7 +373,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
     before = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
     with context.training("align", f"aligning ({config.method.upper()})") as session:
         seed = context.seed("align")
-        train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session)
+        train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session, start=reference)
     after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
     return _aligned(context, policy, before, after, counts, check)
 

@@ -1,6 +1,7 @@
 """Prompts to rollouts, and rollouts to rewards."""
 
 from trimtab.rollout.engines import make_sampler
+from trimtab.rollout.opponents import MixtureOpponent, Opponent
 from trimtab.rollout.options import option_logprobs
 from trimtab.rollout.protocol import Sampler, SamplerConfig, ValueHead
 from trimtab.rollout.rewards import (
@@ -21,8 +22,10 @@ __all__ = [
     "FunctionReward",
     "HttpReward",
     "LocalSampler",
+    "MixtureOpponent",
     "ModelReward",
     "NamedRewards",
+    "Opponent",
     "RewardModelScorer",
     "RewardSource",
     "Sampler",

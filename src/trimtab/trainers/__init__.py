@@ -45,8 +45,10 @@ from trimtab.trainers.rl_config import (
     GspoConfig,
     KLConfig,
     MissingEosConfig,
+    NashMdConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    OpponentConfig,
     PolicyGradientConfig,
     PpoConfig,
     PtxConfig,
@@ -56,6 +58,7 @@ from trimtab.trainers.rl_config import (
     RlConfig,
     RlooConfig,
     StepKLConfig,
+    XpoConfig,
 )
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
@@ -91,6 +94,7 @@ __all__ = [
     "Learner",
     "Metrics",
     "MissingEosConfig",
+    "NashMdConfig",
     "NcaConfig",
     "Norms",
     "OfflineConfig",
@@ -98,6 +102,7 @@ __all__ = [
     "OnlineConfig",
     "OnlineDpoConfig",
     "OnlineMethod",
+    "OpponentConfig",
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
@@ -120,6 +125,7 @@ __all__ = [
     "SimpoConfig",
     "SppoConfig",
     "StepKLConfig",
+    "XpoConfig",
     "answer_logprobs",
     "check_rl",
     "critic_of",
