@@ -21,6 +21,7 @@ from trimtab.trainers import (
     DpoConfig,
     KLConfig,
     KtoConfig,
+    NashMdConfig,
     OnlineDpoConfig,
     PpoConfig,
     PtxConfig,
@@ -32,6 +33,7 @@ from trimtab.trainers import (
     RlRoles,
     Session,
     SftConfig,
+    XpoConfig,
     answer_logprobs,
     judged_from_rankings,
     train_kto,
@@ -65,6 +67,8 @@ ONLINE: dict[str, RlConfig] = {
     ),
     "dapo": DapoConfig(**COMMON, group=2, resample=1),
     "online_dpo": OnlineDpoConfig(**COMMON, group=2),
+    "nash_md": NashMdConfig(**COMMON),
+    "xpo": XpoConfig(**COMMON),
     "rejection": RejectionConfig(**COMMON, group=2, keep=1),
 }
 

@@ -22,7 +22,7 @@ from trimtab.trainers import methods
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
 ONLINE = [
     "ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo", "reinforce_pp", "reinforce_pp_baseline",
-    "online_dpo", "rejection",
+    "online_dpo", "nash_md", "xpo", "rejection",
 ]  # fmt: skip
 OFFLINE = [
     "dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo", "plackett_luce", "apo_zero", "apo_down", "bco", "sppo", "exo",
@@ -33,7 +33,7 @@ OFFLINE = [
 def align(method: str) -> dict:
     if method in OFFLINE:
         return {"method": method, "adapter": ADAPTER, "batch": 4, "optimizer": {"lr": 1e-3}, "holdout": 0.2}
-    group = {"group": 1} if method in ("ppo", "reinforce_pp") else {"group": 3}
+    group = {"group": 1} if method in ("ppo", "reinforce_pp", "nash_md", "xpo") else {"group": 3}
     sampler = {"max_new_tokens": 12, "slots": 32}
     return {"method": method, "adapter": ADAPTER, "steps": 2, "prompts": 4, "sampler": sampler} | group
 

@@ -24,7 +24,7 @@ from trimtab.trainers import (
 
 NAME = "10 games"
 
-PRICE = 0.15
+PRICE = 0.08
 """β of the game, in units of P(win)."""
 
 

@@ -52,7 +52,8 @@ class MovingReference(Role):
     def __init__(self, reference: Role, policy: Role) -> None:
         super().__init__(reference.backbone)
         self.policy = policy
-        self._own = {name: base.detach().clone() for name, (base, _) in self._weights().items()}
+        trunk = self._trunk()
+        self._own: dict[str, Tensor] = {name: trunk[name].detach().clone() for name in self._weights()}
         coarse = [name for name, weight in self._own.items() if not weight.is_floating_point()]
         if coarse:
             raise ConfigError(

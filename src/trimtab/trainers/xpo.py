@@ -17,8 +17,8 @@ def xpo_update(update: Update[XpoConfig]) -> Metrics:
     The metrics of tokens are of the policy's answers. Pairs of which one answer has no token are left out.
 
     Returns:
-        metrics averaged over the optimiser steps; their number is ``updates``. ``gap`` is the mean of h, ``exploration``
-        that of the reference's answers' log-probability.
+        metrics averaged over the optimiser steps; their number is ``updates``. ``gap`` is the mean of h,
+        ``exploration`` that of the log-probability of the reference's answers.
     """
     config, batch, opponents = update.config, update.batch, update.opponents
     role, temperature = update.learners["policy"].role, config.sampler.temperature
