@@ -406,6 +406,11 @@ def _check_offline(config: RunConfig) -> Iterator[str]:
     if not (config.label or data.preferences or (data.ratings and align.method == "kto")):
         also = " (or data.ratings)" if align.method == "kto" else ""
         yield f"align.method {align.method!r} needs preferences: a label section or data.preferences{also}"
+    if align.reference_update is not None and not OFFLINE[align.method].reference:
+        yield (
+            f"align.reference_update is set and align.method {align.method!r} has no reference; leave it out, or use "
+            "align.method dpo"
+        )
     if isinstance(align, DpoConfig) and align.smoothing == "robust" and not align.label_smoothing:
         yield (
             "align.smoothing is 'robust' and align.label_smoothing 0: without a share of wrong labels nothing is "

@@ -28,7 +28,7 @@ from trimtab.trainers.outliers import hidden_states, known_answers
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
-from trimtab.trainers.reference import answer_logprobs, reference_logprobs
+from trimtab.trainers.reference import answer_logprobs, check_reference_update, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
 from trimtab.trainers.rl_checks import check_rl
@@ -127,6 +127,7 @@ __all__ = [
     "StepKLConfig",
     "XpoConfig",
     "answer_logprobs",
+    "check_reference_update",
     "check_rl",
     "critic_of",
     "encode_preferences",
