@@ -295,7 +295,7 @@ def test_a_moving_reference_from_a_recipe(tmp_path: Path):
     recipe = toy_recipe(tmp_path, sft=None, reward=None, align=align("dpo") | {"reference_update": update})
     config = load_recipe(recipe)
     plan = make_plan(config, recipe, tmp_path / "runs")
-    assert any(line.endswith("; every 1 steps ref ← 0.5·π + 0.5·ref") for line in plan["objective"])
+    assert any(line.endswith("; every 1 step(s) ref ← 0.5·π + 0.5·ref") for line in plan["objective"])
     fixed = load_recipe(toy_recipe(tmp_path, sft=None, reward=None, align=align("dpo")))
     shape = model_shape(config.model)
     assert stage_gb(config, config.align, shape) - stage_gb(fixed, fixed.align, shape) == pytest.approx(

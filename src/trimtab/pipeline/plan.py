@@ -107,7 +107,7 @@ def objective(config: RunConfig) -> list[str]:
 
 def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
     method, moves = METHODS[config.method], config.reference_update
-    moving = "" if moves is None else f"; every {moves.every} steps ref ← {moves.alpha:g}·π + {1 - moves.alpha:g}·ref"
+    moving = "" if moves is None else f"; every {moves.every} step(s) ref ← {moves.alpha:g}·π + {1 - moves.alpha:g}·ref"
     return f"{method.label}: {method.objective(config)}{moving}"
 
 

@@ -404,8 +404,9 @@ class _Run:
         passes = run_passes(roles.policy, roles.reference, critic, tokens, rollouts, config, self.states)
         old, reference = passes.old, passes.reference
         wins = wins_of(config, scored)
-        winning = self.method.scores_wins and wins is not None
-        scores = (wins - 0.5 if winning else answer_scores(config, scored)).to(device)
+        scores = answer_scores(config, scored).to(device)
+        if self.method.scores_wins and wins is not None:
+            scores = wins.to(device) - 0.5
         beta = self.kl.value if _kl(config).place == "reward" else 0.0
         rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
         rewards[answered] += penalised_rewards(
