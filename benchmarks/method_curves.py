@@ -5,7 +5,8 @@ What is best under E[r] − β·KL(π‖ref) is known, π* ∝ ref·exp(r/β). E
 an online one samples and scores them, an offline one gets answers of the reference, judged by Bradley–Terry (by
 Plackett–Luce in fours, for a method of rankings), and makes 80 passes over them. β is the same where a
 method has one; where it divides advantages by a deviation, or looks at each token alone, its β means something else,
-and so does its end. KTO is left out: its z needs answers to other prompts, and a table has one.
+and so does its end. KTO is left out: its z needs answers to other prompts, and a table has one. With ``--run`` the task
+is that of a finished run, see :mod:`benchmarks.real_task`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from benchmarks.real_task import run_cells
 from trimtab.conformance.tables import F, gibbs, kl, train_table
 from trimtab.conformance.tabular import ASKED, TabularRole, Tree
 from trimtab.files import write_json
@@ -74,6 +76,8 @@ def online(row: OnlineMethod, seed: int, steps: int) -> Tensor:
         base["kl"] = KLConfig(coefficient=BETA, place=place)
     if "beta" in fields:
         base["beta"] = BETA
+    if row.opponent is not None:
+        base |= {"prompts": SAMPLES // 2}  # an opponent's answer is judged too
     if row.config is PpoConfig:
         base |= {"critic": steady, "value_eps": 1e6}
     policy = train_table(TREE, ref, reward, row.config(**base), seed=seed).policy  # type: ignore[arg-type]
@@ -152,11 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=60, help="of 96 answers; offline methods get as many")
     parser.add_argument("--only", nargs="*", default=[], help="names; all by default")
     parser.add_argument("--json", type=Path, default=Path("runs/method-curves.json"))
+    parser.add_argument("--run", type=Path, help="a finished run: its task in place of the simulated one")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"), help="of --run")
+    parser.add_argument("--answers", type=int, default=384, help="with --run: judged answers of each policy")
+    parser.add_argument("--prompts", type=int, default=64, help="with --run: held-out prompts")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.only) - set(METHODS))
     if unknown:
         print(f"no method is named {', '.join(unknown)}; there are {', '.join(METHODS)}", file=sys.stderr)
         return 2
+    if options.run is not None:
+        return run_cells(options)
     best = [measured(gibbs(TREE.path_logprobs(instance(s)[0]), instance(s)[1], BETA), s) for s in range(options.seeds)]
     print("| method | reward gained | KL(π‖ref), nats | share of the gap closed |\n|---|---|---|---|")
     print(f"| π* | {interval([b['reward'] for b in best])} | {interval([b['kl'] for b in best])} | 1 |")

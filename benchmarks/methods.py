@@ -1,6 +1,8 @@
 """Every method of alignment for a few steps on the quickstart's model, data and reward model, and what it did.
 
-Stages before ``align`` are taken from a finished run of the quickstart recipe, as the pipeline takes them. Online
+Every method of the table is run from a recipe of its own, and some in a second form. Stages before ``align`` are taken
+from a finished run of the quickstart recipe, as the pipeline takes them. ``--steps 1 --epochs 0.1`` only shows that
+each of them runs. Online
 methods are judged by the reward of their first and last steps (fresh prompts each), offline methods by their own loss
 on preferences that were kept out.
 """
@@ -15,40 +17,44 @@ from typing import Any
 
 import yaml
 
+from trimtab.errors import TrimtabError
 from trimtab.files import write_json
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.reporting import machine
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.storage import read_metrics
+from trimtab.trainers import METHODS, OfflineMethod
 
 ADAPTER = {"kind": "lora", "rank": 16, "alpha": 32, "top_layers": 6}
 STEADY = {"lr": 2e-3, "schedule": "constant", "warmup": 0.0}
 SAMPLER = {"temperature": 0.7, "max_new_tokens": 48, "slots": 64}
-GROUPED = {"rloo": {}, "grpo": {}, "dr_grpo": {}, "dapo": {"resample": 1}, "reinforce_pp_baseline": {},
-           "online_dpo": {}, "rejection": {}}  # fmt: skip
-OFFLINE = {
-    "dpo": {}, "dpo, conservative": {"label_smoothing": 0.1},
+OWN = {"dapo": {"resample": 1}, "kto": {"batch": 32}}
+"""Settings of one method, beside those of its kind."""
+FORMS = {
+    "ppo, ptx": {"ptx": {"coefficient": 0.1, "batch": 8}},
+    "dpo, conservative": {"label_smoothing": 0.1},
     "dpo, robust": {"label_smoothing": 0.1, "smoothing": "robust"},
-    "ipo": {}, "hinge": {}, "kto": {"batch": 32}, "orpo": {}, "simpo": {}, "cpo": {},
-}  # fmt: skip
+    "dpo, moving reference": {"reference_update": {"every": 1, "alpha": 0.5}},
+}
+"""Second forms of a method, by its name before the comma."""
 
 
 def sections(steps: int, epochs: float) -> dict[str, dict[str, Any]]:
     """The ``align`` section of every method."""
     online = {"adapter": ADAPTER, "steps": steps, "sampler": SAMPLER, "policy": STEADY}
     critic = {"critic": {"lr": 1e-3, "schedule": "constant", "warmup": 0.0}, "lam": 1.0, "epochs": 1, "minibatches": 2}
-    found: dict[str, dict[str, Any]] = {
-        "ppo": online | critic | {"method": "ppo", "prompts": 32},
-        "ppo, ptx": online | critic | {"method": "ppo", "prompts": 32, "ptx": {"coefficient": 0.1, "batch": 8}},
-        "reinforce_pp": online | {"method": "reinforce_pp", "prompts": 32},
-    }
-    for name, more in GROUPED.items():
-        found[name] = online | {"method": name, "prompts": 8, "group": 4} | more
-    base = {"adapter": ADAPTER, "optimizer": {"lr": 5e-4}, "epochs": epochs, "batch": 8, "holdout": 0.1}
-    for name, more in OFFLINE.items():
-        found[name] = base | {"method": name.split(",")[0]} | more
-    return found
+    offline = {"adapter": ADAPTER, "optimizer": {"lr": 5e-4}, "epochs": epochs, "batch": 8, "holdout": 0.1}
+    by_method: dict[str, dict[str, Any]] = {}
+    for name, row in METHODS.items():
+        if isinstance(row, OfflineMethod):
+            settings = dict(offline)
+        elif row.config.model_fields["group"].default > 1:
+            settings = online | {"prompts": 8, "group": 4}
+        else:
+            settings = online | {"prompts": 32 if row.opponent is None else 16} | (critic if row.critic else {})
+        by_method[name] = {"method": name} | settings | OWN.get(name, {})
+    return by_method | {name: by_method[name.split(",")[0]] | more for name, more in FORMS.items()}
 
 
 def main() -> int:
@@ -77,12 +83,18 @@ def main() -> int:
         start = time.perf_counter()
         try:
             run_recipe(load_recipe(recipe), recipe, runs=options.run.parent, ui=Silent())
+            facts = measured(work / "stages" / "align")
+        except TrimtabError as error:
+            facts = {"refused": str(error)}
         finally:
             recipe.unlink()
-        rows.append({"method": name, "seconds": time.perf_counter() - start} | measured(work / "stages" / "align"))
+        rows.append({"method": name, "seconds": time.perf_counter() - start} | facts)
         print(json.dumps(rows[-1]), flush=True)
         write_json(options.json, {"machine": machine(), "steps": options.steps, "epochs": options.epochs, "rows": rows})
-    return 0
+    refused = [row["method"] for row in rows if "refused" in row]
+    if refused:
+        print(f"did not run: {', '.join(refused)}", file=sys.stderr)
+    return 1 if refused else 0
 
 
 def measured(stage: Path) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from trimtab.cli.app import app
 from trimtab.conformance import GOLDENS, hold
+from trimtab.conformance.games import PRICE, exploitability, fixed_point, game
 from trimtab.conformance.label_experiments import preference_identities, process_and_outcome
 from trimtab.conformance.off_policy import off_policy
 from trimtab.conformance.preference_optima import preference_optima
 from trimtab.conformance.rl_experiments import _forward_optimum, divergence_gradients, estimators
 from trimtab.conformance.rows import Row, worst_row
 from trimtab.conformance.tables import gibbs, kl, settings, train_table
-from trimtab.conformance.tabular import TabularRole, TabularSampler, Tree
+from trimtab.conformance.tabular import TabularOpponent, TabularRole, TabularSampler, Tree
 from trimtab.errors import ConfigError
 from trimtab.models import collate
 from trimtab.records import Prompt
@@ -183,3 +184,27 @@ def test_another_librarys_loss_is_held_against_them():
         hold("dop", theirs)
     with pytest.raises(ConfigError, match=r"gave 1 numbers for 'kto', expected 2; return losses unreduced"):
         hold("kto", lambda **x: 0.5)
+
+
+# Games --------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_game_solves_its_equation_and_cannot_be_gained_against():
+    ref, beats = game(2)
+    assert torch.allclose(beats + beats.T, torch.ones(4, 4, dtype=F))
+    nash = fixed_point(ref, beats, 0.0)
+    assert torch.allclose(nash, torch.log_softmax(ref + beats @ nash.exp() / PRICE, 0))
+    assert exploitability(nash, ref, beats) == pytest.approx(0.0, abs=1e-9) and exploitability(ref, ref, beats) > 0.1
+    mixed = fixed_point(ref, beats, 0.5)
+    opponent = torch.log_softmax((mixed + ref) / 2, 0)
+    assert torch.allclose(mixed, torch.log_softmax(ref + beats @ opponent.exp() / PRICE, 0))
+    assert kl(mixed, nash) > 1e-3
+
+
+def test_a_tabular_opponent_draws_from_the_mixture():
+    tree, logits = Tree(actions=3), torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 2.0]], dtype=F)
+    policy, reference = (TabularRole(tree, row[None]) for row in logits)
+    drawn = TabularOpponent(policy, reference, 0.25).draw([Prompt.from_text("a")] * 3000, seed=1)
+    share = torch.bincount(torch.tensor([r.tokens[0] for r in drawn]), minlength=3) / 3000
+    expected = torch.softmax(torch.tensor([1.5, 0.0, 0.5], dtype=F), 0)
+    assert float((share - expected).abs().max()) < 0.04

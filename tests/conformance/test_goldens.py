@@ -108,6 +108,9 @@ BY_HAND: dict[str, tuple[float, ...]] = {
         -math.sqrt(0.5),
         -math.sqrt(0.5),
     ),  # z-scores add to (2, −1, −1)/√3
+    "win probability": (sigmoid(2.0), 0.5),
+    "mixture of logits": (0.75 * 0 + 0.25 * 1, 0.75 * 2),
+    "xpo": (-0.75 * log(sigmoid(0.15)) - 0.25 * log(sigmoid(-0.15)) - 0.01 * 15,),
     "running scale": (statistics.pstdev([1, 3]), statistics.pstdev([1, 3, 5, 7])),
     "dual ascent": (0.1 + 0.2 * (1.5 - 0.5), 0.3 - 0.2 * 0.5, 0.2 - 0.2 * 0.5),
     "k1": (0.5, -1.0),

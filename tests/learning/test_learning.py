@@ -27,6 +27,7 @@ from trimtab.trainers import (
     IpoConfig,
     KLConfig,
     KtoConfig,
+    NashMdConfig,
     NcaConfig,
     OnlineDpoConfig,
     OptimizerConfig,
@@ -46,6 +47,7 @@ from trimtab.trainers import (
     SftConfig,
     SimpoConfig,
     SppoConfig,
+    XpoConfig,
     answer_logprobs,
     evaluate_kto,
     evaluate_preference,
@@ -226,6 +228,8 @@ ONLINE: list[RlConfig] = [
     ReinforcePpConfig(prompts=32, policy=QUICK, kl=KLConfig(coefficient=0.02), **FEW),
     ReinforcePpBaselineConfig(group=4, prompts=8, policy=QUICK, **FEW),
     OnlineDpoConfig(group=4, prompts=8, policy=QUICK, **FEW),
+    NashMdConfig(prompts=32, policy=QUICK, kl=KLConfig(coefficient=0.005), log_odds=4.0, **FEW),
+    XpoConfig(prompts=32, policy=QUICK, log_odds=4.0, **FEW),
     RejectionConfig(group=4, prompts=8, policy=QUICK, **FEW),
 ]
 

@@ -22,6 +22,7 @@ from trimtab.trainers import (
     DpoConfig,
     KLConfig,
     KtoConfig,
+    NashMdConfig,
     OnlineDpoConfig,
     PpoConfig,
     PtxConfig,
@@ -33,6 +34,7 @@ from trimtab.trainers import (
     RlRoles,
     Session,
     SftConfig,
+    XpoConfig,
     answer_logprobs,
     judged_from_rankings,
     train_kto,
@@ -66,6 +68,8 @@ ONLINE: dict[str, RlConfig] = {
     ),
     "dapo": DapoConfig(**COMMON, group=2, resample=1),
     "online_dpo": OnlineDpoConfig(**COMMON, group=2),
+    "nash_md": NashMdConfig(**COMMON),
+    "xpo": XpoConfig(**COMMON),
     "rejection": RejectionConfig(**COMMON, group=2, keep=1),
 }
 

@@ -10,7 +10,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline import learning
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.costs import TOKENS, Sizing, align_cost, evaluate_cost
-from trimtab.pipeline.memory import model_shape
+from trimtab.pipeline.memory import model_shape, stage_gb
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
@@ -22,7 +22,7 @@ from trimtab.trainers import methods
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
 ONLINE = [
     "ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo", "reinforce_pp", "reinforce_pp_baseline",
-    "online_dpo", "rejection",
+    "online_dpo", "nash_md", "xpo", "rejection",
 ]  # fmt: skip
 OFFLINE = [
     "dpo", "ipo", "hinge", "kto", "orpo", "simpo", "cpo", "plackett_luce", "apo_zero", "apo_down", "bco", "sppo", "exo",
@@ -33,7 +33,7 @@ OFFLINE = [
 def align(method: str) -> dict:
     if method in OFFLINE:
         return {"method": method, "adapter": ADAPTER, "batch": 4, "optimizer": {"lr": 1e-3}, "holdout": 0.2}
-    group = {"group": 1} if method in ("ppo", "reinforce_pp") else {"group": 3}
+    group = {"group": 1} if method in ("ppo", "reinforce_pp", "nash_md", "xpo") else {"group": 3}
     sampler = {"max_new_tokens": 12, "slots": 32}
     return {"method": method, "adapter": ADAPTER, "steps": 2, "prompts": 4, "sampler": sampler} | group
 
@@ -302,3 +302,25 @@ def test_the_plan_counts_ratings_and_best_of_n(tmp_path: Path):
     assert (
         evaluate_cost(sizing).what == "60 answers, up to 140 edited ones scored again (evaluate.gain)"
     )  # ten prompts, three models and 3
+
+
+def test_a_moving_reference_from_a_recipe(tmp_path: Path):
+    update = {"every": 1, "alpha": 0.5}
+    recipe = toy_recipe(tmp_path, sft=None, reward=None, align=align("dpo") | {"reference_update": update})
+    config = load_recipe(recipe)
+    plan = make_plan(config, recipe, tmp_path / "runs")
+    assert any(line.endswith("; every 1 step(s) ref ← 0.5·π + 0.5·ref") for line in plan["objective"])
+    fixed = load_recipe(toy_recipe(tmp_path, sft=None, reward=None, align=align("dpo")))
+    shape = model_shape(config.model)
+    assert stage_gb(config, config.align, shape) - stage_gb(fixed, fixed.align, shape) == pytest.approx(
+        4 * shape["layer"] * 2 / 1e9
+    )
+    run_recipe(config, recipe, runs=tmp_path / "runs", ui=Silent())
+    assert read_metrics(tmp_path / "runs/toy/stages/align/metrics.jsonl")
+    late = toy_recipe(tmp_path, align=align("dpo") | {"reference_update": {"every": 500}})
+    with pytest.raises(ConfigError, match=r"every is 500 and training has \d+ steps"):
+        make_plan(load_recipe(late), late, tmp_path / "others")
+    with pytest.raises(ConfigError, match=r"align\.reference_update is set and align\.method 'orpo' has no reference"):
+        load_recipe(toy_recipe(tmp_path, align=align("orpo") | {"reference_update": update}))
+    with pytest.raises(ConfigError, match=r"align\.preference is 'given', which is for trimtab\.trainers\.train_rl"):
+        load_recipe(toy_recipe(tmp_path, align=align("xpo") | {"preference": "given", "missing_eos": None}))

@@ -15,7 +15,7 @@ SOURCE = Path(trimtab.__file__).parent
 def test_every_configuration_has_one_row():
     assert {row.config for row in ONLINE.values()} == set(get_args(RlConfig))
     assert {row.config for row in OFFLINE.values()} == {*get_args(PairConfig), KtoConfig}
-    assert list(METHODS) == [*ONLINE, *OFFLINE] and len(METHODS) == 26
+    assert list(METHODS) == [*ONLINE, *OFFLINE] and len(METHODS) == 28
     labels = [row.label for row in METHODS.values()]
     assert len(set(labels)) == len(labels)
 
@@ -35,7 +35,7 @@ def test_what_the_rows_say_is_what_the_papers_say():
 
 
 @pytest.mark.parametrize(
-    "name", ["dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp_baseline", "online_dpo", "orpo", "cpo"]
+    "name", ["dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp_baseline", "online_dpo", "nash_md", "xpo", "orpo", "cpo"]
 )
 def test_a_method_is_named_where_its_settings_are_and_nowhere_else(name):
     """As a string of its own; messages may mention one."""

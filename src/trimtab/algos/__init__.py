@@ -7,6 +7,7 @@ example; :func:`reduce_sum` divides them by the size of the whole optimiser step
 
 - ``preference``: DPO and its family, from judged answers.
 - ``anchored``: APO, BCO, SPPO, EXO and NCA, which place each answer of a pair.
+- ``opponents``: Nash-MD and XPO, which compare an answer with an opponent's.
 - ``reward``: reward models, from pairs, rankings, ties and steps.
 - ``advantages``: GAE, group baselines, whitening.
 - ``policy``: PPO's losses, importance weights, what to watch.
@@ -42,6 +43,7 @@ from trimtab.algos.kl import (
     penalised_rewards,
 )
 from trimtab.algos.masking import last_true, masked_mean, masked_sum, reduce_sum
+from trimtab.algos.opponents import mixture_logits, win_probability, xpo_loss
 from trimtab.algos.policy import (
     approx_kl,
     cispo_loss,
@@ -124,6 +126,7 @@ __all__ = [
     "masked_importance_weights",
     "masked_mean",
     "masked_sum",
+    "mixture_logits",
     "nca_loss",
     "orpo_loss",
     "overlong_penalty",
@@ -145,4 +148,6 @@ __all__ = [
     "sppo_loss",
     "truncated_importance_weights",
     "whiten",
+    "win_probability",
+    "xpo_loss",
 ]

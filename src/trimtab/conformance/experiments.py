@@ -1,7 +1,7 @@
 """Experiments whose result is known before they are run.
 
-Experiments 2 to 6 run the trainers of language models; 1 and the gradients of 2 take their advantages and their
-reduction of the loss, 7 the loss of process rewards in a loop of its own, and 8 formulas by enumeration.
+Experiments 2 to 6, 9 and 10 run the trainers of language models; 1 and the gradients of 2 take their advantages and
+their reduction of the loss, 7 the loss of process rewards in a loop of its own, and 8 formulas by enumeration.
 
 J(π) = E_π[r] − β·KL(π‖ref) is largest at π* ∝ ref·exp(r/β), and J(π*) − J(π) = β·KL(π‖π*): the
 distance to the optimum is exact, and nobody has to judge an answer.
@@ -10,6 +10,7 @@ distance to the optimum is exact, and nobody has to judge an answer.
 from collections.abc import Iterator, Sequence
 
 from trimtab.conformance.constraints import constraints
+from trimtab.conformance.games import games
 from trimtab.conformance.label_experiments import preference_identities, process_and_outcome, reward_efficiency
 from trimtab.conformance.off_policy import off_policy
 from trimtab.conformance.preference_optima import preference_optima
@@ -34,7 +35,7 @@ FAST: tuple[Experiment, ...] = (
 )
 """Seconds each."""
 
-LONG: tuple[Experiment, ...] = (gibbs_bandit, divergence_ends, token_mdp, reward_efficiency, constraints)
+LONG: tuple[Experiment, ...] = (gibbs_bandit, divergence_ends, token_mdp, reward_efficiency, constraints, games)
 """Minutes each."""
 
 

@@ -409,6 +409,21 @@ GOLDENS: dict[str, Golden] = {
         inputs={"rewards": _GROUP}, expected=(0.75, -0.25, -0.25, -0.25),
         ours=lambda rewards: algos.group_advantage(rewards, std="none"),
     ),
+    "win probability": Golden(
+        inputs={"scores": t(1.0, 0.0), "opponent_scores": t(0.0, 0.0), "log_odds": 2.0},
+        expected=(0.8807970780, 0.5), ours=algos.win_probability,
+    ),
+    "mixture of logits": Golden(
+        inputs={"policy": t(0.0, 2.0)[None], "reference": t(1.0, 0.0)[None], "share": 0.25}, expected=(0.25, 1.5),
+        ours=algos.mixture_logits,
+    ),
+    "xpo": Golden(
+        inputs={
+            "policy_own": t(-12.0), "policy_other": t(-15.0), "ref_own": t(-13.0), "ref_other": t(-14.5),
+            "probability": t(0.75), "beta": 0.1, "alpha": 0.01,
+        },
+        expected=(0.5084570475,), ours=algos.xpo_loss,
+    ),
     "gdpo": Golden(  # two rewards, of which the second is ten times as large
         inputs={"rewards": t(1.0, 10.0, 1.0, 0.0, 0.0, 10.0).view(1, 3, 2), "weights": t(1.0, 1.0)},
         expected=(1.414213562, -0.707106781, -0.707106781), tolerance=1e-5, ours=algos.gdpo_advantage,

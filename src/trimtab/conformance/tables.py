@@ -6,15 +6,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from trimtab.conformance.tabular import TabularRole, TabularSampler, Tree
+from trimtab.conformance.tabular import TabularOpponent, TabularRole, TabularSampler, Tree
 from trimtab.models import AdapterConfig
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
-    ClippedConfig,
+    ONLINE,
     OptimizerConfig,
     PpoConfig,
     ReinforcePpConfig,
+    RlConfig,
     RlRoles,
     Session,
     train_rl,
@@ -40,12 +41,13 @@ def train_table(
     tree: Tree,
     ref: Tensor,
     reward: Tensor,
-    config: ClippedConfig,
+    config: RlConfig,
     *,
     seed: int,
     features: Tensor | None = None,
     watch: Callable[[TabularRole], None] | None = None,
     cost: Tensor | None = None,
+    game: Tensor | None = None,
 ) -> RlRoles:
     """Run :func:`~trimtab.trainers.train_rl` on a table.
 
@@ -58,6 +60,8 @@ def train_table(
         features: see :class:`TabularRole`.
         watch: called with the policy after every step.
         cost: ``[actions^depth]``, of every path, a second reward named ``cost``; None: there is none.
+        game: ``[actions^depth, actions^depth]``, P(a path beats another), in place of ``reward`` where the method takes
+            preferences as given (``preference: given``).
     """
     ref, features = ref.float(), None if features is None else features.float()
     policy = TabularRole(tree, ref, features=features)
@@ -68,6 +72,9 @@ def train_table(
 
     def score(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
         places = [sum(t * s for t, s in zip(r.tokens, sizes, strict=True)) for r in rollouts]
+        if game is not None:  # each answer is followed by its opponent's
+            wins = game[places[0::2], places[1::2]].repeat_interleave(2)
+            return {"wins": wins.tolist()}
         return {name: [table[place] for place in places] for name, table in tables.items()}
 
     def log(_: Any) -> None:
@@ -76,7 +83,10 @@ def train_table(
 
     prompts = [Prompt.from_text(str(i)) for i in range(config.prompts)]
     session = Session(log=log)
-    train_rl(roles, prompts, score, config, seed=seed, session=session, sampler=TabularSampler(policy))
+    share = ONLINE[config.method].opponent
+    opponent = None if share is None else TabularOpponent(policy, roles.reference, share(config))
+    sampler = TabularSampler(policy)
+    train_rl(roles, prompts, score, config, seed=seed, session=session, sampler=sampler, opponent=opponent)
     return roles
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.algos import mixture_logits
 from trimtab.models import Batch
 from trimtab.records import Prompt, Rollout
 
@@ -144,6 +145,27 @@ class TabularRole:
         return torch.cat([torch.zeros(len(values), 1, dtype=values.dtype), values], dim=1).float()
 
 
+class MovingTable(TabularRole):
+    """The reference of a tabular policy that follows it: ref ← α·θ + (1 − α)·ref, on logits."""
+
+    def __init__(self, tree: Tree, logits: Tensor, policy: TabularRole) -> None:
+        super().__init__(tree, logits)
+        self.policy = policy
+
+    @torch.no_grad()
+    def update(self, alpha: float) -> None:
+        """As :meth:`trimtab.models.MovingReference.update`."""
+        self.table.lerp_(self.policy.logits.detach(), alpha)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the table."""
+        return {"table": self.table.detach().clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a table in."""
+        self.table.data.copy_(state["table"])
+
+
 class LinearReward:
     """A reward model that is linear in known features of its answers; answer i is the single token i.
 
@@ -180,6 +202,10 @@ class TabularSampler:
     def __init__(self, policy: TabularRole) -> None:
         self.policy = policy
 
+    def logits(self) -> Tensor:
+        """The table that is drawn from."""
+        return self.policy.logits
+
     @torch.no_grad()
     def generate(
         self,
@@ -194,7 +220,7 @@ class TabularSampler:
         """As :meth:`trimtab.rollout.Sampler.generate`; a table has no hidden states."""
         tree, count = self.policy.tree, len(prompts) * group
         generator = torch.Generator().manual_seed(seed)
-        every = torch.log_softmax(self.policy.logits, dim=-1)
+        every = torch.log_softmax(self.logits(), dim=-1)
         paths = torch.zeros(count, tree.depth, dtype=torch.long)
         logprobs = torch.zeros(count, tree.depth)
         for level in range(tree.depth):
@@ -218,3 +244,19 @@ class TabularSampler:
             )
             for i, (tokens, known) in enumerate(zip(paths.tolist(), logprobs.tolist(), strict=True))
         ]
+
+
+class TabularOpponent(TabularSampler):
+    """Draws from the geometric mixture of a tabular policy and its reference; see :class:`trimtab.rollout.Opponent`."""
+
+    def __init__(self, policy: TabularRole, reference: TabularRole, share: float) -> None:
+        super().__init__(policy)
+        self.reference, self.share = reference, share
+
+    def logits(self) -> Tensor:
+        """Of the mixture."""
+        return mixture_logits(self.policy.logits, self.reference.logits, share=self.share)
+
+    def draw(self, prompts: Sequence[Prompt], *, seed: int, group: int = 1, weight_version: int = 0) -> list[Rollout]:
+        """As :meth:`trimtab.rollout.Opponent.draw`."""
+        return self.generate(prompts, adapter=None, seed=seed, group=group, weight_version=weight_version)

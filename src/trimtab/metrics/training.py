@@ -64,7 +64,7 @@ TRAINING: Mapping[str, Metric] = {
         good="60 % to 80 % on training pairs; compare with the agreement of annotators",
         act="Near 50 %: more or more consistent preferences. Near 100 %: it memorises; fewer epochs, and trust the "
         "held-out accuracy only.",
-        where="reward, offline methods, online_dpo",
+        where="reward, offline methods, online_dpo, xpo",
         live="accuracy {:.0%}",
     ),
     "pairs": Metric(
@@ -75,6 +75,24 @@ TRAINING: Mapping[str, Metric] = {
         act="If 0, all rankings are tied.",
         where="reward",
     ),
+    "win": Metric(
+        title="P(win)",
+        meaning="Mean probability that an answer of the policy beats its opponent's: for `nash_md` an answer of the "
+        "mixture of policy and reference, for `xpo` one of the reference.",
+        unit="share",
+        good="½ at the start, then above it; for `nash_md` with a small `mixture` it stays near ½",
+        act="If it falls, lower the learning rate. Near 1, the opponent teaches nothing more: raise β, or move the "
+        "reference (`reference_update`).",
+        where="nash_md, xpo",
+    ),
+    "exploration": Metric(
+        title="log π of the reference's answers",
+        meaning="Mean log-probability, under the policy, of the answers that the reference drew; XPO lowers it by α.",
+        unit="nats",
+        good="falls slowly",
+        act="If it falls much faster than `gap` rises, the policy leaves good answers too: lower `alpha`.",
+        where="xpo",
+    ),
     "gap": Metric(
         title="Margin",
         meaning="Mean of log(π/ref) of the better answer minus that of the worse one; for `simpo` and `orpo` the "
@@ -83,7 +101,7 @@ TRAINING: Mapping[str, Metric] = {
         good="rises from 0",
         act="If it grows past tens of nats, the policy is far from its reference: raise `beta` (`tau` for IPO) or stop "
         "earlier.",
-        where="pairwise offline methods, online_dpo",
+        where="pairwise offline methods, online_dpo, xpo",
     ),
     "chosen": Metric(
         title="log(π/ref) of better answers",

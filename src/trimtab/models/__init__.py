@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trimtab.models.config import ModelConfig
     from trimtab.models.frozen import FrozenStates
     from trimtab.models.loading import model_identity
+    from trimtab.models.moving import MovingReference, ReferenceUpdateConfig
     from trimtab.models.role import Role
     from trimtab.models.tensors import load_tensors, save_tensors
 
@@ -25,6 +26,8 @@ __all__ = [
     "Encoded",
     "FrozenStates",
     "ModelConfig",
+    "MovingReference",
+    "ReferenceUpdateConfig",
     "Role",
     "collate",
     "leave_out",
@@ -43,6 +46,7 @@ _MODULES = {
     "config": "ModelConfig",
     "frozen": "FrozenStates",
     "loading": "model_identity",
+    "moving": "MovingReference ReferenceUpdateConfig",
     "role": "Role",
     "tensors": "load_tensors save_tensors",
 }

@@ -219,6 +219,10 @@ class Backbone:
             for layer in self.layers:
                 layer.training = on  # transformers checkpoints a layer that is in training; its parts stay as they are
 
+    def adapted(self, name: str | None) -> list[Any]:
+        """The layers that an adapter is on."""
+        return [module for module in self._tuned() if name is not None and name in module.lora_A]
+
     def _tuned(self) -> list[Any]:
         return [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
 

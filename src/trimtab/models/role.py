@@ -1,6 +1,7 @@
 """Policy, reference, critic and reward model: one class with different heads on a backbone."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,12 @@ class Role:
         return kernels().accumulating_gradients(self.backbone.model) if exact else nullcontext()
 
     # Computing ----------------------------------------------------------------------------
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, the backbone's model computes with this role's weights."""
+        self.backbone.activate(self.adapter)
+        yield
 
     def hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """Final hidden states, ``[B, T, H]``; equal prompts are computed once.

@@ -27,6 +27,7 @@ from trimtab.trainers import (
     GdpoConfig,
     OfflineConfig,
     OnlineConfig,
+    OpponentConfig,
     PairConfig,
     PolicyGradientConfig,
     PpoConfig,
@@ -495,6 +496,11 @@ def _check_offline(config: RunConfig) -> Iterator[str]:
     if not (config.label or data.preferences or (data.ratings and align.method == "kto")):
         also = " (or data.ratings)" if align.method == "kto" else ""
         yield f"align.method {align.method!r} needs preferences: a label section or data.preferences{also}"
+    if align.reference_update is not None and not OFFLINE[align.method].reference:
+        yield (
+            f"align.reference_update is set and align.method {align.method!r} has no reference; leave it out, or use "
+            "align.method dpo"
+        )
     if isinstance(align, DpoConfig) and align.smoothing == "robust" and not align.label_smoothing:
         yield (
             "align.smoothing is 'robust' and align.label_smoothing 0: without a share of wrong labels nothing is "
@@ -510,6 +516,11 @@ def _check_online(config: RunConfig) -> Iterator[str]:
         yield "align needs reward, or rewards that are not a model: there is nothing to maximise"
     if not (data.prompts or data.preferences):
         yield "align needs data.prompts (or data.preferences, whose prompts it uses)"
+    if isinstance(align, OpponentConfig) and align.preference == "given":
+        yield (
+            "align.preference is 'given', which is for trimtab.trainers.train_rl: a recipe's evaluation scores each "
+            "answer alone, and such a reward needs pairs; use preference: bradley_terry"
+        )
     ptx = align.ptx if isinstance(align, PolicyGradientConfig) else None
     if ptx is not None and not (ptx.data or data.demonstrations):
         yield "align.ptx needs conversations: data.demonstrations or align.ptx.data"

@@ -13,6 +13,7 @@ from trimtab.pipeline.judging import LocalJudge
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
 from trimtab.trainers import (
     OFFLINE,
+    ONLINE,
     DapoConfig,
     KtoConfig,
     OnlineConfig,
@@ -22,6 +23,7 @@ from trimtab.trainers import (
     PpoConfig,
     RejectionConfig,
     RlConfig,
+    XpoConfig,
 )
 
 TOKENS = 70
@@ -238,6 +240,7 @@ def _offline_cost(sizing: Sizing, align: PairConfig | KtoConfig) -> Cost:
         items, flops = count * answers, tokens * align.epochs * (2 * lower + upper + 3 * upper / 2)
     else:
         reference = 0.0 if not OFFLINE[align.method].reference else upper / 2
+        reference *= 1 if align.reference_update is None else align.epochs  # in every step, or once
         again = align.epochs * upper / 2 if OFFLINE[align.method].mean_ratio(align) else 0.0
         items, flops = count, tokens * (lower + upper * align.epochs + reference + again)
     return Cost(
@@ -263,6 +266,12 @@ def _online_cost(sizing: Sizing) -> Cost:
     per_token = (1 + resampled) * (sizing.forward / 2 + below + judges * upper / 2)
     flops = tokens * (per_token + upper + _trained_share(align) * align.epochs * upper)
     what = f"{sizing.prompts} prompts, {answers} answers a step"
+    opponent = ONLINE[align.method].opponent
+    if opponent is not None:  # drawn, by both models for a mixture, and scored; XPO trains on them too
+        share = opponent(align)
+        drawing = sizing.forward * (1.0 if 0 < share < 1 else 0.5)
+        flops += tokens * (drawing + lower + upper / 2 + (upper if isinstance(align, XpoConfig) else 0.0))
+        what += f", as many of {'the reference' if share == 1 else 'the policy' if share == 0 else 'a mixture'}"
     if resampled:
         what += f" (and {resampled:.0%} sampled again if {FLAT:.0%} of groups are flat)"
     what += f", all kept on disk (about {tokens * KEPT_BYTES / 1e6:.0f} MB)"

@@ -16,7 +16,8 @@ class Learned(Record):
     """What a model of a stage did with one preference."""
 
     model: str
-    """``reward``, or another reward model of the stage (``member_2``, ``words``, ``heldout``); ``align``: the policy."""
+    """``reward``, or another reward model of the stage (``member_2``, ``words``, ``heldout``); ``align``: the
+    policy."""
     preference: str
     """Its id."""
     round: int

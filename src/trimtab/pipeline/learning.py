@@ -48,6 +48,7 @@ from trimtab.trainers import (
     KtoConfig,
     Metrics,
     OnlineConfig,
+    OpponentConfig,
     PairConfig,
     PolicyGradientConfig,
     PpoConfig,
@@ -236,6 +237,8 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     check = CapabilityCheck(context, "align", Role(trunk))
     title = f"aligning ({config.method.upper()})"
     with context.training("align", title) as session, RunMonitor(context, config) as monitor:
+        if isinstance(config, OpponentConfig) and config.log_odds is None:
+            config = config.model_copy(update={"log_odds": _log_odds(context, rewards, models)})
         end = train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,
@@ -266,6 +269,15 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
         context.ui.say(f"  the policy has the weights after step {end.step} of {config.steps}: {end.reason}")
         counts |= {"steps": end.step, "steps_made": end.ended}
     return counts, files
+
+
+def _log_odds(context: Context, rewards: NamedRewards, models: RewardModels | None) -> float:
+    """Log-odds of winning that one unit of the weighted rewards is worth: known if it is one reward model alone."""
+    if models is None or models.config is not None or len(rewards.sources) > 1:
+        return 1.0
+    [(name, source)] = rewards.sources.items()
+    std = read_json(context.folder("reward") / "reward.json")["std"]
+    return std * source.std / abs(rewards.weights[name])
 
 
 def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:
@@ -328,7 +340,7 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
     before = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
     with context.training("align", f"aligning ({config.method.upper()})") as session:
         seed = context.seed("align")
-        train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session)
+        train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session, start=reference)
     after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
     write_learned(context, "align", preferences, rankings, {"align": train}, batch=config.batch)
     return _aligned(context, policy, before, after, counts, check)

@@ -22,6 +22,7 @@ from trimtab.trainers import (
     PpoConfig,
     RewardConfig,
     SftConfig,
+    XpoConfig,
 )
 
 PROCESS = 0.7
@@ -99,7 +100,7 @@ def largest_sample(config: RunConfig, section: Section) -> int:
     A sequence; for rankings and pairs all their answers behind one prompt.
     """
     context = _model(config, section).context
-    if isinstance(section, OnlineDpoConfig):
+    if isinstance(section, OnlineDpoConfig | XpoConfig):
         return 2 * context
     if isinstance(section, RewardConfig | OfflineConfig) and not isinstance(section, KtoConfig):
         if config.sample is not None and config.data.preferences is None:
@@ -125,6 +126,12 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
     frozen = 0 if full and isinstance(section, SftConfig) else weights  # the trunk itself is trained only in SFT
     critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
     held = frozen + trained * (2 if critic else 1)
+    if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
+        held += (
+            weights
+            if full
+            else 4 * shape["layer"] * min(section.adapter.top_layers or shape["layers"], shape["layers"])
+        )
     update = _activations(shape, section.adapter, tokens, checkpointing=config.model.gradient_checkpointing)
     if not isinstance(section, RewardConfig):
         update += 2 * 4 * min(tokens * shape["vocabulary"], TABLE) + (4 * shape["head"] if full else 0)

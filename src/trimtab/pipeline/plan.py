@@ -28,6 +28,7 @@ from trimtab.trainers import (
     PpoConfig,
     RlConfig,
     StepKLConfig,
+    check_reference_update,
     methods_with,
 )
 
@@ -42,6 +43,9 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
         config: the recipe; contradictions were refused when it was loaded.
         recipe: where it came from.
         runs: folder of all runs; only read.
+
+    Raises:
+        ConfigError: a reference that follows the policy would first be updated after the last step.
     """
     config, recipe = fit_memory(fill_rates(config)), origin(recipe)
     planned = plan_rounds(config, recipe, RunFolder(runs / config.name, create=False))
@@ -64,6 +68,8 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
                 "seconds": 0.0 if item.state == "done" else cost.flops / (rate * EFFICIENCY),
             }
         )
+        if cost.updates and item.stage.name == "align" and isinstance(config.align, OfflineConfig):
+            check_reference_update(config.align.reference_update, cost.updates)
     total = sum(row["seconds"] for row in rows)
     memory = run_gb(config)
     return {
@@ -141,8 +147,9 @@ def _check_shares(config: RunConfig, preferences: int) -> None:
 
 
 def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
-    method = METHODS[config.method]
-    return f"{method.label}: {method.objective(config)}"
+    method, moves = METHODS[config.method], config.reference_update
+    moving = "" if moves is None else f"; every {moves.every} step(s) ref ← {moves.alpha:g}·π + {1 - moves.alpha:g}·ref"
+    return f"{method.label}: {method.objective(config)}{moving}"
 
 
 def warnings(config: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from trimtab.rollout.engines import make_sampler
 from trimtab.rollout.ensemble import EnsembleConfig, RewardModels
+from trimtab.rollout.opponents import MixtureOpponent, Opponent
 from trimtab.rollout.options import option_logprobs
 from trimtab.rollout.protocol import Sampler, SamplerConfig, ValueHead
 from trimtab.rollout.rewards import (
@@ -23,8 +24,10 @@ __all__ = [
     "FunctionReward",
     "HttpReward",
     "LocalSampler",
+    "MixtureOpponent",
     "ModelReward",
     "NamedRewards",
+    "Opponent",
     "RewardModelScorer",
     "RewardModels",
     "RewardSource",

@@ -28,7 +28,7 @@ from trimtab.trainers.outliers import hidden_states, known_answers
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, split_holdout
-from trimtab.trainers.reference import answer_logprobs, reference_logprobs
+from trimtab.trainers.reference import answer_logprobs, check_reference_update, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, prepared_states, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
 from trimtab.trainers.rl_checks import check_rl
@@ -45,8 +45,10 @@ from trimtab.trainers.rl_config import (
     GspoConfig,
     KLConfig,
     MissingEosConfig,
+    NashMdConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    OpponentConfig,
     PolicyGradientConfig,
     PpoConfig,
     PtxConfig,
@@ -56,6 +58,7 @@ from trimtab.trainers.rl_config import (
     RlConfig,
     RlooConfig,
     StepKLConfig,
+    XpoConfig,
 )
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
 from trimtab.trainers.selection import HELDOUT, Chosen, Selection
@@ -94,6 +97,7 @@ __all__ = [
     "Learner",
     "Metrics",
     "MissingEosConfig",
+    "NashMdConfig",
     "NcaConfig",
     "Norms",
     "OfflineConfig",
@@ -101,6 +105,7 @@ __all__ = [
     "OnlineConfig",
     "OnlineDpoConfig",
     "OnlineMethod",
+    "OpponentConfig",
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
@@ -124,7 +129,9 @@ __all__ = [
     "SimpoConfig",
     "SppoConfig",
     "StepKLConfig",
+    "XpoConfig",
     "answer_logprobs",
+    "check_reference_update",
     "check_rl",
     "critic_of",
     "encode_preferences",

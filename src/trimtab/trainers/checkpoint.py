@@ -11,9 +11,10 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from trimtab.errors import CheckpointError, ModelError
 from trimtab.files import write_folder
@@ -37,6 +38,18 @@ def seed_step(seed: int, stage: str, step: int) -> int:
 def step_of(checkpoint: Path) -> int:
     """How many steps were finished when a checkpoint was written, from its name."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+class Weights(Protocol):
+    """What is saved and loaded without an optimiser."""
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy weights in."""
+        ...
 
 
 class Checkpoints:
@@ -64,11 +77,13 @@ class Checkpoints:
         *,
         good: Collection[int] = (),
         needed: Callable[[Collection[int]], Collection[int]] = lambda steps: (),
+        untrained: Mapping[str, Weights] | None = None,
     ) -> Path:
         """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed.
 
         The newest checkpoint whose step is in ``good`` is never removed, and neither are those that ``needed`` names
-        when it is given the steps of all.
+        when it is given the steps of all. ``untrained``: what changes and has no optimiser, such as a reference that
+        follows the policy.
         """
         target = self.folder / f"step-{step:06d}"
 
@@ -76,6 +91,8 @@ class Checkpoints:
             for name, learner in learners.items():
                 save_tensors(folder / f"{name}.safetensors", learner.role.state())
                 save_tensors(folder / f"{name}.optimizer.safetensors", learner.optimizer_state())
+            for name, weights in (untrained or {}).items():
+                save_tensors(folder / f"{name}.safetensors", weights.state())
             state = {"step": step, "fingerprint": self.fingerprint, "extra": dict(extra or {})}
             (folder / "state.json").write_text(json.dumps(state, indent=2))
 
@@ -97,9 +114,13 @@ class Checkpoints:
         return checkpoints[-1] if checkpoints else None
 
     def restore(
-        self, learners: Mapping[str, Learner], steps: Collection[int] | None = None
+        self,
+        learners: Mapping[str, Learner],
+        steps: Collection[int] | None = None,
+        *,
+        untrained: Mapping[str, Weights] | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        """Load the newest checkpoint, or the newest after one of ``steps``, into ``learners``.
+        """Load the newest checkpoint, or the newest after one of ``steps``, into ``learners`` and ``untrained``.
 
         Returns:
             the number of finished steps (0: there is no checkpoint) and what was saved as ``extra``.
@@ -120,11 +141,13 @@ class Checkpoints:
                 f"{state['fingerprint'][:12]}, this run has {self.fingerprint[:12]}); restore the old settings to "
                 "continue it, or use another run name to start afresh"
             )
-        for name, learner in learners.items():
+        roles = {name: learner.role for name, learner in learners.items()}
+        for name, weights in {**roles, **(untrained or {})}.items():
             try:
-                learner.role.load_state(load_tensors(latest / f"{name}.safetensors"))
+                weights.load_state(load_tensors(latest / f"{name}.safetensors"))
             except ModelError as error:
                 raise CheckpointError(f"{latest}/{name}.safetensors: {error}") from None
+        for name, learner in learners.items():
             learner.load_optimizer_state(load_tensors(latest / f"{name}.optimizer.safetensors"))
         return int(state["step"]), state["extra"]
 

@@ -64,7 +64,8 @@ def _data(row: OnlineMethod | OfflineMethod) -> Data:
 def _online_cost(row: OnlineMethod) -> str:
     group = row.config.model_fields["group"].default
     answers = "1 sampled answer" if group == 1 else f"{group} sampled answers"
-    return f"{answers} a prompt, the reference{', a critic' if row.critic else ''}"
+    opponent = "" if row.opponent is None else ", as many of an opponent"
+    return f"{answers} a prompt{opponent}, the reference{', a critic' if row.critic else ''}"
 
 
 def _offline_cost(row: OfflineMethod) -> str:

@@ -21,6 +21,7 @@ from trimtab.trainers.offline import added_up, fit
 from trimtab.trainers.offline_config import KtoConfig
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking
+from trimtab.trainers.reference import moving_reference
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,8 @@ def train_kto(
 
     Args:
         policy: starts at the reference's weights.
-        reference: frozen; run once on every answer, and in each step on its mismatched ones.
+        reference: frozen; run once on every answer, and in each step on its mismatched ones. With
+            ``config.reference_update`` it is where the moving one starts, which is run on every step's answers.
         answers: liked and disliked ones.
         config: settings.
         seed: order of the answers and dropout.
@@ -127,15 +129,28 @@ def train_kto(
         )
     states = FrozenStates.within(reference.backbone, config.cache_mb)
     known = _reference_logprobs(reference, answers, states, config.micro_batch_tokens)
+    moving = moving_reference(reference, policy, config.reference_update)
 
     def parts(chosen: list[Judged]) -> list[tuple[list[str], _Part]]:
-        point = _reference_point(policy, reference, chosen, config.micro_batch_tokens)
+        if moving is not None:
+            known.update(_reference_logprobs(moving, chosen, None, config.micro_batch_tokens))
+        point = _reference_point(policy, moving or reference, chosen, config.micro_batch_tokens)
         return [([a.id for a in part.answers], part) for part in _parts(policy, chosen, point, config)]
 
     def loss(part: _Part, norms: Norms) -> tuple[Tensor, Metrics]:
         return _kto_loss(policy, part, known, norms, config, states)
 
-    fit(policy, answers, config, weight=lambda a: a.weight, parts=parts, loss=loss, seed=seed, session=session)
+    fit(
+        policy,
+        answers,
+        config,
+        weight=lambda a: a.weight,
+        parts=parts,
+        loss=loss,
+        seed=seed,
+        session=session,
+        reference=moving,
+    )
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ from trimtab.trainers.rl_update import (
     online_dpo_update,
     rejection_update,
 )
+from trimtab.trainers.xpo import xpo_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,11 @@ class OnlineMethod:
     """True: it trains a critic."""
     step_rewards: bool = False
     """True: a reward counts only for the tokens before it, so rewards can be placed at the steps of an answer."""
+    opponent: Callable[[Any], float] | None = None
+    """(config) → the reference's share in the mixture that draws an opponent's answer for each answer of the policy; 1:
+    the reference itself. None: there is no opponent."""
+    scores_wins: bool = False
+    """True: the score of an answer is P(it beats its opponent's) − ½."""
     skips_flat_groups: bool = False
     """True: groups whose answers all have the same score are left out of the update."""
 
@@ -274,6 +280,29 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
         flaw="learns from the best and the worst answer only; how much better is lost",
         objective=text("min −log σ({beta:g}·h) on the best and the worst of {group} sampled answers"),
         update=online_dpo_update,
+    ),
+    _clipped(
+        config=online.NashMdConfig,
+        label="Nash-MD",
+        flaw="samples twice as much; with a mixture above 0 its end is near the Nash equilibrium, not at it",
+        objective=penalised(
+            lambda config: f"E[P(π's answer beats one of π^{1 - config.mixture:g}·ref^{config.mixture:g}) − ½]"
+        ),
+        advantages=per_answer(lambda config, totals, answered: totals),
+        reduction=answer_sum,
+        opponent=lambda config: config.mixture,
+        scores_wins=True,
+    ),
+    OnlineMethod(
+        config=online.XpoConfig,
+        label="XPO",
+        flaw="half of what is sampled is the reference's; a large α lowers good answers too",
+        objective=text(
+            "min −p·log σ({beta:g}·h) − (1 − p)·log σ(−{beta:g}·h) + {alpha:g}·log π(reference's answer), h = gap of "
+            "log(π/ref) to the reference's answer, p = P(beating it)"
+        ),
+        update=xpo_update,
+        opponent=lambda config: 1.0,
     ),
     OnlineMethod(
         config=online.RejectionConfig,

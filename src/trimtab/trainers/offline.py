@@ -11,6 +11,7 @@ from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.learner import Learner, Metrics, Norms
 from trimtab.trainers.offline_config import OfflineConfig
 from trimtab.trainers.progress import Session
+from trimtab.trainers.reference import MovingWeights, check_reference_update
 from trimtab.trainers.sft import step_indices
 
 Item = TypeVar("Item")
@@ -27,6 +28,7 @@ def fit(
     loss: Callable[[Part, Norms], tuple[Tensor, Metrics]],
     seed: int,
     session: Session | None,
+    reference: MovingWeights | None = None,
 ) -> None:
     """Train ``policy`` in place.
 
@@ -39,11 +41,17 @@ def fit(
         loss: a micro-batch's share of the step's loss, and of its metrics.
         seed: order of the items and dropout.
         session: logging, checkpoints, stopping; None: silent, saves nothing.
+        reference: follows the policy, as ``config.reference_update`` says; None: nothing does.
+
+    Raises:
+        ConfigError: the reference would first be updated after the last step.
     """
     session = session or Session()
     total = max(1, round(-(-len(items) // config.batch) * config.epochs))
+    check_reference_update(config.reference_update, total)
     learner = Learner(policy, with_lr(config.optimizer, "preference", policy), total)
-    done = session.checkpoints.restore({"policy": learner})[0] if session.checkpoints else 0
+    moving = {} if reference is None else {"reference": reference}
+    done = session.checkpoints.restore({"policy": learner}, untrained=moving)[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):
         seed_step(seed, "align", step)
@@ -51,7 +59,9 @@ def fit(
         norms = Norms(tokens=0, sequences=sum(weight(item) for item in chosen))
         metrics = learner.step(parts(chosen), loss, norms)
         session.log({"step": step + 1, **metrics})
-        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"policy": learner}))
+        if reference is not None and config.reference_update and config.reference_update.due(step + 1):
+            reference.update(config.reference_update.alpha)
+        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"policy": learner}, untrained=moving))
 
 
 def added_up(shares: Iterable[tuple[Tensor, Metrics]]) -> Metrics:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.models import AdapterConfig
+from trimtab.models import AdapterConfig, ReferenceUpdateConfig
 from trimtab.trainers.learner import OptimizerConfig
 
 
@@ -27,6 +27,9 @@ class OfflineConfig(Config):
     """Share of prompts kept out of training, to measure the loss and the implied accuracy on unseen ones."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass, one ranking at least; changes memory and speed only."""
+    reference_update: ReferenceUpdateConfig | None = None
+    """Move the reference towards the policy during training (TR-DPO); None: it stays the start model. Costs a pass of
+    the reference over every step's answers, in place of one over all answers before training."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
     """Megabytes for the states of frozen layers, so that these layers run once and not once per pass."""
 

@@ -10,6 +10,7 @@ many pairs it is in.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from trimtab.trainers.offline_config import DpoConfig, PairConfig
 from trimtab.trainers.pairs import Pairs
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import PairTable, Ranking, RankingBatch, learnable, ranking_batches
+from trimtab.trainers.reference import answer_logprobs, moving_reference
 from trimtab.trainers.reward import prepared_states
 
 Reference = Sequence[Sequence[float]]
@@ -51,6 +53,7 @@ def train_preference(
     reference: Reference | None,
     seed: int,
     session: Session | None = None,
+    start: Role | None = None,
 ) -> None:
     """Train ``policy`` in place on rankings.
 
@@ -59,16 +62,20 @@ def train_preference(
         rankings: from :func:`~trimtab.trainers.encode_preferences`; margins belong to reward models and are not used.
         config: the method and its settings.
         reference: log ref of every answer of every ranking, nats, from :func:`answer_logprobs`; None for the methods
-            that have no reference.
+            that have no reference. With ``config.reference_update`` they are computed again in each step, and none is
+            stored.
         seed: order of the rankings and dropout.
         session: logging, checkpoints, stopping; None: silent, saves nothing.
+        start: the reference's model; needed with ``config.reference_update``.
 
     Raises:
-        ConfigError: soft labels, or ties above the last place, for a method whose formula has none.
+        ConfigError: soft labels, or ties above the last place, for a method whose formula has none; a
+            ``reference_update`` for a method without a reference, without ``start``, or that never comes.
         DataError: no ranking has a better and a worse answer.
         NonFiniteError: the loss became NaN or infinite.
     """
     usable, known = _usable(rankings, config, reference)
+    moving = _moving(policy, start, config)
     states = prepared_states(
         policy,
         usable,
@@ -80,6 +87,8 @@ def train_preference(
     def parts(places: list[int]) -> list[tuple[list[str], _Part]]:
         chosen = [usable[i] for i in places]
         reference = None if known is None else [known[i] for i in places]
+        if moving is not None:
+            reference = answer_logprobs(moving, chosen, micro_batch_tokens=config.micro_batch_tokens)
         parts = _parts(policy, chosen, reference, config.micro_batch_tokens)
         return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states)]
 
@@ -95,7 +104,22 @@ def train_preference(
         loss=loss,
         seed=seed,
         session=session,
+        reference=moving,
     )
+
+
+def _moving(policy: Role, start: Role | None, config: PairConfig) -> Any:
+    """The reference that follows the policy, if there is one."""
+    if config.reference_update is None:
+        return None
+    if not OFFLINE[config.method].reference:
+        raise ConfigError(
+            f"reference_update is set and align.method {config.method!r} has no reference; leave it out, or use "
+            "align.method dpo"
+        )
+    if start is None:
+        raise ConfigError("reference_update is set; give train_preference the reference's model as start")
+    return moving_reference(start, policy, config.reference_update)
 
 
 @torch.no_grad()

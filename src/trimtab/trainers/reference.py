@@ -1,13 +1,55 @@
-"""Log-probabilities of judged answers under the reference, which never changes: it is run once."""
+"""The reference: one that follows the policy, and log-probabilities of judged answers under one that never changes."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from trimtab.models import PASS_TOKENS, Role, load_tensors, save_tensors
+from trimtab.errors import ConfigError
+from trimtab.models import (
+    PASS_TOKENS,
+    MovingReference,
+    ReferenceUpdateConfig,
+    Role,
+    load_tensors,
+    save_tensors,
+)
+from trimtab.trainers.checkpoint import Weights
 from trimtab.trainers.rankings import Ranking, by_ranking, tokens_of_rankings
+
+
+@runtime_checkable
+class MovingWeights(Weights, Protocol):
+    """The weights of a reference that follows the policy."""
+
+    def update(self, alpha: float) -> None:
+        """Move the reference: ref ← α·θ + (1 − α)·ref."""
+        ...
+
+
+def moving_reference(reference: Any, policy: Role, config: ReferenceUpdateConfig | None) -> Any:
+    """The reference that follows the policy as ``config`` says; None for None.
+
+    A reference that can move already is returned as it is.
+    """
+    if config is None or isinstance(reference, MovingWeights):
+        return None if config is None else reference
+    return MovingReference(reference, policy)
+
+
+def check_reference_update(config: ReferenceUpdateConfig | None, steps: int) -> None:
+    """Refuse a reference that would never move.
+
+    Raises:
+        ConfigError: the first update comes after the last step.
+    """
+    if config is not None and config.every >= steps:
+        raise ConfigError(
+            f"reference_update.every is {config.every} and training has {steps} steps: the reference would not move "
+            "before the last one; lower every, or leave reference_update out"
+        )
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ One step, top to bottom:
 1. sample answers with the policy; their log-probabilities are the old ones, no pass recomputes them;
 2. score them; groups whose answers all score the same are replaced, if the method does so (DAPO). An answer without
    a token is counted (``empty``), and left out from here on;
+   A method with an opponent has an answer drawn for each of these, which is scored with it;
 3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
    and advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
 4. epochs × minibatches of the method's loss;
@@ -43,13 +44,24 @@ from trimtab.errors import CollapseError, ConfigError
 from trimtab.models import AdapterConfig, Backbone, Encoded, FrozenStates, Role, scatter
 from trimtab.models.kernels import kernels
 from trimtab.records import Prompt, Rollout, write_records
-from trimtab.rollout import Sampler, Scorer, ValueHead, load_rollouts, make_sampler, remove_states, save_rollouts
+from trimtab.rollout import (
+    MixtureOpponent,
+    Opponent,
+    Sampler,
+    Scorer,
+    ValueHead,
+    load_rollouts,
+    make_sampler,
+    remove_states,
+    save_rollouts,
+)
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
 from trimtab.trainers.progress import Session
+from trimtab.trainers.reference import MovingWeights, moving_reference
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
     ConstraintConfig,
@@ -62,8 +74,16 @@ from trimtab.trainers.rl_config import (
 from trimtab.trainers.rl_metrics import describe
 from trimtab.trainers.rl_passes import run_passes
 from trimtab.trainers.rl_update import Update, critic_on_policy, critic_update
-from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of, with_reference
-from trimtab.trainers.scoring import Scored, answer_scores, components, ended_of, score_rollouts
+from trimtab.trainers.rollout_batch import RolloutBatch, opponent_batch, rollout_batch, tokens_of, with_reference
+from trimtab.trainers.scoring import (
+    Scored,
+    answer_scores,
+    components,
+    ended_of,
+    score_pairs,
+    score_rollouts,
+    wins_of,
+)
 from trimtab.trainers.selection import Chosen, Selection
 
 
@@ -124,12 +144,14 @@ def train_rl(
     weights: dict[str, float] | None = None,
     imitate: Sequence[tuple[str, Encoded]] = (),
     sampler: Sampler | None = None,
+    opponent: Opponent | None = None,
     states: FrozenStates | None = None,
 ) -> Fall | Chosen | None:
     """Train the policy, and the critic if there is one, in place.
 
     Args:
-        roles: policy, reference and, for PPO, critic.
+        roles: policy, reference and, for PPO, critic. With ``config.reference_update`` the reference is where the
+            one that follows the policy starts.
         prompts: what to answer; every pass over them is a fresh shuffle.
         score: rollouts → named reward components.
         config: settings.
@@ -140,6 +162,8 @@ def train_rl(
         weights: weight of each reward component; 1 if not named.
         imitate: conversations of PPO-ptx, each with its id; needed if ``config.ptx`` is set.
         sampler: draws the answers, with the policy's weights; None: the one that ``config.sampler`` names.
+        opponent: draws the answers that the policy's are compared with, for a method that compares them; None: the
+            mixture of policy and reference that the method names.
         states: store for the states of the policy's frozen layers, emptied at every step; pass the one that a reward
             model on the same trunk uses too. None: a new one.
 
@@ -155,16 +179,21 @@ def train_rl(
     """
     check_rl(config, len(prompts))
     session = session or Session()
+    method = ONLINE[config.method]
+    moving = moving_reference(roles.reference, roles.policy, config.reference_update)
+    roles = roles if moving is None else replace(roles, reference=moving)
     run = _Run(
         roles=roles,
         config=config,
-        method=ONLINE[config.method],
+        method=method,
         learners=_learners(roles, config),
         prompts=prompts,
         scorer=score,
         weights=weights or {},
         monitor=monitor,
         sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
+        opponent=_opponent(method, roles, config) if opponent is None else opponent,
+        untrained={} if moving is None else {"reference": moving},
         states=FrozenStates(roles.policy.backbone) if states is None else states,
         samples=samples,
         imitate=imitate,
@@ -184,8 +213,8 @@ def train_rl(
     session.planned(done, config.steps)
     for number in range(done, config.steps):
         step = run.begin(number, resumed=number == done)
-        rollouts = run.sample(step)  # 1
-        scored = run.score(step, rollouts)  # 2
+        rollouts, opponents = run.sample(step)  # 1
+        scored = run.score(step, rollouts, opponents)  # 2
         batch = run.prepare(step, scored)  # 3
         metrics = run.update(step, batch, scored)  # 4
         run.adapt(step, metrics)  # 5
@@ -232,6 +261,8 @@ class _Run:
     weights: Mapping[str, float]
     monitor: Monitor | None
     sampler: Sampler
+    opponent: Opponent | None
+    untrained: Mapping[str, MovingWeights]
     states: FrozenStates
     samples: Path | None
     imitate: Sequence[tuple[str, Encoded]]
@@ -257,10 +288,33 @@ class _Run:
 
     # 1. -----------------------------------------------------------------------------------
 
-    def sample(self, step: _Step) -> list[Rollout]:
-        """Answers to the step's prompts."""
-        rollouts = self._draw(step, _prompts_of_step(self.prompts, self.config.prompts, step.number, self.seed))
+    def sample(self, step: _Step) -> tuple[list[Rollout], list[Rollout]]:
+        """Answers to the step's prompts, and the opponent's, as many or none."""
+        prompts = _prompts_of_step(self.prompts, self.config.prompts, step.number, self.seed)
+        rollouts = self._draw(step, prompts)
         step.clock.lap("sample")
+        if self.method.opponent is None:
+            return rollouts, []
+        opponents = self._draw_opponents(step, prompts)
+        step.clock.lap("sample_opponents")
+        return rollouts, opponents
+
+    def _draw_opponents(self, step: _Step, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """As :meth:`_draw`, of the opponent, with random streams of its own."""
+        assert self.opponent is not None
+        version, group = self.learners["policy"].steps, self.config.group
+        path = None if self.samples is None else self.samples / f"{step.name}-opponent.jsonl"
+        if path is not None and step.resumed:
+            ids = [p.id for p in prompts for _ in range(group)]
+            rollouts = load_rollouts(path, ids, version=version)
+            if rollouts is not None:
+                return rollouts
+        rollouts = self.opponent.draw(
+            prompts, seed=step_seed(self.seed, "opponent", step.number), group=group, weight_version=version
+        )
+        kernels().after_sampling()
+        if path is not None:
+            save_rollouts(path, rollouts)
         return rollouts
 
     def _draw(self, step: _Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
@@ -295,9 +349,12 @@ class _Run:
 
     # 2. -----------------------------------------------------------------------------------
 
-    def score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
-        """Score the answers, and replace flat groups where the method does so."""
-        scored = score_rollouts(rollouts, self.scorer, self._weights(), step.number)
+    def score(self, step: _Step, rollouts: Sequence[Rollout], opponents: Sequence[Rollout]) -> Scored:
+        """Score the answers, with their opponents' if there are any; replace flat groups where the method does so."""
+        if opponents:
+            scored = score_pairs(rollouts, opponents, self.scorer, self._weights(), step.number)
+        else:
+            scored = score_rollouts(rollouts, self.scorer, self._weights(), step.number)
         self._check_cost(scored)
         step.clock.lap("score")
         if isinstance(self.config, DapoConfig) and self.config.resample:
@@ -355,7 +412,10 @@ class _Run:
         mask, critic = tokens.response_mask, roles.critic if self.method.critic else None
         passes = run_passes(roles.policy, roles.reference, critic, tokens, rollouts, config, self.states)
         old, reference = passes.old, passes.reference
+        wins = wins_of(config, scored)
         scores = answer_scores(config, scored).to(device)
+        if self.method.scores_wins and wins is not None:
+            scores = wins.to(device) - 0.5
         beta = self.kl.value if _kl(config).place == "reward" else 0.0
         rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
         rewards[answered] += penalised_rewards(
@@ -383,11 +443,20 @@ class _Run:
             returns=returns,
             importance=passes.importance,
             uncertain=passes.uncertain,
+            wins=None if wins is None else wins.to(device),
         )
         if self.samples is not None:
             write_records(self.samples / f"{step.name}.jsonl", with_reference(rollouts, reference))
+            if scored.opponents is not None:
+                write_records(self.samples / f"{step.name}-opponent.jsonl", scored.opponents.rollouts)
         step.clock.lap("infer")
         return batch
+
+    def _opponents_of(self, scored: Scored) -> RolloutBatch | None:
+        """The opponents' answers as a batch, if the update trains on them: they are the reference's own."""
+        if scored.opponents is None or self.method.scores_wins:
+            return None
+        return opponent_batch(scored.opponents.rollouts, self.roles.policy.backbone.device)
 
     def _step_rewards(self, scored: Scored, mask: Tensor) -> Tensor:
         """Rewards of steps at the tokens that end them, ``[B, T]``."""
@@ -431,6 +500,7 @@ class _Run:
                 states=self.states,
                 reduction=self.method.reduction,
                 surrogate=self.method.surrogate,
+                opponents=self._opponents_of(scored),
                 imitate=self.imitate,
                 imitate_seed=self.seed,
             )
@@ -450,7 +520,7 @@ class _Run:
     # 5. and 6. ----------------------------------------------------------------------------
 
     def adapt(self, step: _Step, metrics: Metrics) -> None:
-        """Move β towards its target, and the price of a cost towards where its limit holds.
+        """Move β towards its target, the price of a cost towards where its limit holds, the reference to the policy.
 
         Not while the critic warms up: the policy stands still, and neither its KL nor its cost can answer.
         """
@@ -461,10 +531,16 @@ class _Run:
             self.price.update(metrics[f"reward/{limit.reward}"])
         if _kl(self.config).target is not None:
             self.kl.update(metrics["kl"], self.config.prompts * self.config.group)
+        moves = self.config.reference_update
+        if moves is not None and moves.due(step.number + 1):
+            for reference in self.untrained.values():
+                reference.update(moves.alpha)
 
     def restore(self, checkpoints: Checkpoints | None) -> int:
         """Continue from the newest checkpoint; the number of finished steps."""
-        done, extra = checkpoints.restore(self.learners) if checkpoints is not None else (0, {})
+        done, extra = (
+            checkpoints.restore(self.learners, untrained=self.untrained) if checkpoints is not None else (0, {})
+        )
         if extra:
             self.kl.load_state_dict(extra["kl"])
             self.guard.load_state_dict(extra["guard"])
@@ -511,7 +587,9 @@ class _Run:
         }
         if self.price is not None:
             extra["price"] = self.price.state_dict()
-        checkpoints.save(step, self.learners, extra, good=self.guard.good, needed=self.selection.needed)
+        checkpoints.save(
+            step, self.learners, extra, good=self.guard.good, needed=self.selection.needed, untrained=self.untrained
+        )
 
     @property
     def _returns_to_good(self) -> bool:
@@ -547,6 +625,13 @@ class _Run:
 
 
 # Other parts ------------------------------------------------------------------------------
+
+
+def _opponent(method: OnlineMethod, roles: RlRoles, config: RlConfig) -> Opponent | None:
+    """The mixture that the method names; None for a method without an opponent."""
+    if method.opponent is None:
+        return None
+    return MixtureOpponent(roles.policy, roles.reference, config.sampler, share=method.opponent(config))
 
 
 def _kl(config: RlConfig) -> KLConfig:

@@ -1,6 +1,7 @@
 """Settings of the online methods that contradict each other, refused with what to change."""
 
 from trimtab.errors import ConfigError
+from trimtab.trainers.reference import check_reference_update
 from trimtab.trainers.rl_config import (
     CispoConfig,
     ClippedConfig,
@@ -9,6 +10,8 @@ from trimtab.trainers.rl_config import (
     GrpoConfig,
     GspoConfig,
     KLConfig,
+    NashMdConfig,
+    OpponentConfig,
     PolicyGradientConfig,
     PpoConfig,
     ReinforcePpBaselineConfig,
@@ -66,6 +69,9 @@ def check_rl(config: RlConfig, prompts: int) -> None:
             "the penalty, or missing_eos: null for none"
         )
     _check_stop(config)
+    _check_reference(config)
+    if isinstance(config, OpponentConfig):
+        _check_opponent(config)
     if isinstance(config, PpoConfig):
         _check_ppo(config)
         _check_critic(config)
@@ -75,6 +81,47 @@ def check_rl(config: RlConfig, prompts: int) -> None:
         _check_kl(config.kl, size)
     if prompts == 0:
         raise ConfigError("there are no prompts to align on; check data.prompts")
+
+
+def _check_reference(config: RlConfig) -> None:
+    """A reference that follows the policy must be used, and must move."""
+    if config.reference_update is None:
+        return
+    unused = isinstance(config, PolicyGradientConfig) and config.kl.coefficient == 0
+    if isinstance(config, NashMdConfig) and config.mixture > 0:
+        unused = False
+    if unused or isinstance(config, RejectionConfig):
+        why = "kl.coefficient is 0" if unused else f"method {config.method!r} has no penalty for leaving it"
+        raise ConfigError(
+            f"reference_update is set and {why}, so nothing depends on the reference; leave reference_update out"
+        )
+    check_reference_update(config.reference_update, config.steps)
+
+
+def _check_opponent(config: RlConfig) -> None:
+    """What makes P(an answer beats its opponent's)."""
+    assert isinstance(config, OpponentConfig)
+    if isinstance(config, PolicyGradientConfig) and config.running_scale:
+        raise ConfigError(
+            f"running_scale is true and method {config.method!r} turns rewards into probabilities of winning, whose "
+            "scale is fixed; set running_scale: false, and log_odds to what a unit of the reward is worth"
+        )
+    if config.preference != "given":
+        return
+    shaping = {"missing_eos": config.missing_eos, "log_odds": config.log_odds}
+    if isinstance(config, PolicyGradientConfig):
+        shaping |= {"score_clip": config.score_clip, "constraint": config.constraint}
+    for name, value in shaping.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is set and preference is 'given': the reward is the probability of winning itself, which "
+                f"{name} would change; set {name}: null, or preference: bradley_terry"
+            )
+    if config.sampler.engine == "vllm":
+        raise ConfigError(
+            "preference is 'given' and sampler.engine 'vllm', which may return an answer without a token: its "
+            "opponent's would then be judged beside another answer; set sampler.engine: local"
+        )
 
 
 def _check_ppo(config: PpoConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trimtab.config import Config
-from trimtab.models import AdapterConfig
+from trimtab.models import AdapterConfig, ReferenceUpdateConfig
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers.guard import GuardConfig
 from trimtab.trainers.learner import OptimizerConfig
@@ -110,6 +110,8 @@ class OnlineConfig(Config):
     """Optimiser steps per pass."""
     missing_eos: MissingEosConfig | None = MissingEosConfig()
     """Penalty for answers that were cut; None: none."""
+    reference_update: ReferenceUpdateConfig | None = None
+    """Move the reference towards the policy during training (TR-DPO); None: it stays the start model."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass; changes memory and speed only."""
     guard: GuardConfig | None = GuardConfig()
@@ -165,6 +167,19 @@ class PolicyGradientConfig(OnlineConfig):
     """Hold one of the rewards, a cost, below a limit; None: none. With ``ppo`` this is constrained PPO (Safe RLHF)."""
     ptx: PtxConfig | None = None
     """Add the log-likelihood of conversations to the objective (PPO-ptx); None: not added."""
+
+
+class OpponentConfig(Config):
+    """Settings of the methods that compare each answer with one of an opponent."""
+
+    preference: Literal["bradley_terry", "given"] = "bradley_terry"
+    """P(an answer beats its opponent's). ``bradley_terry``: σ(``log_odds`` · difference of the rewards). ``given``: the
+    reward of an answer is that probability itself. The rewards get each answer of the policy followed by its
+    opponent's, and what they return for the opponent's is not used. For a judge of pairs, whose preferences need not
+    come from any reward."""
+    log_odds: float | None = Field(default=None, gt=0.0)
+    """κ: log-odds of winning that one unit of the weighted rewards is worth. None: 1; in a recipe whose only reward is
+    the reward model, the unit of its training, so that P is the probability that it was trained to give."""
 
 
 class PpoConfig(PolicyGradientConfig):
@@ -348,6 +363,32 @@ class OnlineDpoConfig(OnlineConfig):
     """Limits on how far one rollout batch and the whole run move the policy."""
 
 
+class NashMdConfig(PolicyGradientConfig, OpponentConfig):
+    """Nash-MD: win more often against a mixture of policy and reference, with a KL penalty.
+
+    For preferences that no reward explains, such as cyclic ones.
+    """
+
+    method: Literal["nash_md"] = "nash_md"
+    """The algorithm."""
+    mixture: float = Field(default=0.5, ge=0.0, le=1.0)
+    """m: the opponent draws each token from π^(1−m)·ref^m; the paper's β. 0: the policy itself, whose end is the Nash
+    equilibrium; 1: the reference. In between, a token costs a pass of both models."""
+
+
+class XpoConfig(OnlineConfig, OpponentConfig):
+    """XPO: the DPO loss on an answer of the policy and one of the reference, which also becomes less likely."""
+
+    method: Literal["xpo"] = "xpo"
+    """The algorithm."""
+    beta: float = Field(default=0.1, gt=0.0)
+    """β, reward units per nat: penalty for diverging from the reference."""
+    alpha: float = Field(default=1e-5, ge=0.0)
+    """α: weight of the exploration, log π of the reference's answer; 0: none."""
+    kl: StepKLConfig = StepKLConfig()
+    """Limit on how far one rollout batch moves the policy."""
+
+
 class RejectionConfig(OnlineConfig):
     """Rejection-sampling fine-tuning: imitate the best of each prompt's answers, at temperature 1."""
 
@@ -371,13 +412,14 @@ GroupConfig = (
     | GdpoConfig
     | ReinforcePpConfig
     | ReinforcePpBaselineConfig
+    | NashMdConfig
 )
 """Methods with a clipped ratio and without a critic."""
 
 ClippedConfig = PpoConfig | GroupConfig
 """Methods with a clipped ratio."""
 
-RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig
+RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig | XpoConfig
 """Any online method; ``method`` says which."""
 
 AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]

@@ -30,6 +30,8 @@ def describe(
     if batch.values is not None and batch.returns is not None and bool(mask.any()):
         more["value"] = float(masked_mean(batch.values, mask))
         more["explained_variance"] = float(explained_variance(batch.values, batch.returns, mask))
+    if batch.wins is not None:
+        more["win"] = float(batch.wins.mean())
     if scored.resampled is not None:
         more["resampled"] = float(scored.resampled)
     if config.group > 1:

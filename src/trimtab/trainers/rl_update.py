@@ -90,6 +90,8 @@ class Update(Generic[ConfigT]):
     """The method's, see :class:`trimtab.trainers.methods.OnlineMethod`."""
     surrogate: Surrogate = clipped_surrogate
     """The method's."""
+    opponents: RolloutBatch | None = None
+    """The opponents' answers, row for row; None: the method does not train on them."""
     imitate: Sequence[tuple[str, Encoded]] = ()
     """Conversations of PPO-ptx, each with its id."""
     imitate_seed: int = 0
@@ -121,15 +123,15 @@ def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
             lambda part, norms: _policy_loss(update, part, norms),
             norms,
             also=[learners["critic"]] if on_policy else [],
-            skip=lambda metrics: _too_far(config.kl.stop, metrics),
+            skip=lambda metrics: too_far(config.kl.stop, metrics),
         )
-        if _too_far(config.kl.stop, metrics):
-            return _summary(metrics_of_steps, metrics, config.kl.stop)
-        metrics = _named(metrics)
+        if too_far(config.kl.stop, metrics):
+            return summary(metrics_of_steps, metrics, config.kl.stop)
+        metrics = named(metrics)
         if "critic" in learners and not on_policy:
             metrics |= _critic_step(update, parts, norms)
         metrics_of_steps.append(metrics)
-    return _summary(metrics_of_steps, None, config.kl.stop)
+    return summary(metrics_of_steps, None, config.kl.stop)
 
 
 def critic_update(update: Update[Any]) -> Metrics:
@@ -152,7 +154,7 @@ def _answer_minibatches(update: Update[Any]) -> Iterator[tuple[list[tuple[list[s
     if not update.ids:
         return
     answered = batch.answered.cpu()
-    for groups in _minibatches(batch.size // config.group, config, update.seed):
+    for groups in minibatches(batch.size // config.group, config, update.seed):
         index = (groups[:, None] * config.group + torch.arange(config.group)).flatten()
         index = index[answered[index]]
         if not len(index):
@@ -206,7 +208,7 @@ def _policy_loss(
         losses = losses - config.entropy_bonus * entropies
     with torch.no_grad():
         share = float(mask.sum()) / norms.tokens
-        metrics = _token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
+        metrics = token_metrics(new, entropies, part, norms) | {"clip_fraction": float(fraction) * share}
         if config.kl.place == "loss" and config.kl.estimator == "k3":
             metrics["k3_clamped"] = float(k3_clamped(new, part.reference_logprobs, mask)) * share
     loss = update.reduction(config, losses, mask, norms)
@@ -275,14 +277,14 @@ def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
         losses = dpo_loss(chosen, rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected, beta=config.beta)
         with torch.no_grad():
             gap = chosen - rejected - (ref_chosen - ref_rejected)
-            metrics = _token_metrics(new, entropies, part, norms) | {
+            metrics = token_metrics(new, entropies, part, norms) | {
                 "accuracy": float((gap > 0).sum()) / (norms.sequences / 2),
                 "gap": float(gap.sum()) / (norms.sequences / 2),
             }
         return losses.sum() / (norms.sequences / 2), metrics
 
     metrics_of_steps: list[Metrics] = []
-    for index in _minibatches(len(usable), config, update.seed):
+    for index in minibatches(len(usable), config, update.seed):
         groups = usable[index].to(best.device)
         rows = torch.stack([best[groups], worst[groups]], dim=1).flatten()
         norms = Norms(tokens=float(batch.response_mask[rows].sum()), sequences=len(rows))
@@ -292,11 +294,11 @@ def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
         for places in parts_of_like_size(sizes, config.micro_batch_tokens):
             chosen = pairs[torch.tensor(places)].flatten()
             parts.append(([update.ids[i] for i in chosen.tolist()], batch.rows(chosen)))
-        metrics = learner.step(parts, loss, norms, skip=lambda metrics: _too_far(config.kl.stop, metrics))
-        if _too_far(config.kl.stop, metrics):
-            return _summary(metrics_of_steps, metrics, config.kl.stop)
-        metrics_of_steps.append(_named(metrics))
-    return _summary(metrics_of_steps, None, config.kl.stop)
+        metrics = learner.step(parts, loss, norms, skip=lambda metrics: too_far(config.kl.stop, metrics))
+        if too_far(config.kl.stop, metrics):
+            return summary(metrics_of_steps, metrics, config.kl.stop)
+        metrics_of_steps.append(named(metrics))
+    return summary(metrics_of_steps, None, config.kl.stop)
 
 
 def rejection_update(update: Update[RejectionConfig]) -> Metrics:
@@ -323,11 +325,11 @@ def rejection_update(update: Update[RejectionConfig]) -> Metrics:
             drawn = new
             if hidden is not None:
                 drawn, entropies = role.logprobs_and_entropies(part, temperature=temperature, hidden=hidden)
-            metrics = _token_metrics(drawn, entropies, part, norms)
+            metrics = token_metrics(drawn, entropies, part, norms)
         return -new.sum() / norms.tokens, metrics
 
     metrics_of_steps: list[Metrics] = []
-    for index in _minibatches(len(rows), config, update.seed):
+    for index in minibatches(len(rows), config, update.seed):
         chosen = rows[index]
         best = batch.rows(chosen.to(batch.tokens.device))
         norms = Norms(tokens=float(best.response_mask.sum()), sequences=best.size)
@@ -335,21 +337,21 @@ def rejection_update(update: Update[RejectionConfig]) -> Metrics:
             ([update.ids[int(chosen[i])] for i in places.tolist()], part)
             for places, part in best.micro_batches(config.micro_batch_tokens)
         ]
-        metrics = learner.step(parts, loss, norms, skip=lambda metrics: _too_far(config.kl.stop, metrics))
-        if _too_far(config.kl.stop, metrics):
-            return _summary(metrics_of_steps, metrics, config.kl.stop)
-        metrics_of_steps.append(_named(metrics))
-    return _summary(metrics_of_steps, None, config.kl.stop)
+        metrics = learner.step(parts, loss, norms, skip=lambda metrics: too_far(config.kl.stop, metrics))
+        if too_far(config.kl.stop, metrics):
+            return summary(metrics_of_steps, metrics, config.kl.stop)
+        metrics_of_steps.append(named(metrics))
+    return summary(metrics_of_steps, None, config.kl.stop)
 
 
-def _minibatches(count: int, config: OnlineConfig, seed: int) -> Iterator[Tensor]:
+def minibatches(count: int, config: OnlineConfig, seed: int) -> Iterator[Tensor]:
     """Rows of each optimiser step: every pass is a fresh shuffle of all ``count``, cut into minibatches."""
     for epoch in range(config.epochs):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
         yield from (part for part in order.tensor_split(config.minibatches) if len(part))
 
 
-def _too_far(stop: float | None, metrics: Metrics) -> bool:
+def too_far(stop: float | None, metrics: Metrics) -> bool:
     """True: a minibatch's KL to the policy that drew the answers is above ``kl.stop``."""
     return metrics["approx_kl"] > (math.inf if stop is None else stop)
 
@@ -370,7 +372,7 @@ def _imitations(update: Update[PolicyGradientConfig]) -> list[tuple[list[str], R
     ]
 
 
-def _token_metrics(new: Tensor, entropies: Tensor, part: RolloutBatch, norms: Norms) -> Metrics:
+def token_metrics(new: Tensor, entropies: Tensor, part: RolloutBatch, norms: Norms) -> Metrics:
     """The part's share of means per token: KL to the old policy, entropy, difference to the sampler's numbers."""
     mask = part.response_mask
     moved = float(approx_kl(new, part.old_logprobs, mask))
@@ -381,13 +383,13 @@ def _token_metrics(new: Tensor, entropies: Tensor, part: RolloutBatch, norms: No
     }
 
 
-def _named(metrics: Metrics) -> Metrics:
+def named(metrics: Metrics) -> Metrics:
     """Metrics under the policy's name; ``policy_loss`` is the whole loss unless the step reports it apart."""
     loss = metrics.pop("loss")
     return {"policy_loss": loss, "policy_grad_norm": metrics.pop("grad_norm")} | metrics
 
 
-def _summary(steps: list[Metrics], refused: Metrics | None, stop: float | None) -> Metrics:
+def summary(steps: list[Metrics], refused: Metrics | None, stop: float | None) -> Metrics:
     """Means over the optimiser steps.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.models import Batch, collate
+from trimtab.models import Batch, collate, scatter
 from trimtab.records import Rollout
 
 
@@ -38,6 +38,8 @@ class RolloutBatch(Batch):
     """``[B, T]``, reward units, what the critic is trained on; None: the method has no critic."""
     importance: Tensor | None = None
     """``[B, T]``, weight of each token's loss that corrects for the sampler's other kernels; None: not corrected."""
+    wins: Tensor | None = None
+    """``[B]``, P(the answer beats its opponent's); None: the method has no opponent."""
     uncertain: Tensor | None = None
     """``[B, T]`` bool, True: the policy's loss counts this token (``entropy_top``); None: it counts all."""
 
@@ -61,6 +63,20 @@ def rollout_batch(tokens: Batch, **columns: Any) -> RolloutBatch:
     """A :class:`RolloutBatch` of these tokens; ``columns`` are its further fields."""
     shared = {f.name: getattr(tokens, f.name) for f in fields(Batch)}
     return RolloutBatch(**shared, **columns)
+
+
+def opponent_batch(rollouts: Sequence[Rollout], device: torch.device) -> RolloutBatch:
+    """Answers that the reference drew: the sampler's log-probabilities are the reference's."""
+    tokens = tokens_of(rollouts, device)
+    sampled = scatter([r.logprobs for r in rollouts], tokens.response_mask)
+    return rollout_batch(
+        tokens,
+        sampled_logprobs=sampled,
+        old_logprobs=sampled,
+        reference_logprobs=sampled,
+        scores=torch.zeros(len(rollouts), device=device),
+        rewards=torch.zeros_like(sampled),
+    )
 
 
 def with_reference(rollouts: Sequence[Rollout], reference: Tensor) -> list[Rollout]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.algos import overlong_penalty, penalise_missing_eos
+from trimtab.algos import overlong_penalty, penalise_missing_eos, win_probability
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
 from trimtab.rollout import Scorer
-from trimtab.trainers.rl_config import DapoConfig, PolicyGradientConfig, RlConfig
+from trimtab.trainers.rl_config import DapoConfig, OpponentConfig, PolicyGradientConfig, RlConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,8 @@ class Scored:
 
     resampled: int | None = None
     """Flat groups that were replaced by other prompts' groups; None: the method replaces none."""
+    opponents: "Scored | None" = None
+    """The opponents' answers, one for each of these; None: the method has no opponent."""
     scale: float = 1.0
     """What totals and step rewards are divided by before they become scores (``running_scale``)."""
 
@@ -39,6 +41,23 @@ class Scored:
             rollouts[old], totals[old], placed[old] = other.rollouts[new], other.totals[new], other.placed[new]
         resampled = (self.resampled or 0) + len(groups)
         return Scored(rollouts=rollouts, totals=totals, placed=placed, resampled=resampled)
+
+
+def score_pairs(
+    rollouts: Sequence[Rollout],
+    opponents: Sequence[Rollout],
+    score: Scorer,
+    weights: Mapping[str, float],
+    step: int,
+) -> Scored:
+    """As :func:`score_rollouts`, each answer followed by its opponent's."""
+    both = [rollout for pair in zip(rollouts, opponents, strict=True) for rollout in pair]
+    scored = score_rollouts(both, score, weights, step)
+    return replace(_every_second(scored, 0), opponents=_every_second(scored, 1))
+
+
+def _every_second(scored: Scored, first: int) -> Scored:
+    return Scored(rollouts=scored.rollouts[first::2], totals=scored.totals[first::2], placed=scored.placed[first::2])
 
 
 def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:
@@ -143,6 +162,33 @@ def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
             torch.where(ended, lengths, limit), max_tokens=limit, buffer=config.overlong_buffer
         )
     return scores
+
+
+def wins_of(config: RlConfig, scored: Scored) -> Tensor | None:
+    """P(each answer beats its opponent's), ``[B]``; None: the method has no opponent.
+
+    A pair of which one answer has no token says nothing, so its probability is one half.
+
+    Raises:
+        ScoringError: a given preference is not a probability.
+    """
+    if scored.opponents is None or not isinstance(config, OpponentConfig):
+        return None
+    if config.preference == "bradley_terry":
+        own, other = answer_scores(config, scored), answer_scores(config, scored.opponents)
+        wins = win_probability(own, other, log_odds=config.log_odds or 1.0)
+    else:
+        wins = whole_rewards(scored)
+    both = [bool(a.tokens and b.tokens) for a, b in zip(scored.rollouts, scored.opponents.rollouts, strict=True)]
+    wins = torch.where(torch.tensor(both), wins, 0.5)
+    for rollout, chance in zip(scored.rollouts, wins.tolist(), strict=True):
+        if not 0 <= chance <= 1:
+            raise ScoringError(
+                f"preference is 'given' and the reward of sample {rollout.id} is {chance:g}; expected the probability "
+                "that it beats its opponent's answer, in [0, 1]. Mend the reward function, or use preference: "
+                "bradley_terry"
+            )
+    return wins
 
 
 def ended_of(rollouts: Sequence[Rollout]) -> Tensor:
