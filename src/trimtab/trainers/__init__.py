@@ -1,6 +1,7 @@
 """Training loops, one file each, and what they share."""
 
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.guard import Fall, GuardConfig
 from trimtab.trainers.kto import Judged, encode_ratings, evaluate_kto, judged_from_rankings, train_kto
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
@@ -28,6 +29,7 @@ from trimtab.trainers.outliers import hidden_states, known_answers
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
+from trimtab.trainers.ranks import Place, Ranks
 from trimtab.trainers.reference import answer_logprobs, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl

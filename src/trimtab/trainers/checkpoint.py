@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from trimtab.errors import CheckpointError, ModelError
+from trimtab.errors import CheckpointError, ModelError, RankError
 from trimtab.files import write_folder
 from trimtab.models import load_tensors, save_tensors
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Learner
 
 
@@ -47,10 +48,14 @@ class Checkpoints:
         fingerprint: identifies data and settings; a checkpoint with another one is refused.
         every: save at every so many steps (the last step is the stage's output, saved by the stage).
         keep: how many to keep.
+        group: the processes that train together. The first one writes; all of them read the same folder, and any number
+            of processes can continue.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2) -> None:
-        self.folder, self.fingerprint, self.every, self.keep = folder, fingerprint, every, keep
+    def __init__(
+        self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2, group: Group = ALONE
+    ) -> None:
+        self.folder, self.fingerprint, self.every, self.keep, self.group = folder, fingerprint, every, keep, group
 
     def due(self, step: int) -> bool:
         """True if a checkpoint should be written after ``step`` finished steps."""
@@ -67,8 +72,14 @@ class Checkpoints:
         """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed.
 
         The newest checkpoint whose step is in ``good`` is never removed.
+
+        Raises:
+            RankError: the ranks have different weights.
         """
         target = self.folder / f"step-{step:06d}"
+        self._check_equal(step, learners)
+        if not self.group.first:
+            return target
 
         def fill(folder: Path) -> None:
             for name, learner in learners.items():
@@ -100,7 +111,7 @@ class Checkpoints:
         Raises:
             CheckpointError: damaged, or from another configuration.
         """
-        latest = self.newest(steps)
+        latest = self.group.once("newest checkpoint", lambda: self.newest(steps))
         if latest is None:
             return 0, {}
         try:
@@ -120,6 +131,23 @@ class Checkpoints:
                 raise CheckpointError(f"{latest}/{name}.safetensors: {error}") from None
             learner.load_optimizer_state(load_tensors(latest / f"{name}.optimizer.safetensors"))
         return int(state["step"]), state["extra"]
+
+    def _check_equal(self, step: int, learners: Mapping[str, Learner]) -> None:
+        """Refuse to go on with weights that differ between ranks."""
+        if self.group.size == 1:
+            return
+
+        def sums() -> list[float]:
+            return [float(p.detach().double().sum()) for learner in learners.values() for p in learner.parameters.values()]
+
+        first, *others = self.group.gather(f"checkpoint after step {step}", sums)
+        different = [rank for rank, other in enumerate(others, 1) if other != first]
+        if different:
+            raise RankError(
+                f"after step {step} the weights of rank {different[0]} differ from those of rank 0, so no checkpoint was "
+                "written; use machines of one kind, and the same number of threads for every rank, then run the same "
+                "command to continue from the last checkpoint"
+            )
 
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():

@@ -42,7 +42,7 @@ def fit(
     """
     session = session or Session()
     total = max(1, round(-(-len(items) // config.batch) * config.epochs))
-    learner = Learner(policy, with_lr(config.optimizer, "preference", policy), total)
+    learner = Learner(policy, with_lr(config.optimizer, "preference", policy), total, group=session.group)
     done = session.checkpoints.restore({"policy": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):

@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.algos import masked_sum
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import FrozenStates, Role
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Metrics, Norms
 from trimtab.trainers.methods import OFFLINE, methods_with
 from trimtab.trainers.offline import added_up, fit
@@ -69,6 +70,7 @@ def train_preference(
         NonFiniteError: the loss became NaN or infinite.
     """
     usable, known = _usable(rankings, config, reference)
+    group = ALONE if session is None else session.group
     states = prepared_states(
         policy,
         usable,
@@ -81,7 +83,7 @@ def train_preference(
         chosen = [usable[i] for i in places]
         reference = None if known is None else [known[i] for i in places]
         parts = _parts(policy, chosen, reference, config.micro_batch_tokens)
-        return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states)]
+        return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states, group)]
 
     def loss(part: _Part, norms: Norms) -> tuple[Tensor, Metrics]:
         return _pair_loss(policy, part, norms, config, states)
@@ -181,20 +183,23 @@ def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def _with_mean_ratio(
-    policy: Role, parts: list[_Part], config: PairConfig, states: FrozenStates | None = None
+    policy: Role, parts: list[_Part], config: PairConfig, states: FrozenStates | None = None, group: Group = ALONE
 ) -> list[_Part]:
     """The parts of a step with its mean log-ratio, which one more pass gives, if the method needs it."""
     if not OFFLINE[config.method].mean_ratio(config):
         return parts
-    total = weights = 0.0
-    for part in parts:
+
+    def weighted(part: _Part) -> tuple[float, float]:
         tokens, table = part.batch.tokens, PairTable.of(part.batch.rankings)
         sums = masked_sum(policy.logprobs(tokens, states=states), tokens.response_mask, dim=1)
         ratios = sums if part.reference is None else sums - part.reference.to(sums)
         weight = sums.new_tensor(table.weights)
         both = ratios[table.better.to(sums.device)] + ratios[table.worse.to(sums.device)]
-        total, weights = total + float((weight * both).sum()) / 2, weights + sum(table.weights)
-    return [replace(part, mean_ratio=total / weights) for part in parts]
+        return float((weight * both).sum()) / 2, sum(table.weights)
+
+    sums = group.spread("mean log-ratio", parts, lambda own: [weighted(part) for part in own])
+    mean = sum(total for total, _ in sums) / sum(weight for _, weight in sums)
+    return [replace(part, mean_ratio=mean) for part in parts]
 
 
 def _parts(

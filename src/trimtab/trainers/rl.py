@@ -44,6 +44,7 @@ from trimtab.records import Prompt, Rollout, write_records
 from trimtab.rollout import Sampler, Scorer, ValueHead, load_rollouts, make_sampler, remove_states, save_rollouts
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.defaults import with_lr
+from trimtab.trainers.group import Group
 from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
@@ -62,6 +63,7 @@ from trimtab.trainers.rl_passes import run_passes
 from trimtab.trainers.rl_update import Update, critic_on_policy, critic_update
 from trimtab.trainers.rollout_batch import RolloutBatch, rollout_batch, tokens_of, with_reference
 from trimtab.trainers.scoring import Scored, answer_scores, components, ended_of, score_rollouts
+from trimtab.trainers.shares import drawn_by_share, scored_by_share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +130,8 @@ def train_rl(
     Args:
         roles: policy, reference and, for PPO, critic.
         prompts: what to answer; every pass over them is a fresh shuffle.
-        score: rollouts → named reward components.
+        score: rollouts → named reward components. With several processes (``session.group``) each scores all answers to
+            its share of the step's prompts, so a reward must not compare answers to different prompts.
         config: settings.
         seed: order of the prompts, sampling, minibatches, dropout.
         session: logging, checkpoints, stopping; None: silent, saves nothing.
@@ -155,16 +158,17 @@ def train_rl(
         roles=roles,
         config=config,
         method=ONLINE[config.method],
-        learners=_learners(roles, config),
+        learners=_learners(roles, config, session.group),
         prompts=prompts,
         scorer=score,
         weights=weights or {},
-        monitor=monitor,
+        monitor=monitor if session.group.first else None,
         sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
         states=FrozenStates(roles.policy.backbone) if states is None else states,
-        samples=samples,
+        samples=samples if session.group.first else None,
         imitate=imitate,
         seed=seed,
+        group=session.group,
         kl=AdaptiveKL(_kl(config).coefficient, _kl(config).target or 1.0, _kl(config).horizon),
         price=_price(config),
         scale=RunningScale(),
@@ -228,6 +232,7 @@ class _Run:
     samples: Path | None
     imitate: Sequence[tuple[str, Encoded]]
     seed: int
+    group: Group
     kl: AdaptiveKL
     price: DualAscent | None
     scale: RunningScale
@@ -255,9 +260,13 @@ class _Run:
         return rollouts
 
     def _draw(self, step: _Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
-        """Draw answers, or take those that an interrupted process had finished drawing."""
+        """Draw answers, or take those that an interrupted process had finished drawing.
+
+        Several processes draw them again: the states of frozen layers are on the rank that drew them, and again they
+        are the same.
+        """
         version, group = self.learners["policy"].steps, self.config.group
-        path = None if self.samples is None else self.samples / f"{step.name}{suffix}.jsonl"
+        path = None if self.samples is None or self.group.size > 1 else self.samples / f"{step.name}{suffix}.jsonl"
         if path is not None:
             if step.resumed:
                 ids = [p.id for p in prompts for _ in range(group)]
@@ -265,8 +274,8 @@ class _Run:
                 if rollouts is not None:
                     return rollouts
             path.unlink(missing_ok=True)
-        rollouts = self.sampler.generate(
-            prompts,
+        draw = partial(
+            self.sampler.generate,
             adapter=self.roles.policy.adapter,
             seed=step.seed,
             group=group,
@@ -274,6 +283,7 @@ class _Run:
             states=self.states,
             value_head=self._value_head(),
         )
+        rollouts = drawn_by_share(self.group, f"answers of step {step.number + 1}", prompts, draw, answers=group)
         kernels().after_sampling()
         if path is not None:
             save_rollouts(path, rollouts, self.states)
@@ -288,7 +298,7 @@ class _Run:
 
     def score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
         """Score the answers, and replace flat groups where the method does so."""
-        scored = score_rollouts(rollouts, self.scorer, self._weights(), step.number)
+        scored = self._score(step, rollouts)
         self._check_cost(scored)
         step.clock.lap("score")
         if isinstance(self.config, DapoConfig) and self.config.resample:
@@ -298,6 +308,15 @@ class _Run:
             totals = [total for total, r in zip(scored.totals, scored.rollouts, strict=True) if r.tokens]
             scored = replace(scored, scale=self.scale.update(totals))
         return scored
+
+    def _score(self, step: _Step, rollouts: Sequence[Rollout]) -> Scored:
+        return scored_by_share(
+            self.group,
+            f"rewards of step {step.number + 1}",
+            rollouts,
+            lambda own: score_rollouts(own, self.scorer, self._weights(), step.number),
+            answers=self.config.group,
+        )
 
     def _weights(self) -> Mapping[str, float]:
         """Weight of each reward; of a cost with a limit, its price."""
@@ -328,8 +347,7 @@ class _Run:
                 break
             fresh = self._draw(step, others[: len(flat)], f"-again-{attempt}")
             others = others[len(flat) :]
-            rescored = score_rollouts(fresh, self.scorer, self._weights(), step.number)
-            scored = scored.replace_groups(flat, rescored, size)
+            scored = scored.replace_groups(flat, self._score(step, fresh), size)
         return scored
 
     # 3. -----------------------------------------------------------------------------------
@@ -344,7 +362,9 @@ class _Run:
         device = roles.policy.backbone.device
         tokens = tokens_of(rollouts, device)
         mask, critic = tokens.response_mask, roles.critic if self.method.critic else None
-        passes = run_passes(roles.policy, roles.reference, critic, tokens, rollouts, config, self.states)
+        passes = run_passes(
+            roles.policy, roles.reference, critic, tokens, rollouts, config, self.states, group=self.group
+        )
         old, reference = passes.old, passes.reference
         scores = answer_scores(config, scored).to(device)
         beta = self.kl.value if _kl(config).place == "reward" else 0.0
@@ -530,15 +550,19 @@ def _price(config: RlConfig) -> DualAscent | None:
     return DualAscent(limit.initial, limit=limit.limit, lr=limit.lr, largest=limit.largest)
 
 
-def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
+def _learners(roles: RlRoles, config: RlConfig, group: Group) -> dict[str, Learner]:
     """A learner of the policy and, for a method with a critic, one of the critic."""
     updates = config.steps * config.epochs * config.minibatches
     warming = config.critic_warmup * config.epochs * config.minibatches if isinstance(config, PpoConfig) else 0
-    learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming)}
+    learners = {
+        "policy": Learner(
+            roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming, group=group
+        )
+    }
     if isinstance(config, PpoConfig):
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
-        learners["critic"] = Learner(roles.critic, with_lr(config.critic, "critic", roles.critic), updates)
+        learners["critic"] = Learner(roles.critic, with_lr(config.critic, "critic", roles.critic), updates, group=group)
         same = roles.critic.backbone is roles.policy.backbone and roles.critic.adapter == roles.policy.adapter
         shared = roles.critic.head_only and same
         if config.shared_critic != shared:
