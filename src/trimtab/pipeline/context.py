@@ -15,7 +15,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
 from trimtab.storage import MetricsLog, RunFolder
-from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
+from trimtab.trainers import ALONE, Checkpoints, Group, Session, split_holdout, step_seed
 
 LISTED = 5
 """Rows that are named with their reason where some cannot be rendered; all are counted."""
@@ -47,26 +47,42 @@ class Context:
     """Fingerprint of each stage of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
+    group: Group = ALONE
+    """The processes that run the present stage together."""
+    scratch: dict[str, Path] = field(default_factory=dict)
+    """Folder, by stage, for what a rank that is not the first writes; nobody reads it."""
     read: set[tuple[str, type]] = field(default_factory=set)
     """Data files, and the records read from them, whose refused rows and further columns were listed."""
 
     def folder(self, stage: str) -> Path:
-        """A stage's folder."""
-        return self.run.stage(stage)
+        """A stage's folder; for a stage that another rank writes, this rank's scratch folder."""
+        return self.scratch.get(stage) or self.run.stage(stage)
 
     def seed(self, purpose: str) -> int:
         """The seed for a purpose; each purpose has its own."""
         return step_seed(self.config.seed, purpose, 0) % (1 << 31)
 
     @contextmanager
-    def training(self, stage: str, title: str) -> Iterator["StageSession"]:
-        """Logging, checkpoints, stopping and a progress bar for a training stage."""
+    def training(self, stage: str, title: str) -> Iterator[Session]:
+        """Logging, checkpoints, stopping and a progress bar for a training stage; only the first rank logs."""
+        if not self.group.first:
+            yield Session(checkpoints=self.checkpoints(stage), stop_requested=self.stop_requested, group=self.group)
+            return
         with self.ui.bar(title) as bar:
             session = StageSession(self, stage, bar)
             try:
                 yield session
             finally:
                 session.close()
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """A stage's checkpoints, which the first rank writes and all ranks read."""
+        return Checkpoints(
+            self.run.stage(stage) / "checkpoints",
+            self.fingerprints[stage],
+            every=self.config.checkpoint_every,
+            group=self.group,
+        )
 
     def data_path(self, source: str) -> str:
         """A data source with relative paths looked up here first, then beside the recipe."""
@@ -210,9 +226,8 @@ class StageSession(Session):
         self._total = 0
         super().__init__(
             log=self._log,
-            checkpoints=Checkpoints(
-                folder / "checkpoints", context.fingerprints[stage], every=context.config.checkpoint_every
-            ),
+            checkpoints=context.checkpoints(stage),
+            group=context.group,
             stop_requested=context.stop_requested,
             planned=self._plan,
         )

@@ -9,10 +9,12 @@ does everything after it.
 import json
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,13 +32,15 @@ from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.rates import fill_rates
+from trimtab.pipeline.scale import joined, threads_of
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
-from trimtab.pipeline.ui import Ui
+from trimtab.pipeline.ui import Silent, Ui
 from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
+from trimtab.trainers import ALONE, Group
 
-CODE = 6
+CODE = 7
 """Version of the results: incremented when a stage gives other results for equal inputs."""
 
 
@@ -106,6 +110,9 @@ def run_recipe(
 ) -> RunFolder:
     """Run a recipe's stages, up to and including ``until``.
 
+    With ``scale.kind: torchrun`` this process must be one of several (:mod:`trimtab.pipeline.scale`); all of them call
+    this function.
+
     Args:
         config: the resolved recipe.
         recipe: where it came from; relative data paths are also looked up beside it.
@@ -116,50 +123,78 @@ def run_recipe(
 
     Raises:
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
+        RankError: another process is missing or has stopped.
     """
-    ui = ui or Ui()
     fast_cpu.install()
     config = fit_memory(fill_rates(config))
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    run = RunFolder(runs / config.name)
-    planned = plan_stages(config, recipe, run, until)
-    require_space(run.path, 0.2)
-    write_atomic(run.path / "config.yaml", dump_config(config))
-    with run.lock(), _ctrl_c() as stopping:
+    threads = threads_of(config.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with joined(config.scale) as group, ExitStack() as stack:
+        ui = (ui or Ui()) if group.first else Silent()
+        run = group.once("folder of the run", lambda: RunFolder(runs / config.name))
+        group.once("lock of the run", lambda: stack.enter_context(run.lock()))
+        stopping = stack.enter_context(_ctrl_c(aloud=group.first))
+        planned = plan_stages(config, recipe, run, until)
+        if group.first:
+            require_space(run.path, 0.2)
+            write_atomic(run.path / "config.yaml", dump_config(config))
         context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: stopping[0])
         context.fingerprints |= {p.stage.name: p.fingerprint for p in planned}
         for number, item in enumerate(planned, 1):
-            name = item.stage.name
-            head = f"[{number}/{len(planned)}] {name}"
+            name, head = item.stage.name, f"[{number}/{len(planned)}] {item.stage.name}"
             redo = again and number == len(planned)
-            if item.state == "done" and not redo:
+            if not group.once(f"begin of stage {name}", partial(_begin, context, item, head, redo=redo)):
                 context.cached.add(name)
-                ui.say(f"{head}: done before, skipped")
-                continue
-            ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
-            needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
-            folder = run.begin(name, item.fingerprint, needs)
-            if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
-                context.cached.add(name)
-                ui.say("  an earlier result under the same settings was taken back")
-                continue
-            write_atomic(folder / "config.yaml", dump_config(config))
-            started = time.monotonic()
-            try:
-                counts, outputs = item.stage.run(context)
-            except BaseException as error:
-                run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
-                if isinstance(error, NonFiniteError):
-                    raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
-                raise
-            seconds = time.monotonic() - started
-            run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
-            summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
-            ui.say(f"  {seconds:.0f} s · {summary}")
-            if stopping[0] and number < len(planned):
+            elif group.first:
+                context.group = group if item.stage.shared else ALONE
+                _run_stage(context, item.stage)
+            elif item.stage.shared:
+                _follow(context, item.stage, group)
+            stop = group.once(f"end of stage {name}", lambda: stopping[0])
+            if stop and name not in context.cached and number < len(planned):
                 raise Interrupted(f"stopped after stage {name}; the same command continues")
     return run
+
+
+def _begin(context: Context, item: Planned, head: str, *, redo: bool) -> bool:
+    """Make a stage's folder ready; False: its result is there already. ``redo``: True: then too."""
+    name, run, ui = item.stage.name, context.run, context.ui
+    if item.state == "done" and not redo:
+        ui.say(f"{head}: done before, skipped")
+        return False
+    ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
+    needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
+    folder = run.begin(name, item.fingerprint, needs)
+    if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
+        ui.say("  an earlier result under the same settings was taken back")
+        return False
+    write_atomic(folder / "config.yaml", dump_config(context.config))
+    return True
+
+
+def _run_stage(context: Context, stage: Stage) -> None:
+    """Run a stage and write its status."""
+    name, run, started = stage.name, context.run, time.monotonic()
+    try:
+        counts, outputs = stage.run(context)
+    except BaseException as error:
+        run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
+        raise
+    seconds = time.monotonic() - started
+    run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
+    summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
+    context.ui.say(f"  {seconds:.0f} s · {summary}")
+
+
+def _follow(context: Context, stage: Stage, group: Group) -> None:
+    """Run a stage that the first rank runs too: work is divided, and what this rank writes is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
+        context.group, context.scratch = group, {stage.name: Path(folder)}
+        stage.run(context)
+    context.scratch = {}
 
 
 def _last_good(folder: Path) -> str:
@@ -210,7 +245,7 @@ def _with_content(settings: Any) -> Any:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Sequence[bool]]:
+def _ctrl_c(*, aloud: bool) -> Iterator[Sequence[bool]]:
     """The first Ctrl-C asks to stop at the next safe place; a second one stops at once."""
     stopping = [False]
 
@@ -218,7 +253,8 @@ def _ctrl_c() -> Iterator[Sequence[bool]]:
         if stopping[0]:
             raise KeyboardInterrupt
         stopping[0] = True
-        print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
+        if aloud:
+            print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
 
     try:
         old = signal.signal(signal.SIGINT, ask)

@@ -63,6 +63,7 @@ from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
 from trimtab.trainers.sft import SftConfig, mean_nll, train_sft
 
 __all__ = [
+    "ALONE",
     "METHODS",
     "OFFLINE",
     "ONLINE",
@@ -81,6 +82,7 @@ __all__ = [
     "ExoConfig",
     "Fall",
     "GdpoConfig",
+    "Group",
     "GroupConfig",
     "GrpoConfig",
     "GspoConfig",
@@ -103,12 +105,14 @@ __all__ = [
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
+    "Place",
     "PlackettLuceConfig",
     "PolicyGradientConfig",
     "PpoConfig",
     "PreferenceConfig",
     "PtxConfig",
     "Ranking",
+    "Ranks",
     "ReinforcePpBaselineConfig",
     "ReinforcePpConfig",
     "RejectionConfig",

@@ -292,7 +292,10 @@ class _Run:
     def _value_head(self) -> ValueHead | None:
         """The critic's head if it reads the policy's own states."""
         critic = self.roles.critic if critic_on_policy(self.config) else None
-        return None if critic is None else critic.scalar
+        if critic is None or critic.scalar is None:
+            return None
+        scalar = critic.scalar
+        return lambda hidden: scalar(hidden.to(scalar.weight.dtype))
 
     # 2. -----------------------------------------------------------------------------------
 
