@@ -13,7 +13,9 @@ from typing import Any
 DEADLINE = 60.0
 
 
-def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, deadline: float = DEADLINE) -> list[Any]:
+def on_ranks(
+    size: int, work: Callable[..., Any], *arguments: Any, deadline: float = DEADLINE, joined: bool = True
+) -> list[Any]:
     """What ``work(group, *arguments)`` returns on each rank; an error of a rank is returned in place of its value.
 
     Args:
@@ -21,16 +23,17 @@ def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, deadline: flo
         work: a function at the top of a module.
         arguments: further ones.
         deadline: of the group, seconds.
+        joined: False: call ``work(*arguments)``, which finds its place in the environment, as under torchrun.
     """
     from trimtab.trainers.ranks import report_end, serve
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks", "trimtab.trainers", "trimtab.testing", "transformers", "peft"])
+    context.set_forkserver_preload(["tests.ranks", "trimtab.pipeline.run", "trimtab.testing", "transformers", "peft"])
     store, port = serve()
     started: list[tuple[Any, Any]] = []
     for rank in range(size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_rank, args=(rank, size, port, deadline, theirs, work, arguments))
+        process = context.Process(target=_rank, args=(rank, size, port, deadline if joined else None, theirs, work, arguments))
         process.start()
         theirs.close()
         started.append((process, ours))
@@ -47,7 +50,7 @@ def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, deadline: flo
 
 
 def _rank(
-    rank: int, size: int, port: int, deadline: float, pipe: Any, work: Callable[..., Any], arguments: Sequence[Any]
+    rank: int, size: int, port: int, deadline: float | None, pipe: Any, work: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
     import torch
 
@@ -55,7 +58,16 @@ def _rank(
     from trimtab.trainers.ranks import Place, Ranks
 
     torch.set_num_threads(1)
-    os.environ["TRIMTAB_DEBUG"] = "1"
+    if deadline is None:
+        os.environ |= {
+            "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }  # fmt: skip
+        try:
+            _send(pipe, work(*arguments))
+        except (TrimtabError, SystemExit) as error:
+            _send(pipe, error)
+        return
     place = Place(
         rank=rank, size=size, local_rank=rank, local_size=size, host="127.0.0.1", port=port, serves=False, attempt="0"
     )
