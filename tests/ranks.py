@@ -33,7 +33,9 @@ def on_ranks(
     started: list[tuple[Any, Any]] = []
     for rank in range(size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_rank, args=(rank, size, port, deadline if joined else None, theirs, work, arguments))
+        process = context.Process(
+            target=_rank, args=(rank, size, port, deadline if joined else None, theirs, work, arguments)
+        )
         process.start()
         theirs.close()
         started.append((process, ours))
@@ -50,7 +52,13 @@ def on_ranks(
 
 
 def _rank(
-    rank: int, size: int, port: int, deadline: float | None, pipe: Any, work: Callable[..., Any], arguments: Sequence[Any]
+    rank: int,
+    size: int,
+    port: int,
+    deadline: float | None,
+    pipe: Any,
+    work: Callable[..., Any],
+    arguments: Sequence[Any],
 ) -> None:
     import torch
 

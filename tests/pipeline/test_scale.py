@@ -37,6 +37,12 @@ def run(recipe: str, runs: str, *overrides: str) -> bool:
     return True
 
 
+def answers(run: Path) -> list[str]:
+    """Texts of the evaluation's answers, in order."""
+    files = sorted((run / "stages" / "evaluate").rglob("*.jsonl"))
+    return [text for file in files for text in re.findall(r'"text": ?"[^"]*"', file.read_text())]
+
+
 def same_results(one: Path, other: Path) -> None:
     for name in WEIGHTS:
         a, b = (load_tensors(run / "stages" / f"{name}.safetensors") for run in (one, other))
@@ -44,8 +50,7 @@ def same_results(one: Path, other: Path) -> None:
         assert a.keys() == b.keys() and distance <= 2e-6, f"{name} is off by {distance:g}"
     for name in FILES:
         assert (one / "stages" / name).read_text() == (other / "stages" / name).read_text(), name
-    texts = [re.findall(r'"text": ?"[^"]*"', "".join(
-        path.read_text() for path in sorted((run / "stages" / "evaluate").rglob("*.jsonl")))) for run in (one, other)]  # fmt: skip
+    texts = [answers(one), answers(other)]
     assert texts[0] and texts[0] == texts[1]
     assert (other / "report.html").exists()
 
@@ -72,11 +77,12 @@ def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         pass
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"scale\.processes is 2 and 3 processes were started"), joined(
-        ScaleConfig(**TWO)
+    with (
+        pytest.raises(ConfigError, match=r"scale\.processes is 2 and 3 processes were started"),
+        joined(ScaleConfig(**TWO)),
     ):
         pass
-    with pytest.raises(ConfigError, match="one of 3 processes and scale.kind is 'inline'"), joined(ScaleConfig()):
+    with pytest.raises(ConfigError, match=r"one of 3 processes and scale\.kind is 'inline'"), joined(ScaleConfig()):
         pass
     assert threads_of(5) == 5 and threads_of(None) == max(1, (os.cpu_count() or 1) // 3)
 
@@ -154,5 +160,3 @@ def test_torchrun_starts_the_ranks_too(tmp_path: Path):
     ]  # fmt: skip
     assert subprocess.run(command, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
-
-

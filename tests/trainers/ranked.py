@@ -16,8 +16,8 @@ from trimtab.trainers import (
     BcoConfig,
     DapoConfig,
     DpoConfig,
-    GrpoConfig,
     Group,
+    GrpoConfig,
     KLConfig,
     KtoConfig,
     OnlineDpoConfig,
@@ -89,7 +89,11 @@ def sft(group: Group, double: bool, adapter: AdapterConfig, *, tied: bool = Fals
     session = Session(log=rows.append, group=group)
     examples = conversations(role.backbone.chat, 11)  # batches of 4, 4 and 3
     train_sft(
-        role, examples, SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=False), seed=0, session=session
+        role,
+        examples,
+        SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=False),
+        seed=0,
+        session=session,
     )
     return result(session, rows, role)
 

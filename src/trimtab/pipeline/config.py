@@ -187,7 +187,7 @@ class RunConfig(Config):
     """CPU threads of each process; None: all cores, divided among the processes. Results depend on it: another count
     adds sums in another order."""
     memory_gb: float | None = Field(default=None, gt=0.0)
-    """Memory each process may use, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
+    """Memory of each process, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
     stages' defaults."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""

@@ -1,7 +1,7 @@
 """One process or several: the ``scale`` section, how the processes of a run are started, and how each finds its place.
 
-``trimtab run`` starts the ranks itself. It is not one of them: it keeps the store in which they leave word of themselves,
-passes Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already.
+``trimtab run`` starts the ranks itself. It is not one of them: it keeps the store that says where each of them is, passes
+Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already.
 """
 
 import os

@@ -52,9 +52,7 @@ class Checkpoints:
             of processes can continue.
     """
 
-    def __init__(
-        self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2, group: Group = ALONE
-    ) -> None:
+    def __init__(self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2, group: Group = ALONE) -> None:
         self.folder, self.fingerprint, self.every, self.keep, self.group = folder, fingerprint, every, keep, group
 
     def due(self, step: int) -> bool:
@@ -138,14 +136,16 @@ class Checkpoints:
             return
 
         def sums() -> list[float]:
-            return [float(p.detach().double().sum()) for learner in learners.values() for p in learner.parameters.values()]
+            return [
+                float(p.detach().double().sum()) for learner in learners.values() for p in learner.parameters.values()
+            ]
 
         first, *others = self.group.gather(f"checkpoint after step {step}", sums)
         different = [rank for rank, other in enumerate(others, 1) if other != first]
         if different:
             raise RankError(
-                f"after step {step} the weights of rank {different[0]} differ from those of rank 0, so no checkpoint was "
-                "written; use machines of one kind, and the same number of threads for every rank, then run the same "
+                f"after step {step} the weights of rank {different[0]} differ from those of rank 0, so no checkpoint "
+                "was written; use machines of one kind, and the same number of threads for every rank, then run the same "
                 "command to continue from the last checkpoint"
             )
 

@@ -74,8 +74,8 @@ class Place:
             text = os.environ.get(name)
             if text is None or not text.isdecimal():
                 raise ConfigError(
-                    f"the environment variable {name} is {text!r}, expected a number; start the ranks with `trimtab run` "
-                    "or with torchrun, which set it"
+                    f"the environment variable {name} is {text!r}, expected a number; start the ranks with `trimtab "
+                    "run` or with torchrun, which set it"
                 )
             values[name] = int(text)
         rank, size = values["RANK"], values["WORLD_SIZE"]
@@ -167,8 +167,8 @@ class Ranks(Group):
         other, value, error = message[0]
         if other != phase:
             raise RankError(
-                f"the ranks do different things: rank 0 at {other!r}, rank {self.rank} at {phase!r}; they need the same "
-                "recipe, the same data files and the same version of trimtab"
+                f"the ranks do different things: rank 0 at {other!r}, rank {self.rank} at {phase!r}; they need the "
+                "same recipe, the same data files and the same version of trimtab"
             )
         if error is not None:
             raise error
@@ -234,9 +234,9 @@ class Ranks(Group):
 
         if not self._poll(lambda: not missing(), self._deadline):
             raise RankError(
-                f"{_ranks(missing())} of {self.size} did not start within {self._deadline:g} s (phase 'start', seen from "
-                f"rank {self.rank}); look for the error of that process, or set WORLD_SIZE to the number of processes "
-                "that run"
+                f"{_ranks(missing())} of {self.size} did not start within {self._deadline:g} s (phase 'start', seen "
+                f"from rank {self.rank}); look for the error of that process, or set WORLD_SIZE to the number of "
+                "processes that run"
             )
 
     def _poll(self, ready: Callable[[], bool], seconds: float) -> bool:
@@ -315,19 +315,14 @@ class Ranks(Group):
                 wait_for_workers=False,
                 timeout=timedelta(seconds=self._deadline),
             )
-        except dist.DistNetworkError as error:
+        except dist.DistError as error:
             if serves and "in use" in str(error):
                 raise ConfigError(
                     f"port {place.port} is in use by another process; set MASTER_PORT to a free one"
                 ) from None
             raise RankError(
-                f"rank {self.rank} did not reach {where} within {self._deadline:g} s (phase 'start'); start rank 0 too, "
-                "and check MASTER_ADDR and MASTER_PORT"
-            ) from None
-        except dist.DistStoreError:
-            raise RankError(
-                f"rank {self.rank} did not reach {where} within {self._deadline:g} s (phase 'start'); start rank 0 too, "
-                "and check MASTER_ADDR and MASTER_PORT"
+                f"rank {self.rank} did not reach {where} within {self._deadline:g} s (phase 'start'); start rank 0 "
+                "too, and check MASTER_ADDR and MASTER_PORT"
             ) from None
         return dist.PrefixStore(_prefix(place.attempt), store)
 

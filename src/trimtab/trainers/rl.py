@@ -558,9 +558,7 @@ def _learners(roles: RlRoles, config: RlConfig, group: Group) -> dict[str, Learn
     updates = config.steps * config.epochs * config.minibatches
     warming = config.critic_warmup * config.epochs * config.minibatches if isinstance(config, PpoConfig) else 0
     learners = {
-        "policy": Learner(
-            roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming, group=group
-        )
+        "policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming, group=group)
     }
     if isinstance(config, PpoConfig):
         if roles.critic is None:

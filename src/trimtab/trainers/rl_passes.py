@@ -90,7 +90,13 @@ def run_passes(
         elif weighted:
             recomputed[index, :width] = policy.logprobs(part, temperature=temperature, states=states)
     # Each row was filled in by one rank and is zero on the others.
-    computed = [known, recomputed, entropies, *([] if valued else [values]), *([] if last_values is None else [last_values])]
+    computed = [
+        known,
+        recomputed,
+        entropies,
+        *([] if valued else [values]),
+        *([] if last_values is None else [last_values]),
+    ]
     group.sum_("passes before the update", computed)
     counted = mask
     if gradient is not None and gradient.overlong_filter:  # cut answers are left out of the loss

@@ -40,7 +40,9 @@ def drawn_by_share(
         return [[next(each) for _ in bundle] for bundle in own]
 
     drawn = group.spread(phase, bundles, of)
-    by_place = {i: own for bundle, parts in zip(bundles, drawn, strict=True) for i, own in zip(bundle, parts, strict=True)}
+    by_place = {
+        i: own for bundle, parts in zip(bundles, drawn, strict=True) for i, own in zip(bundle, parts, strict=True)
+    }
     return [rollout for i in range(len(prompts)) for rollout in by_place[i]]
 
 
