@@ -27,6 +27,7 @@ SMALL = {
     "sample": TOY["sample"] | {"prompts": 6},
     "reward": TOY["reward"] | {"epochs": 1, "micro_batch_tokens": 64, "centring": 0.01},
     "align": TOY["align"] | {"steps": 2, "prompts": 4, "micro_batch_tokens": 64},
+    "evaluate": TOY["evaluate"] | {"prompts": 4},
 }
 WEIGHTS = ("sft/weights", "reward/weights", "align/weights", "align/critic")
 FILES = ("sample/comparisons.jsonl", "label/judgements.jsonl", "preferences/preferences.jsonl")
@@ -105,7 +106,7 @@ def start(recipe: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def wait_for(path: Path, lines: int) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not path.exists() or path.read_text().count("\n") < lines:
         assert time.monotonic() < end, path
         time.sleep(0.02)
@@ -126,10 +127,10 @@ def test_a_killed_rank_is_named_and_the_same_command_continues(tmp_path: Path, v
     process = start(recipe, tmp_path / "runs")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 3)
     os.kill(ranks_of(process.pid)[victim], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 10
     assert f"rank {victim} stopped in phase" in said.replace("\n", " ") and "signal 9" in said, said
-    assert start(recipe, tmp_path / "runs").wait(timeout=240) == 0
+    assert start(recipe, tmp_path / "runs").wait(timeout=600) == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
 
 
@@ -140,13 +141,13 @@ def test_ctrl_c_then_another_number_of_ranks(tmp_path: Path):
     process = start(recipe, tmp_path / "runs")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and said.count("stopped after step") == 1, said
     process = start(recipe, tmp_path / "runs", "--set", "scale=null")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 6)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert start(recipe, tmp_path / "runs", "--set", "scale.processes=3").wait(timeout=240) == 0
+    assert process.wait(timeout=120) == 130
+    assert start(recipe, tmp_path / "runs", "--set", "scale.processes=3").wait(timeout=600) == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
 
 
@@ -158,5 +159,5 @@ def test_torchrun_starts_the_ranks_too(tmp_path: Path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "trimtab", "run", str(recipe), "--runs", str(tmp_path / "runs"),
     ]  # fmt: skip
-    assert subprocess.run(command, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
+    assert subprocess.run(command, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")

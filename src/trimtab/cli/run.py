@@ -58,11 +58,13 @@ def execute(
         if again:
             alone = config.model_copy(update={"scale": ScaleConfig()})
             run_recipe(alone, recipe, runs=runs, until=until, again=True)
+        if not as_json:  # the first rank said where the report is
+            return
         folder = runs / config.name
     else:
         folder = run_recipe(config, recipe, runs=runs, until=until, again=again).path
     if os.environ.get("RANK", "0") != "0":
-        return
+        raise typer.Exit  # the first rank does what follows
     page = folder / "report.html"
     if as_json:
         typer.echo(json.dumps(summary(folder), indent=2))

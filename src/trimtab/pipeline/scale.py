@@ -1,7 +1,7 @@
-"""One process or several: the ``scale`` section, how the processes of a run are started, and how each finds its place.
+"""One process or several: the ``scale`` section, how a run's processes are started, and how each finds its place.
 
-``trimtab run`` starts the ranks itself. It is not one of them: it keeps the store that says where each of them is, passes
-Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already.
+``trimtab run`` starts the ranks itself. It is not one of them: it keeps the store that says where each of them is,
+passes Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already.
 """
 
 import os
@@ -80,7 +80,7 @@ def joined(config: ScaleConfig) -> Iterator[Group]:
     """
     place = Place.from_environment()
     count = processes(config)
-    if place is None or place.size == 1:
+    if place is None:
         if count > 1:
             raise ConfigError(
                 f"scale.processes is {count} and this is one process; start the recipe with `trimtab run`, or with "

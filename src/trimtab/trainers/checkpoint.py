@@ -136,17 +136,16 @@ class Checkpoints:
             return
 
         def sums() -> list[float]:
-            return [
-                float(p.detach().double().sum()) for learner in learners.values() for p in learner.parameters.values()
-            ]
+            parameters = [p for learner in learners.values() for p in learner.parameters.values()]
+            return [float(p.detach().double().sum()) for p in parameters]
 
         first, *others = self.group.gather(f"checkpoint after step {step}", sums)
         different = [rank for rank, other in enumerate(others, 1) if other != first]
         if different:
             raise RankError(
                 f"after step {step} the weights of rank {different[0]} differ from those of rank 0, so no checkpoint "
-                "was written; use machines of one kind, and the same number of threads for every rank, then run the same "
-                "command to continue from the last checkpoint"
+                "was written; use machines of one kind, and the same number of threads for every rank, then run the "
+                "same command to continue from the last checkpoint"
             )
 
     def _all(self) -> list[Path]:

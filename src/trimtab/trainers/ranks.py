@@ -62,12 +62,12 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place | None":
-        """What torchrun or ``trimtab run`` told this process; None: it was started alone.
+        """What torchrun or ``trimtab run`` told this process; None: it is the only one.
 
         Raises:
             ConfigError: some of the variables are missing or are no numbers.
         """
-        if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") == "1":
             return None
         values: dict[str, int] = {}
         for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
@@ -109,6 +109,12 @@ class Ranks(Group):
     def __init__(self, place: Place, *, deadline: float) -> None:
         self.rank, self.size, self._deadline = place.rank, place.size, deadline
         self._place = place
+        accelerators = torch.cuda.device_count()
+        if accelerators and place.local_rank >= accelerators:
+            raise ConfigError(
+                f"rank {place.rank} has no accelerator of its own: this machine has {accelerators} and runs "
+                f"{place.local_size} ranks; start one for each, or hide them with CUDA_VISIBLE_DEVICES= to use the CPU"
+            )
         self._meetings = 0
         self._store = self._connect(place.serves)
         if self.first:
@@ -118,9 +124,9 @@ class Ranks(Group):
         self._wait_for_all()
         self._stopped = threading.Event()
         threading.Thread(target=self._beat, args=(self._connect(False),), daemon=True).start()
-        if torch.cuda.is_available():
+        if accelerators:
             torch.cuda.set_device(place.local_rank)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if accelerators else "gloo"
         with self._explained("start"):
             dist.init_process_group(
                 backend,
