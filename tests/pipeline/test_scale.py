@@ -21,6 +21,7 @@ from trimtab.pipeline.ui import Silent
 from trimtab.testing import toy_recipe
 from trimtab.testing.recipe import TOY
 
+INLINE = ("scale.kind=inline", "scale.processes=null")
 TWO = {"kind": "torchrun", "processes": 2, "deadline": 60}
 SMALL = {
     "sft": TOY["sft"] | {"epochs": 1},
@@ -122,8 +123,8 @@ def ranks_of(parent: int) -> dict[int, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_is_named_and_the_same_command_continues(tmp_path: Path, victim: int):
-    recipe = toy_recipe(tmp_path, scale=TWO, checkpoint_every=1, **SMALL | {"align": SMALL["align"] | {"steps": 12}})
-    run(str(recipe), str(tmp_path / "one"), "scale=null")
+    recipe = toy_recipe(tmp_path, scale=TWO, checkpoint_every=1, **SMALL | {"align": SMALL["align"] | {"steps": 6}})
+    run(str(recipe), str(tmp_path / "one"), *INLINE)
     process = start(recipe, tmp_path / "runs")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 3)
     os.kill(ranks_of(process.pid)[victim], signal.SIGKILL)
@@ -136,14 +137,14 @@ def test_a_killed_rank_is_named_and_the_same_command_continues(tmp_path: Path, v
 
 @pytest.mark.slow
 def test_ctrl_c_then_another_number_of_ranks(tmp_path: Path):
-    recipe = toy_recipe(tmp_path, scale=TWO, checkpoint_every=1, **SMALL | {"align": SMALL["align"] | {"steps": 12}})
-    run(str(recipe), str(tmp_path / "one"), "scale=null")
+    recipe = toy_recipe(tmp_path, scale=TWO, checkpoint_every=1, **SMALL | {"align": SMALL["align"] | {"steps": 6}})
+    run(str(recipe), str(tmp_path / "one"), *INLINE)
     process = start(recipe, tmp_path / "runs")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and said.count("stopped after step") == 1, said
-    process = start(recipe, tmp_path / "runs", "--set", "scale=null")
+    process = start(recipe, tmp_path / "runs", "--set", INLINE[0], "--set", INLINE[1])
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 6)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 130
@@ -154,7 +155,7 @@ def test_ctrl_c_then_another_number_of_ranks(tmp_path: Path):
 @pytest.mark.slow
 def test_torchrun_starts_the_ranks_too(tmp_path: Path):
     recipe = toy_recipe(tmp_path, scale={"kind": "torchrun"}, **SMALL)
-    run(str(recipe), str(tmp_path / "one"), "scale=null")
+    run(str(recipe), str(tmp_path / "one"), *INLINE)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "trimtab", "run", str(recipe), "--runs", str(tmp_path / "runs"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -205,17 +204,16 @@ def train(group: Group, case: str, double: bool) -> Result:
 
 def apart(one: Result, other: Result) -> float:
     """The largest difference of any weight."""
+    return float(differences(one, other).max())
+
+
+def differences(one: Result, other: Result) -> torch.Tensor:
+    """The difference of each weight."""
     assert [w.keys() for w in one["weights"]] == [w.keys() for w in other["weights"]]
-    return max(
-        float((a[name].double() - b[name].double()).abs().max())
-        for a, b in zip(one["weights"], other["weights"], strict=True)
-        for name in a
-    )
+    pairs = [(a[name], b[name]) for a, b in zip(one["weights"], other["weights"], strict=True) for name in a]
+    return torch.cat([(a.double() - b.double()).abs().flatten() for a, b in pairs])
 
 
 def trains(group: Group, cases: list[str], double: bool) -> list[Result]:
     """Several cases, one after the other."""
     return [train(group, case, double) for case in cases]
-
-
-__all__ = ["CASES", "apart", "dataclasses", "train", "trains"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.ranks import die, on_ranks
-from tests.trainers.ranked import CASES, STEADY, apart, conversations, result, train, trains
+from tests.trainers.ranked import CASES, STEADY, apart, conversations, differences, result, train, trains
 from trimtab.errors import ConfigError, DataError, Interrupted, RankError
 from trimtab.models import AdapterConfig, Role
 from trimtab.testing import tiny_backbone
@@ -24,8 +24,11 @@ def check_equal(sizes: list[int], cases: list[str], double: bool) -> None:
         for rank, results in enumerate(ranks):
             assert isinstance(results, list), results
             for case, one in zip(cases, results, strict=True):
-                distance = apart(alone[case], one)
-                assert distance <= (1e-10 if double else 1e-6), f"{case}: rank {rank} of {size} is off by {distance:g}"
+                distance = differences(alone[case], one)
+                where = f"{case}: rank {rank} of {size} is off by {float(distance.max()):g}"
+                # In float32 Adam divides a gradient that is next to nothing by its own size, rounding included.
+                assert (distance > (1e-10 if double else 1e-6)).double().mean() <= (0.0 if double else 1e-3), where
+                assert float(distance.max()) <= 1e-5, where
                 assert apart(ranks[0][cases.index(case)], one) == 0.0, f"{case}: ranks 0 and {rank} differ"
                 for row, other in zip(alone[case]["metrics"], one["metrics"], strict=True):
                     assert other == pytest.approx(row, rel=1e-4, abs=1e-5)
