@@ -22,11 +22,13 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 from trimtab.errors import ConfigError, RankError, TrimtabError
 from trimtab.trainers.group import Group
+
+dist: Any = torch.distributed  # its type stubs leave out the stores
 
 Result = TypeVar("Result")
 
@@ -170,7 +172,7 @@ class Ranks(Group):
             self._wait_for_first(phase)
         with self._explained(phase):
             dist.broadcast_object_list(message, src=0, group=self._objects)
-        other, value, error = message[0]
+        other, value, error = message.pop()
         if other != phase:
             raise RankError(
                 f"the ranks do different things: rank 0 at {other!r}, rank {self.rank} at {phase!r}; they need the "
