@@ -106,6 +106,12 @@ def start(recipe: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
+def ended(process: subprocess.Popen[str]) -> int:
+    """Its exit code, once it has ended."""
+    process.communicate(timeout=600)
+    return process.returncode
+
+
 def wait_for(path: Path, lines: int) -> None:
     end = time.monotonic() + 600
     while not path.exists() or path.read_text().count("\n") < lines:
@@ -131,7 +137,7 @@ def test_a_killed_rank_is_named_and_the_same_command_continues(tmp_path: Path, v
     _, said = process.communicate(timeout=120)
     assert process.returncode == 10
     assert f"rank {victim} stopped in phase" in said.replace("\n", " ") and "signal 9" in said, said
-    assert start(recipe, tmp_path / "runs").wait(timeout=600) == 0
+    assert ended(start(recipe, tmp_path / "runs")) == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
 
 
@@ -147,8 +153,8 @@ def test_ctrl_c_then_another_number_of_ranks(tmp_path: Path):
     process = start(recipe, tmp_path / "runs", "--set", INLINE[0], "--set", INLINE[1])
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 6)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
-    assert start(recipe, tmp_path / "runs", "--set", "scale.processes=3").wait(timeout=600) == 0
+    assert ended(process) == 130
+    assert ended(start(recipe, tmp_path / "runs", "--set", "scale.processes=3")) == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
 
 
