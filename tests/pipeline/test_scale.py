@@ -13,6 +13,7 @@ import pytest
 from tests.ranks import on_ranks
 from trimtab.errors import ConfigError
 from trimtab.models import load_tensors
+from trimtab.pipeline import scale
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.run import run_recipe
@@ -20,6 +21,7 @@ from trimtab.pipeline.scale import ScaleConfig, joined, processes, scale_warning
 from trimtab.pipeline.ui import Silent
 from trimtab.testing import toy_recipe
 from trimtab.testing.recipe import TOY
+from trimtab.trainers.ranks import serve
 
 INLINE = ("scale.kind=inline", "scale.processes=null")
 TWO = {"kind": "torchrun", "processes": 2, "deadline": 60}
@@ -96,6 +98,24 @@ def test_plan_says_what_several_processes_share(tmp_path: Path):
     cores = os.cpu_count() or 1
     assert scale_warnings(ScaleConfig(**TWO), cores)[0].endswith(f"set threads: {max(1, cores // 2)}")
     assert scale_warnings(ScaleConfig(), cores) == []
+
+
+@pytest.mark.parametrize(
+    ("commands", "code", "says"),
+    [
+        (["true", "true"], 0, ""),
+        (["exit 10", "sleep 0.2; exit 8"], 8, ""),  # 8 is what went wrong, 10 what the other rank saw of it
+        (["exit 10", "kill -9 $$"], 10, "rank 1 of 2: signal 9 ended its process"),
+        (["exit 5", "sleep 60"], 5, "rank 1 of 2: signal 9"),  # it does not notice and is ended
+    ],
+)
+def test_exit_code_of_the_command(commands: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(scale, "GRACE", 0.5)
+    store, _ = serve()
+    ranks = [subprocess.Popen(["sh", "-c", command]) for command in commands]
+    assert scale._wait(ranks, store) == code
+    assert says in capsys.readouterr().err
+    assert store.get("ended/0").decode().startswith("its process ended with code")
 
 
 # The command ------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from trimtab.pipeline.ui import Silent, Ui
 from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
 from trimtab.storage import RunFolder, require_space
-from trimtab.trainers import ALONE, Group
+from trimtab.trainers import ALONE
 
 CODE = 7
 """Version of the results: incremented when a stage gives other results for equal inputs."""
@@ -146,11 +146,12 @@ def run_recipe(
             redo = again and number == len(planned)
             if not group.once(f"begin of stage {name}", partial(_begin, context, item, head, redo=redo)):
                 context.cached.add(name)
-            elif group.first:
-                context.group = group if item.stage.shared else ALONE
-                _run_stage(context, item.stage)
-            elif item.stage.shared:
-                _follow(context, item.stage, group)
+            elif not item.stage.shared:
+                context.group = ALONE
+                group.once(f"stage {name}", partial(_run_stage, context, item.stage))
+            else:
+                context.group = group
+                (_run_stage if group.first else _follow)(context, item.stage)
             stop = group.once(f"end of stage {name}", lambda: stopping[0])
             if stop and name not in context.cached and number < len(planned):
                 raise Interrupted(f"stopped after stage {name}; the same command continues")
@@ -189,10 +190,10 @@ def _run_stage(context: Context, stage: Stage) -> None:
     context.ui.say(f"  {seconds:.0f} s · {summary}")
 
 
-def _follow(context: Context, stage: Stage, group: Group) -> None:
+def _follow(context: Context, stage: Stage) -> None:
     """Run a stage that the first rank runs too: work is divided, and what this rank writes is thrown away."""
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
-        context.group, context.scratch = group, {stage.name: Path(folder)}
+        context.scratch = {stage.name: Path(folder)}
         stage.run(context)
     context.scratch = {}
 

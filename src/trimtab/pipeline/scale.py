@@ -145,8 +145,9 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subpro
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
-    """Until all ranks have ended; the exit code of the first that failed."""
-    code, failed = 0, None
+    """Until all ranks have ended; the exit code of the first that failed with an error of its own."""
+    codes: list[int] = []
+    failed = None
     left = dict(enumerate(ranks))
     while left:
         for rank, process in list(left.items()):
@@ -156,13 +157,16 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
             del left[rank]
             how = f"signal {-ended} ended its process" if ended < 0 else f"its process ended with code {ended}"
             report_end(store, rank, how)
-            if ended != 0 and failed is None:
-                failed, code = time.monotonic(), ended if ended > 0 else RankError.exit_code
+            if ended < 0:
+                print(f"rank {rank} of {len(ranks)}: {how}", file=sys.stderr)
+            if ended != 0:
+                codes.append(ended if ended > 0 else RankError.exit_code)
+                failed = failed or time.monotonic()
         if failed is not None and time.monotonic() - failed > GRACE:
             for process in left.values():
                 process.kill()
         time.sleep(0.05)
-    return code
+    return next((code for code in codes if code != RankError.exit_code), codes[0] if codes else 0)
 
 
 @contextmanager

@@ -306,9 +306,9 @@ class Ranks(Group):
         return self._store.get(key).decode()
 
     def _same_as_first(self, text: str) -> bool:
-        """True: the first rank stops with this error too."""
+        """True: the first rank stops with this error too, perhaps with more to say about it."""
         self._poll(lambda: self._ended(0) is not None, 2.0)
-        return self._ended(0) == text
+        return (self._ended(0) or "").startswith(text)
 
     # The store ----------------------------------------------------------------------------
 
