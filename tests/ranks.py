@@ -63,7 +63,7 @@ def _rank(
     import torch
 
     from trimtab.errors import TrimtabError
-    from trimtab.trainers.ranks import Place, Ranks
+    from trimtab.trainers import Place, Ranks
 
     torch.set_num_threads(1)
     if deadline is None:

@@ -26,10 +26,11 @@ from trimtab.trainers.offline_config import (
     SppoConfig,
 )
 from trimtab.trainers.outliers import hidden_states, known_answers
+from trimtab.trainers.place import Place
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, split_holdout
-from trimtab.trainers.ranks import Place, Ranks
+from trimtab.trainers.ranks import Ranks
 from trimtab.trainers.reference import answer_logprobs, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
