@@ -15,6 +15,7 @@
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
     │   └── ConflictError        8   somebody else was first, or what is changed was changed since
     ├── JudgeError               9   an AI judge cannot go on: endpoint, cost cap, another model than before
+    ├── RankError               10   one of several processes is missing, has stopped or does something else
     └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
 
 A message names the value, what was expected and the next step. ``assert`` in this code base
@@ -99,6 +100,12 @@ class JudgeError(TrimtabError):
     """An AI judge cannot go on; every answer it gave so far is kept."""
 
     exit_code = 9
+
+
+class RankError(TrimtabError):
+    """A process of several that train together is missing, has stopped, or is in another phase."""
+
+    exit_code = 10
 
 
 class Interrupted(TrimtabError):

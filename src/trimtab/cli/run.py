@@ -1,6 +1,7 @@
 """``trimtab run RECIPE``, and the commands that stop after one stage."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,12 +48,26 @@ def execute(
     """
     from trimtab.pipeline.config import load_recipe
     from trimtab.pipeline.run import run_recipe
+    from trimtab.pipeline.scale import ScaleConfig, launch, run_arguments, starts_ranks
 
     config = load_recipe(recipe, overrides)
-    folder = run_recipe(config, recipe, runs=runs, until=until, again=again)
-    page = folder.path / "report.html"
+    if starts_ranks(config.scale):
+        code = launch(config.scale, run_arguments(recipe, overrides or [], runs, until))
+        if code:
+            raise typer.Exit(code)
+        if again:
+            alone = config.model_copy(update={"scale": ScaleConfig()})
+            run_recipe(alone, recipe, runs=runs, until=until, again=True)
+        if not as_json:  # the first rank said where the report is
+            return
+        folder = runs / config.name
+    else:
+        folder = run_recipe(config, recipe, runs=runs, until=until, again=again).path
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit  # the first rank does what follows
+    page = folder / "report.html"
     if as_json:
-        typer.echo(json.dumps(summary(folder.path), indent=2))
+        typer.echo(json.dumps(summary(folder), indent=2))
     elif page.exists() and until in (None, "report"):
         typer.echo(f"Open {page} in a browser.", err=True)
 

@@ -287,7 +287,8 @@ class Backbone:
         """
         if not self._additive:
             return attention
-        return torch.zeros(attention.shape, device=self.device).masked_fill_(~attention, -math.inf)
+        zeros = torch.zeros(attention.shape, dtype=self.head.weight.dtype, device=self.device)
+        return zeros.masked_fill_(~attention, -math.inf)
 
     def _split(self) -> None:
         """Prepare the two halves of the trunk below the lowest adapter, if this architecture can be cut there."""

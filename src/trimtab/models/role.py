@@ -212,15 +212,16 @@ class Role:
             states: as for :meth:`hidden`.
         """
         assert self.scalar is not None
-        hidden = (self.hidden(batch, states=states) if hidden is None else hidden).float()
+        hidden = (self.hidden(batch, states=states) if hidden is None else hidden).to(self.scalar.weight.dtype)
         before = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=hidden.device)
-        before[:, 1:] = self.scalar(hidden[:, :-1]).squeeze(-1)
+        before[:, 1:] = self.scalar(hidden[:, :-1]).squeeze(-1).float()
         return torch.where(batch.response_mask, before, torch.zeros((), device=hidden.device))
 
     def scores(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """One number per sequence, ``[B]`` float32: the head at the last real token (end-of-turn included)."""
         assert self.scalar is not None
-        return self.scalar(self.last_hidden(batch, states=states)).squeeze(-1)
+        hidden = self.last_hidden(batch, states=states).to(self.scalar.weight.dtype)
+        return self.scalar(hidden).squeeze(-1).float()
 
     def last_hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """Hidden state of the last real token of each sequence, ``[B, H]`` float32."""

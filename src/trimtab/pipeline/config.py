@@ -18,6 +18,7 @@ from trimtab.evals import AlarmConfig, CapabilityConfig
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
+from trimtab.pipeline.scale import ScaleConfig, check_scale
 from trimtab.records.weights import WATCHED
 from trimtab.rollout import EnsembleConfig, FunctionReward, ModelReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
@@ -216,9 +217,10 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; None: all cores. Results depend on it: another count adds sums in another order."""
+    """CPU threads of each process; None: all cores, divided among the processes. Results depend on it: another count
+    adds sums in another order."""
     memory_gb: float | None = Field(default=None, gt=0.0)
-    """Memory the run may use, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
+    """Memory of each process, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
     stages' defaults."""
     rounds: int = Field(default=1, ge=1, le=100)
     """How often answers are sampled, labelled and learned from. Each round starts from the policy of the one before,
@@ -259,6 +261,8 @@ class RunConfig(Config):
     ``null``: none."""
     checkpoint_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
+    scale: ScaleConfig = ScaleConfig()
+    """One process or several."""
 
     @property
     def people_of_hybrid(self) -> str:
@@ -304,6 +308,10 @@ def check_recipe(config: RunConfig) -> None:
     problems = [problem for check in _CHECKS for problem in check(config)]
     if problems:
         raise ConfigError("the recipe contradicts itself:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _check_scale(config: RunConfig) -> Iterator[str]:
+    yield from check_scale(config.scale)
 
 
 def _check_data(config: RunConfig) -> Iterator[str]:
@@ -596,6 +604,7 @@ def _check_balance(config: RunConfig) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
+    _check_scale,
     _check_data,
     _check_revise,
     _check_sft,

@@ -15,7 +15,7 @@ from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
 from trimtab.storage import MetricsLog, RunFolder
-from trimtab.trainers import Checkpoints, Session, split_holdout, step_seed
+from trimtab.trainers import ALONE, Checkpoints, Group, Session, split_holdout, step_seed
 
 LISTED = 5
 """Rows that are named with their reason where some cannot be rendered; all are counted."""
@@ -54,12 +54,16 @@ class Context:
     """Fingerprint of each stage of this run."""
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
+    group: Group = ALONE
+    """The processes that run the present stage together."""
+    scratch: dict[str, Path] = field(default_factory=dict)
+    """Folder, by stage, for what a rank that is not the first writes; nobody reads it."""
     read: set[tuple[str, type]] = field(default_factory=set)
     """Data files, and the records read from them, whose refused rows and further columns were listed."""
 
     def folder(self, stage: str) -> Path:
-        """A stage's folder."""
-        return (self.run.first if stage in SHARED_STAGES else self.run).stage(stage)
+        """A stage's folder; for a stage that another rank writes, this rank's scratch folder."""
+        return self.scratch.get(stage) or (self.run.first if stage in SHARED_STAGES else self.run).stage(stage)
 
     def seed(self, purpose: str) -> int:
         """The seed for a purpose; each purpose has its own, and most have one for each round."""
@@ -72,17 +76,30 @@ class Context:
         return "start" if self.run.number > 1 else "base" if self.config.sft is None else "sft"
 
     @contextmanager
-    def training(self, stage: str, title: str, *, part: str = "") -> Iterator["StageSession"]:
-        """Logging, checkpoints, stopping and a progress bar for a training stage.
+    def training(self, stage: str, title: str, *, part: str = "") -> Iterator[Session]:
+        """Logging, checkpoints, stopping and a progress bar for a training stage; only the first rank logs.
 
         ``part``: of a stage that trains several models, the folder of this one inside the stage's.
         """
+        if not self.group.first:
+            checkpoints = self.checkpoints(stage, part)
+            yield Session(checkpoints=checkpoints, stop_requested=self.stop_requested, group=self.group)
+            return
         with self.ui.bar(title) as bar:
             session = StageSession(self, stage, bar, part)
             try:
                 yield session
             finally:
                 session.close()
+
+    def checkpoints(self, stage: str, part: str = "") -> Checkpoints:
+        """A stage's checkpoints, which the first rank writes and all ranks read; ``part`` as for :meth:`training`."""
+        return Checkpoints(
+            (self.run.first if stage in SHARED_STAGES else self.run).stage(stage) / "checkpoints" / part,
+            self.fingerprints[stage],
+            every=self.config.checkpoint_every,
+            group=self.group,
+        )
 
     def data_path(self, source: str) -> str:
         """A data source with relative paths looked up here first, then beside the recipe."""
@@ -245,11 +262,8 @@ class StageSession(Session):
         self._total = 0
         super().__init__(
             log=self._log,
-            checkpoints=Checkpoints(
-                context.folder(stage) / "checkpoints" / part,
-                context.fingerprints[stage],
-                every=context.config.checkpoint_every,
-            ),
+            checkpoints=context.checkpoints(stage, part),
+            group=context.group,
             stop_requested=context.stop_requested,
             planned=self._plan,
         )

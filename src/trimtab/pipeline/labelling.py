@@ -1,6 +1,7 @@
 """From prompts to preferences: sampled answers, judgements, and their aggregation."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from trimtab.errors import DataError, Interrupted
 from trimtab.feedback import aggregate, agreement_report, simulate
@@ -11,6 +12,7 @@ from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rollouts
+from trimtab.trainers.shares import drawn_by_share
 
 CHUNK = 256
 """Answers sampled between two savings of a stage that only samples, or scored at once where training says no number."""
@@ -78,23 +80,26 @@ def sample_in_chunks(
         for start in range(0, len(prompts), chunk):
             path = folder / f"prompts-{start:06d}.jsonl"
             ids = [p.id for p in prompts[start : start + chunk] for _ in range(group)]
-            saved = load_rollouts(path, ids, states)
+            saved = context.group.once(f"saved {name}", partial(load_rollouts, path, ids, states))
             if saved is not None:
                 rollouts += saved
                 bar.update(len(rollouts), total)
                 continue
-            if context.stop_requested():
+            if any(context.group.gather(f"{name} from prompt {start}", context.stop_requested)):
                 raise Interrupted(
                     f"stopped after {len(rollouts)} of {total} answers; they are saved, the same command continues"
                 )
             done = len(rollouts)
-            part = sampler.generate(
-                prompts[start : start + chunk],
+            draw = partial(
+                sampler.generate,
                 adapter=adapter,
                 seed=context.seed(f"{stage} {name}" if own else stage),
                 group=group,
                 states=states,
-                progress=lambda n, _, done=done: bar.update(done + n, total),
+                progress=lambda n, _, done=done: bar.update(done + n * context.group.size, total),
+            )
+            part = drawn_by_share(
+                context.group, f"{name} from prompt {start}", prompts[start : start + chunk], draw, answers=group
             )
             save_rollouts(path, part, states)
             rollouts += part

@@ -14,6 +14,7 @@ from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
 from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
 from trimtab.pipeline.reward_models import SMALLEST_PART
 from trimtab.pipeline.run import origin, plan_rounds
+from trimtab.pipeline.scale import scale_lines, scale_warnings
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     METHODS,
@@ -76,12 +77,15 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
         "name": config.name,
         "rounds": config.rounds,
         "stages": rows,
-        "objective": objective(config) + rate_lines(config),
+        "objective": objective(config) + rate_lines(config) + scale_lines(config.scale),
         "estimate": f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "
         f"{rate / 1e9:.0f} GFLOP/s, {EFFICIENCY:.0%} of it assumed; {shape['parameters'] / 1e6:.0f} M parameters).",
         "seconds": total,
         "memory_gb": memory,
-        "warnings": warnings(config) + better_fit(config, sizing.preferences[1]) + rate_warnings(config),
+        "warnings": warnings(config)
+        + better_fit(config, sizing.preferences[1])
+        + rate_warnings(config)
+        + scale_warnings(config.scale, config.threads),
     }
 
 

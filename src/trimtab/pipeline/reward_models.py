@@ -155,8 +155,9 @@ def train_parts(
             write_json(folder / part.file, words)
             continue
         role, file = roles[part.name], folder / part.file
-        if len(parts) > 1 and file.exists():  # of a run that was interrupted later
-            role.load_state(load_tensors(file))
+        earlier = context.run.stage("reward") / part.file
+        if len(parts) > 1 and context.group.once(f"weights of {part.name}", earlier.exists):  # interrupted later
+            role.load_state(load_tensors(earlier))
             continue
         title = "reward model" if len(parts) == 1 else f"reward model {part.name}"
         seed = context.seed("reward" if part.name == FIRST else f"reward/{part.name}")

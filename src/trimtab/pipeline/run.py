@@ -9,10 +9,12 @@ does everything after it. The stages of a later round are also made from the pol
 import json
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,13 +33,15 @@ from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import SHARED_STAGES, Context
 from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.rates import fill_rates
+from trimtab.pipeline.scale import joined, threads_of
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
-from trimtab.pipeline.ui import Ui
+from trimtab.pipeline.ui import Silent, Ui
 from trimtab.process import peak_memory
 from trimtab.rollout import FunctionReward
 from trimtab.storage import START, RunFolder, read_json, require_space
+from trimtab.trainers import ALONE, Group
 
-CODE = 6
+CODE = 7
 """Version of the results: incremented when a stage gives other results for equal inputs."""
 
 
@@ -168,6 +172,9 @@ def run_recipe(
 ) -> RunFolder:
     """Run a recipe's rounds, up to and including stage ``until`` of the last one.
 
+    With ``scale.kind: torchrun`` this process must be one of several (:mod:`trimtab.pipeline.scale`); all of them call
+    this function.
+
     Args:
         config: the resolved recipe.
         recipe: where it came from; relative data paths are also looked up beside it.
@@ -178,16 +185,21 @@ def run_recipe(
 
     Raises:
         Interrupted: Ctrl-C; everything finished is kept and the same command continues.
+        RankError: another process is missing or has stopped.
     """
-    ui, recipe = ui or Ui(), origin(recipe)
-    run = RunFolder(runs / config.name)
-    config = prepared(config)
-    planned = plan_rounds(config, recipe, run, until)
-    require_space(run.path, 0.2)
-    write_json(run.path / RECIPE, {"recipe": str(recipe.resolve())})
-    with run.lock(), interruptible() as stopping:
+    recipe, config = origin(recipe), prepared(config)
+    with joined(config.scale) as group, ExitStack() as stack:
+        ui = (ui or Ui()) if group.first else Silent()
+        run = group.once("folder of the run", lambda: RunFolder(runs / config.name))
+        group.once("lock of the run", lambda: stack.enter_context(run.lock()))
+        stopping = stack.enter_context(interruptible(aloud=group.first))
+        planned = plan_rounds(config, recipe, run, until)
+        if group.first:
+            require_space(run.path, 0.2)
+            write_json(run.path / RECIPE, {"recipe": str(recipe.resolve())})
         for item in planned:
-            run_round(config, recipe, item, ui, stopping, again=again and item is planned[-1], rounds=len(planned))
+            redo = again and item is planned[-1]
+            run_round(config, recipe, item, ui, stopping, again=redo, rounds=len(planned), group=group)
     return run
 
 
@@ -208,8 +220,9 @@ def prepared(config: RunConfig) -> RunConfig:
     """The recipe with learning rates and micro-batches filled in; threads and fast kernels are set for the process."""
     fast_cpu.install()
     config = fit_memory(fill_rates(config))
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    threads = threads_of(config.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     return config
 
 
@@ -222,6 +235,7 @@ def run_round(
     *,
     again: bool = False,
     rounds: int = 1,
+    group: Group = ALONE,
 ) -> None:
     """Run the stages of one round; the caller holds the run's lock.
 
@@ -233,48 +247,74 @@ def run_round(
         stopping: its one entry becomes True after Ctrl-C.
         again: run the last stage even if it is done.
         rounds: number of rounds; with several the console says which one this is.
+        group: the processes that run it together.
     """
     run, stages = planned.run, planned.stages
-    write_atomic(run.path / "config.yaml", dump_config(config))
+    if group.first:
+        write_atomic(run.path / "config.yaml", dump_config(config))
     context = Context(config=config, recipe=recipe, run=run, ui=ui, stop_requested=lambda: stopping[0])
     context.fingerprints |= {} if planned.start is None else {START: planned.start}
     context.fingerprints |= {p.stage.name: p.fingerprint for p in stages}
     for number, item in enumerate(stages, 1):
-        name = item.stage.name
+        name, last = item.stage.name, number == len(stages)
         head = f"[{number}/{len(stages)}] {name}"
         if rounds > 1:
             head = f"[round {run.number} of {rounds}, {number}/{len(stages)}] {name}"
-        redo = again and number == len(stages)
-        if item.state == "done" and not redo:
+        if not group.once(f"begin of stage {name}", partial(_begin, context, item, head, redo=again and last)):
             context.cached.add(name)
-            ui.say(f"{head}: done before, skipped")
             continue
-        if stopping[0]:
-            raise Interrupted(f"stopped before stage {name}; the same command continues")
-        ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
-        needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
-        folder = run.begin(name, item.fingerprint, needs)
-        if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
-            context.cached.add(name)
-            ui.say("  an earlier result under the same settings was taken back")
-            continue
-        write_atomic(folder / "config.yaml", dump_config(config))
-        started = time.monotonic()
-        try:
-            counts, outputs = item.stage.run(context)
-        except BaseException as error:
-            run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
-            if isinstance(error, NonFiniteError):
-                raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
-            raise
-        seconds = time.monotonic() - started
-        run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
-        summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
-        ui.say(f"  {seconds:.0f} s · {summary}")
-        if stopping[0] and number < len(stages):
+        if item.stage.shared:
+            context.group = group
+            (_run_stage if group.first else _follow)(context, item.stage)
+        else:
+            context.group = ALONE
+            group.once(f"stage {name}", partial(_run_stage, context, item.stage))
+        if group.once(f"end of stage {name}", lambda: stopping[0]) and not (last and run.number >= rounds):
             raise Interrupted(f"stopped after stage {name}; the same command continues")
-    if stages[-1].stage.name == "report":
+    if group.first and stages[-1].stage.name == "report":
         publish(run, ui)
+
+
+def _begin(context: Context, item: Planned, head: str, *, redo: bool) -> bool:
+    """Make a stage's folder ready; False: its result is there already. ``redo``: True: then too."""
+    name, run, ui = item.stage.name, context.run, context.ui
+    if item.state == "done" and not redo:
+        ui.say(f"{head}: done before, skipped")
+        return False
+    if context.stop_requested():
+        raise Interrupted(f"stopped before stage {name}; the same command continues")
+    ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
+    needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
+    folder = run.begin(name, item.fingerprint, needs)
+    if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
+        ui.say("  an earlier result under the same settings was taken back")
+        return False
+    write_atomic(folder / "config.yaml", dump_config(context.config))
+    return True
+
+
+def _run_stage(context: Context, stage: Stage) -> None:
+    """Run a stage and write its status."""
+    name, run, started = stage.name, context.run, time.monotonic()
+    try:
+        counts, outputs = stage.run(context)
+    except BaseException as error:
+        run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
+        raise
+    seconds = time.monotonic() - started
+    run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
+    summary = ", ".join(f"{k} {v}" for k, v in counts.items() if v not in (0, None))
+    context.ui.say(f"  {seconds:.0f} s · {summary}")
+
+
+def _follow(context: Context, stage: Stage) -> None:
+    """Run a stage that the first rank runs too: work is divided, and what this rank writes is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
+        context.scratch = {stage.name: Path(folder)}
+        stage.run(context)
+    context.scratch = {}
 
 
 def publish(run: RunFolder, ui: Ui) -> None:
@@ -336,15 +376,19 @@ def _with_content(settings: Any) -> Any:
 
 
 @contextmanager
-def interruptible() -> Iterator[Sequence[bool]]:
-    """The first Ctrl-C asks to stop at the next safe place (the entry becomes True); a second one stops at once."""
+def interruptible(*, aloud: bool = True) -> Iterator[Sequence[bool]]:
+    """The first Ctrl-C asks to stop at the next safe place (the entry becomes True); a second one stops at once.
+
+    ``aloud``: True: say so.
+    """
     stopping = [False]
 
     def ask(_: int, __: FrameType | None) -> None:
         if stopping[0]:
             raise KeyboardInterrupt
         stopping[0] = True
-        print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
+        if aloud:
+            print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
 
     try:
         old = signal.signal(signal.SIGINT, ask)

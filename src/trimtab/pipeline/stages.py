@@ -49,6 +49,8 @@ class Stage:
     """Runs the stage; returns counts and the names of its output files."""
     cost: StageCost
     """Estimates what it would cost."""
+    shared: bool = False
+    """True: all ranks run it and divide its work; False: the first rank runs it alone."""
 
 
 def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
@@ -147,6 +149,7 @@ STAGES: tuple[Stage, ...] = (
         ],
         run=run_sft,
         cost=sft_cost,
+        shared=True,
     ),
     Stage(
         name="sample",
@@ -155,6 +158,7 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda c: [c.data.prompts, c.data.heldout, c.data.redteam_heldout],
         run=run_sample,
         cost=sample_cost,
+        shared=True,
     ),
     Stage(
         name="label",
@@ -179,6 +183,7 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda c: [],
         run=run_reward,
         cost=reward_cost,
+        shared=True,
     ),
     Stage(
         name="align",
@@ -194,6 +199,7 @@ STAGES: tuple[Stage, ...] = (
         ],
         run=run_align,
         cost=align_cost,
+        shared=True,
     ),
     Stage(
         name="evaluate",

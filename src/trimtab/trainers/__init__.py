@@ -1,6 +1,7 @@
 """Training loops, one file each, and what they share."""
 
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.guard import Fall, GuardConfig
 from trimtab.trainers.kto import Judged, encode_ratings, evaluate_kto, judged_from_rankings, train_kto
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
@@ -25,9 +26,11 @@ from trimtab.trainers.offline_config import (
     SppoConfig,
 )
 from trimtab.trainers.outliers import hidden_states, known_answers
+from trimtab.trainers.place import Place
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, split_holdout
+from trimtab.trainers.ranks import Ranks
 from trimtab.trainers.reference import answer_logprobs, check_reference_update, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, prepared_states, score_rankings, train_reward
 from trimtab.trainers.rl import RlRoles, critic_of, train_rl
@@ -65,6 +68,7 @@ from trimtab.trainers.selection import HELDOUT, Chosen, Selection
 from trimtab.trainers.sft import SftConfig, mean_nll, steps_of_examples, train_sft
 
 __all__ = [
+    "ALONE",
     "HELDOUT",
     "METHODS",
     "OFFLINE",
@@ -85,6 +89,7 @@ __all__ = [
     "ExoConfig",
     "Fall",
     "GdpoConfig",
+    "Group",
     "GroupConfig",
     "GrpoConfig",
     "GspoConfig",
@@ -109,12 +114,14 @@ __all__ = [
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
+    "Place",
     "PlackettLuceConfig",
     "PolicyGradientConfig",
     "PpoConfig",
     "PreferenceConfig",
     "PtxConfig",
     "Ranking",
+    "Ranks",
     "ReinforcePpBaselineConfig",
     "ReinforcePpConfig",
     "RejectionConfig",

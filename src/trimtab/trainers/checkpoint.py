@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trimtab.errors import CheckpointError, ModelError
+from trimtab.errors import CheckpointError, ModelError, RankError
 from trimtab.files import write_folder
 from trimtab.models import load_tensors, save_tensors
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Learner
 
 
@@ -60,10 +61,12 @@ class Checkpoints:
         fingerprint: identifies data and settings; a checkpoint with another one is refused.
         every: save at every so many steps (the last step is the stage's output, saved by the stage).
         keep: how many to keep.
+        group: the processes that train together. The first one writes; all of them read the same folder, and any number
+            of processes can continue.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2) -> None:
-        self.folder, self.fingerprint, self.every, self.keep = folder, fingerprint, every, keep
+    def __init__(self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2, group: Group = ALONE) -> None:
+        self.folder, self.fingerprint, self.every, self.keep, self.group = folder, fingerprint, every, keep, group
 
     def due(self, step: int) -> bool:
         """True if a checkpoint should be written after ``step`` finished steps."""
@@ -84,8 +87,14 @@ class Checkpoints:
         The newest checkpoint whose step is in ``good`` is never removed, and neither are those that ``needed`` names
         when it is given the steps of all. ``untrained``: what changes and has no optimiser, such as a reference that
         follows the policy.
+
+        Raises:
+            RankError: the ranks have different weights.
         """
         target = self.folder / f"step-{step:06d}"
+        self._check_equal(step, learners)
+        if not self.group.first:
+            return target
 
         def fill(folder: Path) -> None:
             for name, learner in learners.items():
@@ -97,7 +106,7 @@ class Checkpoints:
             (folder / "state.json").write_text(json.dumps(state, indent=2))
 
         write_folder(target, fill)
-        last_good, wanted = self.newest(good), needed(self.steps)
+        last_good, wanted = self.newest(good), needed([step_of(path) for path in self._all()])
         for old in self._all()[: -self.keep]:
             if old != last_good and step_of(old) not in wanted:
                 shutil.rmtree(old, ignore_errors=True)
@@ -105,8 +114,8 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Finished steps of each checkpoint, oldest first."""
-        return [step_of(path) for path in self._all()]
+        """Finished steps of each checkpoint, oldest first; all ranks ask together."""
+        return self.group.once("list of checkpoints", lambda: [step_of(path) for path in self._all()])
 
     def newest(self, steps: Collection[int] | None = None) -> Path | None:
         """The newest checkpoint, or the newest of those after one of ``steps``; None: there is none."""
@@ -128,7 +137,7 @@ class Checkpoints:
         Raises:
             CheckpointError: damaged, or from another configuration.
         """
-        latest = self.newest(steps)
+        latest = self.group.once("newest checkpoint", lambda: self.newest(steps))
         if latest is None:
             return 0, {}
         try:
@@ -150,6 +159,24 @@ class Checkpoints:
         for name, learner in learners.items():
             learner.load_optimizer_state(load_tensors(latest / f"{name}.optimizer.safetensors"))
         return int(state["step"]), state["extra"]
+
+    def _check_equal(self, step: int, learners: Mapping[str, Learner]) -> None:
+        """Refuse to go on with weights that differ between ranks."""
+        if self.group.size == 1:
+            return
+
+        def sums() -> list[float]:
+            parameters = [p for learner in learners.values() for p in learner.parameters.values()]
+            return [float(p.detach().double().sum()) for p in parameters]
+
+        first, *others = self.group.gather(f"checkpoint after step {step}", sums)
+        different = [rank for rank, other in enumerate(others, 1) if other != first]
+        if different:
+            raise RankError(
+                f"after step {step} the weights of rank {different[0]} differ from those of rank 0, so no checkpoint "
+                "was written; use machines of one kind, and the same number of threads for every rank, then run the "
+                "same command to continue from the last checkpoint"
+            )
 
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():

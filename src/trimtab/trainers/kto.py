@@ -16,6 +16,7 @@ from trimtab.algos import kto_loss, kto_reference_point, masked_sum
 from trimtab.errors import DataError
 from trimtab.models import Batch, Chat, FrozenStates, Role, collate, leave_out
 from trimtab.records import Rating
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Metrics, Norms
 from trimtab.trainers.offline import added_up, fit
 from trimtab.trainers.offline_config import KtoConfig
@@ -127,6 +128,7 @@ def train_kto(
             f"KTO needs answers of both kinds, got {liked} liked and {len(answers) - liked} disliked; with one kind "
             "only, use supervised fine-tuning on the liked ones, or collect the other kind"
         )
+    group = ALONE if session is None else session.group
     states = FrozenStates.within(reference.backbone, config.cache_mb)
     known = _reference_logprobs(reference, answers, states, config.micro_batch_tokens)
     moving = moving_reference(reference, policy, config.reference_update)
@@ -134,7 +136,7 @@ def train_kto(
     def parts(chosen: list[Judged]) -> list[tuple[list[str], _Part]]:
         if moving is not None:
             known.update(_reference_logprobs(moving, chosen, None, config.micro_batch_tokens))
-        point = _reference_point(policy, moving or reference, chosen, config.micro_batch_tokens)
+        point = _reference_point(policy, moving or reference, chosen, config.micro_batch_tokens, group)
         return [([a.id for a in part.answers], part) for part in _parts(policy, chosen, point, config)]
 
     def loss(part: _Part, norms: Norms) -> tuple[Tensor, Metrics]:
@@ -220,7 +222,9 @@ def _kto_loss(
 
 
 @torch.no_grad()
-def _reference_point(policy: Role, reference: Role, answers: Sequence[Judged], micro_batch_tokens: int) -> Tensor:
+def _reference_point(
+    policy: Role, reference: Role, answers: Sequence[Judged], micro_batch_tokens: int, group: Group = ALONE
+) -> Tensor:
     """The z of a step: every answer under the next other prompt; pairs that exceed the context are left out.
 
     0 where no pair is left: all answers are to one prompt, or every pair is too long.
@@ -231,10 +235,11 @@ def _reference_point(policy: Role, reference: Role, answers: Sequence[Judged], m
         return torch.zeros((), device=device)
     batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
     states = FrozenStates(reference.backbone)  # of this step: both models are run on the same sequences
-    sums = torch.empty(2, len(fitting), device=device)
-    for index, part in batch.micro_batches(micro_batch_tokens):
+    sums = torch.zeros(2, len(fitting), device=device)
+    for index, part in group.share(list(batch.micro_batches(micro_batch_tokens))):
         for row, role in enumerate((policy, reference)):
             sums[row, index] = role.logprobs(part, states=states).sum(dim=1)
+    group.sum_("reference point", [sums])  # each entry was computed by one rank and is zero on the others
     return kto_reference_point(sums[0], sums[1])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.config import Config
 from trimtab.errors import ConfigError, NonFiniteError
 from trimtab.models import Role
+from trimtab.trainers.group import ALONE, Group
 
 P = TypeVar("P")
 
@@ -85,10 +86,11 @@ class Learner:
         role: what is trained.
         config: optimiser settings.
         total_steps: planned optimiser steps, for the schedule.
+        group: the processes that divide the micro-batches of a step; each of them has an equal learner.
     """
 
-    def __init__(self, role: Role, config: OptimizerConfig, total_steps: int) -> None:
-        self.role, self.config, self.total_steps = role, config, total_steps
+    def __init__(self, role: Role, config: OptimizerConfig, total_steps: int, *, group: Group = ALONE) -> None:
+        self.role, self.config, self.total_steps, self.group = role, config, total_steps, group
         self.steps = 0
         self.parameters = role.parameters()
         self.optimizer = torch.optim.AdamW(
@@ -110,8 +112,11 @@ class Learner:
     ) -> Metrics:
         """Accumulate gradients over all parts, then take one optimiser step, unless ``skip`` says not to.
 
+        Each rank of the group runs its share of the parts. Dropout is drawn from a seed of the part, so it does not
+        depend on which rank runs it.
+
         Args:
-            parts: micro-batches, each with the ids of its samples.
+            parts: micro-batches, each with the ids of its samples; the same on every rank.
             loss: returns a part's share of the loss (already divided by ``norms``) and of each metric.
             norms: sizes of the whole step.
             also: further learners whose weights this loss trains; each takes a step by its own settings. Dropout is
@@ -126,42 +131,64 @@ class Learner:
             NonFiniteError: naming the samples, before any weight has changed.
         """
         everyone = [self, *also]
-        self.role.train(True)
         for learner in everyone:
             learner.optimizer.zero_grad(set_to_none=True)
-        metrics: Metrics = {}
-        losses: list[Tensor] = []
-        names: list[Sequence[str]] = []
-        with self.role.accumulating_gradients():
-            for ids, part in parts:
-                value, shares = loss(part, norms)
-                value.backward()
-                losses.append(value.detach())
-                names.append(ids)
-                for key, share in shares.items():
-                    metrics[key] = metrics.get(key, 0.0) + share
-        self.role.train(False)
-        each = torch.stack(losses)
-        if not bool(torch.isfinite(each).all()):
-            bad = [
-                name
-                for ids, value in zip(names, each.tolist(), strict=True)
-                if not math.isfinite(value)
-                for name in ids
-            ]
+        batches = list(parts)
+        names = [ids for ids, _ in batches]
+        *seeds, after = torch.randint(2**62, (len(batches) + 1,)).tolist()
+
+        def run(places: list[int]) -> list[tuple[float, Metrics]]:
+            """Add the gradients of some micro-batches; the loss and the metrics of each."""
+            losses: list[Tensor] = []
+            metrics: list[Metrics] = []
+            self.role.train(True)
+            with self.role.accumulating_gradients():
+                for place in places:
+                    torch.manual_seed(seeds[place])
+                    value, shares = loss(batches[place][1], norms)
+                    value.backward()
+                    losses.append(value.detach())
+                    metrics.append(shares)
+            self.role.train(False)
+            return list(zip(torch.stack(losses).tolist() if losses else [], metrics, strict=True))
+
+        phase = f"micro-batches of optimiser step {self.steps + 1}"
+        results = self.group.spread(phase, range(len(batches)), run)
+        torch.manual_seed(after)
+        values = [value for value, _ in results]
+        total = sum(values)
+        if not math.isfinite(total):
+            bad = [name for ids, value in zip(names, values, strict=True) if not math.isfinite(value) for name in ids]
             raise NonFiniteError(
-                f"the loss became {float(each.sum())} at optimiser step {self.steps}; samples involved: "
+                f"the loss became {total} at optimiser step {self.steps}; samples involved: "
                 f"{', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}. No weight was changed. Lower the learning rate "
                 "or look at these samples, then run the same command to continue from the last checkpoint"
             )
-        metrics["loss"] = float(each.sum())
+        metrics = {"loss": total}
+        for _, shares in results:
+            for key, share in shares.items():
+                metrics[key] = metrics.get(key, 0.0) + share
         if skip(metrics):
             for learner in everyone:
                 learner.optimizer.zero_grad(set_to_none=True)
             return metrics
+        self._sum_gradients(everyone)
         gradient_norms = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
         rates = [learner._apply() for learner in everyone]
         return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
+
+    def _sum_gradients(self, learners: Sequence["Learner"]) -> None:
+        """Give every rank the gradients of all micro-batches. A weight that none of them reached keeps None."""
+        if self.group.size == 1:
+            return
+        phase = f"gradients of optimiser step {self.steps + 1}"
+        parameters = [p for learner in learners for p in learner.parameters.values()]
+        reached = self.group.gather(phase, lambda: [p.grad is not None for p in parameters])
+        trained = [p for p, *ranks in zip(parameters, *reached, strict=True) if any(ranks)]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.group.sum_(phase, [p.grad for p in trained if p.grad is not None])
 
     def _clip(self, names: Sequence[str]) -> float:
         """Scale the gradients down to the allowed norm; returns their norm before."""

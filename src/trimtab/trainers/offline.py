@@ -49,7 +49,7 @@ def fit(
     session = session or Session()
     total = max(1, round(-(-len(items) // config.batch) * config.epochs))
     check_reference_update(config.reference_update, total)
-    learner = Learner(policy, with_lr(config.optimizer, "preference", policy), total)
+    learner = Learner(policy, with_lr(config.optimizer, "preference", policy), total, group=session.group)
     moving = {} if reference is None else {"reference": reference}
     done = session.checkpoints.restore({"policy": learner}, untrained=moving)[0] if session.checkpoints else 0
     session.planned(done, total)

@@ -18,6 +18,7 @@ from torch import Tensor
 from trimtab.algos import masked_sum
 from trimtab.errors import ConfigError, DataError
 from trimtab.models import FrozenStates, Role
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Metrics, Norms
 from trimtab.trainers.methods import OFFLINE, methods_with
 from trimtab.trainers.offline import added_up, fit
@@ -76,6 +77,7 @@ def train_preference(
     """
     usable, known = _usable(rankings, config, reference)
     moving = _moving(policy, start, config)
+    group = ALONE if session is None else session.group
     states = prepared_states(
         policy,
         usable,
@@ -90,7 +92,7 @@ def train_preference(
         if moving is not None:
             reference = answer_logprobs(moving, chosen, micro_batch_tokens=config.micro_batch_tokens)
         parts = _parts(policy, chosen, reference, config.micro_batch_tokens)
-        return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states)]
+        return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states, group)]
 
     def loss(part: _Part, norms: Norms) -> tuple[Tensor, Metrics]:
         return _pair_loss(policy, part, norms, config, states)
@@ -205,20 +207,23 @@ def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def _with_mean_ratio(
-    policy: Role, parts: list[_Part], config: PairConfig, states: FrozenStates | None = None
+    policy: Role, parts: list[_Part], config: PairConfig, states: FrozenStates | None = None, group: Group = ALONE
 ) -> list[_Part]:
     """The parts of a step with its mean log-ratio, which one more pass gives, if the method needs it."""
     if not OFFLINE[config.method].mean_ratio(config):
         return parts
-    total = weights = 0.0
-    for part in parts:
+
+    def weighted(part: _Part) -> tuple[float, float]:
         tokens, table = part.batch.tokens, PairTable.of(part.batch.rankings)
         sums = masked_sum(policy.logprobs(tokens, states=states), tokens.response_mask, dim=1)
         ratios = sums if part.reference is None else sums - part.reference.to(sums)
         weight = sums.new_tensor(table.weights)
         both = ratios[table.better.to(sums.device)] + ratios[table.worse.to(sums.device)]
-        total, weights = total + float((weight * both).sum()) / 2, weights + sum(table.weights)
-    return [replace(part, mean_ratio=total / weights) for part in parts]
+        return float((weight * both).sum()) / 2, sum(table.weights)
+
+    sums = group.spread("mean log-ratio", parts, lambda own: [weighted(part) for part in own])
+    mean = sum(total for total, _ in sums) / sum(weight for _, weight in sums)
+    return [replace(part, mean_ratio=mean) for part in parts]
 
 
 def _parts(

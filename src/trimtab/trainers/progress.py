@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trimtab.errors import Interrupted
 from trimtab.trainers.checkpoint import Checkpoints
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Log, Metrics
 
 
@@ -24,10 +25,13 @@ class Session:
     """Asked after each step; True saves a checkpoint and raises :class:`Interrupted`."""
     planned: Callable[[int, int], None] = field(default=lambda done, total: None)
     """Told once how many steps are done (resume) and how many there are in all."""
+    group: Group = ALONE
+    """The processes that train together; checkpoints need the same one. Each of them has a session, and logs what it is
+    given: let only the first one log."""
 
     def after_step(self, step: int, total: int, save: Callable[[Checkpoints], object]) -> None:
         """Checkpoint if due, stop if asked to; ``step`` is the number of finished steps."""
-        stopping = step < total and self.stop_requested()
+        stopping = step < total and any(self.group.gather(f"end of step {step}", self.stop_requested))
         if self.checkpoints is not None and (stopping or (step < total and self.checkpoints.due(step))):
             save(self.checkpoints)
         if stopping:

@@ -134,7 +134,7 @@ def train_reward(
         )
     per_epoch = -(-len(usable) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
-    learner = Learner(role, with_lr(config.optimizer, "reward", role), total)
+    learner = Learner(role, with_lr(config.optimizer, "reward", role), total, group=session.group)
     probed = min(1.0, PROBE_RANKINGS / len(usable)) if config.head_init == "probe" else 0.0
     if states is None:
         states = prepared_states(

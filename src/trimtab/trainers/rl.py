@@ -57,6 +57,7 @@ from trimtab.rollout import (
 )
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.defaults import with_lr
+from trimtab.trainers.group import Group
 from trimtab.trainers.guard import Fall, Guard
 from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
@@ -85,6 +86,7 @@ from trimtab.trainers.scoring import (
     wins_of,
 )
 from trimtab.trainers.selection import Chosen, Selection
+from trimtab.trainers.shares import drawn_by_share, scored_by_share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +155,8 @@ def train_rl(
         roles: policy, reference and, for PPO, critic. With ``config.reference_update`` the reference is where the
             one that follows the policy starts.
         prompts: what to answer; every pass over them is a fresh shuffle.
-        score: rollouts → named reward components.
+        score: rollouts → named reward components. With several processes (``session.group``) each scores all answers to
+            its share of the step's prompts, so a reward must not compare answers to different prompts.
         config: settings.
         seed: order of the prompts, sampling, minibatches, dropout.
         session: logging, checkpoints, stopping; None: silent, saves nothing.
@@ -186,18 +189,19 @@ def train_rl(
         roles=roles,
         config=config,
         method=method,
-        learners=_learners(roles, config),
+        learners=_learners(roles, config, session.group),
         prompts=prompts,
         scorer=score,
         weights=weights or {},
-        monitor=monitor,
+        monitor=monitor if session.group.first else None,
         sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
         opponent=_opponent(method, roles, config) if opponent is None else opponent,
         untrained={} if moving is None else {"reference": moving},
         states=FrozenStates(roles.policy.backbone) if states is None else states,
-        samples=samples,
+        samples=samples if session.group.first else None,
         imitate=imitate,
         seed=seed,
+        group=session.group,
         kl=AdaptiveKL(_kl(config).coefficient, _kl(config).target or 1.0, _kl(config).horizon),
         price=_price(config),
         scale=RunningScale(),
@@ -267,6 +271,7 @@ class _Run:
     samples: Path | None
     imitate: Sequence[tuple[str, Encoded]]
     seed: int
+    group: Group
     kl: AdaptiveKL
     price: DualAscent | None
     scale: RunningScale
@@ -303,24 +308,28 @@ class _Run:
         """As :meth:`_draw`, of the opponent, with random streams of its own."""
         assert self.opponent is not None
         version, group = self.learners["policy"].steps, self.config.group
-        path = None if self.samples is None else self.samples / f"{step.name}-opponent.jsonl"
+        path = None if self.samples is None or self.group.size > 1 else self.samples / f"{step.name}-opponent.jsonl"
         if path is not None and step.resumed:
             ids = [p.id for p in prompts for _ in range(group)]
             rollouts = load_rollouts(path, ids, version=version)
             if rollouts is not None:
                 return rollouts
-        rollouts = self.opponent.draw(
-            prompts, seed=step_seed(self.seed, "opponent", step.number), group=group, weight_version=version
-        )
+        seed = step_seed(self.seed, "opponent", step.number)
+        draw = partial(self.opponent.draw, seed=seed, group=group, weight_version=version)
+        rollouts = drawn_by_share(self.group, f"opponents of step {step.number + 1}", prompts, draw, answers=group)
         kernels().after_sampling()
         if path is not None:
             save_rollouts(path, rollouts)
         return rollouts
 
     def _draw(self, step: _Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
-        """Draw answers, or take those that an interrupted process had finished drawing."""
+        """Draw answers, or take those that an interrupted process had finished drawing.
+
+        Several processes draw them again: the states of frozen layers are on the rank that drew them, and again they
+        are the same.
+        """
         version, group = self.learners["policy"].steps, self.config.group
-        path = None if self.samples is None else self.samples / f"{step.name}{suffix}.jsonl"
+        path = None if self.samples is None or self.group.size > 1 else self.samples / f"{step.name}{suffix}.jsonl"
         if path is not None:
             if step.resumed:
                 ids = [p.id for p in prompts for _ in range(group)]
@@ -328,8 +337,8 @@ class _Run:
                 if rollouts is not None:
                     return rollouts
             path.unlink(missing_ok=True)
-        rollouts = self.sampler.generate(
-            prompts,
+        draw = partial(
+            self.sampler.generate,
             adapter=self.roles.policy.adapter,
             seed=step.seed,
             group=group,
@@ -337,6 +346,7 @@ class _Run:
             states=self.states,
             value_head=self._value_head(),
         )
+        rollouts = drawn_by_share(self.group, f"answers of step {step.number + 1}", prompts, draw, answers=group)
         kernels().after_sampling()
         if path is not None:
             save_rollouts(path, rollouts, self.states)
@@ -345,16 +355,19 @@ class _Run:
     def _value_head(self) -> ValueHead | None:
         """The critic's head if it reads the policy's own states."""
         critic = self.roles.critic if critic_on_policy(self.config) else None
-        return None if critic is None else critic.scalar
+        if critic is None or critic.scalar is None:
+            return None
+        scalar = critic.scalar
+        return lambda hidden: scalar(hidden.to(scalar.weight.dtype))
 
     # 2. -----------------------------------------------------------------------------------
 
     def score(self, step: _Step, rollouts: Sequence[Rollout], opponents: Sequence[Rollout]) -> Scored:
         """Score the answers, with their opponents' if there are any; replace flat groups where the method does so."""
         if opponents:
-            scored = score_pairs(rollouts, opponents, self.scorer, self._weights(), step.number)
+            scored = score_pairs(rollouts, opponents, partial(self._score, step, answers=2 * self.config.group))
         else:
-            scored = score_rollouts(rollouts, self.scorer, self._weights(), step.number)
+            scored = self._score(step, rollouts, answers=self.config.group)
         self._check_cost(scored)
         step.clock.lap("score")
         if isinstance(self.config, DapoConfig) and self.config.resample:
@@ -364,6 +377,16 @@ class _Run:
             totals = [total for total, r in zip(scored.totals, scored.rollouts, strict=True) if r.tokens]
             scored = replace(scored, scale=self.scale.update(totals))
         return scored
+
+    def _score(self, step: _Step, rollouts: Sequence[Rollout], *, answers: int) -> Scored:
+        """Score answers, ``answers`` to each prompt one after the other."""
+        return scored_by_share(
+            self.group,
+            f"rewards of step {step.number + 1}",
+            rollouts,
+            lambda own: score_rollouts(own, self.scorer, self._weights(), step.number),
+            answers=answers,
+        )
 
     def _weights(self) -> Mapping[str, float]:
         """Weight of each reward; of a cost with a limit, its price."""
@@ -394,8 +417,7 @@ class _Run:
                 break
             fresh = self._draw(step, others[: len(flat)], f"-again-{attempt}")
             others = others[len(flat) :]
-            rescored = score_rollouts(fresh, self.scorer, self._weights(), step.number)
-            scored = scored.replace_groups(flat, rescored, size)
+            scored = scored.replace_groups(flat, self._score(step, fresh, answers=size), size)
         return scored
 
     # 3. -----------------------------------------------------------------------------------
@@ -410,7 +432,9 @@ class _Run:
         device = roles.policy.backbone.device
         tokens = tokens_of(rollouts, device)
         mask, critic = tokens.response_mask, roles.critic if self.method.critic else None
-        passes = run_passes(roles.policy, roles.reference, critic, tokens, rollouts, config, self.states)
+        passes = run_passes(
+            roles.policy, roles.reference, critic, tokens, rollouts, config, self.states, group=self.group
+        )
         old, reference = passes.old, passes.reference
         wins = wins_of(config, scored)
         scores = answer_scores(config, scored).to(device)
@@ -652,15 +676,17 @@ def _price(config: RlConfig) -> DualAscent | None:
     return DualAscent(limit.initial, limit=limit.limit, lr=limit.lr, largest=limit.largest)
 
 
-def _learners(roles: RlRoles, config: RlConfig) -> dict[str, Learner]:
+def _learners(roles: RlRoles, config: RlConfig, group: Group) -> dict[str, Learner]:
     """A learner of the policy and, for a method with a critic, one of the critic."""
     updates = config.steps * config.epochs * config.minibatches
     warming = config.critic_warmup * config.epochs * config.minibatches if isinstance(config, PpoConfig) else 0
-    learners = {"policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming)}
+    learners = {
+        "policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming, group=group)
+    }
     if isinstance(config, PpoConfig):
         if roles.critic is None:
             raise ConfigError("method 'ppo' needs a critic; build the roles with RlRoles.on(..., critic=True)")
-        learners["critic"] = Learner(roles.critic, with_lr(config.critic, "critic", roles.critic), updates)
+        learners["critic"] = Learner(roles.critic, with_lr(config.critic, "critic", roles.critic), updates, group=group)
         same = roles.critic.backbone is roles.policy.backbone and roles.critic.adapter == roles.policy.adapter
         shared = roles.critic.head_only and same
         if config.shared_critic != shared:

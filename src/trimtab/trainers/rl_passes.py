@@ -13,6 +13,7 @@ from trimtab.algos import high_entropy_mask, masked_importance_weights, truncate
 from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
 from trimtab.models import Batch, FrozenStates, Role, scatter
 from trimtab.records import Rollout
+from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.rl_config import OnlineConfig, PolicyGradientConfig, PpoConfig
 from trimtab.trainers.rl_update import critic_on_policy
 from trimtab.trainers.scoring import ended_of
@@ -47,6 +48,8 @@ def run_passes(
     rollouts: Sequence[Rollout],
     config: OnlineConfig,
     states: FrozenStates,
+    *,
+    group: Group = ALONE,
 ) -> Passes:
     """Run the reference, the critic and, where a setting needs it, the policy on the answers.
 
@@ -58,6 +61,7 @@ def run_passes(
         rollouts: the answers.
         config: settings.
         states: of frozen layers.
+        group: the ranks that divide the micro-batches.
     """
     mask, temperature = tokens.response_mask, config.sampler.temperature
     sampled = scatter([r.logprobs for r in rollouts], mask)
@@ -72,7 +76,7 @@ def run_passes(
     valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
     if valued:
         values = scatter([r.values for r in rollouts], mask)
-    for index, part in tokens.micro_batches(config.micro_batch_tokens):
+    for index, part in group.share(list(tokens.micro_batches(config.micro_batch_tokens))):
         width = part.tokens.shape[1]
         known[index, :width] = reference.logprobs(part, temperature=temperature, states=states)
         if critic is not None and not valued:
@@ -85,6 +89,15 @@ def run_passes(
             )
         elif weighted:
             recomputed[index, :width] = policy.logprobs(part, temperature=temperature, states=states)
+    # Each row was filled in by one rank and is zero on the others.
+    computed = [
+        known,
+        recomputed,
+        entropies,
+        *([] if valued else [values]),
+        *([] if last_values is None else [last_values]),
+    ]
+    group.sum_("passes before the update", computed)
     counted = mask
     if gradient is not None and gradient.overlong_filter:  # cut answers are left out of the loss
         counted = mask & ended_of(rollouts).to(mask.device)[:, None]

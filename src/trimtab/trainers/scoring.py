@@ -1,7 +1,7 @@
 """Scores of sampled answers: reward components, their weighted sums, step rewards, clipping and penalties."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,13 +46,10 @@ class Scored:
 def score_pairs(
     rollouts: Sequence[Rollout],
     opponents: Sequence[Rollout],
-    score: Scorer,
-    weights: Mapping[str, float],
-    step: int,
+    score: Callable[[Sequence[Rollout]], Scored],
 ) -> Scored:
-    """As :func:`score_rollouts`, each answer followed by its opponent's."""
-    both = [rollout for pair in zip(rollouts, opponents, strict=True) for rollout in pair]
-    scored = score_rollouts(both, score, weights, step)
+    """Answers and their opponents', scored together: each answer is followed by its opponent's."""
+    scored = score([rollout for pair in zip(rollouts, opponents, strict=True) for rollout in pair])
     return replace(_every_second(scored, 0), opponents=_every_second(scored, 1))
 
 

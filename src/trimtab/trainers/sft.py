@@ -60,7 +60,7 @@ def train_sft(
         raise DataError("no demonstrations to fine-tune on; check the file with `trimtab data check`")
     per_epoch = -(-len(examples) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
-    learner = Learner(role, with_lr(config.optimizer, "sft", role), total)
+    learner = Learner(role, with_lr(config.optimizer, "sft", role), total, group=session.group)
     done = session.checkpoints.restore({"sft": learner})[0] if session.checkpoints else 0
     session.planned(done, total)
     for step in range(done, total):

@@ -1,0 +1,218 @@
+"""One process or several: the ``scale`` section, how a run's processes are started, and how each finds its place.
+
+``trimtab run`` starts the ranks itself. It is not one of them: it keeps the store that says where each of them is,
+passes Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.errors import ConfigError, RankError
+from trimtab.trainers import ALONE, Group, Place, Ranks
+from trimtab.trainers.ranks import report_end, serve
+
+GRACE = 15.0
+"""Seconds that the other ranks have to say what they miss, after one has stopped."""
+
+
+class ScaleConfig(Config):
+    """How many processes share the work. Results do not depend on it, so a run can continue with another number."""
+
+    kind: Literal["inline", "torchrun"] = "inline"
+    """``inline``: one process. ``torchrun``: several, which divide answers, rewards and micro-batches; ``trimtab run``
+    starts them, or torchrun does."""
+    processes: int | None = Field(default=None, ge=1)
+    """How many processes ``trimtab run`` starts; None: one for each accelerator of this machine. Under torchrun, which
+    starts them, None or the same number."""
+    deadline: float = Field(default=600.0, gt=0.0)
+    """Seconds that a process may be late before the others stop with a message that names it."""
+
+
+def check_scale(config: ScaleConfig) -> Iterator[str]:
+    """What contradicts itself in the section."""
+    if config.kind == "inline" and config.processes not in (None, 1):
+        yield f"scale.processes is {config.processes} and scale.kind 'inline', which is one process; set kind: torchrun"
+
+
+def processes(config: ScaleConfig) -> int:
+    """How many processes a run has.
+
+    Raises:
+        ConfigError: the number is left out and this machine has no accelerator.
+    """
+    if config.kind == "inline":
+        return 1
+    if config.processes is not None:
+        return config.processes
+    place = Place.from_environment()
+    count = torch.cuda.device_count() if place is None else place.size
+    if count == 0:
+        raise ConfigError(
+            "scale.kind is 'torchrun' and this machine has no accelerator to count; set scale.processes, for example 2"
+        )
+    return count
+
+
+def starts_ranks(config: ScaleConfig) -> bool:
+    """True: this process is to start the ranks and is none itself."""
+    return processes(config) > 1 and Place.from_environment() is None
+
+
+@contextmanager
+def joined(config: ScaleConfig) -> Iterator[Group]:
+    """The group of this run, left at the end.
+
+    Raises:
+        ConfigError: the section and how this process was started contradict each other.
+        RankError: a rank is missing.
+        SystemExit: this rank stops with an error that the first one reports.
+    """
+    place = Place.from_environment()
+    count = processes(config)
+    if place is None:
+        if count > 1:
+            raise ConfigError(
+                f"scale.processes is {count} and this is one process; start the recipe with `trimtab run`, or with "
+                f"torchrun --nproc-per-node {count} -m trimtab run"
+            )
+        yield ALONE
+        return
+    if config.kind == "inline":
+        raise ConfigError(
+            f"this is one of {place.size} processes and scale.kind is 'inline': each would run the whole recipe; set "
+            "scale.kind: torchrun"
+        )
+    if count != place.size:
+        raise ConfigError(
+            f"scale.processes is {count} and {place.size} processes were started; make them equal, or leave "
+            "scale.processes out under torchrun"
+        )
+    group = Ranks(place, deadline=config.deadline)
+    try:
+        yield group
+    except BaseException as error:
+        if group.leave(error):
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
+        raise
+    group.leave()
+
+
+def threads_of(threads: int | None) -> int | None:
+    """CPU threads of this process; None: torch decides. Without a setting, ranks on one machine share its cores."""
+    place = Place.from_environment()
+    if threads is not None or place is None:
+        return threads
+    return max(1, (os.cpu_count() or 1) // place.local_size)
+
+
+def launch(config: ScaleConfig, arguments: Sequence[str]) -> int:
+    """Run ``trimtab`` with these arguments as so many ranks on this machine; returns the exit code.
+
+    When a rank stops with an error, the others have :data:`GRACE` seconds to stop by themselves.
+    """
+    count = processes(config)
+    store, port = serve()
+    ranks = [_start(rank, count, port, arguments) for rank in range(count)]
+    with _passing_on(ranks):
+        code = _wait(ranks, store)
+    return code
+
+
+def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, not in rank 0
+    }
+    command = [sys.executable, "-m", "trimtab", *arguments]
+    # A session of its own: Ctrl-C in the terminal reaches this process alone, which passes it on.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
+    """Until all ranks have ended; the exit code of the first that failed with an error of its own."""
+    codes: list[int] = []
+    failed = None
+    left = dict(enumerate(ranks))
+    while left:
+        for rank, process in list(left.items()):
+            ended = process.poll()
+            if ended is None:
+                continue
+            del left[rank]
+            how = f"signal {-ended} ended its process" if ended < 0 else f"its process ended with code {ended}"
+            report_end(store, rank, how)
+            if ended < 0:
+                print(f"rank {rank} of {len(ranks)}: {how}", file=sys.stderr)
+            if ended != 0:
+                codes.append(ended if ended > 0 else RankError.exit_code)
+                failed = failed or time.monotonic()
+        if failed is not None and time.monotonic() - failed > GRACE:
+            for process in left.values():
+                process.kill()
+        time.sleep(0.05)
+    return next((code for code in codes if code != RankError.exit_code), codes[0] if codes else 0)
+
+
+@contextmanager
+def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Pass Ctrl-C and termination on to the ranks; if this process fails, they end too."""
+
+    def send(number: int, _: Any) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(number, send) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, old, strict=True):
+            signal.signal(number, handler)
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+
+
+def scale_lines(config: ScaleConfig) -> list[str]:
+    """What a plan says about several processes."""
+    count = processes(config)
+    if count == 1:
+        return []
+    return [
+        f"Processes: {count}, which divide answers, rewards, passes and micro-batches; label, evaluate, balance and "
+        "report run on the first alone. Times are for one process, memory is that of each"
+    ]
+
+
+def scale_warnings(config: ScaleConfig, threads: int | None) -> list[str]:
+    """Settings that work but make several processes slower than they could be."""
+    count, cores = processes(config), os.cpu_count() or 1
+    if count > 1 and threads is not None and not torch.cuda.is_available() and count * threads > cores:
+        return [
+            f"scale.processes {count} × threads {threads} are more than the {cores} cores here: the processes wait for "
+            f"each other; set threads: {max(1, cores // count)}"
+        ]
+    return []
+
+
+def run_arguments(recipe: Path, overrides: Sequence[str], runs: Path, until: str | None) -> list[str]:
+    """The command line of a rank."""
+    sets = [part for item in overrides for part in ("--set", item)]
+    return ["run", str(recipe), "--runs", str(runs), *sets, *([] if until is None else ["--until", until])]

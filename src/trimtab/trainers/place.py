@@ -1,0 +1,61 @@
+"""Where a process of several is: its number, and where the others meet it."""
+
+import os
+from dataclasses import dataclass
+
+from trimtab.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which rank this process is, and where the ranks meet."""
+
+    rank: int
+    """From 0."""
+    size: int
+    """Number of ranks."""
+    local_rank: int
+    """Number of this process among those on this machine; chooses the accelerator."""
+    local_size: int
+    """Processes on this machine."""
+    host: str
+    """Of the store."""
+    port: int
+    """Of the store."""
+    serves: bool
+    """True: this process runs the store; False: another process does."""
+    attempt: str
+    """Keys of another attempt under the same launcher are not read."""
+
+    @classmethod
+    def from_environment(cls) -> "Place | None":
+        """What torchrun or ``trimtab run`` told this process; None: it is the only one.
+
+        Raises:
+            ConfigError: some of the variables are missing or are no numbers.
+        """
+        if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") == "1":
+            return None
+        values: dict[str, int] = {}
+        for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+            text = os.environ.get(name)
+            if text is None or not text.isdecimal():
+                raise ConfigError(
+                    f"the environment variable {name} is {text!r}, expected a number; start the ranks with `trimtab "
+                    "run` or with torchrun, which set it"
+                )
+            values[name] = int(text)
+        rank, size = values["RANK"], values["WORLD_SIZE"]
+        if rank >= size:
+            raise ConfigError(f"RANK is {rank} and WORLD_SIZE {size}; ranks count from 0 to WORLD_SIZE - 1")
+        elsewhere = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return cls(
+            rank=rank,
+            size=size,
+            local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+            host=os.environ.get("MASTER_ADDR", "127.0.0.1"),
+            port=values["MASTER_PORT"],
+            serves=rank == 0 and not elsewhere,
+            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        )

@@ -1,0 +1,80 @@
+"""Answers drawn and scored by share: all answers to a prompt stay on one rank."""
+
+from collections.abc import Callable, Sequence
+
+from trimtab.records import Prompt, Rollout
+from trimtab.trainers.group import Group
+from trimtab.trainers.scoring import Scored
+
+
+def drawn_by_share(
+    group: Group,
+    phase: str,
+    prompts: Sequence[Prompt],
+    draw: Callable[[Sequence[Prompt]], list[Rollout]],
+    *,
+    answers: int,
+) -> list[Rollout]:
+    """Answers to all prompts, of which each rank draws those of its share.
+
+    An answer's random stream comes from its prompt and its place in the group, so the text does not depend on the rank.
+    A prompt that is given twice stays on one rank, where its further answers get further places.
+
+    Args:
+        group: the ranks.
+        phase: for messages.
+        prompts: the same on every rank.
+        draw: answers to some prompts, in order.
+        answers: to each prompt.
+    """
+    if group.size == 1:
+        return draw(prompts)
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt.id, []).append(place)
+    bundles = list(places.values())
+
+    def of(own: list[list[int]]) -> list[list[list[Rollout]]]:
+        rollouts = draw([prompts[i] for bundle in own for i in bundle]) if own else []
+        each = iter(rollouts[i : i + answers] for i in range(0, len(rollouts), answers))
+        return [[next(each) for _ in bundle] for bundle in own]
+
+    drawn = group.spread(phase, bundles, of)
+    by_place = {
+        i: own for bundle, parts in zip(bundles, drawn, strict=True) for i, own in zip(bundle, parts, strict=True)
+    }
+    return [rollout for i in range(len(prompts)) for rollout in by_place[i]]
+
+
+def scored_by_share(
+    group: Group, phase: str, rollouts: Sequence[Rollout], score: Callable[[Sequence[Rollout]], Scored], *, answers: int
+) -> Scored:
+    """All answers with their rewards, of which each rank computes those of its share.
+
+    Args:
+        group: the ranks.
+        phase: for messages.
+        rollouts: the same on every rank, all answers to a prompt one after the other.
+        score: some of them with their rewards.
+        answers: to each prompt.
+    """
+    if group.size == 1:
+        return score(rollouts)
+
+    def of(own: list[int]) -> list[Scored]:
+        scored = score([r for i in own for r in rollouts[i : i + answers]])
+        return [
+            Scored(
+                rollouts=scored.rollouts[i : i + answers],
+                totals=scored.totals[i : i + answers],
+                placed=scored.placed[i : i + answers],
+            )
+            for i in range(0, len(scored.rollouts), answers)
+        ]
+
+    parts = group.spread(phase, range(0, len(rollouts), answers), of)
+    return Scored(
+        rollouts=[rollout for part in parts for rollout in part.rollouts],
+        totals=[total for part in parts for total in part.totals],
+        placed=[places for part in parts for places in part.placed],
+    )

@@ -1,0 +1,190 @@
+"""A recipe on several ranks: equal results, stopped and continued, and messages for what contradicts itself."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import on_ranks
+from trimtab.errors import ConfigError
+from trimtab.models import load_tensors
+from trimtab.pipeline import scale
+from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.scale import ScaleConfig, joined, processes, scale_warnings, threads_of
+from trimtab.pipeline.ui import Silent
+from trimtab.testing import toy_recipe
+from trimtab.testing.recipe import TOY
+from trimtab.trainers.ranks import serve
+
+INLINE = ("scale.kind=inline", "scale.processes=null")
+TWO = {"kind": "torchrun", "processes": 2, "deadline": 60}
+SMALL = {
+    "sft": TOY["sft"] | {"epochs": 1},
+    "sample": TOY["sample"] | {"prompts": 6},
+    "reward": TOY["reward"] | {"epochs": 1, "micro_batch_tokens": 64, "centring": 0.01},
+    "align": TOY["align"] | {"steps": 2, "prompts": 4, "micro_batch_tokens": 64},
+    "evaluate": TOY["evaluate"] | {"prompts": 4},
+}
+WEIGHTS = ("sft/weights", "reward/weights", "align/weights", "align/critic")
+FILES = ("sample/comparisons.jsonl", "label/judgements.jsonl", "preferences/preferences.jsonl")
+
+
+def run(recipe: str, runs: str, *overrides: str) -> bool:
+    run_recipe(load_recipe(Path(recipe), list(overrides)), Path(recipe), runs=Path(runs), ui=Silent())
+    return True
+
+
+def answers(run: Path) -> list[str]:
+    """Texts of the evaluation's answers, in order."""
+    files = sorted((run / "stages" / "evaluate").rglob("*.jsonl"))
+    return [text for file in files for text in re.findall(r'"text": ?"[^"]*"', file.read_text())]
+
+
+def same_results(one: Path, other: Path) -> None:
+    for name in WEIGHTS:
+        a, b = (load_tensors(run / "stages" / f"{name}.safetensors") for run in (one, other))
+        distance = max(float((a[key] - b[key]).abs().max()) for key in a)
+        assert a.keys() == b.keys() and distance <= 2e-6, f"{name} is off by {distance:g}"
+    for name in FILES:
+        assert (one / "stages" / name).read_text() == (other / "stages" / name).read_text(), name
+    texts = [answers(one), answers(other)]
+    assert texts[0] and texts[0] == texts[1]
+    assert (other / "report.html").exists()
+
+
+def test_a_whole_recipe_on_two_ranks_gives_what_one_gives(tmp_path: Path):
+    recipe = str(toy_recipe(tmp_path, **SMALL))
+    run(recipe, str(tmp_path / "one"))
+    several = ["scale.kind=torchrun", "scale.processes=2", "scale.deadline=60"]
+    assert on_ranks(2, run, recipe, str(tmp_path / "two"), *several, joined=False) == [True, True]
+    same_results(tmp_path / "one" / "toy", tmp_path / "two" / "toy")
+    # A run of two ranks is done for one, too.
+    assert on_ranks(2, run, recipe, str(tmp_path / "one"), *several, joined=False) == [True, True]
+
+
+def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = toy_recipe(tmp_path, scale={"processes": 2})
+    with pytest.raises(ConfigError, match=r"scale\.processes is 2 and scale\.kind 'inline'"):
+        load_recipe(recipe)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"set scale\.processes"):
+        processes(ScaleConfig(kind="torchrun"))
+    with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node 2 -m trimtab run"), joined(ScaleConfig(**TWO)):
+        pass
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match=r"scale\.processes is 2 and 3 processes were started"),
+        joined(ScaleConfig(**TWO)),
+    ):
+        pass
+    with pytest.raises(ConfigError, match=r"one of 3 processes and scale\.kind is 'inline'"), joined(ScaleConfig()):
+        pass
+    assert threads_of(5) == 5 and threads_of(None) == max(1, (os.cpu_count() or 1) // 3)
+
+
+def test_plan_says_what_several_processes_share(tmp_path: Path):
+    recipe = toy_recipe(tmp_path, scale=TWO)
+    made = make_plan(load_recipe(recipe), recipe, tmp_path / "runs")
+    assert any("Processes: 2" in line for line in made["objective"])
+    cores = os.cpu_count() or 1
+    assert scale_warnings(ScaleConfig(**TWO), cores)[0].endswith(f"set threads: {max(1, cores // 2)}")
+    assert scale_warnings(ScaleConfig(), cores) == []
+
+
+@pytest.mark.parametrize(
+    ("commands", "code", "says"),
+    [
+        (["true", "true"], 0, ""),
+        (["exit 10", "sleep 0.2; exit 8"], 8, ""),  # 8 is what went wrong, 10 what the other rank saw of it
+        (["exit 10", "kill -9 $$"], 10, "rank 1 of 2: signal 9 ended its process"),
+        (["exit 5", "sleep 60"], 5, "rank 1 of 2: signal 9"),  # it does not notice and is ended
+    ],
+)
+def test_exit_code_of_the_command(commands: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(scale, "GRACE", 0.5)
+    store, _ = serve()
+    ranks = [subprocess.Popen(["sh", "-c", command]) for command in commands]
+    assert scale._wait(ranks, store) == code
+    assert says in capsys.readouterr().err
+    assert store.get("ended/0").decode().startswith("its process ended with code")
+
+
+# The command ------------------------------------------------------------------------------
+
+
+def start(recipe: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "trimtab", "run", str(recipe), "--runs", str(runs), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    """Its exit code, once it has ended."""
+    process.communicate(timeout=600)
+    return process.returncode
+
+
+def wait_for(path: Path, lines: int) -> None:
+    end = time.monotonic() + 600
+    while not path.exists() or path.read_text().count("\n") < lines:
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
+
+
+def ranks_of(parent: int) -> dict[int, int]:
+    """Process ids of the ranks that a launcher started, by rank."""
+    import psutil
+
+    return {int(child.environ()["RANK"]): child.pid for child in psutil.Process(parent).children()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_named_and_the_same_command_continues(tmp_path: Path, victim: int):
+    recipe = toy_recipe(tmp_path, scale=TWO, checkpoint_every=1, **SMALL | {"align": SMALL["align"] | {"steps": 6}})
+    run(str(recipe), str(tmp_path / "one"), *INLINE)
+    process = start(recipe, tmp_path / "runs")
+    wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 3)
+    os.kill(ranks_of(process.pid)[victim], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 10
+    assert f"rank {victim} stopped in phase" in said.replace("\n", " ") and "signal 9" in said, said
+    assert ended(start(recipe, tmp_path / "runs")) == 0
+    same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
+
+
+@pytest.mark.slow
+def test_ctrl_c_then_another_number_of_ranks(tmp_path: Path):
+    recipe = toy_recipe(tmp_path, scale=TWO, checkpoint_every=1, **SMALL | {"align": SMALL["align"] | {"steps": 6}})
+    run(str(recipe), str(tmp_path / "one"), *INLINE)
+    process = start(recipe, tmp_path / "runs")
+    wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and said.count("stopped after step") == 1, said
+    process = start(recipe, tmp_path / "runs", "--set", INLINE[0], "--set", INLINE[1])
+    wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 6)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == 130
+    assert ended(start(recipe, tmp_path / "runs", "--set", "scale.processes=3")) == 0
+    same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_too(tmp_path: Path):
+    recipe = toy_recipe(tmp_path, scale={"kind": "torchrun"}, **SMALL)
+    run(str(recipe), str(tmp_path / "one"), *INLINE)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "trimtab", "run", str(recipe), "--runs", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    assert subprocess.run(command, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
+    same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")

@@ -1,0 +1,219 @@
+"""Small trainings of every kind, run by one rank or by several: the table of ``test_ranks.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.kit import stir
+from trimtab.models import AdapterConfig, Role
+from trimtab.rollout import RewardModelScorer, SamplerConfig
+from trimtab.testing import chat_messages, prompts, sentences, tiny_backbone
+from trimtab.trainers import (
+    BcoConfig,
+    DapoConfig,
+    DpoConfig,
+    Group,
+    GrpoConfig,
+    KLConfig,
+    KtoConfig,
+    OnlineDpoConfig,
+    OptimizerConfig,
+    PpoConfig,
+    PtxConfig,
+    Ranking,
+    RejectionConfig,
+    RewardConfig,
+    RlooConfig,
+    RlRoles,
+    Session,
+    SftConfig,
+    answer_logprobs,
+    judged_from_rankings,
+    train_kto,
+    train_preference,
+    train_reward,
+    train_rl,
+    train_sft,
+)
+from trimtab.trainers.rl_update import critic_on_policy
+
+LORA = AdapterConfig(rank=4, alpha=8)
+TOP = AdapterConfig(rank=4, alpha=8, top_layers=2)
+DROPPED = AdapterConfig(rank=4, alpha=8, dropout=0.2)
+FULL = AdapterConfig(kind="full")
+STEADY = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
+Result = dict[str, Any]
+
+
+def precise(role: Role, double: bool) -> Role:
+    """The role in double precision, if asked for, with its weights moved away from where they start."""
+    if double:
+        role.backbone.model.double()
+        if role.scalar is not None:
+            role.scalar.double()
+    return stir(role, scale=0.03)
+
+
+def result(session: Session, rows: list[dict], *roles: Role) -> Result:
+    timeless = [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
+    return {"weights": [role.state() for role in roles], "metrics": timeless}
+
+
+def conversations(chat: Any, count: int) -> list[Any]:
+    texts = [" ".join(text.split()[: 1 + i % 5]) for i, text in enumerate(sentences(count))]
+    return [chat.conversation(chat_messages("sing", text)) for text in texts]
+
+
+def rankings(chat: Any, count: int) -> list[Ranking]:
+    rows = []
+    for i, text in enumerate(sentences(count)):
+        answers = [" ".join(text.split()[: 1 + (i + k) % 5]) for k in range(2 + i % 2)]
+        head = chat.prompt(chat_messages(text, "x")[:1])
+        sequences = [chat.conversation(chat_messages(text, answer)).tokens for answer in answers]
+        rows.append(
+            Ranking(
+                id=f"r{i}", sequences=sequences, prompt_length=len(head), ranks=tuple(range(len(answers))),
+                probability=None, margin=None, weight=1.0 + 0.5 * (i % 2),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def sft(group: Group, double: bool, adapter: AdapterConfig, *, tied: bool = False, dropout: float = 0.0) -> Result:
+    role = precise(Role.trainable(tiny_backbone(tied=tied, dropout=dropout), "sft", adapter, seed=1), double)
+    rows: list[dict] = []
+    session = Session(log=rows.append, group=group)
+    examples = conversations(role.backbone.chat, 11)  # batches of 4, 4 and 3
+    train_sft(
+        role,
+        examples,
+        SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=False),
+        seed=0,
+        session=session,
+    )
+    return result(session, rows, role)
+
+
+def reward(group: Group, double: bool, adapter: AdapterConfig, **settings: Any) -> Result:
+    role = Role.trainable(tiny_backbone(), "reward", adapter, seed=1, scalar_head=True)
+    role = precise(role, double)
+    rows: list[dict] = []
+    session = Session(log=rows.append, group=group)
+    config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, epochs=1.0, **settings)
+    train_reward(role, rankings(role.backbone.chat, 10), config, seed=0, session=session)
+    return result(session, rows, role)
+
+
+def preference(group: Group, double: bool, config: Any) -> Result:
+    policy = Role.trainable(tiny_backbone(tied=True), "policy", config.adapter, seed=1)
+    reference = None
+    if not double:
+        reference = answer_logprobs(Role(policy.backbone), rankings(policy.backbone.chat, 10))
+    policy = precise(policy, double)
+    if double:
+        reference = answer_logprobs(Role(policy.backbone), rankings(policy.backbone.chat, 10))
+    rows: list[dict] = []
+    session = Session(log=rows.append, group=group)
+    train_preference(policy, rankings(policy.backbone.chat, 10), config, reference=reference, seed=0, session=session)
+    return result(session, rows, policy)
+
+
+def kto(group: Group, double: bool, config: KtoConfig) -> Result:
+    backbone = tiny_backbone()
+    policy = precise(Role.trainable(backbone, "policy", config.adapter, seed=1), double)
+    rows: list[dict] = []
+    session = Session(log=rows.append, group=group)
+    answers = judged_from_rankings(rankings(backbone.chat, 10))[0]
+    train_kto(policy, Role(backbone), answers, config, seed=0, session=session)
+    return result(session, rows, policy)
+
+
+def online(group: Group, double: bool, config: Any, *, tied: bool = False, scored: str = "rule") -> Result:
+    critic = isinstance(config, PpoConfig)
+    roles = RlRoles.on(
+        tiny_backbone(tied=tied), config.adapter, seed=1, critic=critic, shared_critic=critic_on_policy(config)
+    )
+    for role in (roles.reference, roles.critic):
+        if double and role is not None:
+            role.backbone.model.double()
+            if role.scalar is not None:
+                role.scalar.double()
+    precise(roles.policy, double)
+    texts: list[list[str]] = []
+
+    def rule(rollouts: Any) -> dict[str, list[float]]:
+        return {"rule": [float(sum(r.tokens) % 7) for r in rollouts]}
+
+    scorer: Callable[..., Any] = rule
+    if scored == "model":
+        judge = stir(Role.trainable(roles.reference.backbone, "judge", TOP, seed=5, scalar_head=True))
+        scorer = RewardModelScorer(judge, micro_batch_tokens=60)
+    rows: list[dict] = []
+    session = Session(log=rows.append, group=group)
+
+    def monitor(step: int, rollouts: Any) -> dict[str, float]:
+        texts.append([r.text for r in rollouts])
+        return {}
+
+    chat = roles.policy.backbone.chat
+    imitate = [(f"c{i}", e) for i, e in enumerate(conversations(chat, 5))]
+    train_rl(roles, prompts(5), scorer, config, seed=3, session=session, imitate=imitate, monitor=monitor)
+    trained = [role for role in (roles.policy, roles.critic) if role is not None]
+    return result(session, rows, *trained) | {"texts": texts}
+
+
+SAMPLER = SamplerConfig(max_new_tokens=6, slots=6)
+STEP: dict[str, Any] = {
+    "steps": 2, "prompts": 3, "group": 2, "epochs": 1, "missing_eos": None, "sampler": SAMPLER, "policy": STEADY,
+    "micro_batch_tokens": 25, "guard": None,
+}  # fmt: skip
+PAIR: dict[str, Any] = {"batch": 4, "micro_batch_tokens": 30, "optimizer": STEADY, "epochs": 1.0}
+
+CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] = {
+    "sft full tied": (sft, (FULL,), {"tied": True}),
+    "sft lora dropout": (sft, (DROPPED,), {"dropout": 0.1}),
+    "reward lora": (reward, (TOP,), {"centring": 0.01}),
+    "reward full": (reward, (FULL,), {}),
+    "reward probe davidson": (reward, (LORA,), {"head_init": "probe", "centring": 0.01}),
+    "dpo lora": (preference, (DpoConfig(adapter=TOP, **PAIR),), {}),
+    "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
+    "bco lora": (preference, (BcoConfig(adapter=LORA, **PAIR),), {}),
+    "kto lora": (kto, (KtoConfig(adapter=TOP, **PAIR),), {}),
+    "ppo lora ptx": (online, (PpoConfig(adapter=TOP, critic=STEADY, ptx=PtxConfig(batch=3), **STEP),), {}),
+    "ppo lora reward model": (online, (PpoConfig(adapter=TOP, critic=STEADY, **STEP),), {"scored": "model"}),
+    "ppo shared critic": (online, (PpoConfig(adapter=LORA, critic=STEADY, shared_critic=True, **STEP),), {}),
+    "ppo full tied": (online, (PpoConfig(adapter=FULL, critic=STEADY, **STEP),), {"tied": True}),
+    "rloo lora": (online, (RlooConfig(adapter=TOP, **STEP),), {}),
+    "grpo full": (online, (GrpoConfig(adapter=FULL, kl=KLConfig(coefficient=0.1, place="loss"), **STEP),), {}),
+    "dapo lora": (online, (DapoConfig(adapter=LORA, resample=2, **STEP),), {}),
+    "rloo weighted": (online, (RlooConfig(adapter=DROPPED, importance_cap=2.0, minibatches=2, **STEP),), {}),
+    "online dpo": (online, (OnlineDpoConfig(adapter=TOP, **STEP),), {}),
+    "rejection": (online, (RejectionConfig(adapter=TOP, **STEP),), {}),
+}  # fmt: skip
+
+
+def train(group: Group, case: str, double: bool) -> Result:
+    """Run a case; what it gave."""
+    work, arguments, settings = CASES[case]
+    torch.manual_seed(0)
+    return work(group, double, *arguments, **settings)
+
+
+def apart(one: Result, other: Result) -> float:
+    """The largest difference of any weight."""
+    return float(differences(one, other).max())
+
+
+def differences(one: Result, other: Result) -> torch.Tensor:
+    """The difference of each weight."""
+    assert [w.keys() for w in one["weights"]] == [w.keys() for w in other["weights"]]
+    pairs = [(a[name], b[name]) for a, b in zip(one["weights"], other["weights"], strict=True) for name in a]
+    return torch.cat([(a.double() - b.double()).abs().flatten() for a, b in pairs])
+
+
+def trains(group: Group, cases: list[str], double: bool) -> list[Result]:
+    """Several cases, one after the other."""
+    return [train(group, case, double) for case in cases]
