@@ -14,7 +14,7 @@ from trimtab.models import AdapterConfig, Role
 from trimtab.testing import tiny_backbone
 from trimtab.trainers import ALONE, Checkpoints, Group, Place, Ranks, Session, SftConfig, train_sft
 
-QUICK = ["sft full tied", "kto lora", "dpo lora", "ppo lora ptx"]
+QUICK = ["sft full tied", "kto lora", "ppo lora ptx"]
 
 
 def check_equal(sizes: list[int], cases: list[str], double: bool) -> None:
@@ -108,7 +108,7 @@ def in_trouble(group: Group, kind: str) -> None:
         if kind == "killed":
             die()
         if kind == "late":
-            time.sleep(8)
+            time.sleep(5)
         if kind == "elsewhere":
             group.gather("something else", lambda: None)
         if kind == "failed":
