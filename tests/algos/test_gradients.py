@@ -87,6 +87,10 @@ CASES = {
     ),
     "simpo_loss": (lambda c, r: algos.simpo_loss(c, r, LENGTHS, LENGTHS, beta=2.0, gamma=1.0), (normal(B), normal(B))),
     "cpo_loss": (lambda c, r: algos.cpo_loss(c, r, beta=0.3, mean_length=4.5), (normal(B), normal(B))),
+    "xpo_loss": (
+        lambda own, other: algos.xpo_loss(own, other, REFS[0], REFS[1], SOFT, beta=0.3, alpha=0.2),
+        (normal(B, shift=-9), normal(B, shift=-9)),
+    ),
     "clipped_policy_loss": (lambda x: algos.clipped_policy_loss(x, ZERO, ADVANTAGES, MASK), (tokens(),)),
     "clipped_policy_loss dual": (
         lambda x: algos.clipped_policy_loss(x, ZERO, ADVANTAGES, MASK, dual_clip=1.3),

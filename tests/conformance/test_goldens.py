@@ -111,6 +111,8 @@ BY_HAND: dict[str, tuple[float, ...]] = {
     "win probability": (sigmoid(2.0), 0.5),
     "mixture of logits": (0.75 * 0 + 0.25 * 1, 0.75 * 2),
     "xpo": (-0.75 * log(sigmoid(0.15)) - 0.25 * log(sigmoid(-0.15)) - 0.01 * 15,),
+    "ensemble score": ((1 + 3) / 2, 3.0, min(1, 3), 3.0, 2 - 0.5 * statistics.pstdev([1, 3]), 3.0),
+    "ensemble spread": (statistics.pstdev([1, 3]), 0.0),
     "running scale": (statistics.pstdev([1, 3]), statistics.pstdev([1, 3, 5, 7])),
     "dual ascent": (0.1 + 0.2 * (1.5 - 0.5), 0.3 - 0.2 * 0.5, 0.2 - 0.2 * 0.5),
     "k1": (0.5, -1.0),

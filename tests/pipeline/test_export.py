@@ -26,7 +26,7 @@ from trimtab.pipeline.config import dump_config, load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.export import export_model, joined_adapters
 from trimtab.pipeline.learning import policy_role
-from trimtab.pipeline.reward_models import reward_role
+from trimtab.pipeline.reward_models import reward_backbone, reward_role
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Message
 from trimtab.storage import RunFolder
@@ -57,7 +57,7 @@ class Made:
         self.policy = policy_role(context, context.trunk())
         self.finish("align", stir(self.policy, seed=2))
         if self.config.reward is not None:
-            self.reward = reward_role(context, context.trunk())
+            self.reward = reward_role(context, reward_backbone(context, context.trunk()))
             self.finish("reward", stir(self.reward, seed=3), needs={"sft": "sft-print"})
             write_json(self.run.stage("reward") / "reward.json", {"mean": 0.5, "std": 2.0, "evaluation": None})
 

@@ -14,6 +14,7 @@ from trimtab.pipeline.ui import Silent
 from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig, remove_states
 from trimtab.testing import prompts, tiny_backbone
+from trimtab.trainers import ALONE
 
 from ..kit import stir
 
@@ -40,7 +41,7 @@ def test_kl_on_the_samplers_states_is_the_one_without():
 
 def sampled(folder: Path, policy: Role, states: FrozenStates | None = None, count: int = 12) -> list[Rollout]:
     surroundings: Any = SimpleNamespace(
-        folder=lambda stage: folder, ui=Silent(), stop_requested=lambda: False, seed=lambda stage: 3
+        folder=lambda stage: folder, ui=Silent(), group=ALONE, stop_requested=lambda: False, seed=lambda stage: 3
     )
     return sample_in_chunks(
         surroundings, policy.backbone, prompts(count), CONFIG, group=2, stage="evaluate", name="p", adapter="policy",

@@ -30,7 +30,7 @@ from trimtab.algos.advantages import (
     whiten,
 )
 from trimtab.algos.anchored import apo_down_loss, apo_zero_loss, bco_loss, exo_loss, nca_loss, sppo_loss
-from trimtab.algos.ensemble import Combination, ensemble_score, ensemble_spread
+from trimtab.algos.ensemble import ensemble_score, ensemble_spread
 from trimtab.algos.kl import (
     AdaptiveKL,
     best_of_n_kl,
@@ -84,7 +84,6 @@ from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
     "AdaptiveKL",
-    "Combination",
     "DualAscent",
     "RunningScale",
     "answer_nll",

@@ -55,6 +55,8 @@ def ensemble_score(scores: Tensor, combination: Combination, *, penalty: float =
 def ensemble_spread(scores: Tensor) -> Tensor:
     """Standard deviation of the members' scores of each answer, s = √((1/M) Σ_m (r_m − r̄)²).
 
+    Source: Coste et al. 2023 (arXiv 2310.02743), section 3.2, whose variance is s².
+
     Args:
         scores: ``[M, B]``, each member's scores, normalised.
 

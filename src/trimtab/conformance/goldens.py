@@ -74,6 +74,16 @@ def _adapted_beta(beta: float, kl: float, target: float, sequences: int, horizon
     return adaptive.value
 
 
+def _ensemble_scores(scores: Sequence[Sequence[float]], penalty: float) -> Tensor:
+    """Mean, lowest, and mean minus λ standard deviations."""
+    rows = torch.tensor(scores, dtype=torch.float64)
+    return torch.stack([algos.ensemble_score(rows, how, penalty=penalty) for how in ("mean", "worst", "penalised")])
+
+
+def _ensemble_spread(scores: Sequence[Sequence[float]]) -> Tensor:
+    return algos.ensemble_spread(torch.tensor(scores, dtype=torch.float64))
+
+
 def _running_scale(batches: Sequence[Sequence[float]]) -> list[float]:
     scale = algos.RunningScale()
     return [scale.update(batch) for batch in batches]
@@ -434,6 +444,13 @@ GOLDENS: dict[str, Golden] = {
     "dual ascent": Golden(
         inputs={"costs": (1.5, 0.0, 0.0), "initial": 0.1, "limit": 0.5, "lr": 0.2}, expected=(0.3, 0.2, 0.1),
         ours=_prices,
+    ),
+    "ensemble score": Golden(
+        inputs={"scores": [[1.0, 3.0], [3.0, 3.0]], "penalty": 0.5}, expected=(2.0, 3.0, 1.0, 3.0, 1.5, 3.0),
+        ours=_ensemble_scores,
+    ),
+    "ensemble spread": Golden(
+        inputs={"scores": [[1.0, 3.0], [3.0, 3.0]]}, expected=(1.0, 0.0), ours=_ensemble_spread,
     ),
     "adaptive kl": Golden(
         inputs={"beta": 0.2, "kl": 9.0, "target": 6.0, "sequences": 256, "horizon": 10_000.0}, expected=(0.201024,),
