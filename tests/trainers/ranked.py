@@ -19,6 +19,7 @@ from trimtab.trainers import (
     GrpoConfig,
     KLConfig,
     KtoConfig,
+    NashMdConfig,
     OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
@@ -30,6 +31,7 @@ from trimtab.trainers import (
     RlRoles,
     Session,
     SftConfig,
+    XpoConfig,
     answer_logprobs,
     judged_from_rankings,
     train_kto,
@@ -192,6 +194,8 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "rloo weighted": (online, (RlooConfig(adapter=DROPPED, importance_cap=2.0, minibatches=2, **STEP),), {}),
     "online dpo": (online, (OnlineDpoConfig(adapter=TOP, **STEP),), {}),
     "rejection": (online, (RejectionConfig(adapter=TOP, **STEP),), {}),
+    "nash md": (online, (NashMdConfig(adapter=TOP, mixture=0.4, **STEP),), {}),
+    "xpo": (online, (XpoConfig(adapter=TOP, **STEP),), {}),
 }  # fmt: skip
 
 
