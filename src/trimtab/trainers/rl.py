@@ -211,7 +211,12 @@ def train_rl(
             penalised=config.missing_eos is not None,
             cost=None if (limit := _constraint(config)) is None else limit.reward,
         ),
-        selection=Selection(config.select, patience=config.patience, budget=config.kl.budget),
+        selection=Selection(
+            config.select,
+            patience=config.patience,
+            budget=config.kl.budget,
+            still=config.critic_warmup if isinstance(config, PpoConfig) else 0,
+        ),
     )
     done = run.restore(session.checkpoints)
     session.planned(done, config.steps)
