@@ -50,9 +50,7 @@ class Selection:
         still: first steps that leave the policy as it is, while a critic warms up; patience begins after them.
     """
 
-    def __init__(
-        self, by: Select, *, patience: int | None = None, budget: float | None = None, still: int = 0
-    ) -> None:
+    def __init__(self, by: Select, *, patience: int | None = None, budget: float | None = None, still: int = 0) -> None:
         self.by: Select = by
         self._patience, self._budget, self._still = patience, budget, still
         self._scores: list[float] = []
