@@ -145,9 +145,9 @@ def ensemble(group: Group, double: bool, trunk: Backbone) -> tuple[RewardModels,
     for number, role in enumerate(roles):
         own = data[:4] if number == 2 else data[4:]
         train_reward(role, own, config, seed=number, session=Session(group=group), states=states)
-    scorers = [RewardModelScorer(role, micro_batch_tokens=60).normalised for role in roles]
-    members = dict(zip(names[:2], scorers, strict=False))
-    return RewardModels(members, heldout=scorers[2], config=EnsembleConfig(score="worst")), roles
+    scores: list[Any] = [RewardModelScorer(role, micro_batch_tokens=60).normalised for role in roles]
+    *members, judge = zip(names, scores, strict=True)
+    return RewardModels(dict(members), heldout=judge[1], config=EnsembleConfig(score="worst")), roles
 
 
 def online(group: Group, double: bool, config: Any, *, tied: bool = False, scored: str = "rule") -> Result:
@@ -175,8 +175,10 @@ def online(group: Group, double: bool, config: Any, *, tied: bool = False, score
         models, judges = ensemble(group, double, roles.reference.backbone)
         weights = {"heldout": 0.0, "spread": 0.0}
 
-        def scorer(rollouts: Any) -> dict[str, list[float]]:
+        def combined(rollouts: Any) -> dict[str, list[float]]:
             return {"reward_model": models.reward(rollouts)} | models.watched(rollouts)
+
+        scorer = combined
 
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
