@@ -35,6 +35,13 @@ def test_noise_is_no_turn(shape):
     assert {turn.step.reason for turn in turns} == {"no turn found"} and turns[0].step.value is None
 
 
+def test_a_score_that_only_falls_did_not_turn():
+    turns = [find_turn("gold", *curve(lambda x: -x, seed), seed=0) for seed in range(6)]
+    assert not any(turn.found for turn in turns)
+    assert {turn.step.reason for turn in turns} == {"it fell, and had not risen before beyond chance"}
+    assert all(turn.fall.low is not None and turn.fall.low > 0 for turn in turns)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("points", [24, 60])
 def test_false_turns_and_coverage(points):

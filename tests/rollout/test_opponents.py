@@ -52,6 +52,18 @@ def test_whole_rows_give_the_same_answers_as_a_cache(monkeypatch: pytest.MonkeyP
     assert [r.tokens for r in opponent.draw(prompts(3), seed=6)] != [r.tokens for r in cached]
 
 
+def test_an_answer_depends_on_its_prompt_and_place_alone():
+    """So several processes that divide the prompts draw what one draws; a prompt given twice gets other answers."""
+    policy, reference = roles()
+    opponent = MixtureOpponent(policy, reference, CONFIG, share=0.5)
+    first, second, third = prompts(3)
+    together = opponent.draw([first, second, third], seed=5, group=2)
+    apart = opponent.draw([second], seed=5, group=2) + opponent.draw([third, third], seed=5, group=2)
+    assert [r.id for r in together[2:]] == [r.id for r in apart[:4]] and len({r.id for r in apart}) == 6
+    assert [r.tokens for r in together[2:]] == [r.tokens for r in apart[:4]]
+    assert [r.tokens for r in apart[4:]] != [r.tokens for r in apart[2:4]]
+
+
 def _whole(role: Role, rows: list[list[int]]):
     from trimtab.rollout.opponents import _WholeRows
 

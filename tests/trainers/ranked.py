@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from tests.kit import stir
-from trimtab.models import AdapterConfig, Role
-from trimtab.rollout import RewardModelScorer, SamplerConfig
+from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.rollout import EnsembleConfig, RewardModels, RewardModelScorer, SamplerConfig
 from trimtab.testing import chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
     BcoConfig,
@@ -19,6 +20,7 @@ from trimtab.trainers import (
     GrpoConfig,
     KLConfig,
     KtoConfig,
+    NashMdConfig,
     OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
@@ -30,8 +32,10 @@ from trimtab.trainers import (
     RlRoles,
     Session,
     SftConfig,
+    XpoConfig,
     answer_logprobs,
     judged_from_rankings,
+    prepared_states,
     train_kto,
     train_preference,
     train_reward,
@@ -131,6 +135,21 @@ def kto(group: Group, double: bool, config: KtoConfig) -> Result:
     return result(session, rows, policy)
 
 
+def ensemble(group: Group, double: bool, trunk: Backbone) -> tuple[RewardModels, list[Role]]:
+    """Two reward models that are climbed and one that judges, trained on one store of the trunk's frozen states."""
+    names = ("reward", "member_2", "heldout")
+    roles = [Role.trainable(trunk, name, TOP, seed=5 + i, scalar_head=True) for i, name in enumerate(names)]
+    roles, data = [precise(role, double) for role in roles], rankings(trunk.chat, 8)
+    states = prepared_states(roles[0], data, passes=math.inf, cache_mb=64, micro_batch_tokens=30)
+    config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, epochs=1.0)
+    for number, role in enumerate(roles):
+        own = data[:4] if number == 2 else data[4:]
+        train_reward(role, own, config, seed=number, session=Session(group=group), states=states)
+    scores: list[Any] = [RewardModelScorer(role, micro_batch_tokens=60).normalised for role in roles]
+    *members, judge = zip(names, scores, strict=True)
+    return RewardModels(dict(members), heldout=judge[1], config=EnsembleConfig(score="worst")), roles
+
+
 def online(group: Group, double: bool, config: Any, *, tied: bool = False, scored: str = "rule") -> Result:
     critic = isinstance(config, PpoConfig)
     roles = RlRoles.on(
@@ -151,6 +170,16 @@ def online(group: Group, double: bool, config: Any, *, tied: bool = False, score
     if scored == "model":
         judge = stir(Role.trainable(roles.reference.backbone, "judge", TOP, seed=5, scalar_head=True))
         scorer = RewardModelScorer(judge, micro_batch_tokens=60)
+    weights, judges = {}, list[Role]()
+    if scored == "ensemble":
+        models, judges = ensemble(group, double, roles.reference.backbone)
+        weights = {"heldout": 0.0, "spread": 0.0}
+
+        def combined(rollouts: Any) -> dict[str, list[float]]:
+            return {"reward_model": models.reward(rollouts)} | models.watched(rollouts)
+
+        scorer = combined
+
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
 
@@ -160,8 +189,10 @@ def online(group: Group, double: bool, config: Any, *, tied: bool = False, score
 
     chat = roles.policy.backbone.chat
     imitate = [(f"c{i}", e) for i, e in enumerate(conversations(chat, 5))]
-    train_rl(roles, prompts(5), scorer, config, seed=3, session=session, imitate=imitate, monitor=monitor)
-    trained = [role for role in (roles.policy, roles.critic) if role is not None]
+    train_rl(
+        roles, prompts(5), scorer, config, seed=3, session=session, imitate=imitate, monitor=monitor, weights=weights
+    )
+    trained = [role for role in (roles.policy, roles.critic, *judges) if role is not None]
     return result(session, rows, *trained) | {"texts": texts}
 
 
@@ -192,6 +223,9 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "rloo weighted": (online, (RlooConfig(adapter=DROPPED, importance_cap=2.0, minibatches=2, **STEP),), {}),
     "online dpo": (online, (OnlineDpoConfig(adapter=TOP, **STEP),), {}),
     "rejection": (online, (RejectionConfig(adapter=TOP, **STEP),), {}),
+    "nash md": (online, (NashMdConfig(adapter=TOP, mixture=0.4, **STEP),), {}),
+    "rloo ensemble": (online, (RlooConfig(adapter=TOP, **STEP),), {"scored": "ensemble"}),
+    "xpo": (online, (XpoConfig(adapter=TOP, **STEP),), {}),
 }  # fmt: skip
 
 

@@ -175,6 +175,8 @@ def test_what_contradicts_is_refused():
         check_rl(RlooConfig(steps=2, reference_update=update), 3)
     with pytest.raises(ConfigError, match=r"kl\.coefficient is 0, so nothing depends on the reference"):
         check_rl(RlooConfig(reference_update=update, kl=KLConfig(coefficient=0.0)), 3)
+    with pytest.raises(ConfigError, match=r"kl\.budget is 2 and reference_update is set: .* does not say how far"):
+        check_rl(RlooConfig(reference_update=update, kl=KLConfig(budget=2.0)), 3)
     with pytest.raises(ConfigError, match=r"'rejection' has no penalty"):
         check_rl(RejectionConfig(reference_update=update), 3)
     policy = Role.trainable(tiny_backbone(), "policy", LORA, seed=1)

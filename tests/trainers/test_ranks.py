@@ -14,7 +14,7 @@ from trimtab.models import AdapterConfig, Role
 from trimtab.testing import tiny_backbone
 from trimtab.trainers import ALONE, Checkpoints, Group, Place, Ranks, Session, SftConfig, train_sft
 
-QUICK = ["sft full tied", "kto lora", "ppo lora ptx"]
+QUICK = ["sft full tied", "kto lora", "ppo lora ptx", "nash md", "xpo", "rloo ensemble"]
 
 
 def check_equal(sizes: list[int], cases: list[str], double: bool) -> None:

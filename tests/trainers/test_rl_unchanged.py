@@ -14,7 +14,7 @@ from trimtab.trainers import (
     RlRoles,
     check_rl,
 )
-from trimtab.trainers.rl import _prompts_of_step
+from trimtab.trainers.rl_drawing import prompts_of_step
 
 from ..kit import same_weights, stir
 from .rl_kit import FULL, LORA, TOP, config, letters, run
@@ -145,11 +145,11 @@ def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.Mon
 
 def test_every_pass_over_the_prompts_sees_each_once():
     asked = prompts(7)
-    seen = [p.id for step in range(14) for p in _prompts_of_step(asked, 3, step, seed=0)]
+    seen = [p.id for step in range(14) for p in prompts_of_step(asked, 3, step, seed=0)]
     passes = [seen[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(p) == sorted(q.id for q in asked) for p in passes)
     assert passes[0] != passes[1]
-    more = _prompts_of_step(asked[:2], 5, 0, seed=0)  # more prompts in a step than there are
+    more = prompts_of_step(asked[:2], 5, 0, seed=0)  # more prompts in a step than there are
     assert len(more) == 5
 
 

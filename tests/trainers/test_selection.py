@@ -61,6 +61,14 @@ def test_patience_counts_steps_without_a_better_mean():
     assert stops[:8] == [None] * 8 and stops[8] == "the heldout score has not risen for 3 steps"
 
 
+def test_patience_begins_after_a_critic_has_warmed_up():
+    """While the policy stands still its score is noise: the first of six such steps happens to be the best."""
+    scores = [1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    stops = {still: Selection("heldout", patience=3, still=still) for still in (0, 6)}
+    ended = {still: next(i for i in range(1, 13) if followed(s, [scores[i - 1]]).stop()) for still, s in stops.items()}
+    assert ended == {0: 6, 6: 12}
+
+
 def test_checkpoints_that_may_still_be_chosen_are_needed():
     selection = followed(Selection("heldout"), [0, 3, 3, 3, 0, 0, 0, 0])
     assert selection.needed([0, 2, 4, 6, 8]) == {2, 6, 8}  # 2 is best; of 6 and 8 later steps are missing

@@ -7,7 +7,7 @@ steps err independently, because each step draws its own answers; the noise of a
 A highest mean is always above the last one, so a turn is not looked for and tested on the same points. The peak is
 chosen on every other point and the fall after it is measured on the points between; then the other way round. The turn
 is real if the mean of both falls is above zero by 1.96 standard errors, each taken as that of a single fall: on the
-safe side.
+safe side. The rise before the peak is tested in the same way, read backwards: a score that only falls has no turn.
 """
 
 import math
@@ -36,7 +36,7 @@ class Turn(Record):
     score: str
     """Which score, as a reader should see it."""
     found: bool
-    """True: it rose and then fell, beyond chance."""
+    """True: it rose and then fell, both beyond chance."""
     step: Estimate
     """Step of the highest mean, with the percentile interval of a residual bootstrap; no value where none was found."""
     distance: Estimate
@@ -88,12 +88,13 @@ def find_turn(score: str, steps: Sequence[float], kl: Sequence[float], values: S
     width = _width(count)
     noise = math.sqrt(sum((b - a) ** 2 for a, b in pairwise(values)) / (2 * (count - 1)))
     smooth = _smooth(values, width)
-    falls = [_fall(values[::2], values[1::2]), _fall(values[1::2], values[::2])]
-    fall = sum(falls) / 2
-    error = noise * math.sqrt(2 / _width(count // 2))
-    low, high = fall - 1.96 * error, fall + 1.96 * error
-    if not low > 0 or smooth[-1] >= max(smooth):
-        return _no_turn(score, count, "no turn found", Estimate(value=fall, low=low, high=high, n=count))
+    fall, rise = _mean_fall(values), _mean_fall(values[::-1])
+    margin = 1.96 * noise * math.sqrt(2 / _width(count // 2))
+    fallen = Estimate(value=fall, low=fall - margin, high=fall + margin, n=count)
+    if fall <= margin or smooth[-1] >= max(smooth):
+        return _no_turn(score, count, "no turn found", fallen)
+    if rise <= margin:
+        return _no_turn(score, count, "it fell, and had not risen before beyond chance", fallen)
     draw, half = random.Random(seed), 1 / math.sqrt(1 - 1 / width)
     residuals = [(v - s) * half for v, s in zip(values, smooth, strict=True)]
     places = sorted(
@@ -108,7 +109,7 @@ def find_turn(score: str, steps: Sequence[float], kl: Sequence[float], values: S
         found=True,
         step=Estimate(value=steps[peak], low=steps[ends[0]], high=steps[ends[1]], n=count),
         distance=Estimate(value=near[peak], low=near[ends[0]], high=near[ends[1]], n=count),
-        fall=Estimate(value=fall, low=low, high=high, n=count),
+        fall=fallen,
     )
 
 
@@ -134,6 +135,11 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
 
 def _peak(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda i: (values[i], -i))
+
+
+def _mean_fall(values: Sequence[float]) -> float:
+    """The fall after the peak, which is chosen on one half of the points and measured on the other, both ways round."""
+    return (_fall(values[::2], values[1::2]) + _fall(values[1::2], values[::2])) / 2
 
 
 def _fall(choosing: Sequence[float], measuring: Sequence[float]) -> float:

@@ -96,7 +96,7 @@ TRAINING: Mapping[str, Metric] = {
     "gap": Metric(
         title="Margin",
         meaning="Mean of log(π/ref) of the better answer minus that of the worse one; for `simpo` and `orpo` the "
-        "difference of log-probabilities per token.",
+        "difference of log-probabilities per token, for `xpo` of the policy's answer minus the reference's.",
         unit="nats",
         good="rises from 0",
         act="If it grows past tens of nats, the policy is far from its reference: raise `beta` (`tau` for IPO) or stop "

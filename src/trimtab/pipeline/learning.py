@@ -272,10 +272,11 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
 
 
 def _log_odds(context: Context, rewards: NamedRewards, models: RewardModels | None) -> float:
-    """Log-odds of winning that one unit of the weighted rewards is worth: known if it is one reward model alone."""
-    if models is None or models.config is not None or len(rewards.sources) > 1:
+    """Log-odds of winning that one unit of the weighted rewards is worth: known if one reward model alone counts."""
+    counting = [(name, source) for name, source in rewards.sources.items() if source.weight != 0]
+    name, source = counting[0] if len(counting) == 1 else ("", None)
+    if models is None or models.config is not None or not isinstance(source, ModelReward):
         return 1.0
-    [(name, source)] = rewards.sources.items()
     std = read_json(context.folder("reward") / "reward.json")["std"]
     return std * source.std / abs(rewards.weights[name])
 

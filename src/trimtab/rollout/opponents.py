@@ -5,6 +5,7 @@ weights. So an answer costs somewhat more than two of the policy's; a model whos
 again for every token.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,7 +61,12 @@ class MixtureOpponent:
                     prompts, adapter=role.adapter, seed=seed, group=group, weight_version=weight_version
                 )
         else:
-            places = [(number, index) for number in range(len(prompts)) for index in range(group)]
+            places: list[tuple[int, int]] = []
+            drawn: Counter[str] = Counter()
+            for number, prompt in enumerate(prompts):
+                first = drawn[prompt.id]  # a prompt given twice gets different answers
+                drawn[prompt.id] += group
+                places += [(number, first + index) for index in range(group)]
             rollouts = []
             for start in range(0, len(places), self.config.slots):
                 rollouts += self._mixed(prompts, places[start : start + self.config.slots], seed, weight_version)
@@ -72,8 +78,7 @@ class MixtureOpponent:
         """Draw the answers at ``places``, (prompt, index in its group), together."""
         config, chat = self.config, self.policy.backbone.chat
         rows = [encode_prompt(chat, prompts[number], config) for number, _ in places]
-        # A prompt given twice gets different answers.
-        streams = [answer_stream(seed, f"{prompts[number].id}|{number}", index) for number, index in places]
+        streams = [answer_stream(seed, prompts[number].id, index) for number, index in places]
         tokens: list[list[int]] = [[] for _ in places]
         logprobs: list[list[float]] = [[] for _ in places]
         readers = [_reader(role, rows, config.max_new_tokens) for role in (self.policy, self.reference)]

@@ -33,7 +33,7 @@ from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, sp
 from trimtab.trainers.ranks import Ranks
 from trimtab.trainers.reference import answer_logprobs, check_reference_update, reference_logprobs
 from trimtab.trainers.reward import RewardConfig, prepared_states, score_rankings, train_reward
-from trimtab.trainers.rl import RlRoles, critic_of, train_rl
+from trimtab.trainers.rl import train_rl
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
     AnyRlConfig,
@@ -63,6 +63,7 @@ from trimtab.trainers.rl_config import (
     StepKLConfig,
     XpoConfig,
 )
+from trimtab.trainers.rl_roles import RlRoles, critic_of
 from trimtab.trainers.rollout_batch import RolloutBatch, tokens_of
 from trimtab.trainers.selection import HELDOUT, Chosen, Selection
 from trimtab.trainers.sft import SftConfig, mean_nll, steps_of_examples, train_sft

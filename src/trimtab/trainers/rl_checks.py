@@ -95,6 +95,11 @@ def _check_reference(config: RlConfig) -> None:
         raise ConfigError(
             f"reference_update is set and {why}, so nothing depends on the reference; leave reference_update out"
         )
+    if config.kl.budget is not None:
+        raise ConfigError(
+            f"kl.budget is {config.kl.budget:g} and reference_update is set: the KL is measured to a reference that "
+            "follows the policy, so it does not say how far the run has moved; leave one of them out"
+        )
     check_reference_update(config.reference_update, config.steps)
 
 

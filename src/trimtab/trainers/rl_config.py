@@ -26,7 +26,7 @@ class StepKLConfig(Config):
     budget: float | None = Field(default=None, gt=0.0)
     """Limit on KL(π‖ref), the divergence of the whole run from the reference, in nats per answer. When the mean of the
     last three steps is above it, training ends, and the policy has the weights of a checkpoint within it
-    (``select`` says which). None: no limit."""
+    (``select`` says which). Not beside ``reference_update``, whose reference moves along. None: no limit."""
 
 
 class KLConfig(StepKLConfig):
@@ -122,7 +122,7 @@ class OnlineConfig(Config):
     ``proxy``: the same by the reward that is trained on, for comparison: it cannot see its own flaws."""
     patience: int | None = Field(default=None, ge=1)
     """With ``select`` ``heldout`` or ``proxy``: end training after so many steps without a higher score (means over
-    five steps); None: all steps are made."""
+    five steps), counted from the end of ``critic_warmup``; None: all steps are made."""
 
 
 class PolicyGradientConfig(OnlineConfig):
@@ -178,8 +178,9 @@ class OpponentConfig(Config):
     opponent's, and what they return for the opponent's is not used. For a judge of pairs, whose preferences need not
     come from any reward."""
     log_odds: float | None = Field(default=None, gt=0.0)
-    """κ: log-odds of winning that one unit of the weighted rewards is worth. None: 1; in a recipe whose only reward is
-    the reward model, the unit of its training, so that P is the probability that it was trained to give."""
+    """κ: log-odds of winning that one unit of the weighted rewards is worth. None: 1; in a recipe in which a single
+    reward model is the only reward with a weight, the unit of its training, so that P is the probability that it was
+    trained to give."""
 
 
 class PpoConfig(PolicyGradientConfig):

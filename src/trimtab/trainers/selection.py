@@ -47,11 +47,12 @@ class Selection:
         by: ``last``: the newest weights; ``heldout`` and ``proxy``: those with the highest score.
         patience: steps without a better candidate after which training ends; None: it does not.
         budget: largest KL to the reference, nats per answer; None: no limit.
+        still: first steps that leave the policy as it is, while a critic warms up; patience begins after them.
     """
 
-    def __init__(self, by: Select, *, patience: int | None = None, budget: float | None = None) -> None:
+    def __init__(self, by: Select, *, patience: int | None = None, budget: float | None = None, still: int = 0) -> None:
         self.by: Select = by
-        self._patience, self._budget = patience, budget
+        self._patience, self._budget, self._still = patience, budget, still
         self._scores: list[float] = []
         self._kls: list[float] = []
 
@@ -86,8 +87,9 @@ class Selection:
             return f"the KL to the reference is {kl:.3g} nats per answer, above the budget of {self._budget:g}"
         if self._patience is not None and done > SIDE:
             best = max(range(done - SIDE), key=lambda step: (self.score(step), -step))
-            if done - SIDE - 1 - best >= self._patience:
-                return f"the {self.by} score has not risen for {done - SIDE - 1 - best} steps"
+            waited = done - SIDE - 1 - max(best, self._still)
+            if waited >= self._patience:
+                return f"the {self.by} score has not risen for {waited} steps"
         return None
 
     def score(self, candidate: int) -> float:

@@ -1,0 +1,155 @@
+"""The answers of a step: drawn by the policy and by its opponent, or read from disk after an interruption."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from trimtab.algos import group_has_spread
+from trimtab.models import FrozenStates, Role
+from trimtab.models.kernels import kernels
+from trimtab.records import Prompt, Rollout
+from trimtab.rollout import Opponent, Sampler, ValueHead, load_rollouts, save_rollouts
+from trimtab.trainers.checkpoint import step_seed
+from trimtab.trainers.group import Group
+from trimtab.trainers.learner import Learner
+from trimtab.trainers.rl_config import RlConfig
+from trimtab.trainers.rl_step import Step
+from trimtab.trainers.rl_update import critic_on_policy
+from trimtab.trainers.scoring import Scored, answer_scores
+from trimtab.trainers.shares import drawn_by_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What draws the answers of a run."""
+
+    config: RlConfig
+    """Of the run."""
+    prompts: Sequence[Prompt]
+    """All of them."""
+    learner: Learner
+    """The policy's."""
+    critic: Role | None
+    """Whose values the sampler computes if its head is on the policy's states."""
+    sampler: Sampler
+    """Draws the policy's answers."""
+    opponent: Opponent | None
+    """Draws the answers that the policy's are compared with."""
+    states: FrozenStates
+    """Where the states of frozen layers go."""
+    samples: Path | None
+    """Folder for the answers; None: they are not saved."""
+    seed: int
+    """Of the run."""
+    group: Group
+    """The processes that divide the prompts."""
+
+    def step_prompts(self, step: Step) -> list[Prompt]:
+        """The prompts of a step."""
+        return prompts_of_step(self.prompts, self.config.prompts, step.number, self.seed)
+
+    def answers(self, step: Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
+        """The policy's answers, ordered by prompt. ``suffix``: of the name of their file."""
+        draw = partial(
+            self.sampler.generate,
+            adapter=self.learner.role.adapter,
+            seed=step.seed,
+            group=self.config.group,
+            weight_version=self.learner.steps,
+            states=self.states,
+            value_head=self._value_head(),
+        )
+        return self._drawn(step, "answers", prompts, draw, suffix, self.states)
+
+    def opponents(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """The opponent's answers, as many as the policy's and with random streams of their own."""
+        assert self.opponent is not None
+        draw = partial(
+            self.opponent.draw,
+            seed=step_seed(self.seed, "opponent", step.number),
+            group=self.config.group,
+            weight_version=self.learner.steps,
+        )
+        return self._drawn(step, "opponents", prompts, draw, "-opponent", None)
+
+    def _drawn(
+        self,
+        step: Step,
+        phase: str,
+        prompts: Sequence[Prompt],
+        draw: Callable[[Sequence[Prompt]], list[Rollout]],
+        suffix: str,
+        states: FrozenStates | None,
+    ) -> list[Rollout]:
+        """Draw answers, or take those that an interrupted process had finished drawing.
+
+        Several processes draw them again: the states of frozen layers are on the rank that drew them, and again they
+        are the same.
+        """
+        group, path = self.config.group, None
+        if self.samples is not None and self.group.size == 1:
+            path = self.samples / f"{step.name}{suffix}.jsonl"
+        if path is not None:
+            if step.resumed:
+                ids = [p.id for p in prompts for _ in range(group)]
+                rollouts = load_rollouts(path, ids, states, version=self.learner.steps)
+                if rollouts is not None:
+                    return rollouts
+            path.unlink(missing_ok=True)
+        rollouts = drawn_by_share(self.group, f"{phase} of step {step.number + 1}", prompts, draw, answers=group)
+        kernels().after_sampling()
+        if path is not None:
+            save_rollouts(path, rollouts, states)
+        return rollouts
+
+    def _value_head(self) -> ValueHead | None:
+        """The critic's head if it reads the policy's own states."""
+        critic = self.critic if critic_on_policy(self.config) else None
+        if critic is None or critic.scalar is None:
+            return None
+        scalar = critic.scalar
+        return lambda hidden: scalar(hidden.to(scalar.weight.dtype))
+
+    def replace_flat_groups(
+        self, step: Step, scored: Scored, score: Callable[[Sequence[Rollout]], Scored], *, attempts: int
+    ) -> Scored:
+        """Replace groups whose answers all score the same by groups of other prompts (DAPO's dynamic sampling).
+
+        Args:
+            step: the step.
+            scored: its answers.
+            score: scores new answers.
+            attempts: how often; groups that are flat after the last attempt stay.
+        """
+        size, scored = self.config.group, replace(scored, resampled=0)
+        used = {r.prompt.id for r in scored.rollouts}
+        others = [p for p in self.prompts if p.id not in used]
+        random.Random(f"{step.name}|{scored.rollouts[0].id}|resample").shuffle(others)
+        for attempt in range(1, attempts + 1):
+            scores = answer_scores(self.config, scored).view(-1, size)
+            spread = group_has_spread(scores, torch.tensor([bool(r.tokens) for r in scored.rollouts]).view(-1, size))
+            flat = (~spread).nonzero().squeeze(1).tolist()[: len(others)]
+            if not flat:
+                break
+            fresh = self.answers(step, others[: len(flat)], f"-again-{attempt}")
+            others = others[len(flat) :]
+            scored = scored.replace_groups(flat, score(fresh), size)
+        return scored
+
+
+def prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:
+    """The step's prompts: consecutive pieces of one endless sequence of shuffled passes."""
+    chosen: list[Prompt] = []
+    position = step * count
+    while len(chosen) < count:
+        epoch, place = divmod(position, len(prompts))
+        order = list(range(len(prompts)))
+        random.Random(f"{seed}|prompts|{epoch}").shuffle(order)
+        part = order[place : place + count - len(chosen)]
+        chosen += [prompts[i] for i in part]
+        position += len(part)
+    return chosen

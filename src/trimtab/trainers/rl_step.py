@@ -1,0 +1,37 @@
+"""One step of online alignment: its number, its seed, its clock."""
+
+import time
+from dataclasses import dataclass
+
+
+class Clock:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a phase."""
+        now = time.perf_counter()
+        self.seconds[f"seconds/{name}"] = now - self._last
+        self._last = now
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of a run."""
+
+    number: int
+    """Of finished steps before it."""
+    seed: int
+    """Everything random in it is drawn from this."""
+    resumed: bool
+    """True: answers that an interrupted process drew with these very weights may be on disk."""
+    clock: Clock
+    """Seconds of its phases."""
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"step-{self.number:06d}"
