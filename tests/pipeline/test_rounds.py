@@ -31,7 +31,7 @@ from trimtab.records import Comparison, Judgement, Preference, Rollout, read_rec
 from trimtab.storage import RunFolder
 from trimtab.storage.watched import WatchedRun
 
-from .small_rounds import Listening, go, small_recipe
+from .small_rounds import ADAPTER, Listening, go, small_recipe
 from .test_capability import small_set
 from .test_run import ctrl_c
 from .test_votes import Page
@@ -342,19 +342,26 @@ def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tm
     rows = [(p.prompt.text, *(p.completions[i].text for i in (p.ranks.index(0), p.ranks.index(1)))) for p in pairs]
     file.write_text("".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), r, strict=True))) + "\n" for r in rows))
     data = {"preferences": str(file), "prompts": None, "demonstrations": None}
-    first, _ = go(small_recipe(tmp_path / "recipe", sample=None, label=None, evaluate=None, data=data))
+    align = {"method": "dpo", "adapter": ADAPTER, "epochs": 1, "batch": 8, "holdout": 0.25, "optimizer": {"lr": 1e-3}}
+    sections = {"sample": None, "label": None, "reward": None, "evaluate": None, "align": align, "data": data}
+    first, _ = go(small_recipe(tmp_path / "recipe", **sections))
     page = Votes(tmp_path / "votes")
     (gone, _), (stays, _) = page.visitor(), page.visitor()
     for number in (2, 3):
         page.compare(gone, 4)
         page.compare(stays, 8)
-        settings = ["align.steps=1", "label.votes.per_person=8"]
+        settings = ["label.votes.per_person=8"]
         assert next_round(first.path, page.folder, overrides=settings, ui=Silent()).number == number
+    learned = {x.part: x for x in read_records(first.round(2).stage("align") / LEARNED, Learned)}
+    followed = trace(first, learned["train"].preference)["policies"]
+    assert [(p["round"], p["part"]) for p in followed] == [(2, "train"), (3, "through the policy it starts from")]
+    followed = trace(first, learned["held_out"].preference)["policies"]
+    assert [(p["round"], p["part"]) for p in followed] == [(2, "held_out")], "it changed no policy"
     name = read_records(first.round(2).stage("label") / "judgements.jsonl", Judgement)[0].annotator
 
     ui = Listening()
     made, changes = withdraw(first.path, [name], ui=ui)
-    assert [(c.judgements, c.again) for c in changes] == [(0, [])] + [(4, ["reward", "align"])] * 2
+    assert [(c.judgements, c.again) for c in changes] == [(0, [])] + [(4, ["align"])] * 2
     for number in (2, 3):
         label = made.round(number).stage("label")
         kept = read_records(label / "judgements.jsonl", Judgement)
@@ -384,7 +391,9 @@ def test_a_withdrawal_that_was_stopped_continues(run: RunFolder, tmp_path: Path,
             withdraw(run.path, gone, out, ui=Silent())
     with pytest.raises(ConfigError, match="exists; name a new folder"):
         withdraw(run.path, gone[:1], out, ui=Silent())
+    (tmp_path / ".without.123.tmp").mkdir()  # left by a process that was killed while it copied
     made, changes = withdraw(run.path, gone, out, ui=Silent())
+    assert not list(tmp_path.glob(".*"))
     assert made.status("preferences") is not None and changes[0].pairs_after > 0
     assert _beside(run.path, ["A/B", "c" * 300]).name == "toy-without-A_B-" + "c" * 96
 

@@ -117,6 +117,8 @@ def withdraw(
             for r, settings in zip(copied, own, strict=True):
                 _copy(r, RunFolder(aside / r.place), settings, annotators)
 
+        for left in out.parent.glob(f".{out.name}.*.tmp"):  # by a process that was killed; with the texts
+            shutil.rmtree(left)
         if not begun:
             write_folder(out, fill)
         made = RunFolder(out)
