@@ -125,6 +125,11 @@ def test_an_export_gives_the_same_votes_and_repeated_ones_count_once(page: Page,
     assert read_records(context.folder("label") / "judgements.jsonl", Judgement) == votes
     assert counts["votes dropped: repeated in the file"] == 1
     assert counts["votes dropped: on an answer that is not in comparisons.jsonl"] == 1
+    write_records(file, [vote.model_copy(update={"id": f"{vote.id}-changed", "ranks": (0, 1)}) for vote in votes])
+    context.run = context.run.round(2)
+    context.run.begin("label", "f")
+    with pytest.raises(DataError, match=f"{len(votes)} used in an earlier round"):
+        run_votes(context)
     write_records(file, [*votes, votes[0].model_copy(update={"ranks": (1, 0)})])
     with pytest.raises(DataError, match=rf"two different records have the id {votes[0].id!r}"):
         run_votes(context)

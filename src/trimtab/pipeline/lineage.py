@@ -69,13 +69,15 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
                 figure = "reward_accuracy" if stage == "reward" else "win_rate"
                 figures = list(r.figures("reward_accuracy")) if stage == "reward" else list(r.policy_figures())
                 return {"kind": "checkpoint", "figures": figures} | _behind(rounds, r, figure)
+    later = ", ".join(str(r.number) for r in run.rounds()[len(rounds) :])
+    unread = f" Not searched: round {later}, which is not finished or out of date." if later else ""
     total = sum(len(r.judgements) for r in rounds)
     raise DataError(
         f"{name!r}: not a judgement, pair or checkpoint of {run.path} ({total} judgements in {len(rounds)} rounds). "
         "Ids of judgements are in stages/label/judgements.jsonl, those of pairs in "
-        "stages/preferences/preferences.jsonl; a "
+        "stages/preferences/preferences.jsonl (later rounds: rounds/N/stages/...); a "
         f"checkpoint is named by {SHORTEST} or more characters of its SHA-256 in stages/align/status.json; figures are "
-        f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here"
+        f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here.{unread}"
     )
 
 

@@ -182,14 +182,17 @@ def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
 def _new(collected: Collected, context: Context, label: LabelConfig) -> Collected:
     """The votes that this round may use, and the answers that they are about.
 
-    The cap of one person's votes is counted last, so that votes of earlier rounds take none of it.
+    A person who changes a judgement that an earlier round used gives no new one. The cap of one person's votes is
+    counted last, so that votes of earlier rounds take none of it.
     """
     assert label.votes is not None
-    before: set[str] = set()
-    for run in context.run.earlier():
-        file, refused = run.stage("label") / "judgements.jsonl", run.stage("label") / REFUSALS
-        before |= {j.id for j in read_records(file, Judgement)} if file.is_file() else set()
-        before |= {r.vote for r in read_records(refused, WrongRefusal)} if refused.is_file() else set()
+    before: set[tuple[str, str, str]] = set()
+    refused: set[str] = set()
+    for folder in (run.stage("label") for run in context.run.earlier()):
+        if (folder / "judgements.jsonl").is_file():
+            before |= {_opinion(j) for j in read_records(folder / "judgements.jsonl", Judgement)}
+        if (folder / REFUSALS).is_file():
+            refused |= {r.vote for r in read_records(folder / REFUSALS, WrongRefusal)}
     aside, most = context.set_aside(), label.votes.per_person
     held = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in aside}
     votes: list[Judgement] = []
@@ -197,7 +200,7 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
     for j in collected.judgements:
         if j.annotator in label.without:
             dropped["of annotators in label.without"] += 1
-        elif j.id in before:
+        elif _opinion(j) in before:
             dropped["used in an earlier round"] += 1
         elif j.item in held:
             dropped["about a held-out prompt"] += 1
@@ -210,9 +213,14 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
     return Collected(
         items=[item for item in collected.items if item.id in items],
         judgements=votes,
-        refusals=[r for r in collected.refusals if r.vote not in before and r.annotator not in label.without],
+        refusals=[r for r in collected.refusals if r.vote not in refused and r.annotator not in label.without],
         dropped=+dropped,
     )
+
+
+def _opinion(judgement: Judgement) -> tuple[str, str, str]:
+    """What stays the same when a person changes a judgement."""
+    return judgement.item, judgement.annotator, judgement.criterion
 
 
 def _listed(dropped: Mapping[str, int]) -> str:

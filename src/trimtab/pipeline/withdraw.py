@@ -84,7 +84,7 @@ def withdraw(
 
     Raises:
         DataError: there is no run, or it has no judgement by one of them.
-        ConfigError: ``out`` exists, or is no name of a run.
+        ConfigError: ``out`` exists and is no withdrawal of theirs that was interrupted, or is no name of a run.
         StorageError: the run is being written.
     """
     run, ui = open_run(path), ui or Ui()
@@ -108,7 +108,7 @@ def withdraw(
         facts["finished"] = False
         begun = (out / WITHDRAWN).is_file() and read_json(out / WITHDRAWN) == facts
         if out.exists() and not begun:
-            raise ConfigError(f"{out}: exists; name a new folder with --out")
+            raise ConfigError(f"{out}: exists; name a new folder with --out, or remove it and run the same command")
 
         def fill(aside: Path) -> None:
             write_json(aside / WITHDRAWN, facts)
