@@ -339,10 +339,9 @@ def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tm
     (tmp_path / "recipe").mkdir()
     file, known = tmp_path / "recipe" / "pairs.jsonl", run.stage("preferences") / "preferences.jsonl"
     pairs = [p for p in read_records(known, Preference) if p.ranks[0] != p.ranks[1]]
-    rows = [(p.prompt.text, *(p.completions[i].text for i in (p.ranks.index(0), p.ranks.index(1)))) for p in pairs]
-    file.write_text(
-        "".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), r, strict=True))) + "\n" for r in rows)
-    )
+    texts = [[p.completions[p.ranks.index(rank)].text for rank in (0, 1)] for p in pairs]
+    rows = [{"prompt": p.prompt.text, "chosen": a, "rejected": b} for p, (a, b) in zip(pairs, texts, strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"preferences": str(file), "prompts": None, "demonstrations": None}
     align = {"method": "dpo", "adapter": ADAPTER, "epochs": 1, "batch": 8, "holdout": 0.25, "optimizer": {"lr": 1e-3}}
     sections = {"sample": None, "label": None, "reward": None, "evaluate": None, "align": align, "data": data}

@@ -132,7 +132,8 @@ class _Round:
     def policy_steps(self) -> int:
         """Steps behind the policy's weights, which need not be those of the last step."""
         status = self.run.status("align")
-        return int((status and status.counts or {}).get("steps", self.steps("align")))
+        counts = {} if status is None else status.counts or {}
+        return int(counts.get("steps", self.steps("align")))
 
     def figures(self, name: str) -> Iterator[dict[str, Any]]:
         """A figure's values, each with the file it is from."""
