@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,17 +20,18 @@ from trimtab.pipeline.export import export_model
 from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.lineage import lines, trace
 from trimtab.pipeline.plan import make_plan
-from trimtab.pipeline.rounds import next_round
+from trimtab.pipeline.round_rows import round_rows
+from trimtab.pipeline.rounds import _is_finished, next_round
 from trimtab.pipeline.run import plan_rounds
 from trimtab.pipeline.talk import open_model
 from trimtab.pipeline.ui import Silent
+from trimtab.pipeline.withdraw import _beside, withdraw
 from trimtab.pipeline.withdraw import lines as withdrawal_lines
-from trimtab.pipeline.withdraw import withdraw
 from trimtab.records import Comparison, Judgement, Preference, Rollout, read_records
 from trimtab.storage import RunFolder
 from trimtab.storage.watched import WatchedRun
 
-from .small_rounds import go, small_recipe
+from .small_rounds import ADAPTER, Listening, go, small_recipe
 from .test_capability import small_set
 from .test_run import ctrl_c
 from .test_votes import Page
@@ -322,3 +324,88 @@ def test_a_withdrawal_makes_a_new_run_without_the_judgements(recipe: Path, run: 
     captured = capsys.readouterr().out
     told = json.loads(captured[captured.index("{\n") :])
     assert set(told["rounds"][0]["accuracy"]) == {"before", "after"}
+
+
+class Votes(Page):
+    """A chat page on which one person votes several times."""
+
+    def compare(self, person: int, count: int) -> None:
+        for number in range(count):
+            self.vote(person, [f"red bird {self.count}", f"a {self.count}"], choice="right" if number % 4 else "left")
+
+
+def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tmp_path: Path):
+    """Round 1 learned from a file of preferences alone, rounds 2 and 3 from votes."""
+    (tmp_path / "recipe").mkdir()
+    file, known = tmp_path / "recipe" / "pairs.jsonl", run.stage("preferences") / "preferences.jsonl"
+    pairs = [p for p in read_records(known, Preference) if p.ranks[0] != p.ranks[1]]
+    texts = [[p.completions[p.ranks.index(rank)].text for rank in (0, 1)] for p in pairs]
+    rows = [{"prompt": p.prompt.text, "chosen": a, "rejected": b} for p, (a, b) in zip(pairs, texts, strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"preferences": str(file), "prompts": None, "demonstrations": None}
+    align = {"method": "dpo", "adapter": ADAPTER, "epochs": 1, "batch": 8, "holdout": 0.25, "optimizer": {"lr": 1e-3}}
+    sections = {"sample": None, "label": None, "reward": None, "evaluate": None, "align": align, "data": data}
+    first, _ = go(small_recipe(tmp_path / "recipe", **sections))
+    page = Votes(tmp_path / "votes")
+    (gone, _), (stays, _) = page.visitor(), page.visitor()
+    for number in (2, 3):
+        page.compare(gone, 4)
+        page.compare(stays, 8)
+        settings = ["label.votes.per_person=8"]
+        assert next_round(first.path, page.folder, overrides=settings, ui=Silent()).number == number
+    learned = {x.part: x for x in read_records(first.round(2).stage("align") / LEARNED, Learned)}
+    followed = trace(first, learned["train"].preference)["policies"]
+    assert [(p["round"], p["part"]) for p in followed] == [(2, "train"), (3, "through the policy it starts from")]
+    followed = trace(first, learned["held_out"].preference)["policies"]
+    assert [(p["round"], p["part"]) for p in followed] == [(2, "held_out")], "it changed no policy"
+    name = read_records(first.round(2).stage("label") / "judgements.jsonl", Judgement)[0].annotator
+
+    ui = Listening()
+    made, changes = withdraw(first.path, [name], ui=ui)
+    assert [(c.judgements, c.again) for c in changes] == [(0, [])] + [(4, ["align"])] * 2
+    for number in (2, 3):
+        label = made.round(number).stage("label")
+        kept = read_records(label / "judgements.jsonl", Judgement)
+        status, told = made.round(number).status("label"), json.loads((label / "votes.json").read_text())
+        assert len(kept) == 8 and name not in {j.annotator for j in kept}
+        assert status is not None and status.counts is not None
+        assert [status.counts[k] for k in ("items", "judgements", "people")] == [8, 8, 1]
+        assert sum(pair["n"] for pair in told["pairs"]) == 8, "measured by the votes that are left"
+    page.compare(gone, 4)
+    page.compare(stays, 4)
+    for number, votes in ((2, 8), (3, 8), (4, 4)):
+        later = next_round(made.path, None, ui=ui)
+        kept = read_records(later.stage("label") / "judgements.jsonl", Judgement)
+        assert (later.number, len(kept)) == (number, votes) and name not in {j.annotator for j in kept}
+    status, label = later.status("label"), load_recipe(later.path / "config.yaml").label
+    assert status is not None and status.counts is not None and label is not None and label.votes is not None
+    assert status.counts["votes dropped: of annotators in label.without"] == 12
+    assert label.without == (name,) and label.votes.per_person == 8
+    page.store.database.close()
+
+
+def test_a_withdrawal_that_was_stopped_continues(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    gone, out = ["simulated-01", "simulated-02"], tmp_path / "without"
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.pipeline.withdraw.run_round", Mock(side_effect=Interrupted("stopped")))
+        with pytest.raises(Interrupted):
+            withdraw(run.path, gone, out, ui=Silent())
+    with pytest.raises(ConfigError, match="exists; name a new folder"):
+        withdraw(run.path, gone[:1], out, ui=Silent())
+    (tmp_path / ".without.123.tmp").mkdir()  # left by a process that was killed while it copied
+    made, changes = withdraw(run.path, gone, out, ui=Silent())
+    assert not list(tmp_path.glob(".*"))
+    assert made.status("preferences") is not None and changes[0].pairs_after > 0
+    assert _beside(run.path, ["A/B", "c" * 300]).name == "toy-without-A_B-" + "c" * 96
+
+
+def test_a_round_without_its_evaluation_or_with_an_old_one_is_not_finished(run: RunFolder, tmp_path: Path):
+    later = RunFolder(Path(shutil.copytree(run.path, tmp_path / "toy"))).round(2)
+    assert _is_finished(later)
+    later.round(3).path.mkdir()  # the process was killed before it wrote the recipe
+    assert [r.number for r in later.rounds()] == [1, 2]
+    file = later.stage("evaluate") / "status.json"
+    status = json.loads(file.read_text())
+    file.write_text(json.dumps(status | {"needs": status["needs"] | {"align": "f" * 64}}))
+    assert not _is_finished(later), "its evaluation is of an earlier policy"
+    assert [row.round for row in round_rows(later)] == [1]

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +18,15 @@ from trimtab.errors import ConfigError
 from trimtab.models import load_tensors
 from trimtab.pipeline import scale
 from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.context import Context
 from trimtab.pipeline.plan import make_plan
-from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.run import STAGES, _run_stage, run_recipe
 from trimtab.pipeline.scale import ScaleConfig, joined, processes, scale_warnings, threads_of
 from trimtab.pipeline.ui import Silent
+from trimtab.storage import RunFolder
 from trimtab.testing import toy_recipe
 from trimtab.testing.recipe import TOY
+from trimtab.trainers import Group
 from trimtab.trainers.ranks import serve
 
 INLINE = ("scale.kind=inline", "scale.processes=null")
@@ -67,6 +73,25 @@ def test_a_whole_recipe_on_two_ranks_gives_what_one_gives(tmp_path: Path):
     same_results(tmp_path / "one" / "toy", tmp_path / "two" / "toy")
     # A run of two ranks is done for one, too.
     assert on_ranks(2, run, recipe, str(tmp_path / "one"), *several, joined=False) == [True, True]
+
+
+def test_a_stage_is_finished_when_all_ranks_have_its_results(tmp_path: Path):
+    """Finishing removes the checkpoints, from which another rank may be loading the chosen weights."""
+    recipe = toy_recipe(tmp_path)
+    run, states = RunFolder(tmp_path / "run"), []
+
+    class Watching(Group):
+        def gather(self, phase: str, compute: Callable[[], Any]) -> list[Any]:
+            status = run.status("align")
+            states.append((phase, status.state if status is not None else None))
+            return super().gather(phase, compute)
+
+    run.begin("align", "f")
+    context = Context(config=load_recipe(recipe), recipe=recipe, run=run, ui=Silent(), group=Watching())
+    stage = replace(next(s for s in STAGES if s.name == "align"), run=lambda context: ({}, []))
+    _run_stage(context, stage)
+    status = run.status("align")
+    assert states == [("results of stage align", "running")] and status is not None and status.state == "done"
 
 
 def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -78,14 +78,11 @@ def test_what_is_left_out_is_counted(page: Page, tmp_path: Path):
     page.vote(first, ["Blocked."], blocked=True, good=False, reason="unjustified_refusal")
     page.vote(second, ["c", "d"], choice="both_bad")
     page.votes.withdraw(secret)
-    collected = of_snapshot(take_snapshot(page.store), 2)
-    assert collected.dropped == {
-        "on one answer, not a comparison": 1,
-        "called a wrong refusal, for a person": 2,
-        "beyond 2 votes of one person": 1,
-    }
+    collected = of_snapshot(take_snapshot(page.store))
+    assert collected.dropped == {"on one answer, not a comparison": 1, "called a wrong refusal, for a person": 2}
     # The screen showed the old model's answer first: left is a vote for old, right for new.
-    assert [(j.shown_order, j.ranks) for j in collected.judgements] == [((1, 0), (0, 1)), ((1, 0), (1, 0))]
+    order = (1, 0)
+    assert [(j.shown_order, j.ranks) for j in collected.judgements] == [(order, r) for r in ((0, 1), (1, 0), (0, 0))]
     assert {j.source for j in collected.judgements} == {"simulated"}
     assert [(r.text, r.guard) for r in collected.refusals] == [("question 5", None), ("question 6", "g1")]
 
@@ -128,9 +125,37 @@ def test_an_export_gives_the_same_votes_and_repeated_ones_count_once(page: Page,
     assert read_records(context.folder("label") / "judgements.jsonl", Judgement) == votes
     assert counts["votes dropped: repeated in the file"] == 1
     assert counts["votes dropped: on an answer that is not in comparisons.jsonl"] == 1
+    write_records(file, [vote.model_copy(update={"id": f"{vote.id}-changed", "ranks": (0, 1)}) for vote in votes])
+    context.run = context.run.round(2)
+    context.run.begin("label", "f")
+    with pytest.raises(DataError, match=f"{len(votes)} used in an earlier round"):
+        run_votes(context)
     write_records(file, [*votes, votes[0].model_copy(update={"ranks": (1, 0)})])
     with pytest.raises(DataError, match=rf"two different records have the id {votes[0].id!r}"):
         run_votes(context)
+
+
+def test_a_persons_cap_is_that_of_a_round_and_who_withdrew_is_left_out(page: Page, tmp_path: Path):
+    person, _ = page.visitor()
+    gone, _ = page.visitor()
+    for _ in range(3):
+        page.vote(person, ["a", "b"], choice="left")
+    context = context_of(tmp_path, page.folder, per_person=2)
+    counts, _ = run_votes(context)
+    assert (counts["judgements"], counts["votes dropped: beyond 2 votes of one person"]) == (2, 1)
+    page.vote(gone, ["c", "d"], choice="left")
+    page.vote(gone, ["x"], good=False, reason="unjustified_refusal")
+    name = [s.annotator for s in take_snapshot(page.store).submissions][-1]
+    assert context.config.label is not None
+    label = context.config.label.model_copy(update={"without": (name,)})
+    context.config = context.config.model_copy(update={"label": label})
+    context.run = context.run.round(2)
+    context.run.begin("label", "f")
+    counts, _ = run_votes(context)
+    assert counts["judgements"] == 1, "the third vote, which round 1 had no room for"
+    assert counts["votes dropped: used in an earlier round"] == 2 and counts["refusals"] == 0
+    assert counts["votes dropped: of annotators in label.without"] == 1
+    assert "question 4" not in (context.folder("label") / "comparisons.jsonl").read_text()
 
 
 def test_a_project_that_is_none(tmp_path: Path):

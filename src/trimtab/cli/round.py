@@ -39,8 +39,9 @@ def next_round(
     if as_json:
         typer.echo(json.dumps(summary(run), indent=2))
         return
+    page = run / "report.html"
     typer.echo(
-        f"Round {made.number} is done: {run / 'report.html'}. Compare it with the round before:\n"
+        f"Round {made.number} is done: {page if page.is_file() else made.path}. Compare it with the round before:\n"
         f"  trimtab serve {run} --model policy --model round-{made.number - 1} --chat PROJECT",
         err=True,
     )

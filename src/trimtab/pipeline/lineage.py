@@ -69,13 +69,15 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
                 figure = "reward_accuracy" if stage == "reward" else "win_rate"
                 figures = list(r.figures("reward_accuracy")) if stage == "reward" else list(r.policy_figures())
                 return {"kind": "checkpoint", "figures": figures} | _behind(rounds, r, figure)
+    later = ", ".join(str(r.number) for r in run.rounds()[len(rounds) :])
+    unread = f" Not searched: round {later}, which is not finished or out of date." if later else ""
     total = sum(len(r.judgements) for r in rounds)
     raise DataError(
         f"{name!r}: not a judgement, pair or checkpoint of {run.path} ({total} judgements in {len(rounds)} rounds). "
         "Ids of judgements are in stages/label/judgements.jsonl, those of pairs in "
-        "stages/preferences/preferences.jsonl; a "
+        "stages/preferences/preferences.jsonl (later rounds: rounds/N/stages/...); a "
         f"checkpoint is named by {SHORTEST} or more characters of its SHA-256 in stages/align/status.json; figures are "
-        f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here"
+        f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here.{unread}"
     )
 
 
@@ -126,6 +128,12 @@ class _Round:
     def steps(self, stage: str, model: str = "") -> int:
         rows = read_metrics(self.run.stage(stage) / ("" if model == stage else model) / "metrics.jsonl")
         return int(rows[-1]["step"]) if rows else 0
+
+    def policy_steps(self) -> int:
+        """Steps behind the policy's weights, which need not be those of the last step."""
+        status = self.run.status("align")
+        counts = {} if status is None else status.counts or {}
+        return int(counts.get("steps", self.steps("align")))
 
     def figures(self, name: str) -> Iterator[dict[str, Any]]:
         """A figure's values, each with the file it is from."""
@@ -203,19 +211,21 @@ def _made_of(rounds: list[_Round], r: _Round, preference: Preference, notes: lis
                 notes.append(f"round {later.number}: the reward model could not use this pair (ties, or too long)")
         figures += later.figures("reward_accuracy")
         offline = isinstance(later.config.align, OfflineConfig)
+        if offline and later.number == r.number and later.done("align") and later.learned("align") is None:
+            notes.append(f"round {later.number}: the policy's steps were not recorded, or it is out of date")
         by_reward = any(m["part"] == "train" and m["round"] == later.number and m["model"] != HELDOUT for m in models)
         if later.done("align") and not offline and by_reward and later.run.made_from("align", "reward"):
-            steps = later.steps("align")
+            steps = later.policy_steps()
             policies.append(
                 {"round": later.number, "part": "through the reward model", "steps": [1, steps], "of": steps}
                 | {"weights": later.weights("align")}
             )
-        elif later.done("align") and policies and policies[-1]["round"] < later.number:
+        elif later.done("align") and any(_trained(p) and p["round"] < later.number for p in policies):
             policies.append(
                 {"round": later.number, "part": "through the policy it starts from", "steps": [], "of": 0}
                 | {"weights": later.weights("align")}
             )
-        if policies and policies[-1]["round"] == later.number:
+        if any(_trained(p) and p["round"] == later.number for p in policies):
             figures += later.policy_figures()
     pair = {
         "id": preference.id,
@@ -226,6 +236,11 @@ def _made_of(rounds: list[_Round], r: _Round, preference: Preference, notes: lis
         "judgements": list(preference.judgements),
     }
     return {"pair": pair, "reward_models": models, "policies": policies, "figures": figures, "notes": notes}
+
+
+def _trained(policy: Mapping[str, Any]) -> bool:
+    """True: the pair changed the policy's weights."""
+    return policy["part"] not in ("held_out", "nothing_to_learn")
 
 
 def _behind(rounds: list[_Round], r: _Round, figure: str) -> dict[str, Any]:

@@ -19,10 +19,10 @@ def round_rows(run: RunFolder) -> tuple[RoundRow, ...]:
 
 
 def _row(run: RunFolder) -> RoundRow | None:
-    file = run.stage("evaluate") / "evaluation.json"
-    if not file.is_file():
+    status = run.status("evaluate")
+    if status is None or status.state != "done" or not run.made_from("evaluate", "align"):
         return None
-    result = read_json(file)
+    result = read_json(run.stage("evaluate") / "evaluation.json")
     start = result["models"][-2]
     judge = next((name for name in JUDGES if name in result["judges"]), None)
     label, preferences = run.status("label"), run.status("preferences")

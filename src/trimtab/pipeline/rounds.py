@@ -1,6 +1,7 @@
 """The next round of a finished run, from what people said of its answers."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,17 @@ def next_round(
     """
     run, ui = open_run(path), ui or Ui()
     with run.lock(), interruptible() as stopping:
-        last = run.rounds()[-1]
-        going_on = last.number > 1 and not _is_finished(last) and _by_votes(last)
-        if going_on:
-            ui.say(f"round {last.number} was begun; continuing it")
-        current = last if going_on else run.round(last.number + 1)
+        rounds = run.rounds()
+        begun = next((r for r in rounds if _by_votes(r) and not _is_finished(r)), None)
+        if begun is not None:
+            ui.say(f"round {begun.number} was begun; continuing it")
+        current = begun or run.round(len(rounds) + 1)
         before = run.round(current.number - 1)
         check_finished(before)
-        config = _config(load_recipe((last if going_on else before).path / "config.yaml"), votes, database, overrides)
+        config = _config(load_recipe((begun or before).path / "config.yaml"), votes, database, overrides)
         config, recipe = prepared(config), recipe_of(run)
+        if config.scale.kind != "inline":
+            ui.say("`trimtab round` runs in one process; scale is for `trimtab run`, and the results are the same")
         status = before.status("align")
         assert status is not None, "it is finished"
         stages = plan_stages(config, recipe, current, start=status.fingerprint)
@@ -100,9 +103,11 @@ def _by_votes(run: RunFolder) -> bool:
 
 
 def _is_finished(run: RunFolder) -> bool:
-    last = "report" if load_recipe(run.path / "config.yaml").evaluate is not None else "align"
-    status = run.status(last)
-    return status is not None and status.state == "done" and run.newest().number >= run.number
+    evaluated = load_recipe(run.path / "config.yaml").evaluate is not None
+    stages = ("align", "evaluate", "report") if evaluated else ("align",)
+    states = [run.status(stage) for stage in stages]
+    fresh = all(run.made_from(later, earlier) for earlier, later in pairwise(stages))
+    return fresh and all(s is not None and s.state == "done" for s in states) and run.newest().number >= run.number
 
 
 def _config(before: RunConfig, votes: Path | None, database: str | None, overrides: Sequence[str]) -> RunConfig:
@@ -114,10 +119,20 @@ def _config(before: RunConfig, votes: Path | None, database: str | None, overrid
             "--votes PROJECT"
         )
     values: dict[str, Any] = before.model_dump(mode="json")
-    aggregate = {} if before.label is None else {"aggregate": values["label"]["aggregate"]}
-    project = {"project": str(votes), "database": database} if votes is not None else values["label"]["votes"]
-    values |= {"rounds": 1, "sample": None, "label": {"source": "votes", "votes": project} | aggregate}
-    values["data"] |= {"preferences": None, "prompts": before.data.prompts or before.data.preferences}
+    settings = {} if known is None else known.model_dump(mode="json")
+    if votes is not None:
+        settings |= {"project": str(votes), "database": database}
+    elif database is not None:
+        settings["database"] = database
+    label = {} if before.label is None else {name: values["label"][name] for name in ("aggregate", "without")}
+    values |= {"rounds": 1, "sample": None, "label": label | {"source": "votes", "votes": settings}}
+    data = before.data
+    values["data"] |= {
+        "preferences": None,
+        "ratings": None,
+        "prompts": data.prompts or data.preferences or data.ratings,
+        "demonstrations": data.demonstrations or data.preferences,  # SFT, which is done, may have learned from these
+    }
     for item in overrides:
         override(values, item)
     config = parse_config(RunConfig, values, where="the round's recipe")

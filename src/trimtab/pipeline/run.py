@@ -298,6 +298,7 @@ def _run_stage(context: Context, stage: Stage) -> None:
     name, run, started = stage.name, context.run, time.monotonic()
     try:
         counts, outputs = stage.run(context)
+        _meet(context, stage)
     except BaseException as error:
         run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
         if isinstance(error, NonFiniteError):
@@ -314,7 +315,13 @@ def _follow(context: Context, stage: Stage) -> None:
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
         context.scratch = {stage.name: Path(folder)}
         stage.run(context)
+        _meet(context, stage)
     context.scratch = {}
+
+
+def _meet(context: Context, stage: Stage) -> None:
+    """Wait until all ranks have their results: finishing a stage removes checkpoints that they may be reading."""
+    context.group.gather(f"results of stage {stage.name}", lambda: None)
 
 
 def publish(run: RunFolder, ui: Ui) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from trimtab.errors import DataError
 from trimtab.files import write_json
-from trimtab.pipeline.config import VotesConfig
+from trimtab.pipeline.config import LabelConfig, VotesConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure, measured_lines
 from trimtab.records import Comparison, Judgement, Prompt, read_records, write_records
@@ -59,7 +59,7 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     config, folder = label.votes, context.folder("label")
     source = Path(context.data_path(config.project))
     exported = (source / "judgements.jsonl").is_file()
-    votes = _new(_of_export(config, source) if exported else _of_project(config, source), context)
+    votes = _new(_of_export(source) if exported else _of_project(config, source), context, label)
     if not any(j.ranks is not None for j in votes.judgements):
         raise DataError(
             f"{config.project}: no comparison in it can be learned from"
@@ -102,7 +102,7 @@ def _of_project(config: VotesConfig, folder: Path) -> Collected:
             "--chat` or `trimtab annotate`, or an export in the format judgements"
         )
     with _store(config, folder) as store:
-        return of_snapshot(take_snapshot(store), config.per_person)
+        return of_snapshot(take_snapshot(store))
 
 
 @contextmanager
@@ -114,13 +114,13 @@ def _store(config: VotesConfig, folder: Path) -> Iterator[LabelStore]:
         database.close()
 
 
-def of_snapshot(snapshot: Snapshot, per_person: int) -> Collected:
-    """The comparisons of a project, at most ``per_person`` of each visitor of the chat page, and wrong refusals."""
+def of_snapshot(snapshot: Snapshot) -> Collected:
+    """The comparisons of a project, and wrong refusals."""
     submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     items, _ = comparisons_and_judgements(snapshot)
     tasks, retired = {task.id: task for task in snapshot.tasks}, set(snapshot.retired)
     comparable = {item.id for item in items}
-    collected, used = Collected(items=items, judgements=[]), Counter[str]()
+    collected = Collected(items=items, judgements=[])
     for s in submissions:
         task = tasks[s.task]
         if s.verdict == "flag" and s.reason == TO_A_PERSON and s.task not in retired:
@@ -141,15 +141,12 @@ def of_snapshot(snapshot: Snapshot, per_person: int) -> Collected:
             collected.dropped["check item"] += 1
         elif s.task not in comparable:
             collected.dropped["on one answer, not a comparison"] += 1
-        elif s.task.startswith(CHAT) and used[s.annotator] >= per_person:
-            collected.dropped[f"beyond {per_person} votes of one person"] += 1
         else:
-            used[s.annotator] += 1
             collected.judgements += judgements_of(task, s)
     return collected
 
 
-def _of_export(config: VotesConfig, folder: Path) -> Collected:
+def _of_export(folder: Path) -> Collected:
     """The votes in an export.
 
     Raises:
@@ -159,15 +156,11 @@ def _of_export(config: VotesConfig, folder: Path) -> Collected:
     collected.items, _ = _once(read_records(folder / "comparisons.jsonl", Comparison), folder / "comparisons.jsonl")
     votes, repeated = _once(read_records(folder / "judgements.jsonl", Judgement), folder / "judgements.jsonl")
     known = {item.id for item in collected.items}
-    used: Counter[str] = Counter()
     collected.dropped["repeated in the file"] += repeated
     for j in votes:
         if j.item not in known:
             collected.dropped["on an answer that is not in comparisons.jsonl"] += 1
-        elif j.item.startswith(CHAT) and used[j.annotator] >= config.per_person:
-            collected.dropped[f"beyond {config.per_person} votes of one person"] += 1
         else:
-            used[j.annotator] += 1
             collected.judgements.append(j)
     return collected
 
@@ -186,26 +179,48 @@ def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
     return list(unique.values()), repeated
 
 
-def _new(collected: Collected, context: Context) -> Collected:
-    """The votes that no earlier round used, and the answers that they are about."""
-    before: set[str] = set()
-    for run in context.run.earlier():
-        file, refused = run.stage("label") / "judgements.jsonl", run.stage("label") / REFUSALS
-        before |= {j.id for j in read_records(file, Judgement)} if file.is_file() else set()
-        before |= {r.vote for r in read_records(refused, WrongRefusal)} if refused.is_file() else set()
-    votes = [j for j in collected.judgements if j.id not in before]
-    dropped = collected.dropped + Counter({"used in an earlier round": len(collected.judgements) - len(votes)})
-    aside = context.set_aside()
+def _new(collected: Collected, context: Context, label: LabelConfig) -> Collected:
+    """The votes that this round may use, and the answers that they are about.
+
+    A person who changes a judgement that an earlier round used gives no new one. The cap of one person's votes is
+    counted last, so that votes of earlier rounds take none of it.
+    """
+    assert label.votes is not None
+    before: set[tuple[str, str, str]] = set()
+    refused: set[str] = set()
+    for folder in (run.stage("label") for run in context.run.earlier()):
+        if (folder / "judgements.jsonl").is_file():
+            before |= {_opinion(j) for j in read_records(folder / "judgements.jsonl", Judgement)}
+        if (folder / REFUSALS).is_file():
+            refused |= {r.vote for r in read_records(folder / REFUSALS, WrongRefusal)}
+    aside, most = context.set_aside(), label.votes.per_person
     held = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in aside}
-    dropped += Counter({"about a held-out prompt": sum(j.item in held for j in votes)})
-    votes = [j for j in votes if j.item not in held]
+    votes: list[Judgement] = []
+    dropped, used = Counter(collected.dropped), Counter[str]()
+    for j in collected.judgements:
+        if j.annotator in label.without:
+            dropped["of annotators in label.without"] += 1
+        elif _opinion(j) in before:
+            dropped["used in an earlier round"] += 1
+        elif j.item in held:
+            dropped["about a held-out prompt"] += 1
+        elif j.item.startswith(CHAT) and used[j.annotator] >= most:
+            dropped[f"beyond {most} votes of one person"] += 1
+        else:
+            used[j.annotator] += 1
+            votes.append(j)
     items = {j.item for j in votes}
     return Collected(
         items=[item for item in collected.items if item.id in items],
         judgements=votes,
-        refusals=[r for r in collected.refusals if r.vote not in before],
+        refusals=[r for r in collected.refusals if r.vote not in refused and r.annotator not in label.without],
         dropped=+dropped,
     )
+
+
+def _opinion(judgement: Judgement) -> tuple[str, str, str]:
+    """What stays the same when a person changes a judgement."""
+    return judgement.item, judgement.annotator, judgement.criterion
 
 
 def _listed(dropped: Mapping[str, int]) -> str:

@@ -6,29 +6,34 @@ The old run stays as it is: it is the record of what was trained on what.
 """
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
+from trimtab.feedback.thresholds import Audit
 from trimtab.files import sha256_file, write_atomic, write_folder, write_json
 from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
 from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
-from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal
+from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure
 from trimtab.records import Comparison, Judgement, Preference, read_records, write_records
 from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
 """File of the new run: which run it was made from, and without whom."""
 COPIED = ("revise", "sft", "sample", "label")
-"""Stages that do not depend on the judgements' aggregation."""
+"""Stages that do not depend on the judgements' aggregation. A first round without labels is copied whole."""
+LONGEST = 100
+"""Characters of the annotators' names in the name of the new folder."""
 NAMED = 10
 """Annotators named in a message."""
 
@@ -79,29 +84,31 @@ def withdraw(
 
     Raises:
         DataError: there is no run, or it has no judgement by one of them.
-        ConfigError: ``out`` exists, or is no name of a run.
+        ConfigError: ``out`` exists and is no withdrawal of theirs that was interrupted, or is no name of a run.
         StorageError: the run is being written.
     """
     run, ui = open_run(path), ui or Ui()
     config = load_recipe(path / "config.yaml")
-    out = out or path.resolve().with_name("-".join([path.resolve().name, "without", *annotators]))
-    if out.exists():
-        raise ConfigError(f"{out}: exists; name a new folder with --out")
     with run.lock(), interruptible() as stopping:
-        rounds = [r for r in run.rounds() if _is_done(r, "label")]
+        rounds = [r for r in run.rounds() if r.number == 1 or _is_done(r, "label")]
         counts = {r.number: Counter(j.annotator for j in _judgements(r)) for r in rounds}
         _check_known(run, annotators, counts)
+        out = out or _beside(path.resolve(), annotators)
         changes = [
             RoundChange(
                 round=r.number, judgements=sum(counts[r.number][a] for a in annotators), copied=_stands_alone(r)
             )
             for r in rounds
         ]
-        for change in changes[1:]:
-            change.copied &= all(earlier.copied for earlier in changes[: change.round - 1])
+        for earlier, change in pairwise(changes):
+            change.copied &= earlier.copied
         copied = [r for r, change in zip(rounds, changes, strict=True) if change.copied]
         own = [_without(load_recipe(r.path / "config.yaml"), annotators, out.name) for r in copied]
         facts = {"from": config.name, "annotators": list(annotators), "rounds": [asdict(c) for c in changes]}
+        facts["finished"] = False
+        begun = (out / WITHDRAWN).is_file() and read_json(out / WITHDRAWN) == facts
+        if out.exists() and not begun:
+            raise ConfigError(f"{out}: exists; name a new folder with --out, or remove it and run the same command")
 
         def fill(aside: Path) -> None:
             write_json(aside / WITHDRAWN, facts)
@@ -110,26 +117,38 @@ def withdraw(
             for r, settings in zip(copied, own, strict=True):
                 _copy(r, RunFolder(aside / r.place), settings, annotators)
 
-        write_folder(out, fill)
+        for left in out.parent.glob(f".{out.name}.*.tmp"):  # by a process that was killed; with the texts
+            shutil.rmtree(left)
+        if not begun:
+            write_folder(out, fill)
         made = RunFolder(out)
         recipe = recipe_of(run)
         with made.lock():
             for r, settings, change in zip(copied, own, changes, strict=False):
                 new, resolved = made.round(r.number), prepared(settings)
-                until = "reward" if retrain and r.number == 1 and settings.reward is not None else "preferences"
-                stages = plan_stages(resolved, recipe, new, until)
-                run_round(resolved, recipe, PlannedRound(run=new, stages=stages), ui, stopping)
+                names = [stage.name for stage in stages_of(resolved, r.number)]
+                wanted = ("reward", "preferences") if retrain and r.number == 1 else ("preferences",)
+                until = next((name for name in wanted if name in names), None)
+                if until is not None:
+                    stages = plan_stages(resolved, recipe, new, until)
+                    run_round(resolved, recipe, PlannedRound(run=new, stages=stages), ui, stopping)
                 _compare(change, r, new)
-                change.again = [s.name for s in stages_of(resolved, r.number) if not _is_done(new, s.name)]
+                change.again = [name for name in names if not _is_done(new, name)]
             for r, change in zip(rounds, changes, strict=True):
                 if not change.copied:
                     change.again = [s.name for s in stages_of(load_recipe(r.path / "config.yaml"), r.number)]
-            write_json(made.path / WITHDRAWN, facts | {"rounds": [asdict(c) for c in changes]})
+            write_json(made.path / WITHDRAWN, facts | {"rounds": [asdict(c) for c in changes], "finished": True})
     return made, changes
 
 
+def _beside(run: Path, annotators: Sequence[str]) -> Path:
+    """Folder of the new run, named after the old one and the annotators."""
+    names = "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in annotators)
+    return run.with_name(f"{run.name}-without-{names[:LONGEST]}")
+
+
 def _judgements(run: RunFolder) -> list[Judgement]:
-    return read_records(run.stage("label") / "judgements.jsonl", Judgement)
+    return read_records(run.stage("label") / "judgements.jsonl", Judgement) if _is_done(run, "label") else []
 
 
 def _is_done(run: RunFolder, stage: str) -> bool:
@@ -156,31 +175,46 @@ def _check_known(run: RunFolder, annotators: Sequence[str], counts: dict[int, Co
 
 
 def _without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConfig:
-    assert config.label is not None
-    label = config.label.model_copy(update={"without": tuple(sorted({*config.label.without, *annotators}))})
-    values = config.model_dump(mode="json") | {"name": name, "label": label.model_dump(mode="json")}
+    values: dict[str, Any] = config.model_dump(mode="json") | {"name": name}
+    if config.label is not None:
+        values["label"]["without"] = sorted({*config.label.without, *annotators})
     return parse_config(RunConfig, values, where="the new run's recipe")
 
 
 def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: Collection[str]) -> None:
     """Copy the stages that stay, the labels without those of the annotators."""
     write_atomic(target.path / "config.yaml", dump_config(config))
-    for stage in COPIED:
+    for stage in COPIED if config.label is not None else [s.name for s in stages_of(config) if s.name != "report"]:
         if _is_done(source, stage):
             shutil.copytree(source.stage(stage), target.stage(stage))
-    label = target.stage("label")
-    for file in (label / "judgements.jsonl", label / "people.jsonl"):
-        if file.is_file():
-            write_records(file, [j for j in read_records(file, Judgement) if j.annotator not in annotators])
-    if (label / REFUSALS).is_file():  # votes came with their texts
-        refusals = read_records(label / REFUSALS, WrongRefusal)
-        write_records(label / REFUSALS, [r for r in refusals if r.annotator not in annotators])
-        judged = {j.item for j in _judgements(target)}
-        items = read_records(label / "comparisons.jsonl", Comparison)
-        write_records(label / "comparisons.jsonl", [item for item in items if item.id in judged])
+    if config.label is not None:
+        _take_out(target.stage("label"), annotators)
+
+
+def _take_out(label: Path, annotators: Collection[str]) -> None:
+    """Remove the annotators' judgements, and the texts that came with them, from a folder of labels."""
+    stored = read_records(label / "judgements.jsonl", Judgement)
+    judgements = [j for j in stored if j.annotator not in annotators]
+    write_records(label / "judgements.jsonl", judgements)
     status = json.loads((label / "status.json").read_text())
-    status["outputs"] = {name: sha256_file(label / name) for name in status["outputs"]}
-    write_json(label / "status.json", status)
+    counts = status["counts"] | {"judgements": len(judgements)}
+    if (label / "people.jsonl").is_file():  # labels of AI judges and people
+        people = read_records(label / "people.jsonl", Judgement)
+        write_records(label / "people.jsonl", [j for j in people if j.annotator not in annotators])
+        theirs = {j.item for j in (*people, *stored) if j.annotator in annotators}
+        audits = read_records(label / "audits.jsonl", Audit)
+        write_records(label / "audits.jsonl", [audit for audit in audits if audit.item not in theirs])
+    if (label / REFUSALS).is_file():  # votes came with their texts
+        refusals = [r for r in read_records(label / REFUSALS, WrongRefusal) if r.annotator not in annotators]
+        write_records(label / REFUSALS, refusals)
+        judged = {j.item for j in judgements}
+        items = [item for item in read_records(label / "comparisons.jsonl", Comparison) if item.id in judged]
+        write_records(label / "comparisons.jsonl", items)
+        write_json(label / MEASURED, read_json(label / MEASURED) | {"pairs": measure(items, judgements)})
+        people = {j.annotator for j in judgements}
+        counts |= {"items": len(items), "people": len(people), "refusals": len(refusals)}
+    outputs = {name: sha256_file(label / name) for name in status["outputs"]}
+    write_json(label / "status.json", status | {"counts": counts, "outputs": outputs})
 
 
 def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:

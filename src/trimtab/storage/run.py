@@ -100,7 +100,7 @@ class RunFolder:
     def rounds(self) -> list["RunFolder"]:
         """All rounds that have been begun, oldest first, up to the first number that is missing."""
         folders = [self.first]
-        while (following := self.round(len(folders) + 1)).path.is_dir():
+        while ((following := self.round(len(folders) + 1)).path / "config.yaml").is_file():
             folders.append(following)
         return folders
 
