@@ -19,7 +19,9 @@ def trunk(**options) -> Backbone:
 @pytest.fixture
 def batch():
     tokens = tokenizer().encode("<|im_start|>user\nwarm tea<|im_end|>\n<|im_start|>assistant\nthank you.<|im_end|>")
-    return collate([tokens, tokens[:-2]], [[False] * 8 + [True] * (len(tokens) - n) for n in (8, 10)], torch.device("cpu"))
+    return collate(
+        [tokens, tokens[:-2]], [[False] * 8 + [True] * (len(tokens) - n) for n in (8, 10)], torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -31,14 +33,14 @@ def test_adapters_learn_in_float32_on_a_trunk_in_bfloat16(batch, checkpointing):
     assert {p.dtype for p in role.parameters().values()} == {torch.float32}
     rotary = backbone.model.base_model.rotary_emb.inv_freq
     assert rotary.dtype == torch.float32  # angles of far positions need it
-    learner = Learner(role, OptimizerConfig(lr=1e-2, warmup=0.0, schedule="constant"), 20)
+    learner = Learner(role, OptimizerConfig(lr=5e-2, warmup=0.0, schedule="constant"), 8)
     losses = [
         learner.step(
             [(["a"], batch)],
             lambda part, norms: (-role.logprobs(part).sum() / norms.tokens, {}),
             Norms(tokens=float(batch.response_mask.sum()), sequences=2),
         )["loss"]
-        for _ in range(20)
+        for _ in range(8)
     ]
     assert losses[-1] < 0.5 * losses[0]
 

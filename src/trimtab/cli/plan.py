@@ -14,7 +14,9 @@ def plan(
     set: Set = None,
     machine: Annotated[
         str | None,
-        typer.Option("--machine", help="Predict time and memory for cpu, 24gb, 80gb, h200 or h200x8, not for this machine."),
+        typer.Option(
+            "--machine", help="Predict time and memory for cpu, 24gb, 80gb, h200 or h200x8, not for this machine."
+        ),
     ] = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,

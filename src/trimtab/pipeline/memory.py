@@ -180,14 +180,14 @@ def stage_gb(
         held += _reward_model(config)
         answers = min(max(section.sampler.slots, section.group), section.prompts * section.group)
         if (section.adapter.top_layers or shape["layers"]) < shape["layers"]:
-            held += storage.frozen * shape["width"] * section.prompts * section.group * context  # states of the frozen layers
+            held += (
+                storage.frozen * shape["width"] * section.prompts * section.group * context
+            )  # states of the frozen layers
         drawing = _sampling(shape, answers, context, storage, merged=not full)
     return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
 
 
-def drawing_gb(
-    config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False
-) -> float:
+def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False) -> float:
     """Memory of a stage that draws ``answers`` (None: more than there are slots) and scores them, in 10⁹ bytes.
 
     Counted for the evaluation, which holds most: the policy's own weights where all are trained, and the reward model.
