@@ -42,7 +42,7 @@ def test_adapters_learn_in_float32_on_a_trunk_in_bfloat16(batch, checkpointing):
         )["loss"]
         for _ in range(8)
     ]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < losses[0] - 1.0
 
 
 def test_rounding_weights_moves_log_probabilities_little(batch):

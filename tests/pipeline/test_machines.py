@@ -22,13 +22,14 @@ NARROW = ModelConfig(name="x/y", precision="bfloat16", frozen_precision="bfloat1
 
 
 def test_a_step_of_decoding_waits_for_launches_bytes_or_operations():
-    # 10 layers · 0.8 ms = 8 ms. 2 bytes · (10⁹ weights + 1 answer · 70 tokens · 10 layers · 2 · 256) at half of 10¹² B/s
-    # are 4.0014 ms, so launching decides.
+    # 10 layers · 0.8 ms = 8 ms. 2 bytes · (10⁹ weights + 1 answer · 70 tokens · 10 layers · 2 · 256) at half of
+    # 10¹² B/s are 4.0014 ms, so launching decides.
     assert decoding_seconds(ROUND, NARROW, SHAPE, drawn=35, together=1) == pytest.approx(35 * 8e-3)
     # Of 100 billion weights, 400 ms of bytes.
     large = SHAPE | {"parameters": 10**11}
     assert decoding_seconds(ROUND, NARROW, large, drawn=1, together=1) == pytest.approx(0.4 + 1.43e-6, rel=1e-6)
-    # 1,000 answers: 2 · 10⁹ · 1,000 operations at 30 % of 10¹⁴ are 66.7 ms; the cache of 0.717 GB makes 5.4 ms of bytes.
+    # 1,000 answers: 2 · 10⁹ · 1,000 operations at 30 % of 10¹⁴ are 66.7 ms; the cache of 0.717 GB makes 5.4 ms of
+    # bytes.
     assert decoding_seconds(ROUND, NARROW, SHAPE, drawn=1000, together=1000) == pytest.approx(2e12 / 3e13)
 
 
@@ -96,9 +97,18 @@ def test_weights_of_a_7b_model_by_hand(tmp_path):
     ],
 )
 def test_what_fits(tmp_path, size: str, machine: str, full: bool, fits: bool):
-    settings = {"model.frozen_precision": "bfloat16", "model.gradient_checkpointing": "true"}
-    if full:
-        settings |= {"align.adapter": "{kind: full}", "sft.adapter": "{kind: full}"}
+    kind = "{kind: full}" if full else "{kind: lora, rank: 16}"
+    settings = {
+        "model.frozen_precision": "bfloat16",
+        "model.gradient_checkpointing": "true",
+        "sft.adapter": kind,
+        "reward.adapter": "{kind: lora, rank: 16}",
+        "align.adapter": kind,
+        "align.prompts": 64,
+        "align.sampler.slots": 64,
+        "sample.sampler.slots": 64,
+        "evaluate.sampler.slots": 64,
+    }
     recipe, sets = _recipe(tmp_path, size, **settings)
     result = fitting(load_recipe(recipe, sets), MACHINES[machine])
     assert (not result["lines"]) == fits, result

@@ -67,8 +67,8 @@ class Backbone:
         layouts: arrangements of rows that this model computes rightly; None: they are tried on a probe.
 
     Raises:
-        ModelError: frozen weights are in bfloat16 and products are not, logits are changed after the output projection, the architecture has no checkpointing, or the model
-            is not causal.
+        ModelError: frozen weights are in bfloat16 and products are not, logits are changed after the output projection,
+            the architecture has no checkpointing, or the model is not causal.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Backbone:
             parameter.requires_grad_(True)
 
     def _hold(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
-        """Change the precision of a weight, where this backbone has two. Buffers, such as rotary angles, keep theirs."""
+        """Change the precision of a weight, where the backbone has two. Buffers, such as rotary angles, keep theirs."""
         if self.frozen_dtype != torch.float32:
             parameter.data = parameter.data.to(dtype)
 

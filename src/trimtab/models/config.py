@@ -29,7 +29,7 @@ class ModelConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products. ``auto``: bfloat16 on accelerators that have it."""
     frozen_precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of weights that are not trained; adapters and all other trained weights are float32. ``bfloat16`` halves
+    """Precision of weights that are not trained; adapters and other trained weights are float32. ``bfloat16`` halves
     the memory of the trunk, and needs products in bfloat16."""
     gradient_checkpointing: bool = False
     """Store only each layer's input for the backward pass and recompute the layer there: about a third more time

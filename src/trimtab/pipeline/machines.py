@@ -7,12 +7,12 @@ launched::
     seconds of a step = max(bytes / (BANDWIDTH_SHARE · bandwidth), operations / (MFU · peak), layers · launch)
 
 The launches of other passes are not counted, so for models below a billion parameters the prediction is a lower bound.
-Only the CPU's row is measured. Those of accelerators are data sheets, and nobody has measured what trimtab reaches there.
-A machine of your own is a row more in :data:`MACHINES`.
+Only the CPU's row is measured. Those of accelerators are data sheets, and nobody has measured what trimtab reaches on
+one. A machine of your own is a row more in :data:`MACHINES`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.errors import ConfigError
@@ -70,7 +70,7 @@ class Machine:
         return self.share * (self.bfloat16 if narrow else self.float32)
 
 
-_H200: dict[str, float] = {"memory_gb": 141, "bandwidth": 4.8e12, "float32": 67e12, "bfloat16": 989e12}
+_H200 = Machine(what="one H200", memory_gb=141, bandwidth=4.8e12, float32=67e12, bfloat16=989e12)
 
 MACHINES: Mapping[str, Machine] = {
     "cpu": Machine(
@@ -87,8 +87,8 @@ MACHINES: Mapping[str, Machine] = {
     "80gb": Machine(
         what="an 80 GB card, figures of an A100", memory_gb=80, bandwidth=2.04e12, float32=19.5e12, bfloat16=312e12
     ),
-    "h200": Machine(what="one H200", **_H200),
-    "h200x8": Machine(what="eight H200, one rank each", devices=8, **_H200),
+    "h200": _H200,
+    "h200x8": replace(_H200, what="eight H200, one rank each", devices=8),
 }
 """Rows of the table, by the name that ``--machine`` takes. Peaks are those of dense products."""
 
@@ -159,8 +159,8 @@ def prediction(name: str, machine: Machine, *, minutes: float, drawing: float, g
     peaks = "data sheets" if machine.accelerator else "measured on one such machine"
     launch = f", {machine.launch * 1e3:g} ms to launch a layer" if machine.launch else ""
     return (
-        f"Prediction for {name} ({machine.what}), which nobody has measured: {minutes:.1f} min, of which drawing answers "
-        f"{drawing:.1f}; {gb:.1f} GB of {machine.memory_gb:g}{devices}: it {fits}. Peaks are {peaks}; "
+        f"Prediction for {name} ({machine.what}), which nobody has measured: {minutes:.1f} min, of which drawing "
+        f"answers {drawing:.1f}; {gb:.1f} GB of {machine.memory_gb:g}{devices}: it {fits}. Peaks are {peaks}; "
         f"{machine.share:.0%} of operations, {BANDWIDTH_SHARE:.0%} of bandwidth{launch} are assumed."
     )
 

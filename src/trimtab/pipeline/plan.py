@@ -49,7 +49,8 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | Non
             are estimated for the machine at hand, whose speed is measured for a moment.
 
     Raises:
-        ConfigError: there is no such machine, or a reference that follows the policy would first be updated after the last step.
+        ConfigError: there is no such machine, or a reference that follows the policy would first be updated after the
+            last step.
     """
     config, recipe = fit_memory(fill_rates(config)), origin(recipe)
     planned = plan_rounds(config, recipe, RunFolder(runs / config.name, create=False))
@@ -98,7 +99,8 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | Non
         "memory_gb": memory,
         "machine": machine,
         "memory_of_stages_gb": fits["gb"],
-        "warnings": [*fits["lines"], *warnings(config)]
+        "warnings": fits["lines"]
+        + warnings(config)
         + better_fit(config, sizing.preferences[1])
         + rate_warnings(config)
         + scale_warnings(config.scale, config.threads),
