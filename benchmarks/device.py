@@ -1,9 +1,9 @@
 """What one accelerator does with trimtab: ``python -m benchmarks.device --out device.md``.
 
 Random weights at the shapes of Qwen2.5 (as Llama models, without its biases), random tokens: nothing is downloaded.
-Cells come in the order of their value; after each the page is written. A cell that cannot run says why, and when the
-time budget is spent the remaining cells are listed as skipped. The first cell measures the peaks that the others are shares
-of. On a CPU ``--toy`` runs every cell with a tiny model: a test that the cells work, and no measurement.
+Cells come in the order of their value, and the page is written after each. A cell that cannot run says why; when the
+time budget is spent, the remaining cells are listed as skipped. The first cell measures the peaks that the others are
+shares of. On a CPU ``--toy`` runs every cell with a tiny model: a test that the cells work, and no measurement.
 """
 
 import argparse
