@@ -159,6 +159,10 @@ def put_adapter(
         bias="none",
     )
     inject_adapter_in_model(config, layers, name)
+    for path, parameter in layers.named_parameters():
+        # PEFT takes the layer's precision, in which small steps of an optimiser are lost.
+        if f".{name}." in path and ".lora_" in path and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def remove_adapter(layers: nn.ModuleList, name: str) -> None:

@@ -61,13 +61,14 @@ class Backbone:
     Args:
         model: a Hugging Face causal language model in float32.
         chat: how its conversations are rendered.
-        dtype: precision of matrix products (weights stay float32).
+        dtype: precision of matrix products.
+        frozen_dtype: precision of weights while they are frozen; adapters are float32 at least.
         gradient_checkpointing: recompute each layer in the backward pass instead of storing its intermediate results.
         layouts: arrangements of rows that this model computes rightly; None: they are tried on a probe.
 
     Raises:
-        ModelError: logits are changed after the output projection, the architecture has no checkpointing, or the model
-            is not causal.
+        ModelError: frozen weights are in bfloat16 and products are not, logits are changed after the output projection,
+            the architecture has no checkpointing, or the model is not causal.
     """
 
     def __init__(
@@ -76,12 +77,13 @@ class Backbone:
         chat: Chat,
         *,
         dtype: torch.dtype = torch.float32,
+        frozen_dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
         layouts: Layouts | None = None,
     ) -> None:
         self.model = model
         self.chat = chat
-        self.dtype = torch.float32
+        self.dtype, self.frozen_dtype = torch.float32, frozen_dtype
         self.layers = _decoder_layers(model)
         self.gradient_checkpointing = gradient_checkpointing
         self.frozen_half: nn.Module | None = None
@@ -91,6 +93,11 @@ class Backbone:
         """How many layers that are."""
         self._trained_half: nn.Module | None = None
         self._lowest: dict[str, int] = {}
+        if frozen_dtype == torch.bfloat16 and dtype != torch.bfloat16:
+            raise ModelError(
+                f"model.frozen_precision is bfloat16 and products are in {str(dtype).removeprefix('torch.')} here; set "
+                "model.precision: bfloat16, or frozen_precision: float32"
+            )
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if gradient_checkpointing:
@@ -107,14 +114,20 @@ class Backbone:
         self.layouts = find_layouts(self) if layouts is None else layouts  # tried in float32
         """Arrangements of rows that give the numbers of plain rows; the others are not used."""
         self.dtype = dtype
+        self.freeze()
 
     @classmethod
     def load(cls, config: ModelConfig) -> "Backbone":
         """Load what a configuration names."""
         chat, model = load_chat(config), load_causal_lm(config)
         check_vocabulary(model, chat.tokenizer, config.name)
-        dtype = compute_dtype(config, pick_device(config.device))
-        return cls(model, chat, dtype=dtype, gradient_checkpointing=config.gradient_checkpointing)
+        return cls(
+            model,
+            chat,
+            dtype=compute_dtype(config, pick_device(config.device)),
+            frozen_dtype=getattr(torch, config.frozen_precision),
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -137,9 +150,27 @@ class Backbone:
             copy.deepcopy(self.model),
             self.chat,
             dtype=self.dtype,
+            frozen_dtype=self.frozen_dtype,
             gradient_checkpointing=self.gradient_checkpointing,
             layouts=self.layouts,
         )
+
+    def freeze(self) -> None:
+        """Train no weight of the model, which has no adapter, and hold all at the precision of frozen weights."""
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+            self._hold(parameter, self.frozen_dtype)
+
+    def unfreeze(self) -> None:
+        """Train all weights of the model, in float32: an optimiser's steps would be lost in bfloat16."""
+        for parameter in self.model.parameters():
+            self._hold(parameter, torch.float32)
+            parameter.requires_grad_(True)
+
+    def _hold(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
+        """Change the precision of a weight, where the backbone has two. Buffers, such as rotary angles, keep theirs."""
+        if self.frozen_dtype != torch.float32:
+            parameter.data = parameter.data.to(dtype)
 
     def autocast(self) -> Any:
         """Context in which matrix products run at this backbone's precision."""
@@ -203,7 +234,7 @@ class Backbone:
                     if name is not None and name in module.lora_A:
                         weight = module.get_base_layer().weight
                         originals.append((weight, weight.data))
-                        weight.data = weight.data + module.get_delta_weight(name)
+                        weight.data = (weight.data + module.get_delta_weight(name)).to(weight.dtype)
             yield
         finally:
             for weight, original in originals:

@@ -27,10 +27,21 @@ class ModelConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; ``auto`` takes the accelerator if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products; weights stay float32. ``auto``: bfloat16 on accelerators that have it."""
+    """Precision of matrix products. ``auto``: bfloat16 on accelerators that have it."""
+    frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of weights that are not trained; adapters and other trained weights are float32. ``bfloat16`` halves
+    the memory of the trunk, and needs products in bfloat16."""
     gradient_checkpointing: bool = False
     """Store only each layer's input for the backward pass and recompute the layer there: about a third more time
     for a fraction of the memory. Gradients are the same."""
+
+    @field_validator("frozen_precision")
+    @classmethod
+    def _products_as_narrow(cls, value: str, info: ValidationInfo) -> str:
+        """Weights in bfloat16 are multiplied in bfloat16."""
+        if value == "bfloat16" and info.data.get("precision") == "float32":
+            raise ValueError("bfloat16 needs precision: bfloat16 or auto, and precision is float32; change one of them")
+        return value
 
     @field_validator("name", "chat_template")
     @classmethod

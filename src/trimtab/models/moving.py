@@ -35,6 +35,11 @@ class ReferenceUpdateConfig(Config):
         return step % self.every == 0
 
 
+def _wide(weight: Tensor) -> Tensor:
+    """A copy that mixtures are not lost in: 16-bit weights in float32."""
+    return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight.clone()
+
+
 class MovingReference(Role):
     """The reference of a policy, with a copy of each weight that the policy changes; it starts as the trunk.
 
@@ -53,7 +58,7 @@ class MovingReference(Role):
         super().__init__(reference.backbone)
         self.policy = policy
         trunk = self._trunk()
-        self._own: dict[str, Tensor] = {name: trunk[name].detach().clone() for name in self._weights()}
+        self._own: dict[str, Tensor] = {name: _wide(trunk[name].detach()) for name in self._weights()}
         coarse = [name for name, weight in self._own.items() if not weight.is_floating_point()]
         if coarse:
             raise ConfigError(

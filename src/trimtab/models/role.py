@@ -44,8 +44,7 @@ class Role:
             nn.init.zeros_(self.scalar.weight)
             nn.init.zeros_(self.scalar.bias)
         if full:
-            for parameter in backbone.model.parameters():
-                parameter.requires_grad_(True)
+            backbone.unfreeze()
 
     @classmethod
     def trainable(

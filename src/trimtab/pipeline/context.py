@@ -233,8 +233,7 @@ def _merge(backbone: Backbone, name: str, adapter: AdapterConfig, folder: Path) 
     state = load_tensors(folder / "weights.safetensors")
     if adapter.kind == "full":
         Role(backbone, full=True).load_state(state)
-        for parameter in backbone.model.parameters():
-            parameter.requires_grad_(False)
+        backbone.freeze()
         return
     Role.trainable(backbone, name, adapter, seed=0).load_state(state)
     backbone.merge(name)

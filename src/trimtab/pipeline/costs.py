@@ -1,7 +1,7 @@
 """What each stage of a recipe would cost: estimates from counts and assumed lengths."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from trimtab.trainers import (
 TOKENS = 70
 """Assumed tokens of a prompt with its answer."""
 
+ANSWER = TOKENS // 2
+"""Assumed tokens of an answer."""
+
 QUESTION = 150
 """Assumed tokens of a question to a judge beyond what all questions begin with."""
 
@@ -54,6 +57,12 @@ class Cost:
     """Tokens read or sampled."""
     flops: float = 0.0
     """Floating point operations."""
+    drawn: int = 0
+    """Tokens that the recipe's model draws, each after the one before it; their operations are part of ``flops``."""
+    answers: int = 1
+    """Answers that are asked for at a time."""
+    slots: int = 1
+    """Of them, how many are drawn together at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +141,14 @@ def revise_cost(sizing: Sizing) -> Cost:
     redteam = sizing.rows(sizing.config.data.redteam, Prompt)
     count = min(revise.prompts or redteam, redteam)
     tokens = count * TOKENS * (1 + 4 * revise.rounds)
-    return Cost(what=f"{count} prompts, {revise.rounds} rounds", tokens=tokens, flops=tokens * sizing.forward)
+    return Cost(
+        what=f"{count} prompts, {revise.rounds} rounds",
+        tokens=tokens,
+        flops=tokens * sizing.forward,
+        drawn=count * ANSWER * (1 + 2 * revise.rounds),
+        answers=count,
+        slots=revise.sampler.slots,
+    )
 
 
 def sft_cost(sizing: Sizing) -> Cost:
@@ -155,7 +171,14 @@ def sample_cost(sizing: Sizing) -> Cost:
     sample = sizing.config.sample
     assert sample is not None
     count = sizing.sampled_prompts * sample.answers
-    return Cost(what=f"{count} answers", tokens=count * TOKENS // 2, flops=count * TOKENS * sizing.forward)
+    return Cost(
+        what=f"{count} answers",
+        tokens=count * ANSWER,
+        flops=count * TOKENS * sizing.forward,
+        drawn=count * ANSWER,
+        answers=count,
+        slots=max(sample.sampler.slots, sample.answers),
+    )
 
 
 def label_cost(sizing: Sizing) -> Cost:
@@ -226,7 +249,7 @@ def align_cost(sizing: Sizing) -> Cost:
     align = sizing.config.align
     cost = _offline_cost(sizing, align) if isinstance(align, PairConfig | KtoConfig) else _online_cost(sizing)
     check = sizing.capability_check(1 if sizing.config.sft or sizing.round > 1 else 2)
-    return Cost(what=cost.what, updates=cost.updates, tokens=cost.tokens, flops=cost.flops + check)
+    return replace(cost, flops=cost.flops + check)
 
 
 def _offline_cost(sizing: Sizing, align: PairConfig | KtoConfig) -> Cost:
@@ -266,10 +289,12 @@ def _online_cost(sizing: Sizing) -> Cost:
     per_token = (1 + resampled) * (sizing.forward / 2 + below + judges * upper / 2)
     flops = tokens * (per_token + upper + _trained_share(align) * align.epochs * upper)
     what = f"{sizing.prompts} prompts, {answers} answers a step"
+    drawn = tokens * (1 + resampled) / 2
     opponent = ONLINE[align.method].opponent
     if opponent is not None:  # drawn, by both models for a mixture, and scored; XPO trains on them too
         share = opponent(align)
         drawing = sizing.forward * (1.0 if 0 < share < 1 else 0.5)
+        drawn += tokens / 2
         flops += tokens * (drawing + lower + upper / 2 + (upper if isinstance(align, XpoConfig) else 0.0))
         what += f", as many of {'the reference' if share == 1 else 'the policy' if share == 0 else 'a mixture'}"
     if resampled:
@@ -279,7 +304,15 @@ def _online_cost(sizing: Sizing) -> Cost:
     if ptx is not None:
         flops += updates * ptx.batch * TOKENS * (lower + upper)
         what += f", {ptx.batch} conversations an update"
-    return Cost(what=what, updates=updates, tokens=round(tokens * (1 + resampled)), flops=flops)
+    return Cost(
+        what=what,
+        updates=updates,
+        tokens=round(tokens * (1 + resampled)),
+        flops=flops,
+        drawn=round(drawn),
+        answers=answers,
+        slots=max(align.sampler.slots, align.group),
+    )
 
 
 def _trained_share(align: RlConfig) -> float:
@@ -304,7 +337,14 @@ def evaluate_cost(sizing: Sizing) -> Cost:
         edits = 2 * len(REMOVALS) * prompts  # of the start model and of the policy
         what = f", up to {edits} edited ones scored again (evaluate.gain)"
     flops = (2 * count + edits) * TOKENS * sizing.forward
-    return Cost(what=f"{count} answers{what}", tokens=count * TOKENS // 2, flops=flops)
+    return Cost(
+        what=f"{count} answers{what}",
+        tokens=count * ANSWER,
+        flops=flops,
+        drawn=count * ANSWER,
+        answers=prompts * (evaluate.best_of or 1),
+        slots=max(evaluate.sampler.slots, evaluate.best_of or 1),
+    )
 
 
 def balance_cost(sizing: Sizing) -> Cost:
@@ -313,4 +353,11 @@ def balance_cost(sizing: Sizing) -> Cost:
     assert balance is not None
     redteam = sizing.rows(sizing.config.data.redteam_heldout, Prompt)
     count = min(balance.prompts or redteam, redteam)
-    return Cost(what=f"{2 * count} answers", tokens=count * TOKENS, flops=4 * count * TOKENS * sizing.forward)
+    return Cost(
+        what=f"{2 * count} answers",
+        tokens=count * TOKENS,
+        flops=4 * count * TOKENS * sizing.forward,
+        drawn=2 * count * ANSWER,
+        answers=count,
+        slots=sizing.config.evaluate.sampler.slots if sizing.config.evaluate else 1,
+    )

@@ -170,12 +170,14 @@ class _Source:
 
     def load(self) -> tuple[Backbone, Role]:
         """The trunk, and the role with its trained weights."""
-        context = Context(config=self.config, recipe=self.run.path / "config.yaml", run=self.run, ui=Silent())
+        exact = {"frozen_precision": "float32"}  # sums of weights and adapters are written as they are
+        config = self.config.model_copy(update={"model": self.config.model.model_copy(update=exact)})
+        context = Context(config=config, recipe=self.run.path / "config.yaml", run=self.run, ui=Silent())
         if self.stage == "sft":
             trunk = context.trunk()
             return trunk, Role(trunk)
         name, folder, adapter = self.parts[-1]
-        trunk = context.trunk() if len(self.parts) > 1 else Backbone.load(self.model)
+        trunk = context.trunk() if len(self.parts) > 1 else Backbone.load(self.model.model_copy(update=exact))
         role = Role.trainable(trunk, name, adapter, seed=0, scalar_head=self.stage == "reward")
         role.load_state(load_tensors(folder / "weights.safetensors"))
         return role.backbone, role

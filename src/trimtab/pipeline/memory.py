@@ -7,6 +7,7 @@ values 2·K, MLP 4·I, floats per token); other decoder layers of today keep abo
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
@@ -35,6 +36,21 @@ LARGEST = 8192
 """Micro-batches of more tokens than this are not faster."""
 
 Section = SftConfig | RewardConfig | OfflineConfig | OnlineConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """How weights are held that are not trained."""
+
+    frozen: int = 4
+    """Bytes of a frozen weight, and of a number in the cache of keys and values."""
+    packed: bool = True
+    """True: drawing answers needs a copy of the weights that is laid out for a processor."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, *, accelerator: bool = False) -> "Storage":
+        """As a model is held on a processor, or on an accelerator."""
+        return cls(frozen=2 if config.frozen_precision == "bfloat16" else 4, packed=not accelerator)
 
 
 def fit_memory(config: RunConfig) -> RunConfig:
@@ -88,10 +104,21 @@ def _up(gb: float) -> str:
     return f"{math.ceil(gb * 10) / 10:.1f}"
 
 
-def run_gb(config: RunConfig) -> float:
-    """The most that any stage of a recipe which trains or draws answers needs, in 10⁹ bytes."""
-    training = [stage_gb(config, section, model_shape(_model(config, section))) for _, section in _sections(config)]
-    return max([PROCESS, *training, *(drawing_gb(config, s, answers) for _, s, answers in _drawing(config))])
+def stages_gb(config: RunConfig, *, accelerator: bool = False) -> dict[str, float]:
+    """Memory of each stage that trains or draws answers, in 10⁹ bytes, by its name.
+
+    Args:
+        config: the recipe.
+        accelerator: True: models are on an accelerator.
+    """
+    needed = {
+        name: stage_gb(config, section, model_shape(_model(config, section)), accelerator=accelerator)
+        for name, section in _sections(config)
+    }
+    return needed | {
+        name: drawing_gb(config, sampler, answers, accelerator=accelerator)
+        for name, sampler, answers in _drawing(config)
+    }
 
 
 def largest_sample(config: RunConfig, section: Section) -> int:
@@ -109,7 +136,14 @@ def largest_sample(config: RunConfig, section: Section) -> int:
     return context
 
 
-def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, tokens: int | None = None) -> float:
+def stage_gb(
+    config: RunConfig,
+    section: Section,
+    shape: dict[str, int],
+    *,
+    tokens: int | None = None,
+    accelerator: bool = False,
+) -> float:
     """Memory of a training stage, in 10⁹ bytes: an estimate.
 
     Args:
@@ -117,13 +151,16 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
         section: the stage's section.
         shape: of its model, see :func:`model_shape`.
         tokens: a micro-batch; None: as the section says.
+        accelerator: True: its model is on an accelerator.
     """
     context = _model(config, section).context
+    storage = Storage.of(_model(config, section), accelerator=accelerator)
     tokens = max(tokens or section.micro_batch_tokens, largest_sample(config, section))
     full = section.adapter.kind == "full"
     weights = 4 * shape["parameters"]
+    untouched = storage.frozen * shape["parameters"]
     trained = 4 * weights if full else 4 * _adapter_parameters(shape, section.adapter)  # with gradient and two moments
-    frozen = 0 if full and isinstance(section, SftConfig) else weights  # the trunk itself is trained only in SFT
+    frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
     critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
     held = frozen + trained * (2 if critic else 1)
     if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
@@ -143,12 +180,14 @@ def stage_gb(config: RunConfig, section: Section, shape: dict[str, int], *, toke
         held += _reward_model(config)
         answers = min(max(section.sampler.slots, section.group), section.prompts * section.group)
         if (section.adapter.top_layers or shape["layers"]) < shape["layers"]:
-            held += 4 * shape["width"] * section.prompts * section.group * context  # states of the frozen layers
-        drawing = _sampling(shape, answers, context, merged=not full)
+            held += (
+                storage.frozen * shape["width"] * section.prompts * section.group * context
+            )  # states of the frozen layers
+        drawing = _sampling(shape, answers, context, storage, merged=not full)
     return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
 
 
-def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None) -> float:
+def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False) -> float:
     """Memory of a stage that draws ``answers`` (None: more than there are slots) and scores them, in 10⁹ bytes.
 
     Counted for the evaluation, which holds most: the policy's own weights where all are trained, and the reward model.
@@ -156,8 +195,9 @@ def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None) -
     shape = model_shape(config.model)
     slots = sampler.slots if answers is None else min(sampler.slots, answers)
     full = any(section.adapter.kind == "full" for _, section in _sections(config))
-    held = 4 * shape["parameters"] * (2 if full else 1) + _reward_model(config)
-    drawing = _sampling(shape, slots, config.model.context, merged=not full)
+    storage = Storage.of(config.model, accelerator=accelerator)
+    held = (storage.frozen + (4 if full else 0)) * shape["parameters"] + _reward_model(config)
+    drawing = _sampling(shape, slots, config.model.context, storage, merged=not full)
     return PROCESS + (held + SLACK * max(drawing, _passing(shape))) / 1e9
 
 
@@ -201,7 +241,9 @@ def _reward_model(config: RunConfig) -> int:
     """Bytes of the reward model's weights, where they are not adapters on the policy's trunk."""
     if config.reward is None or (config.reward.model is None and config.reward.adapter.kind != "full"):
         return 0
-    return 4 * model_shape(config.reward.model or config.model)["parameters"]
+    model = config.reward.model or config.model
+    width = 4 if config.reward.adapter.kind == "full" else Storage.of(model).frozen
+    return width * model_shape(model)["parameters"]
 
 
 def _sections(config: RunConfig) -> Iterator[tuple[str, Section]]:
@@ -234,7 +276,12 @@ def _passing(shape: dict[str, int]) -> float:
     return 4.0 * PASS_TOKENS * 2 * (8 * shape["width"] + 2 * shape["keys"] + 4 * shape["inner"])
 
 
-def _sampling(shape: dict[str, int], answers: int, context: int, *, merged: bool) -> float:
+def _sampling(shape: dict[str, int], answers: int, context: int, storage: Storage, *, merged: bool) -> float:
     """Packed weights, weights with the adapter in them, and the cache."""
-    copies = 4 * shape["parameters"] * (2 if merged else 1)
-    return copies + 4.0 * answers * context * shape["layers"] * 2 * shape["keys"]
+    copies = storage.frozen * shape["parameters"] * (merged + storage.packed)
+    return copies + storage.frozen * answers * cached_numbers(shape, context)
+
+
+def cached_numbers(shape: dict[str, int], tokens: int) -> float:
+    """Keys and values of so many tokens, in numbers."""
+    return 2.0 * tokens * shape["layers"] * shape["keys"]

@@ -1,5 +1,6 @@
 """What a run would do: its stages with estimated sizes and times, its objectives, and warnings."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import torch
 
 from trimtab.errors import ConfigError
+from trimtab.models import ModelConfig
+from trimtab.models.loading import compute_dtype
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.costs import Sizing
-from trimtab.pipeline.memory import fit_memory, model_shape, run_gb
+from trimtab.pipeline.machines import Machine, fitting, machine_named, prediction, stage_seconds
+from trimtab.pipeline.memory import fit_memory, model_shape
 from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
 from trimtab.pipeline.reward_models import SMALLEST_PART
 from trimtab.pipeline.run import origin, plan_rounds
@@ -33,30 +37,33 @@ from trimtab.trainers import (
     methods_with,
 )
 
-EFFICIENCY = 0.5
-"""Share of the measured matrix-product rate that whole steps reach on two CPU cores."""
 
-
-def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
+def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | None = None) -> dict[str, Any]:
     """Stages with their state, sizes and costs, and the objective as a formula.
 
     Args:
         config: the recipe; contradictions were refused when it was loaded.
         recipe: where it came from.
         runs: folder of all runs; only read.
+        machine: times and memory are predicted for this row of :data:`~trimtab.pipeline.machines.MACHINES`; None: they
+            are estimated for the machine at hand, whose speed is measured for a moment.
 
     Raises:
-        ConfigError: a reference that follows the policy would first be updated after the last step.
+        ConfigError: there is no such machine, or a reference that follows the policy would first be updated after the
+            last step.
     """
     config, recipe = fit_memory(fill_rates(config)), origin(recipe)
     planned = plan_rounds(config, recipe, RunFolder(runs / config.name, create=False))
-    rate = matmul_rate()
+    named = here(config.model) if machine is None else machine_named(machine)
     shape = model_shape(config.model)
     rows = []
     sizing = Sizing(config=config, recipe=recipe, shape=shape)
     _check_shares(config, sizing.preferences[0])
     for number, item in ((p.run.number, item) for p in planned for item in p.stages):
         cost = item.stage.cost(replace(sizing, round=number))
+        drawing, rest = stage_seconds(named, config.model, shape, cost, divided=item.stage.shared)
+        if item.state == "done":
+            drawing = rest = 0.0
         rows.append(
             {
                 "stage": item.stage.name,
@@ -66,23 +73,34 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path) -> dict[str, Any]:
                 "what": cost.what,
                 "updates": cost.updates,
                 "tokens": cost.tokens,
-                "seconds": 0.0 if item.state == "done" else cost.flops / (rate * EFFICIENCY),
+                "seconds": drawing + rest,
+                "drawing_seconds": drawing,
             }
         )
         if cost.updates and item.stage.name == "align" and isinstance(config.align, OfflineConfig):
             check_reference_update(config.align.reference_update, cost.updates)
-    total = sum(row["seconds"] for row in rows)
-    memory = run_gb(config)
+    total, drawing = (sum(row[key] for row in rows) for key in ("seconds", "drawing_seconds"))
+    fits = fitting(config, named)
+    memory = fits["most"]
+    estimate = (
+        f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "
+        f"{named.rate(config.model) / named.share / 1e9:.0f} GFLOP/s, {named.share:.0%} of it assumed; "
+        f"{shape['parameters'] / 1e6:.0f} M parameters)."
+        if machine is None
+        else prediction(machine, named, minutes=total / 60, drawing=drawing / 60, gb=memory)
+    )
     return {
         "name": config.name,
         "rounds": config.rounds,
         "stages": rows,
         "objective": objective(config) + rate_lines(config) + scale_lines(config.scale),
-        "estimate": f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "
-        f"{rate / 1e9:.0f} GFLOP/s, {EFFICIENCY:.0%} of it assumed; {shape['parameters'] / 1e6:.0f} M parameters).",
+        "estimate": estimate,
         "seconds": total,
         "memory_gb": memory,
-        "warnings": warnings(config)
+        "machine": machine,
+        "memory_of_stages_gb": fits["gb"],
+        "warnings": fits["lines"]
+        + warnings(config)
         + better_fit(config, sizing.preferences[1])
         + rate_warnings(config)
         + scale_warnings(config.scale, config.threads),
@@ -228,14 +246,32 @@ def better_fit(config: RunConfig, answers: int) -> list[str]:
     return lines
 
 
-def matmul_rate() -> float:
-    """Floating point operations per second of a 1024² product, measured for a moment."""
-    a, best = torch.randn(1024, 1024), 1e9
+def here(config: ModelConfig) -> Machine:
+    """The machine at hand: its matrix products are measured, its memory and bandwidth are not limits."""
+    accelerator = config.device != "cpu" and torch.cuda.is_available()
+    dtype = compute_dtype(config, torch.device("cuda")) if accelerator else torch.float32
+    rate = matmul_rate("cuda" if accelerator else "cpu", dtype)
+    return Machine(
+        what="this machine",
+        memory_gb=math.inf,
+        bandwidth=math.inf,
+        float32=rate,
+        bfloat16=rate,
+        accelerator=accelerator,
+    )
+
+
+def matmul_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Floating point operations per second of a square product, measured for a moment."""
+    size = 1024 if device == "cpu" else 8192
+    a, best = torch.randn(size, size, device=device, dtype=dtype), 1e9
     for _ in range(8):
         start = time.perf_counter()
         torch.mm(a, a)
+        if device != "cpu":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
+    return 2 * size**3 / best
 
 
 def _centring(value: float) -> str:

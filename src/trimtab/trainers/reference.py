@@ -80,7 +80,8 @@ def reference_logprobs(
         k.replace(".base_layer", ""): w for k, w in role.backbone.model.state_dict().items() if ".lora_" not in k
     }
     for name in sorted(weights):
-        digest.update(name.encode() + weights[name].detach().cpu().contiguous().numpy().tobytes())
+        values = weights[name].detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + values.numpy().tobytes())
     for ranking in rankings:
         digest.update(str((ranking.prompt_length, ranking.sequences)).encode())
     path = folder / f"reference-{digest.hexdigest()[:16]}.safetensors"

@@ -1,0 +1,179 @@
+"""What a named machine would need for a recipe: a prediction from counted operations and bytes, and what fits.
+
+Everything but drawing answers is limited by operations: seconds = operations / (:data:`MFU` · peak). A step of decoding
+reads all weights and the cache once for every answer that is drawn together, and waits for each layer's kernels to be
+launched::
+
+    seconds of a step = max(bytes / (BANDWIDTH_SHARE · bandwidth), operations / (MFU · peak), layers · launch)
+
+The launches of other passes are not counted, so for models below a billion parameters the prediction is a lower bound.
+Only the CPU's row is measured. Those of accelerators are data sheets, and nobody has measured what trimtab reaches on
+one. A machine of your own is a row more in :data:`MACHINES`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trimtab.errors import ConfigError
+from trimtab.models import ModelConfig
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.costs import TOKENS, Cost
+from trimtab.pipeline.memory import PROCESS, Storage, cached_numbers, stages_gb
+
+MFU = 0.3
+"""Assumed share of the peak that whole steps reach on an accelerator; eager training of an 8B model on H100s: 0.33
+(torchtitan)."""
+
+MFU_CPU = 0.5
+"""Share of the measured matrix-product rate that whole steps reach on two CPU cores."""
+
+BANDWIDTH_SHARE = 0.5
+"""Assumed share of the bandwidth that decoding reaches."""
+
+LAUNCH = 0.8e-3
+"""Assumed seconds that Python and transformers take to launch a layer's kernels, where no graph is captured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """A kind of machine."""
+
+    what: str
+    """In words."""
+    memory_gb: float
+    """Of each device, in 10⁹ bytes."""
+    bandwidth: float
+    """Bytes a second that each device reads."""
+    float32: float
+    """Floating point operations a second of each device, in float32 products."""
+    bfloat16: float
+    """The same in bfloat16."""
+    devices: int = 1
+    """Each is a rank and holds the whole model."""
+    accelerator: bool = True
+    """False: a processor."""
+
+    @property
+    def launch(self) -> float:
+        """Seconds to launch a layer's kernels."""
+        return LAUNCH if self.accelerator else 0.0
+
+    @property
+    def share(self) -> float:
+        """Share of the peak that whole steps are assumed to reach."""
+        return MFU if self.accelerator else MFU_CPU
+
+    def rate(self, model: ModelConfig) -> float:
+        """Operations a second that whole steps reach on one device."""
+        narrow = self.accelerator and model.precision != "float32"
+        return self.share * (self.bfloat16 if narrow else self.float32)
+
+
+_H200 = Machine(what="one H200", memory_gb=141, bandwidth=4.8e12, float32=67e12, bfloat16=989e12)
+
+MACHINES: Mapping[str, Machine] = {
+    "cpu": Machine(
+        what="2 cores of an AMD EPYC, as measured for the benchmarks",
+        memory_gb=25,
+        bandwidth=27e9,
+        float32=140e9,
+        bfloat16=140e9,
+        accelerator=False,
+    ),
+    "24gb": Machine(
+        what="a 24 GB card, figures of an RTX 4090", memory_gb=24, bandwidth=1.01e12, float32=83e12, bfloat16=165e12
+    ),
+    "80gb": Machine(
+        what="an 80 GB card, figures of an A100", memory_gb=80, bandwidth=2.04e12, float32=19.5e12, bfloat16=312e12
+    ),
+    "h200": _H200,
+    "h200x8": replace(_H200, what="eight H200, one rank each", devices=8),
+}
+"""Rows of the table, by the name that ``--machine`` takes. Peaks are those of dense products."""
+
+
+def machine_named(name: str) -> Machine:
+    """A row of the table.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    if name not in MACHINES:
+        raise ConfigError(
+            f"--machine {name!r} is not known; use {', '.join(MACHINES)}, or add a row to trimtab/pipeline/machines.py"
+        )
+    return MACHINES[name]
+
+
+def decoding_seconds(
+    machine: Machine, model: ModelConfig, shape: Mapping[str, int], *, drawn: float, together: int
+) -> float:
+    """Seconds to draw ``drawn`` tokens on one device, ``together`` answers at a time.
+
+    Each answer's cache is counted at :data:`~trimtab.pipeline.costs.TOKENS`, its length at the end.
+    """
+    width = Storage.of(model).frozen
+    read = width * (shape["parameters"] + together * cached_numbers(dict(shape), TOKENS))
+    operations = 2.0 * shape["parameters"] * together
+    step = max(
+        read / (BANDWIDTH_SHARE * machine.bandwidth), operations / machine.rate(model), machine.launch * shape["layers"]
+    )
+    return drawn / together * step
+
+
+def stage_seconds(
+    machine: Machine, model: ModelConfig, shape: Mapping[str, int], cost: Cost, *, divided: bool
+) -> tuple[float, float]:
+    """Seconds of a stage: of drawing answers, and of everything else.
+
+    Args:
+        machine: where.
+        model: what is run.
+        shape: of the model.
+        cost: of the stage.
+        divided: True: the devices share the stage's answers and its other work evenly; False: one does all.
+    """
+    devices = machine.devices if divided else 1
+    together = max(1, min(cost.slots, -(-cost.answers // devices)))
+    drawing = decoding_seconds(machine, model, shape, drawn=cost.drawn / devices, together=together)
+    rest = max(0.0, cost.flops - 2.0 * shape["parameters"] * cost.drawn)
+    return drawing, rest / machine.rate(model) / devices
+
+
+def fitting(config: RunConfig, machine: Machine) -> dict[str, Any]:
+    """Memory of each stage on a device of the machine, and lines that say what does not fit and what to do."""
+    needed = stages_gb(config, accelerator=machine.accelerator)
+    lines = [
+        f"{name} needs about {gb:.0f} GB and a device has {machine.memory_gb:g}; {_advice(config, name)}"
+        for name, gb in needed.items()
+        if gb > machine.memory_gb
+    ]
+    return {"gb": needed, "most": max([PROCESS, *needed.values()]), "lines": lines}
+
+
+def prediction(name: str, machine: Machine, *, minutes: float, drawing: float, gb: float) -> str:
+    """What a plan says about a named machine."""
+    fits = "fits" if gb <= machine.memory_gb else "does not fit"
+    devices = "" if machine.devices == 1 else f" on each of {machine.devices} devices, which share the work evenly"
+    peaks = "data sheets" if machine.accelerator else "measured on one such machine"
+    launch = f", {machine.launch * 1e3:g} ms to launch a layer" if machine.launch else ""
+    return (
+        f"Prediction for {name} ({machine.what}), which nobody has measured: {minutes:.1f} min, of which drawing "
+        f"answers {drawing:.1f}; {gb:.1f} GB of {machine.memory_gb:g}{devices}: it {fits}. Peaks are {peaks}; "
+        f"{machine.share:.0%} of operations, {BANDWIDTH_SHARE:.0%} of bandwidth{launch} are assumed."
+    )
+
+
+def _advice(config: RunConfig, stage: str) -> str:
+    """What would make a stage smaller, first what costs least."""
+    section, parts = getattr(config, stage), []
+    if config.model.frozen_precision == "float32" and config.model.precision != "float32":
+        parts.append("model.frozen_precision: bfloat16")
+    if not config.model.gradient_checkpointing and stage in ("sft", "reward", "align"):
+        parts.append("model.gradient_checkpointing: true")
+    if getattr(getattr(section, "adapter", None), "kind", None) == "full":
+        parts.append(f"{stage}.adapter.kind: lora")
+    if hasattr(section, "sampler"):
+        parts.append(f"{stage}.sampler.slots below {section.sampler.slots}")
+    return f"try {', '.join(parts)}" if parts else "use a larger machine or a smaller model"
