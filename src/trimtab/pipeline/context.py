@@ -26,7 +26,7 @@ Counts = dict[str, Any]
 UNREAD = 20
 """Unread columns that are named; all are counted."""
 
-SAME_IN_ALL_ROUNDS = ("heldout", "evaluate", "examples", "reward")
+SAME_IN_ALL_ROUNDS = ("heldout", "evaluate", "examples", "reward", "reward halves")
 """Purposes whose seed does not depend on the round: all rounds hold out the same prompts and preferences, and are
 compared on equal chances."""
 
