@@ -99,16 +99,16 @@ def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
     shape = floors.Shape.of(json.loads((Path(resolve(settings.model)) / "config.json").read_text()))
     watch = _Watch(settings.repeats + 2, settings.threads)
 
-    class Clock(rl._Clock):
+    class Clock(rl.Clock):
         def lap(self, name: str) -> None:
             super().lap(name)
             watch.lap(name)
 
-    before, rl._Clock = rl._Clock, Clock
+    before, rl.Clock = rl.Clock, Clock
     try:
         measure._RUN[workload.kind](workload, backbone, pairs, watch.steps, Session(log=watch.log))
     finally:
-        rl._Clock = before
+        rl.Clock = before
     peaks = {key: statistics.median(measured[key] for measured in watch.peaks) for key in ("operations", "bytes")}
     needed = floors.count(workload, batch, shape)
     rows = []

@@ -175,14 +175,21 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         require_space(tmp_path, 0.2)
 
 
+def begun(round_folder: RunFolder) -> None:
+    """Give a round its recipe."""
+    round_folder.path.mkdir(parents=True, exist_ok=True)
+    (round_folder.path / "config.yaml").write_text("name: demo\n")
+
+
 def test_a_later_round_is_a_folder_of_the_run(run: RunFolder, monkeypatch):
     assert run.number == 1 and run.first is run and run.rounds() == [run] and run.place == ""
     third = run.round(3)
     assert third.path == run.path / "rounds" / "3" and third.number == 3 and third.place == "rounds/3/"
     assert third.first.path == run.path and [r.number for r in third.earlier()] == [1, 2]
-    third.path.mkdir(parents=True)
-    assert [r.number for r in run.rounds()] == [1], "round 2 is missing"
+    begun(third)
     run.round(2).path.mkdir()
+    assert [r.number for r in run.rounds()] == [1], "round 2 has no recipe: it was not begun"
+    begun(run.round(2))
     assert [r.number for r in third.rounds()] == [1, 2, 3]
     with third.lock(), pytest.raises(StorageError, match="another process"), RunFolder(run.path).lock():
         pass
@@ -193,6 +200,7 @@ def test_a_later_round_is_a_folder_of_the_run(run: RunFolder, monkeypatch):
 
 def test_the_newest_round_is_made_from_those_before(run: RunFolder):
     def aligned(round_folder: RunFolder, fingerprint: str, start: str | None) -> None:
+        begun(round_folder)
         folder = RunFolder(round_folder.path).begin("align", fingerprint, {} if start is None else {START: start})
         (folder / "out.txt").write_text("made")
         round_folder.finish("align", seconds=1.0, counts={}, outputs=["out.txt"], memory_gb=1.0)
