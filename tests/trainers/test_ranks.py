@@ -167,6 +167,7 @@ def test_a_port_in_use_is_named():
         ({"RANK": "1"}, "WORLD_SIZE is None"),
         ({"RANK": "one", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "RANK is 'one'"),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "RANK is 2 and WORLD_SIZE 2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "LOCAL_RANK": "gpu"}, "LOCAL_RANK is 'gpu'"),
     ],
 )
 def test_an_environment_that_contradicts_itself(environment: dict, says: str, monkeypatch: pytest.MonkeyPatch):

@@ -71,6 +71,7 @@ def serve(
     from trimtab.serve.server import serve as run
 
     api_key()  # before minutes of loading
+    typer.echo(f"loading {target} …", err=True)
     models = load_models(target, model or ["policy"], runs=runs)
     checks = None
     if guard is not None:

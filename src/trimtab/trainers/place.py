@@ -37,8 +37,9 @@ class Place:
         if os.environ.get("RANK", "0") == "0" and os.environ.get("WORLD_SIZE", "1") == "1":
             return None
         values: dict[str, int] = {}
-        for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-            text = os.environ.get(name)
+        given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+        optional = {name: text for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if (text := os.environ.get(name))}
+        for name, text in (given | optional).items():
             if text is None or not text.isdecimal():
                 raise ConfigError(
                     f"the environment variable {name} is {text!r}, expected a number; start the ranks with `trimtab "
@@ -52,8 +53,8 @@ class Place:
         return cls(
             rank=rank,
             size=size,
-            local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+            local_rank=values.get("LOCAL_RANK", rank),
+            local_size=values.get("LOCAL_WORLD_SIZE", size),
             host=os.environ.get("MASTER_ADDR", "127.0.0.1"),
             port=values["MASTER_PORT"],
             serves=rank == 0 and not elsewhere,
