@@ -7,9 +7,10 @@ from typing import Any
 
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
-from trimtab.pipeline.ui import Silent
 from trimtab.storage import RunFolder
 from trimtab.testing import toy_recipe
+
+from .console import Remembering
 
 SAMPLER = {"max_new_tokens": 6, "slots": 32}
 ADAPTER = {"kind": "lora", "rank": 2, "alpha": 4, "top_layers": 1}
@@ -31,18 +32,7 @@ def small_recipe(folder: Path, **sections: Any) -> Path:
     return toy_recipe(folder, **SMALL | sections)
 
 
-class Listening(Silent):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def go(recipe: Path, *overrides: str, until: str | None = None) -> tuple[RunFolder, Listening]:
-    ui = Listening()
+def go(recipe: Path, *overrides: str, until: str | None = None) -> tuple[RunFolder, Remembering]:
+    ui = Remembering()
     config = load_recipe(recipe, list(overrides))
     return run_recipe(config, recipe, runs=recipe.parent / "runs", until=until, ui=ui), ui

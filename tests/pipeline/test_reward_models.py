@@ -13,6 +13,8 @@ from trimtab.models import load_tensors
 from trimtab.pipeline import reward_models
 from trimtab.pipeline.config import RewardStageConfig, RunConfig, check_recipe, load_recipe
 from trimtab.pipeline.export import export_model
+from trimtab.pipeline.learned import Learned
+from trimtab.pipeline.lineage import lines, trace
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.reward_evaluation import evaluate_reward
 from trimtab.pipeline.reward_models import reward_parts
@@ -24,6 +26,7 @@ from trimtab.storage import RunFolder, read_metrics
 from trimtab.testing.recipe import TOY, toy_recipe
 
 SEVERAL = {"split": True, "ensemble": {"members": 2, "words": True, "score": "penalised"}, "holdout": 0.2}
+MODELS = ("reward", "member_2", "words", "heldout")
 
 
 def section(**settings: Any) -> RewardStageConfig:
@@ -135,6 +138,21 @@ def test_the_evaluation_scores_with_the_ensemble(finished: Path):
     stored = json.loads((finished / "stages" / "reward" / "reward.json").read_text())["evaluation"]
     assert written["evaluation"]["accuracy"]["value"] == stored["accuracy"]["value"]
     assert written["evaluation"]["log_loss"] == pytest.approx(stored["log_loss"], abs=1e-5)
+
+
+def test_the_lineage_names_each_model_that_learned_from_a_pair(finished: Path):
+    run = RunFolder(finished)
+    learned = read_records(run.stage("reward") / "learned.jsonl", Learned)
+    by_model = {name: {x.preference for x in learned if x.model == name and x.part == "train"} for name in MODELS}
+    assert by_model["reward"] == by_model["member_2"] == by_model["words"] and all(by_model.values())
+    assert not by_model["reward"] & by_model["heldout"]
+    assert all(bool(x.steps) == (x.model != "words") for x in learned if x.part == "train")
+    told = {}
+    for name in ("reward", "heldout"):
+        told[name] = "\n".join(lines(trace(run, min(by_model[name]))))
+    assert "reward model member_2 of round 1: in " in told["reward"] and "a bag of words" in told["reward"]
+    assert "reward model heldout of round 1: held out" in told["reward"]
+    assert "through the reward model" in told["reward"] and "through the reward model" not in told["heldout"]
 
 
 def test_an_ensemble_is_no_classifier(finished: Path, tmp_path: Path):

@@ -31,7 +31,7 @@ from trimtab.records import Comparison, Judgement, Preference, Rollout, read_rec
 from trimtab.storage import RunFolder
 from trimtab.storage.watched import WatchedRun
 
-from .small_rounds import ADAPTER, Listening, go, small_recipe
+from .small_rounds import ADAPTER, Remembering, go, small_recipe
 from .test_capability import small_set
 from .test_run import ctrl_c
 from .test_votes import Page
@@ -360,7 +360,7 @@ def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tm
     assert [(p["round"], p["part"]) for p in followed] == [(2, "held_out")], "it changed no policy"
     name = read_records(first.round(2).stage("label") / "judgements.jsonl", Judgement)[0].annotator
 
-    ui = Listening()
+    ui = Remembering()
     made, changes = withdraw(first.path, [name], ui=ui)
     assert [(c.judgements, c.again) for c in changes] == [(0, [])] + [(4, ["align"])] * 2
     for number in (2, 3):

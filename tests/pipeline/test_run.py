@@ -16,23 +16,17 @@ from trimtab.errors import ConfigError, DataError, Interrupted, ModelError, Stor
 from trimtab.pipeline import run as pipeline
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import plan_stages, run_recipe
-from trimtab.pipeline.ui import Silent
 from trimtab.records import Comparison, Judgement, Preference, Rollout, read_records
 from trimtab.storage import MetricsLog, RunFolder, read_metrics
 from trimtab.testing import sentences, toy_recipe
 
+from .console import Remembering
+
 STAGES = ["sft", "sample", "label", "preferences", "reward", "align", "evaluate", "report"]
 
 
-class Listening(Silent):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+class Listening(Remembering):
+    """Tells the stages apart."""
 
     def stages(self, about: str) -> list[str]:
         """Stages of which it was said."""

@@ -19,7 +19,6 @@ from trimtab.rollout import (
     HttpReward,
     ModelReward,
     NamedRewards,
-    from_scorer,
     http_reward,
     split_steps,
 )
@@ -46,7 +45,7 @@ def test_components_are_normalised_clipped_and_weighted():
     }
     functions = {
         "length": lambda rs: [len(r.text) for r in rs],
-        "model": from_scorer(lambda rs: {"reward_model": [4.0] * len(rs)}, "reward_model"),
+        "model": lambda rs: [4.0] * len(rs),
     }
     rewards, some = NamedRewards(sources, functions), rollouts("abc", "a", "abcdefgh")
     assert rewards(some) == {"length": [0.5, -0.5, 1.0], "model": [4.0, 4.0, 4.0]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.pipeline.small_rounds import Listening, go, small_recipe
+from tests.pipeline.small_rounds import Remembering, go, small_recipe
 from trimtab.constitution import load_constitution
 from trimtab.feedback.gold import friendly_utility
 from trimtab.guard import GuardConfig
@@ -115,7 +115,7 @@ def test_constitution_guard_service_votes_two_rounds_and_the_lineage_of_a_vote(t
         early.compare(questions)
         assert early.withdraw()["runs"] == [], "no run has been trained on it"
 
-    ui = Listening()
+    ui = Remembering()
     second = next_round(run.path, project, ui=ui)
     votes = read_records(second.stage("label") / "judgements.jsonl", Judgement)
     assert len(votes) == 24 and {j.source for j in votes} == {"simulated"}

@@ -1,6 +1,7 @@
 """PPO on a tiny model, ready to be varied: settings, a reward, and a run of two steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -20,6 +21,11 @@ FULL = AdapterConfig(kind="full")
 LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=2)
 STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
+SHORT: dict[str, Any] = {
+    "adapter": LORA, "steps": 1, "prompts": 3, "policy": STEADY, "sampler": SamplerConfig(max_new_tokens=8, slots=5),
+    "missing_eos": None, "micro_batch_tokens": 70,
+}  # fmt: skip
+"""Settings of one step on few answers, for any method."""
 
 
 def config(adapter: AdapterConfig = LORA, **settings) -> PpoConfig:
@@ -32,6 +38,10 @@ def config(adapter: AdapterConfig = LORA, **settings) -> PpoConfig:
 
 def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     return {"letters": [sum(c in "aeiou" for c in r.text) - 3.0 for r in rollouts]}
+
+
+def letters_and_length(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    return {"letters": [sum(c in "aeiou" for c in r.text) + 0.01 * len(r.tokens) for r in rollouts]}
 
 
 def run(settings: PpoConfig, *, score=letters, roles: RlRoles | None = None, **more) -> tuple[RlRoles, list[dict]]:

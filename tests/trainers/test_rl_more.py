@@ -44,17 +44,8 @@ from trimtab.trainers.rollout_batch import tokens_of
 from trimtab.trainers.scoring import Scored, answer_scores, score_rollouts
 
 from ..kit import moved, same_weights, stir
-
-LORA = AdapterConfig(rank=4, alpha=8)
-STEADY = OptimizerConfig(lr=3e-3, schedule="constant", warmup=0.0)
-SHORT = {
-    "adapter": LORA, "steps": 1, "prompts": 3, "policy": STEADY, "sampler": SamplerConfig(max_new_tokens=8, slots=5),
-    "missing_eos": None, "micro_batch_tokens": 70,
-}  # fmt: skip
-
-
-def letters(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    return {"letters": [sum(c in "aeiou" for c in r.text) + 0.01 * len(r.tokens) for r in rollouts]}
+from .rl_kit import LORA, SHORT
+from .rl_kit import letters_and_length as letters
 
 
 def run(settings: RlConfig, *, score=letters, roles: RlRoles | None = None, **more) -> tuple[RlRoles, list[dict]]:

@@ -466,7 +466,8 @@ SCORES = {"proxy": "reward", "held-out reward model": f"reward/{HELDOUT}", "gold
 
 def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[str, list[Rollout]]) -> Any:
     start = answers.get("start") or answers.get("sft") or answers["base"]
-    values = {label: [r.rewards[key] for r in start if key in r.rewards] for label, key in _EVALUATED.items()}
+    evaluated = {"proxy": "proxy", "gold (simulated)": "gold"}
+    values = {label: [r.rewards[key] for r in start if key in r.rewards] for label, key in evaluated.items()}
     drawn = context.folder("align") / "samples" / "step-000000.jsonl"
     if any(SCORES["held-out reward model"] in row for row in align) and drawn.exists():
         first = read_records(drawn, Rollout)
@@ -475,9 +476,6 @@ def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[
     return reward_against_kl(
         align, kl="kl", scores={label: SCORES[label] for label in SCORES if label in spreads}, spreads=spreads, x="step"
     )
-
-
-_EVALUATED = {"proxy": "proxy", "gold (simulated)": "gold"}
 
 
 def _turns(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from trimtab.rollout.rewards import (
     ModelReward,
     NamedRewards,
     RewardSource,
-    from_scorer,
     http_reward,
     split_steps,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "SamplerConfig",
     "Scorer",
     "ValueHead",
-    "from_scorer",
     "http_reward",
     "load_rollouts",
     "make_sampler",

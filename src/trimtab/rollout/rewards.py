@@ -17,7 +17,6 @@ from trimtab import http
 from trimtab.config import LARGEST, Config
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
-from trimtab.rollout.scorer import Scorer
 
 RewardFunction = Callable[[Sequence[Rollout]], Any]
 """Rollouts in, one number per rollout out; may be ``async``."""
@@ -275,11 +274,6 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
                 f"finite number below {LARGEST:g}: mend the reward function"
             )
     return rewards
-
-
-def from_scorer(scorer: Scorer, component: str) -> RewardFunction:
-    """One component of a scorer as a reward function."""
-    return lambda rollouts: scorer(rollouts)[component]
 
 
 def http_reward(source: HttpReward) -> RewardFunction:
