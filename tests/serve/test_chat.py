@@ -402,7 +402,7 @@ def test_a_visit_by_keyboard_on_a_phone(page, chat):
     assert not page.locator("#agree").is_checked() and "CC BY 4.0" in page.locator("#terms").inner_text()
     page.locator("#agree").check()
     page.get_by_role("button", name="Store my votes").click()
-    page.wait_for_function("document.getElementById('chat').dataset.agreed === 'yes'")
+    expect(page.locator("#chat")).to_have_attribute("data-agreed", "yes")
 
     message.fill("the dog")
     page.keyboard.press("Enter")

@@ -165,6 +165,7 @@ PRESS_AGAIN = """() => {
 
 
 def test_one_choice_submits_where_somebody_wants_that(page, server: Server, here: World):
+    expect = pytest.importorskip("playwright.sync_api").expect
     here.configure(overlap=1, gold_every=0)
     here.pairs(2)
     here.add({"prompt": "r", "answers": ["one", "two", "three"]})
@@ -183,7 +184,7 @@ def test_one_choice_submits_where_somebody_wants_that(page, server: Server, here
     assert len(here.store.submissions()) == 1
     page.wait_for_timeout(600)
     page.locator("#form label.option").nth(3).click()
-    page.wait_for_function("() => document.getElementById('count').textContent === '2'")
+    expect(page.locator("#count")).to_have_text("2")
     page.wait_for_timeout(600)
     page.keyboard.press("1")
     page.keyboard.press("2")
