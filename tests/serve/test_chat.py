@@ -403,6 +403,7 @@ def test_a_visit_by_keyboard_on_a_phone(page, chat):
     page.locator("#agree").check()
     page.get_by_role("button", name="Store my votes").click()
     expect(page.locator("#chat")).to_have_attribute("data-agreed", "yes")
+    page.wait_for_load_state()  # the page has reloaded, and its script runs only at the end
 
     message.fill("the dog")
     page.keyboard.press("Enter")
