@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from trimtab.config import _models, load_yaml, parse_config
 from trimtab.errors import ConfigError
-from trimtab.pipeline.config import RunConfig, check_recipe, dump_config, load_recipe
+from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
 from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.recipe_checks import check_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.testing import TOY, toy_recipe
 

@@ -11,11 +11,12 @@ import torch
 from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.models import load_tensors
 from trimtab.pipeline import reward_models
-from trimtab.pipeline.config import RewardStageConfig, RunConfig, check_recipe, load_recipe
+from trimtab.pipeline.config import RewardStageConfig, RunConfig, load_recipe
 from trimtab.pipeline.export import export_model
 from trimtab.pipeline.learned import Learned
 from trimtab.pipeline.lineage import lines, trace
 from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.recipe_checks import check_recipe
 from trimtab.pipeline.reward_evaluation import evaluate_reward
 from trimtab.pipeline.reward_models import reward_parts
 from trimtab.pipeline.run import run_recipe

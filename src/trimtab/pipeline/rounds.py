@@ -7,7 +7,8 @@ from typing import Any
 
 from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
-from trimtab.pipeline.config import RunConfig, check_recipe, load_recipe, override
+from trimtab.pipeline.config import RunConfig, load_recipe, override
+from trimtab.pipeline.recipe_checks import check_recipe
 from trimtab.pipeline.run import PlannedRound, interruptible, origin, plan_stages, prepared, run_round
 from trimtab.pipeline.ui import Ui
 from trimtab.storage import RunFolder
