@@ -119,7 +119,7 @@ def rloo_advantage(rewards: TensorGK, mask: MaskGK | None = None) -> TensorGK:
     """REINFORCE leave-one-out: each answer against the mean of the *others* in its group; unbiased.
 
     A_i = R_i − mean_{j≠i} R_j = k/(k − 1) · (R_i − mean R). Source: Kool et al. 2019; Ahmadian et al.
-    2024 (arXiv 2402.14740), section 3.
+    2024 (arXiv 2402.14740), section 2.3.
 
     Args:
         rewards: ``[G, K]``, reward units, one row per prompt.

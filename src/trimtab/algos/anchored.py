@@ -84,7 +84,7 @@ def bco_loss(
     """Binary classifier optimisation: the reward is the logit of a classifier of chosen and rejected answers.
 
     −log σ(r_w − δ) − log σ(−(r_l − δ)), an upper bound of the DPO loss, tightest at δ = ½·(E r_w + E r_l). Source: Jung
-    et al. 2024 (arXiv 2404.04656), eq. 7 and section 4.2.
+    et al. 2024 (arXiv 2404.04656).
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.

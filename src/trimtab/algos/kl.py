@@ -238,7 +238,7 @@ def penalised_rewards(
 ) -> TensorBT:
     """Reward per token: the KL penalty everywhere, plus the score at the last token the policy produced.
 
-    r_t = −β·(log π_t − log ref_t) + [t is the last True]·score. Source: Ziegler et al. 2019, eq. 2; Ouyang
+    r_t = −β·(log π_t − log ref_t) + [t is the last True]·score. Source: Ziegler et al. 2019; Ouyang
     et al. 2022 (arXiv 2203.02155), eq. 2. Penalties on whole answers come before:
     :func:`~trimtab.algos.penalise_missing_eos`, :func:`~trimtab.algos.overlong_penalty`.
 

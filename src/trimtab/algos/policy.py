@@ -142,7 +142,7 @@ def high_entropy_mask(entropies: TensorBT, response_mask: MaskBT, *, share: floa
     """The tokens at which the policy was least certain: the given share of those that count, by entropy.
 
     True where H_t is at least the ⌈ρ·n⌉-th largest of the n entropies; ties at that value are all True. Source: Wang et
-    al. 2025 (arXiv 2506.01939), eq. 5, which trains on the fifth of the tokens with the highest entropy (ρ = 0.2) and
+    al. 2025 (arXiv 2506.01939), which trains on the fifth of the tokens with the highest entropy (ρ = 0.2) and
     still divides by the number of all. Call it with the whole batch: in each micro-batch the limit would be another.
 
     Args:
@@ -258,7 +258,7 @@ def masked_importance_weights(
 
     w_t = [F ≤ ρ_t ≤ C]·ρ_t, ρ_t = exp(log π_trainer − log π_sampler), no gradient; with ``level="sequence"`` every
     token has the weight of its answer, with Π_t ρ_t in place of ρ_t. Source: IcePop, Ling team 2025 (arXiv 2510.18855),
-    eq. 1 and 2, with F = 0.5 and C = 5.
+    with F = 0.5 and C = 5.
 
     Args:
         logprobs: ``[B, T]``, nats, of the same weights in the trainer.

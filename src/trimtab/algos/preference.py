@@ -43,7 +43,7 @@ def dpo_loss(
     ``robust``, [(1 − ε)·L(h) − ε·L(−h)]/(1 − 2ε), Chowdhury et al. 2024 (arXiv 2403.00409), is unbiased
     for the loss under the true labels and may be negative. With lengths each answer's log-ratio is divided by its
     tokens, h = log(π_w/ref_w)/|y_w| − log(π_l/ref_l)/|y_l|: length-normalised DPO, Lambert et al. 2024 (Tülu 3, arXiv
-    2411.15124), eq. 6, where β is per nat per token (5 in the paper).
+    2411.15124), where β is per nat per token (5 in the paper).
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
@@ -183,7 +183,7 @@ def kto_loss(
     """Kahneman–Tversky optimisation: learn from single answers that were liked or not.
 
     With r = log π − log ref: λ_D·(1 − σ(β(r − z))) if liked, λ_U·(1 − σ(β(z − r))) if not. Source:
-    Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.
+    Ethayarajh et al. 2024 (arXiv 2402.01306), eq. 7.
 
     Args:
         policy: ``[B]``, nats, summed over tokens.
@@ -192,7 +192,8 @@ def kto_loss(
         reference_point: z, a scalar in nats, from :func:`kto_reference_point` over the whole step.
         beta: β, above 0.
         weight_desirable: λ_D, above 0.
-        weight_undesirable: λ_U, above 0. The paper asks for λ_D·(number liked)/(λ_U·number not) in [1, 4/3].
+        weight_undesirable: λ_U, above 0. The paper (eq. 8) asks for λ_D·(number liked)/(λ_U·number not) in
+            [1, 4/3].
 
     Returns:
         ``[B]``, between 0 and the weight.

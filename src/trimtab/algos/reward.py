@@ -41,8 +41,8 @@ def bradley_terry_loss(
 
     L = −log σ(Δ), Δ = r_w − r_l − m; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ) with Δ = r_w − r_l − sign(p − ½)·m,
     so that the margin is asked of the answer that is more likely the better one; centring: + η·(r_w + r_l)². Source:
-    Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin: Touvron et al. 2023 (arXiv 2307.09288),
-    eq. 2; centring: Eisenstein et al. 2023 (arXiv 2312.09244).
+    Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin: Touvron et al. 2023 (arXiv 2307.09288);
+    centring: Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2.
 
     All pairs of one ranking are one element: average their losses, then sum over rankings, as
     :func:`ranking_loss` does.
@@ -134,7 +134,7 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, places:
     """Negative log-likelihood of a whole ranking: the best is chosen first, then the best of the rest, and so on.
 
     L = −Σ_k [r_k − log Σ_{j≥k} e^{r_j}], answers in order, best first. Source: Plackett 1975; Luce 1959;
-    Rafailov et al. 2023 (arXiv 2305.18290), eq. 18. Knows no ties; for two answers it is Bradley–Terry.
+    Rafailov et al. 2023 (arXiv 2305.18290), appendix A.3. Knows no ties; for two answers it is Bradley–Terry.
 
     Args:
         rewards: ``[N, K]``, each row from best to worst.

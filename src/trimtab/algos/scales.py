@@ -60,7 +60,7 @@ class DualAscent:
 
     λ ← min(max(0, λ + η·(C − d)), largest), C the mean cost of a batch: projected ascent on the dual of
     max E[r] − β·KL subject to E[c] ≤ d. At its end π ∝ ref·exp((r − λ*c)/β), and the limit holds with equality or λ* =
-    0. Source: Dai et al. 2023 (Safe RLHF, arXiv 2310.12773), eq. 10 and 11; there log λ is moved, and r − λc is divided
+    0. Source: Dai et al. 2023 (Safe RLHF, arXiv 2310.12773); there log λ is moved, and r − λc is divided
     by 1 + λ, which also changes the weight of the KL.
 
     Args:
