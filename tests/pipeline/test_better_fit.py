@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from trimtab.cli.app import app
 from trimtab.errors import ConfigError
+from trimtab.pipeline.better_fit import JudgedData, better_fit, judged_data
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.costs import Sizing, evaluate_cost
 from trimtab.pipeline.memory import model_shape
-from trimtab.pipeline.plan import better_fit, warnings
+from trimtab.pipeline.plan import warnings
 from trimtab.pipeline.rates import fill_rates
+from trimtab.records import Completion, Preference, Prompt, Rating, write_records
 from trimtab.testing import toy_recipe
 from trimtab.trainers import METHODS
 from trimtab.trainers.choosing import ORDER, choices
@@ -51,6 +54,7 @@ def test_the_command_prints_the_table():
         ("dpo", 4, 0, "preferences rank 4 answers; align.method plackett_luce learns from their whole order, dpo from"),
         ("dpo", 2, 0, None),
         ("plackett_luce", 4, 0, None),
+        ("plackett_luce", 2, 0, "for which plackett_luce is dpo"),
         ("simpo", 4, 0, None),  # without a reference there is no list-wise one
         (
             "kto",
@@ -72,8 +76,128 @@ def test_the_plan_names_a_method_that_uses_more_of_the_data(tmp_path: Path, meth
         more = {"rewards": {f"r{i}": REWARD for i in range(rewards)}, "reward": None}
     else:
         more = {}
-    lines = better_fit(load_recipe(toy_recipe(tmp_path, align=section, **more)), answers)
+    lines = better_fit(load_recipe(toy_recipe(tmp_path, align=section, **more)), JudgedData(answers=answers))
     assert (hint is None and lines == []) or (len(lines) == 1 and hint in lines[0])
+
+
+def pair(i: int, ranks=(0, 1), probability=None, better="word " * 4, worse="word " * 4) -> Preference:
+    texts = [f"{better}{i}", f"{worse}{i} no"]
+    return ranking(i, ranks, texts, probability)
+
+
+def ranking(i: int, ranks, texts=None, probability=None) -> Preference:
+    texts = texts or [f"answer {i} {place}" for place in range(len(ranks))]
+    answers = tuple(Completion(text=text) for text in texts)
+    prompt = Prompt.from_text(f"question {i}")
+    return Preference(id=f"p{i}", prompt=prompt, completions=answers, ranks=ranks, probability=probability)
+
+
+def thumbs(up: int, down: int) -> list[Rating]:
+    return [
+        Rating(id=f"r{i}", prompt=Prompt.from_text(f"q {i}"), completion=Completion(text=f"a {i}"), good=i < up)
+        for i in range(up + down)
+    ]
+
+
+PAIRS = [pair(i) for i in range(120)]
+WITH_TIES = [pair(i, ranks=(0, 0) if i % 4 == 0 else (0, 1)) for i in range(120)]
+RANKINGS = [ranking(i, (0, 1, 2, 3)) for i in range(120)]
+ONLINE = {"steps": 2, "prompts": 4, "group": 2, "sampler": {"max_new_tokens": 8}}
+
+
+SHAPES: dict[str, tuple[list[Any], dict[str, Any], list[str]]] = {
+    "pairs": (PAIRS, {"method": "dpo"}, []),
+    "ties": (WITH_TIES, {"method": "dpo"}, ["30 of 120 preferences are ties, from which dpo learns nothing"]),
+    "rankings": (
+        RANKINGS,
+        {"method": "dpo"},
+        ["rank 4 answers; align.method plackett_luce learns from their whole order"],
+    ),
+    "rankings for plackett_luce": (RANKINGS, {"method": "plackett_luce"}, []),
+    "rankings with ties above": (
+        [ranking(i, (0, 0, 1, 2)) for i in range(120)],
+        {"method": "plackett_luce"},
+        ["120 of 120 preferences rank two answers alike above the last place"],
+    ),
+    "the same for dpo": ([ranking(i, (0, 0, 1, 2)) for i in range(120)], {"method": "dpo"}, []),
+    "pairs for plackett_luce": (
+        PAIRS,
+        {"method": "plackett_luce"},
+        ["preferences rank 2 answers, for which plackett_luce is dpo"],
+    ),
+    "soft labels": (
+        [pair(i, probability=0.8) for i in range(120)],
+        {"method": "simpo"},
+        [
+            "120 of 120 preferences carry soft labels, which simpo has no formula for, so the run will stop; use "
+            "align.method dpo, ipo, sppo"
+        ],
+    ),
+    "soft labels for sppo": ([pair(i, probability=0.8) for i in range(120)], {"method": "sppo"}, []),
+    "few pairs": (PAIRS[:40], {"method": "dpo"}, ["40 preferences are few, and dpo pushes certain labels without end"]),
+    "few pairs for ipo": (PAIRS[:40], {"method": "ipo"}, []),
+    "longer answers win": (
+        [pair(i, better="word " * 9) for i in range(120)],
+        {"method": "dpo"},
+        [
+            "in 100% of pairs the better answer is the longer one, and dpo learns length with the rest, because it "
+            "sums over tokens; to compare per token, set align.normalise: true"
+        ],
+    ),
+    "longer answers win, per token": (
+        [pair(i, better="word " * 9) for i in range(120)],
+        {"method": "dpo", "normalise": True, "beta": 5.0},
+        [],
+    ),
+    "longer answers win, for exo": (
+        [pair(i, better="word " * 9) for i in range(120)],
+        {"method": "exo"},
+        ["to compare per token, align.method dpo with normalise: true, or simpo"],
+    ),
+    "thumbs": (thumbs(60, 60), {"method": "kto"}, []),
+    "more thumbs up": (
+        thumbs(80, 20),
+        {"method": "kto"},
+        ["80 thumbs up and 20 down", "set align.weight_undesirable: 4"],
+    ),
+    "more thumbs down": (thumbs(20, 80), {"method": "kto"}, ["set align.weight_desirable: 4"]),
+    "only thumbs up": (thumbs(50, 0), {"method": "kto"}, ["all 50 thumbs are up", "sft imitates the liked answers"]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_plan_reads_the_data(tmp_path: Path, shape: str):
+    """Every hint is about these data, and data that fit get none."""
+    records, section, hints = SHAPES[shape]
+    write_records(tmp_path / "judged.jsonl", records)
+    name = "ratings" if isinstance(records[0], Rating) else "preferences"
+    recipe = toy_recipe(
+        tmp_path, align=section | {"adapter": LORA}, sample=None, label=None, reward=None, rewards=None,
+        data={name: "judged.jsonl", "heldout": "data/heldout.jsonl", "demonstrations": "data/demonstrations.jsonl"},
+    )  # fmt: skip
+    lines = " | ".join(hints_of(recipe))
+    assert all(hint in lines for hint in hints) and bool(lines) == bool(hints), lines
+
+
+def hints_of(recipe: Path) -> list[str]:
+    config = load_recipe(recipe)
+    return better_fit(config, judged_data(Sizing(config=config, recipe=recipe, shape={})))
+
+
+def test_the_plan_reads_the_data_of_a_reward_model(tmp_path: Path):
+    write_records(tmp_path / "judged.jsonl", WITH_TIES[:60])
+    more = {"data": {"preferences": "judged.jsonl"}, "sample": None, "label": None, "sft": None, "evaluate": None}
+    lines = hints_of(toy_recipe(tmp_path, align={"method": "rloo", "adapter": LORA} | ONLINE, **more))
+    assert len(lines) == 2 and "15 of 60 preferences are ties, which reward.loss bradley_terry leaves out" in lines[0]
+    assert "60 preferences are few for a reward model" in lines[1]
+
+
+@pytest.mark.parametrize("constraint", [None, {"reward": "harm", "limit": 0.1}])
+def test_a_cost_with_a_fixed_weight_gets_a_limit(tmp_path: Path, constraint):
+    section = {"method": "rloo", "adapter": LORA, "constraint": constraint} | ONLINE
+    harm = REWARD if constraint else REWARD | {"weight": -2.0}
+    lines = hints_of(toy_recipe(tmp_path, align=section, rewards={"good": REWARD, "harm": harm}, reward=None))
+    assert (lines == []) if constraint else "rewards.harm has the fixed weight -2" in lines[0]
 
 
 @pytest.mark.parametrize(

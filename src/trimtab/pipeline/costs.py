@@ -1,9 +1,10 @@
 """What each stage of a recipe would cost: estimates from counts and assumed lengths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trimtab.constitution import DEFAULT, load_constitution
 from trimtab.evals import REMOVALS
@@ -78,12 +79,16 @@ class Sizing:
     round: int = 1
     """Number of the round."""
 
-    def rows(self, source: str | None, kind: type) -> int:
-        """Rows in a data file; 0 where it is not here to be counted."""
+    def records(self, source: str | None, kind: type) -> Sequence[Any]:
+        """Records of a data file; none where it is not here to be read."""
         path = next((p for p in self._places(source) if p.is_file()), None)
         if path is None:
-            return 0
-        return len(load(path, kind=kind, format=self.config.data.format, limit=self.config.data.limit).records)
+            return ()
+        return load(path, kind=kind, format=self.config.data.format, limit=self.config.data.limit).records
+
+    def rows(self, source: str | None, kind: type) -> int:
+        """Rows in a data file; 0 where it is not here to be counted."""
+        return len(self.records(source, kind))
 
     def _places(self, source: str | None) -> tuple[Path, ...]:
         return () if source is None else (Path(source), self.recipe.parent / source)

@@ -11,6 +11,7 @@ import torch
 from trimtab.errors import ConfigError
 from trimtab.models import ModelConfig
 from trimtab.models.loading import compute_dtype
+from trimtab.pipeline.better_fit import better_fit, judged_data
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.costs import Sizing
 from trimtab.pipeline.machines import Machine, fitting, machine_named, prediction, stage_seconds
@@ -25,16 +26,13 @@ from trimtab.trainers import (
     DpoConfig,
     KtoConfig,
     OfflineConfig,
-    OfflineMethod,
     OnlineConfig,
-    OnlineMethod,
     PairConfig,
     PolicyGradientConfig,
     PpoConfig,
     RlConfig,
     StepKLConfig,
     check_reference_update,
-    methods_with,
 )
 
 
@@ -101,7 +99,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | Non
         "memory_of_stages_gb": fits["gb"],
         "warnings": fits["lines"]
         + warnings(config)
-        + better_fit(config, sizing.preferences[1])
+        + better_fit(config, judged_data(sizing))
         + rate_warnings(config)
         + scale_warnings(config.scale, config.threads),
     }
@@ -209,40 +207,6 @@ def warnings(config: RunConfig) -> list[str]:
         trained, evaluated = config.align.sampler.temperature, config.evaluate.sampler.temperature
         if trained != evaluated:
             lines.append(f"the policy is trained at temperature {trained:g} and evaluated at {evaluated:g}")
-    return lines
-
-
-def better_fit(config: RunConfig, answers: int) -> list[str]:
-    """Methods that use more of what the data say than the recipe's.
-
-    Args:
-        config: the recipe.
-        answers: in each preference.
-    """
-    align, rewards = config.align, len(config.rewards or {})
-    if align is None:
-        return []
-    method, lines = METHODS[align.method], []
-    if isinstance(method, OfflineMethod) and method.loss is not None and method.reference and answers > 2:
-        listwise = methods_with(listwise=True)
-        lines.append(
-            f"preferences rank {answers} answers; align.method {' or '.join(listwise)} learns from their whole order, "
-            f"{align.method} from each pair alone (if no two answers above the last place tie)"
-        )
-    if isinstance(align, KtoConfig) and not config.data.ratings:
-        lines.append(
-            "the data are comparisons, of which kto keeps only which answers won more than they lost; align.method dpo "
-            "learns from who beat whom"
-        )
-    if isinstance(method, OnlineMethod) and "std" in method.config.model_fields:
-        several = methods_with(several_rewards=True)
-        if rewards > 1 and method.component_advantages is None:
-            lines.append(
-                f"{rewards} rewards are added before {align.method} divides by their deviation, so the one that varies "
-                f"most decides; align.method {' or '.join(several)} normalises each by itself"
-            )
-        if rewards <= 1 and method.component_advantages is not None:
-            lines.append(f"align.method {align.method} is for several rewards and there is one; use grpo or rloo")
     return lines
 
 

@@ -255,7 +255,11 @@ def _check_online(config: RunConfig) -> Iterator[str]:
     if not isinstance(align, OnlineConfig):
         return
     if not (config.reward or config.rewards):
-        yield "align needs reward, or rewards that are not a model: there is nothing to maximise"
+        yield (
+            f"align.method {align.method!r} needs reward, or rewards that are not a model: nothing says which answers "
+            "are good. Train a reward model (reward) on preferences, which label gives to sampled answers, or name a "
+            "function or an endpoint in rewards"
+        )
     if not (data.prompts or data.preferences):
         yield "align needs data.prompts (or data.preferences, whose prompts it uses)"
     if isinstance(align, OpponentConfig) and align.preference == "given":

@@ -1,0 +1,216 @@
+"""Which other method or setting the data call for: what a recipe's judged answers are like, and hints for ``plan``.
+
+A hint names what the recipe's method loses or gets wrong on these data, and what to use instead. Nothing is changed.
+"""
+
+from dataclasses import dataclass
+
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.costs import Sizing
+from trimtab.records import Preference, Rating
+from trimtab.trainers import (
+    METHODS,
+    DpoConfig,
+    KtoConfig,
+    OfflineMethod,
+    OnlineMethod,
+    PolicyGradientConfig,
+    methods_with,
+)
+
+FEW = 100
+"""Fewer preferences than this are few."""
+
+OFTEN_TIED = 0.1
+"""From this share of ties on they are worth a reward model that knows them."""
+
+OFTEN_LONGER = 0.65
+"""From this share of pairs with a longer better answer on, length explains much of the preference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedData:
+    """What the judged answers of a recipe are like, as far as it is known before the run."""
+
+    preferences: int = 0
+    """How many; 0: unknown."""
+    answers: int = 2
+    """Most answers in a preference."""
+    tied: int = 0
+    """Preferences whose answers all have one rank."""
+    tied_above: int = 0
+    """Preferences with a tie above the last place."""
+    soft: int = 0
+    """Preferences with a soft label."""
+    pairs: int = 0
+    """Strict pairs of answers."""
+    longer: int = 0
+    """Of them, those whose better answer has more characters."""
+    liked: int = 0
+    """Thumbs up."""
+    disliked: int = 0
+    """Thumbs down."""
+
+
+def judged_data(sizing: Sizing) -> JudgedData:
+    """Read the recipe's preferences or thumbs; of answers that are yet to be sampled only the numbers are known."""
+    data = sizing.config.data
+    ratings = sizing.records(data.ratings, Rating)
+    if ratings:
+        liked = sum(rating.good for rating in ratings)
+        return JudgedData(liked=liked, disliked=len(ratings) - liked)
+    preferences = sizing.records(data.preferences, Preference)
+    if not preferences:
+        count, answers = sizing.preferences
+        return JudgedData(preferences=count, answers=answers)
+    certain = [p for p in preferences if p.probability in (None, 0.0, 1.0)]
+    pairs = [pair for p in preferences for pair in _strict_pairs(p)]
+    return JudgedData(
+        preferences=len(preferences),
+        answers=max(len(p.completions) for p in preferences),
+        tied=sum(len(set(p.ranks)) == 1 and p.probability is None for p in preferences),
+        tied_above=sum(_tied_above(p.ranks) for p in certain),
+        soft=len(preferences) - len(certain),
+        pairs=len(pairs),
+        longer=sum(len(better) > len(worse) for better, worse in pairs),
+    )
+
+
+def _strict_pairs(preference: Preference) -> list[tuple[str, str]]:
+    """Texts of the better and the worse answer of each pair with a winner."""
+    texts, ranks = [c.text for c in preference.completions], preference.ranks
+    if preference.probability is not None:
+        ranks = (0, 1) if preference.probability > 0.5 else (1, 0) if preference.probability < 0.5 else (0, 0)
+    places = range(len(texts))
+    return [(texts[i], texts[j]) for i in places for j in places if ranks[i] < ranks[j]]
+
+
+def _tied_above(ranks: tuple[int, ...]) -> bool:
+    return any(ranks.count(rank) > 1 for rank in ranks if rank < max(ranks))
+
+
+def better_fit(config: RunConfig, data: JudgedData) -> list[str]:
+    """Methods and settings that learn more from the recipe's data than its own.
+
+    Args:
+        config: the recipe.
+        data: what its judged answers are like.
+    """
+    align = config.align
+    lines = _for_the_reward_model(config, data)
+    if align is None:
+        return lines
+    method = METHODS[align.method]
+    if isinstance(align, KtoConfig):
+        return lines + _for_kto(config, align, data)
+    return lines + (_for_offline(config, data) if isinstance(method, OfflineMethod) else _for_online(config))
+
+
+def _for_the_reward_model(config: RunConfig, data: JudgedData) -> list[str]:
+    reward, count, lines = config.reward, data.preferences, []
+    if reward is None or not count:
+        return lines
+    if data.tied >= OFTEN_TIED * count and not reward.ties:
+        lines.append(
+            f"{data.tied} of {count} preferences are ties, which reward.loss {reward.loss} leaves out; davidson or "
+            "rao_kupper learns from them"
+        )
+    if count < FEW:
+        lines.append(
+            f"{count} preferences are few for a reward model, and a policy that maximises it finds its errors; "
+            "align.method ipo learns from the preferences themselves"
+        )
+    return lines
+
+
+def _for_kto(config: RunConfig, align: KtoConfig, data: JudgedData) -> list[str]:
+    if not config.data.ratings:
+        return [
+            "the data are comparisons, of which kto keeps only which answers won more than they lost; align.method dpo "
+            "learns from who beat whom"
+        ]
+    if not (data.liked or data.disliked):  # not here to be counted
+        return []
+    if not (data.liked and data.disliked):
+        kind = "up" if data.liked else "down"
+        also = "; sft imitates the liked answers (data.demonstrations)" if data.liked else ""
+        return [f"all {data.liked + data.disliked} thumbs are {kind}, and kto learns from the contrast of both{also}"]
+    up, down = align.weight_desirable * data.liked, align.weight_undesirable * data.disliked
+    if 1 <= up / down <= 4 / 3:
+        return []
+    setting, value = "weight_desirable", down / data.liked
+    if up > down:
+        setting, value = "weight_undesirable", up / data.disliked
+    return [
+        f"{data.liked} thumbs up and {data.disliked} down: weight_desirable·up/(weight_undesirable·down) is "
+        f"{up / down:.2g}, and KTO's authors advise 1 to 1.33; set align.{setting}: {value:.2g}"
+    ]
+
+
+def _for_offline(config: RunConfig, data: JudgedData) -> list[str]:
+    align, count, lines = config.align, data.preferences, []
+    assert align is not None
+    method = METHODS[align.method]
+    assert isinstance(method, OfflineMethod)
+    if data.soft and not method.soft_labels:
+        lines.append(
+            f"{data.soft} of {count} preferences carry soft labels, which {align.method} has no formula for, so the "
+            f"run will stop; use align.method {', '.join(methods_with(soft_labels=True))}"
+        )
+    if method.listwise and data.tied_above:
+        lines.append(
+            f"{data.tied_above} of {count} preferences rank two answers alike above the last place, which "
+            f"{align.method} has no formula for, so the run will stop; align.method dpo learns from every strict pair"
+        )
+    elif method.listwise and data.answers == 2:
+        lines.append(f"preferences rank 2 answers, for which {align.method} is dpo; dpo also takes soft labels")
+    elif method.reference and not method.listwise and data.answers > 2 and not data.tied_above:
+        certain = "" if data.pairs else " (if no two answers above the last place tie)"
+        lines.append(
+            f"preferences rank {data.answers} answers; align.method {' or '.join(methods_with(listwise=True))} learns "
+            f"from their whole order, {align.method} from each pair alone{certain}"
+        )
+    if data.tied >= OFTEN_TIED * max(count, 1):
+        lines.append(
+            f"{data.tied} of {count} preferences are ties, from which {align.method} learns nothing; a reward model "
+            "with reward.loss davidson or rao_kupper learns from them, for align.method ppo or rloo"
+        )
+    if data.pairs >= FEW and data.longer >= OFTEN_LONGER * data.pairs and not method.per_token_gap(align):
+        remedy = (
+            "set align.normalise: true"
+            if "normalise" in type(align).model_fields
+            else "align.method dpo with normalise: true, or simpo"
+        )
+        lines.append(
+            f"in {data.longer / data.pairs:.0%} of pairs the better answer is the longer one, and {align.method} "
+            f"learns length with the rest, because it sums over tokens; to compare per token, {remedy}"
+        )
+    if isinstance(align, DpoConfig) and 0 < count < FEW and not (data.soft or align.label_smoothing):
+        lines.append(
+            f"{count} preferences are few, and dpo pushes certain labels without end; align.method ipo stops at a gap, "
+            "and align.label_smoothing bounds it too"
+        )
+    return lines
+
+
+def _for_online(config: RunConfig) -> list[str]:
+    align, rewards, lines = config.align, config.rewards or {}, []
+    assert align is not None
+    method = METHODS[align.method]
+    assert isinstance(method, OnlineMethod)
+    if "std" in method.config.model_fields:
+        several = methods_with(several_rewards=True)
+        if len(rewards) > 1 and not method.several_rewards:
+            lines.append(
+                f"{len(rewards)} rewards are added before {align.method} divides by their deviation, so the one that "
+                f"varies most decides; align.method {' or '.join(several)} normalises each by itself"
+            )
+        if len(rewards) <= 1 and method.several_rewards:
+            lines.append(f"align.method {align.method} is for several rewards and there is one; use grpo or rloo")
+    costs = [name for name, source in rewards.items() if source.weight < 0]
+    if costs and len(rewards) > 1 and isinstance(align, PolicyGradientConfig) and align.constraint is None:
+        lines.append(
+            f"rewards.{costs[0]} has the fixed weight {rewards[costs[0]].weight:g}, so how much of it a policy accepts "
+            "depends on the scale of the other rewards; align.constraint gives it a limit instead"
+        )
+    return lines
