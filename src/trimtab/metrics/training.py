@@ -67,6 +67,25 @@ TRAINING: Mapping[str, Metric] = {
         where="reward, offline methods, online_dpo, xpo",
         live="accuracy {:.0%}",
     ),
+    "step_accuracy": Metric(
+        title="Accuracy of steps",
+        meaning="Share of the judged steps that the process reward model puts on the side of one half where their label "
+        "is.",
+        unit="share",
+        good="above the share of right steps, which a model that calls every step right reaches",
+        act="At that share it has learned nothing: more solutions, or a higher learning rate. The held-out F1 of the first "
+        "wrong step is what counts.",
+        where="process",
+        live="steps right {:.0%}",
+    ),
+    "judged_steps": Metric(
+        title="Judged steps",
+        meaning="Steps of the optimiser step's solutions whose label is known; those after a first wrong one are not.",
+        unit="steps",
+        good="`batch` or more",
+        act="If low, most solutions go wrong at once: add better ones.",
+        where="process",
+    ),
     "pairs": Metric(
         title="Pairs",
         meaning="Pairs of a better and a worse answer in the step.",

@@ -20,7 +20,7 @@ from trimtab.models import ModelConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.pipeline.scale import ScaleConfig, check_scale
 from trimtab.records.weights import WATCHED
-from trimtab.rollout import EnsembleConfig, FunctionReward, ModelReward, RewardSource, SamplerConfig
+from trimtab.rollout import EnsembleConfig, FunctionReward, ModelReward, ProcessReward, RewardSource, SamplerConfig
 from trimtab.trainers import (
     OFFLINE,
     ONLINE,
@@ -33,6 +33,7 @@ from trimtab.trainers import (
     PolicyGradientConfig,
     PpoConfig,
     PreferenceConfig,
+    ProcessConfig,
     RewardConfig,
     RlConfig,
     SftConfig,
@@ -52,6 +53,9 @@ class DataConfig(Config):
     """Conversations to imitate (SFT). From a preference file, the better answers are used."""
     preferences: str | None = None
     """Ready-made preferences; with them, ``sample`` and ``label`` are not needed."""
+    steps: str | None = None
+    """Solutions whose first wrong step is known, for the process reward model: the export ``steps`` of the annotation
+    app, ProcessBench, BIG-Bench Mistake, or TRL's stepwise supervision."""
     ratings: str | None = None
     """Single answers with thumbs up or down, for ``align.method: kto``."""
     prompts: str | None = None
@@ -189,6 +193,33 @@ class RewardStageConfig(RewardConfig):
         return shares + ([0.5] if self.split else [])
 
 
+class RolloutLabelsConfig(Config):
+    """Labels of steps from rollouts (Math-Shepherd): a step is as good as what the model makes of it."""
+
+    verifier: str
+    """Dotted path of a function that says which answers are right, above 0.5: rollouts in, one number each out."""
+    prompts: int | None = Field(default=None, ge=1)
+    """How many of the prompts to use; None: all."""
+    answers: int = Field(default=4, ge=1)
+    """Solutions drawn per prompt, whose steps are labelled."""
+    tries: int = Field(default=8, ge=1)
+    """Ways to go on from each step."""
+    labels: Literal["soft", "hard"] = "soft"
+    """``soft``: the share of tries that ended right; ``hard``: 1 if one did."""
+    least: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Share of right solutions below which the run stops: where the model solves next to nothing, every step would be
+    labelled wrong."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How solutions and their continuations are drawn."""
+
+
+class ProcessStageConfig(ProcessConfig):
+    """Training of the process reward model, an adapter on the policy's trunk after SFT."""
+
+    rollouts: RolloutLabelsConfig | None = None
+    """Labels from rollouts, beside those of ``data.steps``; None: none."""
+
+
 class EvaluateConfig(Config):
     """Held-out comparison of the models."""
 
@@ -243,9 +274,11 @@ class RunConfig(Config):
     """Who compares the answers."""
     reward: RewardStageConfig | None = None
     """Reward model."""
+    process: ProcessStageConfig | None = None
+    """Process reward model: P(right) for each step of an answer."""
     rewards: dict[str, RewardSource] | None = Field(default=None, min_length=1)
-    """Rewards that online alignment maximises, by name: the reward model (``kind: model``), Python functions
-    (``function``) and endpoints (``http``), each with a weight. Left out: the reward model alone."""
+    """Rewards that online alignment maximises, by name: the reward model (``kind: model``), the process reward model
+    (``process``), Python functions (``function``) and endpoints (``http``), each with a weight. Left out: the reward model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
     """Alignment, by the method that ``align.method`` names: an online one maximises rewards of the policy's answers, an
     offline one learns from the preferences themselves."""
@@ -460,12 +493,35 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
         yield "rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align"
     if all(source.weight == 0 for source in sources.values()):
         yield "the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight"
-    stepwise = [name for name, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
+    process = [name for name, source in sources.items() if isinstance(source, ProcessReward)]
+    if process and not config.process:
+        yield f"rewards.{process[0]} is the process reward model and needs process, the section that trains it"
+    stepwise = [name for name, source in sources.items() if _by_step(source)]
     if stepwise and isinstance(align, OnlineConfig) and not ONLINE[align.method].step_rewards:
         yield (
-            f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {align.method!r} gives all tokens "
-            f"of an answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or drop steps"
+            f"rewards.{stepwise[0]} places rewards at steps, but align.method {align.method!r} gives all tokens of an "
+            f"answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or one number per answer "
+            "(leave steps out; for the process reward model score: minimum)"
         )
+
+
+def _by_step(source: RewardSource) -> bool:
+    """True: the reward is earned at the ends of steps."""
+    if isinstance(source, ProcessReward):
+        return source.score == "steps"
+    return isinstance(source, FunctionReward) and source.steps is not None
+
+
+def _check_process(config: RunConfig) -> Iterator[str]:
+    process, data = config.process, config.data
+    if process is None:
+        if data.steps is not None:
+            yield "data.steps is for the process reward model; add a process section, or drop it"
+        return
+    if data.steps is None and process.rollouts is None:
+        yield "process needs solutions with judged steps: data.steps, or process.rollouts to make them"
+    if process.rollouts is not None and not (data.prompts or data.preferences):
+        yield "process.rollouts needs data.prompts to solve"
 
 
 def soft_labels_expected(config: RunConfig) -> str | None:
@@ -613,6 +669,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_rounds,
     _check_reward,
     _check_rewards,
+    _check_process,
     _check_offline,
     _check_soft_labels,
     _check_online,
