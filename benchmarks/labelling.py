@@ -1,13 +1,14 @@
 """What to label next, on real votes: ``python -m benchmarks.labelling``.
 
-UKPConvArg1, one crowd vote a label. Features of an argument are 50 singular vectors of its words and nine numbers about
-its form; the model is Bradley–Terry with a ridge penalty. In each repetition six of the 24 debates are the test set.
+UKPConvArg1, one crowd vote a label. Features of an argument are 50 singular vectors of its words and nine numbers
+about its form; the model is Bradley–Terry with a ridge penalty. In each repetition six of the 24 debates are the test
+set.
 
-- ``gain``: 100 random labels, then four times 100 more by each arm, a quarter of them by the random arm. Accuracy on the
-  net votes of the test debates after each, minus that of the random arm. Also the share of ties in the pool, as the arm's
-  labels say it with and without their propensities.
-- ``more``: learning curves up to 400, 800 and 1,600 labels and what they predict for four times as many, beside what the
-  same models then measure.
+- ``gain``: 100 random labels, then four times 100 more by each arm, a quarter of them by the random arm. Accuracy on
+  the net votes of the test debates after each, minus that of the random arm. Also the share of ties in the pool, as the
+  arm's labels say it with and without their propensities.
+- ``more``: learning curves up to 400, 800 and 1,600 labels and what they predict for four times as many, beside what
+  the same models then measure.
 
 Texts are not printed.
 """
@@ -193,7 +194,9 @@ def more(pairs: Pairs) -> dict[str, Any]:
     for largest in (400, 800, 1600):
         sizes = doubling_sizes(largest)
         values = curve(pairs, (*sizes, 4 * largest), seed=largest)
-        outlook = predict_gain(LearningCurve(sizes=sizes, values=values[:-1], shared=TEST_DEBATES / (24 - TEST_DEBATES)))
+        outlook = predict_gain(
+            LearningCurve(sizes=sizes, values=values[:-1], shared=TEST_DEBATES / (24 - TEST_DEBATES))
+        )
         results[f"{largest} labels"] = {
             "accuracy by size": dict(zip(sizes, values[:-1].mean(1).round(4).tolist(), strict=True)),
             "outlook": outlook.line(),

@@ -96,7 +96,7 @@ def test_test_set_is_random_and_the_same_in_every_round():
 
 
 def test_correction_undoes_the_choice():
-    """An arm that looks for close pairs finds ties; the corrected share is that of all pairs, and its interval holds."""
+    """An arm that looks for close pairs finds ties; the corrected share is that of all pairs."""
     comparisons = items(500)
     rng = np.random.default_rng(0)
     gaps = rng.normal(size=(500, 1))
@@ -134,7 +134,7 @@ def test_bad_scores_are_dropped_and_counted(tmp_path):
         {"id": ids[0], "scores": [[1.0, 2.0]]},
     ]
     path = tmp_path / "scores.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"id": "%s", "scores": [[NaN, 1.0]]}\n' % ids[3])
+    path.write_text("\n".join(map(json.dumps, rows)) + f'\n{{"id": "{ids[3]}", "scores": [[NaN, 1.0]]}}\n')
     scored, dropped = read_scores(path, comparisons)
     assert [row is not None for row in scored] == [True, False, False, False, False]
     assert dropped == {

@@ -39,7 +39,11 @@ def test_tasks_are_different_and_the_same_for_a_seed(name):
 def test_mistakes_are_found(tmp_path):
     [task] = generate_tasks("sums", 1, seed=0)
     prompt = Prompt.from_text(task.question, solution=list(task.steps))
-    assert solved([rollout(prompt, "\n".join(task.steps)), rollout(prompt, "Answer: 0"), rollout(prompt, "")]) == [1, 0, 0]
+    assert solved([rollout(prompt, "\n".join(task.steps)), rollout(prompt, "Answer: 0"), rollout(prompt, "")]) == [
+        1,
+        0,
+        0,
+    ]
     wrong = [task.steps[0], "1 + 1 = 3", task.steps[2]]
     assert first_wrong_step(task.steps, wrong) == 1 and first_wrong_step(task.steps, task.steps) is None
     assert first_wrong_step(task.steps, task.steps[:1]) == 0 and first_wrong_step(task.steps, [*task.steps, "x"]) == 3

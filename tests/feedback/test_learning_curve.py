@@ -78,7 +78,9 @@ def test_gain_of_an_arm_by_hand():
     arm = [[0.61, 0.72], [0.62, 0.64], [0.53, 0.76]]
     gain = gain_over_random(arm, random, [100, 200])
     assert gain.value == pytest.approx(0.02)  # .01, .02 and .03 per 100 labels
-    assert (gain.low, gain.high) == pytest.approx((0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5), rel=1e-4)
+    assert (gain.low, gain.high) == pytest.approx(
+        (0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5), rel=1e-4
+    )
     with pytest.raises(DataError, match="three repetitions"):
         gain_over_random(arm[:2], random[:2], [100, 200])
 

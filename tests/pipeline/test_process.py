@@ -49,7 +49,11 @@ def recipe(folder: Path, **sections: Any) -> Path:
     }  # fmt: skip
     path = toy_recipe(folder, **values | sections)
     rows = [
-        {"prompt": text, "steps": ["green tea", "cold soup" if n % 2 else "green tea"], "first_wrong": 1 if n % 2 else None}
+        {
+            "prompt": text,
+            "steps": ["green tea", "cold soup" if n % 2 else "green tea"],
+            "first_wrong": 1 if n % 2 else None,
+        }
         for n, text in enumerate(sentences(20, words=3, start=4000))
     ]
     rows.append({"prompt": "beyond", "steps": ["a"], "first_wrong": 3})
@@ -108,7 +112,10 @@ def test_shares_of_rollouts_are_those_of_the_verifier(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"process": None, "data": {"prompts": "data/prompts.jsonl"}}, "rewards.process is the process reward model and"),
+        (
+            {"process": None, "data": {"prompts": "data/prompts.jsonl"}},
+            "rewards.process is the process reward model and",
+        ),
         ({"process": None}, "data.steps is for the process reward model"),
         ({"process": {}, "data": {"prompts": "data/prompts.jsonl"}}, "process needs solutions with judged steps"),
         ({"align": {"method": "grpo", "steps": 2}}, "rewards.process places rewards at steps"),

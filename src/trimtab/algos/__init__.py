@@ -84,8 +84,8 @@ from trimtab.algos.scales import DualAscent, RunningScale
 from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
-    "Aggregation",
     "AdaptiveKL",
+    "Aggregation",
     "DualAscent",
     "RunningScale",
     "answer_nll",

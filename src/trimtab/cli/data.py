@@ -126,6 +126,7 @@ def generate(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON lines file to write.")],
     count: Annotated[int, typer.Option("--count", min=1, help="How many tasks.")] = 1000,
     size: Annotated[int, typer.Option("--size", min=2, max=5, help="Numbers, words or people in each.")] = 3,
+    largest: Annotated[int, typer.Option("--largest", min=2, help="Largest number in sums.")] = 99,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many, for a file apart.")] = 0,
 ) -> None:
@@ -137,13 +138,13 @@ def generate(
     """
     from json import dumps
 
-    from trimtab.feedback.generated_tasks import TASKS, generate_tasks
+    from trimtab.feedback.generated_tasks import TASKS, TaskName, generate_tasks
     from trimtab.files import write_atomic
 
-    name = next((known for known in TASKS if known == task), None)
+    name: TaskName | None = next((known for known in TASKS if known == task), None)
     if name is None:
         raise ConfigError(f"TASK {task!r}: use one of {', '.join(TASKS)}")
-    tasks = generate_tasks(name, skip + count, seed=seed, size=size)[skip:]
+    tasks = generate_tasks(name, skip + count, seed=seed, size=size, largest=largest)[skip:]
     write_atomic(out, "".join(dumps(made.row()) + "\n" for made in tasks))
     typer.echo(f"{out}: {len(tasks)} tasks")
     if len(tasks) < count:

@@ -15,7 +15,9 @@ def next_items(
     count: Annotated[int, typer.Option("--count", min=1, help="How many labels to ask for.")],
     scores: Annotated[
         Path | None,
-        typer.Option("--scores", metavar="FILE", help='JSON lines {"id": item, "scores": [[reward of each answer], …]}.'),
+        typer.Option(
+            "--scores", metavar="FILE", help='JSON lines {"id": item, "scores": [[reward of each answer], …]}.'
+        ),
     ] = None,
     arm: Annotated[
         list[str] | None,
@@ -25,7 +27,9 @@ def next_items(
     labelled: Annotated[
         str | None, typer.Option("--labelled", metavar="FILE", help="Preferences; their items are left out.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw and the test set; keep it in later rounds.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the draw and the test set; keep it in later rounds.")
+    ] = 0,
 ) -> None:
     """Choose the items to label next, and write them as a queue with the propensity of each.
 
@@ -76,16 +80,18 @@ def next_items(
         if number:
             typer.echo(f"  {number} {reason}")
     if len(chosen) < count:
-        typer.echo(f"  {count - len(chosen)} fewer than asked for: the items for the test set or for the arms are used up")
+        typer.echo(
+            f"  {count - len(chosen)} fewer than asked for: the items for the test set or for the arms are used up"
+        )
     typer.echo(f"Next: trimtab annotate PROJECT --items {out}")
 
 
 @app.command()
 def more(
-    source: Annotated[str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or with --curve a curve.")],
-    factor: Annotated[
-        float, typer.Option("--factor", help="How many times the labels there are, up to 4.")
-    ] = 4.0,
+    source: Annotated[
+        str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or with --curve a curve.")
+    ],
+    factor: Annotated[float, typer.Option("--factor", help="How many times the labels there are, up to 4.")] = 4.0,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="KEY", help="Metadata key to split by. Default: the prompt.")
     ] = None,
@@ -110,5 +116,7 @@ def more(
         measured = word_curve(load(source, kind=Preference).records, cluster=cluster, seed=seed)
     outlook = predict_gain(measured, factor=factor, seed=seed)
     for size, row in zip(measured.sizes, measured.values, strict=True):
-        typer.echo(f"{size:>8} labels: accuracy {row.mean():.1%} (spread {row.std(ddof=1):.1%} over {len(row)} resamplings)")
+        typer.echo(
+            f"{size:>8} labels: accuracy {row.mean():.1%} (spread {row.std(ddof=1):.1%} over {len(row)} resamplings)"
+        )
     typer.echo(outlook.line())

@@ -32,11 +32,11 @@ def first_error_f1(
     Raises:
         DataError: the solutions are all right or all wrong, so that one of the two accuracies does not exist.
     """
-    if len(predicted) != len(truth) or not {first is None for first in truth} == {True, False}:
+    if len(predicted) != len(truth) or {first is None for first in truth} != {True, False}:
         wrong = sum(first is not None for first in truth)
         raise DataError(
-            f"{name}: {wrong} of {len(truth)} solutions have a wrong step, and {len(predicted)} are predicted; F1 needs "
-            "solutions with one and without, and a prediction for each"
+            f"{name}: {wrong} of {len(truth)} solutions have a wrong step, and {len(predicted)} are predicted; F1 "
+            "needs solutions with one and without, and a prediction for each"
         )
     groups: dict[Hashable, list[tuple[bool, bool]]] = {}
     for i, (said, is_first) in enumerate(zip(predicted, truth, strict=True)):

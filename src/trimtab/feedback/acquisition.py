@@ -1,8 +1,8 @@
 """What to label next: the arms that choose items, and the propensity with which each item is chosen.
 
-π_i = min(1, c · Σ_a s_a w_a(i)) with Σ_i π_i = n: the arms a have shares s_a of the n labels and weights w_a(i) that sum
-to 1. Items are drawn with exactly these inclusion probabilities (Madow's systematic sampling in random order, Annals of
-Mathematical Statistics 20 (1949), 333–354). The random arm has a share of its own, so that every item has a chance, and
+π_i = min(1, c · Σ_a s_a w_a(i)) with Σ_i π_i = n: the arms a have shares s_a of the n labels and weights w_a(i) that
+sum to 1. Items are drawn with exactly these inclusion probabilities (Madow's systematic sampling in random order, Annals
+of Mathematical Statistics 20 (1949), 333–354). The random arm has a share of its own, so that every item has a chance, and
 what is estimated from the labels can be corrected with 1/π (:func:`corrected_share`). Prompts of the test set are set
 aside by a hash before any arm looks at them, and items among them are drawn at random.
 
@@ -55,8 +55,8 @@ class AcquisitionConfig(Config):
             raise ValueError(f"the shares of the arms are {shares}; they must be above 0 and add up to 1")
         if "random" not in self.arms:
             raise ValueError(
-                "the arm random has no share: items that no other arm chooses would have no chance, and nothing that is "
-                "estimated from the labels could be corrected; give it a share, for example random=0.25"
+                "the arm random has no share: items that no other arm chooses would have no chance, and nothing that "
+                "is estimated from the labels could be corrected; give it a share, for example random=0.25"
             )
         return self
 
@@ -162,7 +162,7 @@ def choose_items(
     ]
     count = min(len(pool), config.count - tests)
     if count:
-        own = [scored[i] for i in pool]
+        own = [scored[i] for i in pool.tolist()]
         shares = np.array(list(config.arms.values()))
         by_arm = np.array([_weights(arm, own, max(1, round(s * count))) for arm, s in config.arms.items()])
         mixture = shares[:, None] * by_arm
@@ -189,11 +189,16 @@ def _weights(arm: Arm, scored: Sequence[ItemScores | None], count: int) -> Float
     if not rows:
         raise ConfigError(f"the arm {arm!r} needs the scores of a reward model, and no item has any; give --scores")
     if arm == "variance" and any(len(row.scores) < 2 for row in rows):
-        raise ConfigError("the arm 'variance' needs the scores of two models or more; give an ensemble's, or use margin")
+        raise ConfigError(
+            "the arm 'variance' needs the scores of two models or more; give an ensemble's, or use margin"
+        )
     if arm == "design" and any(row.features is None for row in rows):
         raise ConfigError("the arm 'design' needs features beside the scores: what the last layer sees of each answer")
     tops = [_two_best(row) for row in rows]
-    gaps = [[member[i] - member[j] for member in np.array(r.scores, dtype=float)] for r, (i, j) in zip(rows, tops, strict=True)]
+    gaps = [
+        [member[i] - member[j] for member in np.array(r.scores, dtype=float)]
+        for r, (i, j) in zip(rows, tops, strict=True)
+    ]
     features = None
     if arm == "design":
         features = np.array([np.array(r.features, dtype=float)[[i, j]] for r, (i, j) in zip(rows, tops, strict=True)])
@@ -251,7 +256,7 @@ def d_optimal_design(gaps: Floats, information: Floats, *, count: int, rounds: i
     Returns:
         ``[N]``.
     """
-    scale = np.sqrt((gaps**2).mean(0))
+    scale: Floats = np.sqrt((gaps**2).mean(axis=0))
     rows = gaps / np.where(scale > 0, scale, 1.0) * np.sqrt(information)[:, None]
     weights = np.full(len(rows), 1 / len(rows))
     prior = np.eye(rows.shape[1]) / count
@@ -290,7 +295,7 @@ def inclusion_probabilities(weights: Floats, count: int) -> Floats:
 def systematic_sample(propensity: Floats, rng: np.random.Generator) -> Ints:
     """Places of Σ π items, drawn with exactly these inclusion probabilities (Madow 1949)."""
     order = rng.permutation(len(propensity))
-    ends = np.cumsum(propensity[order])
+    ends: Floats = np.cumsum(propensity[order])
     count = round(float(ends[-1]))
     points = (rng.random() + np.arange(count)) * (ends[-1] / count)
     places = np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)
@@ -316,7 +321,9 @@ def corrected_share(
         DataError: no outcome, or a propensity that is not in (0, 1].
     """
     if not outcomes or len(outcomes) != len(propensities):
-        raise DataError(f"{name}: {len(outcomes)} outcomes and {len(propensities)} propensities; give one for each label")
+        raise DataError(
+            f"{name}: {len(outcomes)} outcomes and {len(propensities)} propensities; give one for each label"
+        )
     for propensity in propensities:
         if not 0 < propensity <= 1:
             raise DataError(f"{name}: a propensity is {propensity:g}; expected above 0 and at most 1")

@@ -47,7 +47,7 @@ class GeneratedTask:
         return {"messages": turns, "task": self.name, "solution": list(self.steps)}
 
 
-def generate_tasks(name: TaskName, count: int, *, seed: int, size: int = 3) -> list[GeneratedTask]:
+def generate_tasks(name: TaskName, count: int, *, seed: int, size: int = 3, largest: int = 99) -> list[GeneratedTask]:
     """Different tasks of one kind; fewer than ``count`` if there are no more after many tries.
 
     Args:
@@ -55,22 +55,25 @@ def generate_tasks(name: TaskName, count: int, *, seed: int, size: int = 3) -> l
         count: how many.
         seed: of the draw; seeds give tasks that may overlap, so split one list into training and test.
         size: numbers to add, words to sort, or people who swap.
+        largest: for ``sums``, the largest number to add.
     """
     if name not in TASKS:
         raise ScoringError(f"task {name!r}; use one of {', '.join(TASKS)}")
-    make = {"sums": _sum, "sorting": _sorting, "tracking": _tracking}[name]
     draw = random.Random(f"{name}|{size}|{seed}")
     tasks: dict[str, GeneratedTask] = {}
     for _ in range(20 * count):
         if len(tasks) == count:
             break
-        question, steps = make(draw, size)
+        if name == "sums":
+            question, steps = _sum(draw, size, largest)
+        else:
+            question, steps = _sorting(draw, size) if name == "sorting" else _tracking(draw, size)
         tasks.setdefault(question, GeneratedTask(name=name, question=question, steps=tuple(steps)))
     return list(tasks.values())
 
 
-def _sum(draw: random.Random, size: int) -> tuple[str, list[str]]:
-    numbers = [draw.randint(2, 99) for _ in range(size)]
+def _sum(draw: random.Random, size: int, largest: int) -> tuple[str, list[str]]:
+    numbers = [draw.randint(1, largest) for _ in range(size)]
     total, steps = numbers[0], list[str]()
     for number in numbers[1:]:
         steps.append(f"{total} + {number} = {total + number}")

@@ -1,11 +1,13 @@
-"""How many more labels: a learning curve, three laws fitted to it, and a prediction that is shown only if it would
-have foretold the last doubling.
+"""How many more labels: a learning curve, three laws fitted to it, and a prediction that has been tried.
+
+A prediction is shown only if one from half of the labels would have foretold the last doubling.
 
 Laws of the accuracy y after n labels: constant y = a; log-linear y = a + b log n; power law y = a − b n^−c with the
 asymptote a ≤ 1. Each is fitted by least squares weighted with the inverse variance of each size. A law's weight is its
 likelihood in back-tests: from three sizes on, it is fitted to the first k sizes and predicts the next one. The interval
-is a bootstrap of whole resamplings in which each draw takes a law by its weight. Resamplings share most of their labels,
-so the spread of the draws is widened by √((1/J + ρ)/(1/J)) (Nadeau and Bengio, Machine Learning 52 (2003), 239–281).
+is a bootstrap of whole resamplings in which each draw takes a law by its weight. Resamplings share most of their
+labels, so the spread of the draws is widened by √((1/J + ρ)/(1/J)) (Nadeau and Bengio, Machine Learning 52 (2003),
+239–281).
 
 NumPy is imported here, so this module is imported where it is used and not with the package.
 """
@@ -14,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -56,10 +59,12 @@ class LearningCurve:
                 f"a learning curve of shape {self.values.shape} for {count} sizes; expected five sizes or more "
                 f"({SIZES} is usual), each with a value of every resampling (two or more, {RESAMPLINGS} is usual)"
             )
-        if any(b <= a for a, b in zip(sizes, sizes[1:], strict=False)) or sizes[0] < 1 or sizes[-1] < 2 * sizes[-2]:
+        if any(b <= a for a, b in pairwise(sizes)) or sizes[0] < 1 or sizes[-1] < 2 * sizes[-2]:
             raise DataError(f"sizes {sizes}: expected ascending, from 1 on, and the last one twice the one before")
         if not np.isfinite(self.values).all():
-            raise DataError(f"{int((~np.isfinite(self.values)).sum())} values of the learning curve are NaN; score again")
+            raise DataError(
+                f"{int((~np.isfinite(self.values)).sum())} values of the learning curve are NaN; score again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +221,9 @@ def _line(x: Floats, means: Floats, precision: Floats) -> tuple[Floats, Floats, 
     return slope, mean + flat * (x[0] - centre), mean
 
 
-def gain_over_random(arm: Sequence[Sequence[float]], random: Sequence[Sequence[float]], labels: Sequence[int]) -> Estimate:
+def gain_over_random(
+    arm: Sequence[Sequence[float]], random: Sequence[Sequence[float]], labels: Sequence[int]
+) -> Estimate:
     """Accuracy that an arm gains over the random one for every 100 labels, with a 95 % interval over repetitions.
 
     The mean over sizes of the difference at that size, divided by the labels chosen there, times 100; Student's
@@ -232,7 +239,9 @@ def gain_over_random(arm: Sequence[Sequence[float]], random: Sequence[Sequence[f
     """
     a, b = np.array(arm, dtype=float), np.array(random, dtype=float)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != len(labels) or len(a) < 3:
-        raise DataError(f"arms of shape {a.shape} and {b.shape} for {len(labels)} sizes; give three repetitions or more")
+        raise DataError(
+            f"arms of shape {a.shape} and {b.shape} for {len(labels)} sizes; give three repetitions or more"
+        )
     each = ((a - b) / np.array(labels, dtype=float) * 100).mean(axis=1)
     half = 1.96 * _student(len(each) - 1) * float(each.std(ddof=1)) / math.sqrt(len(each))
     centre = float(each.mean())

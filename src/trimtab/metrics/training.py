@@ -69,12 +69,11 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "step_accuracy": Metric(
         title="Accuracy of steps",
-        meaning="Share of the judged steps that the process reward model puts on the side of one half where their label "
-        "is.",
+        meaning="Share of the judged steps that the process reward model puts on their label's side of one half.",
         unit="share",
         good="above the share of right steps, which a model that calls every step right reaches",
-        act="At that share it has learned nothing: more solutions, or a higher learning rate. The held-out F1 of the first "
-        "wrong step is what counts.",
+        act="At that share it has learned nothing: more solutions, or a higher learning rate. What counts is the "
+        "held-out F1 of the first wrong step.",
         where="process",
         live="steps right {:.0%}",
     ),

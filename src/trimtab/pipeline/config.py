@@ -278,7 +278,8 @@ class RunConfig(Config):
     """Process reward model: P(right) for each step of an answer."""
     rewards: dict[str, RewardSource] | None = Field(default=None, min_length=1)
     """Rewards that online alignment maximises, by name: the reward model (``kind: model``), the process reward model
-    (``process``), Python functions (``function``) and endpoints (``http``), each with a weight. Left out: the reward model alone."""
+    (``process``), Python functions (``function``) and endpoints (``http``), each with a weight. Left out: the reward
+    model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
     """Alignment, by the method that ``align.method`` names: an online one maximises rewards of the policy's answers, an
     offline one learns from the preferences themselves."""

@@ -10,8 +10,8 @@ from trimtab.evals import REMOVALS
 from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.judging import LocalJudge
-from trimtab.records.steps import load_steps
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
+from trimtab.records.steps import load_steps
 from trimtab.trainers import (
     OFFLINE,
     ONLINE,

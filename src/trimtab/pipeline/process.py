@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.evals.first_error import First, first_error_f1, first_wrong, modal_first
@@ -71,11 +72,15 @@ def _labels(context: Context, config: ProcessStageConfig, backbone: Backbone) ->
     if config.rollouts is not None:
         prompts, more = context.prompts(backbone.chat, 2 * config.rollouts.sampler.max_new_tokens)
         drawn = label_by_rollouts(
-            backbone, prompts[: config.rollouts.prompts], config.rollouts, config.separator, seed=context.seed("rollouts")
+            backbone,
+            prompts[: config.rollouts.prompts],
+            config.rollouts,
+            config.separator,
+            seed=context.seed("rollouts"),
         )
         context.ui.say(
-            f"  {drawn.rate:.1%} of {drawn.answers} solutions are right; {len(drawn.labels)} different ones are labelled "
-            f"from {drawn.tries} rollouts"
+            f"  {drawn.rate:.1%} of {drawn.answers} solutions are right; {len(drawn.labels)} different ones are "
+            f"labelled from {drawn.tries} rollouts"
         )
         labels += drawn.labels
         counts |= more | {"solutions_right": round(drawn.rate * drawn.answers), "rollouts": drawn.tries}
@@ -114,8 +119,8 @@ def label_by_rollouts(
     rate = fmean(right) if right else 0.0
     if rate < config.least:
         raise DataError(
-            f"the model solves {rate:.1%} of {len(answers)} solutions and process.rollouts.least is {config.least:.0%}: "
-            "rollouts would label nearly every step wrong. Fine-tune it until it solves more, use easier prompts "
+            f"the model solves {rate:.1%} of {len(answers)} solutions and process.rollouts.least is {config.least:.0%}"
+            ": rollouts would label nearly every step wrong. Fine-tune it until it solves more, use easier prompts "
             "(`trimtab data generate`), or give data.steps"
         )
     different = {(r.prompt.id, r.text): (r, ok) for r, ok in zip(answers, right, strict=True)}
@@ -151,7 +156,7 @@ def _share(right: Sequence[bool], config: RolloutLabelsConfig) -> float:
     return float(any(right)) if config.labels == "hard" else fmean(right)
 
 
-def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLabel]) -> dict[str, object]:
+def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLabel]) -> dict[str, Any]:
     """How well the first wrong step is found, and how often the most frequent one is it."""
     truth: list[First] = [label.first_wrong for label in labels]
     try:

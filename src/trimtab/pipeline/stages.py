@@ -1,7 +1,7 @@
 """The stages, in order, each from files to files.
 
-revise → sft → sample → label → preferences → reward → process → align → evaluate → balance → report. A stage reads what earlier
-ones wrote and nothing else, so a run that was stopped and continued gives the same results.
+revise → sft → sample → label → preferences → reward → process → align → evaluate → balance → report. A stage reads what
+earlier ones wrote and nothing else, so a run that was stopped and continued gives the same results.
 """
 
 from collections.abc import Callable

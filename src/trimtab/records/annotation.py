@@ -196,8 +196,8 @@ class StepLabel(Record):
     first_wrong: int | None
     """Index of the first wrong step; None: all are right. Nothing is known about steps after it."""
     shares: tuple[float, ...] | None = None
-    """Soft labels of rollouts: for each step the share of tries from there that ended in the right answer. They take the
-    place of ``first_wrong``, which is then the first step with a share of 0."""
+    """Soft labels of rollouts: for each step the share of tries from there that ended in the right answer. They take
+    the place of ``first_wrong``, which is then the first step with a share of 0."""
     source: Source = "imported"
     """Where the label came from."""
     annotator: str | None = None

@@ -16,7 +16,7 @@ class ContinuingSampler(LocalSampler):
     Args:
         backbone: the model.
         config: temperature, lengths, slots.
-        begun: beginning of the answer to each prompt, by the prompt's id, up to and with the separator of its last step.
+        begun: beginning of the answer to each prompt, by the prompt's id, with the separator of its last step.
     """
 
     def __init__(self, backbone: Backbone, config: SamplerConfig, begun: Mapping[str, str]) -> None:

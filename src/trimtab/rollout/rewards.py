@@ -193,7 +193,10 @@ class NamedRewards:
         values = call(name, self.functions[name], rollouts, source.deadline)
         if isinstance(source, ProcessReward) and source.score == "steps":
             return [
-                [(end, shaped(x)) for (end, _), x in zip(row, numbers(name, [x for _, x in row], [r] * len(row)), strict=True)]
+                [
+                    (end, shaped(x))
+                    for (end, _), x in zip(row, numbers(name, [x for _, x in row], [r] * len(row)), strict=True)
+                ]
                 for row, r in zip(values, rollouts, strict=True)
             ]
         if function is None or function.steps is None:

@@ -121,11 +121,11 @@ def train_process(
         count = sum(target is not None for s in chosen for target in s.targets)
         norms = Norms(tokens=max(1, count), sequences=len(chosen))
         batch = _collate(chosen, role)
-        parts = []
+        parts: list[tuple[list[str], tuple[list[Solution], Batch]]] = []
         for index, part in batch.micro_batches(config.micro_batch_tokens):
             own = [chosen[i] for i in index.tolist()]
             parts.append(([s.id for s in own], (own, part)))
-        metrics = learner.step(parts, lambda part, norms: _loss(role, *part, norms), norms)
+        metrics = learner.step(parts, lambda part, norms: _loss(role, part[0], part[1], norms), norms)
         session.log({"step": step + 1, **metrics, "judged_steps": count})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"process": learner}))
 
