@@ -214,6 +214,8 @@ def test_process_score_by_hand():
     mask = torch.tensor([[True, False, True], [True, True, False]])
     assert process_score(logits, mask).tolist() == pytest.approx([0.45, 0.792])
     assert process_score(logits, mask, how="minimum").tolist() == pytest.approx([0.5, 0.8])
+    assert process_score(logits, mask, how="last").tolist() == pytest.approx([0.5, 0.99])
+    assert process_score(logits, mask, how="mean").tolist() == pytest.approx([0.7, 0.895])
 
 
 def test_a_solution_without_steps_is_no_perfect_solution():
@@ -262,7 +264,7 @@ def test_refusals():
     with pytest.raises(ConfigError, match="nu is 0"):
         davidson_loss(W, L, TIE, nu=0.0)
     with pytest.raises(ConfigError, match="how"):
-        process_score(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), how="mean")  # type: ignore[arg-type]
+        process_score(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), how="sum")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=r"chosen \[1\], rejected \[2\]"):
         bradley_terry_loss(W, t(1.0, 2.0))
     with pytest.raises(TrainingError, match="margin"):

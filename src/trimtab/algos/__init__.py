@@ -69,6 +69,7 @@ from trimtab.algos.preference import (
     simpo_loss,
 )
 from trimtab.algos.reward import (
+    Aggregation,
     bradley_terry_loss,
     davidson_loss,
     fit_ridge_bradley_terry,
@@ -84,6 +85,7 @@ from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
     "AdaptiveKL",
+    "Aggregation",
     "DualAscent",
     "RunningScale",
     "answer_nll",

@@ -284,15 +284,22 @@ def process_reward_loss(logits: TensorBT, labels: TensorBT, step_mask: MaskBT) -
     return masked(binary_cross_entropy_with_logits(logits, labels, reduction="none"), step_mask)
 
 
-def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Literal["product", "minimum"] = "product") -> TensorB:
-    """Score of a whole solution: P(every step is right), or the probability of its weakest step.
+Aggregation = Literal["product", "minimum", "last", "mean"]
+"""How the probabilities of steps become the score of a solution."""
 
-    Π_t σ(z_t) or min_t σ(z_t). Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6 and appendix F.
+
+def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Aggregation = "product") -> TensorB:
+    """Score of a whole solution from the probabilities that its steps are right.
+
+    Π_t σ(z_t), min_t σ(z_t), σ(z_T) of the last step, or the mean (1/T) Σ_t σ(z_t). Source: Lightman et al. 2023 (arXiv
+    2305.20050), section 2.6 and appendix F (product, minimum); Zhang et al. 2025 (arXiv 2501.07301) compares product,
+    minimum and last.
 
     Args:
         logits: ``[B, T]``, of P(the step that ends here is right).
         step_mask: ``[B, T]`` bool, True: a step ends at this token.
-        how: ``product`` (favours short solutions) or ``minimum``.
+        how: ``product`` (favours short solutions), ``minimum``, ``last`` (a step that hides an earlier mistake wins) or
+            ``mean`` (many right steps outweigh a wrong one).
 
     Returns:
         ``[B]``, in [0, 1].
@@ -303,11 +310,11 @@ def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Literal["product"
             so it would beat every other.
 
     >>> steps = torch.tensor([[0.9, 0.5]]).logit(), torch.ones(1, 2, dtype=torch.bool)
-    >>> [round(float(process_score(*steps, how=h)), 4) for h in ("product", "minimum")]
-    [0.45, 0.5]
+    >>> [round(float(process_score(*steps, how=h)), 4) for h in ("product", "minimum", "last", "mean")]
+    [0.45, 0.5, 0.5, 0.7]
     """
-    if how not in ("product", "minimum"):
-        raise ConfigError(f"how is {how!r}; use 'product' or 'minimum'")
+    if how not in ("product", "minimum", "last", "mean"):
+        raise ConfigError(f"how is {how!r}; use 'product', 'minimum', 'last' or 'mean'")
     two_dimensional(logits=logits)
     logs = masked(logsigmoid(full(masked(logits, step_mask))), step_mask)
     without_step = ~step_mask.any(1)
@@ -315,4 +322,10 @@ def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Literal["product"
         raise TrainingError(
             f"solutions {rows(without_step)} have no step end, so nothing to score; drop them or mark their last token"
         )
+    if how == "mean":
+        return masked(logs.exp(), step_mask).sum(1) / step_mask.sum(1)
+    if how == "last":
+        places = torch.arange(logs.shape[1], device=logs.device)
+        last = torch.where(step_mask, places, -1).argmax(1)
+        return logs.gather(1, last[:, None]).squeeze(1).exp()
     return (logs.sum(1) if how == "product" else logs.amin(1)).exp()

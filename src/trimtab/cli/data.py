@@ -120,6 +120,37 @@ def convert(
     _show_refused(console, source, loaded.refused)
 
 
+@app.command()
+def generate(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="sums, sorting or tracking.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON lines file to write.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="How many tasks.")] = 1000,
+    size: Annotated[int, typer.Option("--size", min=2, max=5, help="Numbers, words or people in each.")] = 3,
+    largest: Annotated[int, typer.Option("--largest", min=2, help="Largest number in sums.")] = 99,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many, for a file apart.")] = 0,
+) -> None:
+    """Write small tasks with solutions in steps, for models that solve no real problems yet.
+
+    The file serves as demonstrations and as prompts; trimtab.feedback.generated_tasks.solved checks answers to it.
+
+    Example: trimtab data generate sums sums.jsonl --count 500
+    """
+    from json import dumps
+
+    from trimtab.feedback.generated_tasks import TASKS, TaskName, generate_tasks
+    from trimtab.files import write_atomic
+
+    name: TaskName | None = next((known for known in TASKS if known == task), None)
+    if name is None:
+        raise ConfigError(f"TASK {task!r}: use one of {', '.join(TASKS)}")
+    tasks = generate_tasks(name, skip + count, seed=seed, size=size, largest=largest)[skip:]
+    write_atomic(out, "".join(dumps(made.row()) + "\n" for made in tasks))
+    typer.echo(f"{out}: {len(tasks)} tasks")
+    if len(tasks) < count:
+        typer.echo(f"  {count - len(tasks)} fewer than asked for: there are no more of --size {size}; raise it")
+
+
 @app.command("export")
 def export_project(
     project: Annotated[Path, typer.Argument(metavar="PROJECT", help="Folder of the annotation project.")],

@@ -67,6 +67,24 @@ TRAINING: Mapping[str, Metric] = {
         where="reward, offline methods, online_dpo, xpo",
         live="accuracy {:.0%}",
     ),
+    "step_accuracy": Metric(
+        title="Accuracy of steps",
+        meaning="Share of the judged steps that the process reward model puts on their label's side of one half.",
+        unit="share",
+        good="above the share of right steps, which a model that calls every step right reaches",
+        act="At that share it has learned nothing: more solutions, or a higher learning rate. What counts is the "
+        "held-out F1 of the first wrong step.",
+        where="process",
+        live="steps right {:.0%}",
+    ),
+    "judged_steps": Metric(
+        title="Judged steps",
+        meaning="Steps of the optimiser step's solutions whose label is known; those after a first wrong one are not.",
+        unit="steps",
+        good="`batch` or more",
+        act="If low, most solutions go wrong at once: add better ones.",
+        where="process",
+    ),
     "pairs": Metric(
         title="Pairs",
         meaning="Pairs of a better and a worse answer in the step.",

@@ -24,6 +24,7 @@ from trimtab.trainers import (
     GdpoConfig,
     PolicyGradientConfig,
     PreferenceConfig,
+    ProcessConfig,
     RewardConfig,
     RlConfig,
     SftConfig,
@@ -41,6 +42,9 @@ class DataConfig(Config):
     """Conversations to imitate (SFT). From a preference file, the better answers are used."""
     preferences: str | None = None
     """Ready-made preferences; with them, ``sample`` and ``label`` are not needed."""
+    steps: str | None = None
+    """Solutions whose first wrong step is known, for the process reward model: the export ``steps`` of the annotation
+    app, ProcessBench, BIG-Bench Mistake, or TRL's stepwise supervision."""
     ratings: str | None = None
     """Single answers with thumbs up or down, for ``align.method: kto``."""
     prompts: str | None = None
@@ -178,6 +182,33 @@ class RewardStageConfig(RewardConfig):
         return shares + ([0.5] if self.split else [])
 
 
+class RolloutLabelsConfig(Config):
+    """Labels of steps from rollouts (Math-Shepherd): a step is as good as what the model makes of it."""
+
+    verifier: str
+    """Dotted path of a function that says which answers are right, above 0.5: rollouts in, one number each out."""
+    prompts: int | None = Field(default=None, ge=1)
+    """How many of the prompts to use; None: all."""
+    answers: int = Field(default=4, ge=1)
+    """Solutions drawn per prompt, whose steps are labelled."""
+    tries: int = Field(default=8, ge=1)
+    """Ways to go on from each step."""
+    labels: Literal["soft", "hard"] = "soft"
+    """``soft``: the share of tries that ended right; ``hard``: 1 if one did."""
+    least: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Share of right solutions below which the run stops: where the model solves next to nothing, every step would be
+    labelled wrong."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How solutions and their continuations are drawn."""
+
+
+class ProcessStageConfig(ProcessConfig):
+    """Training of the process reward model, an adapter on the policy's trunk after SFT."""
+
+    rollouts: RolloutLabelsConfig | None = None
+    """Labels from rollouts, beside those of ``data.steps``; None: none."""
+
+
 class EvaluateConfig(Config):
     """Held-out comparison of the models."""
 
@@ -232,9 +263,12 @@ class RunConfig(Config):
     """Who compares the answers."""
     reward: RewardStageConfig | None = None
     """Reward model."""
+    process: ProcessStageConfig | None = None
+    """Process reward model: P(right) for each step of an answer."""
     rewards: dict[str, RewardSource] | None = Field(default=None, min_length=1)
-    """Rewards that online alignment maximises, by name: the reward model (``kind: model``), Python functions
-    (``function``) and endpoints (``http``), each with a weight. Left out: the reward model alone."""
+    """Rewards that online alignment maximises, by name: the reward model (``kind: model``), the process reward model
+    (``process``), Python functions (``function``) and endpoints (``http``), each with a weight. Left out: the reward
+    model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
     """Alignment, by the method that ``align.method`` names: an online one maximises rewards of the policy's answers, an
     offline one learns from the preferences themselves."""

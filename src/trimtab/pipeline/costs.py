@@ -12,6 +12,7 @@ from trimtab.models import AdapterConfig
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.judging import LocalJudge
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load
+from trimtab.records.steps import load_steps
 from trimtab.trainers import (
     OFFLINE,
     ONLINE,
@@ -38,6 +39,9 @@ QUESTION = 150
 
 CAPABILITY = 12_000
 """Assumed tokens of a capability check of one model with the built-in set."""
+
+STEPS = 3
+"""Assumed steps of a solution from which rollouts go on."""
 
 FLAT = 0.5
 """Assumed share of groups with equal rewards, which DAPO draws again."""
@@ -81,7 +85,7 @@ class Sizing:
 
     def records(self, source: str | None, kind: type) -> Sequence[Any]:
         """Records of a data file; none where it is not here to be read."""
-        path = next((p for p in self._places(source) if p.is_file()), None)
+        path = next((p for p in self.places(source) if p.is_file()), None)
         if path is None:
             return ()
         return load(path, kind=kind, format=self.config.data.format, limit=self.config.data.limit).records
@@ -90,7 +94,8 @@ class Sizing:
         """Rows in a data file; 0 where it is not here to be counted."""
         return len(self.records(source, kind))
 
-    def _places(self, source: str | None) -> tuple[Path, ...]:
+    def places(self, source: str | None) -> tuple[Path, ...]:
+        """Where a data file may be."""
         return () if source is None else (Path(source), self.recipe.parent / source)
 
     @cached_property
@@ -246,6 +251,31 @@ def reward_cost(sizing: Sizing) -> Cost:
         updates=sum(round(-(-round(count * share) // reward.batch) * reward.epochs) for share in shares),
         tokens=tokens,
         flops=tokens * (lower + upper * reward.epochs * sum(shares)),
+    )
+
+
+def process_cost(sizing: Sizing) -> Cost:
+    """Passes over the solutions, and drawing solutions and their continuations where rollouts label the steps."""
+    process, data = sizing.config.process, sizing.config.data
+    assert process is not None
+    path = next((p for p in sizing.places(data.steps) if p.is_file()), None)
+    count = 0 if path is None else len(load_steps(path, limit=data.limit).records)
+    drawn, what, rollouts = 0, "", process.rollouts
+    if rollouts is not None:
+        answers = min(rollouts.prompts or sizing.prompts, sizing.prompts) * rollouts.answers
+        drawn = answers * (1 + STEPS * rollouts.tries)
+        count, what = count + answers, f"; {answers} of them drawn, with {rollouts.tries} rollouts from each step"
+    count = round(count * (1 - process.holdout))
+    lower, upper = sizing.training(process.adapter, head=False)
+    tokens = count * TOKENS
+    return Cost(
+        what=f"{count} solutions, {process.batch} a step{what}",
+        updates=round(-(-count // process.batch) * process.epochs),
+        tokens=tokens + drawn * ANSWER,
+        flops=tokens * (lower + upper) * process.epochs + drawn * TOKENS * sizing.forward,
+        drawn=drawn * ANSWER,
+        answers=drawn or 1,
+        slots=1 if rollouts is None else rollouts.sampler.slots,
     )
 
 

@@ -21,6 +21,7 @@ from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.learned import write_learned
 from trimtab.pipeline.monitoring import RunMonitor
+from trimtab.pipeline.process import load_process_scorer
 from trimtab.pipeline.reward_models import (
     counts_of,
     load_reward_models,
@@ -35,6 +36,7 @@ from trimtab.rollout import (
     HttpReward,
     ModelReward,
     NamedRewards,
+    ProcessReward,
     RewardModels,
     http_reward,
 )
@@ -140,7 +142,7 @@ def load_rewards(
     its price. ``states``: of the trunk's frozen layers, for reward models. ``heldout``: True: with the reward model
     that only judges, if the run has one.
     """
-    models = None
+    models = process = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
     functions = {}
     for name, source in sources.items():
@@ -148,6 +150,9 @@ def load_rewards(
             functions[name] = load_callable(source.path)
         elif isinstance(source, HttpReward):
             functions[name] = http_reward(source)
+        elif isinstance(source, ProcessReward):
+            process = process or load_process_scorer(context, trunk, micro_batch_tokens, states)
+            functions[name] = process.reward(source)
         else:
             models = load_reward_models(context, trunk, micro_batch_tokens, states, heldout=heldout)
             functions[name] = models.reward

@@ -170,7 +170,7 @@ def _advice(config: RunConfig, stage: str) -> str:
     section, parts = getattr(config, stage), []
     if config.model.frozen_precision == "float32" and config.model.precision != "float32":
         parts.append("model.frozen_precision: bfloat16")
-    if not config.model.gradient_checkpointing and stage in ("sft", "reward", "align"):
+    if not config.model.gradient_checkpointing and stage in ("sft", "reward", "process", "align"):
         parts.append("model.gradient_checkpointing: true")
     if getattr(getattr(section, "adapter", None), "kind", None) == "full":
         parts.append(f"{stage}.adapter.kind: lora")

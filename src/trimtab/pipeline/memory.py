@@ -21,6 +21,7 @@ from trimtab.trainers import (
     OnlineConfig,
     OnlineDpoConfig,
     PpoConfig,
+    ProcessConfig,
     RewardConfig,
     SftConfig,
     XpoConfig,
@@ -35,7 +36,7 @@ SLACK = 1.2
 LARGEST = 8192
 """Micro-batches of more tokens than this are not faster."""
 
-Section = SftConfig | RewardConfig | OfflineConfig | OnlineConfig
+Section = SftConfig | RewardConfig | ProcessConfig | OfflineConfig | OnlineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +171,7 @@ def stage_gb(
             else 4 * shape["layer"] * min(section.adapter.top_layers or shape["layers"], shape["layers"])
         )
     update = _activations(shape, section.adapter, tokens, checkpointing=config.model.gradient_checkpointing)
-    if not isinstance(section, RewardConfig):
+    if not isinstance(section, RewardConfig | ProcessConfig):
         update += 2 * 4 * min(tokens * shape["vocabulary"], TABLE) + (4 * shape["head"] if full else 0)
     if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
         update += section.cache_mb * 1e6 / SLACK
@@ -247,7 +248,7 @@ def _reward_model(config: RunConfig) -> int:
 
 
 def _sections(config: RunConfig) -> Iterator[tuple[str, Section]]:
-    for name in ("sft", "reward", "align"):
+    for name in ("sft", "reward", "process", "align"):
         section = getattr(config, name)
         if section is not None:
             yield name, section

@@ -119,6 +119,10 @@ def objective(config: RunConfig) -> list[str]:
             lines.append(f"     {ensemble.members} models r_m{words}; the reward is {score}")
         if config.reward.split:
             lines.append("     half of the prompts; a held-out model learns from the other half and judges every step")
+    if config.process:
+        lines.append(
+            "Process: min −mean over judged steps of y log σ(z) + (1 − y) log σ(−z), z at the step's last token"
+        )
     if isinstance(config.align, OfflineConfig):
         lines.append(_method_objective(config.align))
     if isinstance(config.align, OnlineConfig):

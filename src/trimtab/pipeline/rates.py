@@ -63,7 +63,7 @@ def rate_warnings(config: RunConfig) -> list[str]:
                 f"{name}.{key}.warmup is 0 and its lr {given:g} is above the default of {usual:g}; Adam's first steps "
                 "are its least certain. Set warmup to 0.1, or lower lr"
             )
-    for name in ("sft", "reward", "align"):
+    for name in ("sft", "reward", "process", "align"):
         section = getattr(config, name)
         if section is not None and section.epochs > EPOCHS:
             lines.append(f"{name}.epochs is {section.epochs:g}; more than {EPOCHS} learn the data by heart. Use 1 to 3")
@@ -93,6 +93,8 @@ def _optimizers(config: RunConfig) -> Iterator[tuple[str, str, Stage, OptimizerC
         yield "sft", "optimizer", "sft", config.sft.optimizer
     if config.reward is not None:
         yield "reward", "optimizer", "reward", config.reward.optimizer
+    if config.process is not None:
+        yield "process", "optimizer", "reward", config.process.optimizer
     if isinstance(config.align, OfflineConfig):
         yield "align", "optimizer", "preference", config.align.optimizer
     if isinstance(config.align, OnlineConfig):

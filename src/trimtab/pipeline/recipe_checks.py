@@ -14,7 +14,7 @@ from trimtab.errors import ConfigError
 from trimtab.evals import AlarmConfig
 from trimtab.pipeline.scale import check_scale
 from trimtab.records.weights import WATCHED
-from trimtab.rollout import FunctionReward, ModelReward
+from trimtab.rollout import FunctionReward, ModelReward, ProcessReward
 from trimtab.trainers import (
     OFFLINE,
     ONLINE,
@@ -194,12 +194,35 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
         yield "rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align"
     if all(source.weight == 0 for source in sources.values()):
         yield "the weight of all rewards is 0: there is nothing to maximise; set rewards.<name>.weight"
-    stepwise = [name for name, source in sources.items() if isinstance(source, FunctionReward) and source.steps]
+    process = [name for name, source in sources.items() if isinstance(source, ProcessReward)]
+    if process and not config.process:
+        yield f"rewards.{process[0]} is the process reward model and needs process, the section that trains it"
+    stepwise = [name for name, source in sources.items() if _by_step(source)]
     if stepwise and isinstance(align, OnlineConfig) and not ONLINE[align.method].step_rewards:
         yield (
-            f"rewards.{stepwise[0]}.steps places rewards at steps, but align.method {align.method!r} gives all tokens "
-            f"of an answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or drop steps"
+            f"rewards.{stepwise[0]} places rewards at steps, but align.method {align.method!r} gives all tokens of an "
+            f"answer the same advantage; use {', '.join(methods_with(step_rewards=True))}, or one number per answer "
+            "(leave steps out; for the process reward model score: minimum)"
         )
+
+
+def _by_step(source: RewardSource) -> bool:
+    """True: the reward is earned at the ends of steps."""
+    if isinstance(source, ProcessReward):
+        return source.score == "steps"
+    return isinstance(source, FunctionReward) and source.steps is not None
+
+
+def _check_process(config: RunConfig) -> Iterator[str]:
+    process, data = config.process, config.data
+    if process is None:
+        if data.steps is not None:
+            yield "data.steps is for the process reward model; add a process section, or drop it"
+        return
+    if data.steps is None and process.rollouts is None:
+        yield "process needs solutions with judged steps: data.steps, or process.rollouts to make them"
+    if process.rollouts is not None and not (data.prompts or data.preferences):
+        yield "process.rollouts needs data.prompts to solve"
 
 
 def soft_labels_expected(config: RunConfig) -> str | None:
@@ -351,6 +374,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_rounds,
     _check_reward,
     _check_rewards,
+    _check_process,
     _check_offline,
     _check_soft_labels,
     _check_online,

@@ -153,6 +153,8 @@ def plan_stages(
 def _check_callables(config: RunConfig) -> None:
     """Import every function that the recipe names, so that a wrong path fails before any training."""
     named = {f"rewards.{n}.path": s.path for n, s in (config.rewards or {}).items() if isinstance(s, FunctionReward)}
+    if config.process is not None and config.process.rollouts is not None:
+        named["process.rollouts.verifier"] = config.process.rollouts.verifier
     for key, path in ({"gold": config.gold} | named).items():
         if path is not None:
             try:
@@ -378,6 +380,7 @@ def _with_content(settings: Any) -> Any:
         return settings | {"name": None, "chat_template": None, "identity": identity}
     values = {name: _with_content(inner) for name, inner in settings.items()}
     functions = [settings.get("gold"), settings["path"] if settings.get("kind") == "function" else None]
+    functions.append(settings.get("verifier"))
     sources = [source_digests(path) for path in functions if path is not None]
     return values | {"source": sources} if sources else values
 

@@ -1,7 +1,7 @@
 """The stages, in order, each from files to files.
 
-revise → sft → sample → label → preferences → reward → align → evaluate → balance → report. A stage reads what earlier
-ones wrote and nothing else, so a run that was stopped and continued gives the same results.
+revise → sft → sample → label → preferences → reward → process → align → evaluate → balance → report. A stage reads what
+earlier ones wrote and nothing else, so a run that was stopped and continued gives the same results.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from trimtab.pipeline.costs import (
     label_cost,
     no_cost,
     preferences_cost,
+    process_cost,
     revise_cost,
     reward_cost,
     sample_cost,
@@ -28,6 +29,7 @@ from trimtab.pipeline.costs import (
 from trimtab.pipeline.evaluation import run_evaluate
 from trimtab.pipeline.labelling import run_label, run_preferences, run_sample
 from trimtab.pipeline.learning import run_align, run_reward, run_sft
+from trimtab.pipeline.process import run_process
 from trimtab.pipeline.reporting import run_report
 from trimtab.storage import START
 from trimtab.trainers import PolicyGradientConfig
@@ -120,6 +122,12 @@ def _label_sources(config: RunConfig) -> list[str | None]:
     return [constitution_path(config), config.people_of_hybrid if file else None]
 
 
+def _process_sources(config: RunConfig) -> list[str | None]:
+    """Labels of steps, and for rollouts the prompts; files that decide which prompts are set aside count too."""
+    data = config.data
+    return [data.steps, data.prompts or data.preferences or data.ratings, data.heldout]
+
+
 def _report_sources(config: RunConfig) -> list[str | None]:
     """Judgements with which AI judges are compared; they give no labels."""
     return [config.label.people] if config.label is not None and config.label.source == "ai" else []
@@ -186,8 +194,16 @@ STAGES: tuple[Stage, ...] = (
         shared=True,
     ),
     Stage(
+        name="process",
+        needs=("sft", START),
+        settings=_section("process", "model"),
+        sources=_process_sources,
+        run=run_process,
+        cost=process_cost,
+    ),
+    Stage(
         name="align",
-        needs=("sft", START, "preferences", "reward"),
+        needs=("sft", START, "preferences", "reward", "process"),
         settings=_section("align", "model", "gold", "rewards"),
         sources=lambda c: [
             c.data.prompts or c.data.preferences or c.data.ratings,
@@ -203,7 +219,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        needs=("sft", START, "reward", "align"),
+        needs=("sft", START, "reward", "process", "align"),
         settings=_section("evaluate", "model", "gold", "rewards"),
         sources=lambda c: [c.data.prompts or c.data.preferences or c.data.ratings, c.data.heldout],
         run=run_evaluate,
@@ -219,7 +235,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="report",
-        needs=("revise", "sft", "sample", "label", "preferences", "reward", "align", "evaluate", "balance"),
+        needs=("revise", "sft", "sample", "label", "preferences", "reward", "process", "align", "evaluate", "balance"),
         settings=lambda c: {"name": c.name} | ({"about": c.about} if c.about else {}) if c.evaluate else None,
         sources=_report_sources,
         run=run_report,

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,8 @@ from trimtab.records.types import (
 TaskKind = Literal["compare", "thumbs", "steps"]
 Verdict = Literal["judged", "skip", "unsure", "flag"]
 OVERALL = "overall"
+ACQUISITION = "acquisition"
+"""Key of a task's metadata with the ``arm`` that chose it and its ``propensity``."""
 
 
 class Check(Record):
@@ -193,10 +195,34 @@ class StepLabel(Record):
     """The solution, step by step."""
     first_wrong: int | None
     """Index of the first wrong step; None: all are right. Nothing is known about steps after it."""
+    shares: tuple[float, ...] | None = None
+    """Soft labels of rollouts: for each step the share of tries from there that ended in the right answer. They take
+    the place of ``first_wrong``, which is then the first step with a share of 0."""
     source: Source = "imported"
     """Where the label came from."""
     annotator: str | None = None
     """Pseudonym of who gave it, where known."""
+
+    @model_validator(mode="after")
+    def _fits_the_steps(self) -> StepLabel:
+        count = len(self.steps)
+        if self.first_wrong is not None and not 0 <= self.first_wrong < count:
+            raise ValueError(f"first_wrong {self.first_wrong}: there are {count} steps, counted from 0")
+        if any(not step.strip() for step in self.steps):
+            empty = [i for i, step in enumerate(self.steps) if not step.strip()]
+            raise ValueError(f"step {empty[0]} of {count} is empty, counted from 0")
+        if self.shares is not None and len(self.shares) != count:
+            raise ValueError(f"{len(self.shares)} shares for {count} steps")
+        if self.shares is not None and not all(0 <= share <= 1 for share in self.shares):
+            raise ValueError(f"a share is {next(x for x in self.shares if not 0 <= x <= 1):g}; expected 0 to 1")
+        return self
+
+    def targets(self) -> list[float | None]:
+        """For each step 1 (right), 0 (wrong) or a share; None where nothing is known: after the first wrong step."""
+        if self.shares is not None:
+            return list(self.shares)
+        wrong = len(self.steps) if self.first_wrong is None else self.first_wrong
+        return [1.0 if i < wrong else 0.0 if i == wrong else None for i in range(len(self.steps))]
 
 
 def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
@@ -215,6 +241,7 @@ def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
         "guideline": submission.guideline,
         "seconds": submission.seconds,
         "cohort": submission.cohort,
+        "propensity": propensity_of(task),
         "comment": submission.comment,
         "adjudication": submission.adjudication,
         "created_at": submission.created_at,
@@ -239,6 +266,13 @@ def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
             )
         )
     return judgements
+
+
+def propensity_of(task: Task) -> float | None:
+    """Probability with which `trimtab label next` chose the task; None: it did not."""
+    drawn = task.metadata.get(ACQUISITION)
+    propensity = cast(dict[str, Any], drawn).get("propensity") if isinstance(drawn, dict) else None
+    return float(propensity) if isinstance(propensity, int | float) and 0 < propensity <= 1 else None
 
 
 def nominal_units(

@@ -4,12 +4,14 @@ from trimtab.rollout.engines import make_sampler
 from trimtab.rollout.ensemble import EnsembleConfig, RewardModels
 from trimtab.rollout.opponents import MixtureOpponent, Opponent
 from trimtab.rollout.options import option_logprobs
+from trimtab.rollout.process import ProcessScorer
 from trimtab.rollout.protocol import Sampler, SamplerConfig, ValueHead
 from trimtab.rollout.rewards import (
     FunctionReward,
     HttpReward,
     ModelReward,
     NamedRewards,
+    ProcessReward,
     RewardSource,
     http_reward,
     split_steps,
@@ -27,6 +29,8 @@ __all__ = [
     "ModelReward",
     "NamedRewards",
     "Opponent",
+    "ProcessReward",
+    "ProcessScorer",
     "RewardModelScorer",
     "RewardModels",
     "RewardSource",

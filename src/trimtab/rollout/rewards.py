@@ -102,7 +102,18 @@ class HttpReward(RewardComponent):
         return RETRIES.attempts * self.timeout
 
 
-RewardSource = Annotated[ModelReward | FunctionReward | HttpReward, Field(discriminator="kind")]
+class ProcessReward(RewardComponent):
+    """The process reward model that the ``process`` stage trained: P(right) for each step of an answer."""
+
+    kind: Literal["process"] = "process"
+    """Kind of reward."""
+    score: Literal["steps", "product", "minimum", "last", "mean"] = "steps"
+    """``steps``: each step earns P(right) − 1 at its last token, so that more steps earn nothing; put an outcome reward
+    beside it, or the policy learns to take none. Otherwise the answer earns one number at its end:
+    :func:`trimtab.algos.process_score`."""
+
+
+RewardSource = Annotated[ModelReward | FunctionReward | HttpReward | ProcessReward, Field(discriminator="kind")]
 """One named reward of a recipe."""
 
 
@@ -180,6 +191,14 @@ class NamedRewards:
             return shaped
 
         values = call(name, self.functions[name], rollouts, source.deadline)
+        if isinstance(source, ProcessReward) and source.score == "steps":
+            return [
+                [
+                    (end, shaped(x))
+                    for (end, _), x in zip(row, numbers(name, [x for _, x in row], [r] * len(row)), strict=True)
+                ]
+                for row, r in zip(values, rollouts, strict=True)
+            ]
         if function is None or function.steps is None:
             return [shaped(value) for value in numbers(name, values, rollouts)]
         assert self.decode is not None
@@ -201,11 +220,18 @@ class NamedRewards:
 
 def step_ends(rollout: Rollout, separator: str, decode: Callable[[Sequence[int]], str]) -> list[int]:
     """Place in ``rollout.tokens`` of the last token of each of the answer's :func:`split_steps`."""
+    return ends_of(rollout.tokens, rollout.text, split_steps(rollout.text, separator), decode)
+
+
+def ends_of(
+    tokens: Sequence[int], text: str, steps: Sequence[str], decode: Callable[[Sequence[int]], str]
+) -> list[int]:
+    """Place in ``tokens`` of the last token of each step; the steps stand in ``text`` one after the other."""
     ends, count, after = [], 0, 0
-    for step in split_steps(rollout.text, separator):
-        after = rollout.text.index(step, after) + len(step)
-        wanted = rollout.text[:after].rstrip()
-        while count < len(rollout.tokens) and not decode(rollout.tokens[:count]).startswith(wanted):
+    for step in steps:
+        after = text.index(step, after) + len(step)
+        wanted = text[:after].rstrip()
+        while count < len(tokens) and not decode(tokens[:count]).startswith(wanted):
             count += 1
         ends.append(max(count - 1, 0))
     return ends

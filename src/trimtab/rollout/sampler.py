@@ -153,6 +153,10 @@ class LocalSampler:
             for answer in answers
         ]
 
+    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """Tokens that an answer to the prompt continues."""
+        return encode_prompt(self.backbone.chat, prompt, self.config)
+
     def _draw_group(self, members: list[_Running], call: _Call) -> int:
         """Draw all answers to one prompt, for models whose cache has no slots; returns their number.
 
@@ -179,7 +183,7 @@ class LocalSampler:
         waiting: deque[list[_Running]] = deque()
         drawn: Counter[str] = Counter()
         for prompt in prompts:
-            tokens = encode_prompt(self.backbone.chat, prompt, self.config)
+            tokens = self.prompt_tokens(prompt)
             first = drawn[prompt.id]  # a prompt given twice gets different answers
             drawn[prompt.id] += group
             waiting.append(

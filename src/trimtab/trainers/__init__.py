@@ -28,6 +28,7 @@ from trimtab.trainers.offline_config import (
 from trimtab.trainers.outliers import hidden_states, known_answers
 from trimtab.trainers.place import Place
 from trimtab.trainers.preference import evaluate_preference, train_preference
+from trimtab.trainers.process import ProcessConfig, encode_solutions, score_solutions, train_process
 from trimtab.trainers.progress import Session
 from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, split_holdout
 from trimtab.trainers.ranks import Ranks
@@ -120,6 +121,7 @@ __all__ = [
     "PolicyGradientConfig",
     "PpoConfig",
     "PreferenceConfig",
+    "ProcessConfig",
     "PtxConfig",
     "Ranking",
     "Ranks",
@@ -144,6 +146,7 @@ __all__ = [
     "critic_of",
     "encode_preferences",
     "encode_ratings",
+    "encode_solutions",
     "evaluate_kto",
     "evaluate_preference",
     "hidden_states",
@@ -156,6 +159,7 @@ __all__ = [
     "reference_logprobs",
     "scheduled_lr",
     "score_rankings",
+    "score_solutions",
     "seed_step",
     "split_holdout",
     "step_seed",
@@ -163,6 +167,7 @@ __all__ = [
     "tokens_of",
     "train_kto",
     "train_preference",
+    "train_process",
     "train_reward",
     "train_rl",
     "train_sft",

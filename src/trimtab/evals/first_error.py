@@ -1,0 +1,73 @@
+"""Is the first wrong step found? ProcessBench's F1, with an interval, beside the step that is most often the first."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from random import Random
+
+from trimtab.errors import DataError
+from trimtab.feedback import Estimate
+from trimtab.feedback.intervals import RESAMPLES
+
+First = int | None
+"""Index of the first wrong step; None: all steps are right."""
+
+
+def first_wrong(logits: Sequence[float], threshold: float = 0.0) -> First:
+    """The first step whose logit is at or below a threshold.
+
+    >>> first_wrong([2.0, -1.0, 3.0]), first_wrong([2.0, 1.0])
+    (1, None)
+    """
+    return next((i for i, z in enumerate(logits) if z <= threshold), None)
+
+
+def first_error_f1(
+    name: str, predicted: Sequence[First], truth: Sequence[First], clusters: Sequence[Hashable] | None = None
+) -> Estimate:
+    """Harmonic mean of the accuracy on solutions with a wrong step and on those without, with a bootstrap interval.
+
+    On wrong ones the very step must be named, on right ones none. Source: ProcessBench, Zheng et al. 2024 (arXiv
+    2412.06559), section 3.
+
+    Raises:
+        DataError: the solutions are all right or all wrong, so that one of the two accuracies does not exist.
+    """
+    if len(predicted) != len(truth) or {first is None for first in truth} != {True, False}:
+        wrong = sum(first is not None for first in truth)
+        raise DataError(
+            f"{name}: {wrong} of {len(truth)} solutions have a wrong step, and {len(predicted)} are predicted; F1 "
+            "needs solutions with one and without, and a prediction for each"
+        )
+    groups: dict[Hashable, list[tuple[bool, bool]]] = {}
+    for i, (said, is_first) in enumerate(zip(predicted, truth, strict=True)):
+        groups.setdefault(i if clusters is None else clusters[i], []).append((is_first is None, said == is_first))
+    pool, draw = list(groups.values()), Random(0)
+    drawn: list[float] = []
+    for _ in range(RESAMPLES):
+        value = _f1([pair for group in draw.choices(pool, k=len(pool)) for pair in group])
+        if value is not None:
+            drawn.append(value)
+    drawn.sort()
+    low, high = drawn[round(0.025 * (len(drawn) - 1))], drawn[round(0.975 * (len(drawn) - 1))]
+    return Estimate(name=name, value=_f1([p for group in pool for p in group]), low=low, high=high, n=len(truth))
+
+
+def _f1(pairs: Sequence[tuple[bool, bool]]) -> float | None:
+    right = [hit for is_right, hit in pairs if is_right]
+    wrong = [hit for is_right, hit in pairs if not is_right]
+    if not right or not wrong:
+        return None
+    a, b = sum(right) / len(right), sum(wrong) / len(wrong)
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def modal_first(truth: Sequence[First]) -> int:
+    """The index that is most often the first wrong one; what a model has to beat.
+
+    Raises:
+        DataError: no solution has a wrong step.
+    """
+    counts = Counter(first for first in truth if first is not None)
+    if not counts:
+        raise DataError(f"none of {len(truth)} solutions has a wrong step, so there is no most frequent one")
+    return min(counts, key=lambda index: (-counts[index], index))

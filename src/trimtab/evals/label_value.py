@@ -1,0 +1,86 @@
+"""The learning curve of a bag of words on preferences: what more labels have been worth so far.
+
+NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trimtab.errors import DataError
+from trimtab.evals.baselines import word_score, word_weights
+from trimtab.feedback.learning_curve import RESAMPLINGS, LearningCurve, doubling_sizes
+from trimtab.records import Preference
+
+TEST = 0.2
+"""Share of the groups that each resampling keeps as its test set."""
+
+
+def word_curve(preferences: Sequence[Preference], *, cluster: str | None = None, seed: int = 0) -> LearningCurve:
+    """Accuracy of a bag of words after more and more preferences, six sizes in ten resamplings.
+
+    Each resampling splits the groups (prompts, or the values of a metadata key) anew into training and test set, and
+    learns from larger and larger parts of one order.
+
+    Raises:
+        DataError: fewer than two groups, too few preferences, or a key that some of them do not have.
+    """
+    strict = [p for p in preferences if len(set(p.ranks)) > 1]
+    groups = [_group(p, cluster) for p in strict]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise DataError(
+            f"{len(strict)} of {len(preferences)} preferences have a winner, in {len(names)} groups; a learning curve "
+            "needs two groups or more, so that the test set has others than the training set"
+        )
+    splits: list[tuple[list[Preference], list[Preference]]] = []
+    for number in range(RESAMPLINGS):
+        draw = random.Random(f"{seed}|{number}")
+        held = set(draw.sample(names, max(1, round(TEST * len(names)))))
+        train = [p for p, g in zip(strict, groups, strict=True) if g not in held]
+        draw.shuffle(train)
+        splits.append((train, [p for p, g in zip(strict, groups, strict=True) if g in held]))
+    sizes = doubling_sizes(min(len(train) for train, _ in splits))
+    values = [[_accuracy(train[:size], test, seed) for train, test in splits] for size in sizes]
+    return LearningCurve(sizes=sizes, values=np.array(values), shared=TEST / (1 - TEST))
+
+
+def _group(preference: Preference, cluster: str | None) -> str:
+    if cluster is None:
+        return preference.prompt.id
+    about = preference.prompt.metadata | preference.metadata
+    if cluster not in about:
+        raise DataError(f"preference {preference.id} has no metadata {cluster!r}; it has {', '.join(about) or 'none'}")
+    return str(about[cluster])
+
+
+def _accuracy(train: Sequence[Preference], test: Sequence[Preference], seed: int) -> float:
+    """Share of the strict pairs of the test set whose winner has the higher score; equal scores count half."""
+    weights = word_weights(train, seed=seed)
+    right: list[float] = []
+    for p in test:
+        scores = [word_score(c.text, weights) for c in p.completions]
+        pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if p.ranks[i] < p.ranks[j]]
+        right += [0.5 + 0.5 * float(np.sign(scores[i] - scores[j])) for i, j in pairs]
+    return float(np.mean(right))
+
+
+def read_curve(path: Path) -> LearningCurve:
+    """A learning curve that another model's training measured: ``{"sizes": [S], "values": [S][J], "shared": ρ}``.
+
+    Raises:
+        DataError: not such a file.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        sizes = tuple(int(n) for n in plain["sizes"])
+        values = np.array(plain["values"], dtype=float)
+        return LearningCurve(sizes=sizes, values=values, shared=float(plain.get("shared", TEST / (1 - TEST))))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f'{path}: not a learning curve ({error}); expected {{"sizes": [25, …], "values": [[accuracy of each '
+            "resampling], …]}"
+        ) from None

@@ -1,0 +1,149 @@
+"""Small tasks with a solution in steps and a checker: sums, sorting, and who holds what after swaps.
+
+They are for models that solve no real problems yet: labels of steps can be made from rollouts only where some of them
+end in the right answer. Each step has one right form, so a solution's first wrong step is found by comparison.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trimtab.errors import ScoringError
+from trimtab.records import Rollout
+
+TaskName = Literal["sums", "sorting", "tracking"]
+TASKS: tuple[TaskName, ...] = ("sums", "sorting", "tracking")
+ANSWER = "Answer: "
+"""Begins the last line of a solution."""
+
+_WORDS = (
+    "apple bread cloud dance eagle flame grape house ink jewel kite lemon mango night ocean paper queen river stone "
+    "table uncle violin water yacht zebra"
+).split()
+_PEOPLE = ("Ann", "Bob", "Cid", "Dan", "Eve")
+_THINGS = ("ball", "book", "cup", "hat", "key", "lamp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratedTask:
+    """A task and its solution."""
+
+    name: TaskName
+    """Which kind."""
+    question: str
+    """What is asked."""
+    steps: tuple[str, ...]
+    """The right solution, line by line; the last one begins with ``Answer:``."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+        return self.steps[-1].removeprefix(ANSWER)
+
+    def row(self) -> dict[str, Any]:
+        """A row of a data file: a demonstration, whose further columns the checker reads."""
+        turns = [{"role": "user", "content": self.question}, {"role": "assistant", "content": "\n".join(self.steps)}]
+        return {"messages": turns, "task": self.name, "solution": list(self.steps)}
+
+
+def generate_tasks(name: TaskName, count: int, *, seed: int, size: int = 3, largest: int = 99) -> list[GeneratedTask]:
+    """Different tasks of one kind; fewer than ``count`` if there are no more after many tries.
+
+    Args:
+        name: which kind.
+        count: how many.
+        seed: of the draw; seeds give tasks that may overlap, so split one list into training and test.
+        size: numbers to add, words to sort, or people who swap.
+        largest: for ``sums``, the largest number to add.
+    """
+    if name not in TASKS:
+        raise ScoringError(f"task {name!r}; use one of {', '.join(TASKS)}")
+    draw = random.Random(f"{name}|{size}|{seed}")
+    tasks: dict[str, GeneratedTask] = {}
+    for _ in range(20 * count):
+        if len(tasks) == count:
+            break
+        if name == "sums":
+            question, steps = _sum(draw, size, largest)
+        else:
+            question, steps = _sorting(draw, size) if name == "sorting" else _tracking(draw, size)
+        tasks.setdefault(question, GeneratedTask(name=name, question=question, steps=tuple(steps)))
+    return list(tasks.values())
+
+
+def _sum(draw: random.Random, size: int, largest: int) -> tuple[str, list[str]]:
+    numbers = [draw.randint(1, largest) for _ in range(size)]
+    total, steps = numbers[0], list[str]()
+    for number in numbers[1:]:
+        steps.append(f"{total} + {number} = {total + number}")
+        total += number
+    return f"Add {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}.", [*steps, f"{ANSWER}{total}"]
+
+
+def _sorting(draw: random.Random, size: int) -> tuple[str, list[str]]:
+    words = draw.sample(_WORDS, size)
+    steps = [f"{place}: {word}" for place, word in enumerate(sorted(words), 1)]
+    return f"Sort these words: {', '.join(words)}.", [*steps, ANSWER + " ".join(sorted(words))]
+
+
+def _tracking(draw: random.Random, size: int) -> tuple[str, list[str]]:
+    people, things = list(_PEOPLE[:size]), draw.sample(_THINGS, size)
+    holds = dict(zip(people, things, strict=True))
+    text = " ".join(f"{who} has the {what}." for who, what in holds.items())
+    steps: list[str] = []
+    for _ in range(size):
+        first, second = draw.sample(people, 2)
+        holds[first], holds[second] = holds[second], holds[first]
+        text += f" {first} and {second} swap."
+        steps.append(", ".join(f"{who} {what}" for who, what in holds.items()))
+    asked = draw.choice(people)
+    return f"{text} What does {asked} have?", [*steps, ANSWER + holds[asked]]
+
+
+def first_wrong_step(solution: Sequence[str], steps: Sequence[str]) -> int | None:
+    """Index of the first step that is not as in the right solution; None: all are right.
+
+    A solution that ends too early is wrong at its last step.
+
+    >>> first_wrong_step(["3 + 4 = 7", "Answer: 7"], ["3 + 4 = 8", "Answer: 8"])
+    0
+    """
+    for place, step in enumerate(steps):
+        if place >= len(solution) or step.strip() != solution[place]:
+            return place
+    return None if len(steps) == len(solution) else max(0, len(steps) - 1)
+
+
+def solved(rollouts: Sequence[Rollout]) -> list[float]:
+    """1 where the line that begins with ``Answer:`` gives the right answer, otherwise 0; the steps are not looked at.
+
+    Raises:
+        ScoringError: a prompt has no ``solution`` among its metadata.
+    """
+    scores: list[float] = []
+    for rollout in rollouts:
+        answer = _solution(rollout)[-1].removeprefix(ANSWER)
+        given = next((s for s in reversed(rollout.text.splitlines()) if s.startswith(ANSWER.strip())), "")
+        scores.append(float(given.removeprefix(ANSWER.strip()).strip() == answer))
+    return scores
+
+
+def right_steps(rollouts: Sequence[Rollout]) -> list[list[float]]:
+    """For each line of an answer 0 up to the first wrong one and −1 from there on: a process reward by rule."""
+    scores: list[list[float]] = []
+    for rollout in rollouts:
+        steps = [line for line in rollout.text.split("\n") if line.strip()] or [rollout.text]
+        first = first_wrong_step(_solution(rollout), steps)
+        scores.append([0.0 if first is None or i < first else -1.0 for i in range(len(steps))])
+    return scores
+
+
+def _solution(rollout: Rollout) -> list[str]:
+    solution = rollout.prompt.metadata.get("solution")
+    if not isinstance(solution, list) or not solution:
+        raise ScoringError(
+            f"prompt {rollout.prompt.id} has no 'solution' among its metadata; make the prompts with `trimtab data "
+            "generate`, which writes that column"
+        )
+    return [str(step) for step in solution]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

@@ -1,0 +1,131 @@
+"""The process stage in a recipe: labels from a file and from rollouts, RL with both rewards, and what is refused."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.errors import ConfigError, DataError
+from trimtab.pipeline.config import check_recipe, load_recipe
+from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.process import label_by_rollouts
+from trimtab.pipeline.run import run_recipe
+from trimtab.pipeline.ui import Silent
+from trimtab.records import Rollout, read_records
+from trimtab.records.annotation import StepLabel
+from trimtab.rollout import SamplerConfig
+from trimtab.storage import read_metrics
+from trimtab.testing import prompts, sentences, tiny_backbone
+from trimtab.testing.recipe import TOY, toy_recipe
+
+HERE = "tests.pipeline.test_process"
+ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8, "top_layers": 2}
+ROLLOUTS = {"verifier": f"{HERE}.has_an_e", "prompts": 4, "answers": 2, "tries": 2, "least": 0.01}
+
+
+def has_an_e(rollouts: Sequence[Rollout]) -> list[float]:
+    return [float("e" in r.text) for r in rollouts]
+
+
+def never(rollouts: Sequence[Rollout]) -> list[float]:
+    return [0.0 for _ in rollouts]
+
+
+def recipe(folder: Path, **sections: Any) -> Path:
+    align = {k: v for k, v in TOY["align"].items()} | {"steps": 2, "prompts": 4}
+    rewards = {
+        "process": {"kind": "process", "weight": 0.5},
+        "weakest": {"kind": "process", "score": "minimum"},
+        "outcome": {"kind": "function", "path": f"{HERE}.has_an_e"},
+    }
+    values: dict[str, Any] = {
+        "sft": None, "sample": None, "label": None, "reward": None, "evaluate": None, "align": align, "gold": None,
+        "data": {"prompts": "data/prompts.jsonl", "steps": "data/steps.jsonl"},
+        "process": {"adapter": ADAPTER, "optimizer": {"lr": 5e-3}, "batch": 8, "holdout": 0.3,
+                    "rollouts": ROLLOUTS | {"sampler": {"max_new_tokens": 8}}},
+        "rewards": rewards,
+    }  # fmt: skip
+    path = toy_recipe(folder, **values | sections)
+    rows = [
+        {
+            "prompt": text,
+            "steps": ["green tea", "cold soup" if n % 2 else "green tea"],
+            "first_wrong": 1 if n % 2 else None,
+        }
+        for n, text in enumerate(sentences(20, words=3, start=4000))
+    ]
+    rows.append({"prompt": "beyond", "steps": ["a"], "first_wrong": 3})
+    (folder / "data" / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_run_with_process_and_outcome_rewards(tmp_path):
+    path = recipe(tmp_path)
+    run = run_recipe(load_recipe(path), path, runs=tmp_path / "runs", ui=Silent())
+    folder = run.stage("process")
+    counts = json.loads((folder / "status.json").read_text())["counts"]
+    assert counts["refused"] == 1 and counts["held_out"] > 0 and counts["judged_steps"] > 10
+    labels = read_records(folder / "labels.jsonl", StepLabel)
+    drawn = [label for label in labels if label.source == "ai"]
+    assert 1 <= len(drawn) <= 8 and all(label.shares and label.shares[-1] in (0.0, 1.0) for label in drawn)
+    facts = json.loads((folder / "process.json").read_text())
+    assert facts["first_error_f1"] is not None or "F1 needs solutions" in facts["reason"]
+    rows = read_metrics(run.stage("align") / "metrics.jsonl")
+    assert {"reward/process", "reward/weakest", "reward/outcome"} <= rows[-1].keys()
+    answers = read_records(run.stage("align") / "samples" / "step-000000.jsonl", Rollout)
+    assert all(set(r.step_rewards) == {"process"} for r in answers if r.tokens)
+    assert rows[0]["reward"] == pytest.approx(
+        0.5 * rows[0]["reward/process"] + rows[0]["reward/weakest"] + rows[0]["reward/outcome"], abs=1e-5
+    )
+    plan = make_plan(load_recipe(path), path, tmp_path / "runs")
+    assert next(row for row in plan["stages"] if row["stage"] == "process")["state"] == "done"
+    other = load_recipe(path, [f"process.rollouts.verifier={HERE}.never"])
+    states = {row["stage"]: row["state"] for row in make_plan(other, path, tmp_path / "runs")["stages"]}
+    assert states["process"] == "run"
+
+
+def test_rollouts_are_refused_where_the_model_solves_nothing(tmp_path):
+    path = recipe(tmp_path)
+    config = load_recipe(path, [f"process.rollouts.verifier={HERE}.never"]).process
+    assert config is not None and config.rollouts is not None
+    with pytest.raises(DataError, match=r"the model solves 0\.0% of \d+ solutions and process\.rollouts\.least is 1%"):
+        label_by_rollouts(tiny_backbone(), prompts(4), config.rollouts, "\n", seed=0)
+
+
+def test_shares_of_rollouts_are_those_of_the_verifier(tmp_path):
+    path = recipe(tmp_path)
+    config = load_recipe(path, ["process.rollouts.tries=4"]).process
+    assert config is not None and config.rollouts is not None
+    rollouts = config.rollouts.model_copy(update={"sampler": SamplerConfig(max_new_tokens=12)})
+    soft = label_by_rollouts(tiny_backbone(), prompts(6), rollouts, " ", seed=0)
+    hard = label_by_rollouts(tiny_backbone(), prompts(6), rollouts.model_copy(update={"labels": "hard"}), " ", seed=0)
+    shares = [share for label in soft.labels for share in label.shares or ()]
+    assert {4 * share for share in shares} <= {0.0, 1.0, 2.0, 3.0, 4.0} and soft.tries > 0
+    for a, b in zip(soft.labels, hard.labels, strict=True):
+        assert b.shares == tuple(float(share > 0) for share in a.shares or ())
+        seen = ["e" in " ".join(a.steps[: i + 1]) for i in range(len(a.steps))]
+        assert all(share == 1 for share, has in zip(a.shares or (), seen, strict=True) if has)  # it keeps its e
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"process": None, "data": {"prompts": "data/prompts.jsonl"}},
+            "rewards.process is the process reward model and",
+        ),
+        ({"process": None}, "data.steps is for the process reward model"),
+        ({"process": {}, "data": {"prompts": "data/prompts.jsonl"}}, "process needs solutions with judged steps"),
+        ({"align": {"method": "grpo", "steps": 2}}, "rewards.process places rewards at steps"),
+    ],
+)
+def test_contradictions(tmp_path, change, message):
+    path = recipe(tmp_path)
+    import yaml
+
+    values = yaml.safe_load(path.read_text()) | change
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
+    with pytest.raises(ConfigError, match=message):
+        check_recipe(load_recipe(path))
