@@ -14,7 +14,7 @@ from trimtab.errors import ConfigError
 from trimtab.evals import AlarmConfig
 from trimtab.pipeline.scale import check_scale
 from trimtab.records.weights import WATCHED
-from trimtab.rollout import FunctionReward, ModelReward, ProcessReward
+from trimtab.rollout import FunctionReward, ModelReward, ProcessReward, RewardSource
 from trimtab.trainers import (
     OFFLINE,
     ONLINE,
