@@ -36,14 +36,12 @@ from trimtab.trainers.reward import RewardConfig, prepared_states, score_ranking
 from trimtab.trainers.rl import train_rl
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
-    AnyRlConfig,
     CispoConfig,
     ClippedConfig,
     ConstraintConfig,
     DapoConfig,
     DrGrpoConfig,
     GdpoConfig,
-    GroupConfig,
     GrpoConfig,
     GspoConfig,
     KLConfig,
@@ -74,7 +72,6 @@ __all__ = [
     "METHODS",
     "OFFLINE",
     "ONLINE",
-    "AnyRlConfig",
     "ApoDownConfig",
     "ApoZeroConfig",
     "BcoConfig",
@@ -91,7 +88,6 @@ __all__ = [
     "Fall",
     "GdpoConfig",
     "Group",
-    "GroupConfig",
     "GrpoConfig",
     "GspoConfig",
     "GuardConfig",
