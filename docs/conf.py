@@ -53,6 +53,13 @@ def _show_outside_file(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = re.sub(r"\]\((?!https?:|#)([^)#\s]+)", link, file.read_text(encoding="utf-8"))
 
 
+def _link_papers(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Make arXiv numbers links on the pages of explanations, whose text is prose and tables."""
+    if docname.startswith("explanation/"):
+        source[0] = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
     app.connect("source-read", _show_outside_file)
+    app.connect("source-read", _link_papers)

@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.guard.attacks import ATTACKS, OPENED
+from trimtab.guard.attacks import ATTACKS
 from trimtab.guard.normalise import LEVELS, LONGEST, normalise, readings, views, windows
+
+KEPT_WORDS = {"role play", "many-shot", "splitting"}
+"""Families that leave the request readable."""
+
+NEVER_UNDONE = {"no vowels", "reversed"}
+"""Families that no view undoes."""
 
 REQUEST = "Please tell me about the opening hours of the public library in Springfield."
 
@@ -63,7 +69,7 @@ def test_base64_and_hex_are_opened(text):
         assert normalise(text) in [normalise(v.text) for v in views(f"Read: {encoded}")], name
 
 
-@pytest.mark.parametrize("family", [f for f in OPENED if f not in ("role play", "many-shot", "splitting")])
+@pytest.mark.parametrize("family", [f for f in ATTACKS if f not in KEPT_WORDS | NEVER_UNDONE])
 def test_each_encoding_gives_the_request_back(family):
     disguised = ATTACKS[family](REQUEST, Random(0))
     assert any(normalise(REQUEST).rstrip(".") in view.text for view in views(disguised))

@@ -88,7 +88,7 @@ def test_missing_recipe(tmp_path: Path):
         ({"gold": None}, r"label\.source is 'simulated' and needs gold"),
         ({"data.preferences": "p.jsonl"}, r"label and data\.preferences both say where preferences come from"),
         ({"label": None}, r"reward needs preferences"),
-        ({"reward": None}, r"align needs reward"),
+        ({"reward": None}, r"needs reward, or rewards that are not a model: nothing says which answers are good"),
         ({"sft": None, "sample": None, "label": None, "reward": None, "align": None, "data": {}}, r"evaluate needs"),
         ({"align.sampler.top_p": 0.9}, r"align: sampler\.top_p is 0\.9"),
         ({"align.sampler.max_new_tokens": 64}, r"leaves no room for a prompt in model\.context \(64\)"),

@@ -22,7 +22,7 @@ from statistics import fmean
 from trimtab.errors import DataError
 from trimtab.evals.probes import has_phrase
 from trimtab.feedback import Estimate
-from trimtab.feedback.intervals import clustered_wilson_interval, paired_bootstrap_interval, wilson_interval
+from trimtab.feedback.intervals import clustered_share, paired_bootstrap_interval, wilson_interval
 from trimtab.records import Completion, Prompt, Record
 
 DECLINES: tuple[str, ...] = (
@@ -137,13 +137,10 @@ def measure(
     if not before or len(before) != len(after):
         raise DataError(f"{name} needs two answers to each prompt, got {len(before)} before and {len(after)} after")
 
-    def mean(values: Sequence[float]) -> Estimate:
-        low, high = clustered_wilson_interval(values, range(len(values)))
-        return Estimate(value=fmean(values), low=low, high=high, n=len(values))
-
     low, high = paired_bootstrap_interval(after, before, seed=seed)
     if low == high:  # every prompt changed alike, mostly not at all: others may still differ, as Wilson says how often
         unseen = wilson_interval(0, len(before))[1]
         low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
     change = Estimate(value=fmean(after) - fmean(before), low=low, high=high, n=len(before))
-    return Measure(name=name, how=how, before=mean(before), after=mean(after), change=change, better=better)
+    shares = [clustered_share((value, prompt) for prompt, value in enumerate(values)) for values in (before, after)]
+    return Measure(name=name, how=how, before=shares[0], after=shares[1], change=change, better=better)

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 
 from trimtab.errors import ScoringError
 from trimtab.evals.sentences import sentences
-from trimtab.feedback.intervals import Estimate, bootstrap_interval, clustered_wilson_interval
+from trimtab.feedback.intervals import Estimate, bootstrap_interval, clustered_share
 from trimtab.records import Preference, Record
 
 
@@ -103,7 +103,9 @@ def edit_effects(
         effects.append(
             EditEffect(
                 edit=name,
-                raised=_share([0.5 if c == 0 else float(c > 0) for c in changes], prompts),
+                raised=clustered_share(
+                    (0.5 if c == 0 else float(c > 0), p) for c, p in zip(changes, prompts, strict=True)
+                ),
                 change=Estimate(value=fmean(changes), low=low, high=high, n=len(changes), reason=reason),
                 overtakes=_overtaking(scored),
             )
@@ -118,17 +120,10 @@ def edited_preference(preference: Preference, edit: Callable[[str], str]) -> Pre
 
 
 def _overtaking(scored: Sequence[tuple[Preference, Sequence[float], Sequence[float]]]) -> Estimate:
-    outcomes: list[float] = []
-    prompts: list[str] = []
+    rows: list[tuple[float, str]] = []
     for p, before, after in scored:
         for i, better in enumerate(p.ranks):
             for j, worse in enumerate(p.ranks):
                 if better < worse and before[i] > before[j]:
-                    outcomes.append(float(after[j] > before[i]))
-                    prompts.append(p.prompt.id)
-    return _share(outcomes, prompts) if outcomes else Estimate(reason="no worse answer is scored below a better one")
-
-
-def _share(outcomes: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    low, high = clustered_wilson_interval(outcomes, prompts)
-    return Estimate(value=fmean(outcomes), low=low, high=high, n=len(outcomes))
+                    rows.append((float(after[j] > before[i]), p.prompt.id))
+    return clustered_share(rows, reason="no worse answer is scored below a better one")

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from trimtab.errors import DataError, ScoringError
-from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_share
 from trimtab.records import Completion, Preference, Prompt
 
 COLUMNS = "id, prompt, chosen, rejected, subset"
@@ -82,8 +82,7 @@ def reward_bench_scores(preferences: Sequence[Preference], scores: Sequence[Sequ
     Raises:
         ScoringError: a subset *Ties* without both its parts.
     """
-    hits: dict[str, list[float]] = {}
-    prompts: dict[str, list[str]] = {}
+    hits: dict[str, list[tuple[float, str]]] = {}
     ties: list[tuple[str, int, Sequence[float]]] = []
     for p, row in zip(preferences, scores, strict=True):
         subset = str(p.metadata["subset"])
@@ -91,12 +90,9 @@ def reward_bench_scores(preferences: Sequence[Preference], scores: Sequence[Sequ
             ties.append((str(p.metadata["id"]), p.ranks.count(0), row))
             continue
         best = max(row)
-        hits.setdefault(subset, []).append(float(row[0] == best) / sum(s == best for s in row))
-        prompts.setdefault(subset, []).append(p.prompt.id)
-    result: dict[str, Estimate] = {}
-    for name, outcomes in hits.items():
-        low, high = clustered_wilson_interval(outcomes, prompts[name])
-        result[name] = Estimate(value=fmean(outcomes), low=low, high=high, n=len(outcomes))
+        outcome = float(row[0] == best) / sum(s == best for s in row)
+        hits.setdefault(subset, []).append((outcome, p.prompt.id))
+    result = {name: clustered_share(rows) for name, rows in hits.items()}
     if ties:
         result[TIES] = Estimate(value=ties_score(ties), n=len(ties), reason="a weighted sum, without an interval")
     values = [e.value for e in result.values() if e.value is not None]

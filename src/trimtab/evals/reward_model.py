@@ -17,6 +17,7 @@ from trimtab.feedback.intervals import (
     RESAMPLES,
     Estimate,
     Number,
+    clustered_share,
     clustered_wilson_interval,
     paired_bootstrap_interval,
 )
@@ -144,8 +145,8 @@ def evaluate_reward_model(
     scaled = cross_fitted("temperature", shares, [1.0] * len(shares), prompts, seed=seed)
     after = _calibration([logit(p) for p in scaled], correct, prompts, bins)
     return RewardModelEval(
-        accuracy=_share("reward model", correct, prompts),
-        longest=_share("longest answer", pairs.longer, prompts),
+        accuracy=clustered_share(zip(correct, prompts, strict=True), name="reward model"),
+        longest=clustered_share(zip(pairs.longer, prompts, strict=True), name="longest answer"),
         gain=_gain(correct, pairs.longer, prompts, seed),
         ece=_ece(rows),
         log_loss=fmean(_softplus(-margin) for margin in margins),
@@ -238,14 +239,18 @@ def _by_slice(pairs: _StrictPairs, correct: Sequence[float]) -> tuple[Estimate, 
     rows: list[Estimate] = []
     for name in sorted(set(pairs.slices)):
         inside = [i for i, s in enumerate(pairs.slices) if s == name]
-        rows.append(_share(name, [correct[i] for i in inside], [pairs.prompts[i] for i in inside]))
+        rows.append(clustered_share(((correct[i], pairs.prompts[i]) for i in inside), name=name))
     return tuple(sorted(rows, key=lambda e: -e.n))
 
 
 def _baseline(
     name: str, correct: Sequence[float], hits: Sequence[float], prompts: Sequence[str], seed: int
 ) -> Baseline:
-    return Baseline(name=name, accuracy=_share(name, hits, prompts), gain=_gain(correct, hits, prompts, seed))
+    return Baseline(
+        name=name,
+        accuracy=clustered_share(zip(hits, prompts, strict=True), name=name),
+        gain=_gain(correct, hits, prompts, seed),
+    )
 
 
 def _gain(correct: Sequence[float], hits: Sequence[float], prompts: Sequence[str], seed: int) -> Estimate:
@@ -276,11 +281,6 @@ def _calibration(
             )
         )
     return tuple(rows)
-
-
-def _share(name: str, outcomes: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    low, high = clustered_wilson_interval(outcomes, prompts)
-    return Estimate(name=name, value=fmean(outcomes), low=low, high=high, n=len(outcomes))
 
 
 def _won(difference: float) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from statistics import median
 
-from trimtab.feedback.intervals import Estimate, clustered_wilson_interval, median_interval, wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_share, median_interval, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
 
@@ -79,9 +79,9 @@ def annotator_reports(
             AnnotatorReport(
                 annotator=annotator,
                 judgements=len(rankings),
-                agreement=_share(sided[annotator], "nobody else judged what this annotator decided"),
-                first_shown_wins=_share(first[annotator], "no winner was chosen"),
-                longest_wins=_share(longer[annotator], "no winner was chosen"),
+                agreement=clustered_share(sided[annotator], reason="nobody else judged what this annotator decided"),
+                first_shown_wins=clustered_share(first[annotator], reason="no winner was chosen"),
+                longest_wins=clustered_share(longer[annotator], reason="no winner was chosen"),
                 seconds=seconds,
                 fast=fast,
             )
@@ -101,11 +101,3 @@ def speed(seconds: Iterable[float | None], fast_seconds: float = FAST_SECONDS) -
     fast = sum(t < fast_seconds for t in times)
     low, high = wilson_interval(fast, len(times))
     return middle, Estimate(value=fast / len(times), low=low, high=high, n=len(times))
-
-
-def _share(outcomes: Sequence[tuple[float, str]], undefined: str) -> Estimate:
-    if not outcomes:
-        return Estimate(reason=undefined)
-    values, prompts = [v for v, _ in outcomes], [p for _, p in outcomes]
-    low, high = clustered_wilson_interval(values, prompts)
-    return Estimate(value=sum(values) / len(values), low=low, high=high, n=len(values))

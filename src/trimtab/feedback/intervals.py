@@ -7,8 +7,8 @@ bootstrap. Items that share a prompt are not independent; both families take tha
 
 import math
 import random
-from collections.abc import Hashable, Sequence
-from statistics import NormalDist
+from collections.abc import Hashable, Iterable, Sequence
+from statistics import NormalDist, fmean
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -109,6 +109,22 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> tup
             break
         d += 1
     return (ordered[d - 1], ordered[n - d]) if d else None
+
+
+def clustered_share(rows: Iterable[tuple[float, Hashable]], *, name: str = "", reason: str = "") -> Estimate:
+    """A share of outcomes with the interval of :func:`clustered_wilson_interval`.
+
+    Args:
+        rows: outcome (1 right, 0 wrong, 0.5 tied) and group of each item.
+        name: of the estimate.
+        reason: why there is no share, if there are no rows.
+    """
+    items = list(rows)
+    if not items:
+        return Estimate(name=name, reason=reason)
+    outcomes, clusters = [outcome for outcome, _ in items], [cluster for _, cluster in items]
+    low, high = clustered_wilson_interval(outcomes, clusters)
+    return Estimate(name=name, value=fmean(outcomes), low=low, high=high, n=len(items))
 
 
 def clustered_wilson_interval(

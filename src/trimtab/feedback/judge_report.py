@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.constitution import speaks_to_judge
 from trimtab.feedback.calibration import brier, cross_fitted, reliability
-from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_share
 from trimtab.feedback.judge import Judged, combine
 from trimtab.feedback.votes import pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement
@@ -53,9 +53,9 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
     overall = [j for j in judged.judgements if j.criterion == "overall"]
     replies = list(judged.replies.values())
     return {
-        "position_bias": share(wins, "no pair has an answer in both orders"),
-        "flip_rate": share(flips, "no pair has an answer in both orders"),
-        "longer_wins": share(longer, "no pair of different length has a winner"),
+        "position_bias": clustered_share(wins, reason="no pair has an answer in both orders"),
+        "flip_rate": clustered_share(flips, reason="no pair has an answer in both orders"),
+        "longer_wins": clustered_share(longer, reason="no pair of different length has a winner"),
         "items": len(overall),
         "unusable": sum(j.ranks is None for j in overall),
         "replies": len(replies),
@@ -124,12 +124,12 @@ def against_people(
             longest.append((0.5 if not more else float((more > 0) == (b == "first")), g))
     result: dict[str, Any] = {
         "pairs": len(keys),
-        "accuracy": share(decided, reason if not keys else "no pair has a winner for both"),
-        "agreement": share(same, reason),
-        "half_credit": share(half, reason),
-        "lean": share(lean, reason if not keys else "people have no winner anywhere"),
+        "accuracy": clustered_share(decided, reason=reason if not keys else "no pair has a winner for both"),
+        "agreement": clustered_share(same, reason=reason),
+        "half_credit": clustered_share(half, reason=reason),
+        "lean": clustered_share(lean, reason=reason if not keys else "people have no winner anywhere"),
         "kappa": _bootstrapped(list(zip(judge, crowd, strict=True)), prompts, cohen_kappa, seed, reason),
-        "longest": share(longest, reason),
+        "longest": clustered_share(longest, reason=reason),
         "confusion": {a: {b: sum(x == a and y == b for x, y in zip(judge, crowd, strict=True)) for b in OUTCOMES}
                       for a in OUTCOMES},
         "calibration": None,
@@ -150,21 +150,6 @@ def against_people(
     return result
 
 
-def mcnemar(a_right: Sequence[bool], b_right: Sequence[bool]) -> float:
-    """Exact two-sided p-value that two judges are right equally often, on the same pairs.
-
-    P over Binomial(b + c, ½) of what is at least as uneven as b against c, the counts where only one is right;
-    McNemar, Psychometrika 12 (1947).
-
-    >>> mcnemar([True] * 9 + [False], [False] * 9 + [True])
-    0.021484375
-    """
-    b = sum(x and not y for x, y in zip(a_right, b_right, strict=True))
-    c = sum(y and not x for x, y in zip(a_right, b_right, strict=True))
-    n = b + c
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n)
-
-
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     """Cohen's κ = (p_o − p_e) / (1 − p_e) of two raters; None where chance alone would always agree.
 
@@ -177,15 +162,6 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     if math.isclose(expected, 1.0):
         return None
     return round((sum(a == b for a, b in pairs) / n - expected) / (1 - expected), 12)
-
-
-def share(rows: Sequence[tuple[float, Hashable]], reason: str) -> Estimate:
-    """A share of outcomes (1, 0 or ½) with its group, and Wilson's interval clustered by group."""
-    if not rows:
-        return Estimate(reason=reason)
-    values, groups = [v for v, _ in rows], [g for _, g in rows]
-    low, high = clustered_wilson_interval(values, groups)
-    return Estimate(value=fmean(values), low=low, high=high, n=len(values))
 
 
 def _votes(

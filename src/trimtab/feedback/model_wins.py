@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_share
 from trimtab.feedback.votes import canonical_ranks, settled, usable_judgements
 from trimtab.records import Comparison, Judgement
 
@@ -105,8 +105,6 @@ def _tables(outcomes: _Outcomes) -> tuple[tuple[Wins, ...], tuple[Wins, ...]]:
 
 
 def _wins(model: str, rival: str | None, outcomes: Sequence[tuple[float, str]]) -> Wins:
-    values, prompts = [x for x, _ in outcomes], [p for _, p in outcomes]
-    low, high = clustered_wilson_interval(values, prompts)
-    counts = Counter(values)
-    rate = Estimate(value=sum(values) / len(values), low=low, high=high, n=len(values))
+    counts = Counter(outcome for outcome, _ in outcomes)
+    rate = clustered_share(outcomes)
     return Wins(model=model, rival=rival, rate=rate, wins=counts[1.0], ties=counts[0.5], losses=counts[0.0])

@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trimtab.feedback.intervals import clustered_share
 from trimtab.feedback.judge import Verdict, combine
-from trimtab.feedback.judge_report import share, shown
+from trimtab.feedback.judge_report import shown
 from trimtab.records import Comparison
 
 Pair = tuple[str, tuple[int, int]]
@@ -59,8 +60,8 @@ def principle_report(
         rows[name] = {
             "asked": len(answered),
             "no_answer": len(verdicts_of) - len(answered),
-            "firing_rate": share(fired, "it has no answer anywhere"),
-            "agreement": share(agree, "it fires nowhere where people have a winner"),
+            "firing_rate": clustered_share(fired, reason="it has no answer anywhere"),
+            "agreement": clustered_share(agree, reason="it fires nowhere where people have a winner"),
             "removed": {k: effect[k] for k in ("same", "changed", "unknown")},
             "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in answered),
         }
@@ -73,7 +74,7 @@ def principle_report(
                 differ = ((pair[a].probability or 0) > 0.5) != ((pair[b].probability or 0) > 0.5)
                 both.append((float(differ), prompts[item]))
         if both:
-            conflicts.append({"principles": [a, b], "rate": share(both, "")})
+            conflicts.append({"principles": [a, b], "rate": clustered_share(both)})
     conflicts.sort(key=lambda c: -(c["rate"].value or 0) * c["rate"].n)
     return {"principles": rows, "conflicts": conflicts}
 

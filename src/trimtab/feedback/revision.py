@@ -19,9 +19,9 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.constitution import Constitution, Principle, ask_critique, ask_revision, ask_violation, compare_answers
-from trimtab.feedback.intervals import Estimate
+from trimtab.feedback.intervals import Estimate, clustered_share
 from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, contradict, question, replies_to
-from trimtab.feedback.judge_report import first_wins, share
+from trimtab.feedback.judge_report import first_wins
 from trimtab.records import Demonstration, Message, Prompt, Record, content_id
 
 Write = Callable[[Sequence[Prompt], Callable[[Mapping[str, str]], None]], None]
@@ -286,7 +286,7 @@ def judge_biases(revisions: Sequence[Revision]) -> dict[str, Estimate]:
     ]
     reason = "no revision was judged in both orders"
     return {
-        "position_bias": share(wins, reason),
-        "flip_rate": share(flips, reason),
-        "longer_wins": share(longer, "no revision of another length has a verdict"),
+        "position_bias": clustered_share(wins, reason=reason),
+        "flip_rate": clustered_share(flips, reason=reason),
+        "longer_wins": clustered_share(longer, reason="no revision of another length has a verdict"),
     }

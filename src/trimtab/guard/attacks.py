@@ -106,6 +106,3 @@ ATTACKS: dict[str, Attack] = {
     "reversed": reversed_letters,
 }
 """All families by name. The last two are undone by no view: they show how far a guard carries."""
-
-OPENED = tuple(name for name in ATTACKS if name not in ("no vowels", "reversed"))
-"""Families that the views of :mod:`trimtab.guard.normalise` undo or leave readable."""

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from trimtab.errors import DataError
-from trimtab.feedback.intervals import Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_share
 
 
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -95,10 +95,8 @@ def share(blocked: Sequence[bool], groups: Sequence[Hashable] | None = None, nam
             :func:`~trimtab.feedback.intervals.clustered_wilson_interval`. None: each text is its own.
         name: of the estimate.
     """
-    if not len(blocked):
-        return Estimate(name=name, reason="there is no such text")
-    low, high = clustered_wilson_interval(blocked, range(len(blocked)) if groups is None else groups)
-    return Estimate(name=name, value=sum(blocked) / len(blocked), low=low, high=high, n=len(blocked))
+    rows = zip(blocked, range(len(blocked)) if groups is None else groups, strict=True)
+    return clustered_share(rows, name=name, reason="there is no such text")
 
 
 def folds_of(groups: Sequence[Hashable], folds: int, seed: int = 0) -> np.ndarray:

@@ -9,11 +9,12 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.costs import Sizing
 from trimtab.records import Preference, Rating
 from trimtab.trainers import (
-    METHODS,
+    OFFLINE,
+    ONLINE,
     DpoConfig,
     KtoConfig,
-    OfflineMethod,
-    OnlineMethod,
+    OnlineConfig,
+    PairConfig,
     PolicyGradientConfig,
     methods_with,
 )
@@ -96,14 +97,12 @@ def better_fit(config: RunConfig, data: JudgedData) -> list[str]:
         config: the recipe.
         data: what its judged answers are like.
     """
-    align = config.align
-    lines = _for_the_reward_model(config, data)
-    if align is None:
-        return lines
-    method = METHODS[align.method]
+    lines, align = _for_the_reward_model(config, data), config.align
     if isinstance(align, KtoConfig):
         return lines + _for_kto(config, align, data)
-    return lines + (_for_offline(config, data) if isinstance(method, OfflineMethod) else _for_online(config))
+    if isinstance(align, OnlineConfig):
+        return lines + _for_online(config, align)
+    return lines if align is None else lines + _for_pairs(align, data)
 
 
 def _for_the_reward_model(config: RunConfig, data: JudgedData) -> list[str]:
@@ -129,13 +128,12 @@ def _for_kto(config: RunConfig, align: KtoConfig, data: JudgedData) -> list[str]
             "the data are comparisons, of which kto keeps only which answers won more than they lost; align.method dpo "
             "learns from who beat whom"
         ]
-    if not (data.liked or data.disliked):  # not here to be counted
-        return []
-    if not (data.liked and data.disliked):
-        kind = "up" if data.liked else "down"
-        also = "; sft imitates the liked answers (data.demonstrations)" if data.liked else ""
-        return [f"all {data.liked + data.disliked} thumbs are {kind}, and kto learns from the contrast of both{also}"]
     up, down = align.weight_desirable * data.liked, align.weight_undesirable * data.disliked
+    if not up and not down:  # the file is not here to be counted
+        return []
+    if not (up and down):
+        kind, also = ("up", "; sft imitates the liked answers (data.demonstrations)") if up else ("down", "")
+        return [f"all {data.liked + data.disliked} thumbs are {kind}, and kto learns from the contrast of both{also}"]
     if 1 <= up / down <= 4 / 3:
         return []
     setting, value = "weight_desirable", down / data.liked
@@ -147,11 +145,8 @@ def _for_kto(config: RunConfig, align: KtoConfig, data: JudgedData) -> list[str]
     ]
 
 
-def _for_offline(config: RunConfig, data: JudgedData) -> list[str]:
-    align, count, lines = config.align, data.preferences, []
-    assert align is not None
-    method = METHODS[align.method]
-    assert isinstance(method, OfflineMethod)
+def _for_pairs(align: PairConfig, data: JudgedData) -> list[str]:
+    method, count, lines = OFFLINE[align.method], data.preferences, []
     if data.soft and not method.soft_labels:
         lines.append(
             f"{data.soft} of {count} preferences carry soft labels, which {align.method} has no formula for, so the "
@@ -170,20 +165,17 @@ def _for_offline(config: RunConfig, data: JudgedData) -> list[str]:
             f"preferences rank {data.answers} answers; align.method {' or '.join(methods_with(listwise=True))} learns "
             f"from their whole order, {align.method} from each pair alone{certain}"
         )
-    if data.tied >= OFTEN_TIED * max(count, 1):
+    if count and data.tied >= OFTEN_TIED * count:
         lines.append(
             f"{data.tied} of {count} preferences are ties, from which {align.method} learns nothing; a reward model "
             "with reward.loss davidson or rao_kupper learns from them, for align.method ppo or rloo"
         )
     if data.pairs >= FEW and data.longer >= OFTEN_LONGER * data.pairs and not method.per_token_gap(align):
-        remedy = (
-            "set align.normalise: true"
-            if "normalise" in type(align).model_fields
-            else "align.method dpo with normalise: true, or simpo"
-        )
+        own = "normalise" in type(align).model_fields
         lines.append(
             f"in {data.longer / data.pairs:.0%} of pairs the better answer is the longer one, and {align.method} "
-            f"learns length with the rest, because it sums over tokens; to compare per token, {remedy}"
+            "learns length with the rest, because it sums over tokens; to compare per token, "
+            + ("set align.normalise: true" if own else "align.method dpo with normalise: true, or simpo")
         )
     if isinstance(align, DpoConfig) and 0 < count < FEW and not (data.soft or align.label_smoothing):
         lines.append(
@@ -193,20 +185,17 @@ def _for_offline(config: RunConfig, data: JudgedData) -> list[str]:
     return lines
 
 
-def _for_online(config: RunConfig) -> list[str]:
-    align, rewards, lines = config.align, config.rewards or {}, []
-    assert align is not None
-    method = METHODS[align.method]
-    assert isinstance(method, OnlineMethod)
-    if "std" in method.config.model_fields:
-        several = methods_with(several_rewards=True)
-        if len(rewards) > 1 and not method.several_rewards:
-            lines.append(
-                f"{len(rewards)} rewards are added before {align.method} divides by their deviation, so the one that "
-                f"varies most decides; align.method {' or '.join(several)} normalises each by itself"
-            )
-        if len(rewards) <= 1 and method.several_rewards:
-            lines.append(f"align.method {align.method} is for several rewards and there is one; use grpo or rloo")
+def _for_online(config: RunConfig, align: OnlineConfig) -> list[str]:
+    rewards, method, lines = config.rewards or {}, ONLINE[align.method], []
+    divides = "std" in method.config.model_fields
+    if divides and len(rewards) > 1 and not method.several_rewards:
+        lines.append(
+            f"{len(rewards)} rewards are added before {align.method} divides by their deviation, so the one that "
+            f"varies most decides; align.method {' or '.join(methods_with(several_rewards=True))} normalises each by "
+            "itself"
+        )
+    if len(rewards) <= 1 and method.several_rewards:
+        lines.append(f"align.method {align.method} is for several rewards and there is one; use grpo or rloo")
     costs = [name for name, source in rewards.items() if source.weight < 0]
     if costs and len(rewards) > 1 and isinstance(align, PolicyGradientConfig) and align.constraint is None:
         lines.append(

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.evals import EditEffect, RewardModelEval, edit_effects, evaluate_reward_model
 from trimtab.evals.charts import Line, line_chart, percent
 from trimtab.evals.reward_bench import is_reward_bench, read_reward_bench, reward_bench_scores
-from trimtab.feedback import Estimate, clustered_wilson_interval
+from trimtab.feedback import Estimate
+from trimtab.feedback.intervals import clustered_share
 from trimtab.files import write_atomic, write_json
 from trimtab.models import Chat, Role
 from trimtab.pipeline.config import RunConfig
@@ -155,8 +155,7 @@ def _outliers(
         return Estimate(reason=str(error))
     preferences, rankings = measured
     outside = known.outliers(hidden_states(role, rankings)).double().tolist()
-    low, high = clustered_wilson_interval(outside, _prompts(preferences))
-    return Estimate(value=fmean(outside), low=low, high=high, n=len(outside))
+    return clustered_share(zip(outside, _prompts(preferences), strict=True))
 
 
 def _prompts(preferences: Sequence[Preference]) -> list[str]:

@@ -37,14 +37,12 @@ from trimtab.trainers.reward import RewardConfig, prepared_states, score_ranking
 from trimtab.trainers.rl import train_rl
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
-    AnyRlConfig,
     CispoConfig,
     ClippedConfig,
     ConstraintConfig,
     DapoConfig,
     DrGrpoConfig,
     GdpoConfig,
-    GroupConfig,
     GrpoConfig,
     GspoConfig,
     KLConfig,
@@ -75,7 +73,6 @@ __all__ = [
     "METHODS",
     "OFFLINE",
     "ONLINE",
-    "AnyRlConfig",
     "ApoDownConfig",
     "ApoZeroConfig",
     "BcoConfig",
@@ -92,7 +89,6 @@ __all__ = [
     "Fall",
     "GdpoConfig",
     "Group",
-    "GroupConfig",
     "GrpoConfig",
     "GspoConfig",
     "GuardConfig",

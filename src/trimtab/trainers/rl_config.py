@@ -3,7 +3,7 @@
 What a method does with them is in the table of :mod:`trimtab.trainers.methods`.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -403,8 +403,9 @@ class RejectionConfig(OnlineConfig):
     """Limits on how far one rollout batch and the whole run move the policy."""
 
 
-GroupConfig = (
-    RlooConfig
+ClippedConfig = (
+    PpoConfig
+    | RlooConfig
     | GrpoConfig
     | DrGrpoConfig
     | DapoConfig
@@ -415,13 +416,7 @@ GroupConfig = (
     | ReinforcePpBaselineConfig
     | NashMdConfig
 )
-"""Methods with a clipped ratio and without a critic."""
-
-ClippedConfig = PpoConfig | GroupConfig
 """Methods with a clipped ratio."""
 
 RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig | XpoConfig
 """Any online method; ``method`` says which."""
-
-AnyRlConfig = Annotated[RlConfig, Field(discriminator="method")]
-"""The same, for a recipe."""

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from trimtab.records.annotation import Submission, Task
 from trimtab.storage.form import Number
 from trimtab.storage.labels import LabelStore
+from trimtab.storage.progress import Progress
 from trimtab.storage.tasks import parse_tasks
 from trimtab.web.dashboard import agreement_of
 
@@ -46,17 +47,6 @@ class Added(BaseModel):
 
     added: int
     refused: list[RefusedItem]
-
-
-class Status(BaseModel):
-    """Where the project stands."""
-
-    items: int
-    complete: int
-    needed: int
-    done: int
-    disputed: int
-    flagged: int
 
 
 class StoredItem(BaseModel):
@@ -102,9 +92,9 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.get("/status", dependencies=[_token("read")], responses=_ERRORS)
-def status(request: Request) -> Status:
+def status(request: Request) -> Progress:
     """Where the project stands."""
-    return Status(**vars(request.app.state.store.progress()))
+    return request.app.state.store.progress()
 
 
 @router.post(
