@@ -167,6 +167,16 @@ TRAINING: Mapping[str, Metric] = {
         "answers.",
         where="online methods",
     ),
+    "reward_std_prompt": Metric(
+        title="Spread of the reward within a prompt",
+        meaning="Root of the mean variance of the reward among the answers to one prompt: what a method that compares "
+        "them learns from.",
+        unit="reward",
+        good="a large part of `reward_std`",
+        act="If it is small beside `reward_std`, the reward tells prompts apart and not answers; however accurate, it "
+        "teaches slowly. Collect preferences between answers of this policy.",
+        where="online methods with several answers to a prompt",
+    ),
     "reward/NAME": Metric(
         title="Reward component",
         meaning="Mean of one named reward, normalised, before its weight.",

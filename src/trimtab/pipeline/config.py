@@ -486,7 +486,7 @@ def _check_annotators(config: RunConfig) -> Iterator[str]:
                 f"label.aggregate.weighting is {label.aggregate.weighting!r}, and reward.annotators learns how far "
                 "each annotator can be trusted; leave weighting out"
             )
-    if label is None or label.aggregate.margin == AggregateConfig().margin:
+    if label is None or label.aggregate.margin in (0.0, AggregateConfig().margin):
         return
     margin = f"label.aggregate.margin is {label.aggregate.margin:g}"
     if reward is not None and reward.annotators:

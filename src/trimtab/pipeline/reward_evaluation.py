@@ -82,7 +82,8 @@ def evaluate_reward(
         if objectives:
             counts |= {"other_criteria": others}
         if not rankings:
-            raise DataError(f"{source}: none of {len(records) + others} preferences can be scored: {counts}")
+            hint = f"; their criterion has to be one of {', '.join(objectives)}" if others else ""
+            raise DataError(f"{source}: none of {len(records) + others} preferences can be scored: {counts}{hint}")
     scores = score(rankings, preferences)
     strict = [i for i, p in enumerate(preferences) if len(set(p.ranks)) > 1]
     chosen, chosen_scores = [preferences[i] for i in strict], [scores[i] for i in strict]
