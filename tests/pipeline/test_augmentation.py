@@ -79,7 +79,7 @@ def features_of(text: str) -> list[float]:
 @pytest.mark.parametrize("kind", ["plain", "augmented"])
 def test_sensitivity_to_held_out_edits(kind: str):
     """Planted: annotators like long and flattering answers. The edits of the test are not those of the training."""
-    train, held = preferences(300), preferences(60, seed=1)
+    train, held = preferences(120), preferences(40, seed=1)
     shares = {name: 1.0 for name in ("flattery", "padding", "repetition")}
     if kind == "augmented":
         train += augmented(train, AugmentConfig(**shares), ties=False, seed=0)[0]
@@ -93,8 +93,8 @@ def test_sensitivity_to_held_out_edits(kind: str):
         for i, p in enumerate(train)
     ]  # fmt: skip
     role = LinearReward((table - mean) / std)
-    steady = OptimizerConfig(lr=0.05, schedule="cosine", warmup=0.0, max_grad_norm=None, weight_decay=0.01)
-    config = RewardConfig(optimizer=steady, batch=len(rankings), epochs=80, micro_batch_tokens=1 << 22)
+    steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None, weight_decay=0.01)
+    config = RewardConfig(optimizer=steady, batch=len(rankings), epochs=30, micro_batch_tokens=1 << 22)
     train_reward(cast(Any, role), rankings, config, seed=0)
 
     def score(rows: Any) -> list[list[float]]:

@@ -74,7 +74,7 @@ def test_planted_habits_are_recovered_and_held_out_votes_are_better_explained():
     train, held = rankings[:2400], rankings[2400:]
     steady = OptimizerConfig(lr=0.05, schedule="cosine", warmup=0.0, max_grad_norm=None)
     config = RewardStageConfig(
-        loss="davidson", annotators=("tie", "skill", "position"), optimizer=steady, batch=2400, epochs=60,
+        loss="davidson", annotators=("tie", "skill", "position"), optimizer=steady, batch=2400, epochs=40,
         micro_batch_tokens=1 << 22,
     )  # fmt: skip
     start, trials = population(config, train, annotators=10, seed=0)

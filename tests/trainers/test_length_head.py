@@ -24,7 +24,7 @@ def test_slope_is_the_derivative_and_the_correlation_is_pearsons_within_prompts(
     centred = [x - torch.stack([x[prompts == p].mean() for p in range(4)])[prompts] for x in (scores, lengths)]
     wanted = torch.corrcoef(torch.stack(centred))[0, 1]  # both have mean 0, so Pearson's needs no more
     wanted.backward()
-    assert rho == pytest.approx(float(wanted))
+    assert rho == pytest.approx(float(wanted.detach()))
     torch.testing.assert_close(slope, scores.grad)
     assert float(slope @ scores.detach()) == pytest.approx(0.0, abs=1e-9)
 

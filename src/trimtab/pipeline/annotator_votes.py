@@ -65,7 +65,7 @@ def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annota
     from trimtab.feedback.habit_selection import select_habits
 
     model = _likelihood(config)
-    votes = _vote_arrays(rankings, annotators)
+    votes = _vote_arrays([r for r in rankings if r.votes], annotators)
     habits, trials = select_habits(votes, model=model, habits=config.annotators, seed=seed)
     fit = fit_comparisons(votes, model=model, habits=habits)
     start = Population(

@@ -181,10 +181,13 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     prompts = [p.prompt.id for p in preferences]
     train, held = split_holdout(prompts, config.holdout, context.seed("reward"))
     parts = reward_parts(config, prompts, train, seed=context.seed("reward halves"))
-    tied: Counts = {}
+    counts, tied = counts_of(parts, held), Counts()
     if config.augment is not None:
         parts, rankings, preferences, tied = _augment(context, backbone.chat, parts, rankings, preferences, train)
-    if config.ties:
+    if config.annotators:
+        tied["votes"] = sum(len(rankings[i].votes) for i in train)
+        context.ui.say(f"  {config.loss} learns from {tied['votes']} votes on pairs, of {len(names)} annotators")
+    elif config.ties:
         tied["tied_pairs"] = sum(len(rankings[i].tied_pairs()) for i in train)
         strict_pairs = sum(len(rankings[i].pairs()) for i in train)
         context.ui.say(f"  {config.loss} learns from {tied['tied_pairs']} tied pairs and {strict_pairs} with a winner")
@@ -192,7 +195,7 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     write_json(context.folder("reward") / "reward.json", facts)
     models = {part.name: part.places for part in parts}
     learned = write_learned(context, "reward", preferences, rankings, models, batch=config.batch, ties=config.ties)
-    return counts_of(parts, held) | left_out | tied, [*files, "reward.json", learned]
+    return counts | left_out | tied, [*files, "reward.json", learned]
 
 
 def usable_rankings(

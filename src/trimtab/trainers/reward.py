@@ -161,5 +161,5 @@ def score_rankings(
     assert role.scalar is not None
     numbers = torch.empty(batch.size, len(role.scalar.weight))
     for index, part in batch.micro_batches(micro_batch_tokens):
-        numbers[index.cpu()] = role.head_scores(part, states=states).cpu()
+        numbers[index.cpu()] = role.head_scores(part, states=states).to(numbers)
     return by_ranking(rewards_of(numbers, rankings).tolist(), rankings)
