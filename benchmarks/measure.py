@@ -48,7 +48,7 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
-from trimtab.trainers.reward import init_reward_head
+from trimtab.trainers.reward_heads import init_reward_head
 
 STILL = OptimizerConfig(lr=1e-7, schedule="constant", warmup=0.0)
 """The usual cost, but the policy stays, so that its answers keep their length from step to step."""

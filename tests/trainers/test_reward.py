@@ -22,7 +22,9 @@ from trimtab.trainers import (
     split_holdout,
     train_reward,
 )
-from trimtab.trainers.reward import _ranking_losses, init_reward_head, prepared_states, probe_reward_head
+from trimtab.trainers.reward import prepared_states
+from trimtab.trainers.reward_heads import init_reward_head, probe_reward_head
+from trimtab.trainers.reward_losses import _ranking_losses
 
 from ..kit import moved, same_weights, stir
 from .rankings import ranking

@@ -24,6 +24,7 @@ from trimtab.trainers import (
     RlooConfig,
     RlRoles,
 )
+from trimtab.trainers.rl_metrics import _spread_within
 
 from ..kit import same_weights, stir
 from .rl_kit import LORA, STEADY, answer_logprobs, config, run
@@ -119,7 +120,7 @@ def test_group_methods_first_step_by_hand(settings, tmp_path: Path):
     assert rows[0]["policy_loss"] == pytest.approx(loss, rel=1e-3, abs=1e-4)
     assert ("k3_clamped" in rows[0]) == (settings.kl.estimator == "k3")
     assert rows[0]["kl"] == pytest.approx(kl, abs=1e-3)
-    assert ("flat_groups" in rows[0]) == (group > 1)
+    assert ("flat_groups" in rows[0]) == ("reward_std_prompt" in rows[0]) == (group > 1)
     assert "value_loss" not in rows[0] and "explained_variance" not in rows[0]
 
 
@@ -191,3 +192,9 @@ def test_importance_weights_scale_the_loss_of_another_samplers_tokens(tmp_path: 
     assert answers["importance_masked"] == pytest.approx(6 * lengths.count(6) / sum(lengths)) and 6 in lengths
     all_kept = weighed(importance_cap=7.0, importance_level="sequence", importance_beyond="mask")
     assert all_kept["importance_masked"] == 0.0
+
+
+def test_the_spread_within_prompts():
+    """Answers of the first prompt have variance 1, of the second 0; the third has no answer with a token."""
+    assert _spread_within([1.0, 3.0, 5.0, 5.0, 5.0], [2, 3, 0]) == pytest.approx(0.5**0.5)
+    assert _spread_within([], [0]) == 0.0

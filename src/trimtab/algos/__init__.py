@@ -9,6 +9,7 @@ example; :func:`reduce_sum` divides them by the size of the whole optimiser step
 - ``anchored``: APO, BCO, SPPO, EXO and NCA, which place each answer of a pair.
 - ``opponents``: Nash-MD and XPO, which compare an answer with an opponent's.
 - ``reward``: reward models, from pairs, rankings, ties and steps.
+- ``length``: the correlation of rewards with the length of answers.
 - ``advantages``: GAE, group baselines, whitening.
 - ``policy``: PPO's losses, importance weights, what to watch.
 - ``kl``: the divergence from a reference: in the reward, in the loss, per token; adaptive coefficient.
@@ -42,6 +43,7 @@ from trimtab.algos.kl import (
     kl_sequence,
     penalised_rewards,
 )
+from trimtab.algos.length import length_correlation
 from trimtab.algos.masking import last_true, masked_mean, masked_sum, reduce_sum
 from trimtab.algos.opponents import mixture_logits, win_probability, xpo_loss
 from trimtab.algos.policy import (
@@ -79,6 +81,7 @@ from trimtab.algos.reward import (
     ranking_loss,
     ranking_pairs,
     rao_kupper_loss,
+    vote_loss,
 )
 from trimtab.algos.scales import DualAscent, RunningScale
 from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
@@ -124,6 +127,7 @@ __all__ = [
     "kto_loss",
     "kto_reference_point",
     "last_true",
+    "length_correlation",
     "masked_importance_weights",
     "masked_mean",
     "masked_sum",
@@ -148,6 +152,7 @@ __all__ = [
     "simpo_loss",
     "sppo_loss",
     "truncated_importance_weights",
+    "vote_loss",
     "whiten",
     "win_probability",
     "xpo_loss",

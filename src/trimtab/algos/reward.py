@@ -228,6 +228,45 @@ def davidson_loss(chosen: TensorP, rejected: TensorP, tie: MaskP, *, nu: float) 
     return total - torch.where(tie, between, chosen)
 
 
+def vote_loss(
+    gap: TensorP, tau: TensorP, outcome: TensorP, *, likelihood: Literal["davidson", "rao_kupper"]
+) -> TensorP:
+    """Negative log-likelihood of single votes with ties, where every vote has a tie parameter of its own.
+
+    With the gap d: Davidson, P(first) : P(tie) : P(second) = e^{d/2} : e^τ : e^{−d/2}, so ν = e^τ; Rao–Kupper,
+    P(first) = σ(d − η), P(second) = σ(−d − η), P(tie) the rest, with η = e^τ = log θ. Source: Davidson 1970; Rao &
+    Kupper 1967. An annotator's habits are in d and τ: d = γ·(r_first − r_second) + b, with the skill γ and the bias b
+    for the answer that was shown earlier.
+
+    Args:
+        gap: ``[P]``, d.
+        tau: ``[P]``, τ.
+        outcome: ``[P]`` int64; 0: the first answer was called better; 1: a tie; 2: the second was.
+        likelihood: which of the two.
+
+    Returns:
+        ``[P]``, nats.
+
+    Raises:
+        TrainingError: the shapes differ, or an outcome is not 0, 1 or 2.
+
+    >>> d, even = torch.tensor([0.8, 0.8]), torch.tensor([0.5, 0.5]).log()
+    >>> [round(float(x), 4) for x in (-vote_loss(d, even, torch.tensor([0, 1]), likelihood="davidson")).exp()]
+    [0.5604, 0.1878]
+    """
+    same_shape(gap=gap, tau=tau, outcome=outcome)
+    if not bool(((outcome >= 0) & (outcome <= 2)).all()):
+        raise TrainingError("an outcome is not 0 (the first is better), 1 (a tie) or 2 (the second is better)")
+    gap, tau = full(gap), full(tau)
+    if likelihood == "davidson":
+        logits = torch.stack([gap / 2, tau, -gap / 2])
+        return logits.logsumexp(0) - logits.gather(0, outcome[None])[0]
+    eta = tau.exp()
+    first, second = logsigmoid(gap - eta), logsigmoid(-gap - eta)
+    tie = 2 * eta + torch.log(-torch.expm1(-2 * eta)) + first + second
+    return -torch.stack([first, tie, second]).gather(0, outcome[None])[0]
+
+
 def fit_ridge_bradley_terry(gaps: TensorPD, targets: TensorP, weights: TensorP, *, penalty: float) -> TensorD:
     """Coefficients of a linear Bradley–Terry model with a ridge penalty, by eight steps of Newton's method.
 

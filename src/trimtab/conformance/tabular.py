@@ -171,14 +171,15 @@ class LinearReward:
 
     Args:
         features: ``[answers, D]``.
+        heads: how many numbers it gives.
     """
 
     adapter = None
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, heads: int = 1) -> None:
         self.features = features
         self.backbone: Any = Table(width=features.shape[1])
-        self.scalar = nn.Linear(features.shape[1], 1, dtype=features.dtype)
+        self.scalar = nn.Linear(features.shape[1], heads, dtype=features.dtype)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained."""
@@ -191,9 +192,9 @@ class LinearReward:
         """Autograd adds up the few numbers there are."""
         return nullcontext()
 
-    def scores(self, batch: Batch, *, states: Any = None) -> Tensor:
-        """As :meth:`trimtab.models.Role.scores`."""
-        return self.scalar(self.features[batch.tokens[:, 1]]).squeeze(-1)
+    def head_scores(self, batch: Batch, *, states: Any = None) -> Tensor:
+        """As :meth:`trimtab.models.Role.head_scores`."""
+        return self.scalar(self.features[batch.tokens[:, 1]])
 
 
 class TabularSampler:

@@ -260,6 +260,7 @@ def _combine(
         prompt=item.prompt,
         completions=item.completions,
         ranks=ranks,
+        criterion=config.criterion,
         probability=soft,
         margin=_margin(ranks, judgements, weights, config.margin),
         weight=1.0 if label is None else max(label.weight, LEAST_WEIGHT),

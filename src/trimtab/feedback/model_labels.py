@@ -30,7 +30,7 @@ from trimtab.feedback.comparison_model import (
 )
 from trimtab.feedback.dawid_skene import SHRINKAGE, DawidSkene, dawid_skene
 from trimtab.feedback.intervals import Estimate, wilson_interval
-from trimtab.feedback.votes import canonical_ranks, first_better
+from trimtab.feedback.votes import votes_on_pair
 from trimtab.records import Comparison, Judgement, Record
 
 Method = Literal["dawid_skene", "davidson", "rao_kupper"]
@@ -139,23 +139,15 @@ def _table(
         item = items[uid]
         nodes = [answers.setdefault((item.prompt.id, c.text), len(answers)) for c in item.completions]
         count = len(nodes)
-        ranked = [(j, canonical_ranks(j), first_better(j) if count == 2 else None) for j in judgements]
         for i, j in combinations(range(count), 2):
             pairs.append((nodes[i], nodes[j]))
             item_of.append(uid)
-            for judgement, ranks, share in ranked:
+            for judgement in judgements:
                 who = annotators.setdefault(judgement.annotator, len(annotators))
                 weight = weights.get(judgement.annotator, 1.0) * 2 / count
-                shown = 1.0 if judgement.shown_order.index(i) < judgement.shown_order.index(j) else -1.0
-                if judgement.probability is None or share is None:
-                    outcome = FIRST if ranks[i] < ranks[j] else SECOND if ranks[i] > ranks[j] else TIE
-                    cast = [(outcome, 1.0)]
-                else:
-                    cast = [(FIRST, share), (SECOND, 1 - share)]
-                for outcome, part in cast:
-                    if part:
-                        rows.append((nodes[i], nodes[j], outcome, who, shown, weight * part, part))
-                        pair_of.append(len(pairs) - 1)
+                for outcome, shown, part in votes_on_pair(judgement, i, j):
+                    rows.append((nodes[i], nodes[j], outcome, who, shown, weight * part, part))
+                    pair_of.append(len(pairs) - 1)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     first, second, outcome, annotator = (np.array(c, dtype=np.int64) for c in columns[:4])
     shown, weight, shares = (np.array(c, dtype=np.float64) for c in columns[4:])

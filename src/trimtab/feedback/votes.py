@@ -56,6 +56,25 @@ def first_better(judgement: Judgement | None) -> float | None:
     return 0.5 if first == second else float(first < second)
 
 
+def votes_on_pair(judgement: Judgement, i: int, j: int) -> list[tuple[int, float, float]]:
+    """What a ranked judgement says of two of the item's answers.
+
+    Returns:
+        (outcome, shown, share): 0 if answer i is better, 1 a tie, 2 if j is; 1 if i was shown before j, −1 if after;
+        the part of a vote that it is, 1 unless the judgement has a probability, which gives a part to each answer.
+
+    >>> common = {"id": "j", "item": "i", "annotator": "a", "source": "human"}
+    >>> votes_on_pair(Judgement(shown_order=(1, 0), ranks=(0, 1), **common), 0, 1)
+    [(2, -1.0, 1.0)]
+    """
+    shown = 1.0 if judgement.shown_order.index(i) < judgement.shown_order.index(j) else -1.0
+    share = first_better(judgement) if judgement.probability is not None else None
+    if share is not None:
+        return [(outcome, shown, part) for outcome, part in ((0, share), (2, 1 - share)) if part]
+    ranks = canonical_ranks(judgement)
+    return [(1 - (ranks[i] < ranks[j]) + (ranks[i] > ranks[j]), shown, 1.0)]
+
+
 def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
     """The judgements that count for training: an adjudication of an item and criterion alone, otherwise all."""
     decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}

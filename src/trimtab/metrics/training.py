@@ -93,6 +93,23 @@ TRAINING: Mapping[str, Metric] = {
         act="If 0, all rankings are tied.",
         where="reward",
     ),
+    "length_correlation": Metric(
+        title="Correlation of reward and length",
+        meaning="With `reward.length`: correlation of the reward with the tokens of an answer, among the step's "
+        "answers to one prompt, before the step.",
+        unit="−1 to 1",
+        good="falls to about 0",
+        act="If it stays high, raise `length.correlation`, or train longer.",
+        where="reward",
+    ),
+    "length_head_correlation": Metric(
+        title="Correlation of the length head and length",
+        meaning="With `reward.length`: the same for the second head, which takes the length signal and is not used.",
+        unit="−1 to 1",
+        good="rises to near 1",
+        act="If it stays low, the head cannot tell long answers: train longer.",
+        where="reward",
+    ),
     "win": Metric(
         title="P(win)",
         meaning="Mean probability that an answer of the policy beats its opponent's: for `nash_md` an answer of the "
@@ -167,6 +184,16 @@ TRAINING: Mapping[str, Metric] = {
         act="Near 0 there is nothing to compare: raise `sampler.temperature`, or use a reward that distinguishes "
         "answers.",
         where="online methods",
+    ),
+    "reward_std_prompt": Metric(
+        title="Spread of the reward within a prompt",
+        meaning="Root of the mean variance of the reward among the answers to one prompt: what a method that compares "
+        "them learns from.",
+        unit="reward",
+        good="a large part of `reward_std`",
+        act="If it is small beside `reward_std`, the reward tells prompts apart and not answers; however accurate, it "
+        "teaches slowly. Collect preferences between answers of this policy.",
+        where="online methods with several answers to a prompt",
     ),
     "reward/NAME": Metric(
         title="Reward component",

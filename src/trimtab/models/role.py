@@ -21,9 +21,10 @@ class Role:
     Args:
         backbone: the trunk it computes with.
         adapter: name of its adapter; None: the trunk as it is (reference, or full fine-tuning).
-        scalar_head: True for critic and reward model: a linear map from hidden state to one number.
+        scalar_head: True for critic and reward model: a linear map from hidden state to one number, or to ``heads``.
         full: True: all weights of the backbone are its own and trained.
         head_only: True: backbone and adapter are another role's; only the head is trained.
+        heads: how many numbers the scalar head gives, for a reward model of several objectives.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class Role:
         scalar_head: bool = False,
         full: bool = False,
         head_only: bool = False,
+        heads: int = 1,
     ) -> None:
         self.backbone = backbone
         self.adapter = adapter
         self.full = full
         self.head_only = head_only
-        self.scalar = nn.Linear(backbone.width, 1).to(backbone.device) if scalar_head else None
+        self.scalar = nn.Linear(backbone.width, heads).to(backbone.device) if scalar_head else None
         if self.scalar is not None:
             nn.init.zeros_(self.scalar.weight)
             nn.init.zeros_(self.scalar.bias)
@@ -48,13 +50,20 @@ class Role:
 
     @classmethod
     def trainable(
-        cls, backbone: Backbone, name: str, config: AdapterConfig, *, seed: int, scalar_head: bool = False
+        cls,
+        backbone: Backbone,
+        name: str,
+        config: AdapterConfig,
+        *,
+        seed: int,
+        scalar_head: bool = False,
+        heads: int = 1,
     ) -> "Role":
         """A role with weights of its own: an adapter on ``backbone``, or a full copy of it."""
         if config.kind == "full":
-            return cls(backbone.copy(), scalar_head=scalar_head, full=True)
+            return cls(backbone.copy(), scalar_head=scalar_head, full=True, heads=heads)
         backbone.add_adapter(name, config, seed=seed)
-        return cls(backbone, adapter=name, scalar_head=scalar_head)
+        return cls(backbone, adapter=name, scalar_head=scalar_head, heads=heads)
 
     def with_head(self) -> "Role":
         """A scalar head on this role's hidden states; the head is all that the new role trains."""
@@ -217,10 +226,14 @@ class Role:
         return torch.where(batch.response_mask, before, torch.zeros((), device=hidden.device))
 
     def scores(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
-        """One number per sequence, ``[B]`` float32: the head at the last real token (end-of-turn included)."""
+        """One number per sequence, ``[B]`` float32: the first head at the last real token (end-of-turn included)."""
+        return self.head_scores(batch, states=states)[:, 0]
+
+    def head_scores(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
+        """All heads at the last real token of each sequence, ``[B, heads]`` float32."""
         assert self.scalar is not None
         hidden = self.last_hidden(batch, states=states).to(self.scalar.weight.dtype)
-        return self.scalar(hidden).squeeze(-1).float()
+        return self.scalar(hidden).float()
 
     def last_hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """Hidden state of the last real token of each sequence, ``[B, H]`` float32."""

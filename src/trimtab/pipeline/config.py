@@ -16,6 +16,7 @@ from trimtab.errors import ConfigError
 from trimtab.evals import AlarmConfig, CapabilityConfig
 from trimtab.feedback import AggregateConfig, JudgeConfig, RevisionConfig, RouteConfig, SimulationConfig
 from trimtab.models import ModelConfig
+from trimtab.pipeline.augmentation import AugmentConfig
 from trimtab.pipeline.judging import JudgeName, JudgeSource, LocalJudge
 from trimtab.pipeline.recipe_checks import check_recipe
 from trimtab.pipeline.scale import ScaleConfig
@@ -168,6 +169,8 @@ class RewardStageConfig(RewardConfig):
     """Base model, for example a smaller one; None: an adapter on the policy's trunk after SFT."""
     ensemble: EnsembleConfig | None = None
     """Several reward models whose scores are combined; None: one."""
+    augment: AugmentConfig | None = None
+    """Copies of training preferences in which form decides, against rewards for form; None: none."""
     split: bool = False
     """True: the split test. The prompts of the preferences are divided; what is trained on learns from one half, and a
     held-out reward model from the other. The latter judges every step (``reward/heldout``) and is never trained on."""

@@ -73,6 +73,11 @@ def export_model(
         raise ConfigError(
             f"{run}: the reward is an ensemble, which no single classifier is; export a run without reward.ensemble"
         )
+    if stage == "reward" and source.config.reward is not None and source.config.reward.objectives:
+        raise ConfigError(
+            f"{run}: the reward model has several objectives ({', '.join(source.config.reward.objectives)}), and a "
+            "classifier is written with one number; train one of them alone (label.aggregate.criterion) and export that"
+        )
     if adapter:
         source.check_adapters()
     if gguf and (adapter or stage == "reward"):
@@ -178,7 +183,9 @@ class _Source:
             return trunk, Role(trunk)
         name, folder, adapter = self.parts[-1]
         trunk = context.trunk() if len(self.parts) > 1 else Backbone.load(self.model.model_copy(update=exact))
-        role = Role.trainable(trunk, name, adapter, seed=0, scalar_head=self.stage == "reward")
+        reward = self.config.reward if self.stage == "reward" else None
+        heads = 1 if reward is None else reward.heads
+        role = Role.trainable(trunk, name, adapter, seed=0, scalar_head=reward is not None, heads=heads)
         role.load_state(load_tensors(folder / "weights.safetensors"))
         return role.backbone, role
 
@@ -209,8 +216,8 @@ def _write_merged(source: _Source, target: Path) -> None:
     if source.stage == "reward":
         assert role.scalar is not None
         _make_classifier(config, tokenizer, backbone.chat)
-        config.reward_bias = float(role.scalar.bias.detach())
-        state["score.weight"] = role.scalar.weight.detach().cpu()
+        config.reward_bias = float(role.scalar.bias.detach()[0])  # a length head stays behind
+        state["score.weight"] = role.scalar.weight.detach()[:1].cpu()
         model = _filled(AutoModelForSequenceClassification, config, state)
     else:
         model = _filled(AutoModelForCausalLM, config, state)
@@ -303,7 +310,7 @@ def _write_adapter(source: _Source, target: Path) -> None:
     named = {f"base_model.model.{name}": tensor for name, tensor in joined.items()}
     reward = source.stage == "reward"
     if reward:
-        named["base_model.model.score.weight"] = head["head.weight"]
+        named["base_model.model.score.weight"] = head["head.weight"][:1]
     chat = load_chat(source.model)
     tokenizer = export_tokenizer(chat)
     config = AutoConfig.from_pretrained(resolve(source.model.name))

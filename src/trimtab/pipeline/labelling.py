@@ -1,5 +1,6 @@
 """From prompts to preferences: sampled answers, judgements, and their aggregation."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,6 +11,7 @@ from trimtab.models import Backbone, FrozenStates
 from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.objectives import of_criteria, unnamed
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rollouts
 from trimtab.trainers.shares import drawn_by_share
@@ -155,18 +157,26 @@ def compared_answers(context: Context) -> list[Comparison]:
 def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     """Aggregate judgements, or read ready-made preferences."""
     folder = context.folder("preferences")
+    objectives = () if context.config.reward is None else context.config.reward.objectives
     if context.config.label is None:
         source = context.config.data.preferences
         assert source is not None
         loaded = context.load(source, Preference)
         aside = context.set_aside()
-        preferences = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in aside]
+        read = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in aside]
+        preferences = of_criteria(read, objectives, source)
+        if note := unnamed(Counter(p.criterion for p in read), objectives) if objectives else None:
+            context.ui.say(f"  {note}")
         write_records(folder / "preferences.jsonl", preferences)
         counts = {"preferences": len(preferences), "refused": len(loaded.refused)}
-        return counts | {"set_aside": len(loaded.records) - len(preferences)}, ["preferences.jsonl"]
+        if objectives:
+            counts["other_criteria"] = len(read) - len(preferences)
+        return counts | {"set_aside": len(loaded.records) - len(read)}, ["preferences.jsonl"]
     items = compared_answers(context)
     stored = read_records(context.folder("label") / "judgements.jsonl", Judgement)
     judgements = [j for j in stored if j.annotator not in context.config.label.without]
+    if objectives:
+        return _by_objective(context, items, judgements, objectives)
     result = aggregate(items, judgements, config=context.config.label.aggregate)
     if not result.preferences:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in result.dropped.items())
@@ -194,3 +204,36 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     for reason, n in result.dropped_judgements.items():
         counts[f"judgements dropped: {reason.removeprefix('item dropped: ')}"] = n
     return counts, files
+
+
+def _by_objective(
+    context: Context, items: Sequence[Comparison], judgements: Sequence[Judgement], objectives: Sequence[str]
+) -> tuple[Counts, list[str]]:
+    """Preferences by each criterion, in the order of the items; an item has those by which it was judged."""
+    assert context.config.label is not None
+    config, folder = context.config.label.aggregate, context.folder("preferences")
+    place = {item.id: number for number, item in enumerate(items)}
+    counts: Counts = {}
+    preferences: list[Preference] = []
+    agreement: dict[str, dict[str, object]] = {}
+    for objective in objectives:
+        result = aggregate(items, judgements, config=config.model_copy(update={"criterion": objective}))
+        preferences += result.preferences
+        counts[f"preferences of {objective}"] = len(result.preferences)
+        counts |= {f"items dropped for {objective}: {reason}": n for reason, n in result.dropped.items()}
+        for note in result.notes:
+            context.ui.say(f"  {objective}: {note}")
+        estimates = agreement_report(items, judgements, criterion=objective, seed=context.seed("agreement"))
+        agreement[objective] = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
+    preferences.sort(key=lambda p: place[p.id])
+    several = [p.model_copy(update={"id": f"{p.id}/{p.criterion}"}) for p in preferences]
+    write_records(folder / "preferences.jsonl", several)
+    write_json(folder / "agreement.json", agreement[objectives[0]])
+    write_json(folder / "agreement-by-objective.json", agreement)
+    judged = Counter(j.criterion for j in judgements if j.ranks is not None)
+    if note := unnamed(judged, objectives):
+        context.ui.say(f"  {note}")
+    context.ui.say(f"  the report's agreement of annotators is that about {objectives[0]!r}, the first objective")
+    counts = {"preferences": len(several)} | counts
+    counts["judgements of other criteria"] = sum(n for name, n in judged.items() if name not in objectives)
+    return counts, ["preferences.jsonl", "agreement.json", "agreement-by-objective.json"]

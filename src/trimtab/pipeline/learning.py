@@ -1,6 +1,8 @@
 """The stages that train: supervised fine-tuning, reward model, alignment."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trimtab.errors import DataError
@@ -17,13 +19,17 @@ from trimtab.models import (
     load_tensors,
     save_tensors,
 )
+from trimtab.pipeline.annotator_votes import with_votes
+from trimtab.pipeline.augmentation import augmented
 from trimtab.pipeline.capability import CapabilityCheck
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.learned import write_learned
 from trimtab.pipeline.monitoring import RunMonitor
 from trimtab.pipeline.process import load_process_scorer
 from trimtab.pipeline.reward_models import (
+    Part,
     counts_of,
+    load_objectives,
     load_reward_models,
     reward_backbone,
     reward_parts,
@@ -145,6 +151,8 @@ def load_rewards(
     models = process = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
     functions = {}
+    objectives = None if context.config.reward is None else context.config.reward.objectives
+    scorer = load_objectives(context, trunk, micro_batch_tokens, states) if objectives else None
     for name, source in sources.items():
         if isinstance(source, FunctionReward):
             functions[name] = load_callable(source.path)
@@ -153,6 +161,8 @@ def load_rewards(
         elif isinstance(source, ProcessReward):
             process = process or load_process_scorer(context, trunk, micro_batch_tokens, states)
             functions[name] = process.reward(source)
+        elif scorer is not None and source.objective is not None:
+            functions[name] = scorer.reward(source.objective)
         else:
             models = load_reward_models(context, trunk, micro_batch_tokens, states, heldout=heldout)
             functions[name] = models.reward
@@ -165,34 +175,49 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
     config = context.config.reward
     assert config is not None
     backbone = reward_backbone(context, None)
-    rankings, preferences, left_out = usable_rankings(context, backbone.chat, ties=config.ties, all_rounds=True)
+    rankings, preferences, left_out = usable_rankings(
+        context, backbone.chat, ties=config.ties, all_rounds=True, objectives=config.objectives
+    )
+    names: list[str] = []
+    if config.annotators:
+        rankings, names = with_votes(context, rankings, preferences)
+        if ignored := sum(r.margin is not None for r in rankings):
+            context.ui.say(f"  {ignored} preferences have a margin, which is not used: votes are explained one by one")
     prompts = [p.prompt.id for p in preferences]
     train, held = split_holdout(prompts, config.holdout, context.seed("reward"))
     parts = reward_parts(config, prompts, train, seed=context.seed("reward halves"))
-    tied: Counts = {}
-    if config.ties:
+    counts, tied = counts_of(parts, held), Counts()
+    if config.augment is not None:
+        parts, rankings, preferences, tied = _augment(context, backbone.chat, parts, rankings, preferences, train)
+    if config.annotators:
+        tied["votes"] = sum(len(rankings[i].votes) for i in train)
+        context.ui.say(f"  {config.loss} learns from {tied['votes']} votes on pairs, of {len(names)} annotators")
+    elif config.ties:
         tied["tied_pairs"] = sum(len(rankings[i].tied_pairs()) for i in train)
         strict_pairs = sum(len(rankings[i].pairs()) for i in train)
         context.ui.say(f"  {config.loss} learns from {tied['tied_pairs']} tied pairs and {strict_pairs} with a winner")
-    facts, files = train_parts(context, backbone, parts, rankings, preferences)
+    facts, files = train_parts(context, backbone, parts, rankings, preferences, annotators=names)
     write_json(context.folder("reward") / "reward.json", facts)
     models = {part.name: part.places for part in parts}
     learned = write_learned(context, "reward", preferences, rankings, models, batch=config.batch, ties=config.ties)
-    return counts_of(parts, held) | left_out | tied, [*files, "reward.json", learned]
+    return counts | left_out | tied, [*files, "reward.json", learned]
 
 
 def usable_rankings(
-    context: Context, chat: Chat, *, ties: bool = False, all_rounds: bool = False
+    context: Context, chat: Chat, *, ties: bool = False, all_rounds: bool = False, objectives: Sequence[str] = ()
 ) -> tuple[list[Ranking], list[Preference], Counts]:
     """The usable preferences, as token rankings and as records, and how many were left out, by reason.
 
     ``ties``: True: preferences whose answers all tie are usable. ``all_rounds``: True: those of earlier rounds too, the
-    oldest first; False: those of this round.
+    oldest first; False: those of this round. ``objectives``: criteria that have a head each; preferences about others
+    are left out.
     """
     rounds = [*context.run.earlier(), context.run] if all_rounds else [context.run]
     files = [run.stage("preferences") / "preferences.jsonl" for run in rounds]
     preferences = [p for file in files for p in read_records(file, Preference)]
-    rankings, usable, left_out = encode_preferences(chat, preferences, ties=ties)
+    if objectives:
+        preferences = [p for p in preferences if p.criterion in objectives]
+    rankings, usable, left_out = encode_preferences(chat, preferences, ties=ties, objectives=objectives)
     counted = context.left_out(left_out, len(preferences), "preferences")
     if left_out["tied"] or left_out["identical"] or left_out["identical_pairs"]:
         context.ui.say(
@@ -207,6 +232,34 @@ def usable_rankings(
             "model.context"
         )
     return rankings, usable, left_out | counted
+
+
+def _augment(
+    context: Context,
+    chat: Chat,
+    parts: list[Part],
+    rankings: list[Ranking],
+    preferences: list[Preference],
+    train: Sequence[int],
+) -> tuple[list[Part], list[Ranking], list[Preference], Counts]:
+    """Add copies of training preferences; each part gets those of its own preferences."""
+    config = context.config.reward
+    assert config is not None and config.augment is not None
+    own = [preferences[i] for i in train]
+    copies, origins, made = augmented(own, config.augment, ties=config.ties, seed=context.seed("augment"))
+    encoded, used, _ = encode_preferences(chat, copies, ties=config.ties, objectives=config.objectives)
+    place = {id(p): len(preferences) + i for i, p in enumerate(used)}
+    copied: dict[int, list[int]] = {}
+    for copy, origin in zip(copies, origins, strict=True):
+        if id(copy) in place:
+            copied.setdefault(train[origin], []).append(place[id(copy)])
+    parts = [
+        replace(part, places=[*part.places, *(c for i in part.places for c in copied.get(i, ()))]) for part in parts
+    ]
+    counts: Counts = {f"copies: {kind}": n for kind, n in made.items()}
+    counts["copies left out: too long, or the same tokens"] = len(copies) - len(used)
+    context.ui.say("  " + ", ".join(f"{name} {n}" for name, n in counts.items()))
+    return parts, [*rankings, *encoded], [*preferences, *used], counts
 
 
 def policy_role(context: Context, trunk: Backbone) -> Role:

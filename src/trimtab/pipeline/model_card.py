@@ -174,7 +174,7 @@ def _use(stage: str, adapter: bool, name: str) -> str:
 
 def _reward_scale(run: RunFolder) -> str:
     facts = read_json(run.stage("reward") / "reward.json")
-    bias = float(load_tensors(run.stage("reward") / "weights.safetensors")["head.bias"])
+    bias = float(load_tensors(run.stage("reward") / "weights.safetensors")["head.bias"][0])
     return (
         f"trimtab's reward is the score plus {bias:.6g} (a classifier in transformers has no bias). The run used it as "
         f"(reward − {facts['mean']:.6g}) / {facts['std']:.6g}, normalised over answers it was trained on. "

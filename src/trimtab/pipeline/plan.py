@@ -20,6 +20,7 @@ from trimtab.pipeline.rates import fill_rates, rate_lines, rate_warnings
 from trimtab.pipeline.reward_models import SMALLEST_PART
 from trimtab.pipeline.run import origin, plan_rounds
 from trimtab.pipeline.scale import scale_lines, scale_warnings
+from trimtab.rollout import ModelReward
 from trimtab.storage import RunFolder
 from trimtab.trainers import (
     METHODS,
@@ -117,6 +118,21 @@ def objective(config: RunConfig) -> list[str]:
             score = {"mean": "r̄", "worst": "min r_m", "penalised": f"r̄ − {ensemble.penalty:g}·s"}[ensemble.score]
             words = " and a bag of words" if ensemble.words else ""
             lines.append(f"     {ensemble.members} models r_m{words}; the reward is {score}")
+        if config.reward.objectives:
+            lines.append(f"     one head each for {', '.join(config.reward.objectives)}, on one adapter")
+        if config.reward.annotators:
+            lines.append(
+                f"     every vote by itself, by {config.reward.loss}; annotators may differ in "
+                f"{', '.join(config.reward.annotators)}, where held-out votes speak for it"
+            )
+        if (length := config.reward.length) is not None:
+            lines.append(
+                f"     + {length.correlation:g}·(|ρ(q, length)| − ρ(l, length)) "
+                f"+ {length.orthogonality:g}·|cos(W_q, W_l)|: the reward is q, a second head l takes the length"
+            )
+        if config.reward.augment is not None:
+            kinds = ", ".join(f"{kind} {share:g}" for kind, share in config.reward.augment.shares.items() if share)
+            lines.append(f"     copies of training preferences: {kinds or 'none'}")
         if config.reward.split:
             lines.append("     half of the prompts; a held-out model learns from the other half and judges every step")
     if config.process:
@@ -179,6 +195,12 @@ def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
 def warnings(config: RunConfig) -> list[str]:
     """Settings that work but are probably a mistake."""
     lines = []
+    if config.reward is not None and config.rewards and config.reward.objectives:
+        named = {source.objective for source in config.rewards.values() if isinstance(source, ModelReward)}
+        if unused := [name for name in config.reward.objectives if name not in named]:
+            lines.append(
+                f"reward.objectives {', '.join(unused)}: trained, and no reward names it, so it weighs nothing"
+            )
     if isinstance(config.align, PolicyGradientConfig) and config.align.kl.coefficient == 0:
         lines.append("align.kl.coefficient is 0: nothing holds the policy near its reference")
     kl = config.align.kl if isinstance(config.align, PolicyGradientConfig) else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.errors import ConfigError
 from trimtab.evals import AlarmConfig
+from trimtab.feedback import AggregateConfig
 from trimtab.pipeline.scale import check_scale
 from trimtab.records.weights import WATCHED
 from trimtab.rollout import FunctionReward, ModelReward, ProcessReward, RewardSource
@@ -141,7 +142,9 @@ def _check_reward(config: RunConfig) -> Iterator[str]:
     if config.reward and not (config.label or config.data.preferences):
         yield "reward needs preferences: a label section or data.preferences"
     label, sample = config.label, config.sample
-    if config.reward and config.reward.ties and label is not None and sample is not None and sample.answers == 2:
+    votes = config.reward is not None and bool(config.reward.annotators)
+    pairs = label is not None and sample is not None and sample.answers == 2
+    if config.reward and config.reward.ties and not votes and label is not None and pairs:
         if label.aggregate.labels == "soft" or not label.aggregate.keep_tied:
             yield (
                 f"reward.loss {config.reward.loss!r} learns from ties, and no preference of two answers will be one: "
@@ -149,6 +152,81 @@ def _check_reward(config: RunConfig) -> Iterator[str]:
                 "label.aggregate.keep_tied: true, or reward.loss: bradley_terry"
             )
     yield from _check_several_models(config)
+    yield from _check_objectives(config)
+    yield from _check_annotators(config)
+
+
+def _check_objectives(config: RunConfig) -> Iterator[str]:
+    """A reward model of several criteria."""
+    reward, label, sources = config.reward, config.label, config.rewards or {}
+    objectives = () if reward is None else reward.objectives
+    named = {name: s.objective for name, s in sources.items() if isinstance(s, ModelReward)}
+    for name, objective in named.items():
+        if objective is not None and objective not in objectives:
+            known = ", ".join(objectives) or "none"
+            yield f"rewards.{name}.objective is {objective!r}, and reward.objectives names {known}; correct one of them"
+        if objective is None and objectives:
+            yield f"rewards.{name} is a model of several objectives; set objective to one of {', '.join(objectives)}"
+    if reward is None or not objectives:
+        return
+    used = [objective for objective in named.values() if objective is not None]
+    for objective in sorted({o for o in used if used.count(o) > 1}):
+        yield f"the objective {objective!r} is named by {used.count(objective)} rewards; keep one"
+    if isinstance(config.align, OnlineConfig) and not sources:
+        yield (
+            "reward.objectives gives several rewards, and nothing weighs them; add rewards, for example "
+            f"{{{objectives[0]}: {{kind: model, objective: {objectives[0]}, weight: 1}}}}"
+        )
+    if isinstance(config.align, OfflineConfig):
+        yield (
+            f"reward.objectives makes preferences of several criteria, and align.method {config.align.method!r} learns "
+            "from preferences of one; leave objectives out, or use an online method"
+        )
+    if config.evaluate and config.evaluate.best_of and not sources:
+        yield "evaluate.best_of needs one reward, and reward.objectives gives several; add rewards, or drop best_of"
+    if reward.split or reward.ensemble is not None:
+        setting = "reward.split" if reward.split else "reward.ensemble"
+        yield f"reward.objectives is for one reward model, and {setting} trains several; leave one out"
+    if label is None:
+        return
+    if label.aggregate.criterion != AggregateConfig().criterion:
+        yield (
+            f"label.aggregate.criterion is {label.aggregate.criterion!r} and reward.objectives names the criteria; "
+            "leave criterion out"
+        )
+    if label.source in ("simulated", "hybrid"):
+        who = "simulated annotators judge" if label.source == "simulated" else "the router knows"
+        yield f"reward.objectives needs judgements by several criteria, and {who} one, overall; change label.source"
+
+
+def _check_annotators(config: RunConfig) -> Iterator[str]:
+    """Learning from single votes, and margins."""
+    reward, label = config.reward, config.label
+    if reward is not None and reward.annotators:
+        if label is None:
+            yield "reward.annotators learns from single votes, and data.preferences has none; add label, or drop it"
+        elif not label.aggregate.keep_tied:
+            yield (
+                "reward.annotators learns from ties too, and items whose votes are all ties would be dropped; set "
+                "label.aggregate.keep_tied: true"
+            )
+        if reward.split or reward.ensemble is not None:
+            setting = "reward.split" if reward.split else "reward.ensemble"
+            yield f"reward.annotators is for one reward model, and {setting} trains several; leave one out"
+        if label is not None and label.aggregate.weighting != "equal":
+            yield (
+                f"label.aggregate.weighting is {label.aggregate.weighting!r}, and reward.annotators learns how far "
+                "each annotator can be trusted; leave weighting out"
+            )
+    if label is None or label.aggregate.margin in (0.0, AggregateConfig().margin):
+        return
+    margin = f"label.aggregate.margin is {label.aggregate.margin:g}"
+    if reward is not None and reward.annotators:
+        yield f"{margin}, and reward.annotators explains each vote by itself, without margins; leave margin out"
+    elif label.source == "ai":
+        yield f"{margin}, and AI judges give probabilities instead of strengths, so no margin comes of it; leave it out"
+    elif config.sample is not None and config.sample.answers > 2:
+        yield f"{margin}, which is for two answers, and sample.answers is {config.sample.answers}; leave margin out"
 
 
 def _check_several_models(config: RunConfig) -> Iterator[str]:
@@ -188,7 +266,7 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
     models = [name for name, source in sources.items() if isinstance(source, ModelReward)]
     if models and not config.reward:
         yield f"rewards.{models[0]} is the reward model and needs reward, the section that trains it"
-    if len(models) > 1:
+    if len(models) > 1 and not (config.reward and config.reward.objectives):
         yield f"rewards {' and '.join(models)} are the same reward model; keep one"
     if not isinstance(align, OnlineConfig):
         yield "rewards are for online methods (align.method ppo, rloo, grpo, …); remove them or change align"
@@ -340,7 +418,7 @@ def _check_constraint(config: RunConfig, align: OnlineConfig) -> Iterator[str]:
 def _reward_fits_critic(config: RunConfig, align: PpoConfig) -> bool:
     """True if the critic can start as a copy of the reward model."""
     reward, sources = config.reward, list((config.rewards or {}).values())
-    single = reward is not None and reward.model is None and reward.ensemble is None
+    single = reward is not None and reward.model is None and reward.ensemble is None and reward.heads == 1
     on_the_trunk = single and reward is not None and reward.adapter == align.adapter
     return on_the_trunk and sources in ([], [ModelReward()])
 

@@ -16,6 +16,7 @@ from trimtab.models import Chat, Role
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.learning import usable_rankings
+from trimtab.pipeline.objectives import baselines, evaluations
 from trimtab.pipeline.reward_models import load_ranking_scorer, reward_backbone, reward_parts
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Preference
@@ -50,14 +51,13 @@ def evaluate_reward(
 
     Returns:
         what was written to ``reward-evaluation/NAME.json`` in the run's folder: ``evaluation``, ``edits``,
-        ``outliers``, ``ceiling``, ``counts``, and for a RewardBench 2 file ``reward_bench``.
+        ``outliers``, ``ceiling``, ``counts``, for a RewardBench 2 file ``reward_bench``, and ``objectives``, the
+        evaluation of each where the reward model has several.
 
     Raises:
         ConfigError: the recipe has no reward model.
         DataError: nothing can be scored.
     """
-    from trimtab.evals.baselines import baseline_scores  # with NumPy and SciPy
-
     if config.reward is None:
         raise ConfigError("this recipe has no reward section, so there is no reward model to evaluate; add one")
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
@@ -70,23 +70,32 @@ def evaluate_reward(
             raise DataError("reward.holdout kept no preference out of training; raise it, or name a file to --evaluate")
     else:
         records = read_reward_bench(Path(context.data_path(source))) if bench else _read(context, source)
-        rankings, preferences, left_out = encode_preferences(role.backbone.chat, records)
+        objectives = config.reward.objectives
+        others = 0
+        if objectives:
+            asked = [p for p in records if p.criterion in objectives]
+            others, records = len(records) - len(asked), asked
+        rankings, preferences, left_out = encode_preferences(role.backbone.chat, records, objectives=objectives)
         counts = context.left_out(left_out, len(records), "preferences") | {
             reason: left_out[reason] for reason in ("tied", "identical")
         }
+        if objectives:
+            counts |= {"other_criteria": others}
         if not rankings:
-            raise DataError(f"{source}: none of {len(records)} preferences can be scored: {counts}")
+            hint = f"; their criterion has to be one of {', '.join(objectives)}" if others else ""
+            raise DataError(f"{source}: none of {len(records) + others} preferences can be scored: {counts}{hint}")
     scores = score(rankings, preferences)
     strict = [i for i, p in enumerate(preferences) if len(set(p.ranks)) > 1]
     chosen, chosen_scores = [preferences[i] for i in strict], [scores[i] for i in strict]
+    simple = baselines(chosen, train)
     result = evaluate_reward_model(
         chosen,
         chosen_scores,
-        baselines=baseline_scores(chosen, train=train),
+        baselines=simple,
         slice_by="subset" if bench and slice_by is None else slice_by,
     )
     edits = edit_effects(
-        chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(role.backbone.chat, score, changed)
+        chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(config, role.backbone.chat, score, changed)
     )
     written: dict[str, Any] = {
         "source": source,
@@ -101,6 +110,9 @@ def evaluate_reward(
         }
         | counts,
     }
+    if config.reward.objectives:
+        each = evaluations(chosen, chosen_scores, simple)
+        written["objectives"] = {name: own.model_dump(mode="json") for name, own in each}
     if bench:
         table = reward_bench_scores(chosen, chosen_scores)
         written["reward_bench"] = {name: e.model_dump(mode="json") for name, e in table.items()}
@@ -116,7 +128,11 @@ def _own(context: Context, role: Role) -> tuple[list[Preference], list[Ranking],
     """The run's preferences and rankings: training, then held out, split as the reward stage did."""
     assert context.config.reward is not None
     rankings, preferences, _ = usable_rankings(
-        context, role.backbone.chat, ties=context.config.reward.ties, all_rounds=True
+        context,
+        role.backbone.chat,
+        ties=context.config.reward.ties,
+        all_rounds=True,
+        objectives=context.config.reward.objectives,
     )
     ids = [p.prompt.id for p in preferences]
     train, held = split_holdout(ids, context.config.reward.holdout, context.seed("reward"))
@@ -135,12 +151,14 @@ def _read(context: Context, source: str) -> list[Preference]:
 
 
 def _rescored(
+    config: RunConfig,
     chat: Chat,
     score: Callable[[Sequence[Ranking], Sequence[Preference]], list[list[float]]],
     preferences: Sequence[Preference],
 ) -> list[list[float] | None]:
     """Scores of all answers; None for a preference that no longer fits the model."""
-    rankings, used, _ = encode_preferences(chat, preferences)
+    assert config.reward is not None
+    rankings, used, _ = encode_preferences(chat, preferences, objectives=config.reward.objectives)
     scores = dict(zip((p.id for p in used), score(rankings, used), strict=True))
     return [scores.get(p.id) for p in preferences]
 
@@ -209,6 +227,10 @@ def evaluation_lines(written: dict[str, Any]) -> list[str]:
     if written["ceiling"]:
         lines.append(f"  one annotator against the others: {_shown(Estimate.model_validate(written['ceiling']))}")
     lines += [f"  {e.name}: {_shown(e)}" for e in result.slices]
+    for name, value in written.get("objectives", {}).items():
+        own = RewardModelEval.model_validate(value)
+        lines.append(f"objective {name}: accuracy {_shown(own.accuracy)} pairs, log loss {own.log_loss:.3f}")
+        lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in own.baselines]
     lines.append(
         f"Brier {result.brier:.3f}, log loss {result.log_loss:.3f}, ECE {result.ece:.3f}, after temperature "
         f"{result.calibrated_ece:.3f}"

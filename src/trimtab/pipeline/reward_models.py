@@ -16,13 +16,25 @@ from trimtab.errors import DataError, NonFiniteError
 from trimtab.evals import MemberErrors, evaluate_reward_model, member_errors
 from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, save_tensors
+from trimtab.pipeline.annotator_votes import annotator_lines, habit_rows, heldout_log_loss, population
+from trimtab.pipeline.augmentation import AUGMENTED
 from trimtab.pipeline.config import RewardStageConfig
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.objectives import baselines, evaluations
 from trimtab.records import Preference
-from trimtab.rollout import EnsembleConfig, RewardModels, RewardModelScorer
+from trimtab.rollout import EnsembleConfig, ObjectiveScorer, RewardModels, RewardModelScorer
 from trimtab.rollout.rewards import RewardFunction
 from trimtab.storage import read_json
-from trimtab.trainers import HELDOUT, Ranking, prepared_states, score_rankings, split_holdout, train_reward
+from trimtab.trainers import (
+    HELDOUT,
+    Annotators,
+    Population,
+    Ranking,
+    prepared_states,
+    score_rankings,
+    split_holdout,
+    train_reward,
+)
 
 NORMALISE = 64
 """Number of training rankings whose rewards give the mean and standard deviation for normalisation."""
@@ -115,7 +127,7 @@ def reward_role(context: Context, backbone: Backbone, name: str = FIRST) -> Role
     config = context.config.reward
     assert config is not None
     seed = context.seed("reward" if name == FIRST else f"reward/{name}")
-    return Role.trainable(backbone, name, config.adapter, seed=seed, scalar_head=True)
+    return Role.trainable(backbone, name, config.adapter, seed=seed, scalar_head=True, heads=config.heads)
 
 
 def train_parts(
@@ -124,8 +136,12 @@ def train_parts(
     parts: Sequence[Part],
     rankings: Sequence[Ranking],
     preferences: Sequence[Preference],
+    *,
+    annotators: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Train every part, normalise it, and measure all on the held-out preferences.
+
+    ``annotators``: by number, where the rankings have votes that are explained one by one.
 
     Returns:
         the contents of ``reward.json``, and the files of the weights.
@@ -147,6 +163,7 @@ def train_parts(
             micro_batch_tokens=config.micro_batch_tokens,
         )
     words: dict[str, float] = {}
+    people: dict[str, Any] | None = None
     for part in parts:
         if part.name == WORDS:
             from trimtab.evals.baselines import word_weights  # with SciPy, which takes a second
@@ -161,10 +178,15 @@ def train_parts(
             continue
         title = "reward model" if len(parts) == 1 else f"reward model {part.name}"
         seed = context.seed("reward" if part.name == FIRST else f"reward/{part.name}")
+        given = [rankings[i] for i in part.places]
+        habits, trials = None, []
+        if annotators:
+            start, trials = population(config, given, annotators=len(annotators), seed=seed)
+            habits = Annotators(start)
         with context.training("reward", title, part="" if part.name == FIRST else part.name) as session:
-            own = train_reward(
-                role, [rankings[i] for i in part.places], config, seed=seed, session=session, states=states
-            )
+            own = train_reward(role, given, config, seed=seed, session=session, states=states, annotators=habits)
+        if habits is not None and part.name == FIRST:
+            people = _annotator_facts(habits.population(), trials, annotators, given)
         states = own if len(parts) == 1 else states
         save_tensors(file, role.state())
 
@@ -195,14 +217,67 @@ def train_parts(
         ],
         "errors": None,
     }
+    if config.objectives:
+        facts["objectives"] = {}
+        for name in config.objectives:
+            own_mean, own_std = _head_scale(context, name, rankings, train, roles[FIRST], states)
+            facts["objectives"][name] = {"mean": own_mean, "std": own_std, "evaluation": None}
     learnt = set(train)
     strict = [i for i, p in enumerate(preferences) if i not in learnt and len(set(p.ranks)) > 1]
     if strict:
         heldout = {part.name: raw(part, strict, None) for part in parts}
         facts |= _measured(context, parts, heldout, scales, [preferences[i] for i in strict], preferences)
+        for name, result in facts.pop("evaluations", {}).items():
+            facts["objectives"][name]["evaluation"] = result
     elif len(parts) > 1:
         context.ui.say("  no preference was held out, so the models' errors are not compared; set reward.holdout")
+    if people is not None:
+        voted = [i for i in range(len(rankings)) if i not in learnt and rankings[i].votes]
+        if voted:
+            own_scores = score_rankings(roles[FIRST], [rankings[i] for i in voted])
+            people["heldout"] = heldout_log_loss(
+                config,
+                people["population"],
+                [rankings[i] for i in voted],
+                own_scores,
+                [preferences[i].prompt.id for i in voted],
+                annotators=len(annotators),
+                seed=context.seed("reward"),
+            )
+        del people["population"]
+        for line in annotator_lines(people):
+            context.ui.say(f"  {line}")
+        facts["annotators"] = people
     return facts, [part.file for part in parts]
+
+
+def _annotator_facts(
+    learned: Population, trials: Sequence[Any], names: Sequence[str], rankings: Sequence[Ranking]
+) -> dict[str, Any]:
+    """What ``reward.json`` says of annotators, and for now the population itself."""
+    return {
+        "habits": list(learned.habits),
+        "trials": [trial.model_dump(mode="json") for trial in trials],
+        "common": {"tie": learned.common_tie, "position": learned.common_position},
+        "annotators": habit_rows(learned, names, rankings),
+        "heldout": None,
+        "population": learned,
+    }
+
+
+def _head_scale(
+    context: Context,
+    objective: str,
+    rankings: Sequence[Ranking],
+    train: Sequence[int],
+    role: Role,
+    states: FrozenStates | None,
+) -> tuple[float, float]:
+    """Mean and standard deviation of one objective's scores over answers it was trained on."""
+    assert context.config.reward is not None
+    head = context.config.reward.objectives.index(objective)
+    own = [rankings[i] for i in train if rankings[i].head == head][:NORMALISE]
+    return _scale(objective, [x for row in score_rankings(role, own, states=states) for x in row])
 
 
 def _combined(
@@ -226,26 +301,29 @@ def _measured(
     preferences: Sequence[Preference],
 ) -> dict[str, Any]:
     """Accuracy of the score that is trained on, and the errors of all models, on held-out preferences."""
-    from trimtab.evals.baselines import baseline_scores  # with SciPy, which takes a second
-
     assert context.config.reward is not None
     ensemble = context.config.reward.ensemble
     scores = heldout[FIRST] if ensemble is None else _combined(ensemble, heldout, scales)
     climbed = sorted({place for part in parts if not part.judges for place in part.places})
-    result = evaluate_reward_model(
-        chosen, scores, baselines=baseline_scores(chosen, train=[preferences[i] for i in climbed])
-    )
+    simple = baselines(chosen, [p for p in (preferences[i] for i in climbed) if AUGMENTED not in p.metadata])
+    result = evaluate_reward_model(chosen, scores, baselines=simple)
     if result.accuracy.value is not None:
         context.ui.say(
             f"  held-out accuracy {result.accuracy.value:.1%} on {result.pairs} pairs "
             f"({', '.join(f'{b.name} {b.accuracy.value:.1%}' for b in result.baselines)})"
         )
+    each: dict[str, Any] = {}
+    if context.config.reward.objectives:
+        for name, own in evaluations(chosen, scores, simple):
+            each[name] = own.model_dump(mode="json")
+            context.ui.say(f"  {name}: held-out accuracy {own.accuracy.value:.1%} on {own.pairs} pairs")
     errors = member_errors(chosen, heldout, seed=context.seed("reward")) if len(parts) > 1 else None
     if errors is not None:
         for line in error_lines(errors):
             context.ui.say(f"  {line}")
     return {
         "evaluation": result.model_dump(mode="json"),
+        "evaluations": each,
         "errors": None if errors is None else errors.model_dump(mode="json"),
     }
 
@@ -317,6 +395,21 @@ def load_reward_models(
         mean=facts["mean"] if combined else 0.0,
         std=facts["std"] if combined else 1.0,
     )
+
+
+def load_objectives(
+    context: Context, trunk: Backbone, micro_batch_tokens: int = PASS_TOKENS, states: FrozenStates | None = None
+) -> ObjectiveScorer:
+    """The trained reward model of several objectives, each normalised over its own training answers."""
+    config, folder = context.config.reward, context.folder("reward")
+    assert config is not None
+    role = reward_role(context, reward_backbone(context, trunk))
+    role.load_state(load_tensors(folder / weights_file(FIRST)))
+    scorer = RewardModelScorer(
+        role, same_tokens=config.model is None, micro_batch_tokens=micro_batch_tokens, states=states
+    )
+    scales = read_json(folder / "reward.json")["objectives"]
+    return ObjectiveScorer(scorer, {name: (scales[name]["mean"], scales[name]["std"]) for name in config.objectives})
 
 
 def _load_model(

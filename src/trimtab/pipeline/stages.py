@@ -91,10 +91,13 @@ def _imitated(config: RunConfig) -> list[str | None]:
 
 
 def _preferences_settings(config: RunConfig) -> Any:
+    named = () if config.reward is None else config.reward.objectives
+    objectives = {"objectives": list(named)} if named else {}
     if config.label is not None:
         without = {"without": sorted(config.label.without)} if config.label.without else {}
-        return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without
-    return {"limit": config.data.limit, "format": config.data.format} if config.data.preferences else None
+        return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without | objectives
+    read = {"limit": config.data.limit, "format": config.data.format} | objectives
+    return read if config.data.preferences else None
 
 
 def _label_settings(config: RunConfig) -> Any:

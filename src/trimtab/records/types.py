@@ -224,6 +224,8 @@ class Preference(Record):
     """The answers, in canonical order."""
     ranks: tuple[int, ...]
     """``ranks[i]`` is the rank of ``completions[i]``: 0 = best, equal = tie."""
+    criterion: str = "overall"
+    """What was judged (helpful, harmless, …)."""
     probability: float | None = Field(default=None, ge=0.0, le=1.0)
     """For two answers only: soft label P(completions[0] is better); None means the ranks are certain."""
     margin: float | None = None

@@ -18,7 +18,7 @@ from trimtab.rollout.rewards import (
 )
 from trimtab.rollout.sampler import LocalSampler
 from trimtab.rollout.saved import load_rollouts, remove_states, save_rollouts
-from trimtab.rollout.scorer import RewardModelScorer, Scorer
+from trimtab.rollout.scorer import ObjectiveScorer, RewardModelScorer, Scorer
 
 __all__ = [
     "EnsembleConfig",
@@ -28,6 +28,7 @@ __all__ = [
     "MixtureOpponent",
     "ModelReward",
     "NamedRewards",
+    "ObjectiveScorer",
     "Opponent",
     "ProcessReward",
     "ProcessScorer",

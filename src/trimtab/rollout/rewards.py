@@ -59,6 +59,8 @@ class ModelReward(RewardComponent):
 
     kind: Literal["model"] = "model"
     """Kind of reward."""
+    objective: str | None = Field(default=None, min_length=1)
+    """With ``reward.objectives``: which of them this is; None: the reward model has one objective."""
 
 
 class FunctionReward(RewardComponent):

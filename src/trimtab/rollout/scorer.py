@@ -11,6 +11,33 @@ Scorer = Callable[[Sequence[Rollout]], Mapping[str, Sequence[float]]]
 """Rewards of rollouts: one list of floats per named component, in the order of the rollouts."""
 
 
+class ObjectiveScorer:
+    """Normalised scores of a reward model of several objectives, one pass for all of them.
+
+    Args:
+        scorer: of the reward model.
+        scales: mean and standard deviation of each objective over its training answers, in the order of the heads.
+    """
+
+    def __init__(self, scorer: "RewardModelScorer", scales: Mapping[str, tuple[float, float]]) -> None:
+        self.scorer, self.scales = scorer, dict(scales)
+        self._scored: tuple[Sequence[Rollout], torch.Tensor] | None = None
+
+    def reward(self, objective: str) -> Callable[[Sequence[Rollout]], list[float]]:
+        """The scores by one objective, as a reward function."""
+        head = list(self.scales).index(objective)
+        mean, std = self.scales[objective]
+
+        def scores(rollouts: Sequence[Rollout]) -> list[float]:
+            if not rollouts:
+                return []
+            if self._scored is None or self._scored[0] is not rollouts:
+                self._scored = rollouts, self.scorer.head_scores(rollouts)
+            return ((self._scored[1][:, head] - mean) / std).tolist()
+
+        return scores
+
+
 class RewardModelScorer:
     """Scores rollouts with a reward model.
 
@@ -38,8 +65,9 @@ class RewardModelScorer:
         self.same_tokens, self.micro_batch_tokens, self.states = same_tokens, micro_batch_tokens, states
 
     @torch.no_grad()
-    def raw(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
-        """Unnormalised scores, ``[B]``."""
+    def head_scores(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
+        """Unnormalised scores of all heads, ``[B, heads]``."""
+        assert self.role.scalar is not None
         parts = [self._tokens(r) for r in rollouts]
         sequences = [prompt + answer for prompt, answer in parts]
         batch = collate(
@@ -48,17 +76,21 @@ class RewardModelScorer:
             self.role.backbone.device,
             prompt_lengths=[len(prompt) for prompt, _ in parts],
         )
-        out = torch.empty(batch.size)
+        out = torch.empty(batch.size, len(self.role.scalar.weight))
         for index, part in batch.micro_batches(self.micro_batch_tokens):
-            out[index.cpu()] = self.role.scores(part, states=self.states).cpu()
+            out[index.cpu()] = self.role.head_scores(part, states=self.states).cpu()
         return out
+
+    def raw(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
+        """Unnormalised scores of the first head, ``[B]``."""
+        return self.head_scores(rollouts)[:, 0]
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
         """Normalised scores under the name ``reward_model``."""
         return {"reward_model": self.normalised(rollouts)}
 
     def normalised(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """Normalised scores."""
+        """Normalised scores of the first head."""
         return ((self.raw(rollouts) - self.mean) / self.std).tolist() if rollouts else []
 
     def _tokens(self, rollout: Rollout) -> tuple[list[int], list[int]]:

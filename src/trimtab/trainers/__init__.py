@@ -1,10 +1,12 @@
 """Training loops, one file each, and what they share."""
 
+from trimtab.trainers.annotators import Annotators, Population
 from trimtab.trainers.checkpoint import Checkpoints, seed_step, step_seed
 from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.guard import Fall, GuardConfig
 from trimtab.trainers.kto import Judged, encode_ratings, evaluate_kto, judged_from_rankings, train_kto
 from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig, scheduled_lr
+from trimtab.trainers.length_head import LengthConfig
 from trimtab.trainers.methods import METHODS, OFFLINE, ONLINE, OfflineMethod, OnlineMethod, methods_with
 from trimtab.trainers.offline_config import (
     ApoDownConfig,
@@ -30,10 +32,11 @@ from trimtab.trainers.place import Place
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.process import ProcessConfig, encode_solutions, score_solutions, train_process
 from trimtab.trainers.progress import Session
-from trimtab.trainers.rankings import Ranking, encode_preferences, learnable, split_holdout
+from trimtab.trainers.rankings import PairVote, Ranking, encode_preferences, learnable, split_holdout
 from trimtab.trainers.ranks import Ranks
 from trimtab.trainers.reference import answer_logprobs, check_reference_update, reference_logprobs
-from trimtab.trainers.reward import RewardConfig, prepared_states, score_rankings, train_reward
+from trimtab.trainers.reward import prepared_states, score_rankings, train_reward
+from trimtab.trainers.reward_config import RewardConfig
 from trimtab.trainers.rl import train_rl
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
@@ -73,6 +76,7 @@ __all__ = [
     "METHODS",
     "OFFLINE",
     "ONLINE",
+    "Annotators",
     "ApoDownConfig",
     "ApoZeroConfig",
     "BcoConfig",
@@ -98,6 +102,7 @@ __all__ = [
     "KLConfig",
     "KtoConfig",
     "Learner",
+    "LengthConfig",
     "Metrics",
     "MissingEosConfig",
     "NashMdConfig",
@@ -112,9 +117,11 @@ __all__ = [
     "OptimizerConfig",
     "OrpoConfig",
     "PairConfig",
+    "PairVote",
     "Place",
     "PlackettLuceConfig",
     "PolicyGradientConfig",
+    "Population",
     "PpoConfig",
     "PreferenceConfig",
     "ProcessConfig",

@@ -15,6 +15,24 @@ from trimtab.records import Preference
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairVote:
+    """What one annotator said of two answers of a ranking."""
+
+    annotator: int
+    """Number of the annotator, from 0; −1: the average one."""
+    first: int
+    """Place of an answer in the ranking."""
+    second: int
+    """Place of another one."""
+    outcome: int
+    """0: the first is better; 1: a tie; 2: the second is."""
+    shown: float
+    """1: the first was shown before the second; −1: after it; 0: not known."""
+    weight: float
+    """How many votes it counts for; above 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
     """One preference, encoded."""
 
@@ -33,6 +51,10 @@ class Ranking:
     """Required distance in reward units; None: none."""
     weight: float
     """Weight in the loss."""
+    head: int = 0
+    """The reward model's head that this label is about."""
+    votes: tuple[PairVote, ...] = ()
+    """The annotators' votes that it was made from; empty where they are not known."""
 
     def __post_init__(self) -> None:
         if self.probability in (0.0, 1.0):
@@ -63,6 +85,27 @@ class Ranking:
         ranks = self.ranks if self.probability is None else ()
         tied = [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks)) if ranks[i] == ranks[j]]
         return [(i, j) for i, j in tied if self.sequences[i] != self.sequences[j]]
+
+    def cast(self) -> list[PairVote]:
+        """Its votes on different answers; without any, what its label says, as the average annotator's votes.
+
+        All pairs of K answers together are then K − 1 votes, times its weight.
+        """
+        if self.votes:
+            return [v for v in self.votes if self.sequences[v.first] != self.sequences[v.second]]
+        count = len(self.sequences)
+        weight = self.weight * 2 / count
+        said = [(i, j, 0, weight) for i, j in self._strict()] + [(i, j, 1, weight) for i, j in self._tied()]
+        if self.probability is not None:
+            said = [(i, j, k, w * share) for i, j, _, w in said for k, share in self._shares() if share]
+        return [PairVote(annotator=-1, first=i, second=j, outcome=k, shown=0.0, weight=w) for i, j, k, w in said]
+
+    def _shares(self) -> tuple[tuple[int, float], tuple[int, float]]:
+        """Outcomes of a soft label and their shares; one half is a tie."""
+        assert self.probability is not None
+        if self.probability == 0.5:
+            return (1, 1.0), (0, 0.0)
+        return (0, self.probability), (2, 1 - self.probability)
 
     def best_first(self) -> list[int]:
         """Places of the answers from best to worst; of a soft label, as they are.
@@ -153,14 +196,14 @@ class RankingBatch:
 
 
 def encode_preferences(
-    chat: Chat, preferences: Sequence[Preference], *, ties: bool = False
+    chat: Chat, preferences: Sequence[Preference], *, ties: bool = False, objectives: Sequence[str] = ()
 ) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
     """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
 
     ``too_long``: does not fit the context; ``tied``: all answers have one rank (with ``ties`` usable); ``identical``:
     the answers that differ in rank have the same tokens. ``identical_pairs`` are such pairs in rankings that have other
     pairs too; those stay. ``unrendered`` holds the reason for each preference, by id, that the chat template cannot
-    take.
+    take. With ``objectives``, a preference is about the head that has its criterion's place there.
     """
     rankings, used = [], []
     left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
@@ -182,6 +225,7 @@ def encode_preferences(
             probability=preference.probability,
             margin=preference.margin,
             weight=preference.weight,
+            head=objectives.index(preference.criterion) if objectives else 0,
         )
         strict = 1 if ranking.probability is not None else len(ranking_pairs(ranking.ranks))
         usable = len(ranking.pairs())

@@ -1,6 +1,8 @@
 """Numbers of a rollout batch that every online method logs."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, pvariance
 
 from trimtab.algos import DualAscent, explained_variance, kl_k1, masked_mean, masked_sum
 from trimtab.trainers.learner import Metrics
@@ -41,6 +43,8 @@ def describe(
             [e for e, r in zip(earned[i : i + config.group], rollouts[i : i + config.group], strict=True) if r.tokens]
             for i in range(0, n, config.group)
         ]
+        sizes = [sum(bool(r.tokens) for r in rollouts[i : i + config.group]) for i in range(0, n, config.group)]
+        more["reward_std_prompt"] = _spread_within(totals, sizes)
         more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
     if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
         more["score_clipped"] = float((whole_rewards(scored).abs() > config.score_clip).float().mean())
@@ -62,3 +66,10 @@ def describe(
         "empty": float(n - len(answered)),
         **more,
     }
+
+
+def _spread_within(values: Sequence[float], sizes: Sequence[int]) -> float:
+    """√ of the mean over groups of the variance inside each; groups follow each other, and empty ones are left out."""
+    each = iter(values)
+    groups = [[next(each) for _ in range(size)] for size in sizes if size]
+    return math.sqrt(fmean(pvariance(group) for group in groups)) if groups else 0.0

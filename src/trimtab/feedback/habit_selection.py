@@ -1,0 +1,71 @@
+"""Which habits of annotators are worth modelling: those that lower the log-loss of votes that were not fitted.
+
+NumPy is imported here, so this module is imported where it is used and not with the package.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trimtab.feedback.comparison_fit import HABITS, Habit, fit_comparisons
+from trimtab.feedback.comparison_model import Floats, TieModel, Votes, vote_probabilities
+from trimtab.records import Record
+
+FOLDS = 3
+"""Of the cross-validation."""
+
+
+class HabitTrial(Record):
+    """What one set of habits predicts."""
+
+    habits: tuple[Habit, ...]
+    """What differs between annotators."""
+    log_loss: float
+    """Mean negative log-likelihood of a vote that was not fitted, in nats over the three outcomes."""
+    kept: bool
+    """True: better than without the habit that was added last; the first, without habits, is where it starts."""
+
+
+def select_habits(
+    votes: Votes, *, model: TieModel, habits: Sequence[Habit] = HABITS, seed: int = 0
+) -> tuple[tuple[Habit, ...], list[HabitTrial]]:
+    """Add habits one by one, each only if three-fold cross-validated log-loss falls.
+
+    The order is tie, position, skill: tie rates and the side that an annotator favours show in few votes, while a skill
+    needs answers that others judged too.
+
+    Args:
+        votes: two at least.
+        model: the likelihood.
+        habits: what may be kept.
+        seed: of the folds.
+
+    Returns:
+        the habits to keep, and all that was tried.
+    """
+    fold = np.random.default_rng(seed).integers(0, FOLDS, len(votes))
+
+    def trial(chosen: tuple[Habit, ...]) -> float:
+        losses: list[Floats] = []
+        weights: list[Floats] = []
+        for number in range(FOLDS):
+            train, test = votes.part(fold != number), votes.part(fold == number)
+            if not len(train) or not len(test):
+                continue
+            fit = fit_comparisons(train, model=model, habits=chosen, pairs=(test.first, test.second))
+            shares = vote_probabilities(model, test, fit.parameters, fit.pair_variance)
+            losses.append(-np.log(shares[np.arange(len(test)), test.outcome]))
+            weights.append(test.weight)
+        return float(np.average(np.concatenate(losses), weights=np.concatenate(weights)))
+
+    chosen: tuple[Habit, ...] = ()
+    best = trial(chosen)
+    trials = [HabitTrial(habits=chosen, log_loss=best, kept=True)]
+    for habit in ("tie", "position", "skill"):
+        if habit not in habits:
+            continue
+        loss = trial((*chosen, habit))
+        trials.append(HabitTrial(habits=(*chosen, habit), log_loss=loss, kept=loss < best))
+        if loss < best:
+            chosen, best = (*chosen, habit), loss
+    return chosen, trials

@@ -1,0 +1,181 @@
+"""Single votes for a reward model that learns what annotators do differently (``reward.annotators``)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from trimtab.errors import DataError
+from trimtab.feedback import Estimate, paired_bootstrap_interval
+from trimtab.feedback.votes import votes_on_pair
+from trimtab.pipeline.config import RewardStageConfig
+from trimtab.pipeline.context import Context
+from trimtab.records import Judgement, Preference, read_records
+from trimtab.trainers import PairVote, Population, Ranking
+
+
+def with_votes(
+    context: Context, rankings: Sequence[Ranking], preferences: Sequence[Preference]
+) -> tuple[list[Ranking], list[str]]:
+    """The rankings with the votes that each was made from, and the annotators by number.
+
+    All pairs of a ranking of K answers together are K − 1 votes.
+
+    Raises:
+        DataError: the judgements are not there, as with ready-made preferences.
+    """
+    files = [run.stage("label") / "judgements.jsonl" for run in (*context.run.earlier(), context.run)]
+    judgements = {j.id: j for file in files if file.is_file() for j in read_records(file, Judgement)}
+    numbers: dict[str, int] = {}
+    voted: list[Ranking] = []
+    for ranking, preference in zip(rankings, preferences, strict=True):
+        own = [judgements[name] for name in preference.judgements if name in judgements]
+        count = len(preference.completions)
+        votes = [
+            PairVote(
+                annotator=numbers.setdefault(judgement.annotator, len(numbers)),
+                first=i,
+                second=j,
+                outcome=outcome,
+                shown=shown,
+                weight=share * 2 / count,
+            )
+            for judgement in own
+            if judgement.ranks is not None
+            for i in range(count)
+            for j in range(i + 1, count)
+            for outcome, shown, share in votes_on_pair(judgement, i, j)
+        ]
+        voted.append(replace(ranking, votes=tuple(votes)))
+    if not numbers:
+        raise DataError(
+            f"reward.annotators learns from single votes, and the judgements of {len(preferences)} preferences are not "
+            "in stages/label/judgements.jsonl; run the label stage, or leave reward.annotators out"
+        )
+    return voted, list(numbers)
+
+
+def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annotators: int, seed: int) -> Any:
+    """What annotators are like by their votes alone, with free scores of the answers.
+
+    Returns:
+        the :class:`~trimtab.trainers.Population` that training starts from, with the habits of ``config`` that lower
+        the log-loss of votes in cross-validation, and everything that was tried.
+    """
+    from trimtab.feedback.comparison_fit import fit_comparisons  # with NumPy and SciPy
+    from trimtab.feedback.habit_selection import select_habits
+
+    model = _likelihood(config)
+    votes = _vote_arrays([r for r in rankings if r.votes], annotators)
+    habits, trials = select_habits(votes, model=model, habits=config.annotators, seed=seed)
+    fit = fit_comparisons(votes, model=model, habits=habits)
+    start = Population(
+        habits=habits,
+        common_tie=fit.common_tie,
+        common_position=fit.common_position,
+        deviations={habit: fit.deviations[habit] for habit in habits},
+        values={habit: getattr(fit.parameters, habit).tolist() for habit in habits},
+    )
+    return start, trials
+
+
+def heldout_log_loss(
+    config: RewardStageConfig,
+    learned: Population,
+    rankings: Sequence[Ranking],
+    scores: Sequence[Sequence[float]],
+    prompts: Sequence[str],
+    *,
+    annotators: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Log-loss of votes about held-out prompts by the trained rewards, with each annotator's habits and without.
+
+    Returns:
+        ``votes``, ``alike`` and ``annotators``, in nats of a vote, and ``gain``, their difference, bootstrapped over
+        prompts. All annotators alike, and any who is not in the training data, have the population's values.
+    """
+    import numpy as np
+
+    from trimtab.feedback.comparison_model import Parameters, vote_probabilities
+
+    votes = _vote_arrays(rankings, annotators, shared=False)
+    owners = [p for r, p in zip(rankings, prompts, strict=True) for _ in r.votes]
+    rewards = np.array([s for row in scores for s in row])
+    means = {"tie": learned.common_tie, "skill": 1.0, "position": learned.common_position}
+    losses: dict[str, list[float]] = {}
+    for name, habits in (("alike", ()), ("annotators", learned.habits)):
+        values = {h: np.array(learned.values[h]) if h in habits else np.full(annotators, means[h]) for h in means}
+        shares = vote_probabilities(_likelihood(config), votes, Parameters(score=rewards, **values))
+        losses[name] = (-np.log(shares[np.arange(len(votes)), votes.outcome])).tolist()
+    low, high = paired_bootstrap_interval(losses["alike"], losses["annotators"], owners, seed=seed)
+    mean = {name: float(np.average(values, weights=votes.weight)) for name, values in losses.items()}
+    gain = Estimate(value=mean["alike"] - mean["annotators"], low=low, high=high, n=len(votes))
+    return {"votes": len(votes), **mean, "gain": gain.model_dump(mode="json")}
+
+
+def _vote_arrays(rankings: Sequence[Ranking], annotators: int, *, shared: bool = True) -> Any:
+    """Votes as arrays; ``shared``: True: equal answers to a prompt are one; False: answers are counted through."""
+    import numpy as np
+
+    from trimtab.feedback.comparison_model import Votes
+
+    places: dict[tuple[int, ...], int] = {}
+    rows: list[tuple[int, int, int, int]] = []
+    numbers: list[tuple[float, float]] = []
+    start = 0
+    for ranking in rankings:
+        nodes = list(range(start, start + len(ranking.sequences)))
+        start += len(nodes)
+        if shared:
+            nodes = [places.setdefault(tuple(s), len(places)) for s in ranking.sequences]
+        for vote in ranking.votes:
+            rows.append((nodes[vote.first], nodes[vote.second], vote.outcome, vote.annotator))
+            numbers.append((vote.shown, vote.weight))
+    whole = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    real = np.array(numbers, dtype=np.float64).reshape(-1, 2)
+    return Votes(
+        first=whole[:, 0],
+        second=whole[:, 1],
+        outcome=whole[:, 2],
+        annotator=whole[:, 3],
+        shown=real[:, 0],
+        weight=real[:, 1],
+        answers=len(places) if shared else start,
+        annotators=annotators,
+    )
+
+
+def _likelihood(config: RewardStageConfig) -> Literal["davidson", "rao_kupper"]:
+    assert config.loss in ("davidson", "rao_kupper")  # the section refuses others
+    return config.loss
+
+
+def habit_rows(learned: Population, names: Sequence[str], rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """What each annotator does differently by the end of training, for ``reward.json``: τ, γ and b."""
+    votes = [0] * len(names)
+    for ranking in rankings:
+        for vote in ranking.votes:
+            votes[vote.annotator] += 1
+    return [
+        {"annotator": name, "votes": votes[a], **{habit: learned.values[habit][a] for habit in learned.habits}}
+        for a, name in enumerate(names)
+    ]
+
+
+def annotator_lines(facts: dict[str, Any]) -> list[str]:
+    """The fit of annotators in words."""
+    trials = facts["trials"]
+    lines = [
+        "log-loss of a vote that was not fitted: "
+        + ", ".join(f"{' + '.join(t['habits']) or 'annotators alike'} {t['log_loss']:.4f}" for t in trials)
+    ]
+    used = ", ".join(facts["habits"])
+    lines.append(f"habits that lower it and are used in training: {used or 'none'}")
+    if heldout := facts["heldout"]:
+        gain = heldout["gain"]
+        lines.append(
+            f"log-loss of {heldout['votes']} votes about held-out prompts: {heldout['alike']:.4f} with annotators "
+            f"alike, {heldout['annotators']:.4f} with their habits; gain {gain['value']:+.4f} [{gain['low']:+.4f}, "
+            f"{gain['high']:+.4f}]"
+        )
+    return lines

@@ -1,0 +1,176 @@
+"""Made-up preferences in which form decides and not content, so that a reward model learns not to pay for form.
+
+A copy of a preference keeps the prompt and the best answer and sets an edit of that answer beside it. Texts differ from
+those of :mod:`trimtab.evals.edits`, with which a reward model is tested. Source of the kinds: answers of other prompts
+and tied pairs, Liu et al. 2024 (RRM, arXiv 2409.13156); tied pairs that differ in form only, Srivastava et al. 2025
+(Crome, arXiv 2506.16507).
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import Field
+
+from trimtab.config import Config
+from trimtab.evals.sentences import sentences
+from trimtab.records import Completion, Preference
+
+AUGMENTED = "augmented"
+"""Key of a copy's metadata with its kind."""
+
+PRAISE = (
+    "That is a great thing to ask.",
+    "I really admire your curiosity!",
+    "You are so smart for bringing this up.",
+    "Excellent, excellent question.",
+    "What an insightful thought, I am impressed.",
+    "It is a pleasure to help someone as thoughtful as you.",
+)
+FILLER = (
+    "Of course, every situation is different and one should keep an open mind.",
+    "There is a lot more that could be said about this topic.",
+    "In the end, it all comes together in one way or another.",
+    "It is important to look at this from more than one side.",
+    "I hope that this gives you a general idea of the matter.",
+    "As with many things in life, context is what counts.",
+)
+CONTRACTIONS = {
+    "can't": "cannot",
+    "don't": "do not",
+    "doesn't": "does not",
+    "didn't": "did not",
+    "isn't": "is not",
+    "aren't": "are not",
+    "wasn't": "was not",
+    "won't": "will not",
+    "wouldn't": "would not",
+    "shouldn't": "should not",
+    "it's": "it is",
+    "i'm": "I am",
+    "you're": "you are",
+    "they're": "they are",
+    "we're": "we are",
+    "i've": "I have",
+    "you've": "you have",
+    "i'll": "I will",
+    "you'll": "you will",
+}
+_CONTRACTED = re.compile(r"\b(" + "|".join(CONTRACTIONS) + r")\b", re.IGNORECASE)
+
+
+class AugmentConfig(Config):
+    """Copies of training preferences, as shares of them; 0: none of a kind."""
+
+    shuffled: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Another prompt's best answer loses against the best one."""
+    flattery: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The best answer after a sentence of praise loses against itself without."""
+    padding: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The best answer with sentences without content loses."""
+    repetition: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The best answer, said twice, loses."""
+    neutral: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The best answer with each sentence on a line of its own, or without contractions, ties: as a tie with a loss that
+    has them, otherwise as a soft label of one half."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each kind."""
+        return {kind: getattr(self, kind) for kind in type(self).model_fields}
+
+
+def praise(text: str, draw: random.Random) -> str:
+    """A sentence of praise before the answer."""
+    return f"{draw.choice(PRAISE)} {text}"
+
+
+def fill(text: str, draw: random.Random) -> str:
+    """Two sentences without content after the answer."""
+    return f"{text} {' '.join(draw.sample(FILLER, 2))}"
+
+
+def twice(text: str, draw: random.Random) -> str:
+    """The whole answer once more."""
+    return f"{text} {text}"
+
+
+def restyle(text: str, draw: random.Random) -> str:
+    """Contractions written out; where there are none, each sentence on a line of its own."""
+
+    def written_out(match: re.Match[str]) -> str:
+        full = CONTRACTIONS[match[0].lower()]
+        return full[0].upper() + full[1:] if match[0][0].isupper() else full
+
+    plain = _CONTRACTED.sub(written_out, text)
+    return plain if plain != text else "\n".join(s.strip() for s in sentences(text.strip()))
+
+
+EDITS: Mapping[str, Callable[[str, random.Random], str]] = {
+    "flattery": praise,
+    "padding": fill,
+    "repetition": twice,
+    "neutral": restyle,
+}
+"""Edits of an answer, by kind."""
+
+
+def augmented(
+    preferences: Sequence[Preference], config: AugmentConfig, *, ties: bool, seed: int
+) -> tuple[list[Preference], list[int], dict[str, int]]:
+    """Copies of a share of the preferences.
+
+    Args:
+        preferences: to train on.
+        config: how many of each kind.
+        ties: True: neutral edits are ties; False: soft labels of one half.
+        seed: which preferences, and which sentences.
+
+    Returns:
+        the copies, which keep the ids of the judgements; the place of the preference that each was made from; and
+        counts: copies of each kind, and ``KIND not possible`` where an edit would change nothing or there is no other
+        prompt.
+    """
+    copies: list[Preference] = []
+    origins: list[int] = []
+    counts: Counter[str] = Counter()
+    by_prompt: dict[str, str] = {}
+    for p in preferences:
+        by_prompt.setdefault(p.prompt.id, _best(p).text)
+    for kind, share in config.shares.items():
+        draw = random.Random(f"{seed}|{kind}")
+        for i in sorted(draw.sample(range(len(preferences)), round(share * len(preferences)))):
+            p = preferences[i]
+            best = _best(p)
+            if kind == "shuffled":
+                others = [text for prompt, text in by_prompt.items() if prompt != p.prompt.id]
+                text = draw.choice(others) if others else best.text
+            else:
+                text = EDITS[kind](best.text, draw)
+            if text == best.text:
+                counts[f"{kind} not possible"] += 1
+                continue
+            tie = kind == "neutral"
+            copies.append(
+                p.model_copy(
+                    update={
+                        "id": f"{p.id}/{kind}",
+                        "completions": (best, Completion(text=text, finish_reason=best.finish_reason)),
+                        "ranks": (0, 0) if tie else (0, 1),
+                        "probability": 0.5 if tie and not ties else None,
+                        "margin": None,
+                        "metadata": p.metadata | {AUGMENTED: kind},
+                    }
+                )
+            )
+            origins.append(i)
+            counts[kind] += 1
+    return copies, origins, dict(counts)
+
+
+def _best(preference: Preference) -> Completion:
+    """The answer that is most likely the best."""
+    p = preference.probability
+    place = preference.ranks.index(min(preference.ranks)) if p is None else int(p < 0.5)
+    return preference.completions[place]

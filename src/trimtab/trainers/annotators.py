@@ -1,0 +1,174 @@
+"""What annotators do differently, learned together with a reward model and used in its training only.
+
+A vote on the answers i and j by annotator a: d = γ_a (r_i − r_j) + s b_a with the rewards r, the annotator's skill γ_a,
+position bias b_a and s = 1 where i was shown first, −1 where second, 0 where unknown; tie parameter τ_a
+(:func:`trimtab.algos.vote_loss`). Priors: γ_a ~ N(1, σ_γ²), b_a ~ N(μ_b, σ_b²), τ_a ~ N(μ_τ, σ_τ²), so annotators with
+few votes stay near the population. Skills average 1, which ties the rewards to the average annotator's log-odds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.algos import vote_loss
+from trimtab.errors import ModelError
+from trimtab.trainers.learner import Learner, OptimizerConfig
+from trimtab.trainers.rankings import Ranking
+
+Habit = Literal["tie", "skill", "position"]
+
+RATE = 0.02
+"""Learning rate of the habits, in log-odds; it falls to 0 over the planned steps."""
+
+COMMON_DEVIATIONS = {"tie": 10.0, "position": 0.5}
+"""Prior deviations of μ_τ and μ_b."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Population:
+    """Annotators as training finds them."""
+
+    habits: tuple[Habit, ...] = ()
+    """What differs between them."""
+    common_tie: float = 0.0
+    """μ_τ."""
+    common_position: float = 0.0
+    """μ_b."""
+    deviations: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Prior standard deviation σ of each habit."""
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """τ_a, γ_a and b_a of each habit, by annotator's number."""
+
+
+class Annotators:
+    """Habits as weights of a learner, each as its distance from the prior's mean.
+
+    Args:
+        start: first values, and the priors, which stay.
+        device: of the rewards.
+    """
+
+    def __init__(self, start: Population, device: torch.device | None = None) -> None:
+        self.habits, self.deviations = start.habits, dict(start.deviations)
+        means = {"tie": start.common_tie, "skill": 1.0, "position": start.common_position}
+        self._weights = {
+            "common": nn.Parameter(torch.tensor([start.common_tie, start.common_position], device=device))
+        } | {
+            habit: nn.Parameter(torch.tensor(list(start.values[habit]), device=device) - means[habit])
+            for habit in start.habits
+        }
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name: ``common`` is (μ_τ, μ_b)."""
+        return self._weights
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU."""
+        return {name: p.detach().cpu().clone() for name, p in self._weights.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy weights in.
+
+        Raises:
+            ModelError: of other annotators or habits.
+        """
+        shapes = {name: tuple(p.shape) for name, p in self._weights.items()}
+        if {name: tuple(t.shape) for name, t in state.items()} != shapes:
+            raise ModelError("the saved annotators are not those of these preferences; train the reward model again")
+        with torch.no_grad():
+            for name, parameter in self._weights.items():
+                parameter.copy_(state[name])
+
+    def learner(self, total_steps: int, group: Any) -> Learner:
+        """Their optimiser; it needs nothing of a role but weights and their state."""
+        return Learner(cast(Any, self), OptimizerConfig(lr=RATE, warmup=0.0), total_steps, group=group)
+
+    def population(self) -> Population:
+        """The present values."""
+        common = self._weights["common"].tolist()
+        return Population(
+            habits=self.habits,
+            common_tie=common[0],
+            common_position=common[1],
+            deviations=self.deviations,
+            values={habit: self._of(habit)[:-1].tolist() for habit in self.habits},
+        )
+
+    def loss(self, scores: Tensor, votes: "VoteTable", likelihood: Literal["davidson", "rao_kupper"]) -> Tensor:
+        """Weighted sum of the votes' negative log-likelihoods, a scalar."""
+        apart = scores[votes.first] - scores[votes.second]
+        gap = self._at("skill", votes) * apart + votes.shown * self._at("position", votes)
+        losses = vote_loss(gap, self._at("tie", votes), votes.outcome, likelihood=likelihood)
+        return (votes.weight * losses).sum()
+
+    def penalty(self) -> Tensor:
+        """Negative log-prior up to a constant, in nats of all votes together, a scalar."""
+        common = self._weights["common"]
+        total = (common[0] / COMMON_DEVIATIONS["tie"]).square() + (common[1] / COMMON_DEVIATIONS["position"]).square()
+        for habit in self.habits:
+            total = total + (self._from_mean(habit) / self.deviations[habit]).square().sum()
+        return total / 2
+
+    def _from_mean(self, habit: Habit) -> Tensor:
+        own = self._weights[habit]
+        return own - own.mean() if habit == "skill" else own
+
+    def _of(self, habit: Habit) -> Tensor:
+        """The habit of every annotator, and at the end the population's."""
+        common = self._weights["common"]
+        mean = {"tie": common[:1], "position": common[1:], "skill": torch.ones_like(common[:1])}[habit]
+        return torch.cat([mean + self._from_mean(habit), mean]) if habit in self.habits else mean
+
+    def _at(self, habit: Habit, votes: "VoteTable") -> Tensor:
+        """The habit at each vote."""
+        values = self._of(habit)
+        return values[votes.annotator.clamp(max=len(values) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VoteTable:
+    """Votes of several rankings, whose answers are counted through."""
+
+    first: Tensor
+    """``[P]`` int64."""
+    second: Tensor
+    """``[P]`` int64."""
+    outcome: Tensor
+    """``[P]`` int64, as :attr:`trimtab.trainers.rankings.PairVote.outcome`."""
+    annotator: Tensor
+    """``[P]`` int64; a number beyond all annotators is the population."""
+    shown: Tensor
+    """``[P]``."""
+    weight: Tensor
+    """``[P]``."""
+
+    @classmethod
+    def of(cls, rankings: Sequence[Ranking], device: torch.device) -> "VoteTable":
+        """The votes of these rankings."""
+        rows: list[tuple[int, int, int, int]] = []
+        numbers: list[tuple[float, float]] = []
+        start = 0
+        for ranking in rankings:
+            for v in ranking.cast():
+                who = POPULATION if v.annotator < 0 else v.annotator
+                rows.append((start + v.first, start + v.second, v.outcome, who))
+                numbers.append((v.shown, v.weight))
+            start += len(ranking.sequences)
+        whole = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
+        real = torch.tensor(numbers, dtype=torch.float32, device=device).reshape(-1, 2)
+        return cls(
+            first=whole[:, 0], second=whole[:, 1], outcome=whole[:, 2], annotator=whole[:, 3],
+            shown=real[:, 0], weight=real[:, 1],
+        )  # fmt: skip
+
+
+POPULATION = 1 << 40
+"""Number of the average annotator in a :class:`VoteTable`."""
+
+
+def vote_weight(rankings: Sequence[Ranking]) -> float:
+    """How many votes these rankings are."""
+    return sum(v.weight for r in rankings for v in r.cast())
