@@ -81,6 +81,17 @@ def check_convert(arguments: list[str], printed: str) -> None:
     assert len(source) == len(target) > 0
 
 
+def check_generate(arguments: list[str], printed: str) -> None:
+    """As many tasks as were asked for."""
+    assert len(Path(arguments[3]).read_text().splitlines()) == int(option(arguments, "--count"))
+
+
+def check_queue(arguments: list[str], printed: str) -> None:
+    """Every item of the queue has a propensity."""
+    rows = [json.loads(line) for line in Path(arguments[2]).read_text().splitlines()]
+    assert rows and all(0 < row["metadata"]["acquisition"]["propensity"] <= 1 for row in rows)
+
+
 def check_backup(arguments: list[str], printed: str) -> None:
     """A whole database."""
     with sqlite3.connect(arguments[3]) as database:
@@ -215,6 +226,9 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "constitution show": check_principles,
     "data check": check_data,
     "data convert": check_convert,
+    "data generate": check_generate,
+    "queue": check_queue,
+    "curve": prints("labels: accuracy"),
     "data export": check_export,
     "data import": check_database,
     "data backup": check_backup,

@@ -234,7 +234,8 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=page_name)
 def test_every_command_works(page, place, quickstart, monkeypatch, capsys):
-    for name, content in [*blocks(page, "jsonl"), *blocks(page, "csv")]:
+    shown = [*blocks(page, "jsonl"), *blocks(page, "csv"), *(b for b in blocks(page, "yaml") if b[0])]
+    for name, content in shown:
         (place / name).write_text(content)
     if any(f" {QUICKSTART}" in f" {line}" or "runs/quickstart" in line for line in commands(page)):
         shutil.copytree(quickstart, place / "runs")

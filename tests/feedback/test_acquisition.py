@@ -179,7 +179,7 @@ def test_propensity_reaches_the_judgement_and_the_queue_the_app(tmp_path, capsys
     rows = [{"id": t.id, "scores": [[0.1 * n, 0.0], [0.1 * n, 0.3]]} for n, t in enumerate(tasks)]
     (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arms = ["--scores", str(tmp_path / "scores.jsonl"), "--arm", "margin=0.5", "--arm", "random=0.5"]
-    assert run_app(["label", "next", str(source), str(queue), "--count", "10", *arms]) == 0
+    assert run_app(["queue", str(source), str(queue), "--count", "10", *arms]) == 0
     assert "10 of 60 items" in capsys.readouterr().out
     drawn = [Task.model_validate_json(line) for line in queue.read_text().splitlines()]
     assert {t.metadata["acquisition"]["arm"] for t in drawn} <= {"test", "random", "margin"}
@@ -190,7 +190,7 @@ def test_propensity_reaches_the_judgement_and_the_queue_the_app(tmp_path, capsys
     assert judgement.propensity == drawn[0].metadata["acquisition"]["propensity"]
     assert run_app(["annotate", str(project), "--items", str(queue), "--no-serve"]) == 0
     assert "10 items added" in capsys.readouterr().out
-    assert run_app(["label", "next", str(source), str(queue), "--count", "5", "--arm", "margin"]) == 2
+    assert run_app(["queue", str(source), str(queue), "--count", "5", "--arm", "margin"]) == 2
     assert "expected NAME=SHARE" in capsys.readouterr().err
 
 

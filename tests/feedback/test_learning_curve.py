@@ -94,11 +94,11 @@ def test_command(tmp_path, capsys):
             better, worse = words if tea[0] > tea[1] else words[::-1]
             rows.append(Preference.pair(Prompt.from_text(f"q{n}"), better, worse))
     write_records(tmp_path / "preferences.jsonl", rows * 2)
-    assert run_app(["label", "more", str(tmp_path / "preferences.jsonl")]) == 0
+    assert run_app(["curve", str(tmp_path / "preferences.jsonl")]) == 0
     assert "labels: accuracy" in capsys.readouterr().out
     (tmp_path / "curve.json").write_text(json.dumps({"sizes": SIZES, "values": planted("constant", 0).values.tolist()}))
-    assert run_app(["label", "more", "--curve", str(tmp_path / "curve.json")]) == 0
+    assert run_app(["curve", "--own", str(tmp_path / "curve.json")]) == 0
     assert "more will not help" in capsys.readouterr().out
     (tmp_path / "curve.json").write_text("{}")
-    assert run_app(["label", "more", "--curve", str(tmp_path / "curve.json")]) == DataError.exit_code
+    assert run_app(["curve", "--own", str(tmp_path / "curve.json")]) == DataError.exit_code
     assert "not a learning curve" in capsys.readouterr().err

@@ -25,11 +25,11 @@ from trimtab.cli import (
     guard,
     init,
     judge,
-    label,
     lineage,
     methods,
     model,
     plan,
+    queue,
     round,
     route,
     run,
@@ -59,6 +59,8 @@ for _panel, _commands in {
     LABELS: {
         "annotate": annotate.annotate,
         "agreement": agreement.agreement,
+        "queue": queue.queue,
+        "curve": queue.curve,
         "judge": judge.judge,
         "route": route.route,
         "lineage": lineage.lineage,
@@ -68,7 +70,6 @@ for _panel, _commands in {
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(constitution.app, name="constitution", rich_help_panel=LABELS)
-app.add_typer(label.app, name="label", rich_help_panel=LABELS)
 app.add_typer(data.app, name="data", rich_help_panel=DATA)
 app.add_typer(guard.app, name="guard", rich_help_panel=MODELS)
 app.add_typer(model.app, name="model", rich_help_panel=MODELS)

@@ -1,10 +1,10 @@
 """What to label next: the arms that choose items, and the propensity with which each item is chosen.
 
 π_i = min(1, c · Σ_a s_a w_a(i)) with Σ_i π_i = n: the arms a have shares s_a of the n labels and weights w_a(i) that
-sum to 1. Items are drawn with exactly these inclusion probabilities (Madow's systematic sampling in random order, Annals
-of Mathematical Statistics 20 (1949), 333–354). The random arm has a share of its own, so that every item has a chance, and
-what is estimated from the labels can be corrected with 1/π (:func:`corrected_share`). Prompts of the test set are set
-aside by a hash before any arm looks at them, and items among them are drawn at random.
+sum to 1. Items are drawn with exactly these inclusion probabilities (Madow's systematic sampling in random order,
+Annals of Mathematical Statistics 20 (1949), 333–354). The random arm has a share of its own, so that every item has a
+chance, and what is estimated from the labels can be corrected with 1/π (:func:`corrected_share`). Prompts of the test
+set are set aside by a hash before any arm looks at them, and items among them are drawn at random.
 
 NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
 """
@@ -298,7 +298,7 @@ def systematic_sample(propensity: Floats, rng: np.random.Generator) -> Ints:
     ends: Floats = np.cumsum(propensity[order])
     count = round(float(ends[-1]))
     points = (rng.random() + np.arange(count)) * (ends[-1] / count)
-    places = np.minimum(np.searchsorted(ends, points, side="right"), len(order) - 1)
+    places: Ints = np.searchsorted(ends, points, side="right").clip(max=len(order) - 1)
     return order[places]
 
 

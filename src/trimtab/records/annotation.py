@@ -269,7 +269,7 @@ def judgements_of(task: Task, submission: Submission) -> list[Judgement]:
 
 
 def propensity_of(task: Task) -> float | None:
-    """Probability with which `trimtab label next` chose the task; None: it did not."""
+    """Probability with which `trimtab queue` chose the task; None: it did not."""
     drawn = task.metadata.get(ACQUISITION)
     propensity = cast(dict[str, Any], drawn).get("propensity") if isinstance(drawn, dict) else None
     return float(propensity) if isinstance(propensity, int | float) and 0 < propensity <= 1 else None

@@ -187,7 +187,7 @@ class Judgement(Record):
     cohort: str | None = None
     """Freely named group of annotators, optional."""
     propensity: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Probability with which the item was chosen to be labelled (`trimtab label next`); None: not known."""
+    """Probability with which the item was chosen to be labelled (`trimtab queue`); None: not known."""
     comment: str = ""
     """The annotator's remark."""
     adjudication: bool = False

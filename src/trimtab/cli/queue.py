@@ -1,15 +1,12 @@
-"""``trimtab label``: which items to label next, and whether more labels would help."""
+"""``trimtab queue`` and ``trimtab curve``: which items to label next, and whether more labels would help."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Decide what to label next, and how much.", no_args_is_help=True, rich_markup_mode="markdown")
 
-
-@app.command("next")
-def next_items(
+def queue(
     items: Annotated[str, typer.Argument(metavar="ITEMS", help="File of items that `trimtab annotate --items` takes.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The queue to write, for `trimtab annotate --items`.")],
     count: Annotated[int, typer.Option("--count", min=1, help="How many labels to ask for.")],
@@ -35,7 +32,7 @@ def next_items(
 
     Random is hard to beat: measure another arm beside it before you trust it.
 
-    Example: trimtab label next items.jsonl queue.jsonl --count 200
+    Example: trimtab queue items.jsonl queue.jsonl --count 200
     """
     from trimtab.config import parse_config
     from trimtab.errors import ConfigError, DataError
@@ -52,7 +49,7 @@ def next_items(
             shares[name] = float(share)
         except ValueError:
             raise ConfigError(f"--arm {given!r}: expected NAME=SHARE, for example --arm margin=0.75") from None
-    config = parse_config(AcquisitionConfig, {"count": count, "test": test, "arms": shares}, where="trimtab label next")
+    config = parse_config(AcquisitionConfig, {"count": count, "test": test, "arms": shares}, where="trimtab queue")
     rows = list(read_items(items))
     tasks = [row for row in rows if isinstance(row, Task)]
     known = {p.id for p in load(labelled, kind=Preference).records} if labelled else set[str]()
@@ -62,12 +59,12 @@ def next_items(
         raise DataError(f"{items}: none of {len(rows)} rows is a comparison that still needs a label")
     scored, dropped = read_scores(scores, comparisons) if scores else ([None] * len(comparisons), {})
     chosen = choose_items(comparisons, scored, config, seed=seed)
-    queue: list[Task] = []
+    drawn_tasks: list[Task] = []
     for c in chosen:
         task = open_tasks[comparisons[c.index].id]
         drawn = {ACQUISITION: {"arm": c.arm, "propensity": round(c.propensity, 9), "seed": seed}}
-        queue.append(task.model_copy(update={"metadata": task.metadata | drawn}))
-    write_atomic(out, "".join(task.model_dump_json(exclude_defaults=True) + "\n" for task in queue))
+        drawn_tasks.append(task.model_copy(update={"metadata": task.metadata | drawn}))
+    write_atomic(out, "".join(task.model_dump_json(exclude_defaults=True) + "\n" for task in drawn_tasks))
     arms = ", ".join(f"{name} {number}" for name, number in sorted(arm_counts(chosen).items()))
     typer.echo(f"{out}: {len(chosen)} of {len(comparisons)} items ({arms})")
     left_out = {
@@ -86,17 +83,14 @@ def next_items(
     typer.echo(f"Next: trimtab annotate PROJECT --items {out}")
 
 
-@app.command()
-def more(
-    source: Annotated[
-        str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or with --curve a curve.")
-    ],
+def curve(
+    source: Annotated[str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or with --own a curve.")],
     factor: Annotated[float, typer.Option("--factor", help="How many times the labels there are, up to 4.")] = 4.0,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="KEY", help="Metadata key to split by. Default: the prompt.")
     ] = None,
-    curve: Annotated[
-        bool, typer.Option("--curve", help='The file is a curve of your own model: {"sizes": […], "values": [[…], …]}.')
+    own: Annotated[
+        bool, typer.Option("--own", help='The file is a curve of your own model: {"sizes": […], "values": [[…], …]}.')
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resamplings.")] = 0,
 ) -> None:
@@ -104,13 +98,13 @@ def more(
 
     The model is a bag of words, which takes seconds; a reward model may still learn where it does not.
 
-    Example: trimtab label more preferences.jsonl
+    Example: trimtab curve preferences.jsonl
     """
     from trimtab.evals.label_value import read_curve, word_curve
     from trimtab.feedback.learning_curve import predict_gain
     from trimtab.records import Preference, load
 
-    if curve:
+    if own:
         measured = read_curve(Path(source))
     else:
         measured = word_curve(load(source, kind=Preference).records, cluster=cluster, seed=seed)
