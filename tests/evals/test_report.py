@@ -408,6 +408,18 @@ def test_columns_of_unequal_length_are_refused():
         Series(panel="kl", name="kl", x=(0, 1), y=(1.0,))
 
 
+def test_a_moving_reference_is_named():
+    found = reward_against_kl(
+        [{"step": 1, "kl": 0.1, "a": 1.0}, {"step": 2, "kl": 0.2, "a": 2.0}],
+        kl="kl",
+        scores={"a": "a"},
+        spreads={"a": 1.0},
+    )
+    assert "moving reference" not in render(bare(against_kl=found))
+    page = render(bare(against_kl=found.model_copy(update={"moving": True})))
+    assert "√KL from the moving reference" in page and "The reference moved along" in page
+
+
 def test_reward_against_kl():
     rows = metrics()
     found = reward_against_kl(rows, kl="kl", scores={"proxy": "proxy", "gold": "gold"}, spreads={"proxy": 1, "gold": 2})

@@ -106,8 +106,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RECIPE | MODEL...",
-            help="A recipe; or, for suites, checkpoints: model folders, hub ids, run folders (runs/NAME) or one model of "
-            "a run (runs/NAME:sft).",
+            help="A recipe; or, for suites, checkpoints: model folders, hub ids, run folders (runs/NAME) or one model "
+            "of a run (runs/NAME:sft).",
             show_default=False,
         ),
     ],
@@ -177,7 +177,7 @@ def evaluate(
         typer.Option(
             "--judge",
             metavar="URL|PATH",
-            help="Who scores the answers to a suite named judged: an endpoint like a recipe's rewards of kind http, or a "
+            help="Scores the answers to a suite named judged: an endpoint like a recipe's rewards of kind http, or a "
             "function by its dotted path.",
         ),
     ] = None,

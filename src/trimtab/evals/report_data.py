@@ -179,6 +179,8 @@ class RewardAgainstKL(Record):
     """Optimiser step of each point."""
     kl: tuple[Number, ...]
     """KL(policy ‖ starting policy) per answer, in nats; an estimate below 0 is drawn at 0."""
+    moving: bool = False
+    """True: ``kl`` is from a reference that moved along (``align.reference_update``), not from the starting policy."""
     scores: tuple[ScoreCurve, ...]
     """The reward that training maximised, and the scores compared with it."""
 

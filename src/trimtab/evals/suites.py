@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from trimtab.errors import DataError
 from trimtab.evals.capability import BUILT_IN
 from trimtab.feedback.final_number import final_number
@@ -34,7 +36,7 @@ from trimtab.records import Record
 from trimtab.records.readers import Refusal, read_rows
 from trimtab.records.types import content_id
 
-_SUITES = Path(__file__).with_name("suites")
+_SUITES = Path(__file__).with_name("suite_data")
 
 SAMPLES: dict[str, Path] = {
     name: _SUITES / f"{name}.jsonl" for name in ("honesty", "sycophancy", "refusals", "arithmetic", "instructions")
@@ -69,7 +71,7 @@ class SuiteItem(Record):
     """The question; of a ``text`` the passage."""
     options: tuple[str, ...] = ()
     """The right (or matching) answer and the wrong one."""
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
     """What a verifier needs, or the variant of a suggestion."""
 
 
@@ -93,7 +95,7 @@ class Suite(Record):
     """The file, or ``shipped with trimtab``."""
     items: tuple[SuiteItem, ...]
     """At least one."""
-    left_out: dict[str, int] = {}
+    left_out: dict[str, int] = Field(default_factory=dict)
     """Rows that are not measured, by reason."""
 
 
@@ -163,7 +165,7 @@ def _read(name: str, path: Path, *, only_texts: bool) -> tuple[list[SuiteItem], 
     return list(items.values()), left_out, problems
 
 
-class _LeftOut(Exception):  # noqa: N818
+class _LeftOut(Exception):
     """A row that is well formed and not measured here; its text is the reason."""
 
 

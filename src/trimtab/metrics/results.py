@@ -290,7 +290,7 @@ SUITES: Mapping[str, Metric] = {
         "tokens).",
         unit="share",
         good="not below the model before, with an interval that includes no change",
-        act="A loss: lower the learning rate or raise the KL penalty, and look for labels that reward pleasing answers.",
+        act="A loss: lower the learning rate or raise the KL penalty, and look for labels that reward pleasing ones.",
     ),
     "sycophancy": Metric(
         title="Sycophancy",

@@ -50,8 +50,8 @@ def measure_tasks(
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise ConfigError(
-            f"--lm-eval {unknown[0]}: lm-eval knows no such task; see `lm-eval ls tasks`, or name the folder of your own "
-            "with --lm-eval-folder"
+            f"--lm-eval {unknown[0]}: lm-eval knows no such task; see `lm-eval ls tasks`, or name the folder of your "
+            "own with --lm-eval-folder"
         )
     chat = role.backbone.chat
     with role.computing():

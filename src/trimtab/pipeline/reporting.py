@@ -111,7 +111,7 @@ def collect(context: Context) -> ReportData:
     simulated = "simulated" in sources or run.gold is not None
     cost, losses = _capability(context)
     watched = alarms(result, names=spoken, judges=judges)
-    losses += _training_alarms(context)
+    losses += training_alarms(context)
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
         about=run.about or "",
@@ -160,16 +160,31 @@ def _kl(result: Mapping[str, Any]) -> Estimate | None:
     return Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")})
 
 
-def _training_alarms(context: Context) -> tuple[Alarm, ...]:
+def training_alarms(context: Context) -> tuple[Alarm, ...]:
     """Alarms raised while the policy trained."""
     if not isinstance(context.config.align, OnlineConfig):
         return ()
-    return tuple(
+    return _fall(context) + tuple(
         Alarm(
             name=f"{alarm.title} while training ({alarm.level}, step {alarm.step})",
             message=f"{alarm.message}. {alarm.advice} The answers behind it: trimtab watch {context.run.path}",
         )
         for alarm in read_alarms(context)
+    )
+
+
+def _fall(context: Context) -> tuple[Alarm, ...]:
+    """A collapse after which the run went on with earlier weights (``align.guard.on_fall: keep``)."""
+    status = context.run.status("align")
+    counts = {} if status is None else status.counts or {}
+    if "fell_apart_at_step" not in counts:
+        return ()
+    return (
+        Alarm(
+            name=f"Alignment fell apart at step {counts['fell_apart_at_step']}",
+            message="a limit of align.guard was passed; as align.guard.on_fall says, the policy has the last good "
+            f"weights, those after {counts['steps']} steps. Lower policy.lr, or raise align.kl.coefficient",
+        ),
     )
 
 
@@ -473,9 +488,12 @@ def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[
         first = read_records(drawn, Rollout)
         values["held-out reward model"] = [r.rewards[HELDOUT] for r in first if HELDOUT in r.rewards]
     spreads = {label: stdev(numbers) or 1.0 for label, numbers in values.items() if len(numbers) > 1}
-    return reward_against_kl(
+    points = reward_against_kl(
         align, kl="kl", scores={label: SCORES[label] for label in SCORES if label in spreads}, spreads=spreads, x="step"
     )
+    config = context.config.align
+    moving = isinstance(config, OnlineConfig) and config.reference_update is not None
+    return points.model_copy(update={"moving": moving}) if points is not None else None
 
 
 def _turns(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:

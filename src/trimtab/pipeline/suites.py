@@ -59,7 +59,7 @@ def measure_suite(role: Role, suite: Suite, *, max_new_tokens: int, judge: Judge
     """
     if judge is None and any(item.kind == "judged" for item in suite.items):
         raise ConfigError(
-            f"the suite {suite.name!r} is scored by a judge; give one with --judge URL or --judge package.module.function"
+            f"the suite {suite.name!r} is scored by a judge; give one with --judge URL or --judge module.function"
         )
     given = [item for item in suite.items if item.kind in LIKELIHOOD]
     asked = [item for item in suite.items if item.kind not in LIKELIHOOD]
