@@ -82,7 +82,13 @@ def _copying() -> Iterator[tuple[Case, bool]]:
         yield (prompt, (answer, prompt.lower(), answer.replace(",", ""), f"{prompt} Thank you!", question)[i % 5]), True
         yield (prompt, (f"You wrote: {prompt}", f"{answer} So it is.", f"Well, {prompt}")[i % 3]), True
         yield (prompt, other), False
-        yield (prompt, (f"“{first} {' '.join(rest[:2])}” is well put, and {other.lower()}", f"About that: {other}")[i % 2]), False
+        yield (
+            (
+                prompt,
+                (f"“{first} {' '.join(rest[:2])}” is well put, and {other.lower()}", f"About that: {other}")[i % 2],
+            ),
+            False,
+        )
 
 
 def _repetition() -> Iterator[tuple[Case, bool]]:
@@ -108,11 +114,30 @@ def _markup() -> Iterator[tuple[Case, bool]]:
 
 
 def _degenerate() -> Iterator[tuple[Case, bool]]:
-    noise = ("", "   \n", "!!!!!!!!!!!!!!!!", "?! ## %% ++ -- == && !! ~~ ^^", "------------------", "aaaaaaaaaaaaaaaaaaaa")
-    fine = ("Yes.", "42", "No, no, no!", "x = (a + b) / 2", "ha ha ha", "3.14159", "It was very, very, very late.", "A, B or C?")
+    noise = (
+        "",
+        "   \n",
+        "!!!!!!!!!!!!!!!!",
+        "?! ## %% ++ -- == && !! ~~ ^^",
+        "------------------",
+        "aaaaaaaaaaaaaaaaaaaa",
+    )
+    fine = (
+        "Yes.",
+        "42",
+        "No, no, no!",
+        "x = (a + b) / 2",
+        "ha ha ha",
+        "3.14159",
+        "It was very, very, very late.",
+        "A, B or C?",
+    )
     for i, (prompt, answer) in enumerate(PLAIN):
         word = answer.split()[0].lower()
         yield (prompt, noise[i % len(noise)]), True
-        yield (prompt, (f"{word} " * 12, f"{answer} {f'{word} ' * 9}", f"{answer} {'. , ' * 60}", "the of " * 20)[i % 4]), True
+        yield (
+            (prompt, (f"{word} " * 12, f"{answer} {f'{word} ' * 9}", f"{answer} {'. , ' * 60}", "the of " * 20)[i % 4]),
+            True,
+        )
         yield (prompt, answer), False
         yield (prompt, fine[i % len(fine)]), False
