@@ -62,8 +62,8 @@ def line(name: str, probe: str, positive: Sequence[Answer], negative: Sequence[A
     here = precision_at(len(positive) / (len(positive) + len(negative)), recall, wrong)
     return (
         f"{name}: recall {recall:.1%} [{low:.1%}, {high:.1%}] of {len(positive)}, fires on {wrong:.1%} [{least:.1%}, "
-        f"{most:.1%}] of {len(negative)} others; precision {here:.1%} here, {rare:.1%} [{ends[0]:.1%}, {ends[1]:.1%}] at "
-        f"a base rate of {RARE:.0%}"
+        f"{most:.1%}] of {len(negative)} others; precision {here:.1%} here, {rare:.1%} [{ends[0]:.1%}, {ends[1]:.1%}] "
+        f"at a base rate of {RARE:.0%}"
     )
 
 

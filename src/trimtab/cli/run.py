@@ -95,7 +95,7 @@ def _results(path: Path) -> dict[str, Any]:
 
 def _single(stage: str, text: str) -> Callable[..., None]:
     def command(recipe: Recipe, set: Set = None, runs: Runs = Path("runs"), as_json: Json = False) -> None:
-        execute(recipe, set, until=stage, runs=runs, as_json=as_json, again=stage == "report")
+        execute(recipe, set, until=stage, runs=runs, as_json=as_json)
 
     command.__doc__ = text
     return command
@@ -355,6 +355,38 @@ def _read_back(
     execute(recipe, overrides, until="report", runs=runs, as_json=as_json, again=True)
 
 
+def report(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE | RUN...",
+            help="A recipe; or run folders (runs/NAME), up to four, for one page about all of them.",
+            show_default=False,
+        ),
+    ],
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the page about run folders goes.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Run a recipe to the end and write its report again; or compare runs, finished or not, on one page.
+
+    Example: trimtab report runs/quickstart runs/other
+    """
+    from trimtab.errors import ConfigError
+
+    if len(targets) == 1 and not targets[0].is_dir():
+        execute(targets[0], set, until="report", runs=runs, as_json=as_json, again=True)
+        return
+    if set or as_json:
+        raise ConfigError("--set and --json are for a recipe, not for run folders")
+    from trimtab.pipeline.run_comparison import write_comparison
+
+    typer.echo(f"Open {write_comparison(targets, out)} in a browser.", err=True)
+
+
 SINGLE = {
     "sft": _single("sft", "Run a recipe up to supervised fine-tuning (SFT)."),
     "sample": _single("sample", "Run a recipe up to the sampled answers."),
@@ -364,6 +396,6 @@ SINGLE = {
     "reward": reward,
     "align": _single("align", "Run a recipe up to the aligned policy, by the method that align.method names."),
     "eval": evaluate,
-    "report": _single("report", "Run a recipe to the end and write its report again."),
+    "report": report,
 }
 """Commands that stop after one stage."""
