@@ -29,6 +29,7 @@ from trimtab.cli import (
     methods,
     model,
     plan,
+    populations,
     round,
     route,
     run,
@@ -58,6 +59,7 @@ for _panel, _commands in {
     LABELS: {
         "annotate": annotate.annotate,
         "agreement": agreement.agreement,
+        "populations": populations.populations,
         "judge": judge.judge,
         "route": route.route,
         "lineage": lineage.lineage,

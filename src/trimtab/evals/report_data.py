@@ -20,6 +20,7 @@ from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.turns import GaoFit, Turn
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
+from trimtab.feedback.populations import Population
 from trimtab.records import Record
 
 Section = Literal[
@@ -353,6 +354,8 @@ class ReportData(Record):
     """The first one with ``after`` against ``first`` makes the headline."""
     readings: tuple[Reading, ...] = ()
     """The verdicts of each blind reader; taken together they are rows of ``win_rates``."""
+    population: Population | None = None
+    """Blind readings by cohort; None: no reader named a cohort."""
     kl: Estimate | None = None
     """Mean KL(after ‖ before) per answer on held-out prompts, in nats."""
     series: tuple[Series, ...] = ()

@@ -46,6 +46,7 @@ from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
 from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
+from trimtab.pipeline.cohorts import run_population
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.pipeline.monitoring import read_alarms
@@ -134,6 +135,7 @@ def collect(context: Context) -> ReportData:
         rounds=round_rows(context.run),
         win_rates=tuple(_win_rows(result, names, judges)),
         readings=tuple(_named(reading, names) for reading in blind.readings),
+        population=run_population(context.run, names),
         kl=_kl(result),
         series=_series(context, align),
         against_kl=_against_kl(context, align, answers),
