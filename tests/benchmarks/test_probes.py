@@ -1,14 +1,25 @@
-"""The probe of evasion against labels: counts by hand on made-up rows, and no text is printed."""
+"""The probes against labels: counts by hand on made-up rows, sets of 50, and no text is printed."""
 
 import json
 
+from benchmarks.probe_sets import probe_sets
 from benchmarks.probes import main, precision_at
+from trimtab.evals import ANSWER_PROBES
 
 
 def test_precision_by_bayes():
     assert precision_at(0.5, 1.0, 1.0) == 0.5
     assert precision_at(0.01, 0.5, 0.0) == 1.0
     assert precision_at(0.01, 1.0, 0.99) == 0.01 / (0.01 + 0.99 * 0.99)
+
+
+def test_every_probe_has_its_own_answers():
+    sets = probe_sets()
+    assert sets.keys() == ANSWER_PROBES.keys()
+    for name, (positive, negative) in sets.items():
+        assert len(set(positive)) >= 46 and len(positive) >= 50, name  # some noise of "degenerate" is the same
+        assert len(set(negative)) >= 50, name
+        assert not set(positive) & set(negative), name
 
 
 def test_recall_and_false_positives_by_hand(tmp_path, capsys):
@@ -24,9 +35,16 @@ def test_recall_and_false_positives_by_hand(tmp_path, capsys):
     ]
     file = tmp_path / "completions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main([str(file)]) == 0
+    judged = [
+        {"question": f"q{i}", "answer": answer, "label": label}
+        for i, (answer, label) in enumerate([("I won't say.", "no"), ("Purple.", "no"), ("Purple.", "yes")])
+    ]
+    info = tmp_path / "info.jsonl"
+    info.write_text("".join(json.dumps(row) + "\n" for row in judged))
+    assert main(["--xstest", str(file), "--info", str(info)]) == 0
     printed = capsys.readouterr().out
     assert "made-up: recall 66.7%" in printed and "fires on 25.0%" in printed
     assert "precision 66.7% here" in printed and "partial refusals: fires on 0.0%" in printed
-    assert "Purple" not in printed
-    assert main([str(tmp_path / "missing.jsonl")]) == 3
+    assert "evasion, answers that are not informative: recall 50.0%" in printed
+    assert "Purple" not in printed and all(f"\n{name}: recall" in f"\n{printed}" for name in ANSWER_PROBES)
+    assert main(["--xstest", str(tmp_path / "missing.jsonl")]) == 3

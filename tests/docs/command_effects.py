@@ -41,6 +41,28 @@ def check_run(arguments: list[str], printed: str) -> None:
         assert set(json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]["stages"]) >= wanted
 
 
+def is_recipe(arguments: list[str]) -> bool:
+    """Is a command's first argument a recipe, not a run's folder or one of its models?"""
+    return arguments[0] in TAKES_RECIPE and not Path(arguments[1].partition(":")[0]).is_dir()
+
+
+def check_report(arguments: list[str], printed: str) -> None:
+    """The page of a run, or the one about several."""
+    if is_recipe(arguments):
+        check_run(arguments, printed)
+    else:
+        assert "Settings that differ" in Path("comparison.html").read_text()
+
+
+def check_eval(arguments: list[str], printed: str) -> None:
+    """The stage of a recipe, or the page of a comparison on suites."""
+    if is_recipe(arguments):
+        check_stage(arguments, printed)
+    else:
+        out = Path(option(arguments, "--out") if "--out" in arguments else "suites")
+        assert json.loads((out / "suites.json").read_text())["rows"] and (out / "suites.html").exists()
+
+
 def check_stage(arguments: list[str], printed: str) -> None:
     """The stage is done."""
     stage = {"eval": "evaluate"}.get(arguments[0], arguments[0])
@@ -214,10 +236,12 @@ def check_guard(arguments: list[str], printed: str) -> None:
 
 CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "run": check_run,
-    "report": check_run,
+    "report": check_report,
     "methods": prints("dpo", "apo_zero"),
     "plan": check_plan,
-    **dict.fromkeys(("sft", "sample", "label", "reward", "align", "eval"), check_stage),
+    **dict.fromkeys(("sft", "sample", "label", "reward", "align"), check_stage),
+    "eval": check_eval,
+    "populations": prints("cohort", "people", "disagree"),
     "chat": check_chat,
     "serve": check_serve,
     "judge": check_judge,

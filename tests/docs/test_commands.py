@@ -170,7 +170,7 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     name = next((n for n in (" ".join(arguments[:2]), arguments[0]) if n in CHECKS), None)
     assert name is not None, f"no check for `trimtab {shlex.join(arguments)}`; add one to CHECKS"
     line = list(arguments)
-    recipe = arguments[1] if arguments[0] in TAKES_RECIPE else None
+    recipe = arguments[1] if is_recipe(arguments) else None
     if recipe is not None:
         given = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
         load_recipe(Path(recipe), given)  # as documented, without what is added here

@@ -48,6 +48,14 @@ def test_a_proxy_that_rises_alone(gold, fires):
     assert alarms(result(gold=(0.0, gold), proxy=(0.0, -1.0))) == ()
 
 
+def test_a_rise_of_nothing_is_no_over_optimisation():
+    lost_gold = result(gold=(0.0, -1.0), proxy=(0.0, 0.19))
+    spreads = {"spreads": {"sft": {"proxy": 2.0}}}
+    assert alarms(lost_gold | spreads) == ()
+    (found,) = alarms(result(gold=(0.0, -1.0), proxy=(0.0, 0.21)) | spreads)
+    assert found.name == "over-optimisation" and "standard deviations, 0.2)" in found.message
+
+
 def test_one_model_alone_cannot_be_worse():
     assert alarms({"models": ["base"]}) is None
 

@@ -15,6 +15,7 @@ from trimtab.evals import (
     PANELS,
     Answer,
     Example,
+    Reading,
     ReportData,
     Series,
     WinRateRow,
@@ -26,6 +27,7 @@ from trimtab.evals import (
 )
 from trimtab.evals.report import duration, further_verdicts, headline, render
 from trimtab.feedback import Estimate
+from trimtab.feedback.populations import CohortResult, Population
 
 from .toy import examples, metrics, toy_report
 
@@ -406,6 +408,51 @@ def test_series_with_ends():
 def test_columns_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="differ in length"):
         Series(panel="kl", name="kl", x=(0, 1), y=(1.0,))
+
+
+def test_cohorts_are_a_table():
+    cohort = CohortResult(
+        name="language=de",
+        people=6,
+        judgements=60,
+        rate=Estimate(value=0.75, low=0.6, high=0.85, n=60),
+        agreement=Estimate(reason="no item in common"),
+    )
+    result = Population(
+        model="PPO",
+        rival="SFT",
+        cohorts=(cohort,),
+        disagreement=Estimate(reason="no item has a majority in two cohorts"),
+        weightings={"as judged": cohort.rate},
+        notes=("2 cohorts are small",),
+    )
+    reading = Reading(
+        reader="Ann",
+        kind="human",
+        model="PPO",
+        against="SFT",
+        rate=0.7,
+        low=0.6,
+        high=0.8,
+        n=10,
+        wins=7,
+        ties=0,
+        losses=3,
+    )
+    page = render(bare(population=result, readings=(reading,)))
+    assert "language=de" in page and "no item in common" in page and "2 cohorts are small" in page
+
+
+def test_a_moving_reference_is_named():
+    found = reward_against_kl(
+        [{"step": 1, "kl": 0.1, "a": 1.0}, {"step": 2, "kl": 0.2, "a": 2.0}],
+        kl="kl",
+        scores={"a": "a"},
+        spreads={"a": 1.0},
+    )
+    assert "moving reference" not in render(bare(against_kl=found))
+    page = render(bare(against_kl=found.model_copy(update={"moving": True})))
+    assert "√KL from the moving reference" in page and "The reference moved along" in page
 
 
 def test_reward_against_kl():

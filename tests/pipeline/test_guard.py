@@ -8,6 +8,8 @@ import torch
 from trimtab.errors import CollapseError
 from trimtab.models import load_tensors
 from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.reporting import training_alarms
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.testing import toy_recipe
@@ -49,5 +51,7 @@ def test_a_run_that_falls_apart_stops_or_goes_on_with_the_last_good_weights(
     assert status is not None and (status.counts["steps"], status.counts["fell_apart_at_step"]) == (4, 5)
     [line] = [line for line in ui.lines if "ALIGNMENT FELL APART" in line]
     assert "noticed at step 5: it was made to" in line and "those after 4 of 8 steps" in line
+    [alarm] = [a for a in training_alarms(Context(config=keep, recipe=recipe, run=run, ui=ui)) if "apart" in a.name]
+    assert alarm.name == "Alignment fell apart at step 5" and "those after 4 steps" in alarm.message
     weights = load_tensors(run.stage("align") / "weights.safetensors")
     assert all(torch.equal(weights[name], checkpoint[name]) for name in checkpoint)

@@ -95,14 +95,22 @@ def _results(path: Path) -> dict[str, Any]:
 
 def _single(stage: str, text: str) -> Callable[..., None]:
     def command(recipe: Recipe, set: Set = None, runs: Runs = Path("runs"), as_json: Json = False) -> None:
-        execute(recipe, set, until=stage, runs=runs, as_json=as_json, again=stage == "report")
+        execute(recipe, set, until=stage, runs=runs, as_json=as_json)
 
     command.__doc__ = text
     return command
 
 
 def evaluate(
-    recipe: Recipe,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE | MODEL...",
+            help="A recipe; or, for suites, checkpoints: model folders, hub ids, run folders (runs/NAME) or one model "
+            "of a run (runs/NAME:sft).",
+            show_default=False,
+        ),
+    ],
     set: Set = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -124,9 +132,14 @@ def evaluate(
         ),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", min=1, help="Number of prompts to judge, drawn at random. Default: all.")
+        int | None,
+        typer.Option(
+            "--prompts",
+            min=1,
+            help="Number of prompts to judge, or of questions of each suite, drawn at random. Default: all.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random order of rows and answers.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn at random here.")] = 0,
     read: Annotated[
         list[Path] | None,
         typer.Option(
@@ -142,13 +155,68 @@ def evaluate(
         str,
         typer.Option("--reader-kind", metavar="human|ai", help="Whether people or a language model judged the files."),
     ] = "human",
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME[=FILE]",
+            help="Compare checkpoints on this suite: one that ships with trimtab (honesty, sycophancy, refusals, "
+            "arithmetic, instructions, neutral) or a file of your own; can be repeated. Default for several "
+            "checkpoints: all that ship.",
+        ),
+    ] = None,
+    lm_eval: Annotated[
+        list[str] | None,
+        typer.Option("--lm-eval", metavar="TASK", help="Also run this task of lm-eval (an extra); can be repeated."),
+    ] = None,
+    lm_eval_folder: Annotated[
+        Path | None, typer.Option("--lm-eval-folder", metavar="FOLDER", help="Folder with lm-eval tasks of your own.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="URL|PATH",
+            help="Scores the answers to a suite named judged: an endpoint like a recipe's rewards of kind http, or a "
+            "function by its dotted path.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the results on suites go.")] = Path(
+        "suites"
+    ),
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest answer to an item of a suite, in tokens.")
+    ] = 128,
 ) -> None:
-    """Run a recipe up to the held-out evaluation; write and read back blind comparisons.
+    """Run a recipe up to the held-out evaluation, with blind comparisons; or compare checkpoints on suites.
 
-    Example: trimtab eval recipe.yaml --blind reading.csv, then trimtab eval recipe.yaml --read reading.csv --reader Ann
+    Example: trimtab eval recipe.yaml --blind reading.csv, then trimtab eval recipe.yaml --read reading.csv --reader
+    Ann. On suites: trimtab eval runs/quickstart:sft runs/quickstart --suite honesty
     """
     from trimtab.errors import ConfigError
 
+    if suite or lm_eval or len(targets) > 1:
+        from trimtab.cli.suites import compare_on_suites
+
+        if set or blind or annotate or models or read:
+            raise ConfigError("--set, --blind, --annotate, --models and --read are for a recipe, not for suites")
+        compare_on_suites(
+            targets,
+            suite or [],
+            tasks=lm_eval or [],
+            task_folder=lm_eval_folder,
+            judge=judge,
+            out=out,
+            questions=prompts,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            runs=runs,
+            as_json=as_json,
+        )
+        return
+    if judge or lm_eval_folder:
+        raise ConfigError("--judge and --lm-eval-folder are for suites; add --suite NAME=FILE or --lm-eval TASK")
+    recipe = Path(targets[0])
     if read and (blind or annotate):
         raise ConfigError("--read reads judgements back, --blind and --annotate ask for them; give one of the two")
     if reader_kind not in ("human", "ai"):
@@ -287,6 +355,38 @@ def _read_back(
     execute(recipe, overrides, until="report", runs=runs, as_json=as_json, again=True)
 
 
+def report(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE | RUN...",
+            help="A recipe; or run folders (runs/NAME), up to four, for one page about all of them.",
+            show_default=False,
+        ),
+    ],
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the page about run folders goes.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Run a recipe to the end and write its report again; or compare runs, finished or not, on one page.
+
+    Example: trimtab report runs/quickstart runs/other
+    """
+    from trimtab.errors import ConfigError
+
+    if len(targets) == 1 and not targets[0].is_dir():
+        execute(targets[0], set, until="report", runs=runs, as_json=as_json, again=True)
+        return
+    if set or as_json:
+        raise ConfigError("--set and --json are for a recipe, not for run folders")
+    from trimtab.pipeline.run_comparison import write_comparison
+
+    typer.echo(f"Open {write_comparison(targets, out)} in a browser.", err=True)
+
+
 SINGLE = {
     "sft": _single("sft", "Run a recipe up to supervised fine-tuning (SFT)."),
     "sample": _single("sample", "Run a recipe up to the sampled answers."),
@@ -296,6 +396,6 @@ SINGLE = {
     "reward": reward,
     "align": _single("align", "Run a recipe up to the aligned policy, by the method that align.method names."),
     "eval": evaluate,
-    "report": _single("report", "Run a recipe to the end and write its report again."),
+    "report": report,
 }
 """Commands that stop after one stage."""

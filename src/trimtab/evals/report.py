@@ -269,10 +269,11 @@ def _kl_figure(points: RewardAgainstKL, before: str) -> Figure:
         lines.append(Line(name=score.name, x=x, y=[(y - ends[0]) / score.spread for y in score.y], tone=tone))
         scales.append(f"{score.name}: 1 SD = {number(score.spread)}")
         raw.append(f"{score.name} went from {number(ends[0])} to {number(ends[-1])}")
+    origin = "the moving reference" if points.moving else before
     chart = line_chart(
         lines,
         title="Reward against the square root of KL",
-        x_label=f"√KL from {before} (√nats)",
+        x_label=f"√KL from {origin} (√nats)",
         y_label=f"gain in SD of the {before} answers",
         height=280,
     )
@@ -280,6 +281,9 @@ def _kl_figure(points: RewardAgainstKL, before: str) -> Figure:
     note += f"answers ({'; '.join(scales)})."
     if raw:
         note += f" In their own units {', '.join(raw)}."
+    if points.moving:
+        note += " The reference moved along (align.reference_update): √KL is the distance from where it was at each "
+        note += f"step, so it can shrink while the policy moves away from {before}."
     return Figure(title="Reward against √KL", note=note, chart=chart)
 
 

@@ -20,6 +20,7 @@ from trimtab.evals.reward_model import RewardModelEval
 from trimtab.evals.turns import GaoFit, Turn
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
+from trimtab.feedback.populations import Population
 from trimtab.records import Record
 
 Section = Literal[
@@ -179,6 +180,8 @@ class RewardAgainstKL(Record):
     """Optimiser step of each point."""
     kl: tuple[Number, ...]
     """KL(policy ‖ starting policy) per answer, in nats; an estimate below 0 is drawn at 0."""
+    moving: bool = False
+    """True: ``kl`` is from a reference that moved along (``align.reference_update``), not from the starting policy."""
     scores: tuple[ScoreCurve, ...]
     """The reward that training maximised, and the scores compared with it."""
 
@@ -351,6 +354,8 @@ class ReportData(Record):
     """The first one with ``after`` against ``first`` makes the headline."""
     readings: tuple[Reading, ...] = ()
     """The verdicts of each blind reader; taken together they are rows of ``win_rates``."""
+    population: Population | None = None
+    """Blind readings by cohort; None: no reader named a cohort."""
     kl: Estimate | None = None
     """Mean KL(after ‖ before) per answer on held-out prompts, in nats."""
     series: tuple[Series, ...] = ()

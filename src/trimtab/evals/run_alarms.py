@@ -44,6 +44,9 @@ class AlarmConfig(Config):
     """Number of first steps whose answers are the start that later ones are compared with."""
     cooldown: int = Field(default=25, ge=1)
     """Steps before an alarm that still holds is raised again."""
+    queue: str | None = None
+    """Folder of an annotation project that gets the answers behind each alarm, each beside another answer to the same
+    prompt, for people to compare; ``trimtab round RUN --votes FOLDER`` learns from what they say. None: no queue."""
 
 
 class RunAlarm(Record):

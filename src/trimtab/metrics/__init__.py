@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from trimtab.metrics.entry import Metric
 from trimtab.metrics.guards import GUARDS
 from trimtab.metrics.labels import AGREEMENT, ANNOTATION, BALANCE, JUDGES
-from trimtab.metrics.results import CAPABILITY, EVALUATION, PROBES, REWARD_MODEL
+from trimtab.metrics.results import CAPABILITY, EVALUATION, PROBES, REWARD_MODEL, SUITES
 from trimtab.metrics.training import TRAINING
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "JUDGES",
     "PROBES",
     "REWARD_MODEL",
+    "SUITES",
     "TRAINING",
     "Metric",
     "live_line",
@@ -35,6 +36,7 @@ GROUPS: Mapping[str, tuple[str, Mapping[str, Metric]]] = {
     "Reward model": ("The report's section *Reward model*, and `reward.json`.", REWARD_MODEL),
     "Text probes": ("The report's section *What changed in the text*. None of these is a verdict.", PROBES),
     "Capability": ("The report's section *What alignment cost*, and `capability.json`.", CAPABILITY),
+    "Suites": ("`trimtab eval --suite`, its page, and `suites.json`.", SUITES),
     "Agreement": ("The report, `trimtab agreement`, the dashboard, and `agreement.json`.", AGREEMENT),
     "AI judges": ("`trimtab judge`, `trimtab route`, and `judge.json`.", JUDGES),
     "Balance": ("Constitutional runs, and `balance.json`.", BALANCE),

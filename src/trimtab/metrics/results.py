@@ -282,3 +282,103 @@ CAPABILITY: Mapping[str, Metric] = {
     ),
 }
 """Measures of the capability check before and after training."""
+
+SUITES: Mapping[str, Metric] = {
+    "true_answers": Metric(
+        title="True answers",
+        meaning="Pairs of a true and a false answer of which the true one has the higher log-probability (sum over its "
+        "tokens).",
+        unit="share",
+        good="not below the model before, with an interval that includes no change",
+        act="A loss: lower the learning rate or raise the KL penalty, and look for labels that reward pleasing ones.",
+    ),
+    "sycophancy": Metric(
+        title="Sycophancy",
+        meaning="Flips towards a wrong suggestion minus flips towards a right one, by log-probability: above 0, the "
+        "user's mistakes move the model more than the user's knowledge.",
+        unit="difference",
+        good="at or below 0",
+        act="A rise: the reward pays for agreeing. Label answers that correct the user, and watch the alarms.",
+    ),
+    "flips_wrong": Metric(
+        title="Flips towards a wrong suggestion",
+        meaning="Of the questions answered rightly without a suggestion: those whose answer turns wrong when the user "
+        "suggests the wrong one.",
+        unit="share",
+        good="near 0",
+        act="As for sycophancy.",
+    ),
+    "flips_right": Metric(
+        title="Flips towards a right suggestion",
+        meaning="Of the questions answered wrongly without a suggestion: those whose answer turns right when the user "
+        "suggests the right one.",
+        unit="share",
+        good="above the flips towards a wrong suggestion",
+        act="Read it beside the flips towards a wrong one: equal shares mean that the model follows anybody.",
+    ),
+    "flips_doubt": Metric(
+        title="Flips when the user doubts",
+        meaning="Of the questions answered rightly without a suggestion: those whose answer turns wrong when the user "
+        "doubts the right one.",
+        unit="share",
+        good="near 0",
+        act="As for sycophancy.",
+    ),
+    "refuses_harmful": Metric(
+        title="Declines harmful requests",
+        meaning="Greedy answers to harmful prompts that decline, by their phrases (as in *Balance*).",
+        unit="share",
+        good="not below the model before",
+        act="A loss: add red-team prompts to the preferences, or use a guard.",
+    ),
+    "refuses_benign": Metric(
+        title="Declines harmless requests",
+        meaning="The same for harmless prompts, some of which look harmful.",
+        unit="share",
+        good="near 0",
+        act="A rise: the model refuses needlessly; add preferences for help.",
+    ),
+    "right_numbers": Metric(
+        title="Right numbers",
+        meaning="Greedy answers whose final number is the reference's.",
+        unit="share",
+        good="not below the model before",
+        act="A loss: lower the learning rate, or raise the KL penalty.",
+    ),
+    "followed_instructions": Metric(
+        title="Instructions followed",
+        meaning="Mean share of a prompt's instructions about form that the greedy answer follows, by IFEval's checks.",
+        unit="share",
+        good="not below the model before",
+        act="As for right numbers.",
+    ),
+    "behaviour": Metric(
+        title="Answers that match the behaviour",
+        meaning="Questions whose matching answer has the higher log-probability; one row per behaviour of the file.",
+        unit="share",
+        good="depends on the behaviour",
+        act="Read the questions of the behaviour that moved.",
+    ),
+    "neutral_text": Metric(
+        title="Perplexity of neutral text",
+        meaning="exp of the mean negative log-probability per token, each passage counting alike.",
+        unit="perplexity",
+        good="a few per cent above the model before at most",
+        act="A large rise: the model forgets; lower the learning rate, or add a pretraining loss (`align.ptx`).",
+    ),
+    "judged": Metric(
+        title="Score of the judge",
+        meaning="Mean number that the judge of `--judge` gives to greedy answers.",
+        unit="score",
+        good="as the judge defines it",
+        act="Read answers before believing a change.",
+    ),
+    "lm_eval": Metric(
+        title="lm-eval",
+        meaning="Mean of a task's metric over its documents, as lm-evaluation-harness computes it.",
+        unit="score",
+        good="not below the model before",
+        act="As for right numbers.",
+    ),
+}
+"""Numbers of `trimtab eval` with suites."""

@@ -146,7 +146,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
     none = "the capability set has no rows for it"
     margins, pairs = {}, [(q, text) for q, right, wrong in rows.choices for text in (right, wrong)]
     encoded = usable("margins", pairs, lambda pair: chat.answer(turns_of(pair[0]), pair[1]), none)
-    sums = _logprobs(role, [e for _, e in encoded])
+    sums = response_logprobs(role, [e for _, e in encoded])
     given = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
     for question, right, wrong in rows.choices:
         if (question, right) in given and (question, wrong) in given:
@@ -157,7 +157,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
         return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1)) if len(tokens) > 1 else None
 
     def nll(encoded_items: list) -> list[float]:
-        sums = _logprobs(role, [e for _, e in encoded_items])
+        sums = response_logprobs(role, [e for _, e in encoded_items])
         return [-value / sum(e.response_mask) for (_, e), value in zip(encoded_items, sums, strict=True)]
 
     texts = usable("texts", rows.texts, passage, none)
@@ -191,7 +191,7 @@ def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence
     )
 
 
-def _logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:
+def response_logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:
     """Log p of each response in nats; equal prompts are computed once."""
     if not encoded:
         return []

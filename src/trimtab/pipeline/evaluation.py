@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import pstdev
 from typing import Any
 
 import torch
@@ -292,6 +293,9 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
         "means": {
             name: {judge: sum(r.rewards[judge] for r in answers[name]) / len(answers[name]) for judge in judges}
             for name in names
+        },
+        "spreads": {
+            name: {judge: pstdev(r.rewards[judge] for r in answers[name]) for judge in judges} for name in names
         },
         "costs": {
             name: sum(r.rewards[COST] for r in answers[name]) / len(answers[name])

@@ -4,10 +4,12 @@ Nothing of it is trained on. Each step's probes are kept in ``probes.jsonl``, fr
 tests, and alarms in ``alarms.jsonl``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
+from trimtab.errors import TrimtabError
 from trimtab.evals import RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
 from trimtab.pipeline.context import Context
 from trimtab.records import Rollout
@@ -34,6 +36,11 @@ class RunMonitor:
         self._alarms = None if settings is None else RunAlarms(settings, config.steps)
         self._logs: tuple[MetricsLog, MetricsLog] | None = None
         self._raised = 0
+        self._project: Path | None = None
+        if settings is not None and settings.queue is not None:
+            from trimtab.pipeline.alarm_queue import queue_samples  # needs the extra web: said before training
+
+            self._project, self._queue_samples = Path(settings.queue).expanduser(), queue_samples
 
     def __enter__(self) -> "RunMonitor":
         return self
@@ -61,8 +68,19 @@ class RunMonitor:
             alarms(alarm.model_dump(mode="json"))
             self._raised += 1
             self._context.ui.say(f"  ALARM ({level}) at step {step}: {alarm.title}: {alarm.message}. {alarm.advice}")
+            self._queue(alarm, values[probe], rollouts)
         means = {f"probe/{name}": sum(known.values()) / len(known) for name, known in values.items()}
         return metrics | means | {"alarms": float(self._raised)}
+
+    def _queue(self, alarm: RunAlarm, values: Mapping[str, float], rollouts: Sequence[Rollout]) -> None:
+        """Put the answers behind an alarm into the annotation project, if there is one. Training goes on without it."""
+        if self._project is None:
+            return
+        try:
+            text = self._queue_samples(self._project, alarm, values, rollouts, self._folder / "samples")
+        except (TrimtabError, OSError) as error:
+            text = f"the answers behind the alarm are not in {self._project}: {error}; trimtab watch shows them"
+        self._context.ui.say(f"    {text}")
 
     def _begin(self, alarms: RunAlarms, step: int) -> tuple[MetricsLog, MetricsLog]:
         """Open the logs, without lines of this step and later ones, and rebuild the tests from the earlier steps."""

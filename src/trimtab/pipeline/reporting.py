@@ -46,6 +46,7 @@ from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
 from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
+from trimtab.pipeline.cohorts import run_population
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.pipeline.monitoring import read_alarms
@@ -111,7 +112,7 @@ def collect(context: Context) -> ReportData:
     simulated = "simulated" in sources or run.gold is not None
     cost, losses = _capability(context)
     watched = alarms(result, names=spoken, judges=judges)
-    losses += _training_alarms(context)
+    losses += training_alarms(context)
     return ReportData(
         title=f"{run.name}: {names[first]} and {names[last]} side by side",
         about=run.about or "",
@@ -134,6 +135,7 @@ def collect(context: Context) -> ReportData:
         rounds=round_rows(context.run),
         win_rates=tuple(_win_rows(result, names, judges)),
         readings=tuple(_named(reading, names) for reading in blind.readings),
+        population=run_population(context.run, names),
         kl=_kl(result),
         series=_series(context, align),
         against_kl=_against_kl(context, align, answers),
@@ -160,16 +162,31 @@ def _kl(result: Mapping[str, Any]) -> Estimate | None:
     return Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")})
 
 
-def _training_alarms(context: Context) -> tuple[Alarm, ...]:
+def training_alarms(context: Context) -> tuple[Alarm, ...]:
     """Alarms raised while the policy trained."""
     if not isinstance(context.config.align, OnlineConfig):
         return ()
-    return tuple(
+    return _fall(context) + tuple(
         Alarm(
             name=f"{alarm.title} while training ({alarm.level}, step {alarm.step})",
             message=f"{alarm.message}. {alarm.advice} The answers behind it: trimtab watch {context.run.path}",
         )
         for alarm in read_alarms(context)
+    )
+
+
+def _fall(context: Context) -> tuple[Alarm, ...]:
+    """A collapse after which the run went on with earlier weights (``align.guard.on_fall: keep``)."""
+    status = context.run.status("align")
+    counts = {} if status is None else status.counts or {}
+    if "fell_apart_at_step" not in counts:
+        return ()
+    return (
+        Alarm(
+            name=f"Alignment fell apart at step {counts['fell_apart_at_step']}",
+            message="a limit of align.guard was passed; as align.guard.on_fall says, the policy has the last good "
+            f"weights, those after {counts['steps']} steps. Lower policy.lr, or raise align.kl.coefficient",
+        ),
     )
 
 
@@ -473,9 +490,12 @@ def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[
         first = read_records(drawn, Rollout)
         values["held-out reward model"] = [r.rewards[HELDOUT] for r in first if HELDOUT in r.rewards]
     spreads = {label: stdev(numbers) or 1.0 for label, numbers in values.items() if len(numbers) > 1}
-    return reward_against_kl(
+    points = reward_against_kl(
         align, kl="kl", scores={label: SCORES[label] for label in SCORES if label in spreads}, spreads=spreads, x="step"
     )
+    config = context.config.align
+    moving = isinstance(config, OnlineConfig) and config.reference_update is not None
+    return points.model_copy(update={"moving": moving}) if points is not None else None
 
 
 def _turns(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:

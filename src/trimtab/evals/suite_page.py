@@ -1,0 +1,63 @@
+"""The page of a comparison on suites: one self-contained ``suites.html`` beside ``suites.json``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trimtab.evals.page import page_environment, page_style
+from trimtab.evals.suite_results import SuiteResults, SuiteRow, change_text, value_text
+from trimtab.files import write_atomic
+from trimtab.metrics import SUITES
+
+
+def write_suites(results: SuiteResults, folder: Path, *, created_at: str, made: Mapping[str, str]) -> Path:
+    """Write ``suites.json`` and ``suites.html``.
+
+    Args:
+        results: what to show.
+        folder: where.
+        created_at: ISO 8601 in UTC.
+        made: facts about how the results came about, by title.
+
+    Returns:
+        the path of the page.
+    """
+    write_atomic(folder / "suites.json", results.model_dump_json(indent=2) + "\n")
+    page = folder / "suites.html"
+    write_atomic(page, render_suites(results, created_at=created_at, made=made))
+    return page
+
+
+def render_suites(results: SuiteResults, *, created_at: str, made: Mapping[str, str]) -> str:
+    """The page as one HTML text."""
+    suites: dict[str, list[SuiteRow]] = {}
+    for row in results.rows:
+        suites.setdefault(row.suite, []).append(row)
+    return (
+        page_environment(Path(__file__).parent)
+        .get_template("suites.html.jinja")
+        .render(
+            results=results,
+            suites=suites,
+            metrics=SUITES,
+            headline=suites_headline(results),
+            partial=[note for note in results.notes if note.startswith("PARTIAL")],
+            created_at=created_at,
+            made=made,
+            value_text=value_text,
+            change_text=change_text,
+            **page_style(),
+        )
+    )
+
+
+def suites_headline(results: SuiteResults) -> str:
+    """One sentence: on how many measures each model differs from the first beyond its interval."""
+    first, *later = results.models
+    if not later:
+        return f"{first} on {len(results.sources)} suites."
+    counts = []
+    for place, model in enumerate(later):
+        changes = [row.changes[place] for row in results.rows]
+        clear = sum(c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) for c in changes)
+        counts.append(f"{model} on {clear}")
+    return f"Of {len(results.rows)} measures, {first} differs clearly from {' and from '.join(counts)}."

@@ -1,0 +1,262 @@
+"""Results by cohort of annotators: who prefers which model, where cohorts disagree, what other weightings would say.
+
+A sample of annotators is rarely the population that a model serves. The win rate of a population in which cohort c has
+the share w_c is Σ_c w_c · rate_c (post-stratification), where rate_c is the cohort's own win rate. It stands on the
+cohorts' judgements alone: a cohort of five people says little about anybody else of its name, and intervals, which
+draw prompts anew, are about other prompts and these people.
+"""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from trimtab.errors import ConfigError
+from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval
+from trimtab.feedback.model_wins import model_wins
+from trimtab.feedback.votes import canonical_ranks, settled, usable_judgements
+from trimtab.records import Comparison, Judgement, Record
+
+UNNAMED = "not named"
+"""Cohort of annotators who named none, and of those whose cohort is too small to be shown."""
+
+
+class CohortResult(Record):
+    """One cohort."""
+
+    name: str
+    """As the annotators named it."""
+    people: int
+    """Annotators in it."""
+    judgements: int
+    """Judgements of theirs that were used."""
+    rate: Estimate
+    """How often they prefer the model to its rival; a tie counts half."""
+    agreement: Estimate
+    """How often the cohort's majority on an item is that of the other cohorts together, where both have one."""
+
+
+class Population(Record):
+    """What cohorts say, apart and weighted."""
+
+    model: str | None
+    """The model whose win rate is shown; None: no item names two models."""
+    rival: str | None
+    """The model it is compared with."""
+    cohorts: tuple[CohortResult, ...]
+    """The largest first."""
+    disagreement: Estimate
+    """Share of the items with a majority in at least two cohorts on which these majorities differ."""
+    weightings: dict[str, Estimate]
+    """Win rate under each weighting: ``as judged``, ``each cohort alike``, and ``as given``."""
+    notes: tuple[str, ...]
+    """What was left out or put together, and what the numbers do not cover."""
+
+
+def population(
+    items: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+    *,
+    by: str | None = None,
+    models: tuple[str, str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    least: int = 5,
+    criterion: str = "overall",
+    seed: int = 0,
+) -> Population:
+    """Results by cohort.
+
+    Args:
+        items: what was judged.
+        judgements: with their annotators' cohorts; those that an adjudicator settled count once, as his.
+        by: which part of a cohort such as ``language=de, region=south`` counts; None: the whole name.
+        models: the model and its rival; None: the two that were compared most often.
+        weights: share of each cohort in another population, above 0 in sum; cohorts that are not named have none.
+        least: fewest people of a cohort that is shown as one.
+        criterion: which judgements count.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: weights of cohorts that there are not, or not above 0.
+    """
+    usable, _ = usable_judgements(items, settled(judgements), criterion)
+    used = [j for of_item in usable.values() for j in of_item]
+    cohort, notes = _cohorts(used, by, least)
+    first, second = models or _most_compared(items, judgements, criterion)
+    by_item = {item.id: item for item in items}
+    outcomes: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for j in used:
+        outcome = _outcome(by_item[j.item], j, first, second)
+        if outcome is not None:
+            outcomes[cohort[j.annotator]].append((outcome, by_item[j.item].prompt.id))
+    sizes = {name: sum(cohort[j.annotator] == name for j in used) for name in dict.fromkeys(cohort.values())}
+    majorities = _majorities(usable, cohort)
+    results = [
+        CohortResult(
+            name=name,
+            people=sum(c == name for c in cohort.values()),
+            judgements=size,
+            rate=_share([o for o, _ in outcomes[name]], [p for _, p in outcomes[name]], "it compared no such answers"),
+            agreement=_agreement(name, usable, cohort, by_item),
+        )
+        for name, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    several = {item: known for item, known in majorities.items() if len(known) > 1}
+    differ = [float(len(set(known.values())) > 1) for known in several.values()]
+    disagreement = _share(
+        differ, [by_item[item].prompt.id for item in several], "no item has a majority in two cohorts"
+    )
+    return Population(
+        model=first or None,
+        rival=second or None,
+        cohorts=tuple(results),
+        disagreement=disagreement,
+        weightings=_weightings({k: v for k, v in outcomes.items() if v}, weights, seed),
+        notes=tuple(notes),
+    )
+
+
+def cohort_name(judgement: Judgement, by: str | None) -> str:
+    """The cohort of a judgement, or the part of it that counts.
+
+    >>> j = Judgement(id="1", item="i", annotator="a", source="human", shown_order=(0, 1), ranks=(0, 1),
+    ...               cohort="language=de, region=south")
+    >>> cohort_name(j, "language"), cohort_name(j, "age")
+    ('de', 'not named')
+    """
+    if not judgement.cohort:
+        return UNNAMED
+    if by is None:
+        return judgement.cohort
+    parts = dict(part.split("=", 1) for part in judgement.cohort.split(", ") if "=" in part)
+    return parts.get(by) or UNNAMED
+
+
+def _cohorts(judgements: Sequence[Judgement], by: str | None, least: int) -> tuple[dict[str, str], list[str]]:
+    """The cohort of each annotator, the latest one they named; small ones are put together."""
+    named = {j.annotator: cohort_name(j, by) for j in judgements}
+    members: dict[str, int] = defaultdict(int)
+    for name in named.values():
+        members[name] += 1
+    small = {name for name, count in members.items() if count < least and name != UNNAMED}
+    notes: list[str] = []
+    if small:
+        people = sum(members[name] for name in small)
+        notes.append(
+            f"{len(small)} cohorts with fewer than {least} people each ({people} people) are shown as {UNNAMED!r}"
+        )
+    return {annotator: UNNAMED if name in small else name for annotator, name in named.items()}, notes
+
+
+def _most_compared(items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str) -> tuple[str, str]:
+    pairs = model_wins(items, judgements, criterion=criterion).pairs
+    best = max(pairs, key=lambda pair: pair.rate.n, default=None)
+    return ("", "") if best is None else (best.model, str(best.rival))
+
+
+def _outcome(item: Comparison, judgement: Judgement, model: str, rival: str) -> float | None:
+    """1: the model's answer is preferred, ½: a tie, 0: its rival's; None: not a comparison of these two."""
+    names = [answer.model for answer in item.completions]
+    if not model or names.count(model) != 1 or names.count(rival) != 1:
+        return None
+    ranks = canonical_ranks(judgement)
+    own, other = ranks[names.index(model)], ranks[names.index(rival)]
+    return 0.5 + 0.5 * ((own < other) - (own > other))
+
+
+def _majorities(usable: Mapping[str, Sequence[Judgement]], cohort: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Item → cohort → which of its two answers most of the cohort prefer, 1 the first, −1 the second; no ties."""
+    majorities: dict[str, dict[str, int]] = {}
+    for item, of_item in usable.items():
+        votes: dict[str, int] = defaultdict(int)
+        for j in of_item:
+            votes[cohort[j.annotator]] += _vote(j)
+        majorities[item] = {name: 1 if net > 0 else -1 for name, net in votes.items() if net and name != UNNAMED}
+    return majorities
+
+
+def _vote(judgement: Judgement) -> int:
+    """1: the first of two answers is preferred, −1: the second; 0: a tie, or more than two answers."""
+    ranks = canonical_ranks(judgement)
+    return (ranks[0] < ranks[1]) - (ranks[0] > ranks[1]) if len(ranks) == 2 else 0
+
+
+def _agreement(
+    name: str,
+    usable: Mapping[str, Sequence[Judgement]],
+    cohort: Mapping[str, str],
+    items: Mapping[str, Comparison],
+) -> Estimate:
+    """How often a cohort's majority is that of all others."""
+    same: list[float] = []
+    prompts: list[str] = []
+    for item, of_item in usable.items():
+        own = sum(_vote(j) for j in of_item if cohort[j.annotator] == name)
+        others = sum(_vote(j) for j in of_item if cohort[j.annotator] != name)
+        if own and others:
+            same.append(float(own * others > 0))
+            prompts.append(items[item].prompt.id)
+    return _share(same, prompts, "no item has a majority in it and among the others")
+
+
+def _share(values: Sequence[float], prompts: Sequence[str], reason: str) -> Estimate:
+    if not values:
+        return Estimate(reason=reason)
+    low, high = clustered_wilson_interval(values, prompts)
+    return Estimate(value=sum(values) / len(values), low=low, high=high, n=len(values))
+
+
+def _weightings(
+    outcomes: Mapping[str, Sequence[tuple[float, str]]], given: Mapping[str, float] | None, seed: int
+) -> dict[str, Estimate]:
+    """Win rates of populations."""
+    if given is not None:
+        known = set(outcomes)
+        if wrong := sorted(set(given) - known):
+            raise ConfigError(
+                f"weight of {wrong[0]!r}: no such cohort has compared the models; there are "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        if min(given.values(), default=0.0) < 0 or not 0 < math.fsum(given.values()) < math.inf:
+            raise ConfigError(f"weights {dict(given)}: expected numbers from 0, above 0 in sum")
+    if not outcomes:
+        return {}
+    weights: dict[str, Mapping[str, float]] = {
+        "as judged": {name: float(len(of)) for name, of in outcomes.items()},
+        "each cohort alike": dict.fromkeys(outcomes, 1.0),
+    }
+    if given is not None:
+        weights["as given"] = given
+    return {name: _weighted(outcomes, w, seed) for name, w in weights.items()}
+
+
+def _weighted(outcomes: Mapping[str, Sequence[tuple[float, str]]], weights: Mapping[str, float], seed: int) -> Estimate:
+    """Σ w_c rate_c / Σ w_c with a percentile bootstrap over prompts; draws that lack a weighted cohort are left out."""
+    total = math.fsum(weights.values())
+    sums: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
+    for name, of in outcomes.items():
+        for value, prompt in of:
+            above, count = sums[prompt].get(name, (0.0, 0))
+            sums[prompt][name] = (above + value, count + 1)
+
+    def rate(prompts: Sequence[str]) -> float | None:
+        mean = 0.0
+        for name, weight in weights.items():
+            parts = [sums[prompt][name] for prompt in prompts if name in sums[prompt]]
+            if weight and not parts:
+                return None
+            if weight:
+                mean += weight / total * math.fsum(a for a, _ in parts) / sum(n for _, n in parts)
+        return mean
+
+    everything, draw = list(sums), random.Random(seed)
+    value = rate(everything)
+    assert value is not None, "every cohort here has outcomes"
+    n = sum(len(outcomes[name]) for name, weight in weights.items() if weight)
+    if len(everything) == 1:
+        return Estimate(value=value, n=n, reason="one prompt gives no interval")
+    drawn = sorted(x for _ in range(RESAMPLES) if (x := rate(draw.choices(everything, k=len(everything)))) is not None)
+    if not drawn:
+        return Estimate(value=value, n=n, reason="every cohort would have to be drawn at once")
+    low, high = drawn[round(0.025 * (len(drawn) - 1))], drawn[round(0.975 * (len(drawn) - 1))]
+    return Estimate(value=value, low=low, high=high, n=n)

@@ -1,0 +1,73 @@
+"""The answers behind an alarm, for people: each beside another answer to its prompt, in an annotation project.
+
+People see two answers without knowing which one raised the alarm. ``trimtab round RUN --votes PROJECT`` then learns
+from their judgements.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from trimtab.errors import DataError
+from trimtab.evals import RunAlarm
+from trimtab.records import Completion, Rollout, read_records
+from trimtab.records.annotation import Task
+from trimtab.storage.database import Database
+from trimtab.storage.labels import LabelStore
+
+
+def queue_samples(
+    project: Path, alarm: RunAlarm, values: Mapping[str, float], rollouts: Sequence[Rollout], samples: Path
+) -> str:
+    """Add an alarm's answers to a project; says how many, and what could not be added.
+
+    Each answer is compared with the one to the same prompt that has least of the probe: of the same step, or where the
+    step has none with another text, of the latest earlier step that asked the same.
+
+    Args:
+        project: folder of the annotation project; made if missing.
+        alarm: names the answers.
+        values: the probe's value of each answer of the step.
+        rollouts: the answers of the step.
+        samples: folder of the answers of earlier steps.
+    """
+    by_id = {rollout.id: rollout for rollout in rollouts}
+    tasks, alone = [], 0
+    for rollout in (by_id[name] for name in alarm.samples):
+        rival = _rival(rollout, values, rollouts, samples)
+        if rival is None:
+            alone += 1
+            continue
+        answers = [Completion(text=r.text, finish_reason=r.finish_reason) for r in (rollout, rival)]
+        answers.sort(key=lambda answer: answer.text)  # the place says nothing about the alarm
+        tasks.append(Task.of(rollout.prompt, answers, batch=f"alarm-{alarm.probe}-step-{alarm.step}"))
+    project.mkdir(parents=True, exist_ok=True)
+    database = Database(f"sqlite:///{project / 'labels.db'}")
+    try:
+        added, refused = LabelStore(database).add(tasks)
+    finally:
+        database.close()
+    left = [f"{len(refused)} are there already or cannot be shown"] if refused else []
+    left += [f"{alone} have no other answer to their prompt"] if alone else []
+    return f"{added} answers wait for people in {project}" + (f" ({'; '.join(left)})" if left else "")
+
+
+def _rival(rollout: Rollout, values: Mapping[str, float], rollouts: Sequence[Rollout], samples: Path) -> Rollout | None:
+    """The answer to compare with; None: there is no other text."""
+    group = [r for r in rollouts if r.prompt.id == rollout.prompt.id and _differs(r, rollout)]
+    if group:
+        return min(group, key=lambda r: values[r.id])
+    earlier = (r for r in _earlier(samples) if r.prompt.id == rollout.prompt.id and _differs(r, rollout))
+    return next(earlier, None)
+
+
+def _differs(a: Rollout, b: Rollout) -> bool:
+    return bool(a.text.strip()) and a.text.strip() != b.text.strip()
+
+
+def _earlier(samples: Path) -> Iterator[Rollout]:
+    """Kept answers, those of the latest step first; a file that is being written or damaged is passed over."""
+    for path in sorted(samples.glob("step-*.jsonl"), reverse=True):
+        try:
+            yield from read_records(path, Rollout)
+        except DataError:
+            continue

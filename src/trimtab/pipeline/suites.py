@@ -1,0 +1,160 @@
+"""Suites on checkpoints: log-probabilities of given answers, and greedy answers with their verifiers."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
+from trimtab.evals.balance import declines
+from trimtab.evals.suites import LIKELIHOOD, Outcome, Suite, SuiteItem
+from trimtab.feedback.callables import load_callable
+from trimtab.feedback.verifiers import arithmetic, instructions
+from trimtab.models import Encoded, Role
+from trimtab.pipeline.capability import response_logprobs
+from trimtab.pipeline.talk import open_model
+from trimtab.records import Message, Prompt, Rollout
+from trimtab.rollout import LocalSampler, SamplerConfig
+from trimtab.rollout.rewards import HttpReward, http_reward, numbers
+
+Judge = Callable[[Sequence[Rollout]], Any]
+"""Rollouts to one number each."""
+
+FAILURES = 3
+"""Failures of a judge in a row, from the first answer on, after which it is not asked again."""
+
+
+def open_target(target: str, *, runs: Path) -> Role:
+    """The model that a target names: a model folder, a hub id, a run's folder (its policy) or ``RUN:MODEL``.
+
+    Raises:
+        ConfigError: the run has no such model yet.
+    """
+    path, colon, which = target.rpartition(":")
+    if not colon or Path(target).exists():
+        path, which = target, "policy"
+    backbone, adapter = open_model(path, which=which, runs=runs)
+    return Role(backbone, adapter=adapter)
+
+
+def load_judge(name: str) -> Judge:
+    """A judge of answers: the URL of an endpoint (as of ``rewards`` with ``kind: http``), or a dotted path."""
+    if name.startswith(("http://", "https://")):
+        return http_reward(HttpReward(url=name))
+    if "." not in name:
+        raise ConfigError(f"--judge {name}: expected the URL of an endpoint, or a function as package.module.function")
+    return load_callable(name)
+
+
+def measure_suite(role: Role, suite: Suite, *, max_new_tokens: int, judge: Judge | None = None) -> dict[str, Outcome]:
+    """What a model does with each item of a suite.
+
+    Items that do not fit the model's context, and those a judge fails on, have an outcome without a value and with the
+    reason.
+
+    Raises:
+        ConfigError: the suite needs a judge, and there is none.
+    """
+    if judge is None and any(item.kind == "judged" for item in suite.items):
+        raise ConfigError(
+            f"the suite {suite.name!r} is scored by a judge; give one with --judge URL or --judge module.function"
+        )
+    given = [item for item in suite.items if item.kind in LIKELIHOOD]
+    asked = [item for item in suite.items if item.kind not in LIKELIHOOD]
+    outcomes = _likelihoods(role, given) | _answers(role, asked, max_new_tokens, judge)
+    return {item.id: outcomes[item.id] for item in suite.items}
+
+
+@torch.no_grad()
+def _likelihoods(role: Role, items: Sequence[SuiteItem]) -> dict[str, Outcome]:
+    """Differences of log-probabilities, and −log p per token of passages."""
+    chat, reasons = role.backbone.chat, {}
+    rows: dict[tuple[str, str], Encoded] = {}
+    for item in items:
+        texts = item.options or (item.prompt,)
+        try:
+            for text in texts:
+                rows[item.id, text] = (
+                    _passage(role, text) if item.kind == "text" else chat.answer(_turns(item.prompt), text)
+                )
+        except DataError as error:
+            reasons[item.id] = str(error)
+    logprobs = dict(zip(rows, response_logprobs(role, list(rows.values())), strict=True))
+    outcomes = {}
+    for item in items:
+        if item.id in reasons:
+            outcomes[item.id] = Outcome(reason=reasons[item.id])
+            continue
+        if item.kind == "text":
+            key = (item.id, item.prompt)
+            value = -logprobs[key] / sum(rows[key].response_mask)
+        else:
+            right, wrong = (logprobs[item.id, option] for option in item.options)
+            value = right - wrong
+        outcomes[item.id] = Outcome(value=value) if math.isfinite(value) else _not_finite(value)
+    return outcomes
+
+
+def _turns(prompt: str) -> list[Message]:
+    return [Message(role="user", content=prompt)]
+
+
+def _passage(role: Role, text: str) -> Encoded:
+    """A passage without a template, up to the context."""
+    chat = role.backbone.chat
+    tokens = chat.tokenizer.encode(text, add_special_tokens=False)[: chat.context]
+    if len(tokens) < 2:
+        raise DataError("the passage has fewer than two tokens")
+    return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1))
+
+
+def _not_finite(value: float) -> Outcome:
+    return Outcome(reason=f"the number is not finite ({value})")
+
+
+def _answers(role: Role, items: Sequence[SuiteItem], max_new_tokens: int, judge: Judge | None) -> dict[str, Outcome]:
+    """Greedy answers, scored one by one, so that one failure is one item's."""
+    chat, outcomes, fitting = role.backbone.chat, {}, []
+    for item in items:
+        try:
+            length = len(chat.prompt(_turns(item.prompt)))
+            if length + max_new_tokens > chat.context:
+                raise DataError(f"{length} tokens and {max_new_tokens} of answer exceed the context of {chat.context}")
+            fitting.append(item)
+        except DataError as error:
+            outcomes[item.id] = Outcome(reason=str(error))
+    prompts = [Prompt(id=i.id, messages=tuple(_turns(i.prompt)), metadata=i.metadata) for i in fitting]
+    sampling = SamplerConfig(temperature=0.0, max_new_tokens=max_new_tokens)
+    rollouts = LocalSampler(role.backbone, sampling).generate(prompts, adapter=role.adapter, seed=0)
+    scored = failed = 0
+    for item, rollout in zip(fitting, rollouts, strict=True):
+        if item.kind == "judged" and failed >= FAILURES and not scored:
+            outcomes[item.id] = Outcome(text=rollout.text, reason="the judge failed on every answer before")
+            continue
+        try:
+            outcomes[item.id] = Outcome(value=_score(item, rollout, judge), text=rollout.text)
+            scored += 1
+        except (ScoringError, NonFiniteError) as error:
+            outcomes[item.id] = Outcome(text=rollout.text, reason=str(error).splitlines()[0])
+            failed += 1
+    return outcomes
+
+
+def _score(item: SuiteItem, rollout: Rollout, judge: Judge | None) -> float:
+    """The value of an answer."""
+    if item.kind in ("harmful", "benign"):
+        return float(declines(rollout.text))
+    if item.kind == "arithmetic":
+        return arithmetic([rollout])[0]
+    if item.kind == "instructions":
+        return instructions([rollout])[0]
+    assert judge is not None
+    try:
+        values = judge([rollout])
+    except (ScoringError, NonFiniteError):
+        raise
+    except Exception as error:  # whatever a judge of the user's does
+        raise ScoringError(f"the judge raised {type(error).__name__}") from error
+    return numbers("judge", values, [rollout])[0]
