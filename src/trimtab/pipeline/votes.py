@@ -20,6 +20,7 @@ from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure, measured_lines
 from trimtab.records import Comparison, Judgement, Prompt, read_records, write_records
 from trimtab.records.annotation import judgements_of
+from trimtab.storage import RunFolder
 from trimtab.storage.chat import TO_A_PERSON, record_round
 from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
@@ -179,6 +180,17 @@ def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
     return list(unique.values()), repeated
 
 
+def used_before(rounds: Iterable[RunFolder]) -> set[tuple[str, str, str]]:
+    """The opinions that rounds have taken."""
+    files = (run.stage("label") / "judgements.jsonl" for run in rounds)
+    return {opinion(j) for file in files if file.is_file() for j in read_records(file, Judgement)}
+
+
+def opinion(judgement: Judgement) -> tuple[str, str, str]:
+    """What stays the same when a person changes a judgement."""
+    return judgement.item, judgement.annotator, judgement.criterion
+
+
 def _new(collected: Collected, context: Context, label: LabelConfig) -> Collected:
     """The votes that this round may use, and the answers that they are about.
 
@@ -186,11 +198,9 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
     counted last, so that votes of earlier rounds take none of it.
     """
     assert label.votes is not None
-    before: set[tuple[str, str, str]] = set()
+    before = used_before(context.run.earlier())
     refused: set[str] = set()
     for folder in (run.stage("label") for run in context.run.earlier()):
-        if (folder / "judgements.jsonl").is_file():
-            before |= {_opinion(j) for j in read_records(folder / "judgements.jsonl", Judgement)}
         if (folder / REFUSALS).is_file():
             refused |= {r.vote for r in read_records(folder / REFUSALS, WrongRefusal)}
     aside, most = context.set_aside(), label.votes.per_person
@@ -200,7 +210,7 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
     for j in collected.judgements:
         if j.annotator in label.without:
             dropped["of annotators in label.without"] += 1
-        elif _opinion(j) in before:
+        elif opinion(j) in before:
             dropped["used in an earlier round"] += 1
         elif j.item in held:
             dropped["about a held-out prompt"] += 1
@@ -216,11 +226,6 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
         refusals=[r for r in collected.refusals if r.vote not in refused and r.annotator not in label.without],
         dropped=+dropped,
     )
-
-
-def _opinion(judgement: Judgement) -> tuple[str, str, str]:
-    """What stays the same when a person changes a judgement."""
-    return judgement.item, judgement.annotator, judgement.criterion
 
 
 def _listed(dropped: Mapping[str, int]) -> str:
