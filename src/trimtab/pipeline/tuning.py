@@ -20,8 +20,8 @@ from trimtab.storage import RunFolder
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.snapshot import take_snapshot
 
-WITHOUT = ("evaluate=null", "balance=null")
-"""Settings of the rounds: the page itself shows what was learned, and the person waits."""
+SETTINGS = ("evaluate=null", "balance=null", "label.votes.per_person=1000000")
+"""Of the rounds: the page itself shows what was learned while the person waits, and only one person chooses."""
 
 
 def new_choices(run: RunFolder, store: LabelStore) -> int:
@@ -50,7 +50,7 @@ def train(path: Path, project: Path, *, overrides: Sequence[str] = (), ui: Ui | 
     run = open_run(path)
     first_round(run)  # noted before the first round that tunes
     if not work_left(run) or unfinished_round(run) is not None:
-        next_round(path, project, overrides=(*WITHOUT, *overrides), ui=ui)
+        next_round(path, project, overrides=(*SETTINGS, *overrides), ui=ui)
     for round in tuned_rounds(run):
         if predictions(round) is None:
             predict_choices(run, round.number)
