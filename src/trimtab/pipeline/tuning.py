@@ -58,7 +58,8 @@ def train(path: Path, project: Path, *, overrides: Sequence[str] = (), ui: Ui | 
 
 
 def _end_with_input() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 64):  # not sys.stdin, whose lock a thread must not hold when the interpreter ends
+        pass
     os._exit(1)
 
 
