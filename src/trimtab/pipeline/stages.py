@@ -91,6 +91,7 @@ def _imitated(config: RunConfig) -> list[str | None]:
 def _preferences_settings(config: RunConfig) -> Any:
     if config.label is not None:
         without = {"without": sorted(config.label.without)} if config.label.without else {}
+        without |= {"thumbs": True} if config.learns_from_thumbs else {}
         return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without
     return {"limit": config.data.limit, "format": config.data.format} if config.data.preferences else None
 
@@ -110,6 +111,7 @@ def _label_settings(config: RunConfig) -> Any:
     values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": who}
     if "human" in used:
         del values["label"]["human"]["wait_minutes"]
+    values |= {"thumbs": True} if config.learns_from_thumbs else {}
     return values | ({"gold": config.gold} if who == "simulated" else {})
 
 

@@ -201,11 +201,11 @@ class Tuning:
         self.phase, self.problem = "training", ""
         command = [sys.executable, "-m", "trimtab.pipeline.tuning", str(self.run.path), str(self.project)]
         with tempfile.TemporaryFile() as errors:
-            self._child = subprocess.Popen(
+            with subprocess.Popen(
                 [*command, *self.overrides], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
                 start_new_session=True,  # Ctrl-C is for the page, which ends it
-            )  # fmt: skip
-            code = self._child.wait()
+            ) as self._child:  # fmt: skip
+                code = self._child.wait()
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace").strip().splitlines()
         if self._stop:
