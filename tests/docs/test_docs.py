@@ -345,6 +345,17 @@ class ServesOnce:
             assert client.get("/v1/models").status_code == 401
 
 
+class TunesOnce:
+    """In place of the tuning page's server: refuses a stranger, and stops."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def run(self, sockets: list[Any]) -> None:
+        with TestClient(self.app, base_url="http://127.0.0.1") as client:
+            assert client.get("/chat/tune").status_code == 401
+
+
 def check_init(arguments: list[str], printed: str) -> None:
     """A recipe that loads."""
     written = [p for p in Path().glob("*.yaml") if p.stat().st_size and not p.stem.endswith("constitution")]
@@ -372,6 +383,7 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     **dict.fromkeys(("sft", "sample", "label", "reward", "align", "eval"), check_stage),
     "chat": check_chat,
     "serve": check_serve,
+    "tune": prints("Tuning page: http", "/chat/enter/"),
     "judge": check_judge,
     "route": check_route,
     "constitution check": prints("principles", "version"),
@@ -424,7 +436,7 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         line += [x for pair in pairs if pair[1].split(".")[0] not in removed for x in pair]
     if name == "annotate":
         line.append("--no-serve")
-    if name == "serve":
+    if name in ("serve", "tune"):
         line += ["--port", "0"]
     if name == "round":
         put_votes(Path(option(arguments, "--votes")))
@@ -433,6 +445,7 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trimtab.serve.server.draining_server", ServesOnce)
+        patch.setattr("trimtab.serve.tune.page_server", TunesOnce)
         patch.delenv("TRIMTAB_API_KEY", raising=False)
         code = run_app(line)
     output = capsys.readouterr()

@@ -25,7 +25,9 @@ def predicted(newest: list[float], start: list[float]) -> Predicted:
 
 def test_verdicts():
     first = predicted([1.0] * 24, [1.0] * 24)
-    assert learned([]).verdict == learned([first]).verdict == "waiting", "the first choices were predicted by no learner"
+    assert learned([]).verdict == learned([first]).verdict == "waiting", (
+        "the first choices were predicted by no learner"
+    )
     right, half = [1.0] * 24, [1.0, 0.0] * 12
     assert learned([first, predicted(half, half)]).verdict == "not_learned"
     assert learned([first, predicted(right, right)]).verdict == "no_better", "the model from before predicts as well"

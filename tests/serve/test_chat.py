@@ -19,10 +19,10 @@ from sqlalchemy import text
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.feedback import aggregate
+from trimtab.pipeline.tune_learning import Learned
 from trimtab.records import Completion, Prompt
 from trimtab.records.types import strict_pairs
 from trimtab.serve.app import Service, Settings, create_app
-from trimtab.pipeline.tune_learning import Learned
 from trimtab.serve.chat import HERE, ChatPage, add_chat, belongs_to_page, round_of
 from trimtab.serve.tune import Phase
 from trimtab.storage.chat import ERASED, REASONS, Ballot, ChatVotes, Choice, Shown

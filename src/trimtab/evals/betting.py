@@ -74,10 +74,13 @@ def upper_bound(values: Sequence[float], alpha: float) -> float:
 def anytime_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
     """Interval of a mean that may be looked at after every value: P(it ever leaves the mean out) ≤ α.
 
-    The lower end is the largest m that the bet "the mean is above m" has refuted at any time so far, with
-    E_t(m) = mean over :data:`BETS` of Π_{i ≤ t} (1 + (b/m)(x_i − m)) against log(2/α); the upper end is the same for 1 − x.
-    Values may depend on earlier ones; the statement is about the mean of each given those before it, if that is the same
-    for all. If it differs, a lower end above m still says with the same error that not all of them are at most m.
+    The lower end is the largest m that the bet "the mean is above m" has refuted at any time so far, E_t(m) ≥ 2/α with
+
+    E_t(m) = mean over :data:`BETS` b of Π_{i ≤ t} (1 + (b/m)(x_i − m));
+
+    the upper end is the same for 1 − x. Values may depend on earlier ones; the interval is of the mean of each given those
+    before it, if that is the same for all. If it is not, a lower end above m still says, with the same error, that not
+    all of these means are at most m.
 
     Args:
         values: in [0, 1], in the order in which they came; none give (0, 1).

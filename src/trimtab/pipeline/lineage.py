@@ -67,7 +67,9 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
                 parts = read_json(file) if file.is_file() and r.done("align", "label") else {}
                 part = next((part for part, names in parts.items() if name in names), "left_out")
                 policies = [
-                    {"round": e.number, "weights": e.weights("align")} for e in rounds[r.number - 1 :] if e.done("align")
+                    {"round": e.number, "weights": e.weights("align")}
+                    for e in rounds[r.number - 1 :]
+                    if e.done("align")
                 ]
                 return {
                     "kind": "judgement",

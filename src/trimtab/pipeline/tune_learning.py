@@ -11,7 +11,6 @@ In a run with a reward model that model predicts. With an offline method the pol
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Literal
 

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,7 +28,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from trimtab import __version__
-from trimtab.errors import ConfigError, DataError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.rounds import check_finished, open_run, recipe_of
@@ -58,6 +58,9 @@ from trimtab.storage.labels import LabelStore
 from trimtab.storage.snapshot import take_snapshot
 from trimtab.web.pages import page_in
 from trimtab.web.server import listen, open_project
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +171,8 @@ class Tuning:
             if first and second and first != second:
                 return exchange
         raise ApiError(
-            503, f"the policy gave the same answer twice, or none, to {DRAWS} prompts in a row; there is nothing to compare"
+            503,
+            f"the policy gave the same answer twice, or none, to {DRAWS} prompts in a row; there is nothing to compare",
         )
 
     # Learning ------------------------------------------------------------------------------
@@ -354,25 +358,27 @@ def tune(
         DataError: there is no run.
         StorageError: the port is taken, or the project cannot be opened.
     """
-    import uvicorn
-
     run = open_run(path)
     project = (project or run.path / "tune").resolve()
     opened = open_project(project)
     listening = listen("127.0.0.1", port)
     try:
-        tuning = Tuning(
-            run=run, project=project, store=opened.store, every=every, overrides=overrides, say=say
-        )
+        tuning = Tuning(run=run, project=project, store=opened.store, every=every, overrides=overrides, say=say)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         say(f"Tuning page: {address}/chat/enter/{tuning.page.key} (until this server stops)")
-        config = uvicorn.Config(
-            tune_app(tuning, hosts={"127.0.0.1", "localhost"}),
-            log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
-        )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listening])
+        page_server(tune_app(tuning, hosts={"127.0.0.1", "localhost"})).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
         pass
     finally:
         listening.close()
         opened.close()
+
+
+def page_server(app: FastAPI) -> "uvicorn.Server":
+    """A server of the page until Ctrl-C or SIGTERM."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5
+    )
+    return uvicorn.Server(config)
