@@ -78,9 +78,9 @@ def anytime_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[floa
 
     E_t(m) = mean over :data:`BETS` b of Π_{i ≤ t} (1 + (b/m)(x_i − m));
 
-    the upper end is the same for 1 − x. Values may depend on earlier ones; the interval is of the mean of each given those
-    before it, if that is the same for all. If it is not, a lower end above m still says, with the same error, that not
-    all of these means are at most m.
+    the upper end is the same for 1 − x. Values may depend on earlier ones; the interval is of the mean of each given
+    those before it, if that is the same for all. If it is not, a lower end above m still says, with the same error,
+    that not all of these means are at most m.
 
     Args:
         values: in [0, 1], in the order in which they came; none give (0, 1).

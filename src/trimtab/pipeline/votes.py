@@ -1,9 +1,9 @@
 """Votes on answers of a service as the labels of a round.
 
 A vote is used once: what an earlier round of the run was trained on is left out. Thumbs make no pair: a round with
-``align.method: kto``, which learns from single answers, takes them, and for other methods they are counted. How often one
-served model was preferred over another is measured by comparisons alone, which are blind and in random order; who gives
-a thumb is no random choice. A comparison measures models that were trained before it, and then trains the next.
+``align.method: kto``, which learns from single answers, takes them, and for other methods they are counted. How often
+one served model was preferred over another is measured by comparisons alone, which are blind and in random order; who
+gives a thumb is no random choice. A comparison measures models that were trained before it, and then trains the next.
 """
 
 from collections import Counter

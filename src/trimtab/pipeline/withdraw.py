@@ -91,7 +91,7 @@ def withdraw(
     config = load_recipe(path / "config.yaml")
     with run.lock(), interruptible() as stopping:
         rounds = [r for r in run.rounds() if r.number == 1 or _is_done(r, "label")]
-        counts = {r.number: Counter(v.annotator for v in (*_judgements(r), *thumbs_of(r))) for r in rounds}
+        counts = {r.number: Counter(str(v.annotator) for v in (*_judgements(r), *thumbs_of(r))) for r in rounds}
         _check_known(run, annotators, counts)
         out = out or _beside(path.resolve(), annotators)
         changes = [
