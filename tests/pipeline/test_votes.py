@@ -1,10 +1,12 @@
 """Votes as labels: what is left out and counted, and how often a served model was preferred."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from trimtab.errors import ConfigError, DataError
+from trimtab.guard.dataset import read_examples
 from trimtab.pipeline.config import VotesConfig, load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.lineage import trace
@@ -104,6 +106,14 @@ def test_votes_train_once_and_withdrawal_names_the_run(page: Page, tmp_path: Pat
     assert all((label / name).is_file() for name in files)
     [refusal] = read_records(label / REFUSALS, WrongRefusal)
     assert refusal.text == "question 2"
+    row = json.loads((label / REFUSALS).read_text())
+    file = tmp_path / "reviewed.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(DataError, match='"restricted": true'):
+        read_examples(file)  # nobody has decided yet
+    file.write_text(json.dumps(row | {"restricted": False}))
+    [benign] = read_examples(file)
+    assert benign.text == "question 2" and not benign.restricted and benign.kind == "request"
     context.run = context.run.round(2)
     context.run.begin("label", "f")
     with pytest.raises(DataError, match=r"no comparison in it can be learned from: .*1 used in an earlier round"):
