@@ -215,6 +215,17 @@ def check_withdraw(arguments: list[str], printed: str) -> None:
     assert labels.is_file() and gone not in labels.read_text() and "the old run stays as it is" in printed
 
 
+class TunesOnce:
+    """In place of the tuning page's server: refuses a stranger, and stops."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def run(self, sockets: list[Any]) -> None:
+        with TestClient(self.app, base_url="http://127.0.0.1") as client:
+            assert client.get("/chat/tune").status_code == 401
+
+
 def check_init(arguments: list[str], printed: str) -> None:
     """A recipe that loads."""
     written = [p for p in Path().glob("*.yaml") if p.stat().st_size and not p.stem.endswith("constitution")]
@@ -244,6 +255,7 @@ CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "populations": prints("cohort", "people", "disagree"),
     "chat": check_chat,
     "serve": check_serve,
+    "tune": prints("Tuning page: http", "/chat/enter/"),
     "judge": check_judge,
     "route": check_route,
     "constitution check": prints("principles", "version"),

@@ -180,7 +180,7 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
         line += [x for pair in pairs if pair[1].split(".")[0] not in removed for x in pair]
     if name == "annotate":
         line.append("--no-serve")
-    if name == "serve":
+    if name in ("serve", "tune"):
         line += ["--port", "0"]
     if name == "round":
         put_votes(Path(option(arguments, "--votes")))
@@ -189,6 +189,7 @@ def run_trimtab(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trimtab.serve.server.draining_server", ServesOnce)
+        patch.setattr("trimtab.serve.tune.page_server", TunesOnce)
         patch.delenv("TRIMTAB_API_KEY", raising=False)
         code = run_app(line)
     output = capsys.readouterr()

@@ -1,16 +1,21 @@
 """Votes as labels: what is left out and counted, and how often a served model was preferred."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from trimtab.errors import ConfigError, DataError
+from trimtab.guard.dataset import read_examples
 from trimtab.pipeline.config import VotesConfig, load_recipe
 from trimtab.pipeline.context import Context
+from trimtab.pipeline.lineage import trace
+from trimtab.pipeline.rounds import next_round
 from trimtab.pipeline.ui import Silent
 from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal, measure
 from trimtab.pipeline.votes import of_snapshot, run_votes
-from trimtab.records import Comparison, Completion, Judgement, Prompt, read_records, write_records
+from trimtab.pipeline.withdraw import withdraw
+from trimtab.records import Comparison, Completion, Judgement, Prompt, Rating, read_records, write_records
 from trimtab.storage import RunFolder
 from trimtab.storage.chat import Ballot, ChatVotes, Shown
 from trimtab.storage.database import Database
@@ -18,7 +23,8 @@ from trimtab.storage.labels import LabelStore
 from trimtab.storage.snapshot import take_snapshot
 from trimtab.web.exchange import export_folder
 
-from .small_rounds import small_recipe
+from .console import Remembering
+from .small_rounds import ADAPTER, go, small_recipe
 
 
 class Page:
@@ -100,6 +106,14 @@ def test_votes_train_once_and_withdrawal_names_the_run(page: Page, tmp_path: Pat
     assert all((label / name).is_file() for name in files)
     [refusal] = read_records(label / REFUSALS, WrongRefusal)
     assert refusal.text == "question 2"
+    row = json.loads((label / REFUSALS).read_text())
+    file = tmp_path / "reviewed.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(DataError, match='"restricted": true'):
+        read_examples(file)  # nobody has decided yet
+    file.write_text(json.dumps(row | {"restricted": False}))
+    [benign] = read_examples(file)
+    assert benign.text == "question 2" and not benign.restricted and benign.kind == "request"
     context.run = context.run.round(2)
     context.run.begin("label", "f")
     with pytest.raises(DataError, match=r"no comparison in it can be learned from: .*1 used in an earlier round"):
@@ -110,6 +124,36 @@ def test_votes_train_once_and_withdrawal_names_the_run(page: Page, tmp_path: Pat
     assert counts["refusals"] == 0, "the refusal is in round 1's file"
     assert [text.split(" ", 2)[2] for text in page.votes.withdraw(secret).runs] == ["toy, round 1", "toy, round 2"]
     assert page.votes.withdraw(other).runs == ()
+
+
+def test_thumbs_train_a_round_of_kto(page: Page, tmp_path: Path):
+    kto = {"method": "kto", "adapter": ADAPTER, "epochs": 1, "batch": 8}
+    recipe = small_recipe(tmp_path / "recipe", sft=None, evaluate=None, reward=None, align=kto)
+    run, _ = go(recipe)
+    person, secret = page.visitor()
+    other, _ = page.visitor()
+    for number in range(8):
+        page.vote(person, [f"answer {number}"], good=True)
+        page.vote(other, [f"wrong {number}"], good=False, reason="untrue" if number else "")
+    page.vote(person, ["I cannot say."], good=False, reason="unjustified_refusal")
+    ui = Remembering()
+    made = next_round(run.path, page.folder, ui=ui)
+    label, align = (made.status(stage) for stage in ("label", "align"))
+    assert label is not None and align is not None and label.counts is not None and align.counts is not None
+    down = {"thumbs up": 8, "thumbs down: no reason": 1, "thumbs down: untrue": 7}
+    assert down.items() <= label.counts.items() and label.counts["judgements"] == 0 and label.counts["people"] == 2
+    assert label.counts["votes dropped: called a wrong refusal, for a person"] == 1
+    assert align.counts["thumbs"] + align.counts["thumbs_held_out"] == 16 and align.counts["thumbs"] > 10
+    thumbs = read_records(made.stage("label") / "thumbs.jsonl", Rating)
+    traced = [trace(run, t.id) for t in thumbs]
+    assert sum(bool(t["policies"]) for t in traced) == align.counts["thumbs"]
+    with pytest.raises(DataError, match="16 used in an earlier round"):
+        next_round(run.path, page.folder)
+    assert page.votes.withdraw(secret).runs[0].endswith("toy, round 2")
+    gone = thumbs[0].annotator
+    assert gone is not None
+    new, _ = withdraw(run.path, [gone], tmp_path / "recipe" / "runs" / "without", ui=ui)
+    assert gone not in (new.round(2).stage("label") / "thumbs.jsonl").read_text()
 
 
 def test_an_export_gives_the_same_votes_and_repeated_ones_count_once(page: Page, tmp_path: Path):

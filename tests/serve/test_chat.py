@@ -19,10 +19,12 @@ from sqlalchemy import text
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.feedback import aggregate
+from trimtab.pipeline.tune_learning import Learned
 from trimtab.records import Completion, Prompt
 from trimtab.records.types import strict_pairs
 from trimtab.serve.app import Service, Settings, create_app
 from trimtab.serve.chat import HERE, ChatPage, add_chat, belongs_to_page, round_of
+from trimtab.serve.tune import Phase
 from trimtab.storage.chat import ERASED, REASONS, Ballot, ChatVotes, Choice, Shown
 from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
@@ -320,11 +322,11 @@ def test_a_late_vote_does_not_settle_the_next_comparison():
 
 def test_every_phrase_of_the_page_is_in_the_catalogue():
     phrases = set(catalogues()["en"])
-    template, script = (HERE / name for name in ("templates/chat.html", "static/chat.js"))
-    used = set(re.findall(r"t\('([\w.]+)'", template.read_text()))
-    used |= set(re.findall(r'"(js\.chat\.\w+)"', script.read_text()))
+    texts = [path.read_text() for name in ("templates", "static") for path in (HERE / name).iterdir()]
+    used = {key for text in texts for key in re.findall(r"""[("']((?:js\.)?(?:chat|tune)\.\w+)['"]""", text)}
     used |= {f"js.chat.{name}" for name in (*REASONS, *get_args(Choice))}
-    assert used == {key for key in phrases if key.startswith(("chat.", "js.chat."))}
+    used |= {f"js.tune.{name}" for name in (*get_args(Phase), *get_args(Learned.model_fields["verdict"].annotation))}
+    assert used == {key for key in phrases if key.startswith(("chat.", "js.chat.", "tune.", "js.tune."))}
 
 
 KILLED = """

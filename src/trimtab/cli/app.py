@@ -35,6 +35,7 @@ from trimtab.cli import (
     route,
     run,
     serve,
+    tune,
     watch,
 )
 from trimtab.errors import StorageError, TrimtabError, install_hint
@@ -67,7 +68,7 @@ for _panel, _commands in {
         "route": route.route,
         "lineage": lineage.lineage,
     },
-    MODELS: {"chat": chat.chat, "serve": serve.serve},
+    MODELS: {"chat": chat.chat, "serve": serve.serve, "tune": tune.tune},
 }.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)

@@ -3,6 +3,7 @@
 from trimtab.evals.alarms import alarms
 from trimtab.evals.answer_probes import ANSWER_PROBES, AnswerProbe
 from trimtab.evals.balance import Measure, declines, measure, preaches, takes_up
+from trimtab.evals.betting import anytime_interval
 from trimtab.evals.capability import (
     BUILT_IN,
     Capability,
@@ -91,6 +92,7 @@ __all__ = [
     "WinRate",
     "WinRateRow",
     "alarms",
+    "anytime_interval",
     "by_prompt",
     "capability_lines",
     "capability_report",

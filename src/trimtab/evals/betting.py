@@ -1,4 +1,4 @@
-"""Has a bounded mean risen? Sequential tests that may be looked at after every step, by betting.
+"""Has a bounded mean risen, and where is it? Tests and intervals that may be looked at after every step, by betting.
 
 A gambler who starts with 1 and bets that the mean is above m has, after observations x_1 … x_t in [0, 1],
 
@@ -69,6 +69,54 @@ def upper_bound(values: Sequence[float], alpha: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if refuted(middle) else (middle, high)
     return high
+
+
+def anytime_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of a mean that may be looked at after every value: P(it ever leaves the mean out) ≤ α.
+
+    The lower end is the largest m that the bet "the mean is above m" has refuted at any time so far, E_t(m) ≥ 2/α with
+
+    E_t(m) = mean over :data:`BETS` b of Π_{i ≤ t} (1 + (b/m)(x_i − m));
+
+    the upper end is the same for 1 − x. Values may depend on earlier ones; the interval is of the mean of each given
+    those before it, if that is the same for all. If it is not, a lower end above m still says, with the same error,
+    that not all of these means are at most m.
+
+    Args:
+        values: in [0, 1], in the order in which they came; none give (0, 1).
+        alpha: probability of an error, two-sided.
+
+    Raises:
+        DataError: a value outside [0, 1].
+
+    >>> low, high = anytime_interval([1.0] * 20)
+    >>> round(low, 2), high
+    (0.75, 1.0)
+    >>> anytime_interval([0.0, 1.0] * 10)[0] < 0.5
+    True
+    """
+    if not values:
+        return 0.0, 1.0
+    _check(values)
+    return _lower_end(values, alpha / 2), 1 - _lower_end([1 - x for x in values], alpha / 2)
+
+
+def _lower_end(values: Sequence[float], alpha: float) -> float:
+    goal, low, high = math.log(1 / alpha), 0.0, 1.0
+
+    def refuted(m: float) -> bool:
+        logs = [0.0] * len(BETS)
+        for x in values:
+            for number, bet in enumerate(BETS):
+                logs[number] += math.log1p(bet / m * (x - m))
+            if _mean(logs) >= goal:
+                return True
+        return False
+
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if refuted(middle) else (low, middle)
+    return low
 
 
 class RiseTest:

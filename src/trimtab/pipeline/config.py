@@ -99,7 +99,8 @@ class VotesConfig(Config):
     database: str | None = None
     """URL of a PostgreSQL database; None: SQLite in the project's folder."""
     per_person: int = Field(default=200, ge=1)
-    """Most votes of one person of the chat page that a round uses, the earliest; the others are counted."""
+    """Most comparisons of one person of the chat page that a round uses, and most thumbs, the earliest; the others are
+    counted."""
 
 
 class LabelConfig(Config):
@@ -289,6 +290,12 @@ class RunConfig(Config):
     """Steps between checkpoints."""
     scale: ScaleConfig = ScaleConfig()
     """One process or several."""
+
+    @property
+    def learns_from_thumbs(self) -> bool:
+        """True: labels are votes, and the method learns from single answers, so thumbs train it."""
+        votes = self.label is not None and self.label.source == "votes"
+        return votes and self.align is not None and self.align.method == "kto"
 
     @property
     def people_of_hybrid(self) -> str:

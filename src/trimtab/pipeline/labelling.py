@@ -12,6 +12,7 @@ from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.objectives import of_criteria, unnamed
+from trimtab.pipeline.vote_files import thumbs_of
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rollouts
 from trimtab.trainers.shares import drawn_by_share
@@ -178,7 +179,7 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
     if objectives:
         return _by_objective(context, items, judgements, objectives)
     result = aggregate(items, judgements, config=context.config.label.aggregate)
-    if not result.preferences:
+    if not result.preferences and not thumbs_of(context.run):
         reasons = ", ".join(f"{reason}: {n}" for reason, n in result.dropped.items())
         raise DataError(
             f"the judgements of {len(items)} items make no preference ({reasons}); there is nothing to learn from. A "

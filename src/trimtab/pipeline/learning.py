@@ -35,6 +35,7 @@ from trimtab.pipeline.reward_models import (
     reward_parts,
     train_parts,
 )
+from trimtab.pipeline.vote_files import LEARNED_THUMBS, thumbs_of
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
 from trimtab.records.weights import reward_weights
 from trimtab.rollout import (
@@ -204,13 +205,19 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
 
 
 def usable_rankings(
-    context: Context, chat: Chat, *, ties: bool = False, all_rounds: bool = False, objectives: Sequence[str] = ()
+    context: Context,
+    chat: Chat,
+    *,
+    ties: bool = False,
+    all_rounds: bool = False,
+    objectives: Sequence[str] = (),
+    none: bool = False,
 ) -> tuple[list[Ranking], list[Preference], Counts]:
     """The usable preferences, as token rankings and as records, and how many were left out, by reason.
 
     ``ties``: True: preferences whose answers all tie are usable. ``all_rounds``: True: those of earlier rounds too, the
     oldest first; False: those of this round. ``objectives``: criteria that have a head each; preferences about others
-    are left out.
+    are left out. ``none``: True: there may be none.
     """
     rounds = [*context.run.earlier(), context.run] if all_rounds else [context.run]
     files = [run.stage("preferences") / "preferences.jsonl" for run in rounds]
@@ -224,7 +231,7 @@ def usable_rankings(
             f"  of {len(preferences)} preferences {left_out['tied']} are tied, {left_out['identical']} have identical "
             f"answers (in others {left_out['identical_pairs']} pairs do); left out"
         )
-    if not rankings:
+    if not rankings and not none:
         raise DataError(
             f"none of {len(preferences)} preferences can be learnt from ({left_out['too_long']} too long, "
             f"{len(left_out['unrendered'])} that the chat template cannot take, {left_out['tied']} tied, "
@@ -379,13 +386,25 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         counts: Counts = {"ratings": len(train), "held_out": len(held)} | counted
         counts["set_aside"] = len(loaded) - len(ratings)
         return _aligned(context, policy, before, after, counts, check)
-    rankings, preferences, left_out = usable_rankings(context, trunk.chat)
-    train, held = split_holdout([p.prompt.id for p in preferences], config.holdout, context.seed("align"))
+    thumbs = thumbs_of(context.run) if context.config.learns_from_thumbs else []
+    rankings, preferences, left_out = usable_rankings(context, trunk.chat, none=bool(thumbs))
+    judged, outside = encode_ratings(trunk.chat, thumbs)
+    prompt_of = {t.id: t.prompt.id for t in thumbs}
+    prompts = [p.prompt.id for p in preferences] + [prompt_of[a.id] for a in judged]
+    places = split_holdout(prompts, config.holdout, context.seed("align"))
+    train, held = ([i for i in part if i < len(preferences)] for part in places)
     counts = {"preferences": len(train), "held_out": len(held)} | left_out
     if isinstance(config, KtoConfig):
         answers, balanced = judged_from_rankings([rankings[i] for i in train])
         heldout, _ = judged_from_rankings([rankings[i] for i in held])
         counts |= {"answers": len(answers), "neither_liked_nor_disliked": balanced}
+        if thumbs:
+            given, apart = ([judged[i - len(preferences)] for i in p if i >= len(preferences)] for p in places)
+            answers, heldout = answers + given, heldout + apart
+            counts |= {"thumbs": len(given), "thumbs_held_out": len(apart)}
+            left = context.left_out(outside, len(thumbs), "thumbs")
+            counts |= {f"thumbs_{reason}": n for reason, n in left.items() if n}
+            write_json(folder / LEARNED_THUMBS, {"train": [a.id for a in given], "held_out": [a.id for a in apart]})
         before, after = _kto(context, policy, reference, answers, heldout, config)
         return _aligned(context, policy, before, after, counts, check)
     known = None

@@ -15,13 +15,18 @@ from trimtab.errors import DataError
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.reward_models import weights_file
-from trimtab.pipeline.vote_files import REFUSALS, WrongRefusal
+from trimtab.pipeline.vote_files import LEARNED_THUMBS, REFUSALS, WrongRefusal, thumbs_of
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage import RunFolder, read_json, read_metrics
 from trimtab.trainers import HELDOUT, OfflineConfig
 
 FIGURES = ("win_rate", "kl", "reward_accuracy")
 """Figures that can be followed back."""
+THUMB_PARTS = {
+    "train": "learned from by the policy of",
+    "held_out": "held out and only measured on in",
+    "left_out": "not learned from (too long, or the alignment is not finished) in",
+}
 SHORTEST = 8
 """Characters of a checkpoint's hash that are enough."""
 
@@ -54,6 +59,24 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
     for r in rounds:
         if name in r.preferences:
             return {"kind": "pair"} | _from_pair(rounds, r, r.preferences[name])
+    for r in rounds:
+        for thumb in thumbs_of(r.run):
+            if thumb.id == name:
+                described = {"id": name, "round": r.number, "annotator": thumb.annotator, "source": thumb.source}
+                file = r.run.stage("align") / LEARNED_THUMBS
+                parts = read_json(file) if file.is_file() and r.done("align", "label") else {}
+                part = next((part for part, names in parts.items() if name in names), "left_out")
+                policies = [
+                    {"round": e.number, "weights": e.weights("align")}
+                    for e in rounds[r.number - 1 :]
+                    if e.done("align")
+                ]
+                return {
+                    "kind": "judgement",
+                    "judgements": [described],
+                    "policies": policies if part == "train" else [],
+                    "notes": [f"a thumb, {THUMB_PARTS[part]} round {r.number}"],
+                }
     for r in rounds:
         for refusal in r.refusals:
             if refusal.vote == name:

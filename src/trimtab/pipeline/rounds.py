@@ -56,13 +56,17 @@ def next_round(
     run, ui = open_run(path), ui or Ui()
     with run.lock(), interruptible() as stopping:
         rounds = run.rounds()
-        begun = next((r for r in rounds if _by_votes(r) and not _is_finished(r)), None)
+        begun = unfinished_round(run)
         if begun is not None:
             ui.say(f"round {begun.number} was begun; continuing it")
         current = begun or run.round(len(rounds) + 1)
         before = run.round(current.number - 1)
         check_finished(before)
-        config = _config(load_recipe((begun or before).path / "config.yaml"), votes, database, overrides)
+        basis = load_recipe((begun or before).path / "config.yaml")
+        if begun is None and basis.evaluate is None:  # rounds of `trimtab tune` leave the evaluation out
+            own = load_recipe(run.path / "config.yaml")
+            basis = basis.model_copy(update={"evaluate": own.evaluate, "balance": own.balance})
+        config = _config(basis, votes, database, overrides)
         config, recipe = prepared(config), recipe_of(run)
         if config.scale.kind != "inline":
             ui.say("`trimtab round` runs in one process; scale is for `trimtab run`, and the results are the same")
@@ -72,6 +76,11 @@ def next_round(
         planned = PlannedRound(run=RunFolder(current.path), stages=stages, start=status.fingerprint)
         run_round(config, recipe, planned, ui, stopping, rounds=current.number)
     return current
+
+
+def unfinished_round(run: RunFolder) -> RunFolder | None:
+    """The round from votes that was begun and is not finished; None: there is none."""
+    return next((r for r in run.rounds() if _by_votes(r) and not _is_finished(r)), None)
 
 
 def check_finished(run: RunFolder) -> None:

@@ -95,6 +95,7 @@ def _preferences_settings(config: RunConfig) -> Any:
     objectives = {"objectives": list(named)} if named else {}
     if config.label is not None:
         without = {"without": sorted(config.label.without)} if config.label.without else {}
+        without |= {"thumbs": True} if config.learns_from_thumbs else {}
         return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without | objectives
     read = {"limit": config.data.limit, "format": config.data.format} | objectives
     return read if config.data.preferences else None
@@ -115,6 +116,7 @@ def _label_settings(config: RunConfig) -> Any:
     values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": who}
     if "human" in used:
         del values["label"]["human"]["wait_minutes"]
+    values |= {"thumbs": True} if config.learns_from_thumbs else {}
     return values | ({"gold": config.gold} if who == "simulated" else {})
 
 

@@ -6,10 +6,15 @@ from typing import Any
 from trimtab.evals import length_controlled, words
 from trimtab.feedback import model_wins
 from trimtab.feedback.votes import canonical_ranks
-from trimtab.records import Comparison, Judgement, Record
+from trimtab.records import Comparison, Judgement, Rating, Record, read_records
+from trimtab.storage import RunFolder
 
 REFUSALS = "refusals.jsonl"
 """Answers that people call refused without reason, for a person to decide."""
+THUMBS = "thumbs.jsonl"
+"""Thumbs on single answers, where the round's method learns from them."""
+LEARNED_THUMBS = "thumbs.json"
+"""Ids of the thumbs that an alignment learned from, and of those that it only measured on."""
 MEASURED = "votes.json"
 """What the votes say of the served models, and what was left out."""
 
@@ -29,6 +34,12 @@ class WrongRefusal(Record):
     """Models that answered."""
     guard: str | None
     """Version of the guard that blocked it; None: the model itself refused."""
+
+
+def thumbs_of(run: RunFolder) -> list[Rating]:
+    """The thumbs that a round learns from."""
+    file = run.stage("label") / THUMBS
+    return read_records(file, Rating) if file.is_file() else []
 
 
 def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Votes on answers of a service as the labels of a round.
 
-A vote is used once: what an earlier round of the run was trained on is left out. Thumbs make no pair, so they are
-counted and left to ``align.method: kto`` (``trimtab data export --format unpaired``). How often one served model was
-preferred over another is measured by comparisons alone, which are blind and in random order; who gives a thumb is no
-random choice. A comparison measures models that were trained before it, and then trains the next.
+A vote is used once: what an earlier round of the run was trained on is left out. Thumbs make no pair: a round with
+``align.method: kto``, which learns from single answers, takes them, and for other methods they are counted. How often
+one served model was preferred over another is measured by comparisons alone, which are blind and in random order; who
+gives a thumb is no random choice. A comparison measures models that were trained before it, and then trains the next.
 """
 
 from collections import Counter
@@ -17,9 +17,18 @@ from trimtab.errors import DataError
 from trimtab.files import write_json
 from trimtab.pipeline.config import LabelConfig, VotesConfig
 from trimtab.pipeline.context import Context, Counts
-from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure, measured_lines
-from trimtab.records import Comparison, Judgement, Prompt, read_records, write_records
-from trimtab.records.annotation import judgements_of
+from trimtab.pipeline.vote_files import (
+    MEASURED,
+    REFUSALS,
+    THUMBS,
+    WrongRefusal,
+    measure,
+    measured_lines,
+    thumbs_of,
+)
+from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, write_records
+from trimtab.records.annotation import judgements_of, rating_of
+from trimtab.storage import RunFolder
 from trimtab.storage.chat import TO_A_PERSON, record_round
 from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
@@ -31,6 +40,8 @@ from trimtab.storage.snapshot import (
     without_small_groups,
 )
 
+ON_ONE = "on one answer, not a comparison"
+"""Why thumbs are left out."""
 CHAT = "chat-"
 """Beginning of the ids of what visitors of the chat page voted on."""
 
@@ -46,6 +57,8 @@ class Collected:
     """The answers that were compared."""
     judgements: list[Judgement]
     """The votes on them, oldest first."""
+    thumbs: list[Rating] = field(default_factory=list)
+    """Thumbs on single answers, oldest first."""
     refusals: list[WrongRefusal] = field(default_factory=list)
     """Answers that people call refused without reason."""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -60,7 +73,7 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     source = Path(context.data_path(config.project))
     exported = (source / "judgements.jsonl").is_file()
     votes = _new(_of_export(source) if exported else _of_project(config, source), context, label)
-    if not any(j.ranks is not None for j in votes.judgements):
+    if not votes.thumbs and not any(j.ranks is not None for j in votes.judgements):
         raise DataError(
             f"{config.project}: no comparison in it can be learned from"
             f"{_listed(votes.dropped)}. Serve two models (`trimtab serve {context.run.first.path} --model policy "
@@ -68,14 +81,14 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
         )
     write_records(folder / "comparisons.jsonl", votes.items)
     write_records(folder / "judgements.jsonl", votes.judgements)
+    write_records(folder / THUMBS, votes.thumbs)
     write_records(folder / REFUSALS, votes.refusals)
+    people = {v.annotator for v in (*votes.judgements, *votes.thumbs) if v.annotator is not None}
     measured = measure(votes.items, votes.judgements)
     write_json(folder / MEASURED, {"pairs": measured, "dropped": dict(votes.dropped), "project": config.project})
     if not exported:
         with _store(config, source) as store:
-            record_round(
-                store, f"{context.config.name}, round {context.run.number}", {j.annotator for j in votes.judgements}
-            )
+            record_round(store, f"{context.config.name}, round {context.run.number}", people)
     for line in measured_lines(measured):
         context.ui.say(f"  {line}")
     if votes.dropped:
@@ -87,12 +100,16 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     counts: Counts = {
         "items": len(votes.items),
         "judgements": len(votes.judgements),
-        "people": len({j.annotator for j in votes.judgements}),
-        "source": "+".join(sorted({j.source for j in votes.judgements})),
+        "people": len(people),
+        "source": "+".join(sorted({v.source for v in (*votes.judgements, *votes.thumbs)})),
         "refusals": len(votes.refusals),
     }
+    if votes.thumbs:
+        counts["thumbs up"] = sum(t.good for t in votes.thumbs)
+        down = Counter(t.reason or "no reason" for t in votes.thumbs if not t.good)
+        counts |= {f"thumbs down: {reason}": count for reason, count in sorted(down.items())}
     counts |= {f"votes dropped: {reason}": count for reason, count in votes.dropped.items()}
-    return counts, ["comparisons.jsonl", "judgements.jsonl", REFUSALS, MEASURED]
+    return counts, ["comparisons.jsonl", "judgements.jsonl", THUMBS, REFUSALS, MEASURED]
 
 
 def _of_project(config: VotesConfig, folder: Path) -> Collected:
@@ -140,7 +157,9 @@ def of_snapshot(snapshot: Snapshot) -> Collected:
         elif task.check is not None:
             collected.dropped["check item"] += 1
         elif s.task not in comparable:
-            collected.dropped["on one answer, not a comparison"] += 1
+            collected.dropped[ON_ONE] += 1
+            if (rating := rating_of(task, s)) is not None:
+                collected.thumbs.append(rating)
         else:
             collected.judgements += judgements_of(task, s)
     return collected
@@ -179,6 +198,17 @@ def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
     return list(unique.values()), repeated
 
 
+def used_before(rounds: Iterable[RunFolder]) -> set[tuple[str, str, str]]:
+    """The opinions that rounds have taken."""
+    files = (run.stage("label") / "judgements.jsonl" for run in rounds)
+    return {opinion(j) for file in files if file.is_file() for j in read_records(file, Judgement)}
+
+
+def opinion(judgement: Judgement) -> tuple[str, str, str]:
+    """What stays the same when a person changes a judgement."""
+    return judgement.item, judgement.annotator, judgement.criterion
+
+
 def _new(collected: Collected, context: Context, label: LabelConfig) -> Collected:
     """The votes that this round may use, and the answers that they are about.
 
@@ -186,21 +216,21 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
     counted last, so that votes of earlier rounds take none of it.
     """
     assert label.votes is not None
-    before: set[tuple[str, str, str]] = set()
+    before = used_before(context.run.earlier())
     refused: set[str] = set()
     for folder in (run.stage("label") for run in context.run.earlier()):
-        if (folder / "judgements.jsonl").is_file():
-            before |= {_opinion(j) for j in read_records(folder / "judgements.jsonl", Judgement)}
         if (folder / REFUSALS).is_file():
             refused |= {r.vote for r in read_records(folder / REFUSALS, WrongRefusal)}
     aside, most = context.set_aside(), label.votes.per_person
+    thumbs = collected.thumbs if context.config.learns_from_thumbs else []
+    taken = {t.id for run in context.run.earlier() for t in thumbs_of(run)}
     held = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in aside}
     votes: list[Judgement] = []
     dropped, used = Counter(collected.dropped), Counter[str]()
     for j in collected.judgements:
         if j.annotator in label.without:
             dropped["of annotators in label.without"] += 1
-        elif _opinion(j) in before:
+        elif opinion(j) in before:
             dropped["used in an earlier round"] += 1
         elif j.item in held:
             dropped["about a held-out prompt"] += 1
@@ -209,18 +239,28 @@ def _new(collected: Collected, context: Context, label: LabelConfig) -> Collecte
         else:
             used[j.annotator] += 1
             votes.append(j)
+    dropped[ON_ONE] -= len(thumbs)
+    given, liked = Counter[str](), []
+    for t in thumbs:
+        if t.annotator in label.without:
+            dropped["of annotators in label.without"] += 1
+        elif t.id in taken:
+            dropped["used in an earlier round"] += 1
+        elif Prompt.of(t.prompt.messages).id in aside:
+            dropped["about a held-out prompt"] += 1
+        elif given[str(t.annotator)] >= most:
+            dropped[f"beyond {most} thumbs of one person"] += 1
+        else:
+            given[str(t.annotator)] += 1
+            liked.append(t)
     items = {j.item for j in votes}
     return Collected(
         items=[item for item in collected.items if item.id in items],
         judgements=votes,
+        thumbs=liked,
         refusals=[r for r in collected.refusals if r.vote not in refused and r.annotator not in label.without],
         dropped=+dropped,
     )
-
-
-def _opinion(judgement: Judgement) -> tuple[str, str, str]:
-    """What stays the same when a person changes a judgement."""
-    return judgement.item, judgement.annotator, judgement.criterion
 
 
 def _listed(dropped: Mapping[str, int]) -> str:

@@ -24,8 +24,8 @@ from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
-from trimtab.pipeline.vote_files import MEASURED, REFUSALS, WrongRefusal, measure
-from trimtab.records import Comparison, Judgement, Preference, read_records, write_records
+from trimtab.pipeline.vote_files import MEASURED, REFUSALS, THUMBS, WrongRefusal, measure, thumbs_of
+from trimtab.records import Comparison, Judgement, Preference, Rating, read_records, write_records
 from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
@@ -91,7 +91,7 @@ def withdraw(
     config = load_recipe(path / "config.yaml")
     with run.lock(), interruptible() as stopping:
         rounds = [r for r in run.rounds() if r.number == 1 or _is_done(r, "label")]
-        counts = {r.number: Counter(j.annotator for j in _judgements(r)) for r in rounds}
+        counts = {r.number: Counter(str(v.annotator) for v in (*_judgements(r), *thumbs_of(r))) for r in rounds}
         _check_known(run, annotators, counts)
         out = out or _beside(path.resolve(), annotators)
         changes = [
@@ -207,6 +207,9 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
     if (label / REFUSALS).is_file():  # votes came with their texts
         refusals = [r for r in read_records(label / REFUSALS, WrongRefusal) if r.annotator not in annotators]
         write_records(label / REFUSALS, refusals)
+        if (label / THUMBS).is_file():
+            thumbs = [t for t in read_records(label / THUMBS, Rating) if t.annotator not in annotators]
+            write_records(label / THUMBS, thumbs)
         judged = {j.item for j in judgements}
         items = [item for item in read_records(label / "comparisons.jsonl", Comparison) if item.id in judged]
         write_records(label / "comparisons.jsonl", items)

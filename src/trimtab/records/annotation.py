@@ -297,6 +297,7 @@ def rating_of(task: Task, submission: Submission) -> Rating | None:
         good=submission.good,
         source=submission.source,
         annotator=submission.annotator,
+        reason="" if submission.good else submission.reason,
     )
 
 

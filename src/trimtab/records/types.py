@@ -277,6 +277,8 @@ class Rating(Record):
     """Where the label came from."""
     annotator: str | None = None
     """Pseudonym of who gave it, where known."""
+    reason: str = ""
+    """Why the answer is bad, where that was asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

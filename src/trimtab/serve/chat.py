@@ -4,15 +4,15 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from jinja2 import ChoiceLoader, FileSystemLoader
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -74,6 +74,12 @@ class ChatPage:
     """Hash of the terms."""
     consents: "Rate" = field(default_factory=lambda: Rate(most=30, seconds=60.0))
     """People who may agree, all together."""
+    home: str = "/chat"
+    """Where the link leads."""
+    temperature: float = TEMPERATURE
+    """Of the answers."""
+    on_vote: Callable[[], None] = lambda: None
+    """Called after each vote is stored."""
 
     def __post_init__(self) -> None:
         self.terms = TERMS.format(licence=self.licence)
@@ -88,6 +94,20 @@ class ChatPage:
     def visitor_cookie(self) -> str:
         """Name of the cookie with the visitor's secret."""
         return f"trimtab_visitor_{self.votes.store.project_id}"
+
+    def allow(self, request: Request) -> None:
+        """Refuse somebody who does not have the link.
+
+        Raises:
+            ApiError: 401.
+        """
+        if not same(request.cookies.get(self.page_cookie, ""), self.key):
+            raise ApiError(401, "open the link that the server printed when it was started", code="no_page_key")
+
+    async def visitor(self, request: Request) -> int | None:
+        """Who asks; None: somebody who has not agreed to the terms."""
+        secret = request.cookies.get(self.visitor_cookie, "")
+        return await run_in_threadpool(self.votes.visitor, secret, self.version) if secret else None
 
     @property
     def pair(self) -> tuple[Served, Served] | None:
@@ -195,6 +215,13 @@ def belongs_to_page(path: str) -> bool:
     return path == "/chat" or path.startswith(("/chat/", "/static/"))
 
 
+def page_templates() -> Environment:
+    """Renders the pages of this package, in the frame of the annotation app."""
+    pages = page_environment("")
+    pages.loader = ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(WEB / "templates")])
+    return pages
+
+
 def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, public: str = "") -> None:
     """Add the page to the app of the API.
 
@@ -207,17 +234,8 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     app.add_middleware(PageGuard, hosts=hosts, public=public)
     app.mount("/static", StaticFiles(directory=WEB / "static"))
     app.mount("/chat/static", StaticFiles(directory=HERE / "static"))
-    pages = page_environment("")
-    pages.loader = ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(WEB / "templates")])
+    pages = page_templates()
     router = APIRouter(include_in_schema=False)
-
-    def allowed(request: Request) -> None:
-        if not same(request.cookies.get(page.page_cookie, ""), page.key):
-            raise ApiError(401, "open the link that the server printed when it was started", code="no_page_key")
-
-    async def visitor(request: Request) -> int | None:
-        secret = request.cookies.get(page.visitor_cookie, "")
-        return await run_in_threadpool(page.votes.visitor, secret, page.version) if secret else None
 
     def cookie(answer: Response, name: str, value: str) -> Response:
         answer.set_cookie(name, value, max_age=YEAR, httponly=True, samesite="lax", secure=page.secure, path="/chat")
@@ -227,12 +245,12 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     def enter(key: str) -> Response:
         if not same(key, page.key):
             raise ApiError(401, "this link is not known; the server prints a new one each time it is started")
-        return cookie(RedirectResponse("/chat", status_code=303), page.page_cookie, key)
+        return cookie(RedirectResponse(page.home, status_code=303), page.page_cookie, key)
 
     @router.get("/chat")
     async def show(request: Request) -> HTMLResponse:
-        allowed(request)
-        agreed = await visitor(request) is not None
+        page.allow(request)
+        agreed = await page.visitor(request) is not None
         return page_in(
             pages, request, "chat.html", title="trimtab", agreed=agreed, version=page.version, terms=page.terms,
             reasons=",".join(REASONS), comparable=page.pair is not None,
@@ -241,25 +259,26 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
 
     @router.post("/chat/answer")
     async def answer(request: Request, question: Question) -> Response:
-        allowed(request)
-        return await unless_gone(request.receive, _answer(page, question, await visitor(request)))
+        page.allow(request)
+        return await unless_gone(request.receive, _answer(page, question, await page.visitor(request)))
 
     @router.post("/chat/vote")
     async def vote(request: Request, given: Vote) -> Response:
-        allowed(request)
-        person = await visitor(request)
+        page.allow(request)
+        person = await page.visitor(request)
         if person is None:
             raise ApiError(403, "votes are stored of people who agreed to the terms; agree on the page first")
         ballot = Ballot(token=given.token, key=given.key, good=given.good, reason=given.reason, choice=given.choice)
         try:
             new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)
-            return JSONResponse({"stored": True, "new": new})
         except ConflictError as error:
             raise ApiError(409, str(error), code="conflict") from None
+        page.on_vote()
+        return JSONResponse({"stored": True, "new": new})
 
     @router.post("/chat/consent")
     async def consent(request: Request, given: Consent) -> Response:
-        allowed(request)
+        page.allow(request)
         if given.version != page.version:
             raise ApiError(409, "the terms have changed since; reload the page and read them again", code="conflict")
         if not page.consents.take():
@@ -270,7 +289,7 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
 
     @router.post("/chat/withdraw")
     async def withdraw(request: Request, given: Code) -> Response:
-        allowed(request)
+        page.allow(request)
         done = await run_in_threadpool(page.votes.withdraw, given.code)
         answer = JSONResponse(
             {
@@ -290,33 +309,36 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
 
 
 async def _answer(page: ChatPage, question: Question, person: int | None) -> Response:
-    exchange = await _start(page, question, person)
-    return EventStream(exchange.events(), exchange.leave)
-
-
-async def _start(page: ChatPage, question: Question, person: int | None) -> "_Exchange":
-    """Check a question and queue its answers.
-
-    Raises:
-        ApiError: it cannot be answered.
-    """
-    service, turns = page.service, tuple(m.message for m in question.messages)
+    turns = tuple(m.message for m in question.messages)
     if turns[-1].role != "user":
         raise DataError("the last turn of the conversation is not the user's")
     if question.compare and page.pair is None:
         raise DataError("this server has one model, so there is nothing to compare")
-    models = list(page.pair) if question.compare and page.pair else [next(iter(service.models.values()))]
+    models = list(page.pair) if question.compare and page.pair else [next(iter(page.service.models.values()))]
+    exchange = await start(page, turns, models, person)
+    return EventStream(exchange.events(), exchange.leave)
+
+
+async def start(page: ChatPage, turns: Sequence[Message], models: Sequence[Served], person: int | None) -> "Exchange":
+    """Check a conversation and queue an answer of each model; a model that is named twice gives two.
+
+    Raises:
+        ApiError: it cannot be answered.
+    """
+    service = page.service
     with service.worker.reserve(len(models)):
         encoded = [await service.encoded(model, turns) for model in models]
         verdict = await service.checked(turns)
         order = list(range(len(models)))
         secrets.SystemRandom().shuffle(order)
-        exchange = _Exchange(page=page, turns=turns, models=models, order=order, person=person, verdict=verdict)
+        exchange = Exchange(
+            page=page, service=service, turns=turns, models=models, order=order, person=person, verdict=verdict
+        )
         if verdict is not None and verdict.flagged:
             return exchange
         for model, tokens in zip(models, encoded, strict=True):
             longest = min(service.settings.default_tokens, model.backbone.chat.context - len(tokens))
-            settings = AnswerSettings(temperature=TEMPERATURE, max_new_tokens=longest)
+            settings = AnswerSettings(temperature=page.temperature, max_new_tokens=longest)
             seed = secrets.randbelow(2**31)
             exchange.jobs.append(service.submit(model, turns, tokens, settings, seed=seed))
             exchange.seeds.append(seed)
@@ -325,12 +347,14 @@ async def _start(page: ChatPage, question: Question, person: int | None) -> "_Ex
 
 
 @dataclass(kw_only=True)
-class _Exchange:
-    """One question, and the answers of one or two models to it."""
+class Exchange:
+    """One conversation, and the answers of one or two models to it."""
 
     page: ChatPage
+    service: Service
+    """Answers, also when the page has another one by now."""
     turns: Sequence[Message]
-    models: list[Served]
+    models: Sequence[Served]
     order: list[int]
     """``order[p]``: which of the models stands at place p of the screen."""
     person: int | None
@@ -339,66 +363,80 @@ class _Exchange:
     jobs: list[Job] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     longest: list[int] = field(default_factory=list)
+    texts: list[str] = field(init=False)
+    """The answers, in the order of the models."""
+    reasons: list[FinishReason | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts, self.reasons = ["" for _ in self.models], [None for _ in self.models]
 
     def leave(self) -> None:
         """Draw no further."""
         for job in self.jobs:
-            self.page.service.worker.cancel(job)
+            self.service.worker.cancel(job)
 
-    async def events(self) -> AsyncGenerator[bytes]:
-        """Pieces of text with their place on the screen; at the end the answers, and a token for a vote."""
-        texts = ["" for _ in self.models]
-        reasons: list[FinishReason | None] = [None for _ in self.models]
-        if self.jobs:
-            try:
-                async for number, update in _merged(self.jobs):
-                    texts[number] += update.text
-                    reasons[number] = update.finish_reason or reasons[number]
-                    if update.text:
-                        yield event({"place": self.order.index(number), "text": update.text})
-            except ApiError as error:
-                self.leave()
-                yield event(error.body)
-                return
-        for number, reason in enumerate(reasons):
+    async def pieces(self) -> AsyncIterator[tuple[int, str]]:
+        """Pieces of text with their place on the screen, until the answers are complete.
+
+        Raises:
+            ApiError: one of them cannot go on.
+        """
+        async for number, update in _merged(self.jobs):
+            self.texts[number] += update.text
+            self.reasons[number] = update.finish_reason or self.reasons[number]
+            if update.text:
+                yield self.order.index(number), update.text
+        for number, reason in enumerate(self.reasons):
             blocked_by = self.jobs[number].guarded[0].verdict if self.jobs else self.verdict
             if reason in (None, "content_filter") and blocked_by is not None:
-                texts[number], reasons[number] = refusal_text(blocked_by), "content_filter"
+                self.texts[number], self.reasons[number] = refusal_text(blocked_by), "content_filter"
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The pieces as events; at the end the answers, and a token for a vote."""
         try:
-            token = await run_in_threadpool(self._expose, texts, reasons)
+            async for place, text in self.pieces():
+                yield event({"place": place, "text": text})
+        except ApiError as error:
+            self.leave()
+            yield event(error.body)
+            return
+        try:
+            yield event(await self.end())
         except TrimtabError as error:
             yield event(of_trimtab(error).body)
-            return
-        shown = await run_in_threadpool(render_all, [texts[number] for number in self.order])
+
+    async def end(self) -> dict[str, Any]:
+        """The complete answers as they stand on the screen; the exposure is stored, and ``token`` is for a vote."""
+        token = await run_in_threadpool(self._expose)
+        shown = await run_in_threadpool(render_all, [self.texts[number] for number in self.order])
         answers = [
             {
-                "text": texts[number],
+                "text": self.texts[number],
                 "html": html,
-                "finish_reason": reasons[number],
-                "blocked": reasons[number] == "content_filter",
+                "finish_reason": self.reasons[number],
+                "blocked": self.reasons[number] == "content_filter",
             }
             for number, html in zip(self.order, shown, strict=True)
         ]
-        yield event({"answers": answers, "token": token})
+        return {"answers": answers, "token": token}
 
-    def _expose(self, texts: Sequence[str], reasons: Sequence[FinishReason | None]) -> str | None:
+    def _expose(self) -> str | None:
         if self.person is None:
             return None
-        service = self.page.service
         completions = tuple(
             Completion(
                 text=text.strip(), model=model.name, finish_reason=None if reason == "content_filter" else reason
             )
-            for text, model, reason in zip(texts, self.models, reasons, strict=True)
+            for text, model, reason in zip(self.texts, self.models, self.reasons, strict=True)
         )
         details = {
             "checkpoints": [model.checkpoint for model in self.models],
             "seeds": self.seeds,
-            "temperature": TEMPERATURE,
+            "temperature": self.page.temperature,
             "max_new_tokens": self.longest,
-            "blocked": [reason == "content_filter" for reason in reasons],
+            "blocked": [reason == "content_filter" for reason in self.reasons],
             "unchecked_assistant_turns": sum(turn.role == "assistant" for turn in self.turns),
-            "guard": None if service.guard is None else service.guard.version,
+            "guard": None if self.service.guard is None else self.service.guard.version,
         }
         shown = Shown(
             prompt=Prompt.of(tuple(self.turns)), completions=completions, order=tuple(self.order), details=details

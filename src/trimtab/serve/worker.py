@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from trimtab.records import Message
-from trimtab.rollout.engine import Answer, Drawn, StepEngine, TokenLogprobs
+from trimtab.rollout.engine import Answer, Drawn, TokenLogprobs
 from trimtab.serve.errors import ApiError
 from trimtab.serve.guarding import Guard, GuardedAnswer, Verdict
 from trimtab.serve.metrics import Metrics
@@ -118,6 +118,60 @@ class Job:
             pass
 
 
+class Engine(Protocol):
+    """What the worker steps: :class:`~trimtab.rollout.engine.StepEngine`, or another engine behind the same seam.
+
+    All calls come from one thread. An answer's settings, its random stream and its tokens are in the
+    :class:`~trimtab.rollout.engine.Answer` itself, which the engine fills; equal streams give equal answers, whatever
+    else runs.
+    """
+
+    @property
+    def slots(self) -> int:
+        """Answers that run at the same time."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence, prompt included."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Answers that have a slot."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Answers without a slot."""
+        ...
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the key-value cache."""
+        ...
+
+    def add(self, prompt_tokens: Sequence[int], answers: Sequence[Answer]) -> None:
+        """Queue answers to one prompt; ``answer.started`` becomes True when an answer gets a slot."""
+        ...
+
+    def cancel(self, answer: Answer) -> None:
+        """Draw an answer no further, queued or running; its slot is free at the next step. Unknown ones are ignored."""
+        ...
+
+    def step(self) -> list[Drawn]:
+        """Draw at most one token of each running answer; the last one of an answer has its ``finish_reason``.
+
+        ``text`` is whole characters only and never the beginning of a stop string. ``state`` is None where the engine
+        records none; a guard then cannot check the answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; answers that run are lost."""
+        ...
+
+
 class Worker:
     """Steps the engines while there is something to draw.
 
@@ -127,7 +181,7 @@ class Worker:
         metrics: told what happens.
     """
 
-    def __init__(self, engines: Mapping[str, StepEngine], *, queue: int, metrics: Metrics) -> None:
+    def __init__(self, engines: Mapping[str, Engine], *, queue: int, metrics: Metrics) -> None:
         self.engines, self.queue, self.metrics = engines, queue, metrics
         self._jobs: dict[Answer, tuple[Job, int]] = {}
         self._condition = threading.Condition()
@@ -256,7 +310,7 @@ class Worker:
                 self.metrics.success.labels(job.model, "abort").inc()
         self._gauge(job.model)
 
-    def _step(self, name: str, engine: StepEngine) -> None:
+    def _step(self, name: str, engine: Engine) -> None:
         drawn = engine.step()
         now = time.perf_counter()
         running = sum(each.running for each in self.engines.values())

@@ -1,45 +1,12 @@
 // The chat page: streams answers and sends votes. No library, no build. Answers arrive as text; once complete, the
 // server sends them rendered, with everything in them made harmless (as on the annotation page).
-"use strict";
+import { byId, choices, chooseByKey, eventsOf, make, phrase, reasonOf, send, terms, votes } from "./votes.js";
 
 const root = document.getElementById("chat");
-const words = JSON.parse(document.body.dataset.strings);
-const phrase = (key, values = {}) => (words[key] || key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
-const byId = (id) => document.getElementById(id);
 const log = byId("log");
 let turns = [];
 let running = null; // of the request that is being answered
 let pending = null; // a comparison that waits for a choice: the conversation goes on with the chosen answer
-
-function make(tag, className, text) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
-
-const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
-
-async function send(path, content, signal) {
-  return fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(content), signal });
-}
-
-async function reasonOf(answer) {
-  try { return (await answer.json()).error.message; } catch { return `HTTP ${answer.status}`; }
-}
-
-// Calls `take` with each event of a stream.
-async function eventsOf(answer, take) {
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) take(JSON.parse(part.slice("data: ".length)));
-  }
-}
 
 function showTurn(role, label) {
   const turn = make("div", `turn ${role}`);
@@ -106,7 +73,7 @@ function finish(row, places, end, compare) {
   if (compare) pending = comparison;
   else turns.push({ role: "assistant", content: end.answers[0].text });
   const blocked = end.answers.some((answer) => answer.blocked);
-  row.after(compare && !blocked ? choices(end.token, comparison) : thumbs(end.token, blocked));
+  row.after(compare && !blocked ? choices(end.token, (choice) => settle(choice, comparison)) : thumbs(end.token, blocked));
 }
 
 // The conversation goes on with one of two answers, unless it has gone on since this comparison.
@@ -114,35 +81,6 @@ function settle(choice, comparison = pending) {
   if (!pending || pending !== comparison) return;
   turns.push({ role: "assistant", content: pending.answers[choice === "right" ? 1 : 0].text });
   pending = null;
-}
-
-function votes(token, fill) {
-  const box = make("div", "votes");
-  const status = make("p", "hint");
-  status.setAttribute("role", "status");
-  const keys = new Map(); // the same vote keeps its key, so that sending it again stores it once
-  let stored = false;
-  const vote = async (button, content, then) => {
-    if (stored) return;
-    if (!token) { status.textContent = phrase("js.chat.agree_first"); then?.(); return; }
-    const name = JSON.stringify(content);
-    if (!keys.has(name)) keys.set(name, newKey());
-    try {
-      const answer = await send("/chat/vote", { token, key: keys.get(name), ...content });
-      if (!answer.ok) throw new Error(await reasonOf(answer));
-      stored = true;
-      button.setAttribute("aria-pressed", "true");
-      for (const other of box.querySelectorAll("button")) other.disabled = true;
-      status.textContent = phrase("js.chat.saved");
-      then?.();
-    } catch (error) {
-      const reason = error instanceof TypeError ? phrase("js.chat.offline") : error.message;
-      status.textContent = phrase("js.chat.not_saved", { reason });
-    }
-  };
-  fill(box, vote);
-  box.append(status);
-  return box;
 }
 
 // A blocked answer is the guard's, so the only vote on it is that the refusal was wrong.
@@ -175,20 +113,6 @@ function thumbs(token, blocked) {
   });
 }
 
-function choices(token, comparison) {
-  return votes(token, (box, vote) => {
-    box.classList.add("choices-of-pair");
-    box.append(make("p", "hint", phrase("js.chat.choose")));
-    ["left", "right", "tie", "both_bad"].forEach((choice, number) => {
-      const button = make("button", "", "");
-      button.append(make("kbd", "", String(number + 1)), ` ${phrase(`js.chat.${choice}`)}`);
-      button.dataset.choice = choice;
-      button.onclick = () => vote(button, { choice }, () => settle(choice, comparison));
-      box.append(button);
-    });
-  });
-}
-
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = byId("message").value.trim();
@@ -206,30 +130,9 @@ byId("message").addEventListener("keydown", (event) => {
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running) running.abort();
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(textarea|input)$/i.test(event.target.tagName)) return;
-  const boxes = log.querySelectorAll(".choices-of-pair");
-  const button = boxes[boxes.length - 1]?.querySelectorAll("button")[Number(event.key) - 1];
-  if (button && !button.disabled) button.click();
+  chooseByKey(event, log);
 });
 
 byId("stop").onclick = () => running?.abort();
 byId("new").onclick = () => { running?.abort(); turns = []; pending = null; log.replaceChildren(); byId("message").focus(); };
-byId("agree").onchange = () => { byId("consent").disabled = !byId("agree").checked; };
-
-byId("consent").onclick = async () => {
-  const answer = await send("/chat/consent", { version: root.dataset.version });
-  if (answer.ok) location.reload();
-  else byId("withdrawn").textContent = await reasonOf(answer);
-};
-
-byId("withdrawal").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const answer = await send("/chat/withdraw", { code: event.target.elements.code.value.trim() });
-  if (!answer.ok) { byId("withdrawn").textContent = await reasonOf(answer); return; }
-  const { votes: count, exposures, exports, runs } = await answer.json();
-  const about = exports.length ? phrase("js.chat.exports", { list: exports.join(", ") }) : phrase("js.chat.no_exports");
-  const trained = runs.length ? ` ${phrase("js.chat.runs", { list: runs.join(", ") })}` : "";
-  byId("withdrawn").textContent = phrase("js.chat.withdrawn", { votes: count, exposures, exports: about }) + trained;
-  byId("agreed").hidden = true;
-  byId("unagreed").hidden = false;
-});
+terms();
