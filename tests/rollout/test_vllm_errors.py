@@ -188,6 +188,12 @@ def test_a_vllm_that_is_too_old(vllm: Any):
         make_sampler(tiny_backbone(), SamplerConfig(engine="vllm"))
 
 
+def test_several_ranks_are_refused(vllm: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match=r"several ranks train together.*set sampler\.engine: local"):
+        make_sampler(tiny_backbone(), SamplerConfig(engine="vllm"))
+
+
 def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"cannot be imported .*environment of its own.*or set engine: local"):

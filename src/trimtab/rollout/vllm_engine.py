@@ -17,7 +17,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -144,9 +144,10 @@ class VllmEngine:
             return [result.outputs[0] for result in results]
 
     def close(self) -> None:
-        """Free its memory."""
+        """Free its memory. vLLM leaves the process's distributed group as well."""
         self.failure = "was closed"
-        self._llm.llm_engine.engine_core.shutdown()
+        with suppress(Exception):  # what has failed may fail again
+            self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
 
     @contextmanager
@@ -177,9 +178,14 @@ def shared_engine(backbone: Backbone, slots: int) -> VllmEngine:
     An engine with more slots serves too.
 
     Raises:
-        ConfigError: vLLM is not installed, or too old.
+        ConfigError: vLLM is not installed or too old, or several ranks train together.
         ModelError: vLLM cannot run this model here.
     """
+    if not _current and torch.distributed.is_initialized():
+        raise ConfigError(
+            "sampler.engine is 'vllm' and several ranks train together, whose connections vLLM would close with its "
+            "engine; set sampler.engine: local, or scale.kind: inline"
+        )
     vllm = _import()
     with tempfile.TemporaryDirectory(prefix="trimtab-vllm-") as folder:
         key = _write_shape(backbone, Path(folder))
@@ -193,13 +199,13 @@ def shared_engine(backbone: Backbone, slots: int) -> VllmEngine:
 
 
 def checkpoint_weights(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
-    """Copies of a trunk's weights under the names of its checkpoint, a tied output projection included.
+    """Copies of a trunk's weights, at its precision, under the names of its checkpoint, a tied head included.
 
     vLLM says nothing about a weight that is missing, and keeps the one it has.
     """
     for name, parameter in backbone.model.named_parameters(remove_duplicate=False):
         if ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), parameter.detach().clone()
+            yield name.replace(".base_layer.", "."), parameter.detach().to(backbone.dtype, copy=True)
 
 
 def cache_bytes(backbone: Backbone, slots: int) -> int:
