@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_emptied_is_an_error(sampler: Any):
 
 
 def test_weights_of_another_version_are_noticed(sampler: Any):
-    stir(Engine.role.trainable(Engine.role.backbone, "other", AdapterConfig(rank=2), seed=0))
+    stir(Role.trainable(Engine.role.backbone, "other", AdapterConfig(rank=2), seed=0))
     Engine.role = Role(Engine.role.backbone, adapter="other")  # the engine's, while the learner has the trunk
     with pytest.raises(EngineError, match=r"by [\d.]+ nats per token in answers drawn with weights of version 3"):
         sampler.generate(prompts(2), adapter=None, seed=0, weight_version=3)
@@ -196,5 +196,7 @@ def test_several_ranks_are_refused(vllm: Any, monkeypatch: pytest.MonkeyPatch):
 
 def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match=r"cannot be imported .*environment of its own.*or set engine: local"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be imported .*environment of its own: pip install -e .*set engine: local"
+    ):
         make_sampler(tiny_backbone(), SamplerConfig(engine="vllm"))

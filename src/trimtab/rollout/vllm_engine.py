@@ -26,7 +26,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from trimtab.errors import ConfigError, EngineError, ModelError, install_hint
+from trimtab.errors import ConfigError, EngineError, ModelError
 from trimtab.models import Backbone
 
 OLDEST = "0.32"
@@ -236,9 +236,9 @@ def _import() -> Any:
     try:
         vllm: Any = import_module("vllm")  # not `import vllm`: a type checker takes that for this package's file
     except ImportError as error:
-        hint = f"{install_hint('vllm')}, in an environment of its own (see docs/how-to/install.md)"
         raise ConfigError(
-            f"sampler.engine is 'vllm' but vLLM cannot be imported ({_brief(error)}); {hint}, or set engine: local"
+            f"sampler.engine is 'vllm' but vLLM cannot be imported ({_brief(error)}); run in trimtab's folder, in an "
+            "environment of its own: pip install -e '.[vllm]' (on a CPU: make vllm), or set engine: local"
         ) from None
     if Version(vllm.__version__) < Version(OLDEST):
         raise ConfigError(
