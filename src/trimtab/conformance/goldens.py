@@ -341,6 +341,12 @@ GOLDENS: dict[str, Golden] = {
         inputs=_SAMPLED | {"cap": 5.0, "level": "sequence"}, expected=(3.0, 3.0, 0.0, 0.0, 0.0, 0.0),
         ours=algos.masked_importance_weights,
     ),
+    "effective sample share": Golden(
+        inputs=_SAMPLED, expected=(12.5**2 / (5 * 50.25),), ours=algos.effective_sample_share
+    ),
+    "effective sample share, of answers": Golden(
+        inputs=_SAMPLED | {"level": "sequence"}, expected=(0.9,), ours=algos.effective_sample_share
+    ),
     "high entropy": Golden(  # the third of five is the limit
         inputs={"entropies": t(0.3, 2.0, 9.0, 0.1, 1.0, 0.5).view(2, 3),
                 "response_mask": torch.tensor([[True, True, False], [True, True, True]]), "share": 0.6},

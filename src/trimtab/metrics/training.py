@@ -276,6 +276,17 @@ TRAINING: Mapping[str, Metric] = {
         act="Above that, see `mismatch`: the sampler's precision or kernels are too different.",
         where="policy gradients with `importance_beyond: mask`",
     ),
+    "importance_ess": Metric(
+        title="Effective sample size",
+        meaning="(Σ ρ)² / (n·Σ ρ²) of the ratios ρ = π_trainer/π_sampler before they are capped, over tokens, or over "
+        "answers with `align.importance_level: sequence`. The share of the samples that would say as much if sampler "
+        "and trainer agreed.",
+        unit="share",
+        good="above 0.99 with vLLM in float32, above 0.9 in bfloat16",
+        act="If it falls, a few tokens have most of the weight: see `mismatch`, and raise the sampler's precision. "
+        "`align.importance_beyond: mask` leaves such tokens out.",
+        where="policy gradients with `importance_cap`",
+    ),
     "reward_scale": Metric(
         title="Reward scale",
         meaning="Standard deviation of all scores so far, by which scores are divided (`align.running_scale`).",
@@ -415,8 +426,8 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Mean |log π_trainer − log π_sampler| per token before the first update.",
         unit="nats per token",
         good="below 0.001 with the local sampler, below 0.05 with vLLM or lower precision",
-        act="If larger, sampler and trainer disagree about the model: check precision, temperature and chat template; "
-        "with an external sampler set `importance_cap`.",
+        act="If larger, sampler and trainer disagree about the model: check precision, temperature and chat template, "
+        "and set `importance_cap` (with vLLM it is set unless you say otherwise).",
         where="online methods",
     ),
     "clip_fraction": Metric(

@@ -46,12 +46,13 @@ class Storage:
     frozen: int = 4
     """Bytes of a frozen weight, and of a number in the cache of keys and values."""
     packed: bool = True
-    """True: drawing answers needs a copy of the weights that is laid out for a processor."""
+    """True: drawing answers needs a copy of the weights, laid out for a processor or held by vLLM."""
 
     @classmethod
-    def of(cls, config: ModelConfig, *, accelerator: bool = False) -> "Storage":
-        """As a model is held on a processor, or on an accelerator."""
-        return cls(frozen=2 if config.frozen_precision == "bfloat16" else 4, packed=not accelerator)
+    def of(cls, config: ModelConfig, *, accelerator: bool = False, engine: str = "local") -> "Storage":
+        """As a model is held on a processor, or on an accelerator, by the engine that draws its answers."""
+        packed = not accelerator or engine == "vllm"
+        return cls(frozen=2 if config.frozen_precision == "bfloat16" else 4, packed=packed)
 
 
 def fit_memory(config: RunConfig) -> RunConfig:
@@ -155,7 +156,8 @@ def stage_gb(
         accelerator: True: its model is on an accelerator.
     """
     context = _model(config, section).context
-    storage = Storage.of(_model(config, section), accelerator=accelerator)
+    engine = section.sampler.engine if isinstance(section, OnlineConfig) else "local"
+    storage = Storage.of(_model(config, section), accelerator=accelerator, engine=engine)
     tokens = max(tokens or section.micro_batch_tokens, largest_sample(config, section))
     full = section.adapter.kind == "full"
     weights = 4 * shape["parameters"]
@@ -196,7 +198,7 @@ def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *
     shape = model_shape(config.model)
     slots = sampler.slots if answers is None else min(sampler.slots, answers)
     full = any(section.adapter.kind == "full" for _, section in _sections(config))
-    storage = Storage.of(config.model, accelerator=accelerator)
+    storage = Storage.of(config.model, accelerator=accelerator, engine=sampler.engine)
     held = (storage.frozen + (4 if full else 0)) * shape["parameters"] + _reward_model(config)
     drawing = _sampling(shape, slots, config.model.context, storage, merged=not full)
     return PROCESS + (held + SLACK * max(drawing, _passing(shape))) / 1e9

@@ -219,9 +219,12 @@ def warnings(config: RunConfig) -> list[str]:
     if (
         isinstance(config.align, PolicyGradientConfig)
         and config.align.sampler.engine == "vllm"
-        and config.align.importance_cap is None
+        and config.align.weight_cap is None
     ):
-        lines.append("align.sampler.engine is vllm without align.importance_cap: its log-probabilities differ a little")
+        lines.append(
+            "align.sampler.engine is vllm and align.importance_cap null: its log-probabilities differ a little, and "
+            "nothing corrects for it"
+        )
     if isinstance(config.align, OnlineConfig) and config.align.select != "last":
         candidates = -(-config.align.steps // config.checkpoint_every) + 1
         if candidates < 6:

@@ -10,6 +10,7 @@ def make_sampler(backbone: Backbone, config: SamplerConfig) -> Sampler:
     """The sampler that ``config.engine`` names.
 
     Raises:
-        ConfigError: it is vLLM, which is not installed.
+        ConfigError: it is vLLM, which is not installed or too old.
+        ModelError: it is vLLM, which cannot run this model here.
     """
     return VllmSampler(backbone, config) if config.engine == "vllm" else LocalSampler(backbone, config)

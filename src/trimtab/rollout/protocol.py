@@ -19,8 +19,8 @@ class SamplerConfig(Config):
     """How answers are drawn."""
 
     engine: Literal["local", "vllm"] = "local"
-    """``local``: with the model in this process. ``vllm``: with vLLM on the same accelerator; its log-probabilities
-    differ a little, so set ``importance_cap`` for training. Tested with a stand-in for vLLM only."""
+    """``local``: with the model in this process. ``vllm``: with a vLLM engine in this process, which holds a copy of
+    the weights and computes a little differently (see ``importance_cap``); tested on CPUs only."""
     temperature: float = Field(default=1.0, ge=0.0)
     """Logits are divided by it; 0 takes the most likely token (its log-probability is then reported at T = 1)."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)

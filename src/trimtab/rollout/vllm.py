@@ -1,59 +1,45 @@
 """Answers from vLLM, by the same protocol as the sampler in this process.
 
-vLLM holds a copy of the weights. Before each batch it receives the policy's, adapter added, under
-their Hugging Face names. Its log-probabilities come from other kernels than the trainer's, so ratios
-should be corrected: set ``align.importance_cap``; the metric ``mismatch`` is the difference.
-
-Written against vLLM's ``LLM.generate``, ``LLM.apply_model`` and ``LLM.reset_prefix_cache``; the
-tests run it with a stand-in for vLLM, not with vLLM.
+vLLM has kernels of its own, so the log-probabilities it reports are not quite the trainer's. Online methods with a
+clipped ratio correct for that (``align.importance_cap``), and log the difference as ``mismatch``. A difference that no
+kernel explains is an error: it means that the engine does not compute with the weights that it was given.
 """
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import Any
 
-from torch import Tensor
+import torch
 
-from trimtab.errors import ConfigError, install_hint
-from trimtab.models import Backbone, FrozenStates
+from trimtab.algos import masked_mean
+from trimtab.errors import EngineError
+from trimtab.models import Backbone, FrozenStates, Role, collate, scatter
 from trimtab.records import Prompt, Rollout
+from trimtab.rollout.drawing import answer_stream
 from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout
+from trimtab.rollout.vllm_engine import shared_engine
+
+CHECKED = 256
+"""Tokens of answers whose log-probabilities are computed again in each batch, at least."""
+
+LIMITS = {torch.float32: 0.01, torch.bfloat16: 0.5}
+"""Largest mean difference of log-probabilities that rounding may cause, in nats per token, by precision."""
 
 
 class VllmSampler:
-    """Samples with a vLLM engine on the same accelerator.
+    """Samples with vLLM in this process.
 
     Args:
         backbone: whose weights, tokenizer and context are used.
         config: temperature, lengths; ``slots`` is the most answers decoded at once.
-        memory_share: share of the accelerator's memory that vLLM may take.
 
     Raises:
-        ConfigError: vLLM is not installed.
+        ConfigError: vLLM is not installed, or too old.
+        ModelError: vLLM cannot run this model here.
     """
 
-    def __init__(self, backbone: Backbone, config: SamplerConfig, *, memory_share: float = 0.3) -> None:
-        # The engine runs in this process, so that it reads the weights where they are.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        try:
-            vllm: Any = import_module("vllm")  # not `import vllm`: a type checker takes that for this file
-        except ImportError:
-            raise ConfigError(
-                f"sampler.engine is 'vllm' but vLLM is not installed; {install_hint('vllm')}, or set engine: local"
-            ) from None
+    def __init__(self, backbone: Backbone, config: SamplerConfig) -> None:
         self.backbone, self.config = backbone, config
-        self._params: Callable[..., Any] = vllm.SamplingParams
-        self._engine: Any = vllm.LLM(
-            model=backbone.model.config._name_or_path,
-            max_model_len=backbone.chat.context,
-            max_num_seqs=config.slots,
-            gpu_memory_utilization=memory_share,
-            enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",  # of the distribution drawn from: temperature and top_p applied
-        )
+        self._engine = shared_engine(backbone, config.slots)
 
     def generate(
         self,
@@ -69,58 +55,79 @@ class VllmSampler:
     ) -> list[Rollout]:
         """As :meth:`trimtab.rollout.Sampler.generate`; equal seeds give equal answers as far as vLLM promises.
 
-        vLLM shows no hidden states, so ``states`` and ``value_head`` are not used.
+        vLLM shows no hidden states, so ``states`` and ``value_head`` are not used, and ``progress`` is called once.
+
+        Raises:
+            EngineError: vLLM failed, or computes with other weights than the backbone.
         """
         chat, config = self.backbone.chat, self.config
-        requests, params, first, count = [], [], [], Counter[str]()
+        asked: list[tuple[Prompt, int, list[int]]] = []
+        drawn: Counter[str] = Counter()
         for prompt in prompts:
-            requests.append({"prompt_token_ids": encode_prompt(chat, prompt, config)})
-            first.append(count[prompt.id])  # a prompt given twice gets different answers
-            count[prompt.id] += group
-            params.append(
-                self._params(
-                    n=group,
-                    temperature=config.temperature,
-                    top_p=config.top_p,
-                    max_tokens=config.max_new_tokens,
-                    stop=list(config.stop) or None,
-                    stop_token_ids=sorted(chat.end_tokens),
-                    ignore_eos=True,  # the end tokens above say when an answer ends, here as in training
-                    logprobs=0,  # of the drawn token only
-                    seed=int.from_bytes(hashlib.sha256(f"{seed}|{prompt.id}|{first[-1]}".encode()).digest()[:4], "big"),
+            tokens = encode_prompt(chat, prompt, config)
+            first = drawn[prompt.id]  # a prompt given twice gets different answers
+            drawn[prompt.id] += group
+            asked += [(prompt, index, tokens) for index in range(first, first + group)]
+        if not asked:
+            return []
+        shared = {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.max_new_tokens,
+            "stop": list(config.stop) or None,
+            "stop_token_ids": sorted(chat.end_tokens),
+            "ignore_eos": True,  # the end tokens above say when an answer ends, here as in training
+            "skip_special_tokens": False,  # stop strings are looked for in the same text as by the local sampler
+            "logprobs": 0,  # of the drawn token only
+        }
+        settings = [
+            shared | {"seed": answer_stream(seed, prompt.id, index).getrandbits(32)} for prompt, index, _ in asked
+        ]
+        with self._engine.holding(self.backbone, adapter, weight_version):
+            outputs = self._engine.generate([tokens for *_, tokens in asked], settings, weight_version)
+        rollouts: list[Rollout] = []
+        for (prompt, index, prompt_tokens), output in zip(asked, outputs, strict=True):
+            tokens = list(output.token_ids)
+            rollouts.append(
+                make_rollout(
+                    chat,
+                    config,
+                    prompt,
+                    index=index,
+                    weight_version=weight_version,
+                    prompt_tokens=prompt_tokens,
+                    tokens=tokens,
+                    logprobs=[step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)],
                 )
             )
-        if not requests:
-            return []
-        self._give_weights(adapter)
-        rollouts: list[Rollout] = []
-        results = self._engine.generate(requests, params, use_tqdm=False)
-        for prompt, start, result in zip(prompts, first, results, strict=True):
-            for index, output in enumerate(result.outputs, start):
-                tokens = list(output.token_ids)
-                rollouts.append(
-                    make_rollout(
-                        chat,
-                        config,
-                        prompt,
-                        index=index,
-                        weight_version=weight_version,
-                        prompt_tokens=list(result.prompt_token_ids),
-                        tokens=tokens,
-                        logprobs=[step[token].logprob for step, token in zip(output.logprobs, tokens, strict=True)],
-                    )
-                )
-            if progress is not None:
-                progress(len(rollouts), len(requests) * group)
+        self._check(rollouts, adapter, weight_version)
+        if progress is not None:
+            progress(len(rollouts), len(rollouts))
         return rollouts
 
-    def _give_weights(self, adapter: str | None) -> None:
-        with self.backbone.merged(adapter):
-            weights = [(name.replace(".base_layer.", "."), p.data) for name, p in _plain(self.backbone.model)]
-            self._engine.apply_model(lambda model: model.load_weights(weights))
-        self._engine.reset_prefix_cache()  # keys and values of the old weights
+    @torch.no_grad()
+    def _check(self, rollouts: Sequence[Rollout], adapter: str | None, version: int) -> None:
+        """Compare the log-probabilities of the first answers with the model's.
 
-
-def _plain(model: Any) -> list[tuple[str, Tensor]]:
-    """Weights of the trunk without adapters."""
-    return [(name, p) for name, p in model.named_parameters() if ".lora_" not in name]
+        Nucleus sampling raises all of an answer's by up to −log top_p, which is allowed for.
+        """
+        checked: list[Rollout] = []
+        for rollout in rollouts:
+            checked.append(rollout)
+            if sum(len(r.tokens) for r in checked) >= CHECKED:
+                break
+        batch = collate(
+            [r.prompt_tokens + r.tokens for r in checked],
+            [[False] * len(r.prompt_tokens) + [True] * len(r.tokens) for r in checked],
+            self.backbone.device,
+        )
+        mask = batch.response_mask
+        model = Role(self.backbone, adapter=adapter).logprobs(batch, temperature=self.config.temperature or 1.0)
+        apart = float(masked_mean((model - scatter([r.logprobs for r in checked], mask)).abs(), mask))
+        cut = -torch.tensor(self.config.top_p).log().item()
+        if not apart <= LIMITS[self.backbone.dtype] + cut:  # also where it is not a number
+            raise EngineError(
+                f"vLLM's log-probabilities differ from the model's by {apart:.2g} nats per token in answers drawn with "
+                f"weights of version {version}: it computes with other weights than it was given, or computes this "
+                "architecture differently; set sampler.engine: local"
+            )

@@ -218,7 +218,8 @@ def _check_weights(config: PolicyGradientConfig) -> None:
         )
         if value != usual
     ]
-    if config.importance_cap is None and unused:
+    cap = config.weight_cap
+    if cap is None and unused:
         raise ConfigError(
             f"{unused[0]} and importance_cap is not set: without a cap there are no weights; set importance_cap (2 to "
             "truncate, 5 to mask), or leave the others out"
@@ -228,9 +229,9 @@ def _check_weights(config: PolicyGradientConfig) -> None:
             f"importance_floor is {config.importance_floor:g} and importance_beyond 'truncate', which has no lower "
             "end; set importance_beyond: mask, or leave importance_floor out"
         )
-    if config.importance_cap is not None and config.importance_floor >= config.importance_cap:
+    if cap is not None and config.importance_floor >= cap:
         raise ConfigError(
-            f"importance_floor is {config.importance_floor:g} and importance_cap {config.importance_cap:g}: nothing "
+            f"importance_floor is {config.importance_floor:g} and importance_cap {cap:g}: nothing "
             "lies between them; raise importance_cap"
         )
     if config.overlong_filter and config.missing_eos is not None:

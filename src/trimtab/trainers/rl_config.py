@@ -14,6 +14,9 @@ from trimtab.trainers.guard import GuardConfig
 from trimtab.trainers.learner import OptimizerConfig
 from trimtab.trainers.selection import Select
 
+AUTO_CAP = 2.0
+"""What ``importance_cap: auto`` means with a sampler whose kernels are not the trainer's."""
+
 
 class StepKLConfig(Config):
     """Limits on how far one rollout batch and a whole run move the policy."""
@@ -138,10 +141,11 @@ class PolicyGradientConfig(OnlineConfig):
     """c: for a negative advantage A, a token's loss is at most −c·A (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Weight of the entropy, in nats, in the objective; in the units of the advantages, see ``kl.coefficient``."""
-    importance_cap: float | None = Field(default=None, gt=0.0)
+    importance_cap: Annotated[float, Field(gt=0.0)] | Literal["auto"] | None = "auto"
     """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
-    samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case. None: no
-    weights."""
+    samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case, and with
+    weights their effective sample size as ``importance_ess``. ``auto``: 2 with ``sampler.engine: vllm``, otherwise no
+    weights. None: no weights."""
     importance_level: Literal["token", "sequence"] = "token"
     """With ``importance_cap``: ``token``, each token has its own weight; ``sequence``, all tokens of an answer have the
     product of its tokens' ratios, which is exact without a cap and varies more the longer the answer."""
@@ -167,6 +171,13 @@ class PolicyGradientConfig(OnlineConfig):
     """Hold one of the rewards, a cost, below a limit; None: none. With ``ppo`` this is constrained PPO (Safe RLHF)."""
     ptx: PtxConfig | None = None
     """Add the log-likelihood of conversations to the objective (PPO-ptx); None: not added."""
+
+    @property
+    def weight_cap(self) -> float | None:
+        """The value that ``importance_cap`` means with this sampler; None: no weights."""
+        if self.importance_cap == "auto":
+            return AUTO_CAP if self.sampler.engine == "vllm" else None
+        return self.importance_cap
 
 
 class OpponentConfig(Config):

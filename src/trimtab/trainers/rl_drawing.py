@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from trimtab.algos import group_has_spread
+from trimtab.errors import EngineError
 from trimtab.models import FrozenStates, Role
 from trimtab.models.kernels import kernels
 from trimtab.records import Prompt, Rollout
@@ -101,10 +102,21 @@ class Drawing:
                     return rollouts
             path.unlink(missing_ok=True)
         rollouts = drawn_by_share(self.group, f"{phase} of step {step.number + 1}", prompts, draw, answers=group)
+        self._check_version(step, phase, rollouts)
         kernels().after_sampling()
         if path is not None:
             save_rollouts(path, rollouts, states)
         return rollouts
+
+    def _check_version(self, step: Step, phase: str, rollouts: Sequence[Rollout]) -> None:
+        """Refuse answers that a sampler drew with other weights than the learner's."""
+        others = [r for r in rollouts if r.weight_version != self.learner.steps]
+        if others:
+            raise EngineError(
+                f"{len(others)} of {len(rollouts)} {phase} of step {step.number + 1} were drawn with weights of "
+                f"version {others[0].weight_version} (first: {others[0].id}) but the learner has version "
+                f"{self.learner.steps}; give the sampler the learner's weights before each batch"
+            )
 
     def _value_head(self) -> ValueHead | None:
         """The critic's head if it reads the policy's own states."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, pvariance
 
-from trimtab.algos import DualAscent, explained_variance, kl_k1, masked_mean, masked_sum
+from trimtab.algos import DualAscent, effective_sample_share, explained_variance, kl_k1, masked_mean, masked_sum
 from trimtab.trainers.learner import Metrics
 from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
 from trimtab.trainers.rollout_batch import RolloutBatch
@@ -52,6 +52,11 @@ def describe(
         more["filtered"] = sum(r.finish_reason != "stop" for r in answered) / n
     if isinstance(config, PolicyGradientConfig) and config.importance_beyond == "mask" and batch.importance is not None:
         more["importance_masked"] = float(masked_mean(batch.importance == 0, mask))
+    if isinstance(config, PolicyGradientConfig) and batch.importance is not None and answered:
+        level = config.importance_level
+        more["importance_ess"] = float(
+            effective_sample_share(batch.old_logprobs, batch.sampled_logprobs, mask, level=level)
+        )
     names = sorted({name for r in answered for name in r.rewards})
     mean = sum(totals) / max(len(totals), 1)
     return {

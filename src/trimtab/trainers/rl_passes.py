@@ -67,7 +67,7 @@ def run_passes(
     sampled = scatter([r.logprobs for r in rollouts], mask)
     known, values, recomputed, entropies = (torch.zeros_like(sampled) for _ in range(4))
     gradient = config if isinstance(config, PolicyGradientConfig) else None
-    weighted = gradient is not None and gradient.importance_cap is not None
+    weighted = gradient is not None and gradient.weight_cap is not None
     top = None if gradient is None else gradient.entropy_top
     last_values = None
     if isinstance(config, PpoConfig) and config.bootstrap_cut:
@@ -114,8 +114,8 @@ def run_passes(
 
 def _weights(config: PolicyGradientConfig, recomputed: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
     """Importance weights as the settings ask for them."""
-    assert config.importance_cap is not None
-    limits = {"cap": config.importance_cap, "level": config.importance_level}
+    assert config.weight_cap is not None
+    limits = {"cap": config.weight_cap, "level": config.importance_level}
     if config.importance_beyond == "truncate":
         return truncated_importance_weights(recomputed, sampled, mask, **limits)
     return masked_importance_weights(recomputed, sampled, mask, floor=config.importance_floor, **limits)
