@@ -430,6 +430,14 @@ TRAINING: Mapping[str, Metric] = {
         "and set `importance_cap` (with vLLM it is set unless you say otherwise).",
         where="online methods",
     ),
+    "policy_lag": Metric(
+        title="Policy lag",
+        meaning="Optimiser steps that the policy made after the weights that drew this step's answers.",
+        unit="updates",
+        good="the updates of one step; 0 in the first step",
+        act="Nothing; it grows with `epochs` × `minibatches`. If `clip_fraction` is high too, lower them.",
+        where="online methods with `one_step_off`",
+    ),
     "clip_fraction": Metric(
         title="Clip fraction",
         meaning="Share of tokens whose probability ratio was clipped.",
@@ -502,7 +510,7 @@ TRAINING: Mapping[str, Metric] = {
     "seconds/PHASE": Metric(
         title="Seconds of a phase",
         meaning="Wall time of one phase of the step: `sample`, `score`, `resample`, `infer` (reference, critic, "
-        "advantages), `update`.",
+        "advantages), `update`; with `one_step_off` also `wait`, for the next step's answers.",
         unit="seconds",
         good="`sample` and `update` dominate",
         act="If `sample` dominates, raise `sampler.slots`; if `score` does, the reward function is slow; if `update` "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trimtab.errors import DataError
@@ -22,10 +23,12 @@ from trimtab.models import (
 from trimtab.pipeline.annotator_votes import with_votes
 from trimtab.pipeline.augmentation import augmented
 from trimtab.pipeline.capability import CapabilityCheck
+from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.learned import write_learned
 from trimtab.pipeline.monitoring import RunMonitor
 from trimtab.pipeline.process import load_process_scorer
+from trimtab.pipeline.remote import reading_context, remote_workers
 from trimtab.pipeline.reward_models import (
     Part,
     counts_of,
@@ -45,7 +48,11 @@ from trimtab.rollout import (
     NamedRewards,
     ProcessReward,
     RewardModels,
+    SamplerWorker,
+    Scorer,
+    ScorerWorker,
     http_reward,
+    make_sampler,
 )
 from trimtab.storage import read_json
 from trimtab.storage.watched import TOKENS
@@ -171,6 +178,17 @@ def load_rewards(
     return NamedRewards(sources, functions, trunk.chat.decode, weights), models
 
 
+def alignment_scorer(
+    context: Context, trunk: Backbone, states: FrozenStates | None = None
+) -> tuple[Scorer, NamedRewards, RewardModels | None]:
+    """What scores the answers of online alignment: the rewards, and beside them numbers that are only logged."""
+    assert isinstance(context.config.align, OnlineConfig)
+    rewards, models = load_rewards(context, trunk, context.config.align.micro_batch_tokens, states, heldout=True)
+    if models is None:
+        return rewards, rewards, None
+    return lambda rollouts: rewards(rollouts) | models.watched(rollouts), rewards, models
+
+
 def run_reward(context: Context) -> tuple[Counts, list[str]]:
     """Train the reward models and measure them on held-out preferences."""
     config = context.config.reward
@@ -275,6 +293,20 @@ def policy_role(context: Context, trunk: Backbone) -> Role:
     return Role.trainable(trunk, "policy", context.config.align.adapter, seed=context.seed("policy"))
 
 
+def build_sampler(config: RunConfig, recipe: Path, run: Path) -> SamplerWorker:
+    """What a sampler's process runs: the policy at the reference's weights."""
+    assert isinstance(config.align, OnlineConfig)
+    context = reading_context(config, recipe, run)
+    role = policy_role(context, context.trunk())
+    return SamplerWorker(role, make_sampler(role.backbone, config.align.sampler))
+
+
+def build_scorer(config: RunConfig, recipe: Path, run: Path) -> ScorerWorker:
+    """What a scorer's process runs: the rewards of alignment, and what is logged beside them."""
+    context = reading_context(config, recipe, run)
+    return ScorerWorker(alignment_scorer(context, context.trunk())[0])
+
+
 def run_align(context: Context) -> tuple[Counts, list[str]]:
     """Align the policy: on its own answers against the reward model, or on judged answers."""
     config = context.config.align
@@ -288,7 +320,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     """Optimise the policy against the reward model with a penalty for diverging from the reference."""
     trunk = context.trunk()
     states = FrozenStates(trunk)
-    rewards, models = load_rewards(context, trunk, config.micro_batch_tokens, states, heldout=True)
+    score, rewards, models = alignment_scorer(context, trunk, states)
     policy = policy_role(context, trunk)
     critic = None
     if isinstance(config, PpoConfig):
@@ -301,13 +333,17 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     write_atomic(folder / TOKENS, json.dumps(trunk.chat.token_texts(), ensure_ascii=False))  # for `trimtab watch`
     check = CapabilityCheck(context, "align", Role(trunk))
     title = f"aligning ({config.method.upper()})"
-    with context.training("align", title) as session, RunMonitor(context, config) as monitor:
+    with (
+        context.training("align", title) as session,
+        RunMonitor(context, config) as monitor,
+        remote_workers(context, policy, build_sampler, build_scorer) as remote,
+    ):
         if isinstance(config, OpponentConfig) and config.log_odds is None:
             config = config.model_copy(update={"log_odds": _log_odds(context, rewards, models)})
         end = train_rl(
             RlRoles(policy=policy, reference=Role(trunk), critic=critic),
             prompts,
-            rewards if models is None else lambda rollouts: rewards(rollouts) | models.watched(rollouts),
+            remote.scorer or score,
             config,
             seed=context.seed("align"),
             session=session,
@@ -315,6 +351,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
             samples=folder / "samples",
             weights=rewards.weights,
             imitate=imitate,
+            sampler=remote.sampler,
             states=states,
         )
     save_tensors(folder / "weights.safetensors", policy.state())

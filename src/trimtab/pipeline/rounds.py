@@ -68,7 +68,7 @@ def next_round(
             basis = basis.model_copy(update={"evaluate": own.evaluate, "balance": own.balance})
         config = _config(basis, votes, database, overrides)
         config, recipe = prepared(config), recipe_of(run)
-        if config.scale.kind != "inline":
+        if config.scale.kind == "torchrun":
             ui.say("`trimtab round` runs in one process; scale is for `trimtab run`, and the results are the same")
         status = before.status("align")
         assert status is not None, "it is finished"

@@ -1,7 +1,8 @@
 """One process or several: the ``scale`` section, how a run's processes are started, and how each finds its place.
 
-``trimtab run`` starts the ranks itself. It is not one of them: it keeps the store that says where each of them is,
-passes Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already.
+Ranks train together. ``trimtab run`` starts them and is none itself: it keeps the store that says where each of them
+is, passes Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already. With Ray
+one process trains, and others draw and score its answers (:mod:`trimtab.pipeline.remote`).
 """
 
 import os
@@ -19,6 +20,8 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, RankError
+from trimtab.rollout import RayConfig
+from trimtab.rollout.ray import check_ray
 from trimtab.trainers import ALONE, Group, Place, Ranks
 from trimtab.trainers.ranks import report_end, serve
 
@@ -29,20 +32,33 @@ GRACE = 15.0
 class ScaleConfig(Config):
     """How many processes share the work. Results do not depend on it, so a run can continue with another number."""
 
-    kind: Literal["inline", "torchrun"] = "inline"
+    kind: Literal["inline", "torchrun", "ray"] = "inline"
     """``inline``: one process. ``torchrun``: several, which divide answers, rewards and micro-batches; ``trimtab run``
-    starts them, or torchrun does."""
+    starts them, or torchrun does. ``ray``: one process trains, and processes on a Ray cluster draw and score its
+    answers."""
+    ray: RayConfig | None = None
+    """With ``kind: ray``: the cluster and what runs on it; None: the defaults."""
     processes: int | None = Field(default=None, ge=1)
     """How many processes ``trimtab run`` starts; None: one for each accelerator of this machine. Under torchrun, which
     starts them, None or the same number."""
     deadline: float = Field(default=600.0, gt=0.0)
-    """Seconds that a process may be late before the others stop with a message that names it."""
+    """Seconds that a process may be late before the others stop with a message that names it. With Ray: seconds until
+    there is room for all processes, and without any finished chunk."""
+
+    @property
+    def cluster(self) -> RayConfig:
+        """Settings of Ray."""
+        return self.ray or RayConfig()
 
 
 def check_scale(config: ScaleConfig) -> Iterator[str]:
     """What contradicts itself in the section."""
     if config.kind == "inline" and config.processes not in (None, 1):
         yield f"scale.processes is {config.processes} and scale.kind 'inline', which is one process; set kind: torchrun"
+    if config.kind == "ray" and config.processes is not None:
+        yield f"scale.processes is {config.processes} and scale.kind 'ray'; set scale.ray.samplers and scorers instead"
+    if config.kind != "ray" and config.ray is not None:
+        yield f"scale.ray is set and scale.kind is {config.kind!r}; set kind: ray, or leave scale.ray out"
 
 
 def processes(config: ScaleConfig) -> int:
@@ -51,7 +67,7 @@ def processes(config: ScaleConfig) -> int:
     Raises:
         ConfigError: the number is left out and this machine has no accelerator.
     """
-    if config.kind == "inline":
+    if config.kind != "torchrun":
         return 1
     if config.processes is not None:
         return config.processes
@@ -86,12 +102,14 @@ def joined(config: ScaleConfig) -> Iterator[Group]:
                 f"scale.processes is {count} and this is one process; start the recipe with `trimtab run`, or with "
                 f"torchrun --nproc-per-node {count} -m trimtab run"
             )
+        if config.kind == "ray":
+            check_ray(config.cluster)
         yield ALONE
         return
-    if config.kind == "inline":
+    if config.kind != "torchrun":
         raise ConfigError(
-            f"this is one of {place.size} processes and scale.kind is 'inline': each would run the whole recipe; set "
-            "scale.kind: torchrun"
+            f"this is one of {place.size} processes and scale.kind is {config.kind!r}: each would run the whole "
+            "recipe; set scale.kind: torchrun"
         )
     if count != place.size:
         raise ConfigError(
@@ -192,6 +210,8 @@ def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 def scale_lines(config: ScaleConfig) -> list[str]:
     """What a plan says about several processes."""
+    if config.kind == "ray":
+        return [_ray_line(config.cluster)]
     count = processes(config)
     if count == 1:
         return []
@@ -199,6 +219,18 @@ def scale_lines(config: ScaleConfig) -> list[str]:
         f"Processes: {count}, which divide answers, rewards, passes and micro-batches; label, evaluate, balance and "
         "report run on the first alone. Times are for one process, memory is that of each"
     ]
+
+
+def _ray_line(ray: RayConfig) -> str:
+    where = "a Ray cluster of this machine alone" if ray.address is None else f"the Ray cluster at {ray.address}"
+    extra = f", up to {ray.extra_samplers} more samplers when there is room" if ray.extra_samplers else ""
+    scored = f"{ray.scorers} compute its rewards" if ray.scorers else "this process computes the rewards"
+    each = ", ".join(f"{name} {value:g}" for name, value in ray.needs.items())
+    return (
+        f"Processes: this one trains; on {where} {ray.samplers} draw the answers of align in chunks of {ray.chunk} "
+        f"prompts, and {scored} ({each} each{extra}). All other stages run here. Times and memory are those of one "
+        "process; each of the others holds a model of its own"
+    )
 
 
 def scale_warnings(config: ScaleConfig, threads: int | None) -> list[str]:

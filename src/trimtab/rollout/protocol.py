@@ -1,7 +1,7 @@
 """What a sampler is: its settings, its one method, and what every implementation does the same way."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import Tensor
@@ -72,6 +72,31 @@ class Sampler(Protocol):
             DataError: the chat template cannot take a prompt.
         """
         ...
+
+
+@runtime_checkable
+class BackgroundSampler(Sampler, Protocol):
+    """A sampler that draws elsewhere, so that this process can do something else meanwhile."""
+
+    def start(
+        self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int = 1, weight_version: int = 0
+    ) -> Callable[[], list[Rollout]]:
+        """Begin to draw with the weights as they are now; the returned function waits for the answers.
+
+        Args and errors are those of :meth:`Sampler.generate`.
+        """
+        ...
+
+
+def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Places of each distinct prompt, in the order of first places.
+
+    A prompt that is given twice must be drawn by one process, where its further answers get further indices.
+    """
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt.id, []).append(place)
+    return list(places.values())
 
 
 def encode_prompt(chat: Chat, prompt: Prompt, config: SamplerConfig) -> list[int]:

@@ -3,7 +3,7 @@
 One step, top to bottom:
 
 1. sample answers with the policy, whose log-probabilities are the old ones, and as many of the opponent if the method
-   has one;
+   has one; with ``one_step_off`` those of the next step, to be used after this step's update;
 2. score them; groups whose answers all score the same are replaced, if the method does so (DAPO). An answer without
    a token is counted (``empty``), and left out from here on;
 3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
@@ -48,6 +48,7 @@ from trimtab.trainers.learner import Learner, Metrics
 from trimtab.trainers.methods import ONLINE, OnlineMethod, methods_with
 from trimtab.trainers.progress import Session
 from trimtab.trainers.reference import MovingWeights, moving_reference
+from trimtab.trainers.rl_ahead import Ahead
 from trimtab.trainers.rl_checks import check_rl
 from trimtab.trainers.rl_config import (
     ConstraintConfig,
@@ -57,7 +58,7 @@ from trimtab.trainers.rl_config import (
     PpoConfig,
     RlConfig,
 )
-from trimtab.trainers.rl_drawing import Drawing
+from trimtab.trainers.rl_drawing import Drawing, draws_ahead
 from trimtab.trainers.rl_ending import Ending
 from trimtab.trainers.rl_metrics import describe
 from trimtab.trainers.rl_passes import run_passes
@@ -138,6 +139,7 @@ def train_rl(
     samples = samples if session.group.first else None
     learners = _learners(roles, config, session.group)
     kl, price, scale = _adaptive_kl(config), _price(config), RunningScale()
+    ahead = Ahead() if draws_ahead(config) else None
     untrained = {} if moving is None else {"reference": moving}
     run = _Run(
         roles=roles,
@@ -155,6 +157,7 @@ def train_rl(
             samples=samples,
             seed=seed,
             group=session.group,
+            ahead=ahead,
         ),
         scorer=score,
         weights=weights or {},
@@ -174,7 +177,9 @@ def train_rl(
         checkpoints=session.checkpoints,
         learners=learners,
         untrained=untrained,
-        adaptive={"kl": kl, "scale": scale} | ({} if price is None else {"price": price}),
+        adaptive={"kl": kl, "scale": scale}
+        | ({} if price is None else {"price": price})
+        | ({} if ahead is None else {"ahead": ahead}),
         guard=Guard(
             config.guard,
             answers=config.prompts * config.group,
@@ -194,6 +199,7 @@ def train_rl(
         batch = run.prepare(step, scored)  # 3
         metrics = run.update(step, batch, scored)  # 4
         run.adapt(step, metrics)  # 5
+        run.finish_next(step)
         session.log({"step": number + 1, **metrics, **step.clock.seconds})
         end = ending.after(number + 1, metrics)  # 6
         if end is not None:
@@ -243,6 +249,7 @@ class _Run:
         """Answers to the step's prompts, and as many of the opponent, or none."""
         prompts = self.drawing.step_prompts(step)
         rollouts = self.drawing.answers(step, prompts)
+        self.drawing.begin_next(step)
         step.clock.lap("sample")
         if self.method.opponent is None:
             return rollouts, []
@@ -375,7 +382,7 @@ class _Run:
 
     def update(self, step: Step, batch: RolloutBatch, scored: Scored) -> Metrics:
         """Train on the batch; all numbers of the step. The states that were saved for resuming it are deleted."""
-        rows, ids = batch, [r.id for r in scored.rollouts]
+        rows, ids, before = batch, [r.id for r in scored.rollouts], self.learners["policy"].steps
         if isinstance(self.config, PolicyGradientConfig) and self.config.overlong_filter:
             rows = replace(
                 batch, response_mask=batch.response_mask & ended_of(scored.rollouts).to(batch.tokens.device)[:, None]
@@ -407,6 +414,8 @@ class _Run:
             remove_states(self.samples, f"{step.name}*")
         step.clock.lap("update")
         metrics |= describe(scored, batch, self.config, self.kl.value, self.price)
+        if self.drawing.ahead is not None:
+            metrics["policy_lag"] = float(before - scored.rollouts[0].weight_version)
         if self.monitor is not None:
             metrics |= self.monitor(step.number + 1, scored.rollouts)
         return metrics
@@ -433,6 +442,12 @@ class _Run:
         if moves is not None and moves.due(step.number + 1):
             for reference in self.untrained.values():
                 reference.update(moves.alpha)
+
+    def finish_next(self, step: Step) -> None:
+        """Wait for the next step's answers, where they are drawn while this one trains."""
+        self.drawing.finish_next(step)
+        if self.drawing.ahead is not None:
+            step.clock.lap("wait")
 
 
 # Other parts ------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ def check_rl(config: RlConfig, prompts: int) -> None:
             "sampler.temperature is 0: greedy decoding makes all answers to a prompt identical; use 0.7 to 1.0"
         )
     _check_selection(config)
+    if isinstance(config, DapoConfig) and config.one_step_off and config.resample:
+        raise ConfigError(
+            f"one_step_off is true and resample is {config.resample}: replaced groups would come from newer weights "
+            "than the others of their step; set resample: 0, or one_step_off: false"
+        )
     if config.minibatches > config.prompts:
         raise ConfigError(
             f"minibatches is {config.minibatches} but a rollout batch has {config.prompts} prompts, whose answers stay "

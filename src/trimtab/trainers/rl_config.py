@@ -3,7 +3,7 @@
 What a method does with them is in the table of :mod:`trimtab.trainers.methods`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -141,6 +141,11 @@ class PolicyGradientConfig(OnlineConfig):
     """c: for a negative advantage A, a token's loss is at most −c·A (3 is usual); None: no dual clip."""
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Weight of the entropy, in nats, in the objective; in the units of the advantages, see ``kl.coefficient``."""
+    one_step_off: bool = False
+    """True: a step's answers are drawn with the weights before the update of the step before it, so that with samplers
+    on a Ray cluster (``scale.kind: ray``) they are drawn while this process trains. Their log-probabilities are those
+    of the older weights, so the ratio corrects for it within ``eps``; with ``importance_cap`` the correction is a
+    weight of its own. Results do not depend on ``scale``. False: every step's answers come from the newest weights."""
     importance_cap: Annotated[float, Field(gt=0.0)] | Literal["auto"] | None = "auto"
     """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
     samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case, and with

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 
 from trimtab.algos import group_has_spread
-from trimtab.errors import EngineError
+from trimtab.errors import CheckpointError, EngineError
 from trimtab.models import FrozenStates, Role
 from trimtab.models.kernels import kernels
 from trimtab.records import Prompt, Rollout
-from trimtab.rollout import Opponent, Sampler, ValueHead, load_rollouts, save_rollouts
+from trimtab.rollout import BackgroundSampler, Opponent, Sampler, ValueHead, load_rollouts, save_rollouts
 from trimtab.trainers.checkpoint import step_seed
 from trimtab.trainers.group import Group
 from trimtab.trainers.learner import Learner
-from trimtab.trainers.rl_config import RlConfig
-from trimtab.trainers.rl_step import Step
+from trimtab.trainers.rl_ahead import Ahead
+from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
+from trimtab.trainers.rl_step import Step, step_name
 from trimtab.trainers.rl_update import critic_on_policy
 from trimtab.trainers.scoring import Scored, answer_scores
 from trimtab.trainers.shares import drawn_by_share
@@ -48,6 +49,8 @@ class Drawing:
     """Of the run."""
     group: Group
     """The processes that divide the prompts."""
+    ahead: Ahead | None
+    """With ``one_step_off`` the answers of the next step; None: a step's answers are drawn when it begins."""
 
     def step_prompts(self, step: Step) -> list[Prompt]:
         """The prompts of a step."""
@@ -55,6 +58,8 @@ class Drawing:
 
     def answers(self, step: Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
         """The policy's answers, ordered by prompt. ``suffix``: of the name of their file."""
+        if self.ahead is not None:
+            return self._drawn_before(step, prompts)
         draw = partial(
             self.sampler.generate,
             adapter=self.learner.role.adapter,
@@ -65,6 +70,70 @@ class Drawing:
             value_head=self._value_head(),
         )
         return self._drawn(step, "answers", prompts, draw, suffix, self.states)
+
+    def begin_next(self, step: Step) -> None:
+        """Begin to draw the answers of the next step with the weights as they are now (``one_step_off``)."""
+        number = step.number + 1
+        if self.ahead is None or number == self.config.steps:
+            return
+        prompts = prompts_of_step(self.prompts, self.config.prompts, number, self.seed)
+        self.ahead.begin(number, self.learner.steps, self._begin(number, prompts))
+
+    def finish_next(self, step: Step) -> None:
+        """Wait for the answers of the next step, and save them."""
+        rollouts = [] if self.ahead is None else self.ahead.wait()
+        if rollouts and self.samples is not None:
+            save_rollouts(self.samples / f"{step_name(step.number + 1)}.jsonl", rollouts)
+
+    def _begin(self, number: int, prompts: Sequence[Prompt]) -> Callable[[], list[Rollout]]:
+        """Begin to draw a step's answers; in this process they are drawn at once.
+
+        Neither states of frozen layers nor values of a critic are recorded: the trainer computes them when they are
+        used, alike wherever the answers were drawn.
+        """
+        arguments = {
+            "adapter": self.learner.role.adapter,
+            "seed": step_seed(self.seed, "align", number),
+            "group": self.config.group,
+            "weight_version": self.learner.steps,
+        }
+        if isinstance(self.sampler, BackgroundSampler) and self.group.size == 1:
+            return self.sampler.start(prompts, **arguments)
+        rollouts = drawn_by_share(
+            self.group,
+            f"answers of step {number + 1}",
+            prompts,
+            partial(self.sampler.generate, **arguments),
+            answers=self.config.group,
+        )
+        kernels().after_sampling()
+        return lambda: rollouts
+
+    def _drawn_before(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """Answers of a step that were drawn before it began; the first step's are drawn here."""
+        assert self.ahead is not None
+        rollouts = self.ahead.take(step.number)
+        if rollouts is None and step.resumed and self.ahead.version is not None:
+            rollouts = self.group.once(f"saved answers of step {step.number + 1}", partial(self._saved, step, prompts))
+        if rollouts is None:
+            self.ahead.begin(step.number, self.learner.steps, self._begin(step.number, prompts))
+            rollouts = self.ahead.wait()
+        return rollouts
+
+    def _saved(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout] | None:
+        """Answers that an earlier process drew for this step; None without a folder for them."""
+        if self.samples is None or self.ahead is None:
+            return None
+        ids = [p.id for p in prompts for _ in range(self.config.group)]
+        path = self.samples / f"{step.name}.jsonl"
+        rollouts = load_rollouts(path, ids, version=self.ahead.version)
+        if rollouts is None:
+            raise CheckpointError(
+                f"{path} is missing or damaged, or holds other answers than those of weight version "
+                f"{self.ahead.version}; they were drawn before the last update and cannot be drawn again. Delete the "
+                "newest folder in checkpoints/ beside samples/, and run the same command again"
+            )
+        return rollouts
 
     def opponents(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
         """The opponent's answers, as many as the policy's and with random streams of their own."""
@@ -151,6 +220,11 @@ class Drawing:
             others = others[len(flat) :]
             scored = scored.replace_groups(flat, score(fresh), size)
         return scored
+
+
+def draws_ahead(config: RlConfig) -> bool:
+    """True: a step's answers come from the weights before the last update."""
+    return isinstance(config, PolicyGradientConfig) and config.one_step_off
 
 
 def prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:

@@ -34,4 +34,9 @@ class Step:
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"step-{self.number:06d}"
+        return step_name(self.number)
+
+
+def step_name(number: int) -> str:
+    """Name of the files of the step after ``number`` finished ones."""
+    return f"step-{number:06d}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from trimtab.records import Prompt, Rollout
+from trimtab.rollout import by_prompt
 from trimtab.trainers.group import Group
 from trimtab.trainers.scoring import Scored
 
@@ -29,10 +30,7 @@ def drawn_by_share(
     """
     if group.size == 1:
         return draw(prompts)
-    places: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(prompt.id, []).append(place)
-    bundles = list(places.values())
+    bundles = by_prompt(prompts)
 
     def of(own: list[list[int]]) -> list[list[list[Rollout]]]:
         rollouts = draw([prompts[i] for bundle in own for i in bundle]) if own else []

@@ -1,0 +1,106 @@
+"""Samplers and scorers of alignment on a Ray cluster: what each process builds, and when they live.
+
+A process reads the recipe's model and the run's folder by itself, so both must be there on every machine, as they are
+on a shared file system. What changes while the policy is trained, the adapter, is sent to it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from trimtab import __version__, fast_cpu
+from trimtab.files import sha256_json
+from trimtab.models import Role, model_identity
+from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.ui import Silent
+from trimtab.rollout import (
+    Pool,
+    RemoteSampler,
+    RemoteScorer,
+    Sampler,
+    SamplerWorker,
+    Scorer,
+    ScorerWorker,
+)
+from trimtab.rollout.pool import Facts
+from trimtab.rollout.ray import connected
+from trimtab.storage import RunFolder
+
+Made = TypeVar("Made")
+Build = Callable[[RunConfig, Path, Path], Made]
+"""A function at the top of a module: (configuration, recipe, folder of the run) → what a process runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """What other processes do for alignment."""
+
+    sampler: Sampler | None = None
+    """None: this process draws."""
+    scorer: Scorer | None = None
+    """None: this process scores."""
+
+
+@contextmanager
+def remote_workers(
+    context: Context, policy: Role, build_sampler: Build[SamplerWorker], build_scorer: Build[ScorerWorker]
+) -> Iterator[Remote]:
+    """The samplers and scorers that ``scale`` asks for; they end with the context. None unless its kind is ``ray``.
+
+    Args:
+        context: of the stage.
+        policy: whose answers are drawn.
+        build_sampler: makes what a sampler's process runs.
+        build_scorer: makes what a scorer's process runs.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        RankError: the cluster does not answer or has no room, or a process differs from this one.
+    """
+    scale = context.config.scale
+    if scale.kind != "ray":
+        yield Remote()
+        return
+    ray = scale.cluster
+    arguments = context.config, context.recipe.resolve(), context.run.path.resolve()
+    facts = partial(facts_of, context.config)
+    context.ui.say(f"  Ray: {ray.samplers} samplers, {ray.scorers} scorers")
+    with connected(ray, deadline=scale.deadline) as cluster:
+        build = partial(build_sampler, *arguments)
+        samplers = cluster.workers("sampler", ray.samplers, 0, build, facts)
+        samplers += cluster.extra("sampler", ray.extra_samplers, ray.samplers, build, facts)
+        scorers = cluster.workers("scorer", ray.scorers, ray.samplers, partial(build_scorer, *arguments), facts)
+
+        def say(text: str) -> None:
+            context.ui.say(f"  {text}")
+
+        draws = Pool(samplers, facts(), needed=ray.samplers, deadline=scale.deadline, say=say)
+        scores = Pool(scorers, facts(), deadline=scale.deadline, say=say)
+        draws.start()
+        scores.start()
+        yield Remote(
+            sampler=RemoteSampler(draws, policy, cluster.put, chunk=ray.chunk),
+            scorer=RemoteScorer(scores, chunk=ray.chunk) if scorers else None,
+        )
+
+
+def facts_of(config: RunConfig) -> Facts:
+    """What must be the same for all processes of a run."""
+    return {
+        "trimtab": __version__,
+        "torch": torch.__version__,
+        "model": sha256_json(model_identity(config.model))[:16],
+    }
+
+
+def reading_context(config: RunConfig, recipe: Path, run: Path) -> Context:
+    """A stage's surroundings in a process that only reads."""
+    fast_cpu.install()
+    torch.set_num_threads(config.threads or config.scale.cluster.cpus)
+    return Context(config=config, recipe=recipe, run=RunFolder(run, create=False), ui=Silent())
