@@ -71,7 +71,6 @@ def vllm(monkeypatch: pytest.MonkeyPatch):
         __version__="0.32.0",
         LLM=Engine,
         SamplingParams=lambda **settings: SimpleNamespace(**settings),
-        platforms=SimpleNamespace(current_platform=SimpleNamespace(is_sleep_mode_available=lambda: True)),
     )
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(vllm_engine, "_current", {})
@@ -162,9 +161,13 @@ def test_weights_of_another_version_are_noticed(sampler: Any):
 
 def test_a_larger_engine_serves_and_a_smaller_one_is_replaced(vllm: Any):
     backbone = tiny_backbone()
-    engines = [vllm_engine.shared_engine(backbone, slots) for slots in (4, 2, 8)]
+    Engine.role = Role(backbone)
+    samplers = [make_sampler(backbone, SamplerConfig(engine="vllm", max_new_tokens=8, slots=n)) for n in (4, 2, 8)]
+    engines = [sampler._engine for sampler in samplers]  # type: ignore[attr-defined]
     assert engines[0] is engines[1] and engines[2] is not engines[0]
-    assert engines[0].failure == "was closed" and engines[2].failure is None
+    assert engines[0].closed and not engines[2].closed
+    assert len(samplers[0].generate(prompts(2), adapter=None, seed=0)) == 2  # with the larger one
+    assert samplers[0]._engine is engines[2]  # type: ignore[attr-defined]
 
 
 def test_prompts_that_do_not_fit(sampler: Any):

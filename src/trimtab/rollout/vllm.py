@@ -80,6 +80,8 @@ class VllmSampler:
             "skip_special_tokens": False,  # stop strings are looked for in the same text as by the local sampler
             "logprobs": 0,  # of the drawn token only
         }
+        if self._engine.closed:  # a sampler with another model or more slots needed the place
+            self._engine = shared_engine(self.backbone, config.slots)
         settings = [
             shared | {"seed": answer_stream(seed, prompt.id, index).getrandbits(32)} for prompt, index, _ in asked
         ]

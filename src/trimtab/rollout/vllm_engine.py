@@ -62,11 +62,13 @@ class VllmEngine:
     def __init__(self, vllm: Any, backbone: Backbone, slots: int, folder: Path) -> None:
         self.slots = slots
         self.failure: str | None = None
-        """Why it is not used any more; None: it works."""
+        """What went wrong in it; None: nothing, it works."""
+        self.closed = False
+        """True: it gave way to another one."""
         self._vllm = vllm
         device = backbone.device.type
         self._eager = device == "cpu"  # compiling takes minutes there
-        self._sleeps = device == "cuda" and bool(vllm.platforms.current_platform.is_sleep_mode_available())
+        self._sleeps = device == "cuda" and _can_sleep()
         self._asleep = False
         set_num_threads = torch.set_num_threads  # vLLM replaces it on a CPU, for the whole process
         try:
@@ -145,7 +147,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """Free its memory. vLLM leaves the process's distributed group as well."""
-        self.failure = "was closed"
+        self.closed = True
         with suppress(Exception):  # what has failed may fail again
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
@@ -216,6 +218,10 @@ def cache_bytes(backbone: Backbone, slots: int) -> int:
     token = 2 * shape.num_hidden_layers * heads * width * backbone.dtype.itemsize
     blocks = slots * -(-backbone.chat.context // BLOCK) + 1  # vLLM keeps one for itself
     return blocks * BLOCK * token
+
+
+def _can_sleep() -> bool:
+    return bool(import_module("vllm.platforms").current_platform.is_sleep_mode_available())
 
 
 def _write_shape(backbone: Backbone, folder: Path) -> str:
