@@ -38,9 +38,9 @@ def planted(votes: int = 3000) -> tuple[torch.Tensor, Parameters, list[Ranking]]
     rng = np.random.default_rng(1)
     answers, people = 60, 10
     features = rng.normal(size=(answers, 5))
-    skill = np.linspace(0.3, 1.7, people)
+    skill = np.linspace(0.2, 1.8, people)
     truth = Parameters(
-        score=features @ rng.normal(0, 0.7, 5),
+        score=features @ rng.normal(0, 1.0, 5),
         skill=rng.permutation(skill),
         tie=rng.permutation(np.linspace(-2.0, 1.0, people)),
         position=rng.permutation(np.linspace(-0.6, 1.0, people)),
