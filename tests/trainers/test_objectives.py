@@ -78,7 +78,7 @@ def test_heads_of_a_language_model_are_saved_and_loaded():
     other.load_state(role.state())
     assert score_rankings(other, rankings) == score_rankings(role, rankings)
     assert role.scalar is not None and role.scalar.weight.shape == (3, role.backbone.width)
-    assert len({round(float(w.norm()), 6) for w in role.scalar.weight}) == 3  # each head has a fit of its own
+    assert len({round(float(w.norm()), 6) for w in role.scalar.weight.detach()}) == 3  # each head has a fit of its own
 
 
 @pytest.mark.parametrize(

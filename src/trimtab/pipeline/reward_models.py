@@ -182,7 +182,7 @@ def train_parts(
         habits, trials = None, []
         if annotators:
             start, trials = population(config, given, annotators=len(annotators), seed=seed)
-            habits = Annotators(start)
+            habits = Annotators(start, role.backbone.device)
         with context.training("reward", title, part="" if part.name == FIRST else part.name) as session:
             own = train_reward(role, given, config, seed=seed, session=session, states=states, annotators=habits)
         if habits is not None and part.name == FIRST:

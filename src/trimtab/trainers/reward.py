@@ -93,7 +93,7 @@ def train_reward(
             micro_batch_tokens=config.micro_batch_tokens,
         )
     if config.annotators and annotators is None:
-        annotators = Annotators(Population())
+        annotators = Annotators(Population(), role.backbone.device)
     also = [] if annotators is None else [annotators.learner(total, session.group)]
     learners = {"reward": learner} | ({"annotators": also[0]} if also else {})
     done = session.checkpoints.restore(learners)[0] if session.checkpoints else 0
