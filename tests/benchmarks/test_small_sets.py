@@ -22,7 +22,7 @@ def write(path, rows):
 
 def test_humour_follows_the_planted_word(tmp_path, monkeypatch):
     monkeypatch.setattr(small_sets, "RESAMPLES", 50)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(7)
     fun = rng.integers(0, 6, 120)
     noise = [" ".join(rng.choice(["tea", "soup", "milk"], int(rng.integers(2, 9)))) for _ in fun]
     items = [{"item": n, "bws_score": float(k), "text": "joke " * int(k) + noise[n]} for n, k in enumerate(fun)]
@@ -41,7 +41,8 @@ def test_gsm8k_finds_the_planted_sign_in_a_generator_it_never_saw(tmp_path):
     for q in range(60):
         for model in "abcd":
             right = bool(rng.random() < 0.5)
-            text = f"{'so we check' if right else 'perhaps'} {rng.choice(['x', 'y'])} the answer is {5 if right else q + 9}"
+            sign = "so we check" if right else "perhaps"
+            text = f"{sign} {rng.choice(['x', 'y'])} the answer is {5 if right else q + 9}"
             rows.append({"idx": q, "model": model, "solution": text, "is_correct": right})
     write(tmp_path / "process" / "gsm8k-model-solutions.jsonl.gz", rows)
     result = small_sets.gsm8k(tmp_path)
