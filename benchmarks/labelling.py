@@ -83,7 +83,7 @@ def text_features(texts: Sequence[str], dimensions: int = 50) -> Any:
     places = np.array(list(cells))
     counts = np.log1p(np.array(list(cells.values()), dtype=float))
     matrix = sparse.csr_matrix((counts, (places[:, 0], places[:, 1])), shape=(len(texts), len(words)))
-    left, size, _ = linalg.svds(matrix, k=min(dimensions, len(texts) - 1), random_state=0)
+    left, size, _ = linalg.svds(matrix, k=min(dimensions, min(matrix.shape) - 1), random_state=0)
     table = np.hstack([left * size, np.array([surface_features(t) for t in texts])])
     return (table - table.mean(0)) / np.maximum(table.std(0), 1e-9)
 
