@@ -59,7 +59,8 @@ def check_eval(arguments: list[str], printed: str) -> None:
     if is_recipe(arguments):
         check_stage(arguments, printed)
     else:
-        out = Path(option(arguments, "--out") if "--out" in arguments else "suites")
+        run = Path(arguments[1].partition(":")[0])
+        out = Path(option(arguments, "--out")) if "--out" in arguments else run / "suites"
         assert json.loads((out / "suites.json").read_text())["rows"] and (out / "suites.html").exists()
 
 

@@ -6,12 +6,17 @@ import json
 import pytest
 import torch
 
+from tests.evals.toy import toy_report
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError
-from trimtab.evals.suites import load_suite
+from trimtab.evals.report import render
+from trimtab.evals.suite_page import write_suites
+from trimtab.evals.suite_results import compare_suites
+from trimtab.evals.suites import Outcome, Suite, SuiteItem, load_suite
 from trimtab.models import Role
 from trimtab.pipeline.lm_eval_tasks import measure_tasks
-from trimtab.pipeline.suites import measure_suite
+from trimtab.pipeline.suites import fingerprint, measure_suite, suites_of
+from trimtab.storage import RunFolder
 from trimtab.testing import save_model, tiny_backbone, tiny_model
 
 
@@ -136,3 +141,23 @@ def test_a_local_task_of_lm_eval(tmp_path, monkeypatch):
     assert all(outcome.value in (0.0, 1.0) for outcome in outcomes["lm-eval trimtab_local"].values())
     with pytest.raises(ConfigError, match="knows no such task"):
         measure_tasks(role, ["nothing_of_that_name"], folder=tmp_path)
+
+
+def test_a_runs_page_shows_its_suites_until_a_model_is_trained_again(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert suites_of(run) == (None, "")
+    run.begin("align", "first")
+    row = Outcome(value=1.0)
+    suite = Suite(name="s", source="", items=(SuiteItem(id="1", cluster="1", kind="choice", prompt="q"),))
+    results = compare_suites([suite], {"run:base": {"s": {"1": row}}, "run": {"s": {"1": row}}})
+    marks = {name: (which, fingerprint(run, which)) for name, which in (("run:base", "base"), ("run", "policy"))}
+    assert marks == {"run:base": ("base", ""), "run": ("policy", "first")}
+    write_suites(results.model_copy(update={"checkpoints": marks}), run.path / "suites", created_at="x", made={})
+    found, _ = suites_of(run)
+    assert found is not None and found.rows[0].values[0].value == 1.0
+    page = render(toy_report().model_copy(update={"suites": found}))
+    assert '<section id="suites">' in page and "True answers" in page and "are they the same checkpoint?" in page
+    run.begin("align", "second")
+    found, why = suites_of(run)
+    assert found is None and "were trained again" in why
+    assert why in render(toy_report().model_copy(update={"missing": {"suites": why}}))

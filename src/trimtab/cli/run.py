@@ -181,9 +181,14 @@ def evaluate(
             "function by its dotted path.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the results on suites go.")] = Path(
-        "suites"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Where the results on suites go. Default: suites in the run, if all are models of one; else suites.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Longest answer to an item of a suite, in tokens.")
     ] = 128,

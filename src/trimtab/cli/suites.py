@@ -16,7 +16,7 @@ def compare_on_suites(
     tasks: list[str],
     task_folder: Path | None,
     judge: str | None,
-    out: Path,
+    out: Path | None,
     questions: int | None,
     max_new_tokens: int,
     seed: int,
@@ -31,7 +31,7 @@ def compare_on_suites(
         tasks: of lm-eval.
         task_folder: with definitions of lm-eval tasks.
         judge: of items that need one.
-        out: folder of the results.
+        out: folder of the results; None: in the run, if all models are of one, else ``suites``.
         questions: the most questions of each suite.
         max_new_tokens: longest answer.
         seed: of the choice of questions and of the bootstrap.
@@ -46,7 +46,15 @@ def compare_on_suites(
     from trimtab.pipeline.context import now
     from trimtab.pipeline.lm_eval_tasks import measure_tasks, require_lm_eval
     from trimtab.pipeline.reporting import machine, versions
-    from trimtab.pipeline.suites import load_judge, measure_suite, open_target
+    from trimtab.pipeline.suites import (
+        SUITES,
+        fingerprint,
+        load_judge,
+        measure_suite,
+        open_target,
+        run_of,
+        split_target,
+    )
 
     if len(set(targets)) < len(targets):
         raise ConfigError(f"{' '.join(targets)}: a model is named twice; name different checkpoints")
@@ -73,7 +81,17 @@ def compare_on_suites(
             measured = [*suites, *found]
             outcomes[target] |= values
         del role
-    results = compare_suites(measured, outcomes, seed=seed)
+    folders = {target: run_of(target) for target in targets}
+    checkpoints = {
+        target: (split_target(target)[1], fingerprint(run, split_target(target)[1]))
+        for target, run in folders.items()
+        if run is not None
+    }
+    paths = {None if run is None else run.path for run in folders.values()}
+    if out is None:
+        only = paths.pop() if len(paths) == 1 else None
+        out = Path(SUITES) if only is None else only / SUITES
+    results = compare_suites(measured, outcomes, seed=seed).model_copy(update={"checkpoints": checkpoints})
     write_json(out / "outcomes.json", _plain(outcomes))
     made = {
         "Models": ", ".join(targets),

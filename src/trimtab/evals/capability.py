@@ -30,6 +30,7 @@ from trimtab.errors import DataError
 from trimtab.evals.balance import measure
 from trimtab.evals.probes import repetition, words
 from trimtab.evals.report_data import Alarm, CapabilityReport, CapabilityRow
+from trimtab.evals.suite_results import LARGEST
 from trimtab.feedback.intervals import Estimate, paired_bootstrap_interval, wilson_interval
 from trimtab.metrics import CAPABILITY
 from trimtab.records import Record
@@ -45,9 +46,6 @@ SHOWN_PROBLEMS = 5
 
 REPEATED = 0.2
 """Largest share of repeated 4-grams of an answer that counts as complete."""
-
-LARGEST = 700.0
-"""Nats beyond which a perplexity is not a float any more; it is shown as e⁷⁰⁰."""
 
 
 class CapabilityConfig(Config):

@@ -19,6 +19,7 @@ from trimtab.evals.charts import POINTS, Line, Row, interval, line_chart, number
 from trimtab.evals.page import page_environment, page_style
 from trimtab.evals.report_data import Answer, Example, Reading, ReportData, RewardAgainstKL, Series, WinRateRow
 from trimtab.evals.reward_model import BASELINES, RewardModelEval
+from trimtab.evals.suite_page import table_parts
 from trimtab.feedback.intervals import Estimate
 from trimtab.files import write_atomic
 from trimtab.metrics import PROBES, TRAINING
@@ -115,6 +116,7 @@ def render(data: ReportData) -> str:
         further=further_verdicts(data),
         hero=hero,
         leading=leading,
+        suite_parts=table_parts(data.suites) if data.suites else {},
         examples=[example for example in others if example not in leading],
         arrange=lambda example: _arranged(data, example),
         sensible=lambda reading: _sensible(reading),
@@ -129,7 +131,7 @@ def render(data: ReportData) -> str:
         undefined=[e for e in data.agreement if not _finite(e.value)],
         probe_rows=_probe_rows(data),
         missing=lambda part: _why_missing(data, part),
-        other_missing=[reason for part, reason in data.missing.items() if part not in _TITLES],
+        other_missing=[reason for part, reason in data.missing.items() if part not in _TITLES and part != "suites"],
         not_finite=list(_not_finite(data.model_dump())),
         shorten=lambda text: shorten(text, **_ANSWER),
         interval=interval,

@@ -17,6 +17,7 @@ from trimtab.evals.balance import Measure
 from trimtab.evals.gain import Gain
 from trimtab.evals.members import MemberErrors
 from trimtab.evals.reward_model import RewardModelEval
+from trimtab.evals.suite_results import SuiteResults
 from trimtab.evals.turns import GaoFit, Turn
 from trimtab.evals.winrate import WinRate
 from trimtab.feedback.intervals import Estimate, Number
@@ -384,6 +385,8 @@ class ReportData(Record):
     """What the last model's gain in reward is made of; None where no reward was maximised."""
     capability: CapabilityReport | None = None
     """What alignment cost; None where the run did not check it."""
+    suites: SuiteResults | None = None
+    """Suites on this run's checkpoints (`trimtab eval RUN:MODEL RUN --suite …`); None: there are none."""
     alarms: tuple[Alarm, ...] | None = None
     """Alarms that fired; empty: monitors ran and none fired; None: none ran."""
     examples: Examples | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trimtab.evals.page import page_environment, page_style
 from trimtab.evals.suite_results import SuiteResults, SuiteRow, change_text, value_text
@@ -29,25 +30,27 @@ def write_suites(results: SuiteResults, folder: Path, *, created_at: str, made: 
 
 def render_suites(results: SuiteResults, *, created_at: str, made: Mapping[str, str]) -> str:
     """The page as one HTML text."""
-    suites: dict[str, list[SuiteRow]] = {}
-    for row in results.rows:
-        suites.setdefault(row.suite, []).append(row)
     return (
         page_environment(Path(__file__).parent)
         .get_template("suites.html.jinja")
         .render(
             results=results,
-            suites=suites,
-            metrics=SUITES,
             headline=suites_headline(results),
             partial=[note for note in results.notes if note.startswith("PARTIAL")],
             created_at=created_at,
             made=made,
-            value_text=value_text,
-            change_text=change_text,
+            **table_parts(results),
             **page_style(),
         )
     )
+
+
+def table_parts(results: SuiteResults) -> dict[str, Any]:
+    """What the tables of ``suite_tables.jinja`` need beside the results."""
+    suites: dict[str, list[SuiteRow]] = {}
+    for row in results.rows:
+        suites.setdefault(row.suite, []).append(row)
+    return {"suites": suites, "metrics": SUITES, "value_text": value_text, "change_text": change_text}
 
 
 def suites_headline(results: SuiteResults) -> str:

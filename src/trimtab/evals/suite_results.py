@@ -16,11 +16,15 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trimtab.evals.capability import LARGEST
+from pydantic import Field
+
 from trimtab.evals.suites import Outcome, Suite, SuiteItem
 from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval, wilson_interval
 from trimtab.metrics import SUITES
 from trimtab.records import Record
+
+LARGEST = 700.0
+"""Nats beyond which a perplexity is not a float any more; it is shown as e⁷⁰⁰."""
 
 Ratio = tuple[float, float]
 """Numerator and denominator."""
@@ -64,6 +68,8 @@ class SuiteResults(Record):
     """What is partial, and what else a reader has to know."""
     sources: dict[str, str]
     """Where each suite comes from."""
+    checkpoints: dict[str, tuple[str, str]] = Field(default_factory=dict)
+    """Of models of a run: which one (``base``, ``sft``, ``policy``, ``round-N``) and the fingerprint of its stage."""
 
 
 Terms = Callable[[Sequence[SuiteItem], Mapping[str, Outcome]], list[Term]]

@@ -29,18 +29,20 @@ from typing import Any
 from pydantic import Field
 
 from trimtab.errors import DataError
-from trimtab.evals.capability import BUILT_IN
 from trimtab.feedback.final_number import final_number
 from trimtab.feedback.verifiers import INSTRUCTIONS
 from trimtab.records import Record
 from trimtab.records.readers import Refusal, read_rows
 from trimtab.records.types import content_id
 
+NEUTRAL = Path(__file__).with_name("capability.jsonl")
+"""The capability check's file, whose passages are the suite of neutral text."""
+
 _SUITES = Path(__file__).with_name("suite_data")
 
 SAMPLES: dict[str, Path] = {
     name: _SUITES / f"{name}.jsonl" for name in ("honesty", "sycophancy", "refusals", "arithmetic", "instructions")
-} | {"neutral": BUILT_IN}
+} | {"neutral": NEUTRAL}
 """Small suites that ship with trimtab, by name; of ``neutral`` only the passages are read."""
 
 NAMED = ("harmful", "benign", "judged")
@@ -117,7 +119,7 @@ def load_suite(spec: str, *, most: int | None = None, seed: int = 0) -> Suite:
             "as NAME=FILE"
         )
     path = Path(file) if file else SAMPLES[name]
-    items, left_out, problems = _read(name, path, only_texts=not file and path == BUILT_IN)
+    items, left_out, problems = _read(name, path, only_texts=not file and path == NEUTRAL)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN] + more)

@@ -51,6 +51,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.pipeline.monitoring import read_alarms
 from trimtab.pipeline.round_rows import round_rows
+from trimtab.pipeline.suites import suites_of
 from trimtab.pipeline.vote_files import MEASURED, measured_lines
 from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics
@@ -111,6 +112,7 @@ def collect(context: Context) -> ReportData:
     sources = _label_sources(context)
     simulated = "simulated" in sources or run.gold is not None
     cost, losses = _capability(context)
+    suites, no_suites = suites_of(context.run.first)
     watched = alarms(result, names=spoken, judges=judges)
     losses += training_alarms(context)
     return ReportData(
@@ -135,6 +137,7 @@ def collect(context: Context) -> ReportData:
         rounds=round_rows(context.run),
         win_rates=tuple(_win_rows(result, names, judges)),
         readings=tuple(_named(reading, names) for reading in blind.readings),
+        suites=suites,
         population=run_population(context.run, names),
         kl=_kl(result),
         series=_series(context, align),
@@ -152,7 +155,7 @@ def collect(context: Context) -> ReportData:
         alarms=losses or None if watched is None else watched + losses,
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources=_sources(context),
-        missing=_missing(run, blind, has_cost=cost is not None),
+        missing=_missing(run, blind, has_cost=cost is not None) | ({"suites": no_suites} if no_suites else {}),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from trimtab.errors import ConfigError, DataError, NonFiniteError, ScoringError
 from trimtab.evals.balance import declines
+from trimtab.evals.suite_results import SuiteResults
 from trimtab.evals.suites import LIKELIHOOD, Outcome, Suite, SuiteItem
 from trimtab.feedback.callables import load_callable
 from trimtab.feedback.verifiers import arithmetic, instructions
@@ -18,6 +19,10 @@ from trimtab.pipeline.talk import open_model
 from trimtab.records import Message, Prompt, Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.rollout.rewards import HttpReward, http_reward, numbers
+from trimtab.storage import RunFolder
+
+SUITES = "suites"
+"""Folder of results in a run's folder."""
 
 Judge = Callable[[Sequence[Rollout]], Any]
 """Rollouts to one number each."""
@@ -32,11 +37,55 @@ def open_target(target: str, *, runs: Path) -> Role:
     Raises:
         ConfigError: the run has no such model yet.
     """
-    path, colon, which = target.rpartition(":")
-    if not colon or Path(target).exists():
-        path, which = target, "policy"
+    path, which = split_target(target)
     backbone, adapter = open_model(path, which=which, runs=runs)
     return Role(backbone, adapter=adapter)
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """A target's path or hub id, and which model of a run it is.
+
+    >>> split_target("runs/quickstart:sft"), split_target("runs/quickstart")
+    (('runs/quickstart', 'sft'), ('runs/quickstart', 'policy'))
+    """
+    path, colon, which = target.rpartition(":")
+    return (target, "policy") if not colon or Path(target).exists() else (path, which)
+
+
+def run_of(target: str) -> RunFolder | None:
+    """The run that a target is a model of; None: it is no run's folder."""
+    path = Path(split_target(target)[0])
+    return RunFolder(path, create=False).first if (path / "config.yaml").is_file() else None
+
+
+def fingerprint(run: RunFolder, which: str) -> str:
+    """Fingerprint of the stage that made a model of a run; empty: it has none."""
+    if which == "base":
+        return ""
+    if which == "sft":
+        status = run.first.status("sft")
+    elif which.startswith("round-"):
+        status = run.round(int(which.removeprefix("round-"))).status("align")
+    else:
+        status = run.newest().status("align")
+    return "" if status is None else status.fingerprint
+
+
+def suites_of(run: RunFolder) -> tuple[SuiteResults | None, str]:
+    """Results on a run's checkpoints for its page; None with the reason, empty where nothing was measured."""
+    file = run.path / SUITES / "suites.json"
+    if not file.is_file():
+        return None, ""
+    try:
+        results = SuiteResults.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None, f"{file} is of another version of trimtab; measure the suites again with trimtab eval."
+    if any(fingerprint(run, which) != made for which, made in results.checkpoints.values()):
+        return (
+            None,
+            f"Models were trained again since suites were measured ({file}); measure them again with trimtab eval.",
+        )
+    return results, ""
 
 
 def load_judge(name: str) -> Judge:
