@@ -309,8 +309,8 @@ TUNING: dict[str, Metric] = {
     ),
     "preferred": Metric(
         title="preferred to the round before",
-        meaning="Share of blind comparisons in which the person prefers the newest policy to the one before; ties count "
-        "half. The prompts are those that the rounds train on.",
+        meaning="Share of blind comparisons in which the person prefers the newest policy to the one before; ties "
+        "count half. The prompts are those that the rounds train on.",
         unit="share",
         good="lower end above 50 %",
         act="A reward model that predicts you and a policy that you do not prefer: align longer, or with less KL "
