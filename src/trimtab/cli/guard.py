@@ -124,4 +124,5 @@ def explain(
         decides = ", which decides" if view["name"] == facts["view"] else ""
         typer.echo(f"  {view['name']}{decides}: log-odds {members}")
         typer.echo(f"    {view['text']}")
-    typer.echo("  words that move lexical most in that reading, + towards blocking: " + ", ".join(f"{w} {v:+.2f}" for w, v in facts["words"]))
+    words = ", ".join(f"{word} {value:+.2f}" for word, value in facts["words"])
+    typer.echo(f"  words that move lexical most in that reading, + towards blocking: {words}")
