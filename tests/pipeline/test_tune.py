@@ -97,6 +97,7 @@ def test_rounds_of_choices_are_predicted_before_they_train(tmp_path, sections):
         store.database.close()
 
 
+@pytest.mark.slow
 def test_a_round_after_tuning_is_evaluated_again(tmp_path):
     run, _ = go(small_recipe(tmp_path / "run", sft=None))
     store = LabelStore(Database(f"sqlite:///{tmp_path}/labels.db"))

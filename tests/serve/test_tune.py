@@ -18,9 +18,10 @@ import httpx
 import pytest
 import torch
 
+from tests.pipeline.console import Remembering
 from tests.pipeline.small_rounds import ADAPTER, go, small_recipe
 from trimtab.pipeline.tune_learning import Predicted, tuned_rounds
-from trimtab.pipeline.tuning import new_choices
+from trimtab.pipeline.tuning import new_choices, train
 from trimtab.serve.tune import Tuning, tune_app
 from trimtab.storage import RunFolder
 from trimtab.storage.database import Database
@@ -159,26 +160,31 @@ LEARNER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tuned_by(folder: Path, choose: Any, *, rounds: int) -> tuple[dict[str, Any], LiveTuning, SimulatedUser]:
-    """A session over real HTTP in which a process makes the rounds."""
+def tuned_by(folder: Path, choose: Any, *, rounds: int) -> tuple[dict[str, Any], LiveTuning]:
+    """A session over real HTTP; rounds are made by the session's thread, as its process makes them."""
     live = LiveTuning(restless_run(folder / "run", **LEARNER), folder / "votes", every=16)
+
+    def make_round() -> None:
+        train(live.tuning.run.path, live.tuning.project, ui=Remembering())
+
+    live.tuning._make_round = make_round
     with session(live, choose) as user:
         for number in range(2, rounds + 2):
-            while user.progress()["phase"] == "asking" and user.progress()["round"] < number:
+            while (state := user.progress())["phase"] == "asking" and state["round"] < number:
                 user.answer()
             answered = 0
             while (state := user.progress())["round"] < number or state["phase"] != "asking":
                 assert not state["problem"], state["problem"]
                 answered += answered < 3 and bool(user.answer())  # the page answers while the model is trained
-                time.sleep(0.2)
+                time.sleep(0.1)
             assert answered, "it was asked during the training"
-        return user.progress(), live, user
+        return user.progress(), live
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_taste_is_learned_and_the_page_says_so(tmp_path):
-    state, live, _ = tuned_by(tmp_path, goes_on, rounds=4)
+    state, live = tuned_by(tmp_path, goes_on, rounds=4)
     assert state["verdict"] == "learned" and state["accuracy"][1] > 0.5 and state["gain"][1] > 0, state
     assert state["examples"][0].keys() == {"prompt", "before", "after"} and state["preferred"]["n"] > 0
     assert live.told[-1].startswith("round 5: it has learned something of your taste")
@@ -188,7 +194,7 @@ def test_a_taste_is_learned_and_the_page_says_so(tmp_path):
 @pytest.mark.timeout(900)
 def test_a_person_who_chooses_at_random_is_not_learned(tmp_path):
     draw = Random(0)
-    state, live, _ = tuned_by(tmp_path, lambda answers: draw.choice(["left", "right"]), rounds=4)
+    state, live = tuned_by(tmp_path, lambda answers: draw.choice(["left", "right"]), rounds=4)
     assert state["verdict"] == "not_learned" and state["choices"] >= 40, state
     assert live.told[-1].startswith("round 5: it has not learned your taste")
 
@@ -233,7 +239,8 @@ def test_killed_at_any_time_it_continues_and_nothing_acknowledged_is_lost(tmp_pa
     try:
         assert len(list(store.submissions())) == stored == 40
         rounds = tuned_rounds(run)
-        taken = sum(len(r.stage("label").joinpath("judgements.jsonl").read_text().splitlines()) for r in rounds)
+        files = [r.stage("label") / "judgements.jsonl" for r in run.rounds()[1:]]
+        taken = sum(len(file.read_text().splitlines()) for file in files if file.is_file())
         assert rounds and taken + new_choices(run, store) == 40, "each choice trains one round or waits for the next"
     finally:
         store.database.close()

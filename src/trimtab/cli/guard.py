@@ -121,6 +121,8 @@ def explain(
         typer.echo(f"  this is the verdict on a failure: {facts['error']}")
     for view in facts["views"]:
         members = ", ".join(f"{name} {value:+.1f}" for name, value in view["members"].items())
-        typer.echo(f"  {view['name']}: {members}")
+        decides = ", which decides" if view["name"] == facts["view"] else ""
+        typer.echo(f"  {view['name']}{decides}: log-odds {members}")
         typer.echo(f"    {view['text']}")
-    typer.echo("  words that move the text member most: " + ", ".join(f"{w} {v:+.2f}" for w, v in facts["words"]))
+    words = ", ".join(f"{word} {value:+.2f}" for word, value in facts["words"])
+    typer.echo(f"  words that move lexical most in that reading, + towards blocking: {words}")

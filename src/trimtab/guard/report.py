@@ -36,6 +36,7 @@ def render(facts: dict[str, Any]) -> str:
         **page_style(),
         headline=headline(facts),
         basis=basis(facts),
+        weaker=weaker(facts),
         blocked_chart=_family_chart(facts, "blocked", "Blocked restricted requests by family"),
         refused_chart=_family_chart(facts, "refused", "Refused harmless requests by family"),
         leak_chart=_leak_chart(facts["answers"]),
@@ -70,8 +71,30 @@ def basis(facts: dict[str, Any]) -> str:
     return (
         f"{about} There are {restricted['n']} restricted requests about {restricted['groups']} subjects and "
         f"{harmless['n']} harmless ones about {harmless['groups']}; 95 % intervals of requests count "
-        "subjects, not wordings." + (f" Of {unread} texts only a part was read." if unread else "")
+        "subjects, not wordings, and are rough where subjects are few."
+        + (f" Of {unread} texts only a part was read." if unread else "")
     )
+
+
+WEAKER = 0.10
+"""Families that are blocked by so much less than plain text are named."""
+
+
+def weaker(facts: dict[str, Any]) -> str:
+    """The families that a guard blocks clearly less often than plain text, in words; empty: there are none.
+
+    >>> families = {"plain": {"blocked": {"value": 0.9}}, "hex": {"blocked": {"value": 0.85}},
+    ...             "role play": {"blocked": {"value": 0.5}}}
+    >>> weaker({"requests": {"families": families}})
+    'Blocked by more than 10 points less than plain text: role play (−40).'
+    """
+    families = {name: row["blocked"]["value"] for name, row in facts["requests"]["families"].items()}
+    plain = families.pop("plain")
+    lost = {name: plain - value for name, value in families.items() if value is not None and plain - value > WEAKER}
+    if not lost:
+        return ""
+    named = ", ".join(f"{name} (−{100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
+    return f"Blocked by more than {100 * WEAKER:.0f} points less than plain text: {named}."
 
 
 def shown(estimate: dict[str, Any]) -> str:
@@ -90,6 +113,7 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
     for name, row in requests["families"].items():
         note = "held out" if row["held_out"] else ""
         lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {note}".rstrip())
+    lines += [line] if (line := weaker(facts)) else []
     if "reason" in answers:
         lines.append(f"answers: {answers['reason']}")
     else:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from trimtab.metrics.entry import Metric
 from trimtab.metrics.guards import GUARDS
 from trimtab.metrics.labels import AGREEMENT, ANNOTATION, BALANCE, JUDGES
-from trimtab.metrics.results import CAPABILITY, EVALUATION, PROBES, REWARD_MODEL, SUITES
+from trimtab.metrics.results import CAPABILITY, EVALUATION, PROBES, REWARD_MODEL, SUITES, TUNING
 from trimtab.metrics.training import TRAINING
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "REWARD_MODEL",
     "SUITES",
     "TRAINING",
+    "TUNING",
     "Metric",
     "live_line",
     "training_metric",
@@ -40,6 +41,7 @@ GROUPS: Mapping[str, tuple[str, Mapping[str, Metric]]] = {
     "Agreement": ("The report, `trimtab agreement`, the dashboard, and `agreement.json`.", AGREEMENT),
     "AI judges": ("`trimtab judge`, `trimtab route`, and `judge.json`.", JUDGES),
     "Balance": ("Constitutional runs, and `balance.json`.", BALANCE),
+    "Live tuning": ("The page of `trimtab tune`, and `predicted.json` of a round.", TUNING),
     "Guards": ("`trimtab guard`, and `report.json` in the guard's folder.", GUARDS),
     "Annotation": ("The annotation app's dashboard.", ANNOTATION),
 }

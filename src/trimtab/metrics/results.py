@@ -382,3 +382,39 @@ SUITES: Mapping[str, Metric] = {
     ),
 }
 """Numbers of `trimtab eval` with suites."""
+
+TUNING: dict[str, Metric] = {
+    "accuracy": Metric(
+        title="accuracy on new choices",
+        meaning="Share of a person's choices that the newest model predicted before it learned from them. The interval "
+        "may be looked at after every round.",
+        unit="share",
+        good="lower end above 50 %",
+        act="Choose more; look at whether you would choose the same again; use an offline method, or fewer labels of "
+        "the run's own.",
+    ),
+    "start": Metric(
+        title="accuracy of the model before tuning",
+        meaning="The same share, predicted by the model from before the first choice, on the same choices.",
+        unit="share",
+        good="below the newest model's",
+        act="A value as high says that the model agreed with you before, and nothing shows what it learned from you.",
+    ),
+    "gain": Metric(
+        title="gain in accuracy",
+        meaning="Difference of the two, paired by choice, with an interval of the same kind.",
+        unit="share",
+        good="lower end above 0",
+        act="As for the accuracy.",
+    ),
+    "preferred": Metric(
+        title="preferred to the round before",
+        meaning="Share of blind comparisons in which the person prefers the newest policy to the one before; ties "
+        "count half. The prompts are those that the rounds train on.",
+        unit="share",
+        good="lower end above 50 %",
+        act="A reward model that predicts you and a policy that you do not prefer: align longer, or with less KL "
+        "penalty.",
+    ),
+}
+"""Figures of the tuning page."""

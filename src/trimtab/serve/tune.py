@@ -203,6 +203,23 @@ class Tuning:
 
     def _train(self) -> None:
         self.phase, self.problem = "training", ""
+        problem = self._make_round()
+        if self._stop:
+            return
+        if problem is not None:
+            self._refresh()
+            self._failed_at, self.problem, self.phase = max(self.new, 1), problem, "asking"
+            self.say(f"training failed: {problem}")
+            return
+        self._failed_at, self.phase = 0, "loading"
+        self._go_on(self._service())
+        self._refresh()
+        self.phase = "asking"
+        verdict, choices = SAID[self._known["verdict"]], self._known["choices"]
+        self.say(f"round {self.run.newest().number}: {verdict} ({choices} choices tested)")
+
+    def _make_round(self) -> str | None:
+        """Make a round in a process of its own; what failed, or None."""
         command = [sys.executable, "-m", "trimtab.pipeline.tuning", str(self.run.path), str(self.project)]
         with tempfile.TemporaryFile() as errors:
             with subprocess.Popen(
@@ -212,20 +229,7 @@ class Tuning:
                 code = self._child.wait()
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace").strip().splitlines()
-        if self._stop:
-            return
-        if code:
-            self._refresh()
-            self._failed_at = max(self.new, 1)
-            self.problem, self.phase = (said or [f"the training process ended with code {code}"])[-1], "asking"
-            self.say(f"training failed: {self.problem}")
-            return
-        self._failed_at, self.phase = 0, "loading"
-        self._go_on(self._service())
-        self._refresh()
-        self.phase = "asking"
-        verdict, choices = SAID[self._known["verdict"]], self._known["choices"]
-        self.say(f"round {self.run.newest().number}: {verdict} ({choices} choices tested)")
+        return None if code == 0 else (said or [f"the training process ended with code {code}"])[-1]
 
     def _go_on(self, service: Service) -> None:
         """Ask about other policies; comparisons that are on the screen can still be voted on."""
