@@ -72,6 +72,7 @@ def load_ray() -> Any:
     if "ray" not in sys.modules:  # it reads these once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers on a machine that is busy
     try:
         ray: Any = import_module("ray")  # not `import ray`: a type checker takes that for this file
     except ImportError:
