@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.trainers.rl_kit import LORA, STEADY, config, letters
+from trimtab.conformance.rl_experiments import BANDIT, bandit
+from trimtab.conformance.tables import BETA, gibbs, kl, settings, train_table
 from trimtab.errors import CheckpointError, ConfigError, Interrupted, RankError
 from trimtab.models import Role
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import LocalSampler
 from trimtab.testing import prompts, tiny_backbone
-from trimtab.trainers import Checkpoints, DapoConfig, RlRoles, Session, check_rl, train_rl
+from trimtab.trainers import Checkpoints, DapoConfig, KLConfig, RlooConfig, RlRoles, Session, check_rl, train_rl
 
 AHEAD: dict[str, Any] = {"steps": 4, "epochs": 2, "one_step_off": True}
 
@@ -41,7 +44,7 @@ def trained(
     kind: type = Drawn, folder: Path | None = None, stop_after: int = 9, **more: Any
 ) -> tuple[Role, Drawn, list[dict]]:
     """Policy, sampler and metrics of a run of four steps, or of the part of it until so many are done."""
-    settings = config(**AHEAD | more)
+    method = config(**AHEAD | more)
     roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
     rows: list[dict] = []
     session = Session(
@@ -52,7 +55,7 @@ def trained(
     sampler = kind(roles.policy)
     try:
         train_rl(
-            roles, prompts(9), letters, settings, seed=2, session=session, sampler=sampler,
+            roles, prompts(9), letters, method, seed=2, session=session, sampler=sampler,
             samples=None if folder is None else folder / "samples",
         )  # fmt: skip
     except Interrupted:
@@ -106,3 +109,14 @@ def test_answers_that_are_missing_or_of_other_weights_are_refused(tmp_path: Path
 def test_replaced_groups_would_be_of_other_weights():
     with pytest.raises(ConfigError, match=r"one_step_off is true and resample is 3.*resample: 0"):
         check_rl(DapoConfig(one_step_off=True, policy=STEADY), 100)
+
+
+@pytest.mark.slow
+def test_the_optimum_of_a_bandit_is_reached():
+    """Within the tolerance of the conformance table for answers of the newest weights."""
+    for seed in range(3):
+        ref, reward = bandit(seed)
+        method = settings(RlooConfig, steps=1500, lr=0.05, kl=KLConfig(coefficient=BETA), one_step_off=True)
+        policy: Any = train_table(BANDIT, ref[None], reward, method, seed=seed).policy
+        end = torch.log_softmax(policy.logits[0].detach(), 0)
+        assert kl(end, gibbs(ref, reward, BETA)) <= 1e-3

@@ -243,15 +243,6 @@ def token_mdp(seeds: Sequence[int]) -> Iterator[Row]:
     """Four tokens, five steps, a bigram reference, a reward on all 1,024 answers."""
     name = "4 token MDP"
 
-    behind = settings(
-        RlooConfig, steps=800, lr=0.1, samples=512, depth=5, kl=KLConfig(coefficient=BETA), one_step_off=True
-    )  # fmt: skip
-    gaps = []
-    for seed in seeds:
-        ref, reward = mdp_instance(seed)
-        logits = cast(Any, train_table(MDP, ref, reward, behind, seed=seed).policy).logits.detach().double()
-        gaps.append(gap_left(logits, ref, reward))
-    yield worst_row(name, "rloo, answers one step old", "share of the gap left open", gaps, high=0.01)
     for kind in (RlooConfig, PpoConfig):
         for epochs, bound in ((1, 0.01), (4, 0.03)):
             config = settings(
