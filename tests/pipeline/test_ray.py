@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from trimtab.rollout.ray import connected
 from trimtab.testing import toy_recipe
 from trimtab.testing.recipe import TOY
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install -c constraints.txt -e '.[ray]'")
 pytestmark = [
+    pytest.mark.skipif(
+        find_spec("ray") is None, reason="Ray is not installed: pip install -c constraints.txt -e '.[ray]'"
+    ),
     pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"),

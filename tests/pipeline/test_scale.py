@@ -116,6 +116,29 @@ def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert threads_of(5) == 5 and threads_of(None) == max(1, (os.cpu_count() or 1) // 3)
 
 
+def test_ray_is_checked_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for section, says in (
+        ({"kind": "ray", "processes": 2}, r"set scale\.ray\.samplers and scorers instead"),
+        ({"ray": {"samplers": 2}}, r"scale\.ray is set and scale\.kind is 'inline'"),
+        ({"kind": "ray", "ray": {"address": "somewhere"}}, r"scale\.ray\.address"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load_recipe(toy_recipe(tmp_path, scale=section))
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr("trimtab.rollout.ray.import_module", missing)
+    with pytest.raises(ConfigError, match="Ray is not installed"), joined(ScaleConfig(kind="ray")):
+        pass
+    recipe = toy_recipe(tmp_path, scale={"kind": "ray", "ray": {"samplers": 3, "scorers": 1, "extra_samplers": 2}})
+    made = make_plan(load_recipe(recipe), recipe, tmp_path / "runs")  # without Ray
+    line = next(line for line in made["objective"] if "Ray" in line)
+    assert "3 draw the answers of align in chunks of 8 prompts, and 1 compute its rewards (CPU 1 each" in line
+
+
 def test_plan_says_what_several_processes_share(tmp_path: Path):
     recipe = toy_recipe(tmp_path, scale=TWO)
     made = make_plan(load_recipe(recipe), recipe, tmp_path / "runs")

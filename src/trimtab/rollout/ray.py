@@ -72,6 +72,7 @@ def load_ray() -> Any:
     if "ray" not in sys.modules:  # it reads these once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers on a machine that is busy
     try:
         ray: Any = import_module("ray")  # not `import ray`: a type checker takes that for this file
     except ImportError:
@@ -270,7 +271,7 @@ def _connection(ray: Any, config: RayConfig) -> Iterator[None]:
             f"Ray refuses the token of this machine ({str(error).splitlines()[0]}); make one with `ray get-auth-token "
             "--generate`, copy ~/.ray/auth_token to every machine, or set RAY_AUTH_TOKEN"
         ) from None
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises plain ones too
         raise RankError(
             f"no connection to the Ray cluster at {config.address or 'this machine'} (phase 'connect': {error}); this "
             "machine must be part of it: run `ray start --address=HOST:6379` here, or leave scale.ray.address out"
