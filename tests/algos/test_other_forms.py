@@ -88,14 +88,14 @@ FORMS: dict[str, tuple[Callable[..., torch.Tensor], Callable[[Array, Array, Arra
     ),
     "bco": (  # a classifier of rewards minus their mean over all answers of the step
         lambda *x: algos.bco_loss(*x, ((x[0] - x[2]) + (x[1] - x[3])).mean() / 2, beta=BETA),
-        lambda w, y, rw, ry: sum(
+        lambda w, y, rw, ry: np.add(*(
             cross_entropy(BETA * r - np.concatenate([BETA * (w - rw), BETA * (y - ry)]).mean(), label)
             for r, label in ((w - rw, 1.0), (y - ry, 0.0))
-        ),
+        )),
     ),
     "sppo": (  # authors: P(win) of each answer beside its own log-ratio, and the mean of both where we add
         lambda *x: algos.sppo_loss(*x, beta=BETA, probability=torch.full_like(x[0], 0.8)) / 2,
-        lambda w, y, rw, ry: sum((r - (p - 0.5) / BETA) ** 2 for r, p in ((w - rw, 0.8), (y - ry, 0.2))) / 2,
+        lambda w, y, rw, ry: ((w - rw - 0.3 / BETA) ** 2 + (y - ry + 0.3 / BETA) ** 2) / 2,
     ),
     "exo": (
         lambda *x: algos.exo_loss(*x, beta=BETA, eps=0.05),

@@ -16,6 +16,7 @@ from trimtab.trainers import (
     OnlineConfig,
     PairConfig,
     PolicyGradientConfig,
+    RlConfig,
     methods_with,
 )
 
@@ -185,7 +186,7 @@ def _for_pairs(align: PairConfig, data: JudgedData) -> list[str]:
     return lines
 
 
-def _for_online(config: RunConfig, align: OnlineConfig) -> list[str]:
+def _for_online(config: RunConfig, align: RlConfig) -> list[str]:
     rewards, method, lines = config.rewards or {}, ONLINE[align.method], []
     divides = "std" in method.config.model_fields
     if divides and len(rewards) > 1 and not method.several_rewards:
