@@ -1,4 +1,4 @@
-"""The benchmark of process reward models: its parts on invented answers and traces, and a whole run at toy size."""
+"""The benchmark of process reward models: its parts on invented answers and traces."""
 
 import gzip
 import json
@@ -6,9 +6,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from benchmarks.process import bbmistake, choices, main
+from benchmarks.process import bbmistake, choices
 from trimtab.feedback.generated_tasks import generate_tasks
 from trimtab.records import Prompt, Rollout
 
@@ -41,13 +39,3 @@ def test_planted_mistakes_are_found(tmp_path):
         file.write("\n".join(map(json.dumps, rows)))
     result = bbmistake(tmp_path, ["word_sorting"])["word_sorting"]
     assert result["F1"][0] > 0.9 and result["modal index, found where there is one"] < 0.5
-
-
-@pytest.mark.slow
-def test_best_of_n_at_toy_size(capsys):
-    options = "--demonstrations 500 --epochs 30 --size 2 --largest 5 --train-prompts 2 --prompts 3 -n 2"
-    with pytest.raises(SystemExit, match="tasks of this size exist"):
-        main(["best-of-n", *options.split()])
-    options = "--demonstrations 600 --epochs 25 --size 3 --largest 9 --train-prompts 20 --prompts 20 -n 4"
-    assert main(["best-of-n", *options.split()]) == 0
-    assert "process, product" in capsys.readouterr().out
