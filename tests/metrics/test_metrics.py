@@ -12,6 +12,7 @@ from trimtab.feedback import agreement_report
 from trimtab.metrics import AGREEMENT, CAPABILITY, GROUPS, PROBES, REWARD_MODEL, TRAINING, live_line, training_metric
 from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.records import Completion, Prompt, Rollout
+from trimtab.records.annotation import StepLabel
 from trimtab.records.weights import WATCHED
 from trimtab.rollout import SamplerConfig
 from trimtab.storage import MetricsLog, read_metrics
@@ -25,6 +26,7 @@ from trimtab.trainers import (
     NashMdConfig,
     OnlineDpoConfig,
     PpoConfig,
+    ProcessConfig,
     PtxConfig,
     Ranking,
     RejectionConfig,
@@ -36,9 +38,11 @@ from trimtab.trainers import (
     SftConfig,
     XpoConfig,
     answer_logprobs,
+    encode_solutions,
     judged_from_rankings,
     train_kto,
     train_preference,
+    train_process,
     train_reward,
     train_rl,
     train_sft,
@@ -120,13 +124,17 @@ def train_online(config: RlConfig, session: Session) -> None:
 def train_offline(name: str, session: Session) -> None:
     backbone = tiny_backbone()
     pairs = rankings(backbone)
-    role = Role.trainable(backbone, name, LORA, seed=0, scalar_head=name == "reward")
+    role = Role.trainable(backbone, name, LORA, seed=0, scalar_head=name in ("reward", "process"))
     match name:
         case "sft":
             rows = [backbone.chat.conversation(chat_messages("sing", "a blue bird"))] * 2
             train_sft(role, rows, SftConfig(adapter=LORA, batch=2), seed=0, session=session)
         case "reward":
             train_reward(role, pairs, RewardConfig(adapter=LORA, batch=4), seed=0, session=session)
+        case "process":
+            labels = [StepLabel(id=str(n), prompt=p, steps=("a", "b"), first_wrong=n) for n, p in enumerate(prompts(2))]
+            solutions, _, _ = encode_solutions(backbone.chat, labels, "\n")
+            train_process(role, solutions, ProcessConfig(adapter=LORA), seed=0, session=session)
         case "dpo":
             known = answer_logprobs(Role(backbone), pairs)
             train_preference(role, pairs, DpoConfig(adapter=LORA), reference=known, seed=0, session=session)
@@ -137,7 +145,7 @@ def train_offline(name: str, session: Session) -> None:
 
 TRAININGS: dict[str, Callable[[Session], None]] = {
     **{name: lambda session, c=config: train_online(c, session) for name, config in ONLINE.items()},
-    **{name: lambda session, n=name: train_offline(n, session) for name in ("sft", "reward", "dpo", "kto")},
+    **{name: lambda session, n=name: train_offline(n, session) for name in ("sft", "reward", "process", "dpo", "kto")},
 }
 
 
