@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -55,7 +56,7 @@ class LiveTuning(Live):
         )
         self.tuning.page.votes._source = "simulated"
         if train is not None:
-            self.tuning._train = train
+            self.tuning._train = lambda loop: train()
         super().__init__(self.tuning.page.service, tune_app(self.tuning, hosts={"127.0.0.1"}))
 
     def stop(self) -> None:
@@ -134,7 +135,12 @@ def test_the_page_asks_stores_and_counts(finished, tmp_path):
         assert due[0] == 4
         tasks = [task for _, task in live.store.tasks()]
         assert all(len(task.completions) == 2 and task.metadata["checkpoints"] for task in tasks)
+        with ThreadPoolExecutor(2) as tabs:
+            shown = [*tabs.map(lambda _: user.client.post("/chat/tune/next").json(), range(2))]
+        votes = [{"token": shown[tab]["token"], "key": f"tab-{tab:08}", "choice": "left"} for tab in range(2)]
+        assert [user.client.post("/chat/vote", json=vote).json()["new"] for vote in votes] == [True, True]
         assert {s.source for _, s in live.store.submissions()} == {"simulated"}
+    assert live.tuning._make_round() is None and live.tuning._child is None, "no training begins after the end"
 
 
 @pytest.mark.slow
@@ -178,6 +184,9 @@ def tuned_by(folder: Path, choose: Any, *, rounds: int) -> tuple[dict[str, Any],
                 answered += answered < 3 and bool(user.answer())  # the page answers while the model is trained
                 time.sleep(0.1)
             assert answered, "it was asked during the training"
+        for _ in range(4):  # the newest policy beside the one before
+            user.answer()
+        live.wait(lambda: user.progress()["preferred"] is not None)
         return user.progress(), live
 
 
@@ -297,6 +306,12 @@ def test_choosing_by_keyboard_on_a_phone(finished, tmp_path, monkeypatch):
             api.expect(page.locator("#phase")).to_contain_text("2 of 40")
             ranks = [s.answers[0].ranks for _, s in live.store.submissions()]
             assert ranks == [(0, 1), (1, 0), (0, 0)]
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+            page.evaluate("document.querySelectorAll('[data-choice=left]').forEach((b) => { b.click(); b.click(); })")
+            api.expect(page.locator("#phase")).to_contain_text("3 of 40")
+            api.expect(page.locator(".choices-of-pair")).to_have_count(1)
+            assert asked.count("vote") == 2 and asked.count("next") == 1, "pressed twice, it is one vote"
             monkeypatch.setattr("trimtab.serve.tune.tuned_rounds", lambda run: [run.round(2), run.round(3)])
             monkeypatch.setattr("trimtab.serve.tune.predictions", lambda round: stored[round.number - 2])
             live.tuning._refresh()

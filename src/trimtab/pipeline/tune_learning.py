@@ -7,7 +7,8 @@ after every batch, so the interval is one that may be (:func:`trimtab.evals.anyt
 at random, the probability of ever reading "learned" is at most 2.5 %.
 
 In a run with a reward model that model predicts. With an offline method the policy does, by log π(answer) − log
-π_start(answer), its implicit reward, where the start is the policy from before the first choice.
+π_start(answer), its implicit reward, where the start is the policy from before the first choice. The start itself is
+compared with the pretrained model.
 """
 
 from collections.abc import Sequence

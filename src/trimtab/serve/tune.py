@@ -103,6 +103,7 @@ class Tuning:
     """Choices with a winner that no round has taken."""
     prompts: list[Prompt] = field(init=False)
     _wake: threading.Event = field(default_factory=threading.Event)
+    _starting: threading.Lock = field(default_factory=threading.Lock)
     _stop: bool = False
     _child: "subprocess.Popen[bytes] | None" = None
     _failed_at: int = 0
@@ -151,8 +152,9 @@ class Tuning:
                 break
         exchange.person = person
         shown = await exchange.end()
-        self._drawn = asyncio.ensure_future(self._draw())
-        self._drawn.add_done_callback(lambda task: task.cancelled() or task.exception())  # told when it is asked for
+        if self._drawn is None:  # else another tab has asked meanwhile, and one is drawn ahead for whichever is first
+            self._drawn = asyncio.ensure_future(self._draw())
+            self._drawn.add_done_callback(lambda task: task.cancelled() or task.exception())  # told when asked for
         return shown | {"prompt": [{"role": turn.role, "text": turn.content} for turn in exchange.turns]}
 
     async def _draw(self) -> Exchange:
@@ -177,31 +179,36 @@ class Tuning:
 
     # Learning ------------------------------------------------------------------------------
 
-    def watch(self) -> None:
-        """Make rounds until :meth:`stop`; for a thread of its own."""
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make rounds until :meth:`stop`; for a thread of its own.
+
+        Args:
+            loop: of the page, which starts answers; it is given each new policy.
+        """
         while not self._stop:
             try:
                 self._refresh()
                 due = self.new >= self.every and self.new >= self._failed_at + self.every
                 if (work_left(self.run) and not self._failed_at) or due:
-                    self._train()
+                    self._train(loop)
             except Exception as error:
                 _log.exception("tuning failed")
-                self.problem, self.phase, self._failed_at = str(error), "asking", max(self.new, 1)
+                problem = str(error) or type(error).__name__
+                self.problem, self.phase, self._failed_at = problem, "asking", max(self.new, 1)
             self._wake.wait(60)
             self._wake.clear()
 
     def stop(self) -> None:
         """End the training process; what it has finished stays, and the next session continues."""
-        self._stop = True
+        with self._starting:
+            self._stop, child = True, self._child
         self._wake.set()
-        child = self._child
         if child is not None:
             assert child.stdin is not None
             child.stdin.close()
             child.wait()
 
-    def _train(self) -> None:
+    def _train(self, loop: asyncio.AbstractEventLoop) -> None:
         self.phase, self.problem = "training", ""
         problem = self._make_round()
         if self._stop:
@@ -212,41 +219,49 @@ class Tuning:
             self.say(f"training failed: {problem}")
             return
         self._failed_at, self.phase = 0, "loading"
-        self._go_on(self._service())
+        self._go_on(self._service(), loop)
         self._refresh()
         self.phase = "asking"
         verdict, choices = SAID[self._known["verdict"]], self._known["choices"]
         self.say(f"round {self.run.newest().number}: {verdict} ({choices} choices tested)")
 
     def _make_round(self) -> str | None:
-        """Make a round in a process of its own; what failed, or None."""
+        """Make a round in a process of its own; what failed, or None, also after :meth:`stop`."""
         command = [sys.executable, "-m", "trimtab.pipeline.tuning", str(self.run.path), str(self.project)]
         with tempfile.TemporaryFile() as errors:
-            with subprocess.Popen(
-                [*command, *self.overrides], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-                start_new_session=True,  # Ctrl-C is for the page, which ends it
-            ) as self._child:  # fmt: skip
-                code = self._child.wait()
+            with self._starting:
+                if self._stop:
+                    return None
+                child = self._child = subprocess.Popen(
+                    [*command, *self.overrides], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
+                    start_new_session=True,  # Ctrl-C is for the page, which ends it
+                )  # fmt: skip
+            with child:
+                code = child.wait()
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace").strip().splitlines()
         return None if code == 0 else (said or [f"the training process ended with code {code}"])[-1]
 
-    def _go_on(self, service: Service) -> None:
+    def _go_on(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         """Ask about other policies; comparisons that are on the screen can still be voted on."""
-        before, self.page.service = self.page.service, service
-        self.page.votes.round = round_of(service)
-        until = time.monotonic() + 30
-        while not before.worker.idle and time.monotonic() < until:
+        before = asyncio.run_coroutine_threadsafe(self._replace(service), loop).result()
+        while not before.worker.idle and not self._stop:  # answers that it has begun are drawn to their end
             time.sleep(0.05)
         before.stop()
 
+    async def _replace(self, service: Service) -> Service:
+        """Give the page another service; on the event loop, so that an answer begins with one or the other."""
+        before, self.page.service = self.page.service, service
+        self.page.votes.round = round_of(service)
+        return before
+
     def _refresh(self) -> None:
         """Read from the files what the page shows."""
-        rounds = tuned_rounds(self.run)
-        stored = [p for round in rounds if (p := predictions(round)) is not None]
+        rounds = {round.number: p for round in tuned_rounds(self.run) if (p := predictions(round)) is not None}
+        stored = [*rounds.values()]
         self.new = new_choices(self.run, self.store)
         self._known = learned(stored).model_dump(mode="json") | {
-            "rounds": [_row(r.number, p) for r, p in zip(rounds, stored, strict=False)],
+            "rounds": [_row(number, p) for number, p in rounds.items()],
             "examples": [dict(zip(("prompt", "before", "after"), e, strict=True)) for e in _last(stored)],
             "preferred": self._preferred(),
         }
@@ -266,12 +281,11 @@ class Tuning:
 
     def progress(self) -> Mapping[str, Any]:
         """What the page shows."""
-        if self.phase == "training":  # the thread that counts otherwise waits for the process
-            self.new = new_choices(self.run, self.store)
+        training = self.phase == "training"  # then the thread that counts waits for the process
         return {
             "phase": self.phase,
             "problem": self.problem,
-            "new": self.new,
+            "new": new_choices(self.run, self.store) if training else self.new,
             "every": self.every,
             "round": self.run.newest().number,
             **self._known,
@@ -293,7 +307,8 @@ def tune_app(tuning: Tuning, *, hosts: set[str] | None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watcher = threading.Thread(target=tuning.watch, name="trimtab-tuning", daemon=True)
+        loop = asyncio.get_running_loop()
+        watcher = threading.Thread(target=tuning.watch, args=(loop,), name="trimtab-tuning", daemon=True)
         watcher.start()
         yield
         await run_in_threadpool(tuning.stop)

@@ -50,6 +50,7 @@ export function votes(token, fill) {
     try {
       const answer = await send("/chat/vote", { token, key: keys.get(name), ...content });
       if (!answer.ok) throw new Error(await reasonOf(answer));
+      if (stored) return; // the button was pressed twice
       stored = true;
       button.setAttribute("aria-pressed", "true");
       for (const other of box.querySelectorAll("button")) other.disabled = true;
@@ -82,7 +83,7 @@ export function choices(token, then) {
 
 // The keys 1 to 4 choose in the last comparison of an element, except while somebody types.
 export function chooseByKey(event, element) {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(textarea|input)$/i.test(event.target.tagName)) return;
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || /^(textarea|input)$/i.test(event.target.tagName)) return;
   const boxes = element.querySelectorAll(".choices-of-pair");
   const button = boxes[boxes.length - 1]?.querySelectorAll("button")[Number(event.key) - 1];
   if (button && !button.disabled) button.click();
