@@ -48,6 +48,14 @@ CASES = {
     "plackett_luce_loss": (lambda r: algos.plackett_luce_loss(r, MASK), (normal(B, T),)),
     "rao_kupper_loss": (lambda c, r: algos.rao_kupper_loss(c, r, FLAGS, theta=1.5), (normal(B), normal(B))),
     "davidson_loss": (lambda c, r: algos.davidson_loss(c, r, FLAGS, nu=0.5), (normal(B), normal(B))),
+    "vote_loss": (
+        lambda d, a: algos.vote_loss(d, a, torch.arange(B) % 3, likelihood="davidson"),
+        (normal(B), normal(B)),
+    ),
+    "vote_loss rao_kupper": (
+        lambda d, a: algos.vote_loss(d, a, torch.arange(B) % 3, likelihood="rao_kupper"),
+        (normal(B), normal(B)),
+    ),
     "process_reward_loss": (
         lambda z: algos.process_reward_loss(z, SOFT[:, None].expand(B, T), MASK),
         (normal(B, T),),

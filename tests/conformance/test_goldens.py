@@ -43,6 +43,8 @@ def critic(value: float) -> float:
     return max((value - 1) ** 2, (min(max(value, 0.3), 0.7) - 1) ** 2) / 2
 
 
+RHO = 1 / math.sqrt(14 / 3 * 2)
+"""Correlation of 1, 2, 4 with 3, 5, 4: Σ s̃ñ = 1, Σ s̃² = 14/3, Σ ñ² = 2."""
 Q_W = sigmoid(0.1 * 1.5)
 TO_COME = [1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4.0, 0.0]
 POINTS = [(1.0, 2), (1.1, 2), (1.5, 2), (0.5, 2), (1.5, -2), (0.5, -2), (5.0, -2)]
@@ -68,6 +70,16 @@ BY_HAND: dict[str, tuple[float, ...]] = {
         -log(L / (L + 1.5 * W)),
     ),
     "davidson": (-log(W / ALL), -log(MIDDLE / ALL), -log(L / ALL)),
+    "vote, davidson": (-log(W / ALL), -log(MIDDLE / ALL), -log(L / ALL)),
+    "vote, rao_kupper": (
+        -log(W / (W + 1.5 * L)),
+        -log((1.5**2 - 1) * W * L / ((W + 1.5 * L) * (1.5 * W + L))),
+        -log(L / (L + 1.5 * W)),
+    ),
+    "length correlation": (RHO,),
+    "length correlation, slope": tuple(
+        n * RHO - RHO * s / (14 / 3) for s, n in zip((-4 / 3, -1 / 3, 5 / 3, 0.0), (-1, 1, 0, 0), strict=True)
+    ),
     "process": (-log(0.75), 0.0, -log(0.25), -0.5 * log(0.75) - 0.5 * log(0.25)),
     "process score": (0.75**3,),
     "dpo": (-log(sigmoid(0.1 * 1.5)),),

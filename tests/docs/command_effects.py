@@ -41,6 +41,10 @@ def check_run(arguments: list[str], printed: str) -> None:
         assert set(json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]["stages"]) >= wanted
 
 
+TAKES_RECIPE = {"run", "plan", "report", "sft", "sample", "label", "reward", "align", "eval"}
+"""Commands whose first argument is a recipe."""
+
+
 def is_recipe(arguments: list[str]) -> bool:
     """Is a command's first argument a recipe, not a run's folder or one of its models?"""
     return arguments[0] in TAKES_RECIPE and not Path(arguments[1].partition(":")[0]).is_dir()
@@ -214,17 +218,6 @@ def check_withdraw(arguments: list[str], printed: str) -> None:
     gone = option(arguments, "--annotator")
     labels = Path(f"{arguments[2]}-without-{gone}") / "stages" / "label" / "judgements.jsonl"
     assert labels.is_file() and gone not in labels.read_text() and "the old run stays as it is" in printed
-
-
-class TunesOnce:
-    """In place of the tuning page's server: refuses a stranger, and stops."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    def run(self, sockets: list[Any]) -> None:
-        with TestClient(self.app, base_url="http://127.0.0.1") as client:
-            assert client.get("/chat/tune").status_code == 401
 
 
 def check_init(arguments: list[str], printed: str) -> None:

@@ -33,7 +33,7 @@ from trimtab.storage.database import Database
 from trimtab.storage.labels import LabelStore
 from trimtab.testing import save_model, sentences, tiny_model
 
-from .command_effects import CHECKS, option
+from .command_effects import CHECKS, is_recipe, option
 from .pages import PAGES, ROOT, blocks, commands, make, page_name
 
 QUICKSTART = "recipes/quickstart.yaml"
@@ -137,6 +137,17 @@ class ServesOnce:
             assert client.get("/v1/models").status_code == 401
 
 
+class TunesOnce:
+    """In place of the tuning page's server: refuses a stranger, and stops."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def run(self, sockets: list[Any]) -> None:
+        with TestClient(self.app, base_url="http://127.0.0.1") as client:
+            assert client.get("/chat/tune").status_code == 401
+
+
 def put_votes(project: Path) -> None:
     """Comparisons by visitors of the chat page, in place of people."""
     store = LabelStore(Database(f"sqlite:///{project / 'labels.db'}"))
@@ -151,9 +162,6 @@ def put_votes(project: Path) -> None:
         votes.vote(person, "v1", Ballot(token=token, key=f"key-{number:08}", choice="left"))
     store.database.close()
 
-
-TAKES_RECIPE = {"run", "plan", "report", "sft", "sample", "label", "reward", "align", "eval"}
-"""Commands whose first argument is a recipe."""
 
 MAKE = {
     "demo": ["trimtab run recipes/quickstart.yaml"],

@@ -385,7 +385,8 @@ def test_sections_that_need_each_other(tmp_path: Path, sections: dict, said: str
 
 
 def test_a_judge_that_sees_ties_only_is_named_as_the_reason(whole: Path, monkeypatch):
-    context = SimpleNamespace(config=load_recipe(whole), folder=lambda name: stage(whole, name), seed=lambda name: 0)
+    run = SimpleNamespace(stage=lambda name: stage(whole, name))
+    context = SimpleNamespace(config=load_recipe(whole), run=run, folder=run.stage, seed=lambda name: 0)
     tied = [
         j.model_copy(update={"ranks": (0, 0), "probability": None})
         for j in read_records(stage(whole, "label") / "judgements.jsonl", Judgement)

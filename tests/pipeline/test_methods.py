@@ -251,7 +251,7 @@ def test_ptx_and_steps_from_a_recipe(tmp_path: Path):
     run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
     (first, *_) = read_metrics(tmp_path / "runs/toy/stages/align/metrics.jsonl")
     assert first["ptx_nll"] > 0 and first["reward/words"] == pytest.approx(first["reward"])
-    problem = r"rewards\.words\.steps places rewards at steps, but align\.method 'rloo'"
+    problem = r"rewards\.words places rewards at steps, but align\.method 'rloo'"
     with pytest.raises(ConfigError, match=problem):
         load_recipe(toy_recipe(tmp_path, align=align("rloo"), rewards=rewards))
     no_data = {"prompts": "data/prompts.jsonl"}

@@ -15,10 +15,10 @@ from trimtab.trainers import (
     CispoConfig,
     DapoConfig,
     DrGrpoConfig,
-    GroupConfig,
     GrpoConfig,
     GspoConfig,
     KLConfig,
+    PolicyGradientConfig,
     ReinforcePpBaselineConfig,
     ReinforcePpConfig,
     RlooConfig,
@@ -29,7 +29,7 @@ from trimtab.trainers.rl_metrics import _spread_within
 from ..kit import same_weights, stir
 from .rl_kit import LORA, STEADY, answer_logprobs, config, run
 
-GROUPS: list[GroupConfig] = [
+GROUPS: list[PolicyGradientConfig] = [
     RlooConfig(),
     RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="k2")),
     RlooConfig(kl=KLConfig(coefficient=0.1, place="loss", estimator="sequence")),
@@ -45,7 +45,9 @@ GROUPS: list[GroupConfig] = [
 ]
 
 
-def group_loss_by_hand(settings: GroupConfig, rollouts: list[Rollout], old: list, ref: list) -> tuple[float, float]:
+def group_loss_by_hand(
+    settings: PolicyGradientConfig, rollouts: list[Rollout], old: list, ref: list
+) -> tuple[float, float]:
     """Policy loss of the first update, where every ratio is 1, and the KL per answer."""
     beta, k = settings.kl.coefficient, settings.group
     inside = beta if settings.kl.place == "reward" else 0.0

@@ -45,10 +45,10 @@ from trimtab.trainers import (
     judged_from_rankings,
     kto,
     preference,
-    reward,
     train_rl,
 )
 from trimtab.trainers.rankings import ranking_batches
+from trimtab.trainers.reward_losses import StepTerms, reward_loss
 from trimtab.trainers.rl_update import critic_on_policy
 
 from ..kit import stir
@@ -151,12 +151,11 @@ def test_reward():
     one, config = role(head=True), RewardConfig()
     rankings = ranked(one)
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
+    terms = StepTerms(strict=norms.sequences, length=None, annotators=None, votes=0.0)
     found = {}
     for name, cut in CUTS.items():
         parts = [p for rows in cut for p in ranking_batches([rankings[i] for i in rows], 10_000, one)]
-        found[name] = gradient(
-            one, [lambda p=p: reward._loss(one, p, norms, config, norms.sequences)[0] for p in parts]
-        )
+        found[name] = gradient(one, [lambda p=p: reward_loss(one, p, norms, config, terms, None)[0] for p in parts])
     same(found)
 
 

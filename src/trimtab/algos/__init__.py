@@ -72,7 +72,6 @@ from trimtab.algos.preference import (
     simpo_loss,
 )
 from trimtab.algos.reward import (
-    Aggregation,
     bradley_terry_loss,
     davidson_loss,
     fit_ridge_bradley_terry,
@@ -89,7 +88,6 @@ from trimtab.algos.scores import overlong_penalty, penalise_missing_eos
 
 __all__ = [
     "AdaptiveKL",
-    "Aggregation",
     "DualAscent",
     "RunningScale",
     "answer_nll",

@@ -130,6 +130,10 @@ def expected_gradient(estimator: Callable[[Tensor, Tensor], Tensor], logits: Ten
 
 
 _TIES = {"chosen": t(1.2, 1.2, 0.4), "rejected": t(0.4, 0.4, 1.2), "tie": torch.tensor([False, True, False])}
+_VOTES = {"gap": t(0.8, 0.8, 0.8), "outcome": torch.tensor([0, 1, 2])}
+_LENGTHS = {
+    "scores": t(1.0, 2.0, 4.0, 7.0), "lengths": t(3.0, 5.0, 4.0, 9.0), "prompts": torch.tensor([0, 0, 0, 1])
+}  # fmt: skip
 _RANKED = t(1.2, 0.4, -0.3)[None]
 _STEPS = torch.tensor([[True, False, True, True]])
 _TOKENS = {"logprobs": t(-1.0, -2.0)[None], "ref_logprobs": t(-1.5, -1.0)[None]}
@@ -196,6 +200,21 @@ GOLDENS: dict[str, Golden] = {
     ),
     "davidson": Golden(
         inputs=_TIES | {"nu": 0.5}, expected=(0.579132093, 1.672279273, 1.379132093), ours=algos.davidson_loss
+    ),
+    "vote, davidson": Golden(  # a gap of 0.8; the first answer was better, it was a tie, the second was better
+        inputs=_VOTES | {"tau": t(0.5, 0.5, 0.5).log(), "likelihood": "davidson"},
+        expected=(0.579132093, 1.672279273, 1.379132093), ours=algos.vote_loss,
+    ),
+    "vote, rao_kupper": Golden(
+        inputs=_VOTES | {"tau": t(1.5, 1.5, 1.5).log().log(), "likelihood": "rao_kupper"},
+        expected=(0.515212057, 1.759553698, 1.467485192), ours=algos.vote_loss,
+    ),
+    "length correlation": Golden(  # three answers to one prompt, one to another
+        inputs=_LENGTHS, expected=(0.327326835,), ours=lambda **x: t(algos.length_correlation(**x)[0]),
+    ),
+    "length correlation, slope": Golden(
+        inputs=_LENGTHS, expected=(-0.233804882, 0.350707323, -0.116902441, 0.0),
+        ours=lambda **x: algos.length_correlation(**x)[1],
     ),
     "process": Golden(  # P(right) is ¾ at each of three steps: one was right, one wrong, one right in half of the tries
         inputs={"logits": t(1.0, 9.0, 1.0, 1.0)[None] * math.log(3), "labels": t(1.0, 0.0, 0.0, 0.5)[None],
