@@ -23,6 +23,7 @@ from trimtab.trainers import (
     DpoConfig,
     KLConfig,
     KtoConfig,
+    LengthConfig,
     NashMdConfig,
     OnlineDpoConfig,
     PpoConfig,
@@ -70,6 +71,7 @@ ONLINE: dict[str, RlConfig] = {
     "rloo, a cost with a limit": RlooConfig(
         **COMMON, group=2, running_scale=True, constraint=ConstraintConfig(reward="half", limit=0.2)
     ),
+    "rloo, answers one step old": RlooConfig(**COMMON, group=2, one_step_off=True),
     "dapo": DapoConfig(**COMMON, group=2, resample=1),
     "online_dpo": OnlineDpoConfig(**COMMON, group=2),
     "nash_md": NashMdConfig(**COMMON),
@@ -124,13 +126,17 @@ def train_online(config: RlConfig, session: Session) -> None:
 def train_offline(name: str, session: Session) -> None:
     backbone = tiny_backbone()
     pairs = rankings(backbone)
-    role = Role.trainable(backbone, name, LORA, seed=0, scalar_head=name in ("reward", "process"))
+    scalar, heads = name.startswith(("reward", "process")), 2 if "length" in name else 1
+    role = Role.trainable(backbone, name, LORA, seed=0, scalar_head=scalar, heads=heads)
     match name:
         case "sft":
             rows = [backbone.chat.conversation(chat_messages("sing", "a blue bird"))] * 2
             train_sft(role, rows, SftConfig(adapter=LORA, batch=2), seed=0, session=session)
         case "reward":
             train_reward(role, pairs, RewardConfig(adapter=LORA, batch=4), seed=0, session=session)
+        case "reward, a head for length":
+            config = RewardConfig(adapter=LORA, batch=4, length=LengthConfig())
+            train_reward(role, pairs, config, seed=0, session=session)
         case "process":
             labels = [StepLabel(id=str(n), prompt=p, steps=("a", "b"), first_wrong=n) for n, p in enumerate(prompts(2))]
             solutions, _, _ = encode_solutions(backbone.chat, labels, "\n")
@@ -143,9 +149,10 @@ def train_offline(name: str, session: Session) -> None:
             train_kto(role, Role(backbone), judged, KtoConfig(adapter=LORA), seed=0, session=session)
 
 
+OFFLINE = ("sft", "reward", "reward, a head for length", "process", "dpo", "kto")
 TRAININGS: dict[str, Callable[[Session], None]] = {
     **{name: lambda session, c=config: train_online(c, session) for name, config in ONLINE.items()},
-    **{name: lambda session, n=name: train_offline(n, session) for name in ("sft", "reward", "process", "dpo", "kto")},
+    **{name: lambda session, n=name: train_offline(n, session) for name in OFFLINE},
 }
 
 

@@ -379,9 +379,9 @@ def _with_content(settings: Any) -> Any:
         identity = model_identity(ModelConfig.model_validate(settings))
         return settings | {"name": None, "chat_template": None, "identity": identity}
     values = {name: _with_content(inner) for name, inner in settings.items()}
-    functions = [settings.get("gold"), settings["path"] if settings.get("kind") == "function" else None]
-    functions.append(settings.get("verifier"))
-    sources = [source_digests(path) for path in functions if path is not None]
+    paths = [settings.get("gold"), settings.get("verifier")]
+    paths.append(settings["path"] if settings.get("kind") == "function" else None)
+    sources = [source_digests(path) for path in paths if isinstance(path, str)]  # a reward may be named like a setting
     return values | {"source": sources} if sources else values
 
 
