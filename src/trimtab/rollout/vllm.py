@@ -25,7 +25,7 @@ LIMIT_EXACT, LIMIT_ROUNDED = 0.01, 0.5
 """Largest mean difference of log-probabilities, in nats per token, that counts as rounding: in float32 on a CPU, and
 elsewhere, where products are rounded more (bfloat16, TF32).
 
-Measured on a CPU with tiny models: 0.00001 in float32, 0.02 in bfloat16. A tied head that was not handed over gave 11.7.
+Measured on a CPU with tiny models: 0.00001 in float32, 0.02 in bfloat16. A tied head not handed over gave 11.7.
 """
 
 
