@@ -45,14 +45,14 @@ def long_prompts(count: int) -> list[Prompt]:
 
 def recomputed(role: Role, rollouts: list[Any], temperature: float) -> list[float]:
     """Log-probabilities of the answers' tokens, each answer in a row of its own."""
-    found: list[float] = []
+    values: list[float] = []
     for r in rollouts:
         batch: Batch = collate(
             [r.prompt_tokens + r.tokens], [[False] * len(r.prompt_tokens) + [True] * len(r.tokens)], torch.device("cpu")
         )
         with torch.no_grad():
-            found += role.logprobs(batch, temperature=temperature)[batch.response_mask].tolist()
-    return found
+            values += role.logprobs(batch, temperature=temperature)[batch.response_mask].tolist()
+    return values
 
 
 def apart(role: Role, rollouts: list[Any], temperature: float) -> float:
@@ -77,8 +77,10 @@ def test_log_probabilities_are_the_models_after_every_push(kind: str, architectu
     config = SamplerConfig(engine="vllm", max_new_tokens=16, temperature=0.7, slots=8)
     sampler = make_sampler(policy.backbone, config)
     asked = long_prompts(3)
+    rollouts = sampler.generate(asked, adapter=policy.adapter, seed=0, group=2)
     for version in range(3):
-        stir(policy, seed=version)
+        stir(policy, seed=version, scale=0.05)  # larger weights enlarge the rounding errors of both sides
+        assert apart(policy, rollouts, 0.7) > 1e-2  # what the old weights would give
         rollouts = sampler.generate(asked, adapter=policy.adapter, seed=version, group=2, weight_version=version)
         assert apart(policy, rollouts, 0.7) < 1e-4
         assert [r.weight_version for r in rollouts] == [version] * 6
@@ -115,7 +117,7 @@ def test_greedy_answers_are_the_local_samplers():
 def test_answers_end_at_the_end_of_a_turn_and_come_from_random_streams_of_their_own():
     ends = range(3, 43)  # an end is likely, but not certain
     backbone = Backbone(tiny_model(**SHAPE), Chat(tokenizer(), context=512, extra_end_tokens=ends))
-    config = SamplerConfig(engine="vllm", max_new_tokens=24, slots=8, temperature=1.5)
+    config = SamplerConfig(engine="vllm", max_new_tokens=8, slots=8, temperature=1.5)
     sampler = make_sampler(backbone, config)
     asked = prompts(4)
     first = sampler.generate(asked, adapter=None, seed=1, group=8)
@@ -132,9 +134,9 @@ def test_answers_end_at_the_end_of_a_turn_and_come_from_random_streams_of_their_
 
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_frequencies_are_the_models(top_p: float):
-    """The first token of 600 answers against the local sampler's own probabilities, by a χ² of its likelier tokens."""
+    """How often each likely token comes first in 600 answers, against the local sampler's probabilities of it."""
     backbone = tiny_backbone(**SHAPE)
-    settings = {"max_new_tokens": 1, "top_p": top_p, "slots": 8}
+    settings = {"max_new_tokens": 1, "top_p": top_p, "temperature": 0.3, "slots": 8}
     drawn = make_sampler(backbone, SamplerConfig(engine="vllm", **settings)).generate(
         prompts(1), adapter=None, seed=0, group=600
     )
@@ -149,7 +151,7 @@ def test_frequencies_are_the_models(top_p: float):
     for token, p in likely.items():
         count = sum(r.tokens[0] == token for r in drawn)
         assert abs(count - 600 * p) < 4.5 * (600 * p * (1 - p)) ** 0.5
-    assert likely
+    assert len(likely) > 4
 
 
 def test_a_tied_head_that_is_not_handed_over_is_noticed(monkeypatch: pytest.MonkeyPatch):
