@@ -1,7 +1,7 @@
 """Samplers and scorers in other processes, with threads in place of processes: losses, joins, versions, deadlines."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from tests.kit import stir
 from trimtab.errors import ConfigError, DataError, RankError
 from trimtab.models import AdapterConfig, Role
+from trimtab.records import Prompt
 from trimtab.rollout import (
     Host,
     LocalSampler,
@@ -189,8 +190,8 @@ def test_weights_are_sent_once_per_version_and_a_restarted_sampler_gets_them():
 
 def test_answers_of_other_weights_are_refused():
     class Stale(SamplerWorker):
-        def draw(self, weights: Any, version: int, *arguments: Any) -> Any:
-            return super().draw(weights, 3, *arguments)
+        def draw(self, weights: Any, version: int, prompts: Sequence[Prompt], seed: int, group: int) -> Any:
+            return super().draw(weights, 3, prompts, seed, group)
 
     def build() -> Stale:
         own = role()

@@ -10,7 +10,7 @@ import torch
 from tests.trainers.rl_kit import LORA, STEADY, config, letters
 from trimtab.conformance.rl_experiments import BANDIT, bandit
 from trimtab.conformance.tables import BETA, gibbs, kl, settings, train_table
-from trimtab.errors import CheckpointError, ConfigError, Interrupted, RankError
+from trimtab.errors import CheckpointError, ConfigError, EngineError, Interrupted
 from trimtab.models import Role
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import LocalSampler
@@ -102,8 +102,10 @@ def test_answers_that_are_missing_or_of_other_weights_are_refused(tmp_path: Path
         def generate(self, prompts: Sequence[Prompt], *, weight_version: int, **arguments: Any) -> list[Rollout]:
             return super().generate(prompts, weight_version=0, **arguments)
 
-    with pytest.raises(RankError, match=r"two versions of weights: .* drawn with version 0, and its step needs vers"):
-        trained(Stale)
+    for ahead, step in (True, 3), (False, 2):
+        message = rf"4 of 4 answers of step {step} were drawn with weights of version 0 .* version 2 was asked for"
+        with pytest.raises(EngineError, match=message):
+            trained(Stale, one_step_off=ahead)
 
 
 def test_replaced_groups_would_be_of_other_weights():

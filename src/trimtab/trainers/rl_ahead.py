@@ -6,7 +6,7 @@ the checkpoint says which weights drew them, so a run that is continued uses the
 
 from collections.abc import Callable, Sequence
 
-from trimtab.errors import RankError
+from trimtab.errors import EngineError
 from trimtab.records import Rollout
 
 
@@ -28,12 +28,12 @@ class Ahead:
         """The answers that are being drawn; empty if there are none.
 
         Raises:
-            RankError: they come from other weights than asked for.
+            EngineError: they come from other weights than asked for.
         """
-        if self._drawing is None:
+        if self._drawing is None or self._number is None or self.version is None:
             return []
         self._rollouts, self._drawing = self._drawing(), None
-        check_version(self._rollouts, self.version)
+        check_version(self._rollouts, self.version, f"answers of step {self._number + 1}")
         return self._rollouts
 
     def take(self, number: int) -> list[Rollout] | None:
@@ -49,15 +49,16 @@ class Ahead:
         self.version = state["version"]
 
 
-def check_version(rollouts: Sequence[Rollout], version: int | None) -> None:
-    """Refuse answers of other weights.
+def check_version(rollouts: Sequence[Rollout], version: int, phase: str) -> None:
+    """Refuse answers that a sampler drew with other weights than those of ``version``.
 
     Raises:
-        RankError: naming both versions.
+        EngineError: naming both versions.
     """
-    for rollout in rollouts:
-        if rollout.weight_version != version:
-            raise RankError(
-                f"two versions of weights: answer {rollout.id} was drawn with version {rollout.weight_version}, and "
-                f"its step needs version {version}; start the run again, it continues from the last checkpoint"
-            )
+    others = [r for r in rollouts if r.weight_version != version]
+    if others:
+        raise EngineError(
+            f"{len(others)} of {len(rollouts)} {phase} were drawn with weights of version {others[0].weight_version} "
+            f"(first: {others[0].id}) and version {version} was asked for; give the sampler the learner's weights "
+            "before each batch"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trimtab.algos import group_has_spread
-from trimtab.errors import CheckpointError, EngineError
+from trimtab.errors import CheckpointError
 from trimtab.models import FrozenStates, Role
 from trimtab.models.kernels import kernels
 from trimtab.records import Prompt, Rollout
@@ -17,7 +17,7 @@ from trimtab.rollout import BackgroundSampler, Opponent, Sampler, ValueHead, loa
 from trimtab.trainers.checkpoint import step_seed
 from trimtab.trainers.group import Group
 from trimtab.trainers.learner import Learner
-from trimtab.trainers.rl_ahead import Ahead
+from trimtab.trainers.rl_ahead import Ahead, check_version
 from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
 from trimtab.trainers.rl_step import Step, step_name
 from trimtab.trainers.rl_update import critic_on_policy
@@ -170,22 +170,13 @@ class Drawing:
                 if rollouts is not None:
                     return rollouts
             path.unlink(missing_ok=True)
-        rollouts = drawn_by_share(self.group, f"{phase} of step {step.number + 1}", prompts, draw, answers=group)
-        self._check_version(step, phase, rollouts)
+        phase = f"{phase} of step {step.number + 1}"
+        rollouts = drawn_by_share(self.group, phase, prompts, draw, answers=group)
+        check_version(rollouts, self.learner.steps, phase)
         kernels().after_sampling()
         if path is not None:
             save_rollouts(path, rollouts, states)
         return rollouts
-
-    def _check_version(self, step: Step, phase: str, rollouts: Sequence[Rollout]) -> None:
-        """Refuse answers that a sampler drew with other weights than the learner's."""
-        others = [r for r in rollouts if r.weight_version != self.learner.steps]
-        if others:
-            raise EngineError(
-                f"{len(others)} of {len(rollouts)} {phase} of step {step.number + 1} were drawn with weights of "
-                f"version {others[0].weight_version} (first: {others[0].id}) but the learner has version "
-                f"{self.learner.steps}; give the sampler the learner's weights before each batch"
-            )
 
     def _value_head(self) -> ValueHead | None:
         """The critic's head if it reads the policy's own states."""
