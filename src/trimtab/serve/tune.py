@@ -382,6 +382,7 @@ def tune(
     opened = open_project(project)
     listening = listen("127.0.0.1", port)
     try:
+        listening.listen()  # whoever opens the link before the server has started waits for it
         tuning = Tuning(run=run, project=project, store=opened.store, every=every, overrides=overrides, say=say)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         say(f"Tuning page: {address}/chat/enter/{tuning.page.key} (until this server stops)")
