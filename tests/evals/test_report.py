@@ -274,6 +274,16 @@ def test_each_part_can_be_absent_alone(part, sentence):
     assert sentence in safe(render(absent)).text
 
 
+def test_objectives_and_annotators():
+    full = toy_report()
+    own = full.reward_model
+    assert own is not None and "Habits of annotators" not in safe(render(full)).text
+    several = full.model_copy(update={"objectives": {"helpful": own, "funny": None}, "annotators": ("used: tie",)})
+    page = render(several)
+    assert f'<td>helpful</td><td class="n">{own.pairs}</td>' in page and '<td>funny</td><td class="n">0</td>' in page
+    assert "used: tie" in safe(page).text
+
+
 def test_a_run_without_kl_has_no_tile_of_it():
     full = toy_report()
     assert "KL from SFT" in safe(render(full)).text

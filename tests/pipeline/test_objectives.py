@@ -15,6 +15,7 @@ from trimtab.pipeline.reward_evaluation import evaluate_reward, evaluation_lines
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.storage import RunFolder, read_json, read_metrics
 from trimtab.testing import prompts, sentences
+from trimtab.testing.recipe import TOY
 
 from .small_rounds import SMALL, go, small_recipe
 
@@ -48,8 +49,16 @@ def recipe_with_votes(folder: Path, **sections: Any) -> Path:
     return small_recipe(folder, **given | {"evaluate": None} | sections)
 
 
-def test_a_recipe_of_two_objectives(tmp_path: Path):
-    recipe = recipe_with_votes(tmp_path)
+def test_a_recipe_of_two_objectives_beside_a_process_reward(tmp_path: Path):
+    rewards = REWARDS | {"steps": {"kind": "process", "score": "minimum", "weight": 0.5}}
+    process = {"adapter": SMALL["reward"]["adapter"], "optimizer": {"lr": 5e-3}, "batch": 8}
+    data = TOY["data"] | {"steps": "data/steps.jsonl"}
+    recipe = recipe_with_votes(tmp_path, rewards=rewards, process=process, data=data, evaluate=SMALL["evaluate"])
+    solutions = [
+        {"prompt": text, "steps": ["green tea", "soup"], "first_wrong": n % 2 or None}
+        for n, text in enumerate(sentences(12, words=3, start=4000))
+    ]
+    (tmp_path / "data" / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in solutions))
     run, ui = go(recipe)
     preferences = read_records(run.stage("preferences") / "preferences.jsonl", Preference)
     by = {name: [p for p in preferences if p.criterion == name] for name in OBJECTIVES}
@@ -67,12 +76,14 @@ def test_a_recipe_of_two_objectives(tmp_path: Path):
     assert own["helpful"]["pairs"] + own["harmless"]["pairs"] == facts["evaluation"]["pairs"]
     assert [b["name"] for b in own["harmless"]["baselines"]] == ["longest", "shortest", "surface", "words"]
     rows = read_metrics(run.stage("align") / "metrics.jsonl")
-    assert all({"reward/helpful", "reward/harmless"} <= row.keys() for row in rows)
+    assert all({"reward/helpful", "reward/harmless", "reward/steps"} <= row.keys() for row in rows)
     answers = read_records(run.stage("align") / "samples" / "step-000000.jsonl", Rollout)
     assert len({a.rewards["helpful"] - a.rewards["harmless"] for a in answers}) > 1  # two heads, not one
     assert sum(row["reward"] for row in rows) == pytest.approx(
-        sum(2 * row["reward/helpful"] + row["reward/harmless"] for row in rows), abs=1e-4
+        sum(2 * row["reward/helpful"] + row["reward/harmless"] + row["reward/steps"] / 2 for row in rows), abs=1e-4
     )
+    page = (run.path / "report.html").read_text()
+    assert all(f'<tr><td>{name}</td><td class="n">{own[name]["pairs"]}</td>' in page for name in OBJECTIVES)
     written = evaluate_reward(load_recipe(recipe), recipe, run, "heldout")
     assert written["objectives"]["helpful"]["accuracy"] == own["helpful"]["accuracy"]
     lines = "\n".join(evaluation_lines(written))
@@ -81,7 +92,7 @@ def test_a_recipe_of_two_objectives(tmp_path: Path):
         export_model(run.path, tmp_path / "out", stage="reward")
     # other weights are other rewards and no other reward model
     before = (run.stage("reward") / "weights.safetensors").read_bytes()
-    other, _ = go(recipe, "rewards.harmless.weight=0")
+    other, _ = go(recipe, "rewards.harmless.weight=0", until="align")
     assert (other.stage("reward") / "weights.safetensors").read_bytes() == before
     plan = make_plan(load_recipe(recipe), recipe, tmp_path / "runs")
     assert "one head each for helpful, harmless" in "\n".join(plan["objective"])

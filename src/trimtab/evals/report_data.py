@@ -371,6 +371,10 @@ class ReportData(Record):
     """How far the run's reward models err together; None where there is one."""
     reward_model: RewardModelEval | None = None
     """Held-out accuracy and calibration."""
+    objectives: dict[str, RewardModelEval | None] = Field(default_factory=dict)
+    """The same for each objective of the reward model; None: it has no held-out pair; empty: there is one objective."""
+    annotators: tuple[str, ...] = ()
+    """Habits of annotators that the reward model learned with, and what they gain on held-out votes, line by line."""
     ceiling: Estimate | None = None
     """How often one annotator agrees with another: the most an accuracy can mean."""
     agreement: tuple[Estimate, ...] = ()

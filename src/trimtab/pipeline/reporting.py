@@ -44,6 +44,7 @@ from trimtab.evals.turns import FEWEST_FITTED
 from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
+from trimtab.pipeline.annotator_votes import annotator_lines
 from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.cohorts import run_population
@@ -145,6 +146,8 @@ def collect(context: Context) -> ReportData:
         **_turns(context, align),
         model_errors=MemberErrors.model_validate(facts["errors"]) if facts.get("errors") else None,
         reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
+        objectives={name: own["evaluation"] for name, own in facts.get("objectives", {}).items()},
+        annotators=tuple(annotator_lines(facts["annotators"])) if facts.get("annotators") else (),
         ceiling=ceiling,
         agreement=agreement,
         balance=_balance(context),
