@@ -298,8 +298,8 @@ def systematic_sample(propensity: Floats, rng: np.random.Generator) -> Ints:
     ends: Floats = np.cumsum(propensity[order])
     count = round(float(ends[-1]))
     points = (rng.random() + np.arange(count)) * (ends[-1] / count)
-    places: Ints = np.searchsorted(ends, points, side="right").clip(max=len(order) - 1)
-    return order[places]
+    places = np.asarray(np.searchsorted(ends, points, side="right"), dtype=np.int64)
+    return order[np.minimum(places, len(order) - 1)]
 
 
 def corrected_share(

@@ -61,7 +61,8 @@ def select_habits(
     chosen: tuple[Habit, ...] = ()
     best = trial(chosen)
     trials = [HabitTrial(habits=chosen, log_loss=best, kept=True)]
-    for habit in ("tie", "position", "skill"):
+    order: tuple[Habit, ...] = ("tie", "position", "skill")
+    for habit in order:
         if habit not in habits:
             continue
         loss = trial((*chosen, habit))
