@@ -65,8 +65,9 @@ def select_habits(
     for habit in order:
         if habit not in habits:
             continue
-        loss = trial((*chosen, habit))
-        trials.append(HabitTrial(habits=(*chosen, habit), log_loss=loss, kept=loss < best))
+        wider: tuple[Habit, ...] = (*chosen, habit)
+        loss = trial(wider)
+        trials.append(HabitTrial(habits=wider, log_loss=loss, kept=loss < best))
         if loss < best:
-            chosen, best = (*chosen, habit), loss
+            chosen, best = wider, loss
     return chosen, trials
