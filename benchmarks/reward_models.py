@@ -5,6 +5,8 @@
 - ``planted``: 8 annotators right in 85 % and 4 who toss a coin, 6 of them for each of 400 pairs.
 - ``speed``: 200,000 comparisons of 5,000 answers by 300 annotators.
 - ``baselines``: longest, shortest, surface features and bag of words on hh-harmless-base, five folds by first turn.
+- ``debates``: what UKPConvArg1's labels teach a bag of words: the majority of each pair, a soft label, or all votes.
+  Five folds by debate; log-loss of held-out votes with a winner, and accuracy beside the longer argument.
 
 Texts are not printed.
 """
@@ -13,7 +15,9 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,8 @@ import numpy as np
 
 from benchmarks.machine import machine, peak_mib, versions
 from trimtab.evals import evaluate_reward_model
-from trimtab.evals.baselines import baseline_scores
-from trimtab.feedback import AggregateConfig, aggregate
+from trimtab.evals.baselines import WORD, baseline_scores, fit_ridge
+from trimtab.feedback import AggregateConfig, aggregate, clustered_wilson_interval, paired_bootstrap_interval
 from trimtab.feedback.comparison_fit import HABITS, fit_comparisons
 from trimtab.feedback.comparison_model import TIE, Parameters, Votes, vote_probabilities
 from trimtab.records import Comparison, Judgement, Preference, Prompt, load
@@ -184,16 +188,91 @@ def baselines(folder: Path) -> dict[str, Any]:
     }
 
 
+def debates(folder: Path) -> dict[str, Any]:
+    """Log-loss of held-out votes by what the labels were made of, in nats; intervals over debates."""
+    rows = [r for r in rows_of(folder / "ukpconvarg1.jsonl.gz") if r["a1"] != r["a2"]]
+    said = [[a["value"] for a in r["annotations"]] for r in rows]
+    first, second = (np.array([values.count(side) for values in said]) for side in ("a1", "a2"))
+    tied = np.array([len(values) for values in said]) - first - second
+    texts = list(dict.fromkeys(text for r in rows for text in (r["a1"], r["a2"])))
+    place = {text: number for number, text in enumerate(texts)}
+    words = word_counts(texts)
+    gaps = words[[place[r["a1"]] for r in rows]] - words[[place[r["a2"]] for r in rows]]
+    debate = [r["debate"] for r in rows]
+    names = sorted(set(debate))
+    np.random.default_rng(0).shuffle(names)
+    fold = np.array([names.index(name) % FOLDS for name in debate])
+    total = first + second + tied
+    labels = {
+        "majority": ((first > second).astype(float), (first != second).astype(float)),
+        "soft label": ((first + tied / 2) / total, np.ones(len(rows))),
+        "all votes": ((first + tied / 2) / total, total.astype(float)),
+    }
+
+    def votes_loss(z: Any, where: Any) -> Any:
+        """Of each pair, its votes' losses added up."""
+        return first[where] * np.logaddexp(0, -z) + second[where] * np.logaddexp(0, z)
+
+    z = {name: np.zeros(len(rows)) for name in labels}
+    for number in range(FOLDS):
+        inner, train, test = fold == (number + 1) % FOLDS, fold != number, fold == number
+        for name, (target, weight) in labels.items():
+            rest = train & ~inner
+            penalty = min(
+                DEBATE_PENALTIES,
+                key=lambda p, t=target, w=weight, r=rest, i=inner: float(
+                    votes_loss(gaps[i] @ fit_ridge(gaps[r], t[r], w[r], p * w[r].mean()), i).sum()
+                ),
+            )
+            v = fit_ridge(gaps[train], target[train], weight[train], penalty * weight[train].mean())
+            z[name][test] = gaps[test] @ v
+    every = np.ones(len(rows), dtype=bool)
+    counted = first + second
+    owners = [name for name, n in zip(debate, counted, strict=True) for _ in range(n)]
+    losses = {name: np.repeat(votes_loss(z[name], every) / np.maximum(counted, 1), counted) for name in labels}
+    decided = first != second
+    right = {name: ((z[name] > 0) == (first > second))[decided].astype(float) for name in labels}
+    longer = np.array([len(r["a1"]) - len(r["a2"]) for r in rows])[decided]
+    right["longest"] = np.where(longer == 0, 0.5, (longer > 0) == (first > second)[decided])
+    own = [name for name, d in zip(debate, decided, strict=True) if d]
+    result: dict[str, Any] = {"pairs": len(rows), "debates": len(names), "votes with a winner": int(counted.sum())}
+    for name, loss in losses.items():
+        result[f"log-loss, {name}"] = float(loss.mean())
+        if name != "majority":
+            low, high = paired_bootstrap_interval(losses["majority"].tolist(), loss.tolist(), owners, seed=0)
+            result[f"gain over majority, {name}"] = [float(losses["majority"].mean() - loss.mean()), low, high]
+    for name, hits in right.items():
+        result[f"accuracy, {name}"] = [float(hits.mean()), *clustered_wilson_interval(hits.tolist(), own)]
+    return result
+
+
+def word_counts(texts: Sequence[str]) -> Any:
+    """log(1 + count) of each word that is in two texts or more, ``[texts, words]``, sparse."""
+    from scipy.sparse import csr_matrix
+
+    counted = [Counter(w.lower() for w in WORD.findall(text)) for text in texts]
+    occurs = Counter(w for c in counted for w in c)
+    column = {w: i for i, w in enumerate(sorted(w for w, n in occurs.items() if n > 1))}
+    cells = [(r, column[w], math.log1p(n)) for r, c in enumerate(counted) for w, n in c.items() if w in column]
+    row, places, value = zip(*cells, strict=True)
+    return csr_matrix((value, (row, places)), shape=(len(texts), len(column)))
+
+
+DEBATE_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Ridge penalties that an inner fold of debates chooses from, in units of one example's loss."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["votes", "planted", "speed", "baselines"])
+    parser.add_argument("what", nargs="+", choices=["votes", "planted", "speed", "baselines", "debates"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/pairwise"))
     parser.add_argument("--set", choices=["llmfao", "ukpconvarg1"], action="append", help="votes: only this set")
     parser.add_argument("--folds", type=int, default=FOLDS, help="votes: how many of the five folds are predicted")
     parser.add_argument("--seeds", type=int, default=10, help="planted: how many")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    of_texts = {"baselines": baselines, "debates": debates}
     sets = {"llmfao": llmfao, "ukpconvarg1": ukpconvarg}
     for what in options.what:
         if what == "votes":
@@ -203,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif what == "planted":
             results[what] = planted(options.seeds)
         else:
-            results[what] = speed() if what == "speed" else baselines(options.data)
+            results[what] = speed() if what == "speed" else of_texts[what](options.data)
     print(json.dumps(results, indent=2))
     return 0
 

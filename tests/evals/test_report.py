@@ -460,7 +460,7 @@ def test_a_moving_reference_is_named():
         scores={"a": "a"},
         spreads={"a": 1.0},
     )
-    assert "moving reference" not in render(bare(against_kl=found))
+    assert found is not None and "moving reference" not in render(bare(against_kl=found))
     page = render(bare(against_kl=found.model_copy(update={"moving": True})))
     assert "√KL from the moving reference" in page and "The reference moved along" in page
 
