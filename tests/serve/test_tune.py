@@ -306,6 +306,7 @@ def test_choosing_by_keyboard_on_a_phone(finished, tmp_path, monkeypatch):
             api.expect(page.locator("#phase")).to_contain_text("2 of 40")
             ranks = [s.answers[0].ranks for _, s in live.store.submissions()]
             assert ranks == [(0, 1), (1, 0), (0, 0)]
+            api.expect(page.locator(".choices-of-pair")).to_have_count(1)
             asked: list[str] = []
             page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
             page.evaluate("document.querySelectorAll('[data-choice=left]').forEach((b) => { b.click(); b.click(); })")
