@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, DataError
@@ -34,6 +33,9 @@ CURVES = ("reward", "gold", "reward/heldout", "kl", "length", "entropy", "loss",
 
 TONES = "acbd"
 """Colour of each run's lines."""
+
+SMOOTH = 5
+"""Steps in a row that a point of the chart over √KL averages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,22 +173,32 @@ def _figure(runs: Sequence[ComparedRun], key: str) -> dict[str, Any] | None:
     return None if chart is None else {"title": metric.title, "note": metric.meaning, "chart": chart}
 
 
-def _over_kl(runs: Sequence[ComparedRun]) -> Markup | None:
-    """Gold, or the reward where no run has gold, over √KL."""
+def _over_kl(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
+    """Gold, or the reward where no run has gold, over √KL; a point is the mean of :data:`SMOOTH` steps in a row."""
     key = "gold" if any("gold" in row for run in runs for row in run.metrics) else "reward"
     lines = [
         Line(
             name=run.name,
-            x=[math.sqrt(max(0.0, _finite(row["kl"]))) for row in rows],
-            y=[_finite(row[key]) for row in rows],
+            x=[math.sqrt(max(0.0, kl)) for kl in _means([_finite(row["kl"]) for row in rows])],
+            y=_means([_finite(row[key]) for row in rows]),
             tone=tone,
         )
         for run, tone in zip(runs, TONES, strict=False)
         if (rows := [row for row in run.metrics if key in row and "kl" in row])
     ]
     title = f"{TRAINING[key].title} over √KL"
-    return line_chart(lines, title=title, x_label="√KL (√nats)", y_label=TRAINING[key].title, height=280)
+    chart = line_chart(
+        lines, title=title, x_label="√KL (√nats)", y_label=TRAINING[key].title, width=340, height=230
+    )  # fmt: skip
+    note = f"Means over {SMOOTH} steps in a row."
+    return None if chart is None else {"title": title, "note": note, "chart": chart}
 
 
 def _finite(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _means(values: Sequence[float]) -> list[float]:
+    """Means of :data:`SMOOTH` values in a row; of all where there are fewer."""
+    count = min(SMOOTH, len(values))
+    return [sum(values[end - count : end]) / count for end in range(count, len(values) + 1)] if count else []
