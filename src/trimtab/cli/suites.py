@@ -77,8 +77,8 @@ def compare_on_suites(
             outcomes[target][suite.name] = result
         if tasks:
             typer.echo(f"{target}: lm-eval {', '.join(tasks)}", err=True)
-            found, values = measure_tasks(role, tasks, folder=task_folder, most=questions)
-            measured = [*suites, *found]
+            task_suites, values = measure_tasks(role, tasks, folder=task_folder, most=questions)
+            measured = [*suites, *task_suites]
             outcomes[target] |= values
         del role
     folders = {target: run_of(target) for target in targets}

@@ -160,17 +160,17 @@ def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLab
     """How well the first wrong step is found, and how often the most frequent one is it."""
     truth: list[First] = [label.first_wrong for label in labels]
     try:
-        found = [first_wrong(row) for row in score_solutions(role, solutions)]
-        f1 = first_error_f1("F1 of the first wrong step", found, truth, [label.prompt.id for label in labels])
+        predicted = [first_wrong(row) for row in score_solutions(role, solutions)]
+        f1 = first_error_f1("F1 of the first wrong step", predicted, truth, [label.prompt.id for label in labels])
         modal = modal_first(truth)
     except DataError as error:
         return {"first_error_f1": None, "reason": str(error)}
-    wrong = [(said, is_first) for said, is_first in zip(found, truth, strict=True) if is_first is not None]
+    wrong = [(guess, first) for guess, first in zip(predicted, truth, strict=True) if first is not None]
     return {
         "first_error_f1": f1.model_dump(mode="json"),
-        "found": fmean(said == is_first for said, is_first in wrong),
+        "found": fmean(guess == first for guess, first in wrong),
         "modal": modal,
-        "modal_found": fmean(is_first == modal for _, is_first in wrong),
+        "modal_found": fmean(first == modal for _, first in wrong),
     }
 
 

@@ -232,23 +232,38 @@ def train_parts(
     elif len(parts) > 1:
         context.ui.say("  no preference was held out, so the models' errors are not compared; set reward.holdout")
     if people is not None:
-        voted = [i for i in range(len(rankings)) if i not in learnt and rankings[i].votes]
-        if voted:
-            own_scores = score_rankings(roles[FIRST], [rankings[i] for i in voted])
-            people["heldout"] = heldout_log_loss(
-                config,
-                people["population"],
-                [rankings[i] for i in voted],
-                own_scores,
-                [preferences[i].prompt.id for i in voted],
-                annotators=len(annotators),
-                seed=context.seed("reward"),
-            )
-        del people["population"]
-        for line in annotator_lines(people):
-            context.ui.say(f"  {line}")
-        facts["annotators"] = people
+        heldout_votes = [i for i in range(len(rankings)) if i not in learnt and rankings[i].votes]
+        facts["annotators"] = _measured_habits(
+            context, people, [rankings[i] for i in heldout_votes], [preferences[i] for i in heldout_votes],
+            roles[FIRST], len(annotators),
+        )  # fmt: skip
     return facts, [part.file for part in parts]
+
+
+def _measured_habits(
+    context: Context,
+    people: dict[str, Any],
+    rankings: Sequence[Ranking],
+    preferences: Sequence[Preference],
+    role: Role,
+    annotators: int,
+) -> dict[str, Any]:
+    """The annotators' facts without their population, with the log-loss of the held-out votes where there are any."""
+    config, learned = context.config.reward, people.pop("population")
+    assert config is not None
+    if rankings:
+        people["heldout"] = heldout_log_loss(
+            config,
+            learned,
+            rankings,
+            score_rankings(role, rankings),
+            [p.prompt.id for p in preferences],
+            annotators=annotators,
+            seed=context.seed("reward"),
+        )
+    for line in annotator_lines(people):
+        context.ui.say(f"  {line}")
+    return people
 
 
 def _annotator_facts(

@@ -56,30 +56,7 @@ def train_reward(
     """
     session = session or Session()
     usable = [rankings[i] for i in learnable(rankings, ties=config.ties)]
-    if not any(len(r.pairs()) for r in usable):
-        raise DataError(
-            f"none of the {len(rankings)} preferences has a better and a different, worse answer, so there is nothing "
-            "to learn; check the labels with `trimtab data check`"
-        )
-    for head, name in enumerate(config.objectives):
-        if not any(r.head == head and len(r.pairs()) for r in usable):
-            raise DataError(
-                f"objective {name!r}: none of the {len(usable)} preferences to train on has a better and a worse "
-                "answer by it; collect judgements by this criterion, or leave it out of reward.objectives"
-            )
-    if config.ties and not config.annotators and not any(len(r.tied_pairs()) for r in usable):
-        soft = sum(r.probability is not None for r in usable)
-        raise DataError(
-            f"reward.loss {config.loss!r} learns from ties, and none of the {len(usable)} preferences to train on has "
-            f"two different answers of equal rank ({soft} are soft labels, in which a tie is a share); keep ties with "
-            "label.aggregate.keep_tied: true and, for two answers, label.aggregate.labels: hard, or use reward.loss: "
-            "bradley_terry"
-        )
-    if config.loss == "plackett_luce" and (tied := sum(_is_tied(r) for r in usable)):
-        raise DataError(
-            f"{tied} of {len(usable)} rankings have ties, which reward.loss 'plackett_luce' does not know; use "
-            "bradley_terry (all pairs with a winner) or davidson (ties too)"
-        )
+    _check_usable(usable, len(rankings), config)
     per_epoch = -(-len(usable) // config.batch)
     total = max(1, round(per_epoch * config.epochs))
     learner = Learner(role, with_lr(config.optimizer, "reward", role), total, group=session.group)
@@ -123,6 +100,34 @@ def train_reward(
         session.log({"step": step + 1, **metrics})
         session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, learners))
     return states
+
+
+def _check_usable(usable: Sequence[Ranking], count: int, config: RewardConfig) -> None:
+    """Refuse rankings from which the loss or a head would learn nothing; ``count``: how many there were."""
+    if not any(len(r.pairs()) for r in usable):
+        raise DataError(
+            f"none of the {count} preferences has a better and a different, worse answer, so there is nothing "
+            "to learn; check the labels with `trimtab data check`"
+        )
+    for head, name in enumerate(config.objectives):
+        if not any(r.head == head and len(r.pairs()) for r in usable):
+            raise DataError(
+                f"objective {name!r}: none of the {len(usable)} preferences to train on has a better and a worse "
+                "answer by it; collect judgements by this criterion, or leave it out of reward.objectives"
+            )
+    if config.ties and not config.annotators and not any(len(r.tied_pairs()) for r in usable):
+        soft = sum(r.probability is not None for r in usable)
+        raise DataError(
+            f"reward.loss {config.loss!r} learns from ties, and none of the {len(usable)} preferences to train on has "
+            f"two different answers of equal rank ({soft} are soft labels, in which a tie is a share); keep ties with "
+            "label.aggregate.keep_tied: true and, for two answers, label.aggregate.labels: hard, or use reward.loss: "
+            "bradley_terry"
+        )
+    if config.loss == "plackett_luce" and (tied := sum(_is_tied(r) for r in usable)):
+        raise DataError(
+            f"{tied} of {len(usable)} rankings have ties, which reward.loss 'plackett_luce' does not know; use "
+            "bradley_terry (all pairs with a winner) or davidson (ties too)"
+        )
 
 
 def _is_tied(ranking: Ranking) -> bool:
