@@ -344,14 +344,39 @@ class Backbone:
             self.frozen_half, self._trained_half, self.frozen_layers = lower, upper, below
 
     def _check_head(self) -> None:
-        """The head applied to hidden states must be the model's own logits (no soft cap, no scaling)."""
+        """The head applied to hidden states must be the model's own logits (no soft cap, no scaling).
+
+        The states are scaled until the largest logit is 100: a cap of 30 does not show on the small logits of a model
+        that was never trained.
+        """
+        name, states = type(self.model).__name__, []
+
+        def scale(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            plain = output.last_hidden_state
+            output.last_hidden_state = plain * (100 / self.head(plain).abs().max().clamp(min=1e-12))
+            states.append(output.last_hidden_state)
+            return output
+
         probe = torch.arange(4, device=self.device)[None]
-        with torch.no_grad():
-            hidden = self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-            computed, expected = self.head(hidden), self.model(input_ids=probe, use_cache=False).logits
+        handle = self.model.base_model.register_forward_hook(scale)
+        try:
+            with torch.no_grad():
+                expected = self.model(input_ids=probe, use_cache=False).logits
+                computed = self.head(states[-1])
+        except (AttributeError, TypeError, IndexError) as error:
+            raise ModelError(f"{name} gives no hidden states ({error}), which trimtab computes with") from error
+        except RuntimeError as error:
+            raise ModelError(f"{name}: its output projection does not take its hidden states ({error})") from error
+        finally:
+            handle.remove()
+        if not torch.isfinite(expected).all():
+            raise ModelError(
+                f"{name} computes NaN or infinity on a few tokens; a setting in its config.json is not the one that it "
+                "was trained with"
+            )
         if not torch.allclose(computed, expected, rtol=1e-3, atol=1e-3):
             raise ModelError(
-                f"{type(self.model).__name__} changes its logits after the output projection (soft cap or scale); "
+                f"{name} changes its logits after the output projection (soft cap or scale); "
                 "trimtab would compute wrong log-probabilities for it, so it refuses"
             )
 

@@ -1,6 +1,5 @@
 """From a name in a recipe to weights and a tokenizer: hub id, local folder or the embedded default."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from trimtab.files import sha256_file
 from trimtab.models import embedded
 from trimtab.models.chat import Chat
 from trimtab.models.config import ModelConfig, is_file_name
-from trimtab.models.weights_check import adapter_base, load_weights
+from trimtab.models.weights_check import adapter_base, base_of, load_weights, reason_of
+
+_POINTER = b"version https://git-lfs"
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -37,8 +38,8 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
     identity: dict[str, Any] = {"name": config.name}
     if folder.is_dir():
         identity = {"files": {f.name: _digest(f) for f in sorted(folder.iterdir()) if f.is_file()}}
-        base = _adapter_base(folder)
-        if base is not None:
+        base = base_of(folder)
+        if base is not None and Path(base).resolve() != folder.resolve():
             identity["base"] = model_identity(ModelConfig(name=base))
     if config.chat_template is not None:
         identity["chat_template"] = _template(config.chat_template)
@@ -56,15 +57,6 @@ def _known_digest(file: Path, *_: int) -> str:
     return sha256_file(file)
 
 
-def _adapter_base(folder: Path) -> str | None:
-    """The model that an adapter in a folder was made for; None where there is no adapter."""
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return base if isinstance(base, str) and base and Path(base) != folder else None
-
-
 def _template(setting: str) -> str:
     """The chat template that a setting names or is.
 
@@ -77,7 +69,7 @@ def _template(setting: str) -> str:
         return Path(setting).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
-            f"model.chat_template: {setting!r} is neither a file nor a Jinja template ({_first_line(error)}); give the "
+            f"model.chat_template: {setting!r} is neither a file nor a Jinja template ({reason_of(error)}); give the "
             "path of a UTF-8 file, or the template itself"
         ) from None
 
@@ -96,8 +88,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
+        _check_files(name, config.name)
         raise ModelError(
-            f"{config.name}: no usable tokenizer ({_first_line(error)}); a model folder needs tokenizer.json and "
+            f"{config.name}: no usable tokenizer ({reason_of(error)}); a model folder needs tokenizer.json and "
             "tokenizer_config.json next to config.json"
         ) from error
     if config.chat_template is not None:
@@ -122,13 +115,23 @@ def load_chat(config: ModelConfig) -> Chat:
     name = adapter_base(name) or name
     try:
         generation = GenerationConfig.from_pretrained(name)
-    except OSError:  # a model without generation_config.json
+    except Exception as fault:
+        if (Path(name) / "generation_config.json").is_file():
+            raise ModelError(
+                f"{config.name}: generation_config.json cannot be read ({reason_of(fault)}), and it may name further "
+                "tokens that end a turn; mend or remove it"
+            ) from fault
         try:
             generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
         except Exception as error:
-            raise ModelError(f"{config.name}: its configuration cannot be read ({_first_line(error)})") from error
+            raise ModelError(f"{config.name}: its configuration cannot be read ({reason_of(error)})") from error
     ends = generation.eos_token_id
-    extra = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    extra = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+    if (other := next((end for end in extra if type(end) is not int or end < 0), None)) is not None:
+        raise ModelError(
+            f"{config.name}: eos_token_id in generation_config.json or config.json names {other!r}, which is no token "
+            "id; expected a whole number or a list of them"
+        )
     return Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
 
 
@@ -145,14 +148,21 @@ def load_causal_lm(config: ModelConfig) -> Any:
     except ModelError:
         raise
     except Exception as error:
+        _check_files(name, config.name)
         raise ModelError(
-            f"{config.name}: cannot be loaded as a causal language model ({_first_line(error)}); give a folder with "
+            f"{config.name}: cannot be loaded as a causal language model ({reason_of(error)}); give a folder with "
             "config.json and *.safetensors, a hub id that this machine can reach, or the default "
             f"{embedded.NAME!r}"
         ) from error
     limit = _limit(model.config)
     if limit is not None and config.context > limit:
         raise ModelError(f"model.context is {config.context} tokens but {config.name} was built for {limit}; lower it")
+    selected = _selected(model.config)
+    if selected is not None and config.context > selected:
+        raise ModelError(
+            f"model.context is {config.context} tokens but {config.name} attends to the {selected} of highest score in "
+            f"longer rows, where rounding changes which ones they are; set model.context to at most {selected}"
+        )
     # Own, aligned memory: results must not depend on where a file was mapped (bit-exact resume).
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
@@ -185,12 +195,21 @@ def _limit(config: Any) -> int | None:
     names = ("max_position_embeddings", "max_seq_len", "n_positions")
     limit = next((n for n in (getattr(text, name, None) for name in names) if isinstance(n, int)), None)
     rope: Any = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        return original or limit
-    return limit
+    originals = [
+        part.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        for part in (rope, *rope.values())  # some models have one for each type of layer
+        if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(filter(None, [limit, *originals]), default=None)
+
+
+def _selected(config: Any) -> int | None:
+    """How many tokens sparse layers select by score in rows that are longer; None: every layer sees all in reach."""
+    text = config.get_text_config()
+    sizes = [getattr(text, name, None) for name in ("index_topk", "keep_window_size", "indexer_budget")]
+    blocks, length = getattr(text, "index_topk_blocks", None), getattr(text, "index_block_size", None)
+    sizes.append(blocks * length if type(blocks) is int and type(length) is int else None)
+    return min((size for size in sizes if type(size) is int and size > 0), default=None)
 
 
 def longest_context(name: str) -> int | None:
@@ -202,11 +221,12 @@ def longest_context(name: str) -> int | None:
     folder = resolve(name)
     _check_exists(name, folder)
     try:
-        return _limit(AutoConfig.from_pretrained(adapter_base(folder) or folder))
+        config = AutoConfig.from_pretrained(adapter_base(folder) or folder)
+        return min(filter(None, [_limit(config), _selected(config)]), default=None)
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{name}: its configuration cannot be read ({_first_line(error)})") from error
+        raise ModelError(f"{name}: its configuration cannot be read ({reason_of(error)})") from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -229,6 +249,26 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
+def _check_files(name: str, given: str) -> None:
+    """Say what is wrong with a folder's files, where that is known better than from what a loader said.
+
+    Raises:
+        ModelError: a file is a pointer of Git LFS, or config.json cannot be read.
+    """
+    folder = Path(name)
+    for file in sorted(folder.glob("*")):
+        if file.is_file() and file.stat().st_size < 1000 and file.read_bytes().startswith(_POINTER):
+            raise ModelError(
+                f"{given}: {file.name} is a pointer of Git LFS and not the file itself; run `git lfs pull` in the "
+                "folder, or download the file"
+            )
+    if (folder / "config.json").is_file():
+        try:
+            AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(f"{given}: config.json cannot be used ({reason_of(error)})") from error
+
+
 def _check_exists(given: str, name: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and not Path(name).expanduser().is_dir():
@@ -236,8 +276,3 @@ def _check_exists(given: str, name: str) -> None:
             f"model.name {given!r} is not a folder here and not a hub id (owner/name); the built-in default is "
             f"{embedded.NAME!r}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

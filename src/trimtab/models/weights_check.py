@@ -59,12 +59,20 @@ def load_weights(name: str, given: str) -> Any:
     """
     base = adapter_base(name)
     _check_config(base or name, given)
+    if all((Path(base or name) / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+        raise ModelError(
+            f"{given} holds its weights twice, in model.safetensors and in the files that model.safetensors.index.json "
+            "lists, and nothing says which are newer; keep only one of the two"
+        )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         base or name,
         dtype=torch.float32,
         trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that the report lists them
+        return_dict=True,  # whatever config.json says about the form of outputs
+        output_hidden_states=False,
+        output_attentions=False,
     )
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -91,16 +99,37 @@ def adapter_base(name: str) -> str | None:
             f"{name} holds full weights and an adapter (adapter_config.json), and nothing says whether the weights "
             "contain the adapter already; keep only one of the two in the folder"
         )
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str) or not base:
+    base = base_of(folder)
+    if base is None:
         raise ModelError(
             f"{folder / 'adapter_config.json'} does not name the model that the adapter is for; set "
             "base_model_name_or_path in it, or merge the adapter and save the model"
         )
-    return str(embedded.embedded_folder()) if base == embedded.NAME else base
+    if (Path(base) / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder / 'adapter_config.json'} names {base!r} as the model that the adapter is for, and that is an "
+            "adapter itself; merge that one first, save the model, and name it"
+        )
+    if not Path(base).is_dir() and (base.startswith((".", "/", "~")) or base.count("/") != 1):
+        raise ModelError(
+            f"{folder / 'adapter_config.json'} names {base!r} as the model that the adapter is for, which is neither a "
+            "folder here nor a hub id (owner/name); set base_model_name_or_path in it"
+        )
+    return base
+
+
+def base_of(folder: Path) -> str | None:
+    """The base that an adapter names, looked up from the current folder and from the adapter's; None: it names none."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(base, str) or not base:
+        return None
+    if base == embedded.NAME:
+        return str(embedded.embedded_folder())
+    places = (Path(base).expanduser(), folder / base, folder.parent / base)
+    return next((str(place) for place in places if place.is_dir()), base)
 
 
 def _has_weights(folder: Path) -> bool:
@@ -169,12 +198,17 @@ def _check_values(model: Any, folder: Path, given: str) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             whole += [k for k in stored.keys() if k in parameters and _is_whole(stored.get_slice(k).get_dtype())]
+    whole += [name for name, weight in parameters.items() if name not in whole and _counts(weight)]
     if whole:
         raise ModelError(
             f"{given}: {len(whole)} weights are whole numbers (first: {whole[0]!r}), as quantised weights are; trimtab "
             "trains float32 weights, so give the model before quantisation, or dequantise and save it"
         )
-    broken = [name for name, weight in parameters.items() if not torch.isfinite(weight).all()]
+    _check_finite(model, given)
+
+
+def _check_finite(model: Any, given: str) -> None:
+    broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     if broken:
         raise ModelError(
             f"{given}: {len(broken)} weights hold NaN or infinity (first: {broken[0]!r}). Likely cause: training "
@@ -184,6 +218,13 @@ def _check_values(model: Any, folder: Path, given: str) -> None:
 
 def _is_whole(dtype: str) -> bool:
     return dtype.startswith(("I", "U", "B")) and not dtype.startswith("BF")
+
+
+def _counts(weight: torch.Tensor) -> bool:
+    """Whether a matrix, from a file of whatever format, holds nothing but whole numbers, and several of them."""
+    if weight.dim() < 2 or weight.flatten()[:1000].frac().any() or weight.frac().any():
+        return False
+    return weight.unique().numel() > 2
 
 
 def _cause(model: Any, missing: list[str], unexpected: list[str], mismatched: bool) -> str:
@@ -226,15 +267,22 @@ def _layers(keys: Iterable[str]) -> list[int]:
 
 def _with_adapter(model: Any, folder: str, given: str) -> Any:
     """The model with a saved adapter merged in."""
-    config = PeftConfig.from_pretrained(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{given}: adapter_config.json is of a kind that the installed PEFT does not know ({reason_of(error)}); merge "
+            "the adapter with the PEFT that made it, and save the model"
+        ) from error
+    if not any((Path(folder) / f"adapter_model.{ending}").is_file() for ending in ("safetensors", "bin")):
+        raise ModelError(f"{given}: the weights of its adapter are missing (adapter_model.safetensors)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated names between the two libraries; missing keys are below
             adapted = PeftModel.from_pretrained(model, folder, config=config)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise ModelError(
-            f"{given}: the adapter does not fit its base model ({reason}); merge it and save the model"
+            f"{given}: the adapter does not fit its base model ({reason_of(error)}); merge it and save the model"
         ) from error
     tuner: Any = adapted.base_model
     if not isinstance(tuner, BaseTuner):
@@ -244,7 +292,24 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
         )
     stored, expected = set(load_peft_weights(folder)), set(get_peft_model_state_dict(adapted))
     _check_adapter_keys(stored, expected, given)
-    return tuner.merge_and_unload()
+    _check_finite(adapted, given)
+    row = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]
+    with torch.no_grad():
+        before = adapted.eval()(input_ids=row).logits
+        try:
+            merged: Any = tuner.merge_and_unload()
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{given}: the adapter cannot be merged into the weights ({reason_of(error)}); use one that can"
+            ) from error
+        after = merged(input_ids=row).logits
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+        raise ModelError(
+            f"{given}: merging the adapter into the weights would change what it computes, as it does for an adapter on "
+            "the embedding or the head of a model that uses one matrix for both; save the base with "
+            "tie_word_embeddings: false and a head of its own, or use an adapter on other layers"
+        )
+    return merged
 
 
 def _check_adapter_keys(stored: Collection[str], expected: Collection[str], given: str) -> None:
@@ -255,6 +320,12 @@ def _check_adapter_keys(stored: Collection[str], expected: Collection[str], give
             f"{(missing or unexpected)[0]!r}); it was made for another model, or saved by another version of PEFT; "
             "merge it there and save the model"
         )
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line: its first line, and the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:250]
 
 
 def _mention_generation(name: str, given: str) -> None:
