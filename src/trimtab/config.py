@@ -35,6 +35,12 @@ class Config(BaseModel):
             return values
         merged = dict(values)
         for name, field in cls.model_fields.items():
+            if (
+                _holds_bool(values.get(name))
+                and (kinds := _plain_kinds(field.annotation)) & {int, float}
+                and bool not in kinds
+            ):
+                raise ValueError(f"{name} is a number, and {values[name]} is given; write the number")
             if isinstance(field.default, Config) and isinstance(merged.get(name), Mapping):
                 merged[name] = _over(field.default.model_dump(), merged[name])
         return merged
@@ -52,6 +58,16 @@ class Config(BaseModel):
                         f"{SMALLEST:g} and {large:g}"
                     )
         return self
+
+
+def _holds_bool(value: Any) -> bool:
+    """YAML reads ``yes``, ``on`` and ``true`` as truth, and pydantic takes that for the number 1."""
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(_holds_bool(part) for part in value))
+
+
+def _plain_kinds(annotation: Any) -> set[Any]:
+    """The plain types in a type, however deep in unions and lists."""
+    return {annotation}.union(*(_plain_kinds(part) for part in get_args(annotation)))
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

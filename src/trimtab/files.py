@@ -39,7 +39,7 @@ def locate(name: str, beside: Path) -> str:
 
     Where it is in neither, it comes back as it is: it may be the name of something on a hub.
     """
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves a home that nobody has as it is
     for place in (path, beside / path):
         try:
             if place.exists():

@@ -225,6 +225,7 @@ def test_a_linear_layer_that_computes_something_else_gets_no_adapter(caplog):
 
 # All of them ------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.filterwarnings("ignore")

@@ -41,6 +41,10 @@ from trimtab.cli import (
 from trimtab.errors import StorageError, TrimtabError, install_hint
 
 _WEB = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "argon2", "multipart", "psycopg")
+_SMALLER = (
+    "lower micro_batch_tokens, the adapter's rank or model.context, or set model.gradient_checkpointing: true; the "
+    "same command continues"
+)
 _SERVE = ("prometheus_client",)  # and packages of web and train
 _GUARD = ("sklearn",)
 
@@ -123,6 +127,8 @@ def run_app(arguments: list[str]) -> int:
             return _fail(error, f"the disk is full ({error.filename}); free some space and run the same command", 8)
         return _fail(error, f"{type(error).__name__}: {error}", StorageError.exit_code)
     except Exception as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+            return _fail(error, f"out of memory ({str(error).splitlines()[0] or 'MemoryError'}); {_SMALLER}", 1)
         text = f"{type(error).__name__}: {error}\nThis is a bug in trimtab; run again with --debug and report it"
         return _fail(error, text, 70)
     return 0

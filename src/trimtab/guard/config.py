@@ -21,5 +21,5 @@ class GuardConfig(Config):
     """How a request's states become one vector, a probe each: ``mean``, ``max``, ``last``."""
     planted: int = Field(default=120, ge=8)
     """Answers that are put together for the output guard, half of them with a restricted part."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of splits, attacks and planted answers."""

@@ -187,6 +187,9 @@ class Backbone:
         self.activate(None)
         probe = torch.arange(4, device=self.device)[None]
         names = adaptable(self.model, self.layers, count - top, probe)
+        widest = max(max(parameter.shape) for parameter in self.layers.parameters())
+        if config.rank > widest:
+            raise ConfigError(f"adapter.rank is {config.rank} but the widest layer has {widest}; use 1 to {widest}")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself

@@ -68,7 +68,8 @@ class Chat:
 
     Raises:
         ModelError: the template cannot render a user and an assistant turn, does not begin an answer with what it
-            writes when it asks for one, or ends turns with letters that are no token of this tokenizer.
+            writes when it asks for one, ends turns with letters that are no token of this tokenizer, or puts letters
+            before an answer that it does not ask with.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Chat:
         self.end_tokens |= {self.end_token}
         self._silent = {i for i, t in added.items() if t.content in special and not THOUGHT.fullmatch(t.content)}
         self._silent |= self.end_tokens
+        self._check_encoding()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens up to and including the header after which the assistant speaks.
@@ -174,6 +176,11 @@ class Chat:
         for place, message in enumerate(turns):
             if message.role != "assistant" or place - added in untrained:
                 continue
+            if not place:
+                raise DataError(
+                    "the conversation begins with an answer, which no prompt asks for; put a turn before it, mark it with "
+                    "train: false, or set model.system"
+                )
             if (mark := self.thoughts.opened(message.content)) is not None:
                 raise DataError(f"an answer opens a thought with {mark} and does not close it; complete or remove it")
             rows.append(self.answer(turns[:place], message.content))
@@ -226,9 +233,9 @@ class Chat:
 
     def _rendered(self, turns: Sequence[Message], prompt_text: str, text: str) -> str:
         """What the template adds to ``prompt_text`` for an answer, its end included."""
-        spoken = self._render([*turns, Message(role="assistant", content=text)], ask=False)
-        if spoken.startswith(prompt_text):
-            return spoken[len(prompt_text) :]
+        answer = Message(role="assistant", content=text)
+        if (added := self._behind(turns, prompt_text, answer)) is not None:
+            return added
         header = self._header(turns, prompt_text)
         mark = self.thoughts.opened(header)
         if mark is not None and not self.thoughts.closed(text):
@@ -244,22 +251,44 @@ class Chat:
         if mark is not None and text.lstrip().startswith(mark):
             text = text.lstrip()[len(mark) :]
             text = text.lstrip("\n") if prompt_text.endswith("\n") else text
+        if mark is None and (added := self._behind(turns[-1:], None, answer)) is not None:
+            return added
         return self._drawn(turns, prompt_text, text, cut=False)
 
     def _drawn(self, turns: Sequence[Message], prompt_text: str, text: str, *, cut: bool) -> str:
         """What an answer adds to ``prompt_text`` if its text is taken as it is; with its end unless it was cut."""
-        before, _, after = self._render([*turns, _ANSWER], ask=False).rpartition(_PROBE)
-        lead = before[len(prompt_text) :] if before.startswith(prompt_text) else ""
+        added = self._behind(turns, prompt_text, _ANSWER) or self._behind(turns[-1:], None, _ANSWER)
+        lead, _, after = (added or self._render([*turns, _ANSWER], ask=False)).rpartition(_PROBE)
+        lead = "" if added is None else lead
         if (thought := self.thoughts.first(lead)) is not None:  # of an answer without thoughts; a drawn one has its own
             lead = lead[:thought].rstrip()
         return lead + self._control.hide(text, thoughts=True) + ("" if cut else after)
+
+    def _behind(self, turns: Sequence[Message], prompt_text: str | None, answer: Message) -> str | None:
+        """What the template adds to the prompt of ``turns`` for an answer; None: it shows that prompt in other words.
+
+        Some templates move the system message to the last turn, which is no longer the last once it is answered. What
+        they add to the last turn alone is then what they add to all.
+        """
+        try:
+            asked = self._render(turns, ask=True) if prompt_text is None else prompt_text
+            spoken = self._render([*turns, answer], ask=False)
+        except DataError:
+            if prompt_text is None:
+                return None
+            raise
+        return spoken[len(asked) :] if spoken.startswith(asked) else None
 
     def _header(self, turns: Sequence[Message], prompt_text: str) -> str:
         """What the template writes to ask for an answer."""
         if not self.thoughts.marks:
             return ""
-        told = self._render(turns, ask=False)
-        return prompt_text[_common(told, prompt_text) :]
+        header = prompt_text[_common(self._render(turns, ask=False), prompt_text) :]
+        if header or not turns:
+            return header
+        # a template that asks whether it is told to or not
+        last = turns[-1].model_copy(update={"content": _PROBE})
+        return self._render([*turns[:-1], last], ask=True).rpartition(_PROBE)[2]
 
     def _continuation(self, prompt_text: str, added: str) -> list[int]:
         """Tokens of ``added`` behind ``prompt_text``.
@@ -314,6 +343,13 @@ class Chat:
                 "one, so the model would be asked in other words than it was trained on; set model.chat_template to "
                 "one that uses the same words"
             )
+        lead = before[_common(prompt_text, before) :]
+        if self.thoughts.first(lead) is None and (letters := self._control.letters(lead).strip()):
+            raise ModelError(
+                f"the chat template asks for an answer with {prompt_text[-40:]!r} and puts {lead!r} before one, so the "
+                f"letters {letters!r} would be taken for a part of it; set model.chat_template to one that asks with all "
+                "that it puts before an answer"
+            )
         try:
             later = self._render([_USER, _ANSWER, _USER], ask=False).split(_PROBE)[2]
         except (DataError, IndexError):
@@ -329,6 +365,19 @@ class Chat:
                 "trained with, or add the token to the tokenizer"
             )
         return ends[0][1] if ends else self.tokenizer.eos_token_id
+
+    def _check_encoding(self) -> None:
+        """Refuse a tokenizer that reads its control tokens otherwise than by their ids."""
+        for messages, ask in (([_USER], True), ([_USER, _ANSWER], False)):
+            plain = [m.model_dump() for m in messages]
+            expected = self.tokenizer.apply_chat_template(
+                plain, tokenize=True, return_dict=False, add_generation_prompt=ask
+            )
+            if self._control.encode(self._render(messages, ask=ask)) != expected:
+                raise ModelError(
+                    "this tokenizer does not read all control tokens that the chat template writes as tokens (they may "
+                    "be set to single_word), so turns could not be told from text; mend added_tokens in tokenizer.json"
+                )
 
     def _checked(self, encoded: Encoded) -> Encoded:
         if len(encoded.tokens) > self.context:

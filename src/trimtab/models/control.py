@@ -78,6 +78,7 @@ class ControlTokens:
         self._tokenizer = tokenizer
         self._written = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
         nonce = secrets.randbelow(9 * 10**19) + 10**19  # of digits, for no template to change; never in the tokens
+        self._nonce = str(nonce)
         self._placeholders = {c: f"{nonce}{i:05d}{nonce}" for i, c in enumerate(self.contents)}
         self._hidden = re.compile(f"{nonce}([0-9]{{5}}){nonce}")
         self._names = {c: f"<|{nonce}{i:05d}|>" for i, c in enumerate(self.contents)}
@@ -97,8 +98,14 @@ class ControlTokens:
         """Token ids of rendered text, placeholders as plain characters.
 
         Raises:
-            DataError: there is a placeholder and the tokenizer cannot encode a control token as text.
+            DataError: there is a placeholder and the tokenizer cannot encode a control token as text, or the template
+                cut one in two.
         """
+        if self._nonce[:8] in self._hidden.sub("", rendered):
+            raise DataError(
+                "the chat template shortens a message inside a control token that the message contains; take its "
+                "characters out of the message"
+            )
         if self._renamed is None:
             if (hidden := self._hidden.search(rendered)) is not None:
                 raise DataError(

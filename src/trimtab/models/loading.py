@@ -1,5 +1,7 @@
 """From a name in a recipe to weights and a tokenizer: hub id, local folder or the embedded default."""
 
+import logging
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from trimtab.files import sha256_file
 from trimtab.models import embedded
 from trimtab.models.chat import Chat
 from trimtab.models.config import ModelConfig, is_file_name
-from trimtab.models.weights_check import adapter_base, base_of, load_weights, reason_of
+from trimtab.models.weights_check import adapter_base, base_of, is_hub_id, load_weights, reason_of
+
+_log = logging.getLogger(__name__)
 
 _POINTER = b"version https://git-lfs"
 
@@ -25,7 +29,7 @@ def resolve(name: str) -> str:
     """The folder of the embedded default, a path with ``~`` expanded, or another name unchanged."""
     if name == embedded.NAME:
         return str(embedded.embedded_folder())
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return os.path.expanduser(name)
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
@@ -131,6 +135,12 @@ def load_chat(config: ModelConfig) -> Chat:
         raise ModelError(
             f"{config.name}: eos_token_id in generation_config.json or config.json names {other!r}, which is no token "
             "id; expected a whole number or a list of them"
+        )
+    if "strftime_now" in str(tokenizer.chat_template):
+        _log.warning(
+            "%s: the chat template can write the date of the day into prompts, so the same data give other tokens on "
+            "another day; set model.chat_template to a copy with a fixed date if that matters",
+            config.name,
         )
     return Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
 
@@ -270,8 +280,7 @@ def _check_files(name: str, given: str) -> None:
 
 
 def _check_exists(given: str, name: str) -> None:
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local and not Path(name).expanduser().is_dir():
+    if not Path(name).is_dir() and not is_hub_id(name):
         raise ModelError(
             f"model.name {given!r} is not a folder here and not a hub id (owner/name); the built-in default is "
             f"{embedded.NAME!r}"

@@ -7,6 +7,7 @@ model computes and that trimtab does not apply: quantised weights, code of its o
 
 import json
 import logging
+import os
 import re
 import warnings
 from collections.abc import Collection, Iterable
@@ -110,12 +111,17 @@ def adapter_base(name: str) -> str | None:
             f"{folder / 'adapter_config.json'} names {base!r} as the model that the adapter is for, and that is an "
             "adapter itself; merge that one first, save the model, and name it"
         )
-    if not Path(base).is_dir() and (base.startswith((".", "/", "~")) or base.count("/") != 1):
+    if not Path(base).is_dir() and not is_hub_id(base):
         raise ModelError(
             f"{folder / 'adapter_config.json'} names {base!r} as the model that the adapter is for, which is neither a "
             "folder here nor a hub id (owner/name); set base_model_name_or_path in it"
         )
     return base
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a model on the hub, ``owner/name``."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
 
 
 def base_of(folder: Path) -> str | None:
@@ -128,7 +134,7 @@ def base_of(folder: Path) -> str | None:
         return None
     if base == embedded.NAME:
         return str(embedded.embedded_folder())
-    places = (Path(base).expanduser(), folder / base, folder.parent / base)
+    places = (Path(os.path.expanduser(base)), folder / base, folder.parent / base)
     return next((str(place) for place in places if place.is_dir()), base)
 
 

@@ -240,7 +240,7 @@ class RunConfig(Config):
     """One sentence for the page: what the model is to learn, for example "Summarise a message in one sentence."."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads of each process; None: all cores, divided among the processes. Results depend on it: another count
     adds sums in another order."""
     memory_gb: float | None = Field(default=None, gt=0.0)

@@ -4,6 +4,7 @@ Nothing of it is trained on. Each step's probes are kept in ``probes.jsonl``, fr
 tests, and alarms in ``alarms.jsonl``.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,7 +41,7 @@ class RunMonitor:
         if settings is not None and settings.queue is not None:
             from trimtab.pipeline.alarm_queue import queue_samples  # needs the extra web: said before training
 
-            self._project, self._queue_samples = Path(settings.queue).expanduser(), queue_samples
+            self._project, self._queue_samples = Path(os.path.expanduser(settings.queue)), queue_samples
 
     def __enter__(self) -> "RunMonitor":
         return self

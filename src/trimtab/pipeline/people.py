@@ -1,5 +1,6 @@
 """People in the annotation app: a run puts answers into the queue and reads judgements from it."""
 
+import os
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ class AppPeople:
     """
 
     def __init__(self, context: Context, config: HumanConfig) -> None:
-        folder = Path(config.project).expanduser() if config.project else context.run.first.path / "annotation"
+        folder = Path(os.path.expanduser(config.project)) if config.project else context.run.first.path / "annotation"
         self._stop, self._say = context.stop_requested, context.ui.say
         self._batch = f"{context.config.name}-{context.fingerprints['label'][:12]}"
         self._deadline = time.monotonic() + 60 * config.wait_minutes

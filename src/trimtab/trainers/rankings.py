@@ -244,11 +244,17 @@ def learnable(rankings: Sequence[Ranking], *, ties: bool = False) -> list[int]:
 
 
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out; all entries with one id fall on the same side."""
+    """Indices to train on and to hold out; all entries with one id fall on the same side.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
     unique = sorted(set(ids))
     random.Random(f"{seed}|holdout").shuffle(unique)
     held = set(unique[: round(len(unique) * share)])
     train = [i for i, name in enumerate(ids) if name not in held]
+    if ids and not train:
+        raise DataError(f"a holdout of {share:g} leaves none of {len(unique)} entries to train on; lower it")
     return train, [i for i, name in enumerate(ids) if name in held]
 
 
