@@ -35,11 +35,8 @@ class Config(BaseModel):
             return values
         merged = dict(values)
         for name, field in cls.model_fields.items():
-            if (
-                _holds_bool(values.get(name))
-                and (kinds := _plain_kinds(field.annotation)) & {int, float}
-                and bool not in kinds
-            ):
+            kinds = _plain_kinds(field.annotation)
+            if _holds_bool(values.get(name)) and kinds & {int, float} and bool not in kinds:
                 raise ValueError(f"{name} is a number, and {values[name]} is given; write the number")
             if isinstance(field.default, Config) and isinstance(merged.get(name), Mapping):
                 merged[name] = _over(field.default.model_dump(), merged[name])

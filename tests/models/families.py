@@ -36,7 +36,10 @@ SIZES: dict[str, Any] = {
     "depth": 2, "embed_dim": 16, "image_size": 28, "patch_size": 14, "num_channels": 3,
 }  # fmt: skip
 
-LATENT = "axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash minicpm3 youtu"
+LATENT = (
+    "axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash minicpm3 "
+    "youtu"
+)
 """Types of latent attention, which has as many keys as queries."""
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -53,15 +56,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_oss": {"sliding_window": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2, "linear_head_dim": 8, "linear_num_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0},
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"] * 2, "linear_head_dim": 8, "linear_num_heads": 4,
+        "num_key_value_heads": 4, "pad_token_id": 0,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mistral": {"sliding_window": 16},
     "modernbert-decoder": {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2},
     "mpt": {"expansion_ratio": 2},
     "qwen4_exp_text": {
-        "ple_embed_dim": 8, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 1,
-        "heads_per_ngram": 2, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "hc_lowrank": 8,
+        "ple_embed_dim": 8, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "hc_lowrank": 8,
         "indexer_budget": 16, "indexer_compress_ratio": 4,
     },
     "zamba": {"layers_block_type": ["mamba", "mamba", "hybrid", "hybrid"], "num_key_value_heads": 4},

@@ -178,8 +178,8 @@ class Chat:
                 continue
             if not place:
                 raise DataError(
-                    "the conversation begins with an answer, which no prompt asks for; put a turn before it, mark it with "
-                    "train: false, or set model.system"
+                    "the conversation begins with an answer, which no prompt asks for; put a turn before it, mark it "
+                    "with train: false, or set model.system"
                 )
             if (mark := self.thoughts.opened(message.content)) is not None:
                 raise DataError(f"an answer opens a thought with {mark} and does not close it; complete or remove it")
@@ -347,8 +347,8 @@ class Chat:
         if self.thoughts.first(lead) is None and (letters := self._control.letters(lead).strip()):
             raise ModelError(
                 f"the chat template asks for an answer with {prompt_text[-40:]!r} and puts {lead!r} before one, so the "
-                f"letters {letters!r} would be taken for a part of it; set model.chat_template to one that asks with all "
-                "that it puts before an answer"
+                f"letters {letters!r} would be taken for a part of it; set model.chat_template to one that asks with "
+                "all that it puts before an answer"
             )
         try:
             later = self._render([_USER, _ANSWER, _USER], ask=False).split(_PROBE)[2]

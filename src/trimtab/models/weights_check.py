@@ -277,8 +277,8 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
         config = PeftConfig.from_pretrained(folder)
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(
-            f"{given}: adapter_config.json is of a kind that the installed PEFT does not know ({reason_of(error)}); merge "
-            "the adapter with the PEFT that made it, and save the model"
+            f"{given}: adapter_config.json is of a kind that the installed PEFT does not know ({reason_of(error)}); "
+            "merge the adapter with the PEFT that made it, and save the model"
         ) from error
     if not any((Path(folder) / f"adapter_model.{ending}").is_file() for ending in ("safetensors", "bin")):
         raise ModelError(f"{given}: the weights of its adapter are missing (adapter_model.safetensors)")
@@ -311,8 +311,8 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
         after = merged(input_ids=row).logits
     if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
         raise ModelError(
-            f"{given}: merging the adapter into the weights would change what it computes, as it does for an adapter on "
-            "the embedding or the head of a model that uses one matrix for both; save the base with "
+            f"{given}: merging the adapter into the weights would change what it computes, as it does for an adapter "
+            "on the embedding or the head of a model that uses one matrix for both; save the base with "
             "tie_word_embeddings: false and a head of its own, or use an adapter on other layers"
         )
     return merged
