@@ -67,7 +67,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mpt": {"expansion_ratio": 2},
     "qwen4_exp_text": {
         "ple_embed_dim": 8, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8,
-        "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "hc_lowrank": 8,
+        "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 4, "indexer_kv_heads": 1,
+        "indexer_head_dim": 8, "hc_lowrank": 8,
         "indexer_budget": 16, "indexer_compress_ratio": 4,
     },
     "zamba": {"layers_block_type": ["mamba", "mamba", "hybrid", "hybrid"], "num_key_value_heads": 4},
