@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
     "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 256, "n_ctx": 256, "n_inner": 64, "d_model": 32,
     "n_layers": 4, "n_heads": 4, "max_seq_len": 256, "d_ff": 64, "decoder_layers": 4, "decoder_attention_heads": 4,
     "decoder_ffn_dim": 64, "ffn_dim": 64, "num_layers": 4, "attention_heads": 4, "dim_ff": 64, "embedding_size": 32,
-    "word_embed_proj_dim": 32, "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
+    "word_embed_proj_dim": 32, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
     "rotary_dim": 8, "dropout": 0.0, "ffn_hidden_size": 64, "kv_channels": 8, "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 320, "final_logit_softcapping": 1e4, "logit_scale": 1.0,
     # selection of what is attended to, and expert identities
@@ -48,6 +48,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "cwm": {"bos_token_id": 1},
     "emu3": {"bos_token_id": 1},
+    "mllama": {"bos_token_id": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma2": {"sliding_window": 16},
     "gemma3_text": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},

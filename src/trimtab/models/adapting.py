@@ -3,12 +3,14 @@
 An adapter computes where a layer is called. Some blocks take the layer's weight and multiply by themselves (fused
 kernels of recurrent layers), and most mixtures of experts keep the weights of all experts in one three-dimensional
 parameter, where there is no layer to adapt. A few classes derive from ``nn.Linear`` and compute something else, such as
-one product per group of inputs. An adapter there would train nothing, be ignored while training and added when it is
-merged, or fail. So these parts stay as they are, and a layer that has nothing else is refused.
+one product per group of inputs. Some weights belong to several layers at once. An adapter there would train nothing, be
+ignored while training and added when it is merged, or fail. So these parts stay as they are, and a layer that has
+nothing else is refused.
 """
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,7 +53,9 @@ def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: Tensor) -> 
         ConfigError: a decoder layer has no such linear layer; the message names what it has instead.
     """
     linear = linear_layers(layers, first)
-    unsuitable = _unsuitable(model, linear, tokens)
+    uses = Counter(id(module._parameters.get("weight")) for module in model.modules())
+    shared = {name for name, module in linear.items() if uses[id(module.weight)] > 1}
+    unsuitable = shared | _unsuitable(model, linear, tokens)
     names = [name for name in linear if name not in unsuitable]
     fixed = sorted({_short(name) for name in unsuitable} | _expert_parameters(layers, first))
     for number in range(first, len(layers)):
