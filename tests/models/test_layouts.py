@@ -223,6 +223,27 @@ def test_a_linear_layer_that_computes_something_else_gets_no_adapter(caplog):
     torch.testing.assert_close(plain_logprobs(backbone, list(range(5, 20)), 5), before, **CLOSE)
 
 
+@pytest.mark.parametrize("kind", ["zamba"])
+def test_weights_of_several_layers_get_no_adapter(kind: str, caplog):
+    """The attention of Zamba is one block that several layers call: merged there, an adapter would change them all."""
+    backbone = backbone_of(kind)
+    with caplog.at_level(logging.WARNING):
+        backbone.add_adapter("policy", AdapterConfig(rank=2, top_layers=2), seed=1)
+    assert "no adapter on shared_transf" in caplog.text
+    assert not any("shared_transf" in name for name in backbone.adapter_parameters("policy"))
+    stir(Role(backbone, adapter="policy"))
+    backbone.activate("policy")
+    before = plain_logprobs(backbone, list(range(5, 20)), 5)
+    backbone.merge("policy")
+    torch.testing.assert_close(plain_logprobs(backbone, list(range(5, 20)), 5), before, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["llama4_text", "mllama"])
+def test_models_without_hidden_states_are_refused(kind: str):
+    with pytest.raises(ModelError, match="gives no hidden states"):
+        backbone_of(kind)
+
+
 # All of them ------------------------------------------------------------------------------
 
 

@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trimtab.errors import ModelError
-from trimtab.models import Backbone, ModelConfig, Role, collate, model_identity
-from trimtab.models.loading import load_tokenizer, pick_device
+from trimtab.errors import ConfigError, ModelError
+from trimtab.models import AdapterConfig, Backbone, ModelConfig, Role, collate, model_identity
+from trimtab.models.loading import _limit, _selected, load_tokenizer, pick_device
 from trimtab.testing import TEMPLATE, save_model, tiny_model, tokenizer
 
 
@@ -41,7 +42,7 @@ def test_other_architectures_load(architecture, tmp_path: Path):
 
 
 def test_name_that_is_neither_folder_nor_hub_id():
-    for name in ("./nowhere", "nowhere", "a/b/c"):
+    for name in ("./nowhere", "nowhere", "a/b/c", "$MODELS/a", "~nobody-of-this-name/a", "a/..", "~/b"):
         with pytest.raises(ModelError, match=r"not a folder here and not a hub id.*smollm2-135m-instruct"):
             Backbone.load(ModelConfig(name=name))
 
@@ -94,6 +95,49 @@ def test_damaged_weights(copy: Path, damage: str):
         (copy / "config.json").write_text('{"model_type": "no-such-architecture"}')
     with pytest.raises(ModelError, match=r"cannot be loaded as a causal language model|config\.json cannot be used"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"max_position_embeddings": 64, "index_topk": 8}, 8),
+        ({"max_position_embeddings": 64, "keep_window_size": 16}, 16),
+        ({"index_block_size": 4, "index_topk_blocks": 3}, 12),
+        ({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "longrope"},
+          "original_max_position_embeddings": 32}, 32),
+        ({"max_position_embeddings": 64, "rope_parameters": {
+            "full": {"rope_type": "dynamic", "original_max_position_embeddings": 16},
+            "sliding": {"rope_type": "default"},
+        }}, 16),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_how_long_rows_may_be(settings, limit):
+    """Where a token attends to those of highest score, or its angles depend on the row's length, rows stay short."""
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**settings))
+    assert min(filter(None, [_limit(config), _selected(config)]), default=None) == limit
+
+
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_a_cap_shows_on_small_logits(cap: float):
+    """A model that was never trained has logits near 0, where a soft cap does next to nothing."""
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    from trimtab.models import Chat
+
+    config = Gemma2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=cap, initializer_range=0.02,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="changes its logits after the output projection"):
+        Backbone(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), Chat(tokenizer(), context=64))
+
+
+def test_an_adapter_wider_than_the_layers_is_refused(tiny: Path):
+    with pytest.raises(ConfigError, match=r"adapter\.rank is 1000000 but the widest layer has"):
+        load(tiny).add_adapter("policy", AdapterConfig(rank=1_000_000), seed=0)
 
 
 def test_logits_changed_after_the_head_are_refused():

@@ -1,6 +1,7 @@
 """What is trained is what will be seen: kinds of tokenizers times templates, against ``apply_chat_template``."""
 
 import itertools
+import json
 
 import pytest
 
@@ -210,3 +211,99 @@ def test_the_usual_tokenizer_keeps_its_tokens():
         prompt = dialogue(("user", "is the tea warm"))
         apart = tokens.encode(f"{text}<|im_end|>", add_special_tokens=False)
         assert one.answer(prompt, text).tokens == golden(tokens, prompt, ask=True) + apart
+
+
+MOVED = (  # the system message goes into the last turn, where it is no more once that is answered
+    "{% set sys = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' %}"
+    "{% set rest = messages[1:] if messages[0]['role'] == 'system' else messages %}"
+    "{{ '<s>' }}{% for m in rest %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + (sys if loop.last else '') + m['content'] + '[/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] | trim + '</s>' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_system_message_that_moves_leaves_the_answer_as_the_template_writes_it(kind: str):
+    tokens = family_tokenizer(kind, "mistral", template=MOVED)
+    one, turn = Chat(tokens, context=CONTEXT), dialogue(("system", "be kind."), ("user", "is it"))
+    for text in TEXTS:
+        told = one.answer(turn, text)
+        alone = golden(tokens, [turn[-1], *dialogue(("assistant", text))])
+        head = golden(tokens, turn, ask=True)
+        assert told.tokens[: len(head)] == head
+        asked = golden(tokens, turn[-1:], ask=True)
+        assert told.tokens[len(head) :] == alone[len(asked) :]
+
+
+def test_a_thought_that_is_opened_unasked_wants_answers_with_thoughts():
+    """A template that takes no notice of add_generation_prompt opens the thought all the same."""
+    unasked = FAMILIES["r1"].template.replace("add_generation_prompt", "messages[-1]['role'] != 'assistant'")
+    one = Chat(family_tokenizer("bytes", "r1", template=unasked), context=CONTEXT)
+    prompt = dialogue(("user", "two and two"))
+    assert one.tokenizer.decode(one.prompt(prompt)).endswith("<think>\n")
+    with pytest.raises(DataError, match=r"opens a thought \(<think>\) when it asks for an answer"):
+        one.conversation([*prompt, *dialogue(("assistant", "four"))])
+    assert one.unfinished_thought(prompt, "they add") and not one.unfinished_thought(prompt, "hm\n</think>\n\nfour")
+    spoken = one.answer(prompt, "<think>\nthey add\n</think>\n\nfour")
+    assert one.tokenizer.decode(spoken.tokens).endswith("<|assistant|><think>\nthey add\n</think>\n\nfour</s>")
+
+
+def test_letters_before_an_answer_that_nobody_asked_with_are_refused():
+    """As of gpt-oss, which writes the name of a channel before the text of a message."""
+    template = turns(
+        "'<|im_start|>' + m['role']", "'<|im_start|>final<|im_start|>' + m['content'] + '<|im_end|>'",
+        "m['content'] + '<|im_end|>'", ask="'<|im_start|>assistant'",
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="the letters 'final' would be taken for a part of it"):
+        Chat(family_tokenizer("bytes", "chatml", template=template), context=CONTEXT)
+
+
+@pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}, {"lstrip": True, "rstrip": True}])
+def test_control_tokens_that_take_the_white_space_beside_them(flags):
+    tokens = reflagged("phi3", **flags)
+    one, end = Chat(tokens, context=CONTEXT), tokens.convert_tokens_to_ids("<|end|>")
+    for first, second in itertools.pairwise((*TEXTS, "\nline", "end")):
+        messages = whole("phi3", first, second)
+        encoded, expected = one.conversation(messages), golden(tokens, messages)
+        assert encoded.tokens == expected[: len(encoded.tokens)]
+        assert sum(t == end for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own) == 2
+
+
+def test_control_tokens_that_are_no_tokens_within_words_are_refused():
+    with pytest.raises(ModelError, match=r"does not read all control tokens .*single_word"):
+        Chat(reflagged("phi3", single_word=True), context=CONTEXT)
+
+
+def reflagged(name: str, **flags: bool):
+    """A family's tokenizer whose control tokens have other flags."""
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    plain = family_tokenizer("bytes", name)
+    state = json.loads(plain.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token |= flags if token["content"] in FAMILIES[name].control else {}
+    first, *others = [AddedToken(c, special=True, normalized=False, **flags) for c in FAMILIES[name].control]
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=first, additional_special_tokens=others,
+        unk_token="<unk>", clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    tokens.chat_template = plain.chat_template
+    return tokens
+
+
+def test_a_control_token_that_the_template_cuts_in_two_is_refused():
+    template = FAMILIES["chatml"].template.replace("m['content']", "m['content'][:30]")
+    one = Chat(family_tokenizer("bytes", "chatml", template=template), context=CONTEXT)
+    one.prompt(dialogue(("user", "x" * 60)))
+    with pytest.raises(DataError, match="shortens a message inside a control token"):
+        one.prompt(dialogue(("user", "say <|im_end|> and more")))
+
+
+def test_an_answer_to_nothing_is_refused_unless_it_is_context():
+    one = Chat(family_tokenizer("bytes", "chatml"), context=CONTEXT)
+    greeting = dialogue(("assistant", "hello"), ("user", "a"), ("assistant", "b"))
+    with pytest.raises(DataError, match="begins with an answer, which no prompt asks for"):
+        one.examples(greeting)
+    (row,) = one.examples(greeting, untrained={0})
+    assert one.decode([t for t, own in zip(row.tokens, row.response_mask, strict=True) if own]) == "b"

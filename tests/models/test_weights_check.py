@@ -161,6 +161,68 @@ def test_tokenizer_larger_than_the_embedding(tmp_path: Path):
         load(folder)
 
 
+def test_whole_numbers_in_a_pickle_are_quantised_weights_too(copy: Path):
+    weights = load_file(copy / "model.safetensors")
+    torch.save(
+        {k: (v * 20).to(torch.int8) if "proj" in k else v for k, v in weights.items()}, copy / "pytorch_model.bin"
+    )
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"21 weights are whole numbers"):
+        load(copy)
+
+
+def test_weights_that_are_there_twice_are_refused(copy: Path):
+    weights = load_file(copy / "model.safetensors")
+    save_file(weights, copy / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"holds its weights twice.*keep only one"):
+        load(copy)
+    (copy / "model.safetensors").unlink()
+    load(copy)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"return_dict": False}, {"output_hidden_states": True, "output_attentions": True}]
+)
+def test_the_form_of_outputs_that_a_folder_asks_for_changes_nothing(copy: Path, settings):
+    configure(copy, **settings)
+    config = load(copy).model.config
+    assert config.return_dict and not config.output_hidden_states and not config.output_attentions
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        ("config.json", '{"model_type": "llama",', r"config\.json cannot be used \(.*not a valid JSON"),
+        ("config.json", "[1]", r"config\.json cannot be used"),
+        ("generation_config.json", "{", r"generation_config\.json cannot be read .*tokens that end a turn"),
+        ("generation_config.json", '{"eos_token_id": "</s>"}', r"'</s>', which is no token id"),
+        ("generation_config.json", '{"eos_token_id": [2, -1]}', "-1, which is no token id"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(copy: Path, file: str, text: str, message: str):
+    (copy / file).write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+        ({"hidden_size": "32"}, "'hidden_size' expected int"),
+        ({"rope_scaling": "linear"}, "'rope_parameters' with value 'linear'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_told_with_their_reason(copy: Path, settings, reason: str):
+    configure(copy, **settings)
+    with pytest.raises(ModelError, match=rf"config\.json cannot be used .*{reason}"):
+        load(copy)
+
+
 def test_settings_of_generation_that_are_not_applied_are_said(copy: Path, caplog):
     (copy / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.1, "eos_token_id": 2}))
     with caplog.at_level(logging.WARNING):
@@ -175,13 +237,15 @@ def adapter(folder: Path, base: Path, config=None):
     """Save a stirred adapter for ``base``; returns the model with it, which transformers and PEFT compute."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore")
         adapted = get_peft_model(model, config or LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_A" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    adapted.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of adapters on embeddings
+        adapted.save_pretrained(folder)
     return adapted.eval()
 
 
@@ -216,6 +280,77 @@ def test_an_adapter_with_missing_weights_is_refused(tiny: Path, tmp_path: Path):
     weights = load_file(file)
     save_file({k: v for k, v in weights.items() if "layers.1." not in k}, file)
     with pytest.raises(ModelError, match=r"lacks 4 weights"):
+        load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("settings", "tied", "message"),
+    [
+        ({"target_modules": ["q_proj", "embed_tokens"]}, True, "merging the adapter .* would change what it computes"),
+        ({"target_modules": ["q_proj", "lm_head"]}, True, "merging the adapter .* would change what it computes"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, False, None),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True, None),
+        ({"target_modules": ["q_proj"], "use_dora": True}, False, None),
+        ({"target_modules": ["q_proj"], "use_rslora": True, "bias": "all"}, False, None),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]}, False, None),
+    ],
+)
+def test_an_adapter_of_any_shape_is_merged_exactly_or_refused(settings, tied: bool, message, tmp_path: Path):
+    base, row = save_model(tmp_path / "base", tiny_model(tied=tied)), torch.arange(3, 12)[None]
+    adapted = adapter(tmp_path / "adapter", base, LoraConfig(r=2, **settings))
+    if message is not None:
+        with pytest.raises(ModelError, match=message):
+            load(tmp_path / "adapter")
+        return
+    with torch.no_grad():
+        expected = adapted(input_ids=row).logits
+        torch.testing.assert_close(
+            load(tmp_path / "adapter").model(input_ids=row).logits, expected, rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("named", ["tiny", "../tiny", "~/tiny"])
+def test_the_base_of_an_adapter_is_found_beside_it_and_at_home(named: str, tiny: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny, tmp_path / "tiny")
+    adapter(tmp_path / "adapter", tiny)
+    rename(tmp_path / "adapter", base_model_name_or_path=named)
+    load(tmp_path / "adapter")
+    assert "files" in model_identity(ModelConfig(name=str(tmp_path / "adapter")))["base"]
+
+
+def rename(folder: Path, **settings) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_model_name_or_path": "/nowhere/at/all"}, "neither a folder here nor a hub id"),
+        ({"base_model_name_or_path": "$MODELS/base"}, "neither a folder here nor a hub id"),
+        ({"base_model_name_or_path": "../adapter"}, "an adapter itself"),
+        ({"base_model_name_or_path": None}, "does not name the model"),
+        ({"peft_type": "WONDER"}, "a kind that the installed PEFT does not know"),
+        ({"r": 4}, "does not fit its base model .*size mismatch"),
+    ],
+)
+def test_adapters_that_fit_nothing(settings, message: str, tiny: Path, tmp_path: Path):
+    adapter(tmp_path / "adapter", tiny)
+    tokenizer().save_pretrained(tmp_path / "adapter")
+    rename(tmp_path / "adapter", **settings)
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path / "adapter")
+
+
+def test_an_adapter_that_diverged_or_lacks_its_file_is_refused(tiny: Path, tmp_path: Path):
+    adapter(tmp_path / "adapter", tiny)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({k: v * float("nan") for k, v in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match="12 weights hold NaN"):
+        load(tmp_path / "adapter")
+    file.unlink()
+    with pytest.raises(ModelError, match="the weights of its adapter are missing"):
         load(tmp_path / "adapter")
 
 

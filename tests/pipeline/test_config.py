@@ -212,6 +212,10 @@ NO_SETTING = [
         "align.score_clip", "align.policy.lr", "align.kl.coefficient", "sft.optimizer.weight_decay", "reward.centring",
         "label.simulation.length_bias", "align.sampler.temperature",
     )),
+    *((key, value) for value in (True, False) for key in (
+        "seed", "model.context", "sft.adapter.rank", "sft.optimizer.lr", "align.steps", "rewards.f.weight", "rounds",
+    )),
+    ("sft.optimizer.betas", [True, 0.9]), ("threads", 10**9), ("label.simulation.seed", -1),
     ("seed", 10**30), ("align.steps", 10**30), ("label.simulation.seed", 10**400),
 ]  # fmt: skip
 

@@ -365,8 +365,11 @@ class Backbone:
         try:
             with torch.no_grad():
                 expected = self.model(input_ids=probe, use_cache=False).logits
+                handle.remove()
+                if not states:  # the model computes past its trunk, as decoders of translation models do
+                    states.append(self.model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
                 computed = self.head(states[-1])
-        except (AttributeError, TypeError, IndexError) as error:
+        except (AttributeError, TypeError) as error:
             raise ModelError(f"{name} gives no hidden states ({error}), which trimtab computes with") from error
         except RuntimeError as error:
             raise ModelError(f"{name}: its output projection does not take its hidden states ({error})") from error

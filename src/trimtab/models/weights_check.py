@@ -81,7 +81,7 @@ def load_weights(name: str, given: str) -> Any:
     check_loaded(model, info, given if base is None else base)
     _check_values(model, Path(base or name), given if base is None else base)
     if base is not None:
-        model = _with_adapter(model, name, given)
+        model = _with_adapter(model, name, base, given)
     _mention_generation(base or name, given)
     return model
 
@@ -271,7 +271,7 @@ def _layers(keys: Iterable[str]) -> list[int]:
     return sorted({int(number[1]) for number in numbers if number})
 
 
-def _with_adapter(model: Any, folder: str, given: str) -> Any:
+def _with_adapter(model: Any, folder: str, base: str, given: str) -> Any:
     """The model with a saved adapter merged in."""
     try:
         config = PeftConfig.from_pretrained(folder)
@@ -280,6 +280,7 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
             f"{given}: adapter_config.json is of a kind that the installed PEFT does not know ({reason_of(error)}); "
             "merge the adapter with the PEFT that made it, and save the model"
         ) from error
+    config.base_model_name_or_path = base
     if not any((Path(folder) / f"adapter_model.{ending}").is_file() for ending in ("safetensors", "bin")):
         raise ModelError(f"{given}: the weights of its adapter are missing (adapter_model.safetensors)")
     try:
@@ -296,14 +297,18 @@ def _with_adapter(model: Any, folder: str, given: str) -> Any:
             f"{given}: an adapter of kind {config.peft_type} cannot be merged into the weights, so trimtab cannot "
             "start from it; use a LoRA adapter or full weights"
         )
-    stored, expected = set(load_peft_weights(folder)), set(get_peft_model_state_dict(adapted))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that are saved in full
+        stored, expected = set(load_peft_weights(folder)), set(get_peft_model_state_dict(adapted))
     _check_adapter_keys(stored, expected, given)
     _check_finite(adapted, given)
     row = torch.arange(min(8, model.config.get_text_config().vocab_size), device=model.device)[None]
     with torch.no_grad():
         before = adapted.eval()(input_ids=row).logits
         try:
-            merged: Any = tuner.merge_and_unload()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of tied weights, which are compared below
+                merged: Any = tuner.merge_and_unload()
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{given}: the adapter cannot be merged into the weights ({reason_of(error)}); use one that can"
