@@ -65,3 +65,21 @@ def test_a_wrong_value_names_the_setting(arguments, message, capsys, monkeypatch
     monkeypatch.delenv("TRIMTAB_DEBUG", raising=False)
     assert run_app(arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_memory_that_ran_out_is_no_bug(error: Exception, monkeypatch, capsys):
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trimtab.cli.app.app", fail)
+    assert run_app(["run"]) == 1
+    said = capsys.readouterr().err
+    assert "out of memory (" in said and "lower micro_batch_tokens" in said and "bug" not in said

@@ -128,7 +128,7 @@ def run_app(arguments: list[str]) -> int:
         return _fail(error, f"{type(error).__name__}: {error}", StorageError.exit_code)
     except Exception as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
-            return _fail(error, f"out of memory ({str(error).splitlines()[0] or 'MemoryError'}); {_SMALLER}", 1)
+            return _fail(error, f"out of memory ({(str(error) or 'MemoryError').splitlines()[0]}); {_SMALLER}", 1)
         text = f"{type(error).__name__}: {error}\nThis is a bug in trimtab; run again with --debug and report it"
         return _fail(error, text, 70)
     return 0
