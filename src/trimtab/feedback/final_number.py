@@ -29,11 +29,15 @@ _BETWEEN = re.compile(r"\bbetween\s*$", flags=re.I)
 _BOXED = re.compile(r"\\?f?box(?:ed)?\s*(?=\{)")
 _BOXED_BARE = re.compile(r"\\boxed\s+([^\s{}]+)")
 _HASHES = re.compile(r"####([^\n]*)")
-_IS = r"is|are|was|were|equals|(?:should|must|will|would|could|may|might) be|becomes|(?:comes|turns|works) (?:out )?to(?: be)?"
+_IS = (
+    r"is|are|was|were|equals|becomes|(?:should|must|will|would|could|may|might) be"
+    r"|(?:comes|turns|works) (?:out )?to(?: be)?"
+)
 _ANSWER = re.compile(rf"(?<!/)\banswer\b[^\n.\d]{{0,40}}?(?:\b(?:{_IS})\b|[:=>])", flags=re.I)
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*", flags=re.S | re.I)
 _DENIED = re.compile(
-    rf"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?)?-?(?:{_UNSIGNED})", flags=re.I
+    rf"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?)?-?(?:{_UNSIGNED})",
+    flags=re.I,
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALED = re.compile(rf"(?<![\w.])({_UNSIGNED})\s*({'|'.join(_SCALES)})(?![A-Za-z])", flags=re.I)
@@ -93,9 +97,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def final_number(text: str) -> Fraction | None:
     r"""The number a text ends up with; None if it has none.
 
-    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``, ``1.200.000``), decimal commas (``3,5``; three
-    digits after a comma are thousands), fractions (``1/2``, ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of
-    ten (``1.2e3``, ``1.2 \times 10^3``, 3 million), expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
+    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``,
+    ``1.200.000``), decimal commas (``3,5``; three digits after a comma are thousands), fractions (``1/2``,
+    ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``, 3 million),
+    expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
     is 50. A sign between two numbers is an operation: "5-3" ends in 3.
 
     >>> str(final_number("The answer is 5 * 3 = 15.")), str(final_number(r"so \boxed{1{,}200}"))
