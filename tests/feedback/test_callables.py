@@ -44,7 +44,7 @@ def package(tmp_path, monkeypatch):
     files = {
         "mine/__init__.py": "from .rewards import score\n",
         "mine/rewards.py": "import json\nfrom . import words\nfrom helpers import count\n\ndef score(rollouts): ...\n",
-        "mine/words.py": "def later():\n    import mine.deep.late\n    importlib.import_module('.called', __package__)\n",
+        "mine/words.py": "def f():\n    import mine.deep.late\n    importlib.import_module('.called', __package__)\n",
         "mine/called.py": "from bare.inner import X\n\ndef later():\n    __import__('plugins').f(str(1), 'unused')\n",
         "bare/inner.py": "X = 1\n",
         "plugins.py": "from importlib import import_module\n\nimport_module(NAME)\n",

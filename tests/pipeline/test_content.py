@@ -208,7 +208,7 @@ CONTENT = {
     *("data.redteam", "data.redteam_heldout", "label.judges", "label.people", "rewards", "rewards.path", "ptx.data"),
     "capability.file",
 }
-"""Settings that name a file, a folder or a function; each has an entry in :data:`NAMED`, the toy's own data in test_run."""
+"""Settings that name files, folders and functions; each has an entry in :data:`NAMED`, or the toy data in test_run."""
 
 
 def texts(model: type[BaseModel], section: str = "") -> Iterator[str]:

@@ -527,6 +527,12 @@ def test_no_numbers(number: Any) -> None:
         rows_of(ROWS["trl-preference"] | {"margin": number})
 
 
+@pytest.mark.parametrize("margin", [-1, "-0.5", -1e-9])
+def test_a_margin_below_zero_would_help_the_loser(margin: Any) -> None:
+    with pytest.raises(RowError, match="'margin': Input should be greater than or equal to 0"):
+        rows_of(ROWS["trl-preference"] | {"margin": margin})
+
+
 def test_a_percentage_is_a_share() -> None:
     scored = ROWS["binarized"] | {"score_chosen": "85 %", "score_rejected": "0.9"}
     with pytest.raises(RowError, match="'score_chosen' is lower"):

@@ -332,7 +332,7 @@ def preferences(draw: st.DrawFn) -> Preference:
         completions=item.completions,
         ranks=tuple(draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))),
         probability=draw(st.none() | st.floats(0, 1)) if count == 2 else None,
-        margin=draw(st.none() | st.floats(-9, 9)),
+        margin=draw(st.none() | st.floats(0, 9)),
         weight=draw(st.floats(0.5, 2)),
         judgements=("j1",),
         source="simulated",

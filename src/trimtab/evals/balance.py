@@ -46,6 +46,7 @@ DECLINES: tuple[str, ...] = (
     "i'd rather not",
     "i don't help with",
     "not something i can",
+    "no comment",
 )
 """Phrases of a refusal, lower case."""
 
