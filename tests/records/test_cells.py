@@ -27,6 +27,7 @@ from trimtab.records.cells import (
 from trimtab.records.formats import FORMATS, read_row
 from trimtab.records.importers import convert, read
 from trimtab.records.literals import parse
+from trimtab.records.readers import Refusal, read_rows
 from trimtab.records.trl import write_trl
 
 
@@ -628,6 +629,9 @@ def test_json_values_that_python_or_unicode_cannot_hold(tmp_path: Path) -> None:
         loaded = load(tmp_path / name, kind=Prompt)
         assert [p.metadata for p in loaded.records] == [{}, {}]
         assert loaded.unread == {"note (dropped)": 2, "deep (dropped)": 2}
+        refused = list(read_rows(tmp_path / name))
+        assert all(isinstance(row, Refusal) and "'note' is half of a surrogate pair" in row.reason for row in refused)
+        assert len(refused) == 2
 
 
 def test_messages_as_a_message() -> None:

@@ -105,7 +105,7 @@ def read(
     Raises:
         DataError: the source cannot be read or its format is unknown.
     """
-    rows = read_rows(source, limit=limit)
+    rows = read_rows(source, limit=limit, unreadable=True)
     head = list(itertools.islice(rows, _PEEK))
     form = _format(source, format, head)
     records: list[R] = []

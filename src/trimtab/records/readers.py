@@ -62,17 +62,27 @@ class Row:
     sets that JSON does not know (dates, bytes) are left as they come."""
 
 
-def read_rows(source: str | Path, *, limit: int | None = None) -> Iterator[Row | Refusal]:
+def read_rows(source: str | Path, *, limit: int | None = None, unreadable: bool = False) -> Iterator[Row | Refusal]:
     """Read a file or a hub data set, one object at a time; blank lines are no rows.
 
     Args:
         source: a path, or ``owner/name[#part][@split]`` on the hub; split is ``train`` unless given.
         limit: the most rows to read, unusable ones included; None reads all.
+        unreadable: True: a row may hold values that are :class:`Unreadable`; False: such a row is refused.
 
     Raises:
         DataError: the source does not exist, is of an unknown type, is no text, or is damaged.
     """
-    return itertools.islice(_open(source, limit), limit)
+    rows = itertools.islice(_open(source, limit), limit)
+    return rows if unreadable else map(_readable, rows)
+
+
+def _readable(row: Row | Refusal) -> Row | Refusal:
+    if isinstance(row, Row):
+        for name, value in row.columns.items():
+            if isinstance(value, Unreadable):
+                return Refusal(line=row.line, reason=f"{str(name)[:40]!r} is {value.reason}")
+    return row
 
 
 def _open(source: str | Path, limit: int | None) -> Iterator[Row | Refusal]:
