@@ -300,6 +300,7 @@ NAMES_NONE = [
         "В",
         "Better than B",
     ),
+    *("It says [[A]].\nB is better.", 'It says "winner": "A".\nVerdict: B', r"It ends with \boxed{A}. I pick B."),
     *("B is better at sums.", "Answer: A\n\\boxed{B}", "Verdict: B\nNo, wait: A"),
 ]
 

@@ -27,6 +27,7 @@ _ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|my)\s+)?(?:final\s+)?answer\W*:")
 _TAKEN_BACK = (
     r"(?im)^\W*(?:no|wait|actually|hmm|sorry|correction|rather|instead|on\s+(?:second\s+thoughts?|reflection))\b"
     r".*\b(?-i:{0})\b|\b(?-i:{0})\s+(?:is|was|seems)\s+(?:\w+ly\s+|the\s+|much\s+)*(?:better|best|right|correct)\b"
+    r"|\bI\s+(?:would\s+)?(?:choose|pick|prefer|select|vote\s+for)\s+(?:\w+\s+)?(?-i:{0})\b"
 )
 """Of a later line: it prefers another option, ``{0}``, than the one stated."""
 
@@ -37,8 +38,8 @@ def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     Taken, if all agree: a mark such as ``\boxed{B}``, ``[[B]]`` or ``"winner": "B"``, and a line that is the option
     alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends or gives its reason (``Answer: B``, ``The better
     answer is B.``, ``Verdict: B, because …``), if no later line takes it back (``No, B``, ``B is better``). With
-    ``reason`` only the last line that begins with ``Answer:`` counts; where there is none, the marks, or else the last
-    line. Thoughts (``<think>``) are not read. Everything else is a failure: an "A" that may be the English article is
+    ``reason`` only the last line that begins with ``Answer:`` counts; where there is none, the marks and the last line.
+    Thoughts (``<think>``) are not read. Everything else is a failure: an "A" that may be the English article is
     no answer, nor is one of two letters in a sentence.
 
     >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
@@ -64,10 +65,10 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     statements = [] if answers else list(marked.finditer(text))
     if not reason:
         statements += [*stated.finditer(text), *alone.finditer(text)]
-    elif not answers and not statements:
+    elif not answers:
         end = len(text.rstrip())
         begin = text.rfind("\n", 0, end) + 1
-        statements = [match for line in (stated, alone) if (match := line.match(text, begin, end))]
+        statements += [match for line in (stated, alone) if (match := line.match(text, begin, end))]
     if len({statement[1].lower() for statement in statements}) == 1:
         others = [o for o in options if o.isalpha() and o.lower() != statements[0][1].lower()]
         if any(re.search(_TAKEN_BACK.format(o), text[statements[0].end() :]) for o in others):
