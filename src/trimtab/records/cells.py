@@ -83,8 +83,8 @@ FLAGS = (
 )
 """Keys of a turn that say whether it is trained."""
 
-TRAINED = ("train", "trainable", "to_train", "is_train", "use_for_training", "include_in_training")
-"""Columns that say, where false, that the row is not trained."""
+TRAINED = ("train", "trainable", "to_train", "use_for_training", "include_in_training")
+"""Columns that say, where false, that the row is not trained; ``is_train`` names a split and is no such flag."""
 
 TURN_BEYOND_TEXT = (
     *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
