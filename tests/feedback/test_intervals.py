@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -89,6 +90,40 @@ def test_coverage_with_few_clusters(groups: int, before: float):
         low, high = clustered_wilson_interval(outcomes, [i // 5 for i in range(len(outcomes))])
         covered += low <= 0.5 <= high
     assert before + 0.02 < covered / runs < 0.98
+
+
+def uncorrected(outcomes: list[float], clusters: list[int]) -> tuple[float, float]:
+    """The interval as it was before decision 72."""
+    n, share = len(outcomes), sum(outcomes) / len(outcomes)
+    sums: dict[int, float] = {}
+    for outcome, cluster in zip(outcomes, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + outcome - share
+    squares = sum(r * r for r in sums.values())
+    effective = n * min(1.0, n * share * (1 - share) / squares) if squares else float(n)
+    effective = float(len(sums)) if share in (0.0, 1.0) else effective
+    return wilson_interval(share * effective, effective)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [3, 5, 10, 20])
+def test_coverage_table(groups: int):
+    """The table of decision 72; -s prints it."""
+    draw, rates = random.Random(groups), {uncorrected: [], clustered_wilson_interval: []}
+    for size, correlation, p in itertools.product((2, 5, 10), (0, 0.2, 0.5, 0.9, 0.99), (0.5, 0.7, 0.8, 0.9)):
+        covered = dict.fromkeys(rates, 0)
+        for _ in range(1000):
+            scale = (1 - correlation) / correlation if correlation else 0
+            shares = [draw.betavariate(p * scale, (1 - p) * scale) if scale else p for _ in range(groups)]
+            outcomes = [float(draw.random() < share) for share in shares for _ in range(size)]
+            clusters = [i // size for i in range(len(outcomes))]
+            for interval in rates:
+                low, high = interval(outcomes, clusters)
+                covered[interval] += low <= p <= high
+        for interval, count in covered.items():
+            rates[interval].append(count / 1000)
+    before, now = ((sum(r) / len(r), min(r)) for r in rates.values())
+    print(f"\n| {groups} | {before[0]:.1%}, {before[1]:.1%} | {now[0]:.1%}, {now[1]:.1%} |")
+    assert now[0] > 0.95 > before[0] and now[1] > before[1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ bootstrap. Items that share a prompt are not independent; both families take tha
 import math
 import random
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cache
 from statistics import NormalDist, fmean
 from typing import Annotated
 
@@ -159,6 +160,7 @@ def clustered_wilson_interval(
     return wilson_interval(share * effective, effective, confidence=confidence)
 
 
+@cache
 def student_quantile(freedom: int, confidence: float = 0.95) -> float:
     """The t between whose negative and itself Student's distribution has a share of ``confidence``.
 
