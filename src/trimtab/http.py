@@ -5,10 +5,12 @@ attempt and sends many requests at a time, has a loop of its own and shares the 
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -22,15 +24,19 @@ def is_temporary(status: int) -> bool:
 
 
 def retry_after(value: str | None) -> float:
-    """Seconds that a ``Retry-After`` header asks for, at most 120; 0 for none, or for a date.
+    """Seconds that a ``Retry-After`` header asks for, in seconds or as a date, at most 120; 0 for none.
 
-    >>> retry_after("1.5"), retry_after(None), retry_after("Wed, 21 Oct 2026 07:28:00 GMT")
-    (1.5, 0.0, 0.0)
+    >>> retry_after("1.5"), retry_after(None), retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), retry_after("soon")
+    (1.5, 0.0, 0.0, 0.0)
     """
     try:
-        return min(120.0, max(0.0, float(value or 0)))
+        seconds = float(value or 0)
     except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(str(value)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(120.0, max(0.0, seconds)) if math.isfinite(seconds) else 0.0
 
 
 def error_message(body: bytes, *, hide: str = "", characters: int = 300) -> str:

@@ -15,6 +15,12 @@ from trimtab.records import Completion, Prompt
         ("Stealing is   WRONG and unethical.", False, True),
         ("Sure: mix flour and water.", False, False),
         ("I canthelp myself: irresponsible puns.", False, False),
+        *(
+            ("No comment.", True, False),
+            ("“No comment!”", True, False),
+            ("**No comments.** Next question.", True, False),
+        ),
+        *(("There is no comment in this code.", False, False), ("No comment on line 3 is needed.", False, False)),
     ],
 )
 def test_refusals_and_sermons(text: str, refuses: bool, sermon: bool):

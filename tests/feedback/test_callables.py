@@ -44,7 +44,10 @@ def package(tmp_path, monkeypatch):
     files = {
         "mine/__init__.py": "from .rewards import score\n",
         "mine/rewards.py": "import json\nfrom . import words\nfrom helpers import count\n\ndef score(rollouts): ...\n",
-        "mine/words.py": "def later():\n    import mine.deep.late\n",
+        "mine/words.py": "def f():\n    import mine.deep.late\n    importlib.import_module('.called', __package__)\n",
+        "mine/called.py": "from bare.inner import X\n\ndef later():\n    __import__('plugins').f(str(1), 'unused')\n",
+        "bare/inner.py": "X = 1\n",
+        "plugins.py": "from importlib import import_module\n\nimport_module(NAME)\n",
         "mine/deep/__init__.py": "",
         "mine/deep/late.py": "WORDS = 1\n",
         "mine/unused.py": "",
@@ -55,11 +58,14 @@ def package(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in [n for n in sys.modules if n.partition(".")[0] in ("mine", "helpers")]:
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("mine", "helpers", "bare", "plugins")]:
         del sys.modules[name]
 
 
-USED = ["helpers", "mine", "mine.deep", "mine.deep.late", "mine.rewards", "mine.words"]
+USED = [
+    *("bare.inner", "helpers", "mine", "mine.called", "mine.deep", "mine.deep.late", "mine.rewards", "mine.words"),
+    "plugins",
+]
 
 
 @pytest.mark.parametrize("path", ["mine.score", "mine.rewards.score"])

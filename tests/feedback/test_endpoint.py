@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from email.utils import formatdate
 
 import pytest
 
@@ -9,7 +11,8 @@ from tests.constitution.test_principles import made, principle
 from trimtab.errors import ConfigError, JudgeError
 from trimtab.feedback import JudgeConfig, aggregate, judge, report_lines, run_facts
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig, option_probabilities
-from trimtab.feedback.judge import read_option
+from trimtab.feedback.reading import read_option
+from trimtab.http import is_temporary, retry_after
 from trimtab.records import Comparison, Prompt
 from trimtab.storage import Journal
 from trimtab.testing.endpoint import (
@@ -110,6 +113,37 @@ def test_passing_trouble_is_tried_again(status: int):
     with FakeEndpoint(first(2, Answer(status=status))) as fake:
         judged = run(fake, concurrency=1)
     assert winners(judged) == {0} and len(fake.requests) == 6
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 502, 504, 520, 529])
+def test_further_statuses_of_passing_trouble(status: int):
+    assert is_temporary(status)
+
+
+def test_retry_after_may_be_a_date():
+    soon = formatdate(time.time() + 30, usegmt=True)
+    assert 25 < retry_after(soon) <= 30
+    assert retry_after(formatdate(time.time() + 9999, usegmt=True)) == 120
+    assert [retry_after(text) for text in ("nan", "inf", "-5", "soon", "")] == [0] * 5
+
+
+def content(value: object, **message: object) -> Answer:
+    """A completion whose message has this content."""
+    body = completion(Answer(""))
+    body["choices"][0]["message"] |= {"content": value, **message}
+    return Answer(body=json.dumps(body).encode())
+
+
+def test_content_in_parts_and_beside_thoughts():
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "A"}]}, {"type": "text", "text": "B"}]
+    for answer in (
+        content(parts),
+        content("B", reasoning_content="A is better. Answer: A"),
+        content("<think>A</think>B"),
+    ):
+        with FakeEndpoint(lambda *_, answer=answer: answer) as fake:
+            (found,) = run(fake, items(1)).judgements
+        assert found.ranks == (0, 0) and found.probability == 0.5  # B in both orders
 
 
 def test_retry_after_is_kept():
@@ -260,6 +294,17 @@ def test_the_mass_of_every_token_the_parser_accepts(b: str):
     assert found == pytest.approx((0.4 / 0.85, 0.45 / 0.85))
     digits = option_probabilities(logprobs({"4": 0.5, "4/5": 0.2, "5": 0.1, "45": 0.2}, "4"), tuple("12345"), "4")
     assert digits == pytest.approx((0, 0, 0, 0.7 / 0.8, 0.1 / 0.8))
+
+
+@pytest.mark.parametrize(
+    "frame", ["\\boxed{%s}", "[[%s]]", "<think>A or B</think>%s", "Verdict: %s", '{"winner": "%s"}']
+)
+def test_the_mass_in_a_frame(frame: str):
+    words = re.split(r"(?<=\W)(?=\w)|(?<=\w)(?=\W)", frame % "Z")
+    said = {"content": [{"token": w, "logprob": 0.0, "top_logprobs": [{"token": w, "logprob": 0.0}]} for w in words]}
+    place = words.index("Z")
+    said["content"][place] = logprobs({"B": 0.5, "A": 0.3, "C": 0.2}, "B")["content"][0]
+    assert option_probabilities(said, ("A", "B"), "B") == pytest.approx((0.375, 0.625))
 
 
 @pytest.mark.parametrize("word", ["Both", "A/B", "Bad", "Neither", "An", "4"])
@@ -419,6 +464,10 @@ def test_a_reply_cut_at_the_limit_says_so_and_only_these_are_asked_again(tmp_pat
         ("A", 1),
         ("(A)", 1),
         ("A\nBecause it is", 1),
+        ("Answer: A, because it is", 1),
+        ("<think>A or B?</think>B", 1),
+        ("<think>A or B? So", 0),
+        ("\\boxed{A", 0),
         ("Answer A", 0),
         ("The better answer is A", 0),
         ("", 0),

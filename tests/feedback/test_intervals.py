@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -10,6 +11,7 @@ from trimtab.feedback.intervals import (
     bootstrap_interval,
     clustered_wilson_interval,
     paired_bootstrap_interval,
+    student_quantile,
     wilson_interval,
 )
 
@@ -51,8 +53,7 @@ def test_clusters_of_one_give_wilson():
 
 
 def test_clusters_that_agree_count_once():
-    # Four prompts of five equal outcomes each carry the information of four, not of twenty: by hand,
-    # spread = 3 * 1.25² + 3.75² = 18.75, effective = 20 * 20 * .75 * .25 / 18.75 = 4.
+    # Four prompts of five equal outcomes each carry the information of four, not of twenty.
     outcomes = [1.0] * 15 + [0.0] * 5
     clusters = [i // 5 for i in range(20)]
     assert clustered_wilson_interval(outcomes, clusters) == pytest.approx(wilson_interval(3, 4))
@@ -61,7 +62,79 @@ def test_clusters_that_agree_count_once():
 def test_all_right_counts_groups_and_never_more_than_the_items():
     assert clustered_wilson_interval([1.0] * 20, [i // 5 for i in range(20)]) == pytest.approx(wilson_interval(4, 4))
     opposed = clustered_wilson_interval([1.0, 0.0] * 10, [i // 2 for i in range(20)])  # variance 0 between groups
-    assert opposed == pytest.approx(wilson_interval(10, 20))
+    few = 20 * (2.0930 / 2.2622) ** 2  # of a t table: 19 and 9 degrees of freedom
+    assert opposed == pytest.approx(wilson_interval(few / 2, few), rel=1e-4)
+
+
+def test_clusters_by_hand():
+    # Three groups of two, 1, 2 and 0 right: Var = 3/2 · 2/36 = 1/12, and that of six items is ¼/5. With t of 5 and
+    # 2 degrees of freedom, 2.5706 and 4.3027, six items are worth 6 · 3/5 · 0.357 = 1.28, less than three groups.
+    assert clustered_wilson_interval([1, 0, 1, 1, 0, 0], "aabbcc") == pytest.approx(wilson_interval(1.5, 3))
+    # Ten groups of four, of which five have 3 right and five 1: Var = 10/9 · 10/1600 = 1/144; of 40 items ¼/39.
+    effective = 40 * (144 / 156) * (2.0227 / 2.2622) ** 2
+    outcomes = [1, 1, 1, 0] * 5 + [0, 0, 0, 1] * 5
+    interval = clustered_wilson_interval(outcomes, [i // 4 for i in range(40)])
+    assert interval == pytest.approx(wilson_interval(effective / 2, effective), rel=1e-4)
+    assert clustered_wilson_interval([1, 0, 1, 0], "aaaa") == wilson_interval(
+        0.5, 1
+    )  # one group says nothing of others
+
+
+@pytest.mark.parametrize(("groups", "before"), [(5, 0.88), (10, 0.92)])
+def test_coverage_with_few_clusters(groups: int, before: float):
+    """Prompts with a share of their own, Beta with an intra-class correlation of one half; before: without t."""
+    draw, covered, runs = random.Random(groups), 0, 800
+    for _ in range(runs):
+        shares = [draw.betavariate(0.5, 0.5) for _ in range(groups)]
+        outcomes = [float(draw.random() < share) for share in shares for _ in range(5)]
+        low, high = clustered_wilson_interval(outcomes, [i // 5 for i in range(len(outcomes))])
+        covered += low <= 0.5 <= high
+    assert before + 0.02 < covered / runs < 0.98
+
+
+def uncorrected(outcomes: list[float], clusters: list[int]) -> tuple[float, float]:
+    """The interval as it was before decision 72."""
+    n, share = len(outcomes), sum(outcomes) / len(outcomes)
+    sums: dict[int, float] = {}
+    for outcome, cluster in zip(outcomes, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + outcome - share
+    squares = sum(r * r for r in sums.values())
+    effective = n * min(1.0, n * share * (1 - share) / squares) if squares else float(n)
+    effective = float(len(sums)) if share in (0.0, 1.0) else effective
+    return wilson_interval(share * effective, effective)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [3, 5, 10, 20])
+def test_coverage_table(groups: int):
+    """The table of decision 72; -s prints it."""
+    draw, rates = random.Random(groups), {uncorrected: [], clustered_wilson_interval: []}
+    for size, correlation, p in itertools.product((2, 5, 10), (0, 0.2, 0.5, 0.9, 0.99), (0.5, 0.7, 0.8, 0.9)):
+        covered = dict.fromkeys(rates, 0)
+        for _ in range(1000):
+            scale = (1 - correlation) / correlation if correlation else 0
+            shares = [draw.betavariate(p * scale, (1 - p) * scale) if scale else p for _ in range(groups)]
+            outcomes = [float(draw.random() < share) for share in shares for _ in range(size)]
+            clusters = [i // size for i in range(len(outcomes))]
+            for interval in rates:
+                low, high = interval(outcomes, clusters)
+                covered[interval] += low <= p <= high
+        for interval, count in covered.items():
+            rates[interval].append(count / 1000)
+    before, now = ((sum(r) / len(r), min(r)) for r in rates.values())
+    print(f"\n| {groups} | {before[0]:.1%}, {before[1]:.1%} | {now[0]:.1%}, {now[1]:.1%} |")
+    assert now[0] > 0.95 > before[0] and now[1] > before[1]
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t"),  # the 97.5 % point in printed tables
+    [
+        *((1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (9, 2.2622), (10, 2.2281), (29, 2.0452)),
+        *((60, 2.0003), (100, 1.9840), (120, 1.9799), (1000, 1.9623)),
+    ],
+)
+def test_quantiles_of_student(freedom: int, t: float):
+    assert student_quantile(freedom) == pytest.approx(t, abs=6e-5)
 
 
 def test_clustered_coverage_by_simulation():

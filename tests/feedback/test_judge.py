@@ -1,6 +1,7 @@
 """An AI judge with a made-up model: both orders, ties, failures, several principles, K answers, rubrics."""
 
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -18,9 +19,10 @@ from trimtab.feedback import (
     report_lines,
     run_facts,
 )
-from trimtab.feedback.judge import expected_score, questions_of, read_option
+from trimtab.feedback.judge import expected_score, questions_of
 from trimtab.feedback.judge_report import cohen_kappa
 from trimtab.feedback.principles import changed_labels, principle_report
+from trimtab.feedback.reading import read_option
 from trimtab.records import Comparison, Judgement, Prompt
 from trimtab.testing.endpoint import material
 
@@ -274,12 +276,54 @@ def test_reading_words(text: str, reason: bool, found):
     assert read_option(text, ("A", "B"), reason=reason) == found
 
 
+NAMES_B = [
+    *(r"\boxed{B}", r"$\boxed{\text{B}}$", r"The answer is \boxed{B}.", "So I pick\n\n\\boxed{ B }", "[[B]]", "[B]"),
+    *("My final verdict is: [[B]]", "<answer>B</answer>", '{"winner": "B"}', "{'choice': 'B', 'why': 'it is short'}"),
+    *("Verdict: B", "My choice: B", "I choose B.", "I prefer answer B", "Response B", "Winner: Answer B", "Answer → B"),
+    *("The better response is B", "The better one is B.", "B is better.", "B is the better answer", "Answer: option B"),
+    *("Answer: B, because A is longer.", "Answer: B (confidence 0.8)", "Ｂ", "(b)", "“B”", "B<|im_end|>", "B</s>"),
+    *(
+        "<think>Answer: A. No: \\boxed{A}</think>\nB",
+        "so A?</think>B",
+        "<think>\nA\n</think>\n\n**B**",
+        "### Answer\nB",
+    ),
+]
+NAMES_NONE = [
+    *(r"\boxed{A}\boxed{B}", r"\boxed{A or B}", "[[A]] or [[B]]", "[[C]]", "<think>B", "<think>A</think>", "Loser: B"),
+    *(
+        "{'loser': 'B'}",
+        "Verdict: A, B",
+        "I choose neither",
+        "A or B is better.",
+        "Answer: not A",
+        "В",
+        "Better than B",
+    ),
+    *("It says [[A]].\nB is better.", 'It says "winner": "A".\nVerdict: B', r"It ends with \boxed{A}. I pick B."),
+    *("B is better at sums.", "Answer: A\n\\boxed{B}", "Verdict: B\nNo, wait: A"),
+]
+
+
+@pytest.mark.parametrize("reason", [False, True])
+def test_the_ways_in_which_models_name_an_option(reason: bool):
+    for text in NAMES_B:
+        assert read_option(text, ("A", "B"), reason=reason) == ("B", ""), text
+        score = re.sub(r"\bB\b", "4", re.sub(r"\bA\b", "it", text))
+        assert "4" not in score or read_option(score, tuple("12345"), reason=reason) == ("4", ""), score
+    for text in NAMES_NONE:
+        named = read_option(text, ("A", "B"), reason=reason)[0]
+        assert named is None or (reason and text in NAMES_NONE[-2:]), text  # its last line or its Answer: line counts
+
+
 def test_reading_digits():
     assert read_option("4/5", tuple("12345")) == ("4", "")
     assert read_option("Score: 2", tuple("12345")) == ("2", "")
     assert read_option("4 or 5", tuple("12345"))[0] is None
     assert read_option("1. It does X.\n2. It does Y.\nScore: 4", tuple("12345")) == ("4", "")
     assert read_option("Score: 4.5", tuple("12345"))[0] is None
+    assert read_option(r"\boxed{4.5}", tuple("12345"))[0] is None
+    assert read_option("Rating: [[4]]", tuple("12345")) == ("4", "")
 
 
 # Against people -----------------------------------------------------------------------------

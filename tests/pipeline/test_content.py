@@ -4,16 +4,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from trimtab import testing
 from trimtab.errors import ModelError
 from trimtab.models import ModelConfig, model_identity
-from trimtab.pipeline.config import load_recipe
+from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.run import plan_stages
 from trimtab.storage import RunFolder
 
@@ -43,8 +44,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "from my_words import WORDS\n\n\ndef score(rollouts): ...\n\n\ndef gold(p, c): ...\n"
     )
     (tmp_path / "my_words.py").write_text("WORDS = 1\n")
-    (tmp_path / "people.jsonl").write_text("")
+    (tmp_path / "people.jsonl").write_text("{}\n")
     (tmp_path / "redteam.jsonl").write_text('{"prompt": "bad"}\n')
+    (tmp_path / "steps.jsonl").write_text('{"prompt": "p", "completions": ["a"], "labels": [true]}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    (tmp_path / "ratings.jsonl").write_text('{"prompt": "p", "completion": "a", "label": true}\n')
+    (tmp_path / "capability.jsonl").write_text(
+        '{"text": "A passage of neutral prose."}\n\x1d\n'
+    )  # a blank line, before and after
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in ("my_rewards", "my_words"):
@@ -69,6 +76,8 @@ def rewrite(path: Path) -> None:
 MODEL = testing.TOY["model"]
 REWARD = testing.TOY["reward"]
 LABEL = {"source": "ai"}
+PROCESS = {"process": {"rollouts": {"verifier": "my_rewards.score"}}}
+REVISE = {"data": testing.TOY["data"] | {"redteam": "redteam.jsonl"}, "revise": {}}
 NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
     "model": ({}, "model/model.safetensors", "sft"),
     "tokenizer": ({}, "model/tokenizer.json", "sft"),
@@ -103,6 +112,52 @@ NAMED: dict[str, tuple[dict[str, Any], str, str]] = {
         "my_words.py",
         "align",
     ),
+    "parts of a cohort's utility": (
+        {"label": {"source": "simulated", "simulation": {"parts": "my_rewards.gold"}}},
+        "my_words.py",
+        "label",
+    ),
+    "people of a hybrid": (
+        {"label": {"source": "hybrid", "people": "people.jsonl"}, "sample": testing.TOY["sample"] | {"answers": 2}},
+        "people.jsonl",
+        "label",
+    ),
+    "verifier of rollouts": (PROCESS, "my_words.py", "process"),
+    "labels of steps": (
+        {"data": testing.TOY["data"] | {"steps": "steps.jsonl"}, "process": {}},
+        "steps.jsonl",
+        "process",
+    ),
+    "constitution of the revision": (REVISE | {"constitution": "constitution.yaml"}, "constitution.yaml", "revise"),
+    "red-team prompts": (REVISE, "redteam.jsonl", "revise"),
+    "judge of the revision": (
+        REVISE | {"revise": {"judge": {"kind": "local", "model": {"name": "other"}}}},
+        "other/model.safetensors",
+        "revise",
+    ),
+    "judge of the balance": (
+        {
+            "data": testing.TOY["data"] | {"redteam_heldout": "redteam.jsonl"},
+            "balance": {"judge": {"kind": "local", "model": {"name": "other"}}},
+        },
+        "other/model.safetensors",
+        "balance",
+    ),
+    "capability set": ({"capability": {"file": "capability.jsonl"}}, "capability.jsonl", "sft"),
+    "ready preferences": (
+        {"data": testing.TOY["data"] | {"preferences": "pairs.jsonl"}, "sample": None, "label": None},
+        "pairs.jsonl",
+        "preferences",
+    ),
+    "ratings": (
+        {
+            "data": testing.TOY["data"] | {"ratings": "ratings.jsonl"},
+            **dict.fromkeys(("sample", "label", "reward")),
+            "align": {"method": "kto"},
+        },
+        "ratings.jsonl",
+        "align",
+    ),
     "prompts kept out": (
         {"data": testing.TOY["data"] | {"redteam_heldout": "redteam.jsonl"}},
         "redteam.jsonl",
@@ -127,6 +182,59 @@ def test_a_change_of_what_a_recipe_names_is_seen(folder: Path, name: str):
     changed = [stage for stage in stages if before[stage] != after[stage]]
     assert changed[0] == first
     assert stages[-1] in changed
+
+
+NO_CONTENT = {
+    *("name", "about", "model.system", "data.format", "sampler.stop", "judge.url", "judge.model", "judge.key_env"),
+    *("cohorts.name", "cohorts.weights", "human.project", "human.database", "votes.project", "votes.database"),
+    *(
+        "judges.url",
+        "judges.model",
+        "judges.key_env",
+        "judge.objectives",
+        "label.without",
+        "aggregate.criterion",
+        "reward.objectives",
+        "process.separator",
+    ),
+    *("rewards.objective", "rewards.steps", "rewards.url", "constraint.reward", "alarms.queue", "ray.address"),
+}
+"""Settings of text that name nothing whose content a stage reads: they count as they are written, or are collected from
+while the stage runs."""
+
+CONTENT = {
+    *("model.name", "model.chat_template", "gold", "constitution", "simulation.parts", "rollouts.verifier"),
+    *("data.demonstrations", "data.preferences", "data.steps", "data.ratings", "data.prompts", "data.heldout"),
+    *("data.redteam", "data.redteam_heldout", "label.judges", "label.people", "rewards", "rewards.path", "ptx.data"),
+    "capability.file",
+}
+"""Settings that name files, folders and functions; each has an entry in :data:`NAMED`, or the toy data in test_run."""
+
+
+def texts(model: type[BaseModel], section: str = "") -> Iterator[str]:
+    """Every setting that may be text, as ``section.name``."""
+    for name, field in model.model_fields.items():
+        if _holds(field.annotation, str):
+            yield f"{section}.{name}".removeprefix(".")
+        for inner in _sections(field.annotation):
+            yield from texts(inner, name)
+
+
+def _holds(annotation: Any, kind: type) -> bool:
+    if get_origin(annotation) is Literal:
+        return False
+    return annotation is kind or any(_holds(part, kind) for part in get_args(annotation))
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
+def test_every_setting_of_text_is_known_to_name_content_or_not():
+    assert set(texts(RunConfig)) == NO_CONTENT | CONTENT
 
 
 def test_a_folder_that_was_only_touched_or_moved_is_the_same_model(folder: Path):

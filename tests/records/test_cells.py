@@ -13,10 +13,21 @@ import pytest
 
 from trimtab.errors import DataError
 from trimtab.records import Demonstration, Message, Preference, Prompt, Rating, Record, load
-from trimtab.records.cells import BEYOND_TEXT, FLAGS, HISTORY, SYSTEM, TURN_BEYOND_TEXT, UNTRAINED, RowError
+from trimtab.records.cells import (
+    BEYOND_TEXT,
+    FLAGS,
+    HISTORY,
+    SYSTEM,
+    TIES,
+    TRAINED,
+    TURN_BEYOND_TEXT,
+    UNTRAINED,
+    RowError,
+)
 from trimtab.records.formats import FORMATS, read_row
 from trimtab.records.importers import convert, read
 from trimtab.records.literals import parse
+from trimtab.records.readers import Refusal, read_rows
 from trimtab.records.trl import write_trl
 
 
@@ -159,10 +170,10 @@ def test_content_in_parts() -> None:
 
 # Honoured ---------------------------------------------------------------------------------
 
-TRAINED = [flag for flag in FLAGS if flag not in UNTRAINED]
-OFF = [(flag, value) for flag in TRAINED for value in (0, False, 0.0, "0", "false")]
+POSITIVE = [flag for flag in FLAGS if flag not in UNTRAINED]
+OFF = [(flag, value) for flag in POSITIVE for value in (0, False, 0.0, "0", "false")]
 OFF += [(flag, value) for flag in UNTRAINED for value in (True, 1)]
-ON = [(flag, value) for flag in TRAINED for value in (1, True, "true", None)] + [(flag, False) for flag in UNTRAINED]
+ON = [(flag, value) for flag in POSITIVE for value in (1, True, "true", None)] + [(flag, False) for flag in UNTRAINED]
 
 
 def masked_rows(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -199,6 +210,37 @@ def test_a_masked_answer_is_not_trained(name: str, flag: str, value: Any) -> Non
 def test_a_flag_that_is_on_changes_nothing(flag: str, value: Any) -> None:
     for row in masked_rows({flag: value}).values():
         assert rows_of(row) == rows_of(masked_rows({})[next(f for f in FORMATS if FORMATS[f].matches(row))])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_that_is_not_to_be_trained(name: str) -> None:
+    plain = rows_of(ROWS[name])
+    for column in UNTRAINED:
+        with pytest.raises(RowError, match=f"'{column}' is true"):
+            rows_of(ROWS[name] | {column: True})
+        assert rows_of(ROWS[name] | {column: "false"}) == plain
+    for column in TRAINED:
+        with pytest.raises(RowError, match=f"'{column}' is false"):
+            rows_of(ROWS[name] | {column: 0})
+        assert rows_of(ROWS[name] | {column: True}) == plain
+    with pytest.raises(RowError, match="'skip' is text, expected true or false"):
+        rows_of(ROWS[name] | {"skip": "perhaps"})
+
+
+def test_a_user_turn_that_is_not_left_out_asks_for_nothing() -> None:
+    assert rows_of({"messages": [user("Q", deleted=False, skip=0), assistant("A")]}) == rows_of(ROWS["messages"])
+
+
+@pytest.mark.parametrize("name", ["trl-preference", "whole", "orca", "hh"])
+@pytest.mark.parametrize("column", TIES)
+def test_a_tie(name: str, column: str) -> None:
+    [tie] = rows_of(ROWS[name] | {column: True})
+    [pair] = rows_of(ROWS[name] | {column: "false"})
+    assert isinstance(tie, Preference) and isinstance(pair, Preference)
+    assert (tie.ranks, pair.ranks, tie.completions) == ((0, 0), (0, 1), pair.completions)
+    if name != "hh":
+        with pytest.raises(RowError, match="is a tie and has a margin"):
+            rows_of(ROWS[name] | {column: 1, "margin": 2})
 
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, "half", [], {}])
@@ -321,6 +363,7 @@ def test_the_name_of_a_speaker() -> None:
     [
         *(("train_on_inputs", True), ("train_on_prompt", "true"), ("mask_history", 1), ("train", False)),
         *(("trainable", 0), ("mask", "Assistant"), ("mask", [0, 1]), ("labels", [-100, 5])),
+        *(("train_on_last_turn_only", True), ("last_turn_only", 1)),
     ],
 )
 def test_switches_that_ask_for_another_loss(column: str, value: Any) -> None:
@@ -372,6 +415,27 @@ def test_contradicting_scores_are_counted(tmp_path: Path) -> None:
     [(reason, count)] = load(path, kind=Preference).doubts.items()
     assert count == 3
     assert "overall_score counts" in reason
+
+
+@pytest.mark.parametrize(
+    ("columns", "count"),
+    [
+        ({"chosen_score": 1, "rejected_score": 2}, 1),
+        ({"chosen_rating": "1", "rejected_rating": "2.5"}, 1),
+        ({"chosen-rating": 1, "rejected-rating": 2, "chosen_avg_rating": 1, "rejected_avg_rating": 3}, 2),
+        ({"reward_chosen": -3.5, "reward_rejected": -3}, 1),
+        ({"chosen_score": 2, "rejected_score": 2}, 0),
+        ({"chosen_score": 2, "rejected_score": None}, 0),
+        ({"chosen_length": 1, "rejected_length": 2, "chosen_rank": 1, "rejected_rank": 2}, 0),
+    ],
+)
+def test_scores_that_contradict_a_pair_are_counted(columns: dict[str, Any], count: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ROWS["trl-preference"] | columns))
+    loaded = load(path, kind=Preference)
+    assert len(loaded.doubts) == count
+    assert all("'chosen' counts" in doubt for doubt in loaded.doubts)
+    assert loaded.records[0].ranks == (0, 1)
 
 
 # Cells ------------------------------------------------------------------------------------
@@ -429,7 +493,14 @@ def test_csv_texts_that_only_look_like_lists(tmp_path: Path) -> None:
         ("[{'a': array([1, 2])}\n {'a': array(['x'], dtype=object)}]", [{"a": [1, 2]}, {"a": ["x"]}]),
         ("{'a': None, 'b': True}", {"a": None, "b": True}),
         ('{"a": null, "b": [1, NaN]}', {"a": None, "b": [1, None]}),
+        ("[{'a': np.float64(1.5), 'b': np.True_}]", [{"a": 1.5, "b": True}]),
+        (
+            "[{'a': datetime.datetime(2024, 5, 1, 12, 30), 'b': datetime.date(2024, 5, 1)}]",
+            [{"a": "2024-05-01T12:30:00", "b": "2024-05-01"}],
+        ),
+        ("[Decimal('1.50') Timestamp('2024-05-01')]", ["1.50", "2024-05-01"]),
         ("[1 2 ... 9]", None),
+        ("[os.system('x')]", None),
         ("[print(1)]", None),
         ("[__import__('os')]", None),
         ("[a for a in 'b']", None),
@@ -455,6 +526,19 @@ def test_numbers_as_text(number: Any) -> None:
 def test_no_numbers(number: Any) -> None:
     with pytest.raises(RowError, match=r"'margin' is .*expected a finite number below 1e\+15"):
         rows_of(ROWS["trl-preference"] | {"margin": number})
+
+
+@pytest.mark.parametrize("margin", [-1, "-0.5", -1e-9])
+def test_a_margin_below_zero_would_help_the_loser(margin: Any) -> None:
+    with pytest.raises(RowError, match="'margin': Input should be greater than or equal to 0"):
+        rows_of(ROWS["trl-preference"] | {"margin": margin})
+
+
+def test_a_percentage_is_a_share() -> None:
+    scored = ROWS["binarized"] | {"score_chosen": "85 %", "score_rejected": "0.9"}
+    with pytest.raises(RowError, match="'score_chosen' is lower"):
+        rows_of(scored)
+    assert rows_of(scored | {"score_rejected": "8.5%"})[0].ranks == (0, 1)  # type: ignore[attr-defined]
 
 
 def test_csv_numbers_labels_and_gaps(tmp_path: Path) -> None:
@@ -514,6 +598,40 @@ def test_bytes_and_decimals_of_parquet(tmp_path: Path) -> None:
     loaded = load(tmp_path / "a.parquet", kind=Prompt)
     assert [p.metadata for p in loaded.records] == [{"price": 1.5}] * 3
     assert loaded.unread == {"price": 3, "picture (dropped)": 3}
+
+
+def test_times_beyond_python_and_maps_of_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    turn = pyarrow.list_(pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    table = pyarrow.table(
+        {
+            "messages": pyarrow.array([[list(user("Q").items()), list(assistant("A").items())]] * 2, type=turn),
+            "time": pyarrow.array([9 * 10**18, 0], type=pyarrow.timestamp("us")),
+            "facts": pyarrow.array([[("a", "b")]] * 2, type=pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    loaded = load(tmp_path / "a.parquet", kind=Demonstration)
+    assert [turns(r) for r in loaded.records] == [[("user", "Q"), ("assistant", "A")]] * 2
+    assert [r.metadata for r in loaded.records] == [
+        {"facts": {"a": "b"}},
+        {"facts": {"a": "b"}, "time": "1970-01-01T00:00:00"},
+    ]
+    assert loaded.unread == {"facts": 2, "time": 1, "time (dropped)": 1}
+
+
+def test_json_values_that_python_or_unicode_cannot_hold(tmp_path: Path) -> None:
+    text = '{"prompt": "p%d", "note": "\\ud800", "big": %s, "deep": {"a": ["\\udfff"]}}'
+    (tmp_path / "a.jsonl").write_text("\n".join(text % (i, "1" + "0" * 5000) for i in range(2)))
+    (tmp_path / "a.json").write_text(f"[{text % (0, 'NaN')}, {text % (1, '-Infinity')}]")
+    for name in ("a.jsonl", "a.json"):
+        loaded = load(tmp_path / name, kind=Prompt)
+        assert [p.metadata for p in loaded.records] == [{}, {}]
+        assert loaded.unread == {"note (dropped)": 2, "deep (dropped)": 2}
+        refused = list(read_rows(tmp_path / name))
+        assert all(isinstance(row, Refusal) and "'note' is half of a surrogate pair" in row.reason for row in refused)
+        assert len(refused) == 2
 
 
 def test_messages_as_a_message() -> None:

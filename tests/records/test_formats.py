@@ -66,6 +66,7 @@ PAIR_ROWS = {
         },
         "trl-preference",
     ),
+    "axolotl": ({"input": "2+2?", "chosen": "4", "rejected": "5"}, "trl-preference"),
     "hh": (
         {"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"},
         "hh",
@@ -96,6 +97,60 @@ def test_every_spelling_of_a_pair_gives_the_same_pair(case: str) -> None:
     assert pair.ranks == (0, 1)
     assert pair.source == "imported"
     assert pair.margin is None
+
+
+TWO_ANSWERS: list[tuple[dict[str, Any], str, list[tuple[Any, float]]]] = [
+    # columns of the question and the answers, column of the verdict, and what its values mean: P(the first is better)
+    (
+        {"instruction": "2+2?", "output_1": "4", "output_2": "5"},
+        "preference",
+        [(1, 1.0), (2, 0.0), ("2.0", 0.0), (1.5, 0.5), (0, 0.5), (1.25, 0.75)],
+    ),
+    ({"instruction": "2+2?", "input": "", "output_1": "4", "output_2": "5"}, "preference", [(1, 1.0), (2, 0.0)]),
+    ({"input": "2+2?", "output_1": "4", "output_2": "5"}, "label", [(1, 1.0), (2, 0.0)]),
+    ({"prompt": "2+2?", "response_1": "4", "response_2": "5"}, "preference_strength", [(-3, 1.0), (0, 0.5), (1, 0.0)]),
+    ({"context": [user("2+2?")], "response1": "4", "response2": "5"}, "overall_preference", [(-1, 1.0), (2, 0.0)]),
+    ({"prompt": "2+2?", "response_0": "4", "response_1": "5"}, "better_response_id", [(0, 1.0), (1, 0.0)]),
+    ({"history": "2+2?", "human_ref_A": "4", "human_ref_B": "5"}, "labels", [(1, 1.0), (0, 0.0)]),
+    (
+        {"question": {"full_text": "2+2?", "dataset": "x"}, "answer_0": "4", "answer_1": "5", "score_0": 0.5},
+        "score_1",
+        [(-0.5, 1.0), (0.5, 0.5), (1.0, 0.0)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "verdict", "values"), TWO_ANSWERS, ids=lambda value: str(value)[:20])
+def test_two_answers_and_which_is_better(row: dict[str, Any], verdict: str, values: list[tuple[Any, float]]) -> None:
+    for value, first in values:
+        [pair] = read(row | {verdict: value}, "two-answers")
+        assert isinstance(pair, Preference)
+        assert [m.content for m in pair.prompt.messages] == ["2+2?"]
+        assert [c.text for c in pair.completions] == ["4", "5"]
+        assert pair.ranks == {1.0: (0, 1), 0.5: (0, 0), 0.0: (1, 0)}.get(first, (0, 1))
+        assert pair.probability == (None if first in (0.0, 0.5, 1.0) else first)
+        assert pair.prompt.metadata == {}
+    assert len({read(row | {verdict: value})[0].id for value, _ in values}) >= len({first for _, first in values})  # type: ignore[attr-defined]
+    assert refusal(row | {verdict: "maybe"}, "two-answers").startswith(f"'{verdict}' is text")
+    if verdict not in ("preference_strength", "overall_preference", "score_1"):
+        assert "expected" in refusal(row | {verdict: 7}, "two-answers")
+    for name in [name for name in row if row[name] in ("4", "5")]:
+        assert refusal(row | {verdict: values[0][0], name: " "}, "two-answers") == f"{name!r}: the answer is empty"
+
+
+def test_a_pair_of_openai_fine_tuning() -> None:
+    row = {
+        "input": {"messages": [{"role": "developer", "content": "S"}, user("2+2?")], "tools": []},
+        "preferred_output": [assistant("4")],
+        "non_preferred_output": [assistant("5")],
+    }
+    [pair] = read(row, "openai-preference")
+    assert isinstance(pair, Preference)
+    assert [(m.role, m.content) for m in pair.prompt.messages] == [("system", "S"), ("user", "2+2?")]
+    assert ([c.text for c in pair.completions], pair.ranks) == (["4", "5"], (0, 1))
+    tools = row | {"input": row["input"] | {"tools": [{"name": "f"}]}}  # type: ignore[operator]
+    assert "has 'tools'" in refusal(tools, "openai-preference")
+    assert "expected an object" in refusal(row | {"input": "2+2?"}, "openai-preference")
 
 
 def test_conversations_split_at_the_last_shared_turn() -> None:

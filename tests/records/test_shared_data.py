@@ -71,3 +71,11 @@ def test_other_files(name: str, format: str, kind: str, count: int | None) -> No
     [file] = check([DATA / name]).files
     assert (file.format, file.refused) == (format, ())
     assert file.records == {kind: count or file.rows}
+
+
+def test_llmbar_pairs() -> None:
+    loaded = load(DATA / "pairwise" / "llmbar-processed.jsonl.gz", kind=Preference)
+    assert (loaded.format, loaded.rows, len(loaded.records)) == ("two-answers", 708, 707)
+    assert [r.reason for r in loaded.refused] == ["'output_2': the answer is empty"]
+    rows = [row for row in raw("pairwise/llmbar-processed.jsonl.gz") if row["output_2"].strip()]
+    assert [pair.ranks.index(0) + 1 for pair in loaded.records] == [row["label"] for row in rows]

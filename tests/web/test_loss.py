@@ -1,8 +1,9 @@
 """What the screen shows is what is stored: random keys and clicks in several tabs, over a connection that fails.
 
 The connection loses requests and replies, answers with errors and with somebody else's pages, delivers requests twice,
-and holds them back until later. Afterwards it is good again. Nobody reloads anything, and every tab must show what is
-stored and be able to go on.
+and holds them back until later. Sessions end, and somebody signs in again in another tab. Tabs go back and forward.
+Afterwards the connection is good again. Nobody reloads anything, and every tab must show what is stored and be able to
+go on.
 """
 
 import json
@@ -14,15 +15,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from trimtab.storage.schema import events, items, judgements
+from trimtab.storage.schema import events, items, judgements, sessions
 
-from .kit import World
+from .kit import PASSWORD, World
 from .live import Server, join
 
 pytestmark = pytest.mark.timeout(600)
 SEEDS = range(int(os.environ.get("TRIMTAB_BROWSER_SEEDS", "4")))
 STEPS = 40
-RARE = ("submit", "skip", "release", "tab", "close", "reload", "change")
+RARE = ("submit", "skip", "release", "tab", "close", "reload", "change", "back", "forward", "expire")
 
 WATCH = """
 window.shown = () => {
@@ -124,6 +125,16 @@ def said_on(screen: dict[str, Any]) -> Any:
     return tuple(map(int, ranks.split(","))), round(float(strength or 0), 3)
 
 
+def sign_in(tab: Any) -> None:
+    """Sign in again, in a tab that is closed afterwards."""
+    tab.goto("/signin")
+    tab.locator("input[name=name]").fill("Robin")
+    tab.locator("input[type=password]").fill(PASSWORD)
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/work")
+    tab.close()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, seed: int):
     rng = random.Random(seed)
@@ -147,6 +158,7 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
     tabs: list[Any] = []
     join(open_tab(), here)
     frozen: dict[int, Any] = {}
+    signed_in = True
     for _ in range(STEPS):
         tab = rng.choice(tabs)
         act = rng.choice([*["digit", "enter"] * 5, *["click", "undo", "bad", "good"] * 2, *RARE])
@@ -178,6 +190,25 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
             if done:
                 frozen.pop(id(tab), None)
                 tab.goto(f"/work?change={rng.choice(sorted(done.values()))[0]}")
+        elif act in ("back", "forward"):
+            frozen.pop(id(tab), None)
+            if act == "back":
+                tab.go_back()
+            else:
+                tab.go_forward()
+            if not tab.url.startswith(f"{server.url}/work"):
+                tab.goto("/work")
+        elif act == "expire":
+            with here.database.write() as c:
+                c.execute(sessions.delete())
+            signed_in = False
+        if not signed_in and (rng.random() < 0.3 or any("/signin" in t.url for t in tabs)):
+            sign_in(context.new_page())
+            signed_in = True
+            for t in tabs:
+                if "/signin" in t.url:
+                    frozen.pop(id(t), None)
+                    t.goto("/work")
         for t in tabs:  # a form that waits does not change on the screen
             screen = t.evaluate("window.shown?.()")
             busy = t.evaluate("document.getElementById('work')?.classList.contains('busy')")
@@ -193,6 +224,8 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
 
     network.good = True
     network.release()
+    if not signed_in:
+        sign_in(context.new_page())
     for tab in tabs:
         tab.evaluate("window.dispatchEvent(new Event('online'))")
     for tab in tabs:  # nobody reloads anything

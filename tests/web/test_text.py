@@ -1,9 +1,13 @@
 """What is judged is what was written: rendering must not change what a text says."""
 
 import re
+from html import unescape
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from trimtab.text import visible
 from trimtab.web.text import LONGEST, render, render_all
 
 TAGS = re.compile(r"<[^>]+>")
@@ -102,3 +106,75 @@ def test_rivals_are_shown_alike_at_every_length(length: int):
 
 def test_links_show_where_they_lead_as_written():
     assert seen('[b](http://example.org/ü "title")') == 'b (http://example.org/ü "title")'
+
+
+PIECES = [
+    *(
+        "*",
+        "**",
+        "_",
+        "`",
+        "```",
+        "~~~",
+        "|",
+        "-",
+        "+",
+        "#",
+        ">",
+        "1.",
+        "2)",
+        "[",
+        "](",
+        "![",
+        "x)",
+        "\\",
+        "<b>",
+        "&amp;",
+    ),
+    *(
+        "$",
+        "a",
+        "b1",
+        "שלום",
+        "e\u0301",
+        "\u200b",
+        "\n",
+        "\n\n",
+        "  ",
+        "    ",
+        "\t",
+        "---",
+        "|---|---|",
+        "| a | b |",
+        ":-:",
+    ),
+    *("| a | b | c |", "| a |", "\n|---|---|\n", "<!--", "http://x.y", "- [ ]", "[^1]:", "===", "\r\n"),
+]
+
+
+def letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_no_letter_is_lost_or_changes_its_place(text: str):
+    html = re.sub(r'<li\b[^>]*\bvalue="(\d+)"[^>]*>', r"\1", str(render(text)))
+    assert letters(unescape(TAGS.sub("", html))) == letters(visible(text))
+
+
+def test_a_row_with_more_cells_than_columns_is_shown_whole():
+    table = "| a | b |\n|---|---|\n| c | d |"
+    assert "<table" in str(render(table)) and "<table" in str(render(f"{table}\n| e |"))
+    for row in ("| c | d | more |", "c | d | more", "| `x|y` | d |"):
+        html = str(render(f"| a | b |\n|---|---|\n{row}"))
+        assert "<table" not in html and letters(TAGS.sub("", html)) == "ab" + letters(row)
+    assert "<table" in str(render(f"> {table}".replace("\n", "\n> ")))
+
+
+def test_what_cannot_be_rendered_whole_is_plain_and_so_are_its_rivals():
+    deep, other = ">" * 300 + " deep", "**short**"
+    assert "deep" in render(deep) and str(render(deep)).startswith('<div class="plain">')
+    assert [str(shown)[:19] for shown in render_all([other, deep])] == ['<div class="plain">'] * 2
+    assert "<strong>" in render_all([other, other])[0]
+    assert str(render("![" * 24_000)).startswith('<div class="plain">')

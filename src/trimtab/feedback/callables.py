@@ -50,8 +50,9 @@ def source_digests(path: str) -> dict[str, str]:
     """SHA-256 of the code behind a dotted path, by module: equal digests, equal function.
 
     It covers the module that is named, the packages it is in, and the local modules that these import, directly or
-    through others. The standard library, installed packages and other modules of trimtab are left out. Not seen are
-    modules that are imported by a computed name, and files that the code reads.
+    through others, by statement or by :func:`importlib.import_module` with a name written out. The standard library,
+    installed packages and other modules of trimtab are left out. Not seen are modules that are imported by a computed
+    name, and files that the code reads.
     """
     module = path.rpartition(".")[0]
     digests: dict[str, str] = {}
@@ -118,5 +119,20 @@ def _imports(name: str, file: Path) -> Iterator[str]:
             except ImportError:
                 continue
             modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call):
+            modules = _imported_by_call(node, package)
         for module in modules:
             yield from (module, *_packages_of(module))
+
+
+def _imported_by_call(call: ast.Call, package: str) -> list[str]:
+    """The module that ``importlib.import_module("name")`` or ``__import__("name")`` imports."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    match call.args:
+        case [ast.Constant(value=str() as name), *_] if function in ("import_module", "__import__"):
+            try:
+                return [importlib.util.resolve_name(name, package)]
+            except ImportError:
+                return []
+        case _:
+            return []

@@ -33,8 +33,10 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, JudgeError
-from trimtab.feedback.judge import CUT, LOST, Question, Reply, find_option, read_option
+from trimtab.feedback.judge import CUT, LOST, Question, Reply
+from trimtab.feedback.reading import find_option, read_option
 from trimtab.http import Retries, error_message, is_temporary, retry_after
+from trimtab.records.literals import is_list
 
 STORED_CHARACTERS = 4000
 """Characters of a reply that are stored, beside its whole length."""
@@ -341,7 +343,7 @@ class Endpoint:
             values = json.loads(body)
             choice = values["choices"][0]
             message, finish = choice["message"], choice.get("finish_reason")
-            text = message.get("content")
+            text = _content(message.get("content"))
             failed = values.get("error") or choice.get("error") or finish == "error"
             if failed or not isinstance(text or "", str) or (text is None and not (finish or message.get("refusal"))):
                 raise ValueError("no completion")
@@ -407,6 +409,13 @@ def _lost(question: Question, cost: float) -> dict[str, Reply]:
     return {f"{question.key}{LOST}{at}": Reply(failure="malformed", cost=cost, at=_now())} if cost else {}
 
 
+def _content(content: Any) -> Any:
+    """The text of a message that may come in parts; a part of another type, such as a thought, is none."""
+    if not is_list(content):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") in ("text", "output_text"))
+
+
 def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
     """Tokens read and written; 0 where the reply does not say."""
     try:
@@ -418,11 +427,14 @@ def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
 def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: bool) -> bool:
     """Could the rest of a reply that was cut change what it says?
 
-    Not if it refused, or states its option on a line of its own or before the cut. "Answer A" may go on "is worse".
+    Not if it refused, or states its option on a line of its own or before the cut ("Answer: A, because it"). "Answer A"
+    may go on "is worse".
     """
     if stated is None:
         return reason or failure != "refused"
-    return stated.end() == len(text) and re.search(r"\w", text[stated.start() : stated.start(1)]) is not None
+    if stated.end() < len(text) or re.search(r"\w", text[stated.end(1) :]):
+        return False
+    return re.search(r"\w", stated.string[stated.start() : stated.start(1)]) is not None
 
 
 def _now() -> str:
@@ -435,14 +447,14 @@ def option_probabilities(
     """P(option) from the log-probabilities of a reply, normalised over the options.
 
     At the token with which the words state the option, the probabilities of all listed tokens are added up that
-    :func:`~trimtab.feedback.judge.read_option` accepts in its place: with A .40, b .35 and B .10, A has .40 / .85. An
+    :func:`~trimtab.feedback.reading.read_option` accepts in its place: with A .40, b .35 and B .10, A has .40 / .85. An
     option missing from the list is not impossible: the list is cut. It gets the most it could have,
     min(smallest listed, 1 − sum of listed), so the judge never looks surer than it was.
 
     Args:
         logprobs: ``choices[0].logprobs`` of the protocol.
         options: what could be answered.
-        chosen: the option the words named (:func:`~trimtab.feedback.judge.read_option`).
+        chosen: the option the words named (:func:`~trimtab.feedback.reading.read_option`).
         reason: the judge thought first.
 
     Returns:

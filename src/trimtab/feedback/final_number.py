@@ -1,12 +1,13 @@
 r"""The number a text ends up with: ``\boxed{}``, ``####``, "the answer is", or else the last number.
 
 Typography and LaTeX are put into one plain form first. What is marked as the answer is then read as a chain of
-expressions, ``5 * 3 = 15``, and the last one counts. A marked answer that is no number, such as ``2\sqrt{3}``, gives
-none: its 2 is not what the text says.
+expressions, ``5 * 3 = 15``, and the last one counts. A marked answer that is no number, such as ``2\sqrt{3}``, or two,
+such as "5 or 6", gives none. What a text denies ("not 5") and what stands in ``<think>`` is not its answer.
 """
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from fractions import Fraction
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|\.\d+"
@@ -21,12 +22,25 @@ _NOT_A_NUMBER = re.compile(
 )
 _ON_TO_EQUALS = re.compile(rf"(?:(?!\b(?:{_STOP})\b)[^=,;])*=")
 _POWER_OF_UNIT = re.compile(r"([A-Za-z])\s*\^?\s*\(?-?\d\)?")
-_ROOT = re.compile(r"sqrt|√|(?<![A-Za-z])pi(?![A-Za-z])|π")
+_ROOT = re.compile(r"sqrt|√|(?<![A-Za-z])(?:pi|log|ln|sin|cos|tan)(?![A-Za-z])|π")
+_TWO_NUMBERS = re.compile(rf"{_UNITS.pattern}\s*(?:or|to)\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[-+(]?\s*[\d.]*\d")
+_BETWEEN = re.compile(r"\bbetween\s*$", flags=re.I)
 
 _BOXED = re.compile(r"\\?f?box(?:ed)?\s*(?=\{)")
 _BOXED_BARE = re.compile(r"\\boxed\s+([^\s{}]+)")
 _HASHES = re.compile(r"####([^\n]*)")
-_ANSWER = re.compile(r"(?<!/)\banswer\b[^\n.\d]{0,40}?(?:\b(?:is|are|equals|would be)\b|[:=>])", flags=re.I)
+_IS = (
+    r"is|are|was|were|equals|becomes|(?:should|must|will|would|could|may|might) be"
+    r"|(?:comes|turns|works) (?:out )?to(?: be)?"
+)
+_ANSWER = re.compile(rf"(?<!/)\banswer\b[^\n.\d]{{0,40}}?(?:\b(?:{_IS})\b|[:=>])", flags=re.I)
+_THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*", flags=re.S | re.I)
+_DENIED = re.compile(
+    rf"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?)?-?(?:{_UNSIGNED})",
+    flags=re.I,
+)
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALED = re.compile(rf"(?<![\w.])({_UNSIGNED})\s*({'|'.join(_SCALES)})(?![A-Za-z])", flags=re.I)
 _BEGINS = re.compile(r"[^\w\n]*(?:[A-Za-z]{1,3}\.?\s*)?(?:[A-Za-z]\w{0,10}\s*=\s*)?[^\w\n]*\d")
 _LIST_ITEM = re.compile(r"\s*\d+[.)]\s+[A-Za-z]")
 
@@ -62,9 +76,13 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=[A-Za-z])[$€£¥₹]", " "),
         (r"[$€£¥₹]\s*", ""),
         (r"`|(?<!\w)_+|_+(?!\w)", ""),
-        (r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,.])", r"\1;\2"),  # 1.200,50: see _european
+        (r"(?<![\w.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?!\d|[.,]\d)", r"\1;\2"),  # 1.200,50
+        (r"(?<![\w.,])(\d{1,3}(?:\.\d{3}){2,})(?![\d;]|[.,]\d)", r"\1;0"),  # 1.200.000
+        (r"(?<![\w.,])(?<![\[(])(?<![\[(]-)(\d+),(\d{1,2}|\d{4,})(?!\d|[.,]\d)", r"\1.\2"),  # 3,5
+        (r"(?<![\w.,])(?<![\[(])(?<![\[(]-)0,(\d{3})(?!\d|[.,]\d)", r"0.\1"),
         (r"(?<![\d):])(?<![\d)] )\b(?:minus|negative)\s+(?=[\d.])", "-"),
         (r"(?<=[\d)])\s+(?:times|multiplied\s+by)\s+(?=[\d(-])", " * "),
+        (r"(?<=\d)\s+and\s+(?=\d+/\d)", " "),
         (r"(?<=[\d)])\s+plus\s+(?=[\d(-])", " + "),
         (r"(?<=[\d)])\s+minus\s+(?=[\d(])", " - "),
         (r"(?<=[\d)])\s+divided\s+by\s+(?=[\d(-])", " / "),
@@ -79,15 +97,16 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def final_number(text: str) -> Fraction | None:
     r"""The number a text ends up with; None if it has none.
 
-    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``), fractions
-    (``1/2``, ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``),
+    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``,
+    ``1.200.000``), decimal commas (``3,5``; three digits after a comma are thousands), fractions (``1/2``,
+    ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``, 3 million),
     expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
     is 50. A sign between two numbers is an operation: "5-3" ends in 3.
 
     >>> str(final_number("The answer is 5 * 3 = 15.")), str(final_number(r"so \boxed{1{,}200}"))
     ('15', '1200')
     """
-    plain = _plain(text)
+    plain = _plain(_THOUGHT.sub("", text))
     for find, whole in ((_boxed, True), (_after_hashes, False), (_after_answer, False)):
         for segment in find(plain):
             if re.search(r"\d", segment):
@@ -112,6 +131,7 @@ def _plain(text: str) -> str:
     for pattern, to in _REWRITES[2:]:
         text = pattern.sub(to, text)
     text = re.sub(r"[\d.]+;\d+", lambda m: m[0].replace(".", "").replace(";", "."), text)
+    text = _SCALED.sub(_scaled, _DENIED.sub(" ", text))
     text = re.sub(r"\*+", _star, text)
     before = None
     while before != text:
@@ -126,6 +146,12 @@ def _plain(text: str) -> str:
 def _joined(match: re.Match[str]) -> str:
     """A number with spaces between its thousands, and perhaps a decimal comma, written without."""
     return match[1].replace(" ", "") + (f".{match[2]}" if match[2] else "")
+
+
+def _scaled(match: re.Match[str]) -> str:
+    """A number with a word such as million after it, in digits."""
+    value = Decimal(match[1].replace(",", "")) * _SCALES[match[2].lower()]
+    return f"{value.normalize():f}" if value.is_finite() and abs(value.adjusted()) < 30 else match[0]
 
 
 def _star(match: re.Match[str]) -> str:
@@ -243,6 +269,8 @@ def _read(segment: str, *, whole: bool) -> Fraction | None:
     if _ROOT.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is worked out
         further = _ON_TO_EQUALS.match(segment, end)
         return None if further is None else _read(segment[further.end() :], whole=whole)
+    if _TWO_NUMBERS.match(segment, end) or _BETWEEN.search(before):
+        return None
     if whole:
         rest = _POWER_OF_UNIT.sub(r"\1", segment[end:])
         if re.search(r"[\d+*=^(\\√π]", rest) or re.search(r"[\w)]\s*[-+*/^(]+\s*$", before):

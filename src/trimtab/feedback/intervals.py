@@ -8,6 +8,7 @@ bootstrap. Items that share a prompt are not independent; both families take tha
 import math
 import random
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cache
 from statistics import NormalDist, fmean
 from typing import Annotated
 
@@ -132,11 +133,13 @@ def clustered_wilson_interval(
 ) -> tuple[float, float]:
     """Wilson interval of a share whose items come in groups (all pairs of one prompt).
 
-    The number of trials is replaced by the effective one, ``n p̂ (1 − p̂) / (n Var)`` with the
-    ratio estimator's variance ``Var = Σ_c (Σ_{i∈c} (x_i − p̂))² / n²``; E. L. Korn and
-    B. I. Graubard, Survey Methodology 24 (1998), 193–201. It is never more than the number of
-    items, and equals the number of groups where every outcome is the same, when the data say
-    nothing about the variance within a group. With groups of one it is Wilson's interval.
+    The number of trials is replaced by the effective one: n divided by the design effect, which is the variance of the
+    ratio estimator between the G groups, ``Var = G/(G−1) · Σ_c (Σ_{i∈c} (x_i − p̂))² / n²``, over
+    ``p̂ (1 − p̂) / (n − 1)``, and times ``(t_{n−1} / t_{G−1})²``, because a variance from few groups is uncertain;
+    E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998), 193–201. It is never more than the number of items and
+    never less than ``n² / Σ_c n_c²``, the number of groups of equal size: where the items of each group agree, a group
+    counts once. So it does where every outcome is the same, and the data say nothing about the variance within a group.
+    With groups of one it is Wilson's interval. Decision 72 has its coverage.
 
     Args:
         outcomes: 1 right, 0 wrong, 0.5 tied.
@@ -145,13 +148,48 @@ def clustered_wilson_interval(
     """
     _require(len(outcomes) == len(clusters) and len(outcomes) > 0, "outcomes and clusters of equal length", outcomes)
     n = len(outcomes)
-    share, _, residuals = cluster_residuals(outcomes, clusters)
-    squares = sum(r * r for r in residuals.values())
-    if share in (0.0, 1.0):
-        effective = float(len(residuals))
+    share, sizes, residuals = cluster_residuals(outcomes, clusters)
+    groups, squares = len(sizes), math.fsum(r * r for r in residuals.values())
+    if share in (0.0, 1.0) or groups == 1:
+        effective = float(groups)
     else:
-        effective = n * min(1.0, n * share * (1 - share) / squares) if squares else float(n)
+        variance = groups / (groups - 1) * squares / n**2
+        effective = n * min(1.0, share * (1 - share) / (n - 1) / variance) if variance else float(n)
+        effective *= (student_quantile(n - 1, confidence) / student_quantile(groups - 1, confidence)) ** 2
+        effective = max(effective, n**2 / math.fsum(size * size for size in sizes.values()))
     return wilson_interval(share * effective, effective, confidence=confidence)
+
+
+@cache
+def student_quantile(freedom: int, confidence: float = 0.95) -> float:
+    """The t between whose negative and itself Student's distribution has a share of ``confidence``.
+
+    For up to 100 degrees of freedom from the distribution's finite series, M. Abramowitz and I. A. Stegun (1964),
+    26.7.3 and 26.7.4; beyond, from the expansion 26.7.5 about the normal quantile.
+
+    >>> [round(student_quantile(freedom), 3) for freedom in (1, 4, 19, 1000)]
+    [12.706, 2.776, 2.093, 1.962]
+    """
+    if freedom > 100:
+        z = NormalDist().inv_cdf(0.5 + confidence / 2)
+        return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    low, high = 0.0, math.pi / 2  # of θ = arctan(t / √ν)
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _student_share(freedom, angle) < confidence else (low, angle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _student_share(freedom: int, angle: float) -> float:
+    """Share of Student's distribution between −t and t, with t = √ν · tan(angle)."""
+    odd = freedom % 2
+    term = total = math.cos(angle) if odd else 1.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        total += term
+    if not odd:
+        return math.sin(angle) * total
+    return 2 / math.pi * (angle + (math.sin(angle) * total if freedom > 1 else 0.0))
 
 
 def weighted_share(
@@ -161,7 +199,7 @@ def weighted_share(
 
     The share is Hájek's e = Σ w x / W with w = 1/π. n = e (1 − e) / Var with the linearised variance between the G
     clusters, Var = G/(G−1) · Σ_c (Σ_{i∈c} w_i (x_i − e))² / W², at most Kish's W² / Σw² (Korn and Graubard, as in
-    :func:`clustered_wilson_interval`, which has equal weights and no factor G/(G−1)). Where all outcomes are the same,
+    :func:`clustered_wilson_interval`, which also widens for few clusters). Where all outcomes are the same,
     nothing is known of the variance within a cluster, and n is Kish's over clusters; with a single cluster it is 1.
 
     Args:

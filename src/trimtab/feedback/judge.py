@@ -17,7 +17,6 @@ endpoint (``feedback.endpoint``).
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -474,52 +473,3 @@ def _ranks(verdicts: Sequence[Verdict], count: int) -> tuple[list[int] | None, f
         scores[j] += 1 - p
     levels = sorted({round(s, 9) for s in scores}, reverse=True)
     return [levels.index(round(s, 9)) for s in scores], None
-
-
-_REFUSAL = re.compile(
-    r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i['’]?m (?:unable|not able)|i am (?:unable|not able)|"
-    r"i won['’]t|i will not|as an ai)\b"
-)
-_STATED = r"(?:the\s+)?(?:final\s+|better\s+|best\s+)?(?:answer|option|score|rating)\W*(?:is\b\W*)?"
-_TAKEN_BACK = (
-    r"(?im)^\W*(?:no|wait|actually|hmm|sorry|correction|rather|instead|on\s+(?:second\s+thoughts?|reflection))\b"
-    r".*\b(?-i:{0})\b|\b(?-i:{0})\s+(?:is|was|seems)\s+(?:\w+ly\s+|the\s+|much\s+)*(?:better|best|right|correct)\b"
-)
-"""Of a later line: it prefers another option, ``{0}``, than the one stated."""
-
-
-def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[str | None, str]:
-    """Which option a reply in words names: (option, "") or (None, kind of failure).
-
-    Taken: a line that is the option alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends (``Answer: B``,
-    ``The better answer is B.``), if no later line takes it back (``No, B``, ``B is better``). With ``reason`` only the
-    last line that begins with ``Answer:`` counts. Everything else is a failure: an "A" that may be the English article
-    is no answer, nor is one of two letters in a sentence.
-
-    >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
-    (('B', ''), (None, 'neither'))
-    """
-    match, failure = find_option(text, options, reason=reason)
-    return (None, failure) if match is None else (next(o for o in options if o.casefold() == match[1].casefold()), "")
-
-
-def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
-    """Where a reply states its option, as group 1, by the rules of :func:`read_option`; or None and why not."""
-    if not text.strip():
-        return None, "empty"
-    of_five = r"(?:\s*/\s*5)?" if "5" in options else ""
-    one = rf"({'|'.join(map(re.escape, options))}){of_five}[^\w\n]*$"
-    if reason:
-        lines = list(re.finditer(r"(?im)^\W*(?:final\s+)?answer\W*:", text))
-        if lines and (match := re.compile(rf"[^\w\n]*{one}", re.I | re.M).match(text, lines[-1].end())):
-            return match, ""
-    if _REFUSAL.match(text):
-        return None, "refused"
-    stated = [] if reason else list(re.finditer(rf"(?im)^[^\w\n]*(?:{_STATED})?{one}", text))
-    if len({m[1].lower() for m in stated}) == 1:
-        others = [o for o in options if o.isalpha() and o.lower() != stated[0][1].lower()]
-        if any(re.search(_TAKEN_BACK.format(o), text[stated[0].end() :]) for o in others):
-            return None, "both"
-        return stated[0], ""
-    named = {o for o in options if re.search(rf"\b{re.escape(o)}\b", text)}
-    return None, "both" if len(named) > 1 and not re.search(r"(?i)\bneither\b", text) else "neither"

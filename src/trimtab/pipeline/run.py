@@ -41,7 +41,7 @@ from trimtab.rollout import FunctionReward
 from trimtab.storage import START, RunFolder, read_json, require_space
 from trimtab.trainers import ALONE, Group
 
-CODE = 7
+CODE = 8
 """Version of the results: incremented when a stage gives other results for equal inputs."""
 
 
@@ -155,6 +155,8 @@ def _check_callables(config: RunConfig) -> None:
     named = {f"rewards.{n}.path": s.path for n, s in (config.rewards or {}).items() if isinstance(s, FunctionReward)}
     if config.process is not None and config.process.rollouts is not None:
         named["process.rollouts.verifier"] = config.process.rollouts.verifier
+    if config.label is not None and config.label.source in ("simulated", "hybrid"):
+        named["label.simulation.parts"] = config.label.simulation.parts
     for key, path in ({"gold": config.gold} | named).items():
         if path is not None:
             try:
@@ -379,7 +381,7 @@ def _with_content(settings: Any) -> Any:
         identity = model_identity(ModelConfig.model_validate(settings))
         return settings | {"name": None, "chat_template": None, "identity": identity}
     values = {name: _with_content(inner) for name, inner in settings.items()}
-    paths = [settings.get("gold"), settings.get("verifier")]
+    paths = [settings.get(name) for name in ("gold", "verifier", "parts")]
     paths.append(settings["path"] if settings.get("kind") == "function" else None)
     sources = [source_digests(path) for path in paths if isinstance(path, str)]  # a reward may be named like a setting
     return values | {"source": sources} if sources else values

@@ -3,7 +3,8 @@
 A record holds text. A column or key that changes what the text means is therefore
 
 - rendered: ``system`` and ``history`` become turns in front of the others;
-- honoured: ``weight`` of a preference, and the flags by which a turn is not to be trained (:data:`FLAGS`);
+- honoured: ``weight`` and ``tie`` of a preference, and the flags by which a turn or a row is not to be trained
+  (:data:`FLAGS`, :data:`TRAINED`, :data:`UNTRAINED`);
 - or a reason to refuse the row: tools, pictures, a reasoning text, a template of its own (:data:`BEYOND_TEXT`).
 
 Other columns stay in the metadata; :func:`trimtab.records.importers.read` lists them once, with their count.
@@ -38,6 +39,8 @@ ROLES: dict[str, Role] = {
 }
 """Names of speakers in the formats in use."""
 
+_TOOL_CALLS = ("function_call", "function-call", "tool_call", "tool-call", "tool_calls")
+
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "sys")
 """Columns that hold the system message."""
 
@@ -46,6 +49,9 @@ HISTORY = ("history", "chat_history", "conversation_history")
 
 WEIGHTS = ("weight", "sample_weight", "example_weight", "loss_weight")
 """Columns that say how much a row counts."""
+
+TIES = ("tie", "is_tie")
+"""Columns that say, where true, that neither of two answers is better."""
 
 BEYOND_TEXT = (
     *("tools", "functions", "tool_calls", "function_call", "available_tools"),
@@ -56,14 +62,29 @@ BEYOND_TEXT = (
 )
 """Columns that a record of text cannot hold; a row in which one is not empty is refused."""
 
-SWITCHES = ("train_on_inputs", "train_on_input", "train_on_prompt", "mask_history")
+SWITCHES = (
+    *("train_on_inputs", "train_on_input", "train_on_prompt", "mask_history"),
+    *("train_on_last_turn_only", "train_on_last_turn", "last_turn_only"),
+)
 """Columns that ask for a loss on other turns than all of the assistant's; a row in which one is true is refused."""
 
-UNTRAINED = ("masked", "is_masked", "ignore")
-"""Keys of a turn that say that it is not trained."""
+_LEFT_OUT = (
+    *("ignore", "ignored", "ignore_loss", "no_loss", "no_train", "do_not_train"),
+    *("skip", "exclude", "excluded", "deleted", "is_deleted"),
+)
 
-FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "learn", *UNTRAINED)
+UNTRAINED = ("masked", "is_masked", *_LEFT_OUT)
+"""Keys of a turn, and columns of a row, that say that it is not trained."""
+
+FLAGS = (
+    *("weight", "train", "training", "trainable", "trained", "is_train", "to_train", "train_on_turn", "learn"),
+    *("loss", "loss_mask", "loss_weight", "compute_loss", "calculate_loss", "supervised", "include"),
+    *UNTRAINED,
+)
 """Keys of a turn that say whether it is trained."""
+
+TRAINED = ("train", "trainable", "to_train", "use_for_training", "include_in_training")
+"""Columns that say, where false, that the row is not trained; ``is_train`` names a split and is no such flag."""
 
 TURN_BEYOND_TEXT = (
     *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
@@ -73,10 +94,10 @@ TURN_BEYOND_TEXT = (
 )
 """Keys of a turn that a record cannot hold; a row in which one is not empty is refused."""
 
-QUESTION = ("input", "context", "passage", "choices", "options")
+QUESTION = ("input", "context", "passage", "document", "article", "paragraph", "background", "choices", "options")
 """Columns that belong to a question. Beside a prompt that does not contain them the row is refused."""
 
-MEANING = frozenset((*SYSTEM, *HISTORY, *WEIGHTS, "train", "trainable", "mask", *BEYOND_TEXT, *SWITCHES))
+MEANING = frozenset((*SYSTEM, *HISTORY, *WEIGHTS, *TRAINED, *UNTRAINED, "mask", *BEYOND_TEXT, *SWITCHES))
 """Columns that are handled for every format and are no metadata."""
 
 
@@ -135,6 +156,8 @@ def listing(columns: Columns, name: str) -> list[Columns]:
 
 def role(columns: Columns, name: str) -> Role:
     """A column with a speaker's name."""
+    if text(columns, name).lower() in _TOOL_CALLS:
+        raise RowError("calls a tool, and a record holds text only")
     speaker = ROLES.get(text(columns, name).lower())
     if speaker is None:
         raise RowError(f"{name!r} is none of {', '.join(ROLES)}")
@@ -198,7 +221,8 @@ def _message(item: Columns) -> Message:
     if not is_empty(name) and ROLES.get(str(name).lower()) != speaker:
         raise RowError("has a 'name', which a record does not hold; write the speaker's name into the text")
     trained = _trained(item)
-    if speaker != "assistant" and trained and any(item.get(key) is not None for key in FLAGS):
+    asked = any(item.get(key) is not None for key in FLAGS if key not in _LEFT_OUT)
+    if speaker != "assistant" and trained and asked:
         raise RowError("asks for a loss on this turn, and only the assistant's turns are trained")
     content = "value" if "value" in item and item.get("content") is None else "content"
     return Message(role=speaker, content=_content(item, content))
@@ -247,16 +271,24 @@ def check_meaning(columns: Columns) -> None:
             raise RowError(
                 f"{name!r} is true, and all turns of the assistant are trained and no others; drop the column"
             )
-    for name in ("train", "trainable"):
+    for name in TRAINED:
         value = columns.get(name)
         if value is not None and literals.boolean(value) is False:
             raise RowError(f"{name!r} is false: the row is not to be trained")
+    for name in UNTRAINED:
+        if not is_empty(columns.get(name)) and boolean(columns, name):
+            raise RowError(f"{name!r} is true: the row is not to be trained")
     labels = columns.get("labels")
     if literals.is_list(labels) and labels and all(type(label) is int for label in labels):
         raise RowError("'labels' are tokens, and a record holds text only")
     mask = columns.get("mask")
     if not is_empty(mask) and ROLES.get(str(mask).lower()) != "user":
         raise RowError("'mask' is not the user: all turns of the assistant are trained and no others; drop the column")
+
+
+def is_tie(columns: Columns) -> bool:
+    """True: a column says that neither answer is better."""
+    return any(boolean(columns, name) for name in TIES if not is_empty(columns.get(name)))
 
 
 def weight(columns: Columns) -> float:

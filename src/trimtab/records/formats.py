@@ -10,10 +10,15 @@ oasst                  prompt (a message with replies in replies), OpenAssistant
 ultrafeedback          instruction, completions (response, overall_score or            Preference
                        fine-grained_score); or chosen, rejected, score_chosen,
                        score_rejected
+two-answers            instruction, input or prompt, output_1, output_2, label or      Preference
+                       preference (1 or 2), and its like
+                       (:mod:`trimtab.records.two_answers`)
+openai-preference      input (messages), preferred_output, non_preferred_output        Preference
 trl-unpaired           prompt, completion, label (true: thumbs up)                     Rating
-trl-preference         prompt (or instruction with input, question, conversations or   Preference
-                       messages), chosen, rejected (text or messages); or chosen,
-                       rejected as whole conversations; margin where given
+trl-preference         prompt (or instruction with input, question, conversations,     Preference
+                       messages or input), chosen, rejected (text or messages); or
+                       chosen, rejected as whole conversations; margin and tie where
+                       given
 hh                     chosen, rejected: "\n\nHuman: … \n\nAssistant: …" transcripts       Preference
 trl-prompt-completion  prompt, completion (text or messages)                           Demonstration
 messages               messages (role, content)                                        Demonstration, or
@@ -41,7 +46,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trimtab.records import cells, literals, rows
+from trimtab.records import cells, literals, rows, two_answers
 from trimtab.records.cells import FLAGS, MEANING, TURN_BEYOND_TEXT, Columns, RowError
 from trimtab.records.types import Record
 
@@ -53,6 +58,8 @@ _LISTS = ("messages", "conversations", "completions", "instances")
 _ITEM_KEYS = {
     "completions": frozenset(("response", "overall_score", "fine-grained_score", "model")),
     "instances": frozenset(("input", "output")),
+    "input": frozenset(("messages", "tools", "functions")),
+    "question": frozenset(("full_text",)),
 }
 
 
@@ -131,6 +138,11 @@ def doubts(form: Format, columns: Columns) -> list[str]:
     """What is odd about a row that is used all the same, in sentences that name no text of it."""
     if form.name == "ultrafeedback" and rows.scores_contradict(columns):
         return ["overall_score and fine-grained_score order its answers differently; overall_score counts"]
+    if "chosen" in columns and form.name != "ultrafeedback":
+        return [
+            f"{chosen!r} is lower than {rejected!r}; 'chosen' counts"
+            for chosen, rejected in rows.contradicting_scores(columns)
+        ]
     return []
 
 
@@ -178,6 +190,20 @@ FORMATS: dict[str, Format] = {
             read=rows.read_ultrafeedback,
         ),
         Format(
+            name="two-answers",
+            columns="instruction, input or prompt, output_1, output_2, label or preference; and its like",
+            matches=lambda c: two_answers.layout(c) is not None,
+            uses=two_answers.uses,
+            read=two_answers.read,
+        ),
+        Format(
+            name="openai-preference",
+            columns="input with messages, preferred_output, non_preferred_output",
+            matches=rows.has("input", "preferred_output", "non_preferred_output"),
+            uses=rows.uses("input", "preferred_output", "non_preferred_output"),
+            read=rows.read_openai_preference,
+        ),
+        Format(
             name="trl-unpaired",
             columns="prompt, completion, label",
             matches=rows.has("prompt", "completion", "label"),
@@ -195,7 +221,7 @@ FORMATS: dict[str, Format] = {
             name="hh",
             columns="chosen, rejected as transcripts",
             matches=rows.has("chosen", "rejected"),
-            uses=rows.uses("chosen", "rejected"),
+            uses=rows.uses("chosen", "rejected", *cells.TIES),
             read=rows.read_hh,
         ),
         Format(

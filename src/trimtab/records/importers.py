@@ -105,7 +105,7 @@ def read(
     Raises:
         DataError: the source cannot be read or its format is unknown.
     """
-    rows = read_rows(source, limit=limit)
+    rows = read_rows(source, limit=limit, unreadable=True)
     head = list(itertools.islice(rows, _PEEK))
     form = _format(source, format, head)
     records: list[R] = []
@@ -161,7 +161,9 @@ def _format(source: str | Path, name: str, head: Sequence[Row | Refusal]) -> For
     rows = [row.columns for row in head if isinstance(row, Row)]
     if not rows:
         reasons = _top_reasons([row for row in head if isinstance(row, Refusal)])
-        raise DataError(f"{source}: no row can be read: {reasons}. Expected one JSON object a line, in UTF-8")
+        is_table = Path(str(source).lower().removesuffix(".gz")).suffix in (".csv", ".tsv")
+        expected = "a line of column names, then as many cells in each row" if is_table else "one JSON object a line"
+        raise DataError(f"{source}: no row can be read: {reasons}. Expected {expected}, in UTF-8")
     votes = Counter(form.name for row in rows for form in itertools.islice(_matching(row), 1))
     if votes:
         return FORMATS[votes.most_common(1)[0][0]]

@@ -11,7 +11,7 @@ import math
 import tokenize
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import date, time
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, TypeGuard, cast
 from uuid import UUID
@@ -96,8 +96,18 @@ def _evaluated(node: ast.expr) -> Any:
             return -number
         case ast.Name(id=name) if name in _NAMES:
             return _NAMES[name]
-        case ast.Call(func=ast.Name(id="array"), args=[first, *_]):
+        case ast.Call(func=ast.Name(id="array" | "Decimal" | "Timestamp" | "UUID"), args=[first, *_]):
             return _evaluated(first)
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="np" | "numpy" | "uuid" | "decimal")), args=[first, *_]):
+            return _evaluated(first)
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="datetime"), attr="datetime" | "date" as kind)):
+            year, month, day, *clock = [int(_evaluated(part)) for part in node.args]
+            if kind == "date":
+                return date(year, month, day).isoformat()
+            hour, minute, second, microsecond, *_ = (*clock, 0, 0, 0, 0)
+            return datetime(year, month, day, hour, minute, second, microsecond).isoformat()
+        case ast.Attribute(value=ast.Name(id="np" | "numpy"), attr="True_" | "False_" | "nan" | "inf" as name):
+            return _NAMES[name.rstrip("_").lower()]
         case _:
             raise ValueError("no literal")
 
@@ -113,11 +123,16 @@ def boolean(value: Any) -> bool | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number below :data:`trimtab.config.LARGEST` that may be written as text; None where it is none."""
+    """A finite number below :data:`trimtab.config.LARGEST` that may be written as text; None where it is none.
+
+    >>> number("1.5"), number("85 %"), number("1,5")
+    (1.5, 0.85, None)
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
+    share = isinstance(value, str) and value.rstrip().endswith("%")
     try:
-        converted = float(value)
+        converted = float(str(value).rstrip().removesuffix("%")) / 100 if share else float(value)
     except (ValueError, OverflowError):
         return None
     usable = math.isfinite(converted) and abs(converted) < LARGEST and "_" not in str(value)

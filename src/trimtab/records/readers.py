@@ -34,6 +34,10 @@ _TEXT = frozenset(
 )
 """Columns whose cells in a CSV file are text even where it looks like a list, unless that is one of turns."""
 
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', flags=re.I)
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
+_HALF = b"\\ud"
+_MOST_DIGITS = 4300
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -58,17 +62,27 @@ class Row:
     sets that JSON does not know (dates, bytes) are left as they come."""
 
 
-def read_rows(source: str | Path, *, limit: int | None = None) -> Iterator[Row | Refusal]:
+def read_rows(source: str | Path, *, limit: int | None = None, unreadable: bool = False) -> Iterator[Row | Refusal]:
     """Read a file or a hub data set, one object at a time; blank lines are no rows.
 
     Args:
         source: a path, or ``owner/name[#part][@split]`` on the hub; split is ``train`` unless given.
         limit: the most rows to read, unusable ones included; None reads all.
+        unreadable: True: a row may hold values that are :class:`Unreadable`; False: such a row is refused.
 
     Raises:
         DataError: the source does not exist, is of an unknown type, is no text, or is damaged.
     """
-    return itertools.islice(_open(source, limit), limit)
+    rows = itertools.islice(_open(source, limit), limit)
+    return rows if unreadable else map(_readable, rows)
+
+
+def _readable(row: Row | Refusal) -> Row | Refusal:
+    if isinstance(row, Row):
+        for name, value in row.columns.items():
+            if isinstance(value, Unreadable):
+                return Refusal(line=row.line, reason=f"{str(name)[:40]!r} is {value.reason}")
+    return row
 
 
 def _open(source: str | Path, limit: int | None) -> Iterator[Row | Refusal]:
@@ -122,7 +136,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Refusal]:
 
 def _parsed(line: int, raw: bytes) -> Row | Refusal:
     try:
-        return _as_row(line, _parse(raw.strip()))
+        return _as_row(line, _parse(raw.strip()), halves=_HALF in raw.lower())
     except _Unreadable as error:
         return Refusal(line=line, reason=str(error))
 
@@ -146,16 +160,25 @@ def _json_rows(path: Path) -> Iterator[Row | Refusal]:
         value = lists[0]
     if not is_list(value):
         raise DataError(f"{path}: holds {kind_of(value)}; expected a list of objects, or an object with one list")
-    yield from (_as_row(line, item) for line, item in enumerate(value, 1))
+    halves = _HALF in raw.lower()
+    yield from (_as_row(line, item, halves=halves) for line, item in enumerate(value, 1))
 
 
 def _csv_rows(path: Path) -> Iterator[Row | Refusal]:
     csv.field_size_limit(2**31 - 1)  # one answer may be longer than the 128 KiB that csv allows by default
     with _text_file(path) as file:
-        start, header = file.tell(), file.readline()
-        separator = next((s for s in ",\t;" if s.encode() in header), ",")
-        file.seek(start)
-        yield from _separated(path, file, separator)
+        start, header = file.tell(), file.readline().decode("utf-8", "replace")
+        if (given := _SEPARATOR_LINE.fullmatch(header)) is not None:  # Excel's
+            yield from _separated(path, file, given[1])
+        else:
+            file.seek(start)
+            yield from _separated(path, file, _separator(header))
+
+
+def _separator(header: str) -> str:
+    """The character that parts a header line into the most columns, a comma where none does; not one inside quotes."""
+    outside = re.sub(r'"[^"]*("|$)', "", header)
+    return max(",\t;|", key=outside.count)
 
 
 def _separated(path: Path, file: IO[bytes], separator: str) -> Iterator[Row | Refusal]:
@@ -164,22 +187,29 @@ def _separated(path: Path, file: IO[bytes], separator: str) -> Iterator[Row | Re
         reader = csv.DictReader(text, strict=True, delimiter=separator)
         line = 0
         try:
-            names = reader.fieldnames or []
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             if len(set(names)) < len(names):
                 raise DataError(f"{path}: two columns have the same name; rename one of them")
             for line, row in enumerate(reader, 1):
-                yield _csv_row(line, row, len(names))
+                yield _csv_row(line, row, len(names), decimal_comma=separator == ";")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 after row {line} ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
             raise DataError(f"{path}: not a CSV file after row {line} ({error}); correct it there") from None
 
 
-def _csv_row(line: int, row: dict[Any, Any], columns: int) -> Row | Refusal:
+def _csv_row(line: int, row: dict[Any, Any], columns: int, *, decimal_comma: bool) -> Row | Refusal:
     if None in row or None in row.values():
         count = columns + len(row.get(None, ())) - sum(value is None for value in row.values())
         return Refusal(line=line, reason=f"{count} cells for {columns} columns")
+    if decimal_comma:
+        row = {name: _decimal_point(name, text) for name, text in row.items()}
     return Row(line=line, columns={name: _cell(name, text) for name, text in row.items()})
+
+
+def _decimal_point(name: str, text: str) -> str:
+    """A cell that is a number with a decimal comma, and not text by its column, with a point."""
+    return text.replace(",", ".") if name.lower() not in _TEXT and _DECIMAL_COMMA.fullmatch(text) else text
 
 
 def _cell(name: str, text: str) -> Any:
@@ -210,11 +240,27 @@ def _parquet_rows(path: Path) -> Iterator[Row | Refusal]:
         raise DataError(f"{path}: reading parquet needs pyarrow; {install_hint('data')}") from None
     try:
         with parquet.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
+            batches = (_batch_rows(batch) for batch in file.iter_batches(batch_size=1024))
             for line, item in enumerate(itertools.chain.from_iterable(batches), 1):
                 yield _as_row(line, item)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); get or make it again") from None
+
+
+def _batch_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; a cell that Python cannot hold, such as a date after the year 9999, is ``Unreadable``."""
+    try:
+        return batch.to_pylist(maps_as_pydicts="lossy")
+    except (ValueError, OverflowError):
+        columns = {name: [_scalar(cell) for cell in batch.column(name)] for name in batch.schema.names}
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _scalar(cell: Any) -> Any:
+    try:
+        return cell.as_py(maps_as_pydicts="lossy")
+    except (ValueError, OverflowError):
+        return Unreadable("a value that Python cannot hold")
 
 
 def _hub_rows(
@@ -242,10 +288,20 @@ def _hub_rows(
         ) from None
 
 
-def _as_row(line: int, value: Any) -> Row | Refusal:
+def _as_row(line: int, value: Any, *, halves: bool = False) -> Row | Refusal:
+    """An object as a row; ``halves``: it may hold halves of surrogate pairs."""
     if isinstance(value, dict):
-        return Row(line=line, columns=cast("dict[str, Any]", value))
+        columns = cast("dict[str, Any]", value)
+        return Row(line=line, columns=_without_halves(columns) if halves else columns)
     return Refusal(line=line, reason=f"a row must be an object, not {kind_of(value)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A value that a data file can hold and Python or Unicode cannot; a column that is used may not hold it."""
+
+    reason: str
+    """What it is."""
 
 
 class _Unreadable(Exception):
@@ -253,27 +309,40 @@ class _Unreadable(Exception):
 
 
 def _parse(raw: bytes) -> Any:
-    """Strict JSON, except that NaN and infinity count as null, as pandas means them."""
+    """Strict JSON, except that NaN, infinity and integers of over 4,300 digits count as null, as pandas means NaN."""
     try:
         text = raw.decode()
-        value = json.loads(text, parse_constant=lambda _: None)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return json.loads(text, parse_constant=lambda _: None, parse_int=_integer)
     except UnicodeDecodeError as error:
         raise _Unreadable(f"not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
-    except UnicodeEncodeError:
-        raise _Unreadable("holds half of a surrogate pair, which is no Unicode text") from None
     except json.JSONDecodeError as error:
         unreadable = _Unreadable(f"not JSON ({error.msg.removesuffix(' at')}, character {error.pos + 1})")
         unreadable.more_follows = error.msg == "Extra data"
         raise unreadable from None
     except (ValueError, RecursionError):
-        raise _Unreadable("not usable JSON (nested too deeply, or a number of thousands of digits)") from None
+        raise _Unreadable("not usable JSON (nested too deeply)") from None
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _MOST_DIGITS else None
+
+
+def _without_halves(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in which a column that holds half of a surrogate pair is :class:`Unreadable`."""
+    columns: dict[str, Any] = {}
+    for name, value in row.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            value = Unreadable("half of a surrogate pair, which is no Unicode text")
+        columns[name.encode("utf-8", "replace").decode()] = value
+    return columns
 
 
 def kind_of(value: Any) -> str:
     """A value's type in the words of JSON, for messages: never the value."""
+    if isinstance(value, Unreadable):
+        return value.reason
     names: dict[type[Any], str] = {
         type(None): "null",
         bool: "a boolean",

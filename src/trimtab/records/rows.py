@@ -91,10 +91,15 @@ def _pair(
     *,
     margin: float | None = None,
     weight: float = 1.0,
+    tie: bool = False,
 ) -> Preference:
     shared = _split(chosen, rejected)
     prompt = _prompt(chosen[:shared], metadata)
     answers = _answer(chosen[shared:], "chosen"), _answer(rejected[shared:], "rejected")
+    if tie:
+        if margin:
+            raise RowError("is a tie and has a margin")
+        return _ranking(prompt, [Completion(text=answer) for answer in answers], [0.0, 0.0], weight=weight)
     return Preference.pair(prompt, *answers, margin=margin, weight=weight)
 
 
@@ -264,6 +269,22 @@ def scores_contradict(columns: Columns) -> bool:
     return any((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in itertools.combinations(both, 2))
 
 
+_SCORE = re.compile(r"(chosen|rejected)|(?:avg|mean|overall|rating|score|reward|[ _-])+")
+
+
+def contradicting_scores(columns: Columns) -> list[tuple[str, str]]:
+    """Names of two scores, such as ``chosen_score`` and ``rejected_score``, of which that of the chosen is lower."""
+    pairs: list[tuple[str, str]] = []
+    for name in columns:
+        other = str(name).replace("chosen", "rejected")
+        if other == name or _SCORE.sub("", str(name)) or name == "chosen":
+            continue
+        chosen, rejected = literals.number(columns[name]), literals.number(columns.get(other))
+        if chosen is not None and rejected is not None and chosen < rejected:
+            pairs.append((str(name), other))
+    return pairs
+
+
 def read_unpaired(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
     """A rating: prompt, completion and thumb."""
     cells.check_weight(columns)
@@ -278,7 +299,8 @@ def read_preference(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
     chosen, rejected = _whole(columns, "chosen"), _whole(columns, "rejected")
     _check_trained(columns, "chosen", "rejected")
     margin = None if columns.get("margin") in (None, "") else cells.number(columns, "margin")
-    return [_pair(chosen, rejected, metadata, margin=margin, weight=cells.weight(columns))]
+    weight, tie = cells.weight(columns), cells.is_tie(columns)
+    return [_pair(chosen, rejected, metadata, margin=margin, weight=weight, tie=tie)]
 
 
 def _whole(columns: Columns, name: str) -> list[Message]:
@@ -297,12 +319,25 @@ def _asking(columns: Columns) -> str:
     return next((name for name in _ASKING if columns.get(name) is not None), "prompt")
 
 
-_ASKING = ("prompt", "instruction", "question", "conversations", "messages")
+_ASKING = ("prompt", "instruction", "question", "conversations", "messages", "input")
 
 
 def read_hh(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
     """A preference between two transcripts of ``Human:`` and ``Assistant:`` turns."""
     chosen, rejected = (cells.begin(columns, _transcript(columns, name)) for name in ("chosen", "rejected"))
+    return [_pair(chosen, rejected, metadata, weight=cells.weight(columns), tie=cells.is_tie(columns))]
+
+
+def read_openai_preference(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
+    """A preference of OpenAI's fine-tuning: ``input`` holds the prompt's messages."""
+    given = cells.get(columns, "input")
+    if not literals.is_object(given):
+        raise RowError(f"'input' is {kind_of(given)}, expected an object with messages")
+    cells.check_meaning(given)
+    turns = cells.begin(columns, cells.messages(given, "messages"))
+    names = ("preferred_output", "non_preferred_output")
+    _check_trained(columns, *names)
+    chosen, rejected = ([*turns, *cells.turns(columns, name, "assistant")] for name in names)
     return [_pair(chosen, rejected, metadata, weight=cells.weight(columns))]
 
 
@@ -384,7 +419,7 @@ def uses_turns(name: str, *more: str) -> Callable[[Columns], Sequence[str]]:
 def uses_pair(columns: Columns) -> Sequence[str]:
     """``chosen``, ``rejected``, and the columns of their prompt."""
     asking = _asking(columns)
-    return ("chosen", "rejected", "margin", asking, *(("input",) if asking == "instruction" else ()))
+    return ("chosen", "rejected", "margin", *cells.TIES, asking, *(("input",) if asking == "instruction" else ()))
 
 
 def uses_ultrafeedback(columns: Columns) -> Sequence[str]:

@@ -228,8 +228,8 @@ class Preference(Record):
     """What was judged (helpful, harmless, …)."""
     probability: float | None = Field(default=None, ge=0.0, le=1.0)
     """For two answers only: soft label P(completions[0] is better); None means the ranks are certain."""
-    margin: float | None = None
-    """How much better the winner of two answers is, in reward units; None: no margin."""
+    margin: float | None = Field(default=None, ge=0.0)
+    """How much better the winner of two answers is, in reward units, at least 0; None: no margin."""
     weight: float = Field(default=1.0, gt=0.0)
     """Weight of this example in the loss."""
     judgements: tuple[str, ...] = ()

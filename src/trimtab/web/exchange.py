@@ -273,7 +273,13 @@ def _trl(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
         for p in preferences
         for better, worse in strict_pairs(p)
     ]
-    return _jsonl({"preferences.jsonl": rows}, used=sum(len(p.judgements) for p in preferences), **counts)
+    used = 0
+    for preference in preferences:
+        if strict_pairs(preference):
+            used += len(preference.judgements)
+        else:  # a probability that leans where the ranks are tied
+            dropped["all answers tied"] += len(preference.judgements)
+    return _jsonl({"preferences.jsonl": rows}, used=used, **counts)
 
 
 def _ranking(snapshot: Snapshot, dropped: Counter[str]) -> _Written:

@@ -14,10 +14,14 @@ CommonMark:
 - Numbered items keep their own numbers and their parenthesis.
 - A line of ``---`` or ``===`` under a text is no heading; ``<http://…>`` keeps its brackets.
 - A fence names its language.
+- A table with a row that has more cells than its head is no table: its last cells would not be shown.
 
-Each paragraph, and each line of it, has its own direction. Code runs from left to right.
+A text of which something would be missing all the same (quotes within twenty quotes), or that would take long to render
+(hundreds of brackets in a paragraph), is shown plain. Each paragraph, and each line of it, has its own direction. Code
+runs from left to right.
 """
 
+import html
 import re
 import string
 import unicodedata
@@ -27,6 +31,7 @@ from itertools import pairwise
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block.table import escapedSplit, table
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 from markupsafe import Markup, escape
@@ -35,6 +40,9 @@ from trimtab.text import visible
 
 LONGEST = 50_000
 """Characters. With a longer text among them, all texts of an item are shown plain: rendering takes seconds."""
+
+MOST_BRACKETS = 500
+"""In a paragraph; the parser's time grows with their square."""
 
 # Markdown -------------------------------------------------------------------------------------
 
@@ -110,6 +118,21 @@ def _newline(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def _table(state: Any, start: int, end: int, silent: bool) -> bool:
+    """A table, if every cell of its rows is one of a column."""
+    tokens, parent = len(state.tokens), state.parentType
+    if not table(state, start, end, silent):
+        return False
+    columns = sum(token.type == "th_open" for token in state.tokens[tokens:])
+    for line in range(start + 2, state.line) if not silent else ():
+        cells = escapedSplit(state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].strip())
+        if len(cells) - (not cells[0]) - (not cells[-1] and len(cells) > 1) > columns:
+            del state.tokens[tokens:]
+            state.line, state.parentType = start, parent
+            return False
+    return True
+
+
 def _direction(text: str) -> str:
     """``rtl`` or ``ltr``, by the first letter outside code that has one; ``auto`` where none has."""
     for character in _CODE.sub("", text):
@@ -146,6 +169,7 @@ def _directions(state: Any) -> None:
 def _markdown() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "typographer": False, "maxNesting": 20})
     parser.enable("table").disable(["html_block", "html_inline", "reference", "lheading", "autolink", "entity"])
+    parser.block.ruler.at("table", _table, {"alt": ["paragraph", "reference"]})
     parser.inline.ruler.at("emphasis", _emphasis)
     parser.inline.ruler.at("escape", _backslash)
     parser.inline.ruler.at("newline", _newline)
@@ -215,10 +239,28 @@ def _fence(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 _PARSER = _markdown()
 
 
+_NUMBERED = re.compile(r'<li\b[^>]*\bvalue="(\d+)"[^>]*>')
+
+
 @lru_cache(maxsize=512)
+def _rendered(text: str) -> Markup | None:
+    """A text as safe HTML; None: a letter or digit of it would be missing, or it takes long."""
+    source = visible(text)
+    if any(part.count("[") > MOST_BRACKETS for part in source.split("\n\n")):
+        return None
+    shown = _PARSER.render(source)
+    words = html.unescape(re.sub(r"<[^>]*>", "", _NUMBERED.sub(r"\1", shown)))
+    return Markup(shown) if _letters(words) == _letters(source) else None
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
+
+
 def render(text: str) -> Markup:
     """A text as safe HTML; see the module for what is rendered and what is shown as it is."""
-    return Markup(_PARSER.render(visible(text)))
+    shown = _rendered(text)
+    return plain(text) if shown is None else shown
 
 
 def plain(text: str) -> Markup:
@@ -227,6 +269,6 @@ def plain(text: str) -> Markup:
 
 
 def render_all(texts: Sequence[str]) -> list[Markup]:
-    """Texts that are read beside each other: all rendered, or all plain where one is longer than :data:`LONGEST`."""
-    show = plain if any(len(text) > LONGEST for text in texts) else render
-    return [show(text) for text in texts]
+    """Texts that are read beside each other: all rendered, or all plain where one is too long or has to be plain."""
+    alike = all(len(text) <= LONGEST for text in texts) and all(_rendered(text) is not None for text in texts)
+    return [render(text) if alike else plain(text) for text in texts]

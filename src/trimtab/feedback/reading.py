@@ -1,0 +1,95 @@
+"""Which option a judge's reply in words names."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+_REFUSAL = re.compile(
+    r"(?i)^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i['’]?m (?:unable|not able)|i am (?:unable|not able)|"
+    r"i won['’]t|i will not|as an ai)\b"
+)
+_HEAD = r"(?:answer|option|score|rating|verdict|choice|winner|response|output|decision|judge?ment|assistant)"
+_STATED = (
+    r"(?:(?:(?:the|my|i)\s+)?(?:(?:final|better|best|overall)\s+)?"
+    rf"(?:{_HEAD}|one|choose|pick|prefer|select|vote\s+for)\b\W*(?:is\b\W*)?){{1,2}}"
+)
+_BETTER = rf"(?:\s+is\s+(?:the\s+)?(?:better|best)(?:\s+(?:{_HEAD}|one))?)?"
+_WHY = r"(?:\s*[,;(–-]\s*(?:because|since|as|confidence)\b[^\n]*)?"
+_MARKED = (
+    r"(?:\\boxed\s*\{\s*(?:\\\w+\s*\{)?|\[\[|<(?:answer|verdict|choice)>|"
+    rf"""["'](?:{_HEAD}|preferred|better)["']\s*:\s*["']?)\s*(?:{_HEAD}\s+)?"""
+)
+"""Before an option that stands for itself: ``\\boxed{B}``, ``[[B]]``, ``<answer>B</answer>``, ``"winner": "B"``."""
+_BLANK = re.compile(r"(?is)\A.*</think(?:ing)?>|<think(?:ing)?>.*|<\|[^|>\n]{1,40}\|>|</?(?:s|eos|end_of_turn)>")
+"""Thoughts, and tokens that end a turn."""
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|my)\s+)?(?:final\s+)?answer\W*:")
+_TAKEN_BACK = (
+    r"(?im)^\W*(?:no|wait|actually|hmm|sorry|correction|rather|instead|on\s+(?:second\s+thoughts?|reflection))\b"
+    r".*\b(?-i:{0})\b|\b(?-i:{0})\s+(?:is|was|seems)\s+(?:\w+ly\s+|the\s+|much\s+)*(?:better|best|right|correct)\b"
+    r"|\bI\s+(?:would\s+)?(?:choose|pick|prefer|select|vote\s+for)\s+(?:\w+\s+)?(?-i:{0})\b"
+)
+"""Of a later line: it prefers another option, ``{0}``, than the one stated."""
+
+
+def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[str | None, str]:
+    r"""Which option a reply in words names: (option, "") or (None, kind of failure).
+
+    Taken, if all agree: a mark such as ``\boxed{B}``, ``[[B]]`` or ``"winner": "B"``, and a line that is the option
+    alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends or gives its reason (``Answer: B``, ``The better
+    answer is B.``, ``Verdict: B, because …``), if no later line takes it back (``No, B``, ``B is better``). With
+    ``reason`` only the last line that begins with ``Answer:`` counts; where there is none, the marks and the last line.
+    Thoughts (``<think>``) are not read. Everything else is a failure: an "A" that may be the English article is
+    no answer, nor is one of two letters in a sentence.
+
+    >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
+    (('B', ''), (None, 'neither'))
+    """
+    match, failure = find_option(text, options, reason=reason)
+    if match is None:
+        return None, failure
+    return next(option for option in options if option.casefold() == match[1].casefold()), ""
+
+
+def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
+    """Where a reply states its option, as group 1, by the rules of :func:`read_option`; or None and why not."""
+    text = _BLANK.sub(lambda blank: re.sub(r"[^\n]", " ", blank[0]), text).translate(_FULL_WIDTH)  # every place stays
+    if not text.strip():
+        return None, "empty"
+    marked, stated, alone, after_answer = _patterns(tuple(options))
+    answers = list(_ANSWER_LINE.finditer(text)) if reason else []
+    if answers and (match := after_answer.match(text, answers[-1].end())):
+        return match, ""
+    if _REFUSAL.match(text):
+        return None, "refused"
+    statements = [] if answers else list(marked.finditer(text))
+    if not reason:
+        statements += [*stated.finditer(text), *alone.finditer(text)]
+    elif not answers:
+        end = len(text.rstrip())
+        begin = text.rfind("\n", 0, end) + 1
+        statements += [match for line in (stated, alone) if (match := line.match(text, begin, end))]
+    if len({statement[1].lower() for statement in statements}) == 1:
+        others = [o for o in options if o.isalpha() and o.lower() != statements[0][1].lower()]
+        if any(re.search(_TAKEN_BACK.format(o), text[statements[0].end() :]) for o in others):
+            return None, "both"
+        return statements[0], ""
+    named = {o for o in options if re.search(rf"\b{re.escape(o)}\b", text)}
+    return None, "both" if len(named) > 1 and not re.search(r"(?i)\bneither\b", text) else "neither"
+
+
+@cache
+def _patterns(options: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    """A marked option, a line that states one, a line of it alone, what follows ``Answer:``; group 1 is the option."""
+    of_five = r"(?:\s*/\s*5)?" if "5" in options else ""
+    one = rf"({'|'.join(map(re.escape, options))}){of_five}"
+    end = r"[^\w\n]*$"
+    return tuple(
+        re.compile(pattern, re.I | re.M)
+        for pattern in (
+            rf"{_MARKED}\(?{one}\)?\s*(?:[\]}}<\"',]|\Z)",
+            rf"^[^\w\n]*{_STATED}{one}{_WHY}{end}",
+            rf"^[^\w\n]*{one}{_BETTER}{end}",
+            rf"[^\w\n]*\n*[^\w\n]*(?:\\boxed\s*\{{\s*(?:\\\w+\s*\{{)?\s*|{_HEAD}\s+)?{one}{_WHY}{end}",
+        )
+    )
