@@ -86,15 +86,27 @@ def rankings(chat: Any, count: int) -> list[Ranking]:
     return rows
 
 
-def sft(group: Group, double: bool, adapter: AdapterConfig, *, tied: bool = False, dropout: float = 0.0) -> Result:
-    role = precise(Role.trainable(tiny_backbone(tied=tied, dropout=dropout), "sft", adapter, seed=1), double)
+def sft(
+    group: Group,
+    double: bool,
+    adapter: AdapterConfig,
+    *,
+    packing: bool = False,
+    checkpointing: bool = False,
+    architecture: Any = "llama",
+    **model: Any,
+) -> Result:
+    backbone = tiny_backbone(architecture, **model)
+    if checkpointing:
+        backbone = Backbone(backbone.model, backbone.chat, gradient_checkpointing=True)
+    role = precise(Role.trainable(backbone, "sft", adapter, seed=1), double)
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
     examples = conversations(role.backbone.chat, 11)  # batches of 4, 4 and 3
     train_sft(
         role,
         examples,
-        SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=False),
+        SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=packing),
         seed=0,
         session=session,
     )
@@ -127,6 +139,8 @@ def preference(group: Group, double: bool, config: Any) -> Result:
 
 def kto(group: Group, double: bool, config: KtoConfig) -> Result:
     backbone = tiny_backbone()
+    if double:
+        backbone.model.double()
     policy = precise(Role.trainable(backbone, "policy", config.adapter, seed=1), double)
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
@@ -206,6 +220,9 @@ PAIR: dict[str, Any] = {"batch": 4, "micro_batch_tokens": 30, "optimizer": STEAD
 CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] = {
     "sft full tied": (sft, (FULL,), {"tied": True}),
     "sft lora dropout": (sft, (DROPPED,), {"dropout": 0.1}),
+    "sft full dropout": (sft, (FULL,), {"dropout": 0.1, "checkpointing": True}),
+    "sft full gpt2 packed": (sft, (FULL,), {"architecture": "gpt2", "packing": True}),
+    "sft full qwen2": (sft, (FULL,), {"architecture": "qwen2", "tied": True}),
     "reward lora": (reward, (TOP,), {"centring": 0.01}),
     "reward full": (reward, (FULL,), {}),
     "reward probe davidson": (reward, (LORA,), {"head_init": "probe", "centring": 0.01}),
@@ -213,10 +230,19 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
     "bco lora": (preference, (BcoConfig(adapter=LORA, **PAIR),), {}),
     "kto lora": (kto, (KtoConfig(adapter=TOP, **PAIR),), {}),
+    "bco full": (preference, (BcoConfig(adapter=FULL, **PAIR),), {}),
+    "kto full": (kto, (KtoConfig(adapter=FULL, **PAIR),), {}),
     "ppo lora ptx": (online, (PpoConfig(adapter=TOP, critic=STEADY, ptx=PtxConfig(batch=3), **STEP),), {}),
     "ppo lora reward model": (online, (PpoConfig(adapter=TOP, critic=STEADY, **STEP),), {"scored": "model"}),
     "ppo shared critic": (online, (PpoConfig(adapter=LORA, critic=STEADY, shared_critic=True, **STEP),), {}),
     "ppo full tied": (online, (PpoConfig(adapter=FULL, critic=STEADY, **STEP),), {"tied": True}),
+    "ppo full shared ptx": (
+        online, (PpoConfig(adapter=FULL, critic=STEADY, shared_critic=True, ptx=PtxConfig(batch=3), **STEP),), {}
+    ),
+    "rloo full weighted": (online, (RlooConfig(adapter=FULL, importance_cap=2.0, minibatches=2, **STEP),), {}),
+    "nash md full moving": (
+        online, (NashMdConfig(adapter=FULL, mixture=0.4, reference_update={"every": 1, "alpha": 0.5}, **STEP),), {}
+    ),
     "rloo lora": (online, (RlooConfig(adapter=TOP, **STEP),), {}),
     "grpo full": (online, (GrpoConfig(adapter=FULL, kl=KLConfig(coefficient=0.1, place="loss"), **STEP),), {}),
     "dapo lora": (online, (DapoConfig(adapter=LORA, resample=2, **STEP),), {}),
