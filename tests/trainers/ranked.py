@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.kit import stir
+from tests.ranks import die, on_ranks
+from trimtab.errors import Interrupted
 from trimtab.models import AdapterConfig, Backbone, Role
 from trimtab.rollout import EnsembleConfig, RewardModels, RewardModelScorer, SamplerConfig
 from trimtab.testing import chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
+    ALONE,
     BcoConfig,
+    Checkpoints,
     DapoConfig,
     DpoConfig,
     Group,
@@ -277,3 +283,57 @@ def differences(one: Result, other: Result) -> torch.Tensor:
 def trains(group: Group, cases: list[str], double: bool) -> list[Result]:
     """Several cases, one after the other."""
     return [train(group, case, double) for case in cases]
+
+
+def check_equal(sizes: list[int], cases: list[str], double: bool, *, shards: bool = False) -> None:
+    """Ranks end where one ends, with equal metrics and sampled texts."""
+    alone = {case: train(ALONE, case, double) for case in cases}
+    for size in sizes:
+        ranks = on_ranks(size, trains, cases, double, shards=shards)
+        for rank, results in enumerate(ranks):
+            assert isinstance(results, list), results
+            for case, one in zip(cases, results, strict=True):
+                distance = differences(alone[case], one)
+                where = f"{case}: rank {rank} of {size} is off by {float(distance.max()):g}"
+                if double:
+                    assert float(distance.max()) <= 1e-10, where
+                else:  # Adam divides a gradient of almost 0 by its own size, rounding included: up to a whole step
+                    assert float((distance > 1e-6).double().mean()) <= 1e-3, where
+                    assert float(distance.max()) <= 1e-3, where
+                assert apart(ranks[0][cases.index(case)], one) == 0.0, f"{case}: ranks 0 and {rank} differ"
+                for row, other in zip(alone[case]["metrics"], one["metrics"], strict=True):
+                    assert other == pytest.approx(row, rel=1e-4, abs=1e-5)
+        for case, one in zip(cases, ranks[0], strict=True):
+            assert one.get("texts") == alone[case].get("texts")
+
+
+def sft_until(
+    group: Group, folder: Path, stop_after: int | None, kill_at: int | None = None, *, full: bool = False
+) -> Result:
+    """Six steps with a checkpoint after each, until so many are done; ``full``: of all weights, in float64."""
+    if full:
+        role = precise(Role.trainable(tiny_backbone(tied=True, dropout=0.1), "sft", FULL, seed=1), double=True)
+    else:
+        role = Role.trainable(tiny_backbone(), "sft", AdapterConfig(rank=4, alpha=8, dropout=0.1), seed=1)
+    rows: list[dict] = []
+
+    def stop() -> bool:  # only one rank is asked to stop; all of them do
+        return group.rank == group.size - 1 and stop_after is not None and rows[-1]["step"] >= stop_after
+
+    def log(metrics: dict) -> None:
+        rows.append(metrics)
+        if kill_at is not None and group.rank == 1 and metrics["step"] == kill_at:
+            die()
+
+    session = Session(
+        log=log,
+        checkpoints=Checkpoints(folder, "f", every=1, group=group),
+        stop_requested=stop,
+        group=group,
+    )
+    config = SftConfig(batch=4, epochs=2, micro_batch_tokens=20, optimizer=STEADY, packing=False)
+    try:
+        train_sft(role, conversations(role.backbone.chat, 11), config, seed=0, session=session)
+    except Interrupted:
+        pass
+    return result(session, rows, role)

@@ -96,7 +96,7 @@ class Shards:
 
 
 def _final_states(model: Any, **inputs: Any) -> Tensor:
-    return model.base_model(**inputs).last_hidden_state
+    return model.base_model(**inputs).last_hidden_state.clone()  # FSDP hangs a hook on it, which a view can lose
 
 
 # Tensors ----------------------------------------------------------------------------------
