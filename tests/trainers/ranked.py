@@ -286,7 +286,11 @@ def trains(group: Group, cases: list[str], double: bool) -> list[Result]:
 
 
 def check_equal(sizes: list[int], cases: list[str], double: bool, *, shards: bool = False) -> None:
-    """Ranks end where one ends, with equal metrics and sampled texts."""
+    """Ranks end where one ends, with equal metrics and sampled texts.
+
+    In float32 without GPT-2: the gradient of its key biases is zero but for rounding, which Adam makes a step of.
+    """
+    cases = [case for case in cases if double or "gpt2" not in case]
     alone = {case: train(ALONE, case, double) for case in cases}
     for size in sizes:
         ranks = on_ranks(size, trains, cases, double, shards=shards)

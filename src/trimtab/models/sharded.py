@@ -146,7 +146,7 @@ def save_whole(path: Path | None, tensors: Mapping[str, Tensor]) -> None:
     file: Any = None
     try:
         if path is not None:
-            file = open(path, "wb")  # noqa: SIM115 (closed below, after the last meeting of the ranks)
+            file = open(path, "wb")
             file.write(_header(tensors))
     except OSError as error:
         failed = error

@@ -239,9 +239,9 @@ def scale_lines(config: ScaleConfig) -> list[str]:
     ]
     if config.shard:
         lines.append(
-            f"Of a model that is trained as a whole each process holds 1/{count} of the weights, gradients and moments; "
-            "it holds all weights when it loads them, draws answers or makes other passes by itself. Exchanging them is "
-            "not in the times"
+            f"Where all weights of a model are trained, each process holds 1/{count} of them, of their gradients and "
+            "of their moments. It holds all weights when it loads them, draws answers or makes passes by itself. The "
+            "times leave out exchanging them"
         )
     return lines
 

@@ -220,7 +220,7 @@ class Learner:
 
     @torch.no_grad()
     def _clip_sharded(self, limit: float) -> Tensor:
-        """Scale all gradients down to one norm over the parts of all ranks and the weights that each rank holds whole."""
+        """Scale all gradients by one norm: of the parts of all ranks, and of a scalar head, which each holds whole."""
         parts: list[Tensor] = []
         replicated: list[Tensor] = []
         for parameter in self.parameters.values():
