@@ -13,7 +13,7 @@ import torch
 from tests.kit import stir
 from tests.ranks import die, on_ranks
 from trimtab.errors import Interrupted
-from trimtab.models import AdapterConfig, Backbone, Role
+from trimtab.models import AdapterConfig, Backbone, ReferenceUpdateConfig, Role
 from trimtab.rollout import EnsembleConfig, RewardModels, RewardModelScorer, SamplerConfig
 from trimtab.testing import chat_messages, prompts, sentences, tiny_backbone
 from trimtab.trainers import (
@@ -54,6 +54,7 @@ LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=2)
 DROPPED = AdapterConfig(rank=4, alpha=8, dropout=0.2)
 FULL = AdapterConfig(kind="full")
+MOVING = ReferenceUpdateConfig(every=1, alpha=0.5)
 STEADY = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
 Result = dict[str, Any]
 
@@ -247,7 +248,7 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     ),
     "rloo full weighted": (online, (RlooConfig(adapter=FULL, importance_cap=2.0, minibatches=2, **STEP),), {}),
     "nash md full moving": (
-        online, (NashMdConfig(adapter=FULL, mixture=0.4, reference_update={"every": 1, "alpha": 0.5}, **STEP),), {}
+        online, (NashMdConfig(adapter=FULL, mixture=0.4, reference_update=MOVING, **STEP),), {}
     ),
     "rloo lora": (online, (RlooConfig(adapter=TOP, **STEP),), {}),
     "grpo full": (online, (GrpoConfig(adapter=FULL, kl=KLConfig(coefficient=0.1, place="loss"), **STEP),), {}),

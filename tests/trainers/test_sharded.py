@@ -10,7 +10,7 @@ from tests.ranks import die, on_ranks
 from tests.trainers.ranked import CASES, FULL, STEADY, apart, check_equal, conversations, precise, sft_until
 from trimtab.errors import RankError, StorageError
 from trimtab.models import Role
-from trimtab.models.sharded import is_sharded, save_whole
+from trimtab.models.sharded import is_sharded, part, save_whole
 from trimtab.testing import tiny_backbone
 from trimtab.trainers import ALONE, Group, Learner, Norms
 
@@ -46,7 +46,6 @@ def held(group: Group, folder: Path) -> dict:
     parts = [([str(i)], torch.tensor([row.tokens], device=device)) for i, row in enumerate(rows)]
     metrics = learner.step(parts, lambda tokens, norms: (scores(tokens), {}), Norms(tokens=1, sequences=1))
     tensors = learner.parameters | learner.optimizer_tensors()
-    own = {name: t.to_local() if is_sharded(t) else t for name, t in tensors.items()}
     with role.gathered():
         tied = role.backbone.head.weight is role.backbone.model.get_input_embeddings().weight
         plain = not is_sharded(role.backbone.head.weight)
@@ -54,7 +53,7 @@ def held(group: Group, folder: Path) -> dict:
     save_whole(path if group.first else None, tensors)
     return {
         "metrics": metrics,
-        "numbers": {name: t.numel() for name, t in own.items()},
+        "numbers": {name: part(t).numel() for name, t in tensors.items()},
         "tied": tied,
         "plain": plain,
         "state": role.state() | learner.optimizer_state(),

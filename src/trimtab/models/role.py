@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from trimtab.errors import ModelError
@@ -15,7 +14,7 @@ from trimtab.models.frozen import FrozenStates
 from trimtab.models.head import token_logprobs, token_logprobs_and_entropies
 from trimtab.models.kernels import kernels
 from trimtab.models.layouts import one_row_each
-from trimtab.models.sharded import is_sharded, part_like, save_whole, whole
+from trimtab.models.sharded import part_like, save_whole, whole
 
 
 class Role:
@@ -91,9 +90,8 @@ class Role:
 
     def save(self, path: Path) -> None:
         """Write the trained weights as safetensors. Of sharded ones all ranks call this, and the first one writes."""
-        parameters = self.parameters()
-        sharded = any(map(is_sharded, parameters.values()))
-        save_whole(path if not sharded or torch.distributed.get_rank() == 0 else None, parameters)
+        shards = self.backbone.shards if self.full else None
+        save_whole(path if shards is None or shards.first else None, self.parameters())
 
     def shard(self) -> None:
         """Divide the weights among all ranks if all weights of the model are trained; adapters stay whole."""

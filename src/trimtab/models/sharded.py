@@ -54,6 +54,8 @@ class Shards:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sums
         self._model, self._layers = model, list(layers)
         self._whole = False
+        self.first = mesh.get_rank() == 0
+        """True: this rank writes files."""
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         """The parts of all weights, by name: what the optimiser steps."""
         # The first call decides which module gathers what belongs to no layer, so it must be one of the whole model.
@@ -109,9 +111,15 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """A copy on the CPU, gathered from all ranks where the tensor is sharded."""
-    tensor = tensor.detach()
-    full: Any = tensor.full_tensor() if is_sharded(tensor) else tensor
+    full: Any = tensor.detach()
+    full = full.full_tensor() if is_sharded(full) else full
     return full.cpu().clone().contiguous()
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory; all of it where it is not sharded."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
 
 
 def part_like(values: Tensor, like: Tensor) -> Tensor:
@@ -154,7 +162,7 @@ def save_whole(path: Path | None, tensors: Mapping[str, Tensor]) -> None:
         values = whole(tensor)
         try:
             if file is not None and failed is None:
-                file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+                file.write(values.reshape(-1).view(torch.uint8).numpy().tobytes())
         except OSError as error:
             failed = error
     try:

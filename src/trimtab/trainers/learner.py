@@ -8,7 +8,7 @@ step is cut into micro-batches never changes the objective.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from torch import Tensor
 from trimtab.config import Config
 from trimtab.errors import ConfigError, NonFiniteError
 from trimtab.models import Role
-from trimtab.models.sharded import is_sharded, part_like, whole
+from trimtab.models.sharded import is_sharded, part, part_like, whole
 from trimtab.trainers.group import ALONE, Group
 
 P = TypeVar("P")
@@ -221,14 +221,9 @@ class Learner:
     @torch.no_grad()
     def _clip_sharded(self, limit: float) -> Tensor:
         """Scale all gradients by one norm: of the parts of all ranks, and of a scalar head, which each holds whole."""
-        parts: list[Tensor] = []
-        replicated: list[Tensor] = []
-        for parameter in self.parameters.values():
-            gradient: Any = parameter.grad
-            if gradient is not None and is_sharded(gradient):
-                parts.append(gradient.to_local())
-            elif gradient is not None:
-                replicated.append(gradient)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        parts = [part(gradient) for gradient in gradients if is_sharded(gradient)]
+        replicated = [gradient for gradient in gradients if not is_sharded(gradient)]
         square = torch.nn.utils.get_total_norm(parts).square()
         self.group.sum_(f"gradient norm of optimiser step {self.steps + 1}", [square])
         norm = (square + torch.nn.utils.get_total_norm(replicated).to(square).square()).sqrt()
