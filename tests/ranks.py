@@ -12,6 +12,11 @@ from typing import Any
 
 DEADLINE = 60.0
 
+PRELOADED = [
+    "tests.ranks", "tests.trainers.ranked", "trimtab.pipeline.run", "trimtab.testing", "transformers", "peft",
+]  # fmt: skip
+"""Modules that ranks find imported."""
+
 
 def on_ranks(
     size: int,
@@ -34,7 +39,7 @@ def on_ranks(
     from trimtab.trainers.ranks import report_end, serve
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks", "trimtab.pipeline.run", "trimtab.testing", "transformers", "peft"])
+    context.set_forkserver_preload(PRELOADED)
     store, port = serve()
     started: list[tuple[Any, Any]] = []
     for rank in range(size):
