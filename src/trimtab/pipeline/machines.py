@@ -175,7 +175,8 @@ def _advice(config: RunConfig, stage: str, machine: Machine) -> str:
         parts.append("model.gradient_checkpointing: true")
     if getattr(getattr(section, "adapter", None), "kind", None) == "full":
         if machine.devices > 1 and not config.scale.shard:
-            parts.append("scale.shard: true")
+            several = config.scale.kind == "torchrun"
+            parts.append("scale.shard: true" if several else "scale.kind: torchrun with scale.shard: true")
         parts.append(f"{stage}.adapter.kind: lora")
     if hasattr(section, "sampler"):
         parts.append(f"{stage}.sampler.slots below {section.sampler.slots}")
