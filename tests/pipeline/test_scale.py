@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import on_ranks
-from trimtab.errors import ConfigError
-from trimtab.models import load_tensors
+from tests.ranks import die, on_ranks
+from trimtab.errors import ConfigError, RankError
+from trimtab.models import AdapterConfig, Role, load_tensors
 from trimtab.pipeline import scale
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
@@ -24,9 +24,9 @@ from trimtab.pipeline.run import STAGES, _run_stage, run_recipe
 from trimtab.pipeline.scale import ScaleConfig, joined, processes, scale_warnings, threads_of
 from trimtab.pipeline.ui import Silent
 from trimtab.storage import RunFolder
-from trimtab.testing import toy_recipe
+from trimtab.testing import tiny_backbone, toy_recipe
 from trimtab.testing.recipe import TOY
-from trimtab.trainers import Group
+from trimtab.trainers import Group, Learner, OptimizerConfig
 from trimtab.trainers.ranks import serve
 
 INLINE = ("scale.kind=inline", "scale.processes=null")
@@ -129,6 +129,20 @@ def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match=r"one of 3 processes and scale\.kind is 'inline'"), joined(ScaleConfig()):
         pass
     assert threads_of(5) == 5 and threads_of(None) == max(1, (os.cpu_count() or 1) // 3)
+
+
+def gathers_alone() -> None:
+    with joined(ScaleConfig(**TWO | {"shard": True, "deadline": 20})) as group:
+        role = Role.trainable(tiny_backbone(), "sft", AdapterConfig(kind="full"), seed=1)
+        Learner(role, OptimizerConfig(lr=1e-3), 1, group=group)
+        if group.rank == 1:
+            die()
+        role.state()
+
+
+def test_a_rank_that_dies_while_weights_are_gathered_is_named():
+    error, killed = on_ranks(2, gathers_alone, joined=False)
+    assert killed == "exit -9" and isinstance(error, RankError) and "rank 1" in str(error), error
 
 
 def test_weights_are_divided_only_where_there_are_several_that_train_them(tmp_path: Path, monkeypatch):

@@ -223,6 +223,9 @@ STEP: dict[str, Any] = {
     "micro_batch_tokens": 25, "guard": None,
 }  # fmt: skip
 PAIR: dict[str, Any] = {"batch": 4, "micro_batch_tokens": 30, "optimizer": STEADY, "epochs": 1.0}
+ODD: dict[str, Any] = {"batch": 3, "micro_batch_tokens": 1}
+ODD_STEP: dict[str, Any] = {"group": 1, "micro_batch_tokens": 1}
+"""Three micro-batches: two ranks make different numbers of passes."""
 
 CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] = {
     "sft full tied": (sft, (FULL,), {"tied": True}),
@@ -237,12 +240,14 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
     "bco lora": (preference, (BcoConfig(adapter=LORA, **PAIR),), {}),
     "kto lora": (kto, (KtoConfig(adapter=TOP, **PAIR),), {}),
-    "bco full": (preference, (BcoConfig(adapter=FULL, **PAIR),), {}),
-    "kto full": (kto, (KtoConfig(adapter=FULL, **PAIR),), {}),
+    "bco full": (preference, (BcoConfig(adapter=FULL, **PAIR | ODD),), {}),
+    "kto full": (kto, (KtoConfig(adapter=FULL, **PAIR | ODD),), {}),
     "ppo lora ptx": (online, (PpoConfig(adapter=TOP, critic=STEADY, ptx=PtxConfig(batch=3), **STEP),), {}),
     "ppo lora reward model": (online, (PpoConfig(adapter=TOP, critic=STEADY, **STEP),), {"scored": "model"}),
     "ppo shared critic": (online, (PpoConfig(adapter=LORA, critic=STEADY, shared_critic=True, **STEP),), {}),
-    "ppo full tied": (online, (PpoConfig(adapter=FULL, critic=STEADY, **STEP),), {"tied": True}),
+    "ppo full tied": (
+        online, (PpoConfig(adapter=FULL, critic=STEADY, **STEP | ODD_STEP),), {"tied": True},
+    ),
     "ppo full shared ptx": (
         online, (PpoConfig(adapter=FULL, critic=STEADY, shared_critic=True, ptx=PtxConfig(batch=3), **STEP),), {}
     ),

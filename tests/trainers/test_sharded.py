@@ -50,6 +50,9 @@ def held(group: Group, folder: Path) -> dict:
     with role.gathered():
         tied = role.backbone.head.weight is role.backbone.model.get_input_embeddings().weight
         plain = not is_sharded(role.backbone.head.weight)
+        with torch.no_grad():
+            for _, tokens in parts[: 1 + group.rank]:  # the ranks make different numbers of passes
+                scores(tokens)
     path = folder / f"{group.size}.safetensors"
     save_whole(path if group.first else None, tensors)
     return {
