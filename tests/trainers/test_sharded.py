@@ -16,7 +16,7 @@ from trimtab.testing import tiny_backbone
 from trimtab.trainers import ALONE, Group, Learner, Norms
 
 FULL_CASES = [case for case in CASES if "full" in case]
-QUICK = ["reward full", "dpo full tied", "kto full", "ppo full tied"]  # SFT: below, where it stops and continues
+QUICK = ["reward full", "bco full", "kto full", "ppo full tied"]  # SFT: below, where it stops and continues
 
 
 def test_two_ranks_with_half_of_the_weights_each_equal_one():
