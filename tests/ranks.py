@@ -12,9 +12,19 @@ from typing import Any
 
 DEADLINE = 60.0
 
+PRELOADED = [
+    "tests.ranks", "tests.trainers.ranked", "trimtab.pipeline.run", "trimtab.testing", "transformers", "peft",
+]  # fmt: skip
+"""Modules that ranks find imported."""
+
 
 def on_ranks(
-    size: int, work: Callable[..., Any], *arguments: Any, deadline: float = DEADLINE, joined: bool = True
+    size: int,
+    work: Callable[..., Any],
+    *arguments: Any,
+    deadline: float = DEADLINE,
+    joined: bool = True,
+    shards: bool = False,
 ) -> list[Any]:
     """What ``work(group, *arguments)`` returns on each rank; an error of a rank is returned in place of its value.
 
@@ -23,18 +33,19 @@ def on_ranks(
         work: a function at the top of a module.
         arguments: further ones.
         deadline: of the group, seconds.
+        shards: of the group.
         joined: False: call ``work(*arguments)``, which finds its place in the environment, as under torchrun.
     """
     from trimtab.trainers.ranks import report_end, serve
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks", "trimtab.pipeline.run", "trimtab.testing", "transformers", "peft"])
+    context.set_forkserver_preload(PRELOADED)
     store, port = serve()
     started: list[tuple[Any, Any]] = []
     for rank in range(size):
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_rank, args=(rank, size, port, deadline if joined else None, theirs, work, arguments)
+            target=_rank, args=(rank, size, port, deadline if joined else None, shards, theirs, work, arguments)
         )
         process.start()
         theirs.close()
@@ -56,6 +67,7 @@ def _rank(
     size: int,
     port: int,
     deadline: float | None,
+    shards: bool,
     pipe: Any,
     work: Callable[..., Any],
     arguments: Sequence[Any],
@@ -80,7 +92,7 @@ def _rank(
         rank=rank, size=size, local_rank=rank, local_size=size, host="127.0.0.1", port=port, serves=False, attempt="0"
     )
     try:
-        group = Ranks(place, deadline=deadline)
+        group = Ranks(place, deadline=deadline, shards=shards)
     except TrimtabError as error:
         _send(pipe, error)
         return

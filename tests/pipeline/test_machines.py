@@ -116,6 +116,26 @@ def test_what_fits(tmp_path, size: str, machine: str, full: bool, fits: bool):
         assert "sampler.slots" in " ".join(result["lines"]) or "adapter.kind: lora" in " ".join(result["lines"])
 
 
+def test_all_weights_of_a_7b_model_fit_eight_devices_when_they_are_sharded(tmp_path):
+    full = {f"{stage}.adapter": "{kind: full}" for stage in ("sft", "align")}
+    settings = full | {
+        "model.frozen_precision": "bfloat16",
+        "model.precision": "bfloat16",
+        "model.gradient_checkpointing": "true",
+        "reward.adapter": "{kind: lora, rank: 16}",
+        "align.prompts": 64,
+        "align.sampler.slots": 64,
+        "scale.kind": "torchrun",
+        "scale.processes": 8,
+    }
+    recipe, sets = _recipe(tmp_path, "7B", **settings)
+    replicated, sharded = (
+        fitting(load_recipe(recipe, [*sets, f"scale.shard={shard}"]), MACHINES["h200x8"]) for shard in ("false", "true")
+    )
+    assert round(replicated["gb"]["align"]) == 264 and "try scale.shard: true" in replicated["lines"][0]
+    assert round(sharded["gb"]["align"]) == 110 and not sharded["lines"]
+
+
 def test_a_plan_for_a_machine_says_that_it_is_a_prediction(tmp_path):
     recipe = toy_recipe(tmp_path)
     made = make_plan(load_recipe(recipe), recipe, tmp_path / "runs", machine="h200")

@@ -84,6 +84,29 @@ def test_a_critic_on_the_policys_states_has_no_weights_to_hold(tmp_path):
     assert own - shared == pytest.approx(4 * 4 * shape["parameters"] / 1e9)
 
 
+@pytest.mark.parametrize(("stage", "critics"), [("align", 1), ("sft", 0)])
+def test_sharded_weights_are_counted_by_part_and_whole_where_they_are_gathered(tmp_path, stage: str, critics: int):
+    """A billion weights in 80 layers of ten million, and tables of 200 million; everything else is next to nothing."""
+    shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 10, "width": 1, "keys": 1,
+             "inner": 1}  # fmt: skip
+    sets = [f"{stage}.adapter={{kind: full}}", "model.frozen_precision=float32"]
+    recipe = toy_recipe(tmp_path, scale={"kind": "torchrun", "processes": 4})
+    apart = {}
+    for shard in ("false", "true"):
+        several = [*sets, f"scale.shard={shard}", "sft.adapter={kind: full}"]
+        config = load_recipe(recipe, several)
+        for ranks in (None, 8):
+            apart[shard, ranks] = stage_gb(config, getattr(config, stage), shape, ranks=ranks)
+    models, frozen = 1 + critics, 4.0 * critics  # SFT trains the trunk itself
+    head = 1.2 * 4 * 0.1  # the head's gradient, with the slack of temporary results
+    reward = apart["false", None] - (0.7 + frozen + 16 * models + max(head, 1.2 * 4 * critics))
+    assert apart["false", None] == apart["false", 8] and reward == pytest.approx(0, abs=0.01)
+    for ranks in (4, 8):
+        drawing = frozen + 16 * models / ranks + 4 * models + 1.2 * 4 if stage == "align" else 4.0
+        update = frozen + 16 * models / ranks + head + 1.2 * 4 * (4 * 0.01 + 3 * 0.2)
+        assert apart["true", None if ranks == 4 else 8] == pytest.approx(0.7 + max(drawing, update), abs=0.01)
+
+
 def test_states_of_frozen_layers_are_counted(tmp_path):
     settings = ["align.adapter.top_layers=1", "align.prompts=6", "align.sampler.slots=1", "model.context=60"]
     config = load_recipe(toy_recipe(tmp_path), settings)

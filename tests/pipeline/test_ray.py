@@ -1,8 +1,11 @@
 """Alignment with samplers and scorers on a Ray cluster of this machine; skipped where Ray is not installed."""
 
 import contextlib
+import json
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +168,31 @@ def test_a_run_with_a_killed_sampler_ends_where_one_process_ends(
     chunks, _ = aligned(begun, f"chunks{number}", "scale.kind=ray", TWO, *more)
     assert texts(ray) == texts(chunks)
     assert distance(ray, chunks) == 0.0
+
+
+def test_a_dead_learner_takes_its_samplers_along_and_the_same_command_continues(begun: Path):
+    import psutil
+
+    runs, recipe = begun / "dead", begun / "recipe.yaml"
+    shutil.copytree(begun / "begun", runs)
+    sets = ("--set", "scale.kind=ray", "--set", TWO)
+    command = [sys.executable, "-m", "trimtab", "run", str(recipe), "--runs", str(runs), *sets]
+    stages = runs / "toy" / "stages"
+    learner, end = subprocess.Popen(command), time.monotonic() + 900
+    while not (log := stages / "align" / "metrics.jsonl").exists() or log.read_text().count("\n") < 2:
+        assert learner.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    samplers = hosts()
+    assert len(samplers) == 2 and learner.poll() is None
+    learner.kill()
+    learner.wait()
+    _, left = psutil.wait_procs(samplers, timeout=300)
+    assert not left
+    assert subprocess.run(command, timeout=1800).returncode == 0
+    inline, _ = aligned(begun, "alive")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
+    assert texts(stages) == texts(inline) and texts(stages)
+    assert distance(stages, inline) <= 1e-5
 
 
 class Slow:

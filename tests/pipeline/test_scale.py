@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import on_ranks
-from trimtab.errors import ConfigError
-from trimtab.models import load_tensors
+from tests.ranks import die, on_ranks
+from trimtab.errors import ConfigError, RankError
+from trimtab.models import AdapterConfig, Role, load_tensors
 from trimtab.pipeline import scale
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
@@ -24,9 +24,9 @@ from trimtab.pipeline.run import STAGES, _run_stage, run_recipe
 from trimtab.pipeline.scale import ScaleConfig, joined, processes, scale_warnings, threads_of
 from trimtab.pipeline.ui import Silent
 from trimtab.storage import RunFolder
-from trimtab.testing import toy_recipe
+from trimtab.testing import tiny_backbone, toy_recipe
 from trimtab.testing.recipe import TOY
-from trimtab.trainers import Group
+from trimtab.trainers import Group, Learner, OptimizerConfig
 from trimtab.trainers.ranks import serve
 
 INLINE = ("scale.kind=inline", "scale.processes=null")
@@ -53,11 +53,11 @@ def answers(run: Path) -> list[str]:
     return [text for file in files for text in re.findall(r'"text": ?"[^"]*"', file.read_text())]
 
 
-def same_results(one: Path, other: Path) -> None:
+def same_results(one: Path, other: Path, *, within: float = 2e-6) -> None:
     for name in WEIGHTS:
         a, b = (load_tensors(run / "stages" / f"{name}.safetensors") for run in (one, other))
         distance = max(float((a[key] - b[key]).abs().max()) for key in a)
-        assert a.keys() == b.keys() and distance <= 2e-6, f"{name} is off by {distance:g}"
+        assert a.keys() == b.keys() and distance <= within, f"{name} is off by {distance:g}"
     for name in FILES:
         assert (one / "stages" / name).read_text() == (other / "stages" / name).read_text(), name
     texts = [answers(one), answers(other)]
@@ -73,6 +73,21 @@ def test_a_whole_recipe_on_two_ranks_gives_what_one_gives(tmp_path: Path):
     same_results(tmp_path / "one" / "toy", tmp_path / "two" / "toy")
     # A run of two ranks is done for one, too.
     assert on_ranks(2, run, recipe, str(tmp_path / "one"), *several, joined=False) == [True, True]
+
+
+FULL = {"kind": "full"}
+WHOLE = {
+    name: SMALL[name] | {"adapter": FULL, "optimizer": {"lr": 1e-4}} for name in ("sft", "reward")
+} | {"align": SMALL["align"] | {"adapter": FULL, "policy": {"lr": 1e-4}, "critic": {"lr": 1e-4}}}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_whole_recipe_with_sharded_weights_gives_what_one_process_gives(tmp_path: Path):
+    recipe = str(toy_recipe(tmp_path, capability={}, **SMALL | WHOLE))
+    run(recipe, str(tmp_path / "one"))
+    several = ["scale.kind=torchrun", "scale.processes=2", "scale.deadline=60", "scale.shard=true"]
+    assert on_ranks(2, run, recipe, str(tmp_path / "two"), *several, joined=False) == [True, True]
+    same_results(tmp_path / "one" / "toy", tmp_path / "two" / "toy", within=1e-5)
 
 
 def test_a_stage_is_finished_when_all_ranks_have_its_results(tmp_path: Path):
@@ -116,6 +131,44 @@ def test_contradictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert threads_of(5) == 5 and threads_of(None) == max(1, (os.cpu_count() or 1) // 3)
 
 
+def gathers_alone() -> None:
+    with joined(ScaleConfig(**TWO | {"shard": True, "deadline": 20})) as group:
+        role = Role.trainable(tiny_backbone(), "sft", AdapterConfig(kind="full"), seed=1)
+        Learner(role, OptimizerConfig(lr=1e-3), 1, group=group)
+        if group.rank == 1:
+            die()
+        role.state()
+
+
+def test_a_rank_that_dies_while_weights_are_gathered_is_named():
+    error, killed = on_ranks(2, gathers_alone, joined=False)
+    assert killed == "exit -9" and isinstance(error, RankError) and "rank 1" in str(error), error
+
+
+def test_weights_are_divided_only_where_there_are_several_that_train_them(tmp_path: Path, monkeypatch):
+    for sections, says in (
+        ({"scale": {"shard": True}}, r"scale\.shard is true and scale\.kind is 'inline'"),
+        ({"scale": {"kind": "ray", "shard": True}}, r"scale\.shard is true and scale\.kind is 'ray'"),
+        ({"scale": TWO | {"processes": 1, "shard": True}}, r"scale\.processes 1: there is nobody"),
+        ({"scale": TWO | {"shard": True}}, r"sft, reward, align trains adapters only"),
+        (
+            {
+                "scale": TWO | {"shard": True},
+                "align": SMALL["align"] | {"adapter": FULL, "sampler": {"engine": "vllm", "max_new_tokens": 12}},
+            },
+            r"align\.sampler\.engine 'vllm', which nobody has tried",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load_recipe(toy_recipe(tmp_path, **sections))
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    alone = ScaleConfig(kind="torchrun", shard=True)
+    with pytest.raises(ConfigError, match=r"this is the only process"), joined(alone):
+        pass
+
+
 def test_ray_is_checked_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for section, says in (
         ({"kind": "ray", "processes": 2}, r"set scale\.ray\.samplers and scorers instead"),
@@ -143,6 +196,9 @@ def test_plan_says_what_several_processes_share(tmp_path: Path):
     recipe = toy_recipe(tmp_path, scale=TWO)
     made = make_plan(load_recipe(recipe), recipe, tmp_path / "runs")
     assert any("Processes: 2" in line for line in made["objective"])
+    divided = toy_recipe(tmp_path, scale=TWO | {"shard": True}, sft=SMALL["sft"] | {"adapter": FULL})
+    made = make_plan(load_recipe(divided), divided, tmp_path / "runs")
+    assert any("each process holds 1/2 of them" in line for line in made["objective"])
     cores = os.cpu_count() or 1
     assert scale_warnings(ScaleConfig(**TWO), cores)[0].endswith(f"set threads: {max(1, cores // 2)}")
     assert scale_warnings(ScaleConfig(), cores) == []

@@ -8,34 +8,13 @@ import pytest
 import torch
 
 from tests.ranks import die, on_ranks
-from tests.trainers.ranked import CASES, STEADY, apart, conversations, differences, result, train, trains
-from trimtab.errors import ConfigError, DataError, Interrupted, RankError
+from tests.trainers.ranked import CASES, apart, check_equal, conversations, sft_until
+from trimtab.errors import ConfigError, DataError, RankError
 from trimtab.models import AdapterConfig, Role
 from trimtab.testing import tiny_backbone
 from trimtab.trainers import ALONE, Checkpoints, Group, Place, Ranks, Session, SftConfig, train_sft
 
 QUICK = ["sft full tied", "kto lora", "ppo lora ptx", "nash md", "xpo", "rloo ensemble"]
-
-
-def check_equal(sizes: list[int], cases: list[str], double: bool) -> None:
-    alone = {case: train(ALONE, case, double) for case in cases}
-    for size in sizes:
-        ranks = on_ranks(size, trains, cases, double)
-        for rank, results in enumerate(ranks):
-            assert isinstance(results, list), results
-            for case, one in zip(cases, results, strict=True):
-                distance = differences(alone[case], one)
-                where = f"{case}: rank {rank} of {size} is off by {float(distance.max()):g}"
-                if double:
-                    assert float(distance.max()) <= 1e-10, where
-                else:  # Adam divides a gradient of almost 0 by its own size, rounding included: up to a whole step
-                    assert float((distance > 1e-6).double().mean()) <= 1e-3, where
-                    assert float(distance.max()) <= 1e-3, where
-                assert apart(ranks[0][cases.index(case)], one) == 0.0, f"{case}: ranks 0 and {rank} differ"
-                for row, other in zip(alone[case]["metrics"], one["metrics"], strict=True):
-                    assert other == pytest.approx(row, rel=1e-4, abs=1e-5)
-        for case, one in zip(cases, ranks[0], strict=True):
-            assert one.get("texts") == alone[case].get("texts")
 
 
 def test_two_ranks_equal_one():
@@ -183,33 +162,6 @@ def test_an_environment_that_contradicts_itself(environment: dict, says: str, mo
 
 
 # Checkpoints ------------------------------------------------------------------------------
-
-
-def sft_until(group: Group, folder: Path, stop_after: int | None, kill_at: int | None = None) -> dict:
-    """Six steps with a checkpoint after each, until so many are done."""
-    role = Role.trainable(tiny_backbone(), "sft", AdapterConfig(rank=4, alpha=8, dropout=0.1), seed=1)
-    rows: list[dict] = []
-
-    def stop() -> bool:  # only one rank is asked to stop; all of them do
-        return group.rank == group.size - 1 and stop_after is not None and rows[-1]["step"] >= stop_after
-
-    def log(metrics: dict) -> None:
-        rows.append(metrics)
-        if kill_at is not None and group.rank == 1 and metrics["step"] == kill_at:
-            die()
-
-    session = Session(
-        log=log,
-        checkpoints=Checkpoints(folder, "f", every=1, group=group),
-        stop_requested=stop,
-        group=group,
-    )
-    config = SftConfig(batch=4, epochs=2, micro_batch_tokens=20, optimizer=STEADY, packing=False)
-    try:
-        train_sft(role, conversations(role.backbone.chat, 11), config, seed=0, session=session)
-    except Interrupted:
-        pass
-    return result(session, rows, role)
 
 
 def test_two_ranks_then_one_then_three_end_where_one_ends(tmp_path: Path):

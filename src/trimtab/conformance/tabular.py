@@ -118,6 +118,10 @@ class TabularRole:
         """Autograd adds up the few numbers there are."""
         return nullcontext()
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """The table is never sharded."""
+        return nullcontext()
+
     def logprobs(self, batch: Batch, *, temperature: float = 1.0, states: Any = None) -> Tensor:
         """As :meth:`trimtab.models.Role.logprobs`."""
         return self.logprobs_and_entropies(batch, temperature=temperature)[0]

@@ -13,7 +13,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from trimtab.models.loading import (
     load_chat,
     pick_device,
 )
+from trimtab.models.sharded import Shards
 
 
 class AdapterConfig(Config):
@@ -91,6 +92,8 @@ class Backbone:
         architecture cannot be cut in two."""
         self.frozen_layers = 0
         """How many layers that are."""
+        self.shards: Shards | None = None
+        """Where the weights are divided among the ranks; None: this process holds them all."""
         self._trained_half: nn.Module | None = None
         self._lowest: dict[str, int] = {}
         if frozen_dtype == torch.bfloat16 and dtype != torch.bfloat16:
@@ -167,6 +170,21 @@ class Backbone:
             self._hold(parameter, torch.float32)
             parameter.requires_grad_(True)
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All weights of the model by name; this rank's parts of them where they are sharded."""
+        return dict(self.model.named_parameters()) if self.shards is None else self.shards.parameters
+
+    def shard(self) -> None:
+        """Divide the model's weights, all of which are trained, among all ranks. All ranks call it."""
+        if self.shards is None:
+            self.shards = Shards(self.model, list(self.layers))
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, this process holds all weights; see :meth:`trimtab.models.sharded.Shards.gathered`."""
+        with nullcontext() if self.shards is None else self.shards.gathered():
+            yield
+
     def _hold(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
         """Change the precision of a weight, where the backbone has two. Buffers, such as rotary angles, keep theirs."""
         if self.frozen_dtype != torch.float32:
@@ -227,7 +245,7 @@ class Backbone:
     def merged(self, name: str | None) -> Iterator[None]:
         """Inside, the plain trunk computes with an adapter's weights added.
 
-        The original weights are put back, not subtracted back, so nothing drifts.
+        The original weights are put back, not subtracted back, so nothing drifts. Sharded weights are gathered.
         """
         originals: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(None)
@@ -238,7 +256,8 @@ class Backbone:
                         weight = module.get_base_layer().weight
                         originals.append((weight, weight.data))
                         weight.data = (weight.data + module.get_delta_weight(name)).to(weight.dtype)
-            yield
+            with self.gathered():
+                yield
         finally:
             for weight, original in originals:
                 weight.data = original
@@ -312,6 +331,8 @@ class Backbone:
         with self.autocast():
             if frozen is not None and self._trained_half is not None:
                 return self._trained_half(inputs_embeds=frozen, **extra).last_hidden_state
+            if self.shards is not None:
+                return self.shards.final_states(input_ids=tokens, **extra)
             return self.model.base_model(input_ids=tokens, **extra).last_hidden_state
 
     def mask(self, attention: Tensor) -> Tensor:

@@ -73,9 +73,10 @@ class MovingReference(Role):
         Args:
             alpha: α, in (0, 1]; 1 copies the policy's weights exactly.
         """
-        for name, (base, module) in self._weights().items():
-            trained = base if module is None else base + module.get_delta_weight(self.policy.adapter)
-            self._own[name].lerp_(trained.to(self._own[name]), alpha)
+        with self.policy.gathered():
+            for name, (base, module) in self._weights().items():
+                trained = base if module is None else base + module.get_delta_weight(self.policy.adapter)
+                self._own[name].lerp_(trained.to(self._own[name]), alpha)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from trimtab.models.frozen import FrozenStates
 from trimtab.models.head import token_logprobs, token_logprobs_and_entropies
 from trimtab.models.kernels import kernels
 from trimtab.models.layouts import one_row_each
+from trimtab.models.sharded import part_like, save_whole, whole
 
 
 class Role:
@@ -77,14 +79,28 @@ class Role:
         if self.adapter is not None and not self.head_only:
             trained |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in self._adapter().items()}
         elif self.full:
-            trained |= dict(self.backbone.model.named_parameters())
+            trained |= self.backbone.parameters()
         if self.scalar is not None:
             trained |= {f"head.{name}": parameter for name, parameter in self.scalar.named_parameters()}
         return trained
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the trained weights, on the CPU."""
-        return {name: p.detach().cpu().clone().contiguous() for name, p in self.parameters().items()}
+        """A copy of the trained weights, on the CPU; sharded ones are gathered, for which all ranks call this."""
+        return {name: whole(parameter) for name, parameter in self.parameters().items()}
+
+    def save(self, path: Path) -> None:
+        """Write the trained weights as safetensors. Of sharded ones all ranks call this, and the first one writes."""
+        shards = self.backbone.shards if self.full else None
+        save_whole(path if shards is None or shards.first else None, self.parameters())
+
+    def shard(self) -> None:
+        """Divide the weights among all ranks if all weights of the model are trained; adapters stay whole."""
+        if self.full:
+            self.backbone.shard()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Context in which sharded weights are whole, and this rank makes passes without the others."""
+        return self.backbone.gathered()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy weights in.
@@ -99,13 +115,15 @@ class Role:
                 f"weights do not fit: {len(odd)} names differ, for example {odd[0]!r}; were they trained with another "
                 "adapter section?"
             )
+        if self.backbone.shards is not None:
+            self.backbone.shards.divide()
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if parameter.shape != state[name].shape:
                     raise ModelError(
                         f"weights do not fit: {name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
                     )
-                parameter.copy_(state[name])
+                parameter.copy_(part_like(state[name], parameter))
 
     def _adapter(self) -> dict[str, nn.Parameter]:
         assert self.adapter is not None
@@ -117,7 +135,7 @@ class Role:
 
     def accumulating_gradients(self) -> AbstractContextManager[None]:
         """Context for the backward passes of an optimiser step."""
-        exact = self.full and self.backbone.dtype == torch.float32
+        exact = self.full and self.backbone.dtype == torch.float32 and self.backbone.shards is None
         return kernels().accumulating_gradients(self.backbone.model) if exact else nullcontext()
 
     # Computing ----------------------------------------------------------------------------

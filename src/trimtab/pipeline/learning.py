@@ -18,7 +18,6 @@ from trimtab.models import (
     Role,
     leave_out,
     load_tensors,
-    save_tensors,
 )
 from trimtab.pipeline.annotator_votes import with_votes
 from trimtab.pipeline.augmentation import augmented
@@ -131,7 +130,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     with context.training("sft", "fine-tuning") as session:
         train_sft(role, examples, config, seed=context.seed("sft"), session=session)
     after = mean_nll(role, heldout) if heldout else None
-    save_tensors(folder / "weights.safetensors", role.state())
+    role.save(folder / "weights.safetensors")
     write_json(folder / "sft.json", {"heldout_nll_before": before, "heldout_nll_after": after})
     counts = {
         "demonstrations": len(train),
@@ -354,10 +353,10 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
             sampler=remote.sampler,
             states=states,
         )
-    save_tensors(folder / "weights.safetensors", policy.state())
+    policy.save(folder / "weights.safetensors")
     files = ["weights.safetensors"]
     if critic is not None:
-        save_tensors(folder / "critic.safetensors", critic.state())
+        critic.save(folder / "critic.safetensors")
         files.append("critic.safetensors")
     files += check.finish(policy)
     counts |= {"prompts": len(prompts), "steps": config.steps} | examples
@@ -486,7 +485,7 @@ def _aligned(
             f"  held-out loss {before['loss']:.3f} → {after['loss']:.3f}, "
             f"implied accuracy {before['accuracy']:.1%} → {after['accuracy']:.1%}"
         )
-    save_tensors(folder / "weights.safetensors", policy.state())
+    policy.save(folder / "weights.safetensors")
     write_json(folder / "align.json", {"heldout_before": before, "heldout_after": after})
     return counts, ["weights.safetensors", "align.json", *check.finish(policy)]
 

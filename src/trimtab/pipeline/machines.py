@@ -50,7 +50,7 @@ class Machine:
     bfloat16: float
     """The same in bfloat16."""
     devices: int = 1
-    """Each is a rank and holds the whole model."""
+    """Each is a rank; it holds the whole model, or with ``scale.shard`` its part of one that is trained as a whole."""
     accelerator: bool = True
     """False: a processor."""
 
@@ -143,9 +143,10 @@ def stage_seconds(
 
 def fitting(config: RunConfig, machine: Machine) -> dict[str, Any]:
     """Memory of each stage on a device of the machine, and lines that say what does not fit and what to do."""
-    needed = stages_gb(config, accelerator=machine.accelerator)
+    ranks = machine.devices if machine.devices > 1 else None
+    needed = stages_gb(config, accelerator=machine.accelerator, ranks=ranks)
     lines = [
-        f"{name} needs about {gb:.0f} GB and a device has {machine.memory_gb:g}; {_advice(config, name)}"
+        f"{name} needs about {gb:.0f} GB and a device has {machine.memory_gb:g}; {_advice(config, name, machine)}"
         for name, gb in needed.items()
         if gb > machine.memory_gb
     ]
@@ -165,7 +166,7 @@ def prediction(name: str, machine: Machine, *, minutes: float, drawing: float, g
     )
 
 
-def _advice(config: RunConfig, stage: str) -> str:
+def _advice(config: RunConfig, stage: str, machine: Machine) -> str:
     """What would make a stage smaller, first what costs least."""
     section, parts = getattr(config, stage), []
     if config.model.frozen_precision == "float32" and config.model.precision != "float32":
@@ -173,6 +174,9 @@ def _advice(config: RunConfig, stage: str) -> str:
     if not config.model.gradient_checkpointing and stage in ("sft", "reward", "process", "align"):
         parts.append("model.gradient_checkpointing: true")
     if getattr(getattr(section, "adapter", None), "kind", None) == "full":
+        if machine.devices > 1 and not config.scale.shard:
+            several = config.scale.kind == "torchrun"
+            parts.append("scale.shard: true" if several else "scale.kind: torchrun with scale.shard: true")
         parts.append(f"{stage}.adapter.kind: lora")
     if hasattr(section, "sampler"):
         parts.append(f"{stage}.sampler.slots below {section.sampler.slots}")

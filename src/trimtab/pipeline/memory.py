@@ -14,8 +14,10 @@ from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
 from trimtab.models.head import TABLE
 from trimtab.models.loading import resolve
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.scale import parts_of_weights
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
+    BcoConfig,
     KtoConfig,
     OfflineConfig,
     OnlineConfig,
@@ -106,15 +108,16 @@ def _up(gb: float) -> str:
     return f"{math.ceil(gb * 10) / 10:.1f}"
 
 
-def stages_gb(config: RunConfig, *, accelerator: bool = False) -> dict[str, float]:
+def stages_gb(config: RunConfig, *, accelerator: bool = False, ranks: int | None = None) -> dict[str, float]:
     """Memory of each stage that trains or draws answers, in 10⁹ bytes, by its name.
 
     Args:
         config: the recipe.
         accelerator: True: models are on an accelerator.
+        ranks: as for :func:`stage_gb`.
     """
     needed = {
-        name: stage_gb(config, section, model_shape(_model(config, section)), accelerator=accelerator)
+        name: stage_gb(config, section, model_shape(_model(config, section)), accelerator=accelerator, ranks=ranks)
         for name, section in _sections(config)
     }
     return needed | {
@@ -145,6 +148,7 @@ def stage_gb(
     *,
     tokens: int | None = None,
     accelerator: bool = False,
+    ranks: int | None = None,
 ) -> float:
     """Memory of a training stage, in 10⁹ bytes: an estimate.
 
@@ -154,15 +158,19 @@ def stage_gb(
         shape: of its model, see :func:`model_shape`.
         tokens: a micro-batch; None: as the section says.
         accelerator: True: its model is on an accelerator.
+        ranks: that divide sharded weights; None: the processes of the recipe.
     """
     context = _model(config, section).context
     engine = section.sampler.engine if isinstance(section, OnlineConfig) else "local"
     storage = Storage.of(_model(config, section), accelerator=accelerator, engine=engine)
     tokens = max(tokens or section.micro_batch_tokens, largest_sample(config, section))
     full = section.adapter.kind == "full"
+    parts = (ranks or parts_of_weights(config.scale)) if full and config.scale.shard else 1
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
-    trained = 4 * weights if full else 4 * _adapter_parameters(shape, section.adapter)  # with gradient and two moments
+    trained = (
+        4 * weights / parts if full else 4 * _adapter_parameters(shape, section.adapter)
+    )  # with gradient and two moments
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
     critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
     held = frozen + trained * (2 if critic else 1)
@@ -177,6 +185,8 @@ def stage_gb(
         update += 2 * 4 * min(tokens * shape["vocabulary"], TABLE) + (4 * shape["head"] if full else 0)
     if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
         update += section.cache_mb * 1e6 / SLACK
+    if parts > 1:
+        update += _gathered(shape)
     update = max(update, _passing(shape))
     drawing = 0.0
     if isinstance(section, OnlineConfig):
@@ -187,7 +197,11 @@ def stage_gb(
                 storage.frozen * shape["width"] * section.prompts * section.group * context
             )  # states of the frozen layers
         drawing = _sampling(shape, answers, context, storage, merged=not full)
-    return PROCESS + (held + SLACK * max(update, drawing)) / 1e9
+    gathered = 0.0
+    if parts > 1:  # whole models: for answers and for passes that the ranks divide, or before there is an optimiser
+        gathered = (2 if critic else 1) * weights
+        gathered -= 0 if isinstance(section, OnlineConfig | KtoConfig | BcoConfig) else trained
+    return PROCESS + (held + max(SLACK * update, SLACK * drawing + gathered)) / 1e9
 
 
 def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False) -> float:
@@ -272,6 +286,15 @@ def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, 
     layer = 8 * width + 2 * shape["keys"] + 4 * shape["inner"]
     floats = layers * width + 2 * layer if checkpointing else (layers + 1) * layer
     return 4.0 * tokens * floats
+
+
+def _gathered(shape: dict[str, int]) -> float:
+    """What a rank holds of sharded weights for a moment: two layers and their gradients; embedding and head thrice.
+
+    With their gradients, and the copy that is summed.
+    """
+    rest = shape["parameters"] - shape["layers"] * shape["layer"]
+    return 4.0 * (4 * shape["layer"] + 3 * rest)
 
 
 def _passing(shape: dict[str, int]) -> float:

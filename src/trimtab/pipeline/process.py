@@ -9,7 +9,7 @@ from trimtab.errors import DataError
 from trimtab.evals.first_error import First, first_error_f1, first_wrong, modal_first
 from trimtab.feedback import load_callable
 from trimtab.files import write_json
-from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, save_tensors
+from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors
 from trimtab.pipeline.config import ProcessStageConfig, RolloutLabelsConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.records import Prompt, Rollout, write_records
@@ -39,7 +39,7 @@ def run_process(context: Context) -> tuple[Counts, list[str]]:
     role = process_role(context, backbone)
     with context.training("process", "process reward model") as session:
         train_process(role, [solutions[i] for i in train], config, seed=context.seed("process"), session=session)
-    save_tensors(folder / "weights.safetensors", role.state())
+    role.save(folder / "weights.safetensors")
     facts = measured(role, [solutions[i] for i in held], [used[i] for i in held])
     write_json(folder / "process.json", facts)
     if facts["first_error_f1"] is None:

@@ -15,7 +15,7 @@ import torch
 from trimtab.errors import DataError, NonFiniteError
 from trimtab.evals import MemberErrors, evaluate_reward_model, member_errors
 from trimtab.files import write_json
-from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors, save_tensors
+from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors
 from trimtab.pipeline.annotator_votes import annotator_lines, habit_rows, heldout_log_loss, population
 from trimtab.pipeline.augmentation import AUGMENTED
 from trimtab.pipeline.config import RewardStageConfig
@@ -188,7 +188,7 @@ def train_parts(
         if habits is not None and part.name == FIRST:
             people = _annotator_facts(habits.population(), trials, annotators, given)
         states = own if len(parts) == 1 else states
-        save_tensors(file, role.state())
+        role.save(file)
 
     def raw(part: Part, places: Sequence[int], known: FrozenStates | None) -> list[list[float]]:
         if part.name == WORDS:

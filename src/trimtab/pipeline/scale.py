@@ -41,6 +41,9 @@ class ScaleConfig(Config):
     processes: int | None = Field(default=None, ge=1)
     """How many processes ``trimtab run`` starts; None: one for each accelerator of this machine. Under torchrun, which
     starts them, None or the same number."""
+    shard: bool = False
+    """True, with ``kind: torchrun``: of a model of which all weights are trained (``adapter.kind: full``) each process
+    holds a part, with its gradients and its optimiser (FSDP2). Adapters and frozen models stay whole."""
     deadline: float = Field(default=600.0, gt=0.0)
     """Seconds that a process may be late before the others stop with a message that names it. With Ray: seconds until
     there is room for all processes, and without any finished chunk."""
@@ -57,6 +60,10 @@ def check_scale(config: ScaleConfig) -> Iterator[str]:
         yield f"scale.processes is {config.processes} and scale.kind 'inline', which is one process; set kind: torchrun"
     if config.kind == "ray" and config.processes is not None:
         yield f"scale.processes is {config.processes} and scale.kind 'ray'; set scale.ray.samplers and scorers instead"
+    if config.shard and config.kind != "torchrun":
+        yield f"scale.shard is true and scale.kind is {config.kind!r}, of which one process trains; set kind: torchrun"
+    if config.shard and config.kind == "torchrun" and config.processes == 1:
+        yield "scale.shard is true and scale.processes 1: there is nobody to divide weights with; raise processes"
     if config.kind != "ray" and config.ray is not None:
         yield f"scale.ray is set and scale.kind is {config.kind!r}; set kind: ray, or leave scale.ray out"
 
@@ -78,6 +85,11 @@ def processes(config: ScaleConfig) -> int:
             "scale.kind is 'torchrun' and this machine has no accelerator to count; set scale.processes, for example 2"
         )
     return count
+
+
+def parts_of_weights(config: ScaleConfig) -> int:
+    """Among how many processes the weights of a model are divided that is trained as a whole."""
+    return processes(config) if config.shard else 1
 
 
 def starts_ranks(config: ScaleConfig) -> bool:
@@ -102,6 +114,11 @@ def joined(config: ScaleConfig) -> Iterator[Group]:
                 f"scale.processes is {count} and this is one process; start the recipe with `trimtab run`, or with "
                 f"torchrun --nproc-per-node {count} -m trimtab run"
             )
+        if config.shard:
+            raise ConfigError(
+                "scale.shard is true and this is the only process (one accelerator was counted, or torchrun started "
+                "one); set scale.processes to 2 or more, or scale.shard: false"
+            )
         if config.kind == "ray":
             check_ray(config.cluster)
         yield ALONE
@@ -116,9 +133,10 @@ def joined(config: ScaleConfig) -> Iterator[Group]:
             f"scale.processes is {count} and {place.size} processes were started; make them equal, or leave "
             "scale.processes out under torchrun"
         )
-    group = Ranks(place, deadline=config.deadline)
+    group = Ranks(place, deadline=config.deadline, shards=config.shard)
     try:
-        yield group
+        with group.explained():
+            yield group
     except BaseException as error:
         if group.leave(error):
             raise SystemExit(getattr(error, "exit_code", 1)) from None
@@ -215,10 +233,17 @@ def scale_lines(config: ScaleConfig) -> list[str]:
     count = processes(config)
     if count == 1:
         return []
-    return [
+    lines = [
         f"Processes: {count}, which divide answers, rewards, passes and micro-batches; label, evaluate, balance and "
         "report run on the first alone. Times are for one process, memory is that of each"
     ]
+    if config.shard:
+        lines.append(
+            f"Where all weights of a model are trained, each process holds 1/{count} of them, of their gradients and "
+            "of their moments. It holds all weights when it loads them, draws answers or makes passes by itself. The "
+            "times leave out exchanging them"
+        )
+    return lines
 
 
 def _ray_line(ray: RayConfig) -> str:

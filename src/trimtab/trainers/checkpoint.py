@@ -19,6 +19,7 @@ from torch import Tensor
 from trimtab.errors import CheckpointError, ModelError, RankError
 from trimtab.files import write_folder
 from trimtab.models import load_tensors, save_tensors
+from trimtab.models.sharded import is_sharded, save_whole
 from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Learner
 
@@ -94,12 +95,15 @@ class Checkpoints:
         target = self.folder / f"step-{step:06d}"
         self._check_equal(step, learners)
         if not self.group.first:
+            for learner in learners.values():
+                save_whole(None, learner.parameters)
+                save_whole(None, learner.optimizer_tensors())
             return target
 
         def fill(folder: Path) -> None:
             for name, learner in learners.items():
-                save_tensors(folder / f"{name}.safetensors", learner.role.state())
-                save_tensors(folder / f"{name}.optimizer.safetensors", learner.optimizer_state())
+                save_whole(folder / f"{name}.safetensors", learner.parameters)
+                save_whole(folder / f"{name}.optimizer.safetensors", learner.optimizer_tensors())
             for name, weights in (untrained or {}).items():
                 save_tensors(folder / f"{name}.safetensors", weights.state())
             state = {"step": step, "fingerprint": self.fingerprint, "extra": dict(extra or {})}
@@ -166,7 +170,7 @@ class Checkpoints:
             return
 
         def sums() -> list[float]:
-            parameters = [p for learner in learners.values() for p in learner.parameters.values()]
+            parameters = [p for learner in learners.values() for p in learner.parameters.values() if not is_sharded(p)]
             return [float(p.detach().double().sum()) for p in parameters]
 
         first, *others = self.group.gather(f"checkpoint after step {step}", sums)

@@ -25,6 +25,8 @@ class Group:
     """Number of this process, from 0."""
     size: int = 1
     """Number of processes."""
+    shards: bool = False
+    """True: a model of which all weights are trained is divided among the processes (FSDP2)."""
 
     @property
     def first(self) -> bool:

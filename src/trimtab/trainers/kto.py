@@ -236,9 +236,10 @@ def _reference_point(
     batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
     states = FrozenStates(reference.backbone)  # of this step: both models are run on the same sequences
     sums = torch.zeros(2, len(fitting), device=device)
-    for index, part in group.share(list(batch.micro_batches(micro_batch_tokens))):
-        for row, role in enumerate((policy, reference)):
-            sums[row, index] = role.logprobs(part, states=states).sum(dim=1)
+    with policy.gathered():
+        for index, part in group.share(list(batch.micro_batches(micro_batch_tokens))):
+            for row, role in enumerate((policy, reference)):
+                sums[row, index] = role.logprobs(part, states=states).sum(dim=1)
     group.sum_("reference point", [sums])  # each entry was computed by one rank and is zero on the others
     return kto_reference_point(sums[0], sums[1])
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.config import Config
 from trimtab.errors import ConfigError, NonFiniteError
 from trimtab.models import Role
+from trimtab.models.sharded import is_sharded, part, part_like, whole
 from trimtab.trainers.group import ALONE, Group
 
 P = TypeVar("P")
@@ -86,15 +87,23 @@ class Learner:
         role: what is trained.
         config: optimiser settings.
         total_steps: planned optimiser steps, for the schedule.
-        group: the processes that divide the micro-batches of a step; each of them has an equal learner.
+        group: the processes that divide the micro-batches of a step; each of them has an equal learner. If it shards,
+            the role's weights are divided among them from here on.
     """
 
     def __init__(self, role: Role, config: OptimizerConfig, total_steps: int, *, group: Group = ALONE) -> None:
         self.role, self.config, self.total_steps, self.group = role, config, total_steps, group
         self.steps = 0
+        if group.shards and isinstance(role, Role):
+            role.shard()
         self.parameters = role.parameters()
+        sharded, replicated = [], []  # no kernel of the optimiser takes both at once
+        for parameter in self.parameters.values():
+            (sharded if is_sharded(parameter) else replicated).append(parameter)
+        self.sharded = bool(sharded)
+        """True: every rank holds a part of the weights."""
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            [{"params": parameters} for parameters in (sharded, replicated) if parameters],
             lr=scheduled_lr(config, 0, total_steps),
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -113,7 +122,8 @@ class Learner:
         """Accumulate gradients over all parts, then take one optimiser step, unless ``skip`` says not to.
 
         Each rank of the group runs its share of the parts. Dropout is drawn from a seed of the part, so it does not
-        depend on which rank runs it.
+        depend on which rank runs it. Where weights are sharded, every rank makes as many passes as the first one: those
+        beyond its share count nothing.
 
         Args:
             parts: micro-batches, each with the ids of its samples; the same on every rank.
@@ -149,6 +159,10 @@ class Learner:
                     value.backward()
                     losses.append(value.detach())
                     metrics.append(shares)
+                if self.sharded:
+                    for _ in range(len(places), -(-len(batches) // self.group.size)):
+                        value, _ = loss(batches[0][1], norms)
+                        (0.0 * value).backward()
             self.role.train(False)
             return list(zip(torch.stack(losses).tolist() if losses else [], metrics, strict=True))
 
@@ -182,7 +196,8 @@ class Learner:
         if self.group.size == 1:
             return
         phase = f"gradients of optimiser step {self.steps + 1}"
-        parameters = [p for learner in learners for p in learner.parameters.values()]
+        # Those of sharded weights were summed in each backward pass.
+        parameters = [p for learner in learners for p in learner.parameters.values() if not is_sharded(p)]
         reached = self.group.gather(phase, lambda: [p.grad is not None for p in parameters])
         trained = [p for p, *ranks in zip(parameters, *reached, strict=True) if any(ranks)]
         for parameter in trained:
@@ -193,7 +208,8 @@ class Learner:
     def _clip(self, names: Sequence[str]) -> float:
         """Scale the gradients down to the allowed norm; returns their norm before."""
         gradients = [p for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(gradients, self.config.max_grad_norm or math.inf)
+        limit = self.config.max_grad_norm or math.inf
+        norm = self._clip_sharded(limit) if self.sharded else torch.nn.utils.clip_grad_norm_(gradients, limit)
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(
                 f"the gradient norm became {float(norm)} at optimiser step {self.steps} (samples "
@@ -201,6 +217,19 @@ class Learner:
                 "learning rate, then run the same command to continue from the last checkpoint"
             )
         return float(norm)
+
+    @torch.no_grad()
+    def _clip_sharded(self, limit: float) -> Tensor:
+        """Scale all gradients by one norm: of the parts of all ranks, and of a scalar head, which each holds whole."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        parts = [part(gradient) for gradient in gradients if is_sharded(gradient)]
+        replicated = [gradient for gradient in gradients if not is_sharded(gradient)]
+        square = torch.nn.utils.get_total_norm(parts).square()
+        self.group.sum_(f"gradient norm of optimiser step {self.steps + 1}", [square])
+        norm = (square + torch.nn.utils.get_total_norm(replicated).to(square).square()).sqrt()
+        for gradient in (*parts, *replicated):
+            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils.clip_grad_norm_
+        return norm
 
     def _apply(self) -> float:
         """Take the step; the learning rate it was taken at."""
@@ -214,13 +243,17 @@ class Learner:
 
     # Continuing ---------------------------------------------------------------------------
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Both moments of every weight, by name, on the CPU."""
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The number of steps and both moments of every weight, by name; sharded as the weights are, not copied."""
         out: dict[str, Tensor] = {"steps": torch.tensor(self.steps)}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"{key}/{name}"] = value.detach().cpu().clone().contiguous()
+                out[f"{key}/{name}"] = value
         return out
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """A copy of :meth:`optimizer_tensors`, on the CPU and whole."""
+        return {name: whole(tensor) for name, tensor in self.optimizer_tensors().items()}
 
     def load_optimizer_state(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`optimizer_state` returned."""
@@ -229,7 +262,7 @@ class Learner:
             slots = {}
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{key}/{name}" in state:
-                    device = parameter.device
-                    slots[key] = state[f"{key}/{name}"].clone().to(device)
+                    value = state[f"{key}/{name}"].clone()
+                    slots[key] = value.to(parameter.device) if key == "step" else part_like(value, parameter)
             if slots:
                 self.optimizer.state[parameter] = slots

@@ -221,7 +221,8 @@ def _with_mean_ratio(
         both = ratios[table.better.to(sums.device)] + ratios[table.worse.to(sums.device)]
         return float((weight * both).sum()) / 2, sum(table.weights)
 
-    sums = group.spread("mean log-ratio", parts, lambda own: [weighted(part) for part in own])
+    with policy.gathered():
+        sums = group.spread("mean log-ratio", parts, lambda own: [weighted(part) for part in own])
     mean = sum(total for total, _ in sums) / sum(weight for _, weight in sums)
     return [replace(part, mean_ratio=mean) for part in parts]
 

@@ -12,10 +12,11 @@ passes, the store says which rank did not come, what it did last, and with which
 =============  =====================================================
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,6 +38,9 @@ BUCKET = 1 << 24
 BEAT = 2.0
 """Seconds between two signs of life, at most."""
 
+_EXCHANGE = re.compile("gloo|nccl|connection|timed out", re.IGNORECASE)
+"""In a message of torch: what failed was sending or receiving."""
+
 CONTINUE = "what is finished is saved; run the same command to continue from the last checkpoint"
 
 
@@ -46,14 +50,15 @@ class Ranks(Group):
     Args:
         place: of this process.
         deadline: seconds that a rank may be late.
+        shards: True: models of which all weights are trained are divided among the ranks.
 
     Raises:
         ConfigError: the port is in use.
         RankError: not all ranks came in time.
     """
 
-    def __init__(self, place: Place, *, deadline: float) -> None:
-        self.rank, self.size, self._deadline = place.rank, place.size, deadline
+    def __init__(self, place: Place, *, deadline: float, shards: bool = False) -> None:
+        self.rank, self.size, self.shards, self._deadline = place.rank, place.size, shards, deadline
         self._place = place
         accelerators = torch.cuda.device_count()
         if accelerators and place.local_rank >= accelerators:
@@ -61,7 +66,7 @@ class Ranks(Group):
                 f"rank {place.rank} has no accelerator of its own: this machine has {accelerators} and runs "
                 f"{place.local_size} ranks; start one for each, or hide them with CUDA_VISIBLE_DEVICES= to use the CPU"
             )
-        self._meetings = 0
+        self._meetings, self._phase = 0, "start"
         self._store = self._connect(place.serves)
         if self.first:
             self._store.set("once", "0")
@@ -87,8 +92,13 @@ class Ranks(Group):
 
     def gather(self, phase: str, compute: Callable[[], Result]) -> list[Result]:
         """As :meth:`Group.gather`."""
-        message = (phase, *_attempted(compute))
-        self._arrive(phase)
+        if self.shards:  # what is computed may exchange weights
+            self._arrive(phase)
+            with self.explained():
+                message = (phase, *_attempted(compute))
+        else:
+            message = (phase, *_attempted(compute))
+            self._arrive(phase)
         messages: list[Any] = [None] * self.size
         with self._explained(phase):
             dist.all_gather_object(messages, message, group=self._objects)
@@ -161,6 +171,7 @@ class Ranks(Group):
 
     def _arrive(self, phase: str) -> None:
         self._meetings += 1
+        self._phase = phase
         with self._store_errors():
             self._store.set(f"at/{self.rank}", f"{self._meetings}|{phase}")
 
@@ -201,6 +212,17 @@ class Ranks(Group):
         return True
 
     # What went wrong ----------------------------------------------------------------------
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Inside, an exchange of weights that breaks becomes an error that names the rank which is missing."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error).splitlines()[0] if str(error) else ""
+            if not self.shards or not (isinstance(error, dist.DistError) or _EXCHANGE.search(text)):
+                raise
+            raise self._error(self._phase, text[:200]) from error
 
     def _explained(self, phase: str) -> "_Explained":
         return _Explained(lambda cause: self._error(phase, cause))

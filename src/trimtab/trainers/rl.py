@@ -20,7 +20,8 @@ policy-gradient methods use the clipped surrogate; with one pass and one minibat
 REINFORCE's, because every ratio is 1.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -194,9 +195,10 @@ def train_rl(
     session.planned(done, config.steps)
     for number in range(done, config.steps):
         step = run.begin(number, resumed=number == done)
-        rollouts, opponents = run.sample(step)  # 1
-        scored = run.score(step, rollouts, opponents)  # 2
-        batch = run.prepare(step, scored)  # 3
+        with run.gathered():
+            rollouts, opponents = run.sample(step)  # 1
+            scored = run.score(step, rollouts, opponents)  # 2
+            batch = run.prepare(step, scored)  # 3
         metrics = run.update(step, batch, scored)  # 4
         run.adapt(step, metrics)  # 5
         run.finish_next(step)
@@ -242,6 +244,14 @@ class _Run:
         step = Step(number=number, seed=seed_step(self.seed, "align", number), resumed=resumed, clock=Clock())
         self.states.clear()
         return step
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, each rank has the whole policy and critic, and draws, scores and infers its share."""
+        with ExitStack() as stack:
+            for learner in self.learners.values():
+                stack.enter_context(learner.role.gathered())
+            yield
 
     # 1. -----------------------------------------------------------------------------------
 

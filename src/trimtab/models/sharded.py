@@ -1,0 +1,186 @@
+"""A model of which every rank holds a part: FSDP2, PyTorch's ``fully_shard``.
+
+Each rank holds 1/N of every weight, of its gradient and of the optimiser's moments. The weights of a layer are gathered
+for its forward and its backward pass, and its gradients are summed and divided again in each backward pass. Embedding,
+final norm and head stay gathered from a forward pass to the end of the backward pass, because log-probabilities are
+computed from the head's weight outside of the model.
+
+Every pass exchanges weights, so all ranks must make the same passes in the same order, but for those inside
+:meth:`Shards.gathered`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from trimtab.errors import StorageError
+from trimtab.models.tensors import save_tensors
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
+"""Types of tensors as safetensors calls them."""
+
+
+class Shards:
+    """Divide the weights of a model among all ranks, for good.
+
+    Args:
+        model: a causal language model of which all weights are trained, equal on all ranks.
+        layers: its decoder layers; each is gathered by itself.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[Any]) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
+        for module in (*layers, model):
+            # One group of parameters for each layer and one for the rest; a tied head is in the same one as the
+            # embedding, so it stays tied.
+            fully_shard(module, mesh=mesh)
+            module.set_gradient_divide_factor(1.0)  # a loss is divided by the sizes of the whole step already
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sums
+        self._model, self._layers = model, list(layers)
+        self._whole = False
+        self.first = mesh.get_rank() == 0
+        """True: this rank writes files."""
+        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        """The parts of all weights, by name: what the optimiser steps."""
+        # The first call decides which module gathers what belongs to no layer, so it must be one of the whole model.
+        model.final_states = MethodType(_final_states, model)
+        register_fsdp_forward_method(model, "final_states")
+        with torch.no_grad():
+            self.final_states(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+        self.divide()
+
+    def final_states(self, **inputs: Any) -> Tensor:
+        """Final hidden states, ``[B, T, H]``; afterwards the head's weight is whole until the backward pass ends."""
+        return self._model.final_states(**inputs)
+
+    def divide(self) -> None:
+        """Free what is gathered, so that the next pass sees the weights as they are now."""
+        for module in (*self._layers, self._model):
+            module.reshard()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, this rank has the whole model in plain tensors, and makes any passes without the other ranks.
+
+        All ranks enter and leave together. No weight may change inside.
+        """
+        if self._whole:
+            yield
+            return
+        self._whole = True
+        for layer in self._layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+        for module in (*self._layers, self._model):
+            module.unshard()
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.set_reshard_after_forward(True, recurse=False)
+            self.divide()
+            self._whole = False
+
+
+def _final_states(model: Any, **inputs: Any) -> Tensor:
+    return model.base_model(**inputs).last_hidden_state.clone()  # FSDP hangs a hook on it, which a view can lose
+
+
+# Tensors ----------------------------------------------------------------------------------
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """True: each rank holds a part of it."""
+    return hasattr(tensor, "full_tensor")  # a DTensor, whose module takes a while to import
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, gathered from all ranks where the tensor is sharded."""
+    full: Any = tensor.detach()
+    full = full.full_tensor() if is_sharded(full) else full
+    return full.cpu().clone().contiguous()
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory; all of it where it is not sharded."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def part_like(values: Tensor, like: Tensor) -> Tensor:
+    """The values as ``like`` is held: on its device, and sharded where it is.
+
+    Every rank has all of ``values``, which the result may share memory with.
+    """
+    values = values.to(like.device)
+    if not is_sharded(like):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
+    return distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def save_whole(path: Path | None, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; sharded ones are gathered one after the other, so one at a time is whole.
+
+    Args:
+        path: None: this rank takes part in gathering and writes nothing.
+        tensors: the same names on every rank.
+
+    Raises:
+        StorageError: they cannot be written; the other ranks are not kept waiting.
+    """
+    if not any(is_sharded(tensor) for tensor in tensors.values()):
+        if path is not None:
+            save_tensors(path, {name: whole(tensor) for name, tensor in tensors.items()})
+        return
+    failed: OSError | None = None
+    file: Any = None
+    try:
+        if path is not None:
+            file = open(path, "wb")
+            file.write(_header(tensors))
+    except OSError as error:
+        failed = error
+    for tensor in tensors.values():
+        values = whole(tensor)
+        try:
+            if file is not None and failed is None:
+                file.write(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        except OSError as error:
+            failed = error
+    try:
+        if file is not None:
+            file.close()
+    except OSError as error:
+        failed = failed or error
+    if failed is not None:
+        raise StorageError(f"{path}: cannot be written ({failed}); free some space and run the same command")
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    """What a safetensors file begins with: its length, and where each tensor is."""
+    entries, start = {}, 0
+    for name, tensor in tensors.items():
+        end = start + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

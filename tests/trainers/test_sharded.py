@@ -1,0 +1,143 @@
+"""Ranks that hold a part of every weight each train what one process trains, and write what it writes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.ranks import die, on_ranks
+from tests.trainers.ranked import CASES, FULL, STEADY, apart, check_equal, conversations, precise, sft_until
+from trimtab.errors import RankError, StorageError
+from trimtab.models import Role
+from trimtab.models.sharded import is_sharded, part, save_whole
+from trimtab.testing import tiny_backbone
+from trimtab.trainers import ALONE, Group, Learner, Norms
+
+FULL_CASES = [case for case in CASES if "full" in case]
+QUICK = ["reward full", "bco full", "kto full", "ppo full tied"]  # SFT: below, where it stops and continues
+
+
+def test_two_ranks_with_half_of_the_weights_each_equal_one():
+    check_equal([2], QUICK, double=True, shards=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+def test_every_trainer_on_two_and_three_ranks_equals_one(double: bool):
+    check_equal([2, 3], FULL_CASES, double, shards=True)
+
+
+# What a rank holds ------------------------------------------------------------------------
+
+
+def held(group: Group, folder: Path) -> dict:
+    """One step of a tied model with a scalar head; what this rank holds and what it says about its gradients."""
+    role = Role.trainable(tiny_backbone(tied=True), "reward", FULL, seed=1, scalar_head=True)
+    role = precise(role, double=True)
+    learner = Learner(role, STEADY.model_copy(update={"max_grad_norm": 0.05}), 2, group=group)
+    rows = conversations(role.backbone.chat, 3)  # on two ranks the second one makes a pass that counts nothing
+    device = role.backbone.device
+
+    def scores(tokens: torch.Tensor) -> torch.Tensor:
+        assert role.scalar is not None
+        return role.scalar(role.backbone.hidden(tokens, adapter=None)).sum()
+
+    parts = [([str(i)], torch.tensor([row.tokens], device=device)) for i, row in enumerate(rows)]
+    metrics = learner.step(parts, lambda tokens, norms: (scores(tokens), {}), Norms(tokens=1, sequences=1))
+    tensors = learner.parameters | learner.optimizer_tensors()
+    with role.gathered():
+        tied = role.backbone.head.weight is role.backbone.model.get_input_embeddings().weight
+        plain = not is_sharded(role.backbone.head.weight)
+        with torch.no_grad():
+            for _, tokens in parts[: 1 + group.rank]:  # the ranks make different numbers of passes
+                scores(tokens)
+    path = folder / f"{group.size}.safetensors"
+    save_whole(path if group.first else None, tensors)
+    return {
+        "metrics": metrics,
+        "numbers": {name: part(t).numel() for name, t in tensors.items()},
+        "tied": tied,
+        "plain": plain,
+        "state": role.state() | learner.optimizer_state(),
+    }
+
+
+def test_each_rank_holds_its_part_and_the_first_one_writes_the_whole(tmp_path: Path):
+    one, (first, second) = held(ALONE, tmp_path), on_ranks(2, held, tmp_path, shards=True)
+    assert first["tied"] and first["plain"] and one["metrics"]["grad_norm"] > 1
+    for name, number in one["numbers"].items():
+        whole_there = name.startswith(("head.", "step")) or ".head." in name or "/head." in name
+        expected = 2 * number if whole_there else number
+        assert first["numbers"][name] + second["numbers"][name] == expected, name
+        assert whole_there or max(first["numbers"][name], second["numbers"][name]) <= number // 2 + 32, name
+    for rank in (first, second):
+        assert rank["metrics"] == pytest.approx(one["metrics"], rel=1e-12)
+        for name, values in one["state"].items():
+            assert torch.allclose(rank["state"][name], values, rtol=1e-10, atol=1e-12), name
+    written, reference = load_file(tmp_path / "2.safetensors"), tmp_path / "plain.safetensors"
+    save_file(first["state"], reference)
+    expected = load_file(reference)
+    assert written.keys() == expected.keys() == load_file(tmp_path / "1.safetensors").keys()
+    for name, values in expected.items():
+        assert written[name].dtype == values.dtype and torch.equal(written[name], values), name
+
+
+def no_disk(group: Group, path: Path) -> str:
+    role = Role.trainable(tiny_backbone(), "sft", FULL, seed=1)
+    learner = Learner(role, STEADY, 1, group=group)
+    try:
+        save_whole(path if group.first else None, learner.parameters)
+    except StorageError as error:
+        return str(error)
+    return "none"
+
+
+def test_a_file_that_cannot_be_written_keeps_no_rank_waiting(tmp_path: Path):
+    said, other = on_ranks(2, no_disk, tmp_path / "missing" / "x.safetensors", deadline=20.0, shards=True)
+    assert "x.safetensors: cannot be written" in said and other == "none"
+
+
+# Stopping and continuing ------------------------------------------------------------------
+
+
+def sft_full(group: Group, folder: Path, stop_after: int | None) -> dict:
+    return sft_until(group, folder, stop_after, full=True)
+
+
+def test_a_run_continues_bit_for_bit_on_two_ranks_and_within_rounding_on_one_then_three(tmp_path: Path):
+    alone, parts = sft_full(ALONE, tmp_path / "alone", None), tmp_path / "parts"
+    whole = on_ranks(2, sft_full, tmp_path / "whole", None, shards=True)[0]
+    assert apart(alone, whole) <= 1e-10
+    on_ranks(2, sft_full, parts, 2, shards=True)
+    written = sorted(path.name for path in (parts / "step-000002").iterdir())
+    assert written == ["sft.optimizer.safetensors", "sft.safetensors", "state.json"]
+    shutil.copytree(parts, tmp_path / "again")
+    again = on_ranks(2, sft_full, tmp_path / "again", None, shards=True)[0]
+    assert again["metrics"] == whole["metrics"][2:]
+    assert apart(whole, again) == 0.0
+    sft_full(ALONE, parts, 4)
+    third = on_ranks(3, sft_full, parts, None, shards=True)
+    assert [row["step"] for row in third[2]["metrics"]] == [5, 6]
+    assert apart(alone, third[0]) <= 1e-10
+
+
+def dies_in_a_pass(group: Group) -> None:
+    role = Role.trainable(tiny_backbone(), "sft", FULL, seed=1)
+    learner = Learner(role, STEADY, 1, group=group)
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+
+    def loss(part: torch.Tensor, norms: Norms) -> tuple[torch.Tensor, dict[str, float]]:
+        if group.rank == 1:
+            die()
+        return role.backbone.hidden(part, adapter=None).sum(), {}
+
+    learner.step([(["a"], tokens), (["b"], tokens)], loss, Norms(tokens=1, sequences=1))
+
+
+def test_a_rank_that_dies_inside_a_pass_is_named():
+    error, killed = on_ranks(2, dies_in_a_pass, deadline=20.0, shards=True)
+    assert killed == "exit -9"
+    assert isinstance(error, RankError) and "rank 1" in str(error), error
+    assert "micro-batches of optimiser step 1" in str(error)
