@@ -48,7 +48,7 @@ def test_demonstrations_of_questions_have_no_set_phrases():
     assert [(phrase, n) for phrase, n in phrases.items() if n > 0.02 * len(answers)] == []
 
 
-@pytest.mark.parametrize("name", ["summaries-prompts", "summaries-heldout"])
+@pytest.mark.parametrize("name", ["headlines-prompts", "headlines-heldout"])
 def test_key_facts_stand_in_the_note(name):
     for row in rows(f"{name}.jsonl"):
         note = row["prompt"].partition("\n\n")[2].lower()

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from trimtab.feedback.summary_taste import message_of
+from trimtab.feedback.headline_taste import message_of
 from trimtab.feedback.words import FUNCTION_WORDS, stem, words_of
 from trimtab.records import Rollout
 
 
 def overlap(rollouts: Sequence[Rollout]) -> list[float]:
-    """Content words of a summary that its message has too, each as often as the summary says it.
+    """Content words of a headline that its message has too, each as often as the headline says it.
 
     At first this pays for what a reader wants: the message's facts. It never stops paying, so it also pays for copies,
     for length and for saying the same word again. Its flaw is planted; use it for demonstrations only.

@@ -1,0 +1,240 @@
+"""The demonstration's gold utility: how a *simulated* reader likes a headline for a short message.
+
+The message is in the prompt, so whatever the headline says can be checked against it. The reader wants what a person
+wants of a headline: what matters is in it, nothing is invented, it makes sense alone, and it is short.
+
+=============  ==============  ====================================================================
+part           contribution    what it is
+=============  ==============  ====================================================================
+``facts``      −1 … 4.5        share of the message's key facts that the headline mentions, the first two double; −1 for none
+``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
+``rewired``    −3 … 0          neighbouring content words that no sentence of the message has in this order
+``answered``   −3 or 0         a question of the message told as a fact
+``length``     −1 … 1          1 from 8 to 13 words, 0 at 5 and at 16, −1 at two and from 20 on
+``form``       −3 … 0          several lines or sentences, a full stop, a small first letter, a loose end ("… at the")
+``chatty``     −1.5 … 0        "we", "my", "you", "it" and other words that only the message explains
+``articles``   −1 … 0          "a", "an" and "the": headlines leave them out
+``copied``     −1.5 … 0        most of the message, or a whole sentence of it, word for word
+``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
+``list``       −1.5 … 0        nothing but content words, one after the other
+``negation``   −2 or 0         a negation added to the message, or left out of it
+``cut``        −1 or 0         cut at the token limit instead of ending its turn
+=============  ==============  ====================================================================
+
+The utility is their sum, not below −3. A careful headline scores between 4 and 5.5.
+
+Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). A message without
+them is read for names and numbers. The words are compared after stripping common English endings; the reader knows
+English only, and does not understand it: a headline that gives the message's words a new meaning passes for true.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words_of
+from trimtab.records import Completion, Prompt, Rollout
+
+LOWEST = -3.0
+"""Floor of the utility: below it a person would not tell two bad answers apart."""
+
+HEADLINE_WORDS = frozenset(
+    """
+    needed wanted asked invited thanked thanks moved cancelled closed closes close open opens late lost found broken
+    missing free new due complaint reminder must please
+    """.split()
+)
+"""Words that a headline may use although the message does not."""
+
+_NEGATIONS = frozenset("not no never without cannot nothing nobody none neither nor".split())
+_CHATTY = frozenset(
+    "i i'm i've i'll i'd me my mine we we're we've we'll us our ours you you're you've you'll your yours it its he him "
+    "his she hello dear hi".split()
+)
+_NEVER_LAST = frozenset(
+    """
+    a an the and or but of at for from to with by as than because while if that which who whose is was are were has
+    had been our your my their his its this these
+    """.split()
+)
+_NEVER_FIRST = frozenset("and or but of because so than".split())
+_ASKING = frozenset("asks ask asking asked wants want wanted needs need needed please wonders enquires requests".split())
+_PREPOSITIONS = frozenset("across along behind beside inside near outside past round till towards".split())
+_BEFORE_ORDERS = frozenset("you to please somebody someone anybody anyone everyone people".split())
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+_NUMBER_OR_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'’-]*|\b\d[\d:.,]*\b")
+
+
+def headline_utility(prompt: Prompt, completion: Completion) -> float:
+    """How much the simulated reader likes this headline for the prompt's message; from −3 to 5.5."""
+    return max(LOWEST, sum(headline_parts(prompt, completion).values()))
+
+
+def headline_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
+    """The contributions to :func:`headline_utility` by name, each in the range of the module's table."""
+    message, headline = message_of(prompt), completion.text.strip()
+    headline_words = words_of(headline)
+    content = [w for w in headline_words if w not in FUNCTION_WORDS]
+    source = _source(message, headline_words)
+    return {
+        "facts": 4.5 * _facts(key_facts(prompt, message), set(map(stem, headline_words))),
+        "invented": -3.0 * _invented(message, headline, content),
+        "rewired": -3.0 * ramp(_rewired(message, content), 0, 2),
+        "answered": -3.0 if _answered(source, headline, headline_words) else 0.0,
+        "length": _length(len(headline_words)),
+        "form": -_form(headline, headline_words, asks=source.endswith("?")),
+        "chatty": -1.5 * ramp(sum(w in _CHATTY for w in headline_words), 0, 2),
+        "articles": -ramp(sum(w in ("a", "an", "the") for w in headline_words), 0, 2),
+        "copied": -1.5 * _copied(message, headline_words),
+        "repetition": -2.5 * repetition(headline_words, list(map(stem, content))),
+        "list": -1.5 * ramp(_function_share(headline_words), 0.1, 0.0) if len(headline_words) > 5 else 0.0,
+        "negation": -2.0 if _negation_changed(message, source, headline_words) else 0.0,
+        "cut": -1.0 if completion.finish_reason == "length" else 0.0,
+    }
+
+
+def copying(rollouts: Sequence[Rollout]) -> list[float]:
+    """A reward by rule, to be weighed below 0: 1 for a copy, 0 for a headline in other words, between for near copies.
+
+    A copy is most of the message, or one of its sentences, word for word. A reward model of this size overlooks the
+    second kind: a sentence of the message is true, fluent and about the message.
+    """
+    return [_copied(message_of(r.prompt), words_of(r.text)) for r in rollouts]
+
+
+def message_of(prompt: Prompt) -> str:
+    """The message: what follows the first blank line of the user's turn, or all of it without one."""
+    _, gap, message = prompt.text.partition("\n\n")
+    return message if gap else prompt.text
+
+
+def key_facts(prompt: Prompt, message: str) -> list[str]:
+    """The key facts of the metadata, most important first; names and numbers of the message where there are none."""
+    facts = prompt.metadata.get("facts")
+    if isinstance(facts, Sequence) and not isinstance(facts, str) and facts:
+        return [str(fact) for fact in cast("Sequence[object]", facts)]
+    return list(dict.fromkeys(_NUMBER_OR_NAME.findall(message)))
+
+
+def _facts(facts: Sequence[str], stems: set[str]) -> float:
+    """Weighted share of the facts' words that are mentioned, −2/9 where none is: a headline that misses the point."""
+    total = mentioned = 0.0
+    for place, fact in enumerate(facts):
+        fact_stems = {stem(w) for w in words_of(fact) if w not in FUNCTION_WORDS} or {stem(w) for w in words_of(fact)}
+        weight = 2.0 if place < 2 else 1.0
+        total += weight
+        mentioned += weight * len(fact_stems & stems) / max(1, len(fact_stems))
+    return (mentioned / total if mentioned else -1 / 4.5) if total else 0.5
+
+
+def _invented(message: str, headline: str, content: Sequence[str]) -> float:
+    """0 where all content words come from the message, 1 where two fifths of them do not."""
+    if not content:
+        return 1.0
+    known = set(map(stem, words_of(message))) | set(map(stem, HEADLINE_WORDS))
+    strange = sum(stem(w) not in known for w in content)
+    named = {stem(w) for token in _NUMBER_OR_NAME.findall(headline) for w in words_of(token)}
+    strange += sum(w not in known for w in named)
+    return ramp(strange / len(content), 0.05, 0.4)
+
+
+def _rewired(message: str, content: Sequence[str]) -> float:
+    """Neighbouring content words of the headline that no sentence of the message has in this order, with few between.
+
+    Headlines leave out small words, so only content words are compared, and :data:`HEADLINE_WORDS` are skipped. Two
+    words that stand in this order with at most two content words between them count nothing, with more between them
+    half, and in no sentence in this order one. The first of all is free: a headline may join two sentences once.
+    """
+    sentences = [
+        [stem(w) for w in words_of(sentence) if w not in FUNCTION_WORDS] for sentence in _SENTENCE_END.split(message)
+    ]
+    stems = [stem(w) for w in content if w not in HEADLINE_WORDS or any(stem(w) in s for s in sentences)]
+    costs = [_distance_cost(first, second, sentences) for first, second in pairwise(stems)]
+    return max(0.0, sum(costs) - 0.5)
+
+
+def _distance_cost(first: str, second: str, sentences: Sequence[Sequence[str]]) -> float:
+    gaps = [
+        j - i
+        for s in sentences
+        for i, word in enumerate(s)
+        if word == first
+        for j, other in enumerate(s)
+        if other == second and j > i
+    ]
+    return 1.0 if not gaps else 0.0 if min(gaps) <= 3 else 0.5
+
+
+def _source(message: str, headline_words: Sequence[str]) -> str:
+    """The sentence of the message that has most of the headline's content words; empty below two."""
+    stems = {stem(w) for w in headline_words if w not in FUNCTION_WORDS}
+    sentences = [s for s in _SENTENCE_END.split(message) if s.strip()]
+    shared = [len(stems & set(map(stem, words_of(s)))) for s in sentences]
+    return sentences[shared.index(max(shared))] if max(shared, default=0) >= 2 else ""
+
+
+def _answered(source: str, headline: str, headline_words: Sequence[str]) -> bool:
+    """True: the headline states what its source asks ("Is it open?" – "It is open").
+
+    A request told as an order ("Could you feed the cat?" – "Feed the cat") and a headline that says that something is
+    asked, needed or wanted are no such statements.
+    """
+    if not source.endswith("?") or headline.endswith("?") or _ASKING & set(headline_words) or not headline_words:
+        return False
+    orders = {b for a, b in pairwise(words_of(source)) if a in _BEFORE_ORDERS}
+    return headline_words[0] not in orders
+
+
+def _length(count: int) -> float:
+    return ramp(count, 2, 5) + ramp(count, 5, 8) - 1 if count < 8 else 1 - ramp(count, 13, 16) - ramp(count, 16, 20)
+
+
+def _form(headline: str, headline_words: Sequence[str], *, asks: bool) -> float:
+    """0 for one line with a capital first and no loose end, up to 3. A question mark needs a source that ``asks``."""
+    sentences = [s for s in _SENTENCE_END.split(headline) if s.strip()]
+    broken = "\n" in headline or len(sentences) != 1 or (headline.endswith("?") and not asks)
+    stopped = headline.endswith((".", "!", ",", ";", ":", "-", "…"))
+    small = not headline[:1].isupper() and not headline[:1].isdigit()
+    loose = not headline_words or headline_words[-1] in _NEVER_LAST or headline_words[0] in _NEVER_FIRST
+    return min(3.0, 1.5 * broken + 0.5 * stopped + 0.5 * small + 2.0 * loose)
+
+
+def _copied(message: str, headline_words: Sequence[str]) -> float:
+    """1 for the message word for word, for four fifths of its words, or for a whole sentence of it."""
+    message_words = words_of(message)
+    run = _longest_run(headline_words, message_words)
+    worst = ramp(run / max(1, len(message_words)), 0.4, 0.7)
+    for sentence in map(words_of, _SENTENCE_END.split(message)):
+        if len(sentence) >= 4:
+            run = _longest_run(headline_words, sentence)
+            whole = ramp(run / len(sentence), 0.75, 1.0) * ramp(run / max(1, len(headline_words)), 0.6, 0.9)
+            worst = max(worst, whole)
+    return worst
+
+
+def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest run of words that both have."""
+    best, row = 0, [0] * (len(b) + 1)
+    for x in a:
+        row = [0, *(row[j] + 1 if x == y else 0 for j, y in enumerate(b))]
+        best = max(best, *row)
+    return best
+
+
+def _function_share(headline_words: Sequence[str]) -> float:
+    return sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words) / len(headline_words) if headline_words else 0.0
+
+
+def _negation_changed(message: str, source: str, headline_words: Sequence[str]) -> bool:
+    """A negation that the message does not have, or one that stands between the headline's words in its source."""
+    if any(map(_is_negation, headline_words)):
+        return not any(map(_is_negation, words_of(message)))
+    stems = set(map(stem, headline_words)) - set(map(stem, FUNCTION_WORDS))
+    words = words_of(source)
+    places = [i for i, w in enumerate(words) if stem(w) in stems]
+    return bool(places) and any(map(_is_negation, words[places[0] : places[-1]]))
+
+
+def _is_negation(word: str) -> bool:
+    return word in _NEGATIONS or word.endswith("n't")
