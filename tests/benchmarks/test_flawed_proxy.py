@@ -32,7 +32,7 @@ PHRASES = (
 
 def headline(path: list[int]) -> str:
     text = " ".join(PHRASES[i] for i in path if i)
-    return f"{text[:1].upper()}{text[1:]}" if text else ""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def rollout(text: str) -> Rollout:

@@ -15,7 +15,7 @@ NOTE = (
 )
 FACTS = ["lift", "out of order", "Friday", "back stairs"]
 PROMPT = Prompt.from_text(f"Write a short headline for this message.\n\n{NOTE}", facts=FACTS)
-GOOD = "Lift in building out of order before Friday"
+GOOD = "Lift in building out of order before Friday."
 
 WORSE = {
     "nothing": "",
@@ -23,17 +23,17 @@ WORSE = {
     "the whole note": NOTE,
     "a whole sentence": "Just to let you know that the lift in our building is out of order again.",
     "talk about the message": "The message is clear and concise, and it provides useful information to the reader.",
-    "invented": "Lift broken after fire in basement last Monday",
-    "an invented day": "Lift in building out of order before Tuesday",
-    "an aside": "Please mind the wet paint",
-    "jumbled": "Engineer out of order and building needs lift from Leeds before Friday",
-    "keywords": "Lift order Friday stairs building paint",
-    "a loose end": "Lift in building out of order before the",
-    "two sentences": "Lift out of order. Not working before Friday",
+    "invented": "Lift broken after fire in basement last Monday.",
+    "an invented day": "Lift in building out of order before Tuesday.",
+    "an aside": "Please mind the wet paint.",
+    "jumbled": "Engineer out of order and building needs lift from Leeds before Friday.",
+    "keywords": "Lift order Friday stairs building paint.",
+    "a loose end": "Lift in building out of order before the.",
+    "two sentences": "Lift out of order. Not working before Friday.",
     "a fragment": "out of order again, so before Friday",
-    "repeated": "Lift lift lift out of order out of order Friday Friday",
-    "chatty": "We will not have our lift before Friday",
-    "long": GOOD + " so please use the back stairs and mind the wet paint",
+    "repeated": "Lift lift lift out of order out of order Friday Friday.",
+    "chatty": "We will not have our lift before Friday.",
+    "long": GOOD.rstrip(".") + " so please use the back stairs and mind the wet paint",
 }
 
 
@@ -57,17 +57,17 @@ def test_parts_name_what_is_wrong() -> None:
     assert part("copied", WORSE["a whole sentence"]) == -1.5
     assert part("copied", GOOD) == 0.0
     assert part("invented", GOOD) == 0.0
-    assert part("invented", "Lift closed until Friday, back stairs needed") == 0.0  # words of headlines
+    assert part("invented", "Lift closed until Friday, back stairs needed.") == 0.0  # words of headlines
     assert part("invented", WORSE["an invented day"]) < -0.4
     assert part("form", WORSE["two sentences"]) == -1.5
     assert part("form", WORSE["a loose end"]) == -2.0
-    assert part("form", "Lift out of order.") == -0.5
+    assert part("form", "Lift out of order") == -1.0
     assert part("rewired", GOOD) == 0.0  # two sentences joined once
     assert part("rewired", WORSE["jumbled"]) < -1.0
     assert part("length", GOOD) == 1.0
     assert part("list", WORSE["keywords"]) == -1.5
     assert part("chatty", WORSE["chatty"]) == -1.5
-    assert part("negation", "Lift not in building") == 0.0  # the note has a negation too
+    assert part("negation", "Lift not in building.") == 0.0  # the note has a negation too
 
 
 ASKING = Prompt.from_text(
@@ -81,10 +81,10 @@ ASKING = Prompt.from_text(
     ("text", "answered", "form"),
     [
         ("Is pool open on Sunday?", 0.0, 0.0),
-        ("Pool open on Sunday", -3.0, 0.0),
-        ("Long ladder to come back", -3.0, 0.0),
-        ("Bring long ladder back", 0.0, 0.0),
-        ("Long ladder needed back", 0.0, 0.0),
+        ("Pool open on Sunday.", -3.0, 0.0),
+        ("Long ladder to come back.", -3.0, 0.0),
+        ("Bring long ladder back.", 0.0, 0.0),
+        ("Long ladder needed back.", 0.0, 0.0),
         ("Ada broken?", 0.0, -1.5),
     ],
 )

@@ -11,7 +11,7 @@ part           contribution    what it is
 ``rewired``    −3 … 0          neighbouring content words that no sentence of the message has in this order
 ``answered``   −3 or 0         a question of the message told as a fact
 ``length``     −1 … 1          1 from 8 to 13 words, 0 at 5 and at 16, −1 at two and from 20 on
-``form``       −3 … 0          several lines or sentences, a full stop, a small first letter, a loose end ("… at the")
+``form``       −3 … 0          several lines or sentences, no full stop, a small first letter, a loose end ("… at the.")
 ``chatty``     −1.5 … 0        "we", "my", "you", "it" and other words that only the message explains
 ``articles``   −1 … 0          "a", "an" and "the": headlines leave them out
 ``copied``     −1.5 … 0        most of the message, or a whole sentence of it, word for word
@@ -191,13 +191,16 @@ def _length(count: int) -> float:
 
 
 def _form(headline: str, headline_words: Sequence[str], *, asks: bool) -> float:
-    """0 for one line with a capital first and no loose end, up to 3. A question mark needs a source that ``asks``."""
+    """0 for one line with a capital first, a full stop last and no loose end, up to 3.
+
+    A question mark in place of the full stop needs a source that ``asks``.
+    """
     sentences = [s for s in _SENTENCE_END.split(headline) if s.strip()]
     broken = "\n" in headline or len(sentences) != 1 or (headline.endswith("?") and not asks)
-    stopped = headline.endswith((".", "!", ",", ";", ":", "-", "…"))
+    unfinished = not headline.endswith((".", "?", '."', ".'"))
     small = not headline[:1].isupper() and not headline[:1].isdigit()
     loose = not headline_words or headline_words[-1] in _NEVER_LAST or headline_words[0] in _NEVER_FIRST
-    return min(3.0, 1.5 * broken + 0.5 * stopped + 0.5 * small + 2.0 * loose)
+    return min(3.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small + 2.0 * loose)
 
 
 def _copied(message: str, headline_words: Sequence[str]) -> float:
