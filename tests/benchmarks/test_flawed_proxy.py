@@ -23,7 +23,7 @@ PHRASES = (
     "",
     "ferry",
     "leaves at 9 on Sunday",
-    "with blue tickets",
+    "we hope you like this",
     "and nobody knows why",
     "ferry tickets Sunday ferry",
 )
@@ -73,7 +73,7 @@ def test_gold_rises_turns_and_falls_while_the_proxy_rises(monkeypatch):
     run = train({"overlap": (proxy, as_reward())}, seed=0, kl={"coefficient": 0.02})
     peak = max(range(len(run.gold)), key=run.gold.__getitem__)
     assert 0 < peak < len(run.gold) - 1
-    assert run.gold[peak] > run.gold[0] + 0.3 and run.gold[-1] < run.gold[peak] - 1
+    assert run.gold[peak] > run.gold[0] + 0.5 and run.gold[-1] < run.gold[peak] - 1
     assert run.proxy[-1] > run.proxy[peak] > run.proxy[0]
     turn = find_turn("gold", list(range(len(run.gold))), run.kl, run.gold, seed=0)
     assert turn.found

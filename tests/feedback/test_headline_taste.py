@@ -62,7 +62,8 @@ def test_parts_name_what_is_wrong() -> None:
     assert part("form", WORSE["two sentences"]) == -1.5
     assert part("form", WORSE["a loose end"]) == -2.0
     assert part("form", "Lift out of order") == -1.0
-    assert part("rewired", GOOD) == 0.0  # two sentences joined once
+    assert part("rewired", "Lift in building out of order.") == 0.0
+    assert part("rewired", GOOD) == -0.75  # two sentences joined once
     assert part("rewired", WORSE["jumbled"]) < -1.0
     assert part("length", GOOD) == 1.0
     assert part("list", WORSE["keywords"]) == -1.5

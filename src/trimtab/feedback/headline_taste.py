@@ -6,7 +6,7 @@ wants of a headline: what matters is in it, nothing is invented, it makes sense 
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``facts``      −1 … 4.5        share of the message's key facts that the headline mentions, the first two double; −1 for none
+``facts``      −1 … 4.5        share of the message's key facts, the first two double; −1 for none of them
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
 ``rewired``    −3 … 0          neighbouring content words that no sentence of the message has in this order
 ``answered``   −3 or 0         a question of the message told as a fact
@@ -59,7 +59,9 @@ _NEVER_LAST = frozenset(
     """.split()
 )
 _NEVER_FIRST = frozenset("and or but of because so than".split())
-_ASKING = frozenset("asks ask asking asked wants want wanted needs need needed please wonders enquires requests".split())
+_ASKING = frozenset(
+    "asks ask asking asked wants want wanted needs need needed please wonders enquires requests".split()
+)
 _PREPOSITIONS = frozenset("across along behind beside inside near outside past round till towards".split())
 _BEFORE_ORDERS = frozenset("you to please somebody someone anybody anyone everyone people".split())
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
@@ -144,7 +146,7 @@ def _rewired(message: str, content: Sequence[str]) -> float:
 
     Headlines leave out small words, so only content words are compared, and :data:`HEADLINE_WORDS` are skipped. Two
     words that stand in this order with at most two content words between them count nothing, with more between them
-    half, and in no sentence in this order one. The first of all is free: a headline may join two sentences once.
+    half, and in no sentence in this order one. The first half is free, so that joining two sentences once costs little.
     """
     sentences = [
         [stem(w) for w in words_of(sentence) if w not in FUNCTION_WORDS] for sentence in _SENTENCE_END.split(message)
@@ -226,7 +228,8 @@ def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _function_share(headline_words: Sequence[str]) -> float:
-    return sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words) / len(headline_words) if headline_words else 0.0
+    small = sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words)
+    return small / max(1, len(headline_words))
 
 
 def _negation_changed(message: str, source: str, headline_words: Sequence[str]) -> bool:
