@@ -220,6 +220,11 @@ NO_SETTING = [
 ]  # fmt: skip
 
 
+def test_seeds_that_are_only_hashed_may_be_negative(tmp_path: Path):
+    recipe = toy_recipe(tmp_path)
+    assert load_recipe(recipe, ["label.simulation.seed=-1"]).label.simulation.seed == -1
+
+
 @pytest.mark.parametrize(("key", "value"), NO_SETTING, ids=lambda x: str(x)[:40])
 def test_numbers_that_cannot_be_meant(key: str, value):
     values = yaml.safe_load(yaml.safe_dump(TOY))
