@@ -140,6 +140,12 @@ def test_an_adapter_wider_than_the_layers_is_refused(tiny: Path):
         load(tiny).add_adapter("policy", AdapterConfig(rank=1_000_000), seed=0)
 
 
+def test_a_weight_without_dimensions_takes_an_adapter_beside_it(tiny: Path):
+    backbone = load(tiny)
+    backbone.layers[0].register_parameter("scale", torch.nn.Parameter(torch.tensor(1.0)))
+    backbone.add_adapter("policy", AdapterConfig(rank=2), seed=0)
+
+
 def test_logits_changed_after_the_head_are_refused():
     from transformers import AutoModelForCausalLM, Gemma2Config
 

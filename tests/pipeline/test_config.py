@@ -215,9 +215,14 @@ NO_SETTING = [
     *((key, value) for value in (True, False) for key in (
         "seed", "model.context", "sft.adapter.rank", "sft.optimizer.lr", "align.steps", "rewards.f.weight", "rounds",
     )),
-    ("sft.optimizer.betas", [True, 0.9]), ("threads", 10**9), ("label.simulation.seed", -1),
+    ("sft.optimizer.betas", [True, 0.9]), ("threads", 10**9), ("sft.epochs", 1e14), ("reward.epochs", 1e6),
     ("seed", 10**30), ("align.steps", 10**30), ("label.simulation.seed", 10**400),
 ]  # fmt: skip
+
+
+def test_seeds_that_are_only_hashed_may_be_negative(tmp_path: Path):
+    recipe = toy_recipe(tmp_path)
+    assert load_recipe(recipe, ["label.simulation.seed=-1"]).label.simulation.seed == -1
 
 
 @pytest.mark.parametrize(("key", "value"), NO_SETTING, ids=lambda x: str(x)[:40])

@@ -18,6 +18,7 @@ from trimtab.trainers import (
     RewardConfig,
     Session,
     encode_preferences,
+    held_out,
     score_rankings,
     split_holdout,
     train_reward,
@@ -267,6 +268,12 @@ def test_holdout_keeps_what_belongs_together():
     assert split_holdout(ids[::-1], 0.2, seed=0)[1] == sorted(29 - i for i in held)  # by id, not by place
     assert split_holdout(ids, 0.0, seed=0)[1] == []
     assert len({tuple(split_holdout(ids, 0.2, seed=s)[1]) for s in range(8)}) > 1
+
+
+def test_a_holdout_that_leaves_nothing_is_for_evaluation_only():
+    assert held_out(["a", "b", "a"], 0.9, seed=0) == [0, 1, 2]
+    with pytest.raises(DataError, match=r"a holdout of 0\.9 leaves none of 2 entries to train on; lower it"):
+        split_holdout(["a", "b", "a"], 0.9, seed=0)
 
 
 def test_encoded_preferences_end_as_they_ended():

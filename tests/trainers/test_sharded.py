@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.ranks import die, on_ranks
 from tests.trainers.ranked import CASES, FULL, STEADY, apart, check_equal, conversations, precise, sft_until
-from trimtab.errors import RankError, StorageError
+from trimtab.errors import DataError, RankError, StorageError
 from trimtab.models import Role
 from trimtab.models.sharded import is_sharded, part, save_whole
 from trimtab.testing import tiny_backbone
@@ -134,6 +134,26 @@ def dies_in_a_pass(group: Group) -> None:
         return role.backbone.hidden(part, adapter=None).sum(), {}
 
     learner.step([(["a"], tokens), (["b"], tokens)], loss, Norms(tokens=1, sequences=1))
+
+
+def fails_in_a_pass(group: Group) -> None:
+    role = Role.trainable(tiny_backbone(), "sft", FULL, seed=1)
+    learner = Learner(role, STEADY, 1, group=group)
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+
+    def loss(part: torch.Tensor, norms: Norms) -> tuple[torch.Tensor, dict[str, float]]:
+        if group.rank == 1:
+            raise DataError("a bad row")
+        return role.backbone.hidden(part, adapter=None).sum(), {}
+
+    learner.step([(["a"], tokens), (["b"], tokens)], loss, Norms(tokens=1, sequences=1))
+
+
+@pytest.mark.slow  # the other rank waits until the deadline
+def test_an_error_of_one_rank_inside_a_pass_is_told_on_all():
+    waited, own = on_ranks(2, fails_in_a_pass, deadline=10.0, shards=True)
+    assert isinstance(own, DataError) and str(own) == "a bad row"
+    assert isinstance(waited, RankError) and "rank 1 stopped" in str(waited) and "DataError: a bad row" in str(waited)
 
 
 def test_a_rank_that_dies_inside_a_pass_is_named():

@@ -116,7 +116,7 @@ class JudgeConfig(Config):
     """Tags of the constitution that ``rubric`` rates; None: all. Each is a criterion; ``overall`` is their mean."""
     clamp: tuple[float, float] = (0.4, 0.6)
     """Lowest and highest probability in mode ``reason``, as models are too sure after reasoning."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = 0
     """Seed for drawing the principles."""
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ class RevisionConfig(Config):
     """True: ask whether the answer violates the principle; without a violation there is no revision."""
     violation_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     """P(violation) from which an answer is rewritten."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = 0
     """Seed of the draw of principles."""
 
 

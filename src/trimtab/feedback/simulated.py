@@ -44,7 +44,7 @@ class SimulationConfig(Config):
     """Number of annotators, named simulated-00, simulated-01, …"""
     overlap: int = Field(default=1, ge=1)
     """Annotators per item."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = 0
     """Equal seeds give equal judgements."""
     noise: float = Field(default=0.4, ge=0.0)
     """Scale of the Gumbel noise on each answer, in utility units; 0: annotators see the utility exactly."""

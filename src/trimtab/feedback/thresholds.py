@@ -49,7 +49,7 @@ class RouteConfig(Config):
     """Seconds a person needs for one label. The report uses it where judgements have no times."""
     cost_per_hour: float = Field(default=0.0, ge=0.0)
     """Cost of an hour of a person's work. 0 means unknown, and no cost is printed."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = 0
     """Seed for drawing the audits."""
 
 

@@ -205,7 +205,7 @@ class Backbone:
         self.activate(None)
         probe = torch.arange(4, device=self.device)[None]
         names = adaptable(self.model, self.layers, count - top, probe)
-        widest = max(max(parameter.shape) for parameter in self.layers.parameters())
+        widest = max(max(parameter.shape, default=1) for parameter in self.layers.parameters())
         if config.rank > widest:
             raise ConfigError(f"adapter.rank is {config.rank} but the widest layer has {widest}; use 1 to {widest}")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

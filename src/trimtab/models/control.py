@@ -101,7 +101,7 @@ class ControlTokens:
             DataError: there is a placeholder and the tokenizer cannot encode a control token as text, or the template
                 cut one in two.
         """
-        if self._nonce[:8] in self._hidden.sub("", rendered):
+        if self._nonce[:12] in self._hidden.sub("", rendered):
             raise DataError(
                 "the chat template shortens a message inside a control token that the message contains; take its "
                 "characters out of the message"

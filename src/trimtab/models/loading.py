@@ -43,7 +43,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
     if folder.is_dir():
         identity = {"files": {f.name: _digest(f) for f in sorted(folder.iterdir()) if f.is_file()}}
         base = base_of(folder)
-        if base is not None and Path(base).resolve() != folder.resolve():
+        if base is not None and not (Path(base) / "adapter_config.json").is_file():  # one of an adapter never loads
             identity["base"] = model_identity(ModelConfig(name=base))
     if config.chat_template is not None:
         identity["chat_template"] = _template(config.chat_template)
@@ -131,7 +131,7 @@ def load_chat(config: ModelConfig) -> Chat:
             raise ModelError(f"{config.name}: its configuration cannot be read ({reason_of(error)})") from error
     ends = generation.eos_token_id
     extra = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
-    if (other := next((end for end in extra if type(end) is not int or end < 0), None)) is not None:
+    if (other := next((end for end in extra if type(end) is not int), None)) is not None:
         raise ModelError(
             f"{config.name}: eos_token_id in generation_config.json or config.json names {other!r}, which is no token "
             "id; expected a whole number or a list of them"
@@ -142,6 +142,7 @@ def load_chat(config: ModelConfig) -> Chat:
             "another day; set model.chat_template to a copy with a fixed date if that matters",
             config.name,
         )
+    extra = [end for end in extra if end >= 0]  # some configurations write -1 for none
     return Chat(tokenizer, context=config.context, system=config.system, extra_end_tokens=extra)
 
 
@@ -266,17 +267,18 @@ def _check_files(name: str, given: str) -> None:
         ModelError: a file is a pointer of Git LFS, or config.json cannot be read.
     """
     folder = Path(name)
-    for file in sorted(folder.glob("*")):
+    base = base_of(folder)
+    for file in sorted([*folder.glob("*"), *(Path(base).glob("*") if base is not None else ())]):
         if file.is_file() and file.stat().st_size < 1000 and file.read_bytes().startswith(_POINTER):
             raise ModelError(
-                f"{given}: {file.name} is a pointer of Git LFS and not the file itself; run `git lfs pull` in the "
-                "folder, or download the file"
+                f"{given}: {file.name} is a pointer of Git LFS and not the file itself; run `git lfs pull` in "
+                f"{file.parent}, or download the file"
             )
     if (folder / "config.json").is_file():
         try:
             AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:
-            raise ModelError(f"{given}: config.json cannot be used ({reason_of(error)})") from error
+            raise ModelError(f"{given}: config.json cannot be used ({reason_of(error)}); correct it") from error
 
 
 def _check_exists(given: str, name: str) -> None:

@@ -60,11 +60,7 @@ def load_weights(name: str, given: str) -> Any:
     """
     base = adapter_base(name)
     _check_config(base or name, given)
-    if all((Path(base or name) / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
-        raise ModelError(
-            f"{given} holds its weights twice, in model.safetensors and in the files that model.safetensors.index.json "
-            "lists, and nothing says which are newer; keep only one of the two"
-        )
+    _check_copies(Path(base or name), given)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         base or name,
         dtype=torch.float32,
@@ -121,7 +117,7 @@ def adapter_base(name: str) -> str | None:
 
 def is_hub_id(name: str) -> bool:
     """Whether a name can be that of a model on the hub, ``owner/name``."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", name) is not None
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def base_of(folder: Path) -> str | None:
@@ -141,6 +137,25 @@ def base_of(folder: Path) -> str | None:
 def _has_weights(folder: Path) -> bool:
     patterns = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
     return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
+
+
+def _check_copies(folder: Path, given: str) -> None:
+    """Refuse weights in one file and in several.
+
+    An index that lists that one file, or files that are not there, is no second copy. A pickle beside safetensors is
+    not read, as in transformers: repositories keep it for older versions.
+    """
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        listed = sorted(set(index["weight_map"].values()) - {"model.safetensors"})
+        others = [name for name in listed if (folder / name).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if others and (folder / "model.safetensors").is_file():
+        raise ModelError(
+            f"{given} holds its weights twice, in model.safetensors and in the files that model.safetensors.index.json "
+            f"lists (first: {others[0]}), and nothing says which are newer; keep only one of the two"
+        )
 
 
 def _check_config(name: str, given: str) -> None:
@@ -256,6 +271,13 @@ def _cause(model: Any, missing: list[str], unexpected: list[str], mismatched: bo
             "tie_word_embeddings in config.json should be true"
         )
     if missing and _layers(missing) and not unexpected:
+        kinds = {re.sub(r"\.\d+\.", ".*.", key, count=1) for key in missing}
+        if len(_layers(missing)) == layers and len(missing) == len(kinds) * layers < len(list(model.parameters())) / 2:
+            return (
+                f"every layer lacks the same weights ({', '.join(sorted(kinds)[:3])}): a setting in config.json, such "
+                "as one for biases, asks for weights that this model does not have, or they were left out when it was "
+                "saved"
+            )
         numbers = ", ".join(map(str, _layers(missing)))
         return f"a file is missing, or num_hidden_layers in config.json is too large; layers concerned: {numbers}"
     if any(re.match(r"(v_head|value_head|score|classifier)\b", key) for key in unexpected):
@@ -282,7 +304,7 @@ def _with_adapter(model: Any, folder: str, base: str, given: str) -> Any:
         ) from error
     config.base_model_name_or_path = base
     if not any((Path(folder) / f"adapter_model.{ending}").is_file() for ending in ("safetensors", "bin")):
-        raise ModelError(f"{given}: the weights of its adapter are missing (adapter_model.safetensors)")
+        raise ModelError(f"{given}: the weights of its adapter are missing (adapter_model.safetensors); save it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated names between the two libraries; missing keys are below

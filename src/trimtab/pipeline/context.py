@@ -15,7 +15,7 @@ from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.ui import Bar, Ui
 from trimtab.records import Demonstration, Loaded, Preference, Prompt, Rating, load
 from trimtab.storage import MetricsLog, RunFolder
-from trimtab.trainers import ALONE, Checkpoints, Group, Session, split_holdout, step_seed
+from trimtab.trainers import ALONE, Checkpoints, Group, Session, held_out, step_seed
 
 LISTED = 5
 """Rows that are named with their reason where some cannot be rendered; all are counted."""
@@ -165,7 +165,7 @@ class Context:
         everything = list(self.load(source, Prompt).records) if source else []
         if data.heldout:
             return everything, list(self.load(data.heldout, Prompt).records)
-        _, held = split_holdout([p.id for p in everything], data.heldout_share, self.seed("heldout"))
+        held = held_out([p.id for p in everything], data.heldout_share, self.seed("heldout"))
         return everything, [everything[i] for i in held]
 
     def _fitting(

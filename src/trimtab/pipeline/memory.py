@@ -168,9 +168,8 @@ def stage_gb(
     parts = (ranks or parts_of_weights(config.scale)) if full and config.scale.shard else 1
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
-    trained = (
-        4 * weights / parts if full else 4 * _adapter_parameters(shape, section.adapter)
-    )  # with gradient and two moments
+    # with gradient and two moments
+    trained = 4 * weights / parts if full else 4 * _adapter_parameters(shape, section.adapter)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
     critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
     held = frozen + trained * (2 if critic else 1)

@@ -32,7 +32,7 @@ from trimtab.trainers.place import Place
 from trimtab.trainers.preference import evaluate_preference, train_preference
 from trimtab.trainers.process import ProcessConfig, encode_solutions, score_solutions, train_process
 from trimtab.trainers.progress import Session
-from trimtab.trainers.rankings import PairVote, Ranking, encode_preferences, learnable, split_holdout
+from trimtab.trainers.rankings import PairVote, Ranking, encode_preferences, held_out, learnable, split_holdout
 from trimtab.trainers.ranks import Ranks
 from trimtab.trainers.reference import answer_logprobs, check_reference_update, reference_logprobs
 from trimtab.trainers.reward import prepared_states, score_rankings, train_reward
@@ -152,6 +152,7 @@ __all__ = [
     "encode_solutions",
     "evaluate_kto",
     "evaluate_preference",
+    "held_out",
     "hidden_states",
     "judged_from_rankings",
     "known_answers",

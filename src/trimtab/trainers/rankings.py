@@ -249,13 +249,18 @@ def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int
     Raises:
         DataError: nothing is left to train on.
     """
+    held = held_out(ids, share, seed)
+    if ids and len(held) == len(ids):
+        raise DataError(f"a holdout of {share:g} leaves none of {len(set(ids))} entries to train on; lower it")
+    return sorted(set(range(len(ids))).difference(held)), held
+
+
+def held_out(ids: Sequence[str], share: float, seed: int) -> list[int]:
+    """Indices to set aside; all entries with one id are set aside together."""
     unique = sorted(set(ids))
     random.Random(f"{seed}|holdout").shuffle(unique)
     held = set(unique[: round(len(unique) * share)])
-    train = [i for i, name in enumerate(ids) if name not in held]
-    if ids and not train:
-        raise DataError(f"a holdout of {share:g} leaves none of {len(unique)} entries to train on; lower it")
-    return train, [i for i, name in enumerate(ids) if name in held]
+    return [i for i, name in enumerate(ids) if name in held]
 
 
 def tokens_of_rankings(rankings: Sequence[Ranking], device: torch.device) -> Batch:

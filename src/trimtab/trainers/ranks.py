@@ -96,12 +96,18 @@ class Ranks(Group):
             self._arrive(phase)
             with self.explained():
                 message = (phase, *_attempted(compute))
+            self._tell(message[2])
         else:
             message = (phase, *_attempted(compute))
             self._arrive(phase)
         messages: list[Any] = [None] * self.size
-        with self._explained(phase):
-            dist.all_gather_object(messages, message, group=self._objects)
+        try:
+            with self._explained(phase):
+                dist.all_gather_object(messages, message, group=self._objects)
+        except RankError:
+            if message[2] is not None:  # the others were in a pass that this rank left
+                raise message[2] from None
+            raise
         phases = [other for other, _, _ in messages]
         if set(phases) != {phase}:
             where = ", ".join(f"rank {rank} at {name!r}" for rank, name in enumerate(phases))
@@ -175,6 +181,19 @@ class Ranks(Group):
         with self._store_errors():
             self._store.set(f"at/{self.rank}", f"{self._meetings}|{phase}")
 
+    def _tell(self, error: TrimtabError | None) -> None:
+        """Leave word of an error for ranks that wait for this one in a pass of a sharded model."""
+        if error is not None:
+            with self._store_errors():
+                self._store.set(f"failed/{self.rank}", f"{self._meetings}|{type(error).__name__}: {error}")
+
+    def _failed(self, rank: int) -> str | None:
+        """The error that another rank met in this meeting, if any."""
+        if not self._store.check([f"failed/{rank}"]):
+            return None
+        meeting, _, text = self._text(f"failed/{rank}").partition("|")
+        return text if int(meeting) == self._meetings else None
+
     def _wait_for_first(self, phase: str) -> None:
         """Until the first rank has opened this meeting. It may work for hours, but must not fall silent."""
         last, heard = "", time.monotonic()
@@ -243,7 +262,7 @@ class Ranks(Group):
             self._store.set(f"lost/{self.rank}", "1")
             others = [rank for rank in range(self.size) if rank != self.rank]
             self._poll(lambda: all(self._ended(r) or self._store.check([f"lost/{r}"]) for r in others), 1.0)
-            stopped = {rank: text for rank in others if (text := self._ended(rank)) is not None}
+            stopped = {rank: text for rank in others if (text := self._failed(rank) or self._ended(rank)) is not None}
             late = [rank for rank in others if self._at(rank)[0] < self._meetings and rank not in stopped]
             silent = [rank for rank in others if not self._store.check([f"lost/{rank}"]) and rank not in stopped]
             causes = {rank: text for rank, text in stopped.items() if not text.startswith(RankError.__name__)}
