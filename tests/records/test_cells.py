@@ -17,6 +17,7 @@ from trimtab.records.cells import (
     BEYOND_TEXT,
     FLAGS,
     HISTORY,
+    PASSAGES,
     SYSTEM,
     TIES,
     TRAINED,
@@ -148,7 +149,7 @@ def test_spellings_of_a_preference_with_input(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("input", "2, 2"), ("context", "Once"), ("passage", "x"), ("choices", ["a", "b"]), ("options", {"A": "1"})],
+    [("input", "2, 2"), ("context", "Once"), ("passage", "x"), ("article", "It rains."), ("choices", ["a", "b"]), ("options", {"A": "1"})],
 )
 @pytest.mark.parametrize("name", ["trl-prompt-only", "trl-prompt-completion", "question-answer", "trl-preference"])
 def test_a_part_of_the_question_that_the_prompt_lacks(name: str, column: str, value: Any) -> None:
@@ -223,12 +224,24 @@ def test_a_row_that_is_not_to_be_trained(name: str) -> None:
         with pytest.raises(RowError, match=f"'{column}' is false"):
             rows_of(ROWS[name] | {column: 0})
         assert rows_of(ROWS[name] | {column: True}) == plain
-    with pytest.raises(RowError, match="'skip' is text, expected true or false"):
-        rows_of(ROWS[name] | {"skip": "perhaps"})
+
+
+@pytest.mark.parametrize("value", ["The [MASK] sat.", 3, [1, 2], 0.5])
+@pytest.mark.parametrize("column", ["masked", "skip", "train"])
+def test_a_column_named_like_a_flag_that_is_no_boolean_is_metadata(column: str, value: Any) -> None:
+    [prompt] = rows_of({"prompt": "Q", column: value, "exclude": "", "deleted": None})
+    assert isinstance(prompt, Prompt) and prompt.metadata == {column: value}
+
+
+@pytest.mark.parametrize("column", PASSAGES)
+def test_one_word_beside_a_prompt_is_no_passage(column: str) -> None:
+    [prompt] = rows_of({"prompt": "Q", column: "doc-17"})
+    assert isinstance(prompt, Prompt) and prompt.metadata == {column: "doc-17"}
 
 
 def test_a_user_turn_that_is_not_left_out_asks_for_nothing() -> None:
-    assert rows_of({"messages": [user("Q", deleted=False, skip=0), assistant("A")]}) == rows_of(ROWS["messages"])
+    turn = user("Q", deleted=False, skip=0, include=True, is_train=1)
+    assert rows_of({"messages": [turn, assistant("A")]}) == rows_of(ROWS["messages"])
 
 
 @pytest.mark.parametrize("name", ["trl-preference", "whole", "orca", "hh"])

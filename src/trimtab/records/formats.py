@@ -148,7 +148,7 @@ def doubts(form: Format, columns: Columns) -> list[str]:
 
 def _metadata(form: Format, columns: Columns) -> tuple[dict[str, Any], list[str]]:
     """The columns not used, as plain JSON, and the names of those that have no JSON form; null is left out."""
-    used = {*form.uses(columns), *MEANING}
+    used = {*form.uses(columns), *MEANING} - cells.other_meanings(columns)
     metadata: dict[str, Any] = {}
     dropped: list[str] = []
     for name, value in columns.items():
