@@ -303,7 +303,11 @@ NAMES_NONE = [
     ),
     *("It says [[A]].\nB is better.", '{"winner": "A"}\nVerdict: B', r"It ends with \boxed{A}. I pick B."),
     *("Output B, as written, is wrong.", "Answer B, because it ignores the prompt, loses.", r"\boxed{A, B}"),
-    *("Response A:\nIt is rude.\n\nTherefore B wins.", "Verdict: A, since it is short; B is better.", '{"winner": "A,B"}'),
+    *(
+        "Response A:\nIt is rude.\n\nTherefore B wins.",
+        "Verdict: A, since it is short; B is better.",
+        '{"winner": "A,B"}',
+    ),
     *('It says "winner": "B" and is wrong.', "A is better, B is best."),
     *("B is better at sums.", "Answer: A\n\\boxed{B}", "Verdict: B\nNo, wait: A"),
 ]

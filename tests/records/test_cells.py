@@ -149,7 +149,14 @@ def test_spellings_of_a_preference_with_input(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("input", "2, 2"), ("context", "Once"), ("passage", "x"), ("article", "It rains."), ("choices", ["a", "b"]), ("options", {"A": "1"})],
+    [
+        ("input", "2, 2"),
+        ("context", "Once"),
+        ("passage", "x"),
+        ("article", "It rains."),
+        ("choices", ["a", "b"]),
+        ("options", {"A": "1"}),
+    ],
 )
 @pytest.mark.parametrize("name", ["trl-prompt-only", "trl-prompt-completion", "question-answer", "trl-preference"])
 def test_a_part_of_the_question_that_the_prompt_lacks(name: str, column: str, value: Any) -> None:
