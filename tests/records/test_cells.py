@@ -154,6 +154,7 @@ def test_spellings_of_a_preference_with_input(row: dict[str, Any]) -> None:
         ("context", "Once"),
         ("passage", "x"),
         ("article", "It rains."),
+        ("document", "雨が降る。"),
         ("choices", ["a", "b"]),
         ("options", {"A": "1"}),
     ],
@@ -240,10 +241,21 @@ def test_a_column_named_like_a_flag_that_is_no_boolean_is_metadata(column: str, 
     assert isinstance(prompt, Prompt) and prompt.metadata == {column: value}
 
 
+def test_columns_beside_an_older_format_leave_it_what_it_is() -> None:
+    two = {"output_1": "x", "output_2": "y", "label": True}
+    [pair] = rows_of(ROWS["trl-preference"] | two)
+    assert isinstance(pair, Preference) and [c.text for c in pair.completions] != ["x", "y"]
+    [rating] = rows_of({"prompt": "Q", "completion": "A"} | two)
+    assert isinstance(rating, Rating)
+    [transcript] = rows_of(ROWS["hh"] | {"input": "an id"})
+    assert turns(transcript) == turns(rows_of(ROWS["hh"])[0])
+
+
+@pytest.mark.parametrize("value", ["doc-17", 17])
 @pytest.mark.parametrize("column", PASSAGES)
-def test_one_word_beside_a_prompt_is_no_passage(column: str) -> None:
-    [prompt] = rows_of({"prompt": "Q", column: "doc-17"})
-    assert isinstance(prompt, Prompt) and prompt.metadata == {column: "doc-17"}
+def test_one_word_beside_a_prompt_is_no_passage(column: str, value: Any) -> None:
+    [prompt] = rows_of({"prompt": "Q", column: value})
+    assert isinstance(prompt, Prompt) and prompt.metadata == {column: value}
 
 
 def test_a_user_turn_that_is_not_left_out_asks_for_nothing() -> None:
@@ -258,6 +270,9 @@ def test_a_tie(name: str, column: str) -> None:
     [pair] = rows_of(ROWS[name] | {column: "false"})
     assert isinstance(tie, Preference) and isinstance(pair, Preference)
     assert (tie.ranks, pair.ranks, tie.completions) == ((0, 0), (0, 1), pair.completions)
+    [counted] = rows_of(ROWS[name] | {column: 3})  # votes, say
+    assert isinstance(counted, Preference)
+    assert (counted.ranks, counted.prompt.metadata) == ((0, 1), pair.prompt.metadata | {column: 3})
     if name != "hh":
         with pytest.raises(RowError, match="is a tie and has a margin"):
             rows_of(ROWS[name] | {column: 1, "margin": 2})

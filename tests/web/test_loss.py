@@ -33,7 +33,8 @@ window.shown = () => {
   const checked = rows.map(row => row.querySelector('input:checked')?.dataset);
   return {
     item: task.dataset.item, version: task.dataset.version, complete: checked.every(Boolean),
-    said: checked.map(d => d ? [d.ranks ?? d.rank, d.strength] : null), locked: document.querySelector('.choices').inert,
+    said: checked.map(d => d ? [d.ranks ?? d.rank, d.strength] : null),
+    locked: document.querySelector('.choices').inert,
   };
 };
 const report = verdict => {

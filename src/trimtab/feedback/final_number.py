@@ -292,7 +292,7 @@ def _is_one_of_two(segment: str, end: int, value: Fraction) -> bool:
         return other is None
     following = _UNITS.match(segment, other[1])
     first, second = (units.split()[:1] for units in (match["unit"], following[0] if following else ""))
-    return first == second or not (first and second or "%" in (*first, *second))
+    return first == second or not ((first and second) or "%" in (*first, *second))
 
 
 def _start(text: str, place: int, low: int) -> int:

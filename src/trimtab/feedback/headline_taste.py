@@ -59,9 +59,7 @@ _NEVER_LAST = frozenset(
     """.split()
 )
 _NEVER_FIRST = frozenset("and or but of because so than".split())
-_ASKING = frozenset(
-    "asks ask asking asked wants want wanted needs need needed please wonders enquires requests".split()
-)
+_ASKING = frozenset("asks ask asking asked wants want wanted needs need needed please wonders enquires requests".split())
 _PREPOSITIONS = frozenset("across along behind beside inside near outside past round till towards".split())
 _BEFORE_ORDERS = frozenset("you to please somebody someone anybody anyone everyone people".split())
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
@@ -225,11 +223,7 @@ def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _function_share(headline_words: Sequence[str]) -> float:
-    return (
-        sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words) / len(headline_words)
-        if headline_words
-        else 0.0
-    )
+    return sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words) / len(headline_words) if headline_words else 0.0
 
 
 def _negation_changed(message: str, source: str, headline_words: Sequence[str]) -> bool:

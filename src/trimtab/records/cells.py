@@ -10,6 +10,7 @@ A record holds text. A column or key that changes what the text means is therefo
 Other columns stay in the metadata; :func:`trimtab.records.importers.read` lists them once, with their count.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ TURN_BEYOND_TEXT = (
 """Keys of a turn that a record cannot hold; a row in which one is not empty is refused."""
 
 PASSAGES = ("document", "article", "paragraph", "background")
-"""Columns that belong to a question where they hold several words; one word is an id, a name or a topic."""
+"""Columns that belong to a question, unless they hold one word of ASCII: an id, an address or a topic."""
 
 QUESTION = ("input", "context", "passage", *PASSAGES, "choices", "options")
 """Columns that belong to a question. Beside a prompt that does not contain them the row is refused."""
@@ -293,14 +294,14 @@ def check_meaning(columns: Columns) -> None:
 
 
 def other_meanings(columns: Columns) -> set[str]:
-    """Columns named like a flag of the row whose value is no boolean: they mean something else and are metadata."""
-    given = [name for name in (*TRAINED, *UNTRAINED) if not is_empty(columns.get(name))]
+    """Columns named like a flag or a tie whose value is no boolean: they mean something else and are metadata."""
+    given = [name for name in (*TRAINED, *UNTRAINED, *TIES) if not is_empty(columns.get(name))]
     return {name for name in given if literals.boolean(columns[name]) is None}
 
 
 def is_tie(columns: Columns) -> bool:
     """True: a column says that neither answer is better."""
-    return any(boolean(columns, name) for name in TIES if not is_empty(columns.get(name)))
+    return any(literals.boolean(columns.get(name)) is True for name in TIES)
 
 
 def weight(columns: Columns) -> float:
@@ -381,10 +382,11 @@ def question(columns: Columns, name: str) -> list[Message]:
             if other in used or other == name or is_empty(value):
                 continue
             pieces = value if literals.is_list(value) else [value]
-            if other in PASSAGES and not any(" " in str(piece).strip() for piece in pieces):
+            if other in PASSAGES and all(re.fullmatch(r"[!-~]*", str(piece).strip()) for piece in pieces):
                 continue
             if not all(str(piece).strip() in question_turns[0].content for piece in pieces):
                 raise RowError(
-                    f"{other!r} belongs to the question, and {name!r} does not contain it; put it in there, or drop the column"
+                    f"{other!r} belongs to the question, and {name!r} does not contain it; "
+                    "put it in there, or drop the column"
                 )
     return begin(columns, question_turns)
