@@ -18,6 +18,7 @@ from trimtab.records import Completion, Prompt
         *(
             ("No comment.", True, False),
             ("“No comment!”", True, False),
+            ("I have no comment.", True, False),
             ("**No comments.** Next question.", True, False),
         ),
         *(("There is no comment in this code.", False, False), ("No comment on line 3 is needed.", False, False)),

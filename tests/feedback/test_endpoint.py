@@ -465,6 +465,8 @@ def test_a_reply_cut_at_the_limit_says_so_and_only_these_are_asked_again(tmp_pat
         ("(A)", 1),
         ("A\nBecause it is", 1),
         ("Answer: A, because it is", 1),
+        ("A is better", 0),
+        ("A is better.", 1),
         ("<think>A or B?</think>B", 1),
         ("<think>A or B? So", 0),
         ("\\boxed{A", 0),

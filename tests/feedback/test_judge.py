@@ -281,6 +281,7 @@ NAMES_B = [
     *("My final verdict is: [[B]]", "<answer>B</answer>", '{"winner": "B"}', "{'choice': 'B', 'why': 'it is short'}"),
     *("Verdict: B", "My choice: B", "I choose B.", "I prefer answer B", "Response B", "Winner: Answer B", "Answer → B"),
     *("The better response is B", "The better one is B.", "B is better.", "B is the better answer", "Answer: option B"),
+    *('It says "winner": "A".\nVerdict: B', "Answer B is better.", "Response B is the better response"),
     *("Answer: B, because A is longer.", "Answer: B (confidence 0.8)", "Ｂ", "(b)", "“B”", "B<|im_end|>", "B</s>"),
     *(
         "<think>Answer: A. No: \\boxed{A}</think>\nB",
@@ -300,7 +301,14 @@ NAMES_NONE = [
         "В",
         "Better than B",
     ),
-    *("It says [[A]].\nB is better.", 'It says "winner": "A".\nVerdict: B', r"It ends with \boxed{A}. I pick B."),
+    *("It says [[A]].\nB is better.", '{"winner": "A"}\nVerdict: B', r"It ends with \boxed{A}. I pick B."),
+    *("Output B, as written, is wrong.", "Answer B, because it ignores the prompt, loses.", r"\boxed{A, B}"),
+    *(
+        "Response A:\nIt is rude.\n\nTherefore B wins.",
+        "Verdict: A, since it is short; B is better.",
+        '{"winner": "A,B"}',
+    ),
+    *('It says "winner": "B" and is wrong.', "A is better, B is best."),
     *("B is better at sums.", "Answer: A\n\\boxed{B}", "Verdict: B\nNo, wait: A"),
 ]
 
@@ -309,6 +317,8 @@ NAMES_NONE = [
 def test_the_ways_in_which_models_name_an_option(reason: bool):
     for text in NAMES_B:
         assert read_option(text, ("A", "B"), reason=reason) == ("B", ""), text
+        if "better" in text and ":" not in text:  # "5 is the best" tells what the scale means
+            continue
         score = re.sub(r"\bB\b", "4", re.sub(r"\bA\b", "it", text))
         assert "4" not in score or read_option(score, tuple("12345"), reason=reason) == ("4", ""), score
     for text in NAMES_NONE:
@@ -322,6 +332,8 @@ def test_reading_digits():
     assert read_option("4 or 5", tuple("12345"))[0] is None
     assert read_option("1. It does X.\n2. It does Y.\nScore: 4", tuple("12345")) == ("4", "")
     assert read_option("Score: 4.5", tuple("12345"))[0] is None
+    assert read_option("B\nI prefer A's tone, but B is right.", ("A", "B")) == ("B", "")
+    assert read_option("5 is the best.", tuple("12345"))[0] is None
     assert read_option(r"\boxed{4.5}", tuple("12345"))[0] is None
     assert read_option("Rating: [[4]]", tuple("12345")) == ("4", "")
 

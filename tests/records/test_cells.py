@@ -17,6 +17,7 @@ from trimtab.records.cells import (
     BEYOND_TEXT,
     FLAGS,
     HISTORY,
+    PASSAGES,
     SYSTEM,
     TIES,
     TRAINED,
@@ -148,7 +149,15 @@ def test_spellings_of_a_preference_with_input(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("input", "2, 2"), ("context", "Once"), ("passage", "x"), ("choices", ["a", "b"]), ("options", {"A": "1"})],
+    [
+        ("input", "2, 2"),
+        ("context", "Once"),
+        ("passage", "x"),
+        ("article", "It rains."),
+        ("document", "雨が降る。"),
+        ("choices", ["a", "b"]),
+        ("options", {"A": "1"}),
+    ],
 )
 @pytest.mark.parametrize("name", ["trl-prompt-only", "trl-prompt-completion", "question-answer", "trl-preference"])
 def test_a_part_of_the_question_that_the_prompt_lacks(name: str, column: str, value: Any) -> None:
@@ -223,12 +232,35 @@ def test_a_row_that_is_not_to_be_trained(name: str) -> None:
         with pytest.raises(RowError, match=f"'{column}' is false"):
             rows_of(ROWS[name] | {column: 0})
         assert rows_of(ROWS[name] | {column: True}) == plain
-    with pytest.raises(RowError, match="'skip' is text, expected true or false"):
-        rows_of(ROWS[name] | {"skip": "perhaps"})
+
+
+@pytest.mark.parametrize("value", ["The [MASK] sat.", 3, [1, 2], 0.5])
+@pytest.mark.parametrize("column", ["masked", "skip", "train"])
+def test_a_column_named_like_a_flag_that_is_no_boolean_is_metadata(column: str, value: Any) -> None:
+    [prompt] = rows_of({"prompt": "Q", column: value, "exclude": "", "deleted": None})
+    assert isinstance(prompt, Prompt) and prompt.metadata == {column: value}
+
+
+def test_columns_beside_an_older_format_leave_it_what_it_is() -> None:
+    two = {"output_1": "x", "output_2": "y", "label": True}
+    [pair] = rows_of(ROWS["trl-preference"] | two)
+    assert isinstance(pair, Preference) and [c.text for c in pair.completions] != ["x", "y"]
+    [rating] = rows_of({"prompt": "Q", "completion": "A"} | two)
+    assert isinstance(rating, Rating)
+    [transcript] = rows_of(ROWS["hh"] | {"input": "an id"})
+    assert turns(transcript) == turns(rows_of(ROWS["hh"])[0])
+
+
+@pytest.mark.parametrize("value", ["doc-17", 17])
+@pytest.mark.parametrize("column", PASSAGES)
+def test_one_word_beside_a_prompt_is_no_passage(column: str, value: Any) -> None:
+    [prompt] = rows_of({"prompt": "Q", column: value})
+    assert isinstance(prompt, Prompt) and prompt.metadata == {column: value}
 
 
 def test_a_user_turn_that_is_not_left_out_asks_for_nothing() -> None:
-    assert rows_of({"messages": [user("Q", deleted=False, skip=0), assistant("A")]}) == rows_of(ROWS["messages"])
+    turn = user("Q", deleted=False, skip=0, include=True, is_train=1)
+    assert rows_of({"messages": [turn, assistant("A")]}) == rows_of(ROWS["messages"])
 
 
 @pytest.mark.parametrize("name", ["trl-preference", "whole", "orca", "hh"])
@@ -238,6 +270,9 @@ def test_a_tie(name: str, column: str) -> None:
     [pair] = rows_of(ROWS[name] | {column: "false"})
     assert isinstance(tie, Preference) and isinstance(pair, Preference)
     assert (tie.ranks, pair.ranks, tie.completions) == ((0, 0), (0, 1), pair.completions)
+    [counted] = rows_of(ROWS[name] | {column: 3})  # votes, say
+    assert isinstance(counted, Preference)
+    assert (counted.ranks, counted.prompt.metadata) == ((0, 1), pair.prompt.metadata | {column: 3})
     if name != "hh":
         with pytest.raises(RowError, match="is a tie and has a margin"):
             rows_of(ROWS[name] | {column: 1, "margin": 2})

@@ -1,6 +1,7 @@
 """A person's whole work in a real browser: Debian's chromium, driven by Playwright."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -195,6 +196,31 @@ def test_arrows_scroll_and_an_adjudicator_has_the_keys_that_apply(page, server: 
     for letter in "fsn":
         page.keyboard.press(letter)
     expect(page.locator("#status")).to_have_text("")
+
+
+def test_a_reply_that_was_overtaken_says_nothing_new(page, server: Server, here: World):
+    here.configure(overlap=1, gold_every=0)
+    here.pairs(2)
+    join(page, here)
+    held: list[Any] = []
+    page.route("**/work/submit", lambda route: held.append((route, route.fetch())))
+    page.keyboard.press("6")
+    page.keyboard.press("Enter")
+    while not held:
+        page.wait_for_timeout(20)
+    other, third = page.context.new_page(), page.context.new_page()
+    for tab in (other, third):  # both at the next item
+        tab.goto("/work")
+        expect(tab.locator("#count")).to_have_text("1")
+    other.keyboard.press("z")
+    for tab in (other, third):
+        expect(tab.locator("#count")).to_have_text("0")
+    other.close()  # it would ask again
+    route, answer = held.pop()
+    route.fulfill(response=answer)
+    expect(page.locator("#status")).to_have_text("Saved.")
+    third.wait_for_timeout(300)  # what tabs tell each other
+    assert [tab.locator("#count").inner_text() for tab in (page, third)] == ["0", "0"]
 
 
 def test_ranking_by_dragging_and_by_keys(page, server: Server, here: World):

@@ -1,9 +1,9 @@
 """What the screen shows is what is stored: random keys and clicks in several tabs, over a connection that fails.
 
-The connection loses requests and replies, answers with errors and with somebody else's pages, delivers requests twice,
-and holds them back until later. Sessions end, and somebody signs in again in another tab. Tabs go back and forward.
-Afterwards the connection is good again. Nobody reloads anything, and every tab must show what is stored and be able to
-go on.
+Pairs and rankings come in turn. The connection loses requests and replies, answers with errors and with somebody else's
+pages, delivers requests twice, and holds them back until later. Sessions end, and somebody signs in again in another
+tab. Tabs go back and forward. Afterwards the connection is good again. Nobody reloads anything, and every tab must show
+what is stored and be able to go on.
 """
 
 import json
@@ -33,7 +33,8 @@ window.shown = () => {
   const checked = rows.map(row => row.querySelector('input:checked')?.dataset);
   return {
     item: task.dataset.item, version: task.dataset.version, complete: checked.every(Boolean),
-    said: checked.map(d => d ? [d.ranks, d.strength] : null), locked: document.querySelector('.choices').inert,
+    said: checked.map(d => d ? [d.ranks ?? d.rank, d.strength] : null),
+    locked: document.querySelector('.choices').inert,
   };
 };
 const report = verdict => {
@@ -50,6 +51,9 @@ window.addEventListener('click', e => { if (e.target.closest('[data-act=submit]'
 
 
 CLICK_OPTION = "n => document.querySelectorAll('.choices:not([inert]) label.option')[n]?.click()"
+CHOOSE_IN_TURN = """
+[...document.querySelectorAll('fieldset.row')].forEach((row, n) => row.querySelectorAll('label.option')[n].click())
+"""
 IDLE = "!document.querySelector('#work.busy')"
 
 
@@ -119,10 +123,12 @@ def said_in(body: str) -> Any:
 
 
 def said_on(screen: dict[str, Any]) -> Any:
-    if screen["said"][0] is None:
+    """What the rows of a form say, as it is stored: of a pair one row, of a ranking one for each answer."""
+    if None in screen["said"]:
         return None
-    ranks, strength = screen["said"][0]
-    return tuple(map(int, ranks.split(","))), round(float(strength or 0), 3)
+    ranks = [int(rank) for shown, _ in screen["said"] for rank in shown.split(",")]
+    levels = sorted(set(ranks))
+    return tuple(map(levels.index, ranks)), round(float(screen["said"][0][1] or 0), 3)
 
 
 def sign_in(tab: Any) -> None:
@@ -139,7 +145,9 @@ def sign_in(tab: Any) -> None:
 def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, seed: int):
     rng = random.Random(seed)
     here.configure(overlap=1, gold_every=0)
-    here.pairs(12)
+    for number in range(6):  # pairs and rankings in turn
+        here.pairs(1, prompt=f"pair {number}")
+        here.add({"prompt": f"ranking {number}", "answers": [f"one {number}", f"two {number}", f"three {number}"]})
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, base_url=server.url)
     network, recorded, problems = Network(rng), [], []
     context.expose_binding("record", lambda _, text: recorded.append(json.loads(text)))
@@ -167,7 +175,7 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
         elif act == "enter":
             tab.keyboard.press("Enter")
         elif act == "click":
-            tab.evaluate(CLICK_OPTION, rng.randrange(7))
+            tab.evaluate(CLICK_OPTION, rng.randrange(9))
         elif act == "submit":
             tab.evaluate("document.querySelector('.actions:not([inert]) [data-act=submit]')?.click()")
         elif act in ("skip", "undo"):
@@ -214,11 +222,11 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
             busy = t.evaluate("document.getElementById('work')?.classList.contains('busy')")
             if screen and screen["locked"] and busy:
                 key = (screen["item"], screen["version"])
-                before = frozen.setdefault(id(t), (key, said_on(screen)))
+                before = frozen.setdefault(id(t), (key, screen["said"]))
                 if before[0] == key:
-                    assert before[1] == said_on(screen), (seed, screen)
+                    assert before[1] == screen["said"], (seed, screen)
                 else:
-                    frozen[id(t)] = (key, said_on(screen))
+                    frozen[id(t)] = (key, screen["said"])
             else:
                 frozen.pop(id(t), None)
 
@@ -254,10 +262,14 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
         screen = tab.evaluate("window.shown()")
         if screen is None:
             continue
-        tab.keyboard.press("6")
+        if len(screen["said"]) > 1:
+            tab.evaluate(CHOOSE_IN_TURN)
+        else:
+            tab.keyboard.press("6")
         tab.keyboard.press("Enter")
+        words = ((0, 1, 2), 0) if len(screen["said"]) > 1 else ((1, 0), 0.667)
         deadline = time.monotonic() + 60
-        while stored(here).get(screen["item"], ())[1:] != ("judged", ((1, 0), 0.667)):
+        while stored(here).get(screen["item"], ())[1:] != ("judged", words):
             assert time.monotonic() < deadline, (seed, number, tab.locator("#status").inner_text())
             tab.wait_for_timeout(100)
         tab.wait_for_timeout(500)

@@ -49,7 +49,7 @@ DECLINES: tuple[str, ...] = (
 )
 """Phrases of a refusal, lower case."""
 
-_NO_COMMENT = re.compile(r"\W*no comments?\b[^\w\n]*(?:$|[.!\n])", flags=re.I)
+_NO_COMMENT = re.compile(r"\W*(?:i have\s+)?no comments?\b[^\w\n]*(?:$|[.!\n])", flags=re.I)
 """A refusal as a whole answer or its first sentence; within a sentence it may be about comments."""
 
 PREACHES: tuple[str, ...] = (

@@ -432,8 +432,11 @@ def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: b
     """
     if stated is None:
         return reason or failure != "refused"
-    if stated.end() < len(text) or re.search(r"\w", text[stated.end(1) :]):
+    rest = text[stated.end(1) :]
+    if stated.end() < len(text):
         return False
+    if re.search(r"\w", rest):
+        return re.fullmatch(r"[\w\s]+", rest) is not None  # "A is better" may go on "in style"
     return re.search(r"\w", stated.string[stated.start() : stated.start(1)]) is not None
 
 

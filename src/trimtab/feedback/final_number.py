@@ -22,21 +22,25 @@ _NOT_A_NUMBER = re.compile(
 )
 _ON_TO_EQUALS = re.compile(rf"(?:(?!\b(?:{_STOP})\b)[^=,;])*=")
 _POWER_OF_UNIT = re.compile(r"([A-Za-z])\s*\^?\s*\(?-?\d\)?")
-_ROOT = re.compile(r"sqrt|√|(?<![A-Za-z])(?:pi|log|ln|sin|cos|tan)(?![A-Za-z])|π")
-_TWO_NUMBERS = re.compile(rf"{_UNITS.pattern}\s*(?:or|to)\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[-+(]?\s*[\d.]*\d")
+_ROOT = re.compile(r"sqrt|√|(?<![A-Za-z])pi(?![A-Za-z])|π|(?<![A-Za-z])(?:log|ln|sin|cos|tan)(?:_\w+)?[\s^(_-]*$")
+_DIGITS = r"[-+(]?\s*[\d.]*\d"
+_PLACES = r"\d*\s*(?:decimal|significant|sig|place|digit|figure|[ds]\.?[pf]\b)"
+_OR = re.compile(rf"(?P<unit>{_UNITS.pattern})\s*\bor\s+(?:maybe\s+|perhaps\s+|possibly\s+)?(?={_DIGITS})")
+_TO = re.compile(rf"\s*(?:\bto\s+{_DIGITS}(?!{_PLACES})|(?P<unit>{_WORD})\s+to\s+{_DIGITS}\s*(?P=unit))")
 _BETWEEN = re.compile(r"\bbetween\s*$", flags=re.I)
 
 _BOXED = re.compile(r"\\?f?box(?:ed)?\s*(?=\{)")
 _BOXED_BARE = re.compile(r"\\boxed\s+([^\s{}]+)")
 _HASHES = re.compile(r"####([^\n]*)")
 _IS = (
-    r"is|are|was|were|equals|becomes|(?:should|must|will|would|could|may|might) be"
+    r"is|are|was|were|equals|becomes|(?:should|must|will|would) be"
     r"|(?:comes|turns|works) (?:out )?to(?: be)?"
 )
-_ANSWER = re.compile(rf"(?<!/)\banswer\b[^\n.\d]{{0,40}}?(?:\b(?:{_IS})\b|[:=>])", flags=re.I)
+_EARLIER = "".join(rf"(?<!{word} )" for word in ("first", "initial", "original", "previous", "earlier"))
+_ANSWER = re.compile(rf"(?<!/){_EARLIER}\banswer\b[^\n.\d]{{0,40}}?(?:\b(?:{_IS})\b|[:=>])", flags=re.I)
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*", flags=re.S | re.I)
 _DENIED = re.compile(
-    rf"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?)?-?(?:{_UNSIGNED})",
+    rf"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?)?-?(?:{_UNSIGNED})(?:\s*/\s*\d+)?",
     flags=re.I,
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -269,13 +273,26 @@ def _read(segment: str, *, whole: bool) -> Fraction | None:
     if _ROOT.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is worked out
         further = _ON_TO_EQUALS.match(segment, end)
         return None if further is None else _read(segment[further.end() :], whole=whole)
-    if _TWO_NUMBERS.match(segment, end) or _BETWEEN.search(before):
+    if _TO.match(segment, end) or _BETWEEN.search(before) or _is_one_of_two(segment, end, value):
         return None
     if whole:
         rest = _POWER_OF_UNIT.sub(r"\1", segment[end:])
         if re.search(r"[\d+*=^(\\√π]", rest) or re.search(r"[\w)]\s*[-+*/^(]+\s*$", before):
             return None
     return value
+
+
+def _is_one_of_two(segment: str, end: int, value: Fraction) -> bool:
+    """Does another value follow after "or"? One in another unit, as in "90 minutes or 1.5 hours", is the same again."""
+    match = _OR.match(segment, end)
+    if match is None:
+        return False
+    other = _Expression(segment).parse(match.end())
+    if other is None or other[0] == value:
+        return other is None
+    following = _UNITS.match(segment, other[1])
+    first, second = (units.split()[:1] for units in (match["unit"], following[0] if following else ""))
+    return first == second or not ((first and second) or "%" in (*first, *second))
 
 
 def _start(text: str, place: int, low: int) -> int:

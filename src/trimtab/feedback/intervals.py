@@ -136,10 +136,11 @@ def clustered_wilson_interval(
     The number of trials is replaced by the effective one: n divided by the design effect, which is the variance of the
     ratio estimator between the G groups, ``Var = G/(G−1) · Σ_c (Σ_{i∈c} (x_i − p̂))² / n²``, over
     ``p̂ (1 − p̂) / (n − 1)``, and times ``(t_{n−1} / t_{G−1})²``, because a variance from few groups is uncertain;
-    E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998), 193–201. It is never more than the number of items and
-    never less than ``n² / Σ_c n_c²``, the number of groups of equal size: where the items of each group agree, a group
-    counts once. So it does where every outcome is the same, and the data say nothing about the variance within a group.
-    With groups of one it is Wilson's interval. Decision 72 has its coverage.
+    E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998), 193–201, who put it into Clopper and Pearson's
+    interval. Departures: Wilson's interval, and a floor. It is never more than the number of items and never less
+    than ``n² / Σ_c n_c²``, the number of groups of equal size: where the items of each group agree, a group counts
+    once. So it does where every outcome is the same, and the data say nothing about the variance within a group. With
+    groups of one it is Wilson's interval. Decision 72 has its coverage.
 
     Args:
         outcomes: 1 right, 0 wrong, 0.5 tied.

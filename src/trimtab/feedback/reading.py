@@ -9,15 +9,16 @@ _REFUSAL = re.compile(
     r"i won['’]t|i will not|as an ai)\b"
 )
 _HEAD = r"(?:answer|option|score|rating|verdict|choice|winner|response|output|decision|judge?ment|assistant)"
-_STATED = (
-    r"(?:(?:(?:the|my|i)\s+)?(?:(?:final|better|best|overall)\s+)?"
-    rf"(?:{_HEAD}|one|choose|pick|prefer|select|vote\s+for)\b\W*(?:is\b\W*)?){{1,2}}"
-)
-_BETTER = rf"(?:\s+is\s+(?:the\s+)?(?:better|best)(?:\s+(?:{_HEAD}|one))?)?"
-_WHY = r"(?:\s*[,;(–-]\s*(?:because|since|as|confidence)\b[^\n]*)?"
+_OF = r"(?:(?:the|my|i)\s+)?(?:(?:final|better|best|overall)\s+)?"
+_CHOOSE = r"(?:choose|pick|prefer|select|vote\s+for)"
+_STATED = rf"(?:{_OF}(?:{_HEAD}|one|{_CHOOSE})\b\W*(?:is\b\W*)?){{1,2}}"
+_DECIDED = rf"{_OF}(?:(?:{_HEAD}|one)\b\W*?(?:[:=→]|is\b)|{_CHOOSE}\b)\W*(?:{_HEAD}\s+)?"
+"""Before an option that may have its reason after it; "Answer A, as written, is wrong" decides nothing."""
+_BETTER = rf"\s+is\s+(?:the\s+)?(?:better|best)(?:\s+(?:{_HEAD}|one))?"
+_WHY = r"\s*[,;(–-]\s*(?:because|since|as|confidence)\b[^\n]*"
 _MARKED = (
     r"(?:\\boxed\s*\{\s*(?:\\\w+\s*\{)?|\[\[|<(?:answer|verdict|choice)>|"
-    rf"""["'](?:{_HEAD}|preferred|better)["']\s*:\s*["']?)\s*(?:{_HEAD}\s+)?"""
+    rf"""(?:^|[{{,])\s*["'](?:{_HEAD}|preferred|better)["']\s*:\s*["']?)\s*(?:{_HEAD}\s+)?"""
 )
 """Before an option that stands for itself: ``\\boxed{B}``, ``[[B]]``, ``<answer>B</answer>``, ``"winner": "B"``."""
 _BLANK = re.compile(r"(?is)\A.*</think(?:ing)?>|<think(?:ing)?>.*|<\|[^|>\n]{1,40}\|>|</?(?:s|eos|end_of_turn)>")
@@ -27,7 +28,7 @@ _ANSWER_LINE = re.compile(r"(?im)^\W*(?:(?:the|my)\s+)?(?:final\s+)?answer\W*:")
 _TAKEN_BACK = (
     r"(?im)^\W*(?:no|wait|actually|hmm|sorry|correction|rather|instead|on\s+(?:second\s+thoughts?|reflection))\b"
     r".*\b(?-i:{0})\b|\b(?-i:{0})\s+(?:is|was|seems)\s+(?:\w+ly\s+|the\s+|much\s+)*(?:better|best|right|correct)\b"
-    r"|\bI\s+(?:would\s+)?(?:choose|pick|prefer|select|vote\s+for)\s+(?:\w+\s+)?(?-i:{0})\b"
+    r"|\bI\s+(?:would\s+)?(?:choose|pick|prefer|select|vote\s+for)\s+(?:\w+\s+)?(?-i:{0})\b(?!['’])"
 )
 """Of a later line: it prefers another option, ``{0}``, than the one stated."""
 
@@ -56,7 +57,7 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
     text = _BLANK.sub(lambda blank: re.sub(r"[^\n]", " ", blank[0]), text).translate(_FULL_WIDTH)  # every place stays
     if not text.strip():
         return None, "empty"
-    marked, stated, alone, after_answer = _patterns(tuple(options))
+    marked, *lines, after_answer = _patterns(tuple(options))
     answers = list(_ANSWER_LINE.finditer(text)) if reason else []
     if answers and (match := after_answer.match(text, answers[-1].end())):
         return match, ""
@@ -64,14 +65,14 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
         return None, "refused"
     statements = [] if answers else list(marked.finditer(text))
     if not reason:
-        statements += [*stated.finditer(text), *alone.finditer(text)]
+        statements += [match for line in lines for match in line.finditer(text)]
     elif not answers:
         end = len(text.rstrip())
         begin = text.rfind("\n", 0, end) + 1
-        statements += [match for line in (stated, alone) if (match := line.match(text, begin, end))]
+        statements += [match for line in lines if (match := line.match(text, begin, end))]
     if len({statement[1].lower() for statement in statements}) == 1:
         others = [o for o in options if o.isalpha() and o.lower() != statements[0][1].lower()]
-        if any(re.search(_TAKEN_BACK.format(o), text[statements[0].end() :]) for o in others):
+        if any(re.search(_TAKEN_BACK.format(o), text[statements[0].end(1) :]) for o in others):
             return None, "both"
         return statements[0], ""
     named = {o for o in options if re.search(rf"\b{re.escape(o)}\b", text)}
@@ -80,16 +81,19 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
 
 @cache
 def _patterns(options: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    """A marked option, a line that states one, a line of it alone, what follows ``Answer:``; group 1 is the option."""
+    """A marked option, lines that state one in four ways, what follows ``Answer:``; group 1 is the option."""
     of_five = r"(?:\s*/\s*5)?" if "5" in options else ""
-    one = rf"({'|'.join(map(re.escape, options))}){of_five}"
-    end = r"[^\w\n]*$"
+    names = "|".join(map(re.escape, options))
+    one, end = rf"({names}){of_five}", r"[^\w\n]*$"
+    better = "(?!)" if of_five else _BETTER  # "5 is the best" tells what the scale means
     return tuple(
         re.compile(pattern, re.I | re.M)
         for pattern in (
-            rf"{_MARKED}\(?{one}\)?\s*(?:[\]}}<\"',]|\Z)",
-            rf"^[^\w\n]*{_STATED}{one}{_WHY}{end}",
-            rf"^[^\w\n]*{one}{_BETTER}{end}",
-            rf"[^\w\n]*\n*[^\w\n]*(?:\\boxed\s*\{{\s*(?:\\\w+\s*\{{)?\s*|{_HEAD}\s+)?{one}{_WHY}{end}",
+            rf"{_MARKED}\(?{one}\)?\s*(?:[\]}}<\"']|,(?!\s*[\"']?(?:{names})\b)|\Z)",
+            rf"^[^\w\n]*{_STATED}{one}[^\w\n:]*$",  # "Answer A:" heads what is said of A
+            rf"^[^\w\n]*{_DECIDED}{one}(?:{_WHY})?{end}",
+            rf"^[^\w\n]*{one}{end}",
+            rf"^[^\w\n]*(?:(?:the\s+)?{_HEAD}\s+)?{one}{better}{end}",
+            rf"[^\w\n]*\n*[^\w\n]*(?:\\boxed\s*\{{\s*(?:\\\w+\s*\{{)?\s*|{_HEAD}\s+)?{one}(?:{_WHY})?{end}",
         )
     )

@@ -10,6 +10,7 @@ A record holds text. A column or key that changes what the text means is therefo
 Other columns stay in the metadata; :func:`trimtab.records.importers.read` lists them once, with their count.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,8 +74,11 @@ _LEFT_OUT = (
     *("skip", "exclude", "excluded", "deleted", "is_deleted"),
 )
 
+_PART_OF = ("is_train", "include")
+"""Flags that name a split or a conversation where they are true; true of a user's turn, they ask for nothing."""
+
 UNTRAINED = ("masked", "is_masked", *_LEFT_OUT)
-"""Keys of a turn, and columns of a row, that say that it is not trained."""
+"""Keys of a turn, and columns of a row, that say where true that it is not trained."""
 
 FLAGS = (
     *("weight", "train", "training", "trainable", "trained", "is_train", "to_train", "train_on_turn", "learn"),
@@ -94,7 +98,10 @@ TURN_BEYOND_TEXT = (
 )
 """Keys of a turn that a record cannot hold; a row in which one is not empty is refused."""
 
-QUESTION = ("input", "context", "passage", "document", "article", "paragraph", "background", "choices", "options")
+PASSAGES = ("document", "article", "paragraph", "background")
+"""Columns that belong to a question, unless they hold one word of ASCII: an id, an address or a topic."""
+
+QUESTION = ("input", "context", "passage", *PASSAGES, "choices", "options")
 """Columns that belong to a question. Beside a prompt that does not contain them the row is refused."""
 
 MEANING = frozenset((*SYSTEM, *HISTORY, *WEIGHTS, *TRAINED, *UNTRAINED, "mask", *BEYOND_TEXT, *SWITCHES))
@@ -221,7 +228,7 @@ def _message(item: Columns) -> Message:
     if not is_empty(name) and ROLES.get(str(name).lower()) != speaker:
         raise RowError("has a 'name', which a record does not hold; write the speaker's name into the text")
     trained = _trained(item)
-    asked = any(item.get(key) is not None for key in FLAGS if key not in _LEFT_OUT)
+    asked = any(item.get(key) is not None for key in FLAGS if key not in (*_LEFT_OUT, *_PART_OF))
     if speaker != "assistant" and trained and asked:
         raise RowError("asks for a loss on this turn, and only the assistant's turns are trained")
     content = "value" if "value" in item and item.get("content") is None else "content"
@@ -276,7 +283,7 @@ def check_meaning(columns: Columns) -> None:
         if value is not None and literals.boolean(value) is False:
             raise RowError(f"{name!r} is false: the row is not to be trained")
     for name in UNTRAINED:
-        if not is_empty(columns.get(name)) and boolean(columns, name):
+        if literals.boolean(columns.get(name)) is True:
             raise RowError(f"{name!r} is true: the row is not to be trained")
     labels = columns.get("labels")
     if literals.is_list(labels) and labels and all(type(label) is int for label in labels):
@@ -286,9 +293,15 @@ def check_meaning(columns: Columns) -> None:
         raise RowError("'mask' is not the user: all turns of the assistant are trained and no others; drop the column")
 
 
+def other_meanings(columns: Columns) -> set[str]:
+    """Columns named like a flag or a tie whose value is no boolean: they mean something else and are metadata."""
+    given = [name for name in (*TRAINED, *UNTRAINED, *TIES) if not is_empty(columns.get(name))]
+    return {name for name in given if literals.boolean(columns[name]) is None}
+
+
 def is_tie(columns: Columns) -> bool:
     """True: a column says that neither answer is better."""
-    return any(boolean(columns, name) for name in TIES if not is_empty(columns.get(name)))
+    return any(literals.boolean(columns.get(name)) is True for name in TIES)
 
 
 def weight(columns: Columns) -> float:
@@ -369,6 +382,11 @@ def question(columns: Columns, name: str) -> list[Message]:
             if other in used or other == name or is_empty(value):
                 continue
             pieces = value if literals.is_list(value) else [value]
+            if other in PASSAGES and all(re.fullmatch(r"[!-~]*", str(piece).strip()) for piece in pieces):
+                continue
             if not all(str(piece).strip() in question_turns[0].content for piece in pieces):
-                raise RowError(f"{other!r} belongs to the question, and {name!r} does not contain it; put it in there")
+                raise RowError(
+                    f"{other!r} belongs to the question, and {name!r} does not contain it; "
+                    "put it in there, or drop the column"
+                )
     return begin(columns, question_turns)

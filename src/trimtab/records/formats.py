@@ -10,16 +10,16 @@ oasst                  prompt (a message with replies in replies), OpenAssistant
 ultrafeedback          instruction, completions (response, overall_score or            Preference
                        fine-grained_score); or chosen, rejected, score_chosen,
                        score_rejected
-two-answers            instruction, input or prompt, output_1, output_2, label or      Preference
-                       preference (1 or 2), and its like
-                       (:mod:`trimtab.records.two_answers`)
-openai-preference      input (messages), preferred_output, non_preferred_output        Preference
 trl-unpaired           prompt, completion, label (true: thumbs up)                     Rating
 trl-preference         prompt (or instruction with input, question, conversations,     Preference
                        messages or input), chosen, rejected (text or messages); or
                        chosen, rejected as whole conversations; margin and tie where
                        given
 hh                     chosen, rejected: "\n\nHuman: … \n\nAssistant: …" transcripts       Preference
+two-answers            instruction, input or prompt, output_1, output_2, label or      Preference
+                       preference (1 or 2), and its like
+                       (:mod:`trimtab.records.two_answers`)
+openai-preference      input (messages), preferred_output, non_preferred_output        Preference
 trl-prompt-completion  prompt, completion (text or messages)                           Demonstration
 messages               messages (role, content)                                        Demonstration, or
                                                                                        Prompt without answer
@@ -148,7 +148,7 @@ def doubts(form: Format, columns: Columns) -> list[str]:
 
 def _metadata(form: Format, columns: Columns) -> tuple[dict[str, Any], list[str]]:
     """The columns not used, as plain JSON, and the names of those that have no JSON form; null is left out."""
-    used = {*form.uses(columns), *MEANING}
+    used = {*form.uses(columns), *MEANING} - cells.other_meanings(columns)
     metadata: dict[str, Any] = {}
     dropped: list[str] = []
     for name, value in columns.items():
@@ -190,20 +190,6 @@ FORMATS: dict[str, Format] = {
             read=rows.read_ultrafeedback,
         ),
         Format(
-            name="two-answers",
-            columns="instruction, input or prompt, output_1, output_2, label or preference; and its like",
-            matches=lambda c: two_answers.layout(c) is not None,
-            uses=two_answers.uses,
-            read=two_answers.read,
-        ),
-        Format(
-            name="openai-preference",
-            columns="input with messages, preferred_output, non_preferred_output",
-            matches=rows.has("input", "preferred_output", "non_preferred_output"),
-            uses=rows.uses("input", "preferred_output", "non_preferred_output"),
-            read=rows.read_openai_preference,
-        ),
-        Format(
             name="trl-unpaired",
             columns="prompt, completion, label",
             matches=rows.has("prompt", "completion", "label"),
@@ -223,6 +209,20 @@ FORMATS: dict[str, Format] = {
             matches=rows.has("chosen", "rejected"),
             uses=rows.uses("chosen", "rejected", *cells.TIES),
             read=rows.read_hh,
+        ),
+        Format(
+            name="two-answers",
+            columns="instruction, input or prompt, output_1, output_2, label or preference; and its like",
+            matches=lambda c: two_answers.layout(c) is not None,
+            uses=two_answers.uses,
+            read=two_answers.read,
+        ),
+        Format(
+            name="openai-preference",
+            columns="input with messages, preferred_output, non_preferred_output",
+            matches=rows.has("input", "preferred_output", "non_preferred_output"),
+            uses=rows.uses("input", "preferred_output", "non_preferred_output"),
+            read=rows.read_openai_preference,
         ),
         Format(
             name="trl-prompt-completion",

@@ -432,4 +432,7 @@ def is_preference(columns: Columns) -> bool:
     """True: a pair with its prompt in a column, or in both conversations."""
     if not has("chosen", "rejected")(columns):
         return False
-    return any(name in columns for name in _ASKING) or isinstance(columns["chosen"], list)
+    if isinstance(columns["chosen"], list) or any(name in columns for name in _ASKING if name != "input"):
+        return True
+    chosen = columns["chosen"]  # beside a transcript, which holds its prompt, "input" is something else
+    return "input" in columns and not (isinstance(chosen, str) and chosen.lstrip().startswith("Human:"))

@@ -20,6 +20,8 @@ class Own:
     """Items judged, passed on or flagged; training items are not counted."""
     last: int | None
     """Version of the last judgement, which can be taken back; None: there is none."""
+    as_of: int
+    """The newest event when this was read; what another reply says is older where its number is lower."""
 
 
 def own_work(database: Database, person: int) -> Own:
@@ -27,9 +29,10 @@ def own_work(database: Database, person: int) -> Own:
     by_person = judgements.c.person_id == person
     counted = select(func.count()).join(items, items.c.id == judgements.c.item_id)
     with database.read() as c:
+        as_of = c.scalar(select(func.max(events.c.seq)))
         judged = c.scalar(counted.where(by_person, func.coalesce(items.c.role, "") != "training"))
         last = c.scalar(select(func.max(judgements.c.seq)).where(by_person, judgements.c.adjudication.is_(False)))
-    return Own(judged=judged or 0, last=last)
+    return Own(judged=judged or 0, last=last, as_of=as_of or 0)
 
 
 def remaining(database: Database, person: int) -> int:

@@ -62,6 +62,8 @@ class Next(BaseModel):
     """That and how many more there are for this person, as of about a minute ago."""
     last: int | None = None
     """Version of this person's last judgement; name it to take it back."""
+    as_of: int
+    """Grows with every change: of two replies the one with the lower number is the older."""
     feedback: str | None = None
     """After a training item: the right answer and why, as HTML."""
 
@@ -91,6 +93,7 @@ def work_page(request: Request, person: Anybody, change: Number | None = None) -
         person,
         task=task_html(request, person, assignment),
         last="" if own.last is None else own.last,
+        as_of=own.as_of,
         judged=own.judged,
         total=_total(request, person, own.judged),
         guideline=guideline,
@@ -172,6 +175,7 @@ def _next(
         judged=own.judged,
         total=_total(request, person, own.judged),
         last=own.last,
+        as_of=own.as_of,
         feedback=feedback,
     )
 

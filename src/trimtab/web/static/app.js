@@ -310,9 +310,10 @@ function start() {
     if (pending) { sent = pending; lock(); run(); }
   }
 
-  let progress = {};
-  function follow({ last: newest, judged, total }) {
-    progress = { last: newest, judged, total };
+  let progress = { as_of: Number(work.dataset.asOf ?? 0) };
+  function follow({ last: newest, judged, total, as_of }) {
+    if (as_of < progress.as_of) return; // a reply that was overtaken on its way
+    progress = { last: newest, judged, total, as_of };
     last = newest;
     document.getElementById("count").textContent = judged;
     document.getElementById("of").textContent = say("js.of", { total: Math.max(total, judged) });
