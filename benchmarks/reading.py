@@ -1,7 +1,7 @@
 """Blind reading on prompts of your own: ``python -m benchmarks.reading RUN:base RUN:sft RUN --out reading``.
 
-Every model answers every prompt of a file. ``reading/packet.txt`` shows the answers to a prompt in random order as A, B,
-C …, and ``reading/key.json`` says which model each letter is. A reader writes one line for each prompt into a file::
+Every model answers every prompt of a file. ``reading/packet.txt`` shows the answers to a prompt in random order as A,
+B, C …, and ``reading/key.json`` says which model each letter is. A reader writes one line for each prompt into a file::
 
     {"n": 1, "ranking": [["B"], ["A", "C"]], "ok": ["A", "B"], "copies": []}
 
@@ -61,10 +61,10 @@ def tally(key: Sequence[Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> li
     if sorted(row["n"] for row in rows) != list(range(1, len(key) + 1)):
         raise DataError(f"{len(rows)} judgements of {len(key)} prompts: expected one for each n from 1 to {len(key)}")
     models = sorted(key[0])
-    wins = dict.fromkeys(permutations(models, 2), 0.0)
-    counts = {what: dict.fromkeys(models, 0) for what in ("ok", "copies")}
+    wins = {pair: 0.0 for pair in permutations(models, 2)}
+    counts: dict[str, dict[str, int]] = {what: dict.fromkeys(models, 0) for what in ("ok", "copies")}
     for row in rows:
-        names = dict(zip(string.ascii_uppercase, key[row["n"] - 1], strict=False))
+        names = dict(zip(string.ascii_uppercase, key[int(row["n"]) - 1], strict=False))
         places = {names[letter]: place for place, group in enumerate(row["ranking"]) for letter in group}
         if sorted(letter for group in row["ranking"] for letter in group) != sorted(names):
             raise DataError(
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
                 lines = Path(file).read_text().splitlines()
                 print(file, *tally(key, [json.loads(line) for line in lines if line.strip()]), sep="\n")
             return 0
-        prompts = list(load(options.prompts, Prompt))
+        prompts = load(options.prompts, kind=Prompt).records
         sampling = SamplerConfig(temperature=options.temperature, max_new_tokens=options.max_new_tokens)
         answers = {t: answers_of(t, prompts, sampling, options.seed) for t in options.targets}
         text, key = packet(prompts, answers, options.seed)
