@@ -255,4 +255,4 @@ def test_the_quickstart_recipe_is_valid(capsys, tmp_path, monkeypatch):
     arguments = ["--set", f"model.name={model}", "--set", "model.context=128", "--runs", str(tmp_path)]
     assert run_app(["plan", str(ROOT / "recipes" / "quickstart.yaml"), *arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert next(r for r in plan["stages"] if r["stage"] == "sft")["what"].startswith("390 demonstrations")
+    assert next(r for r in plan["stages"] if r["stage"] == "sft")["what"].startswith("337 demonstrations")

@@ -215,7 +215,7 @@ NO_SETTING = [
     *((key, value) for value in (True, False) for key in (
         "seed", "model.context", "sft.adapter.rank", "sft.optimizer.lr", "align.steps", "rewards.f.weight", "rounds",
     )),
-    ("sft.optimizer.betas", [True, 0.9]), ("threads", 10**9), ("sft.epochs", 1e14), ("reward.epochs", 1e6),
+    ("sft.optimizer.betas", [True, 0.9]), ("threads", 10**9), ("sft.epochs", 1e14), ("reward.epochs", 1e7),
     ("seed", 10**30), ("align.steps", 10**30), ("label.simulation.seed", 10**400),
 ]  # fmt: skip
 

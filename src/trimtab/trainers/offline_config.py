@@ -19,7 +19,7 @@ class OfflineConfig(Config):
     """What is trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
-    epochs: float = Field(default=1.0, gt=0.0, le=100_000.0)
+    epochs: float = Field(default=1.0, gt=0.0, le=1_000_000.0)
     """Passes over the preferences."""
     batch: int = Field(default=16, ge=1)
     """Rankings (KTO: answers) per optimiser step."""

@@ -18,7 +18,7 @@ class RewardConfig(Config):
     """What is trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How it is trained."""
-    epochs: float = Field(default=1.0, gt=0.0, le=100_000.0)
+    epochs: float = Field(default=1.0, gt=0.0, le=1_000_000.0)
     """Passes over the preferences."""
     batch: int = Field(default=16, ge=1)
     """Prompts (rankings) per optimiser step."""
