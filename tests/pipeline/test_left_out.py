@@ -1,5 +1,6 @@
 """Rows that cannot be encoded: counted, named and called what they are."""
 
+import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ from trimtab.errors import DataError
 from trimtab.models import Chat
 from trimtab.pipeline.context import LISTED, Context
 from trimtab.records import Prompt
-from trimtab.testing import TEMPLATE, tokenizer
+from trimtab.testing import TEMPLATE, save_model, tokenizer, toy_recipe
+
+from .test_run import go
 
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TEMPLATE
 
@@ -34,3 +37,15 @@ def test_what_the_template_refuses_is_not_too_long():
 def test_where_none_is_left_the_reason_is_said():
     with pytest.raises(DataError, match=r"none of 1 prompts can be asked: 0 too long.*no system here"):
         fitting([Prompt.from_text("tea", system="be kind.")])
+
+
+def test_one_row_that_the_template_refuses_does_not_stop_sft(tmp_path):
+    save_model(tmp_path / "model", tokens=tokenizer(template=STRICT))
+    recipe = toy_recipe(tmp_path)
+    file = tmp_path / "data" / "demonstrations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    bad = {"messages": [{"role": "system", "content": "be kind."}, *rows[0]["messages"]]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:7], bad, *rows[7:]]))
+    ui = go(recipe, until="sft")
+    said = "\n".join(ui.lines)
+    assert "left out" in said and "no system here" in said, said
