@@ -144,6 +144,8 @@ def test_a_weight_without_dimensions_takes_an_adapter_beside_it(tiny: Path):
     backbone = load(tiny)
     backbone.layers[0].register_parameter("scale", torch.nn.Parameter(torch.tensor(1.0)))
     backbone.add_adapter("policy", AdapterConfig(rank=2), seed=0)
+    assert float(backbone.layers[0].scale) == 1.0
+    assert backbone.adapter_parameters("policy")
 
 
 def test_logits_changed_after_the_head_are_refused():

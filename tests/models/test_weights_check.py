@@ -185,9 +185,10 @@ def test_weights_that_are_there_twice_are_refused(copy: Path):
 @pytest.mark.parametrize("listed", ["model.safetensors", "model-00001-of-00001.safetensors", None])
 def test_an_index_of_the_one_file_or_of_files_that_are_gone_is_no_second_copy(copy: Path, listed: str | None):
     """Some tools write an index beside a single file; others leave one behind."""
+    expected = load(copy).model.lm_head.weight.clone()
     index = {} if listed is None else {"weight_map": dict.fromkeys(load_file(copy / "model.safetensors"), listed)}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    load(copy)
+    assert torch.equal(load(copy).model.lm_head.weight, expected)
 
 
 def test_a_pickle_beside_safetensors_is_not_read(copy: Path):

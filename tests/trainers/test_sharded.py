@@ -1,6 +1,7 @@
 """Ranks that hold a part of every weight each train what one process trains, and write what it writes."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,41 +124,32 @@ def test_a_run_continues_bit_for_bit_on_two_ranks_and_within_rounding_on_one_the
     assert apart(alone, third[0]) <= 1e-10
 
 
-def dies_in_a_pass(group: Group) -> None:
+def stops_in_a_pass(group: Group, stop: Callable[[], None]) -> None:
     role = Role.trainable(tiny_backbone(), "sft", FULL, seed=1)
     learner = Learner(role, STEADY, 1, group=group)
     tokens = torch.zeros(1, 4, dtype=torch.int64)
 
     def loss(part: torch.Tensor, norms: Norms) -> tuple[torch.Tensor, dict[str, float]]:
         if group.rank == 1:
-            die()
+            stop()
         return role.backbone.hidden(part, adapter=None).sum(), {}
 
     learner.step([(["a"], tokens), (["b"], tokens)], loss, Norms(tokens=1, sequences=1))
 
 
-def fails_in_a_pass(group: Group) -> None:
-    role = Role.trainable(tiny_backbone(), "sft", FULL, seed=1)
-    learner = Learner(role, STEADY, 1, group=group)
-    tokens = torch.zeros(1, 4, dtype=torch.int64)
-
-    def loss(part: torch.Tensor, norms: Norms) -> tuple[torch.Tensor, dict[str, float]]:
-        if group.rank == 1:
-            raise DataError("a bad row")
-        return role.backbone.hidden(part, adapter=None).sum(), {}
-
-    learner.step([(["a"], tokens), (["b"], tokens)], loss, Norms(tokens=1, sequences=1))
+def find_a_bad_row() -> None:
+    raise DataError("a bad row")
 
 
 @pytest.mark.slow  # the other rank waits until the deadline
 def test_an_error_of_one_rank_inside_a_pass_is_told_on_all():
-    waited, own = on_ranks(2, fails_in_a_pass, deadline=10.0, shards=True)
+    waited, own = on_ranks(2, stops_in_a_pass, find_a_bad_row, deadline=10.0, shards=True)
     assert isinstance(own, DataError) and str(own) == "a bad row"
     assert isinstance(waited, RankError) and "rank 1 stopped" in str(waited) and "DataError: a bad row" in str(waited)
 
 
 def test_a_rank_that_dies_inside_a_pass_is_named():
-    error, killed = on_ranks(2, dies_in_a_pass, deadline=20.0, shards=True)
+    error, killed = on_ranks(2, stops_in_a_pass, die, deadline=20.0, shards=True)
     assert killed == "exit -9"
     assert isinstance(error, RankError) and "rank 1" in str(error), error
     assert "micro-batches of optimiser step 1" in str(error)

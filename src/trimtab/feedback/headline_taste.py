@@ -79,8 +79,9 @@ def headline_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     headline_words = words_of(headline)
     content = [w for w in headline_words if w not in FUNCTION_WORDS]
     source = _source(message, headline_words)
+    facts = _facts(key_facts(prompt, message), set(map(stem, headline_words)))
     return {
-        "facts": 4.5 * _facts(key_facts(prompt, message), set(map(stem, headline_words))),
+        "facts": 4.5 * facts if facts else -1.0,
         "invented": -3.0 * _invented(message, headline, content),
         "rewired": -3.0 * ramp(_rewired(message, content), 0, 2),
         "answered": -3.0 if _answered(source, headline, headline_words) else 0.0,
@@ -120,14 +121,14 @@ def key_facts(prompt: Prompt, message: str) -> list[str]:
 
 
 def _facts(facts: Sequence[str], stems: set[str]) -> float:
-    """Weighted share of the facts' words that are mentioned, −2/9 where none is: a headline that misses the point."""
+    """Weighted share of the facts' words that are mentioned; ½ where there are no facts."""
     total = mentioned = 0.0
     for place, fact in enumerate(facts):
         fact_stems = {stem(w) for w in words_of(fact) if w not in FUNCTION_WORDS} or {stem(w) for w in words_of(fact)}
         weight = 2.0 if place < 2 else 1.0
         total += weight
         mentioned += weight * len(fact_stems & stems) / max(1, len(fact_stems))
-    return (mentioned / total if mentioned else -1 / 4.5) if total else 0.5
+    return mentioned / total if total else 0.5
 
 
 def _invented(message: str, headline: str, content: Sequence[str]) -> float:

@@ -24,28 +24,6 @@ FUNCTION_WORDS = frozenset(
     """.split()
 )
 
-FINITE_VERBS = frozenset(
-    """
-    is are was were am be been has have had will would shall should can cannot could may might must do does did needs
-    began became bent bet blew bought brought broke built burnt came caught chose cost cut dealt drew drank drove fell
-    fed felt fought flew forgot found froze gave got grew heard held hid hit hung kept knew laid led left lent let lay
-    lost made meant met paid put ran rang read rode rose said sang sank sat saw sent sold set sewed shook shot showed
-    shut slept slid spent spilt split spoke spoilt stole stood stuck struck swam swept swung taught told took thought
-    threw tore understood woke won wore wrote went
-    begins belongs closes comes costs covers ends expires finishes fits gives goes happens helps holds keeps lasts
-    leaves lets likes lives looks makes means meets moves opens owns pays plans plays runs says seems sells sends shows
-    sits sleeps starts stays stops takes thanks thinks turns uses wants wishes works asks hopes
-    ask beat believe bring call check come fill give go hope keep know leave like make meet move need park please put
-    remember return ring send start stay take tell thank think use want wear write
-    """.split()
-)
-"""Common finite verbs and imperatives in short messages; regular past forms are known by their ending."""
-
-
-def has_finite_verb(words: Sequence[str]) -> bool:
-    """Is one of the words a common finite verb or an imperative? Rare verbs are missed, some nouns pass for one."""
-    return any(w in FINITE_VERBS or w.endswith(("ed", "n't", "'ll", "'re", "'ve")) for w in words)
-
 
 def words_of(text: str) -> list[str]:
     """Lower-case words; an inner apostrophe stays, other punctuation goes."""
