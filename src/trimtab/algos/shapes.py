@@ -1,8 +1,8 @@
 """Shapes as types: what a tensor's dimensions are, visible in every signature.
 
-Legend: B sequences (or single examples), T tokens, G prompts, K answers to each, N rankings, P pairs, D features, R
-named rewards. A
-``Mask`` is bool, and True means that the element counts. The types are for readers; functions check shapes themselves.
+Legend: B sequences (or single examples), T tokens, G prompts, K answers to each, N rankings, P pairs, D features,
+R named rewards. A ``Mask`` is bool, and True means that the element counts. The types are for readers; functions check
+shapes themselves.
 """
 
 from typing import Annotated

@@ -22,6 +22,7 @@ from trimtab.cli import (
     constitution,
     data,
     doctor,
+    evaluate,
     guard,
     init,
     judge,
@@ -31,6 +32,8 @@ from trimtab.cli import (
     plan,
     populations,
     queue,
+    report,
+    reward,
     round,
     route,
     run,
@@ -61,7 +64,20 @@ START, RUN, LABELS, DATA, MODELS = "Start here", "Run a recipe", "Collect and ch
 
 for _panel, _commands in {
     START: {"init": init.init, "methods": methods.methods, "plan": plan.plan, "doctor": doctor.doctor},
-    RUN: {"run": run.run, "round": round.next_round, "watch": watch.watch} | run.SINGLE,
+    RUN: {
+        "run": run.run,
+        "round": round.next_round,
+        "watch": watch.watch,
+        "sft": run.up_to("sft", "Run a recipe up to supervised fine-tuning (SFT)."),
+        "sample": run.up_to("sample", "Run a recipe up to the sampled answers."),
+        "label": run.up_to(
+            "label", "Run a recipe up to the labels, by simulated annotators, people, AI judges, or judges and people."
+        ),
+        "reward": reward.reward,
+        "align": run.up_to("align", "Run a recipe up to the aligned policy, by the method that align.method names."),
+        "eval": evaluate.evaluate,
+        "report": report.report,
+    },
     LABELS: {
         "annotate": annotate.annotate,
         "agreement": agreement.agreement,

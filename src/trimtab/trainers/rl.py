@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from trimtab.algos import (
     AdaptiveKL,
@@ -37,6 +36,7 @@ from trimtab.algos import (
     group_has_spread,
     penalised_rewards,
 )
+from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
 from trimtab.errors import ConfigError
 from trimtab.models import Encoded, FrozenStates, scatter
 from trimtab.records import Prompt, Rollout, write_records
@@ -62,7 +62,7 @@ from trimtab.trainers.rl_config import (
 from trimtab.trainers.rl_drawing import Drawing, draws_ahead
 from trimtab.trainers.rl_ending import Ending
 from trimtab.trainers.rl_metrics import describe
-from trimtab.trainers.rl_passes import run_passes
+from trimtab.trainers.rl_passes import Passes, run_passes
 from trimtab.trainers.rl_roles import RlRoles
 from trimtab.trainers.rl_step import Clock, Step
 from trimtab.trainers.rl_update import Update, critic_update
@@ -133,64 +133,36 @@ def train_rl(
     """
     check_rl(config, len(prompts))
     session = session or Session()
-    method = ONLINE[config.method]
-    moving = moving_reference(roles.reference, roles.policy, config.reference_update)
-    roles = roles if moving is None else replace(roles, reference=moving)
-    states = FrozenStates(roles.policy.backbone) if states is None else states
-    samples = samples if session.group.first else None
+    roles, untrained = _with_moving_reference(roles, config)
     learners = _learners(roles, config, session.group)
-    kl, price, scale = _adaptive_kl(config), _price(config), RunningScale()
-    ahead = Ahead() if draws_ahead(config) else None
-    untrained = {} if moving is None else {"reference": moving}
+    drawing = Drawing(
+        config=config,
+        prompts=prompts,
+        learner=learners["policy"],
+        critic=roles.critic,
+        sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
+        opponent=_opponent(roles, config) if opponent is None else opponent,
+        states=FrozenStates(roles.policy.backbone) if states is None else states,
+        samples=samples if session.group.first else None,
+        seed=seed,
+        group=session.group,
+        ahead=Ahead() if draws_ahead(config) else None,
+    )
     run = _Run(
         roles=roles,
         config=config,
-        method=method,
         learners=learners,
-        drawing=Drawing(
-            config=config,
-            prompts=prompts,
-            learner=learners["policy"],
-            critic=roles.critic,
-            sampler=sampler or make_sampler(roles.policy.backbone, config.sampler),
-            opponent=_opponent(method, roles, config) if opponent is None else opponent,
-            states=states,
-            samples=samples,
-            seed=seed,
-            group=session.group,
-            ahead=ahead,
-        ),
+        drawing=drawing,
         scorer=score,
         weights=weights or {},
         monitor=monitor if session.group.first else None,
         untrained=untrained,
-        states=states,
-        samples=samples,
         imitate=imitate,
-        seed=seed,
-        group=session.group,
-        kl=kl,
-        price=price,
-        scale=scale,
+        kl=_adaptive_kl(config),
+        price=_price(config),
+        scale=RunningScale(),
     )
-    ending = Ending(
-        config=config,
-        checkpoints=session.checkpoints,
-        learners=learners,
-        untrained=untrained,
-        adaptive={"kl": kl, "scale": scale}
-        | ({} if price is None else {"price": price})
-        | ({} if ahead is None else {"ahead": ahead}),
-        guard=Guard(
-            config.guard,
-            answers=config.prompts * config.group,
-            penalised=config.missing_eos is not None,
-            cost=None if (limit := _constraint(config)) is None else limit.reward,
-        ),
-        selection=Selection(
-            config.select, patience=config.patience, budget=config.kl.budget, still=_critic_warmup(config)
-        ),
-    )
+    ending = _ending(run, session)
     done = ending.restore()
     session.planned(done, config.steps)
     for number in range(done, config.steps):
@@ -216,18 +188,13 @@ class _Run:
 
     roles: RlRoles
     config: RlConfig
-    method: OnlineMethod
     learners: dict[str, Learner]
     drawing: Drawing
     scorer: Scorer
     weights: Mapping[str, float]
     monitor: Monitor | None
     untrained: Mapping[str, MovingWeights]
-    states: FrozenStates
-    samples: Path | None
     imitate: Sequence[tuple[str, Encoded]]
-    seed: int
-    group: Group
     kl: AdaptiveKL
     price: DualAscent | None
     scale: RunningScale
@@ -239,10 +206,15 @@ class _Run:
                 "ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data"
             )
 
+    @property
+    def method(self) -> OnlineMethod:
+        """The row of the method in the table."""
+        return ONLINE[self.config.method]
+
     def begin(self, number: int, *, resumed: bool) -> Step:
         """Start a step: seed everything random in it, and forget the states of the last one."""
-        step = Step(number=number, seed=seed_step(self.seed, "align", number), resumed=resumed, clock=Clock())
-        self.states.clear()
+        step = Step(number=number, seed=seed_step(self.drawing.seed, "align", number), resumed=resumed, clock=Clock())
+        self.drawing.states.clear()
         return step
 
     @contextmanager
@@ -289,7 +261,7 @@ class _Run:
     def _score(self, step: Step, rollouts: Sequence[Rollout], *, answers: int) -> Scored:
         """Score answers, ``answers`` to each prompt one after the other."""
         return scored_by_share(
-            self.group,
+            self.drawing.group,
             f"rewards of step {step.number + 1}",
             rollouts,
             lambda own: score_rollouts(own, self.scorer, self._weights(), step.number),
@@ -323,34 +295,19 @@ class _Run:
         device = roles.policy.backbone.device
         tokens = tokens_of(rollouts, device)
         mask, critic = tokens.response_mask, roles.critic if self.method.critic else None
-        passes = run_passes(
-            roles.policy, roles.reference, critic, tokens, rollouts, config, self.states, group=self.group
-        )
-        old, reference = passes.old, passes.reference
+        states, group = self.drawing.states, self.drawing.group
+        passes = run_passes(roles.policy, roles.reference, critic, tokens, rollouts, config, states, group=group)
         wins = wins_of(config, scored)
         scores = answer_scores(config, scored).to(device)
         if self.method.scores_wins and wins is not None:
             scores = wins.to(device) - 0.5
-        beta = self.kl.value if _kl(config).place == "reward" else 0.0
-        rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
-        rewards[answered] += penalised_rewards(
-            scores[answered], old[answered], reference[answered], mask[answered], beta=beta
-        )
-        advantages = returns = None
-        if self.method.advantages is not None:
-            earned = rewards
-            if isinstance(config, PpoConfig) and passes.last_values is not None:
-                cut = ~ended_of(rollouts).to(device)
-                earned = bootstrapped_rewards(rewards, passes.last_values, cut, mask, gamma=config.gamma)
-            advantages, returns = self.method.advantages(config, earned, passes.values, mask)
-        if self.method.component_advantages is not None and bool(answered.any()):
-            each, weights = (x.to(device) for x in components(scored, self._weights()))
-            advantages = self.method.component_advantages(config, each, weights, mask)
+        rewards = self._token_rewards(scored, scores, passes, mask)
+        advantages, returns = self._advantages(scored, rewards, passes, mask)
         batch = rollout_batch(
             tokens,
             sampled_logprobs=passes.sampled,
-            old_logprobs=old,
-            reference_logprobs=reference,
+            old_logprobs=passes.old,
+            reference_logprobs=passes.reference,
             scores=scores,
             rewards=rewards,
             values=passes.values if self.method.critic else None,
@@ -360,12 +317,44 @@ class _Run:
             uncertain=passes.uncertain,
             wins=None if wins is None else wins.to(device),
         )
-        if self.samples is not None:
-            write_records(self.samples / f"{step.name}.jsonl", with_reference(rollouts, reference))
-            if scored.opponents is not None:
-                write_records(self.samples / f"{step.name}-opponent.jsonl", scored.opponents.rollouts)
+        self._save_answers(step, scored, passes.reference)
         step.clock.lap("infer")
         return batch
+
+    def _token_rewards(self, scored: Scored, scores: TensorB, passes: Passes, mask: MaskBT) -> TensorBT:
+        """−β·(log π_old − log π_ref) per token, plus the score at the last token and the rewards of steps."""
+        beta = self.kl.value if _kl(self.config).place == "reward" else 0.0
+        rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
+        rewards[answered] += penalised_rewards(
+            scores[answered], passes.old[answered], passes.reference[answered], mask[answered], beta=beta
+        )
+        return rewards
+
+    def _advantages(
+        self, scored: Scored, rewards: TensorBT, passes: Passes, mask: MaskBT
+    ) -> tuple[TensorBT | None, TensorBT | None]:
+        """Advantages and, with a critic, its targets; None for a method without them."""
+        config, method = self.config, self.method
+        advantages = returns = None
+        if method.advantages is not None:
+            earned = rewards
+            if isinstance(config, PpoConfig) and passes.last_values is not None:
+                cut = ~ended_of(scored.rollouts).to(mask.device)
+                earned = bootstrapped_rewards(rewards, passes.last_values, cut, mask, gamma=config.gamma)
+            advantages, returns = method.advantages(config, earned, passes.values, mask)
+        if method.component_advantages is not None and bool(mask.any()):
+            each, weights = (x.to(mask.device) for x in components(scored, self._weights()))
+            advantages = method.component_advantages(config, each, weights, mask)
+        return advantages, returns
+
+    def _save_answers(self, step: Step, scored: Scored, reference: TensorBT) -> None:
+        """Write the step's answers with their rewards and reference log-probabilities, and its opponents' answers."""
+        folder = self.drawing.samples
+        if folder is None:
+            return
+        write_records(folder / f"{step.name}.jsonl", with_reference(scored.rollouts, reference))
+        if scored.opponents is not None:
+            write_records(folder / f"{step.name}-opponent.jsonl", scored.opponents.rollouts)
 
     def _opponents_of(self, scored: Scored) -> RolloutBatch | None:
         """The opponents' answers as a batch, if the update trains on them: they are the reference's own."""
@@ -373,8 +362,8 @@ class _Run:
             return None
         return opponent_batch(scored.opponents.rollouts, self.roles.policy.backbone.device)
 
-    def _step_rewards(self, scored: Scored, mask: Tensor) -> Tensor:
-        """Rewards of steps at the tokens that end them, ``[B, T]``."""
+    def _step_rewards(self, scored: Scored, mask: MaskBT) -> TensorBT:
+        """Rewards of steps at the tokens that end them."""
         if not any(scored.placed):
             return torch.zeros(mask.shape, device=mask.device)
         if not self.method.step_rewards:
@@ -392,19 +381,10 @@ class _Run:
 
     def update(self, step: Step, batch: RolloutBatch, scored: Scored) -> Metrics:
         """Train on the batch; all numbers of the step. The states that were saved for resuming it are deleted."""
-        rows, ids, before = batch, [r.id for r in scored.rollouts], self.learners["policy"].steps
-        if isinstance(self.config, PolicyGradientConfig) and self.config.overlong_filter:
-            rows = replace(
-                batch, response_mask=batch.response_mask & ended_of(scored.rollouts).to(batch.tokens.device)[:, None]
-            )
-        if self.method.skips_flat_groups:
-            size = self.config.group
-            has_spread = group_has_spread(batch.scores.view(-1, size), batch.answered.view(-1, size))
-            places = has_spread.repeat_interleave(size).nonzero().squeeze(1)
-            ids = [ids[i] for i in places.tolist()]
-            if 0 < len(places) < batch.size:
-                rows = rows.rows(places)
-        metrics = (critic_update if self._warming(step) else self.method.update)(
+        rows, ids = self._trained_rows(batch, scored)
+        weight_version = self.learners["policy"].steps
+        update = critic_update if self._warming(step) else self.method.update
+        metrics = update(
             Update(
                 learners=self.learners,
                 batch=rows,
@@ -412,23 +392,41 @@ class _Run:
                 config=self.config,
                 seed=step.seed,
                 beta=self.kl.value,
-                states=self.states,
+                states=self.drawing.states,
                 reduction=self.method.reduction,
                 surrogate=self.method.surrogate,
                 opponents=self._opponents_of(scored),
                 imitate=self.imitate,
-                imitate_seed=self.seed,
+                imitate_seed=self.drawing.seed,
             )
         )
-        if self.samples is not None:
-            remove_states(self.samples, f"{step.name}*")
+        if self.drawing.samples is not None:
+            remove_states(self.drawing.samples, f"{step.name}*")
         step.clock.lap("update")
         metrics |= describe(scored, batch, self.config, self.kl.value, self.price)
         if self.drawing.ahead is not None:
-            metrics["policy_lag"] = float(before - scored.rollouts[0].weight_version)
+            metrics["policy_lag"] = float(weight_version - scored.rollouts[0].weight_version)
         if self.monitor is not None:
             metrics |= self.monitor(step.number + 1, scored.rollouts)
         return metrics
+
+    def _trained_rows(self, batch: RolloutBatch, scored: Scored) -> tuple[RolloutBatch, list[str]]:
+        """The answers that the update trains on, and their ids: without cut ones or flat groups if the method says so.
+
+        A batch of flat groups only stays whole, because an update needs rows; it has no ids.
+        """
+        rows, ids = batch, [r.id for r in scored.rollouts]
+        if isinstance(self.config, PolicyGradientConfig) and self.config.overlong_filter:
+            ended = ended_of(scored.rollouts).to(batch.tokens.device)
+            rows = replace(batch, response_mask=batch.response_mask & ended[:, None])
+        if self.method.skips_flat_groups:
+            size = self.config.group
+            has_spread = group_has_spread(batch.scores.view(-1, size), batch.answered.view(-1, size))
+            places = has_spread.repeat_interleave(size).nonzero().squeeze(1)
+            ids = [ids[i] for i in places.tolist()]
+            if 0 < len(places) < batch.size:
+                rows = rows.rows(places)
+        return rows, ids
 
     def _warming(self, step: Step) -> bool:
         """True: the step trains the critic alone."""
@@ -463,11 +461,40 @@ class _Run:
 # Other parts ------------------------------------------------------------------------------
 
 
-def _opponent(method: OnlineMethod, roles: RlRoles, config: RlConfig) -> Opponent | None:
+def _with_moving_reference(roles: RlRoles, config: RlConfig) -> tuple[RlRoles, dict[str, MovingWeights]]:
+    """The roles, and weights that change without an optimiser: a reference that follows the policy, if it does."""
+    moving = moving_reference(roles.reference, roles.policy, config.reference_update)
+    return (roles, {}) if moving is None else (replace(roles, reference=moving), {"reference": moving})
+
+
+def _ending(run: _Run, session: Session) -> Ending:
+    """What is saved of a run, and what decides about its end."""
+    config, limit = run.config, _constraint(run.config)
+    adaptive = {"kl": run.kl, "scale": run.scale, "price": run.price, "ahead": run.drawing.ahead}
+    return Ending(
+        config=config,
+        checkpoints=session.checkpoints,
+        learners=run.learners,
+        untrained=run.untrained,
+        adaptive={name: part for name, part in adaptive.items() if part is not None},
+        guard=Guard(
+            config.guard,
+            answers=config.prompts * config.group,
+            penalised=config.missing_eos is not None,
+            cost=None if limit is None else limit.reward,
+        ),
+        selection=Selection(
+            config.select, patience=config.patience, budget=config.kl.budget, still=_critic_warmup(config)
+        ),
+    )
+
+
+def _opponent(roles: RlRoles, config: RlConfig) -> Opponent | None:
     """The mixture that the method names; None for a method without an opponent."""
-    if method.opponent is None:
+    share = ONLINE[config.method].opponent
+    if share is None:
         return None
-    return MixtureOpponent(roles.policy, roles.reference, config.sampler, share=method.opponent(config))
+    return MixtureOpponent(roles.policy, roles.reference, config.sampler, share=share(config))
 
 
 def _kl(config: RlConfig) -> KLConfig:
