@@ -10,7 +10,7 @@ import torch
 
 from trimtab.errors import ConfigError, DataError, Interrupted
 from trimtab.models import load_tensors
-from trimtab.pipeline import reward_models
+from trimtab.pipeline import reward_training
 from trimtab.pipeline.config import RewardStageConfig, RunConfig, load_recipe
 from trimtab.pipeline.export import export_model
 from trimtab.pipeline.learned import Learned
@@ -92,7 +92,7 @@ def test_each_model_is_stored_with_its_scale_and_the_errors_are_compared(finishe
 
 def test_models_that_are_done_are_not_trained_again(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Interrupted at the second of three language models, the run ends with the same weights."""
-    recipe, trained, original = several(tmp_path), [], reward_models.train_reward
+    recipe, trained, original = several(tmp_path), [], reward_training.train_reward
 
     def train(role: Any, *arguments: Any, **more: Any) -> Any:
         trained.append(role.adapter)
@@ -100,7 +100,7 @@ def test_models_that_are_done_are_not_trained_again(finished: Path, tmp_path: Pa
             raise Interrupted("stopped")
         return original(role, *arguments, **more)
 
-    monkeypatch.setattr(reward_models, "train_reward", train)
+    monkeypatch.setattr(reward_training, "train_reward", train)
     for attempt in range(2):
         with pytest.raises(Interrupted) if attempt == 0 else nullcontext():
             run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", until="reward", ui=Silent())

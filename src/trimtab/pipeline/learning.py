@@ -35,8 +35,8 @@ from trimtab.pipeline.reward_models import (
     load_reward_models,
     reward_backbone,
     reward_parts,
-    train_parts,
 )
+from trimtab.pipeline.reward_training import train_parts
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, thumbs_of
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
 from trimtab.records.weights import reward_weights

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,38 +63,16 @@ def evaluate_reward(
         raise ConfigError("this recipe has no reward section, so there is no reward model to evaluate; add one")
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
     role, score = load_ranking_scorer(context, reward_backbone(context, None))
-    train, train_rankings, held, held_rankings = _own(context, role)
+    train, held = _split(context, role)
     bench = source != HELDOUT and is_reward_bench(Path(context.data_path(source)))
-    if source == HELDOUT:
-        preferences, rankings, counts = held, held_rankings, {}
-        if not preferences:
-            raise DataError("reward.holdout kept no preference out of training; raise it, or name a file to --evaluate")
-    else:
-        records = read_reward_bench(Path(context.data_path(source))) if bench else _read(context, source)
-        objectives = config.reward.objectives
-        others = 0
-        if objectives:
-            asked = [p for p in records if p.criterion in objectives]
-            others, records = len(records) - len(asked), asked
-        rankings, preferences, left_out = encode_preferences(role.backbone.chat, records, objectives=objectives)
-        counts = context.left_out(left_out, len(records), "preferences") | {
-            reason: left_out[reason] for reason in ("tied", "identical")
-        }
-        if objectives:
-            counts |= {"other_criteria": others}
-        if not rankings:
-            hint = f"; their criterion has to be one of {', '.join(objectives)}" if others else ""
-            raise DataError(f"{source}: none of {len(records) + others} preferences can be scored: {counts}{hint}")
-    scores = score(rankings, preferences)
-    strict = [i for i, p in enumerate(preferences) if len(set(p.ranks)) > 1]
-    chosen, chosen_scores = [preferences[i] for i in strict], [scores[i] for i in strict]
-    simple = baselines(chosen, train)
-    result = evaluate_reward_model(
-        chosen,
-        chosen_scores,
-        baselines=simple,
-        slice_by="subset" if bench and slice_by is None else slice_by,
-    )
+    measured, counts = (_held_out(held), {}) if source == HELDOUT else _read(context, role, source, bench=bench)
+    scores = score(measured.rankings, measured.preferences)
+    strict = [i for i, p in enumerate(measured.preferences) if len(set(p.ranks)) > 1]
+    chosen, chosen_scores = [measured.preferences[i] for i in strict], [scores[i] for i in strict]
+    simple = baselines(chosen, train.preferences)
+    if bench and slice_by is None:
+        slice_by = "subset"
+    result = evaluate_reward_model(chosen, chosen_scores, baselines=simple, slice_by=slice_by)
     edits = edit_effects(
         chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(config, role.backbone.chat, score, changed)
     )
@@ -101,53 +80,91 @@ def evaluate_reward(
         "source": source,
         "evaluation": result.model_dump(mode="json"),
         "edits": [e.model_dump(mode="json") for e in edits],
-        "outliers": _outliers(role, (train, train_rankings), (preferences, rankings)).model_dump(mode="json"),
+        "outliers": _outliers(role, train, measured).model_dump(mode="json"),
         "ceiling": _ceiling(run) if source == HELDOUT else None,
         "counts": {
             "preferences": len(chosen),
-            "soft labels without ranks": len(preferences) - len(chosen),
-            "prompts of training": len({p.prompt.id for p in chosen} & {p.prompt.id for p in train}),
+            "soft labels without ranks": len(measured.preferences) - len(chosen),
+            "prompts of training": len({p.prompt.id for p in chosen} & {p.prompt.id for p in train.preferences}),
         }
         | counts,
     }
     if config.reward.objectives:
-        each = evaluations(chosen, chosen_scores, simple)
-        written["objectives"] = {name: own.model_dump(mode="json") for name, own in each}
+        by_objective = evaluations(chosen, chosen_scores, simple)
+        written["objectives"] = {name: evaluation.model_dump(mode="json") for name, evaluation in by_objective}
     if bench:
         table = reward_bench_scores(chosen, chosen_scores)
         written["reward_bench"] = {name: e.model_dump(mode="json") for name, e in table.items()}
-    folder = run.path / "reward-evaluation"
+    _write(run.path / "reward-evaluation", source, written, result)
+    return written
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Preferences, each with its tokens."""
+
+    preferences: list[Preference]
+    rankings: list[Ranking]
+
+
+def _split(context: Context, role: Role) -> tuple[_Encoded, _Encoded]:
+    """The run's own preferences: training, then held out, split as the reward stage did."""
+    config = context.config.reward
+    assert config is not None
+    rankings, preferences, _ = usable_rankings(
+        context, role.backbone.chat, ties=config.ties, all_rounds=True, objectives=config.objectives
+    )
+    ids = [p.prompt.id for p in preferences]
+    train, held = split_holdout(ids, config.holdout, context.seed("reward"))
+    parts = reward_parts(config, ids, train, seed=context.seed("reward halves"))
+    train = sorted({place for part in parts if not part.judges for place in part.places})
+    first, second = (
+        _Encoded([preferences[i] for i in places], [rankings[i] for i in places]) for places in (train, held)
+    )
+    return first, second
+
+
+def _held_out(held: _Encoded) -> _Encoded:
+    """The run's held-out preferences.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not held.preferences:
+        raise DataError("reward.holdout kept no preference out of training; raise it, or name a file to --evaluate")
+    return held
+
+
+def _read(context: Context, role: Role, source: str, *, bench: bool) -> tuple[_Encoded, dict[str, int]]:
+    """The preferences of a file that can be scored, and how many cannot, by reason.
+
+    Raises:
+        DataError: none can be scored.
+    """
+    assert context.config.reward is not None
+    objectives = context.config.reward.objectives
+    path = Path(context.data_path(source))
+    records = read_reward_bench(path) if bench else list(context.load(source, Preference).records)
+    usable = [p for p in records if p.criterion in objectives] if objectives else records
+    other_criteria = len(records) - len(usable)
+    rankings, preferences, left_out = encode_preferences(role.backbone.chat, usable, objectives=objectives)
+    counts = context.left_out(left_out, len(usable), "preferences") | {
+        reason: left_out[reason] for reason in ("tied", "identical")
+    }
+    if objectives:
+        counts |= {"other_criteria": other_criteria}
+    if not rankings:
+        hint = f"; their criterion has to be one of {', '.join(objectives)}" if other_criteria else ""
+        raise DataError(f"{source}: none of {len(records)} preferences can be scored: {counts}{hint}")
+    return _Encoded(preferences, rankings), counts
+
+
+def _write(folder: Path, source: str, written: dict[str, Any], result: RewardModelEval) -> None:
+    """Write the numbers and the reliability plot under the source's name."""
     folder.mkdir(exist_ok=True)
     name = re.sub(r"[^\w.-]+", "-", Path(source).name)
     write_json(folder / f"{name}.json", written)
     write_atomic(folder / f"{name}.svg", str(_reliability(result)))
-    return written
-
-
-def _own(context: Context, role: Role) -> tuple[list[Preference], list[Ranking], list[Preference], list[Ranking]]:
-    """The run's preferences and rankings: training, then held out, split as the reward stage did."""
-    assert context.config.reward is not None
-    rankings, preferences, _ = usable_rankings(
-        context,
-        role.backbone.chat,
-        ties=context.config.reward.ties,
-        all_rounds=True,
-        objectives=context.config.reward.objectives,
-    )
-    ids = [p.prompt.id for p in preferences]
-    train, held = split_holdout(ids, context.config.reward.holdout, context.seed("reward"))
-    parts = reward_parts(context.config.reward, ids, train, seed=context.seed("reward halves"))
-    train = sorted({place for part in parts if not part.judges for place in part.places})
-    return (
-        [preferences[i] for i in train],
-        [rankings[i] for i in train],
-        [preferences[i] for i in held],
-        [rankings[i] for i in held],
-    )
-
-
-def _read(context: Context, source: str) -> list[Preference]:
-    return list(context.load(source, Preference).records)
 
 
 def _rescored(
@@ -163,17 +180,14 @@ def _rescored(
     return [scores.get(p.id) for p in preferences]
 
 
-def _outliers(
-    role: Role, train: tuple[list[Preference], list[Ranking]], measured: tuple[list[Preference], list[Ranking]]
-) -> Estimate:
+def _outliers(role: Role, train: _Encoded, measured: _Encoded) -> Estimate:
     """Share of answers further from the training answers than 99 % of those are; clustered by prompt."""
     try:
-        known = known_answers(hidden_states(role, train[1][:FITTED]), _prompts(train[0][:FITTED]))
+        known = known_answers(hidden_states(role, train.rankings[:FITTED]), _prompts(train.preferences[:FITTED]))
     except TrainingError as error:
         return Estimate(reason=str(error))
-    preferences, rankings = measured
-    outside = known.outliers(hidden_states(role, rankings)).double().tolist()
-    return clustered_share(zip(outside, _prompts(preferences), strict=True))
+    outside = known.outliers(hidden_states(role, measured.rankings)).double().tolist()
+    return clustered_share(zip(outside, _prompts(measured.preferences), strict=True))
 
 
 def _prompts(preferences: Sequence[Preference]) -> list[str]:

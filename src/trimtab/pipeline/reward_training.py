@@ -1,0 +1,314 @@
+"""Training of a run's reward models: each part, its scale, and how good all are on held-out preferences.
+
+Each model is a part of the ``reward`` stage with a file of its own. Adapters of all parts are added before any is
+trained, so that they share the states of the frozen layers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, pstdev
+from typing import Any
+
+from trimtab.errors import NonFiniteError
+from trimtab.evals import MemberErrors, evaluate_reward_model, member_errors
+from trimtab.files import write_json
+from trimtab.models import Backbone, FrozenStates, Role, load_tensors
+from trimtab.pipeline.annotator_votes import annotator_lines, habit_rows, heldout_log_loss, population
+from trimtab.pipeline.augmentation import AUGMENTED
+from trimtab.pipeline.context import Context
+from trimtab.pipeline.objectives import baselines, evaluations
+from trimtab.pipeline.reward_models import FIRST, WORDS, Part, combined_scores, reward_role, word_score
+from trimtab.records import Preference
+from trimtab.trainers import Annotators, Population, Ranking, prepared_states, score_rankings, train_reward
+
+NORMALISE = 64
+"""Number of training rankings whose rewards give the mean and standard deviation for normalisation."""
+
+
+def train_parts(
+    context: Context,
+    backbone: Backbone,
+    parts: Sequence[Part],
+    rankings: Sequence[Ranking],
+    preferences: Sequence[Preference],
+    *,
+    annotators: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """Train every part, normalise it, and measure all on the held-out preferences.
+
+    ``annotators``: by number, where the rankings have votes that are explained one by one.
+
+    Returns:
+        the contents of ``reward.json``, and the files of the weights.
+
+    Raises:
+        NonFiniteError: a trained model gives NaN or infinite scores.
+    """
+    config = context.config.reward
+    assert config is not None
+    data = _Data(parts=parts, rankings=rankings, preferences=preferences)
+    trained = _train(context, backbone, data, annotators)
+    scores = {part.name: trained.scores(part, data.train[:NORMALISE], data) for part in parts}
+    scales = {name: _scale(name, [x for row in rows for x in row]) for name, rows in scores.items()}
+    mean, std = scales[FIRST]
+    if config.ensemble is not None:
+        mean, std = _scale("the ensemble", [x for row in combined_scores(config.ensemble, scores, scales) for x in row])
+    facts: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "evaluation": None,
+        "models": [_model_facts(part, *scales[part.name]) for part in parts],
+        "errors": None,
+    }
+    if config.objectives:
+        facts["objectives"] = {name: _objective_facts(context, name, data, trained) for name in config.objectives}
+    heldout = [i for i, p in enumerate(preferences) if i not in data.learned and len(set(p.ranks)) > 1]
+    if heldout:
+        heldout_scores = {part.name: trained.scores(part, heldout, data, stored=False) for part in parts}
+        facts |= _measured(context, parts, heldout_scores, scales, [preferences[i] for i in heldout], preferences)
+        for name, result in facts.pop("evaluations", {}).items():
+            facts["objectives"][name]["evaluation"] = result
+    elif len(parts) > 1:
+        context.ui.say("  no preference was held out, so the models' errors are not compared; set reward.holdout")
+    if trained.annotators is not None:
+        facts["annotators"] = _measured_habits(context, trained.annotators, data, trained.roles[FIRST], len(annotators))
+    return facts, [part.file for part in parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The preferences that the parts learn from or are measured on."""
+
+    parts: Sequence[Part]
+    rankings: Sequence[Ranking]
+    preferences: Sequence[Preference]
+
+    @cached_property
+    def train(self) -> list[int]:
+        """Places of the preferences that some part learns from, in their order."""
+        return sorted({place for part in self.parts for place in part.places})
+
+    @cached_property
+    def learned(self) -> set[int]:
+        """The same as a set."""
+        return set(self.train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """The parts of a run after training."""
+
+    roles: Mapping[str, Role]
+    """Language models by the name of their part."""
+    words: Mapping[str, float]
+    """Weight of each word in the bag of words; empty without one."""
+    states: FrozenStates | None
+    """Of frozen layers, for the training rankings."""
+    annotators: dict[str, Any] | None
+    """What :func:`_annotator_facts` says; None where annotators are all alike."""
+
+    def scores(self, part: Part, places: Sequence[int], data: _Data, *, stored: bool = True) -> list[list[float]]:
+        """Raw scores of the answers at these places; ``stored``: True: with the states of the training rankings."""
+        if part.name == WORDS:
+            return [[word_score(c.text, self.words) for c in data.preferences[i].completions] for i in places]
+        states = self.states if stored else None
+        return score_rankings(self.roles[part.name], [data.rankings[i] for i in places], states=states)
+
+
+def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequence[str]) -> _Trained:
+    """Train each part and save its weights; a part that was trained before an interruption is read."""
+    config, folder = context.config.reward, context.folder("reward")
+    assert config is not None
+    several = len(data.parts) > 1
+    roles = {part.name: reward_role(context, backbone, part.name) for part in data.parts if part.name != WORDS}
+    states = None
+    if len(roles) > 1:
+        states = prepared_states(
+            roles[FIRST],
+            [data.rankings[i] for i in data.train],
+            passes=math.inf,
+            cache_mb=config.cache_mb,
+            micro_batch_tokens=config.micro_batch_tokens,
+        )
+    words: dict[str, float] = {}
+    facts: dict[str, Any] | None = None
+    for part in data.parts:
+        if part.name == WORDS:
+            from trimtab.evals.baselines import word_weights  # with SciPy, which takes a second
+
+            words = word_weights([data.preferences[i] for i in part.places], seed=context.seed("reward"))
+            write_json(folder / part.file, words)
+            continue
+        role, earlier = roles[part.name], context.run.stage("reward") / part.file
+        if several and context.group.once(f"weights of {part.name}", earlier.exists):
+            role.load_state(load_tensors(earlier))
+            continue
+        given = [data.rankings[i] for i in part.places]
+        own, learned = _train_part(context, role, part, given, states, annotators, several=several)
+        facts = facts if learned is None else learned
+        states = states if several else own
+        role.save(folder / part.file)
+    return _Trained(roles=roles, words=words, states=states, annotators=facts)
+
+
+def _train_part(
+    context: Context,
+    role: Role,
+    part: Part,
+    rankings: Sequence[Ranking],
+    states: FrozenStates | None,
+    annotators: Sequence[str],
+    *,
+    several: bool,
+) -> tuple[FrozenStates, dict[str, Any] | None]:
+    """Train one language model in place.
+
+    Returns:
+        its states of frozen layers, and what it learned about annotators if it is the first one.
+    """
+    config = context.config.reward
+    assert config is not None
+    first = part.name == FIRST
+    seed = context.seed("reward" if first else f"reward/{part.name}")
+    habits, trials = None, []
+    if annotators:
+        start, trials = population(config, rankings, annotators=len(annotators), seed=seed)
+        habits = Annotators(start, role.backbone.device)
+    title = f"reward model {part.name}" if several else "reward model"
+    with context.training("reward", title, part="" if first else part.name) as session:
+        own = train_reward(role, rankings, config, seed=seed, session=session, states=states, annotators=habits)
+    facts = (
+        _annotator_facts(habits.population(), trials, annotators, rankings) if habits is not None and first else None
+    )
+    return own, facts
+
+
+def _model_facts(part: Part, mean: float, std: float) -> dict[str, Any]:
+    """What ``reward.json`` says about one model."""
+    return {
+        "name": part.name,
+        "file": part.file,
+        "judges": part.judges,
+        "mean": mean,
+        "std": std,
+        "preferences": len(part.places),
+    }
+
+
+def _measured_habits(
+    context: Context, facts: dict[str, Any], data: _Data, role: Role, annotators: int
+) -> dict[str, Any]:
+    """The annotators' facts without their population, with the log-loss of the held-out votes where there are any."""
+    config, learned = context.config.reward, facts.pop("population")
+    assert config is not None
+    places = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
+    if places:
+        rankings = [data.rankings[i] for i in places]
+        facts["heldout"] = heldout_log_loss(
+            config,
+            learned,
+            rankings,
+            score_rankings(role, rankings),
+            [data.preferences[i].prompt.id for i in places],
+            annotators=annotators,
+            seed=context.seed("reward"),
+        )
+    for line in annotator_lines(facts):
+        context.ui.say(f"  {line}")
+    return facts
+
+
+def _annotator_facts(
+    learned: Population, trials: Sequence[Any], names: Sequence[str], rankings: Sequence[Ranking]
+) -> dict[str, Any]:
+    """What ``reward.json`` says of annotators, and for now the population itself."""
+    return {
+        "habits": list(learned.habits),
+        "trials": [trial.model_dump(mode="json") for trial in trials],
+        "common": {"tie": learned.common_tie, "position": learned.common_position},
+        "annotators": habit_rows(learned, names, rankings),
+        "heldout": None,
+        "population": learned,
+    }
+
+
+def _objective_facts(context: Context, objective: str, data: _Data, trained: _Trained) -> dict[str, Any]:
+    """Mean and standard deviation of one objective's scores over answers it was trained on; not yet evaluated."""
+    assert context.config.reward is not None
+    head = context.config.reward.objectives.index(objective)
+    rankings = [data.rankings[i] for i in data.train if data.rankings[i].head == head][:NORMALISE]
+    scores = score_rankings(trained.roles[FIRST], rankings, states=trained.states)
+    mean, std = _scale(objective, [x for row in scores for x in row])
+    return {"mean": mean, "std": std, "evaluation": None}
+
+
+def _measured(
+    context: Context,
+    parts: Sequence[Part],
+    heldout: Mapping[str, Sequence[Sequence[float]]],
+    scales: Mapping[str, tuple[float, float]],
+    chosen: Sequence[Preference],
+    preferences: Sequence[Preference],
+) -> dict[str, Any]:
+    """Accuracy of the score that is trained on, and the errors of all models, on held-out preferences."""
+    assert context.config.reward is not None
+    ensemble = context.config.reward.ensemble
+    scores = heldout[FIRST] if ensemble is None else combined_scores(ensemble, heldout, scales)
+    climbed = sorted({place for part in parts if not part.judges for place in part.places})
+    simple = baselines(chosen, [p for p in (preferences[i] for i in climbed) if AUGMENTED not in p.metadata])
+    result = evaluate_reward_model(chosen, scores, baselines=simple)
+    if result.accuracy.value is not None:
+        context.ui.say(
+            f"  held-out accuracy {result.accuracy.value:.1%} on {result.pairs} pairs "
+            f"({', '.join(f'{b.name} {b.accuracy.value:.1%}' for b in result.baselines)})"
+        )
+    each: dict[str, Any] = {}
+    if context.config.reward.objectives:
+        for name, own in evaluations(chosen, scores, simple):
+            each[name] = own.model_dump(mode="json")
+            context.ui.say(f"  {name}: held-out accuracy {own.accuracy.value:.1%} on {own.pairs} pairs")
+    errors = member_errors(chosen, heldout, seed=context.seed("reward")) if len(parts) > 1 else None
+    if errors is not None:
+        for line in error_lines(errors):
+            context.ui.say(f"  {line}")
+    return {
+        "evaluation": result.model_dump(mode="json"),
+        "evaluations": each,
+        "errors": None if errors is None else errors.model_dump(mode="json"),
+    }
+
+
+def error_lines(errors: MemberErrors) -> list[str]:
+    """The errors of several models in words."""
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in zip(errors.names, errors.error_rates, strict=True))
+    lines = [f"held-out pairs ranked wrongly: {rates}"]
+    correlation, effective = errors.correlation, errors.effective
+    if correlation.value is None or effective.value is None:
+        return [*lines, f"correlation of errors unknown: {correlation.reason}"]
+
+    def ends(low: float | None, high: float | None) -> str:
+        return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+
+    return [
+        *lines,
+        f"correlation of errors {correlation.value:.2f}{ends(correlation.low, correlation.high)} on {correlation.n} "
+        f"pairs: the {len(errors.names)} models are worth {effective.value:.2f}{ends(effective.low, effective.high)} "
+        "independent ones",
+    ]
+
+
+def _scale(name: str, values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of scores, the latter not below 0.001.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite.
+    """
+    bad = next((x for x in values if not math.isfinite(x)), None)
+    if bad is not None:
+        raise NonFiniteError(
+            f"the reward model {name!r} gives the score {bad} for an answer it was trained on; lower "
+            "reward.optimizer.lr and train it again"
+        )
+    return fmean(values), max(pstdev(values), 1e-3)
