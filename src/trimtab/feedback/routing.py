@@ -105,24 +105,21 @@ def label_hybrid(
     missing = sum(labels.of(name) is None for name in chances)
     audits = [a for i in items if i.id in chances if (a := _audit(i, p[i.id], labels.of(i.id), chances[i.id], config))]
     segments = [(0, _waiting(missing, len(chances)))] if missing else routers_in_turn(audits, config)
-    for_judge = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
     routers = _routers(items, audits, segments)
+    for_judge = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
     routes: dict[str, Route] = {i.id: "person" if i.id in for_judge else routers[i.id].route(p[i.id]) for i in items}
-    if not missing:
-        labels.ask([i for i in items if routes[i.id] != "ai"], 0)
-    both = [i for i in items if routes[i.id] == "both" and (j := labels.of(i.id)) and not j.adjudication]
-    labels.ask([i for i in both if not _agree(p[i.id], labels.of(i.id))], 1)
+    _ask_by_route(items, routes, p, labels, audits_missing=bool(missing))
 
     judgements: list[Judgement] = []
     queue: list[Queued] = []
     for item in items:
-        by_machine = _calibrated(by_ai.get(item.id), routers[item.id].calibrate)
-        is_audit = item.id in chances
+        by_machine, is_audit = _calibrated(by_ai.get(item.id), routers[item.id].calibrate), item.id in chances
         counted, needed = _settle(routes[item.id], by_machine, p[item.id], labels, item.id, is_audit=is_audit)
         judgements += counted
         if needed and (is_audit or not missing):
             queue.append(Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=needed))
     router = routers[items[-1].id] if items else segments[0][1]
+    reopened = tuple(start for start, _ in segments[1:])
     report = routing_report(
         items,
         by_ai,
@@ -139,7 +136,7 @@ def label_hybrid(
         "speak_to_judge": len(for_judge),
         "skipped": len({name for name, _ in labels.skipped}),
         "cost_of_ai": ai_cost,
-        "reopened": [start for start, _ in segments[1:]],
+        "reopened": list(reopened),
     }
     return Hybrid(
         judgements=tuple(judgements),
@@ -147,7 +144,7 @@ def label_hybrid(
         routes=routes,
         router=router,
         audits=tuple(audits),
-        reopened=tuple(start for start, _ in segments[1:]),
+        reopened=reopened,
         report=report,
     )
 
@@ -176,6 +173,21 @@ class _Labels:
                 self.skipped.add((item, number))
             else:
                 self.given[item, number] = judgement
+
+
+def _ask_by_route(
+    items: Sequence[Comparison],
+    routes: Mapping[str, Route],
+    p: Mapping[str, float | None],
+    labels: _Labels,
+    *,
+    audits_missing: bool,
+) -> None:
+    """Ask a person where the route says so, and a second one where the first differs from the AI."""
+    if not audits_missing:
+        labels.ask([i for i in items if routes[i.id] != "ai"], 0)
+    both = [i for i in items if routes[i.id] == "both" and (j := labels.of(i.id)) and not j.adjudication]
+    labels.ask([i for i in both if not _agree(p[i.id], labels.of(i.id))], 1)
 
 
 def _routers(

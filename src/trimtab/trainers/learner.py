@@ -8,6 +8,7 @@ step is cut into micro-batches never changes the objective.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -147,28 +148,54 @@ class Learner:
         names = [ids for ids, _ in batches]
         *seeds, after = torch.randint(2**62, (len(batches) + 1,)).tolist()
 
-        def run(places: list[int]) -> list[tuple[float, Metrics]]:
-            """Add the gradients of some micro-batches; the loss and the metrics of each."""
-            losses: list[Tensor] = []
-            metrics: list[Metrics] = []
-            self.role.train(True)
-            with self.role.accumulating_gradients():
-                for place in places:
-                    torch.manual_seed(seeds[place])
-                    value, shares = loss(batches[place][1], norms)
-                    value.backward()
-                    losses.append(value.detach())
-                    metrics.append(shares)
-                if self.sharded:
-                    for _ in range(len(places), -(-len(batches) // self.group.size)):
-                        value, _ = loss(batches[0][1], norms)
-                        (0.0 * value).backward()
-            self.role.train(False)
-            return list(zip(torch.stack(losses).tolist() if losses else [], metrics, strict=True))
-
-        phase = f"micro-batches of optimiser step {self.steps + 1}"
-        results = self.group.spread(phase, range(len(batches)), run)
+        results = self.group.spread(
+            f"micro-batches of optimiser step {self.steps + 1}",
+            range(len(batches)),
+            partial(self._backward, [part for _, part in batches], loss, norms, seeds),
+        )
         torch.manual_seed(after)
+        metrics = self._total(results, names)
+        if skip(metrics):
+            for learner in everyone:
+                learner.optimizer.zero_grad(set_to_none=True)
+            return metrics
+        self._sum_gradients(everyone)
+        gradient_norms = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
+        rates = [learner._apply() for learner in everyone]
+        return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
+
+    def _backward(
+        self,
+        parts: Sequence[P],
+        loss: Callable[[P, Norms], tuple[Tensor, Metrics]],
+        norms: Norms,
+        seeds: Sequence[int],
+        places: list[int],
+    ) -> list[tuple[float, Metrics]]:
+        """Add the gradients of this rank's micro-batches; the loss and the metrics of each."""
+        losses: list[Tensor] = []
+        metrics: list[Metrics] = []
+        self.role.train(True)
+        with self.role.accumulating_gradients():
+            for place in places:
+                torch.manual_seed(seeds[place])
+                value, shares = loss(parts[place], norms)
+                value.backward()
+                losses.append(value.detach())
+                metrics.append(shares)
+            if self.sharded:
+                for _ in range(len(places), -(-len(parts) // self.group.size)):
+                    value, _ = loss(parts[0], norms)
+                    (0.0 * value).backward()
+        self.role.train(False)
+        return list(zip(torch.stack(losses).tolist() if losses else [], metrics, strict=True))
+
+    def _total(self, results: Sequence[tuple[float, Metrics]], names: Sequence[Sequence[str]]) -> Metrics:
+        """The step's loss and metrics from those of its micro-batches.
+
+        Raises:
+            NonFiniteError: naming the samples of micro-batches without a finite loss.
+        """
         values = [value for value, _ in results]
         total = sum(values)
         if not math.isfinite(total):
@@ -182,14 +209,7 @@ class Learner:
         for _, shares in results:
             for key, share in shares.items():
                 metrics[key] = metrics.get(key, 0.0) + share
-        if skip(metrics):
-            for learner in everyone:
-                learner.optimizer.zero_grad(set_to_none=True)
-            return metrics
-        self._sum_gradients(everyone)
-        gradient_norms = [learner._clip([name for ids in names for name in ids]) for learner in everyone]
-        rates = [learner._apply() for learner in everyone]
-        return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
+        return metrics
 
     def _sum_gradients(self, learners: Sequence["Learner"]) -> None:
         """Give every rank the gradients of all micro-batches. A weight that none of them reached keeps None."""
