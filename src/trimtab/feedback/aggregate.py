@@ -145,14 +145,7 @@ def aggregate(
     counting = settled(judgements)
     usable, refused = usable_judgements(items, counting, config.criterion)
     refused["settled by an adjudicator"] += len(judgements) - len(counting)
-    if weights is None:
-        weights = _agreement_weights(usable) if config.weighting == "agreement" else {}
-    annotators = sorted({j.annotator for judgements_of_item in usable.values() for j in judgements_of_item})
-    by_annotator = {annotator: weights.get(annotator, 1.0) for annotator in annotators}
-    for annotator, weight in by_annotator.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ConfigError(f"weight {weight!r} of annotator {annotator!r}: must be a number, 0 or more")
-
+    by_annotator = _annotator_weights(usable, config, weights)
     counted = {uid: [j for j in js if by_annotator[j.annotator] > 0] for uid, js in usable.items()}
     counted = {uid: js for uid, js in counted.items() if js}
     fitted = _fit(items, counted, by_annotator, config) if config.method != "majority" and counted else None
@@ -172,8 +165,7 @@ def aggregate(
         own_weights = [by_annotator[j.annotator] for j in judgements_of_item]
         label = None if fitted is None else fitted.labels[item.id]
         preference = _combine(item, judgements_of_item, own_weights, config, label)
-        leans = preference.probability is not None and not math.isclose(preference.probability, 0.5, abs_tol=1e-9)
-        if config.keep_tied or max(preference.ranks) > 0 or leans:
+        if config.keep_tied or _prefers_one(preference):
             preferences[item.id] = preference
         else:
             dropped["all answers tied"] += 1
@@ -186,6 +178,30 @@ def aggregate(
         habits=() if fitted is None else fitted.habits,
         notes=() if fitted is None else fitted.notes,
     )
+
+
+def _annotator_weights(
+    usable: Mapping[str, Sequence[Judgement]], config: AggregateConfig, weights: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The weight of each annotator of a usable judgement: the given one, by agreement, or 1.
+
+    Raises:
+        ConfigError: a weight is negative or not finite.
+    """
+    if weights is None:
+        weights = _agreement_weights(usable) if config.weighting == "agreement" else {}
+    annotators = sorted({j.annotator for judgements_of_item in usable.values() for j in judgements_of_item})
+    by_annotator = {annotator: weights.get(annotator, 1.0) for annotator in annotators}
+    for annotator, weight in by_annotator.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"weight {weight!r} of annotator {annotator!r}: must be a number, 0 or more")
+    return by_annotator
+
+
+def _prefers_one(preference: Preference) -> bool:
+    """True: its ranks or its probability put one answer above another."""
+    p = preference.probability
+    return max(preference.ranks) > 0 or (p is not None and not math.isclose(p, 0.5, abs_tol=1e-9))
 
 
 def _fit(

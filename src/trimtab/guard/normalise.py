@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import unquote
 
 WINDOW = 600
@@ -203,12 +204,12 @@ def _plainer(text: str) -> str:
 def _decoded(text: str) -> Iterator[tuple[str, str]]:
     for match in _BASE64.finditer(text):
         raw = match[0].rstrip("=").translate(str.maketrans("-_", "+/"))
-        payload = _printable(_bytes(lambda raw=raw: base64.b64decode(raw + "=" * (-len(raw) % 4))))
+        payload = _printable(_bytes(partial(base64.b64decode, raw + "=" * (-len(raw) % 4))))
         if payload:
             yield "base64", payload
     for match in _HEX.finditer(text):
         digits = re.sub(r"0x|\\x|[\s,:]", "", match[0])
-        payload = _printable(_bytes(lambda digits=digits: bytes.fromhex(digits[: len(digits) // 2 * 2])))
+        payload = _printable(_bytes(partial(bytes.fromhex, digits[: len(digits) // 2 * 2])))
         if payload:
             yield "hex", payload
     for match in _URL.finditer(text):

@@ -87,35 +87,8 @@ def train_guard(
         f"repetitions and {contradictory} texts with both labels left out"
     )
     layers = () if backbone is None else config.layers or default_layers(len(backbone.layers))
-
-    def reader(texts: Sequence[str]) -> list[Any]:
-        assert backbone is not None
-        say(f"reading the states of {len(texts)} texts")
-        return pooled_texts(backbone, texts, layers, adapter=adapter)
-
-    prepared = prepare([e.text for e in requests], None if backbone is None else reader)
-    unread = sum(bool(p.unread) for p in prepared)
-    if unread:
-        say(f"{unread} requests are too long or encoded too deeply; only a part of each was read")
-    fitted = fit_detector(
-        prepared,
-        [int(e.restricted) for e in requests],
-        [e.group for e in requests],
-        budget=config.budget,
-        poolings=config.poolings,
-        seed=config.seed,
-    )
-    layer = None
-    places = [m.place for m in fitted.detector.members if m.place is not None]
-    if places:
-        layer = layers[places[0].layer]
-        members = tuple(
-            m if m.place is None else replace(m, place=replace(m.place, layer=0)) for m in fitted.detector.members
-        )
-        fitted = replace(fitted, detector=replace(fitted.detector, members=members))
-    lexical = next(m.model for m in fitted.detector.members if isinstance(m.model, Lexical))
-    named = [e for e in requests if e.restricted and e.rule]
-    rules = Rules.fit(lexical, [e.text for e in named], [e.rule or "" for e in named]) if named else None
+    fitted, unread = _fit_requests(requests, config, backbone, layers, adapter, say)
+    fitted, layer = _one_layer(fitted, layers)
     output = None
     answers = [e for e in train if e.kind == "answer"]
     if backbone is not None and {e.restricted for e in answers} == {True, False}:
@@ -132,9 +105,58 @@ def train_guard(
         "unread": unread,
         "groups": len({e.group for e in requests}),
     }
+    rules = _fit_rules(fitted, requests)
     return Trained(
         fitted=fitted, output=output, rules=rules, layer=layer, layers=tuple(layers), held_out=held, counts=counts
     )  # fmt: skip
+
+
+def _fit_requests(
+    requests: Sequence[Example],
+    config: GuardConfig,
+    backbone: Backbone | None,
+    layers: Sequence[int],
+    adapter: str | None,
+    say: Say,
+) -> tuple[Fitted, int]:
+    """The detector of requests, and how many requests were read in part only."""
+
+    def states(texts: Sequence[str]) -> list[Any]:
+        assert backbone is not None
+        say(f"reading the states of {len(texts)} texts")
+        return pooled_texts(backbone, texts, layers, adapter=adapter)
+
+    prepared = prepare([e.text for e in requests], None if backbone is None else states)
+    unread = sum(bool(p.unread) for p in prepared)
+    if unread:
+        say(f"{unread} requests are too long or encoded too deeply; only a part of each was read")
+    fitted = fit_detector(
+        prepared,
+        [int(e.restricted) for e in requests],
+        [e.group for e in requests],
+        budget=config.budget,
+        poolings=config.poolings,
+        seed=config.seed,
+    )
+    return fitted, unread
+
+
+def _one_layer(fitted: Fitted, layers: Sequence[int]) -> tuple[Fitted, int | None]:
+    """The detector with its probes on the one layer that a guard reads, and that layer; None without probes."""
+    places = [m.place for m in fitted.detector.members if m.place is not None]
+    if not places:
+        return fitted, None
+    members = tuple(
+        m if m.place is None else replace(m, place=replace(m.place, layer=0)) for m in fitted.detector.members
+    )
+    return replace(fitted, detector=replace(fitted.detector, members=members)), layers[places[0].layer]
+
+
+def _fit_rules(fitted: Fitted, requests: Sequence[Example]) -> Rules | None:
+    """What names the rule of a blocked request; None: no request says which rule it breaks."""
+    lexical = next(m.model for m in fitted.detector.members if isinstance(m.model, Lexical))
+    named = [e for e in requests if e.restricted and e.rule]
+    return Rules.fit(lexical, [e.text for e in named], [e.rule or "" for e in named]) if named else None
 
 
 @dataclass(frozen=True, kw_only=True)

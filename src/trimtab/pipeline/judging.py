@@ -239,42 +239,36 @@ def judge_items(
             again. None: ``folder``.
     """
     judged_by: dict[str, Judged] = {}
-    verdicts: dict[str, Path] = {}
     report: dict[str, Any] = {
         "constitution": {"name": constitution.name, "version": constitution.version},
         "settings": config.model_dump(mode="json"),
         "judges": {},
     }
-    earlier = read_json(folder / "judge.json")["constitution"] if (folder / "judge.json").exists() else None
-    edited = earlier is not None and earlier["version"] != constitution.version
+    edited = _edited(folder, constitution)
     write_atomic(folder / "constitution.yaml", as_yaml(constitution))
     write_records(folder / "comparisons.jsonl", items)
     for name, source in judges.items():
         path = (replies or folder) / name / "replies.jsonl"
         with Journal(path) as journal, ui.bar(f"judge {name}") as bar:
             ask, identity = open_judge(source, journal, default)
-            judged_by[name] = judge(
-                items, constitution, ask, config, name=name, identity=identity, journal=journal,
-                progress=lambda done, total, bar=bar: bar.update(done, total),
-            )  # fmt: skip
-        verdicts[name] = folder / name / "verdicts.jsonl"
-        before = read_records(verdicts[name], Verdict) if edited and verdicts[name].exists() else None
-        changed = None if before is None else changed_labels(before, judged_by[name].verdicts)
-        facts = run_facts(items, judged_by[name])
-        compared = against_people(items, judged_by[name].judgements, people, seed=seed) if people else None
-        report["judges"][name] = {"identity": identity, "run": facts, "people": compared, "edit": changed}
-        report["judges"][name]["replies"] = os.path.relpath(path, folder)
-        ui.say(f"  judge {name}:")
-        for line in report_lines(facts, compared):
-            ui.say(f"    {line}")
-        if changed is not None:
-            changes = ", ".join(f"{kind} {count}" for kind, count in changed.items())
-            ui.say(f"    labels since the constitution was edited: {changes}")
-    for (
-        name,
-        path,
-    ) in verdicts.items():  # after all judges: one that is killed still finds what an edit is compared with
-        write_records(path, judged_by[name].verdicts)
+            judged = judge(
+                items, constitution, ask, config, name=name, identity=identity, journal=journal, progress=bar.update
+            )
+        judged_by[name] = judged
+        changed = _changed(_verdicts(folder, name), judged) if edited else None
+        facts = run_facts(items, judged)
+        compared = against_people(items, judged.judgements, people, seed=seed) if people else None
+        report["judges"][name] = {
+            "identity": identity,
+            "run": facts,
+            "people": compared,
+            "edit": changed,
+            "replies": os.path.relpath(path, folder),
+        }
+        _say_judge(ui, name, report_lines(facts, compared), changed)
+    # After all judges: a process that is killed before leaves what the next one compares an edit with.
+    for name, judged in judged_by.items():
+        write_records(_verdicts(folder, name), judged.verdicts)
     everything = [j for judged in judged_by.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)
     if len(judges) > 1:
@@ -285,6 +279,31 @@ def judge_items(
             ui.say(f"    {line}")
     write_json(folder / "judge.json", plain(report))
     return judged_by
+
+
+def _verdicts(folder: Path, judge: str) -> Path:
+    """File of a judge's verdicts."""
+    return folder / judge / "verdicts.jsonl"
+
+
+def _edited(folder: Path, constitution: Constitution) -> bool:
+    """True: the judgements in the folder follow another version of the constitution."""
+    file = folder / "judge.json"
+    return file.exists() and read_json(file)["constitution"]["version"] != constitution.version
+
+
+def _changed(earlier: Path, judged: Judged) -> dict[str, int] | None:
+    """How many labels differ from the earlier verdicts, by kind; None without earlier ones."""
+    return changed_labels(read_records(earlier, Verdict), judged.verdicts) if earlier.exists() else None
+
+
+def _say_judge(ui: Ui, name: str, lines: Sequence[str], changed: Mapping[str, int] | None) -> None:
+    ui.say(f"  judge {name}:")
+    for line in lines:
+        ui.say(f"    {line}")
+    if changed is not None:
+        changes = ", ".join(f"{kind} {count}" for kind, count in changed.items())
+        ui.say(f"    labels since the constitution was edited: {changes}")
 
 
 def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from trimtab.pipeline.ai_labels import run_ai_label
 from trimtab.pipeline.config import HumanConfig
 from trimtab.pipeline.context import Context, Counts
 from trimtab.pipeline.objectives import of_criteria, unnamed
+from trimtab.pipeline.ui import Bar
 from trimtab.pipeline.vote_files import thumbs_of
 from trimtab.records import Comparison, Judgement, Preference, Prompt, Rollout, read_records, write_records
 from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rollouts
@@ -92,14 +93,13 @@ def sample_in_chunks(
                 raise Interrupted(
                     f"stopped after {len(rollouts)} of {total} answers; they are saved, the same command continues"
                 )
-            done = len(rollouts)
             draw = partial(
                 sampler.generate,
                 adapter=adapter,
                 seed=context.seed(f"{stage} {name}" if own else stage),
                 group=group,
                 states=states,
-                progress=lambda n, _, done=done: bar.update(done + n * context.group.size, total),
+                progress=partial(_show_share, bar, len(rollouts), total, context.group.size),
             )
             part = drawn_by_share(
                 context.group, f"{name} from prompt {start}", prompts[start : start + chunk], draw, answers=group
@@ -107,6 +107,11 @@ def sample_in_chunks(
             save_rollouts(path, part, states)
             rollouts += part
     return rollouts
+
+
+def _show_share(bar: Bar, before: int, total: int, ranks: int, drawn: int, _: int) -> None:
+    """Show as many answers for each rank as this one has drawn, after those of earlier chunks."""
+    bar.update(before + drawn * ranks, total)
 
 
 def run_label(context: Context) -> tuple[Counts, list[str]]:

@@ -61,7 +61,9 @@ def fit(
         session.log({"step": step + 1, **metrics})
         if reference is not None and config.reference_update and config.reference_update.due(step + 1):
             reference.update(config.reference_update.alpha)
-        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"policy": learner}, untrained=moving))
+        session.after_step(
+            step + 1, total, lambda to, finished: to.save(finished, {"policy": learner}, untrained=moving)
+        )
 
 
 def added_up(shares: Iterable[tuple[Tensor, Metrics]]) -> Metrics:

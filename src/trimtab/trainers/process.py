@@ -127,7 +127,7 @@ def train_process(
             parts.append(([s.id for s in own], (own, part)))
         metrics = learner.step(parts, lambda part, norms: _loss(role, part[0], part[1], norms), norms)
         session.log({"step": step + 1, **metrics, "judged_steps": count})
-        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"process": learner}))
+        session.after_step(step + 1, total, lambda to, finished: to.save(finished, {"process": learner}))
 
 
 def _collate(solutions: Sequence[Solution], role: Role) -> Batch:

@@ -29,10 +29,10 @@ class Session:
     """The processes that train together; checkpoints need the same one. Each of them has a session, and logs what it is
     given: let only the first one log."""
 
-    def after_step(self, step: int, total: int, save: Callable[[Checkpoints], object]) -> None:
-        """Checkpoint if due, stop if asked to; ``step`` is the number of finished steps."""
+    def after_step(self, step: int, total: int, save: Callable[[Checkpoints, int], object]) -> None:
+        """Checkpoint if due, stop if asked to; ``step`` is the number of finished steps, and ``save`` receives it."""
         stopping = step < total and any(self.group.gather(f"end of step {step}", self.stop_requested))
         if self.checkpoints is not None and (stopping or (step < total and self.checkpoints.due(step))):
-            save(self.checkpoints)
+            save(self.checkpoints, step)
         if stopping:
             raise Interrupted(f"stopped after step {step} of {total}; the state is saved, the same command continues")

@@ -6,6 +6,7 @@ likelihoods that have them as an outcome (Davidson, Rao–Kupper). Plackett–Lu
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -93,12 +94,12 @@ def train_reward(
         )
         metrics = learner.step(
             [(part.ids, part) for part in parts],
-            lambda part, norms, terms=terms: reward_loss(role, part, norms, config, terms, states),
+            partial(reward_loss, role, config=config, terms=terms, states=states),
             Norms(tokens=0, sequences=sequences),
             also=also,
         )
         session.log({"step": step + 1, **metrics})
-        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, learners))
+        session.after_step(step + 1, total, lambda to, finished: to.save(finished, learners))
     return states
 
 

@@ -178,7 +178,7 @@ def train_rl(
         end = ending.after(number + 1, metrics)  # 6
         if end is not None:
             return end
-        session.after_step(number + 1, config.steps, partial(ending.save, step=number + 1))
+        session.after_step(number + 1, config.steps, ending.save)
     return ending.choose(config.steps)
 
 

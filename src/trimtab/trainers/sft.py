@@ -71,7 +71,7 @@ def train_sft(
         parts = _micro_batches(chosen, [f"example {i}" for i in places], config, role)
         metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms), norms)
         session.log({"step": step + 1, "tokens": norms.tokens, **metrics})
-        session.after_step(step + 1, total, lambda c, s=step + 1: c.save(s, {"sft": learner}))
+        session.after_step(step + 1, total, lambda to, finished: to.save(finished, {"sft": learner}))
 
 
 @torch.no_grad()
