@@ -8,7 +8,7 @@ check and without it. The model after one stage is the model before the next one
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -116,79 +116,113 @@ class CapabilityCheck:
 @torch.no_grad()
 def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence[Demonstration] = ()) -> Capability:
     """Measure a model on a capability set and on the first held-out demonstrations."""
-    chat, reasons = role.backbone.chat, {}
+    measuring = _Measuring(role)
+    return Capability(
+        margins=measuring.margins(rows.choices),
+        texts=measuring.text_losses(rows.texts),
+        demonstrations=measuring.demonstration_losses(demonstrations[:DEMONSTRATIONS]),
+        answers=measuring.answers(rows.open),
+        reasons=measuring.reasons,
+    )
 
-    def usable(key: str, items: Sequence[T], encode: Callable[[T], Encoded | None], missing: str) -> list:
+
+class _Measuring:
+    """The parts of a capability check on one model, and why a part is incomplete.
+
+    Args:
+        role: the model.
+    """
+
+    def __init__(self, role: Role) -> None:
+        self.role, self.chat = role, role.backbone.chat
+        self.reasons: dict[str, str] = {}
+        """By part: how many of its items were left out, and why."""
+
+    def margins(self, choices: Sequence[tuple[str, str, str]]) -> dict[str, float]:
+        """Log p of the right answer − log p of the wrong one, in nats, by question."""
+        pairs = [(question, text) for question, right, wrong in choices for text in (right, wrong)]
+        encoded = self._usable("margins", pairs, lambda pair: self.chat.answer(_turns(pair[0]), pair[1]))
+        sums = response_logprobs(self.role, [e for _, e in encoded])
+        logprobs = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
+        margins = {
+            question: logprobs[question, right] - logprobs[question, wrong]
+            for question, right, wrong in choices
+            if (question, right) in logprobs and (question, wrong) in logprobs
+        }
+        return self._finite("margins", margins)
+
+    def text_losses(self, texts: Sequence[str]) -> dict[str, float]:
+        """Negative log-likelihood of plain texts, in nats per token."""
+        encoded = self._usable("texts", texts, self._encode_text)
+        return self._finite("texts", dict(zip([text for text, _ in encoded], self._losses(encoded), strict=True)))
+
+    def demonstration_losses(self, demonstrations: Sequence[Demonstration]) -> dict[str, float]:
+        """Negative log-likelihood of the assistant's turns, in nats per token, by id."""
+        encoded = self._usable(
+            "demonstrations",
+            demonstrations,
+            lambda d: self.chat.conversation(d.messages, untrained=d.untrained),
+            missing="no demonstrations were held out of SFT",
+        )
+        return self._finite("demonstrations", dict(zip([d.id for d, _ in encoded], self._losses(encoded), strict=True)))
+
+    def answers(self, questions: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, OpenAnswer]:
+        """Greedy answers to open questions, each given with the keywords of its topic."""
+        usable = [item for item, _ in self._usable("answers", questions, self._encode_question)]
+        rollouts = LocalSampler(self.role.backbone, ANSWER).generate(
+            [Prompt.from_text(question) for question, _ in usable], adapter=self.role.adapter, seed=0
+        )
+        return {
+            question: OpenAnswer(text=r.text, on_topic=is_on_topic(r.text, keywords), complete=is_complete(r.text))
+            for (question, keywords), r in zip(usable, rollouts, strict=True)
+        }
+
+    def _usable(
+        self,
+        part: str,
+        items: Sequence[T],
+        encode: Callable[[T], Encoded | None],
+        missing: str = "the capability set has no rows for it",
+    ) -> list[tuple[T, Encoded]]:
         """The items that fit, each with its tokens; the others are counted."""
         if not items:
-            reasons[key] = missing
-        fitting, why = [], ""
+            self.reasons[part] = missing
+        usable, reason = [], "they have fewer than two tokens"
         for item in items:
             try:
                 if (encoded := encode(item)) is not None:
-                    fitting.append((item, encoded))
+                    usable.append((item, encoded))
             except DataError as error:
-                why = str(error)
-        if len(fitting) < len(items):
-            left = len(items) - len(fitting)
-            reasons[key] = f"{left} of {len(items)} left out: {why or 'they have fewer than two tokens'}"
-        return fitting
+                reason = str(error)
+        if len(usable) < len(items):
+            self.reasons[part] = f"{len(items) - len(usable)} of {len(items)} left out: {reason}"
+        return usable
 
-    def finite(key: str, values: dict[str, float]) -> dict[str, float]:
-        finite_values = {name: value for name, value in values.items() if math.isfinite(value)}
-        if len(finite_values) < len(values):
-            reasons[key] = f"{len(values) - len(finite_values)} of {len(values)} log-probabilities are not finite"
-        return finite_values
-
-    def turns_of(question: str) -> list[Message]:
-        return [Message(role="user", content=question)]
-
-    none = "the capability set has no rows for it"
-    margins, pairs = {}, [(q, text) for q, right, wrong in rows.choices for text in (right, wrong)]
-    encoded = usable("margins", pairs, lambda pair: chat.answer(turns_of(pair[0]), pair[1]), none)
-    sums = response_logprobs(role, [e for _, e in encoded])
-    given = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
-    for question, right, wrong in rows.choices:
-        if (question, right) in given and (question, wrong) in given:
-            margins[question] = given[question, right] - given[question, wrong]
-
-    def passage(text: str) -> Encoded | None:
-        tokens = chat.tokenizer.encode(text, add_special_tokens=False)[: chat.context]
+    def _encode_text(self, text: str) -> Encoded | None:
+        tokens = self.chat.tokenizer.encode(text, add_special_tokens=False)[: self.chat.context]
         return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1)) if len(tokens) > 1 else None
 
-    def nll(encoded_items: list) -> list[float]:
-        sums = response_logprobs(role, [e for _, e in encoded_items])
-        return [-value / sum(e.response_mask) for (_, e), value in zip(encoded_items, sums, strict=True)]
-
-    texts = usable("texts", rows.texts, passage, none)
-    heldout = usable(
-        "demonstrations",
-        demonstrations[:DEMONSTRATIONS],
-        lambda d: chat.conversation(d.messages, untrained=d.untrained),
-        "no demonstrations were held out of SFT",
-    )
-
-    def with_room(item: tuple[str, tuple[str, ...]]) -> Encoded:
-        tokens = chat.prompt(turns_of(item[0]))
-        if len(tokens) + ANSWER.max_new_tokens > chat.context:
+    def _encode_question(self, item: tuple[str, tuple[str, ...]]) -> Encoded:
+        tokens = self.chat.prompt(_turns(item[0]))
+        if len(tokens) + ANSWER.max_new_tokens > self.chat.context:
             room = f"{len(tokens)} tokens and {ANSWER.max_new_tokens} of answer"
-            raise DataError(f"a question of {room} does not fit model.context {chat.context}")
+            raise DataError(f"a question of {room} does not fit model.context {self.chat.context}")
         return Encoded(tokens=tokens, response_mask=[])
 
-    questions = [item for item, _ in usable("answers", rows.open, with_room, none)]
-    rollouts = LocalSampler(role.backbone, ANSWER).generate(
-        [Prompt.from_text(question) for question, _ in questions], adapter=role.adapter, seed=0
-    )
-    return Capability(
-        margins=finite("margins", margins),
-        texts=finite("texts", dict(zip([t for t, _ in texts], nll(texts), strict=True))),
-        demonstrations=finite("demonstrations", dict(zip([d.id for d, _ in heldout], nll(heldout), strict=True))),
-        answers={
-            question: OpenAnswer(text=r.text, on_topic=is_on_topic(r.text, keywords), complete=is_complete(r.text))
-            for (question, keywords), r in zip(questions, rollouts, strict=True)
-        },
-        reasons=reasons,
-    )
+    def _losses(self, items: Sequence[tuple[Any, Encoded]]) -> list[float]:
+        sums = response_logprobs(self.role, [e for _, e in items])
+        return [-value / sum(e.response_mask) for (_, e), value in zip(items, sums, strict=True)]
+
+    def _finite(self, part: str, values: dict[str, float]) -> dict[str, float]:
+        """The finite values; the others are counted."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        if len(finite) < len(values):
+            self.reasons[part] = f"{len(values) - len(finite)} of {len(values)} log-probabilities are not finite"
+        return finite
+
+
+def _turns(question: str) -> list[Message]:
+    return [Message(role="user", content=question)]
 
 
 def response_logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:

@@ -103,41 +103,24 @@ class LocalSampler:
         longest = max(len(answer.prompt_tokens) for answer in answers) + self.config.max_new_tokens
         finished = 0
         with self.backbone.merged(adapter), self.backbone.autocast(), kernels().sampling(self.backbone) as decoder:
-            call = _Call(
-                passes=Passes(
-                    self.backbone,
-                    slots,
-                    longest,
-                    decoder=decoder,
-                    recorded_layer=0 if states is None else self.backbone.frozen_layers,
-                ),
-                value_head=value_head,
+            passes = Passes(
+                self.backbone,
+                slots,
+                longest,
+                decoder=decoder,
+                recorded_layer=0 if states is None else self.backbone.frozen_layers,
             )
-            while waiting and not self.backbone.layouts.slots:
-                finished += self._draw_group(waiting.popleft(), call)
-                if progress is not None:
-                    progress(finished, len(answers))
-            running: list[_Running] = []
-            prefix, prefix_states = self._prefix([members[0].prompt_tokens for members in waiting], call)
-            while waiting or running:
-                free = slots - len(running)
-                if waiting and (not running or free >= max(group, slots // 4)):
-                    started: list[list[_Running]] = []
-                    while waiting and free >= len(waiting[0]):
-                        started.append(waiting.popleft())
-                        free -= len(started[-1])
-                    for groups in _similar(started):
-                        running += self._prefill(groups, call, len(running), prefix, prefix_states)
-                else:
-                    self._decode(running, call)
-                for answer in self._leaving(running, call):
+            call = _Call(passes=passes, value_head=value_head)
+            draw = self._draw_in_slots if self.backbone.layouts.slots else self._draw_by_prompt
+            for ended in draw(waiting, slots, call):
+                for answer in ended:
                     if states is not None and answer.prompt_states is not None:
                         sequence = answer.prompt_tokens + answer.tokens
                         states.add(sequence, answer.prompt_states, torch.stack(answer.states))
                         answer.prompt_states, answer.states = None, []
-                    finished += 1
-                    if progress is not None:
-                        progress(finished, len(answers))
+                finished += len(ended)
+                if progress is not None:
+                    progress(finished, len(answers))
         return [
             make_rollout(
                 self.backbone.chat,
@@ -157,8 +140,38 @@ class LocalSampler:
         """Tokens that an answer to the prompt continues."""
         return encode_prompt(self.backbone.chat, prompt, self.config)
 
-    def _draw_group(self, members: list[_Running], call: _Call) -> int:
-        """Draw all answers to one prompt, for models whose cache has no slots; returns their number.
+    def _draw_in_slots(self, waiting: deque[list[_Running]], slots: int, call: _Call) -> Iterator[list[_Running]]:
+        """Draw many answers at once, in slots that are filled again as answers end; yields each as it ends.
+
+        Prompts are read where a quarter of the slots, or one prompt's answers, are free; otherwise every running answer
+        gets one more token.
+        """
+        group = max((len(members) for members in waiting), default=0)
+        running: list[_Running] = []
+        prefix, prefix_states = self._prefix([members[0].prompt_tokens for members in waiting], call)
+        while waiting or running:
+            free = slots - len(running)
+            if waiting and (not running or free >= max(group, slots // 4)):
+                started: list[list[_Running]] = []
+                while waiting and free >= len(waiting[0]):
+                    started.append(waiting.popleft())
+                    free -= len(started[-1])
+                for groups in _similar(started):
+                    running += self._prefill(groups, call, len(running), prefix, prefix_states)
+            else:
+                self._decode(running, call)
+            for answer in self._leaving(running, call):
+                yield [answer]
+
+    def _draw_by_prompt(self, waiting: deque[list[_Running]], _: int, call: _Call) -> Iterator[list[_Running]]:
+        """Draw all answers to one prompt after the other, for models whose cache has no slots; yields each prompt's."""
+        while waiting:
+            members = waiting.popleft()
+            self._draw_group(members, call)
+            yield members
+
+    def _draw_group(self, members: list[_Running], call: _Call) -> None:
+        """Draw all answers to one prompt.
 
         Rows stay of equal length (a finished answer is continued with padding), so the model's own cache serves; where
         that does not give the numbers of plain rows either, every token reads the whole row again.
@@ -176,7 +189,6 @@ class LocalSampler:
             drawn[going, 0] = torch.tensor([answer.tokens[-1] for answer in answers], device=tokens.device)
             tokens = torch.cat([tokens, drawn], dim=1)
             going = [row for row in going if not self._done(members[row])]
-        return len(members)
 
     def _waiting(self, prompts: Sequence[Prompt], group: int, seed: int) -> deque[list[_Running]]:
         """The answers to draw, one list per prompt."""
