@@ -38,8 +38,6 @@ def agreement(
 
     Example: trimtab agreement my-project --criterion helpful
     """
-    from json import dumps
-
     from trimtab.errors import ConfigError
     from trimtab.feedback import agreement_report, annotator_reports, describe_left_out, left_out, nominal_report
 
@@ -54,33 +52,44 @@ def agreement(
     fitted = None if model is None else _fitted(items, judgements, model, criterion)
     reasons = dict(Counter(left_out(items, judgements, criterion=criterion)) + Counter(unread))
     total = len(judgements) + sum(unread.values()) + sum(len(v) for labels in units.values() for _, v in labels)
-    account = describe_left_out(total, reasons)
     simulated = sum(j.source == "simulated" for j in judgements)
     if json:
-        plain = {
-            "criterion": criterion,
-            "judgements": total,
-            "left_out": reasons,
-            "simulated": simulated,
-            "agreement": {name: e.model_dump(exclude={"name"}) for name, e in report.items()},
-            **{
-                kind: {n: e.model_dump(exclude={"name"}) for n, e in report.items()} for kind, report in nominal.items()
-            },
-            "annotators": [w.model_dump() for w in workers],
-        }
-        if fitted is not None:
-            habits = [h.model_dump() for h in fitted.habits]
-            plain["model"] = {"method": model, "notes": fitted.notes, "annotators": habits}
-        typer.echo(dumps(plain, indent=2))
+        facts = {"criterion": criterion, "judgements": total, "left_out": reasons, "simulated": simulated}
+        _print_json(facts, report, nominal, workers, model, fitted)
         return
+    notes = [f"{simulated} of {len(judgements)} judgements are SIMULATED."] if simulated else []
+    if account := describe_left_out(total, reasons):
+        notes.append(account)
+    _print_tables(criterion, notes, report, nominal, workers, model, fitted)
+
+
+def _print_json(facts, report, nominal, workers, model: str | None, fitted) -> None:
+    """Everything as JSON."""
+    from json import dumps
+
+    def plain(estimates):
+        return {name: e.model_dump(exclude={"name"}) for name, e in estimates.items()}
+
+    written = {
+        **facts,
+        "agreement": plain(report),
+        **{kind: plain(estimates) for kind, estimates in nominal.items()},
+        "annotators": [w.model_dump() for w in workers],
+    }
+    if fitted is not None:
+        habits = [h.model_dump() for h in fitted.habits]
+        written["model"] = {"method": model, "notes": fitted.notes, "annotators": habits}
+    typer.echo(dumps(written, indent=2))
+
+
+def _print_tables(criterion: str, notes: list[str], report, nominal, workers, model: str | None, fitted) -> None:
+    """Everything as tables, after the notes."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(markup=False, emoji=False, highlight=False)
-    if simulated:
-        console.print(f"{simulated} of {len(judgements)} judgements are SIMULATED.")
-    if account:
-        console.print(account)
+    for note in notes:
+        console.print(note)
     table = Table("statistic", "value", "95 % interval", "n", title=f"criterion {criterion!r}", title_justify="left")
     for name, e in report.items():
         table.add_row(name, _number(e.value), _interval(e), str(e.n))
