@@ -1,6 +1,6 @@
 """The whole constitutional recipe on its real model: ``python -m benchmarks.constitutional``.
 
-Runs ``recipes/constitutional.yaml`` (a second call goes on where the first was stopped, and a finished run is only
+Runs ``recipes/constitutional.yaml`` (a second call continues where the first was stopped, and a finished run is only
 read) and writes what revision kept, what the judge was like, the KL per answer, and harmlessness, helpfulness and
 preachiness before and after. ``--set`` makes it smaller.
 """

@@ -1,6 +1,6 @@
 """The least a step can cost: counted operations and bytes against the machine's measured peaks.
 
-What is counted is what the mathematics needs, on real tokens, whoever computes it: no padding, prompts that answers
+What is counted is what the mathematics needs, on real tokens, with any implementation: no padding, prompts that answers
 share once, what all sequences begin with (a template's system message) once, the vocabulary at response tokens only,
 no pass twice, no recomputation. A multiplication and an addition are two operations. Per token of a sequence, with P
 weights in a layer's matrices, d = heads × head size, t tokens before it and itself:

@@ -7,14 +7,14 @@
     ├── DataError                3   a data file: unreadable, unknown format, nothing usable in it
     │   └── TooLongError         3   a conversation does not fit the model's context
     ├── ModelError               4   a model folder: missing, no tokenizer, no chat template, wrong shape
-    ├── TrainingError            5   training cannot go on
+    ├── TrainingError            5   training cannot continue
     │   ├── NonFiniteError       5   a loss, gradient or reward became NaN or infinite
     │   └── CollapseError        5   alignment fell apart; names the last good checkpoint
     ├── CheckpointError          6   a checkpoint is damaged or belongs to another configuration
     ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
     │   └── ConflictError        8   somebody else was first, or what is changed was changed since
-    ├── JudgeError               9   an AI judge cannot go on: endpoint, cost cap, another model than before
+    ├── JudgeError               9   an AI judge cannot continue: endpoint, cost cap, another model than before
     ├── RankError               10   one of several processes is missing, has stopped or does something else
     ├── EngineError             11   an engine that draws answers failed, or holds other weights than it was given
     └── Interrupted            130   Ctrl-C: the state is saved and the same command continues
@@ -62,7 +62,7 @@ class ModelError(TrimtabError):
 
 
 class TrainingError(TrimtabError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     exit_code = 5
 
@@ -98,7 +98,7 @@ class ConflictError(StorageError):
 
 
 class JudgeError(TrimtabError):
-    """An AI judge cannot go on; every answer it gave so far is kept."""
+    """An AI judge cannot continue; every answer it gave so far is kept."""
 
     exit_code = 9
 

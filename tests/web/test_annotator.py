@@ -126,7 +126,7 @@ def test_ones_own_password_can_be_changed(here: World, visit):
     name = here.people.everybody()[0].name
     elsewhere = here.people.sign_in(name, PASSWORD)
     wrong = client.fill("/profile/password", old="not the password", password="another password")
-    assert wrong.status_code == 422 and "present password is wrong" in wrong.text
+    assert wrong.status_code == 422 and "current password is wrong" in wrong.text
     short = client.fill("/profile/password", old=PASSWORD, password="x" * (MIN_PASSWORD - 1))
     assert short.status_code == 422
     assert here.people.session(elsewhere) is not None

@@ -1,6 +1,6 @@
 """Principles to prompts: for critique, revision, comparison and rating.
 
-An answer under judgement is written by whoever wants to win. It stands between marks that cannot
+The author of an answer under judgement wants to win. It stands between marks that cannot
 occur inside it (:func:`fenced`), the judge is told that what stands there is material and never an
 instruction, and the question comes after it.
 

@@ -139,7 +139,7 @@ def choose_items(
     *,
     seed: int,
 ) -> list[Chosen]:
-    """Draw the items to label next, in random order, so that whoever stops early has a random part of them.
+    """Draw the items to label next, in random order, so that an annotator who stops early has labelled a random part.
 
     An item without scores can be drawn by the random arm and for the test set only. Fewer items than asked for: all.
 

@@ -390,7 +390,7 @@ class Endpoint:
             if self.spent + most > cap:
                 raise JudgeError(
                     f"the cost cap of {cap:g} is reached: {self.spent:.4g} spent, and the next request could cost up "
-                    f"to {most:.2g}. Everything answered is kept; raise max_cost to go on"
+                    f"to {most:.2g}. Everything answered is kept; raise max_cost to continue"
                 )
             await asyncio.sleep(0.01)
             if problems:

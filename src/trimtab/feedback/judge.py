@@ -217,7 +217,7 @@ def judge(
         progress: called with (answered, all) questions.
 
     Raises:
-        JudgeError: the judge cannot go on; everything answered is in the journal.
+        JudgeError: the judge cannot continue; everything answered is in the journal.
     """
     all_questions = [a for item in items for a in _questions(item, constitution, config, identity)]
     questions = {a.question.key: a.question for a in all_questions}

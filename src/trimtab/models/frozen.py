@@ -2,7 +2,7 @@
 
 With adapters on the upper layers only, the lower layers give the same states for policy, critic, reward model and
 reference, in every epoch. A :class:`FrozenStates` holds these states by token sequence. The sampler adds what it
-computes on the way; ``role.logprobs(batch, states=states)`` takes what is there and computes the rest.
+computes on the way; ``role.logprobs(batch, states=states)`` looks up stored states and computes the others.
 """
 
 import hashlib

@@ -196,7 +196,7 @@ class RolloutLabelsConfig(Config):
     answers: int = Field(default=4, ge=1)
     """Solutions drawn per prompt, whose steps are labelled."""
     tries: int = Field(default=8, ge=1)
-    """Ways to go on from each step."""
+    """Continuations drawn from each step."""
     labels: Literal["soft", "hard"] = "soft"
     """``soft``: the share of tries that ended right; ``hard``: 1 if one did."""
     least: float = Field(default=0.2, ge=0.0, le=1.0)

@@ -41,7 +41,7 @@ CAPABILITY = 12_000
 """Assumed tokens of a capability check of one model with the built-in set."""
 
 STEPS = 3
-"""Assumed steps of a solution from which rollouts go on."""
+"""Assumed steps of a solution that rollouts continue."""
 
 FLAT = 0.5
 """Assumed share of groups with equal rewards, which DAPO draws again."""

@@ -363,7 +363,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
     if isinstance(end, Fall):
         context.ui.say(
             f"  ALIGNMENT FELL APART, noticed at step {end.step}: {end.reason}. As align.guard.on_fall says, the run "
-            f"goes on with the last good weights, those after {end.good} of {config.steps} steps"
+            f"continues with the last good weights, those after {end.good} of {config.steps} steps"
         )
         counts |= {"steps": end.good, "fell_apart_at_step": end.step}
     if isinstance(end, Chosen):

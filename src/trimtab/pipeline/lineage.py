@@ -2,8 +2,8 @@
 
 The way there: judgement → preference → reward model (which optimiser steps) → policy (all its steps climb that reward
 model; offline methods learn from the preference itself) → the figures of the policy. A later round's reward model
-learns from the preferences of all rounds, and its policy starts from the earlier ones, so the way goes on through all
-later rounds. Only finished stages that were made from each other count.
+learns from the preferences of all rounds, and its policy starts from the earlier ones, so the path continues through
+all later rounds. Only finished stages that were made from each other count.
 """
 
 from collections.abc import Iterator, Mapping

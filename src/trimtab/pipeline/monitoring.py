@@ -74,7 +74,7 @@ class RunMonitor:
         return metrics | means | {"alarms": float(self._raised)}
 
     def _queue(self, alarm: RunAlarm, values: Mapping[str, float], rollouts: Sequence[Rollout]) -> None:
-        """Put the answers behind an alarm into the annotation project, if there is one. Training goes on without it."""
+        """Put the answers behind an alarm into the annotation project; training continues if there is none."""
         if self._project is None:
             return
         try:

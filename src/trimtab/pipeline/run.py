@@ -104,8 +104,8 @@ def check_labels(run: RunFolder) -> None:
     if source == "votes" and collected is not None and collected.state == "done":
         raise ConfigError(
             f"{run.path} was made by `trimtab round` from votes, and this recipe would make round {run.number} from "
-            f"other labels. Set rounds: {run.number - 1} and go on with `trimtab round {run.first.path}`, or give the "
-            "run another name (--set name=...)"
+            f"other labels. Set rounds: {run.number - 1} and continue with `trimtab round {run.first.path}`, or give "
+            "the run another name (--set name=...)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The weights of a recipe's named rewards, for whoever shows or compares the total reward of answers."""
+"""The weights of a recipe's named rewards, for code that shows or compares the total reward of answers."""
 
 from collections.abc import Mapping
 from typing import Any, cast

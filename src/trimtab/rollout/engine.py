@@ -103,7 +103,7 @@ class Drawn:
     logprobs: tuple[TokenLogprobs, ...]
     """Of the tokens whose text has been shown, where the answer's settings ask for them."""
     finish_reason: Literal["stop", "length"] | None
-    """None: it goes on."""
+    """None: it continues."""
     state: Tensor | None
     """``[H]``, the recorded state that the token was drawn from: that of the token before it; None: nothing is
     recorded."""

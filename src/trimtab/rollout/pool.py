@@ -206,7 +206,7 @@ class Pool:
         if self._where[call.worker]:
             self.losses += 1
             where, self._where[call.worker] = self._where[call.worker], ""
-            self._say(f"{self._name(call.worker)} on {where} was lost during {call.phase} ({error}); others go on")
+            self._say(f"{self._name(call.worker)} on {where} was lost during {call.phase} ({error}); others continue")
 
     def _welcome(self, call: _Call, where: str, facts: Facts) -> None:
         """Take a worker in, unless it differs from the learner."""

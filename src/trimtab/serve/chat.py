@@ -379,7 +379,7 @@ class Exchange:
         """Pieces of text with their place on the screen, until the answers are complete.
 
         Raises:
-            ApiError: one of them cannot go on.
+            ApiError: one of them cannot continue.
         """
         async for number, update in _merged(self.jobs):
             self.texts[number] += update.text
@@ -448,7 +448,7 @@ async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:
     """The updates of several jobs as they come, with the number of the job.
 
     Raises:
-        ApiError: one of them cannot go on.
+        ApiError: one of them cannot continue.
     """
     waiting = {asyncio.ensure_future(job.next()): number for number, job in enumerate(jobs)}
     try:

@@ -23,7 +23,7 @@ class Verdict:
     """What a guard says about a conversation or about an answer so far."""
 
     flagged: bool
-    """True: it must not go on."""
+    """True: it must stop."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Score of each category, from 0 (harmless) to 1."""
     categories: Mapping[str, bool] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def check_prompt(guard: Guard, messages: Sequence[Message]) -> Verdict:
 
 
 def _failed(guard: Guard) -> Verdict:
-    _log.exception("the guard failed; %s", "the request goes on" if guard.fail_open else "the request is blocked")
+    _log.exception("the guard failed; %s", "the request continues" if guard.fail_open else "the request is blocked")
     return OPEN if guard.fail_open else CLOSED
 
 

@@ -3,7 +3,7 @@
 The page shows two answers of the newest policy to a prompt of the run; from the second round on, one of the newest and
 one of the policy before, so that each choice also compares the two. Choices are votes of the chat page, stored before
 they are acknowledged. After every few dozen with a winner a process makes a round of the run
-(:mod:`trimtab.pipeline.tuning`); then the page goes on with the new policy.
+(:mod:`trimtab.pipeline.tuning`); then the page continues with the new policy.
 """
 
 import asyncio
@@ -382,7 +382,7 @@ def tune(
     opened = open_project(project)
     listening = listen("127.0.0.1", port)
     try:
-        listening.listen()  # whoever opens the link before the server has started waits for it
+        listening.listen()  # a link opened before the server has started waits for it
         tuning = Tuning(run=run, project=project, store=opened.store, every=every, overrides=overrides, say=say)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         say(f"Tuning page: {address}/chat/enter/{tuning.page.key} (until this server stops)")

@@ -34,7 +34,7 @@ class Update:
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of its tokens."""
     finish_reason: FinishReason | None = None
-    """None: it goes on."""
+    """None: it continues."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,7 +58,7 @@ class Job:
     created: float = field(default_factory=time.perf_counter)
     updates: deque[Update] = field(default_factory=deque)
     error: ApiError | None = None
-    """Why it cannot go on."""
+    """Why it cannot continue."""
     guarded: list[GuardedAnswer] = field(init=False)
     """Each answer with the guard's latest verdict."""
     unsent: int = 0
@@ -85,7 +85,7 @@ class Job:
         """The updates since the last call, at least one; none once every answer is finished.
 
         Raises:
-            ApiError: the request cannot go on.
+            ApiError: the request cannot continue.
         """
         while not self.updates:
             if self.error is not None:
@@ -284,7 +284,7 @@ class Worker:
                 self._running = running
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
-        """Fail requests because of the exception that is being handled; the thread goes on."""
+        """Fail requests because of the exception that is being handled; the thread continues."""
         _log.exception("the worker failed; %d answers are given up", len(jobs))
         for job in jobs:
             job.fail(ApiError(500, "the model failed; the server's log says why"))

@@ -125,7 +125,7 @@ def find_items(
         limit: length of the page.
 
     Returns:
-        the items, and the number to go on after; None: there are no more.
+        the items, and the number of the last one, from which the next page continues; None: there are no more.
     """
     words = text.lower().split()
     which = [_WHICH[state] if state else true(), *(_may_have(word) for word in words)]

@@ -223,7 +223,7 @@ class People:
         try:
             _hasher().verify(stored or _nobody(), "" if _broken(old) else old)
         except (VerificationError, InvalidHashError):
-            raise DataError("the present password is wrong") from None
+            raise DataError("the current password is wrong") from None
         hashed = _hasher().hash(new)
         with self.database.write() as c:
             c.execute(update(people).where(people.c.id == person).values(password=hashed))

@@ -248,7 +248,7 @@ def require_active(tx: Transaction, person: int) -> Row[Any]:
     """
     who = tx.person(person)
     if who.state != "active":
-        raise ConflictError("your work is paused; ask an owner of the project to go on")
+        raise ConflictError("your work is paused; ask an owner of the project to resume it")
     if who.role == "annotator" and who.qualified is False:
         raise ConflictError("you are not qualified for this project; ask an owner if you think this is wrong")
     return who

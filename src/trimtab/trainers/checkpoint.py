@@ -165,7 +165,7 @@ class Checkpoints:
         return int(state["step"]), state["extra"]
 
     def _check_equal(self, step: int, learners: Mapping[str, Learner]) -> None:
-        """Refuse to go on with weights that differ between ranks."""
+        """Refuse to continue with weights that differ between ranks."""
         if self.group.size == 1:
             return
 

@@ -52,7 +52,7 @@ class GuardConfig(Config):
     """Consecutive steps on which the same limit must be passed."""
     on_fall: Literal["stop", "keep"] = "stop"
     """``stop``: an error that names the last good checkpoint. ``keep``: alignment ends with the last good weights, and
-    the run goes on with them."""
+    the run continues with them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -148,7 +148,7 @@ def _check_ppo(config: PpoConfig) -> None:
         )
     if config.bootstrap_cut and config.missing_eos is not None:
         raise ConfigError(
-            "bootstrap_cut is true and missing_eos penalises cut answers: one says that an answer goes on after the "
+            "bootstrap_cut is true and missing_eos penalises cut answers: one says that an answer continues after the "
             "cut, the other that it failed there; set missing_eos: null, or bootstrap_cut: false"
         )
     if config.bootstrap_cut and config.overlong_filter:

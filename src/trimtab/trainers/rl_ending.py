@@ -137,5 +137,5 @@ class Ending:
 
     @property
     def _returns_to_good(self) -> bool:
-        """True: after a fall the run goes on with the last good weights."""
+        """True: after a fall the run continues with the last good weights."""
         return self.config.guard is not None and self.config.guard.on_fall == "keep"

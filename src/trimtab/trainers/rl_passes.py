@@ -32,7 +32,7 @@ class Passes:
     values: TensorBT
     """``[B, T]``, reward units; zeros without a critic."""
     last_values: TensorB | None
-    """``[B]``, reward units, the critic's value after the last token; None: no answer goes on after its cut."""
+    """``[B]``, reward units, the critic's value after the last token; None: no answer continues after its cut."""
     importance: TensorBT | None
     """``[B, T]``, weights of tokens; None: not weighted."""
     uncertain: MaskBT | None

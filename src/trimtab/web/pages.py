@@ -101,7 +101,7 @@ def link_to(request: Request, path: str) -> str:
 
 
 def start_session(request: Request, token: str, to: str) -> Response:
-    """Set the session cookie, always a new one, and go on."""
+    """Set the session cookie, always a new one, and continue."""
     answer = RedirectResponse(to, status_code=303)
     answer.set_cookie(
         request.app.state.cookie,

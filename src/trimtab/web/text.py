@@ -1,6 +1,6 @@
 r"""Text from models and people made safe to look at, and shown as it was written.
 
-What a model wrote may be an attack on whoever reads it. So everything is escaped first, a small part
+What a model wrote may be an attack on its reader. So everything is escaped first, a small part
 of Markdown is rendered, and nothing in it can load, run or lead anywhere: images and raw HTML are
 shown as text, links show where they would lead and are no links. Characters that cannot be seen but
 change what is seen (control characters, direction overrides) are shown by name.

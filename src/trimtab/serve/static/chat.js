@@ -6,7 +6,7 @@ const root = document.getElementById("chat");
 const log = byId("log");
 let turns = [];
 let running = null; // of the request that is being answered
-let pending = null; // a comparison that waits for a choice: the conversation goes on with the chosen answer
+let pending = null; // a comparison that waits for a choice: the conversation continues with the chosen answer
 
 function showTurn(role, label) {
   const turn = make("div", `turn ${role}`);
@@ -76,7 +76,7 @@ function finish(row, places, end, compare) {
   row.after(compare && !blocked ? choices(end.token, (choice) => settle(choice, comparison)) : thumbs(end.token, blocked));
 }
 
-// The conversation goes on with one of two answers, unless it has gone on since this comparison.
+// The conversation continues with one of two answers, unless it has continued since this comparison.
 function settle(choice, comparison = pending) {
   if (!pending || pending !== comparison) return;
   turns.push({ role: "assistant", content: pending.answers[choice === "right" ? 1 : 0].text });

@@ -525,7 +525,7 @@ function start() {
   }
   setInterval(look, POLL);
 
-  // Training: the right answer stands beside the one given until somebody goes on.
+  // Training: the right answer is shown beside the given one until the annotator continues.
   function feedback(reply, message) {
     reading = { reply, message };
     lock();
