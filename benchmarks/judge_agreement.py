@@ -3,8 +3,8 @@
 LLMFAO (Ustalov, CC BY 4.0): crowd votes, and the votes of GPT-4 and GPT-3.5 that come with it. LLMBar (Zeng et
 al., MIT): pairs with a constructed or agreed label. The local model judges a stated random part of each
 (all of it with ``--pairs 0``), drawn from the pairs whose answers have together at most ``--longest`` characters
-(0: no limit); their number is printed. Given votes go through the same report. A second run continues where the first was
-stopped. No text is printed.
+(0: no limit); their number is printed. Given votes go through the same report. A second run continues where the first
+was stopped. No text is printed.
 """
 
 import argparse

@@ -13,7 +13,7 @@
     ├── CheckpointError          6   a checkpoint is damaged or belongs to another configuration
     ├── ScoringError             7   a reward function raised, or returned the wrong shape or type
     ├── StorageError             8   the disk is full, read-only or a path cannot be written
-    │   └── ConflictError        8   somebody else was first, or what is changed was changed since
+    │   └── ConflictError        8   another person was first, or the version is not the newest
     ├── JudgeError               9   an AI judge cannot continue: endpoint, cost cap, another model than before
     ├── RankError               10   one of several processes is missing, has stopped or does something else
     ├── EngineError             11   an engine that draws answers failed, or holds other weights than it was given
@@ -94,7 +94,7 @@ class StorageError(TrimtabError):
 
 
 class ConflictError(StorageError):
-    """A label cannot be stored as asked: the slot went to somebody else, or the version is not the newest."""
+    """A label cannot be stored: the slot was given to another annotator, or the version is not the newest."""
 
 
 class JudgeError(TrimtabError):

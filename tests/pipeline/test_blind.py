@@ -207,7 +207,7 @@ def edit(index: int, **values: str):
         (edit(1, preferred="policy"), r"preferred is neither A, B nor tie: \w+ \('policy'\)"),
         (edit(1, sensible_A="yes"), "sensible_A and sensible_B need yes or no, both or neither: "),
         (edit(1, sensible_A="maybe", sensible_B="no"), "sensible_A and sensible_B need yes or no"),
-        (edit(1, reader=""), "nobody is named as the reader; fill in reader, or pass --reader NAME: "),
+        (edit(1, reader=""), "no reader is named; fill in the column reader, or pass --reader NAME: "),
         (lambda row, i: row.update(dict.fromkeys(COLUMNS[4:], "")), "none of 10 rows is filled in; write A, B or tie"),
     ],
 )

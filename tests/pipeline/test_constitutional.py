@@ -141,7 +141,7 @@ def test_a_file_of_people_comes_later_and_simulated_ones_in_it_are_called_so(tmp
     for turn in range(2):
         with pytest.raises(Interrupted, match="items wait for a person"):
             run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Ui())
-        assert ("no such file yet, so nobody has judged" in capsys.readouterr().err) == (turn == 0)
+        assert ("no such file yet, so there are no judgements" in capsys.readouterr().err) == (turn == 0)
         for item in read_records(stage(recipe, "label") / "queue.jsonl", Queued):
             word = Judgement(
                 id=f"c{item.id}", item=item.id, annotator="s", source="simulated", shown_order=(0, 1), ranks=(0, 1)
@@ -369,7 +369,7 @@ def test_a_skip_that_becomes_a_judgement_does_not_stop_a_run_that_waits(tmp_path
         ({"revise": {}, "sft": None}, "revise needs sft"),
         ({"balance": {}, "align": None}, "balance needs data.redteam_heldout, evaluate and align"),
         ({"label": {"source": "hybrid", "people": "simulated"}, "gold": None}, "'simulated' and needs gold"),
-        ({"label": {"source": "human", "people": "app"}}, "source 'human' asks nobody else"),
+        ({"label": {"source": "human", "people": "app"}}, "source 'human' asks no one else"),
         ({"label": {"source": "ai", "people": "app"}}, "name a file of judgements to compare with"),
         ({"label": {"source": "hybrid", "people": "App"}}, "label.people is 'App'; expected app, simulated, or a file"),
         (

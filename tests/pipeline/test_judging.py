@@ -149,6 +149,6 @@ def test_everybody_has_one_word_on_an_item():
     kept, said = people_only([one], [first, skip, again, later, other, first])
     assert kept == [first, later]
     assert said == [
-        "2 judgements are further judgements by somebody who had judged the item; the first ranking counts",
+        "2 judgements are further judgements by an annotator who had judged the item; the first ranking counts",
         "1 judgements are by another criterion than 'overall'; left out",
     ]

@@ -89,7 +89,7 @@ def test_an_item_for_more_people_than_there_are_can_be_settled(asked):
     item = Comparison.of(Prompt.from_text("Name a fish."), ["a trout", "a dog"])
     asked.app.ask([item], 2)
     assert asked.store.submit(asked.bea.id, form(asked.store.next(asked.bea.id), "1"))[1] == "empty"
-    with pytest.raises(Interrupted, match=r"1 of 2 judgements.*\(1 items need somebody new: invite one, or settle"):
+    with pytest.raises(Interrupted, match=r"1 of 2 judgements.*\(1 items need another annotator: invite one"):
         asked.app.wait([item])
     [(task, _)] = asked.store.exhausted()
     asked.store.adjudicate(asked.ann.id, form(asked.store.dispute(task.id, asked.ann.id)[0], "2", best=1))

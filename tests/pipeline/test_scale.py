@@ -149,14 +149,14 @@ def test_weights_are_divided_only_where_there_are_several_that_train_them(tmp_pa
     for sections, says in (
         ({"scale": {"shard": True}}, r"scale\.shard is true and scale\.kind is 'inline'"),
         ({"scale": {"kind": "ray", "shard": True}}, r"scale\.shard is true and scale\.kind is 'ray'"),
-        ({"scale": TWO | {"processes": 1, "shard": True}}, r"scale\.processes 1: there is nobody"),
+        ({"scale": TWO | {"processes": 1, "shard": True}}, r"scale\.processes 1: there is no process"),
         ({"scale": TWO | {"shard": True}}, r"sft, reward, align trains adapters only"),
         (
             {
                 "scale": TWO | {"shard": True},
                 "align": SMALL["align"] | {"adapter": FULL, "sampler": {"engine": "vllm", "max_new_tokens": 12}},
             },
-            r"align\.sampler\.engine 'vllm', which nobody has tried",
+            r"align\.sampler\.engine 'vllm', which is untested",
         ),
     ):
         with pytest.raises(ConfigError, match=says):

@@ -301,7 +301,7 @@ def _lines(file: "FileCheck") -> list[tuple[str, str]]:
         ("answer, words", _spread(file.answer_words)),
         ("duplicates", str(file.duplicates)),
         ("empty answers", str(file.empty_answers)),
-        ("read by nobody", _counts(file.unread) or "nothing"),
+        ("not read", _counts(file.unread) or "nothing"),
         *(("odd rows", f"{count}: {why}") for why, count in file.doubts.items()),
     ]
     if file.chosen_longer is not None:

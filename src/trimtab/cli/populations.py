@@ -82,7 +82,7 @@ def _read(source: Path, database: str | None) -> Any:
         items, judgements = blind_judgements(RunFolder(source, create=False))
         if not judgements:
             raise DataError(
-                f"{source}: nobody has read this run's answers blind; ask people with `trimtab eval RECIPE --annotate`"
+                f"{source}: no one has read this run's answers blind; ask people with `trimtab eval RECIPE --annotate`"
             )
         return items, judgements, FEWEST
     from trimtab.storage.snapshot import comparisons_and_judgements, take_snapshot

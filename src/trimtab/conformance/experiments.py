@@ -4,7 +4,7 @@ Experiments 2 to 6, 9 and 10 run the trainers of language models; 1 and the grad
 their reduction of the loss, 7 the loss of process rewards in a loop of its own, and 8 formulas by enumeration.
 
 J(π) = E_π[r] − β·KL(π‖ref) is largest at π* ∝ ref·exp(r/β), and J(π*) − J(π) = β·KL(π‖π*): the
-distance to the optimum is exact, and nobody has to judge an answer.
+distance to the optimum is exact, and no answer has to be judged.
 """
 
 from collections.abc import Iterator, Sequence

@@ -493,7 +493,7 @@ def hold(name: str, function: Callable[..., Any]) -> Held:
         function: takes the golden's inputs by name; returns a tensor, a number, or a sequence of numbers.
 
     Raises:
-        ConfigError: there is no such golden, or the function returns as many numbers as nobody expects.
+        ConfigError: there is no such golden, or the function returns an unexpected number of numbers.
     """
     golden = GOLDENS.get(name)
     if golden is None:

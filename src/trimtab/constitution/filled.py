@@ -1,4 +1,4 @@
-"""Words that somebody has filled in."""
+"""Fields of a constitution that a person has filled in."""
 
 import re
 from typing import Annotated

@@ -42,10 +42,10 @@ _SHIPPED = Path(__file__).with_name("default.yaml")
 
 
 class Principle(Config):
-    """One thing that is asked of answers."""
+    """One requirement on answers."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Short name in lower case; stands on every label it was asked for."""
+    """Short name in lower case; every label made with it names it."""
     text: Filled
     """What a better answer does; the question to a judge is which answer follows it better."""
     critique: Filled

@@ -217,7 +217,7 @@ class Example(Record):
     id: str
     """Id of the prompt; alarms refer to it."""
     prompt: str
-    """What was asked."""
+    """The prompt."""
     answers: tuple[Answer, ...]
     """One per model, from the earliest to the latest."""
     pick: Literal["typical", "random", "best", "worst"] = "random"
@@ -298,7 +298,7 @@ class RoundRow(Record):
     preferences: int | None
     """New preferences made from them."""
     judge: str = ""
-    """``gold`` or ``proxy``: who judged the answers; empty: nobody."""
+    """``gold`` or ``proxy``: what judged the answers; empty: nothing did."""
     over_pretrained: Estimate | None
     """Win rate of the round's policy over the pretrained model."""
     over_before: Estimate | None

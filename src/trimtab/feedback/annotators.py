@@ -79,7 +79,7 @@ def annotator_reports(
             AnnotatorReport(
                 annotator=annotator,
                 judgements=len(rankings),
-                agreement=clustered_share(sided[annotator], reason="nobody else judged what this annotator decided"),
+                agreement=clustered_share(sided[annotator], reason="no one else judged this annotator's items"),
                 first_shown_wins=clustered_share(first[annotator], reason="no winner was chosen"),
                 longest_wins=clustered_share(longer[annotator], reason="no winner was chosen"),
                 seconds=seconds,

@@ -75,7 +75,7 @@ class ComparisonFit:
     position_deviation: Floats
     """``[A]``, of b_a; 0 where it is common to all."""
     pair_variance: Floats
-    """``[P]``, of x_i − x_j for the pairs that were asked for."""
+    """``[P]``, of x_i − x_j for the requested pairs."""
     iterations: int
     """Of the optimiser, over all rounds."""
 

@@ -42,7 +42,7 @@ STORED_CHARACTERS = 4000
 """Characters of a reply that are stored, beside its whole length."""
 
 TOP = 20
-"""Log-probabilities asked for at each token; the most the protocol allows."""
+"""Log-probabilities requested at each token; the maximum of the protocol."""
 
 
 class EndpointConfig(Config):
@@ -425,7 +425,7 @@ def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: bool) -> bool:
-    """Could the rest of a reply that was cut change what it says?
+    """Could the rest of a truncated reply change its verdict?
 
     Not if it refused, or states its option on a line of its own or before the cut ("Answer: A, because it"). "Answer A"
     may go on "is worse".

@@ -8,7 +8,7 @@ from trimtab.records import Rollout
 
 
 def overlap(rollouts: Sequence[Rollout]) -> list[float]:
-    """Content words of a headline that its message has too, each as often as the headline says it.
+    """Content words of a headline that its message has too, each as often as it occurs in the headline.
 
     At first this pays for what a reader wants: the message's facts. It never stops paying, so it also pays for copies,
     for length and for saying the same word again. Its flaw is planted; use it for demonstrations only.

@@ -261,7 +261,7 @@ def replies_to(
     journal: MutableMapping[str, dict[str, Any]],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Reply]:
-    """Replies to questions, by key; the model is asked only what the journal does not answer.
+    """Replies to questions, by key; questions that the journal answers are not sent again.
 
     A reply that was cut at a limit has a key of its own in the journal, so the question stays open and ``ask`` decides
     whether it is worth another request.

@@ -78,11 +78,11 @@ class Outlook:
     weights: dict[Law, float]
     """Weight of each law."""
     accuracy: Estimate
-    """At the number of labels asked for."""
+    """At the requested number of labels."""
     gain: Estimate
     """Over now."""
     factor: float
-    """Labels asked for, as a multiple of those there are."""
+    """Requested labels, as a multiple of the present number."""
 
     @property
     def enough(self) -> bool:

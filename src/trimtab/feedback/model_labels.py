@@ -1,4 +1,4 @@
-"""Soft labels from a model of all judgements together: who said it, how often they see ties, where they look first.
+"""Soft labels from one model of all judgements: each annotator's skill, tie threshold and position bias.
 
 Judgements become votes on pairs of answers. An answer is its text to a prompt, so items that share answers inform each
 other. A ranking of K answers gives K(K−1)/2 votes of weight 2/K: they carry the information of K − 1. A judgement with
@@ -59,7 +59,7 @@ class Habits(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Label:
-    """What the model says of one item."""
+    """The model's label of one item."""
 
     ranks: tuple[int, ...]
     """By score; 0 = best, equal = tie."""

@@ -209,7 +209,7 @@ def _outcome(both: tuple[float, float] | None) -> Outcome:
 
 
 class _Journalled:
-    """The writing model and the judge, each asked only what the journal does not answer."""
+    """The writing model and the judge; questions that the journal answers are not sent again."""
 
     def __init__(self, write: Write, ask: Ask, identity: Any, journal: MutableMapping[str, dict[str, Any]]) -> None:
         self._write, self._ask, self._identity, self._journal = write, ask, identity, journal

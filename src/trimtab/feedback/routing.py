@@ -31,7 +31,7 @@ from trimtab.feedback.votes import first_better
 from trimtab.records import Comparison, Judgement
 
 AskPeople = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
-"""Asks somebody about items, the n-th person per item (0, 1, …); returns the judgements there are, by item id."""
+"""Asks the n-th person of each item (0, 1, …) for a judgement; returns the judgements received, by item id."""
 
 
 class Queued(Comparison):

@@ -32,7 +32,7 @@ class RouteConfig(Config):
     error: float = Field(default=0.1, gt=0.0, lt=0.5)
     """Largest share of labels by the AI alone that may disagree with people, as the upper end of a 95 % interval."""
     audit: float = Field(default=0.1, gt=0.0, le=1.0)
-    """Share of all items that a person audits. They are drawn at random, whatever the AI says of them."""
+    """Share of all items that a person audits. They are drawn at random, independent of the AI's labels."""
     stratified: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Share of the audits that is spread evenly over bands of the AI's confidence. The rest is drawn uniformly."""
     least: int = Field(default=30, ge=5)

@@ -57,7 +57,7 @@ def first_better(judgement: Judgement | None) -> float | None:
 
 
 def votes_on_pair(judgement: Judgement, i: int, j: int) -> list[tuple[int, float, float]]:
-    """What a ranked judgement says of two of the item's answers.
+    """The outcome of a ranked judgement for two of the item's answers.
 
     Returns:
         (outcome, shown, share): 0 if answer i is better, 1 a tie, 2 if j is; 1 if i was shown before j, −1 if after;

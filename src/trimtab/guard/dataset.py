@@ -42,7 +42,7 @@ class Example:
     """One text to learn from or to measure on."""
 
     text: str
-    """What is said."""
+    """The text."""
     restricted: bool
     """True: a guard must block it."""
     kind: Literal["request", "answer"] = "request"

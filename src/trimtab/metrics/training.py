@@ -144,7 +144,7 @@ TRAINING: Mapping[str, Metric] = {
         "the log-probability. With KTO, of liked answers, weighted by their share of the step.",
         unit="nats",
         good="around 0 or rising",
-        act="If it falls together with `rejected`, probability moves to answers nobody judged: lower the learning "
+        act="If it falls together with `rejected`, probability moves to unjudged answers: lower the learning "
         "rate, raise `beta`, or use a method with a likelihood term (`orpo`, `cpo`).",
         where="offline methods",
     ),

@@ -155,7 +155,7 @@ class Chat:
         return self.examples(messages, untrained=untrained)[0]
 
     def examples(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> list[Encoded]:
-        """What a demonstration teaches: every assistant turn, once, as the model says it.
+        """What a demonstration teaches: every assistant turn, once, as the model would write it.
 
         Args:
             messages: the conversation.

@@ -51,7 +51,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file, computed once as long as nobody touches it."""
+    """SHA-256 of a file, computed once as long as the file does not change."""
     stat = file.stat()
     return _known_digest(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
@@ -261,7 +261,7 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def _check_files(name: str, given: str) -> None:
-    """Say what is wrong with a folder's files, where that is known better than from what a loader said.
+    """Describe what is wrong with a folder's files, where that is more specific than the loader's message.
 
     Raises:
         ModelError: a file is a pointer of Git LFS, or config.json cannot be read.

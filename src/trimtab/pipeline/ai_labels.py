@@ -198,8 +198,8 @@ def _by_app(
 
 
 def read_people(paths: Sequence[Path]) -> tuple[list[Judgement], list[str]]:
-    """Judgements from files, and a line for each missing file: nobody can judge before the queue exists."""
-    missing = [f"{path}: there is no such file yet, so nobody has judged" for path in paths if not path.exists()]
+    """Judgements from files, and a line for each missing file: no one can judge before the queue exists."""
+    missing = [f"{path}: there is no such file yet, so there are no judgements" for path in paths if not path.exists()]
     return [j for path in paths if path.exists() for j in read_records(path, Judgement)], missing
 
 
@@ -213,8 +213,8 @@ def people_named(paths: Sequence[Path], items: Sequence[Comparison]) -> list[Jud
     for path in paths:
         if not path.exists():
             raise DataError(
-                f"{path}: there is no such file; check its name, or leave it out while nobody has judged. Nothing was "
-                "written"
+                f"{path}: there is no such file; check its name, or leave it out until there are judgements. Nothing "
+                "was written"
             )
         read = read_records(path, Judgement)
         people, lines = people_only(items, read)
@@ -244,7 +244,7 @@ def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) ->
             refused["are by another criterion than 'overall'; left out"] += 1
         else:
             if key in counted:
-                refused["are further judgements by somebody who had judged the item; the first ranking counts"] += 1
+                refused["are further judgements by an annotator who had judged the item; the first ranking counts"] += 1
             if key not in counted or _order(j) < _order(counted[key]):
                 counted[key] = j
     lines = [f"{count} judgements {why}" for why, count in refused.items()]
@@ -266,7 +266,7 @@ def _order(judgement: Judgement) -> tuple[bool, bool]:
 
 
 def flagged(people: Sequence[Judgement], ui: Ui) -> set[str]:
-    """Items that somebody flagged and nobody ranked; a file of judgements retires them this way. Says how many."""
+    """Items that were flagged and not ranked, which a file of judgements retires this way; prints their number."""
     gone = {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
     if gone:
         ui.say(f"{len(gone)} items were flagged and not ranked; left out")

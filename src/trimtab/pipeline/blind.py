@@ -335,7 +335,7 @@ def _from_file(
             continue
         name = row.values["reader"] or reader
         if not name:
-            wrong.setdefault("nobody is named as the reader; fill in reader, or pass --reader NAME", []).append(row_id)
+            wrong.setdefault("no reader is named; fill in the column reader, or pass --reader NAME", []).append(row_id)
             continue
         made = _judgements(key, item, preferred, sensible, name, kind, row.values["comment"])
         judgements += [(key, row_id, judgement) for judgement in made]

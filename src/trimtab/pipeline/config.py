@@ -91,7 +91,7 @@ class HumanConfig(Config):
 
 
 class VotesConfig(Config):
-    """What people said of answers that a service gave them."""
+    """People's votes on the answers of a service."""
 
     project: str
     """Annotation project with votes of the chat page and judgements of the annotation app, or a folder written by
@@ -190,7 +190,7 @@ class RolloutLabelsConfig(Config):
     """Labels of steps from rollouts (Math-Shepherd): a step is as good as what the model makes of it."""
 
     verifier: str
-    """Dotted path of a function that says which answers are right, above 0.5: rollouts in, one number each out."""
+    """Dotted path of a function that scores answers, above 0.5 if right: rollouts in, one number each out."""
     prompts: int | None = Field(default=None, ge=1)
     """How many of the prompts to use; None: all."""
     answers: int = Field(default=4, ge=1)

@@ -57,7 +57,7 @@ class Context:
     group: Group = ALONE
     """The processes that run the present stage together."""
     scratch: dict[str, Path] = field(default_factory=dict)
-    """Folder, by stage, for what a rank that is not the first writes; nobody reads it."""
+    """Folder, by stage, for output of ranks other than the first; it is never read."""
     read: set[tuple[str, type]] = field(default_factory=set)
     """Data files, and the records read from them, whose refused rows and further columns were listed."""
 

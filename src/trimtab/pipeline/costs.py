@@ -65,7 +65,7 @@ class Cost:
     drawn: int = 0
     """Tokens that the recipe's model draws, each after the one before it; their operations are part of ``flops``."""
     answers: int = 1
-    """Answers that are asked for at a time."""
+    """Answers requested at a time."""
     slots: int = 1
     """Of them, how many are drawn together at most."""
 

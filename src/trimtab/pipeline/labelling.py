@@ -19,7 +19,7 @@ from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rol
 from trimtab.trainers.shares import drawn_by_share
 
 CHUNK = 256
-"""Answers sampled between two savings of a stage that only samples, or scored at once where training says no number."""
+"""Answers sampled between two savings of a stage that only samples, or scored at once where training sets no number."""
 
 REFILLS = 4
 """Minimum number of slot refills per saved chunk: the last answers of a chunk leave more and more slots idle."""

@@ -80,7 +80,7 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
     for r in rounds:
         for refusal in r.refusals:
             if refusal.vote == name:
-                note = "a refusal that somebody calls wrong: it waits for a person and is never trained on"
+                note = "a refusal that was voted wrong: it waits for a person and is never trained on"
                 return {
                     "kind": "judgement",
                     "judgements": [{"id": name, "round": r.number, "annotator": refusal.annotator}],

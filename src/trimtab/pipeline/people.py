@@ -80,7 +80,7 @@ class AppPeople:
                 stuck = sum(task.id in wanted for task, _ in self._store.exhausted(limit=None))
                 more = ""
                 if stuck:
-                    more = f" ({stuck} items need somebody new: invite one, or settle them as an adjudicator)"
+                    more = f" ({stuck} items need another annotator: invite one, or settle them as an adjudicator)"
                 raise Interrupted(
                     f"{done} of {needed} judgements are in, {enough:.0%} are needed; let people judge {self.where}"
                     f"{more}, then run the same command again"

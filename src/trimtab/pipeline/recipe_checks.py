@@ -59,7 +59,7 @@ def _check_scale(config: RunConfig) -> Iterator[str]:
     align = config.align
     if isinstance(align, OnlineConfig) and align.adapter.kind == "full" and align.sampler.engine == "vllm":
         yield (
-            "scale.shard is true and align.sampler.engine 'vllm', which nobody has tried with sharded weights; set "
+            "scale.shard is true and align.sampler.engine 'vllm', which is untested with sharded weights; set "
             "engine: local, or scale.shard: false"
         )
 
@@ -110,7 +110,7 @@ def _check_label(config: RunConfig) -> Iterator[str]:
         yield from _check_hybrid(label, config)
     elif label.people and (label.source != "ai" or label.people in ("simulated", "app")):
         yield (
-            f"label.people is {label.people!r}, but label.source {label.source!r} asks nobody else; remove it, set "
+            f"label.people is {label.people!r}, but label.source {label.source!r} asks no one else; remove it, set "
             "source: hybrid, or with source: ai name a file of judgements to compare with"
         )
 

@@ -1,4 +1,4 @@
-"""The next round of a finished run, from what people said of its answers."""
+"""The next round of a finished run, from people's votes on its answers."""
 
 from collections.abc import Sequence
 from itertools import pairwise

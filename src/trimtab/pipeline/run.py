@@ -46,7 +46,7 @@ CODE = 8
 
 
 RECIPE = "recipe.json"
-"""File of a run that says where its recipe is."""
+"""File of a run with the path of its recipe."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +208,7 @@ def run_recipe(
 
 
 def origin(recipe: Path) -> Path:
-    """The recipe's file: where ``recipe`` is a run's own copy, the file that the run says, if it is still there."""
+    """The recipe's file: where ``recipe`` is a run's own copy, the file that the run names, if it still exists."""
     if recipe.name == "config.yaml" and (number := RunFolder(recipe.parent, create=False).number) > 1:
         raise ConfigError(
             f"{recipe}: is the recipe of round {number}; run the run's own recipe, or `trimtab round` with its folder"

@@ -63,7 +63,7 @@ def check_scale(config: ScaleConfig) -> Iterator[str]:
     if config.shard and config.kind != "torchrun":
         yield f"scale.shard is true and scale.kind is {config.kind!r}, of which one process trains; set kind: torchrun"
     if config.shard and config.kind == "torchrun" and config.processes == 1:
-        yield "scale.shard is true and scale.processes 1: there is nobody to divide weights with; raise processes"
+        yield "scale.shard is true and scale.processes 1: there is no process to share weights with; raise processes"
     if config.kind != "ray" and config.ray is not None:
         yield f"scale.ray is set and scale.kind is {config.kind!r}; set kind: ray, or leave scale.ray out"
 

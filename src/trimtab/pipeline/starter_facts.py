@@ -63,7 +63,7 @@ class Data:
     limited: bool
     """True: only the first rows of a hub data set were looked at."""
     format: str = "auto"
-    """The format that was asked for."""
+    """The requested format."""
 
     @property
     def lines(self) -> list[str]:

@@ -3,7 +3,7 @@
 Before the choices of a batch train a round, models of earlier rounds predict them: the newest one, and the one from
 before the first choice. So every choice is held out once, whatever its prompt, and none is lost to a test set. A. P.
 Dawid calls this prequential ("Present position and potential developments", JRSS A 147, 1984). The page is looked at
-after every batch, so the interval is one that may be (:func:`trimtab.evals.anytime_interval`): for somebody who chooses
+after every batch, so the interval is one that may be (:func:`trimtab.evals.anytime_interval`): for someone who chooses
 at random, the probability of ever reading "learned" is at most 2.5 %.
 
 In a run with a reward model that model predicts. With an offline method the policy does, by log π(answer) − log
@@ -31,7 +31,7 @@ from trimtab.storage import RunFolder, read_json
 from trimtab.trainers import OnlineConfig, answer_logprobs, encode_preferences
 
 START = "tune.json"
-"""File of a run that says from which round tuning began."""
+"""File of a run with the number of the round from which tuning began."""
 PREDICTED = "predicted.json"
 """File of a round with the predictions of its choices, and answers before and after it."""
 SHOWN = 3
@@ -83,7 +83,7 @@ def check_tunable(config: RunConfig) -> None:
 
 
 def first_round(run: RunFolder) -> int:
-    """The round from which tuning began; noted when it is asked for the first time."""
+    """The round from which tuning began; stored at the first call."""
     if not (run.path / START).is_file():
         write_json(run.path / START, {"round": run.newest().number})
     return read_json(run.path / START)["round"]

@@ -64,7 +64,7 @@ def _end_with_input() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run :func:`train`; the last line of standard error says what failed."""
+    """Run :func:`train`; the last line of standard error is the reason for a failure."""
     from trimtab.errors import TrimtabError
 
     path, project, *overrides = arguments

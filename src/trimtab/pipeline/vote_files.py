@@ -20,14 +20,14 @@ MEASURED = "votes.json"
 
 
 class WrongRefusal(Record):
-    """An answer that somebody calls refused without reason."""
+    """An answer that was voted an unjustified refusal."""
 
     vote: str
     """Id of the vote."""
     annotator: str
     """Pseudonym of who voted."""
     text: str
-    """What was asked."""
+    """The prompt."""
     answers: tuple[str, ...]
     """What was answered."""
     models: tuple[str | None, ...]

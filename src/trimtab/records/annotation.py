@@ -64,7 +64,7 @@ class Task(Record):
     kind: TaskKind = "compare"
     """``compare``: rank two or more answers; ``thumbs``: one answer, good or bad; ``steps``: find the first mistake."""
     prompt: Prompt
-    """What was asked."""
+    """The prompt."""
     completions: tuple[Completion, ...] = Field(min_length=1)
     """The answers in canonical order; one for ``thumbs`` and ``steps``."""
     steps: tuple[str, ...] = ()
@@ -72,11 +72,11 @@ class Task(Record):
     batch: str = "default"
     """Tasks of one batch share a priority and can be paused together."""
     overlap: int | None = Field(default=None, ge=1, le=1000)
-    """How many people judge it; None: as the project says."""
+    """How many people judge it; None: the project's setting."""
     check: Check | None = None
     """The right answer, where this task tests the annotator; such a task is shown to everybody."""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything else the data said; never shown to annotators."""
+    """Further fields of the data; never shown to annotators."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -119,7 +119,7 @@ class Task(Record):
 
 
 class Answer(Record):
-    """What was said about one criterion of a comparison, by position on the screen."""
+    """The judgement by one criterion of a comparison, by position on the screen."""
 
     criterion: str = OVERALL
     """Name of the criterion."""
@@ -154,7 +154,7 @@ class Submission(Record):
     shown_order: tuple[int, ...] = (0,)
     """``shown_order[p]`` is the index, in the task's completions, of the answer shown at position p."""
     verdict: Verdict
-    """``judged`` carries an answer; the others say why there is none."""
+    """``judged`` carries an answer; the others are reasons for not judging."""
     answers: tuple[Answer, ...] = ()
     """For ``compare``: one for each criterion."""
     good: bool | None = None
@@ -190,7 +190,7 @@ class StepLabel(Record):
     id: str
     """Stable id."""
     prompt: Prompt
-    """What was asked."""
+    """The prompt."""
     steps: tuple[str, ...] = Field(min_length=1)
     """The solution, step by step."""
     first_wrong: int | None
@@ -287,7 +287,7 @@ def nominal_units(
 
 
 def rating_of(task: Task, submission: Submission) -> Rating | None:
-    """The thumb, where the task asked for one and got one."""
+    """The thumb of a task of this kind; None if it was not judged."""
     if task.kind != "thumbs" or submission.good is None:
         return None
     return Rating(
@@ -302,7 +302,7 @@ def rating_of(task: Task, submission: Submission) -> Rating | None:
 
 
 def step_label_of(task: Task, submission: Submission) -> StepLabel | None:
-    """The first wrong step, where the task asked for it and got an answer."""
+    """The first wrong step, for a task of this kind; None if it was not judged."""
     if task.kind != "steps" or submission.verdict != "judged":
         return None
     return StepLabel(

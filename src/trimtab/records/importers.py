@@ -148,7 +148,7 @@ def read(
 
 
 def _format(source: str | Path, name: str, head: Sequence[Row | Refusal]) -> Format:
-    """The format asked for, or the one that most of the first rows match."""
+    """The requested format, or the one that most of the first rows match."""
     known = "\n".join(f"  {form.name}: {form.columns}" for form in FORMATS.values())
     if name != "auto" and name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
@@ -182,7 +182,7 @@ def _top_reasons(refused: Sequence[Refusal]) -> str:
 
 
 def _of_kind(records: list[Record], kind: type[R]) -> list[R]:
-    """The records of the asked kind if a row holds any, else what the others convert to."""
+    """The records of the requested kind if a row holds any, else the others converted."""
     same = [record for record in records if isinstance(record, kind)]
     able = [record for record in records if (type(record), kind) in _CONVERSIONS]
     made = same or [new for record in able or records for new in convert(record, kind)]

@@ -41,7 +41,7 @@ def _prompt(turns: Sequence[Message], metadata: dict[str, Any]) -> Prompt:
 
 
 def _conversation(turns: Sequence[Message], metadata: dict[str, Any], untrained: Sequence[int] = ()) -> Record:
-    """A demonstration, or a prompt where nobody answers; ``untrained`` counts from the last turn (0) backwards."""
+    """A demonstration, or a prompt where there is no answer; ``untrained`` counts from the last turn (0) backwards."""
     if all(turn.role != "assistant" for turn in turns):
         return _prompt(turns, metadata)
     places = tuple(sorted(len(turns) - 1 - place for place in untrained))
@@ -141,7 +141,7 @@ def _thumb(columns: Columns) -> str | None:
 def _rated_or_shown(
     columns: Columns, turns: Sequence[Message], metadata: dict[str, Any], untrained: Sequence[int] = ()
 ) -> Record:
-    """A rating where the row has a thumb, otherwise a demonstration, or a prompt where nobody answers."""
+    """A rating where the row has a thumb, otherwise a demonstration, or a prompt where there is no answer."""
     cells.check_weight(columns)
     thumb = _thumb(columns)
     if thumb is None:

@@ -14,7 +14,7 @@ from trimtab.records.readers import Refusal, Row, read_rows
 from trimtab.records.types import Message, Prompt, content_id
 
 PROMPTS = ("prompt", "problem", "question", "input")
-"""Columns that hold what was asked."""
+"""Columns that hold the prompt."""
 FIRST_WRONG = ("first_wrong", "mistake_index", "label")
 """Columns that hold the index of the first wrong step, from 0; null or −1: none is."""
 

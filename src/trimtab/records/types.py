@@ -47,7 +47,7 @@ class Message(Record):
     role: Role
     """Who speaks."""
     content: str
-    """What is said, as plain text."""
+    """The text, plain."""
 
 
 def message_id(turns: Sequence[Message]) -> str:
@@ -63,7 +63,7 @@ class Prompt(Record):
     messages: tuple[Message, ...] = Field(min_length=1)
     """The turns so far, oldest first; the last one is not the assistant's."""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything else the data said about this prompt (topic, reference answer, source)."""
+    """Further fields of the data (topic, reference answer, source)."""
 
     @model_validator(mode="after")
     def _waits_for_assistant(self) -> Prompt:
@@ -79,7 +79,7 @@ class Prompt(Record):
 
     @classmethod
     def from_text(cls, text: str, *, system: str | None = None, **metadata: Any) -> Prompt:
-        """Build a one-turn prompt from what the user says."""
+        """Build a one-turn prompt from the user's message."""
         head = [Message(role="system", content=system)] if system else []
         return cls.of([*head, Message(role="user", content=text)], **metadata)
 
@@ -110,7 +110,7 @@ class Demonstration(Record):
     untrained: tuple[int, ...] = ()
     """Places in ``messages`` of assistant turns that are context only and count in no loss."""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything else the data said."""
+    """Further fields of the data."""
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Demonstration:
@@ -139,11 +139,11 @@ class Comparison(Record):
     id: str
     """Stable id made from prompt and answers."""
     prompt: Prompt
-    """What was asked."""
+    """The prompt."""
     completions: tuple[Completion, ...] = Field(min_length=2)
     """The answers; positions in this tuple are what ``shown_order`` refers to."""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything else the data said."""
+    """Further fields of the data."""
 
     @classmethod
     def of(cls, prompt: Prompt, completions: list[Completion] | list[str] | tuple[Completion, ...]) -> Comparison:
@@ -173,13 +173,13 @@ class Judgement(Record):
     """For two answers of which one is better: how clear the difference is, from 0 (barely) to 1 (clearly); None: not
     asked."""
     probability: float | None = Field(default=None, ge=0.0, le=1.0)
-    """For two answers, where the judge says how sure it is: P(the answer shown first is better)."""
+    """For two answers, the judge's own P(the answer shown first is better)."""
     criterion: str = "overall"
     """What was judged (helpful, harmless, …)."""
     scores: tuple[float, ...] | None = None
     """``scores[p]``: points given to the answer shown at position p, on the criterion's scale; higher is better."""
     principle: str | None = None
-    """Ids of the principles of a constitution that were asked, joined by commas; None: none was."""
+    """Ids of the principles that the judge was asked about, joined by commas; None: no constitution was used."""
     guideline: str | None = None
     """Version of the guidelines or constitution the annotator saw."""
     seconds: float | None = None
@@ -219,7 +219,7 @@ class Preference(Record):
     id: str
     """Stable id."""
     prompt: Prompt
-    """What was asked."""
+    """The prompt."""
     completions: tuple[Completion, ...] = Field(min_length=2)
     """The answers, in canonical order."""
     ranks: tuple[int, ...]
@@ -237,7 +237,7 @@ class Preference(Record):
     source: Source = "imported"
     """Where the labels came from."""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything else the data said."""
+    """Further fields of the data."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Preference:
@@ -268,7 +268,7 @@ class Rating(Record):
     id: str
     """Stable id."""
     prompt: Prompt
-    """What was asked."""
+    """The prompt."""
     completion: Completion
     """The answer."""
     good: bool
@@ -278,7 +278,7 @@ class Rating(Record):
     annotator: str | None = None
     """Pseudonym of who gave it, where known."""
     reason: str = ""
-    """Why the answer is bad, where that was asked."""
+    """The reason for a thumb down, where the page asks for one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,7 +288,7 @@ class Rollout:
     id: str
     """Unique within a run: prompt id, weight version and index in the group."""
     prompt: Prompt
-    """What was asked."""
+    """The prompt."""
     prompt_tokens: list[int]
     """The rendered prompt, up to and including the assistant header."""
     tokens: list[int]
@@ -302,7 +302,7 @@ class Rollout:
     weight_version: int
     """Which weights sampled it: the number of optimiser steps they had seen."""
     values: list[float] = field(default_factory=list[float])
-    """Value of the state before each produced token, where a critic on the policy's own states said it."""
+    """Value of the state before each produced token, if the critic is a head on the policy's own states."""
     reference_logprobs: list[float] = field(default_factory=list[float])
     """log p of each produced token under the reference, in nats, rounded to four decimals; only to look at."""
     rewards: dict[str, float] = field(default_factory=dict[str, float])

@@ -96,7 +96,7 @@ class ChatPage:
         return f"trimtab_visitor_{self.votes.store.project_id}"
 
     def allow(self, request: Request) -> None:
-        """Refuse somebody who does not have the link.
+        """Refuse a visitor who does not have the link.
 
         Raises:
             ApiError: 401.
@@ -105,7 +105,7 @@ class ChatPage:
             raise ApiError(401, "open the link that the server printed when it was started", code="no_page_key")
 
     async def visitor(self, request: Request) -> int | None:
-        """Who asks; None: somebody who has not agreed to the terms."""
+        """The visitor; None: they have not agreed to the terms."""
         secret = request.cookies.get(self.visitor_cookie, "")
         return await run_in_threadpool(self.votes.visitor, secret, self.version) if secret else None
 
@@ -152,7 +152,7 @@ class Turn(_Strict):
     role: Literal["user", "assistant"]
     """Who speaks. The page has no system prompt."""
     content: Text
-    """What is said."""
+    """The text."""
 
     @property
     def message(self) -> Message:
@@ -358,7 +358,7 @@ class Exchange:
     order: list[int]
     """``order[p]``: which of the models stands at place p of the screen."""
     person: int | None
-    """Who asked; None: nothing is stored."""
+    """The visitor; None: nothing is stored."""
     verdict: Verdict | None
     jobs: list[Job] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)

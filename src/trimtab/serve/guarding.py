@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a guard says about a conversation or about an answer so far."""
+    """A guard's verdict on a conversation or on an answer so far."""
 
     flagged: bool
     """True: it must stop."""
@@ -83,7 +83,7 @@ OPEN = Verdict(flagged=False)
 
 
 def check_prompt(guard: Guard, messages: Sequence[Message]) -> Verdict:
-    """The guard's verdict; what it says when it raises is its choice (``fail_open``)."""
+    """The guard's verdict; if the guard raises, ``fail_open`` decides."""
     try:
         return guard.check_prompt(messages)
     except Exception:
@@ -102,7 +102,7 @@ class Piece:
     text: str
     """Its text."""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of its tokens, where they are asked for."""
+    """Of its tokens, if requested."""
 
 
 class GuardedAnswer:

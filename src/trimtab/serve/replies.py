@@ -31,7 +31,7 @@ class Reply:
     spelling: Spelling
     """Spells tokens."""
     logprobs: bool
-    """Whether log-probabilities were asked for."""
+    """Whether log-probabilities were requested."""
     include_usage: bool = False
     """Whether a last chunk counts tokens."""
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")

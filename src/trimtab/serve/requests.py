@@ -38,7 +38,7 @@ class ChatMessage(_Part):
     role: Literal["system", "developer", "user", "assistant"]
     """Who speaks; ``developer`` is read as ``system``."""
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    """What is said."""
+    """The text."""
     name: Text | None = None
     """Accepted without effect."""
     refusal: Text | None = None
@@ -176,7 +176,7 @@ class ChatRequest(_Part):
 
     @property
     def answers(self) -> int:
-        """How many answers are asked for."""
+        """How many answers are requested."""
         return self.n or 1
 
     @property

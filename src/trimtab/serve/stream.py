@@ -15,7 +15,7 @@ from trimtab.serve.replies import event
 _log = logging.getLogger(__name__)
 
 CLOSED_REQUEST = 499
-"""Status in the log of a request whose client has left; nobody reads it."""
+"""Status in the log of a request whose client has disconnected; it is never sent."""
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # proxies would hold the events back

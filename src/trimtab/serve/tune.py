@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DRAWS = 8
-"""Prompts that are tried before the page says that the policy gives the same answer twice."""
+"""Prompts that are tried before the page reports that the policy gives the same answer twice."""
 NO_CAP = 1_000_000
 """Votes of a person in a round: here one person is meant to have their way."""
 SAID = {

@@ -114,7 +114,7 @@ class Job:
     def _wake(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the loop is closed: nobody reads any more
+        except RuntimeError:  # the loop is closed: the reader is gone
             pass
 
 

@@ -26,7 +26,7 @@ from trimtab.storage.transaction import Transaction
 DISPUTED = items.c.disputed.is_(True)
 """As many people as needed have judged the item, and they disagree."""
 FLAGGED = items.c.flags > 0
-"""Somebody flagged the item, and nobody has retired or settled it since."""
+"""The item is flagged, and has not been retired or settled since."""
 _NOBODY_LEFT = and_(
     items.c.open.is_(True),
     select(judgements.c.seq).where(judgements.c.item_id == items.c.id).exists(),

@@ -49,7 +49,7 @@ Choice = Literal["left", "right", "tie", "both_bad"]
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """An answer, or two beside each other, that somebody was shown."""
+    """An answer, or two beside each other, that a visitor was shown."""
 
     prompt: Prompt
     """The conversation."""
@@ -119,11 +119,11 @@ class ChatVotes:
     # Consent ------------------------------------------------------------------------------
 
     def consent(self, version: str, secret: str = "") -> str:
-        """Store that somebody agreed to this version of the terms; returns the secret that stands for the person.
+        """Store a visitor's agreement to this version of the terms; returns the secret that identifies the person.
 
         Args:
             version: hash of the terms.
-            secret: of somebody who agreed before, to these or to earlier terms: the person and the secret stay.
+            secret: of a visitor who agreed before, to these or to earlier terms: the person and the secret stay.
         """
         with self.store.writing() as tx:
             row = tx.c.execute(_who(secret)).first() if secret else None
@@ -144,7 +144,7 @@ class ChatVotes:
         return secret
 
     def visitor(self, secret: str, version: str) -> int | None:
-        """The person a secret stands for; None: nobody, or they agreed to another version of the terms."""
+        """The person that a secret identifies; None: unknown, or they agreed to another version of the terms."""
         with self.store.database.read() as c:
             row = c.execute(_who(secret)).first()
         return row.person_id if row is not None and row.consent == version else None
@@ -153,12 +153,12 @@ class ChatVotes:
         """Erase the texts and votes of a person, and never store anything of them again.
 
         Raises:
-            DataError: nobody has this secret.
+            DataError: the secret is unknown.
         """
         with self.store.writing() as tx:
             row = tx.c.execute(select(visitors).where(visitors.c.secret == _digest(secret))).first()
             if row is None:
-                raise DataError("nobody has this withdrawal code; check that it was copied whole")
+                raise DataError("this withdrawal code is unknown; check that it was copied whole")
             person = row.person_id
             first = tx.c.scalar(select(func.min(events.c.seq)).where(events.c.person_id == person))
             voted = tx.c.execute(

@@ -1,4 +1,4 @@
-"""What owners do with single items: find them, read who said what, correct, retire, restore and comment.
+"""What owners do with single items: search, read the judgements, correct, retire, restore and comment.
 
 Stored judgements are about the text that was judged, so no text is ever edited. A corrected text is a new item that
 replaces the old one: the old one is retired with its judgements, and both name each other. What annotators never see
@@ -93,7 +93,7 @@ class ItemSubmission:
     """Name of the person who submitted it."""
     state: Literal["counts", "changed", "undone", "late"]
     """``counts``: the person's current word; ``changed`` or taken back (``undone``) by the person since; ``late``: came
-    after the slot had gone to somebody else."""
+    after the slot had been given to another annotator."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ REVISION = "0003"
 """The schema this version of trimtab reads and writes; the last file in ``migrations/versions``."""
 
 BUSY_MILLISECONDS = 10_000
-"""How long a writer waits for another process's transaction before it says so."""
+"""How long a writer waits for another process's transaction before it fails."""
 
 _LOCK = 7402517063
 """Number of the advisory lock that makes PostgreSQL's writers take turns."""

@@ -42,7 +42,7 @@ class Form(Record):
     version: Number | None = None
     """Version of the judgement that this form replaces; None: the first judgement."""
     verdict: Verdict = "judged"
-    """``judged`` carries an answer; the others say why there is none."""
+    """``judged`` carries an answer; the others are reasons for not judging."""
     answers: tuple[Answer, ...] = Field(default=(), max_length=12)
     """For a comparison: one for each criterion, by position on the screen."""
     good: bool | None = None

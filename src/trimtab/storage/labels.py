@@ -197,7 +197,7 @@ class LabelStore:
             return curation.count_items(c, batch)
 
     def item(self, uid: str) -> curation.ItemDetails:
-        """Everything about one item: where it stands, who said what, what owners did.
+        """Everything about one item: its state, its judgements by annotator, and the changes by owners.
 
         Raises:
             DataError: there is no such item.
@@ -289,7 +289,7 @@ class LabelStore:
             return adjudication.disputes(c, limit)
 
     def flagged(self, *, limit: int = 50) -> list[tuple[Task, list[Submission]]]:
-        """Items that somebody flagged and nobody has retired, with their submissions."""
+        """Flagged items that are not retired, with their submissions."""
         with self.database.read() as c:
             return adjudication.items_with_submissions(c, adjudication.FLAGGED, limit)
 
@@ -312,7 +312,7 @@ class LabelStore:
 
         Raises:
             DataError: the form does not fit.
-            ConflictError: settled by somebody else since, or this person judged it.
+            ConflictError: settled by another person since, or this person judged it.
         """
         with self.writing() as tx:
             return adjudication.adjudicate(tx, person, form)

@@ -35,7 +35,7 @@ _DAY = 86400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """Somebody who is signed in."""
+    """Someone who is signed in."""
 
     id: int
     """Row number."""
@@ -272,7 +272,7 @@ class People:
         state: str | None = None,
         qualified: bool | None = None,
     ) -> None:
-        """Change role or state, or qualify somebody. A removed person's sessions end; their judgements stay.
+        """Change role or state, or qualify a person. A removed person's sessions end; their judgements stay.
 
         Raises:
             DataError: no such person.
@@ -290,7 +290,7 @@ class People:
                     people.c.role == "owner", people.c.state == "active", people.c.id != person
                 )
                 if not c.scalar(others):
-                    raise ConflictError("this is the last owner; make somebody else an owner first")
+                    raise ConflictError("this is the last owner; make another person an owner first")
             if values:
                 c.execute(update(people).where(people.c.id == person).values(**values))
                 add_event(c, self.clock(), "person", {"person": person, **values}, person=by)

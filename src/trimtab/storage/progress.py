@@ -27,7 +27,7 @@ class Progress:
     disputed: int
     """Items waiting for an adjudicator."""
     flagged: int
-    """Items that somebody flagged and nobody has retired."""
+    """Flagged items that are not retired."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class ProjectConfig(Config):
     title: str = Field(default="Preferences", min_length=1, max_length=120)
     """Heading of every page."""
     overlap: int = Field(default=2, ge=1, le=100)
-    """How many people judge each item, unless the item says otherwise."""
+    """How many people judge each item, unless the item sets its own number."""
     majority: float = Field(default=1.0, gt=0.5, le=1.0)
     """Share of people on one side from which an item needs no adjudicator; 1: whenever two contradict each other."""
     criteria: tuple[CriterionConfig, ...] = Field(default=(CriterionConfig(),), min_length=1, max_length=12)
@@ -58,7 +58,7 @@ class ProjectConfig(Config):
     )
     """Reasons offered for flagging an item."""
     paused: bool = False
-    """True: nobody gets new items."""
+    """True: no new items are handed out."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "ProjectConfig":

@@ -5,7 +5,7 @@ to it have been assigned to them already. An item whose slot comes free moves to
 next task is found with one step in an index, however many items there are.
 
 An item's slot is taken in the transaction that assigns it, so an item never has more than ``overlap`` people. A lease
-holds the slot while somebody looks at the item; when it runs out, the slot comes free.
+holds the slot while an annotator looks at the item; when it runs out, the slot comes free.
 """
 
 import json

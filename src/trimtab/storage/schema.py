@@ -3,7 +3,7 @@
 ::
 
     events ──── one row for each thing anybody did; UNIQUE(person, key) makes a repeated request harmless
-    judgements  which event is somebody's current word on an item; UNIQUE(item, person)
+    judgements  which event is a person's current judgement of an item; UNIQUE(item, person)
     items       what is to be judged, and how many of its slots are taken
     leases      who is looking at what, until when
     people, invitations, sessions, tokens    who may do what; secrets are stored as SHA-256 only

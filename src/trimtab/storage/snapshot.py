@@ -142,7 +142,7 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
 
 
 def _person(tx: Transaction, known: dict[str, int], pseudonym: str) -> int:
-    """The number of the person with this pseudonym; somebody new is added as imported."""
+    """The number of the person with this pseudonym; an unknown one is added as imported."""
     if pseudonym not in known:
         values = {"pseudonym": pseudonym, "name": pseudonym, "name_key": f"imported/{pseudonym}", "role": "annotator"}
         added = tx.c.execute(insert(people).values(**values, state="imported", created_at=tx.now))

@@ -1,8 +1,8 @@
 """Filled-in forms: what becomes of one, taking it back, and opening it again.
 
 A repeated request (same key) changes nothing and gets the same answer; a changed one must name the version it
-replaces. A form that arrives after its lease ran out and the slot went to somebody else is kept as an event of kind
-``late`` and not counted. Nothing that was sent is thrown away.
+replaces. A form that arrives after its lease ran out and its slot was given to another annotator is stored as an event
+of kind ``late`` and not counted. Nothing that was sent is thrown away.
 """
 
 import json
@@ -44,7 +44,7 @@ class Receipt:
     version: int
     """A later change of this judgement must name it."""
     state: str
-    """``stored``, or ``late``: kept but not counted, because somebody else has the slot."""
+    """``stored``, or ``late``: stored but not counted, because another annotator has the slot."""
     new: bool = field(default=True, compare=False)
     """False: this form was sent before, and nothing changed."""
 

@@ -80,4 +80,4 @@ class Group:
 
 
 ALONE = Group()
-"""One process: divides nothing and waits for nobody."""
+"""A single process, which shares nothing and never waits."""

@@ -395,7 +395,7 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.ApoDownConfig,
         label="APO-down",
-        flaw="lowers every answer of the data, so probability goes to what nobody judged",
+        flaw="lowers every answer of the data, so probability goes to answers that were not judged",
         objective=text("min σ(r_w) + 1 − σ(r_w − r_l), r = {beta:g}·log(π/ref)"),
         loss=lambda config, pairs: apo_down_loss(*pairs.logprobs, beta=config.beta),
     ),

@@ -16,7 +16,7 @@ from trimtab.records import Preference
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairVote:
-    """What one annotator said of two answers of a ranking."""
+    """One annotator's vote on two answers of a ranking."""
 
     annotator: int
     """Number of the annotator, from 0; −1: the average one."""
@@ -69,7 +69,7 @@ class Ranking:
         return _as_pairs(self._strict())
 
     def tied_pairs(self) -> Tensor:
-        """Both of every two different answers of equal rank, ``[P, 2]``; none with a soft label, which says it."""
+        """Both of every two different answers of equal rank, ``[P, 2]``; none with a soft label, which holds ties."""
         return _as_pairs(self._tied())
 
     def _strict(self) -> list[tuple[int, int]]:
@@ -87,7 +87,7 @@ class Ranking:
         return [(i, j) for i, j in tied if self.sequences[i] != self.sequences[j]]
 
     def cast(self) -> list[PairVote]:
-        """Its votes on different answers; without any, what its label says, as the average annotator's votes.
+        """Its votes on different answers; without any, its label as votes of the average annotator.
 
         All pairs of K answers together are then K − 1 votes, times its weight.
         """

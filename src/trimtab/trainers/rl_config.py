@@ -435,4 +435,4 @@ ClippedConfig = (
 """Methods with a clipped ratio."""
 
 RlConfig = ClippedConfig | OnlineDpoConfig | RejectionConfig | XpoConfig
-"""Any online method; ``method`` says which."""
+"""Any online method, chosen by ``method``."""

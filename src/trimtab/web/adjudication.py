@@ -1,4 +1,4 @@
-"""Settling disagreements: the queue, one item with what people said, the adjudicator's word."""
+"""Settling disagreements: the queue, one item with people's judgements, the adjudicator's decision."""
 
 from typing import Annotated
 from urllib.parse import quote
@@ -29,7 +29,7 @@ def queue(request: Request, person: Adjudicator) -> Response:
 
 @router.get("/adjudicate/item")
 def one(request: Request, person: Adjudicator, id: str) -> Response:
-    """One item, with what everybody said in the order this adjudicator sees the answers."""
+    """One item with all judgements, in the order in which this adjudicator sees the answers."""
     assignment, submissions = request.app.state.store.dispute(id, person.id)
     t = translator(request, person)
     lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in submissions]
@@ -40,7 +40,7 @@ def one(request: Request, person: Adjudicator, id: str) -> Response:
 
 @router.post("/adjudicate/submit")
 def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
-    """Store the adjudicator's word; ``to`` is the next item they can decide, or the list where there is none."""
+    """Store the adjudicator's decision; ``to`` is the next item they can decide, or the list where there is none."""
     store = request.app.state.store
     receipt = store.adjudicate(person.id, form)
     waiting = [*store.disputed(), *store.flagged()]

@@ -190,7 +190,7 @@ def _with_comments(snapshot: Snapshot) -> Iterable[Task]:
 
 
 _EARLIER = {
-    "late": "came after the slot had gone to somebody else",
+    "late": "came after the slot had been given to another annotator",
     "undone": "taken back by the annotator",
     "changed": "changed by the annotator later",
 }

@@ -1,4 +1,4 @@
-"""The owner's page of one item: what annotators see, who said what, comments; correcting, retiring and restoring it."""
+"""The owner's page of one item: its judgements and comments; correcting, retiring and restoring it."""
 
 import json
 from datetime import UTC, datetime

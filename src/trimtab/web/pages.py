@@ -96,7 +96,7 @@ def language_of(request: Request, person: Person | None) -> str:
 
 
 def link_to(request: Request, path: str) -> str:
-    """A link to a page of ours for somebody else."""
+    """A link to one of our pages for another person."""
     return (request.app.state.public_url or f"{request.url.scheme}://{request.headers['host']}") + path
 
 

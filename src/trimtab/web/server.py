@@ -65,7 +65,7 @@ def serve(
         host: address to listen on; this machine only unless told otherwise.
         port: 0 takes a free one.
         public_url: how people reach it, where that is not ``http://host:port``; may have a path.
-        proxy: address of the proxy in front, which says in ``X-Forwarded-For`` who asks; None: nobody is believed.
+        proxy: address of the proxy in front, whose ``X-Forwarded-For`` header is trusted; None: the header is ignored.
         webhook: URL told about each stored judgement; None: off. Only the command line can set it.
         owner_link: print a link that makes an owner, even if there is one.
         say: where the link goes.

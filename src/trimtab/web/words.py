@@ -11,7 +11,7 @@ Translate = Callable[..., str]
 
 
 def in_words(task: Task, submission: Submission, order: Sequence[int], t: Translate) -> str:
-    """What a submission says: ``A much better``, ``B > A = C``, ``Flagged: broken``.
+    """A submission in words: ``A much better``, ``B > A = C``, ``Flagged: broken``.
 
     Args:
         task: what it is about.

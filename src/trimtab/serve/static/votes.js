@@ -81,7 +81,7 @@ export function choices(token, then) {
   });
 }
 
-// The keys 1 to 4 choose in the last comparison of an element, except while somebody types.
+// The keys 1 to 4 choose in the last comparison of an element, except while someone types.
 export function chooseByKey(event, element) {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || /^(textarea|input)$/i.test(event.target.tagName)) return;
   const boxes = element.querySelectorAll(".choices-of-pair");

@@ -99,7 +99,7 @@ function start() {
   const annotating = work.dataset.url === "/work";
   let last = work.dataset.last === "" ? null : Number(work.dataset.last);
   let active = 0;
-  let looked = 0; // milliseconds this task has been in front of somebody
+  let looked = 0; // milliseconds this task has been in front of someone
   let since = performance.now();
   let shownAt = 0;
   let sent = null; // the form this page waits for: { key, path, form }
@@ -359,7 +359,7 @@ function start() {
       if (answer.status === 401 || answer.status === 403) {
         const who = await whoIsSignedIn();
         if (who === "changed" && !renewed) continue;
-        if (who === "other") location.assign(base + work.dataset.url); // this page belongs to somebody else
+        if (who === "other") location.assign(base + work.dataset.url); // this page belongs to someone else
         if (who !== "same") return { unknown: true, reason, signedOut: who === "nobody" };
       }
       if (answer.ok || answer.status >= 500 || [401, 408, 425, 429].includes(answer.status)) return { unknown: true, reason };
@@ -384,7 +384,7 @@ function start() {
   const key = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
   function send(verdict) {
     if (reading) { goOn(); return; }
-    if (locked()) { wait = 1000; run(); return; } // somebody impatient: what waits is tried at once
+    if (locked()) { wait = 1000; run(); return; } // someone impatient: what waits is tried at once
     if (!isTask()) return;
     const made = collect(verdict);
     if (made.missing) {

@@ -34,7 +34,7 @@ class StepView {
     this.run = run; this.data = data; this.bin = null; this.only = only; this.shown = PAGE;
     const { byId } = this;
     byId("step").hidden = false; byId("step-title").textContent = `Step ${step}`; 
-    if (document.activeElement !== byId("number")) byId("number").value = step; // somebody may be typing
+    if (document.activeElement !== byId("number")) byId("number").value = step; // someone may be typing
     byId("missing").hidden = !data.missing; byId("missing").textContent = data.missing;
     byId("reading").hidden = data.answers.length === 0;
     const body = byId("numbers").querySelector("tbody"); body.replaceChildren();
