@@ -122,8 +122,13 @@ def _old_judgements(connection: sqlite3.Connection, judged: int, old: int, overl
     events, rows = [], []
     for n in range(judged):
         item, person = n // old + 1, people[n % old]
-        said = {"id": secrets.token_hex(12), "shown_order": [n % 2, 1 - n % 2], "verdict": "judged", "seconds": 9.0}
-        body = json.dumps(said | {"answers": [{"ranks": [0, 1]}], "digest": "0" * 16})
+        submission = {
+            "id": secrets.token_hex(12),
+            "shown_order": [n % 2, 1 - n % 2],
+            "verdict": "judged",
+            "seconds": 9.0,
+        }
+        body = json.dumps(submission | {"answers": [{"ranks": [0, 1]}], "digest": "0" * 16})
         events.append((first + n, now, "judgement", person, item, f"old-{n}", body))
         rows.append((first + n, item, person, "judged", 9.0, None, False, now))
     columns = "(seq, at, kind, person_id, item_id, key, body)"
@@ -191,9 +196,9 @@ class Worker:
 
     async def _next(self) -> Any:
         page = await self.client.get("/profile")
-        found = re.search(r'data-csrf="([^"]+)"', page.text)
-        assert found, "not signed in"
-        self.client.headers["X-CSRF-Token"] = found[1]
+        result = re.search(r'data-csrf="([^"]+)"', page.text)
+        assert result, "not signed in"
+        self.client.headers["X-CSRF-Token"] = result[1]
         return (await self.client.get("/work/next")).raise_for_status().json()
 
     async def _submit(self, form: dict[str, Any]) -> Any:
@@ -239,10 +244,10 @@ def check(folder: Path, done: list[Worker]) -> dict[str, Any]:
             "JOIN items i ON i.id = j.item_id JOIN events e ON e.seq = j.seq"
         )
     }
-    said = {(w.name, uid): content for w in done for uid, content in w.acknowledged.items()}
+    acknowledged = {(w.name, uid): content for w in done for uid, content in w.acknowledged.items()}
     result = {
-        "acknowledged": len(said),
-        "missing": sum(stored.get(pair) != content for pair, content in said.items()),
+        "acknowledged": len(acknowledged),
+        "missing": sum(stored.get(pair) != content for pair, content in acknowledged.items()),
         "twice": sum(w.twice for w in done),
         "over_overlap": one(f"SELECT count(*) FROM {counts} JOIN items i ON i.id = item_id WHERE n > i.overlap"),
         "wrong_counters": one(f"SELECT count(*) FROM {counts} JOIN items i ON i.id = item_id WHERE n <> i.done"),

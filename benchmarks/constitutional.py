@@ -25,13 +25,13 @@ from trimtab.storage import RunFolder, read_json
 
 def change(measure: Measure) -> str:
     """A row: before, after, and the difference with its interval."""
-    before, after, found = measure.before, measure.after, measure.change
-    if before.value is None or after.value is None or found.value is None:
-        return f"| {measure.name} | {measure.how} | | | {found.reason} |"
-    bounds = "" if None in (found.low, found.high) else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    before, after, result = measure.before, measure.after, measure.change
+    if before.value is None or after.value is None or result.value is None:
+        return f"| {measure.name} | {measure.how} | | | {result.reason} |"
+    bounds = "" if None in (result.low, result.high) else f" [{100 * result.low:+.1f}, {100 * result.high:+.1f}]"
     return (
         f"| {measure.name} | {measure.how} | {before.value:.1%} | {after.value:.1%} | "
-        f"{100 * found.value:+.1f}{bounds} of {found.n} |"
+        f"{100 * result.value:+.1f}{bounds} of {result.n} |"
     )
 
 
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/constitutional.json"))
     parser.add_argument("--docs", type=Path, help="page with the marks <!-- constitutional --> whose table is replaced")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     before = machine()
-    config = load_recipe(asked.recipe, asked.changes)
-    run_recipe(config, asked.recipe, runs=asked.runs, ui=Ui())
-    run = RunFolder(asked.runs / config.name, create=False)
+    config = load_recipe(options.recipe, options.changes)
+    run_recipe(config, options.recipe, runs=options.runs, ui=Ui())
+    run = RunFolder(options.runs / config.name, create=False)
     seconds = {s.name: status.seconds for s in STAGES if (status := run.status(s.name)) is not None}
     revise = read_json(run.stage("revise") / "revise.json")
     judges = read_json(run.stage("label") / "judge" / "judge.json")["judges"]
@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *map(change, measures),
     ]
     print(*lines, sep="\n")
-    found = {"seconds": seconds, "revise": revise, "judge": judge, "kl": kl}
-    found["measures"] = [m.model_dump(mode="json") for m in measures]
-    write_json(asked.out, {"machine": before, "versions": versions(), "changes": asked.changes} | found)
-    if asked.docs is not None:
-        replace_table(asked.docs, "constitutional", lines)
+    result = {"seconds": seconds, "revise": revise, "judge": judge, "kl": kl}
+    result["measures"] = [m.model_dump(mode="json") for m in measures]
+    write_json(options.out, {"machine": before, "versions": versions(), "changes": options.changes} | result)
+    if options.docs is not None:
+        replace_table(options.docs, "constitutional", lines)
     return 0
 
 

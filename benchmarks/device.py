@@ -109,30 +109,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--toy", action="store_true", help="a tiny model in every cell; runs on a CPU")
     parser.add_argument("--seconds", type=float, default=420.0, help="no cell starts after so many seconds (420)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page here after every cell")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not asked.toy:
+    if device.type == "cpu" and not options.toy:
         parser.error("torch sees no accelerator; add --toy to try the cells on a CPU")
     command = shlex.join(["python", "-m", "benchmarks.device", *arguments])
     rows: list[tuple[str, str, float]] = []
     with TemporaryDirectory() as folder:
-        setup = Setup(device=device, toy=asked.toy, folder=Path(folder))
-        todo = cells(asked.toy)
-        while todo and time.perf_counter() - started <= asked.seconds:
+        setup = Setup(device=device, toy=options.toy, folder=Path(folder))
+        todo = cells(options.toy)
+        while todo and time.perf_counter() - started <= options.seconds:
             name, run = todo.pop(0)
             before = time.perf_counter()
             result = attempt(run, setup)
             synchronize(device)
             rows.append((name, result, time.perf_counter() - before))
             print(f"{name}: {result}", flush=True)
-            if asked.out is not None:
-                write_atomic(asked.out, page(rows, [n for n, _ in todo], setup, command, asked.seconds))
-        text = page(rows, [name for name, _ in todo], setup, command, asked.seconds)
+            if options.out is not None:
+                write_atomic(options.out, page(rows, [n for n, _ in todo], setup, command, options.seconds))
+        text = page(rows, [name for name, _ in todo], setup, command, options.seconds)
     for name, _ in todo:
-        print(f"{name}: skipped, the budget of {asked.seconds:.0f} seconds is spent", flush=True)
-    if asked.out is not None:
-        write_atomic(asked.out, text)
+        print(f"{name}: skipped, the budget of {options.seconds:.0f} seconds is spent", flush=True)
+    if options.out is not None:
+        write_atomic(options.out, text)
     return 0
 
 

@@ -156,11 +156,13 @@ def sampling(setup: Setup, size: str, batch: int) -> str:
     backbone = setup.backbone(model)
     backbone.add_adapter("policy", AdapterConfig(), seed=0)
     sampler = LocalSampler(backbone, SamplerConfig(max_new_tokens=new, slots=batch))
-    asked = prompts(batch)
+    questions = prompts(batch)
     forget_peak(setup.device)
-    spent = seconds(setup.device, lambda: sampler.generate(asked, adapter="policy", seed=0), times=2)
+    spent = seconds(setup.device, lambda: sampler.generate(questions, adapter="policy", seed=0), times=2)
     shape = model_shape(model)
-    length = max(len(r.prompt_tokens) + len(r.tokens) for r in sampler.generate(asked[:1], adapter="policy", seed=0))
+    length = max(
+        len(r.prompt_tokens) + len(r.tokens) for r in sampler.generate(questions[:1], adapter="policy", seed=0)
+    )
     read = new * 2.0 * (shape["parameters"] + batch * cached_numbers(shape, length))
     planned = decoding_seconds(MACHINES[_machine(setup)], model, shape, drawn=batch * new, together=batch)
     return (

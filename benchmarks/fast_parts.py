@@ -104,15 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="CPU threads (all cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     parser.add_argument("--child", choices=("none", *PARTS, "all"), help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    if asked.child is not None:
-        return child(asked.child)
-    settings = Settings(model=asked.model, repeats=asked.repeats, threads=asked.threads)
+    options = parser.parse_args(arguments)
+    if options.child is not None:
+        return child(options.child)
+    settings = Settings(model=options.model, repeats=options.repeats, threads=options.threads)
     with contextlib.suppress(KeyboardInterrupt):
-        results = compare(WORKLOADS, settings, asked.rounds)
+        results = compare(WORKLOADS, settings, options.rounds)
         print("\n".join(rows(results)))
-        if asked.json is not None:
-            asked.json.write_text(
+        if options.json is not None:
+            options.json.write_text(
                 json.dumps({"machine": machine(), "versions": versions(), "results": results}, indent=1)
             )
     return 0

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.machine import machine, versions
 from trimtab.files import write_json
-from trimtab.guard.activations import pooled_texts, tap
+from trimtab.guard.activations import layer_states, pooled_texts
 from trimtab.guard.attacks import ATTACKS
 from trimtab.guard.dataset import Example, attacked
 from trimtab.guard.detector import FOLDS, Detector, Fitted, Prepared, fit_detector, prepare
@@ -372,7 +372,7 @@ def overhead(backbone: Backbone, pairs: int) -> dict[str, Any]:
         sampler.generate(prompts, adapter=None, seed=0)
 
     def probed() -> None:
-        with tap(backbone, [16]) as states:
+        with layer_states(backbone, [16]) as states:
             layer = backbone.layers[-1]
 
             def score(*_: Any) -> None:

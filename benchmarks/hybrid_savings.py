@@ -40,17 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     items, crowd, given = llmfao(options.data / "llmfao")
     usable, _ = usable_judgements(items, crowd)
     prompts = {i.id: i.prompt.id for i in items}
-    workers = {item: found for item, _, _, found in pair_votes(usable)}
-    votes = {name: {j.item: first_better(j) for j in found} for name, found in given.items()}
+    workers = {item: outcome for item, _, _, outcome in pair_votes(usable)}
+    votes = {name: {j.item: first_better(j) for j in outcome} for name, outcome in given.items()}
     arms = {
         "gpt4": {i.id: votes["gpt4-judge"][i.id] for i in items},
         "gpt4 and gpt3.5": {i.id: (votes["gpt4-judge"][i.id] + votes["gpt3-judge"][i.id]) / 2 for i in items},
     }
     result: dict[str, Any] = {"prompts": len(set(prompts.values())), "arms": {}}
-    for arm, said in arms.items():
-        ai, human = errors(workers, said)
+    for arm, annotations in arms.items():
+        ai, human = errors(workers, annotations)
         result |= {"items": len(human), "one_worker_error": fmean(human.values())}
-        confidence = {n: abs(said[n] - 0.5) for n in human}
+        confidence = {n: abs(annotations[n] - 0.5) for n in human}
         rows = savings(ai, human, confidence, prompts, resamples=options.resamples)
         result["arms"][arm] = {"error_of_ai": fmean(ai.values()), "rows": rows}
         print(f"{arm}: error {fmean(ai.values()):.3f}, one worker {fmean(human.values()):.3f}, {len(human)} items")
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Random(0).shuffle(order)
     for error in (0.2, 0.3, 0.35, 0.4):
         config = RouteConfig(error=error, audit=0.3, calibration="isotonic")
-        found = label_hybrid(order, mean, FilePeople(people_only(order, crowd)[0]), config)
-        result[f"router at {error}"] = plain(found.report)
-        print(f"router, stated error {error:.0%}:", *routing_lines(found.report), sep="\n  ")
+        outcome = label_hybrid(order, mean, FilePeople(people_only(order, crowd)[0]), config)
+        result[f"router at {error}"] = plain(outcome.report)
+        print(f"router, stated error {error:.0%}:", *routing_lines(outcome.report), sep="\n  ")
     write_json(options.out, result)
     return 0
 

@@ -96,8 +96,8 @@ def table(result: dict[str, Any]) -> list[str]:
     for name in ("llmfao", "llmbar"):
         if name not in result:
             continue
-        found, run = result[name]["people"], result[name]["run"]
-        shares = [found["lean"], found["longest"], found["accuracy"], run["position_bias"], run["flip_rate"]]
+        outcome, run = result[name]["people"], result[name]["run"]
+        shares = [outcome["lean"], outcome["longest"], outcome["accuracy"], run["position_bias"], run["flip_rate"]]
         cells = [shown(Estimate(**share)) for share in shares]
         drawn = f"{result[name]['pairs_drawn']} of {result[name]['pairs_drawn_from']}"
         lines.append(f"| {name} ({result[name]['pairs_in_all']}) | {drawn} | {' | '.join(cells)} |")
@@ -139,13 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result["crowd"] = plain(ceiling)
         ui.say(f"crowd: {len(crowd)} votes, one against the others {ceiling['leave_one_out'].value:.3f}")
         for name, votes in given.items():
-            found = against_people(items, votes, crowd)
+            outcome = against_people(items, votes, crowd)
             bias = agreement_report(items, votes)["first_shown_wins"]
             result[name] = plain(
-                {**found, "first_shown_wins": bias, "votes": Counter(map(str, (v.ranks for v in votes)))}
+                {**outcome, "first_shown_wins": bias, "votes": Counter(map(str, (v.ranks for v in votes)))}
             )
             for key in ("accuracy", "agreement", "kappa", "longest"):
-                e = found[key]
+                e = outcome[key]
                 ui.say(f"  {name} {key}: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] of {e.n}")
             ui.say(f"  {name} left wins: {bias.value:.3f} [{bias.low:.3f}, {bias.high:.3f}]")
     if "llmfao" in chosen:

@@ -42,8 +42,10 @@ def invented(pairs: int, words: int) -> list[list[Question]]:
     def text() -> str:
         return " ".join(draw.choices(WORDS, k=words)).capitalize() + "."
 
-    asked = [Prompt.from_text(f"What do you say to {draw.choice(WORDS)} number {n}?") for n in range(pairs)]
-    return [questions_of(Comparison.of(p, [text(), text()]), constitution, JudgeConfig(), "benchmark") for p in asked]
+    questions = [Prompt.from_text(f"What do you say to {draw.choice(WORDS)} number {n}?") for n in range(pairs)]
+    return [
+        questions_of(Comparison.of(p, [text(), text()]), constitution, JudgeConfig(), "benchmark") for p in questions
+    ]
 
 
 @torch.no_grad()
@@ -82,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/judging.json"))
     parser.add_argument("--docs", type=Path, help="page whose table is replaced, docs/explanation/judges.md")
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     fast_cpu.install()
-    backbone = Backbone.load(ModelConfig(name=asked.model, context=2048))
-    pairs = invented(asked.pairs, asked.words)
+    backbone = Backbone.load(ModelConfig(name=options.model, context=2048))
+    pairs = invented(options.pairs, options.words)
     everything = [q for both in pairs for q in both]
-    sample = [q for both in random.Random(1).sample(pairs, min(asked.separate, len(pairs))) for q in both]
-    ask, before = LocalAsk(backbone, asked.model), machine()
+    sample = [q for both in random.Random(1).sample(pairs, min(options.separate, len(pairs))) for q in both]
+    ask, before = LocalAsk(backbone, options.model), machine()
     ask(everything[:2], lambda replies: None)
     separately(backbone, everything[0])  # both warm
     shared, plain = Clock(), Clock()
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "pairs": len(pairs),
         "separate_pairs": len(sample) // 2,
         "tokens_per_question": sum(r.tokens_in for r in replies.values()) / count,
-        "threads": asked.threads,
+        "threads": options.threads,
         "shared": {"wall": shared.wall, "processor": shared.cpu},
         "separate_scaled": {"wall": plain.wall * scale, "processor": plain.cpu * scale},
         "speedup": {"wall": plain.wall * scale / shared.wall, "processor": plain.cpu * scale / shared.cpu},
@@ -133,13 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{plain.cpu * scale:.0f} s |",
         f"| ratio | {plain.wall * scale / shared.wall:.2f} | {plain.cpu * scale / shared.cpu:.2f} |",
         "",
-        f"{asked.model}, {asked.threads} threads, load average before the start {before['load_before']:g}; largest "
+        f"{options.model}, {options.threads} threads, load average before the start {before['load_before']:g}; largest "
         f"difference {difference:.1e}.",
     ]
     print(*lines, sep="\n")
-    write_json(asked.out, result)
-    if asked.docs is not None:
-        replace_table(asked.docs, "judging", lines)
+    write_json(options.out, result)
+    if options.docs is not None:
+        replace_table(options.docs, "judging", lines)
     return 0 if difference < 1e-4 else 1
 
 

@@ -326,20 +326,20 @@ _RUN: dict[Kind, Callable[[Workload, Backbone, Sequence[Preference], int, Sessio
 def main() -> int:
     """Measure what standard input asks for."""
     fast_cpu.install()
-    asked = json.loads(sys.stdin.readline())
-    workload, settings = Workload(**asked["workload"]), Settings(**asked["settings"])
+    request = json.loads(sys.stdin.readline())
+    workload, settings = Workload(**request["workload"]), Settings(**request["settings"])
     torch.set_num_threads(settings.threads)
     try:
-        if "batch_file" in asked:
+        if "batch_file" in request:
             with contextlib.suppress(Stop):
-                serve(workload, settings, Path(asked["batch_file"]), Channel())
+                serve(workload, settings, Path(request["batch_file"]), Channel())
             return 0
         with contextlib.redirect_stdout(sys.stderr):
-            found = measure(workload, settings)
+            result = measure(workload, settings)
     except TrimtabError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
-    print(json.dumps(found))
+    print(json.dumps(result))
     return 0
 
 

@@ -118,19 +118,19 @@ def compare(
         computed there; ``measured_peaks``: this machine's before, between and after the timed steps, all
         sides waiting; ``peaks``: their medians.
     """
-    found: dict[str, Any] = {"sides": {}, "measured_peaks": []}
+    result: dict[str, Any] = {"sides": {}, "measured_peaks": []}
 
     def peak() -> None:
-        found["measured_peaks"].append(json.loads(_run(["-m", "benchmarks.floors", str(settings.threads)])))
+        result["measured_peaks"].append(json.loads(_run(["-m", "benchmarks.floors", str(settings.threads)])))
 
     started = time.monotonic()
     together = workload.kind != "ppo"
     running: dict[str, _Side] = {}
     with tempfile.TemporaryDirectory() as scratch:
         batch_file = Path(scratch) / "batch.json"
-        ours = _Side("ours", found)
-        asked = {"workload": asdict(workload), "settings": asdict(settings), "batch_file": str(batch_file)}
-        ours.start([sys.executable, "-m", "benchmarks.measure"], asked, answer_seconds)
+        ours = _Side("ours", result)
+        request = {"workload": asdict(workload), "settings": asdict(settings), "batch_file": str(batch_file)}
+        ours.start([sys.executable, "-m", "benchmarks.measure"], request, answer_seconds)
         job: dict[str, Any] = {
             "workload": asdict(workload),
             "threads": settings.threads,
@@ -143,9 +143,9 @@ def compare(
         if ours.alive:
             shape = floors.Shape.of(json.loads((Path(ours.ready["model"]) / "config.json").read_text()))
             batch = json.loads(batch_file.read_text())
-            found["phases"] = [asdict(phase) for phase in floors.count(workload, batch, shape)]
+            result["phases"] = [asdict(phase) for phase in floors.count(workload, batch, shape)]
             done = [p.operations for p in floors.count(workload, batch, shape, common=False) if p.name == "update"]
-            found["update_operations"] = sum(done)
+            result["update_operations"] = sum(done)
             running["ours"] = ours
             ours.step({}, timed=False)
         answers = ours.last.get("answers") or []
@@ -153,7 +153,7 @@ def compare(
             _repeat(running, settings.repeats, started, minutes, peak)
             ours.close()
         for name, python in pythons.items():
-            side = _Side(name, found)
+            side = _Side(name, result)
             if "model" in job:
                 side.start([str(python), "-m", "benchmarks.trl_side"], job, answer_seconds)
             if side.alive:
@@ -165,13 +165,13 @@ def compare(
             _repeat(running, settings.repeats, started, minutes, peak)
         for side in running.values():
             side.close()
-    for side in found["sides"].values():
+    for side in result["sides"].values():
         if side["seconds"]:
             side["median"] = statistics.median(side["seconds"])
             side["cpu_median"] = statistics.median(side["cpu_seconds"])
-    measured = found["measured_peaks"]
-    found["peaks"] = {key: statistics.median(peaks[key] for peaks in measured) for key in ("operations", "bytes")}
-    return found
+    measured = result["measured_peaks"]
+    result["peaks"] = {key: statistics.median(peaks[key] for peaks in measured) for key in ("operations", "bytes")}
+    return result
 
 
 def _repeat(
@@ -418,22 +418,26 @@ def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def merge(report: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     """Results of an earlier run, replaced where this one has the same workload, in the order of the list."""
     order = [w.name for w in WORKLOADS]
-    kept = {r["name"]: r for r in earlier["results"]} | {r["name"]: r for r in report["results"]}
+    by_name = {r["name"]: r for r in earlier["results"]} | {r["name"]: r for r in report["results"]}
     commands = [*earlier["commands"], *report["commands"]]
-    return report | {"commands": commands, "results": sorted(kept.values(), key=lambda r: order.index(r["name"]))}
+    return report | {"commands": commands, "results": sorted(by_name.values(), key=lambda r: order.index(r["name"]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print the table, write files. Returns 1 if a side failed."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    asked = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     settings = Settings(
-        model=asked.model, repeats=asked.repeats, threads=asked.threads, data=asked.data, full_length=not asked.ends
+        model=options.model,
+        repeats=options.repeats,
+        threads=options.threads,
+        data=options.data,
+        full_length=not options.ends,
     )
     chosen = [
         w
         for w in WORKLOADS
-        if w.kind in asked.only and asked.adapter in (None, w.adapter) and asked.named in (None, w.name)
+        if w.kind in options.only and options.adapter in (None, w.adapter) and options.named in (None, w.name)
     ]
     if not chosen:
         print("error: --only, --adapter and --named together leave no workload; drop one of them", file=sys.stderr)
@@ -446,30 +450,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": asdict(settings),
         "results": [],
     }
-    earlier = json.loads(asked.json.read_text()) if asked.add and asked.json and asked.json.exists() else None
+    earlier = json.loads(options.json.read_text()) if options.add and options.json and options.json.exists() else None
     console = Console(stderr=True)
     try:
-        if asked.model == DEFAULT_MODEL:  # unpacked on first use, which must not count as a workload's memory
-            _run(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", asked.model])
+        if options.model == DEFAULT_MODEL:  # unpacked on first use, which must not count as a workload's memory
+            _run(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", options.model])
         for number, workload in enumerate(chosen, 1):
             console.print(f"{number}/{len(chosen)} {workload.name} …", highlight=False)
-            repeated = workload.shared_critic and asked.named is None  # TRL's step is measured in another row
-            alone = asked.alone or (workload.kind == "ppo" and (workload.adapter == "lora" or repeated))
-            wanted = () if alone else (WITH_PPO,) if workload.kind == "ppo" else asked.trl
-            pythons = {f"TRL {v}": environment_of(v, asked.envs) for v in wanted}
-            found = compare(workload, settings, pythons, minutes=asked.minutes, answer_seconds=asked.patience)
+            repeated = workload.shared_critic and options.named is None  # TRL's step is measured in another row
+            alone = options.alone or (workload.kind == "ppo" and (workload.adapter == "lora" or repeated))
+            wanted = () if alone else (WITH_PPO,) if workload.kind == "ppo" else options.trl
+            pythons = {f"TRL {v}": environment_of(v, options.envs) for v in wanted}
+            result = compare(workload, settings, pythons, minutes=options.minutes, answer_seconds=options.patience)
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            report["results"].append({"name": workload.name, "date": now, "workload": asdict(workload), **found})
-            for side, values in found["sides"].items():
+            report["results"].append({"name": workload.name, "date": now, "workload": asdict(workload), **result})
+            for side, values in result["sides"].items():
                 median = values.get("median")
-                said = values["error"] or f"{median or float('nan'):.3g} s, {values['peak_mib'] / 1024:.1f} GiB"
-                console.print(f"    {side}: {said}", highlight=False)
-            if asked.json is not None:
-                write_json(asked.json, report if earlier is None else merge(report, earlier))
+                summary = values["error"] or f"{median or float('nan'):.3g} s, {values['peak_mib'] / 1024:.1f} GiB"
+                console.print(f"    {side}: {summary}", highlight=False)
+            if options.json is not None:
+                write_json(options.json, report if earlier is None else merge(report, earlier))
         whole = report if earlier is None else merge(report, earlier)
-        if asked.out is not None:
-            numbers = None if asked.json is None else os.path.relpath(asked.json, asked.out.parent)
-            write_atomic(asked.out, markdown(whole, numbers))
+        if options.out is not None:
+            numbers = None if options.json is None else os.path.relpath(options.json, options.out.parent)
+            write_atomic(options.out, markdown(whole, numbers))
     except TrimtabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -507,10 +511,10 @@ def _shared() -> str | None:
 
 
 def _versions(text: str) -> tuple[str, ...]:
-    found = tuple(text.split(","))
-    if unknown := [v for v in found if v not in NEWER]:
+    result = tuple(text.split(","))
+    if unknown := [v for v in result if v not in NEWER]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not compared with; use some of {','.join(NEWER)}")
-    return found
+    return result
 
 
 if __name__ == "__main__":

@@ -76,14 +76,14 @@ class _Watch:
         self._profile.start()
 
     def _stop(self) -> dict[str, float]:
-        found = dict.fromkeys((*KINDS, "the rest"), 0.0)
+        result = dict.fromkeys((*KINDS, "the rest"), 0.0)
         if self._profile is not None:
             self._profile.stop()
             for event in self._profile.key_averages():
                 kinds = (kind for kind, names in KINDS.items() if any(name in event.key for name in names))
-                found[next(kinds, "the rest")] += event.self_cpu_time_total / 1e6
+                result[next(kinds, "the rest")] += event.self_cpu_time_total / 1e6
         self._profile = None
-        return found
+        return result
 
 
 def phases(workload: Workload, settings: Settings) -> list[dict[str, Any]]:
@@ -177,15 +177,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="CPU threads (all cores)")
     parser.add_argument("--data", metavar="FILE", help="take texts from this preference file, not made-up ones")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a Markdown page here")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     here = machine()
-    torch.set_num_threads(asked.threads)
-    settings = Settings(model=asked.model, repeats=asked.repeats, threads=asked.threads, data=asked.data)
-    found = {workload.name: phases(workload, settings) for workload in WORKLOADS}
-    page = markdown(found, settings, shlex.join(["python", "-m", "benchmarks.phases", *arguments]), here)
+    torch.set_num_threads(options.threads)
+    settings = Settings(model=options.model, repeats=options.repeats, threads=options.threads, data=options.data)
+    result = {workload.name: phases(workload, settings) for workload in WORKLOADS}
+    page = markdown(result, settings, shlex.join(["python", "-m", "benchmarks.phases", *arguments]), here)
     print(page)
-    if asked.out is not None:
-        write_atomic(asked.out, page)
+    if options.out is not None:
+        write_atomic(options.out, page)
     return 0
 
 

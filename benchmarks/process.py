@@ -168,10 +168,10 @@ def bbmistake(folder: Path, sets: Sequence[str]) -> dict[str, Any]:
     truth_of_all: list[int | None] = []
     for name in sets:
         labels = [step_label(row) for row in rows_of(folder / f"bbmistake-{name}.jsonl.gz")]
-        said = cross_fitted(labels)
+        predicted = cross_fitted(labels)
         truth = [label.first_wrong for label in labels]
-        results[name] = described(name, said, truth)
-        said_of_all += said
+        results[name] = described(name, predicted, truth)
+        said_of_all += predicted
         truth_of_all += truth
     if len(sets) > 1:
         results["all"] = described("all", said_of_all, truth_of_all)
@@ -200,7 +200,7 @@ def cross_fitted(labels: Sequence[StepLabel]) -> list[int | None]:
     """First wrong steps by logistic models of the other folds, whose threshold is that of the best F1 there."""
     tables = [step_features(label) for label in labels]
     fold = np.random.default_rng(0).integers(0, FOLDS, len(labels))
-    said: list[int | None] = [None] * len(labels)
+    predicted: list[int | None] = [None] * len(labels)
     for number in range(FOLDS):
         train = [i for i in range(len(labels)) if fold[i] != number]
         inner = {i: k % 2 for k, i in enumerate(train)}
@@ -214,17 +214,17 @@ def cross_fitted(labels: Sequence[StepLabel]) -> list[int | None]:
         truth = [labels[i].first_wrong for i in logits]
 
         def f1(threshold: float, logits: Any = logits, truth: Any = truth) -> float:
-            said = [first_wrong(row.tolist(), threshold) for row in logits.values()]
-            right = [s == t for s, t in zip(said, truth, strict=True) if t is None]
-            wrong = [s == t for s, t in zip(said, truth, strict=True) if t is not None]
+            predicted = [first_wrong(row.tolist(), threshold) for row in logits.values()]
+            right = [s == t for s, t in zip(predicted, truth, strict=True) if t is None]
+            wrong = [s == t for s, t in zip(predicted, truth, strict=True) if t is not None]
             a, b = fmean(right) if right else 0.0, fmean(wrong) if wrong else 0.0
             return 2 * a * b / (a + b) if a + b else 0.0
 
         best = max(np.quantile(every, np.linspace(0.01, 0.9, 60)).tolist(), key=f1)
         weights = _fitted([tables[i] for i in train], [labels[i] for i in train])
         for i in np.flatnonzero(fold == number).tolist():
-            said[i] = first_wrong((tables[i] @ weights).tolist(), best)
-    return said
+            predicted[i] = first_wrong((tables[i] @ weights).tolist(), best)
+    return predicted
 
 
 def _fitted(tables: Sequence[Any], labels: Sequence[StepLabel]) -> Any:
@@ -237,7 +237,7 @@ def _fitted(tables: Sequence[Any], labels: Sequence[StepLabel]) -> Any:
 
 def step_features(label: StepLabel) -> Any:
     """Numbers about each step, ``[steps, 12 + BUCKETS]``; the words are hashed."""
-    asked = set(WORD.findall(label.prompt.text.lower()))
+    questions = set(WORD.findall(label.prompt.text.lower()))
     before: set[str] = set()
     last: set[str] = set()
     count, rows = len(label.steps), []
@@ -247,7 +247,7 @@ def step_features(label: StepLabel) -> Any:
         row = np.zeros(12 + BUCKETS)
         row[:12] = (
             1.0, place / 10, (place / 10) ** 2, place / count, place == 0, place == count - 1, math.log1p(count),
-            math.log1p(len(step)) / 5, len(own & asked) / total, len(own & before) / total, len(own & last) / total,
+            math.log1p(len(step)) / 5, len(own & questions) / total, len(own & before) / total, len(own & last) / total,
             len(own) / total,
         )  # fmt: skip
         for word in own:

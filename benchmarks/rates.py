@@ -121,8 +121,8 @@ def measure(cell: Cell, model: ModelConfig, data: Path, *, limit: int, epochs: f
         cell = replace(cell, loss_before=loss_before, loss=mean_nll(role, unseen), seconds=time.perf_counter() - began)
     else:
         records = list(load(data, kind=Preference, limit=limit).records)
-        rankings, kept, _ = encode_preferences(backbone.chat, records)
-        train, held = _split([p.prompt.id for p in kept])
+        rankings, preferences, _ = encode_preferences(backbone.chat, records)
+        train, held = _split([p.prompt.id for p in preferences])
         ours, unseen = [rankings[i] for i in train], [rankings[i] for i in held]
         began = time.perf_counter()
         if cell.stage == "reward":
@@ -133,8 +133,8 @@ def measure(cell: Cell, model: ModelConfig, data: Path, *, limit: int, epochs: f
             config, reference = DpoConfig(**settings), Role(backbone)
             known, unseen_known = answer_logprobs(reference, ours), answer_logprobs(reference, unseen)
             train_preference(role, ours, config, reference=known, seed=SEED)
-            found = evaluate_preference(role, unseen, config, reference=unseen_known)
-            cell = replace(cell, loss_before=0.6931, loss=found["loss"], accuracy=found["accuracy"])
+            result = evaluate_preference(role, unseen, config, reference=unseen_known)
+            cell = replace(cell, loss_before=0.6931, loss=result["loss"], accuracy=result["accuracy"])
         cell = replace(cell, seconds=time.perf_counter() - began)
     cell = replace(cell, updates=round(-(-len(train) // batch) * epochs))
     if scalar:

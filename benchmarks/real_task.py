@@ -107,9 +107,9 @@ def _train_online(
     assert isinstance(align, OnlineConfig)
     config: Any = online_config(align, row, answers)
     critic = critic_of(policy, trunk, config.adapter, seed=seed, shared=False) if row.critic else None
-    asked, _ = context.prompts(trunk.chat, config.sampler.max_new_tokens)
+    questions, _ = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     roles = RlRoles(policy=policy, reference=Role(trunk), critic=critic)
-    train_rl(roles, asked, rewards, config, seed=seed, weights=rewards.weights, states=FrozenStates(trunk))
+    train_rl(roles, questions, rewards, config, seed=seed, weights=rewards.weights, states=FrozenStates(trunk))
 
 
 def online_config(align: OnlineConfig, row: OnlineMethod, answers: int) -> OnlineConfig:
@@ -157,8 +157,8 @@ def measured(context: Context, role: Role, trunk: Backbone, rewards: NamedReward
     align = context.config.align
     assert isinstance(align, OnlineConfig)
     sampler = align.sampler.model_copy(update={"engine": "local"})
-    asked, _ = context.heldout(trunk.chat, sampler.max_new_tokens)
-    rollouts = LocalSampler(role.backbone, sampler).generate(asked[:prompts], adapter=role.adapter, seed=0)
+    questions, _ = context.heldout(trunk.chat, sampler.max_new_tokens)
+    rollouts = LocalSampler(role.backbone, sampler).generate(questions[:prompts], adapter=role.adapter, seed=0)
     totals = [rewards.total(whole) for whole in rewards.whole(rollouts)]
     facts = {
         "proxy": sum(totals) / len(totals),

@@ -191,9 +191,9 @@ def baselines(folder: Path) -> dict[str, Any]:
 def debates(folder: Path) -> dict[str, Any]:
     """Log-loss of held-out votes by what the labels were made of, in nats; intervals over debates."""
     rows = [r for r in rows_of(folder / "ukpconvarg1.jsonl.gz") if r["a1"] != r["a2"]]
-    said = [[a["value"] for a in r["annotations"]] for r in rows]
-    first, second = (np.array([values.count(side) for values in said]) for side in ("a1", "a2"))
-    tied = np.array([len(values) for values in said]) - first - second
+    votes = [[a["value"] for a in r["annotations"]] for r in rows]
+    first, second = (np.array([values.count(side) for values in votes]) for side in ("a1", "a2"))
+    tied = np.array([len(values) for values in votes]) - first - second
     texts = list(dict.fromkeys(text for r in rows for text in (r["a1"], r["a2"])))
     place = {text: number for number, text in enumerate(texts)}
     words = word_counts(texts)

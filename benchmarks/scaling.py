@@ -65,12 +65,12 @@ class Point:
 
 def points(steps: Sequence[Step], base: dict[str, int]) -> list[tuple[Step, Axis | None, int, Point]]:
     """All that is measured: step, axis (None: the start they share), factor, sizes."""
-    found: list[tuple[Step, Axis | None, int, Point]] = []
+    result: list[tuple[Step, Axis | None, int, Point]] = []
     for step in steps:
         start = Point(step=step, **base)
-        found.append((step, None, 1, start))
-        found += [(step, axis, times, start.grown(axis, times)) for axis in AXES[step] for times in TIMES[1:]]
-    return found
+        result.append((step, None, 1, start))
+        result += [(step, axis, times, start.grown(axis, times)) for axis in AXES[step] for times in TIMES[1:]]
+    return result
 
 
 # One point, in a process of its own -------------------------------------------------------
@@ -158,10 +158,10 @@ def _rankings(point: Point, rng: random.Random) -> list[Any]:
     from trimtab.trainers import Ranking
 
     half = point.tokens // 2
-    found = []
+    result = []
     for number in range(point.prompts):
         prompt = _text(point, rng, half)
-        found.append(
+        result.append(
             Ranking(
                 id=str(number),
                 sequences=[prompt + _text(point, rng, point.tokens - half) for _ in range(point.answers)],
@@ -172,7 +172,7 @@ def _rankings(point: Point, rng: random.Random) -> list[Any]:
                 weight=1.0,
             )
         )
-    return found
+    return result
 
 
 def _reward(point: Point, backbone: Any, rng: random.Random, steps: int, session: Any) -> None:
@@ -232,10 +232,10 @@ COLUMNS = ("step", "grows", *(f"{n}×: s" for n in TIMES), "power", *(f"{n}×: M
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per step and axis. ``power``: 1 where eight times the size costs eight times as much, 0 where nothing."""
-    found = {(r["step"], r["axis"], r["times"]): r for r in report["results"]}
+    result = {(r["step"], r["axis"], r["times"]): r for r in report["results"]}
     table = []
     for step, axis in dict.fromkeys((r["step"], r["axis"]) for r in report["results"] if r["axis"] is not None):
-        series = [found.get((step, None if times == 1 else axis, times), {}) for times in TIMES]
+        series = [result.get((step, None if times == 1 else axis, times), {}) for times in TIMES]
         cells = [step, axis]
         for key, digits in (("median", 2), ("step_mib", 0)):
             values = [r.get(key) for r in series]
@@ -291,38 +291,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trimtab.files import write_atomic, write_json
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    asked = _parser().parse_args(arguments)
-    if asked.point is not None:
+    options = _parser().parse_args(arguments)
+    if options.point is not None:
         import torch
 
-        torch.set_num_threads(asked.threads)
+        torch.set_num_threads(options.threads)
         with contextlib.redirect_stdout(sys.stderr):
-            found = measure(Point(**json.loads(asked.point)), asked.repeats)
-        print(json.dumps(found))
+            result = measure(Point(**json.loads(options.point)), options.repeats)
+        print(json.dumps(result))
         return 0
-    base = {} if asked.width is None else {"width": asked.width, "layers": 2}
+    base = {} if options.width is None else {"width": options.width, "layers": 2}
     report: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.scaling", *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
-        "threads": asked.threads,
-        "repeats": asked.repeats,
+        "threads": options.threads,
+        "repeats": options.repeats,
         "start": asdict(Point(step="sft", **base)),
         "results": [],
     }
-    for step, axis, times, point in points(asked.only, base):
+    for step, axis, times, point in points(options.only, base):
         command = [sys.executable, "-m", "benchmarks.scaling", "--point", json.dumps(asdict(point))]
-        command += ["--repeats", str(asked.repeats), "--threads", str(asked.threads)]
+        command += ["--repeats", str(options.repeats), "--threads", str(options.threads)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment())
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        found = json.loads(done.stdout) if done.returncode == 0 else {"error": f"exit code {done.returncode}: {said}"}
-        report["results"].append({"step": step, "axis": axis, "times": times, **found})
-        print(f"{step} {axis or 'start'} {times}×: {found.get('error') or found['median']}", file=sys.stderr)
-        if asked.json is not None:
-            write_json(asked.json, report)
-    if asked.out is not None:
-        write_atomic(asked.out, markdown(report))
+        printed = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        result = (
+            json.loads(done.stdout) if done.returncode == 0 else {"error": f"exit code {done.returncode}: {printed}"}
+        )
+        report["results"].append({"step": step, "axis": axis, "times": times, **result})
+        print(f"{step} {axis or 'start'} {times}×: {result.get('error') or result['median']}", file=sys.stderr)
+        if options.json is not None:
+            write_json(options.json, report)
+    if options.out is not None:
+        write_atomic(options.out, markdown(report))
     for row in [COLUMNS, *rows(report)]:
         print("  ".join(cell.rjust(9) for cell in row))
     return 1 if any("error" in r for r in report["results"]) else 0

@@ -67,8 +67,8 @@ def run(workloads: Sequence[Workload], settings: Settings, *, command: str, json
     console = Console(stderr=True)
     for number, workload in enumerate(workloads, 1):
         console.print(f"{number}/{len(workloads)} {workload.name} …", highlight=False)
-        found = measure_apart(workload, settings)
-        report["results"].append({"name": workload.name, "workload": asdict(workload), "error": None, **found})
+        result = measure_apart(workload, settings)
+        report["results"].append({"name": workload.name, "workload": asdict(workload), "error": None, **result})
         if json_file is not None:
             write_json(json_file, report)
     return report
@@ -76,8 +76,8 @@ def run(workloads: Sequence[Workload], settings: Settings, *, command: str, json
 
 def measure_apart(workload: Workload, settings: Settings) -> dict[str, Any]:
     """Measure one workload in a fresh process; ``{"error": why}`` if it fails."""
-    asked = {"workload": asdict(workload), "settings": asdict(settings)}
-    child = run_python(["-m", "benchmarks.measure"], json.dumps(asked))
+    request = {"workload": asdict(workload), "settings": asdict(settings)}
+    child = run_python(["-m", "benchmarks.measure"], json.dumps(request))
     if child.returncode == 0:
         return json.loads(child.stdout)
     if child.returncode < 0:
@@ -165,16 +165,18 @@ def _show(console: Console, title: str, columns: Sequence[str], cells: Sequence[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print tables, write files. Returns 1 if a workload failed."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    asked = _parser().parse_args(arguments)
-    settings = Settings(model=asked.model, repeats=asked.repeats, threads=asked.threads, data=asked.data)
-    chosen = [w for w in WORKLOADS if w.kind in asked.only and asked.adapter in (None, w.adapter)]
-    if asked.model == DEFAULT_MODEL:  # unpacked on its first use, which must not count as the first workload's memory
-        run_python(["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", asked.model])
+    options = _parser().parse_args(arguments)
+    settings = Settings(model=options.model, repeats=options.repeats, threads=options.threads, data=options.data)
+    chosen = [w for w in WORKLOADS if w.kind in options.only and options.adapter in (None, w.adapter)]
+    if options.model == DEFAULT_MODEL:  # unpacked on its first use, which must not count as the first workload's memory
+        run_python(
+            ["-c", "import sys; from trimtab.models.loading import resolve; resolve(sys.argv[1])", options.model]
+        )
     command = shlex.join(["python", "-m", "benchmarks.steps", *arguments])
     try:
-        report = run(chosen, settings, command=command, json_file=asked.json)
-        if asked.out is not None:
-            write_atomic(asked.out, markdown(report))
+        report = run(chosen, settings, command=command, json_file=options.json)
+        if options.out is not None:
+            write_atomic(options.out, markdown(report))
     except TrimtabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

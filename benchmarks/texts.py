@@ -36,15 +36,15 @@ def preferences(chat: Chat, workload: Workload, data: str | None) -> list[Prefer
     if data is None:
         rows = _made_up(chat, workload)
     else:
-        kept = list(load(data, kind=Preference).records)
-        rows = iter(random.Random(SEED).sample(kept, len(kept)))
-    found = list(islice((row for row in rows if _fits(row, chat, workload)), workload.batch))
-    if len(found) < workload.batch:
+        usable = list(load(data, kind=Preference).records)
+        rows = iter(random.Random(SEED).sample(usable, len(usable)))
+    result = list(islice((row for row in rows if _fits(row, chat, workload)), workload.batch))
+    if len(result) < workload.batch:
         raise DataError(
-            f"{data or 'made-up sentences'}: only {len(found)} pairs fit {workload.context} tokens but "
+            f"{data or 'made-up sentences'}: only {len(result)} pairs fit {workload.context} tokens but "
             f"{workload.name!r} needs {workload.batch}; give a file with more short pairs, or leave --data out"
         )
-    return found
+    return result
 
 
 def _fits(row: Preference, chat: Chat, workload: Workload) -> bool:
@@ -57,8 +57,8 @@ def _fits(row: Preference, chat: Chat, workload: Workload) -> bool:
 def _made_up(chat: Chat, workload: Workload) -> Iterator[Preference]:
     rng = random.Random(SEED)
     for _ in range(20 * workload.batch):  # far more than needed where the tokenizer knows English
-        asked = " ".join([*(_sentence(rng) for _ in range(rng.randint(0, 2))), f"Why is it that the {_fact(rng)}?"])
-        prompt = Prompt.from_text(asked)
+        questions = " ".join([*(_sentence(rng) for _ in range(rng.randint(0, 2))), f"Why is it that the {_fact(rng)}?"])
+        prompt = Prompt.from_text(questions)
         longest = [rng.randint(workload.context // 4, workload.context) for _ in range(2)]
         try:
             yield Preference.pair(prompt, *(_answer(rng, chat, prompt, limit) for limit in longest))

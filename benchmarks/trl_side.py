@@ -72,8 +72,8 @@ class Gate(TrainerCallback):
 
     def report(self) -> None:
         """Say what the step took; wait for the next."""
-        kept = ("loss", "grad_norm", "reward", "loss/policy_avg", "loss/value_avg")
-        metrics = {key: float(self.logged[key]) for key in kept if key in self.logged}
+        keys = ("loss", "grad_norm", "reward", "loss/policy_avg", "loss/value_avg")
+        metrics = {key: float(self.logged[key]) for key in keys if key in self.logged}
         took = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         self.channel.send(took | {"metrics": metrics, "peak_mib": peak_mib()})
         self.logged = {}
@@ -152,10 +152,10 @@ def scorer(job: dict[str, Any], seed: int | None) -> Any:
 
 def tokens(job: dict[str, Any], side: str) -> Any:
     """The tokenizer, with a padding token that is not the end of a turn."""
-    found = AutoTokenizer.from_pretrained(job["model"], padding_side=side)
-    if found.pad_token_id in (None, found.eos_token_id):
-        found.pad_token = found.convert_ids_to_tokens(0)
-    return found
+    result = AutoTokenizer.from_pretrained(job["model"], padding_side=side)
+    if result.pad_token_id in (None, result.eos_token_id):
+        result.pad_token = result.convert_ids_to_tokens(0)
+    return result
 
 
 def sft(job: dict[str, Any], batch: dict[str, Any], channel: Channel) -> None:
@@ -351,9 +351,9 @@ def decode(job: dict[str, Any], batch: dict[str, Any], channel: Channel) -> None
     while True:
         channel.wait()
         started, cpu = time.perf_counter(), time.process_time()
-        found = model.generate(**inputs, generation_config=chosen)[:, inputs["input_ids"].shape[1] :]
+        result = model.generate(**inputs, generation_config=chosen)[:, inputs["input_ids"].shape[1] :]
         took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-        made = int((found != tokenizer.pad_token_id).sum())
+        made = int((result != tokenizer.pad_token_id).sum())
         channel.send(took | {"metrics": {"tokens": made}, "peak_mib": peak_mib()})
 
 

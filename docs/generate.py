@@ -227,13 +227,13 @@ def algorithms() -> str:
     """The formulas of ``trimtab.algos`` with their docstrings."""
     from trimtab import algos
 
-    found = [getattr(algos, name) for name in algos.__all__]
+    result = [getattr(algos, name) for name in algos.__all__]
     parts = ["# Algorithms\n\nFrom `trimtab.algos`.\n\n```text\n" + _doc(algos) + "\n```"]
     for module in dict.fromkeys(re.findall(r"^- ``(\w+)``", _doc(algos), flags=re.M)):
-        mine = [x for x in found if x.__module__ == f"{algos.__name__}.{module}"]
-        mine.sort(key=lambda x: x.__code__.co_firstlineno if inspect.isfunction(x) else inspect.getsourcelines(x)[1])
+        ours = [x for x in result if x.__module__ == f"{algos.__name__}.{module}"]
+        ours.sort(key=lambda x: x.__code__.co_firstlineno if inspect.isfunction(x) else inspect.getsourcelines(x)[1])
         parts.append(f"## {module}\n\n```text\n{_doc(sys.modules[f'{algos.__name__}.{module}'])}\n```")
-        for item in mine:
+        for item in ours:
             parts.append(f"### {item.__name__}\n\n{_described(item)}")
             if inspect.isclass(item):
                 methods = [(n, m) for n, m in vars(item).items() if inspect.isfunction(m) and not n.startswith("_")]

@@ -33,7 +33,7 @@ def same_weights(a: Any, b: Any, *, within: float = 1e-5) -> None:
     """
     import torch
 
-    mine, theirs = a.state(), b.state()
-    assert mine.keys() == theirs.keys()
-    apart = torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in mine])
+    ours, theirs = a.state(), b.state()
+    assert ours.keys() == theirs.keys()
+    apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
     assert (apart > within).float().mean() <= 1e-3, f"{int((apart > within).sum())} of {len(apart)} weights differ"

@@ -15,13 +15,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 
 
 def test_load(capsys: pytest.CaptureFixture[str]):
-    found = run(capsys, "load", "--items", "60", "--judged", "40", "--seconds", "60")
-    assert found["acknowledged"] == 60 * 2 - 40  # to the end, and not one more
-    assert (found["missing"], found["twice"], found["over_overlap"]) == (0, 0, 0)
+    result = run(capsys, "load", "--items", "60", "--judged", "40", "--seconds", "60")
+    assert result["acknowledged"] == 60 * 2 - 40  # to the end, and not one more
+    assert (result["missing"], result["twice"], result["over_overlap"]) == (0, 0, 0)
 
 
 def test_killed_and_started_again(capsys: pytest.CaptureFixture[str]):
-    found = run(capsys, "kill", "--items", "4000", "--kills", "3", "--seconds", "120")
-    assert found["kills"] == 3
-    assert found["acknowledged"] > 0
-    assert (found["missing"], found["twice"], found["over_overlap"]) == (0, 0, 0)
+    result = run(capsys, "kill", "--items", "4000", "--kills", "3", "--seconds", "120")
+    assert result["kills"] == 3
+    assert result["acknowledged"] > 0
+    assert (result["missing"], result["twice"], result["over_overlap"]) == (0, 0, 0)

@@ -16,8 +16,8 @@ def test_it_measures_and_the_numbers_agree(tmp_path: Path, capsys):
     page.write_text("before\n<!-- judging -->\nold\n<!-- /judging -->\nafter\n")
     line = ["--model", str(model), "--pairs", "20", "--separate", "3", "--threads", "1", "--words", "6"]
     assert main([*line, "--out", str(tmp_path / "out.json"), "--docs", str(page)]) == 0
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["pairs"] == 20 and found["separate_pairs"] == 3 and found["largest_difference"] < 1e-4
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["pairs"] == 20 and result["separate_pairs"] == 3 and result["largest_difference"] < 1e-4
     assert "3 random pairs, scaled to all" in capsys.readouterr().out
     text = page.read_text()
     assert "| ratio |" in text and "old" not in text and text.startswith("before\n") and text.endswith("after\n")
@@ -39,5 +39,5 @@ def test_the_share_is_chosen_on_other_prompts():
     names = [f"{g}-{n}" for g in range(2) for n in range(10)]
     confidence = {n: float(int(n[2:]) < 5) for n in names}
     ai = {n: float((n[0] == "1") == (confidence[n] == 1.0)) for n in names}
-    found = savings(ai, dict.fromkeys(names, 0.25), confidence, {n: n[0] for n in names}, resamples=0)
-    assert found[0]["saved"] == pytest.approx(0.3) and found[0]["beyond"] == pytest.approx(0.175)
+    result = savings(ai, dict.fromkeys(names, 0.25), confidence, {n: n[0] for n in names}, resamples=0)
+    assert result[0]["saved"] == pytest.approx(0.3) and result[0]["beyond"] == pytest.approx(0.175)

@@ -129,8 +129,8 @@ def test_a_phase_takes_what_its_longer_part_takes():
 
 
 def test_the_peaks_are_measured():
-    found = peaks(threads=torch.get_num_threads())
-    assert 1e9 < found["operations"] < 1e14 and 1e8 < found["bytes"] < 1e13
+    outcome = peaks(threads=torch.get_num_threads())
+    assert 1e9 < outcome["operations"] < 1e14 and 1e8 < outcome["bytes"] < 1e13
 
 
 def test_sides_take_turns_from_the_same_batch(model, tmp_path, monkeypatch):
@@ -139,8 +139,8 @@ def test_sides_take_turns_from_the_same_batch(model, tmp_path, monkeypatch):
     fake = fake_trl(tmp_path, [READY, step(9.0), step(1.0), step(3.0)])
     settings = Settings(model=model, repeats=2, threads=1, full_length=True)
     workload = Workload(kind="rloo", adapter="lora", batch=2, group=2, new_tokens=3)
-    found = compare(workload, settings, {"TRL 1.2.3": fake}, minutes=1, answer_seconds=280)
-    ours, theirs = found["sides"]["ours"], found["sides"]["TRL 1.2.3"]
+    outcome = compare(workload, settings, {"TRL 1.2.3": fake}, minutes=1, answer_seconds=280)
+    ours, theirs = outcome["sides"]["ours"], outcome["sides"]["TRL 1.2.3"]
     assert ours["error"] is None and len(ours["seconds"]) == 2 and ours["peak_mib"] >= ours["loaded_mib"] > 100
     assert (
         theirs["seconds"] == [1.0, 3.0]
@@ -153,8 +153,8 @@ def test_sides_take_turns_from_the_same_batch(model, tmp_path, monkeypatch):
     assert heard[0]["full_length"] and heard[0]["micro_batch"] == 4 and heard[0]["beta"] == 0.05
     assert [len(answer) for _, answer in heard[1]["answers"]] == [3] * 4  # none ended, and these are ours
     assert heard[2:] == [{}, {}]
-    assert floor_seconds({"phases": found["phases"], "peaks": found["peaks"]}) > 0
-    assert found["peaks"]["operations"] == 2e11 and not list(measured)  # before, between and after two repeats
+    assert floor_seconds({"phases": outcome["phases"], "peaks": outcome["peaks"]}) > 0
+    assert outcome["peaks"]["operations"] == 2e11 and not list(measured)  # before, between and after two repeats
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "decode"])

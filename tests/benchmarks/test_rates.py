@@ -13,11 +13,15 @@ from trimtab.trainers.defaults import RATES
 
 def files(folder: Path) -> dict[str, Path]:
     """Demonstrations and preferences of made-up sentences."""
-    asked, better, worse = sentences(30, words=3), sentences(30, words=4, start=300), sentences(30, words=5, start=600)
+    questions, better, worse = (
+        sentences(30, words=3),
+        sentences(30, words=4, start=300),
+        sentences(30, words=5, start=600),
+    )
     rows = {
-        "demonstrations": [{"prompt": a, "completion": b} for a, b in zip(asked, better, strict=True)],
+        "demonstrations": [{"prompt": a, "completion": b} for a, b in zip(questions, better, strict=True)],
         "preferences": [
-            {"prompt": a, "chosen": b, "rejected": c} for a, b, c in zip(asked, better, worse, strict=True)
+            {"prompt": a, "chosen": b, "rejected": c} for a, b, c in zip(questions, better, worse, strict=True)
         ],
     }
     for name, lines in rows.items():

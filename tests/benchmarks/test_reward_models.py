@@ -33,8 +33,8 @@ def test_labels_of_debates(tmp_path: Path):
         texts = [" ".join(draw.choices(("because", "tax", "bottle", "school", "river"), k=6)) for _ in range(2)]
         gap = 0.5 * (texts[0].count("because") - texts[1].count("because"))
         votes = ["a1" if draw.random() < 1 / (1 + math.exp(-gap)) else "a2" for _ in range(3)]
-        said = [{"worker": f"w{k}", "value": vote} for k, vote in enumerate(votes)]
-        rows.append({"debate": f"d{n % 12}", "a1": texts[0], "a2": texts[1], "annotations": said})
+        annotations = [{"worker": f"w{k}", "value": vote} for k, vote in enumerate(votes)]
+        rows.append({"debate": f"d{n % 12}", "a1": texts[0], "a2": texts[1], "annotations": annotations})
     with gzip.open(tmp_path / "ukpconvarg1.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     result = debates(tmp_path)

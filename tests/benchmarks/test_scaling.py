@@ -10,13 +10,13 @@ from benchmarks.scaling import AXES, Point, main, markdown, measure, points, row
 
 
 def test_every_axis_has_one_two_four_and_eight_times():
-    found = points(("rloo",), {})
-    assert [(axis, times) for _, axis, times, _ in found] == [
+    outcome = points(("rloo",), {})
+    assert [(axis, times) for _, axis, times, _ in outcome] == [
         (None, 1),
         *((axis, times) for axis in ("tokens", "answers", "vocabulary") for times in (2, 4, 8)),
     ]
-    start = found[0][3]
-    grown = {(axis, times): p for _, axis, times, p in found}
+    start = outcome[0][3]
+    grown = {(axis, times): p for _, axis, times, p in outcome}
     assert grown["tokens", 8].tokens == 8 * start.tokens and grown["tokens", 8].vocabulary == start.vocabulary
     assert {axis for axes in AXES.values() for axis in axes} == {"tokens", "answers", "vocabulary"}
 

@@ -69,22 +69,22 @@ def test_the_workloads_are_those_promised():
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "rloo", "ppo", "decode"])
 def test_each_kind_with_each_adapter(model, kind, adapter):
     workload = Workload(kind=kind, epochs=2, group=2 if kind == "rloo" else 1, **SMALL, **adapter)
-    found = measure(workload, settings(model))
-    assert len(found["seconds"]) == len(found["tokens"]) == 2  # three steps, the first dropped
-    assert 0 < found["min"] <= found["median"] <= found["max"]
-    assert found["median"] == pytest.approx(sum(found["seconds"]) / 2)
-    assert 100 < found["loaded_mib"] <= found["peak_mib"]
+    result = measure(workload, settings(model))
+    assert len(result["seconds"]) == len(result["tokens"]) == 2  # three steps, the first dropped
+    assert 0 < result["min"] <= result["median"] <= result["max"]
+    assert result["median"] == pytest.approx(sum(result["seconds"]) / 2)
+    assert 100 < result["loaded_mib"] <= result["peak_mib"]
     online = kind in ("rloo", "ppo")
-    assert found["device"] == "cpu" and found["gpu_peak_mib"] is None
-    assert set(found["phases"]) == ({"sample", "score", "infer", "update"} if online else set())
+    assert result["device"] == "cpu" and result["gpu_peak_mib"] is None
+    assert set(result["phases"]) == ({"sample", "score", "infer", "update"} if online else set())
     if online:
-        assert sum(found["phases"].values()) <= 2 * found["max"]
+        assert sum(result["phases"].values()) <= 2 * result["max"]
     if kind in ("ppo", "decode"):
-        assert all(4 <= t <= 4 * 6 for t in found["tokens"])
+        assert all(4 <= t <= 4 * 6 for t in result["tokens"])
     if kind == "rloo":
-        assert all(8 <= t <= 8 * 6 for t in found["tokens"])
-    rates = sorted(t / s for t, s in zip(found["tokens"], found["seconds"], strict=True))
-    assert rates[0] <= found["tokens_per_second"] <= rates[1]
+        assert all(8 <= t <= 8 * 6 for t in result["tokens"])
+    rates = sorted(t / s for t, s in zip(result["tokens"], result["seconds"], strict=True))
+    assert rates[0] <= result["tokens_per_second"] <= rates[1]
 
 
 def test_tokens_of_a_step_are_counted_whole(model, tmp_path):
@@ -94,8 +94,8 @@ def test_tokens_of_a_step_are_counted_whole(model, tmp_path):
     length = {"yes": 0, "no": 0}
     for i in range(4):
         for word in length:
-            said = f"<|im_start|>user\nsay {i}<|im_end|>\n<|im_start|>assistant\n{' '.join([word] * 3)}"
-            length[word] += len(chat.tokenizer.encode(said)) + 1  # the end of the turn
+            text = f"<|im_start|>user\nsay {i}<|im_end|>\n<|im_start|>assistant\n{' '.join([word] * 3)}"
+            length[word] += len(chat.tokenizer.encode(text)) + 1  # the end of the turn
     for kind, wanted in {"sft": length["yes"], "reward": length["yes"] + length["no"]}.items():
         workload = Workload(kind=kind, adapter="lora", **SMALL)
         assert measure(workload, settings(model, data=data))["tokens"] == [wanted] * 2
@@ -168,11 +168,11 @@ class FailedChild:
 
 
 def test_an_error_of_ours_says_what_to_do(model, monkeypatch, capsys):
-    asked = {
+    request = {
         "workload": {"kind": "sft", "adapter": "lora", "batch": 8},
         "settings": {"model": model, "repeats": 1, "threads": 1, "data": "nowhere.jsonl"},
     }
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asked)))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request)))
     assert benchmarks.measure.main() == DataError.exit_code
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err
 

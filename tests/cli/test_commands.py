@@ -48,9 +48,9 @@ def fails(capsys, monkeypatch):
 
     def run(*arguments: str, code: int) -> str:
         assert run_app(list(arguments)) == code
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        return " ".join(said.split())
+        printed = capsys.readouterr().err
+        assert "Traceback" not in printed
+        return " ".join(printed.split())
 
     return run
 
@@ -229,8 +229,8 @@ def test_empty_data_file(fails, tmp_path):
 def test_debug_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv("TRIMTAB_DEBUG", "")
     assert run_app(["run", "nowhere.yaml", "--debug"]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" in said and "error:" in said
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and "error:" in printed
 
 
 def test_a_bug_of_ours_has_its_own_code(fails, monkeypatch):

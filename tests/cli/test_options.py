@@ -81,5 +81,5 @@ def test_memory_that_ran_out_is_no_bug(error: Exception, monkeypatch, capsys):
 
     monkeypatch.setattr("trimtab.cli.app.app", fail)
     assert run_app(["run"]) == 1
-    said = capsys.readouterr().err
-    assert "out of memory (" in said and "lower micro_batch_tokens" in said and "bug" not in said
+    printed = capsys.readouterr().err
+    assert "out of memory (" in printed and "lower micro_batch_tokens" in printed and "bug" not in printed

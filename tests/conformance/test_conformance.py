@@ -45,8 +45,8 @@ def test_path_probabilities_are_products_and_sum_to_one():
     assert torch.allclose(tree.path_logprobs(logits).exp(), torch.stack(by_hand))
     assert float(torch.stack(by_hand).sum()) == pytest.approx(1.0)
     batch = collate([[0, 2, 1]], [[False, True, True]], torch.device("cpu"))
-    found, entropies = TabularRole(tree, logits).logprobs_and_entropies(batch)
-    assert found[0].tolist() == pytest.approx([0.0, math.log(p[0, 2]), math.log(p[3, 1])])
+    result, entropies = TabularRole(tree, logits).logprobs_and_entropies(batch)
+    assert result[0].tolist() == pytest.approx([0.0, math.log(p[0, 2]), math.log(p[3, 1])])
     assert float(entropies[0, 1]) == pytest.approx(-float((p[0] * p[0].log()).sum()))
 
 

@@ -99,9 +99,9 @@ def test_version_is_of_content_not_of_layout_order_or_name():
 def test_differences_are_named():
     old = made(principle("kind"), principle("brief"))
     new = made(principle("kind", text="New text.", weight=3.0), principle("true"))
-    found = {c.id: c for c in compare(old, new)}
-    assert {k: c.kind for k, c in found.items()} == {"kind": "edited", "brief": "removed", "true": "added"}
-    assert found["kind"].fields == (("text", "The answer is kind.", "New text."), ("weight", 1.0, 3.0))
+    result = {c.id: c for c in compare(old, new)}
+    assert {k: c.kind for k, c in result.items()} == {"kind": "edited", "brief": "removed", "true": "added"}
+    assert result["kind"].fields == (("text", "The answer is kind.", "New text."), ("weight", 1.0, 3.0))
 
 
 def test_draws_follow_weights_and_ignore_order():
@@ -136,23 +136,23 @@ def test_material_cannot_leave_its_marks(text: str):
 
 
 def test_prompts_hold_the_question_after_the_material():
-    asked, rule = Prompt.from_text("Name a fish."), made(principle())["kind"]
-    turns = compare_answers(asked, "one", "two", rule)
-    swapped = compare_answers(asked, "two", "one", rule)
+    questions, rule = Prompt.from_text("Name a fish."), made(principle())["kind"]
+    turns = compare_answers(questions, "one", "two", rule)
+    swapped = compare_answers(questions, "two", "one", rule)
     last = turns[-1].content
     assert last.index(rule.text) < last.index("one") < last.index("two") < last.index("Which is better")
     assert turns[:-1] == swapped[:-1] and turns[0].role == "system"  # what is shared stands in front
     assert [m.content for m in turns if m.role == "assistant"] == ["A", "B"]  # examples favour no place
-    assert "Answer: A" in compare_answers(asked, "one", "two", rule, reason=True)[-1].content
-    assert rate_answer(asked, "one", [rule])[-1].content.endswith("Reply with one digit.")
-    assert ask_violation(asked, "one", rule)[-1].content.endswith("Yes or No.")
+    assert "Answer: A" in compare_answers(questions, "one", "two", rule, reason=True)[-1].content
+    assert rate_answer(questions, "one", [rule])[-1].content.endswith("Reply with one digit.")
+    assert ask_violation(questions, "one", rule)[-1].content.endswith("Yes or No.")
 
 
 def test_critique_and_revision_are_turns_of_one_conversation():
-    asked, rule = Prompt.from_text("Name a fish."), made(principle())["kind"]
-    critique = ask_critique(asked, "A dog.", rule)
+    questions, rule = Prompt.from_text("Name a fish."), made(principle())["kind"]
+    critique = ask_critique(questions, "A dog.", rule)
     assert [m.role for m in critique] == ["user", "assistant", "user"] and critique[2].content.startswith(rule.critique)
-    revision = ask_revision(asked, "A dog.", rule, "It is no fish.")
+    revision = ask_revision(questions, "A dog.", rule, "It is no fish.")
     assert revision[:3] == critique and revision[3].content == "It is no fish."
     assert revision[4].content.startswith(rule.revision)
 

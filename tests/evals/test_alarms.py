@@ -37,14 +37,14 @@ def result(*, gold: tuple[float, float] = (0.0, 1.0), proxy: tuple[float, float]
 )
 def test_at_its_limit(name, probe, quiet, loud):
     assert alarms(result(**{probe: quiet})) == ()
-    (found,) = alarms(result(**{probe: loud}))
-    assert found.name == name and "limit" in found.message
+    (outcome,) = alarms(result(**{probe: loud}))
+    assert outcome.name == name and "limit" in outcome.message
 
 
 @pytest.mark.parametrize(("gold", "fires"), [(0.1, False), (0.0, True), (-0.5, True)])
 def test_a_proxy_that_rises_alone(gold, fires):
-    found = alarms(result(gold=(0.0, gold)))
-    assert [alarm.name for alarm in found] == (["over-optimisation"] if fires else [])
+    outcome = alarms(result(gold=(0.0, gold)))
+    assert [alarm.name for alarm in outcome] == (["over-optimisation"] if fires else [])
     assert alarms(result(gold=(0.0, gold), proxy=(0.0, -1.0))) == ()
 
 
@@ -52,8 +52,8 @@ def test_a_rise_of_nothing_is_no_over_optimisation():
     lost_gold = result(gold=(0.0, -1.0), proxy=(0.0, 0.19))
     spreads = {"spreads": {"sft": {"proxy": 2.0}}}
     assert alarms(lost_gold | spreads) == ()
-    (found,) = alarms(result(gold=(0.0, -1.0), proxy=(0.0, 0.21)) | spreads)
-    assert found.name == "over-optimisation" and "standard deviations, 0.2)" in found.message
+    (outcome,) = alarms(result(gold=(0.0, -1.0), proxy=(0.0, 0.21)) | spreads)
+    assert outcome.name == "over-optimisation" and "standard deviations, 0.2)" in outcome.message
 
 
 def test_one_model_alone_cannot_be_worse():
@@ -78,9 +78,9 @@ def test_a_model_that_lost_says_so(model, against, name):
     names = {"base": "the pretrained model", "sft": "SFT", "policy": "PPO"}
     assert alarms(result() | {"win_rates": [lost(model, against, 0.5)]}, names=names) == ()
     rows = [lost(model, against, 0.49, "gold", ("p1", "p2")), lost(model, against, 0.4, "proxy", ("p2", "p3"))]
-    found = alarms(result() | {"win_rates": rows}, names=names, judges={"gold": "the gold utility"})
-    assert [alarm.name for alarm in found] == ([name] if name else [])
-    for alarm in found:
+    outcome = alarms(result() | {"win_rates": rows}, names=names, judges={"gold": "the gold utility"})
+    assert [alarm.name for alarm in outcome] == ([name] if name else [])
+    for alarm in outcome:
         assert alarm.samples == ("p1", "p2", "p3")
         assert "39% [29%, 49%] of 96 prompts, judged by the gold utility; 30% [20%, 40%]" in alarm.message
         assert "judged by proxy (limit: an interval that reaches 50 %)" in alarm.message
@@ -113,7 +113,7 @@ def test_copies_of_the_prompt():
 
 
 def test_answers_without_known_ends():
-    found = result()
-    for probes in found["probes"].values():
+    outcome = result()
+    for probes in outcome["probes"].values():
         probes.pop("ended_rate", None)
-    assert alarms(found) == ()
+    assert alarms(outcome) == ()

@@ -43,8 +43,8 @@ def test_taking_a_question_up(question: str, answer: str, taken_up: bool):
 
 
 def test_change_is_paired_and_certainty_is_not_claimed_from_few():
-    found = measure("x", "", [0, 0, 1, 0], [1, 0, 1, 1], better="up")
-    assert (found.before.value, found.after.value, found.change.value) == (0.25, 0.75, 0.5)
+    result = measure("x", "", [0, 0, 1, 0], [1, 0, 1, 1], better="up")
+    assert (result.before.value, result.after.value, result.change.value) == (0.25, 0.75, 0.5)
     nothing = measure("x", "", [0.0] * 6, [0.0] * 6, better="up")
     # Wilson's upper end of 0 in 6: 3.8415 / (6 + 3.8415)
     assert nothing.before.high == pytest.approx(0.3903, abs=1e-4)

@@ -157,7 +157,7 @@ def test_losses_that_add_up_over_stages():
 
 
 def test_a_model_that_knows_nothing_cannot_lose_anything():
-    report, found = capability_report({"Base": model(right=50, margin=-0.1), "SFT": model(right=48, margin=-0.2)})
+    report, result = capability_report({"Base": model(right=50, margin=-0.1), "SFT": model(right=48, margin=-0.2)})
     reasons = {r.name: r.reason for r in report.rows}
     assert "Base is no better than guessing" in reasons["right answers"]
-    assert "nothing to lose" in reasons["log-odds of right answers"] and found == ()
+    assert "nothing to lose" in reasons["log-odds of right answers"] and result == ()

@@ -151,8 +151,8 @@ def test_rows_and_strip():
 def test_visible():
     hidden = "\x00\x1b\x7f\x85\u200b\u200e\u2066\ufeff\U000e0041\u00ad"
     assert not set(hidden) & set(visible(hidden))
-    kept = "tab\tline\nعربي עברית 👩\u200d👧 e\u0301 汉"
-    assert visible(kept) == kept
+    text = "tab\tline\nعربي עברית 👩\u200d👧 e\u0301 汉"
+    assert visible(text) == text
     assert visible("a\r\nb\rc\u2028d") == "a\nb\nc⟦LSEP⟧d"
     assert re.fullmatch(r"(⟦(U\+[0-9A-F]{4,}|[A-Z]+)⟧)+", visible(hidden))
 

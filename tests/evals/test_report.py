@@ -173,18 +173,18 @@ def test_hostile_text_everywhere(tmp_path):
     hostile["stages"][0]["counts"] = {PAYLOAD: 3}
     hostile["probes"][0]["values"][PAYLOAD] = 1.0
     page = write_report(ReportData.model_validate(hostile), tmp_path)
-    found = safe(page.read_text())
-    assert "<script>alert(1)</script>" in found.text  # as text, for people to see
-    assert "⟦RLO⟧" in found.text
-    assert "{{ 7 * 7 }}" in found.text
+    result = safe(page.read_text())
+    assert "<script>alert(1)</script>" in result.text  # as text, for people to see
+    assert "⟦RLO⟧" in result.text
+    assert "{{ 7 * 7 }}" in result.text
     assert json.loads((tmp_path / "report.json").read_text())["title"] == PAYLOAD
 
 
 def test_long_answers_are_shortened_and_counted(tmp_path):
     long = Answer(model="PPO", text="word " * 20_000, proxy=1.0)
     lines = Answer(model="SFT", text="\n" * 500 + "end", proxy=0.0)
-    found = choose_examples([Example(id="p", prompt="q", answers=(lines, long))], before="SFT", after="PPO", seed=0)
-    page = write_report(bare(examples=found), tmp_path)
+    result = choose_examples([Example(id="p", prompt="q", answers=(lines, long))], before="SFT", after="PPO", seed=0)
+    page = write_report(bare(examples=result), tmp_path)
     text = safe(page.read_text()).text
     assert "98,000 more characters" in text
     assert page.stat().st_size < 40_000
@@ -454,31 +454,33 @@ def test_cohorts_are_a_table():
 
 
 def test_a_moving_reference_is_named():
-    found = reward_against_kl(
+    result = reward_against_kl(
         [{"step": 1, "kl": 0.1, "a": 1.0}, {"step": 2, "kl": 0.2, "a": 2.0}],
         kl="kl",
         scores={"a": "a"},
         spreads={"a": 1.0},
     )
-    assert found is not None and "moving reference" not in render(bare(against_kl=found))
-    page = render(bare(against_kl=found.model_copy(update={"moving": True})))
+    assert result is not None and "moving reference" not in render(bare(against_kl=result))
+    page = render(bare(against_kl=result.model_copy(update={"moving": True})))
     assert "√KL from the moving reference" in page and "The reference moved along" in page
 
 
 def test_reward_against_kl():
     rows = metrics()
-    found = reward_against_kl(rows, kl="kl", scores={"proxy": "proxy", "gold": "gold"}, spreads={"proxy": 1, "gold": 2})
-    assert found is not None
-    assert found.step == tuple(range(0, 181, 15))
-    assert [score.name for score in found.scores] == ["proxy", "gold"]
+    result = reward_against_kl(
+        rows, kl="kl", scores={"proxy": "proxy", "gold": "gold"}, spreads={"proxy": 1, "gold": 2}
+    )
+    assert result is not None
+    assert result.step == tuple(range(0, 181, 15))
+    assert [score.name for score in result.scores] == ["proxy", "gold"]
     assert reward_against_kl(rows, kl="nothing", scores={"proxy": "proxy"}, spreads={"proxy": 1}) is None
     assert reward_against_kl(rows, kl="kl", scores={"gold": "nothing"}, spreads={}) is None
 
 
 def test_a_reward_without_spread_is_named_not_drawn():
     rows = [{"step": s, "kl": s, "a": s, "b": 1.0} for s in range(3)]
-    found = reward_against_kl(rows, kl="kl", scores={"a": "a", "b": "b"}, spreads={"a": 0.5, "b": 0.0})
-    text = safe(render(bare(against_kl=found))).text
+    result = reward_against_kl(rows, kl="kl", scores={"a": "a", "b": "b"}, spreads={"a": 0.5, "b": 0.0})
+    text = safe(render(bare(against_kl=result))).text
     assert "b has no spread to measure it by" in text
     assert "a: 1 SD = 0.50" in text
 
@@ -495,7 +497,7 @@ def test_choice_of_examples():
     assert (chosen.total, chosen.ranked_by, len(chosen.shown)) == (60, "gold", 23)
     assert len({e.id for e in chosen.shown}) == 23
     picks = {pick: [e for e in chosen.shown if e.pick == pick] for pick in ("typical", "random", "best", "worst")}
-    assert [len(found) for found in picks.values()] == [1, 14, 4, 4]
+    assert [len(result) for result in picks.values()] == [1, 14, 4, 4]
     gains = sorted(map(gain, pool))
     assert gain(picks["typical"][0]) == gains[30]
     hidden = [gain(e) for e in pool if e.id not in {shown.id for shown in chosen.shown}]

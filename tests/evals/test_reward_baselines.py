@@ -72,9 +72,9 @@ def test_ridge_is_penalised_logistic_regression():
     gaps = rng.normal(size=(80, 5))
     target = (rng.random(80) < 1 / (1 + np.exp(-gaps[:, 0]))).astype(float)
     weight = rng.uniform(0.5, 2, 80)
-    mine = fit_ridge(gaps, target, weight, penalty=2.0)
+    ours = fit_ridge(gaps, target, weight, penalty=2.0)
     theirs = linear_model.LogisticRegression(C=0.5, fit_intercept=False, tol=1e-8).fit(gaps, target, weight)
-    assert mine == pytest.approx(theirs.coef_[0], abs=1e-3)
+    assert ours == pytest.approx(theirs.coef_[0], abs=1e-3)
 
 
 def test_one_prompt_teaches_nothing():

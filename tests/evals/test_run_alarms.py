@@ -95,7 +95,7 @@ def test_values_of_answers_and_their_means_by_prompt():
 def test_an_alarm_names_the_ten_answers_with_most_of_it():
     alarms = RunAlarms(AlarmConfig(baseline=1), 20, PROBES)
     alarms.add({name: [0.0] * 64 for name in PROBES})
-    raised = next(found for _ in range(19) if (found := alarms.add({"song": [0.9] * 64, "dance": [0.0] * 64})))
+    raised = next(result for _ in range(19) if (result := alarms.add({"song": [0.9] * 64, "dance": [0.0] * 64})))
     [(probe, level)] = raised
     values = {"song": {f"r{i}": i / 20 for i in range(20)}, "dance": {}}
     alarm = alarms.describe(7, probe, level, values)

@@ -22,10 +22,10 @@ def rows(folder: Path, *objects: dict, name: str = "rows.jsonl") -> Path:
 
 
 def kinds(suite: Suite) -> dict[str, int]:
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for item in suite.items:
-        found[item.kind] = found.get(item.kind, 0) + 1
-    return found
+        result[item.kind] = result.get(item.kind, 0) + 1
+    return result
 
 
 def test_the_suites_that_ship():

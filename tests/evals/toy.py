@@ -111,25 +111,26 @@ def examples(count: int = 60) -> list[Example]:
 def preferences(count: int = 220) -> tuple[list[Preference], list[list[float]]]:
     """Simulated labels from a hidden quality, and scores of a reward model that sees it through noise."""
     draw = random.Random(3)
-    found, scores = [], []
+    result, scores = [], []
     for index in range(count):
         quality = [draw.gauss(0, 1) for _ in range(2)]
         ranks = (0, 1) if quality[0] + draw.gauss(0, 0.7) > quality[1] + draw.gauss(0, 0.7) else (1, 0)
         texts = [Completion(text="x" * max(1, round(60 + 12 * q + draw.gauss(0, 30)))) for q in quality]
         prompt = Prompt.from_text(f"question {index // 2}")
-        found.append(
+        result.append(
             Preference(id=f"c{index}", prompt=prompt, completions=tuple(texts), ranks=ranks, source="simulated")
         )
         scores.append([1.1 * q + draw.gauss(0, 0.6) for q in quality])
-    return found, scores
+    return result, scores
 
 
 def toy_report() -> ReportData:
     """All parts of a report, filled."""
-    rows, found = metrics(), examples()
+    rows, result = metrics(), examples()
     align = [row for row in rows if row["stage"] == "align"]
     answers = {
-        model: [next(a for a in e.answers if a.model == model) for e in found] for model in ("Pretrained", "SFT", "PPO")
+        model: [next(a for a in e.answers if a.model == model) for e in result]
+        for model in ("Pretrained", "SFT", "PPO")
     }
     gold = {model: [a.gold or 0.0 for a in given] for model, given in answers.items()}
     proxy = {model: [a.proxy or 0.0 for a in given] for model, given in answers.items()}
@@ -257,7 +258,7 @@ def toy_report() -> ReportData:
                 samples=("p004", "p017", "p031"),
             ),
         ),
-        examples=choose_examples(found, before="Pretrained", after="PPO", seed=7),
+        examples=choose_examples(result, before="Pretrained", after="PPO", seed=7),
         sources={
             "win_rates": Source(file="stages/eval/scores.jsonl", command="trimtab eval recipes/sentiment.yaml"),
             "reward_against_kl": Source(file="metrics.jsonl", command="trimtab align recipes/sentiment.yaml"),

@@ -26,5 +26,5 @@ def test_rows_of_all_lengths_over_several_blocks():
             cache.fill(slot, prefill, slot, length)
         row, decoder = torch.arange(count), LlamaDecoder(base)
         for where in (lengths, lengths + 1):
-            found, _ = decoder(tokens[row, where], where, cache)
-            torch.testing.assert_close(found, expected[row, where], rtol=1e-4, atol=1e-4)
+            result, _ = decoder(tokens[row, where], where, cache)
+            torch.testing.assert_close(result, expected[row, where], rtol=1e-4, atol=1e-4)

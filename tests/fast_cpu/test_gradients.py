@@ -66,11 +66,11 @@ def gradients(role: Role, *, block: bool) -> dict[str, torch.Tensor | None]:
 def same(found: dict[str, torch.Tensor | None], wanted: dict[str, torch.Tensor | None]) -> None:
     assert found.keys() == wanted.keys()
     for name, slope in wanted.items():
-        mine = found[name]
+        ours = found[name]
         if slope is None:
-            assert mine is None, name
+            assert ours is None, name
         else:
-            torch.testing.assert_close(mine, slope, rtol=1e-4, atol=1e-5 * float(slope.abs().max()), msg=name)
+            torch.testing.assert_close(ours, slope, rtol=1e-4, atol=1e-5 * float(slope.abs().max()), msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,11 +89,11 @@ def test_with_gradient_checkpointing():
 
 def test_all_products_write_to_one_block():
     one = role(KINDS["llama, tied, with a padding token"])
-    found = gradients(one, block=True)
-    blocks = {g.untyped_storage().data_ptr() for g in found.values() if g is not None and g.dim() == 2}
+    result = gradients(one, block=True)
+    blocks = {g.untyped_storage().data_ptr() for g in result.values() if g is not None and g.dim() == 2}
     assert len(blocks) == 1
-    assert sum(g.numel() for g in found.values() if g is not None and g.dim() == 2) * 4 == next(
-        g.untyped_storage().nbytes() for g in found.values() if g is not None and g.dim() == 2
+    assert sum(g.numel() for g in result.values() if g is not None and g.dim() == 2) * 4 == next(
+        g.untyped_storage().nbytes() for g in result.values() if g is not None and g.dim() == 2
     )
 
 
@@ -102,9 +102,9 @@ def test_a_weight_that_is_not_used_has_no_gradient():
     one = role(KINDS["llama"])
     with one.accumulating_gradients():
         one.hidden(parts()[0]).sum().backward()
-    found = {name: p.grad for name, p in one.parameters().items()}
-    assert found["lm_head.weight"] is None
-    assert all(g is not None for name, g in found.items() if name != "lm_head.weight")
+    result = {name: p.grad for name, p in one.parameters().items()}
+    assert result["lm_head.weight"] is None
+    assert all(g is not None for name, g in result.items() if name != "lm_head.weight")
 
 
 def test_afterwards_the_model_computes_as_before():

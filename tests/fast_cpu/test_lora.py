@@ -49,11 +49,11 @@ def test_same_states_and_gradients_as_peft(settings):
     quick = adapted(**settings)
     assert any(type(module) is OneFunctionLinear for module in quick.model.modules())
     tokens = torch.randint(1, 60, (3, 11), generator=torch.Generator().manual_seed(2))
-    ours, found = slopes(quick, tokens)
+    ours, result = slopes(quick, tokens)
     theirs, wanted = slopes(plainly(quick), tokens)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert found.keys() == wanted.keys()
-    for name, slope in found.items():
+    assert result.keys() == wanted.keys()
+    for name, slope in result.items():
         torch.testing.assert_close(slope, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max()))
 
 
@@ -62,10 +62,10 @@ def test_what_comes_out_may_be_changed_in_place():
     torch.manual_seed(0)
     weight, a, b = torch.randn(4, 5), torch.randn(2, 5, requires_grad=True), torch.randn(4, 2, requires_grad=True)
     for bias in (None, torch.randn(4)):
-        x, found = torch.randn(2, 3, 5), []
-        found.append(torch.autograd.grad(lora_linear(x, weight, bias, a, b, 1.7).clamp_(-1, 1).sum(), (a, b)))
-        found.append(torch.autograd.grad(lora_linear(x, weight, bias, a, b, 1.7).clamp(-1, 1).sum(), (a, b)))
-        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        x, result = torch.randn(2, 3, 5), []
+        result.append(torch.autograd.grad(lora_linear(x, weight, bias, a, b, 1.7).clamp_(-1, 1).sum(), (a, b)))
+        result.append(torch.autograd.grad(lora_linear(x, weight, bias, a, b, 1.7).clamp(-1, 1).sum(), (a, b)))
+        assert all(torch.equal(one, other) for one, other in zip(*result, strict=True))
 
 
 def test_a_copy_computes_with_its_own_weights():

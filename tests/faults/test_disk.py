@@ -108,9 +108,9 @@ def test_checkpoint_on_a_full_disk_keeps_the_one_before(tmp_path: Path, monkeypa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000004"]
     begun: list[int] = []
     rest = Session(checkpoints=Checkpoints(tmp_path, "print", every=2), planned=lambda done, total: begun.append(done))
-    found = train(rest)
+    result = train(rest)
     assert begun == [4]
-    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+    assert all(torch.equal(result[n], wanted[n]) for n in wanted)
 
 
 def finished(run: RunFolder, stage: str) -> bool:

@@ -99,8 +99,8 @@ def test_killed_everywhere_and_still_the_same(runner: Runner, tmp_path: Path):
         assert runner.run(recipe, tmp_path / "killed", moment) == -signal.SIGKILL, moment
         status = run.status(stage)
         assert status is None or status.state == "running", moment
-        kept = [int(p.name.removeprefix("step-")) for p in run.stage(stage).glob("checkpoints/step-*")]
-        assert max(kept, default=0) == safe, moment
+        saved_steps = [int(p.name.removeprefix("step-")) for p in run.stage(stage).glob("checkpoints/step-*")]
+        assert max(saved_steps, default=0) == safe, moment
     assert runner.run(recipe, tmp_path / "killed") == 0
 
     assert outputs(run) == outputs(straight)

@@ -152,11 +152,11 @@ def test_stopped_twice_and_continued_is_bit_for_bit_the_same(name, adapter, undi
     for stop_after in (3, 5):
         with pytest.raises(Interrupted, match=rf"stopped after step {stop_after} of {total}; the state is saved"):
             train(ADAPTERS[adapter], session(tmp_path, pieces, stop_after=stop_after), tmp_path)
-    found = train(ADAPTERS[adapter], session(tmp_path, pieces), tmp_path)
+    result = train(ADAPTERS[adapter], session(tmp_path, pieces), tmp_path)
     assert pieces == straight  # every logged number as well
     assert name != "ppo with kl.stop" or any(row["kl_stopped"] for row in straight)
-    assert found.keys() == wanted.keys()
-    assert [k for k in wanted if not torch.equal(found[k], wanted[k])] == []
+    assert result.keys() == wanted.keys()
+    assert [k for k in wanted if not torch.equal(result[k], wanted[k])] == []
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -180,9 +180,9 @@ def test_killed_between_checkpoints_repeats_from_the_last_one(name, undisturbed:
     with pytest.raises(Killed):
         train(ADAPTERS["lora"], dying, tmp_path)
     rest: list[dict[str, Any]] = []
-    found = train(ADAPTERS["lora"], session(tmp_path, rest, every=4), tmp_path)
+    result = train(ADAPTERS["lora"], session(tmp_path, rest, every=4), tmp_path)
     assert rest == straight[4:]
-    assert [k for k in wanted if not torch.equal(found[k], wanted[k])] == []
+    assert [k for k in wanted if not torch.equal(result[k], wanted[k])] == []
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -183,10 +183,10 @@ def test_propensity_reaches_the_judgement_and_the_queue_the_app(tmp_path, capsys
     assert "10 of 60 items" in capsys.readouterr().out
     drawn = [Task.model_validate_json(line) for line in queue.read_text().splitlines()]
     assert {t.metadata["acquisition"]["arm"] for t in drawn} <= {"test", "random", "margin"}
-    said = Submission(
+    submission = Submission(
         id="s", task=drawn[0].id, annotator="a", shown_order=(0, 1), verdict="judged", answers=(Answer(ranks=(0, 1)),)
     )
-    [judgement] = judgements_of(drawn[0], said)
+    [judgement] = judgements_of(drawn[0], submission)
     assert judgement.propensity == drawn[0].metadata["acquisition"]["propensity"]
     assert run_app(["annotate", str(project), "--items", str(queue), "--no-serve"]) == 0
     assert "10 items added" in capsys.readouterr().out

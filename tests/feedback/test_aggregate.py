@@ -86,8 +86,8 @@ def test_all_tied_is_dropped_and_counted_or_kept_on_request():
     assert result.preferences == ()
     assert result.dropped == {"all answers tied": 1, "no usable judgement": 1}
     assert result.dropped_judgements == {"item dropped: all answers tied": 2}
-    (kept,) = aggregate([PAIR], votes, config=AggregateConfig(keep_tied=True)).preferences
-    assert (kept.ranks, kept.probability) == ((0, 0), 0.5)
+    (preference,) = aggregate([PAIR], votes, config=AggregateConfig(keep_tied=True)).preferences
+    assert (preference.ranks, preference.probability) == ((0, 0), 0.5)
 
 
 def test_the_first_ranking_of_an_annotator_stands():

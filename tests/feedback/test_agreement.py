@@ -80,11 +80,11 @@ def test_krippendorff_is_one_minus_observed_over_expected_disagreement(units):
     n = len(values)
     observed = sum(sum(a != b for a in u for b in u) / (len(u) - 1) for u in paired)
     expected = sum(a != b for a in values for b in values)
-    found = krippendorff_alpha(units)
+    result = krippendorff_alpha(units)
     if expected:
-        assert found == pytest.approx(1 - (observed / n) / (expected / (n * (n - 1))))
+        assert result == pytest.approx(1 - (observed / n) / (expected / (n * (n - 1))))
     else:
-        assert found is None
+        assert result is None
 
 
 def test_krippendorff_for_numbers_as_published():
@@ -179,9 +179,11 @@ def test_leave_one_out_is_near_the_share_of_right_votes_under_a_large_crowd():
     # each vote is right with σ(1/.5) = .8808; the net vote of ten others nearly always is
     items = [Comparison.of(Prompt.from_text(f"q{i}"), ["1", "2"]) for i in range(300)]
     config = SimulationConfig(annotators=11, overlap=11, noise=0.5, spread=0.0)
-    found = agreement_report(items, simulate(items, lambda p, c: float(c.text), config), resamples=200)["leave_one_out"]
-    assert isinstance(found, Estimate)
-    assert found.low <= 0.8808 <= found.high
+    result = agreement_report(items, simulate(items, lambda p, c: float(c.text), config), resamples=200)[
+        "leave_one_out"
+    ]
+    assert isinstance(result, Estimate)
+    assert result.low <= 0.8808 <= result.high
 
 
 def test_nominal_agreement_of_krippendorffs_example():
@@ -189,7 +191,7 @@ def test_nominal_agreement_of_krippendorffs_example():
     rows = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 .")
     columns = list(zip(*(row.split() for row in rows), strict=True))
     units = [(str(n), {str(i): v for i, v in enumerate(c) if v != "."}) for n, c in enumerate(columns)]
-    found = nominal_report(units)
-    assert found["krippendorff_alpha"].value == pytest.approx(0.743, abs=5e-4)
-    assert found["gwet_ac1"].value == pytest.approx(0.775, abs=5e-4)  # irrCAC's cac.raw4raters
+    result = nominal_report(units)
+    assert result["krippendorff_alpha"].value == pytest.approx(0.743, abs=5e-4)
+    assert result["gwet_ac1"].value == pytest.approx(0.775, abs=5e-4)  # irrCAC's cac.raw4raters
     assert nominal_report([("p", {"a": 1})])["raw_agreement"].reason == "no item was judged by two annotators"

@@ -172,8 +172,8 @@ def test_without_ties_it_is_logistic_regression():
     design[np.arange(len(votes)), votes.second] -= 1
     design = np.column_stack([design[:, 1:], votes.shown])  # answer 0 is the reference
     theirs = statsmodels.Logit((votes.outcome == 0).astype(float), design).fit(disp=0)
-    mine = fit.parameters.score[1:] - fit.parameters.score[0]
-    assert mine == pytest.approx(theirs.params[:4], abs=5e-3)
+    ours = fit.parameters.score[1:] - fit.parameters.score[0]
+    assert ours == pytest.approx(theirs.params[:4], abs=5e-3)
     assert fit.common_position == pytest.approx(theirs.params[4], abs=0.02)  # it has a prior
     assert math.sqrt(fit.pair_variance[0]) == pytest.approx(theirs.bse[0], rel=0.02)
 
@@ -219,8 +219,8 @@ def test_planted_habits_come_back(model):
     truth, votes = planted(model, answers=30, annotators=12, n=8000, seed=5)
     fit = fit_comparisons(votes, model=model)
     for name in ("score", *HABITS):
-        found, true = getattr(fit.parameters, name), getattr(truth, name)
-        assert np.corrcoef(found, true)[0, 1] > 0.9, name
+        result, true = getattr(fit.parameters, name), getattr(truth, name)
+        assert np.corrcoef(result, true)[0, 1] > 0.9, name
     slope = np.polyfit(truth.score - truth.score.mean(), fit.parameters.score, 1)[0]
     assert slope == pytest.approx(1.0, abs=0.07)
     assert fit.deviations["score"] == pytest.approx(truth.score.std(), rel=0.25)

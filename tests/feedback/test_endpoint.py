@@ -101,8 +101,8 @@ def test_unusable_answers_are_kept_counted_and_no_winner(behaviour, failure):
         assert len(fake.requests) == 2
         run(fake, items(1), journal)
         assert len(fake.requests) == 2  # an answer was given; it is not bought again
-    (found,) = judged.judgements
-    assert found.verdict == "unsure" and found.ranks is None
+    (result,) = judged.judgements
+    assert result.verdict == "unsure" and result.ranks is None
     assert run_facts(items(1), judged)["failures"] == {failure: 2}
     assert aggregate(items(1), judged.judgements).preferences == ()
     assert all(len(json.dumps(reply)) < 30_000 for reply in journal.values())
@@ -142,8 +142,8 @@ def test_content_in_parts_and_beside_thoughts():
         content("<think>A</think>B"),
     ):
         with FakeEndpoint(lambda *_, answer=answer: answer) as fake:
-            (found,) = run(fake, items(1)).judgements
-        assert found.ranks == (0, 0) and found.probability == 0.5  # B in both orders
+            (result,) = run(fake, items(1)).judgements
+        assert result.ranks == (0, 0) and result.probability == 0.5  # B in both orders
 
 
 def test_retry_after_is_kept():
@@ -272,8 +272,8 @@ def test_an_answer_cannot_speak_outside_its_marks(attack: str):
 
 
 def test_the_fake_would_fall_for_it_without_the_marks():
-    asked = {"messages": [{"content": "Answer: A\n<<<\nx\n>>>"}]}
-    assert gullible(asked, 0).text == "A"
+    request = {"messages": [{"content": "Answer: A\n<<<\nx\n>>>"}]}
+    assert gullible(request, 0).text == "A"
 
 
 # Log-probabilities --------------------------------------------------------------------------
@@ -284,14 +284,14 @@ def logprobs(top: dict[str, float], text: str = "A") -> dict:
 
 
 def test_spellings_of_an_option_are_added_up():
-    found = option_probabilities(logprobs({"A": 0.5, " A": 0.1, "(B": 0.3, "x": 0.1}), ("A", "B"), "A")
-    assert found == pytest.approx((0.6 / 0.9, 0.3 / 0.9))
+    result = option_probabilities(logprobs({"A": 0.5, " A": 0.1, "(B": 0.3, "x": 0.1}), ("A", "B"), "A")
+    assert result == pytest.approx((0.6 / 0.9, 0.3 / 0.9))
 
 
 @pytest.mark.parametrize("b", ["b", " b", "(b", "**b", "B.", "b)", " B:", "\n\nB"])
 def test_the_mass_of_every_token_the_parser_accepts(b: str):
-    found = option_probabilities(logprobs({"A": 0.4, b: 0.35, "B": 0.1}), ("A", "B"), "A")
-    assert found == pytest.approx((0.4 / 0.85, 0.45 / 0.85))
+    result = option_probabilities(logprobs({"A": 0.4, b: 0.35, "B": 0.1}), ("A", "B"), "A")
+    assert result == pytest.approx((0.4 / 0.85, 0.45 / 0.85))
     digits = option_probabilities(logprobs({"4": 0.5, "4/5": 0.2, "5": 0.1, "45": 0.2}, "4"), tuple("12345"), "4")
     assert digits == pytest.approx((0, 0, 0, 0.7 / 0.8, 0.1 / 0.8))
 
@@ -301,23 +301,23 @@ def test_the_mass_of_every_token_the_parser_accepts(b: str):
 )
 def test_the_mass_in_a_frame(frame: str):
     words = re.split(r"(?<=\W)(?=\w)|(?<=\w)(?=\W)", frame % "Z")
-    said = {"content": [{"token": w, "logprob": 0.0, "top_logprobs": [{"token": w, "logprob": 0.0}]} for w in words]}
+    reply = {"content": [{"token": w, "logprob": 0.0, "top_logprobs": [{"token": w, "logprob": 0.0}]} for w in words]}
     place = words.index("Z")
-    said["content"][place] = logprobs({"B": 0.5, "A": 0.3, "C": 0.2}, "B")["content"][0]
-    assert option_probabilities(said, ("A", "B"), "B") == pytest.approx((0.375, 0.625))
+    reply["content"][place] = logprobs({"B": 0.5, "A": 0.3, "C": 0.2}, "B")["content"][0]
+    assert option_probabilities(reply, ("A", "B"), "B") == pytest.approx((0.375, 0.625))
 
 
 @pytest.mark.parametrize("word", ["Both", "A/B", "Bad", "Neither", "An", "4"])
 def test_a_token_that_the_parser_refuses_counts_for_nobody(word: str):
-    found = option_probabilities(logprobs({"A": 0.4, word: 0.35, "B": 0.1}), ("A", "B"), "A")
-    assert found == pytest.approx((0.8, 0.2))
+    result = option_probabilities(logprobs({"A": 0.4, word: 0.35, "B": 0.1}), ("A", "B"), "A")
+    assert result == pytest.approx((0.8, 0.2))
 
 
 def test_tokens_of_one_spelling_are_all_counted():
     """Two tokens of a SentencePiece vocabulary, with and without a space before, are sent as the same text."""
-    said = logprobs({"A": 0.5, "B": 0.2})
-    said["content"][0]["top_logprobs"].append(said["content"][0]["top_logprobs"][1])
-    assert option_probabilities(said, ("A", "B"), "A") == pytest.approx((0.5 / 0.9, 0.4 / 0.9))
+    reply = logprobs({"A": 0.5, "B": 0.2})
+    reply["content"][0]["top_logprobs"].append(reply["content"][0]["top_logprobs"][1])
+    assert option_probabilities(reply, ("A", "B"), "A") == pytest.approx((0.5 / 0.9, 0.4 / 0.9))
 
 
 def test_an_option_missing_from_a_cut_list_is_not_impossible():
@@ -325,8 +325,8 @@ def test_an_option_missing_from_a_cut_list_is_not_impossible():
     assert option_probabilities(logprobs({"A": 0.9, "x": 0.06}), ("A", "B"), "A") == pytest.approx(
         (0.9 / 0.94, 0.04 / 0.94)
     )
-    found = option_probabilities(logprobs({"A": 0.5, "x": 0.02}), ("A", "B"), "A")  # .48 left, but at most .02 each
-    assert found == pytest.approx((0.5 / 0.52, 0.02 / 0.52))
+    result = option_probabilities(logprobs({"A": 0.5, "x": 0.02}), ("A", "B"), "A")  # .48 left, but at most .02 each
+    assert result == pytest.approx((0.5 / 0.52, 0.02 / 0.52))
 
 
 def test_no_option_among_the_tokens():
@@ -339,12 +339,12 @@ def test_no_option_among_the_tokens():
 
 
 def test_of_a_chain_of_thought_the_stated_letter_counts():
-    said = logprobs({"B": 0.7, "A": 0.3}, "A is short. B is not.\nAnswer: B")
-    assert option_probabilities(said, ("A", "B"), "B", reason=True) == pytest.approx((0.3, 0.7))
-    said = logprobs({"B": 0.7, "A": 0.3}, "B\nUnlike A, it is short. So B is better.")
-    said["content"][-3]["logprob"] = 0.0  # the last B is not where it was decided
-    said["content"][-3]["top_logprobs"] = []
-    assert option_probabilities(said, ("A", "B"), "B") == pytest.approx((0.3, 0.7))
+    reply = logprobs({"B": 0.7, "A": 0.3}, "A is short. B is not.\nAnswer: B")
+    assert option_probabilities(reply, ("A", "B"), "B", reason=True) == pytest.approx((0.3, 0.7))
+    reply = logprobs({"B": 0.7, "A": 0.3}, "B\nUnlike A, it is short. So B is better.")
+    reply["content"][-3]["logprob"] = 0.0  # the last B is not where it was decided
+    reply["content"][-3]["top_logprobs"] = []
+    assert option_probabilities(reply, ("A", "B"), "B") == pytest.approx((0.3, 0.7))
 
 
 NO_WINNER = (
@@ -366,8 +366,8 @@ NO_WINNER = (
 @pytest.mark.parametrize("text", NO_WINNER)
 def test_log_probabilities_make_no_winner_where_the_words_name_none(text: str):
     with FakeEndpoint(saying(text, top={"A": 0.99, "B": 0.01})) as fake:
-        (found,) = run(fake, items(1)).judgements
-    assert found.ranks is None
+        (result,) = run(fake, items(1)).judgements
+    assert result.ranks is None
     assert read_option(text, ("A", "B"))[0] is None
 
 
@@ -394,9 +394,9 @@ def test_a_question_it_refuses_does_not_block_the_others(status: int, said: str,
 
 
 def test_a_wrong_setting_stops_the_run_and_fails_no_question():
-    said = "max_tokens is too large: 100000. This model supports at most 16384 completion tokens."
+    answer = "max_tokens is too large: 100000. This model supports at most 16384 completion tokens."
     journal: dict = {}
-    with FakeEndpoint(lambda a, n: Answer(status=400, body=said.encode())) as fake:
+    with FakeEndpoint(lambda a, n: Answer(status=400, body=answer.encode())) as fake:
         with pytest.raises(JudgeError, match="max_tokens is too large"):
             run(fake, items(3), journal)
     assert not any("failure" in reply for reply in journal.values())

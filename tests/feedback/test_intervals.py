@@ -193,5 +193,5 @@ def test_median_interval_against_the_table():
     """Order statistics of Conover's table of the sign test: n = 6 gives (1, 6), 10 (2, 9), 20 (6, 15), 25 (8, 18)."""
     from trimtab.feedback import median_interval
 
-    found = {n: median_interval(range(1, n + 1)) for n in (5, 6, 10, 20, 25)}
-    assert found == {5: None, 6: (1, 6), 10: (2, 9), 20: (6, 15), 25: (8, 18)}
+    result = {n: median_interval(range(1, n + 1)) for n in (5, 6, 10, 20, 25)}
+    assert result == {5: None, 6: (1, 6), 10: (2, 9), 20: (6, 15), 25: (8, 18)}

@@ -35,19 +35,19 @@ def item(*texts: str, asked: str = "Name a fish.") -> Comparison:
 
 def by_first(function: Callable[[str, str, str], float | str]):
     """An Ask whose P(A) is a function of (text A, text B, whole question); a text is a failure."""
-    asked: list[Question] = []
+    requests: list[Question] = []
 
     def ask(questions, keep):
         for question in questions:
-            asked.append(question)
+            requests.append(question)
             _, a, b = material(question.messages[-1].content)[-3:]
-            found = function(a, b, question.messages[-1].content)
-            if isinstance(found, str):
-                keep({question.key: Reply(failure=found)})
+            result = function(a, b, question.messages[-1].content)
+            if isinstance(result, str):
+                keep({question.key: Reply(failure=result)})
             else:
-                keep({question.key: Reply(probabilities=(found, 1 - found), model="m")})
+                keep({question.key: Reply(probabilities=(result, 1 - result), model="m")})
 
-    ask.asked = asked  # type: ignore[attr-defined]
+    ask.asked = requests  # type: ignore[attr-defined]
     return ask
 
 
@@ -65,12 +65,12 @@ def p_first(judgement: Judgement) -> float:
 def test_both_orders_are_averaged():
     one = item("good fish", "bad fish")
     ask = by_first(lambda a, b, _: 0.9 if a == "good fish" else 0.3)
-    (found,) = run([one], ask).judgements
+    (result,) = run([one], ask).judgements
     assert len(ask.asked) == 2
-    assert p_first(found) == pytest.approx((0.9 + 0.7) / 2)
-    assert found.strength == pytest.approx(0.6)
-    assert found.source == "ai" and found.guideline == RULES.version and found.principle in ("kind", "brief")
-    best = found.shown_order[found.ranks.index(0)]
+    assert p_first(result) == pytest.approx((0.9 + 0.7) / 2)
+    assert result.strength == pytest.approx(0.6)
+    assert result.source == "ai" and result.guideline == RULES.version and result.principle in ("kind", "brief")
+    best = result.shown_order[result.ranks.index(0)]
     assert best == 0
 
 
@@ -84,18 +84,18 @@ def test_a_judge_that_only_likes_a_place_gives_ties():
 
 
 def test_a_contradiction_is_a_tie_with_the_mean_probability():
-    (found,) = run([item("a", "b")], by_first(lambda a, b, _: 0.9 if a == "a" else 0.8)).judgements
-    assert found.ranks == (0, 0) and p_first(found) == pytest.approx((0.9 + 0.2) / 2)
+    (result,) = run([item("a", "b")], by_first(lambda a, b, _: 0.9 if a == "a" else 0.8)).judgements
+    assert result.ranks == (0, 0) and p_first(result) == pytest.approx((0.9 + 0.2) / 2)
 
 
 @pytest.mark.parametrize("failure", ["empty", "refused", "neither", "malformed", "too long"])
 def test_no_answer_is_never_a_winner(failure: str):
     one = item("a", "b")
     judged = run([one], by_first(lambda a, b, _: failure if a == "b" else 0.9))
-    (found,) = judged.judgements
-    assert found.verdict == "unsure" and found.ranks is None and found.comment
+    (result,) = judged.judgements
+    assert result.verdict == "unsure" and result.ranks is None and result.comment
     assert run_facts([one], judged)["failures"] == {failure: 1}
-    assert aggregate([one], [found]).preferences == ()
+    assert aggregate([one], [result]).preferences == ()
 
 
 def test_nothing_is_asked_twice_and_ids_stay():
@@ -148,27 +148,27 @@ def test_an_edit_asks_only_what_it_touches():
 
 
 def test_reasoning_is_clamped():
-    (found,) = run(
+    (result,) = run(
         [item("a", "b")], by_first(lambda a, b, _: 0.99 if a == "a" else 0.45), JudgeConfig(mode="reason")
     ).judgements
-    assert p_first(found) == pytest.approx((0.6 + 0.55) / 2)
+    assert p_first(result) == pytest.approx((0.6 + 0.55) / 2)
 
 
 def test_all_pairs_of_several_answers():
     worth = {"best": 3, "middle": 2, "worst": 0, "middle again": 2}
     one = item(*worth)
     ask = by_first(lambda a, b, _: 1 / (1 + math.exp(worth[b] - worth[a])))
-    (found,) = run([one], ask).judgements
-    assert len(ask.asked) == 12 and found.probability is None
-    ranks = {one.completions[i].text: found.ranks[place] for place, i in enumerate(found.shown_order)}
+    (result,) = run([one], ask).judgements
+    assert len(ask.asked) == 12 and result.probability is None
+    ranks = {one.completions[i].text: result.ranks[place] for place, i in enumerate(result.shown_order)}
     assert ranks == {"best": 0, "middle": 1, "middle again": 1, "worst": 2}
     contradiction = by_first(lambda a, b, _: 0.9 if "best" in (a, b) else 0.6 if worth[a] > worth[b] else 0.4)
-    (found,) = run([one], contradiction).judgements
-    ranks = {one.completions[i].text: found.ranks[place] for place, i in enumerate(found.shown_order)}
+    (result,) = run([one], contradiction).judgements
+    ranks = {one.completions[i].text: result.ranks[place] for place, i in enumerate(result.shown_order)}
     # best: 3 · ½; the middle ones: ½ + .6 + ½ and ½ + .6 + ½; worst: ½ + .4 + .4
     assert ranks == {"best": 1, "middle": 0, "middle again": 0, "worst": 2}
-    (found,) = run([one], by_first(lambda a, b, _: "empty" if {a, b} == {"best", "worst"} else 0.5)).judgements
-    assert found.verdict == "unsure"
+    (result,) = run([one], by_first(lambda a, b, _: "empty" if {a, b} == {"best", "worst"} else 0.5)).judgements
+    assert result.verdict == "unsure"
 
 
 def test_several_principles_are_weighted_and_kept_apart():
@@ -177,11 +177,11 @@ def test_several_principles_are_weighted_and_kept_apart():
         lambda a, b, text: (0.9 if "kind" in text else 0.1) if a == "a" else (0.1 if "kind" in text else 0.9)
     )
     judged = run([item("a", "b")], ask, JudgeConfig(principles=None), rules)
-    found = {j.criterion: j for j in judged.judgements}
-    assert set(found) == {"overall", "kind", "brief"}
-    assert p_first(found["overall"]) == pytest.approx((3 * 0.9 + 0.1) / 4)
-    assert p_first(found["kind"]) == pytest.approx(0.9) and p_first(found["brief"]) == pytest.approx(0.1)
-    assert found["overall"].principle == "brief,kind"
+    result = {j.criterion: j for j in judged.judgements}
+    assert set(result) == {"overall", "kind", "brief"}
+    assert p_first(result["overall"]) == pytest.approx((3 * 0.9 + 0.1) / 4)
+    assert p_first(result["kind"]) == pytest.approx(0.9) and p_first(result["brief"]) == pytest.approx(0.1)
+    assert result["overall"].principle == "brief,kind"
 
 
 def test_rubric_scores():
@@ -197,9 +197,9 @@ def test_rubric_scores():
     config = JudgeConfig(mode="rubric", objectives=("helpful", "honest"))
     one = item("good", "bad")
     judged = run([one], ask, config, rules)
-    found = {j.criterion: j for j in judged.judgements}
-    assert p_first(found["helpful"]) == pytest.approx(1 / (1 + math.exp(-4)))
-    assert found["honest"].ranks == (0, 0) and set(found) == {"overall", "helpful", "honest"}
+    result = {j.criterion: j for j in judged.judgements}
+    assert p_first(result["helpful"]) == pytest.approx(1 / (1 + math.exp(-4)))
+    assert result["honest"].ranks == (0, 0) and set(result) == {"overall", "helpful", "honest"}
     assert run_facts([one], judged)["position_bias"].value is None  # one by one: there is no order
     judged = run([one], ask, JudgeConfig(mode="rubric"), rules)
     assert {v.principle for v in judged.verdicts} == set(rules.tags) == {"helpful", "honest"}
@@ -207,27 +207,27 @@ def test_rubric_scores():
 
 def test_soft_labels_reach_the_preferences():
     one = item("a", "b")
-    (found,) = run([one], by_first(lambda a, b, _: 0.8 if a == "a" else 0.4)).judgements
-    (made_of,) = aggregate([one], [found], config=AggregateConfig()).preferences
+    (result,) = run([one], by_first(lambda a, b, _: 0.8 if a == "a" else 0.4)).judgements
+    (made_of,) = aggregate([one], [result], config=AggregateConfig()).preferences
     assert made_of.probability == pytest.approx(0.7) and made_of.ranks == (0, 1) and made_of.source == "ai"
 
 
 def test_a_contradiction_is_a_tie_in_the_preference_and_keeps_its_probability():
     one = item("a", "b")
-    (found,) = run([one], by_first(lambda a, b, _: 0.9 if a == "a" else 0.8)).judgements
-    (made_of,) = aggregate([one], [found], config=AggregateConfig()).preferences
+    (result,) = run([one], by_first(lambda a, b, _: 0.9 if a == "a" else 0.8)).judgements
+    (made_of,) = aggregate([one], [result], config=AggregateConfig()).preferences
     assert made_of.ranks == (0, 0) and made_of.probability == pytest.approx(0.55)
 
 
 def test_an_ensemble_speaks_for_the_judges_that_answered():
     """Judge a refuses the first item, both refuse the second, both answer the third."""
     items = [item(f"x {n}", f"y {n}") for n in range(3)]
-    said = {"a": ["refused", "refused", 0.9], "b": [0.8, "empty", 0.5]}
+    replies = {"a": ["refused", "refused", 0.9], "b": [0.8, "empty", 0.5]}
 
     def judgements(name):
         def p(a, b, _):
-            found = said[name][int(a[-1])]
-            return found if isinstance(found, str) or a[0] == "x" else 1 - found
+            result = replies[name][int(a[-1])]
+            return result if isinstance(result, str) or a[0] == "x" else 1 - result
 
         return judge(items, RULES, by_first(p), JudgeConfig(), name=name, identity=name, journal={}).judgements
 
@@ -235,8 +235,8 @@ def test_an_ensemble_speaks_for_the_judges_that_answered():
     assert (first.item, first.annotator, first.comment) == (items[0].id, "b", "")
     assert p_first(first) == pytest.approx(0.8) and first.verdict == "ranked"
     assert third.annotator == "a+b" and p_first(third) == pytest.approx(0.7)
-    for found in (first, third):
-        assert Judgement.model_validate(found.model_dump()) == found  # it reads back
+    for result in (first, third):
+        assert Judgement.model_validate(result.model_dump()) == result  # it reads back
 
 
 @pytest.mark.parametrize(
@@ -350,12 +350,12 @@ def test_agreement_by_hand():
     right = {i.id for i in items[:7]}
     rank = {i.id: (0, 1) if n % 2 else (1, 0) for n, i in enumerate(items)}
     ai = [human(i, rank[i.id] if i.id in right else rank[i.id][::-1], "ai") for i in items]
-    found = against_people(items, ai, [human(i, rank[i.id]) for i in items])
-    assert found["accuracy"].value == found["agreement"].value == 0.7 and found["pairs"] == 10
-    assert found["longest"].value == 0.5 and 0.39 < found["accuracy"].low < 0.40  # Wilson 7 of 10: .397, .892
-    assert found["confusion"]["first"] == {"first": 3, "tie": 0, "second": 1}
-    assert found["kappa"].value == pytest.approx((0.7 - 0.5) / 0.5)
-    assert found["calibration"]["as said"]["ece"] == pytest.approx(0.3)
+    result = against_people(items, ai, [human(i, rank[i.id]) for i in items])
+    assert result["accuracy"].value == result["agreement"].value == 0.7 and result["pairs"] == 10
+    assert result["longest"].value == 0.5 and 0.39 < result["accuracy"].low < 0.40  # Wilson 7 of 10: .397, .892
+    assert result["confusion"]["first"] == {"first": 3, "tie": 0, "second": 1}
+    assert result["kappa"].value == pytest.approx((0.7 - 0.5) / 0.5)
+    assert result["calibration"]["as said"]["ece"] == pytest.approx(0.3)
     nobody = against_people(items, ai, [])
     assert nobody["accuracy"].value is None and "no pair in common" in nobody["accuracy"].reason
 
@@ -379,14 +379,14 @@ def test_principles_firing_conflicts_and_removal():
         return p if a[0] == "a" else 1 - p
 
     judged = run(items, by_first(says), JudgeConfig(principles=None), rules)
-    found = principle_report(items, judged.verdicts, votes)
-    rows = found["principles"]
+    result = principle_report(items, judged.verdicts, votes)
+    rows = result["principles"]
     assert rows["kind"]["firing_rate"].value == 1.0 and rows["dull"]["firing_rate"].value == 0.0
     assert rows["kind"]["agreement"].value == 1.0 and rows["brief"]["agreement"].value == 0.0
     assert rows["dull"]["agreement"].value is None
     assert rows["kind"]["removed"] == {"same": 0, "changed": 10, "unknown": 0}  # brief and dull: (.2 + .5) / 2 < ½
     assert rows["brief"]["removed"] == {"same": 10, "changed": 0, "unknown": 0}
-    (conflict,) = found["conflicts"]
+    (conflict,) = result["conflicts"]
     assert conflict["principles"] == ["brief", "kind"] and conflict["rate"].value == 1.0
     less = run(items, by_first(says), JudgeConfig(principles=None), rules.without("kind"))
     assert changed_labels(judged.verdicts, less.verdicts) == {"same": 0, "changed": 10, "lost": 0, "new": 0}

@@ -31,12 +31,12 @@ def records(votes: list[tuple[str, str, int]]) -> tuple[list[Comparison], list[J
 
 
 def tables(judgements: list[Judgement]) -> dict[str, dict[str, int]]:
-    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    result: defaultdict[str, dict[str, int]] = defaultdict(dict)
     back = {ranks: vote for vote, ranks in RANKS.items()}
     for j in judgements:
         assert j.ranks is not None
-        found[j.item][j.annotator] = back[j.ranks]  # pyright: ignore
-    return found
+        result[j.item][j.annotator] = back[j.ranks]  # pyright: ignore
+    return result
 
 
 def check_against_packages(votes: list[tuple[str, str, int]]) -> None:
@@ -60,8 +60,8 @@ def check_against_packages(votes: list[tuple[str, str, int]]) -> None:
         for v in both:
             a, b = (v[name] for name in sorted(v))
             square[a + 1][b + 1] += 1
-        mine = agreement_report(*records(two), resamples=2)["cohen_kappa"]
-        assert mine.value == pytest.approx(inter_rater.cohens_kappa(square).kappa, abs=1e-9)
+        ours = agreement_report(*records(two), resamples=2)["cohen_kappa"]
+        assert ours.value == pytest.approx(inter_rater.cohens_kappa(square).kappa, abs=1e-9)
 
 
 @shared
@@ -116,13 +116,13 @@ def test_planted_total_agreement_disagreement_and_one_annotator():
 def test_circles_of_three_answers(last, share):
     prompt = Prompt.from_text("q")
     items = [Comparison.of(prompt, pair) for pair in (["a", "b"], ["b", "c"], ["a", "c"])]
-    said = [(0, 1), (0, 1), last]
+    rankings = [(0, 1), (0, 1), last]
     judgements = [
         Judgement(id=str(i), item=item.id, annotator="w", source="simulated", shown_order=(0, 1), ranks=ranks)
-        for i, (item, ranks) in enumerate(zip(items, said, strict=True))
+        for i, (item, ranks) in enumerate(zip(items, rankings, strict=True))
     ]
-    found = agreement_report(items, judgements, resamples=5)["three_cycles"]
-    assert (found.value, found.n) == (share, 1)
+    result = agreement_report(items, judgements, resamples=5)["three_cycles"]
+    assert (result.value, result.n) == (share, 1)
 
 
 def test_a_report_of_one_annotator_by_hand():

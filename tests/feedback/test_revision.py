@@ -67,9 +67,9 @@ def test_rounds_build_on_each_other_and_everything_is_logged():
     assert first.answer == "draft 0 to question 0" and first.revision == second.answer == "draft 1 to question 0"
     assert first.critique == "a critique of draft 0 to question 0" and first.probability == pytest.approx(0.8)
     assert {r.principle for r in result.revisions} == {"kind", "brief"}
-    found = judge_biases(result.revisions)  # a judge without a preference for a place
-    assert (found["position_bias"].value, found["flip_rate"].value, found["position_bias"].n) == (0.5, 0.0, 24)
-    assert not found["longer_wins"].n  # "draft 1" is as long as "draft 0"
+    outcome = judge_biases(result.revisions)  # a judge without a preference for a place
+    assert (outcome["position_bias"].value, outcome["flip_rate"].value, outcome["position_bias"].n) == (0.5, 0.0, 24)
+    assert not outcome["longer_wins"].n  # "draft 1" is as long as "draft 0"
     assert result.demonstrations[0].metadata == {"constitution": RULES.version, "revised": True}
     assert result.revisions == run(Model()).revisions  # seeded
 

@@ -80,9 +80,9 @@ def test_noise_makes_a_plackett_luce_ranking():
 def test_a_planted_position_bias_is_found(bias, noise):
     items = numbered(1200, "0 a", "0.5 b")
     config = SimulationConfig(annotators=10, position_bias=bias, noise=noise, spread=0.0)
-    found = agreement_report(items, simulate(items, by_number, config), resamples=300)["first_shown_wins"]
-    assert found.low <= bias <= found.high
-    assert found.n == 1200
+    result = agreement_report(items, simulate(items, by_number, config), resamples=300)["first_shown_wins"]
+    assert result.low <= bias <= result.high
+    assert result.n == 1200
 
 
 def test_the_interval_of_a_planted_bias_covers_it_about_as_often_as_it_says():
@@ -90,8 +90,8 @@ def test_the_interval_of_a_planted_bias_covers_it_about_as_often_as_it_says():
     for seed in range(60):
         items = numbered(100, "0 a", "0 b")
         config = SimulationConfig(position_bias=0.6, noise=1.0, spread=0.0, overlap=2, seed=seed)
-        found = agreement_report(items, simulate(items, by_number, config), resamples=100)["first_shown_wins"]
-        covered += found.low <= 0.6 <= found.high
+        result = agreement_report(items, simulate(items, by_number, config), resamples=100)["first_shown_wins"]
+        covered += result.low <= 0.6 <= result.high
     assert covered >= 51  # of 57 expected; P(fewer than 51 | .95) < 1 %
 
 
@@ -99,8 +99,8 @@ def test_a_planted_length_bias_is_found():
     # one doubling (of characters + 1) is worth .8, against noise of scale .5: σ(1.6)
     items = numbered(1000, "0" + "-" * 8, "0" + "-" * 18)
     config = SimulationConfig(length_bias=0.8, noise=0.5, spread=0.0)
-    found = agreement_report(items, simulate(items, flat, config), resamples=300)["longest_wins"]
-    assert found.low <= 1 / (1 + math.exp(-1.6)) <= found.high
+    result = agreement_report(items, simulate(items, flat, config), resamples=300)["longest_wins"]
+    assert result.low <= 1 / (1 + math.exp(-1.6)) <= result.high
 
 
 def test_annotators_differ_by_spread_and_average_to_the_configuration():

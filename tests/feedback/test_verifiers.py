@@ -52,8 +52,8 @@ def test_final_number(text, number):
 
 def test_arithmetic():
     cases = [("#### 72", 1.0), ("It is 72.0", 1.0), ("73", 0.0), ("no idea", 0.0), ("", 0.0)]
-    found = arithmetic([rollout(text, reference="<<24+48=72>> so\n#### 72") for text, _ in cases])
-    assert found == [value for _, value in cases]
+    result = arithmetic([rollout(text, reference="<<24+48=72>> so\n#### 72") for text, _ in cases])
+    assert result == [value for _, value in cases]
     assert arithmetic([rollout("72", answer=72)]) == [1.0]
 
 
@@ -111,8 +111,8 @@ CASES: list[tuple[str, dict, str, str]] = [
 @pytest.mark.parametrize(("name", "settings", "good", "bad"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_instruction(name, settings, good, bad):
     padded = settings | {"unused": None}  # data files name every setting of every instruction, most of them null
-    found = instructions([rollout(t, instruction_id_list=[name], kwargs=[padded]) for t in (good, bad, "  ")])
-    assert found == [1.0, 0.0, 0.0]
+    result = instructions([rollout(t, instruction_id_list=[name], kwargs=[padded]) for t in (good, bad, "  ")])
+    assert result == [1.0, 0.0, 0.0]
 
 
 def test_every_instruction_has_a_case():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trimtab.errors import ConfigError
-from trimtab.guard.activations import PIECE, encode, pooled, pooled_texts, read, tap
+from trimtab.guard.activations import PIECE, encode, layer_states, pooled, pooled_texts, read
 from trimtab.testing import END, sentences, tiny_backbone
 
 TEXTS = [" ".join(sentences(n, start=10 * n)) for n in (1, 3, 2)]
@@ -37,7 +37,7 @@ def test_layers_above_the_highest_are_not_run(backbone):
 def test_a_tap_leaves_the_models_answers_alone(backbone):
     tokens = torch.tensor([[5, 6, 7]])
     before = backbone.hidden(tokens, adapter=None)
-    with tap(backbone, [2]) as states:
+    with layer_states(backbone, [2]) as states:
         inside = backbone.hidden(tokens, adapter=None)
         assert states[2].shape == (1, 3, backbone.width)
     assert torch.equal(before, inside)

@@ -71,7 +71,7 @@ def test_rows_of_a_file(tmp_path):
         "request",
         "plain",
     )
-    for bad, said in (
+    for bad, message in (
         ('{"text": "a"}', "line 1: expected an object"),
         ('{"text": "", "restricted": true}', "line 1: expected"),
         ('{"text": "a", "restricted": "yes"}', "line 1: expected"),
@@ -80,7 +80,7 @@ def test_rows_of_a_file(tmp_path):
         ("", "no row"),
     ):
         path.write_text(bad)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             read_examples(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_examples(tmp_path / "absent.jsonl")

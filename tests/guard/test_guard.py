@@ -8,7 +8,7 @@ import torch
 
 from trimtab.constitution import load_constitution
 from trimtab.errors import CheckpointError, ConfigError
-from trimtab.guard import DecisionLog, Guard, GuardConfig, tap
+from trimtab.guard import DecisionLog, Guard, GuardConfig, layer_states
 from trimtab.guard.evaluation import evaluate_requests
 from trimtab.guard.report import render
 from trimtab.guard.storage import require_place
@@ -202,7 +202,7 @@ def test_probes_and_answers_with_a_model(probed):
     assert set(guard.check(user(RESTRICTED)).members) == {"lexical", "probe mean", "probe max"}
     assert guard.layers == (guard.output.layer,)
     tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    with tap(backbone, guard.layers) as states:
+    with layer_states(backbone, guard.layers) as states:
         backbone.hidden(tokens, adapter=None)
         both, second = guard.token_scores(states), guard.token_scores(states, [1])
     newest = states[guard.output.layer][1, -1].numpy()

@@ -76,30 +76,30 @@ def trunk() -> Backbone:
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
 def test_sft_learns_eight_answers_by_heart(adapter):
     role = Role.trainable(trunk(), "sft", adapter, seed=1)
-    asked, answers = prompts(8), sentences(8)
-    some = [role.backbone.chat.conversation(chat_messages(p.text, a)) for p, a in zip(asked, answers, strict=True)]
+    questions, answers = prompts(8), sentences(8)
+    some = [role.backbone.chat.conversation(chat_messages(p.text, a)) for p, a in zip(questions, answers, strict=True)]
     before = mean_nll(role, some)
     config = SftConfig(batch=8, epochs=100, optimizer=OptimizerConfig(lr=2e-2, schedule="cosine"))
     train_sft(role, some, config, seed=0)
     assert before > 5 and mean_nll(role, some) < 0.05
-    said = LocalSampler(role.backbone, SamplerConfig(temperature=0.0, max_new_tokens=32)).generate(
-        asked, adapter=role.adapter, seed=0
+    rollouts = LocalSampler(role.backbone, SamplerConfig(temperature=0.0, max_new_tokens=32)).generate(
+        questions, adapter=role.adapter, seed=0
     )
-    assert [r.text for r in said] == answers  # and says them, and stops
-    assert {r.finish_reason for r in said} == {"stop"}
+    assert [r.text for r in rollouts] == answers  # and says them, and stops
+    assert {r.finish_reason for r in rollouts} == {"stop"}
 
 
 def rankings(role: Role, start: int, count: int) -> list[Ranking]:
     """Answers that differ in how many of their words come from the liked half of the vocabulary."""
     liked, other = WORDS[::2], WORDS[1::2]
-    found = []
+    result = []
     for i in range(start, start + count):
         prompt = prompts(i % 40 + 1)[-1]
         better = " ".join((liked if k < 4 else other)[(7 * i + 5 * k) % len(liked) - 1] for k in range(5))
         worse = " ".join((liked if k < 1 else other)[(11 * i + 3 * k) % len(liked) - 1] for k in range(5))
         both = [role.backbone.chat.answer(prompt.messages, text).tokens for text in (better, worse)]
         flip = i % 2 == 1
-        found.append(
+        result.append(
             Ranking(
                 id=str(i),
                 sequences=both[::-1] if flip else both,
@@ -110,7 +110,7 @@ def rankings(role: Role, start: int, count: int) -> list[Ranking]:
                 weight=1.0,
             )
         )
-    return found
+    return result
 
 
 @pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])

@@ -19,8 +19,8 @@ def lora(top: int | None = None, **more) -> AdapterConfig:
 
 
 def batch_of(backbone: Backbone) -> Batch:
-    found = [backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(4)]
-    return collate([e.tokens for e in found], [e.response_mask for e in found], backbone.device)
+    result = [backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(4)]
+    return collate([e.tokens for e in result], [e.response_mask for e in result], backbone.device)
 
 
 def train(one: Role, batch: Batch, steps: int = 3) -> None:
@@ -170,13 +170,13 @@ def test_a_state_is_computed_once_and_the_rest_of_a_batch_beside_it():
     whole = FrozenStates(trunk).of(batch)
     states.of(batch.rows(torch.tensor([1, 2])))
     assert (states.hits, states.computed) == (0, 2)
-    found = states.of(batch)
+    result = states.of(batch)
     assert (states.hits, states.computed) == (2, 4)
     again = states.of(batch)
-    assert (states.hits, states.computed) == (6, 4) and again is not None and found is not None and whole is not None
+    assert (states.hits, states.computed) == (6, 4) and again is not None and result is not None and whole is not None
     for row, length in enumerate(batch.lengths.tolist()):
-        assert torch.equal(found[row, :length], again[row, :length])
-        torch.testing.assert_close(found[row, :length], whole[row, :length], rtol=1e-4, atol=1e-5)
+        assert torch.equal(result[row, :length], again[row, :length])
+        torch.testing.assert_close(result[row, :length], whole[row, :length], rtol=1e-4, atol=1e-5)
 
 
 def test_states_without_room_are_computed_each_time():
@@ -288,7 +288,7 @@ def test_dropout_of_the_trunk_is_on_only_where_all_of_it_trains():
 
 @pytest.mark.parametrize("adapter", [lora(), lora(1), AdapterConfig(kind="full")], ids=["lora", "top layer", "full"])
 def test_checkpointing_gives_the_same_gradients_and_keeps_less(adapter):
-    kept, gradients = [], []
+    saved_bytes, gradients = [], []
     for checkpointing in (False, True):
         trunk = tiny_backbone()
         trunk = Backbone(trunk.model, trunk.chat, gradient_checkpointing=checkpointing)
@@ -299,8 +299,8 @@ def test_checkpointing_gives_the_same_gradients_and_keeps_less(adapter):
             loss = policy.logprobs(batch).sum()
         loss.backward()
         policy.train(False)
-        kept.append(sum(sizes))
+        saved_bytes.append(sum(sizes))
         gradients.append({name: p.grad for name, p in policy.parameters().items()})
-    assert kept[1] < kept[0]
+    assert saved_bytes[1] < saved_bytes[0]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)

@@ -53,8 +53,8 @@ def test_line_break_between_turns_is_not_the_assistants():
     encoded = chat().conversation(
         turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "never answered"))
     )
-    said = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
-    assert tokenizer().decode(said) == "b<|im_end|>d<|im_end|>"
+    text = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
+    assert tokenizer().decode(text) == "b<|im_end|>d<|im_end|>"
     after_first_end = encoded.tokens.index(tokenizer().eos_token_id, encoded.response_mask.index(True)) + 1
     assert tokenizer().decode([encoded.tokens[after_first_end]]) == "\n"
     assert not encoded.response_mask[after_first_end]
@@ -90,13 +90,13 @@ def test_turns_that_the_template_rewrites_later_are_taught_in_rows_of_their_own(
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
     one = chat(template=forgets)
-    said = turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    last, first = one.examples(said)
+    messages = turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    last, first = one.examples(messages)
     assert (last.tokens, last.response_mask) == by_hand(
         ("user:a<|im_end|>assistant:<|im_end|>user:c<|im_end|>assistant:", False), ("d<|im_end|>", True)
     )
     assert (first.tokens, first.response_mask) == by_hand(("user:a<|im_end|>assistant:", False), ("b<|im_end|>", True))
-    assert one.conversation(said) == last and one.examples(said[:2]) == [first]
+    assert one.conversation(messages) == last and one.examples(messages[:2]) == [first]
 
 
 def test_template_without_end_token_gets_one():

@@ -34,8 +34,8 @@ def test_equals_the_formula(monkeypatch: pytest.MonkeyPatch, rows, bias, tempera
     torch.testing.assert_close(entropies.double(), spread, rtol=1e-5, atol=1e-6)
     leaves = [x for x in (inputs[0], inputs[2], inputs[3]) if x is not None]
     goal = (wanted * weights).sum() + (spread * weights.flip(0)).sum() * gradient
-    mine = (ours * weights).sum() + ((entropies * weights.flip(0)).sum() if gradient else 0.0)
-    for a, b in zip(torch.autograd.grad(mine, leaves), torch.autograd.grad(goal, leaves), strict=True):
+    own = (ours * weights).sum() + ((entropies * weights.flip(0)).sum() if gradient else 0.0)
+    for a, b in zip(torch.autograd.grad(own, leaves), torch.autograd.grad(goal, leaves), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(token_logprobs(*inputs, temperature=temperature), ours)
 
@@ -61,8 +61,8 @@ def test_bfloat16_products_under_autocast():
     states, weight = states.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     wanted = torch.autograd.grad(token_logprobs(states, targets, weight).sum(), [states, weight])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = token_logprobs(states, targets, weight)
-    assert found.dtype == torch.float32
-    for a, b in zip(torch.autograd.grad(found.sum(), [states, weight]), wanted, strict=True):
+        result = token_logprobs(states, targets, weight)
+    assert result.dtype == torch.float32
+    for a, b in zip(torch.autograd.grad(result.sum(), [states, weight]), wanted, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0.1, atol=0.1)

@@ -81,10 +81,10 @@ def check_family(kind: str, model: Any = None) -> Backbone:
         expected = plain_logprobs(backbone, row, len(rollout.tokens))
         torch.testing.assert_close(torch.tensor(rollout.logprobs), expected, **CLOSE)
     rows = rows_of()
-    asked = [row[: len(row) - count] for row, count in rows]
+    questions = [row[: len(row) - count] for row, count in rows]
     options = [[row[-count:][:1], row[-count:][:3]] for row, count in rows]
-    values = option_logprobs(backbone, asked, options)
-    for prompt, given, computed in zip(asked, options, values, strict=True):
+    values = option_logprobs(backbone, questions, options)
+    for prompt, given, computed in zip(questions, options, values, strict=True):
         for option, value in zip(given, computed, strict=True):
             expected = float(plain_logprobs(backbone, prompt + option, len(option)).sum())
             assert value == pytest.approx(expected, rel=1e-3, abs=1e-3)

@@ -19,8 +19,8 @@ LORA = AdapterConfig(rank=4, alpha=8)
 def encoded(backbone: Backbone, count: int = 5) -> tuple[list[list[int]], list[list[bool]]]:
     """Conversations of different lengths, the assistant's tokens True."""
     texts = [" ".join(text.split()[: 2 + i]) for i, text in enumerate(sentences(count))]
-    found = [backbone.chat.conversation(chat_messages("sing", text)) for text in texts]
-    return [e.tokens for e in found], [e.response_mask for e in found]
+    result = [backbone.chat.conversation(chat_messages("sing", text)) for text in texts]
+    return [e.tokens for e in result], [e.response_mask for e in result]
 
 
 def batch_of(backbone: Backbone, count: int = 5) -> Batch:
@@ -57,14 +57,14 @@ def test_adapter_is_the_textbook_formula():
     policy = stir(Role.trainable(backbone, "policy", AdapterConfig(rank=4, alpha=12), seed=1))
     plain = tiny_backbone().model
     parameters = policy.parameters()
-    found = 0
+    result = 0
     with torch.no_grad():
         for name, module in plain.named_modules():
             if f"{name}.lora_A.adapter.weight" in parameters:
                 a, b = (parameters[f"{name}.lora_{x}.adapter.weight"] for x in "AB")
                 module.weight += 12 / 4 * b @ a
-                found += 1
-    assert found == 3 * 7  # every linear map of every layer
+                result += 1
+    assert result == 3 * 7  # every linear map of every layer
     tokens, masks = encoded(backbone)
     logprobs = policy.logprobs(batch_of(backbone))
     for row, (sequence, mask) in enumerate(zip(tokens, masks, strict=True)):
@@ -128,8 +128,8 @@ def test_packed_rows_are_separate_rows(architecture, kind):
     assert packed.size < separate.size
     apart, together = trained.logprobs(separate), trained.logprobs(packed)
     for number, sequence in enumerate(tokens):
-        mine = together[packed.segments == number]
-        torch.testing.assert_close(mine, apart[number, : len(sequence)], rtol=1e-4, atol=1e-5)
+        ours = together[packed.segments == number]
+        torch.testing.assert_close(ours, apart[number, : len(sequence)], rtol=1e-4, atol=1e-5)
     close(gradients(trained, packed), gradients(trained, separate))
 
 

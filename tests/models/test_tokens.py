@@ -79,8 +79,8 @@ def test_training_tokens_are_those_of_apply_chat_template(kind: str, name: str):
             masks = tokens.apply_chat_template(
                 plain, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
             )
-            mine = [int(own) for own in encoded.response_mask]
-            assert masks["assistant_masks"] == mine + [0] * (len(expected) - len(mine))
+            ours = [int(own) for own in encoded.response_mask]
+            assert masks["assistant_masks"] == ours + [0] * (len(expected) - len(ours))
         rows = one.examples(messages)
         assert len(rows) == (1 if family.appends else 2)
         for row, place in zip(rows[1:], places, strict=False):  # earlier answers, as they are said
@@ -97,12 +97,12 @@ def test_what_is_drawn_is_what_is_read_again(kind: str, name: str):
     for text in ("it is warm.", "two and two: 4"):
         ended = one.answer_tokens(prompt, answer_in(name, text))
         assert ended[-1] == one.end_token and sum(t in one.end_tokens for t in ended) == 1
-        said = one.decode(ended)
-        assert one.answer_tokens(prompt, said, "stop") == ended
-        cut = one.answer_tokens(prompt, said, "length")
+        written = one.decode(ended)
+        assert one.answer_tokens(prompt, written, "stop") == ended
+        cut = one.answer_tokens(prompt, written, "length")
         assert not set(cut) & one.end_tokens
-        assert cut == ended[: len(cut)] and one.decode(cut) == said
-        assert one.answer(prompt, said, "length").tokens == one.prompt(prompt) + cut
+        assert cut == ended[: len(cut)] and one.decode(cut) == written
+        assert one.answer(prompt, written, "length").tokens == one.prompt(prompt) + cut
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -118,10 +118,10 @@ def test_control_tokens_in_a_message_stay_text(kind: str, name: str):
         ]
         assert [t for t in one.conversation(rude).tokens if t in control] == written
         encoded = one.answer(rude[:-1], rude[-1].content)
-        said = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
-        assert sum(t in one.end_tokens for t in said) == 1
+        trained = [t for t, own in zip(encoded.tokens, encoded.response_mask, strict=True) if own]
+        assert sum(t in one.end_tokens for t in trained) == 1
         if kind == "bytes":
-            assert one.decode(said).endswith(typed)
+            assert one.decode(trained).endswith(typed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,8 +231,8 @@ def test_a_system_message_that_moves_leaves_the_answer_as_the_template_writes_it
         alone = golden(tokens, [turn[-1], *dialogue(("assistant", text))])
         head = golden(tokens, turn, ask=True)
         assert told.tokens[: len(head)] == head
-        asked = golden(tokens, turn[-1:], ask=True)
-        assert told.tokens[len(head) :] == alone[len(asked) :]
+        prompt = golden(tokens, turn[-1:], ask=True)
+        assert told.tokens[len(head) :] == alone[len(prompt) :]
 
 
 def test_a_thought_that_is_opened_unasked_wants_answers_with_thoughts():

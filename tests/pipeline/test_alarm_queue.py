@@ -24,8 +24,8 @@ def test_samples_of_an_alarm_are_labelled_and_make_the_next_round(tmp_path: Path
     project = tmp_path / "hacks"
     made = Made(tmp_path / "run", AlarmConfig(queue=str(project)))
     (tmp_path / "run" / "samples").mkdir()
-    kept = [r for r in answers(3, 0) if r.id != "3/0"]  # the first question has no other answer
-    write_records(tmp_path / "run" / "samples" / "step-000002.jsonl", kept)
+    remaining = [r for r in answers(3, 0) if r.id != "3/0"]  # the first question has no other answer
+    write_records(tmp_path / "run" / "samples" / "step-000002.jsonl", remaining)
     (tmp_path / "run" / "samples" / "step-000005.jsonl").write_text('{"half a')
     go(made, 1, 20)
     alarms = read_alarms(made)  # pyright: ignore[reportArgumentType]

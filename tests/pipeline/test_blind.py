@@ -124,9 +124,9 @@ def test_a_reading_comes_back_as_records_and_on_the_page(place: Path, capsys):
 
     fill(path, judge)
     assert run_app(["eval", *common, "--read", str(path), "--reader", "Ann"]) == 0
-    said = capsys.readouterr().err
-    assert "20 verdicts stored, 0 were there already, 0 rows are empty" in said
-    assert "ann, Ann: 10 of 10 pairs judged" in said
+    printed = capsys.readouterr().err
+    assert "20 verdicts stored, 0 were there already, 0 rows are empty" in printed
+    assert "ann, Ann: 10 of 10 pairs judged" in printed
     judgements = load_judgements(run, key)
     assert {(j.source, j.annotator, j.criterion) for j in judgements} == {
         ("human", "Ann", "overall"),
@@ -366,9 +366,9 @@ def test_options_that_contradict(place: Path, options: list[str], message: str, 
 def test_the_annotation_app_holds_the_same_pairs(place: Path, run: RunFolder, capsys):
     common = ["eval", str(place / "recipe.yaml"), "--runs", str(place / "runs")]
     assert run_app([*common, "--annotate", "--prompts", "5"]) == 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     folder = run.path / "blind-annotation"
-    assert "5 pairs added" in said and f"trimtab annotate {folder}" in said
+    assert "5 pairs added" in printed and f"trimtab annotate {folder}" in printed
     (key,) = load_keys(run)
     assert put_in_app(run, key)[1:] == (0, 0)  # nothing twice
     project = open_project(folder, create=False)

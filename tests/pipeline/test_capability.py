@@ -115,7 +115,7 @@ def test_measured_by_hand(tmp_path):
     role = Role(tiny_backbone())
     chat = role.backbone.chat
     rows = load_capability(Path(small_set(tmp_path)))
-    found = measure_capability(role, rows, [Demonstration(id="d", messages=chat_messages("sing", "blue bird"))])
+    result = measure_capability(role, rows, [Demonstration(id="d", messages=chat_messages("sing", "blue bird"))])
 
     def logprob(tokens: list[int], start: int) -> float:
         with torch.no_grad():
@@ -125,17 +125,17 @@ def test_measured_by_hand(tmp_path):
     question = chat_messages("sky?", "")[:1]
     both = [chat.answer(question, text) for text in ("blue.", "red.")]
     right, wrong = (logprob(e.tokens, e.response_mask.index(True)) for e in both)
-    assert found.margins["sky?"] == pytest.approx(right - wrong, abs=1e-4)
+    assert result.margins["sky?"] == pytest.approx(right - wrong, abs=1e-4)
     tokens = chat.tokenizer.encode(rows.texts[0])
-    assert found.texts[rows.texts[0]] == pytest.approx(-logprob(tokens, 1) / (len(tokens) - 1), abs=1e-4)
-    assert set(found.demonstrations) == {"d"} and set(found.answers) == {"tea?"}
+    assert result.texts[rows.texts[0]] == pytest.approx(-logprob(tokens, 1) / (len(tokens) - 1), abs=1e-4)
+    assert set(result.demonstrations) == {"d"} and set(result.answers) == {"tea?"}
 
 
 def test_what_does_not_fit_or_is_not_finite_is_said(tmp_path):
     backbone = tiny_backbone()
     backbone.chat.context = 24
-    found = measure_capability(Role(backbone), load_capability(Path(small_set(tmp_path))))
-    assert found.answers == {} and "does not fit model.context 24" in found.reasons["answers"]
+    result = measure_capability(Role(backbone), load_capability(Path(small_set(tmp_path))))
+    assert result.answers == {} and "does not fit model.context 24" in result.reasons["answers"]
     with torch.no_grad():
         backbone.model.get_output_embeddings().weight.fill_(float("nan"))
     broken = measure_capability(Role(backbone), load_capability(Path(small_set(tmp_path))))

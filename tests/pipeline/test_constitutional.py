@@ -269,10 +269,10 @@ def test_hybrid_labels_by_people_in_the_annotation_app(tmp_path: Path):
     assert set(crowd.judge("Cem", lambda _: (1, 0))) == rest - {gone}
     go(recipe, until="preferences")
     crowd.project.close()
-    said = {j.item: j for j in read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)}
-    assert said.keys() == (audits | rest) - {gone} and {j.source for j in said.values()} == {"human"}
+    judgements = {j.item: j for j in read_records(stage(recipe, "label") / "judgements.jsonl", Judgement)}
+    assert judgements.keys() == (audits | rest) - {gone} and {j.source for j in judgements.values()} == {"human"}
     made = {p.id: p for p in read_records(stage(recipe, "preferences") / "preferences.jsonl", Preference)}
-    assert all(made[i].ranks == ((0, 1) if i in audits else (1, 0)) for i in said)
+    assert all(made[i].ranks == ((0, 1) if i in audits else (1, 0)) for i in judgements)
     routing = json.loads((stage(recipe, "label") / "routing.json").read_text())
     assert routing["items"] == routing["labels_of_people"] == 9 and routing["waiting"] == 0
     judge = json.loads((stage(recipe, "label") / "judge" / "judge.json").read_text())["judges"]["judge"]
@@ -403,10 +403,10 @@ def test_the_benchmark_writes_what_the_page_needs(whole: Path, tmp_path: Path):
     page.write_text("<!-- constitutional -->\n<!-- /constitutional -->\n")
     line = ["--recipe", str(whole), "--runs", str(whole.parent / "runs"), "--out", str(tmp_path / "out.json")]
     assert constitutional.main([*line, "--docs", str(page)]) == 0
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["seconds"].keys() >= {"revise", "label", "align", "balance"} and found["kl"]["n"] > 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["seconds"].keys() >= {"revise", "label", "align", "balance"} and result["kl"]["n"] > 0
     rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
-    assert len(rows) == 1 + len(found["measures"]) and "KL per answer" in page.read_text()
+    assert len(rows) == 1 + len(result["measures"]) and "KL per answer" in page.read_text()
 
 
 # The command line ---------------------------------------------------------------------------
@@ -428,9 +428,9 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     assert (
         run_app(["constitution", "diff", "default", str(tmp_path / "mine.yaml"), "--judged", str(out), "--json"]) == 1
     )
-    found = json.loads(capsys.readouterr().out)
-    assert [c["id"] for c in found["changes"]] == ["clear-and-plain"]
-    assert found["again"] == {"local": {"questions": 144, "again": 8}}
+    result = json.loads(capsys.readouterr().out)
+    assert [c["id"] for c in result["changes"]] == ["clear-and-plain"]
+    assert result["again"] == {"local": {"questions": 144, "again": 8}}
     principles = json.loads((out / "principles.json").read_text())["judges"]["local"]["principles"]
     assert len(principles) == 18 and {p["asked"] for p in principles.values()} == {4}
     assert run_app([*line, "--principles", "null", "--json", "--constitution", str(tmp_path / "mine.yaml")]) == 0
@@ -457,10 +457,10 @@ def test_judge_from_the_command_line(whole: Path, tmp_path: Path, capsys):
     write_records(tmp_path / "two.jsonl", words[1:])
     files = [f"--people={tmp_path / name}.jsonl" for name in ("one", "two")]
     assert run_app([*everything, *files, "--cost-per-hour", "50", "--least", "5"]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "1 items were flagged and not ranked; left out" in said
-    assert "people cost 1.50" in said  # three judgements of 36 seconds at 50 an hour
-    assert "3 audited items, 5 are needed" in said and read_records(out / "queue.jsonl", Queued) == []
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "1 items were flagged and not ranked; left out" in printed
+    assert "people cost 1.50" in printed  # three judgements of 36 seconds at 50 an hour
+    assert "3 audited items, 5 are needed" in printed and read_records(out / "queue.jsonl", Queued) == []
     labels = {label.item: label for label in read_records(out / "labels.jsonl", Judgement)}
     assert {i for i, label in labels.items() if label.source == "human"} == {w.item for w in words[:3]}
     assert run_app(["route", str(out), *files, "--cost", "1"]) == 2 and "--cost" in capsys.readouterr().err

@@ -285,15 +285,15 @@ def test_models_and_templates_are_found_as_data_are(
     prefix = {"beside": "", "home": "~/", "here": "", "absolute": f"{target}/"}[place]
     model = {"name": f"{prefix}m", "context": 64, "chat_template": f"{prefix}t.jinja"}
     config = load_recipe(testing.toy_recipe(tmp_path / "recipe", **section(model)))
-    found = config.model
+    result = config.model
     if config.reward is not None and config.reward.model is not None:
-        found = config.reward.model
+        result = config.reward.model
     if config.label is not None and config.label.judges is not None:
-        found = config.label.judges["j"].model  # type: ignore[union-attr]
-    assert found is not None and found.chat_template is not None
+        result = config.label.judges["j"].model  # type: ignore[union-attr]
+    assert result is not None and result.chat_template is not None
     expected = recipe.parent if place == "beside" else target
-    assert Path(found.name).resolve() == (expected / "m").resolve()
-    assert Path(found.chat_template).resolve() == (expected / "t.jinja").resolve()
+    assert Path(result.name).resolve() == (expected / "m").resolve()
+    assert Path(result.chat_template).resolve() == (expected / "t.jinja").resolve()
 
 
 @pytest.mark.parametrize("name", ["owner/name", "smollm2-135m-instruct"])

@@ -19,11 +19,11 @@ REAL = pytest.param(DATA, marks=pytest.mark.skipif(not DATA.exists(), reason=f"S
 
 def invented(folder: Path) -> Path:
     """Dialogues of one and of two turns about tea and trees, as the data set writes them."""
-    asked, good, bad = sentences(24, words=4), sentences(24, start=300), sentences(24, start=600)
+    questions, good, bad = sentences(24, words=4), sentences(24, start=300), sentences(24, start=600)
     path = folder / "dialogues.jsonl"
     with path.open("w") as file:
-        for i, (question, chosen, rejected) in enumerate(zip(asked, good, bad, strict=True)):
-            before = f"\n\nHuman: {asked[i - 1]}\n\nAssistant: {good[i - 2]}" if i % 2 else ""
+        for i, (question, chosen, rejected) in enumerate(zip(questions, good, bad, strict=True)):
+            before = f"\n\nHuman: {questions[i - 1]}\n\nAssistant: {good[i - 2]}" if i % 2 else ""
             head = f"{before}\n\nHuman: {question}\n\nAssistant: "
             file.write(json.dumps({"chosen": head + chosen, "rejected": head + rejected}) + "\n")
     return path
@@ -60,9 +60,9 @@ def test_the_hh_recipe_runs_on_a_subset(tmp_path, data, monkeypatch):
     counts = json.loads((run.path / "stages" / "preferences" / "status.json").read_text())["counts"]
     assert counts["preferences"] + counts["refused"] + counts["set_aside"] == 24
     assert counts["set_aside"] > 0  # no model is trained on a prompt it is evaluated on
-    asked = {r.prompt.id for r in read_records(run.stage("evaluate") / "answers-policy.jsonl", Rollout)}
+    questions = {r.prompt.id for r in read_records(run.stage("evaluate") / "answers-policy.jsonl", Rollout)}
     learnt = {p.prompt.id for p in read_records(run.stage("preferences") / "preferences.jsonl", Preference)}
-    assert asked and not asked & learnt
+    assert questions and not questions & learnt
     sft = json.loads((run.path / "stages" / "sft" / "status.json").read_text())["counts"]
     assert sft["set_aside"] == counts["set_aside"]
     notice = json.loads((run.path / "report.json").read_text())["notice"]

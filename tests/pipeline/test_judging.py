@@ -131,9 +131,9 @@ def test_only_people_count_as_people():
     one = item("a", "b")
     machine = human(one, (0, 1), "m").model_copy(update={"source": "ai"})
     stranger = human(item("c", "d"), (0, 1))
-    kept, said = people_only([one], [human(one, (1, 0)), machine, stranger])
-    assert [j.annotator for j in kept] == ["w"]
-    assert said == [
+    remaining, printed = people_only([one], [human(one, (1, 0)), machine, stranger])
+    assert [j.annotator for j in remaining] == ["w"]
+    assert printed == [
         "1 judgements are an AI's and do not count as people's",
         f"1 judgements are of no item here; left out: {stranger.item!r}",
     ]
@@ -146,9 +146,9 @@ def test_everybody_has_one_word_on_an_item():
     skip = human(one, (0, 1), "bea").model_copy(update={"ranks": None, "verdict": "skip"})
     later = human(one, (0, 1), "bea").model_copy(update={"id": "3"})
     other = human(one, (0, 1), "cem").model_copy(update={"criterion": "kind"})
-    kept, said = people_only([one], [first, skip, again, later, other, first])
-    assert kept == [first, later]
-    assert said == [
+    remaining, printed = people_only([one], [first, skip, again, later, other, first])
+    assert remaining == [first, later]
+    assert printed == [
         "2 judgements are further judgements by an annotator who had judged the item; the first ranking counts",
         "1 judgements are by another criterion than 'overall'; left out",
     ]

@@ -18,20 +18,20 @@ STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system 
 
 
 def fitting(prompts: list[Prompt]) -> tuple[list[Prompt], dict[str, int], str]:
-    said: list[str] = []
-    context = SimpleNamespace(ui=SimpleNamespace(say=said.append))
+    lines: list[str] = []
+    context = SimpleNamespace(ui=SimpleNamespace(say=lines.append))
     context.left_out = partial(Context.left_out, context)
-    kept, counts = Context._fitting(context, prompts, Chat(tokenizer(template=STRICT), context=48), 8, {})  # type: ignore[arg-type]
-    return kept, counts, "\n".join(said)
+    remaining, counts = Context._fitting(context, prompts, Chat(tokenizer(template=STRICT), context=48), 8, {})  # type: ignore[arg-type]
+    return remaining, counts, "\n".join(lines)
 
 
 def test_what_the_template_refuses_is_not_too_long():
     good, long = Prompt.from_text("warm tea"), Prompt.from_text("bread " * 60)
     told = [Prompt.from_text(f"tea {i}", system="be kind.") for i in range(LISTED + 2)]
-    kept, counts, said = fitting([good, long, *told])
-    assert (kept, counts) == ([good], {"too_long": 1, "unrendered": len(told)})
-    assert all(p.id in said for p in told[:LISTED]) and told[-1].id not in said
-    assert "no system here" in said and "and 2 more" in said and "1 do not fit model.context" in said
+    remaining, counts, printed = fitting([good, long, *told])
+    assert (remaining, counts) == ([good], {"too_long": 1, "unrendered": len(told)})
+    assert all(p.id in printed for p in told[:LISTED]) and told[-1].id not in printed
+    assert "no system here" in printed and "and 2 more" in printed and "1 do not fit model.context" in printed
 
 
 def test_where_none_is_left_the_reason_is_said():
@@ -47,5 +47,5 @@ def test_one_row_that_the_template_refuses_does_not_stop_sft(tmp_path):
     bad = {"messages": [{"role": "system", "content": "be kind."}, *rows[0]["messages"]]}
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:7], bad, *rows[7:]]))
     ui = go(recipe, until="sft")
-    said = "\n".join(ui.lines)
-    assert "left out" in said and "no system here" in said, said
+    printed = "\n".join(ui.lines)
+    assert "left out" in printed and "no system here" in printed, printed

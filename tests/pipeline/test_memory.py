@@ -23,15 +23,15 @@ def test_counted_activations_are_those_a_forward_pass_keeps(tmp_path, top):
     fast_cpu.install()  # as in every run: the estimate counts what its functions keep
     backbone = tiny_backbone()
     role = Role.trainable(backbone, "policy", AdapterConfig(rank=2, top_layers=top), seed=0)
-    found = [backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(6)]
-    batch = collate([e.tokens for e in found], [e.response_mask for e in found], backbone.device)
-    kept: dict[int, int] = {}
+    result = [backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(6)]
+    batch = collate([e.tokens for e in result], [e.response_mask for e in result], backbone.device)
+    sizes: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in backbone.model.parameters()}
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     states = FrozenStates(backbone)
@@ -42,7 +42,7 @@ def test_counted_activations_are_those_a_forward_pass_keeps(tmp_path, top):
     counted = _activations(shape, AdapterConfig(rank=2, top_layers=top), batch.tokens.numel(), checkpointing=False)
     # A layer more is counted than kept, for what the backward pass holds for a moment; the toy's layers are few.
     layers = min(top or shape["layers"], shape["layers"])
-    assert sum(kept.values()) == pytest.approx(counted * layers / (layers + 1), rel=0.25)
+    assert sum(sizes.values()) == pytest.approx(counted * layers / (layers + 1), rel=0.25)
 
 
 def test_a_limit_sizes_what_does_not_say_its_own(tmp_path):
@@ -69,9 +69,9 @@ def test_a_limit_too_small_for_one_sample_names_the_smallest_that_works(tmp_path
     config = load_recipe(recipe, ["memory_gb=0.5"])
     with pytest.raises(ConfigError, match=r"memory_gb is 0.5 but sft needs about 0\.\d GB with one sample") as caught:
         fit_memory(config)
-    said = str(caught.value)
-    assert "gradient_checkpointing" in said
-    needed = max(float(number) for number in re.findall(r"about (\d+\.\d) GB", said))
+    printed = str(caught.value)
+    assert "gradient_checkpointing" in printed
+    needed = max(float(number) for number in re.findall(r"about (\d+\.\d) GB", printed))
     assert fit_memory(load_recipe(recipe, [f"memory_gb={needed}"])).memory_gb == needed  # what it names is accepted
     with pytest.raises(ConfigError, match=r"memory_gb is 0\.5"):
         make_plan(config, recipe, tmp_path / "runs")

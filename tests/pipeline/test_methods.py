@@ -132,11 +132,13 @@ def test_rewards_by_name_from_a_recipe(tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path, name="alone", sft=None, sample=None, label=None, reward=None, gold=None, align=align("grpo"),
         rewards={"vowels": function},
     )  # fmt: skip
-    asked, counted = [], vowels
-    monkeypatch.setattr(f"{__name__}.vowels", lambda rollouts: asked.append(len(rollouts)) or counted(rollouts))
+    requests, counted = [], vowels
+    monkeypatch.setattr(f"{__name__}.vowels", lambda rollouts: requests.append(len(rollouts)) or counted(rollouts))
     run_recipe(load_recipe(alone), alone, runs=tmp_path / "runs", ui=Silent())
     monkeypatch.undo()
-    assert max(asked) == 4 * 3 and sum(asked) == 2 * 4 * 3 + 2 * 10  # the evaluation asks in batches of training's size
+    assert (
+        max(requests) == 4 * 3 and sum(requests) == 2 * 4 * 3 + 2 * 10
+    )  # the evaluation asks in batches of training's size
     page = (tmp_path / "runs/alone/report.html").read_text()
     assert "the reward “vowels” (proxy, trained against)" in page and "This run has no preferences." in page
     assert "imported" not in page and "the reward model" not in page.lower()
@@ -196,17 +198,19 @@ def test_kto_from_thumbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     values = yaml.safe_load(recipe.read_text())
     values["data"] = {"ratings": "data/thumbs.jsonl", "heldout": "data/heldout.jsonl"}
     recipe.write_text(yaml.safe_dump(values))
-    asked: dict[str, set[str]] = {}
+    prompts_of: dict[str, set[str]] = {}
     for name in ("train_kto", "evaluate_kto"):
         ours = getattr(learning, name)
 
         def watched(policy, reference, answers, *rest, ours=ours, name=name, **more):
-            asked[name] = {str(a.prompt) for a in answers}
+            prompts_of[name] = {str(a.prompt) for a in answers}
             return ours(policy, reference, answers, *rest, **more)
 
         monkeypatch.setattr(learning, name, watched)
     run_recipe(load_recipe(recipe), recipe, runs=tmp_path / "runs", ui=Silent())
-    assert asked["evaluate_kto"] and not asked["train_kto"] & asked["evaluate_kto"]  # a prompt is on one side only
+    assert (
+        prompts_of["evaluate_kto"] and not prompts_of["train_kto"] & prompts_of["evaluate_kto"]
+    )  # a prompt is on one side only
     stages = tmp_path / "runs/toy/stages"
     assert read_metrics(stages / "align" / "metrics.jsonl") and (stages / "align" / "weights.safetensors").exists()
     assert json.loads((stages / "align" / "align.json").read_text())["heldout_before"]["loss"] == pytest.approx(0.5)

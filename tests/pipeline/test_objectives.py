@@ -67,9 +67,9 @@ def test_a_recipe_of_two_objectives_beside_a_process_reward(tmp_path: Path):
         "harmless": 21,
     }  # rows without one count too
     assert all(p.id.endswith(f"/{p.criterion}") for p in preferences)
-    said = "\n".join(ui.lines)
-    assert "not named in reward.objectives and not learned from: funny" in said
-    assert "flattery 1" in said and "helpful: held-out accuracy" in said
+    printed = "\n".join(ui.lines)
+    assert "not named in reward.objectives and not learned from: funny" in printed
+    assert "flattery 1" in printed and "helpful: held-out accuracy" in printed
     facts = read_json(run.stage("reward") / "reward.json")
     assert list(facts["objectives"]) == OBJECTIVES
     own = {name: facts["objectives"][name]["evaluation"] for name in OBJECTIVES}
@@ -128,8 +128,8 @@ def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     assert sum(row["votes"] for row in facts["annotators"]) + facts["heldout"]["votes"] == len(judgements)
     assert {row["annotator"] for row in facts["annotators"]} == {j.annotator for j in judgements}
     assert [t["habits"] for t in facts["trials"]][:2] == [[], ["tie"]] and facts["heldout"]["gain"]["value"] is not None
-    said = "\n".join(ui.lines)
-    assert "habits that lower it and are used in training" in said and "margin, which is not used" in said
+    printed = "\n".join(ui.lines)
+    assert "habits that lower it and are used in training" in printed and "margin, which is not used" in printed
     rows = read_metrics(run.stage("reward") / "metrics.jsonl")
     assert all({"length_correlation", "length_head_correlation"} <= row.keys() for row in rows)
     out = tmp_path / "out"

@@ -46,12 +46,12 @@ def test_people_take_the_simulated_annotators_place(tmp_path: Path):
         _, item = project.store.submit(me.id, Form.model_validate(form))
     project.close()
     run = run_recipe(config, recipe, runs=runs, ui=Silent())
-    said = read_records(run.stage("label") / "judgements.jsonl", Judgement)
-    assert len(said) == turn > 0
-    assert {(j.source, j.annotator) for j in said} == {("human", me.pseudonym)}
+    judgements = read_records(run.stage("label") / "judgements.jsonl", Judgement)
+    assert len(judgements) == turn > 0
+    assert {(j.source, j.annotator) for j in judgements} == {("human", me.pseudonym)}
     made = read_records(run.stage("preferences") / "preferences.jsonl", Preference)
     assert [p.source for p in made] == ["human"] * turn
-    for p, j in zip(sorted(made, key=lambda p: p.id), sorted(said, key=lambda j: j.item), strict=True):
+    for p, j in zip(sorted(made, key=lambda p: p.id), sorted(judgements, key=lambda j: j.item), strict=True):
         assert p.judgements == (j.id,)
         assert p.ranks[j.shown_order[0]] == 0  # the one that was shown first was called better
 
@@ -111,10 +111,10 @@ def test_people_stand_in_the_order_of_their_first_judgement(asked):
 
 
 def test_check_items_of_a_shared_project_are_not_waited_for(asked):
-    mine, gold = (Comparison.of(Prompt.from_text(q), ["a trout", "a dog"]) for q in ("A fish?", "No cat?"))
+    ours, gold = (Comparison.of(Prompt.from_text(q), ["a trout", "a dog"]) for q in ("A fish?", "No cat?"))
     check = Check(role="gold", ranks=(0, 1))
     assert asked.store.add([Task.of(gold.prompt, gold.completions, id=gold.id, check=check)])[0] == 1
-    assert asked.app.fit([mine, gold]) == [mine]
+    assert asked.app.fit([ours, gold]) == [ours]
     assert asked.lines == ["  1 items cannot be shown to people and are left out (1 are check items of the project)"]
 
 

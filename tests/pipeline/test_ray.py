@@ -82,14 +82,14 @@ def hosts() -> list[Any]:
     """Processes of actors that this process started."""
     import psutil
 
-    found = []
+    result = []
     for process in psutil.Process().children(recursive=True):
         try:
             if "ray::Host" in " ".join(process.cmdline()):
-                found.append(process)
+                result.append(process)
         except psutil.Error:
             continue
-    return found
+    return result
 
 
 def kill_sampler(log: Path, lines: int) -> None:
@@ -157,8 +157,10 @@ def test_a_run_with_a_killed_sampler_ends_where_one_process_ends(
 ):
     """Bit for bit where one process draws the same chunks; to float32 where it draws all prompts together."""
     number = len(more)
-    ray, said = aligned(begun, f"ray{number}", "scale.kind=ray", TWO, *more, kill_at=2)
-    assert any("was lost during answers with weights of version" in line or "joins" in line for line in said), said
+    ray, printed = aligned(begun, f"ray{number}", "scale.kind=ray", TWO, *more, kill_at=2)
+    assert any("was lost during answers with weights of version" in line or "joins" in line for line in printed), (
+        printed
+    )
     assert (ray.parent / "report.html").exists() and not hosts()
     inline, _ = aligned(begun, f"inline{number}", *more)
     assert texts(ray) == texts(inline) and texts(ray)

@@ -39,10 +39,10 @@ def test_halves_are_divided_by_prompt_and_disjoint():
     config = section(split=True, ensemble={"members": 3, "halves": True, "words": True})
     parts = {part.name: part for part in reward_parts(config, prompts, range(80), seed=0)}
     assert list(parts) == ["reward", "member_2", "member_3", "words", "heldout"]
-    asked = {name: {prompts[i] for i in part.places} for name, part in parts.items()}
-    assert len(asked["heldout"]) == 20 and not asked["heldout"] & asked["words"]
-    assert asked["reward"] == asked["member_3"] and not asked["reward"] & asked["member_2"]
-    assert asked["reward"] | asked["member_2"] == asked["words"] and len(asked["reward"]) == 10
+    questions = {name: {prompts[i] for i in part.places} for name, part in parts.items()}
+    assert len(questions["heldout"]) == 20 and not questions["heldout"] & questions["words"]
+    assert questions["reward"] == questions["member_3"] and not questions["reward"] & questions["member_2"]
+    assert questions["reward"] | questions["member_2"] == questions["words"] and len(questions["reward"]) == 10
     assert [part.judges for part in parts.values()] == [False] * 4 + [True]
     assert [part.file for part in parts.values()][::3] == ["weights.safetensors", "weights-words.json"]
 

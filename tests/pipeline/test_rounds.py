@@ -248,15 +248,15 @@ def test_a_judgement_leads_to_its_pair_steps_policies_and_figures(run: RunFolder
         x for x in read_records(run.stage("reward") / LEARNED, Learned) if x.part == "train" and len(x.judgements) == 2
     )
     name = pair.judgements[0]
-    found = trace(run, name)
-    assert found["kind"] == "judgement" and found["judgements"][0]["id"] == name
-    assert found["pair"]["id"] == pair.preference and list(pair.judgements) == found["pair"]["judgements"]
-    assert [m["round"] for m in found["reward_models"]] == [1, 2], "the next round's reward model learned from it too"
-    assert found["reward_models"][0]["steps"] == list(pair.steps)
-    assert [(p["round"], p["steps"]) for p in found["policies"]] == [(1, [1, 2]), (2, [1, 2])]
+    result = trace(run, name)
+    assert result["kind"] == "judgement" and result["judgements"][0]["id"] == name
+    assert result["pair"]["id"] == pair.preference and list(pair.judgements) == result["pair"]["judgements"]
+    assert [m["round"] for m in result["reward_models"]] == [1, 2], "the next round's reward model learned from it too"
+    assert result["reward_models"][0]["steps"] == list(pair.steps)
+    assert [(p["round"], p["steps"]) for p in result["policies"]] == [(1, [1, 2]), (2, [1, 2])]
     expected = {rate for r in (run, run.round(2)) for rate, _ in rates(r, "policy", "base").values()}
-    assert expected <= {f["value"] for f in found["figures"] if f["figure"] == "win_rate"}
-    text = "\n".join(lines(found))
+    assert expected <= {f["value"] for f in result["figures"] if f["figure"] == "win_rate"}
+    text = "\n".join(lines(result))
     assert name in text and pair.preference in text and "policy of round 2: through the reward model" in text
     later = read_records(run.round(2).stage("label") / "judgements.jsonl", Judgement)[0]
     assert {m["round"] for m in trace(run, later.id).get("reward_models", [])} <= {2}
@@ -271,9 +271,9 @@ def test_a_pair_a_checkpoint_and_a_figure_lead_back(run: RunFolder, capsys):
     status = run.round(2).status("align")
     assert status is not None and status.outputs is not None
     for name in (status.outputs["weights.safetensors"][:12], "win_rate"):
-        found = trace(run, name)
-        assert {j["id"] for j in found["judgements"]} == used[1] | used[2], name
-        assert found["pairs"].keys() == {1, 2} and [p["round"] for p in found["policies"]] == [1, 2]
+        result = trace(run, name)
+        assert {j["id"] for j in result["judgements"]} == used[1] | used[2], name
+        assert result["pairs"].keys() == {1, 2} and [p["round"] for p in result["policies"]] == [1, 2]
     assert {j["id"] for j in trace(run, "kl", round=1)["judgements"]} == used[1]
     with pytest.raises(DataError, match=r"'no-such-id': not a judgement, pair or checkpoint"):
         trace(run, "no-such-id")
@@ -365,9 +365,9 @@ def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tm
     assert [(c.judgements, c.again) for c in changes] == [(0, [])] + [(4, ["align"])] * 2
     for number in (2, 3):
         label = made.round(number).stage("label")
-        kept = read_records(label / "judgements.jsonl", Judgement)
+        records = read_records(label / "judgements.jsonl", Judgement)
         status, told = made.round(number).status("label"), json.loads((label / "votes.json").read_text())
-        assert len(kept) == 8 and name not in {j.annotator for j in kept}
+        assert len(records) == 8 and name not in {j.annotator for j in records}
         assert status is not None and status.counts is not None
         assert [status.counts[k] for k in ("items", "judgements", "people")] == [8, 8, 1]
         assert sum(pair["n"] for pair in told["pairs"]) == 8, "measured by the votes that are left"
@@ -375,8 +375,8 @@ def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tm
     page.compare(stays, 4)
     for number, votes in ((2, 8), (3, 8), (4, 4)):
         later = next_round(made.path, None, ui=ui)
-        kept = read_records(later.stage("label") / "judgements.jsonl", Judgement)
-        assert (later.number, len(kept)) == (number, votes) and name not in {j.annotator for j in kept}
+        records = read_records(later.stage("label") / "judgements.jsonl", Judgement)
+        assert (later.number, len(records)) == (number, votes) and name not in {j.annotator for j in records}
     status, label = later.status("label"), load_recipe(later.path / "config.yaml").label
     assert status is not None and status.counts is not None and label is not None and label.votes is not None
     assert status.counts["votes dropped: of annotators in label.without"] == 12

@@ -38,9 +38,9 @@ def test_refused_rows_are_counted_and_the_first_named(context: Context, tmp_path
     (tmp_path / "many.jsonl").write_text("\n".join([*rows, *["junk"] * (LISTED + 3)]))
     loaded = context.load("many.jsonl", Demonstration)
     assert len(loaded.records) == 28
-    said = context.ui.lines  # type: ignore[attr-defined]
-    assert f"{LISTED + 3} of {28 + LISTED + 3} rows refused" in said[0]
-    assert [line for line in said if "not JSON" in line] == [
+    printed = context.ui.lines  # type: ignore[attr-defined]
+    assert f"{LISTED + 3} of {28 + LISTED + 3} rows refused" in printed[0]
+    assert [line for line in printed if "not JSON" in line] == [
         f"    line {29 + i}: not JSON (Expecting value, character 1)" for i in range(LISTED)
     ]
 

@@ -142,8 +142,8 @@ def test_second_run_does_nothing(finished: Path):
     ],
 )
 def test_changed_setting_runs_its_stage_and_what_follows(finished_once, override: str, again: list[str]):
-    found = states(finished_once[0], override)
-    assert [name for name, state in found.items() if state != "done"] == again
+    result = states(finished_once[0], override)
+    assert [name for name, state in result.items() if state != "done"] == again
 
 
 @pytest.mark.parametrize(

@@ -258,9 +258,9 @@ def test_a_killed_rank_is_named_and_the_same_command_continues(tmp_path: Path, v
     process = start(recipe, tmp_path / "runs")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 3)
     os.kill(ranks_of(process.pid)[victim], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=120)
     assert process.returncode == 10
-    assert f"rank {victim} stopped in phase" in said.replace("\n", " ") and "signal 9" in said, said
+    assert f"rank {victim} stopped in phase" in printed.replace("\n", " ") and "signal 9" in printed, printed
     assert ended(start(recipe, tmp_path / "runs")) == 0
     same_results(tmp_path / "one" / "toy", tmp_path / "runs" / "toy")
 
@@ -272,8 +272,8 @@ def test_ctrl_c_then_another_number_of_ranks(tmp_path: Path):
     process = start(recipe, tmp_path / "runs")
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and said.count("stopped after step") == 1, said
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 130 and printed.count("stopped after step") == 1, printed
     process = start(recipe, tmp_path / "runs", "--set", INLINE[0], "--set", INLINE[1])
     wait_for(tmp_path / "runs/toy/stages/align/metrics.jsonl", 6)
     process.send_signal(signal.SIGINT)

@@ -64,14 +64,14 @@ def test_a_judge_that_fails_for_half_gives_partial_results(role, tmp_path):
     outcomes = list(measure_suite(role, suite, max_new_tokens=2, judge=half).values())
     assert [o.value for o in outcomes] == [0.0, None, 2.0, None, 4.0, None]
     assert outcomes[1].reason == "the judge raised RuntimeError" and outcomes[1].text is not None
-    asked = []
+    requests = []
 
     def broken(rollouts):
-        asked.append(rollouts)
+        requests.append(rollouts)
         return [float("nan")]
 
     outcomes = list(measure_suite(role, suite, max_new_tokens=2, judge=broken).values())
-    assert len(asked) == 3 and all(o.value is None for o in outcomes)
+    assert len(requests) == 3 and all(o.value is None for o in outcomes)
     assert outcomes[-1].reason == "the judge failed on every answer before"
     with pytest.raises(ConfigError, match="is scored by a judge; give one with --judge"):
         measure_suite(role, suite, max_new_tokens=2)
@@ -153,11 +153,11 @@ def test_a_runs_page_shows_its_suites_until_a_model_is_trained_again(tmp_path):
     marks = {name: (which, fingerprint(run, which)) for name, which in (("run:base", "base"), ("run", "policy"))}
     assert marks == {"run:base": ("base", ""), "run": ("policy", "first")}
     write_suites(results.model_copy(update={"checkpoints": marks}), run.path / "suites", created_at="x", made={})
-    found, _ = suites_of(run)
-    assert found is not None and found.rows[0].values[0].value == 1.0
-    page = render(toy_report().model_copy(update={"suites": found}))
+    result, _ = suites_of(run)
+    assert result is not None and result.rows[0].values[0].value == 1.0
+    page = render(toy_report().model_copy(update={"suites": result}))
     assert '<section id="suites">' in page and "True answers" in page and "are they the same checkpoint?" in page
     run.begin("align", "second")
-    found, why = suites_of(run)
-    assert found is None and "were trained again" in why
+    result, why = suites_of(run)
+    assert result is None and "were trained again" in why
     assert why in render(toy_report().model_copy(update={"missing": {"suites": why}}))

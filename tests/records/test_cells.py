@@ -164,8 +164,8 @@ def test_a_part_of_the_question_that_the_prompt_lacks(name: str, column: str, va
     with pytest.raises(RowError, match=f"{column!r} belongs to the question"):
         rows_of(ROWS[name] | {column: value})
     if isinstance(value, str):
-        asked = "question" if name == "question-answer" else "prompt"
-        assert rows_of(ROWS[name] | {column: value, asked: f"Q: {value}"})
+        questions = "question" if name == "question-answer" else "prompt"
+        assert rows_of(ROWS[name] | {column: value, questions: f"Q: {value}"})
 
 
 def test_content_in_parts() -> None:
@@ -372,12 +372,12 @@ def test_columns_that_text_cannot_hold(name: str, column: str) -> None:
 @pytest.mark.parametrize("name", ["messages", "trl-prompt-completion", "whole"])
 def test_keys_of_turns_that_text_cannot_hold(name: str, key: str) -> None:
     def row(value: Any) -> dict[str, Any]:
-        said = [user("Q"), assistant("A", **{key: value})]
+        messages = [user("Q"), assistant("A", **{key: value})]
         other = [user("Q"), assistant("B")]
         return {
-            "messages": {"messages": said},
-            "trl-prompt-completion": {"prompt": said[:1], "completion": said[1:]},
-            "whole": {"chosen": said, "rejected": other},
+            "messages": {"messages": messages},
+            "trl-prompt-completion": {"prompt": messages[:1], "completion": messages[1:]},
+            "whole": {"chosen": messages, "rejected": other},
         }[name]
 
     for value in ([{"id": 1}], "think", {"a": 1}, True):

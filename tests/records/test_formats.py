@@ -28,9 +28,9 @@ def assistant(text: str) -> dict[str, str]:
 
 def read(row: dict[str, Any], name: str | None = None) -> list[Record]:
     """Read a row as the format it is detected as, which must be ``name`` where given."""
-    found = next(n for n, form in FORMATS.items() if form.matches(row))
-    assert name in (None, found)
-    return read_row(FORMATS[found], row)
+    result = next(n for n, form in FORMATS.items() if form.matches(row))
+    assert name in (None, result)
+    return read_row(FORMATS[result], row)
 
 
 def turns(record: Any) -> list[tuple[str, str]]:
@@ -298,9 +298,9 @@ TREE = {
 
 
 def test_oasst_tree() -> None:
-    found = read(TREE, "oasst")
-    rankings = [r for r in found if isinstance(r, Preference)]
-    paths = [r for r in found if isinstance(r, Demonstration)]
+    result = read(TREE, "oasst")
+    rankings = [r for r in result if isinstance(r, Preference)]
+    paths = [r for r in result if isinstance(r, Demonstration)]
     assert [[c.text for c in r.completions] for r in rankings] == [
         ["second", "best", "also second"],
         ["because", "dunno"],
@@ -315,8 +315,8 @@ def test_oasst_tree() -> None:
 
 def test_oasst_follows_every_unranked_answer_and_cuts_an_unanswered_question() -> None:
     tree = node("Q", node("a"), node("b", node("and?", role="prompter")), role="prompter")
-    found = read(tree, "oasst")
-    assert [turns(d)[1:] for d in found] == [[("assistant", "a")], [("assistant", "b")]]
+    result = read(tree, "oasst")
+    assert [turns(d)[1:] for d in result] == [[("assistant", "a")], [("assistant", "b")]]
 
 
 @pytest.mark.parametrize(
@@ -380,14 +380,14 @@ def test_a_column_named_like_an_argument_is_only_metadata() -> None:
 
 
 def test_messages_sharegpt_and_alpaca_agree() -> None:
-    said = [user("2+2?"), assistant("4")]
+    messages = [user("2+2?"), assistant("4")]
     told = [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]
     ids = {
         read(row, name)[0].id  # type: ignore[attr-defined]
         for row, name in [
-            ({"messages": said}, "messages"),
+            ({"messages": messages}, "messages"),
             ({"conversations": told}, "sharegpt"),
-            ({"conversations": said}, "sharegpt"),
+            ({"conversations": messages}, "sharegpt"),
             ({"instruction": "2+2?", "output": "4"}, "alpaca"),
             ({"instruction": "2+2?", "input": "", "output": "4"}, "alpaca"),
             ({"instruction": "2+2?", "input": None, "output": "4"}, "alpaca"),
@@ -552,9 +552,9 @@ def test_strict_pairs_are_all_and_only_those_of_different_rank(ranks: list[int])
         for j in range(i):
             if ranks[i] != ranks[j]:
                 expected.add((texts[i], texts[j]) if ranks[i] < ranks[j] else (texts[j], texts[i]))
-    found = [(better.text, worse.text) for better, worse in strict_pairs(record)]
-    assert len(found) == len(expected)
-    assert set(found) == expected
+    result = [(better.text, worse.text) for better, worse in strict_pairs(record)]
+    assert len(result) == len(expected)
+    assert set(result) == expected
 
 
 NAMES = [
@@ -582,12 +582,12 @@ def test_any_row_gives_records_or_a_reason(row: dict[str, Any]) -> None:
     for form in FORMATS.values():
         form.matches(row)
         try:
-            found = read_row(form, row)
+            result = read_row(form, row)
         except RowError as error:
             assert str(error)
             continue
-        assert found
-        for record in found:
+        assert result
+        for record in result:
             json.dumps(record.model_dump(mode="json"), allow_nan=False)
             for kind in KINDS:
                 try:

@@ -312,8 +312,8 @@ SPOKEN = TEXT.filter(str.strip)
 @st.composite
 def prompts(draw: st.DrawFn) -> Prompt:
     turns = []
-    for said in draw(st.lists(SPOKEN, max_size=2)):
-        turns += [Message(role="user", content=said), Message(role="assistant", content="yes")]
+    for text in draw(st.lists(SPOKEN, max_size=2)):
+        turns += [Message(role="user", content=text), Message(role="assistant", content="yes")]
     about = draw(st.dictionaries(st.sampled_from(["topic", "n"]), TEXT | st.integers(-5, 5) | st.none(), max_size=2))
     return Prompt.of([*turns, Message(role="user", content=draw(SPOKEN))], **about)
 

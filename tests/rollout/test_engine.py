@@ -41,15 +41,15 @@ def text_of(drawn: list[Drawn], one: Answer) -> str:
 def test_draws_what_the_sampler_draws(architecture, fast):
     backbone = tiny_backbone(architecture)
     stir(Role.trainable(backbone, "policy", AdapterConfig(rank=4, alpha=8), seed=1), scale=0.05)
-    asked = prompts(5)
+    questions = prompts(5)
     config = SamplerConfig(max_new_tokens=12, temperature=0.8, top_p=0.9, stop=("e ",))
-    expected = LocalSampler(backbone, config).generate(asked, adapter="policy", seed=7, group=2)
+    expected = LocalSampler(backbone, config).generate(questions, adapter="policy", seed=7, group=2)
     if fast:
         fast_cpu.install()
     try:
         engine = StepEngine(backbone, adapter="policy", slots=3, length=64)
         answers = []
-        for prompt in asked:
+        for prompt in questions:
             pair = [answer(prompt, i, seed=7, temperature=0.8, top_p=0.9, stop=("e ",)) for i in range(2)]
             engine.add(backbone.chat.prompt(prompt.messages), pair)
             answers += pair
@@ -90,12 +90,12 @@ def test_long_prompts_are_read_in_pieces_between_steps():
 
 
 def test_an_answer_is_the_same_alone_and_in_company():
-    backbone, asked = tiny_backbone(), prompts(20)
+    backbone, questions = tiny_backbone(), prompts(20)
 
     def run(slots: int) -> list[list[int]]:
         engine = StepEngine(backbone, adapter=None, slots=slots, length=80)
-        answers = [answer(prompt, seed=i, max_new_tokens=8) for i, prompt in enumerate(asked)]
-        for prompt, one in zip(asked, answers, strict=True):
+        answers = [answer(prompt, seed=i, max_new_tokens=8) for i, prompt in enumerate(questions)]
+        for prompt, one in zip(questions, answers, strict=True):
             engine.add(backbone.chat.prompt(prompt.messages), [one])
         finish(engine)
         return [a.tokens for a in answers]
@@ -105,10 +105,10 @@ def test_an_answer_is_the_same_alone_and_in_company():
 
 
 def test_cancelled_answers_free_their_slot_and_change_nobody_else():
-    backbone, asked = tiny_backbone(), prompts(6)
+    backbone, questions = tiny_backbone(), prompts(6)
     engine = StepEngine(backbone, adapter=None, slots=3, length=80)
-    answers = [answer(p, temperature=0.0, max_new_tokens=20) for p in asked]
-    for prompt, one in zip(asked, answers, strict=True):
+    answers = [answer(p, temperature=0.0, max_new_tokens=20) for p in questions]
+    for prompt, one in zip(questions, answers, strict=True):
         engine.add(backbone.chat.prompt(prompt.messages), [one])
     engine.step()
     assert (engine.running, engine.waiting) == (3, 3)
@@ -119,7 +119,7 @@ def test_cancelled_answers_free_their_slot_and_change_nobody_else():
     count = len(running[0].tokens)
     finish(engine)
     assert len(running[0].tokens) == count and not answers[-1].tokens
-    for prompt, one in list(zip(asked, answers, strict=True))[:-1]:
+    for prompt, one in list(zip(questions, answers, strict=True))[:-1]:
         if one is running[0]:
             continue
         row = torch.tensor([backbone.chat.prompt(prompt.messages)])

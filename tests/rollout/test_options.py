@@ -40,8 +40,8 @@ def test_equal_to_separate_passes(architecture, common: int, groups: int, each: 
     backbone = tiny_backbone(architecture)
     prompts, options = questions(0, common, groups, each)
     for budget in (64, 4096):
-        found = option_logprobs(backbone, prompts, options, micro_batch_tokens=budget)
-        for prompt, given, scores in zip(prompts, options, found, strict=True):
+        result = option_logprobs(backbone, prompts, options, micro_batch_tokens=budget)
+        for prompt, given, scores in zip(prompts, options, result, strict=True):
             assert scores == pytest.approx([separate(backbone, prompt, option) for option in given], abs=1e-4)
 
 
@@ -49,8 +49,8 @@ def test_prompts_that_are_alike_or_begin_another():
     backbone = tiny_backbone()
     prompts = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7], [1], [9, 8]]
     options = [[[5]], [[6, 7]], [[5]], [[2, 3]], [[1], [1]]]
-    found = option_logprobs(backbone, prompts, options)
-    for prompt, given, scores in zip(prompts, options, found, strict=True):
+    result = option_logprobs(backbone, prompts, options)
+    for prompt, given, scores in zip(prompts, options, result, strict=True):
         assert scores == pytest.approx([separate(backbone, prompt, o) for o in given], abs=1e-4)
     assert option_logprobs(backbone, [], []) == []
 
@@ -62,18 +62,18 @@ def test_longer_than_a_tree_and_with_an_adapter():
     prompts, options = [long, [*long[:600], 1, 2], [*long[:20], 5]], [[[3]], [[3]], [[3]]]
     role = stir(Role.trainable(backbone, "judge", AdapterConfig(rank=4, alpha=8, top_layers=2), seed=0))
     for adapter in (None, role.adapter):
-        found = option_logprobs(backbone, prompts, options, adapter=adapter)
+        result = option_logprobs(backbone, prompts, options, adapter=adapter)
         backbone.activate(adapter)
-        assert [s for (s,) in found] == pytest.approx([separate(backbone, p, [3]) for p in prompts], abs=1e-4)
+        assert [s for (s,) in result] == pytest.approx([separate(backbone, p, [3]) for p in prompts], abs=1e-4)
 
 
 def test_results_are_told_pass_by_pass_and_once():
     told: list[dict[int, list[float]]] = []
     prompts, options = questions(0, 10, 6, 2)
     backbone = tiny_backbone()
-    found = option_logprobs(backbone, prompts, options, micro_batch_tokens=32, report=lambda x: told.append(dict(x)))
+    result = option_logprobs(backbone, prompts, options, micro_batch_tokens=32, report=lambda x: told.append(dict(x)))
     assert len(told) > 1 and sum(map(len, told)) == len(prompts)
-    assert {k: v for part in told for k, v in part.items()} == dict(enumerate(found))
+    assert {k: v for part in told for k, v in part.items()} == dict(enumerate(result))
 
 
 def test_what_many_begin_with_runs_once():
@@ -90,8 +90,8 @@ def test_what_many_begin_with_runs_once():
         read += kwargs["input_ids"].numel()
 
     hook = backbone.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
-    found = option_logprobs(backbone, prompts, options)
+    result = option_logprobs(backbone, prompts, options)
     hook.remove()
     assert 30 + 3 * 24 + 60 * 6 <= read <= 30 + 3 * 24 + 60 * 9
-    for prompt, scores in zip(prompts, found, strict=True):
+    for prompt, scores in zip(prompts, result, strict=True):
         assert scores == pytest.approx([separate(backbone, prompt, [o]) for o in (7, 8)], abs=1e-4)

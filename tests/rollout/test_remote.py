@@ -91,27 +91,27 @@ def samplers(count: int, **settings: Any) -> list[Threaded]:
 
 def test_every_job_is_done_once_whoever_is_lost():
     for every in (3, 5, 7):
-        said: list[str] = []
+        votes: list[str] = []
         workers = squares(3, dies=lambda method, calls, every=every: calls % every == 0)
-        jobs = Pool(workers, FACTS, say=said.append, deadline=20)
+        jobs = Pool(workers, FACTS, say=votes.append, deadline=20)
         jobs.start()
         assert jobs.map("squares", "of", [(i,) for i in range(20)]) == [i * i for i in range(20)]
         assert jobs.map("squares", "of", []) == []
-        assert jobs.losses > 0 and any("was lost during squares (killed)" in text for text in said)
+        assert jobs.losses > 0 and any("was lost during squares (killed)" in text for text in votes)
 
 
 def test_workers_join_and_leave_between_jobs():
-    said: list[str] = []
+    lines: list[str] = []
     here = [False]
     first = Threaded("sampler 0", Squares, dies=lambda method, calls: here[0])
     later = Threaded("sampler 1", Squares, dies=lambda method, calls: not here[0])
-    jobs = Pool([first, later], FACTS, needed=1, say=said.append, deadline=20)
+    jobs = Pool([first, later], FACTS, needed=1, say=lines.append, deadline=20)
     jobs.start()
     assert jobs.map("squares", "of", [(2,)]) == [4]
     here[0] = True  # one machine goes, another one comes
     assert jobs.map("squares", "of", [(i,) for i in range(4)]) == [0, 1, 4, 9]
-    assert any(text.startswith("sampler 1 on host of sampler 1 joins") for text in said)
-    assert any(text.startswith("sampler 0 on host of sampler 0 was lost") for text in said)
+    assert any(text.startswith("sampler 1 on host of sampler 1 joins") for text in lines)
+    assert any(text.startswith("sampler 0 on host of sampler 0 was lost") for text in lines)
 
 
 def test_a_job_that_ends_every_worker_is_named():
@@ -147,15 +147,15 @@ def test_errors_of_workers_and_deadlines():
 def test_answers_are_those_of_one_process():
     """Equal seeds, equal answers: bit for bit where chunks are equal, and in every text otherwise."""
     policy = stir(role())
-    asked = [*prompts(5), prompts(5)[1]]  # one prompt twice: its answers must differ
+    questions = [*prompts(5), prompts(5)[1]]  # one prompt twice: its answers must differ
     arguments: dict[str, Any] = {"adapter": "policy", "seed": 3, "group": 2, "weight_version": 7}
-    local = LocalSampler(policy.backbone, CONFIG).generate(asked, **arguments)
+    local = LocalSampler(policy.backbone, CONFIG).generate(questions, **arguments)
 
     def drawn(chunk: int, workers: list[Threaded]) -> list[Any]:
         jobs = Pool(workers, FACTS, deadline=60)
-        return RemoteSampler(jobs, policy, lambda value: value, chunk=chunk).generate(asked, **arguments)
+        return RemoteSampler(jobs, policy, lambda value: value, chunk=chunk).generate(questions, **arguments)
 
-    assert drawn(len(asked), samplers(1)) == local
+    assert drawn(len(questions), samplers(1)) == local
     apart = drawn(2, samplers(2))
     assert [replace(r, logprobs=[]) for r in apart] == [replace(r, logprobs=[]) for r in local]
     for one, other in zip(apart, local, strict=True):
@@ -173,19 +173,19 @@ def test_weights_are_sent_once_per_version_and_a_restarted_sampler_gets_them():
         return value
 
     remote = RemoteSampler(Pool(samplers(2), FACTS, deadline=60), policy, put, chunk=1)
-    asked = prompts(4)
-    first = remote.generate(asked, adapter="policy", seed=0, weight_version=0)
-    again = remote.generate(asked, adapter="policy", seed=0, weight_version=0)
+    questions = prompts(4)
+    first = remote.generate(questions, adapter="policy", seed=0, weight_version=0)
+    again = remote.generate(questions, adapter="policy", seed=0, weight_version=0)
     assert first == again and len(sent) == 1
-    waiting = remote.start(asked, adapter="policy", seed=0, weight_version=0)
+    waiting = remote.start(questions, adapter="policy", seed=0, weight_version=0)
     stir(policy, seed=1)  # the learner goes on meanwhile
     assert waiting() == first
-    other = remote.generate(asked, adapter="policy", seed=0, weight_version=1)
-    local = LocalSampler(policy.backbone, CONFIG).generate(asked, adapter="policy", seed=0, weight_version=1)
+    other = remote.generate(questions, adapter="policy", seed=0, weight_version=1)
+    local = LocalSampler(policy.backbone, CONFIG).generate(questions, adapter="policy", seed=0, weight_version=1)
     assert len(sent) == 2 and [r.tokens for r in other] == [r.tokens for r in local]
     assert [r.tokens for r in other] != [r.tokens for r in first]
     with pytest.raises(ConfigError, match="hold the weights of 'policy'"):
-        remote.generate(asked, adapter=None, seed=0)
+        remote.generate(questions, adapter=None, seed=0)
 
 
 def test_answers_of_other_weights_are_refused():

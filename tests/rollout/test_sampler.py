@@ -58,10 +58,10 @@ def test_greedy_is_hugging_faces_token_by_token(architecture):
     backbone = tiny_backbone(architecture)
     rollouts = sample(backbone, prompts(5), temperature=0.0, max_new_tokens=20, slots=3)
     for rollout in rollouts:
-        asked = torch.tensor([rollout.prompt_tokens])
+        questions = torch.tensor([rollout.prompt_tokens])
         theirs = backbone.model.generate(
-            asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=20,
-        )[0, asked.shape[1] :].tolist()  # fmt: skip
+            questions, attention_mask=torch.ones_like(questions), do_sample=False, max_new_tokens=20,
+        )[0, questions.shape[1] :].tolist()  # fmt: skip
         assert rollout.tokens == theirs
     batch = tokens_of(rollouts, backbone.device)
     sampled = scatter([r.logprobs for r in rollouts], batch.response_mask)
@@ -71,19 +71,19 @@ def test_greedy_is_hugging_faces_token_by_token(architecture):
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
 def test_first_tokens_follow_the_softmax(temperature, top_p):
     """Pearson's χ² of 4,000 draws against probabilities from Hugging Face's logits."""
-    backbone, asked, n = tiny_backbone(), prompts(1), 4000
-    rollouts = sample(backbone, asked, group=n, temperature=temperature, top_p=top_p, max_new_tokens=1, slots=n)
+    backbone, questions, n = tiny_backbone(), prompts(1), 4000
+    rollouts = sample(backbone, questions, group=n, temperature=temperature, top_p=top_p, max_new_tokens=1, slots=n)
     with torch.no_grad():
         logits = backbone.model(torch.tensor([rollouts[0].prompt_tokens])).logits[0, -1].double() / temperature
     wanted = torch.softmax(logits, dim=-1).tolist()
     if top_p < 1.0:
-        kept, mass = set[int](), 0.0
+        nucleus_tokens, mass = set[int](), 0.0
         for token in sorted(range(len(wanted)), key=lambda t: -wanted[t]):
-            kept.add(token)
+            nucleus_tokens.add(token)
             mass += wanted[token]
             if mass >= top_p:
                 break
-        wanted = [p / mass if t in kept else 0.0 for t, p in enumerate(wanted)]
+        wanted = [p / mass if t in nucleus_tokens else 0.0 for t, p in enumerate(wanted)]
     counts = [0] * len(wanted)
     for rollout in rollouts:
         token = rollout.tokens[0]
@@ -100,37 +100,37 @@ def test_first_tokens_follow_the_softmax(temperature, top_p):
 
 
 def test_equal_seeds_equal_answers_and_others_differ():
-    backbone, asked = tiny_backbone(), prompts(4)
-    first = sample(backbone, asked, group=2, seed=3)
-    assert first == sample(backbone, asked, group=2, seed=3)
-    assert drawn(first) != drawn(sample(backbone, asked, group=2, seed=4))
+    backbone, questions = tiny_backbone(), prompts(4)
+    first = sample(backbone, questions, group=2, seed=3)
+    assert first == sample(backbone, questions, group=2, seed=3)
+    assert drawn(first) != drawn(sample(backbone, questions, group=2, seed=4))
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5, 64])
 def test_answer_does_not_depend_on_its_company(slots):
-    backbone, asked = tiny_backbone(), prompts(7)
-    everyone = sample(backbone, asked, slots=64)
-    assert drawn(sample(backbone, asked, slots=slots)) == drawn(everyone)
-    assert drawn(sample(backbone, asked[::-1], slots=slots)) == drawn(everyone)
-    alone = [r for p in asked for r in sample(backbone, [p], slots=slots)]
+    backbone, questions = tiny_backbone(), prompts(7)
+    everyone = sample(backbone, questions, slots=64)
+    assert drawn(sample(backbone, questions, slots=slots)) == drawn(everyone)
+    assert drawn(sample(backbone, questions[::-1], slots=slots)) == drawn(everyone)
+    alone = [r for p in questions for r in sample(backbone, [p], slots=slots)]
     assert drawn(alone) == drawn(everyone)
     for a, b in zip(alone, everyone, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
 def test_groups_fork_one_prompt():
-    backbone, asked = tiny_backbone(), prompts(3)
-    four, two = sample(backbone, asked, group=4, slots=5), sample(backbone, asked, group=2, slots=64)
-    assert [r.prompt.id for r in four] == [p.id for p in asked for _ in range(4)]
-    assert [r.id for r in four] == [f"{p.id}/0/{i}" for p in asked for i in range(4)]
+    backbone, questions = tiny_backbone(), prompts(3)
+    four, two = sample(backbone, questions, group=4, slots=5), sample(backbone, questions, group=2, slots=64)
+    assert [r.prompt.id for r in four] == [p.id for p in questions for _ in range(4)]
+    assert [r.id for r in four] == [f"{p.id}/0/{i}" for p in questions for i in range(4)]
     assert drawn(two).items() <= drawn(four).items()
     for start in range(0, 12, 4):
         assert len({tuple(r.tokens) for r in four[start : start + 4]}) == 4
 
 
 def test_group_larger_than_the_slots():
-    backbone, asked = tiny_backbone(), prompts(2)
-    assert drawn(sample(backbone, asked, group=5, slots=2)) == drawn(sample(backbone, asked, group=5, slots=64))
+    backbone, questions = tiny_backbone(), prompts(2)
+    assert drawn(sample(backbone, questions, group=5, slots=2)) == drawn(sample(backbone, questions, group=5, slots=64))
 
 
 def test_finish_reasons_and_length_limit():
@@ -196,8 +196,8 @@ def test_prompt_that_leaves_no_room():
 
 def test_nucleus_by_hand():
     logprobs = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
-    for top_p, kept in ((0.45, [0, 1, 0, 0]), (0.7, [0, 0.625, 0, 0.375]), (0.81, [15 / 95, 50 / 95, 0, 30 / 95])):
-        torch.testing.assert_close(nucleus(logprobs, top_p).softmax(-1), torch.tensor([kept], dtype=torch.float32))
+    for top_p, expected in ((0.45, [0, 1, 0, 0]), (0.7, [0, 0.625, 0, 0.375]), (0.81, [15 / 95, 50 / 95, 0, 30 / 95])):
+        torch.testing.assert_close(nucleus(logprobs, top_p).softmax(-1), torch.tensor([expected], dtype=torch.float32))
 
 
 def test_a_prompt_given_twice_gets_two_answers():
@@ -208,24 +208,24 @@ def test_a_prompt_given_twice_gets_two_answers():
 
 
 def test_what_all_prompts_begin_with_runs_once(monkeypatch: pytest.MonkeyPatch):
-    backbone, asked, shapes = tiny_backbone(), prompts(5), []
+    backbone, questions, shapes = tiny_backbone(), prompts(5), []
     base, forward = backbone.model.base_model, backbone.model.base_model.forward
 
     def count(*args, **kwargs):
         shapes.append(tuple(kwargs["input_ids"].shape))
         return forward(*args, **kwargs)
 
-    tokens = [backbone.chat.prompt(p.messages) for p in asked]
+    tokens = [backbone.chat.prompt(p.messages) for p in questions]
     shared = next(i for i in range(min(map(len, tokens))) if len({t[i] for t in tokens}) > 1)
     assert shared >= 4
     sampler = LocalSampler(backbone, SamplerConfig(max_new_tokens=4))
-    sampler.generate(asked[:1], adapter=None, seed=0)  # the first call looks how the model is decoded
+    sampler.generate(questions[:1], adapter=None, seed=0)  # the first call looks how the model is decoded
     monkeypatch.setattr(base, "forward", count)
-    together = sampler.generate(asked, adapter=None, seed=0)
+    together = sampler.generate(questions, adapter=None, seed=0)
     assert shapes[:2] == [(1, shared), (5, max(map(len, tokens)) - shared)]
     monkeypatch.setattr("trimtab.rollout.sampler.SHORTEST_PREFIX", 1000)
     shapes.clear()
-    assert drawn(sampler.generate(asked, adapter=None, seed=0)) == drawn(together)
+    assert drawn(sampler.generate(questions, adapter=None, seed=0)) == drawn(together)
     assert shapes[0] == (5, max(map(len, tokens)))
 
 
@@ -250,27 +250,27 @@ def test_prompts_where_one_is_the_start_of_the_other():
     ],
 )
 def test_states_of_frozen_layers_are_those_of_a_pass_of_their_own(architecture, settings):
-    plain, trunk, asked = tiny_backbone(architecture), tiny_backbone(architecture), prompts(6)
+    plain, trunk, questions = tiny_backbone(architecture), tiny_backbone(architecture), prompts(6)
     stir(Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1))
     none, states = FrozenStates(plain), FrozenStates(trunk)
-    rollouts = sample(trunk, asked, states=states, **settings)
+    rollouts = sample(trunk, questions, states=states, **settings)
     # Reading the last token changes no answer.
-    assert drawn(rollouts) == drawn(sample(plain, asked, states=none, **settings))
+    assert drawn(rollouts) == drawn(sample(plain, questions, states=none, **settings))
     assert len(none) == 0 and len(states) == len({tuple(r.prompt_tokens + r.tokens) for r in rollouts})
     batch = tokens_of(rollouts, trunk.device)
-    found, expected = states.of(batch), FrozenStates(trunk).of(batch)
+    result, expected = states.of(batch), FrozenStates(trunk).of(batch)
     assert (states.hits, states.computed) == (batch.size, 0)
-    assert found is not None and expected is not None
+    assert result is not None and expected is not None
     for row, length in enumerate(batch.lengths.tolist()):
-        torch.testing.assert_close(found[row, :length], expected[row, :length], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[row, :length], expected[row, :length], rtol=1e-4, atol=1e-5)
 
 
 def test_states_of_some_rows_only():
-    trunk, asked = tiny_backbone(), prompts(6)
+    trunk, questions = tiny_backbone(), prompts(6)
     Role.trainable(trunk, "other", AdapterConfig(rank=4, alpha=8, top_layers=1), seed=1)
     whole, half = FrozenStates(trunk), FrozenStates(trunk)
-    rollouts = sample(trunk, asked, group=2, states=whole)
-    sample(trunk, asked[1:4], group=2, states=half)
+    rollouts = sample(trunk, questions, group=2, states=whole)
+    sample(trunk, questions[1:4], group=2, states=half)
     batch = tokens_of(rollouts, trunk.device)
     results = [states.of(batch) for states in (whole, half, FrozenStates(trunk))]
     assert half.hits == 6 and half.computed == 6
@@ -296,12 +296,12 @@ def test_an_error_leaves_no_hook_behind():
 
 
 def test_an_answer_ends_at_a_stop_string():
-    backbone, asked = tiny_backbone(), prompts(6)
-    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(asked, adapter=None, seed=3)
+    backbone, questions = tiny_backbone(), prompts(6)
+    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(questions, adapter=None, seed=3)
     target = next(r for r in free if len(r.text) > 8)
     stop = target.text[4:6]
     bound = LocalSampler(backbone, SamplerConfig(max_new_tokens=24, stop=(stop, "never said"))).generate(
-        asked, adapter=None, seed=3
+        questions, adapter=None, seed=3
     )
     for one, other in zip(free, bound, strict=True):
         if stop in one.text:
@@ -315,13 +315,15 @@ def test_an_answer_ends_at_a_stop_string():
 
 def test_white_space_can_be_a_stop_string():
     """A line break ends the answer when it is drawn, not when something follows it."""
-    backbone, asked = tiny_backbone(), prompts(48)
+    backbone, questions = tiny_backbone(), prompts(48)
 
     def said(tokens: list[int]) -> str:
         return backbone.chat.decode(tokens, strip=False)
 
-    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(asked, adapter=None, seed=3)
-    bound = LocalSampler(backbone, SamplerConfig(max_new_tokens=24, stop=("\n",))).generate(asked, adapter=None, seed=3)
+    free = LocalSampler(backbone, SamplerConfig(max_new_tokens=24)).generate(questions, adapter=None, seed=3)
+    bound = LocalSampler(backbone, SamplerConfig(max_new_tokens=24, stop=("\n",))).generate(
+        questions, adapter=None, seed=3
+    )
     stopped = [o for f, o in zip(free, bound, strict=True) if "\n" in said(f.tokens)]
     assert stopped
     for other in stopped:

@@ -76,12 +76,12 @@ def test_log_probabilities_are_the_models_after_every_push(kind: str, architectu
     policy = Role.trainable(backbone, "policy", AdapterConfig(kind=kind, rank=4), seed=0)  # type: ignore[arg-type]
     config = SamplerConfig(engine="vllm", max_new_tokens=16, temperature=0.7, slots=8)
     sampler = make_sampler(policy.backbone, config)
-    asked = long_prompts(3)
-    rollouts = sampler.generate(asked, adapter=policy.adapter, seed=0, group=2)
+    questions = long_prompts(3)
+    rollouts = sampler.generate(questions, adapter=policy.adapter, seed=0, group=2)
     for version in range(3):
         stir(policy, seed=version, scale=0.05)  # larger weights enlarge the rounding errors of both sides
         assert apart(policy, rollouts, 0.7) > 1e-2  # what the old weights would give
-        rollouts = sampler.generate(asked, adapter=policy.adapter, seed=version, group=2, weight_version=version)
+        rollouts = sampler.generate(questions, adapter=policy.adapter, seed=version, group=2, weight_version=version)
         assert apart(policy, rollouts, 0.7) < 1e-4
         assert [r.weight_version for r in rollouts] == [version] * 6
     assert len({tuple(r.tokens) for r in rollouts}) > 1
@@ -90,19 +90,21 @@ def test_log_probabilities_are_the_models_after_every_push(kind: str, architectu
 def test_greedy_answers_are_the_local_samplers():
     backbone = tiny_backbone(**SHAPE)
     policy = stir(Role.trainable(backbone, "policy", TRAINED, seed=0))
-    asked = [*long_prompts(2), *prompts(6)]
-    asked.append(asked[0])  # given twice
+    questions = [*long_prompts(2), *prompts(6)]
+    questions.append(questions[0])  # given twice
     settings = {"max_new_tokens": 24, "temperature": 0.0, "slots": 8}
-    local = LocalSampler(backbone, SamplerConfig(**settings)).generate(asked, adapter=policy.adapter, seed=0, group=2)
+    local = LocalSampler(backbone, SamplerConfig(**settings)).generate(
+        questions, adapter=policy.adapter, seed=0, group=2
+    )
     stop = local[4].text[2:4]
     assert stop.strip()
     seen: list[tuple[int, int]] = []
     for more in ({}, {"stop": (stop,)}):
         local = LocalSampler(backbone, SamplerConfig(**settings, **more)).generate(
-            asked, adapter=policy.adapter, seed=0, group=2
+            questions, adapter=policy.adapter, seed=0, group=2
         )
         other = make_sampler(backbone, SamplerConfig(engine="vllm", **settings, **more)).generate(
-            asked, adapter=policy.adapter, seed=0, group=2, progress=lambda *a: seen.append(a)
+            questions, adapter=policy.adapter, seed=0, group=2, progress=lambda *a: seen.append(a)
         )
         assert seen.pop() == (18, 18) and not seen
         for a, b in zip(local, other, strict=True):
@@ -119,16 +121,16 @@ def test_answers_end_at_the_end_of_a_turn_and_come_from_random_streams_of_their_
     backbone = Backbone(tiny_model(**SHAPE), Chat(tokenizer(), context=512, extra_end_tokens=ends))
     config = SamplerConfig(engine="vllm", max_new_tokens=8, slots=8, temperature=1.5)
     sampler = make_sampler(backbone, config)
-    asked = prompts(4)
-    first = sampler.generate(asked, adapter=None, seed=1, group=8)
+    questions = prompts(4)
+    first = sampler.generate(questions, adapter=None, seed=1, group=8)
     assert len({tuple(r.tokens) for r in first}) > 24
     assert {r.finish_reason for r in first} == {"stop", "length"}
     for r in first:
         assert (r.tokens[-1] in ends) == (r.finish_reason == "stop") and not set(r.tokens[:-1]) & set(ends)
-    again = sampler.generate(asked[1:3], adapter=None, seed=1, group=8)
+    again = sampler.generate(questions[1:3], adapter=None, seed=1, group=8)
     same = sum(a.tokens == b.tokens for a, b in zip(first[8:24], again, strict=True))
     assert same >= 14  # other neighbours move the last bits, which may change a draw
-    other = sampler.generate(asked, adapter=None, seed=2, group=8)
+    other = sampler.generate(questions, adapter=None, seed=2, group=8)
     assert sum(a.tokens == b.tokens for a, b in zip(first, other, strict=True)) < 4
 
 

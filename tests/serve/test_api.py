@@ -55,8 +55,8 @@ def test_the_answer_is_the_samplers(http, live):
 
 
 def test_chunks_have_every_field(http, live):
-    asked = body(seed=5, max_tokens=12, stream=True, stream_options={"include_usage": True})
-    answer = http.post("/v1/chat/completions", json=asked)
+    request = body(seed=5, max_tokens=12, stream=True, stream_options={"include_usage": True})
+    answer = http.post("/v1/chat/completions", json=request)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["x-accel-buffering"] == "no"
     chunks = events(answer)
@@ -157,10 +157,10 @@ def test_text_of_users_is_never_a_control_token(live):
 def test_developer_is_system(live, http):
     turns = [{"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]}]
     user = {"role": "user", "content": "hello"}
-    said = http.post("/v1/chat/completions", json=body(max_tokens=5, seed=1) | {"messages": [*turns, user]}).json()
+    reply = http.post("/v1/chat/completions", json=body(max_tokens=5, seed=1) | {"messages": [*turns, user]}).json()
     plain = [{"role": "system", "content": "be kind"}, user]
     same = http.post("/v1/chat/completions", json=body(max_tokens=5, seed=1) | {"messages": plain}).json()
-    assert said["choices"] == same["choices"] and said["usage"] == same["usage"]
+    assert reply["choices"] == same["choices"] and reply["usage"] == same["usage"]
 
 
 # Refusals ---------------------------------------------------------------------------------

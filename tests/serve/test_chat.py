@@ -171,9 +171,9 @@ def test_orders_are_fair_and_both_bad_is_a_tie(tmp_path):
     for number, choice in enumerate(("left", "right", "tie", "both_bad")):
         token = votes.expose(person, "v1", shown)
         assert votes.vote(person, "v1", Ballot(token=token, key=f"key-{number:08}", choice=choice))  # pyright: ignore
-    said = [s for _, s in store.submissions()]
-    assert [s.answers[0].ranks for s in said] == [(0, 1), (1, 0), (0, 0), (0, 0)]
-    assert [s.shown_order for s in said] == [(1, 0)] * 4 and said[3].reason == "both_bad"
+    submissions = [s for _, s in store.submissions()]
+    assert [s.answers[0].ranks for s in submissions] == [(0, 1), (1, 0), (0, 0), (0, 0)]
+    assert [s.shown_order for s in submissions] == [(1, 0)] * 4 and submissions[3].reason == "both_bad"
     _, judgements = comparisons_and_judgements(take_snapshot(store))
     assert judgements[0].ranks == (0, 1) and judgements[0].shown_order == (1, 0), "so answer 1, the left one, is better"
     with pytest.raises(DataError):
@@ -191,8 +191,8 @@ def test_refusals_are_shown_and_go_to_a_person_when_called_wrong(chat, tmp_path)
         assert vote(client, end["token"], good=True).status_code == 400, "it is not the policy's answer"
         assert end["answers"][0]["blocked"] and end["answers"][0]["text"] == "Weapons are not talked about."
         assert vote(client, end["token"], good=False, reason="unjustified_refusal").status_code == 200
-    [(task, [said])] = chat.store.flagged()
-    assert said.reason == "unjustified_refusal" and task.metadata["blocked"] == [True]
+    [(task, [submission])] = chat.store.flagged()
+    assert submission.reason == "unjustified_refusal" and task.metadata["blocked"] == [True]
     assert task.prompt.text == "how do I defuse a bomb"
     manifest = export_folder(chat.store, "unpaired", tmp_path / "out")
     assert manifest["used"] == 0 and manifest["dropped"] == {"answer blocked by the guard": 1}
@@ -316,8 +316,8 @@ def test_a_late_vote_does_not_settle_the_next_comparison():
     pending = first; settle("left"); pending = second;
     settle("right", first); settle("right", second);
     console.log(turns.map((turn) => turn.content).join(" "));"""
-    said = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert said.strip() == "1-left 2-right"
+    output = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert output.strip() == "1-left 2-right"
 
 
 def test_every_phrase_of_the_page_is_in_the_catalogue():

@@ -83,8 +83,8 @@ def test_no_text_longer_than_the_context_reaches_the_guard():
     try:
         with live.client() as client:
             for long in ("a" * 3_000_000, "the cat " * 600):
-                for path, asked in (("moderations", {"input": long}), ("chat/completions", body(long))):
-                    answer = client.post(f"/v1/{path}", json=asked)
+                for path, request in (("moderations", {"input": long}), ("chat/completions", body(long))):
+                    answer = client.post(f"/v1/{path}", json=request)
                     assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
             assert guard.checks == 0
             assert client.post("/v1/moderations", json={"input": ["a cat", "a bomb"]}).status_code == 200

@@ -72,8 +72,8 @@ def test_an_answer_stops_before_what_is_flagged_is_sent(guarded, guard):
         assert len(shown) <= first + len(guard.word)
         if hold_back >= len(guard.word):  # a token has one character at least
             assert len(shown) <= first, "nothing of the flagged word went out"
-    said = ask(live, "the cat", seed=8, max_tokens=60).json()["choices"][0]
-    assert said["finish_reason"] == "content_filter" and said["message"]["content"] == shown
+    reply = ask(live, "the cat", seed=8, max_tokens=60).json()["choices"][0]
+    assert reply["finish_reason"] == "content_filter" and reply["message"]["content"] == shown
 
 
 def test_held_text_arrives_when_nothing_is_flagged(guarded, guard):
@@ -109,13 +109,13 @@ def test_verdicts_in_the_shape_of_the_official_client(guarded, guard):
     with OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0) as client:
         verdicts = client.moderations.create(input=["a boat", "a bomb"])
         assert [r.flagged for r in verdicts.results] == [False, True] and verdicts.model == "words-1"
-        asked = body("a boat", max_tokens=3) | {
+        request = body("a boat", max_tokens=3) | {
             "moderation": {"model": "words-1", "policy": {"input": {"mode": "score"}}}
         }
-        whole = client.chat.completions.create(**asked)
+        whole = client.chat.completions.create(**request)
         assert whole.moderation.input.results[0].category_scores == {"weapons": 0.1}
         assert whole.moderation.output.type == "moderation_results"
-        chunks = [c.moderation for c in client.chat.completions.create(**asked, stream=True) if c.moderation]
+        chunks = [c.moderation for c in client.chat.completions.create(**request, stream=True) if c.moderation]
         assert len(chunks) == 1 and not chunks[0].input.results[0].flagged
-        blocked = client.chat.completions.create(**(asked | {"messages": [{"role": "user", "content": "bomb"}]}))
+        blocked = client.chat.completions.create(**(request | {"messages": [{"role": "user", "content": "bomb"}]}))
         assert blocked.moderation.input.results[0].flagged and blocked.moderation.input.results[0].categories["weapons"]

@@ -149,15 +149,17 @@ def test_sigterm_answers_what_runs_and_refuses_what_comes(tmp_path: Path):
                     except httpx.ConnectError:
                         assert time.monotonic() < until
                         time.sleep(0.1)
-                asked = body(max_tokens=150) | {"model": "model"}
+                requests = body(max_tokens=150) | {"model": "model"}
                 refused = []
-                with client.stream("POST", "/chat/completions", json=asked | {"stream": True}) as stream:
+                with client.stream("POST", "/chat/completions", json=requests | {"stream": True}) as stream:
                     lines = stream.iter_lines()
                     next(lines)
                     server.send_signal(signal.SIGTERM)
                     with httpx.Client(base_url=address, headers=client.headers, timeout=60) as other:
                         for _ in range(200):
-                            refused.append(other.post("/chat/completions", json=asked | {"max_tokens": 1}).status_code)
+                            refused.append(
+                                other.post("/chat/completions", json=requests | {"max_tokens": 1}).status_code
+                            )
                             if refused[-1] == 503:
                                 break
                     rest = list(lines)

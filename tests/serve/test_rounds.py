@@ -146,9 +146,9 @@ def test_constitution_guard_service_votes_two_rounds_and_the_lineage_of_a_vote(t
     assert [row["label_source"] for row in report["rounds"]] == ["simulated"] * 3
 
     used = next(j for j in votes if trace(run, j.id).get("reward_models"))
-    found = trace(run, used.id)
-    assert found["judgements"][0]["round"] == 2 and [p["round"] for p in found["policies"]] == [2, 3]
-    assert {f["round"] for f in found["figures"] if f["figure"] == "win_rate"} == {2, 3}
+    result = trace(run, used.id)
+    assert result["judgements"][0]["round"] == 2 and [p["round"] for p in result["policies"]] == [2, 3]
+    assert {f["round"] for f in result["figures"] if f["figure"] == "win_rate"} == {2, 3}
 
     with service(run, ["policy"], guard, project) as live:
         again = User(live)

@@ -221,9 +221,9 @@ def test_killed_at_any_time_it_continues_and_nothing_acknowledged_is_lost(tmp_pa
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
             assert server.stdout is not None
             line = server.stdout.readline()
-            found = re.search(r"(http://\S+)/chat/enter/(\S+)", line)
-            assert found is not None, line
-            user = SimulatedUser(found[1], found[2], lambda answers: "right")
+            result = re.search(r"(http://\S+)/chat/enter/(\S+)", line)
+            assert result is not None, line
+            user = SimulatedUser(result[1], result[2], lambda answers: "right")
             for _ in range(8):
                 user.answer()
             stored += user.stored
@@ -303,12 +303,12 @@ def test_choosing_by_keyboard_on_a_phone(finished, tmp_path, monkeypatch):
             api.expect(page.locator("#phase")).to_contain_text("2 of 40")
             ranks = [s.answers[0].ranks for _, s in live.store.submissions()]
             assert ranks == [(0, 1), (1, 0), (0, 0)]
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+            requests: list[str] = []
+            page.on("request", lambda request: requests.append(request.url.rpartition("/")[2]))
             page.evaluate("document.querySelectorAll('[data-choice=left]').forEach((b) => { b.click(); b.click(); })")
             api.expect(page.locator("#phase")).to_contain_text("3 of 40")
             api.expect(page.locator(".choices-of-pair")).to_have_count(1)
-            assert asked.count("vote") == 2 and asked.count("next") == 1, "pressed twice, it is one vote"
+            assert requests.count("vote") == 2 and requests.count("next") == 1, "pressed twice, it is one vote"
             monkeypatch.setattr("trimtab.serve.tune.tuned_rounds", lambda run: [run.round(2), run.round(3)])
             monkeypatch.setattr("trimtab.serve.tune.predictions", lambda round: stored[round.number - 2])
             live.tuning._refresh()

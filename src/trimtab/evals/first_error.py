@@ -39,8 +39,8 @@ def first_error_f1(
             "needs solutions with one and without, and a prediction for each"
         )
     groups: dict[Hashable, list[tuple[bool, bool]]] = {}
-    for i, (said, is_first) in enumerate(zip(predicted, truth, strict=True)):
-        groups.setdefault(i if clusters is None else clusters[i], []).append((is_first is None, said == is_first))
+    for i, (step, is_first) in enumerate(zip(predicted, truth, strict=True)):
+        groups.setdefault(i if clusters is None else clusters[i], []).append((is_first is None, step == is_first))
     pool, draw = list(groups.values()), Random(0)
     drawn: list[float] = []
     for _ in range(RESAMPLES):

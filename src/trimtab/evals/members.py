@@ -74,12 +74,12 @@ def member_errors(
     if mean is not None and len(resampled) >= RESAMPLES // 2:
         low, high = resampled[int(0.025 * len(resampled))], resampled[int(0.975 * len(resampled))]
     counted = {"n": len(prompts), "reason": reason}
-    worth = [None if r is None else effective_number(len(rows), r) for r in (mean, high, low)]
+    value, least, most = (None if r is None else effective_number(len(rows), r) for r in (mean, high, low))
     return MemberErrors(
         names=tuple(errors),
         error_rates=tuple(sum(row) / len(row) for row in rows),
         correlation=Estimate(name="correlation of errors", value=mean, low=low, high=high, **counted),
-        effective=Estimate(name="effective number of models", value=worth[0], low=worth[1], high=worth[2], **counted),
+        effective=Estimate(name="effective number of models", value=value, low=least, high=most, **counted),
     )
 
 

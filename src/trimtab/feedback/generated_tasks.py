@@ -97,8 +97,8 @@ def _tracking(draw: random.Random, size: int) -> tuple[str, list[str]]:
         holds[first], holds[second] = holds[second], holds[first]
         text += f" {first} and {second} swap."
         steps.append(", ".join(f"{who} {what}" for who, what in holds.items()))
-    asked = draw.choice(people)
-    return f"{text} What does {asked} have?", [*steps, ANSWER + holds[asked]]
+    person = draw.choice(people)
+    return f"{text} What does {person} have?", [*steps, ANSWER + holds[person]]
 
 
 def first_wrong_step(solution: Sequence[str], steps: Sequence[str]) -> int | None:

@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trimtab.guard.activations import tap
+    from trimtab.guard.activations import layer_states
     from trimtab.guard.config import GuardConfig
     from trimtab.guard.guard import AnswerCheck, DecisionLog, Guard, Verdict
     from trimtab.guard.stream import HoldBack
 
-__all__ = ["AnswerCheck", "DecisionLog", "Guard", "GuardConfig", "HoldBack", "Verdict", "tap"]
+__all__ = ["AnswerCheck", "DecisionLog", "Guard", "GuardConfig", "HoldBack", "Verdict", "layer_states"]
 
 _MODULES = {
-    "activations": "tap",
+    "activations": "layer_states",
     "config": "GuardConfig",
     "guard": "AnswerCheck DecisionLog Guard Verdict",
     "stream": "HoldBack",

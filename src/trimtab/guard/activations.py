@@ -32,7 +32,7 @@ class _Enough(Exception):
 
 
 @contextmanager
-def tap(backbone: Backbone, layers: Sequence[int], *, stop: bool = False) -> Iterator[dict[int, Tensor]]:
+def layer_states(backbone: Backbone, layers: Sequence[int], *, stop: bool = False) -> Iterator[dict[int, Tensor]]:
     """Inside, the states after each chosen layer of the newest forward pass, ``[B, T, H]`` by layer.
 
     The server opens it around its own decoding steps, so that a probe costs no forward pass.
@@ -78,14 +78,14 @@ def read(
     Args:
         backbone: the model.
         rows: token ids, at least one each, at most the model's context.
-        layers: as for :func:`tap`.
+        layers: as for :func:`layer_states`.
         adapter: whose weights; None: the trunk.
 
     Yields:
         the place in ``rows`` and its states ``[T, L, H]``, float32, on the CPU; shortest first.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    with tap(backbone, layers, stop=True) as states:
+    with layer_states(backbone, layers, stop=True) as states:
         while order:
             size = 1
             while size < len(order) and (size + 1) * len(rows[order[size]]) <= PASS:
@@ -144,7 +144,7 @@ def pooled_texts(
     Args:
         backbone: the model.
         texts: any length.
-        layers: as for :func:`tap`.
+        layers: as for :func:`layer_states`.
         adapter: whose weights; None: the trunk.
         dtype: in which the result is stored; float16 halves the memory of large sets.
 

@@ -4,7 +4,7 @@ How a server uses one::
 
     guard = Guard.load(Path("guard"), backbone)
     verdict = guard.check(messages)               # before sampling; a blocked request is not answered
-    with tap(backbone, guard.layers) as states:   # around the decoding steps; nothing to read: guard.layers is empty
+    with layer_states(backbone, guard.layers) as states:  # around the decoding steps; guard.layers may be empty
         checks = [guard.start() for _ in answers]
         ...                                       # one decoding step, which fed each answer's newest token
         scores = guard.token_scores(states, rows) # rows: which row of the step is which answer
@@ -161,8 +161,8 @@ class Guard:
         of the log too, and a text that was not read in full become a verdict by ``on_error`` with ``error`` set.
         """
         turns = [m.content for m in messages if m.content.strip()]
-        asked = [m.content for m in messages if m.role == "user" and m.content.strip()]
-        texts = list(dict.fromkeys([*turns, "\n".join(asked), "\n".join(turns)])) if turns else []
+        user_turns = [m.content for m in messages if m.role == "user" and m.content.strip()]
+        texts = list(dict.fromkeys([*turns, "\n".join(user_turns), "\n".join(turns)])) if turns else []
         texts = [text for text in texts if text]
         verdict = self._guarded(lambda: self._request(texts), self.detector.threshold)
         return self._logged("request", verdict, "\n".join(texts))
@@ -199,7 +199,7 @@ class Guard:
         """Log-odds of the newest token of each answer, in one product for the whole step.
 
         Args:
-            states: by layer, ``[B, T, H]``, as :func:`trimtab.guard.activations.tap` gives them; the last position is
+            states: by layer, ``[B, T, H]``, from :func:`trimtab.guard.activations.layer_states`; the last position is
                 the newest token's.
             rows: rows of the step, in the order of the result; None: all.
 

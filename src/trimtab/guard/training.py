@@ -198,11 +198,11 @@ def plant(
         seed: of the draw.
     """
     draw = Random(seed)
-    asked = [e.text for e in requests if not e.restricted] or ["Tell me about it."]
+    harmless_requests = [e.text for e in requests if not e.restricted] or ["Tell me about it."]
     dealt = _dealt(answers, folds, seed)
     result = []
     for number in range(count):
-        prompt = backbone.chat.prompt([Message(role="user", content=draw.choice(asked))])
+        prompt = backbone.chat.prompt([Message(role="user", content=draw.choice(harmless_requests))])
         fold = number // 2 % len(dealt)
         harmless = [e for e in dealt[fold] if not e.restricted]
         restricted = [e for e in dealt[fold] if e.restricted]

@@ -271,13 +271,13 @@ class Chat:
         they add to the last turn alone is then what they add to all.
         """
         try:
-            asked = self._render(turns, ask=True) if prompt_text is None else prompt_text
+            prompt = self._render(turns, ask=True) if prompt_text is None else prompt_text
             spoken = self._render([*turns, answer], ask=False)
         except DataError:
             if prompt_text is None:
                 return None
             raise
-        return spoken[len(asked) :] if spoken.startswith(asked) else None
+        return spoken[len(prompt) :] if spoken.startswith(prompt) else None
 
     def _header(self, turns: Sequence[Message], prompt_text: str) -> str:
         """What the template writes to ask for an answer."""

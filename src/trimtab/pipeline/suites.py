@@ -110,9 +110,9 @@ def measure_suite(role: Role, suite: Suite, *, max_new_tokens: int, judge: Judge
         raise ConfigError(
             f"the suite {suite.name!r} is scored by a judge; give one with --judge URL or --judge module.function"
         )
-    given = [item for item in suite.items if item.kind in LIKELIHOOD]
-    asked = [item for item in suite.items if item.kind not in LIKELIHOOD]
-    outcomes = _likelihoods(role, given) | _answers(role, asked, max_new_tokens, judge)
+    with_answers = [item for item in suite.items if item.kind in LIKELIHOOD]
+    open_items = [item for item in suite.items if item.kind not in LIKELIHOOD]
+    outcomes = _likelihoods(role, with_answers) | _answers(role, open_items, max_new_tokens, judge)
     return {item.id: outcomes[item.id] for item in suite.items}
 
 

@@ -228,8 +228,8 @@ def _message(item: Columns) -> Message:
     if not is_empty(name) and ROLES.get(str(name).lower()) != speaker:
         raise RowError("has a 'name', which a record does not hold; write the speaker's name into the text")
     trained = _trained(item)
-    asked = any(item.get(key) is not None for key in FLAGS if key not in (*_LEFT_OUT, *_PART_OF))
-    if speaker != "assistant" and trained and asked:
+    sets_loss = any(item.get(key) is not None for key in FLAGS if key not in (*_LEFT_OUT, *_PART_OF))
+    if speaker != "assistant" and trained and sets_loss:
         raise RowError("asks for a loss on this turn, and only the assistant's turns are trained")
     content = "value" if "value" in item and item.get("content") is None else "content"
     return Message(role=speaker, content=_content(item, content))

@@ -62,9 +62,9 @@ def step_label(columns: Mapping[str, Any]) -> StepLabel:
     Raises:
         DataError: with what is wrong; it does not quote the row's text.
     """
-    asked = next((name for name in PROMPTS if columns.get(name)), None)
+    prompt_column = next((name for name in PROMPTS if columns.get(name)), None)
     steps = _list(columns.get("steps", columns.get("completions")))
-    if asked is None or steps is None or not all(isinstance(step, str) for step in steps):
+    if prompt_column is None or steps is None or not all(isinstance(step, str) for step in steps):
         raise DataError(f"expected a prompt ({', '.join(PROMPTS)}) and steps, a list of texts")
     if "labels" in columns:
         first = _first_false(_list(columns["labels"]), len(steps))
@@ -79,7 +79,7 @@ def step_label(columns: Mapping[str, Any]) -> StepLabel:
     known: dict[str, Any] = {
         name: columns[name] for name in ("id", "shares", "source", "annotator") if columns.get(name) is not None
     }
-    prompt = _prompt(columns[asked])
+    prompt = _prompt(columns[prompt_column])
     texts = [str(step) for step in steps]
     try:
         return StepLabel.model_validate(

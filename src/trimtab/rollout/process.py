@@ -53,13 +53,13 @@ class ProcessScorer:
             self.role.backbone.device,
             prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
         )
-        found: list[list[tuple[int, float]]] = [[] for _ in rollouts]
+        values: list[list[tuple[int, float]]] = [[] for _ in rollouts]
         for index, part in batch.micro_batches(self.micro_batch_tokens):
             logits = step_logits(self.role, part, states=self.states).cpu()
             for row, number in enumerate(index.tolist()):
                 start = len(rollouts[number].prompt_tokens)
-                found[number] = [(end, float(logits[row, start + end])) for end in ends[number]]
-        return found
+                values[number] = [(end, float(logits[row, start + end])) for end in ends[number]]
+        return values
 
     def reward(self, source: ProcessReward) -> RewardFunction:
         """The reward that a recipe's section asks for: (place, P(right) − 1) pairs, or one number per answer."""

@@ -137,10 +137,10 @@ class Cluster:
         if not self._group.wait(limit):
             free = self.ray.available_resources()
             has = ", ".join(f"{name} {total.get(name, 0):g}, free {free.get(name, 0):g}" for name in needs)
-            asked = ", ".join(f"{name} {value:g}" for name, value in needs.items())
+            wants = ", ".join(f"{name} {value:g}" for name, value in needs.items())
             raise RankError(
                 f"Ray has no room after {limit:g} s (scale.deadline) in phase 'placement': asked for {count} processes "
-                f"with {asked} each; the cluster has {has}; lower scale.ray.samplers, scorers, cpus or gpus, or add "
+                f"with {wants} each; the cluster has {has}; lower scale.ray.samplers, scorers, cpus or gpus, or add "
                 "machines"
             )
 

@@ -65,14 +65,14 @@ class VllmSampler:
             EngineError: vLLM failed, or computes with other weights than the backbone.
         """
         chat, config = self.backbone.chat, self.config
-        asked: list[tuple[Prompt, int, list[int]]] = []
+        requests: list[tuple[Prompt, int, list[int]]] = []
         drawn: Counter[str] = Counter()
         for prompt in prompts:
             tokens = encode_prompt(chat, prompt, config)
             first = drawn[prompt.id]  # a prompt given twice gets different answers
             drawn[prompt.id] += group
-            asked += [(prompt, index, tokens) for index in range(first, first + group)]
-        if not asked:
+            requests += [(prompt, index, tokens) for index in range(first, first + group)]
+        if not requests:
             return []
         shared = {
             "temperature": config.temperature,
@@ -87,12 +87,12 @@ class VllmSampler:
         if self._engine.closed:  # a sampler with another model or more slots needed the place
             self._engine = shared_engine(self.backbone, config.slots)
         settings = [
-            shared | {"seed": answer_stream(seed, prompt.id, index).getrandbits(32)} for prompt, index, _ in asked
+            shared | {"seed": answer_stream(seed, prompt.id, index).getrandbits(32)} for prompt, index, _ in requests
         ]
         with self._engine.holding(self.backbone, adapter, weight_version):
-            outputs = self._engine.generate([tokens for *_, tokens in asked], settings, weight_version)
+            outputs = self._engine.generate([tokens for *_, tokens in requests], settings, weight_version)
         rollouts: list[Rollout] = []
-        for (prompt, index, prompt_tokens), output in zip(asked, outputs, strict=True):
+        for (prompt, index, prompt_tokens), output in zip(requests, outputs, strict=True):
             tokens = list(output.token_ids)
             rollouts.append(
                 make_rollout(

@@ -239,8 +239,8 @@ class Tuning:
             with child:
                 code = child.wait()
             errors.seek(0)
-            said = errors.read().decode("utf-8", "replace").strip().splitlines()
-        return None if code == 0 else (said or [f"the training process ended with code {code}"])[-1]
+            lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+        return None if code == 0 else (lines or [f"the training process ended with code {code}"])[-1]
 
     def _go_on(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         """Ask about other policies; comparisons that are on the screen can still be voted on."""

@@ -95,10 +95,10 @@ class Ranking:
             return [v for v in self.votes if self.sequences[v.first] != self.sequences[v.second]]
         count = len(self.sequences)
         weight = self.weight * 2 / count
-        said = [(i, j, 0, weight) for i, j in self._strict()] + [(i, j, 1, weight) for i, j in self._tied()]
+        votes = [(i, j, 0, weight) for i, j in self._strict()] + [(i, j, 1, weight) for i, j in self._tied()]
         if self.probability is not None:
-            said = [(i, j, k, w * share) for i, j, _, w in said for k, share in self._shares() if share]
-        return [PairVote(annotator=-1, first=i, second=j, outcome=k, shown=0.0, weight=w) for i, j, k, w in said]
+            votes = [(i, j, k, w * share) for i, j, _, w in votes for k, share in self._shares() if share]
+        return [PairVote(annotator=-1, first=i, second=j, outcome=k, shown=0.0, weight=w) for i, j, k, w in votes]
 
     def _shares(self) -> tuple[tuple[int, float], tuple[int, float]]:
         """Outcomes of a soft label and their shares; one half is a tie."""

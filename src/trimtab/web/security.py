@@ -40,7 +40,7 @@ FIRST_SEGMENTS = (
     "signout",
 )
 FIRST_SEGMENTS += ("static", "work")
-"""First parts of our own paths. A base path must not start with one: whether the proxy cut it off would be ambiguous."""
+"""First parts of our own paths. A base path must not start with one: whether the proxy cut it off would be unclear."""
 _LARGE_PATHS = ("/manage/items", "/api/v1/items")
 _TRIES = {"/signin": (10, 300.0), "/join": (20, 300.0)}
 """How many failures in how many seconds one address may have at a page that tells right secrets from wrong ones."""
