@@ -32,7 +32,7 @@ class GeneratedTask:
     name: TaskName
     """Which kind."""
     question: str
-    """What is asked."""
+    """The question."""
     steps: tuple[str, ...]
     """The right solution, line by line; the last one begins with ``Answer:``."""
 

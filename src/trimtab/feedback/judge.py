@@ -105,7 +105,7 @@ Ask = Callable[[Sequence[Question], Callable[[Mapping[str, Reply]], None]], None
 
 
 class JudgeConfig(Config):
-    """How a judge is asked."""
+    """How a judge is prompted."""
 
     mode: Literal["direct", "reason", "rubric"] = "direct"
     """What the judge answers. ``direct``: the letter of the better answer. ``reason``: a chain of thought, then the

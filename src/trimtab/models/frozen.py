@@ -31,16 +31,16 @@ class FrozenStates:
     Args:
         backbone: whose layers.
         limit: tokens to keep; None: no limit. From the first sequence that does not fit on, nothing more is added, and
-            what is not here is computed at each use. So the contents do not depend on how often they are used, and a
+            other sequences are computed at each use. So the contents do not depend on how often they are used, and a
             resumed run computes the same bits as an uninterrupted one.
     """
 
     def __init__(self, backbone: Backbone, limit: int | None = None) -> None:
         self.backbone, self.limit = backbone, limit
         self.hits = 0
-        """Rows taken from here so far."""
+        """Rows taken from the store so far."""
         self.computed = 0
-        """Rows that were not here and were computed."""
+        """Rows that were not stored and were computed."""
         self._layers: nn.Module | None = None
         self._states: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
         self._tokens = 0
@@ -54,7 +54,7 @@ class FrozenStates:
 
     @property
     def active(self) -> bool:
-        """True: the backbone has frozen layers, so there is something to keep."""
+        """True: the backbone has frozen layers, whose states can be stored."""
         return self._frozen() is not None
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class FrozenStates:
         self._states[key] = pieces
 
     def get(self, tokens: Iterable[int]) -> Tensor | None:
-        """States of a sequence, ``[T, H]``; None where they are not here."""
+        """States of a sequence, ``[T, H]``; None if they are not stored."""
         pieces = self._states.get(tuple(tokens)) if self.active else None
         return None if pieces is None else torch.cat(pieces)
 
@@ -135,7 +135,7 @@ class FrozenStates:
     # Files --------------------------------------------------------------------------------
 
     def save(self, path: Path, sequences: Iterable[Sequence[int]]) -> None:
-        """Write the states of those sequences that are here, as safetensors.
+        """Write the states of those sequences that are stored, as safetensors.
 
         Recomputed states would differ in their last bits, because sums are added in another order.
         """

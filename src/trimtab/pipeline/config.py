@@ -121,7 +121,7 @@ class LabelConfig(Config):
     """AI judges by name. Several form an ensemble: ``ai`` combines their judgements by ``aggregate``, ``hybrid`` by the
     mean of their probabilities. None: the recipe's pretrained model."""
     judge: JudgeConfig = JudgeConfig()
-    """How the AI judges are asked."""
+    """How the AI judges are prompted."""
     route: RouteConfig = RouteConfig()
     """For ``hybrid``: which labels the AI gives and which people give."""
     people: str | None = None

@@ -229,7 +229,7 @@ def judge_items(
         items: the items.
         constitution: the principles.
         judges: by name.
-        config: how they are asked.
+        config: how they are prompted.
         folder: for verdicts, judgements and the report.
         default: the model of a local judge that names none.
         ui: console.

@@ -25,7 +25,7 @@ class WrongRefusal(Record):
     vote: str
     """Id of the vote."""
     annotator: str
-    """Pseudonym of who voted."""
+    """Pseudonym of the voter."""
     text: str
     """The prompt."""
     answers: tuple[str, ...]

@@ -45,7 +45,7 @@ class Check(Record):
 
     role: Literal["training", "qualification", "gold", "attention"]
     """``training``: comes before all others, and the right answer is shown afterwards; ``qualification``: decides who
-    may work; ``gold``: measures accuracy; ``attention``: who misses several is paused."""
+    may work; ``gold``: measures accuracy; ``attention``: an annotator who misses several is paused."""
     ranks: tuple[int, ...] | None = None
     """For ``compare``: the right ranks in canonical order; only the order of answers that differ is checked."""
     good: bool | None = None
@@ -201,7 +201,7 @@ class StepLabel(Record):
     source: Source = "imported"
     """Where the label came from."""
     annotator: str | None = None
-    """Pseudonym of who gave it, where known."""
+    """Pseudonym of the annotator, where known."""
 
     @model_validator(mode="after")
     def _fits_the_steps(self) -> StepLabel:
@@ -346,7 +346,7 @@ def overall_ranks(task: Task, submission: Submission) -> tuple[int, ...]:
 
 
 def disagree(task: Task, submissions: Sequence[Submission], *, majority: float = 1.0) -> bool:
-    """True if those who judged contradict each other: another order of two answers, thumb or step.
+    """True if the judgements contradict each other: another order of two answers, thumb or step.
 
     Args:
         task: what was judged.
@@ -367,7 +367,7 @@ def disagree(task: Task, submissions: Sequence[Submission], *, majority: float =
 
 
 def distance(task: Task, submissions: Sequence[Submission]) -> float:
-    """How far apart those who judged are, from 0 (all say the same) to 1: the mean over all pairs of people.
+    """How far apart the judgements are, from 0 (all the same) to 1: the mean over all pairs of people.
 
     Two thumbs or first wrong steps are 0 or 1 apart. The preference between two answers is 1, 0 (a tie) or −1, in a
     comparison of two answers times the strength where it was asked. Two rankings are half the difference of their

@@ -276,7 +276,7 @@ class Rating(Record):
     source: Source = "imported"
     """Where the label came from."""
     annotator: str | None = None
-    """Pseudonym of who gave it, where known."""
+    """Pseudonym of the annotator, where known."""
     reason: str = ""
     """The reason for a thumb down, where the page asks for one."""
 

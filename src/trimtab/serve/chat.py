@@ -63,7 +63,7 @@ class ChatPage:
     votes: ChatVotes
     """Stores votes."""
     key: str
-    """Who has the link with it may use the page."""
+    """Part of the link; anyone with it may use the page."""
     licence: str = "not published"
     """Under which licence votes are published, as the terms say."""
     secure: bool = False

@@ -38,7 +38,7 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def first_chunk(self, index: int) -> dict[str, Any]:
-        """Says who speaks."""
+        """The chunk that names the speaker."""
         return self._chunk([self._choice(index, {"role": "assistant", "content": "", "refusal": None})])
 
     def chunks(self, update: Update) -> Iterable[dict[str, Any]]:

@@ -243,7 +243,7 @@ class Tuning:
         return None if code == 0 else (lines or [f"the training process ended with code {code}"])[-1]
 
     def _go_on(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
-        """Ask about other policies; comparisons that are on the screen can still be voted on."""
+        """Compare other policies from now on; comparisons on the screen can still be voted on."""
         before = asyncio.run_coroutine_threadsafe(self._replace(service), loop).result()
         while not before.worker.idle and not self._stop:  # answers that it has begun are drawn to their end
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What every trainer may be handed besides its data: where to log, checkpoint, and when to stop."""
+"""What a trainer takes besides its data: where to log and checkpoint, and when to stop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ def _ignore(_: Metrics) -> None:
 
 @dataclass(kw_only=True)
 class Session:
-    """The surroundings of one training stage; the defaults train in silence and keep nothing."""
+    """The surroundings of one training stage; the defaults log nothing and save nothing."""
 
     log: Log = _ignore
     """Receives the metrics of each step."""
     checkpoints: Checkpoints | None = None
     """Where to save and continue from; None: nowhere."""
     stop_requested: Callable[[], bool] = field(default=lambda: False)
-    """Asked after each step; True saves a checkpoint and raises :class:`Interrupted`."""
+    """Called after each step; True saves a checkpoint and raises :class:`Interrupted`."""
     planned: Callable[[int, int], None] = field(default=lambda done, total: None)
-    """Told once how many steps are done (resume) and how many there are in all."""
+    """Called once with the number of finished steps (resume) and of all steps."""
     group: Group = ALONE
     """The processes that train together; checkpoints need the same one. Each of them has a session, and logs what it is
     given: let only the first one log."""

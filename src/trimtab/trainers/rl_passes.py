@@ -1,4 +1,4 @@
-"""What the models say about sampled answers before the update: every number of it is constant in the update.
+"""Log-probabilities and values of sampled answers before the update, constant in the update.
 
 Legend: B answers, T tokens. ``[B, T]`` tensors are 0 where the response mask is False.
 """

@@ -49,7 +49,7 @@ def train_sft(
         examples: encoded conversations; those without a response token are refused.
         config: settings.
         seed: order of the examples and dropout.
-        session: logging, checkpoints, stopping; None: silent, keeps nothing.
+        session: logging, checkpoints, stopping; None: silent, saves nothing.
 
     Raises:
         DataError: nothing to learn from.

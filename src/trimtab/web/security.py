@@ -129,7 +129,7 @@ class Guard:
 
 
 class Tries:
-    """Counts tries in a sliding window; remembers the latest ten thousand who tried.
+    """Counts tries in a sliding window; remembers the latest ten thousand clients.
 
     A try counts from its start, so that many at once are not more than allowed, and is forgiven if it was right.
 

@@ -124,7 +124,7 @@ def welcome(project: Project, link: str, *, owner_link: bool = False) -> str:
 
 
 def server_config(app: "FastAPI", proxy: str | None) -> "uvicorn.Config":
-    """How uvicorn serves the app. Who asks is who connects, unless that is the proxy."""
+    """How uvicorn serves the app. The client is the connecting address, or the one that the proxy reports."""
     import uvicorn
 
     return uvicorn.Config(

@@ -74,7 +74,7 @@ def create_watch_app(
 
 
 def _signed_in(request: Request) -> None:
-    """Refuse who does not have the cookie that the link gives."""
+    """Refuse visitors without the cookie that the link sets."""
     if not _equal(request.cookies.get(request.app.state.cookie, ""), request.app.state.token):
         raise HTTPException(401, "Open the link that `trimtab watch` printed; each start makes a new one.")
 
