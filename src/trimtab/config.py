@@ -51,7 +51,7 @@ class Config(BaseModel):
                 if abs(number) > large or 0 < abs(number) < SMALLEST:
                     size = f"{number:g}" if isinstance(number, float) else f"a number of {len(str(abs(number)))} digits"
                     raise ValueError(
-                        f"{name} is {size}, beyond what training computes with; expected 0, or a magnitude between "
+                        f"{name} is {size}, outside the supported range; expected 0, or a magnitude between "
                         f"{SMALLEST:g} and {large:g}"
                     )
         return self

@@ -61,7 +61,7 @@ def test_the_shipped_one_covers_what_it_promises():
         ("just words", "the constitution is empty"),
         ("name: [", "not valid YAML"),
         ("name: a\nname: b\nprinciples: [1]\n", "the key 'name' is given 2 times"),
-        (written(principle(), principle()), "the id 'kind' stands more than once"),
+        (written(principle(), principle()), "the id 'kind' occurs more than once"),
         (written(principle(critique="")), "critique: .*not filled in"),
         (written(principle(revision="TODO")), "revision: .*not filled in yet \\('TODO'\\)"),
         (written(principle(twin="<a harmless example>")), "twin: .*not filled in"),
@@ -168,7 +168,7 @@ def test_no_chat_token_survives_in_material(token: str):
 
 def test_overall_is_no_name_of_a_principle_or_tag():
     for wrong in (principle("overall"), principle("kind", tags=["overall"])):
-        with pytest.raises(ConfigError, match="'overall' is what all principles together are called"):
+        with pytest.raises(ConfigError, match="'overall' is reserved for all principles together"):
             made(wrong)
 
 
@@ -224,7 +224,7 @@ def test_guard_rules_have_a_version_of_their_own():
 def test_guard_rules_are_checked(rule, said):
     with pytest.raises(ConfigError, match=said):
         parse_constitution(written(principle(), guard=[rule]), where="ours.yaml")
-    with pytest.raises(ConfigError, match="'secrets' stands more than once"):
+    with pytest.raises(ConfigError, match="'secrets' occurs more than once"):
         parse_constitution(written(principle(), guard=[RULE, RULE]), where="ours.yaml")
 
 

@@ -88,6 +88,6 @@ def diff(
             for field, was, now in change.fields:
                 typer.echo(f"    {field}: {was}\n    {' ' * len(field)}→ {now}")
         for name, counts in (again or {}).items():
-            typer.echo(f"  judge {name}: {counts['again']} of {counts['questions']} questions would be asked again")
+            typer.echo(f"  judge {name}: {counts['again']} of {counts['questions']} questions would be sent again")
     if changes:
         raise typer.Exit(1)

@@ -148,7 +148,7 @@ def generate(
     write_atomic(out, "".join(dumps(made.row()) + "\n" for made in tasks))
     typer.echo(f"{out}: {len(tasks)} tasks")
     if len(tasks) < count:
-        typer.echo(f"  {count - len(tasks)} fewer than asked for: there are no more of --size {size}; raise it")
+        typer.echo(f"  {count - len(tasks)} fewer than requested: there are no more of --size {size}; raise it")
 
 
 @app.command("export")

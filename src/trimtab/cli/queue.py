@@ -78,7 +78,7 @@ def queue(
             typer.echo(f"  {number} {reason}")
     if len(chosen) < count:
         typer.echo(
-            f"  {count - len(chosen)} fewer than asked for: the items for the test set or for the arms are used up"
+            f"  {count - len(chosen)} fewer than requested: the items for the test set or for the arms are used up"
         )
     typer.echo(f"Next: trimtab annotate PROJECT --items {out}")
 

@@ -35,7 +35,7 @@ def reward(
     from trimtab.errors import ConfigError
 
     if slices is not None and evaluate is None:
-        raise ConfigError("--by divides what --evaluate measures; add --evaluate FILE or --evaluate heldout")
+        raise ConfigError("--by splits the results of --evaluate; add --evaluate FILE or --evaluate heldout")
     if evaluate is None:
         execute(recipe, set, until="reward", runs=runs, as_json=as_json)
         return

@@ -82,12 +82,12 @@ class Constitution(Config):
         if not self.principles:
             raise ValueError("there is no principle; a constitution needs at least one")
         if twice:
-            raise ValueError(f"the id {twice[0]!r} stands more than once; give each principle an id of its own")
+            raise ValueError(f"the id {twice[0]!r} occurs more than once; give each principle an id of its own")
         again = [name for name, count in Counter(r.id for r in self.guard).items() if count > 1]
         if again:
-            raise ValueError(f"the guard rule {again[0]!r} stands more than once; give each rule an id of its own")
+            raise ValueError(f"the guard rule {again[0]!r} occurs more than once; give each rule an id of its own")
         if any("overall" in (p.id, *p.tags) for p in self.principles):
-            raise ValueError("'overall' is what all principles together are called; give that principle or tag a name")
+            raise ValueError("'overall' is reserved for all principles together; give that principle or tag a name")
         return self
 
     @property

@@ -265,7 +265,7 @@ class Chat:
         return lead + self._control.hide(text, thoughts=True) + ("" if cut else after)
 
     def _behind(self, turns: Sequence[Message], prompt_text: str | None, answer: Message) -> str | None:
-        """What the template adds to the prompt of ``turns`` for an answer; None: it shows that prompt in other words.
+        """What the template adds to the prompt of ``turns`` for an answer; None: it renders that prompt differently then.
 
         Some templates move the system message to the last turn, which is no longer the last once it is answered. What
         they add to the last turn alone is then what they add to all.
@@ -340,8 +340,8 @@ class Chat:
         if rest and self.thoughts.first(rest) is None:
             raise ModelError(
                 f"the chat template asks for an answer with {prompt_text[-40:]!r} but writes {before[-40:]!r} before "
-                "one, so the model would be asked in other words than it was trained on; set model.chat_template to "
-                "one that uses the same words"
+                "one, so the model would see another prompt than in training; set model.chat_template to "
+                "one that writes the same text"
             )
         lead = before[_common(prompt_text, before) :]
         if self.thoughts.first(lead) is None and (letters := self._control.letters(lead).strip()):

@@ -298,7 +298,7 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
     for value, rollout in zip(rewards, rollouts, strict=True):
         if not abs(value) < LARGEST:
             raise NonFiniteError(
-                f"reward {name!r} is {value:g} for sample {rollout.id}, beyond what training computes with; expected a "
+                f"reward {name!r} is {value:g} for sample {rollout.id}, outside the supported range; expected a "
                 f"finite number below {LARGEST:g}: mend the reward function"
             )
     return rewards

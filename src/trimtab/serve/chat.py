@@ -267,7 +267,7 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         page.allow(request)
         person = await page.visitor(request)
         if person is None:
-            raise ApiError(403, "votes are stored of people who agreed to the terms; agree on the page first")
+            raise ApiError(403, "votes are stored only for people who agreed to the terms; agree on the page first")
         ballot = Ballot(token=given.token, key=given.key, good=given.good, reason=given.reason, choice=given.choice)
         try:
             new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)

@@ -227,7 +227,7 @@ class ChatVotes:
         digest = content_id(_digest(ballot.token), ballot.good, ballot.reason, ballot.choice)
         with self.store.writing() as tx:
             if not _agrees(tx.c, person, version):
-                raise DataError("votes are stored of people who agreed to the terms; agree on the page first")
+                raise DataError("votes are stored only for people who agreed to the terms; agree on the page first")
             query = select(events.c.body).where(events.c.person_id == person, events.c.key == ballot.key)
             if (earlier := tx.c.execute(query).first()) is not None:
                 if json.loads(earlier.body).get("digest") != digest:

@@ -190,7 +190,7 @@ def _check_scores(config: ClippedConfig) -> None:
     if config.running_scale and _scale_cancels(config):
         raise ConfigError(
             f"running_scale is true and {config.method} divides advantages by their deviation over the batch, which "
-            "undoes any scale: no penalty stands beside the scores (kl.place is 'loss', missing_eos and score_clip are "
+            "undoes any scale: no penalty is added to the scores (kl.place is 'loss', missing_eos and score_clip are "
             "null); set running_scale: false"
         )
     limit = config.constraint
