@@ -187,8 +187,8 @@ class NamedRewards:
             shaped = min(shaped, math.inf if source.cap is None else source.cap)
             if not abs(shaped * source.weight) < LARGEST:
                 raise NonFiniteError(
-                    f"reward {name!r} is {shaped:g} after its mean and std, and weighs {source.weight:g}: beyond what "
-                    f"training computes with ({LARGEST:g}); correct rewards.{name}"
+                    f"reward {name!r} is {shaped:g} after its mean and std, and weighs {source.weight:g}; expected "
+                    f"a product below {LARGEST:g}: correct rewards.{name}"
                 )
             return shaped
 
