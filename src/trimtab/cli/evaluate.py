@@ -1,11 +1,14 @@
 """``trimtab eval``: a recipe up to the held-out evaluation, blind reading, and checkpoints compared on suites."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trimtab.cli.run import Json, Runs, Set, execute
+
+if TYPE_CHECKING:
+    from trimtab.pipeline.suite_comparison import SuiteOptions
 
 Targets = Annotated[
     list[str],
@@ -126,19 +129,18 @@ def evaluate(
     if suite or lm_eval or len(targets) > 1:
         if set or blind or annotate or models or read:
             raise ConfigError("--set, --blind, --annotate, --models and --read are for a recipe, not for suites")
-        _on_suites(
-            targets,
-            suite,
-            lm_eval,
-            lm_eval_folder,
-            judge,
-            out,
-            prompts,
-            max_new_tokens,
-            seed,
-            runs=runs,
-            as_json=as_json,
+        from trimtab.pipeline.suite_comparison import SuiteOptions
+
+        options = SuiteOptions(
+            specs=suite or (),
+            tasks=lm_eval or (),
+            task_folder=lm_eval_folder,
+            judge=judge,
+            questions=prompts,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
         )
+        _on_suites(targets, options, out, runs, as_json)
         return
     if judge or lm_eval_folder:
         raise ConfigError("--judge and --lm-eval-folder are for suites; add --suite NAME=FILE or --lm-eval TASK")
@@ -161,33 +163,11 @@ def evaluate(
         _ask_readers(recipe, set, runs, blind, annotate, models, seed, prompts)
 
 
-def _on_suites(
-    targets: list[str],
-    suites: list[str] | None,
-    tasks: list[str] | None,
-    task_folder: Path | None,
-    judge: str | None,
-    out: Path | None,
-    questions: int | None,
-    max_new_tokens: int,
-    seed: int,
-    *,
-    runs: Path,
-    as_json: bool,
-) -> None:
+def _on_suites(targets: list[str], options: "SuiteOptions", out: Path | None, runs: Path, as_json: bool) -> None:
     """Compare checkpoints on suites and print the results."""
     from trimtab.evals.suite_results import result_lines
-    from trimtab.pipeline.suite_comparison import SuiteOptions, compare_on_suites
+    from trimtab.pipeline.suite_comparison import compare_on_suites
 
-    options = SuiteOptions(
-        specs=suites or (),
-        tasks=tasks or (),
-        task_folder=task_folder,
-        judge=judge,
-        questions=questions,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
     results, page = compare_on_suites(targets, options, out=out, runs=runs, say=lambda text: typer.echo(text, err=True))
     if as_json:
         typer.echo(page.with_name("suites.json").read_text())

@@ -265,7 +265,7 @@ class Chat:
         return lead + self._control.hide(text, thoughts=True) + ("" if cut else after)
 
     def _behind(self, turns: Sequence[Message], prompt_text: str | None, answer: Message) -> str | None:
-        """What the template adds to the prompt of ``turns`` for an answer; None: it then renders the prompt differently.
+        """What the template adds to the prompt of ``turns`` for an answer; None: it renders the prompt differently.
 
         Some templates move the system message to the last turn, which is no longer the last once it is answered. What
         they add to the last turn alone is then what they add to all.
