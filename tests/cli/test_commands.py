@@ -213,6 +213,13 @@ def test_mistakes_get_a_message_and_a_code(arguments, code, message, fails, tmp_
     assert message in fails(*(recipe if a == "{recipe}" else a for a in arguments), *runs, code=code)
 
 
+def test_a_run_is_not_named_without_its_folder(fails, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.yaml").write_text("name: first")
+    message = fails("chat", "first", "--runs", str(tmp_path), code=2)
+    assert f"'first' is no model; to use the run of this name, give its folder: {tmp_path / 'first'}" in message
+
+
 def test_malformed_recipes(fails, tmp_path):
     recipe = tmp_path / "r.yaml"
     for text, message in (("a: [", "not valid YAML"), ("- a", "a recipe is a mapping"), ("name: x", "has no stage")):
