@@ -36,12 +36,12 @@ def length_correlation(scores: TensorB, lengths: TensorB, prompts: TensorB) -> t
     """
     same_shape(scores=scores, lengths=lengths, prompts=prompts)
     s, n = _centred(full(scores).double(), prompts), _centred(full(lengths).double(), prompts)
-    spread, width = s.square().sum(), n.square().sum()
-    scale = (spread * width).sqrt()
+    score_squares, length_squares = s.square().sum(), n.square().sum()
+    scale = (score_squares * length_squares).sqrt()
     if float(scale) < 1e-9:
         return 0.0, torch.zeros_like(full(scores))
     rho = (s * n).sum() / scale
-    return float(rho), (n / scale - rho * s / spread).to(full(scores).dtype)
+    return float(rho), (n / scale - rho * s / score_squares).to(full(scores).dtype)
 
 
 def _centred(values: TensorB, prompts: TensorB) -> TensorB:

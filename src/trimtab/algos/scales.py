@@ -28,8 +28,8 @@ class RunningScale:
     @property
     def value(self) -> float:
         """σ, in reward units; 1 while nothing has varied, which leaves rewards as they are."""
-        spread = math.sqrt(self.squares / self.count) if self.count else 0.0
-        return spread if spread > 1e-8 else 1.0
+        deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return deviation if deviation > 1e-8 else 1.0
 
     def update(self, rewards: Sequence[float]) -> float:
         """Take in a batch and return the new σ.

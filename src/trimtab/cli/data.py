@@ -295,10 +295,10 @@ def _lines(file: "FileCheck") -> list[tuple[str, str]]:
         ("rows", str(file.rows)),
         ("refused", str(len(file.refused))),
         ("records", ", ".join(f"{count} {kind}" for kind, count in file.records.items()) or "none"),
-        ("prompt, characters", _spread(file.prompt_characters)),
-        ("prompt, words", _spread(file.prompt_words)),
-        ("answer, characters", _spread(file.answer_characters)),
-        ("answer, words", _spread(file.answer_words)),
+        ("prompt, characters", _lengths(file.prompt_characters)),
+        ("prompt, words", _lengths(file.prompt_words)),
+        ("answer, characters", _lengths(file.answer_characters)),
+        ("answer, words", _lengths(file.answer_words)),
         ("duplicates", str(file.duplicates)),
         ("empty answers", str(file.empty_answers)),
         ("not read", _counts(file.unread) or "nothing"),
@@ -317,7 +317,7 @@ def _counts(names: "Mapping[str, int]") -> str:
     return ", ".join(f"{name[:40]!r} ({count})" for name, count in names.items())
 
 
-def _spread(lengths: "Lengths | None") -> str:
+def _lengths(lengths: "Lengths | None") -> str:
     if lengths is None:
         return "none"
     return f"min {lengths.min}, median {lengths.median:g}, 95 % {lengths.p95}, max {lengths.max}"

@@ -121,14 +121,14 @@ def reward_efficiency(seeds: Sequence[int], pairs: int = 8000) -> Iterator[Row]:
         bins = (predicted * 10).long().clamp(max=9)
         totals = torch.zeros(10, dtype=F).index_add_(0, bins, predicted - truth)
         off.append(float(totals.abs().sum()) / len(fresh))
-    mean, spread = sum(errors) / len(errors), math.sqrt(2 / size / len(errors))
+    mean, deviation = sum(errors) / len(errors), math.sqrt(2 / size / len(errors))
     yield worst_row(
         name,
         "Bradley–Terry",
         "Fisher-normalised error / D, mean; 1 ± 3 SE",
         [mean],
-        low=1 - 3 * spread,
-        high=1 + 3 * spread,
+        low=1 - 3 * deviation,
+        high=1 + 3 * deviation,
         seeds=len(seeds),
     )
     yield worst_row(name, "Bradley–Terry", "accuracy above Bayes, in standard errors", ahead, high=3.0)

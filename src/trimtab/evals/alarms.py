@@ -131,11 +131,11 @@ def _gamed(result: Mapping[str, Any]) -> list[Alarm]:
         )
     if {"gold", "proxy"} <= set(result["judges"]):
         gains = {judge: result["means"]["policy"][judge] - result["means"][start][judge] for judge in ("gold", "proxy")}
-        spread = result.get("spreads", {}).get(start, {}).get("proxy", 0.0)
-        if gains["proxy"] > RISE * spread and gains["proxy"] > 0 >= gains["gold"]:
+        deviation = result.get("spreads", {}).get(start, {}).get("proxy", 0.0)
+        if gains["proxy"] > RISE * deviation and gains["proxy"] > 0 >= gains["gold"]:
             fire(
                 "over-optimisation",
                 f"the proxy rose by {gains['proxy']:.2g} while gold moved by {gains['gold']:.2g} (limit: gold above 0 "
-                f"where the proxy rises by more than {RISE:.1f} standard deviations, {RISE * spread:.2g})",
+                f"where the proxy rises by more than {RISE:.1f} standard deviations, {RISE * deviation:.2g})",
             )
     return fired

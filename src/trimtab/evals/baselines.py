@@ -81,8 +81,8 @@ def _texts(preferences: Sequence[Preference]) -> list[str]:
 def _surface_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
     sparse: Any = import_module("scipy.sparse")
     known = np.array([surface_features(t) for t in fit])
-    mean, spread = known.mean(0), np.maximum(known.std(0), 1e-9)
-    scaled = [(np.array([surface_features(t) for t in texts]) - mean) / spread for texts in (fit, apply)]
+    mean, deviation = known.mean(0), np.maximum(known.std(0), 1e-9)
+    scaled = [(np.array([surface_features(t) for t in texts]) - mean) / deviation for texts in (fit, apply)]
     return sparse.csr_matrix(scaled[0]), sparse.csr_matrix(scaled[1])
 
 

@@ -119,7 +119,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """
     if low > high or not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(f"ticks need finite low <= high, got {low} and {high}")
-    low, high = _spread(low, high)
+    low, high = _apart(low, high)
     span = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(span))
     ratio = span / power
@@ -157,7 +157,7 @@ def line_chart(
         return None
     lines = [_thin(line) for line in lines]
     ys = [v for line in lines for side in (line.y, line.low, line.high) for v in side or () if _finite(v)]
-    (x_low, x_high), (y_low, y_high) = _spread(min(xs), max(xs)), _padded(min(ys), max(ys))
+    (x_low, x_high), (y_low, y_high) = _apart(min(xs), max(xs)), _padded(min(ys), max(ys))
     x_marks, y_marks = _inside(x_low, x_high), _inside(y_low, y_high)
     if all(float(x).is_integer() for x in xs):
         x_marks = [mark for mark in x_marks if mark.is_integer()]
@@ -406,7 +406,7 @@ def _inside(low: float, high: float) -> list[float]:
     return [mark for mark in ticks(low, high) if low <= mark <= high]
 
 
-def _spread(low: float, high: float) -> tuple[float, float]:
+def _apart(low: float, high: float) -> tuple[float, float]:
     """Ends that differ, around a single value if need be."""
     if high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         return low, high
@@ -416,7 +416,7 @@ def _spread(low: float, high: float) -> tuple[float, float]:
 
 def _padded(low: float, high: float) -> tuple[float, float]:
     """Ends of a y axis: a little air, and 0 at the foot where all values are above it and it is near."""
-    low, high = _spread(low, high)
+    low, high = _apart(low, high)
     air = 0.04 * (high - low)
     return (0.0 if 0 <= low <= 0.3 * high else low - air), high + air
 

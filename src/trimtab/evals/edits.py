@@ -86,7 +86,7 @@ def edit_effects(
     """
     if not preferences:
         raise ScoringError("there is no answer to edit; pass at least one preference")
-    spread = pstdev([s for row in scores for s in row]) or 1.0
+    deviation = pstdev([s for row in scores for s in row]) or 1.0
     effects: list[EditEffect] = []
     for name, edit in EDITS.items():
         rows = rescore([edited_preference(p, edit) for p in preferences])
@@ -97,7 +97,7 @@ def edit_effects(
             effects.append(EditEffect(edit=name, raised=nothing, change=nothing, overtakes=nothing))
             continue
         prompts = [p.prompt.id for p, row, _ in scored for _ in row]
-        changes = [(b - a) / spread for _, r, s in scored for a, b in zip(r, s, strict=True)]
+        changes = [(b - a) / deviation for _, r, s in scored for a, b in zip(r, s, strict=True)]
         low, high = bootstrap_interval(changes, prompts, seed=seed)
         reason = f"{left_out} preferences no longer fit the model" if left_out else ""
         effects.append(

@@ -68,9 +68,9 @@ def length_controlled(
             f"a win rate at equal length needs outcomes in [0, 1], each with a difference and a cluster; got "
             f"{len(outcomes)}, {len(differences)} and {len(groups)}"
         )
-    if len(outcomes) < FEWEST or not (spread := pstdev(differences)):
+    if len(outcomes) < FEWEST or not (deviation := pstdev(differences)):
         return None
-    xs = [math.tanh(d / spread) for d in differences]
+    xs = [math.tanh(d / deviation) for d in differences]
     theta, gamma = _fit(xs, outcomes, prior)
     a, b, c = _curvature(xs, theta, gamma, prior)
     scores: dict[Hashable, tuple[float, float]] = {}

@@ -108,19 +108,19 @@ def fit_comparisons(
     sigma = _START | (deviations or {})
     problem = _Problem(votes, model, habits)
     point, iterations = problem.start(), 0
-    spread = None
+    gap_variance = None
     for number in range(_ROUNDS):
-        point, steps = problem.maximise(point, sigma, spread, exact=False)
+        point, steps = problem.maximise(point, sigma, gap_variance, exact=False)
         iterations += steps
-        new, spread = problem.updated(point, sigma, spread)
+        new, gap_variance = problem.updated(point, sigma, gap_variance)
         new = sigma | {n: s for n, s in new.items() if n not in (deviations or {})}
         done = all(abs(np.log(new[n] / sigma[n])) < 0.02 for n in new)
         sigma = new
         if done and (number > 1 or not habits):
             break
-    point, steps = problem.maximise(point, sigma, spread, exact=True)
+    point, steps = problem.maximise(point, sigma, gap_variance, exact=True)
     none = np.zeros(0, dtype=np.int64)
-    blocks = problem.curvature(point, sigma, spread)
+    blocks = problem.curvature(point, sigma, gap_variance)
     variance, pair_variance, deviation = _covariance(blocks, *(pairs or (none, none)), skills="skill" in habits)
     zero = np.zeros(votes.annotators)
     of_habit = {h: deviation[:, i] if h in habits else zero for i, h in enumerate(HABITS)}
@@ -193,9 +193,9 @@ class _Problem:
             position=values["position"],
         )
 
-    def loss(self, point: Floats, sigma: dict[str, float], spread: Floats | None) -> tuple[float, Floats]:
-        """Negative log-posterior, up to a constant, and its gradient; ``spread``: variance of each vote's x_i − x_j."""
-        value, slope = expected_log_likelihood(self.model, self.votes, self.parameters(point), spread)
+    def loss(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None) -> tuple[float, Floats]:
+        """Negative log-posterior, up to a constant, and its gradient; ``gap_variance``: variance of each vote's x_i − x_j."""
+        value, slope = expected_log_likelihood(self.model, self.votes, self.parameters(point), gap_variance)
         gradient = np.zeros(self.size)
         k = self.votes.answers
         gradient[:k] = point[:k] / sigma["score"] ** 2 - slope.score
@@ -221,7 +221,7 @@ class _Problem:
         return penalty / 2 - value, gradient
 
     def maximise(
-        self, point: Floats, sigma: dict[str, float], spread: Floats | None, *, exact: bool
+        self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None, *, exact: bool
     ) -> tuple[Floats, int]:
         """The maximum from a start, and the number of iterations."""
         optimize: Any = import_module("scipy.optimize")
@@ -232,7 +232,7 @@ class _Problem:
         result = optimize.minimize(
             self.loss,
             point,
-            args=(sigma, spread),
+            args=(sigma, gap_variance),
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
@@ -246,10 +246,10 @@ class _Problem:
         return result.x, int(result.nit)
 
     def updated(
-        self, point: Floats, sigma: dict[str, float], spread: Floats | None
+        self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None
     ) -> tuple[dict[str, float], Floats | None]:
         """Prior deviations that the estimates speak for, and, with habits, the variance of each vote's x_i − x_j."""
-        blocks, k = self.curvature(point, sigma, spread), self.votes.answers
+        blocks, k = self.curvature(point, sigma, gap_variance), self.votes.answers
         variance, apart, deviation = _covariance(
             blocks, self.votes.first, self.votes.second, skills="skill" in self.habits
         )
@@ -257,18 +257,18 @@ class _Problem:
         for habit in self.places:
             means[habit] = (self._from_mean(point, habit), deviation[:, HABITS.index(habit)] ** 2)
         new: dict[str, float] = {}
-        for name, (mean, spread) in means.items():
-            known = np.clip(1 - spread / sigma[name] ** 2, 0, 1).sum()
+        for name, (mean, posterior_variance) in means.items():
+            known = np.clip(1 - posterior_variance / sigma[name] ** 2, 0, 1).sum()
             square = (float((mean**2).sum()) + _IMAGINED * _START[name] ** 2) / (known + _IMAGINED)
             new[name] = float(np.clip(np.sqrt(square), 0.02, _MOST[name]))
         return new, apart if self.habits else None
 
-    def curvature(self, point: Floats, sigma: dict[str, float], spread: Floats | None) -> _Curvature:
+    def curvature(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None) -> _Curvature:
         """Expected second derivatives, by blocks."""
         sparse: Any = import_module("scipy.sparse")
         votes, p = self.votes, self.parameters(point)
         k, a = votes.answers, votes.annotators
-        shifts = ((0.0, 1.0),) if spread is None else ((z * np.sqrt(spread), w) for z, w in POINTS)
+        shifts = ((0.0, 1.0),) if gap_variance is None else ((z * np.sqrt(gap_variance), w) for z, w in POINTS)
         parts = [(w, information(self.model, votes, p, shift)) for shift, w in shifts]
         dd, dt, tt = (np.sum([w * part[n] for w, part in parts], axis=0) for n in range(3))
         skill, apart = p.skill[votes.annotator], p.score[votes.first] - p.score[votes.second]

@@ -187,8 +187,8 @@ def expected_log_likelihood(
     """:func:`log_likelihood`, averaged over x_i − x_j with the variances given (``[N]``); None: all 0."""
     if variance is None:
         return log_likelihood(model, votes, parameters)
-    spread = np.sqrt(variance)
-    parts = [(w, log_likelihood(model, votes, parameters, z * spread)) for z, w in POINTS]
+    deviation = np.sqrt(variance)
+    parts = [(w, log_likelihood(model, votes, parameters, z * deviation)) for z, w in POINTS]
     gradient = {
         name: np.sum([w * getattr(slope, name) for w, (_, slope) in parts], axis=0)
         for name in ("score", "skill", "tie", "position")

@@ -245,7 +245,7 @@ def _habits(table: _Table, fit: ComparisonFit) -> tuple[Habits, ...]:
     rows: list[Habits] = []
     for a, name in enumerate(table.names):
         n = judged[a]
-        tie, spread = float(parameters.tie[a]), Z * float(fit.tie_deviation[a])
+        tie, half_width = float(parameters.tie[a]), Z * float(fit.tie_deviation[a])
         side, side_spread = float(parameters.position[a]), Z * float(fit.position_deviation[a])
         skill, skill_spread = float(parameters.skill[a]), Z * float(fit.skill_deviation[a])
         common = "the same for all annotators"
@@ -254,7 +254,7 @@ def _habits(table: _Table, fit: ComparisonFit) -> tuple[Habits, ...]:
                 annotator=name,
                 votes=n,
                 skill=_estimate(skill, skill - skill_spread, skill + skill_spread, n, common),
-                ties=_estimate(rate(tie), rate(tie - spread), rate(tie + spread), n, common),
+                ties=_estimate(rate(tie), rate(tie - half_width), rate(tie + half_width), n, common),
                 position=_estimate(
                     _earlier_preferred(fit.model, tie, side),
                     _earlier_preferred(fit.model, tie, side - side_spread),

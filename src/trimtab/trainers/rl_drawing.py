@@ -203,8 +203,10 @@ class Drawing:
         random.Random(f"{step.name}|{scored.rollouts[0].id}|resample").shuffle(others)
         for attempt in range(1, attempts + 1):
             scores = answer_scores(self.config, scored).view(-1, size)
-            spread = group_has_spread(scores, torch.tensor([bool(r.tokens) for r in scored.rollouts]).view(-1, size))
-            flat = (~spread).nonzero().squeeze(1).tolist()[: len(others)]
+            has_spread = group_has_spread(
+                scores, torch.tensor([bool(r.tokens) for r in scored.rollouts]).view(-1, size)
+            )
+            flat = (~has_spread).nonzero().squeeze(1).tolist()[: len(others)]
             if not flat:
                 break
             fresh = self.answers(step, others[: len(flat)], f"-again-{attempt}")
