@@ -194,7 +194,7 @@ class _Problem:
         )
 
     def loss(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None) -> tuple[float, Floats]:
-        """Negative log-posterior, up to a constant, and its gradient; ``gap_variance``: variance of each vote's x_i − x_j."""
+        """Negative log-posterior, up to a constant, and its gradient; ``gap_variance``: of each vote's x_i − x_j."""
         value, slope = expected_log_likelihood(self.model, self.votes, self.parameters(point), gap_variance)
         gradient = np.zeros(self.size)
         k = self.votes.answers
