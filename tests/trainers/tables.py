@@ -11,16 +11,18 @@ from trimtab.models import AdapterConfig
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import ONLINE, OptimizerConfig, PpoConfig, RlConfig, RlRoles, train_rl
+from trimtab.trainers.rl_config import OnlineConfig
 
 STILL = OptimizerConfig(lr=1e-9, schedule="constant", warmup=0.0, max_grad_norm=None)
 """Gradients are looked at, and no weight moves far."""
 
 
-def settings(kind: type[RlConfig], tree: Tree, *, prompts: int, **more: Any) -> RlConfig:  # pyright: ignore
+def settings(kind: type[OnlineConfig], tree: Tree, *, prompts: int, **more: Any) -> Any:
     """One step of a method: nothing is clipped or penalised that its formula does not clip or penalise."""
     plain: dict[str, Any] = {
         "adapter": AdapterConfig(kind="full"), "steps": 1, "prompts": prompts, "policy": STILL, "missing_eos": None,
         "sampler": SamplerConfig(max_new_tokens=tree.depth), "micro_batch_tokens": 1 << 20, "guard": None,
+        "epochs": 1,
     }  # fmt: skip
     if "score_clip" in kind.model_fields:
         plain["score_clip"] = None
