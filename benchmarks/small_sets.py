@@ -26,11 +26,10 @@ from trimtab.evals.baselines import fit_ridge
 from trimtab.feedback.comparison_fit import fit_comparisons
 from trimtab.feedback.comparison_model import Votes
 from trimtab.feedback.final_number import final_number
-from trimtab.feedback.intervals import paired_bootstrap_interval, wilson_interval
+from trimtab.feedback.intervals import RESAMPLES, paired_bootstrap_interval, wilson_interval
 
 FOLDS = 5
 PENALTY = 30.0
-RESAMPLES = 1000
 
 
 def humour(folder: Path) -> dict[str, Any]:

@@ -188,6 +188,32 @@ def test_the_sequence_form_is_exact_on_answers_of_an_older_policy(seed: int):
     assert not torch.allclose(gradient_of((chance[:, None] * without).sum(), leaf), exact, atol=1e-2)
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 10_000), st.floats(0.0, 0.6))
+def test_the_gradient_is_the_slope_of_the_kl_and_that_of_the_per_token_forms_is_not(seed: int, stale: float):
+    """Along a random direction, against the KL itself at two points; on answers of the policy or of an older one."""
+    policy, ref, step, way = random_trees(20_000 + seed, 4)
+    older = policy + stale * step
+    chance, mask = tokens_of(older).sum(1).exp(), torch.ones(81, 4, dtype=torch.bool)
+
+    def divergence(logits: Tensor) -> float:
+        new = tokens_of(logits).sum(1)
+        return float(new.exp() @ (new - tokens_of(ref).sum(1)))
+
+    width = 1e-5
+    slope = (divergence(policy + width * way) - divergence(policy - width * way)) / (2 * width)
+
+    def climbed(form) -> float:
+        leaf = policy.clone().requires_grad_()
+        return float((gradient_of((chance[:, None] * form(tokens_of(leaf))).sum(), leaf) * way).sum())
+
+    base, old = tokens_of(ref), tokens_of(older)
+    ratio = (tokens_of(policy) - old).cumsum(1).exp()
+    assert climbed(lambda new: kl_sequence(new, base, mask, old_logprobs=old)) == pytest.approx(slope, abs=1e-6)
+    for estimator in (kl_k2, kl_k3):  # also where each token is weighed by how likely the policy comes to it
+        assert abs(climbed(lambda new, e=estimator: ratio * e(new, base, mask)) - slope) > 1e-5
+
+
 def test_the_penalty_in_the_reward_has_the_same_gradient():
     """Σ_t ∇log π_t · (reward to come), with −k1 as the only reward, is −∇KL."""
     policy, ref = random_trees(5, 2)

@@ -3,20 +3,29 @@
 import itertools
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from trimtab.algos import kl_k2, kl_k3, kl_sequence, penalised_rewards
 from trimtab.cli.app import app
 from trimtab.conformance import GOLDENS, hold
 from trimtab.conformance.games import PRICE, exploitability, fixed_point, game
 from trimtab.conformance.label_experiments import preference_identities, process_and_outcome
 from trimtab.conformance.off_policy import off_policy
 from trimtab.conformance.preference_optima import preference_optima
-from trimtab.conformance.rl_experiments import _forward_optimum, divergence_gradients, estimators
+from trimtab.conformance.rl_experiments import (
+    MDP,
+    _forward_optimum,
+    divergence_gradients,
+    estimators,
+    gap_left,
+    mdp_instance,
+)
 from trimtab.conformance.rows import Row, worst_row
-from trimtab.conformance.tables import gibbs, kl, settings, train_table
+from trimtab.conformance.tables import BETA, gibbs, kl, settings, train_table
 from trimtab.conformance.tabular import TabularOpponent, TabularRole, TabularSampler, Tree
 from trimtab.errors import ConfigError
 from trimtab.models import collate
@@ -139,6 +148,43 @@ def test_only_the_kl_of_whole_answers_sees_the_price_of_the_second_token(kl_conf
     roles = train_table(Tree(actions=2, depth=2), ref, torch.tensor([1.0, 0.0, 0.5, 0.5]), config, seed=0)
     end = torch.softmax(roles.policy.logits[0].detach(), 0)  # type: ignore[attr-defined]
     assert low < float(end[0]) < high
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_only_the_kl_of_whole_answers_closes_the_gap_of_the_token_mdp(seed: int):
+    """Ascent with exact expectations, over all 1,024 answers: per-token k2 leaves about a third of it open."""
+    ref, reward = mdp_instance(seed)
+    paths = MDP.paths()
+    states, mask = MDP.states_on(paths), torch.ones(paths.shape, dtype=torch.bool)
+
+    def tokens(logits: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits, -1)[states].gather(-1, paths[..., None]).squeeze(-1)
+
+    base = tokens(ref)
+
+    def in_the_reward(new: torch.Tensor) -> torch.Tensor:
+        earned = penalised_rewards(reward, new, base, mask, beta=BETA)
+        return (earned.flip(1).cumsum(1).flip(1) * new).sum(1)
+
+    def in_the_loss(divergence: Callable[..., torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda new: reward * new.sum(1) - BETA * divergence(new, base, mask).sum(1)
+
+    def end(gain: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        logits = ref.clone().requires_grad_()
+        search = torch.optim.Adam([logits], lr=0.1)
+        for _ in range(200):
+            new = tokens(logits)
+            search.zero_grad()
+            (-new.sum(1).exp().detach() @ gain(new)).backward()
+            search.step()
+        return logits.detach()
+
+    leash, sequence, k2, k3 = (
+        end(gain) for gain in (in_the_reward, in_the_loss(kl_sequence), in_the_loss(kl_k2), in_the_loss(kl_k3))
+    )
+    assert torch.allclose(leash, sequence, atol=1e-6)
+    assert gap_left(sequence, ref, reward) < 0.01
+    assert 0.2 < gap_left(k2, ref, reward) < 0.6 and gap_left(k3, ref, reward) > 0.1
 
 
 def test_a_row_shows_the_worst_seed_and_fails_outside_its_bounds():

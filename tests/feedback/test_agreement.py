@@ -93,6 +93,56 @@ def test_krippendorff_for_numbers_as_published():
     assert interval_alpha([list(map(int, unit)) for unit in columns(*rows)]) == pytest.approx(0.849, abs=5e-4)
 
 
+STRENGTHS = st.sampled_from([-1.0, -0.5, 0.0, 0.0, 0.25, 1.0, None])
+"""Of the first answer over the second; 0: a tie; None: the first is better, by nobody knows how much."""
+
+
+def with_strengths(units: list[list[float | None]]) -> list[Judgement]:
+    return [
+        Judgement(
+            id=f"{n}/{k}", item=ITEMS[n].id, annotator=f"w{k}", source="human", shown_order=(0, 1) if k % 2 else (1, 0),
+            ranks=(0, 0) if value == 0 else (0, 1) if (value is None or value > 0) == bool(k % 2) else (1, 0),
+            strength=abs(value) if value else None,
+        )
+        for n, unit in enumerate(units)
+        for k, value in enumerate(unit)
+    ]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(STRENGTHS, max_size=4), min_size=1, max_size=8))
+def test_the_alpha_of_strengths_is_one_minus_observed_over_expected_squares(units: list[list[float | None]]):
+    """From every pair of numbers; ties and judgements without a strength are among them, and each answer order."""
+    found = agreement_report(ITEMS, with_strengths(units), resamples=20)["strength_alpha"]
+    rated = [[v for v in unit if v is not None] for unit in units]
+    paired = [unit for unit in rated if len(unit) > 1] if any(v for unit in rated for v in unit) else []
+    values = [v for unit in paired for v in unit]
+    n = len(values)
+    observed = sum(sum((a - b) ** 2 for a in unit for b in unit) / (len(unit) - 1) for unit in paired)
+    expected = sum((a - b) ** 2 for a in values for b in values)
+    assert found.n == n
+    if expected:
+        assert found.value == pytest.approx(1 - (observed / n) / (expected / (n * (n - 1))))
+        assert found.low is None or found.low <= found.high
+    else:
+        assert (
+            found.value is None and ("all said the same" if n else "no pair of answers has a strength") in found.reason
+        )
+
+
+def test_the_alpha_of_strengths_by_hand():
+    """1, 1; 0, 0; ½, −½: four values of one kind of pair. Observed (0 + 0 + 2)/6; expected 2·(6·2.5 − 4)/30."""
+    judgements = with_strengths([[1.0, 1.0], [0.0, 0.0], [0.5, -0.5]])
+    found = agreement_report(ITEMS, judgements, resamples=200)["strength_alpha"]
+    assert found.value == pytest.approx(1 - (2 / 6) / (22 / 30)) and found.n == 6
+    assert found.low is not None and found.low < found.value <= found.high
+    plain = [j.model_copy(update={"strength": None}) for j in judgements]
+    none = agreement_report(ITEMS, plain, resamples=20)["strength_alpha"]
+    assert none.value is None and "no pair of answers has a strength" in none.reason
+    stronger = agreement_report(ITEMS, with_strengths([[1.0, 0.75], [-0.5, -0.75]]), resamples=20)
+    assert stronger["strength_alpha"].value < 1 and stronger["krippendorff_alpha"].value == 1.0
+
+
 def test_total_agreement():
     report = agreement_report(ITEMS, votes("w0", alternating) + votes("w1", alternating))
     assert report["raw_agreement"].value == report["leave_one_out"].value == report["krippendorff_alpha"].value == 1.0

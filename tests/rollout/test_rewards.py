@@ -79,7 +79,7 @@ def test_a_function_that_hangs(kind):
     [
         ([1.0], ScoringError, "has 1 values for 2 answers"),
         (["x", 1], ScoringError, "expected one number per answer"),
-        (None, ScoringError, "returned NoneType"),
+        (None, ScoringError, r"returned None \(NoneType\)"),
         ([1.0, math.nan], NonFiniteError, "is nan for sample p/0/1"),
         ([math.inf, 1.0], NonFiniteError, "is inf for sample p/0/0"),
     ],
@@ -220,8 +220,11 @@ def test_the_same_step_twice_has_two_ends():
     ("values", "message"),
     [
         ([[1.0]], "gave 1 numbers for the 2 steps of sample p/0/0"),
-        ([1.0], "gave float numbers for the 2 steps"),
-        ([], "has 0 lists for 1 answers"),
+        ([1.0], r"gave 1\.0 \(float\) for the 2 steps of sample p/0/0"),
+        (["12"], r"gave '12' \(str\) for the 2 steps"),
+        (None, r"returned None \(NoneType\)"),
+        ([[1.0, None]], "is None for sample p/0/0"),
+        ([], "has 0 values for 1 answers"),
         ([["a", "b"]], "expected one number per answer"),
     ],
 )

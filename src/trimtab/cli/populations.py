@@ -50,10 +50,8 @@ def populations(
     Example: trimtab populations my-project --by language --weight de=0.7 --weight fr=0.3
     """
     from trimtab.feedback.populations import population
-    from trimtab.feedback.votes import require_criterion
 
     items, judgements, fewest = _read(source, database)
-    require_criterion(judgements, criterion)
     result = population(
         items, judgements, by=by, models=models, weights=_weights(weight), least=max(least, fewest), criterion=criterion
     )

@@ -107,6 +107,7 @@ def agreement_report(
         - ``krippendorff_alpha``: nominal, with first, second and tie as the values.
         - ``strength_alpha``: Krippendorff's for numbers, over the strengths of preference between two answers, from −1
           (the second is clearly better) over 0 (a tie) to 1: two annotators who both call it close disagree little.
+          Where any judgement has a strength, every tie counts as 0; a winner without a strength does not count.
         - ``cohen_kappa``: where exactly two annotators overlap; Cohen 1960, equation 1.
         - ``fleiss_kappa``: over the pairs judged by the most usual number of annotators (2 or more), as it needs
           equal numbers; Fleiss 1971, equations 1 to 7.
@@ -248,11 +249,12 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
         }
         row |= _coincidences(list(votes.values())) | _counts(votes, counts)
         rows.setdefault(item.prompt.id, []).append(row)
+    asked = any(j.strength is not None for judgements in usable.values() for j in judgements)
     for item_id, judgements in usable.items():
         earlier = sum(first < second for j in judgements for first, second in combinations(j.ranks or (), 2))
         strengths = [v for j in judgements if (v := signed_strength(j)) is not None]
         of_item: list[_Sums] = [{"earlier": earlier}]
-        if any(j.strength is not None for j in judgements):
+        if asked:
             of_item.append(_squares(strengths))
         rows[by_id[item_id].prompt.id] += of_item
     for prompt, net in _net_wins(by_id, usable).items():

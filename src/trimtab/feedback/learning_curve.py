@@ -23,7 +23,7 @@ import numpy as np
 
 from trimtab.errors import DataError
 from trimtab.feedback.comparison_model import Floats
-from trimtab.feedback.intervals import Estimate
+from trimtab.feedback.intervals import RESAMPLES, Estimate
 
 Law = Literal["constant", "log-linear", "power law"]
 LAWS: tuple[Law, ...] = ("constant", "log-linear", "power law")
@@ -36,7 +36,6 @@ WORTH = 0.01
 """Gains whose upper end is below this are no reason to label more."""
 COVERED = 0.8
 """Share of the resamplings at the last size that the interval predicted from half of the labels must hold."""
-DRAWS = 400
 EXPONENTS = np.geomspace(0.05, 2.0, 25)
 """Exponents c of the power law that are tried."""
 
@@ -155,19 +154,19 @@ def _estimate(name: str, draws: Floats, curve: LearningCurve) -> Estimate:
 def _draws(
     sizes: Floats, values: Floats, targets: Floats, shared: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Predictions at the targets, ``[DRAWS, T]``, and the mean weight of each law."""
+    """Predictions at the targets, ``[RESAMPLES, T]``, and the mean weight of each law."""
     count = values.shape[1]
     error = values.std(axis=1, ddof=1) / math.sqrt(count)
     error = np.maximum(error, max(1e-6, 0.25 * float(error.mean())))  # a size whose resamplings agree is not exact
-    picked = rng.integers(0, count, (DRAWS, count))
+    picked = rng.integers(0, count, (RESAMPLES, count))
     means, centre = values[:, picked].mean(axis=2).T, values.mean(axis=1)
     widen = _student(count - 1) * math.sqrt(count / (count - 1) * (1 + shared * count))
-    means = centre + widen * (means - centre)  # [DRAWS, S]
+    means = centre + widen * (means - centre)  # [RESAMPLES, S]
     weights = _back_test(sizes, means, error * widen)
     weight = weights.mean(axis=0)
-    law = rng.choice(len(LAWS), DRAWS, p=weight)
+    law = rng.choice(len(LAWS), RESAMPLES, p=weight)
     predicted = np.stack([_fit(name, sizes, means, error, targets) for name in LAWS])
-    return predicted[law, np.arange(DRAWS)], weight
+    return predicted[law, np.arange(RESAMPLES)], weight
 
 
 def _student(freedom: int) -> float:
@@ -177,7 +176,7 @@ def _student(freedom: int) -> float:
 
 
 def _back_test(sizes: Floats, means: Floats, error: Floats) -> Floats:
-    """Weight of each law in each draw, ``[DRAWS, 3]``: how well it predicts each size from those before it."""
+    """Weight of each law in each draw, ``[RESAMPLES, 3]``: how well it predicts each size from those before it."""
     score = np.zeros((len(LAWS), len(means)))
     for known in range(3, len(sizes)):
         scale = math.hypot(error[known], error[:known].mean())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from trimtab.feedback.intervals import Estimate, clustered_share
-from trimtab.feedback.votes import canonical_ranks, settled, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, require_criterion, settled, usable_judgements
 from trimtab.records import Comparison, Judgement
 
 _Outcomes = dict[tuple[str, str], list[tuple[float, str]]]
@@ -58,6 +58,9 @@ def model_wins(
         judgements: any number, of any items.
         criterion: which judgements count.
 
+    Raises:
+        ConfigError: judgements were made by other criteria only.
+
     >>> from trimtab.records import Completion, Prompt
     >>> answers = [Completion(text="yes", model="new"), Completion(text="no", model="old")]
     >>> item = Comparison.of(Prompt.from_text("Well?"), answers)
@@ -66,6 +69,7 @@ def model_wins(
     >>> [(w.model, w.wins, w.losses) for w in wins.models], wins.used
     ([('new', 1, 0), ('old', 0, 1)], 1)
     """
+    require_criterion(judgements, criterion)
     counted = settled(judgements)
     usable, refused = usable_judgements(items, counted, criterion)
     refused["settled by an adjudicator"] += len(judgements) - len(counted)

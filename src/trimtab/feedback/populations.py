@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from trimtab.errors import ConfigError
+from trimtab.feedback.agreement import describe_left_out
 from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval
 from trimtab.feedback.model_wins import model_wins
-from trimtab.feedback.votes import canonical_ranks, settled, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, require_criterion, settled, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
 
 UNNAMED = "not named"
@@ -77,11 +78,17 @@ def population(
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: weights of cohorts that there are not, or not above 0.
+        ConfigError: weights of cohorts that there are not, or not above 0; or judgements were made by other criteria
+            only.
     """
-    usable, _ = usable_judgements(items, settled(judgements), criterion)
+    require_criterion(judgements, criterion)
+    counting = settled(judgements)
+    usable, refused = usable_judgements(items, counting, criterion)
+    refused["settled by an adjudicator"] += len(judgements) - len(counting)
     used = [j for of_item in usable.values() for j in of_item]
     cohort, notes = _cohorts(used, by, least)
+    if account := describe_left_out(len(judgements), dict((+refused).most_common())):
+        notes.insert(0, account)
     first, second = models or _most_compared(items, judgements, criterion)
     by_item = {item.id: item for item in items}
     outcomes: dict[str, list[tuple[float, str]]] = defaultdict(list)

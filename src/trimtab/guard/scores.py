@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from trimtab.errors import DataError
-from trimtab.feedback.intervals import Estimate, clustered_share
+from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_share
 
 
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -72,7 +72,7 @@ def tpr_at(scores: Sequence[float], labels: Sequence[int], rate: float = 0.01) -
 
 
 def auroc_difference(
-    a: Sequence[float], b: Sequence[float], labels: Sequence[int], *, resamples: int = 1000, seed: int = 0
+    a: Sequence[float], b: Sequence[float], labels: Sequence[int], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
     """AUROC(a) − AUROC(b) on the same texts, with a paired percentile bootstrap over texts, both classes apart."""
     first, second, y = np.asarray(a), np.asarray(b), np.asarray(labels)

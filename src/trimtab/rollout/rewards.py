@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -204,18 +204,17 @@ class NamedRewards:
         if function is None or function.steps is None:
             return [shaped(value) for value in numbers(name, values, rollouts)]
         assert self.decode is not None
-        if len(values) != len(rollouts):
-            raise ScoringError(f"reward {name!r} has {len(values)} lists for {len(rollouts)} answers")
         placed = []
-        for rollout, rewards in zip(rollouts, values, strict=True):
+        for rollout, rewards in zip(rollouts, one_per_answer(name, values, rollouts), strict=True):
             ends = step_ends(rollout, function.steps, self.decode)
-            if not isinstance(rewards, Sequence) or len(rewards) != len(ends):
-                count = len(rewards) if isinstance(rewards, Sequence) else type(rewards).__name__
+            steps = _listed(name, rewards)
+            if steps is None or len(steps) != len(ends):
+                given = f"{rewards!r:.100} ({type(rewards).__name__})" if steps is None else f"{len(steps)} numbers"
                 raise ScoringError(
-                    f"reward {name!r} gave {count} numbers for the {len(ends)} steps of sample {rollout.id}; return "
-                    "one for each of trimtab.rollout.split_steps(rollout.text, separator)"
+                    f"reward {name!r} gave {given} for the {len(ends)} steps of sample {rollout.id}; return one number "
+                    "for each of trimtab.rollout.split_steps(rollout.text, separator)"
                 )
-            steps = numbers(name, rewards, [rollout] * len(ends))
+            steps = numbers(name, steps, [rollout] * len(ends))
             placed.append([(end, shaped(value)) for end, value in zip(ends, steps, strict=True)])
         return placed
 
@@ -248,7 +247,9 @@ def call(name: str, function: RewardFunction, rollouts: Sequence[Rollout], timeo
 
     def run() -> Any:
         result = function(rollouts)
-        return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+        if inspect.isawaitable(result):
+            result = asyncio.run(_wait(result))
+        return list(result) if isinstance(result, Iterator) else result  # a generator runs here, within the limit
 
     if timeout is None:
         return run()
@@ -285,23 +286,76 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
 
     Raises:
         ScoringError: not numbers, or not as many as rollouts.
-        NonFiniteError: NaN or infinite.
+        NonFiniteError: NaN, infinite or too large; names the sample.
+    """
+    rewards = one_per_answer(name, values, rollouts)
+    return [finite_reward(name, value, rollout.id) for value, rollout in zip(rewards, rollouts, strict=True)]
+
+
+def one_per_answer(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[Any]:
+    """What a reward function returned, as a list with an entry for each rollout.
+
+    Raises:
+        ScoringError: text, a mapping or a set, which have no order of answers; one value; or another number of values.
+    """
+    rewards = _listed(name, values)
+    if rewards is None:
+        raise ScoringError(
+            f"reward {name!r} returned {values!r:.100} ({type(values).__name__}); expected one number per answer: mend "
+            "the reward function"
+        )
+    if len(rewards) != len(rollouts):
+        raise ScoringError(
+            f"reward {name!r} has {len(rewards)} values for {len(rollouts)} answers; expected one number per answer: "
+            "mend the reward function"
+        )
+    return rewards
+
+
+def _listed(name: str, values: Any) -> list[Any] | None:
+    """The values in order; None: text, a mapping, a set or a single value."""
+    if isinstance(values, str | bytes | Mapping | Set):
+        return None
+    try:
+        entries = iter(values)
+    except TypeError:
+        return None
+    try:
+        return list(entries)
+    except Exception as error:  # a generator's
+        raise ScoringError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
+
+
+def finite_reward(name: str, value: Any, sample: str) -> float:
+    """A reward as a finite float.
+
+    Args:
+        name: of the reward.
+        value: what its function returned for this answer.
+        sample: name of the answer, for messages.
+
+    Raises:
+        ScoringError: it is no number; text that could be read as one is none.
+        NonFiniteError: it is NaN, infinite or too large to compute with.
     """
     try:
-        rewards = [float(value) for value in values]
-    except (TypeError, ValueError) as error:
+        if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+            raise TypeError
+        reward = float(value)
+    except OverflowError:  # a whole number above every float
+        reward = math.inf
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
         raise ScoringError(
-            f"reward {name!r} returned {type(values).__name__}; expected one number per answer ({error})"
+            f"reward {name!r} is {value!r:.100} for sample {sample}; expected one number per answer: mend the reward "
+            "function"
         ) from error
-    if len(rewards) != len(rollouts):
-        raise ScoringError(f"reward {name!r} has {len(rewards)} values for {len(rollouts)} answers")
-    for value, rollout in zip(rewards, rollouts, strict=True):
-        if not abs(value) < LARGEST:
-            raise NonFiniteError(
-                f"reward {name!r} is {value:g} for sample {rollout.id}, outside the supported range; expected a "
-                f"finite number below {LARGEST:g}: mend the reward function"
-            )
-    return rewards
+    if not abs(reward) < LARGEST:
+        raise NonFiniteError(
+            f"reward {name!r} is {reward:g} for sample {sample}, beyond what training computes with; expected a "
+            f"finite number below {LARGEST:g}. Nothing was trained on it; mend the reward function and run the same "
+            "command to continue from the last checkpoint"
+        )
+    return reward
 
 
 def http_reward(source: HttpReward) -> RewardFunction:

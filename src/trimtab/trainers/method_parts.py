@@ -146,6 +146,16 @@ def whitened_gain(config: Any) -> str:
     return "E[reward]/σ of the batch" if whitened and config.kl.place == "loss" else "E[reward]"
 
 
+def centred_gain(config: Any) -> str:
+    """A group's mean includes the answer itself: 1/k of the reward is lost, and 1/k of a penalty in the reward."""
+    return "E[reward]" if config.kl.place == "reward" else f"{1 - 1 / config.group:.3g}·E[reward]"
+
+
+def centred_whitened_gain(config: Any) -> str:
+    """As :func:`centred_gain`, divided by σ: only a penalty in the loss is not divided as well."""
+    return "E[reward]" if config.kl.place == "reward" else "E[(reward − group mean)/σ of the batch]"
+
+
 def text(template: str) -> Callable[[Any], str]:
     """An objective with the settings' values in it."""
     return lambda config: template.format(**config.model_dump())

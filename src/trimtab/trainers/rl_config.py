@@ -38,16 +38,17 @@ class KLConfig(StepKLConfig):
     coefficient: float = Field(default=0.05, ge=0.0)
     """β: price of a nat of KL; with ``target`` its first value. With ``place: reward`` it is in reward units. In the
     loss it stands beside the advantages and is in their units: reward units for ``rloo`` and ``dr_grpo``; standard
-    deviations where advantages are divided by one, of the group (``grpo``, ``dapo``) or of the batch
-    (``reinforce_pp``, ``reinforce_pp_baseline``, ``ppo`` with ``whiten_advantages``). There, rewards ten times as large
-    leave its effect as it was."""
+    deviations where advantages are divided by one, of the group (``grpo``, ``dapo``, ``gspo``, ``cispo``, ``gdpo``) or
+    of the batch (``reinforce_pp``, ``reinforce_pp_baseline``, ``ppo`` with ``whiten_advantages``). There, rewards ten
+    times as large leave its effect as it was."""
     target: float | None = Field(default=None, gt=0.0)
     """KL per sequence, in nats, that β is adapted to; None: β stays fixed."""
     horizon: float = Field(default=10_000, gt=0.0)
     """With ``target``: how many sequences a full correction of β takes."""
     place: Literal["reward", "loss"] = "reward"
     """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss. In the
-    reward it is refused where advantages are divided by the group's standard deviation (``grpo``, ``dapo``)."""
+    reward it is refused where advantages are divided by the group's standard deviation (``grpo``, ``dapo``, ``gspo``,
+    ``cispo``, ``gdpo``)."""
     estimator: Literal["sequence", "k1", "k2", "k3"] | None = None
     """Estimator in the loss; None: ``sequence``, whose gradient is that of KL(π‖ref) of whole answers, also after
     several updates from the same answers. The others look at one token at a time and leave out how a token changes the

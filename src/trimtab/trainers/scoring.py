@@ -1,8 +1,8 @@
 """Scores of sampled answers: reward components, their weighted sums, step rewards, clipping and penalties."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from trimtab.algos import overlong_penalty, penalise_missing_eos, win_probabilit
 from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
 from trimtab.rollout import Scorer
+from trimtab.rollout.rewards import finite_reward, one_per_answer
 from trimtab.trainers.rl_config import DapoConfig, OpponentConfig, PolicyGradientConfig, RlConfig
 
 
@@ -67,8 +68,8 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
         the rollouts with ``rewards`` and, for rewards placed at steps, ``step_rewards``.
 
     Raises:
-        ScoringError: the function raised, or returned the wrong length or type.
-        NonFiniteError: a component is NaN or infinite; names the sample.
+        ScoringError: the function raised, or returned the wrong length or type; names the sample.
+        NonFiniteError: a component is NaN, infinite or too large to compute with; names the sample.
     """
     answered = [(row, rollout) for row, rollout in enumerate(rollouts) if rollout.tokens]
     if not answered:
@@ -86,23 +87,17 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
     rewards: list[dict[str, float]] = [{} for _ in rollouts]
     step_rewards: list[dict[str, list[tuple[int, float]]]] = [{} for _ in rollouts]
     placed: list[dict[int, float]] = [{} for _ in rollouts]
+    answers = [rollout for _, rollout in answered]
     for name, values in components.items():
-        try:
-            component = [_reward(value) for value in values]
-        except (TypeError, ValueError) as error:
-            raise ScoringError(
-                f"reward {name!r} at step {step}: expected for each answer a number, or (place, number) pairs ({error})"
-            ) from error
-        if len(component) != len(answered):
-            raise ScoringError(f"reward {name!r} has {len(component)} values for {len(answered)} answers")
-        for (row, rollout), reward in zip(answered, component, strict=True):
-            pairs = reward if isinstance(reward, list) else [(-1, reward)]
-            _check_reward(name, pairs, rollout, step)
-            rewards[row][name] = sum(number for _, number in pairs)
-            if isinstance(reward, list):
-                step_rewards[row][name] = reward
-                for place, number in reward:
-                    placed[row][place] = placed[row].get(place, 0.0) + weights.get(name, 1.0) * number
+        for (row, rollout), value in zip(answered, one_per_answer(name, values, answers), strict=True):
+            if not _is_placed(value):
+                rewards[row][name] = finite_reward(name, value, rollout.id)
+                continue
+            pairs = _step_rewards(name, value, rollout)
+            rewards[row][name] = sum(reward for _, reward in pairs)
+            step_rewards[row][name] = pairs
+            for place, reward in pairs:
+                placed[row][place] = placed[row].get(place, 0.0) + weights.get(name, 1.0) * reward
     return Scored(
         rollouts=[
             replace(r, rewards=r.rewards | whole, step_rewards=r.step_rewards | steps)
@@ -113,31 +108,30 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
     )
 
 
-def _reward(value: Any) -> float | list[tuple[int, float]]:
-    """One answer's reward as a number, or as its step rewards."""
-    if hasattr(value, "__float__"):
-        return float(value)
-    if not isinstance(value, Sequence) or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
-        raise TypeError(f"got {value!r}")
-    pairs = [(int(place), float(number)) for place, number in value]
-    if any(place < 0 for place, _ in pairs):
-        raise ValueError(f"place {min(place for place, _ in pairs)} is below 0")
-    return pairs
+def _is_placed(value: Any) -> bool:
+    """True: step rewards, which are a list; numbers and arrays of one number are not."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and not hasattr(value, "__float__")
 
 
-def _check_reward(name: str, pairs: Sequence[tuple[int, float]], rollout: Rollout, step: int) -> None:
-    for place, number in pairs:
-        if not math.isfinite(number):
-            raise NonFiniteError(
-                f"reward {name!r} is {number} for sample {rollout.id} at step {step} (answer of "
-                f"{len(rollout.tokens)} tokens). Nothing was trained on it; mend the reward function and run "
-                "the same command to continue from the last checkpoint"
-            )
-        if place >= len(rollout.tokens):
+def _step_rewards(name: str, value: Sequence[Any], rollout: Rollout) -> list[tuple[int, float]]:
+    """One answer's (place, number) pairs."""
+    pairs = []
+    for pair in value:
+        try:
+            place, reward = pair
+            place = index(place)
+        except (TypeError, ValueError):
+            raise ScoringError(
+                f"reward {name!r} for sample {rollout.id}: expected a number, or (place, number) pairs "
+                f"(got {value!r:.100})"
+            ) from None
+        if not 0 <= place < len(rollout.tokens):
             raise ScoringError(
                 f"reward {name!r} is placed after token {place} of sample {rollout.id}, whose answer has "
                 f"{len(rollout.tokens)} tokens; places count from 0"
             )
+        pairs.append((place, finite_reward(name, reward, rollout.id)))
+    return pairs
 
 
 def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
