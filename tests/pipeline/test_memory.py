@@ -124,10 +124,13 @@ def test_checkpointing_full_weights_and_longer_batches_cost_what_one_expects():
     assert _activations(shape, AdapterConfig(), 1000, checkpointing=True) < some / 10
 
 
-@pytest.mark.parametrize(("kind", "total", "active"), [("mixtral", 46.7e9, 12.9e9), ("olmoe", 6.9e9, 1.3e9)])
-def test_mixtures_are_counted_whole_and_by_what_a_token_goes_through(tmp_path, kind: str, total: float, active: float):
-    """The default configurations are those of published models."""
-    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "settings", "total", "active"),
+    [("mixtral", {}, 46.7e9, 12.9e9), ("olmoe", {"intermediate_size": 1024}, 6.9e9, 1.3e9)],
+)
+def test_mixtures_are_counted_whole_and_by_what_a_token_goes_through(tmp_path, kind, settings, total, active):
+    """Shapes and sizes are those of Mixtral-8x7B and OLMoE-1B-7B."""
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
     shape = model_shape(ModelConfig(name=str(tmp_path)))
     assert shape["parameters"] == pytest.approx(total, rel=0.02)
     assert shape["active"] == pytest.approx(active, rel=0.02)
@@ -141,7 +144,7 @@ def test_adapters_on_experts_are_counted(tmp_path, settings: list[str], sums: in
              "keys": 1000, "inner": 1000, "experts": 8, "expert": 500}  # fmt: skip
     recipe = toy_recipe(tmp_path)
     without, adapted = (
-        stage_gb(config, config.sft, shape)
+        stage_gb(config, config.sft, shape, tokens=10**5)
         for config in (
             load_recipe(recipe, [f"sft.adapter.experts={on}", f"model.frozen_precision={frozen}", *settings])
             for on in ("false", "true")
