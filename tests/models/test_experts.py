@@ -43,7 +43,7 @@ from .families import tiny
 ON = AdapterConfig(rank=2, alpha=3, experts=True)
 TOP = AdapterConfig(rank=2, alpha=3, experts=True, top_layers=2)
 ROW = torch.randint(5, 300, (1, 24), generator=torch.Generator().manual_seed(1))
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
 PLAIN = Layouts(packed=False, shared_prompts=False, slots=False)
 """Nothing to try when a model is loaded: these tests compute plain rows."""
 
@@ -57,8 +57,8 @@ MORE = (
 
 
 def trunk(kind: str = "mixtral", model: Any = None, **options: Any) -> Backbone:
-    model = tiny(kind) if model is None else model
-    return Backbone(model, Chat(tokenizer(), context=64), **({"layouts": PLAIN} | options))
+    settings: dict[str, Any] = {"layouts": PLAIN} | options
+    return Backbone(tiny(kind) if model is None else model, Chat(tokenizer(), context=64), **settings)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -234,14 +234,14 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     heads = loaded.num_attention_heads
     keys = width * (getattr(loaded, "num_key_value_heads", None) or heads) // heads
     experts = _setting(loaded, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    expert = 0
+    expert = shared = 0
     if experts > 1:
         expert = _setting(loaded, "moe_intermediate_size", "expert_ffn_hidden_size") or inner
         shared = _setting(loaded, "shared_expert_intermediate_size", "shared_intermediate_size")
         shared = shared or expert * _setting(loaded, "n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
         inner = shared + expert * _setting(loaded, "num_experts_per_tok", "moe_topk", "moe_k")
     active = 2 * width * width + 2 * width * keys + 3 * width * inner
-    layer = active if experts <= 1 else active + 3 * width * (experts * expert + shared - inner)
+    layer = active + (3 * width * (experts * expert + shared - inner) if experts > 1 else 0)
     tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
     rest = tied * vocabulary * width
     return {
