@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -21,7 +22,8 @@ from transformers import (
 from trimtab.cli.app import run_app
 from trimtab.errors import CheckpointError, ConfigError, ModelError
 from trimtab.files import write_json
-from trimtab.models import Batch, Encoded, Role, collate, save_tensors
+from trimtab.models import AdapterConfig, Batch, Encoded, ModelConfig, Role, collate, save_tensors
+from trimtab.models.loading import load_causal_lm
 from trimtab.pipeline.config import dump_config, load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.export import export_model, joined_adapters
@@ -33,9 +35,12 @@ from trimtab.storage import RunFolder
 from trimtab.testing import prompts, save_model, tiny_model, tokenizer, toy_recipe
 
 from ..kit import stir
+from ..models.families import tiny
 
 QUESTION = [Message(role="user", content="red bird on a green tree?")]
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+MIXTURE = {"kind": "lora", "rank": 4, "alpha": 8, "experts": True}
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("mixtral", "qwen3_next", "gpt_oss", "granitemoehybrid")]
 
 
 class Made:
@@ -148,6 +153,26 @@ def test_full_weights_are_exported_merged_and_have_no_adapter(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.parametrize("kind", ["deepseek_v3", *SLOW])
+def test_adapters_on_experts_are_exported(tmp_path, kind):
+    """Merged and as one adapter of both stages, on different layers, beside dense and shared MLPs."""
+    align = {"method": "dpo", "adapter": MIXTURE | {"rank": 3, "top_layers": 2}}
+    made = Made(tmp_path, tiny(kind), sft={"adapter": MIXTURE}, align=align, reward=None)
+    expected = logprobs_here(made.policy)
+    assert not torch.allclose(expected, logprobs_here(made.sft), atol=1e-2)
+    merged = export_model(made.run.path, tmp_path / "merged")
+    folder = export_model(made.run.path, tmp_path / "adapter", adapter=True)
+    tokens = AutoTokenizer.from_pretrained(folder)
+    there = AutoModelForCausalLM.from_pretrained(merged)
+    torch.testing.assert_close(logprobs_there(there, tokens), expected, atol=1e-4, rtol=1e-3)
+    tuned = with_adapter(AutoModelForCausalLM.from_pretrained(made.config.model.name), folder)
+    torch.testing.assert_close(logprobs_there(tuned, tokens), expected, atol=1e-4, rtol=1e-3)
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert stored.keys() == get_peft_model_state_dict(tuned).keys()
+    again = load_causal_lm(ModelConfig(name=str(folder), context=64))
+    torch.testing.assert_close(logprobs_there(again, tokens), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_a_joined_adapter_is_the_sum_of_its_parts():
     torch.manual_seed(0)
 
@@ -156,7 +181,7 @@ def test_a_joined_adapter_is_the_sum_of_its_parts():
         return {f"{m}.lora_{x}.adapter.weight": torch.randn(s) for m in modules for x, s in shapes.items()}
 
     one, two = part(2, "pq"), part(3, "qr")
-    joined = joined_adapters([(2.0, one), (0.5, two)], rank=5)
+    joined = joined_adapters([(AdapterConfig(rank=2, alpha=4), one), (AdapterConfig(rank=3, alpha=1), two)])
 
     def delta(tensors: dict[str, torch.Tensor], module: str, name: str) -> torch.Tensor:
         return tensors[f"{module}.lora_B{name}"] @ tensors[f"{module}.lora_A{name}"]
@@ -166,7 +191,7 @@ def test_a_joined_adapter_is_the_sum_of_its_parts():
         if module in "pq":
             expected += 2.0 * delta(one, module, ".adapter.weight")
         if module in "qr":
-            expected += 0.5 * delta(two, module, ".adapter.weight")
+            expected += delta(two, module, ".adapter.weight") / 3
         torch.testing.assert_close(delta(joined, module, ".weight"), expected)
 
 

@@ -17,7 +17,7 @@ from trimtab.pipeline.plan import make_plan
 from trimtab.testing import toy_recipe
 
 ROUND = Machine(what="round numbers", memory_gb=10, bandwidth=1e12, float32=1e13, bfloat16=1e14)
-SHAPE = {"parameters": 10**9, "layers": 10, "keys": 256}
+SHAPE = {"parameters": 10**9, "active": 10**9, "layers": 10, "keys": 256}
 NARROW = ModelConfig(name="x/y", precision="bfloat16", frozen_precision="bfloat16")
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from trimtab import fast_cpu
 from trimtab.errors import ConfigError
@@ -88,7 +89,7 @@ def test_a_critic_on_the_policys_states_has_no_weights_to_hold(tmp_path):
 def test_sharded_weights_are_counted_by_part_and_whole_where_they_are_gathered(tmp_path, stage: str, critics: int):
     """A billion weights in 80 layers of ten million, and tables of 200 million; everything else is next to nothing."""
     shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 10, "width": 1, "keys": 1,
-             "inner": 1}  # fmt: skip
+             "inner": 1, "experts": 0, "expert": 0}  # fmt: skip
     sets = [f"{stage}.adapter={{kind: full}}", "model.frozen_precision=float32"]
     recipe = toy_recipe(tmp_path, scale={"kind": "torchrun", "processes": 4})
     apart = {}
@@ -117,10 +118,40 @@ def test_states_of_frozen_layers_are_counted(tmp_path):
 
 def test_checkpointing_full_weights_and_longer_batches_cost_what_one_expects():
     shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 10**5, "width": 1000,
-             "keys": 1000, "inner": 4000}  # fmt: skip
+             "keys": 1000, "inner": 4000, "experts": 0, "expert": 0}  # fmt: skip
     some, many = (_activations(shape, AdapterConfig(), n, checkpointing=False) for n in (1000, 2000))
     assert many == 2 * some
     assert _activations(shape, AdapterConfig(), 1000, checkpointing=True) < some / 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "total", "active"),
+    [("mixtral", {}, 46.7e9, 12.9e9), ("olmoe", {"intermediate_size": 1024}, 6.9e9, 1.3e9)],
+)
+def test_mixtures_are_counted_whole_and_by_what_a_token_goes_through(tmp_path, kind, settings, total, active):
+    """Shapes and sizes are those of Mixtral-8x7B and OLMoE-1B-7B."""
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    shape = model_shape(ModelConfig(name=str(tmp_path)))
+    assert shape["parameters"] == pytest.approx(total, rel=0.02)
+    assert shape["active"] == pytest.approx(active, rel=0.02)
+
+
+@pytest.mark.parametrize(("settings", "sums"), [([], 11), (["model.gradient_checkpointing=true"], 2)])
+@pytest.mark.parametrize(("frozen", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_adapters_on_experts_are_counted(tmp_path, settings: list[str], sums: int, frozen: str, width: int):
+    """8 experts of 3 · 1,000 · 500 weights in each of 10 layers: the sums with their adapters, and those themselves."""
+    shape = {"parameters": 10**9, "layer": 10**8, "layers": 10, "head": 10**6, "vocabulary": 10, "width": 1000,
+             "keys": 1000, "inner": 1000, "experts": 8, "expert": 500}  # fmt: skip
+    recipe = toy_recipe(tmp_path)
+    without, adapted = (
+        stage_gb(config, config.sft, shape, tokens=10**5)
+        for config in (
+            load_recipe(recipe, [f"sft.adapter.experts={on}", f"model.frozen_precision={frozen}", *settings])
+            for on in ("false", "true")
+        )
+    )
+    weights, adapters = 8 * 3 * 1000 * 500, 10 * 4 * 8 * ((1000 + 2 * 500) + (500 + 1000))  # rank 4
+    assert adapted - without == pytest.approx((16 * adapters + 1.2 * width * sums * weights) / 1e9)
 
 
 LIMIT = 1.1

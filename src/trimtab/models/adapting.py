@@ -1,21 +1,25 @@
-"""The linear layers of a model that take an adapter, and those that cannot.
+"""The parts of a model that take an adapter, and those that cannot.
 
 An adapter computes where a layer is called. Some blocks take the layer's weight and multiply by themselves (fused
-kernels of recurrent layers), and most mixtures of experts keep the weights of all experts in one three-dimensional
-parameter, where there is no layer to adapt. A few classes derive from ``nn.Linear`` and compute something else, such as
-one product per group of inputs. Some weights belong to several layers at once. An adapter there would train nothing, be
-ignored while training and added when it is merged, or fail. So these parts stay as they are, and a layer that has
-nothing else is refused.
+kernels of recurrent layers). A few classes derive from ``nn.Linear`` and compute something else, such as one product
+per group of inputs. Some weights belong to several layers at once. An adapter there would train nothing, be ignored
+while training and added when it is merged, or fail. So these parts stay as they are, and a layer that has nothing else
+is refused.
+
+Mixtures of experts keep the matrices of all experts in one three-dimensional parameter. PEFT adds B·A of each expert to
+it for the time of a pass. These parameters get an adapter where the settings ask for it and a probe shows that it
+computes what its merge computes; otherwise the settings are refused.
 """
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +44,24 @@ def linear_layers(layers: nn.ModuleList, first: int) -> dict[str, nn.Module]:
     return layers_by_name
 
 
-def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: Tensor) -> list[str]:
+def expert_parameters(layers: nn.ModuleList, first: int = 0) -> list[str]:
+    """Parameters ``[experts, …, …]`` of the decoder layers from number ``first`` on, by their names below ``layers``.
+
+    Each holds one matrix of every expert. A module's parameters are in the order that PEFT wraps them in.
+    """
+    names = []
+    for path, module in layers.named_modules():
+        if ".lora_" in path or int(path.split(".")[0] or -1) < first:
+            continue
+        plain = path.replace(".base_layer", "")
+        if "expert" in f"{plain} {type(module).__name__}".lower():
+            names += [f"{plain}.{name}" for name, p in module.named_parameters(recurse=False) if p.dim() == 3]
+    return names
+
+
+def adaptable(
+    model: Any, layers: nn.ModuleList, first: int, tokens: Tensor, *, experts: Collection[str] = ()
+) -> list[str]:
     """Names, below ``layers``, of the linear layers that an adapter can be put on.
 
     Args:
@@ -48,40 +69,34 @@ def adaptable(model: Any, layers: nn.ModuleList, first: int, tokens: Tensor) -> 
         layers: its decoder layers.
         first: number of the lowest decoder layer with an adapter.
         tokens: ``[1, T]``, a row to run.
+        experts: parameters of experts that will get an adapter too.
 
     Raises:
-        ConfigError: a decoder layer has no such linear layer; the message names what it has instead.
+        ConfigError: a decoder layer has neither such a linear layer nor such experts; the message names what it has.
     """
     linear = linear_layers(layers, first)
     uses = Counter(id(module._parameters.get("weight")) for module in model.modules())
     shared = {name for name, module in linear.items() if uses[id(module.weight)] > 1}
     unsuitable = shared | _unsuitable(model, linear, tokens)
     names = [name for name in linear if name not in unsuitable]
-    fixed = sorted({_short(name) for name in unsuitable} | _expert_parameters(layers, first))
+    left_out = {_short(name) for name in set(expert_parameters(layers, first)).difference(experts)}
+    fixed = sorted({_short(name) for name in unsuitable} | left_out)
     for number in range(first, len(layers)):
-        if not any(name.startswith(f"{number}.") for name in names):
+        if not any(name.startswith(f"{number}.") for name in (*names, *experts)):
             raise ConfigError(
                 f"{type(model).__name__}: layer {number} has no linear layer that takes an adapter (its weights: "
                 f"{', '.join(fixed) or ', '.join(sorted(n for n, _ in layers[number].named_parameters()))}); set "
                 "adapter.kind: full, or adapter.top_layers to the layers above it"
             )
     if fixed:
-        _log.warning("%s: no adapter on %s; they stay as they are", type(model).__name__, ", ".join(fixed))
+        hint = "; adapter.experts: true adapts the experts" if left_out else ""
+        _log.warning("%s: no adapter on %s; they stay as they are%s", type(model).__name__, ", ".join(fixed), hint)
     return names
 
 
 def _short(name: str) -> str:
     """A module's name without the number of its layer."""
     return name.partition(".")[2]
-
-
-def _expert_parameters(layers: nn.ModuleList, first: int) -> set[str]:
-    """Parameters that hold the matrices of several experts, without the numbers of their layers."""
-    return {
-        _short(name)
-        for name, parameter in layers.named_parameters()
-        if int(name.split(".")[0]) >= first and parameter.dim() == 3 and "expert" in name
-    }
 
 
 def _unsuitable(model: Any, linear: dict[str, nn.Module], tokens: Tensor) -> set[str]:
@@ -140,18 +155,28 @@ def _bypassed(model: Any, uncalled: dict[str, Any], tokens: Tensor) -> set[str]:
 
 
 def put_adapter(
-    layers: nn.ModuleList, names: Sequence[str], name: str, *, rank: int, alpha: int, dropout: float
+    layers: nn.ModuleList,
+    names: Sequence[str],
+    name: str,
+    *,
+    experts: Sequence[str] = (),
+    rank: int,
+    alpha: int,
+    dropout: float,
 ) -> None:
-    """Put a LoRA adapter on linear layers.
+    """Put a LoRA adapter on linear layers and on parameters of experts.
 
     PEFT sees the decoder layers only, and names in full. Given a whole model it translates names such as ``gate_proj``
-    to parameters of all experts in every layer.
+    to parameters of all experts in every layer. The list is a new one for each adapter, which PEFT takes for a model
+    without adapters: it refuses adapters on the experts of other layers than an earlier adapter's, because then the
+    names of their weights could differ. Here they cannot, as all parameters of a module get an adapter or none does.
 
     Args:
         layers: the decoder layers.
         names: which linear layers, by their names below ``layers``.
         name: of the adapter.
-        rank: r.
+        experts: which parameters of experts, by their names below ``layers``.
+        rank: r; of each expert.
         alpha: scale of the update, times r.
         dropout: probability.
     """
@@ -159,10 +184,11 @@ def put_adapter(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="|".join(re.escape(target) for target in names),
+        target_modules="|".join(re.escape(target) for target in names) or "(?!)",
+        target_parameters=list(experts) or None,
         bias="none",
     )
-    inject_adapter_in_model(config, layers, name)
+    inject_adapter_in_model(config, nn.ModuleList(layers), name)
     for path, parameter in layers.named_parameters():
         # PEFT takes the layer's precision, in which small steps of an optimiser are lost.
         if f".{name}." in path and ".lora_" in path and parameter.dtype in (torch.bfloat16, torch.float16):
@@ -174,5 +200,109 @@ def remove_adapter(layers: nn.ModuleList, name: str) -> None:
     for module in layers.modules():
         if isinstance(module, BaseTunerLayer):
             module.delete_adapter(name)
-    configs: Any = getattr(layers, "peft_config", {})
-    configs.pop(name, None)
+
+
+def adapted_weight(module: Any) -> nn.Parameter:
+    """The frozen parameter that an adapted layer adds its B·A to."""
+    return module.get_param() if isinstance(module, ParamWrapper) else module.get_base_layer().weight
+
+
+# Experts ----------------------------------------------------------------------------------
+
+
+def check_experts(model: Any, layers: nn.ModuleList, name: str, tokens: Tensor) -> None:
+    """Compare a new adapter on experts with its merge, module by module; its B is zero before and after.
+
+    Args:
+        model: the whole model, no adapter active.
+        layers: its decoder layers.
+        name: of the adapter.
+        tokens: ``[1, T]``, a row to run.
+
+    Raises:
+        ConfigError: with its adapter a module fails, has no gradient, or computes something else than with the merged
+            weights; or it is never called, or its weights belong to another module too.
+    """
+    wrappers = {
+        path: module
+        for path, module in layers.named_modules()
+        if isinstance(module, ParamWrapper) and name in module.lora_A and not path.endswith(".base_layer")
+    }
+    faults = {path: f"({_short(path)}) is never called" for path in wrappers}
+    uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    shared = [path for path, module in wrappers.items() if any(uses[id(p.get_param())] > 1 for p in _nested(module))]
+    failure = f"({_short(shared[0])}) would change another layer with the same weights" if shared else ""
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: tuple[Any, ...], settings: dict[str, Any], output: Any) -> None:
+            fault = _fault(module, name, inputs, settings, output)
+            faults[path] = f"({_short(path)}) {fault}" if fault else ""
+
+        return hook
+
+    handles = [module.register_forward_hook(record(path), with_kwargs=True) for path, module in wrappers.items()]
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=tokens, use_cache=False)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        failure = failure or f"fails ({str(error).partition(chr(10))[0] or type(error).__name__})"
+    finally:
+        for handle in handles:
+            handle.remove()
+    failure = failure or next(filter(None, faults.values()), "")
+    if failure:
+        remove_adapter(layers, name)
+        raise ConfigError(
+            f"{type(model).__name__}: an adapter on its experts {failure}; set adapter.experts: false, or "
+            "adapter.kind: full to train all weights"
+        )
+
+
+def _fault(module: Any, name: str, inputs: tuple[Any, ...], settings: dict[str, Any], plain: Any) -> str:
+    """What is wrong with an adapter on one module of experts; empty: nothing.
+
+    B is filled with random numbers so that B·A is as large as the weights.
+    """
+    parts = list(_nested(module))
+    generator = torch.Generator().manual_seed(0)
+    for part in parts:
+        b = part.lora_B[name].weight
+        b.copy_(torch.randn(b.shape, generator=generator))
+        b.mul_(_norm(part.get_param()) / _norm(part.get_delta_weight(name)))
+    originals = [(part.get_param(), part.get_param().data) for part in parts]
+    try:
+        for part in parts:
+            part.enable_adapters(True)
+            part.set_adapter(name)
+        with torch.enable_grad():
+            adapted = module.forward(*inputs, **settings)
+        for part in parts:
+            part.enable_adapters(False)
+        for (weight, original), part in zip(originals, parts, strict=True):
+            weight.data = original + part.get_delta_weight(name)
+        merged = module.forward(*inputs, **settings)
+    finally:
+        for weight, original in originals:
+            weight.data = original
+        for part in parts:
+            part.enable_adapters(False)
+            part.lora_B[name].weight.zero_()
+    if not adapted.requires_grad:
+        return "gets no gradient"
+    size = 0.05 * float(merged.abs().max())
+    if not float((merged - plain).abs().max()) > size:
+        return "has no effect"
+    if not float((merged - adapted).abs().max()) < size:
+        return "computes something else than the weights that it is merged into"
+    return ""
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float32)
+
+
+def _nested(wrapper: Any) -> Iterator[Any]:
+    """PEFT's wrappers of the parameters of one module, the outermost first."""
+    while isinstance(wrapper, ParamWrapper):
+        yield wrapper
+        wrapper = wrapper.base_layer

@@ -19,13 +19,20 @@ from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
-from trimtab.models.adapting import adaptable, put_adapter, remove_adapter
+from trimtab.models.adapting import (
+    adaptable,
+    adapted_weight,
+    check_experts,
+    expert_parameters,
+    put_adapter,
+    remove_adapter,
+)
 from trimtab.models.batch import Batch
 from trimtab.models.chat import Chat
 from trimtab.models.kernels import kernels
@@ -54,6 +61,19 @@ class AdapterConfig(Config):
     """Adapters only on this many upper layers; None means all. Below them nothing is trained."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """LoRA dropout while training (always off in references and old log-probabilities)."""
+    experts: bool = False
+    """Adapters on mixtures of experts too, with the rank for each expert. False: on the other layers only. A training
+    pass then holds a second copy of the experts' weights, one layer at a time with ``model.gradient_checkpointing``."""
+
+    @model_validator(mode="after")
+    def _experts_without_dropout(self) -> "AdapterConfig":
+        """Experts' inputs are not seen by their adapter, which changes the weights."""
+        if self.kind == "lora" and self.experts and self.dropout:
+            raise ValueError(
+                f"dropout is {self.dropout:g} and experts is true, and adapters on experts have no dropout; set "
+                "dropout: 0, or experts: false"
+            )
+        return self
 
 
 class Backbone:
@@ -204,18 +224,27 @@ class Backbone:
             raise ConfigError(f"adapter.top_layers is {top} but the model has {count} layers; use 1 to {count}")
         self.activate(None)
         probe = torch.arange(4, device=self.device)[None]
-        names = adaptable(self.model, self.layers, count - top, probe)
+        experts = expert_parameters(self.layers, count - top) if config.experts else []
+        if config.experts and not experts:
+            raise ConfigError(
+                f"adapter.experts is true but the top {top} layers of {type(self.model).__name__} have no mixture of "
+                "experts; set adapter.experts: false"
+            )
+        names = adaptable(self.model, self.layers, count - top, probe, experts=experts)
         widest = max(max(parameter.shape, default=1) for parameter in self.layers.parameters())
         if config.rank > widest:
             raise ConfigError(f"adapter.rank is {config.rank} but the widest layer has {widest}; use 1 to {widest}")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2; peft mends it itself
             torch.manual_seed(seed)
-            put_adapter(self.layers, names, name, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+            sizes: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
+            put_adapter(self.layers, names, name, experts=experts, **sizes)
         kernels().adapter_added(self.model)
         self.train(False, full=False)  # a new adapter comes with its dropout on
         self.activate(None)
+        if experts:
+            with self.autocast():
+                check_experts(self.model, self.layers, name, probe)
         self._lowest[name] = count - top
         self._split()
 
@@ -236,7 +265,8 @@ class Backbone:
         with torch.no_grad():
             for module in self._tuned():
                 if name in module.lora_A:
-                    module.get_base_layer().weight += module.get_delta_weight(name)
+                    weight = adapted_weight(module)
+                    weight += module.get_delta_weight(name)
         remove_adapter(self.layers, name)
         del self._lowest[name]
         self._split()
@@ -253,7 +283,7 @@ class Backbone:
             with torch.no_grad():
                 for module in self._tuned():
                     if name is not None and name in module.lora_A:
-                        weight = module.get_base_layer().weight
+                        weight = adapted_weight(module)
                         originals.append((weight, weight.data))
                         weight.data = (weight.data + module.get_delta_weight(name)).to(weight.dtype)
             with self.gathered():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trimtab.config import Config
 from trimtab.errors import ConfigError, ModelError
+from trimtab.models.adapting import adapted_weight
 from trimtab.models.batch import Batch
 from trimtab.models.frozen import FrozenStates
 from trimtab.models.role import Role
@@ -129,5 +130,5 @@ class MovingReference(Role):
         if self.policy.full:
             return {name: (weight, None) for name, weight in self.policy.backbone.model.named_parameters()}
         names = {id(parameter): name for name, parameter in self._trunk().items()}
-        weights = [(layer.get_base_layer().weight, layer) for layer in self.backbone.adapted(self.policy.adapter)]
+        weights = [(adapted_weight(layer), layer) for layer in self.backbone.adapted(self.policy.adapter)]
         return {names[id(weight)]: (weight, layer) for weight, layer in weights}

@@ -120,15 +120,15 @@ class Sizing:
     @property
     def forward(self) -> float:
         """FLOPs of a forward pass, per token."""
-        return 2.0 * self.shape["parameters"]
+        return 2.0 * self.shape["active"]
 
     def training(self, adapter: AdapterConfig, *, head: bool) -> tuple[float, float]:
         """FLOPs per token of a forward pass below the adapters, and of forward and backward above them."""
         shape = self.shape
         top = shape["layers"] if adapter.top_layers is None else adapter.top_layers
         passes = 6 if adapter.kind == "full" else 4
-        upper = passes * (shape["layer"] * top + (shape["head"] / 2 if head else 0))
-        return 2.0 * shape["layer"] * (shape["layers"] - top), float(upper)
+        upper = passes * (shape["active_layer"] * top + (shape["head"] / 2 if head else 0))
+        return 2.0 * shape["active_layer"] * (shape["layers"] - top), float(upper)
 
     def capability_check(self, models: int) -> float:
         """FLOPs of the capability check of so many models."""

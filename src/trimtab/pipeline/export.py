@@ -5,7 +5,8 @@ pretrained model, exactly equal to SFT's and alignment's together. With ΔW₁ =
 
     ΔW₁ + ΔW₂ = [s₁·B₁  s₂·B₂] · [A₁; A₂]        rank r₁ + r₂, scale 1
 
-A layer that only one of them changes is padded with zeros, because vLLM reads one rank for the whole adapter.
+A layer that only one of them changes is padded with zeros, because vLLM reads one rank for the whole adapter. Experts
+are joined one by one.
 
 A reward model becomes a sequence classifier with one label. Such classifiers have no bias, so the reward model's bias
 is left out of the weights. The config and the model card give it; differences between answers do not depend on it.
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -207,7 +210,7 @@ def _write_merged(source: _Source, target: Path) -> None:
     backbone, role = source.load()
     with backbone.merged(role.adapter):
         state = {
-            name.replace(".base_layer.", "."): tensor.detach().cpu().contiguous()
+            name.replace(".base_layer", ""): tensor.detach().cpu().contiguous()
             for name, tensor in backbone.model.state_dict().items()
             if ".lora_" not in name
         }
@@ -303,10 +306,9 @@ def _write_adapter(source: _Source, target: Path) -> None:
     deltas, head = [], {}
     for _, folder, adapter in source.parts:
         tensors = load_tensors(folder / "weights.safetensors")
-        deltas.append((adapter.alpha / adapter.rank, tensors))
+        deltas.append((adapter, tensors))
         head |= {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
-    rank = sum(adapter.rank for _, _, adapter in source.parts)
-    joined = joined_adapters(deltas, rank)
+    joined, rank = joined_adapters(deltas), sum(adapter.rank for adapter, _ in deltas)
     named = {f"base_model.model.{name}": tensor for name, tensor in joined.items()}
     reward = source.stage == "reward"
     if reward:
@@ -323,10 +325,9 @@ def _write_adapter(source: _Source, target: Path) -> None:
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": _transposed(config),
-        "target_modules": sorted({name.removesuffix(".lora_A.weight") for name in joined if ".lora_A." in name}),
         "modules_to_save": ["score"] if reward else None,
     }
+    settings |= _targets({name.removesuffix(".lora_A.weight") for name in joined if ".lora_A." in name}, config)
     save_tensors(target / "adapter_model.safetensors", named, metadata={"format": "pt"})
     write_json(target / "adapter_config.json", settings)
     with storage_errors(target):
@@ -337,39 +338,69 @@ def _write_adapter(source: _Source, target: Path) -> None:
         tokenizer.save_pretrained(target)
 
 
-def joined_adapters(adapters: list[tuple[float, dict[str, Tensor]]], rank: int) -> dict[str, Tensor]:
-    """One adapter that changes the weights as several together do.
+def joined_adapters(adapters: list[tuple[AdapterConfig, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """One adapter that changes the weights as several together do; R is the sum of their ranks r.
 
     Args:
-        adapters: of each its scale α/r and its tensors ``MODULE.lora_A.adapter.weight`` ``[r, in]`` and
-            ``MODULE.lora_B.adapter.weight`` ``[out, r]``.
-        rank: sum of their ranks.
+        adapters: of each its settings and its tensors ``MODULE.lora_A.adapter.weight`` ``[r, in]`` and
+            ``MODULE.lora_B.adapter.weight`` ``[out, r]``; on E experts ``[E·r, in]`` (expert by expert) and
+            ``[out, r·E]`` (rank by rank).
 
     Returns:
-        ``MODULE.lora_A.weight`` ``[rank, in]`` and ``MODULE.lora_B.weight`` ``[out, rank]``, for scale 1.
+        ``MODULE.lora_A.weight`` ``[R, in]`` and ``MODULE.lora_B.weight`` ``[out, R]``, or ``[E·R, in]`` and
+        ``[out, R·E]``, for scale 1.
     """
+    rank = sum(adapter.rank for adapter, _ in adapters)
     joined: dict[str, Tensor] = {}
     first = 0
-    for scale, tensors in adapters:
-        own = 0
+    for adapter, tensors in adapters:
+        own = slice(first, first + adapter.rank)
         for name, a in tensors.items():
             if not name.endswith(".lora_A.adapter.weight"):
                 continue
             module = name.removesuffix(".lora_A.adapter.weight")
-            b, own = tensors[f"{module}.lora_B.adapter.weight"], len(a)
-            wide = joined.setdefault(f"{module}.lora_A.weight", a.new_zeros(rank, a.shape[1]))
-            tall = joined.setdefault(f"{module}.lora_B.weight", b.new_zeros(len(b), rank))
-            wide[first : first + own] = a
-            tall[:, first : first + own] = scale * b
-        first += own
+            b, experts = tensors[f"{module}.lora_B.adapter.weight"], len(a) // adapter.rank
+            wide = joined.setdefault(f"{module}.lora_A.weight", a.new_zeros(experts * rank, a.shape[1]))
+            tall = joined.setdefault(f"{module}.lora_B.weight", b.new_zeros(len(b), rank * experts))
+            wide.view(experts, rank, -1)[:, own] = a.view(experts, adapter.rank, -1)
+            tall.view(-1, rank, experts)[:, own] = adapter.alpha / adapter.rank * b.view(-1, adapter.rank, experts)
+        first += adapter.rank
     return joined
 
 
-def _transposed(config: Any) -> bool:
-    """True: the architecture keeps its weights as ``[in, out]`` (GPT-2)."""
+def _targets(adapted: set[str], config: Any) -> dict[str, Any]:
+    """What PEFT is told to adapt: linear layers by name, and by parameter what is no layer for it.
+
+    Args:
+        adapted: the modules in the adapter's file, with PEFT's ``.base_layer`` for a second parameter of experts.
+        config: of the model.
+    """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return any(isinstance(module, Conv1D) for module in model.modules())
+        model: Any = AutoModelForCausalLM.from_config(config)
+    layers, parameters = [], []
+    for name in sorted({name.replace(".base_layer", "") for name in adapted}):
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear | Conv1D):
+            parameters += [f"{name}.{own}" for own, p in module.named_parameters(recurse=False) if p.dim() == 3]
+        elif _translated(name, model):
+            parameters.append(f"{name}.weight")
+        else:
+            layers.append(name)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2
+    return {"target_modules": layers, "target_parameters": parameters or None, "fan_in_fan_out": transposed}
+
+
+def _translated(layer: str, model: Any) -> bool:
+    """Whether PEFT takes a linear layer's name for experts of transformers 4, which had one layer for each matrix.
+
+    It does so for dense and shared MLPs of models with experts, and then adapts the experts of every layer instead.
+    """
+    target = LoraConfig(target_modules=[layer])
+    try:
+        convert_peft_config_for_transformers(target, model, None)
+    except ValueError:  # it wants a whole MLP
+        return True
+    return layer not in (target.target_modules or ())
 
 
 # GGUF -------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def decoding_seconds(
     """
     width = Storage.of(model).frozen
     read = width * (shape["parameters"] + together * cached_numbers(dict(shape), TOKENS))
-    operations = 2.0 * shape["parameters"] * together
+    operations = 2.0 * shape["active"] * together
     step = max(
         read / (BANDWIDTH_SHARE * machine.bandwidth), operations / machine.rate(model), machine.launch * shape["layers"]
     )
@@ -137,7 +137,7 @@ def stage_seconds(
     devices = machine.devices if divided else 1
     together = max(1, min(cost.slots, -(-cost.answers // devices)))
     drawing = decoding_seconds(machine, model, shape, drawn=cost.drawn / devices, together=together)
-    rest = max(0.0, cost.flops - 2.0 * shape["parameters"] * cost.drawn)
+    rest = max(0.0, cost.flops - 2.0 * shape["active"] * cost.drawn)
     return drawing, rest / machine.rate(model) / devices
 
 

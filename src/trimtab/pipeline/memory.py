@@ -2,12 +2,14 @@
 
 What a layer keeps for its backward pass was counted tensor by tensor on a Llama-type layer (residual
 stream and its norms 4·H, inputs of the projections 2·H, queries and attention output 2·H, keys and
-values 2·K, MLP 4·I, floats per token); other decoder layers of today keep about as much.
+values 2·K, MLP 4·I, floats per token); other decoder layers of today keep about as much. Of a mixture of experts I is
+the width of what one token goes through.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
@@ -169,17 +171,15 @@ def stage_gb(
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
     # with gradient and two moments
-    trained = 4 * weights / parts if full else 4 * _adapter_parameters(shape, section.adapter)
+    trained = 4 * weights / parts if full else 16 * _adapter_parameters(shape, section.adapter)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
     critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
     held = frozen + trained * (2 if critic else 1)
     if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
-        held += (
-            weights
-            if full
-            else 4 * shape["layer"] * min(section.adapter.top_layers or shape["layers"], shape["layers"])
-        )
-    update = _activations(shape, section.adapter, tokens, checkpointing=config.model.gradient_checkpointing)
+        held += weights if full else 4 * _adapted(shape, section.adapter)
+    checkpointing = config.model.gradient_checkpointing
+    update = _activations(shape, section.adapter, tokens, checkpointing=checkpointing)
+    update += storage.frozen * _experts_with_adapters(shape, section.adapter, checkpointing=checkpointing)
     if not isinstance(section, RewardConfig | ProcessConfig):
         update += 2 * 4 * min(tokens * shape["vocabulary"], TABLE) + (4 * shape["head"] if full else 0)
     if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
@@ -218,7 +218,11 @@ def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *
 
 
 def model_shape(config: ModelConfig) -> dict[str, int]:
-    """Parameters, layers, widths and vocabulary from the model's configuration; no weights are loaded."""
+    """Parameters, layers, widths and vocabulary from the model's configuration; no weights are loaded.
+
+    ``active`` and ``active_layer`` are the parameters that one token goes through; fewer than ``parameters`` and
+    ``layer`` for mixtures of experts. Layers without experts among those with are counted as if they had them.
+    """
     from transformers import AutoConfig
 
     try:
@@ -229,11 +233,24 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     inner = getattr(loaded, "intermediate_size", None) or 4 * width
     heads = loaded.num_attention_heads
     keys = width * (getattr(loaded, "num_key_value_heads", None) or heads) // heads
-    layer = 2 * width * width + 2 * width * keys + 3 * width * inner
+    experts = _setting(loaded, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    expert = shared = 0
+    if experts > 1:
+        expert = _setting(loaded, "moe_intermediate_size", "expert_ffn_hidden_size") or inner
+        shared = _setting(loaded, "shared_expert_intermediate_size", "shared_intermediate_size")
+        shared = shared or expert * _setting(loaded, "n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+        inner = shared + expert * _setting(loaded, "num_experts_per_tok", "moe_topk", "moe_k")
+    active = 2 * width * width + 2 * width * keys + 3 * width * inner
+    layer = active + (3 * width * (experts * expert + shared - inner) if experts > 1 else 0)
     tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
+    rest = tied * vocabulary * width
     return {
-        "parameters": layers * layer + tied * vocabulary * width,
+        "parameters": layers * layer + rest,
         "layer": layer,
+        "active": layers * active + rest,
+        "active_layer": active,
+        "experts": experts if experts > 1 else 0,
+        "expert": expert,
         "layers": layers,
         "head": vocabulary * width,
         "vocabulary": vocabulary,
@@ -241,6 +258,11 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
         "keys": keys,
         "inner": inner,
     }
+
+
+def _setting(config: Any, *names: str) -> int:
+    """The first of these settings that a model's configuration has as a number; 0: it has none."""
+    return next((value for value in (getattr(config, name, None) for name in names) if type(value) is int), 0)
 
 
 def _drawing(config: RunConfig) -> Iterator[tuple[str, SamplerConfig, int | None]]:
@@ -277,7 +299,31 @@ def _model(config: RunConfig, section: Section) -> ModelConfig:
 def _adapter_parameters(shape: dict[str, int], adapter: AdapterConfig) -> int:
     width, keys, inner = shape["width"], shape["keys"], shape["inner"]
     sides = 2 * (width + width) + 2 * (width + keys) + 3 * (width + inner)  # in + out of the seven projections
+    if adapter.experts:
+        sides += shape["experts"] * (2 * width + 3 * shape["expert"])  # gate and up are one matrix of each expert
     return adapter.rank * sides * (adapter.top_layers or shape["layers"])
+
+
+def _adapted(shape: dict[str, int], adapter: AdapterConfig) -> int:
+    """Weights that the adapter changes."""
+    layer = shape["layer"] - (0 if adapter.experts else _of_experts(shape))
+    return layer * min(adapter.top_layers or shape["layers"], shape["layers"])
+
+
+def _of_experts(shape: dict[str, int]) -> int:
+    """Weights of the experts of a layer."""
+    return 3 * shape["width"] * shape["expert"] * shape["experts"]
+
+
+def _experts_with_adapters(shape: dict[str, int], adapter: AdapterConfig, *, checkpointing: bool) -> int:
+    """Numbers in the sums of experts' weights and adapters, which the backward pass needs, and in a layer's gradient.
+
+    With checkpointing only one layer's sum is there at a time.
+    """
+    if adapter.kind == "full" or not adapter.experts:
+        return 0
+    layers = min(adapter.top_layers or shape["layers"], shape["layers"])
+    return _of_experts(shape) * (2 if checkpointing else layers + 1)
 
 
 def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, checkpointing: bool) -> float:

@@ -207,7 +207,7 @@ def checkpoint_weights(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
     """
     for name, parameter in backbone.model.named_parameters(remove_duplicate=False):
         if ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), parameter.detach().to(backbone.dtype, copy=True)
+            yield name.replace(".base_layer", ""), parameter.detach().to(backbone.dtype, copy=True)
 
 
 def cache_bytes(backbone: Backbone, slots: int) -> int:
