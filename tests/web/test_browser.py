@@ -7,7 +7,7 @@ import pytest
 
 from trimtab.storage.form import Form
 
-from .kit import World
+from .kit import World, judge
 from .live import Server, join, shot
 
 expect = pytest.importorskip("playwright.sync_api", reason="NOT TESTED: the pages in a browser; no playwright").expect
@@ -119,6 +119,31 @@ def test_a_pending_answer_is_sent_by_the_next_page(page, server: Server, here: W
     assert len(here.store.submissions()) == 1
 
 
+def test_a_page_that_was_overtaken_on_its_way_shows_what_is_stored(page, server: Server, here: World):
+    here.configure(overlap=1, gold_every=0)
+    here.pairs(2)
+    join(page, here)
+    first = page.locator("#task").get_attribute("data-item")
+    page.keyboard.press("1")
+    held: list[Any] = []
+    page.route(f"{server.url}/work", lambda route: held.append((route, route.fetch())))
+    page.evaluate("() => { setTimeout(() => location.reload(), 0); }")
+    while not held:
+        page.wait_for_timeout(20)
+    page.keyboard.press("Enter")  # the old page is still there
+    while not here.store.submissions():
+        page.wait_for_timeout(20)
+    page.wait_for_timeout(500)  # the reply comes to the old page
+    route, answer = held.pop()
+    assert first in answer.text()
+    route.fulfill(response=answer)
+    page.wait_for_load_state()
+    expect(page.locator("#count")).to_have_text("1")
+    expect(page.locator("#task")).not_to_have_attribute("data-version", "")
+    expect(page.locator("#task")).to_have_attribute("data-item", first)  # with what was said of it
+    assert page.locator("#form input:checked").get_attribute("data-ranks") == "0,1"
+
+
 SWALLOWED = """() => {
   const event = new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true, cancelable: true });
   document.activeElement.dispatchEvent(event);
@@ -175,6 +200,91 @@ def test_drafts_belong_to_their_items_and_ones_own_words_stay(page, server: Serv
     page.locator("[data-act=rewrite-from]").nth(0).click()
     expect(page.locator("#status")).to_contain_text("is kept")
     assert sorted(editor.input_value()) == sorted(before + "Mine. ")
+
+
+def test_words_of_an_older_version_do_not_come_back(page, server: Server, here: World):
+    """Stored words belong to their version: they are no draft, and a draft may be that there are none."""
+    here.configure(overlap=1, gold_every=0)
+    here.pairs(1)
+    join(page, here)
+    page.keyboard.press("c")
+    page.keyboard.type("first")
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator(".nothing")).to_be_visible()
+    path = f"/work?change={here.store.submissions()[0][0]}"
+    other = page.context.new_page()
+    for tab in (page, other):
+        tab.goto(path)
+        expect(tab.locator("textarea[name=comment]")).to_have_value("first")
+    other.keyboard.press("c")
+    other.keyboard.press("Control+a")
+    other.keyboard.type("second")
+    other.keyboard.press("Control+Enter")
+    expect(page.locator("textarea[name=comment]")).to_have_value("second")
+    page.keyboard.press("c")
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    page.goto(f"/work?change={here.store.submissions()[0][0]}")
+    expect(page.locator("#status")).to_have_text("Your draft was restored.")
+    expect(page.locator("textarea[name=comment]")).to_have_value("")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Saved.")
+    assert here.store.submissions()[0][1].comment == ""
+
+
+def disputed_pairs(here: World, count: int) -> list[str]:
+    """Pairs on which two people contradict each other."""
+    here.configure(overlap=2, gold_every=0)
+    uids = here.pairs(count)
+    for best, name in enumerate(("Ann", "Ben")):
+        person = here.join(name).id
+        for turn in range(count):
+            here.store.submit(person, judge(here.store.next(person), f"{name}-{turn}", best=best))
+    return uids
+
+
+def test_an_adjudicators_page_shows_what_was_decided(page, server: Server, here: World):
+    first, second = disputed_pairs(here, 2)
+    join(page, here, "adjudicator", "Alex")
+    other = page.context.new_page()
+    for tab in (page, other):
+        tab.goto(f"/adjudicate/item?id={first}")
+    page.keyboard.type("13")  # the better answer, and why people disagree
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/item?id={second}")
+    expect(other.locator("#form input:checked")).to_have_count(2)  # another tab shows the decision
+    assert other.locator("fieldset.cause input:checked").get_attribute("data-cause") == "values"
+    other.locator("fieldset.pair label.option").nth(6).click()
+    other.keyboard.press("Enter")
+    other.wait_for_url(f"**/item?id={second}")
+    [decision] = [s for _, s in here.store.submissions() if s.adjudication]
+    assert (decision.answers[0].ranks, decision.answers[0].strength, decision.reason) == ((1, 0), 1.0, "values")
+    page.goto(f"/adjudicate/item?id={first}")  # and so does opening it again
+    assert page.locator("fieldset.pair input:checked").get_attribute("data-ranks") == "1,0"
+    boss = here.join("Other adjudicator", "adjudicator").id
+    here.store.adjudicate(boss, judge(here.store.dispute(second, boss)[0], "settled"))
+    other.keyboard.type("13")
+    other.keyboard.press("Enter")
+    expect(other.locator(".nothing h1")).to_have_text("This item is settled.")
+    assert len([s for _, s in here.store.submissions() if s.adjudication]) == 2
+
+
+def test_a_decision_that_was_not_sent_is_sent_by_the_next_page(page, server: Server, here: World):
+    [uid] = disputed_pairs(here, 1)
+    join(page, here, "adjudicator", "Alex")
+    page.goto(f"/adjudicate/item?id={uid}")
+    server.stop()
+    page.keyboard.type("13")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("No connection")
+    other = page.context.new_page()
+    page.close()
+    server.start()
+    other.goto(f"/adjudicate/item?id={uid}")
+    other.wait_for_url("**/adjudicate")
+    assert here.store.disputed() == []
 
 
 def test_arrows_scroll_and_an_adjudicator_has_the_keys_that_apply(page, server: Server, here: World):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .kit import World
+from .kit import World, judge
 from .live import Server, join, shot
 
 pytestmark = pytest.mark.timeout(400)
@@ -216,6 +216,40 @@ def test_keys_scroll_the_answers_and_the_raw_text_is_one_key_away(page, server: 
     page.reload()
     assert page.locator(".answers").inner_text().count("**") == 4  # kept
     shot(page, "as-typed")
+
+
+def progress_on(page: Any) -> str:
+    """ "12 of 40", as it stands on the page."""
+    assert page.locator(".progress").is_visible()
+    return " ".join(page.locator(".progress").inner_text().split())
+
+
+def test_how_far_one_is_stands_on_the_page(page, server: Server, here: World):
+    """Of one's own items: judged, skipped and flagged ones, and those still to come; whatever others do meanwhile."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    here.configure(overlap=2, gold_every=0)
+    here.pairs(40)
+    join(page, here)
+    assert progress_on(page) == "0 of 40"
+    robin = next(p for p in here.people.everybody() if p.name == "Robin").id
+    other = here.join("Other").id
+    for person, verdicts in ((robin, ["judged"] * 9 + ["skip", "unsure", "flag"]), (other, ["judged"] * 20)):
+        for number, verdict in enumerate(verdicts):
+            item = here.store.next(person)
+            more = {"verdict": verdict, "answers": (), "reason": "broken"} if verdict != "judged" else {}
+            here.store.submit(person, judge(item, f"{person}-{number}", **more))
+    page.goto("/work")
+    assert progress_on(page) == "12 of 40"
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("13")
+    assert progress_on(page) == "13 of 40"
+    page.keyboard.press("z")
+    expect(page.locator("#count")).to_have_text("12")
+    assert progress_on(page) == "12 of 40"
+    here.people.profile(robin, language="de", cohort={})
+    page.goto("/work")
+    assert progress_on(page) == "12 von 40"
 
 
 SIDES = """() => [...document.querySelectorAll('.answer p, .answer li')].map(block => {

@@ -1,5 +1,6 @@
 """Adjudication: items that need a decision, and the decision. For training it replaces the annotators' judgements."""
 
+import json
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, select, update
@@ -10,7 +11,7 @@ from trimtab.storage.form import Form, check_form
 from trimtab.storage.items import recount, submissions_of_item
 from trimtab.storage.queue import Assignment, assignment, free_slot
 from trimtab.storage.rows import task_of
-from trimtab.storage.schema import items, judgements, people
+from trimtab.storage.schema import events, items, judgements, people
 from trimtab.storage.submissions import (
     Receipt,
     add_submission,
@@ -66,8 +67,11 @@ def open_dispute(tx: Transaction, uid: str, person: int) -> tuple[Assignment, li
     decided = _decision_of(tx, item, person)
     if decided is None and not _needs_decision(tx.c, item):
         raise ConflictError("this item is not in dispute (any more)")
-    version = None if decided is None else decided.seq
-    return assignment(tx, item, tx.person(person), version=version), submissions_of_item(tx.c, item)
+    version = draft = None
+    if decided is not None:
+        version = decided.seq
+        draft = json.loads(tx.c.execute(select(events.c.body).where(events.c.seq == version)).scalar_one())
+    return assignment(tx, item, tx.person(person), version=version, draft=draft), submissions_of_item(tx.c, item)
 
 
 def adjudicate(tx: Transaction, person: int, form: Form) -> Receipt:

@@ -299,7 +299,7 @@ class LabelStore:
             return adjudication.items_with_submissions(c, adjudication.EXHAUSTED, limit)
 
     def dispute(self, uid: str, person: int) -> tuple[Assignment, list[Submission]]:
-        """One item for an adjudicator: the item as annotators see it, and their submissions.
+        """One item for an adjudicator, with their own decision if there is one, and what annotators said of it.
 
         Raises:
             ConflictError: settled since, or this person judged it.

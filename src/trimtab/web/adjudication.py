@@ -1,12 +1,14 @@
 """Settling disagreements: the queue, one item with people's judgements, the adjudicator's decision."""
 
+from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from trimtab.records.annotation import disagree
+from trimtab.errors import ConflictError
+from trimtab.records.annotation import Submission, Task, disagree
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
 from trimtab.web.pages import fields, page, signed_in, translator
@@ -33,9 +35,26 @@ def one(request: Request, person: Adjudicator, id: str) -> Response:
     assignment, submissions = request.app.state.store.dispute(id, person.id)
     t = translator(request, person)
     lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in submissions]
-    causes = CAUSES if disagree(assignment.task, submissions) else ()
+    causes = _causes(assignment.task, submissions)
     task = task_html(request, person, assignment, adjudication=True, causes=causes)
     return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task)
+
+
+@router.get("/adjudicate/task")
+def current(request: Request, person: Adjudicator, item: str) -> JSONResponse:
+    """The form of one item with what this adjudicator decided; ``settled`` where there is nothing to decide."""
+    store = request.app.state.store
+    try:
+        assignment, submissions = store.dispute(item, person.id)
+    except ConflictError:
+        return JSONResponse({"state": "settled", "html": task_html(request, person, "settled")})
+    html = task_html(request, person, assignment, adjudication=True, causes=_causes(assignment.task, submissions))
+    return JSONResponse({"state": "task", "html": html})
+
+
+def _causes(task: Task, submissions: Sequence[Submission]) -> Sequence[str]:
+    """What an adjudicator is asked to choose from: where people disagree, why."""
+    return CAUSES if disagree(task, submissions) else ()
 
 
 @router.post("/adjudicate/submit")

@@ -97,6 +97,9 @@ function start() {
   const status = document.getElementById("status");
   const help = document.getElementById("help");
   const annotating = work.dataset.url === "/work";
+  const news = annotating ? "done" : "settled"; // under this name tabs tell each other what was stored
+  // Where it is asked what is stored about an item.
+  const pathOf = (item) => `${annotating ? "/work/next" : "/adjudicate/task"}?item=${encodeURIComponent(item)}`;
   let last = work.dataset.last === "" ? null : Number(work.dataset.last);
   let active = 0;
   let looked = 0; // milliseconds this task has been in front of someone
@@ -191,10 +194,18 @@ function start() {
     for (const row of rows()) {
       const input = chosen(row);
       if (row.dataset.type === "pair" && input) return input.dataset.ranks.split(",").indexOf("0");
-      if (row.dataset.type === "rank" && input?.dataset.rank === "0") return Number(row.dataset.position);
+      if (row.dataset.type === "rank" && bestRanked(row.dataset.criterion)) return Number(bestRanked(row.dataset.criterion).dataset.position);
       if (row.dataset.type === "thumb") return 0;
     }
     return place.querySelectorAll(".answer").length === 1 ? 0 : null;
+  }
+
+  // The row of a ranking's best answer: the one on the first rank, or on the first that is taken.
+  function bestRanked(criterion) {
+    const ranking = rows().filter((row) => row.dataset.type === "rank" && row.dataset.criterion === criterion);
+    const rank = (row) => Number(chosen(row)?.dataset.rank ?? Infinity);
+    const best = Math.min(...ranking.map(rank));
+    return best === 0 || ranking.every(chosen) ? ranking.find((row) => rank(row) === best) : undefined;
   }
 
   // Put values back into the form: a draft of this browser, or a form as it was sent.
@@ -212,14 +223,21 @@ function start() {
           : type === "scale" ? answer?.scores?.[position] === Number(value.score)
           : type === "thumb" ? "good" in saved && saved.good !== null && String(saved.good) === value.good
           : type === "step" ? saved.verdict === "judged" && String(saved.first_wrong ?? "") === value.step
+          : type === "cause" ? saved.reason === value.cause
           : false;
       }
     }
   }
-  function fillTexts({ comment, rewrite }) {
-    if (comment) { form().elements.comment.value = comment; form().elements.comment.closest("details").open = true; }
+  function fillTexts({ comment = "", rewrite }) {
+    const remark = form().elements.comment;
+    remark.value = comment;
+    if (comment) remark.closest("details").open = true;
     const text = form().elements.rewrite;
-    if (text && rewrite) { text.value = rewrite.text; text.dataset.of = rewrite.of; text.closest("details").open = true; }
+    if (!text) return;
+    text.value = rewrite?.text ?? "";
+    if (rewrite?.of === undefined) delete text.dataset.of;
+    else text.dataset.of = rewrite.of;
+    if (rewrite) text.closest("details").open = true;
   }
   const same = (shown, given) => shown === "" || given == null ? !given && shown === "" : Math.abs(Number(shown) - given) < 0.001;
   const nameOf = ({ dataset }) => [dataset.type, dataset.criterion, dataset.position].join("/");
@@ -235,10 +253,17 @@ function start() {
   }
   function texts() {
     const text = form().elements.rewrite;
-    return {
-      comment: form().elements.comment.value,
-      rewrite: text && text.value ? { of: Number(text.dataset.of || 0), text: text.value } : undefined,
-    };
+    const of = text?.dataset.of === undefined ? undefined : Number(text.dataset.of); // without: of the better answer
+    return { comment: form().elements.comment.value, rewrite: text?.value ? { of, text: text.value } : undefined };
+  }
+  // The texts that somebody changed since this form was shown. Stored ones are not among them: they may be old.
+  let given = {};
+  function typedHere() {
+    const { comment, rewrite } = texts();
+    const typed = {};
+    if (comment !== (given.comment ?? "")) typed.comment = comment;
+    if ((rewrite?.text ?? "") !== (given.rewrite?.text ?? "")) typed.rewrite = rewrite;
+    return typed;
   }
 
   function activate(index, scroll = false) {
@@ -285,14 +310,16 @@ function start() {
     place.classList.toggle("as-typed", Boolean(store.get("raw")));
     if (!isTask()) return;
     const { item, version, draft: stored } = task().dataset;
-    const pending = waiting().map((key) => ({ key, ...store.get(`pending/${key}`) })).find((p) => annotating && p.form.item === item);
+    const pending = waiting().map((key) => ({ key, ...store.get(`pending/${key}`) }))
+      .find((p) => p.form.item === item && p.path === `${work.dataset.url}/submit`);
     const draft = store.get(draftOf(item));
+    given = stored ? JSON.parse(stored) : {};
     if (pending) fill(pending.form); // an earlier page could not send it: it is this page's now
     else if (draft && draft.version === version) {
-      if (stored) fill(JSON.parse(stored));
+      if (stored) fill(given);
       fill(draft);
-      if (Object.keys(draft.picks).length || draft.comment) tell(say("js.draft"));
-    } else if (stored) fill(JSON.parse(stored));
+      if (Object.keys(draft.picks ?? draft.answers ?? {}).length || draft.comment) tell(say("js.draft"));
+    } else if (stored) fill(given);
     activate(0);
     makeBoard();
     refreshForm();
@@ -318,10 +345,10 @@ function start() {
     document.getElementById("count").textContent = judged;
     document.getElementById("of").textContent = say("js.of", { total: Math.max(total, judged) });
   }
-  function announce(item) { store.set("done", { item, at: Date.now(), ...progress }); } // to other tabs
+  function announce(item) { store.set(news, { item, at: Date.now(), ...progress }); } // to other tabs
   function show(reply) {
     place.innerHTML = reply.html; // rendered and escaped by the server
-    if (location.search) history.replaceState(null, "", base + work.dataset.url);
+    if (annotating && location.search) history.replaceState(null, "", base + work.dataset.url);
     window.scrollTo({ top: 0 });
     ready();
     document.getElementById("main").focus({ preventScroll: true });
@@ -449,11 +476,11 @@ function start() {
     if (refused) {
       lock();
       tell(say(code === 409 ? "js.conflict" : "js.refused", { reason }), "bad");
-      if (annotating) lookUp(was.form.item, [code === 409 ? "js.conflict" : "js.refused", { reason }, "bad"]);
+      lookUp(was.form.item, [code === 409 ? "js.conflict" : "js.refused", { reason }, "bad"]);
       return;
     }
     store.drop(draftOf(was.form.item));
-    if (reply.to) { location.href = base + reply.to; return; }
+    if (reply.to) { announce(was.form.item); location.href = base + reply.to; return; }
     follow(reply);
     announce(was.form.item);
     const message = reply.stored === "late" ? ["js.late", {}, "bad"]
@@ -467,7 +494,7 @@ function start() {
   function settleAnother(entry, { reply, refused, reason }) {
     const { item } = entry.form;
     if (refused) { // nothing is lost: it is a draft again
-      if (!store.get(draftOf(item))) store.set(draftOf(item), { at: Date.now(), version: String(entry.form.version ?? ""), picks: {}, comment: entry.form.comment, rewrite: entry.form.rewrite });
+      if (!store.get(draftOf(item))) store.set(draftOf(item), { ...entry.form, at: Date.now(), version: String(entry.form.version ?? "") });
       tell(say("js.refused", { reason }), "bad");
       return;
     }
@@ -480,28 +507,32 @@ function start() {
   }
   // Show what is stored about an item, or the next one; words typed here stay.
   function lookUp(item, message = null) {
-    const typed = isTask() && task().dataset.item === item ? texts() : {};
-    wanted = { path: `/work/next?item=${encodeURIComponent(item)}`, message, typed };
+    const typed = isTask() && task().dataset.item === item ? typedHere() : {};
+    wanted = { path: pathOf(item), message, typed };
     lock(); run();
   }
   function answered(question, reply) {
     const before = last;
-    follow(reply);
+    if (annotating) follow(reply);
     if (question.path === "/work/undo") { store.drop(draftOf(reply.item)); announce(reply.item); }
-    else announce(null);
+    else if (annotating) announce(null);
     show(reply);
     const { typed } = question;
-    if (typed && (typed.comment || typed.rewrite) && isTask() && `/work/next?item=${encodeURIComponent(task().dataset.item)}` === question.path) {
-      fillTexts(typed); keepDraft();
+    if (typed && Object.keys(typed).length && isTask() && pathOf(task().dataset.item) === question.path) {
+      fillTexts({ ...texts(), ...typed }); keepDraft();
     }
     if (question.path === "/work/next" && question.message?.[0] === "js.refused" && before !== null && (last ?? -1) < before) tell(say("js.undone"), "good");
     else if (question.message) tell(say(question.message[0], question.message[1]), question.message[2]);
   }
   window.addEventListener("online", () => { wait = 1000; run(); });
-  window.addEventListener("pageshow", (event) => { if (event.persisted && annotating && !locked()) want("/work/next"); });
+  window.addEventListener("pageshow", (event) => {
+    if (!event.persisted || locked()) return;
+    if (annotating) want("/work/next");
+    else if (isTask()) lookUp(task().dataset.item);
+  });
   // Another tab stored or took back what stands here.
   window.addEventListener("storage", (event) => {
-    if (event.key !== own("done") || !event.newValue || !annotating) return;
+    if (event.key !== own(news) || !event.newValue) return;
     heard = JSON.parse(event.newValue);
     listen();
   });
@@ -511,8 +542,8 @@ function start() {
     heard = null;
     if (done.last !== undefined) follow(done);
     if (!isTask() || done.item !== task().dataset.item) return;
-    const { comment, rewrite } = texts();
-    if (comment || rewrite || task().dataset.version !== "") lookUp(done.item, ["js.elsewhere", {}, ""]);
+    const typed = Object.keys(typedHere()).length > 0;
+    if (!annotating || typed || task().dataset.version !== "") lookUp(done.item, ["js.elsewhere", {}, ""]);
     else want("/work/next", { message: ["js.elsewhere", {}, ""] });
   }
   // Where there is no work, look for it from time to time.
@@ -708,5 +739,10 @@ function start() {
   for (const name of store.names("draft/")) if (store.get(name).at < Date.now() - 14 * 864e5) store.drop(name);
   if (store.get("guidelines")) showRules(true);
   ready();
+  const told = store.get(news);
+  if (told?.at >= performance.timeOrigin) { // stored while this page was on its way here: the page may be older
+    if (told.last !== undefined) follow(told);
+    if (isTask() && !locked()) lookUp(task().dataset.item);
+  }
   run(); // what an earlier page could not send
 }
