@@ -157,7 +157,9 @@ def test_sides_take_turns_from_the_same_batch(model, tmp_path, monkeypatch):
     assert outcome["peaks"]["operations"] == 2e11 and not list(measured)  # before, between and after two repeats
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward", "dpo", "decode"])
+@pytest.mark.parametrize(
+    "kind", ["sft", *(pytest.param(k, marks=pytest.mark.slow) for k in ("reward", "dpo", "decode"))]
+)
 def test_our_side_of_each_kind(model, tmp_path, kind, known_peaks):
     fake = fake_trl(tmp_path, [READY, step(1.0), step(1.0)])
     settings = Settings(model=model, repeats=1, threads=1, full_length=True)

@@ -59,6 +59,7 @@ def test_power_is_one_where_cost_is_linear():
     assert rows(report)[0][5:7] == ("failed", "–")
 
 
+@pytest.mark.slow
 def test_command_line_measures_apart_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.scaling.TIMES", (1, 2))
     monkeypatch.setitem(AXES, "sft", ("tokens",))

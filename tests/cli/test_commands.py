@@ -217,7 +217,7 @@ def test_a_run_is_not_named_without_its_folder(fails, tmp_path):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "config.yaml").write_text("name: first")
     message = fails("chat", "first", "--runs", str(tmp_path), code=2)
-    assert f"'first' is no model; to use the run of this name, give its folder: {tmp_path / 'first'}" in message
+    assert f"'first' is not a model; to use the run of this name, give its folder: {tmp_path / 'first'}" in message
 
 
 def test_malformed_recipes(fails, tmp_path):

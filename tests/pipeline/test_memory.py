@@ -171,6 +171,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, floa
     return {stage: tuple(values) for stage, *values in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["reward", "align"])
 def test_a_process_stays_below_its_limit(peaks: dict[str, tuple[int, float, float]], stage: str):
     """Two steps of a full micro-batch of the longest rows: the second holds the optimiser's state beside them."""

@@ -267,7 +267,7 @@ def test_an_adjudicators_page_shows_what_was_decided(page, server: Server, here:
     here.store.adjudicate(boss, judge(here.store.dispute(second, boss)[0], "settled"))
     other.keyboard.type("13")
     other.keyboard.press("Enter")
-    expect(other.locator(".nothing h1")).to_have_text("This item is settled.")
+    expect(other.locator(".nothing h1")).to_have_text("There is nothing to decide here.")
     assert len([s for _, s in here.store.submissions() if s.adjudication]) == 2
 
 

@@ -244,6 +244,9 @@ def check_experts(model: Any, layers: nn.ModuleList, name: str, tokens: Tensor) 
     try:
         with torch.no_grad():
             model.base_model(input_ids=tokens, use_cache=False)
+    except torch.OutOfMemoryError:
+        remove_adapter(layers, name)
+        raise
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         failure = failure or f"fails ({str(error).partition(chr(10))[0] or type(error).__name__})"
     finally:

@@ -31,6 +31,6 @@ def run_population(run: RunFolder, names: Mapping[str, str]) -> Population | Non
     items, judgements = blind_judgements(run)
     if not any(j.cohort for j in judgements):
         return None
-    result = population(items, judgements)
+    result = population(items, [j for j in judgements if j.criterion == "overall"])
     called = {field: names.get(str(getattr(result, field)), getattr(result, field)) for field in ("model", "rival")}
     return result.model_copy(update=called)

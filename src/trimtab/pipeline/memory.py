@@ -195,7 +195,7 @@ def stage_gb(
             held += (
                 storage.frozen * shape["width"] * section.prompts * section.group * context
             )  # states of the frozen layers
-        drawing = _sampling(shape, answers, context, storage, merged=not full)
+        drawing = _sampling(shape, answers, context, storage, merged=0 if full else _adapted(shape, section.adapter))
     gathered = 0.0
     if parts > 1:  # whole models: for answers and for passes that the ranks divide, or before there is an optimiser
         gathered = (2 if critic else 1) * weights
@@ -213,7 +213,8 @@ def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *
     full = any(section.adapter.kind == "full" for _, section in _sections(config))
     storage = Storage.of(config.model, accelerator=accelerator, engine=sampler.engine)
     held = (storage.frozen + (4 if full else 0)) * shape["parameters"] + _reward_model(config)
-    drawing = _sampling(shape, slots, config.model.context, storage, merged=not full)
+    adapted = [_adapted(shape, section.adapter) for name, section in _sections(config) if name in ("sft", "align")]
+    drawing = _sampling(shape, slots, config.model.context, storage, merged=0 if full else max(adapted, default=0))
     return PROCESS + (held + SLACK * max(drawing, _passing(shape))) / 1e9
 
 
@@ -234,12 +235,15 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     heads = loaded.num_attention_heads
     keys = width * (getattr(loaded, "num_key_value_heads", None) or heads) // heads
     experts = _setting(loaded, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    if False in (getattr(loaded, "is_moe", None), getattr(loaded, "enable_moe_block", None)):
+        experts = 0  # the family can have experts, this model has none
     expert = shared = 0
     if experts > 1:
         expert = _setting(loaded, "moe_intermediate_size", "expert_ffn_hidden_size") or inner
         shared = _setting(loaded, "shared_expert_intermediate_size", "shared_intermediate_size")
         shared = shared or expert * _setting(loaded, "n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-        inner = shared + expert * _setting(loaded, "num_experts_per_tok", "moe_topk", "moe_k")
+        chosen = _setting(loaded, "num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk", "moe_k") or 1
+        inner = shared + expert * chosen
     active = 2 * width * width + 2 * width * keys + 3 * width * inner
     layer = active + (3 * width * (experts * expert + shared - inner) if experts > 1 else 0)
     tied = 1 if getattr(loaded, "tie_word_embeddings", True) else 2
@@ -347,9 +351,9 @@ def _passing(shape: dict[str, int]) -> float:
     return 4.0 * PASS_TOKENS * 2 * (8 * shape["width"] + 2 * shape["keys"] + 4 * shape["inner"])
 
 
-def _sampling(shape: dict[str, int], answers: int, context: int, storage: Storage, *, merged: bool) -> float:
-    """Packed weights, weights with the adapter in them, and the cache."""
-    copies = storage.frozen * shape["parameters"] * (merged + storage.packed)
+def _sampling(shape: dict[str, int], answers: int, context: int, storage: Storage, *, merged: int) -> float:
+    """Packed weights, ``merged`` weights that are copied to add the adapter to them, and the cache."""
+    copies = storage.frozen * (merged + shape["parameters"] * storage.packed)
     return copies + storage.frozen * answers * cached_numbers(shape, context)
 
 

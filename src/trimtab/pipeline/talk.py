@@ -37,8 +37,10 @@ def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | 
     path = Path(target)
     recipe = path / "config.yaml" if (path / "config.yaml").is_file() else path
     if not recipe.is_file():
-        if (runs / target / "config.yaml").is_file():
-            raise ConfigError(f"{target!r} is no model; to use the run of this name, give its folder: {runs / target}")
+        if not path.exists() and (runs / target / "config.yaml").is_file():
+            raise ConfigError(
+                f"{target!r} is not a model; to use the run of this name, give its folder: {runs / target}"
+            )
         context = min(longest_context(target) or CONTEXT, CONTEXT)
         return Backbone.load(ModelConfig(name=target, context=context)), None
     config = load_recipe(recipe)

@@ -43,7 +43,9 @@ def thumbs_of(run: RunFolder) -> list[Rating]:
 
 
 def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """How often each served model was preferred over each other, by comparisons in random order.
+    """How often each served model was preferred over each other, by comparisons in random order as a whole.
+
+    Judgements by a criterion of a project of its own are no votes on models, and are passed over.
 
     Returns:
         for each pair of checkpoints ``model``, ``rival``, ``rate`` (ties count half) with a 95 % Wilson interval
@@ -51,6 +53,7 @@ def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> lis
         at equal length with its interval where there are enough votes.
     """
     named = [_with_checkpoints(item) for item in items]
+    judgements = [j for j in judgements if j.criterion == "overall"]
     rows = []
     for wins in model_wins(named, judgements).pairs:
         equal = _at_equal_length(named, judgements, wins.model, str(wins.rival))

@@ -339,8 +339,8 @@ def finite_reward(name: str, value: Any, sample: str) -> float:
         NonFiniteError: it is NaN, infinite or too large to compute with.
     """
     try:
-        if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
-            raise TypeError
+        if isinstance(value, str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+            raise TypeError  # NumPy's text has __float__
         reward = float(value)
     except OverflowError:  # a whole number above every float
         reward = math.inf
@@ -351,9 +351,8 @@ def finite_reward(name: str, value: Any, sample: str) -> float:
         ) from error
     if not abs(reward) < LARGEST:
         raise NonFiniteError(
-            f"reward {name!r} is {reward:g} for sample {sample}, beyond what training computes with; expected a "
-            f"finite number below {LARGEST:g}. Nothing was trained on it; mend the reward function and run the same "
-            "command to continue from the last checkpoint"
+            f"reward {name!r} is {reward:g} for sample {sample}; expected a finite number below {LARGEST:g}: mend the "
+            "reward function and run the same command again"
         )
     return reward
 

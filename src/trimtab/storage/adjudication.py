@@ -85,7 +85,7 @@ def adjudicate(tx: Transaction, person: int, form: Form) -> Receipt:
     check_form(form, task_of(item), tx.config)
     before = _decision_of(tx, item, person)
     if (before.seq if before else None) != form.version or (before is None and item.adjudicated):
-        raise ConflictError("this item was settled since you opened it; reload the page")
+        raise ConflictError("this item was settled since you opened it")
     if before is None and not _needs_decision(tx.c, item):
         raise ConflictError("this item is not in dispute (any more)")
     submission = submission_from(tx, form, item, tx.person(person), None, adjudication=True)

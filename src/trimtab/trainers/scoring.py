@@ -68,7 +68,7 @@ def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[
         the rollouts with ``rewards`` and, for rewards placed at steps, ``step_rewards``.
 
     Raises:
-        ScoringError: the function raised, or returned the wrong length or type; names the sample.
+        ScoringError: the function raised, or returned the wrong length or type; names the sample of a wrong value.
         NonFiniteError: a component is NaN, infinite or too large to compute with; names the sample.
     """
     answered = [(row, rollout) for row, rollout in enumerate(rollouts) if rollout.tokens]
@@ -118,12 +118,14 @@ def _step_rewards(name: str, value: Sequence[Any], rollout: Rollout) -> list[tup
     pairs = []
     for pair in value:
         try:
+            if not isinstance(pair, Sequence) or isinstance(pair, str | bytes):
+                raise TypeError
             place, reward = pair
             place = index(place)
         except (TypeError, ValueError):
             raise ScoringError(
-                f"reward {name!r} for sample {rollout.id}: expected a number, or (place, number) pairs "
-                f"(got {value!r:.100})"
+                f"reward {name!r} for sample {rollout.id}: expected a number, or (place, number) pairs whose place is a "
+                f"whole number (got {value!r:.100})"
             ) from None
         if not 0 <= place < len(rollout.tokens):
             raise ScoringError(

@@ -522,7 +522,10 @@ function start() {
       fillTexts({ ...texts(), ...typed }); keepDraft();
     }
     if (question.path === "/work/next" && question.message?.[0] === "js.refused" && before !== null && (last ?? -1) < before) tell(say("js.undone"), "good");
-    else if (question.message) tell(say(question.message[0], question.message[1]), question.message[2]);
+    else if (question.message) {
+      const [name, values, kind] = question.message;
+      tell(say(reply.state === "settled" && name === "js.conflict" ? "js.refused" : name, values), kind); // no form is left
+    }
   }
   window.addEventListener("online", () => { wait = 1000; run(); });
   window.addEventListener("pageshow", (event) => {
@@ -543,7 +546,7 @@ function start() {
     if (done.last !== undefined) follow(done);
     if (!isTask() || done.item !== task().dataset.item) return;
     const typed = Object.keys(typedHere()).length > 0;
-    if (!annotating || typed || task().dataset.version !== "") lookUp(done.item, ["js.elsewhere", {}, ""]);
+    if (!annotating || typed || task().dataset.version !== "") lookUp(done.item, ["js.elsewhere_stored", {}, ""]);
     else want("/work/next", { message: ["js.elsewhere", {}, ""] });
   }
   // Where there is no work, look for it from time to time.
