@@ -124,8 +124,8 @@ def _step_rewards(name: str, value: Sequence[Any], rollout: Rollout) -> list[tup
             place = index(place)
         except (TypeError, ValueError):
             raise ScoringError(
-                f"reward {name!r} for sample {rollout.id}: expected a number, or (place, number) pairs whose place is a "
-                f"whole number (got {value!r:.100})"
+                f"reward {name!r} for sample {rollout.id}: expected a number, or (place, number) pairs with whole "
+                f"numbers as places (got {value!r:.100})"
             ) from None
         if not 0 <= place < len(rollout.tokens):
             raise ScoringError(
