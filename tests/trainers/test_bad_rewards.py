@@ -31,6 +31,7 @@ VALUES: list[tuple[Any, type[Exception], str]] = [
     (np.float32("inf"), NonFiniteError, "is inf for"),
     (None, ScoringError, "is None for"),
     ("0.5", ScoringError, "is '0.5' for"),
+    (np.str_("0.5"), ScoringError, "is np.str_('0.5') for"),
     ("", ScoringError, "is '' for"),
     (b"1", ScoringError, "is b'1' for"),
     ("good", ScoringError, "is 'good' for"),

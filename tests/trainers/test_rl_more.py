@@ -470,11 +470,11 @@ def test_step_rewards_reach_the_advantages_of_earlier_tokens_only():
     [
         ([(0, 1.0), (9, 1.0)], ScoringError, "placed after token 9 of sample p/0/0, whose answer has 2 tokens"),
         ([(-1, 1.0)], ScoringError, "placed after token -1 of sample p/0/0"),
-        ([(0.5, 1.0)], ScoringError, r"\(place, number\) pairs \(got \[\(0\.5, 1\.0\)\]\)"),
+        ([(0.5, 1.0)], ScoringError, r"pairs with whole numbers as places \(got \[\(0\.5, 1\.0\)\]\)"),
         ([(0, "1")], ScoringError, "'it' is '1' for sample p/0/0"),
         ([(0, 1e300)], NonFiniteError, r"'it' is 1e\+300 for sample p/0/0"),
         ([(0, math.nan)], NonFiniteError, "'it' is nan for sample p/0/0"),
-        ([0.5, 1.0], ScoringError, r"\(place, number\) pairs \(got \[0\.5, 1\.0\]\)"),
+        ([0.5, 1.0], ScoringError, r"pairs with whole numbers as places \(got \[0\.5, 1\.0\]\)"),
     ],
 )
 def test_step_rewards_that_cannot_be(value, error, message):
