@@ -85,14 +85,14 @@ def quickstart(tmp_path_factory, cache, few_questions):
 
 @pytest.fixture
 def place(tmp_path, cache, monkeypatch):
-    """A current folder like the repository's, with the files the page shows, and invented HH rows beside it."""
+    """A current folder like the repository's, with the files the page shows, and invented HH rows."""
     monkeypatch.setenv("TRIMTAB_CACHE", str(cache))
     here = tmp_path / "trimtab"
     here.mkdir()
     for name in ("recipes", "examples", "constraints.txt"):
         (here / name).symlink_to(ROOT / name)
-    hh = tmp_path / "shared" / "data" / "pairwise" / "hh-harmless-base.jsonl.gz"
-    hh.parent.mkdir(parents=True)
+    hh = here / "harmless-base" / "train.jsonl.gz"
+    hh.parent.mkdir()
     questions, good, bad = sentences(64, words=4), sentences(64, start=300), sentences(64, start=600)
     with gzip.open(hh, "wt") as file:
         for question, chosen, rejected in zip(questions, good, bad, strict=True):
