@@ -110,15 +110,25 @@ GOOD = [
 @pytest.mark.parametrize("scorer", [as_components, as_recipe])
 def test_any_kind_of_number_and_of_sequence_is_taken(scorer: Any):
     config = settings(ONLINE["rloo"].config, TREE, prompts=1, group=len(GOOD))
-    for results in (
-        lambda _: GOOD,
-        lambda _: tuple(GOOD),
-        lambda _: iter(GOOD),
-        lambda rollouts: (float(len(r.text)) for r in rollouts),
-        lambda rollouts: np.arange(len(rollouts)),
-        lambda rollouts: torch.arange(len(rollouts)),
+
+    def gradient(results: Any) -> torch.Tensor:
+        return step(config, TREE, LOGITS, LOGITS, scorer(results))
+
+    def always(values: Any) -> Any:
+        return lambda _: values
+
+    plain, counted = [float(value) for value in GOOD], [float(n) for n in range(len(GOOD))]
+    for results, floats in (
+        (always(GOOD), plain),
+        (always(tuple(GOOD)), plain),
+        (lambda _: iter(GOOD), plain),
+        (lambda rollouts: (plain[i] for i, _ in enumerate(rollouts)), plain),
+        (lambda rollouts: np.arange(len(rollouts)), counted),
+        (lambda rollouts: torch.arange(len(rollouts)), counted),
     ):
-        step(config, TREE, LOGITS, LOGITS, scorer(results))
+        expected = gradient(always(floats))
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(gradient(results), expected, rtol=0, atol=0)
 
 
 def test_a_generator_that_fails_on_its_way_is_a_function_that_fails():

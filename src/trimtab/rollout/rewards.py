@@ -214,8 +214,8 @@ class NamedRewards:
                     f"reward {name!r} gave {given} for the {len(ends)} steps of sample {rollout.id}; return one number "
                     "for each of trimtab.rollout.split_steps(rollout.text, separator)"
                 )
-            steps = numbers(name, steps, [rollout] * len(ends))
-            placed.append([(end, shaped(value)) for end, value in zip(ends, steps, strict=True)])
+            pairs = zip(ends, steps, strict=True)
+            placed.append([(end, shaped(finite_reward(name, value, rollout.id))) for end, value in pairs])
         return placed
 
 
