@@ -48,7 +48,7 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
-from trimtab.trainers.rl_update import critic_on_policy
+from trimtab.trainers.rl_optional import critic_on_policy
 
 LORA = AdapterConfig(rank=4, alpha=8)
 TOP = AdapterConfig(rank=4, alpha=8, top_layers=2)

@@ -49,7 +49,7 @@ from trimtab.trainers import (
 )
 from trimtab.trainers.rankings import ranking_batches
 from trimtab.trainers.reward_losses import StepTerms, reward_loss
-from trimtab.trainers.rl_update import critic_on_policy
+from trimtab.trainers.rl_optional import critic_on_policy
 
 from ..kit import stir
 

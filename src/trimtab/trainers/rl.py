@@ -51,17 +51,21 @@ from trimtab.trainers.progress import Session
 from trimtab.trainers.reference import MovingWeights, moving_reference
 from trimtab.trainers.rl_ahead import Ahead
 from trimtab.trainers.rl_checks import check_rl
-from trimtab.trainers.rl_config import (
-    ConstraintConfig,
-    DapoConfig,
-    KLConfig,
-    PolicyGradientConfig,
-    PpoConfig,
-    RlConfig,
-)
-from trimtab.trainers.rl_drawing import Drawing, draws_ahead
+from trimtab.trainers.rl_config import PpoConfig, RlConfig
+from trimtab.trainers.rl_drawing import Drawing
 from trimtab.trainers.rl_ending import Ending
 from trimtab.trainers.rl_metrics import describe
+from trimtab.trainers.rl_optional import (
+    constraint_of,
+    critic_warmup,
+    discount,
+    draws_ahead,
+    kl_of,
+    leaves_out_cut,
+    ptx_of,
+    resample_attempts,
+    scales_scores,
+)
 from trimtab.trainers.rl_passes import Passes, run_passes
 from trimtab.trainers.rl_roles import RlRoles
 from trimtab.trainers.rl_step import Clock, Step
@@ -200,8 +204,7 @@ class _Run:
     scale: RunningScale
 
     def __post_init__(self) -> None:
-        config = self.config
-        if isinstance(config, PolicyGradientConfig) and config.ptx is not None and not self.imitate:
+        if ptx_of(self.config) is not None and not self.imitate:
             raise ConfigError(
                 "ptx is set but there are no conversations to imitate; give data.demonstrations or ptx.data"
             )
@@ -249,11 +252,11 @@ class _Run:
             scored = self._score(step, rollouts, answers=self.config.group)
         self._check_cost(scored)
         step.clock.lap("score")
-        if isinstance(self.config, DapoConfig) and self.config.resample:
+        if attempts := resample_attempts(self.config):
             score = partial(self._score, step, answers=self.config.group)
-            scored = self.drawing.replace_flat_groups(step, scored, score, attempts=self.config.resample)
+            scored = self.drawing.replace_flat_groups(step, scored, score, attempts=attempts)
             step.clock.lap("resample")
-        if isinstance(self.config, PolicyGradientConfig) and self.config.running_scale:
+        if scales_scores(self.config):
             totals = [total for total, r in zip(scored.totals, scored.rollouts, strict=True) if r.tokens]
             scored = replace(scored, scale=self.scale.update(totals))
         return scored
@@ -270,13 +273,13 @@ class _Run:
 
     def _weights(self) -> Mapping[str, float]:
         """Weight of each reward; of a cost with a limit, its price."""
-        limit = _constraint(self.config)
+        limit = constraint_of(self.config)
         return (
             self.weights if limit is None or self.price is None else {**self.weights, limit.reward: -self.price.value}
         )
 
     def _check_cost(self, scored: Scored) -> None:
-        limit = _constraint(self.config)
+        limit = constraint_of(self.config)
         names = sorted({name for r in scored.rollouts for name in r.rewards})
         if limit is not None and names and limit.reward not in names:
             raise ConfigError(
@@ -323,7 +326,7 @@ class _Run:
 
     def _token_rewards(self, scored: Scored, scores: TensorB, passes: Passes, mask: MaskBT) -> TensorBT:
         """−β·(log π_old − log π_ref) per token, plus the score at the last token and the rewards of steps."""
-        beta = self.kl.value if _kl(self.config).place == "reward" else 0.0
+        beta = self.kl.value if kl_of(self.config).place == "reward" else 0.0
         rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
         rewards[answered] += penalised_rewards(
             scores[answered], passes.old[answered], passes.reference[answered], mask[answered], beta=beta
@@ -338,9 +341,9 @@ class _Run:
         advantages = returns = None
         if method.advantages is not None:
             earned = rewards
-            if isinstance(config, PpoConfig) and passes.last_values is not None:
+            if passes.last_values is not None:
                 cut = ~ended_of(scored.rollouts).to(mask.device)
-                earned = bootstrapped_rewards(rewards, passes.last_values, cut, mask, gamma=config.gamma)
+                earned = bootstrapped_rewards(rewards, passes.last_values, cut, mask, gamma=discount(config))
             advantages, returns = method.advantages(config, earned, passes.values, mask)
         if method.component_advantages is not None and bool(mask.any()):
             each, weights = (x.to(mask.device) for x in components(scored, self._weights()))
@@ -416,7 +419,7 @@ class _Run:
         A batch of flat groups only stays whole, because an update needs rows; it has no ids.
         """
         rows, ids = batch, [r.id for r in scored.rollouts]
-        if isinstance(self.config, PolicyGradientConfig) and self.config.overlong_filter:
+        if leaves_out_cut(self.config):
             ended = ended_of(scored.rollouts).to(batch.tokens.device)
             rows = replace(batch, response_mask=batch.response_mask & ended[:, None])
         if self.method.skips_flat_groups:
@@ -430,7 +433,7 @@ class _Run:
 
     def _warming(self, step: Step) -> bool:
         """True: the step trains the critic alone."""
-        return step.number < _critic_warmup(self.config)
+        return step.number < critic_warmup(self.config)
 
     # 5. ----------------------------------------------------------------------------------
 
@@ -441,10 +444,10 @@ class _Run:
         """
         if self._warming(step):
             return
-        limit = _constraint(self.config)
+        limit = constraint_of(self.config)
         if limit is not None and self.price is not None and f"reward/{limit.reward}" in metrics:
             self.price.update(metrics[f"reward/{limit.reward}"])
-        if _kl(self.config).target is not None:
+        if kl_of(self.config).target is not None:
             self.kl.update(metrics["kl"], self.config.prompts * self.config.group)
         moves = self.config.reference_update
         if moves is not None and moves.due(step.number + 1):
@@ -469,7 +472,7 @@ def _with_moving_reference(roles: RlRoles, config: RlConfig) -> tuple[RlRoles, d
 
 def _ending(run: _Run, session: Session) -> Ending:
     """What is saved of a run, and what decides about its end."""
-    config, limit = run.config, _constraint(run.config)
+    config, limit = run.config, constraint_of(run.config)
     adaptive = {"kl": run.kl, "scale": run.scale, "price": run.price, "ahead": run.drawing.ahead}
     return Ending(
         config=config,
@@ -484,7 +487,7 @@ def _ending(run: _Run, session: Session) -> Ending:
             cost=None if limit is None else limit.reward,
         ),
         selection=Selection(
-            config.select, patience=config.patience, budget=config.kl.budget, still=_critic_warmup(config)
+            config.select, patience=config.patience, budget=config.kl.budget, still=critic_warmup(config)
         ),
     )
 
@@ -497,30 +500,15 @@ def _opponent(roles: RlRoles, config: RlConfig) -> Opponent | None:
     return MixtureOpponent(roles.policy, roles.reference, config.sampler, share=share(config))
 
 
-def _kl(config: RlConfig) -> KLConfig:
-    """The penalty for diverging from the reference; a coefficient of 0 for methods without one."""
-    return config.kl if isinstance(config.kl, KLConfig) else KLConfig(coefficient=0.0, place="loss")
-
-
 def _adaptive_kl(config: RlConfig) -> AdaptiveKL:
     """β; it stays as it is without a target."""
-    kl = _kl(config)
+    kl = kl_of(config)
     return AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)
-
-
-def _critic_warmup(config: RlConfig) -> int:
-    """Steps at the start that train the critic alone."""
-    return config.critic_warmup if isinstance(config, PpoConfig) else 0
-
-
-def _constraint(config: RlConfig) -> ConstraintConfig | None:
-    """The limit on a cost; None without one."""
-    return config.constraint if isinstance(config, PolicyGradientConfig) else None
 
 
 def _price(config: RlConfig) -> DualAscent | None:
     """Of a cost with a limit; None without one."""
-    limit = _constraint(config)
+    limit = constraint_of(config)
     if limit is None:
         return None
     return DualAscent(limit.initial, limit=limit.limit, lr=limit.lr, largest=limit.largest)
@@ -529,7 +517,7 @@ def _price(config: RlConfig) -> DualAscent | None:
 def _learners(roles: RlRoles, config: RlConfig, group: Group) -> dict[str, Learner]:
     """A learner of the policy and, for a method with a critic, one of the critic."""
     updates = config.steps * config.epochs * config.minibatches
-    warming = _critic_warmup(config) * config.epochs * config.minibatches
+    warming = critic_warmup(config) * config.epochs * config.minibatches
     learners = {
         "policy": Learner(roles.policy, with_lr(config.policy, "policy", roles.policy), updates - warming, group=group)
     }

@@ -19,6 +19,7 @@ from trimtab.trainers.rl_config import (
     RejectionConfig,
     RlConfig,
 )
+from trimtab.trainers.rl_optional import draws_ahead, overlong_buffer, resample_attempts, scales_scores
 
 LARGEST_STOP = 1.0
 """Largest ``kl.stop`` in nats per token; a larger value was probably meant per answer."""
@@ -41,9 +42,9 @@ def check_rl(config: RlConfig, prompts: int) -> None:
             "sampler.temperature is 0: greedy decoding makes all answers to a prompt identical; use 0.7 to 1.0"
         )
     _check_selection(config)
-    if isinstance(config, DapoConfig) and config.one_step_off and config.resample:
+    if draws_ahead(config) and (attempts := resample_attempts(config)):
         raise ConfigError(
-            f"one_step_off is true and resample is {config.resample}: replaced groups would come from newer weights "
+            f"one_step_off is true and resample is {attempts}: replaced groups would come from newer weights "
             "than the others of their step; set resample: 0, or one_step_off: false"
         )
     if config.minibatches > config.prompts:
@@ -53,7 +54,7 @@ def check_rl(config: RlConfig, prompts: int) -> None:
         )
     if isinstance(config, RejectionConfig) and config.keep >= config.group:
         raise ConfigError(f"keep is {config.keep} of group {config.group} answers: nothing is rejected; lower keep")
-    buffer = config.overlong_buffer if isinstance(config, DapoConfig) else None
+    buffer = overlong_buffer(config)
     if buffer is not None and buffer > config.sampler.max_new_tokens:
         raise ConfigError(
             f"overlong_buffer is {buffer} tokens but answers have {config.sampler.max_new_tokens} at most; lower it"
@@ -111,7 +112,7 @@ def _check_reference(config: RlConfig) -> None:
 def _check_opponent(config: RlConfig) -> None:
     """What makes P(an answer beats its opponent's)."""
     assert isinstance(config, OpponentConfig)
-    if isinstance(config, PolicyGradientConfig) and config.running_scale:
+    if scales_scores(config):
         raise ConfigError(
             f"running_scale is true and method {config.method!r} turns rewards into probabilities of winning, whose "
             "scale is fixed; set running_scale: false, and log_odds to what a unit of the reward is worth"

@@ -18,9 +18,9 @@ from trimtab.trainers.checkpoint import step_seed
 from trimtab.trainers.group import Group
 from trimtab.trainers.learner import Learner
 from trimtab.trainers.rl_ahead import Ahead, check_version
-from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
+from trimtab.trainers.rl_config import RlConfig
+from trimtab.trainers.rl_optional import critic_on_policy
 from trimtab.trainers.rl_step import Step, step_name
-from trimtab.trainers.rl_update import critic_on_policy
 from trimtab.trainers.scoring import Scored, answer_scores
 from trimtab.trainers.shares import drawn_by_share
 
@@ -213,11 +213,6 @@ class Drawing:
             others = others[len(flat) :]
             scored = scored.replace_groups(flat, score(fresh), size)
         return scored
-
-
-def draws_ahead(config: RlConfig) -> bool:
-    """True: a step's answers come from the weights before the last update."""
-    return isinstance(config, PolicyGradientConfig) and config.one_step_off
 
 
 def prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:

@@ -7,6 +7,7 @@ from statistics import fmean, pvariance
 from trimtab.algos import DualAscent, effective_sample_share, explained_variance, kl_k1, masked_mean, masked_sum
 from trimtab.trainers.learner import Metrics
 from trimtab.trainers.rl_config import PolicyGradientConfig, RlConfig
+from trimtab.trainers.rl_optional import constraint_of, leaves_out_cut, scales_scores, score_clip_of
 from trimtab.trainers.rollout_batch import RolloutBatch
 from trimtab.trainers.scoring import Scored, whole_rewards
 
@@ -22,12 +23,12 @@ def describe(
     n, answered = len(rollouts), [r for r in rollouts if r.tokens]
     totals = [total for total, r in zip(scored.totals, rollouts, strict=True) if r.tokens]
     more: Metrics = {}
-    limit = config.constraint if isinstance(config, PolicyGradientConfig) else None
+    limit = constraint_of(config)
     if limit is not None and price is not None:  # the price changes, so the reward is shown without it
         totals = [t + price.value * r.rewards[limit.reward] for t, r in zip(totals, answered, strict=True)]
         more["multiplier"] = price.value
     kl = masked_sum(kl_k1(batch.old_logprobs, batch.reference_logprobs), mask)
-    if isinstance(config, PolicyGradientConfig) and config.running_scale:
+    if scales_scores(config):
         more["reward_scale"] = scored.scale
     if batch.values is not None and batch.returns is not None and bool(mask.any()):
         more["value"] = float(masked_mean(batch.values, mask))
@@ -46,9 +47,9 @@ def describe(
         sizes = [sum(bool(r.tokens) for r in rollouts[i : i + config.group]) for i in range(0, n, config.group)]
         more["reward_std_prompt"] = _spread_within(totals, sizes)
         more["flat_groups"] = sum(all(e == g[0] for e in g) for g in groups) / len(groups)
-    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
-        more["score_clipped"] = float((whole_rewards(scored).abs() > config.score_clip).float().mean())
-    if isinstance(config, PolicyGradientConfig) and config.overlong_filter:
+    if (clip := score_clip_of(config)) is not None:
+        more["score_clipped"] = float((whole_rewards(scored).abs() > clip).float().mean())
+    if leaves_out_cut(config):
         more["filtered"] = sum(r.finish_reason != "stop" for r in answered) / n
     if isinstance(config, PolicyGradientConfig) and config.importance_beyond == "mask" and batch.importance is not None:
         more["importance_masked"] = float(masked_mean(batch.importance == 0, mask))

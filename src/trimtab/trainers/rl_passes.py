@@ -14,8 +14,8 @@ from trimtab.algos.shapes import MaskBT, TensorB, TensorBT
 from trimtab.models import Batch, FrozenStates, Role, scatter
 from trimtab.records import Rollout
 from trimtab.trainers.group import ALONE, Group
-from trimtab.trainers.rl_config import OnlineConfig, PolicyGradientConfig, PpoConfig
-from trimtab.trainers.rl_update import critic_on_policy
+from trimtab.trainers.rl_config import OnlineConfig, PolicyGradientConfig
+from trimtab.trainers.rl_optional import bootstraps_cut, critic_on_policy, entropy_share, leaves_out_cut
 from trimtab.trainers.scoring import ended_of
 
 
@@ -68,9 +68,9 @@ def run_passes(
     known, values, recomputed, entropies = (torch.zeros_like(sampled) for _ in range(4))
     gradient = config if isinstance(config, PolicyGradientConfig) else None
     weighted = gradient is not None and gradient.weight_cap is not None
-    top = None if gradient is None else gradient.entropy_top
+    top = entropy_share(config)
     last_values = None
-    if isinstance(config, PpoConfig) and config.bootstrap_cut:
+    if bootstraps_cut(config):
         last_values = torch.zeros(len(rollouts), device=mask.device)
     # The sampler knows the values if the critic is a head on the policy's states.
     valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
@@ -99,7 +99,7 @@ def run_passes(
     ]
     group.sum_("passes before the update", computed)
     counted = mask
-    if gradient is not None and gradient.overlong_filter:  # cut answers are left out of the loss
+    if leaves_out_cut(config):  # cut answers are left out of the loss
         counted = mask & ended_of(rollouts).to(mask.device)[:, None]
     return Passes(
         sampled=sampled,

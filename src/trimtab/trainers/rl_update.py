@@ -44,6 +44,7 @@ from trimtab.trainers.rl_config import (
     PpoConfig,
     RejectionConfig,
 )
+from trimtab.trainers.rl_optional import critic_on_policy
 from trimtab.trainers.rollout_batch import RolloutBatch
 from trimtab.trainers.sft import step_indices
 
@@ -173,11 +174,6 @@ def _critic_step(update: Update[Any], parts: Sequence[tuple[list[str], RolloutBa
     """One optimiser step of a critic with weights of its own."""
     value = update.learners["critic"].step(parts, lambda part, norms: (_value_loss(update, part, norms), {}), norms)
     return {"value_loss": value["loss"], "value_grad_norm": value["grad_norm"]}
-
-
-def critic_on_policy(config: OnlineConfig) -> bool:
-    """True: the critic is a head on the policy's own hidden states."""
-    return isinstance(config, PpoConfig) and config.shared_critic
 
 
 def _policy_loss(

@@ -13,7 +13,8 @@ from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
 from trimtab.rollout import Scorer
 from trimtab.rollout.rewards import finite_reward, one_per_answer
-from trimtab.trainers.rl_config import DapoConfig, OpponentConfig, PolicyGradientConfig, RlConfig
+from trimtab.trainers.rl_config import OpponentConfig, RlConfig
+from trimtab.trainers.rl_optional import overlong_buffer, score_clip_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,16 +145,14 @@ def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
     their tokens as they are.
     """
     scores = whole_rewards(scored)
-    if isinstance(config, PolicyGradientConfig) and config.score_clip is not None:
-        scores = scores.clamp(-config.score_clip, config.score_clip)
+    if (clip := score_clip_of(config)) is not None:
+        scores = scores.clamp(-clip, clip)
     ended = ended_of(scored.rollouts)
     if config.missing_eos is not None:
         scores = penalise_missing_eos(scores, ended, penalty=config.missing_eos.value, mode=config.missing_eos.mode)
-    if isinstance(config, DapoConfig) and config.overlong_buffer is not None:
+    if (buffer := overlong_buffer(config)) is not None:
         limit, lengths = config.sampler.max_new_tokens, torch.tensor([len(r.tokens) for r in scored.rollouts])
-        scores = scores + overlong_penalty(
-            torch.where(ended, lengths, limit), max_tokens=limit, buffer=config.overlong_buffer
-        )
+        scores = scores + overlong_penalty(torch.where(ended, lengths, limit), max_tokens=limit, buffer=buffer)
     return scores
 
 
