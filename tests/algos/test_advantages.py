@@ -239,12 +239,12 @@ def test_reinforce_pp_by_hand():
 def test_whiten_shift_mean():
     """Trap 4: True removes the mean for good, False gives it back."""
     x, mask = row(1, 2, 3, 10, NAN), row(1, 1, 1, 1, 0).bool()
-    gone, kept = whiten(x, mask)[0, :4], whiten(x, mask, shift_mean=False)[0, :4]
-    assert gone.mean().item() == pytest.approx(0.0, abs=1e-12)
-    assert kept.mean().item() == pytest.approx(4.0)
-    assert (kept - gone).tolist() == pytest.approx([4.0] * 4)
+    shifted, unshifted = whiten(x, mask)[0, :4], whiten(x, mask, shift_mean=False)[0, :4]
+    assert shifted.mean().item() == pytest.approx(0.0, abs=1e-12)
+    assert unshifted.mean().item() == pytest.approx(4.0)
+    assert (unshifted - shifted).tolist() == pytest.approx([4.0] * 4)
     population, sample = statistics.pstdev([1, 2, 3, 10]), statistics.stdev([1, 2, 3, 10])
-    assert gone.tolist() == pytest.approx([(v - 4) / population for v in (1, 2, 3, 10)], rel=1e-6)
+    assert shifted.tolist() == pytest.approx([(v - 4) / population for v in (1, 2, 3, 10)], rel=1e-6)
     bessel = whiten(x, mask, variance="sample")[0, :4]
     assert bessel.tolist() == pytest.approx([(v - 4) / sample for v in (1, 2, 3, 10)], rel=1e-6)
 

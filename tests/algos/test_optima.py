@@ -87,8 +87,8 @@ def flipped(**kwargs):
 
 
 def test_dpo_finds_the_optimum():
-    found = minimise(lambda *x: dpo_loss(*x, beta=BETA, probability=BETTER[FIRST, SECOND]))
-    assert kl(found, OPTIMUM) < 1e-9
+    optimum = minimise(lambda *x: dpo_loss(*x, beta=BETA, probability=BETTER[FIRST, SECOND]))
+    assert kl(optimum, OPTIMUM) < 1e-9
 
 
 def test_flipped_labels():
@@ -102,5 +102,5 @@ def test_flipped_labels():
 def test_ipo_finds_its_own_optimum():
     """π* ∝ ref·exp(E_{y'~ref} p(y ≻ y')/τ), pairs drawn from ref (Azar et al. 2023, section 5.2)."""
     weight = (REF[FIRST] + REF[SECOND]).exp()
-    found = minimise(lambda *x: weight * ipo_loss(*x, tau=BETA, probability=BETTER[FIRST, SECOND]))
-    assert kl(found, torch.log_softmax(REF + BETTER @ REF.exp() / BETA, 0)) < 1e-9
+    optimum = minimise(lambda *x: weight * ipo_loss(*x, tau=BETA, probability=BETTER[FIRST, SECOND]))
+    assert kl(optimum, torch.log_softmax(REF + BETTER @ REF.exp() / BETA, 0)) < 1e-9

@@ -294,11 +294,11 @@ def test_cispo_still_teaches_where_the_clip_is_silent():
 @pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
 def test_the_share_of_tokens_with_the_highest_entropy(share: float):
     entropies, mask = torch.rand(6, 7, generator=torch.Generator().manual_seed(1)), torch.rand(6, 7) < 0.7
-    kept = high_entropy_mask(entropies, mask, share=share)
-    assert int(kept.sum()) == math.ceil(share * int(mask.sum())) and not (kept & ~mask).any()
-    assert share == 1.0 or entropies[kept].min() > entropies[mask & ~kept].max()
+    chosen = high_entropy_mask(entropies, mask, share=share)
+    assert int(chosen.sum()) == math.ceil(share * int(mask.sum())) and not (chosen & ~mask).any()
+    assert share == 1.0 or entropies[chosen].min() > entropies[mask & ~chosen].max()
     nan = torch.where(mask, entropies, math.nan)
-    assert torch.equal(high_entropy_mask(nan, mask, share=share), kept)
+    assert torch.equal(high_entropy_mask(nan, mask, share=share), chosen)
 
 
 @pytest.mark.parametrize(

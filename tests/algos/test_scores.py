@@ -65,10 +65,10 @@ def test_group_means_are_taken_off_at_the_last_token():
     rewards = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 0.0]])
     mask = torch.tensor([[False, True, True], [False, True, False]])
     centred = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
-    found = reinforce_pp_baseline_advantage(rewards, mask, group=2)
-    assert torch.equal(found, reinforce_pp_advantage(centred, mask))
+    advantages = reinforce_pp_baseline_advantage(rewards, mask, group=2)
+    assert torch.equal(advantages, reinforce_pp_advantage(centred, mask))
     # to come: 1, 0 and −1; mean 0, variance 2/3
-    assert found[mask].tolist() == pytest.approx([1.5**0.5, 0.0, -(1.5**0.5)])
+    assert advantages[mask].tolist() == pytest.approx([1.5**0.5, 0.0, -(1.5**0.5)])
     # an answer without a token is in no mean: the other one's group is itself, so its total becomes 0
     alone = torch.tensor([[False, True, True], [False, False, False]])
     assert reinforce_pp_baseline_advantage(rewards, alone, group=2)[alone].tolist() == pytest.approx(

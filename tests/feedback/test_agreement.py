@@ -113,29 +113,30 @@ def with_strengths(units: list[list[float | None]]) -> list[Judgement]:
 @given(st.lists(st.lists(STRENGTHS, max_size=4), min_size=1, max_size=8))
 def test_the_alpha_of_strengths_is_one_minus_observed_over_expected_squares(units: list[list[float | None]]):
     """From every pair of numbers; ties and judgements without a strength are among them, and each answer order."""
-    found = agreement_report(ITEMS, with_strengths(units), resamples=20)["strength_alpha"]
+    of_strength = agreement_report(ITEMS, with_strengths(units), resamples=20)["strength_alpha"]
     rated = [[v for v in unit if v is not None] for unit in units]
     paired = [unit for unit in rated if len(unit) > 1] if any(v for unit in rated for v in unit) else []
     values = [v for unit in paired for v in unit]
     n = len(values)
     observed = sum(sum((a - b) ** 2 for a in unit for b in unit) / (len(unit) - 1) for unit in paired)
     expected = sum((a - b) ** 2 for a in values for b in values)
-    assert found.n == n
+    assert of_strength.n == n
     if expected:
-        assert found.value == pytest.approx(1 - (observed / n) / (expected / (n * (n - 1))))
-        assert found.low is None or found.low <= found.high
+        assert of_strength.value == pytest.approx(1 - (observed / n) / (expected / (n * (n - 1))))
+        assert of_strength.low is None or of_strength.low <= of_strength.high
     else:
         assert (
-            found.value is None and ("all said the same" if n else "no pair of answers has a strength") in found.reason
+            of_strength.value is None
+            and ("all said the same" if n else "no pair of answers has a strength") in of_strength.reason
         )
 
 
 def test_the_alpha_of_strengths_by_hand():
     """1, 1; 0, 0; ½, −½: four values of one kind of pair. Observed (0 + 0 + 2)/6; expected 2·(6·2.5 − 4)/30."""
     judgements = with_strengths([[1.0, 1.0], [0.0, 0.0], [0.5, -0.5]])
-    found = agreement_report(ITEMS, judgements, resamples=200)["strength_alpha"]
-    assert found.value == pytest.approx(1 - (2 / 6) / (22 / 30)) and found.n == 6
-    assert found.low is not None and found.low < found.value <= found.high
+    of_strength = agreement_report(ITEMS, judgements, resamples=200)["strength_alpha"]
+    assert of_strength.value == pytest.approx(1 - (2 / 6) / (22 / 30)) and of_strength.n == 6
+    assert of_strength.low is not None and of_strength.low < of_strength.value <= of_strength.high
     plain = [j.model_copy(update={"strength": None}) for j in judgements]
     none = agreement_report(ITEMS, plain, resamples=20)["strength_alpha"]
     assert none.value is None and "no pair of answers has a strength" in none.reason

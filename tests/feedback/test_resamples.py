@@ -51,9 +51,9 @@ def is_repeated(draw: ast.Call, function: ast.AST) -> bool:
 
 
 def test_every_draw_with_replacement_is_repeated_as_often():
-    found = list(samplings())
-    assert len({file for file, _, _ in found}) >= 9
-    assert [(file, call.lineno) for file, call, function in found if not is_repeated(call, function)] == []
+    all_samplings = list(samplings())
+    assert len({file for file, _, _ in all_samplings}) >= 9
+    assert [(file, call.lineno) for file, call, function in all_samplings if not is_repeated(call, function)] == []
 
 
 def test_whole_tables_of_draws_have_as_many_rows():

@@ -22,7 +22,7 @@ ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 
 def sample(
     backbone: Backbone,
-    asked: list[Prompt],
+    given_prompts: list[Prompt],
     *,
     group: int = 1,
     seed: int = 0,
@@ -31,7 +31,9 @@ def sample(
 ) -> list[Rollout]:
     adapter = settings.pop("adapter", None)
     config = SamplerConfig(**({"max_new_tokens": 12} | settings))
-    return LocalSampler(backbone, config).generate(asked, adapter=adapter, seed=seed, group=group, states=states)
+    return LocalSampler(backbone, config).generate(
+        given_prompts, adapter=adapter, seed=seed, group=group, states=states
+    )
 
 
 def drawn(rollouts: list[Rollout]) -> dict[str, list[int]]:

@@ -134,9 +134,9 @@ def test_unknown_annotators_and_copies_are_the_average_annotator():
     wanted = 2 * vote_loss(torch.tensor([1.0]), torch.tensor([-0.4]), torch.tensor([0]), likelihood="davidson")
     wanted += vote_loss(torch.tensor([0.0]), torch.tensor([-0.4]), torch.tensor([1]), likelihood="davidson")
     assert float(annotators.loss(scores, votes, "davidson").detach()) == pytest.approx(float(wanted))
-    kept = annotators.state()
+    saved_state = annotators.state()
     other = Annotators(start)
-    other.load_state(kept)
+    other.load_state(saved_state)
     assert other.population() == annotators.population()
     assert annotators.population().values["tie"] == pytest.approx([0.0, 1.0])
     # ½ Σ (θ/σ)²: ties (0.4, 1.4) from μ_τ = −0.4, skills ±0.5 from 1, μ_τ itself and μ_b

@@ -41,8 +41,8 @@ def test_newest_is_restored_and_old_ones_go(tmp_path: Path):
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["step-000006", "step-000009"]
     other = learner()
     assert Checkpoints(tmp_path / "c", "print").restore({"policy": other}) == (9, {"kl": {"value": 0.9}})
-    mine, theirs = one.role.state(), other.role.state()
-    assert all(torch.equal(mine[n], theirs[n]) for n in mine)
+    own_state, other_state = one.role.state(), other.role.state()
+    assert all(torch.equal(own_state[n], other_state[n]) for n in own_state)
 
 
 def test_only_safetensors_and_json_are_written(tmp_path: Path):

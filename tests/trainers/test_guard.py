@@ -217,8 +217,8 @@ def spoken_backbone():
     """A tiny model that has learnt to answer in three words and to end its turn."""
     backbone = tiny_backbone()
     role = Role(backbone, full=True)
-    asked, answers = prompts(24), sentences(24, words=3)
-    learnt = [backbone.chat.conversation(chat_messages(p.text, a)) for p, a in zip(asked, answers, strict=True)]
+    questions, answers = prompts(24), sentences(24, words=3)
+    learnt = [backbone.chat.conversation(chat_messages(p.text, a)) for p, a in zip(questions, answers, strict=True)]
     train_sft(role, learnt, SftConfig(batch=8, epochs=10, optimizer=OptimizerConfig(lr=1e-2, warmup=0.0)), seed=0)
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(False)

@@ -16,8 +16,8 @@ def role(**model) -> Role:
 
 
 def batch_of(one: Role, count: int = 6) -> Batch:
-    found = [one.backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(count)]
-    return collate([e.tokens for e in found], [e.response_mask for e in found], one.backbone.device)
+    conversations = [one.backbone.chat.conversation(chat_messages("sing", text)) for text in sentences(count)]
+    return collate([e.tokens for e in conversations], [e.response_mask for e in conversations], one.backbone.device)
 
 
 def nll(one: Role):

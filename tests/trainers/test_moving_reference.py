@@ -72,13 +72,13 @@ def test_two_updates_are_mixtures_of_whole_weights(adapter: AdapterConfig):
         moving.update(alpha)
         expected = {name: alpha * weight + (1 - alpha) * expected[name] for name, weight in dense(policy).items()}
     plain.load_state_dict(expected, strict=False)
-    found = moving.logprobs(some, states=states)
+    moved = moving.logprobs(some, states=states)
     with torch.no_grad():
         full = torch.log_softmax(plain(some.tokens).logits[:, :-1], -1)
     by_hand = full.gather(-1, some.tokens[:, 1:, None]).squeeze(-1)
     mask = some.response_mask[:, 1:]
-    assert torch.allclose(found[:, 1:][mask], by_hand[mask], atol=1e-4)
-    assert not torch.allclose(found, untouched, atol=1e-2)
+    assert torch.allclose(moved[:, 1:][mask], by_hand[mask], atol=1e-4)
+    assert not torch.allclose(moved, untouched, atol=1e-2)
     assert torch.equal(start.logprobs(some), untouched)  # the trunk is as it was
     moving.update(1.0)  # hard: the policy itself
     assert torch.allclose(moving.logprobs(some), policy.logprobs(some), atol=1e-4)
@@ -133,11 +133,11 @@ def test_each_step_of_dpo_reads_the_reference_as_it_then_is(monkeypatch: pytest.
 def test_an_interrupted_run_ends_on_the_same_weights(method: str, tmp_path: Path):
     def run(folder: Path, *, stop_after: int | None) -> tuple[Role, list[dict]]:
         backbone, rows = tiny_backbone(), []
-        asked = iter(range(1, 100))
+        versions = iter(range(1, 100))
         session = Session(
             log=rows.append,
             checkpoints=Checkpoints(folder, "same", every=100),
-            stop_requested=lambda: next(asked) == stop_after,
+            stop_requested=lambda: next(versions) == stop_after,
         )
         if method == "rloo":
             config = RlooConfig(

@@ -437,8 +437,8 @@ def test_kto_mismatch_that_exceeds_the_context_is_left_out():
     answers = judged(trunk.chat)
     long = replace(answers[0], prompt=answers[0].prompt * 4)
     long = replace(long, prompt=long.prompt[: 48 - len(long.answer)])
-    found = evaluate_kto(Role(trunk), Role(trunk), [long, *answers[1:]], KtoConfig())
-    assert found["reference_point"] == 0.0 and found["loss"] == pytest.approx(0.5, abs=1e-5)
+    result = evaluate_kto(Role(trunk), Role(trunk), [long, *answers[1:]], KtoConfig())
+    assert result["reference_point"] == 0.0 and result["loss"] == pytest.approx(0.5, abs=1e-5)
     assert evaluate_kto(Role(trunk), Role(trunk), answers[:1], KtoConfig()) == {}
 
 

@@ -54,8 +54,8 @@ def test_planted_wrong_steps_are_found(trained):
     assert rows[-1]["loss"] < 0.2 < rows[0]["loss"] and rows[-1]["step_accuracy"] > 0.9
     labels = planted(40, 7)
     solutions, _, _ = encode_solutions(role.backbone.chat, labels, "\n")
-    said = [first_wrong(row) for row in score_solutions(role, solutions)]
-    f1 = first_error_f1("f1", said, [label.first_wrong for label in labels])
+    predicted = [first_wrong(row) for row in score_solutions(role, solutions)]
+    f1 = first_error_f1("f1", predicted, [label.first_wrong for label in labels])
     assert f1.value > 0.9 and f1.low > 0.7
 
 
@@ -117,8 +117,8 @@ def test_files_of_other_tools(tmp_path):
 
 
 def test_first_error_by_hand():
-    truth, said = [None, None, 1, 2], [None, 0, 1, 1]
-    assert first_error_f1("x", said, truth).value == pytest.approx(0.5)  # half of the right, half of the wrong
+    truth, predicted = [None, None, 1, 2], [None, 0, 1, 1]
+    assert first_error_f1("x", predicted, truth).value == pytest.approx(0.5)  # half of the right, half of the wrong
     assert modal_first([None, 2, 1, 2]) == 2
     with pytest.raises(DataError, match="2 of 2 solutions have a wrong step"):
         first_error_f1("x", [1, 1], [1, 1])

@@ -205,8 +205,8 @@ def test_scores_on_known_states_are_those_without():
     usable = [r for r in mixed(one.backbone.chat) if len(set(r.ranks)) > 1]
     states = train_reward(one, usable, RewardConfig(batch=2, epochs=2), seed=0)
     plain, computed = score_rankings(one, usable), states.computed
-    for found, wanted in zip(score_rankings(one, usable, states=states), plain, strict=True):
-        assert found == pytest.approx(wanted, abs=1e-5)
+    for scores, wanted in zip(score_rankings(one, usable, states=states), plain, strict=True):
+        assert scores == pytest.approx(wanted, abs=1e-5)
     assert states.computed == computed  # all of them were known
 
 
@@ -226,9 +226,9 @@ def test_scores_of_rankings_by_hand():
     rankings = mixed(one.backbone.chat)
     wanted = [[score(one, s) for s in r.sequences] for r in rankings]
     for budget in (10_000, 1):
-        found = score_rankings(one, rankings, micro_batch_tokens=budget)
-        assert [len(f) for f in found] == [len(w) for w in wanted]
-        for f, w in zip(found, wanted, strict=True):
+        scores = score_rankings(one, rankings, micro_batch_tokens=budget)
+        assert [len(f) for f in scores] == [len(w) for w in wanted]
+        for f, w in zip(scores, wanted, strict=True):
             assert f == pytest.approx(w, abs=1e-5)
     assert score_rankings(one, []) == []
 
@@ -316,8 +316,8 @@ def test_a_preference_that_the_template_refuses_is_named_with_its_reason():
 
 def ranked(number: int, texts: str, ranks: tuple[int, ...], **fields) -> Preference:
     answers = tuple(Completion(text=text) for text in texts.split())
-    asked = Prompt.from_text(f"tea {number}")
-    return Preference(id=str(number), prompt=asked, completions=answers, ranks=ranks, **fields)
+    question = Prompt.from_text(f"tea {number}")
+    return Preference(id=str(number), prompt=question, completions=answers, ranks=ranks, **fields)
 
 
 def test_preferences_that_teach_nothing_are_left_out_and_counted():

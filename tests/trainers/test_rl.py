@@ -215,10 +215,10 @@ def test_a_wide_vocabulary_a_batch_of_one_and_prompts_of_any_length(monkeypatch:
     settings = config(steps=1, prompts=1, epochs=1)
     _, [row] = run(settings, roles=RlRoles.on(backbone, LORA, seed=1))
     assert row["length"] <= 8 and math.isfinite(row["policy_loss"]) and row["policy_grad_norm"] > 0
-    asked = [Prompt.from_text("tea"), Prompt.from_text("tea and " * 40 + "tea")]
+    questions = [Prompt.from_text("tea"), Prompt.from_text("tea and " * 40 + "tea")]
     rows: list[dict] = []
     roles = RlRoles.on(tiny_backbone(), LORA, seed=1)
-    train_rl(roles, asked, letters, config(steps=2, prompts=2, micro_batch_tokens=16), seed=2,
+    train_rl(roles, questions, letters, config(steps=2, prompts=2, micro_batch_tokens=16), seed=2,
              session=Session(log=rows.append))  # fmt: skip
     assert len(rows) == 2 and all(math.isfinite(r["policy_loss"]) for r in rows)
 
@@ -255,8 +255,8 @@ def test_components_are_weighted_and_kept(tmp_path: Path):
     _, [row] = run(config(steps=1), score=two, weights={"b": 2.0}, samples=tmp_path)
     assert row["reward"] == 1 + 2 * (0 + 1 + 2 + 3) / 4
     assert (row["reward/a"], row["reward/b"]) == (1.0, 1.5)
-    kept = read_records(tmp_path / "step-000000.jsonl", Rollout)
-    assert [r.rewards for r in kept] == [{"a": 1.0, "b": float(i)} for i in range(4)]
+    saved = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    assert [r.rewards for r in saved] == [{"a": 1.0, "b": float(i)} for i in range(4)]
 
 
 def test_answers_are_kept_with_their_log_probabilities_under_the_reference(tmp_path: Path):

@@ -94,11 +94,11 @@ def test_online_dpo_first_step_by_hand(group: int, tmp_path: Path):
 def test_rejection_imitates_the_best(tmp_path: Path):
     _, [row] = run(RejectionConfig(group=4, keep=2, **SHORT), samples=tmp_path)
     rollouts = read_records(tmp_path / "step-000000.jsonl", Rollout)
-    kept = []
+    best = []
     for start in range(0, len(rollouts), 4):
         answers = sorted(rollouts[start : start + 4], key=lambda r: -r.rewards["letters"])
-        kept += answers[:2]
-    nll = -sum(sum(r.logprobs) for r in kept) / sum(len(r.tokens) for r in kept)
+        best += answers[:2]
+    nll = -sum(sum(r.logprobs) for r in best) / sum(len(r.tokens) for r in best)
     assert row["policy_loss"] == pytest.approx(nll, rel=1e-3)
 
 
@@ -235,18 +235,18 @@ def test_ptx_keeps_what_was_said_likely():
 
 
 def test_flat_groups_are_replaced_by_other_prompts(tmp_path: Path):
-    asked = prompts(9)
-    dull = {p.id for p in asked[:6]}
+    questions = prompts(9)
+    dull = {p.id for p in questions[:6]}
 
     def score(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
         return {"it": [0.0 if r.prompt.id in dull else float(i) for i, r in enumerate(rollouts)]}
 
     settings = DapoConfig(group=2, resample=5, **(SHORT | {"prompts": 3}))
     _, [row] = run(settings, score=score, samples=tmp_path)
-    kept = read_records(tmp_path / "step-000000.jsonl", Rollout)
-    assert {r.prompt.id for r in kept} == {p.id for p in asked[6:]}  # only these three prompts have spread
-    assert len(kept) == 6 and row["flat_groups"] == 0 and row["resampled"] >= 3
-    assert [kept[i].prompt.id == kept[i + 1].prompt.id for i in (0, 2, 4)] == [True] * 3
+    saved = read_records(tmp_path / "step-000000.jsonl", Rollout)
+    assert {r.prompt.id for r in saved} == {p.id for p in questions[6:]}  # only these three prompts have spread
+    assert len(saved) == 6 and row["flat_groups"] == 0 and row["resampled"] >= 3
+    assert [saved[i].prompt.id == saved[i + 1].prompt.id for i in (0, 2, 4)] == [True] * 3
     _, [none] = run(settings.model_copy(update={"resample": 0}), score=score)
     assert none["flat_groups"] > 0 and "resampled" not in none
 

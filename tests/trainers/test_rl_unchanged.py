@@ -104,13 +104,13 @@ def test_an_error_leaves_nothing_behind():
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])
 def test_values_come_from_the_sampler_where_the_critic_is_on_the_policys_states(adapter, tmp_path: Path):
     settings = config(adapter, shared_critic=True, epochs=2)
-    found, rows = run(settings, samples=tmp_path)
-    kept = [r for step in (0, 1) for r in read_records(tmp_path / f"step-{step:06d}.jsonl", Rollout)]
-    assert all(len(r.values) == len(r.tokens) for r in kept) and any(v != 0.0 for r in kept for v in r.values)
+    sampled, rows = run(settings, samples=tmp_path)
+    saved = [r for step in (0, 1) for r in read_records(tmp_path / f"step-{step:06d}.jsonl", Rollout)]
+    assert all(len(r.values) == len(r.tokens) for r in saved) and any(v != 0.0 for r in saved for v in r.values)
     roles = RlRoles.on(tiny_backbone(), adapter, seed=1, shared_critic=True)
     passed, others = run(settings, roles=roles, sampler=Unrecorded(roles.policy.backbone, settings.sampler))
-    same_weights(found.policy, passed.policy)
-    same_weights(found.critic, passed.critic)
+    same_weights(sampled.policy, passed.policy)
+    same_weights(sampled.critic, passed.critic)
     for name in ("value", "explained_variance"):
         assert [r[name] for r in rows] == pytest.approx([r[name] for r in others], abs=1e-4)
 
@@ -144,12 +144,12 @@ def test_every_answer_is_used_once_per_pass(minibatches, monkeypatch: pytest.Mon
 
 
 def test_every_pass_over_the_prompts_sees_each_once():
-    asked = prompts(7)
-    seen = [p.id for step in range(14) for p in prompts_of_step(asked, 3, step, seed=0)]
+    questions = prompts(7)
+    seen = [p.id for step in range(14) for p in prompts_of_step(questions, 3, step, seed=0)]
     passes = [seen[i : i + 7] for i in range(0, 42, 7)]
-    assert all(sorted(p) == sorted(q.id for q in asked) for p in passes)
+    assert all(sorted(p) == sorted(q.id for q in questions) for p in passes)
     assert passes[0] != passes[1]
-    more = prompts_of_step(asked[:2], 5, 0, seed=0)  # more prompts in a step than there are
+    more = prompts_of_step(questions[:2], 5, 0, seed=0)  # more prompts in a step than there are
     assert len(more) == 5
 
 
@@ -170,8 +170,8 @@ def test_answers_of_a_killed_step_are_taken_up(tmp_path: Path):
 
 
 @pytest.mark.parametrize("limit", [32_768, 50])
-@pytest.mark.parametrize("kept", [True, False])
-def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, limit, tmp_path: Path):
+@pytest.mark.parametrize("saved", [True, False])
+def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(saved, limit, tmp_path: Path):
     class Counted(LocalSampler):
         calls = 0
 
@@ -196,10 +196,10 @@ def test_killed_step_goes_on_bit_by_bit_with_frozen_layers(kept, limit, tmp_path
         start(tmp_path / "b", score=dies)
     states = tmp_path / "b" / "step-000000.states.safetensors"
     assert (len(load_tensors(states)) < 1 + 4) == (limit == 50)  # and whether the store was full
-    if not kept:
+    if not saved:
         states.unlink()
     again, sampler = start(tmp_path / "b")
-    assert sampler.calls == (1 if kept else 2)
+    assert sampler.calls == (1 if saved else 2)
     after = again.policy.state()
     assert all(torch.equal(weight, after[name]) for name, weight in straight.policy.state().items())
 

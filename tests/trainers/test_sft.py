@@ -36,11 +36,11 @@ def trained(config: SftConfig, *, adapter: AdapterConfig = LORA, architecture="l
 @torch.no_grad()
 def nll_by_hand(one: Role, some: list[Encoded]) -> float:
     """Mean over all response tokens, one sequence at a time, Hugging Face's logits (adapters idle or none)."""
-    found = []
+    losses = []
     for e in some:
         logprobs = torch.log_softmax(one.backbone.model(torch.tensor([e.tokens])).logits[0].double(), dim=-1)
-        found += [-float(logprobs[t - 1, e.tokens[t]]) for t, own in enumerate(e.response_mask) if own]
-    return sum(found) / len(found)
+        losses += [-float(logprobs[t - 1, e.tokens[t]]) for t, own in enumerate(e.response_mask) if own]
+    return sum(losses) / len(losses)
 
 
 def test_first_loss_is_the_mean_over_response_tokens():

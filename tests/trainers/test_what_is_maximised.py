@@ -42,11 +42,11 @@ def draws() -> Tensor:
 
 def cases(*, also: bool = False) -> list[Any]:
     """Every method with a KL penalty, in each place that it allows; ``also``: the methods without one too."""
-    found: list[Any] = []
+    listed_cases: list[Any] = []
     for name, row in ONLINE.items():
         if "kl" not in row.config.model_fields or not hasattr(row.config().kl, "place"):
             if also:
-                found.append(pytest.param(name, {}, id=name))
+                listed_cases.append(pytest.param(name, {}, id=name))
             continue
         for place in ("reward", "loss"):
             for more in [{"whiten_advantages": True}, {"whiten_advantages": False}] if name == "ppo" else [{}]:
@@ -57,8 +57,8 @@ def cases(*, also: bool = False) -> list[Any]:
                     assert "divides rewards by their standard deviation" in str(refused)
                     continue
                 label = "-".join([name, place, *("whitened" for whitened in more.values() if whitened)])
-                found.append(pytest.param(name, penalty, id=label))
-    return found
+                listed_cases.append(pytest.param(name, penalty, id=label))
+    return listed_cases
 
 
 def config_of(name: str, more: dict[str, Any]) -> Any:
@@ -167,13 +167,13 @@ def test_the_units_of_beta_are_documented_for_every_method():
     of_group, of_batch = rest.split("of the batch")[0].split("of the group")[1], rest.split("of the batch")[1]
     named = {"reward": plain, "group": of_group, "batch": of_batch}
     listed = {unit: set(re.findall(r"``(\w+)``", part)) - {"whiten_advantages"} for unit, part in named.items()}
-    found: dict[str, set[str]] = {"reward": set(), "group": set(), "batch": set()}
+    in_table: dict[str, set[str]] = {"reward": set(), "group": set(), "batch": set()}
     for case in cases():
         name, penalty = case.values
         if penalty["kl"].place != "loss" or ONLINE[name].opponent is not None:
             continue
         text = ONLINE[name].objective(config_of(name, penalty))
         unit = "group" if "group σ" in text else "batch" if "σ of the batch" in text else "reward"
-        found[unit].add(name)
-    assert found["reward"] - {"ppo"} == listed["reward"]
-    assert found["group"] == listed["group"] and found["batch"] == listed["batch"]
+        in_table[unit].add(name)
+    assert in_table["reward"] - {"ppo"} == listed["reward"]
+    assert in_table["group"] == listed["group"] and in_table["batch"] == listed["batch"]

@@ -100,9 +100,9 @@ class Browser(TestClient):
 
 
 def csrf_of(answer: Any) -> str:
-    found = re.search(r'data-csrf="([^"]*)"', answer.text)
-    assert found, answer.text
-    return found[1]
+    match = re.search(r'data-csrf="([^"]*)"', answer.text)
+    assert match, answer.text
+    return match[1]
 
 
 Visit = Callable[[str], Browser]

@@ -66,10 +66,10 @@ def submissions(draw, number: int, task: Task, criteria: tuple[str, ...], adjudi
 
 @st.composite
 def snapshots(draw) -> Snapshot:
-    asked = draw(st.sampled_from([("overall",), ("helpful",), ("helpful", "honest")]))
-    now = draw(st.sampled_from([asked, ("new",)]))  # the owner may change the criteria afterwards
+    some_criteria = draw(st.sampled_from([("overall",), ("helpful",), ("helpful", "honest")]))
+    now = draw(st.sampled_from([some_criteria, ("new",)]))  # the owner may change the criteria afterwards
     everybody = [
-        draw(submissions(number, draw(st.sampled_from(TASKS)), asked, draw(st.integers(0, 5)) == 0))
+        draw(submissions(number, draw(st.sampled_from(TASKS)), some_criteria, draw(st.integers(0, 5)) == 0))
         for number in range(draw(st.integers(0, 10)))
     ]
     return Snapshot(

@@ -105,8 +105,8 @@ def test_an_item_says_who_said_what(here: World, visit):
     here.store.submit(ann, judge(here.store.reopen(ann, version), "2", best=0, version=version))
     here.store.submit(ben, judge(here.store.next(ben), "3"))
     here.store.undo(ben, max(v for v, _ in here.store.submissions()))
-    said = here.store.item(uid).submissions
-    assert [(s.name, s.state) for s in said] == [("ann", "changed"), ("ann", "counts"), ("ben", "undone")]
+    judged = here.store.item(uid).submissions
+    assert [(s.name, s.state) for s in judged] == [("ann", "changed"), ("ann", "counts"), ("ben", "undone")]
     page = owner.get("/manage/item", params={"id": uid})
     rows = re.findall(r'<li class="(\w+)"><b>([^<]*)</b> (\w+)', page.text)
     assert rows == [
@@ -294,13 +294,13 @@ def test_win_rates_by_hand(here: World, visit):
         say(here, "ann", key=str(turn), best=best)
     last = here.store.submissions()[3][1].task
     here.store.retire(last, person=1)
-    found = dashboard(here.store, here.people, {})
-    m, n = found.wins.models
+    shown = dashboard(here.store, here.people, {})
+    m, n = shown.wins.models
     assert (m.model, m.rival, m.wins, m.ties, m.losses) == ("m", None, 2, 1, 0) and (n.wins, n.losses) == (0, 2)
     low, high = wilson_interval(2.5, 3)
     assert (m.rate.value, m.rate.n) == (2.5 / 3, 3) and (m.rate.low, m.rate.high) == pytest.approx((low, high))
-    assert found.wins.used == 3 and found.wins.left_out == {"item retired": 1, "answers that name no model": 1}
-    assert found.left_out == {"item retired": 1} and found.sampled == 5
+    assert shown.wins.used == 3 and shown.wins.left_out == {"item retired": 1, "answers that name no model": 1}
+    assert shown.left_out == {"item retired": 1} and shown.sampled == 5
     text = visit("owner").get("/manage").text
     assert "3 judgements used. Left out: retired items 1, no model named 1." in text
     assert "4 judgements used. Left out: retired items 1." in text
@@ -332,10 +332,10 @@ def test_win_rates_of_rankings_and_settled_items(here: World):
     dispute, _ = here.store.dispute(item.task.id, boss)
     ranks = tuple((1, 2, 0)[i] for i in dispute.shown_order)
     here.store.adjudicate(boss, Form.model_validate(form | {"key": "key-two-1", "answers": [{"ranks": ranks}]}))
-    found = dashboard(here.store, here.people, {})
-    assert [(w.model, w.wins, w.losses) for w in found.wins.pairs] == [("n", 2, 0)]
-    assert found.wins.used == 1 and found.wins.left_out == {"settled by an adjudicator": 1}
-    assert found.left_out == {"not ranked: flag": 1, "adjudication": 1}
+    shown = dashboard(here.store, here.people, {})
+    assert [(w.model, w.wins, w.losses) for w in shown.wins.pairs] == [("n", 2, 0)]
+    assert shown.wins.used == 1 and shown.wins.left_out == {"settled by an adjudicator": 1}
+    assert shown.left_out == {"not ranked: flag": 1, "adjudication": 1}
 
 
 @pytest.mark.timeout(240)

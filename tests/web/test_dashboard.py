@@ -21,17 +21,17 @@ def test_figures_and_groups(world: World):
             best = int(name == "cem" and item.task.id == first)
             form = judge(item, f"{name}-{item.task.id}", best=best, seconds=seconds)
             _, item = world.store.submit(me, form)
-    found = dashboard(world.store, world.people, {})
-    assert (found.progress.complete, found.progress.done, found.progress.needed) == (4, 12, 12)
-    assert found.progress.disputed == 1
-    assert found.per_day[-1][1] == 12 and found.days_left == 0 and found.seconds.value == 8.0
+    shown = dashboard(world.store, world.people, {})
+    assert (shown.progress.complete, shown.progress.done, shown.progress.needed) == (4, 12, 12)
+    assert shown.progress.disputed == 1
+    assert shown.per_day[-1][1] == 12 and shown.days_left == 0 and shown.seconds.value == 8.0
     # cem stands alone on one of the four items: 1 of 3 pairs of people agree there, 3 of 3 on the others
-    assert found.agreement["compare"]["raw_agreement"].value == pytest.approx(10 / 12)
-    groups = {c.name: (c.annotators, c.judged, c.agreement.value) for c in found.cohorts}
+    assert shown.agreement["compare"]["raw_agreement"].value == pytest.approx(10 / 12)
+    groups = {c.name: (c.annotators, c.judged, c.agreement.value) for c in shown.cohorts}
     assert groups["language=de, mostly"] == (3, 12, pytest.approx(10 / 12))
     assert groups["region=north"] == (2, 8, 1.0)
-    assert len(groups) == 2 and found.too_small == 1  # one person from the south is not shown as a group
-    fast = {w.name: w.fast.value for w in found.workers}
+    assert len(groups) == 2 and shown.too_small == 1  # one person from the south is not shown as a group
+    fast = {w.name: w.fast.value for w in shown.workers}
     assert [fast[n] for n in ("ann", "ben", "cem")] == [1.0, 0.0, 0.0]
 
 
@@ -66,10 +66,10 @@ def test_thumbs_and_steps_are_measured_and_only_judgements_make_the_pace(here: W
             form = {"item": uid, "key": f"{name}-{uid}", "seconds": 2 if name == "ann" else 9, **answer}
             here.clock.now += 10
             _, item = here.store.submit(me, Form.model_validate(form))
-    found = dashboard(here.store, here.people, {})
-    assert found.per_day[-1][1] == 5  # three skips are no judgements
-    assert found.agreement["thumbs"]["raw_agreement"].value == pytest.approx(1 / 3)
-    assert found.agreement["steps"]["raw_agreement"].value == 1.0
-    assert found.agreement["steps"]["krippendorff_alpha"].reason  # one value throughout: undefined
-    fast = {w.name: (w.fast.value, w.judged) for w in found.workers}
+    shown = dashboard(here.store, here.people, {})
+    assert shown.per_day[-1][1] == 5  # three skips are no judgements
+    assert shown.agreement["thumbs"]["raw_agreement"].value == pytest.approx(1 / 3)
+    assert shown.agreement["steps"]["raw_agreement"].value == 1.0
+    assert shown.agreement["steps"]["krippendorff_alpha"].reason  # one value throughout: undefined
+    fast = {w.name: (w.fast.value, w.judged) for w in shown.workers}
     assert fast == {"ann": (1.0, 2), "ben": (0.0, 2), "cem": (0.0, 1)}

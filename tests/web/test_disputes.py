@@ -69,8 +69,8 @@ def test_who_settles_an_item_they_held_gets_the_next_one(world: World):
     settled = judge(world.store.dispute(uid, boss)[0], "3")
     world.store.adjudicate(boss, settled)
     assert world.store.next(boss) == "empty"
-    found = world.store.progress()
-    assert (found.complete, found.flagged, found.done, found.needed) == (1, 0, 1, 2)  # nobody else is asked about it
+    queue = world.store.progress()
+    assert (queue.complete, queue.flagged, queue.done, queue.needed) == (1, 0, 1, 2)  # nobody else is asked about it
 
 
 def test_flags_are_counted_since_the_adjudicators_word(world: World):
@@ -110,10 +110,10 @@ def test_an_items_own_overlap_stays_and_positions_do_not_grow(world: World):
     for overlap in (2, 3, 4, 5):
         world.configure(overlap=overlap, gold_every=0)
     with world.database.read() as c:
-        found = c.execute(text("SELECT uid, overlap, position FROM items")).all()
-    assert {row.overlap for row in found if row.uid != own} == {5}
-    assert [row.overlap for row in found if row.uid == own] == [1]
-    assert max(row.position for row in found) == 5  # 3, and the two that were opened again once
+        items = c.execute(text("SELECT uid, overlap, position FROM items")).all()
+    assert {row.overlap for row in items if row.uid != own} == {5}
+    assert [row.overlap for row in items if row.uid == own] == [1]
+    assert max(row.position for row in items) == 5  # 3, and the two that were opened again once
 
 
 def test_more_people_for_some_items(world: World):

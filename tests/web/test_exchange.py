@@ -220,7 +220,7 @@ def test_every_page_in_every_language(full: World):
             browser.headers["accept-language"] = language
             pages = "/work /history /guidelines /profile /adjudicate /manage /manage/items /manage/people".split()
             pages += "/manage/settings /manage/guidelines /manage/tokens /manage/export /signin".split()
-            pages += [f"/manage/item?id={found.task.id}" for found in full.store.find()[0]]
+            pages += [f"/manage/item?id={item.task.id}" for item in full.store.find()[0]]
             pages += [f"/manage/items?state={state}" for state in STATES]
             for path in pages:
                 page = browser.get(path)
@@ -243,8 +243,8 @@ def test_catalogues_say_the_same_things():
     used |= set(re.findall(r'say\("([\w.]+)"', (WEB / "static" / "app.js").read_text()))
     assert used <= set(english)
     source = "".join(page.read_text() for part in ("web", "storage") for page in WEB.with_name(part).glob("*.py"))
-    said = {phrase for key, phrase in english.items() if key.startswith("error.") and key != "error.title"}
-    assert {phrase for phrase in said if phrase not in source} == {"Not Found"}  # that one is Starlette's
+    phrases = {phrase for key, phrase in english.items() if key.startswith("error.") and key != "error.title"}
+    assert {phrase for phrase in phrases if phrase not in source} == {"Not Found"}  # that one is Starlette's
 
 
 def test_errors_are_in_the_readers_language(here: World, visit):
@@ -276,9 +276,9 @@ def test_commands(tmp_path: Path, capsys, monkeypatch):
     assert run_app(["annotate", "p", "--items", "items.jsonl", "--no-serve"]) == 0
     assert "1 items added, 1 refused" in capsys.readouterr().out
     Path("queue.jsonl").write_text('{"prompt": "q", "answers": ["a", "b"], "overlap": 3}\n')
-    for said in (True, False):  # the router asks more people about what is there already
+    for changed in (True, False):  # the router asks more people about existing items
         assert run_app(["annotate", "p", "--items", "queue.jsonl", "--no-serve"]) == 0
-        assert ("1 existing items now go to 3 annotators each" in capsys.readouterr().out) == said
+        assert ("1 existing items now go to 3 annotators each" in capsys.readouterr().out) == changed
     assert run_app(["data", "export", "p", "out"]) == run_app(["data", "backup", "p", "copy.db"]) == 0
     assert run_app(["data", "import", "out", "p2"]) == run_app(["agreement", "p2"]) == 0
     assert run_app(["agreement", "p", "--json"]) == 0

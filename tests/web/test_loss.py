@@ -490,8 +490,8 @@ def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, 
             if robin.adjudicates and tab.url.endswith("/adjudicate"):
                 robin.goto(tab)
     robin.come_to_rest()
-    said = {(r["item"], r["verdict"], content_on(r, r["verdict"])) for r in robin.recorded}
-    assert every_event(here) <= said  # nothing is stored that did not stand on a screen when it was sent
+    verdicts = {(r["item"], r["verdict"], content_on(r, r["verdict"])) for r in robin.recorded}
+    assert every_event(here) <= verdicts  # nothing is stored that did not stand on a screen when it was sent
     robin.check_screens(uncounted)
     robin.check_all_go_on()
     robin.context.close()

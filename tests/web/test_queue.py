@@ -51,8 +51,8 @@ def test_many_at_once_never_pass_the_overlap(world: World):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(len(set(mine)) == len(mine) for mine in got.values())
-    everything = [uid for mine in got.values() for uid in mine]
+    assert all(len(set(uids)) == len(uids) for uids in got.values())
+    everything = [uid for uids in got.values() for uid in uids]
     assert sorted(everything) == sorted([t.id for _, t in world.store.tasks()] * 2)
 
 
@@ -337,13 +337,13 @@ def test_every_kind_of_task(world: World):
     from trimtab.records.annotation import demonstration_of, judgements_of, rating_of, step_label_of
 
     tasks = {t.id: t for _, t in world.store.tasks()}
-    said = {s.task: s for _, s in world.store.submissions()}
-    overall, helpful = judgements_of(tasks[three], said[three])
+    latest = {s.task: s for _, s in world.store.submissions()}
+    overall, helpful = judgements_of(tasks[three], latest[three])
     assert (overall.ranks, helpful.ranks, helpful.scores) == ((0, 1, 1), (0, 1, 1), (5.0, 1.0, 1.0))
     demonstration, rating, label = (
-        demonstration_of(tasks[three], said[three]),
-        rating_of(tasks[thumb], said[thumb]),
-        step_label_of(tasks[steps], said[steps]),
+        demonstration_of(tasks[three], latest[three]),
+        rating_of(tasks[thumb], latest[thumb]),
+        step_label_of(tasks[steps], latest[steps]),
     )
     assert demonstration and demonstration.messages[-1].content == "better"
     assert rating and rating.good is False
@@ -378,11 +378,11 @@ def test_the_paused_and_the_unqualified_write_nothing(world: World):
     me = world.join("me").id
     form = judge(world.store.next(me), "1")
     receipt, item = world.store.submit(me, form)
-    for change, said in (({"state": "paused"}, "paused"), ({"state": "active", "qualified": False}, "not qualified")):
+    for change, latest in (({"state": "paused"}, "paused"), ({"state": "active", "qualified": False}, "not qualified")):
         world.people.change(me, by=me, **change)
-        with pytest.raises(ConflictError, match=said):
+        with pytest.raises(ConflictError, match=latest):
             world.store.submit(me, judge(item, "2"))
-        with pytest.raises(ConflictError, match=said):
+        with pytest.raises(ConflictError, match=latest):
             world.store.undo(me, receipt.version)
         assert world.store.submit(me, form)[0] == receipt  # what was stored is acknowledged again
 

@@ -192,8 +192,8 @@ def test_one_choice_submits_where_somebody_wants_that(page, server: Server, here
     assert len(here.store.submissions()) == 2
     page.keyboard.press("3")
     page.wait_for_selector(".nothing")
-    said = [s.answers[0].ranks for _, s in here.store.submissions()]
-    assert said == [(1, 0), (0, 0), (0, 1, 2)]
+    rankings = [s.answers[0].ranks for _, s in here.store.submissions()]
+    assert rankings == [(1, 0), (0, 0), (0, 1, 2)]
 
 
 def test_keys_scroll_the_answers_and_the_raw_text_is_one_key_away(page, server: Server, here: World):

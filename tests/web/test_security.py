@@ -26,19 +26,19 @@ LEAST = {"/manage": "owner", "/adjudicate": "adjudicator"}
 
 def routes(app) -> list[tuple[str, str]]:
     """Every path with every method, also of included routers."""
-    found = []
+    paths = []
 
     def walk(them, prefix=""):
         for route in them:
             if isinstance(route, APIRoute):
-                found.extend((method, prefix + route.path) for method in route.methods)
+                paths.extend((method, prefix + route.path) for method in route.methods)
             elif getattr(route, "original_router", None) is not None:
                 walk(route.original_router.routes, prefix)
             elif hasattr(route, "routes") and route.routes and not getattr(route, "path", "").startswith("/static"):
                 walk(route.routes, prefix)
 
     walk(app.routes)
-    return sorted(set(found))
+    return sorted(set(paths))
 
 
 def least(path: str) -> str:
@@ -111,9 +111,9 @@ def test_behind_a_proxy_the_public_address_counts(here: World):
     here.join("olga", "owner")
     owner = Browser(here.app(public_url="https://labels.example.org"), base_url="http://127.0.0.1:8765")
     public, other = {"Origin": "https://labels.example.org"}, {"Origin": "https://evil.example"}
-    found = {"name": "olga", "password": PASSWORD}
-    assert owner.post("/signin", data=found, headers=other).status_code == 403
-    answer = owner.post("/signin", data=found, headers=public, follow_redirects=False)
+    form = {"name": "olga", "password": PASSWORD}
+    assert owner.post("/signin", data=form, headers=other).status_code == 403
+    answer = owner.post("/signin", data=form, headers=public, follow_redirects=False)
     assert "Secure" in answer.headers["set-cookie"]
     owner.headers["Cookie"] = answer.headers["set-cookie"].split(";")[0]  # as over HTTPS
     page = owner.learn().fill("/manage/invitations", role="annotator")
