@@ -133,6 +133,7 @@ def test_the_peaks_are_measured():
     assert 1e9 < outcome["operations"] < 1e14 and 1e8 < outcome["bytes"] < 1e13
 
 
+@pytest.mark.slow
 def test_sides_take_turns_from_the_same_batch(model, tmp_path, monkeypatch):
     measured = iter([3e11, 1e11, 2e11])
     monkeypatch.setattr(peers, "_run", lambda _: json.dumps({"operations": next(measured), "bytes": 1e10}))
@@ -169,6 +170,7 @@ def test_our_side_of_each_kind(model, tmp_path, kind, known_peaks):
     assert ours["first"].get("tokens") == (6 if kind == "decode" else ours["first"].get("tokens"))
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_noted_and_ours_goes_on(model, tmp_path, known_peaks):
     fake = fake_trl(tmp_path, [READY, "die"])
     settings = Settings(model=model, repeats=1, threads=1)

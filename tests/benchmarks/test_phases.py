@@ -10,6 +10,7 @@ from benchmarks.phases import WORKLOADS, main
 from trimtab.testing import save_model, tiny_model
 
 
+@pytest.mark.slow
 def test_each_phase_has_time_floor_and_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     model = save_model(tmp_path / "model", tiny_model(width=16, context=192))
     small = (replace(WORKLOADS[1], batch=2, new_tokens=3, context=192, top_layers=1),)

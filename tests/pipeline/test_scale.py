@@ -140,6 +140,7 @@ def gathers_alone() -> None:
         role.state()
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_while_weights_are_gathered_is_named():
     error, killed = on_ranks(2, gathers_alone, joined=False)
     assert killed == "exit -9" and isinstance(error, RankError) and "rank 1" in str(error), error

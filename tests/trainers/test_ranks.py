@@ -101,9 +101,15 @@ def in_trouble(group: Group, kind: str) -> None:
     ("kind", "says"),
     [
         ("killed", ["rank 1", "the first meeting", "the second meeting"]),
-        ("late", ["rank 1 did not come", "'the second meeting'", "the last phase of rank 1 is 'the first meeting'"]),
-        ("elsewhere", ["rank 0 at 'the second meeting', rank 1 at 'something else'"]),
-        ("failed", ["rank 1 stopped", "ValueError: its own mistake"]),
+        pytest.param(
+            "late",
+            ["rank 1 did not come", "'the second meeting'", "the last phase of rank 1 is 'the first meeting'"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "elsewhere", ["rank 0 at 'the second meeting', rank 1 at 'something else'"], marks=pytest.mark.slow
+        ),
+        pytest.param("failed", ["rank 1 stopped", "ValueError: its own mistake"], marks=pytest.mark.slow),
     ],
 )
 def test_the_others_name_the_rank_and_the_phase(kind: str, says: list[str]):
@@ -164,6 +170,7 @@ def test_an_environment_that_contradicts_itself(environment: dict, says: str, mo
 # Checkpoints ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_ranks_then_one_then_three_end_where_one_ends(tmp_path: Path):
     whole = sft_until(ALONE, tmp_path / "whole", None)
     first = on_ranks(2, sft_until, tmp_path / "parts", 2)
