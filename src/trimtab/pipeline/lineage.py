@@ -15,6 +15,7 @@ from trimtab.errors import DataError
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.reward_models import weights_file
+from trimtab.pipeline.reward_result import FILE, read_reward_result
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, REFUSALS, WrongRefusal, thumbs_of
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage import RunFolder, read_json, read_metrics
@@ -161,10 +162,10 @@ class _Round:
     def figures(self, name: str) -> Iterator[dict[str, Any]]:
         """A figure's values, each with the file it is from."""
         if name == "reward_accuracy":
-            file = self.run.stage("reward") / "reward.json"
-            result = read_json(file)["evaluation"] if self.done("reward") else None
+            folder = self.run.stage("reward")
+            file, result = folder / FILE, read_reward_result(folder).evaluation if self.done("reward") else None
             if result is not None:
-                accuracy = {k: result["accuracy"][k] for k in ("value", "low", "high", "n")}
+                accuracy = result.accuracy.model_dump(include={"value", "low", "high", "n"})
                 yield {"figure": name, "round": self.number, "of": "held-out pairs"} | accuracy | {"file": str(file)}
             return
         file = self.run.stage("evaluate") / "evaluation.json"

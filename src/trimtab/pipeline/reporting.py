@@ -20,11 +20,9 @@ from trimtab.evals import (
     Gain,
     GaoFit,
     Measure,
-    MemberErrors,
     ProbeColumn,
     Reading,
     ReportData,
-    RewardModelEval,
     Series,
     Source,
     Stage,
@@ -41,16 +39,18 @@ from trimtab.evals import (
 )
 from trimtab.evals.report_data import Section
 from trimtab.evals.turns import FEWEST_FITTED
-from trimtab.feedback import Estimate, bias_lines, report_lines
+from trimtab.feedback import Biases, Estimate, bias_lines, report_lines
 from trimtab.metrics import AGREEMENT, TRAINING
-from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
+from trimtab.pipeline.ai_labels import compare_with_people, people_so_far, read_routing
 from trimtab.pipeline.annotator_votes import annotator_lines
 from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.cohorts import run_population
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
+from trimtab.pipeline.judge_result import read_judge_result
 from trimtab.pipeline.monitoring import read_alarms
+from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.round_rows import round_rows
 from trimtab.pipeline.suites import suites_of
 from trimtab.pipeline.vote_files import MEASURED, measured_lines
@@ -101,7 +101,7 @@ def collect(context: Context) -> ReportData:
         name: read_records(context.folder("evaluate") / f"answers-{name}.jsonl", Rollout) for name in result["models"]
     }
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
-    facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
+    reward = read_reward_result(context.folder("reward")) if run.reward else None
     blind = blind_results(context.run)
     result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
     number = context.run.number
@@ -144,10 +144,10 @@ def collect(context: Context) -> ReportData:
         series=_series(context, align),
         against_kl=_against_kl(context, align, answers),
         **_turns(context, align),
-        model_errors=MemberErrors.model_validate(facts["errors"]) if facts.get("errors") else None,
-        reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
-        objectives={name: own["evaluation"] for name, own in facts.get("objectives", {}).items()},
-        annotators=tuple(annotator_lines(facts["annotators"])) if facts.get("annotators") else (),
+        model_errors=reward.errors if reward else None,
+        reward_model=reward.evaluation if reward else None,
+        objectives={name: own.evaluation for name, own in reward.objectives.items()} if reward else {},
+        annotators=tuple(annotator_lines(reward.annotators)) if reward and reward.annotators else (),
         ceiling=ceiling,
         agreement=agreement,
         balance=_balance(context),
@@ -302,8 +302,7 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         facts = read_json(context.folder("revise") / "revise.json")
         outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
         lines.append(f"critique and revision: {outcomes}")
-        biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
-        lines += [f"judge of revisions: {line}" for line in bias_lines(biases)]
+        lines += [f"judge of revisions: {line}" for line in bias_lines(Biases.model_validate(facts["judge"]))]
     if context.config.label is not None and context.config.label.source == "votes":
         lines += measured_lines(read_json(context.folder("label") / MEASURED)["pairs"])
     if context.config.label is not None and context.config.label.by_ai:
@@ -313,19 +312,15 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         else:
             people = people_so_far(context, read_records(context.folder("sample") / "comparisons.jsonl", Comparison))
         compared = compare_with_people(context, people)
-        report = read_json(context.folder("label") / "judge" / "judge.json")
-        for name, entry in report["judges"].items():
-            facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
-            lines += [f"judge {name}: {line}" for line in report_lines(facts, compared.get(name))]
+        for name, entry in read_judge_result(context.folder("label") / "judge").judges.items():
+            lines += [f"judge {name}: {line}" for line in report_lines(entry.run, compared.get(name))]
         if hybrid:
-            routing = read_json(context.folder("label") / "routing.json")
-            routes = ", ".join(f"{name} {count}" for name, count in routing["routes"].items())
-            saved, hours = routing["labels_saved"], routing["hours_saved"]
-            lines.append(f"routes: {routes}; {saved} labels by people saved, {hours:.1f} h")
+            routing = read_routing(context.folder("label"))
+            routes = ", ".join(f"{name} {count}" for name, count in routing.routes.items())
+            lines.append(
+                f"routes: {routes}; {routing.labels_saved} labels by people saved, {routing.hours_saved:.1f} h"
+            )
     return tuple(lines)
-
-
-_SHARES = ("position_bias", "flip_rate", "longer_wins")
 
 
 def _climbed(run: RunConfig) -> str:
