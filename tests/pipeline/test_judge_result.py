@@ -107,7 +107,7 @@ def test_routing_of_a_finished_folder_is_read_and_written_unchanged(tmp_path: Pa
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"judges": {}}, r"not a JudgeResult: constitution: Field required"),
+        ({"judges": {}}, r"no valid JudgeResult: constitution: Field required"),
         (
             ONE | {"judges": {"far": JUDGE | {"run": RUN | {"cost": "unknown"}}}},
             r"judges\.far\.run\.cost: .*, got 'unknown'",

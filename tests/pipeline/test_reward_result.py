@@ -69,7 +69,7 @@ def test_the_first_versions_file_had_no_models(tmp_path: Path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"mean": 0.5}, r"not a RewardResult: std: Field required; the file is damaged or by another version"),
+        ({"mean": 0.5}, r"no valid RewardResult: std: Field required; the file is damaged or by another version"),
         (WHOLE | {"std": "wide"}, r"std: Input should be a valid number.*, got 'wide'"),
         (
             WHOLE | {"models": [MODELS[0] | {"mean": []}]},

@@ -13,9 +13,12 @@ from typing import Any
 
 from trimtab.errors import DataError
 from trimtab.pipeline.config import RunConfig, load_recipe
+from trimtab.pipeline.evaluation_result import FILE as EVALUATION_FILE
+from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.reward_models import weights_file
-from trimtab.pipeline.reward_result import FILE, read_reward_result
+from trimtab.pipeline.reward_result import FILE as REWARD_FILE
+from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, REFUSALS, WrongRefusal, thumbs_of
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage import RunFolder, read_json, read_metrics
@@ -23,6 +26,8 @@ from trimtab.trainers import HELDOUT, OfflineConfig
 
 FIGURES = ("win_rate", "kl", "reward_accuracy")
 """Figures that can be followed back."""
+NUMBERS = {"value", "low", "high", "n"}
+"""What is shown of a figure's estimate."""
 THUMB_PARTS = {
     "train": "learned from by the policy of",
     "held_out": "held out and only measured on in",
@@ -163,23 +168,23 @@ class _Round:
         """A figure's values, each with the file it is from."""
         if name == "reward_accuracy":
             folder = self.run.stage("reward")
-            file, result = folder / FILE, read_reward_result(folder).evaluation if self.done("reward") else None
+            file, result = folder / REWARD_FILE, read_reward_result(folder).evaluation if self.done("reward") else None
             if result is not None:
-                accuracy = result.accuracy.model_dump(include={"value", "low", "high", "n"})
+                accuracy = result.accuracy.model_dump(include=NUMBERS)
                 yield {"figure": name, "round": self.number, "of": "held-out pairs"} | accuracy | {"file": str(file)}
             return
-        file = self.run.stage("evaluate") / "evaluation.json"
         if not self.done("evaluate", "align"):
             return
-        result = read_json(file)
-        if name == "kl" and result["kl"] is not None:
-            kl = {k: result["kl"][k] for k in ("value", "low", "high", "n")}
+        folder = self.run.stage("evaluate")
+        result, file = read_evaluation(folder), folder / EVALUATION_FILE
+        if name == "kl" and result.kl is not None:
+            kl = result.kl.estimate().model_dump(include=NUMBERS)
             yield {"figure": name, "round": self.number, "of": "nats per answer"} | kl | {"file": str(file)}
-        for row in result["win_rates"] if name == "win_rate" else ():
-            if row["model"] == "policy":
-                numbers = {"value": row["rate"]} | {k: row[k] for k in ("low", "high", "n")}
-                of = f"policy over {row['against']}, judged by {row['judge']}"
-                yield {"figure": name, "round": self.number, "of": of} | numbers | {"file": str(file)}
+        for row in result.win_rates if name == "win_rate" else ():
+            if row.model == "policy":
+                rate = row.estimate().model_dump(include=NUMBERS)
+                of = f"policy over {row.against}, judged by {row.judge}"
+                yield {"figure": name, "round": self.number, "of": of} | rate | {"file": str(file)}
 
     def policy_figures(self) -> Iterator[dict[str, Any]]:
         """The figures of the round's policy."""

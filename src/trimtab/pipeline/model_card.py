@@ -11,6 +11,7 @@ from trimtab import __version__
 from trimtab.files import sha256_file
 from trimtab.models import embedded, load_tensors
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.storage import RunFolder, read_json
 
@@ -232,17 +233,17 @@ def _results(run: RunFolder, stage: str) -> str:
     trained = {"sft": "sft", "policy": "align"}[stage]
     if status is None or status.state != "done" or not run.made_from("evaluate", trained):
         return "\n".join(lines)
-    evaluation = read_json(run.stage("evaluate") / "evaluation.json")
+    evaluation = read_evaluation(run.stage("evaluate"))
     judges = {"gold": "the simulated utility", "proxy": "the rewards it was trained on"}
-    for row in evaluation["win_rates"]:
-        if row["model"] == stage:
-            rate = _interval(row["rate"], row["low"], row["high"])
+    for row in evaluation.win_rates:
+        if row.model == stage:
+            rate = _interval(row.rate, row.low, row.high)
             called = {"base": "the pretrained model", "sft": "the model after SFT", "start": "the round before"}
-            against = called.get(row["against"], row["against"])
-            judge = judges.get(row["judge"], row["judge"])
-            lines.append(f"- preferred over {against}, judged by {judge}: {rate} of {row['n']} held-out prompts")
-    if stage == "policy" and evaluation["kl"] is not None:
-        lines.append(f"- KL from the start of alignment: {evaluation['kl']['value']:.2f} nats per answer")
+            against = called.get(row.against, row.against)
+            judge = judges.get(row.judge, row.judge)
+            lines.append(f"- preferred over {against}, judged by {judge}: {rate} of {row.n} held-out prompts")
+    if stage == "policy" and evaluation.kl is not None:
+        lines.append(f"- KL from the start of alignment: {evaluation.kl.value:.2f} nats per answer")
     return "\n".join(lines)
 
 

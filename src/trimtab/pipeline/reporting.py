@@ -15,9 +15,9 @@ from trimtab.evals import (
     Answer,
     Capability,
     CapabilityReport,
+    Evaluation,
     Example,
     Examples,
-    Gain,
     GaoFit,
     Measure,
     ProbeColumn,
@@ -28,6 +28,7 @@ from trimtab.evals import (
     Stage,
     Turn,
     WinRateRow,
+    WinRow,
     alarms,
     capability_report,
     choose_examples,
@@ -48,6 +49,7 @@ from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.cohorts import run_population
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
+from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.pipeline.judge_result import read_judge_result
 from trimtab.pipeline.monitoring import read_alarms
 from trimtab.pipeline.reward_result import read_reward_result
@@ -96,18 +98,18 @@ def run_report(context: Context) -> tuple[Counts, list[str]]:
 def collect(context: Context) -> ReportData:
     """Everything the page shows, from the files of the stages."""
     run = context.config
-    result = read_json(context.folder("evaluate") / "evaluation.json")
+    result = read_evaluation(context.folder("evaluate"))
     answers = {
-        name: read_records(context.folder("evaluate") / f"answers-{name}.jsonl", Rollout) for name in result["models"]
+        name: read_records(context.folder("evaluate") / f"answers-{name}.jsonl", Rollout) for name in result.models
     }
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
     reward = read_reward_result(context.folder("reward")) if run.reward else None
     blind = blind_results(context.run)
-    result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
+    result = result.model_copy(update={"win_rates": (*blind.rows, *result.win_rates)})
     number = context.run.number
     names, judges, spoken = model_names(run, number), judges_of(run), spoken_names(run, number)
-    models = result["models"]
-    before, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the KL is measured from the one before
+    models = result.models
+    before, last = models[-2:] if len(models) > 1 else (models[0], models[0])  # the KL is measured from the one before
     first = models[0]
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     sources = _label_sources(context)
@@ -136,11 +138,11 @@ def collect(context: Context) -> ReportData:
         captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
         rounds=round_rows(context.run),
-        win_rates=tuple(_win_rows(result, names, judges)),
+        win_rates=tuple(_win_row(row, names, judges) for row in result.win_rates),
         readings=tuple(_named(reading, names) for reading in blind.readings),
         suites=suites,
         population=run_population(context.run, names),
-        kl=_kl(result),
+        kl=None if result.kl is None else result.kl.estimate("KL per answer"),
         series=_series(context, align),
         against_kl=_against_kl(context, align, answers),
         **_turns(context, align),
@@ -152,20 +154,14 @@ def collect(context: Context) -> ReportData:
         agreement=agreement,
         balance=_balance(context),
         labels=_label_lines(context),
-        probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in models),
-        gain=Gain.model_validate(result["gain"]) if result.get("gain") else None,
+        probes=tuple(ProbeColumn(model=names[n], values=result.probes[n]) for n in models),
+        gain=result.gain,
         capability=cost,
         alarms=losses or None if watched is None else watched + losses,
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources=_sources(context),
         missing=_missing(run, blind, has_cost=cost is not None) | ({"suites": no_suites} if no_suites else {}),
     )
-
-
-def _kl(result: Mapping[str, Any]) -> Estimate | None:
-    if result["kl"] is None:
-        return None
-    return Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")})
 
 
 def training_alarms(context: Context) -> tuple[Alarm, ...]:
@@ -406,18 +402,15 @@ def _stages(context: Context) -> tuple[Stage, ...]:
     return tuple(rows)
 
 
-def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mapping[str, str]) -> list[WinRateRow]:
-    numbers = ("rate", "low", "high", "n", "wins", "ties", "losses")
-    return [
-        WinRateRow(
-            model=names[row["model"]],
-            against=names[row["against"]],
-            metric=judges.get(row["judge"], row["judge"]),
-            equal_length=Estimate(n=row["n"], **row["equal_length"]) if row.get("equal_length") else None,
-            **{k: row[k] for k in numbers},
-        )
-        for row in result["win_rates"]
-    ]
+def _win_row(row: WinRow, names: Mapping[str, str], judges: Mapping[str, str]) -> WinRateRow:
+    """A row of the evaluation with the page's names."""
+    return WinRateRow(
+        model=names[row.model],
+        against=names[row.against],
+        metric=judges.get(row.judge, row.judge),
+        equal_length=Estimate(n=row.n, **row.equal_length.model_dump()) if row.equal_length else None,
+        **row.model_dump(include={"rate", "low", "high", "n", "wins", "ties", "losses"}),
+    )
 
 
 def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
@@ -527,10 +520,10 @@ def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]
 
 
 def _examples(
-    context: Context, answers: Mapping[str, list[Rollout]], result: Mapping[str, Any], before: str, after: str
+    context: Context, answers: Mapping[str, list[Rollout]], result: Evaluation, before: str, after: str
 ) -> Examples | None:
     names = model_names(context.config, context.run.number)
-    kl = (result["kl"] or {}).get("per_answer")
+    kl = () if result.kl is None else result.kl.per_answer
     examples = []
     for index, start in enumerate(next(iter(answers.values()))):
         shown = tuple(

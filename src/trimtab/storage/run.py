@@ -306,8 +306,8 @@ def read_record(path: Path, kind: type[R]) -> R:
         where = ".".join(map(str, first["loc"])) or "the file"
         value = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
         raise DataError(
-            f"{path}: not a {kind.__name__}: {where}: {first['msg']}{value}; the file is damaged or by another version "
-            "of trimtab: delete it and run again what writes it"
+            f"{path}: no valid {kind.__name__}: {where}: {first['msg']}{value}; the file is damaged or by another "
+            "version of trimtab: delete it and run again what writes it"
         ) from None
 
 
