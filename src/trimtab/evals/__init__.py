@@ -17,7 +17,7 @@ from trimtab.evals.capability import (
     load_capability,
 )
 from trimtab.evals.edits import EDITS, EditEffect, edit_effects
-from trimtab.evals.evaluation import BestOf, Divergence, Evaluation, Share, WinRow
+from trimtab.evals.evaluation import BestOf, Divergence, Evaluation, Interval, WinRow
 from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
 from trimtab.evals.members import MemberErrors, member_errors
@@ -76,6 +76,7 @@ __all__ = [
     "Gain",
     "GainPart",
     "GaoFit",
+    "Interval",
     "LengthControlled",
     "Measure",
     "MemberErrors",
@@ -90,7 +91,6 @@ __all__ = [
     "RunAlarms",
     "ScoreCurve",
     "Series",
-    "Share",
     "Source",
     "Stage",
     "Turn",

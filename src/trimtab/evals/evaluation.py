@@ -7,11 +7,11 @@ from trimtab.feedback import Estimate
 from trimtab.records import Record
 
 
-class Share(Record):
-    """A share with its 95 % interval."""
+class Interval(Record):
+    """A value with its 95 % interval."""
 
     value: float
-    """The share."""
+    """The value."""
     low: float
     """Lower end of the interval."""
     high: float
@@ -43,7 +43,7 @@ class WinRow(Record):
     """Answers of ``against`` that were better."""
     worst: tuple[str, ...] = ()
     """Ids of a few prompts that ``model`` lost, the clearest first."""
-    equal_length: Share | None = None
+    equal_length: Interval | None = None
     """The share of wins at equal length; None where it was not estimated."""
 
     def estimate(self, name: str = "") -> Estimate:
@@ -51,7 +51,7 @@ class WinRow(Record):
         return Estimate(name=name, value=self.rate, low=self.low, high=self.high, n=self.n)
 
 
-class Divergence(Share):
+class Divergence(Interval):
     """KL from the model before alignment, in nats per answer: the mean over the policy's answers, bootstrapped."""
 
     n: int
