@@ -55,7 +55,7 @@ class JudgeRun(Biases):
     tokens: dict[Literal["in", "out"], int]
     """Tokens of all questions and of all replies."""
     cost: float
-    """Cost of the replies and of requests without a reply, in the endpoint's currency."""
+    """Cost of the replies and of requests without a reply."""
     seconds: float
     """Time of all replies."""
     models: tuple[str, ...]

@@ -109,8 +109,8 @@ def collect(context: Context) -> ReportData:
     number = context.run.number
     names, judges, spoken = model_names(run, number), judges_of(run), spoken_names(run, number)
     models = result.models
-    before, last = models[-2:] if len(models) > 1 else (models[0], models[0])  # the KL is measured from the one before
-    first = models[0]
+    first, last = models[0], models[-1]
+    before = models[-2] if len(models) > 1 else first  # the KL is measured from this one
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     sources = _label_sources(context)
     simulated = "simulated" in sources or run.gold is not None
