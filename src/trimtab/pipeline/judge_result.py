@@ -24,7 +24,7 @@ class ConstitutionVersion(Record):
 class JudgeEntry(Record):
     """One judge of the folder."""
 
-    identity: dict[str, Any]
+    identity: Any
     """What the keys of its questions are made from besides the question, as JSON: the model and its settings."""
     run: JudgeRun
     """Biases, failures and cost."""
