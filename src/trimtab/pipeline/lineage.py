@@ -148,6 +148,17 @@ class _Round:
         rows = read_metrics(self.run.stage(stage) / ("" if model == stage else model) / "metrics.jsonl")
         return int(rows[-1]["step"]) if rows else 0
 
+    def model(self, stage: str, learned: Learned) -> TracedModel:
+        """The stage's model that did this with a preference."""
+        return TracedModel(
+            round=self.number,
+            model=learned.model,
+            part=learned.part,
+            steps=learned.steps,
+            of=self.steps(stage, learned.model),
+            weights=self.weights(stage, learned.model),
+        )
+
     def policy_steps(self) -> int:
         """Steps behind the policy's weights, which need not be those of the last step."""
         status = self.run.status("align")
@@ -213,6 +224,17 @@ def _described(judgement: Judgement, r: _Round) -> TracedJudgement:
     )
 
 
+def _pair(preference: Preference, r: _Round) -> TracedPair:
+    return TracedPair(
+        id=preference.id,
+        round=r.number,
+        ranks=preference.ranks,
+        probability=preference.probability,
+        weight=preference.weight,
+        judgements=preference.judgements,
+    )
+
+
 def _from_pair(rounds: list[_Round], r: _Round, preference: Preference) -> Trace:
     judgements = tuple(_described(r.judgements[j], r) for j in preference.judgements if j in r.judgements)
     notes = () if preference.judgements else ("it came from a file of preferences, which names no judgements",)
@@ -237,17 +259,7 @@ def _made_of(
         for stage, entries in (("reward", models), ("align", policies)):
             learned = later.learned(stage)
             own = [x for x in learned or () if (x.preference, x.round) == (preference.id, r.number)]
-            entries += [
-                TracedModel(
-                    round=later.number,
-                    model=x.model,
-                    part=x.part,
-                    steps=x.steps,
-                    of=later.steps(stage, x.model),
-                    weights=later.weights(stage, x.model),
-                )
-                for x in own
-            ]
+            entries += [later.model(stage, x) for x in own]
             if stage == "reward" and learned is None and later.done("reward"):
                 notes.append(f"round {later.number}: the reward model's steps were not recorded, or it is out of date")
             if stage == "reward" and learned is not None and not own:
@@ -268,18 +280,10 @@ def _made_of(
             policies.append(TracedModel(round=later.number, part=part, steps=steps, of=of, weights=weights))
         if any(p.learned and p.round == later.number for p in policies):
             figures += later.policy_figures()
-    pair = TracedPair(
-        id=preference.id,
-        round=r.number,
-        ranks=preference.ranks,
-        probability=preference.probability,
-        weight=preference.weight,
-        judgements=preference.judgements,
-    )
     return Trace(
         kind=kind,
         judgements=judgements,
-        pair=pair,
+        pair=_pair(preference, r),
         reward_models=tuple(models),
         policies=tuple(policies),
         figures=tuple(figures),
