@@ -142,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = against_people(items, votes, crowd)
             bias = agreement_report(items, votes)["first_shown_wins"]
             result[name] = plain(
-                {**outcome, "first_shown_wins": bias, "votes": Counter(map(str, (v.ranks for v in votes)))}
+                {**plain(outcome), "first_shown_wins": bias, "votes": Counter(map(str, (v.ranks for v in votes)))}
             )
             for key in ("accuracy", "agreement", "kappa", "longest"):
-                e = outcome[key]
+                e = getattr(outcome, key)
                 ui.say(f"  {name} {key}: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] of {e.n}")
             ui.say(f"  {name} left wins: {bias.value:.3f} [{bias.low:.3f}, {bias.high:.3f}]")
     if "llmfao" in chosen:

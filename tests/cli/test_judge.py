@@ -10,6 +10,7 @@ import pytest
 
 import trimtab
 from tests.feedback.test_judge import human, item
+from tests.pipeline.test_judge_result import ONE
 from trimtab.cli.app import run_app
 from trimtab.records import write_records
 from trimtab.testing.endpoint import MODEL, FakeEndpoint
@@ -43,7 +44,7 @@ def routed(tmp_path: Path) -> Path:
     write_records(tmp_path / "comparisons.jsonl", PAIRS)
     ai = [human(p, (0, 1), "ai").model_copy(update={"source": "ai", "probability": 0.8}) for p in PAIRS]
     write_records(tmp_path / "judgements.jsonl", ai)
-    (tmp_path / "judge.json").write_text('{"judges": {"far": {"run": {"cost": 0.0}}}}')
+    (tmp_path / "judge.json").write_text(json.dumps(ONE))
     write_records(tmp_path / "people.jsonl", [human(p, (0, 1)) for p in PAIRS])
     assert route(tmp_path, "people.jsonl") == 0
     assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == len(PAIRS)

@@ -1,8 +1,11 @@
 """Every alarm fires beyond its limit and not before."""
 
+from typing import Any
+
 import pytest
 
-from trimtab.evals import alarms
+from trimtab import evals
+from trimtab.evals import Alarm, Evaluation
 from trimtab.evals.alarms import LIKELIHOOD_DROP
 
 CALM = {
@@ -13,6 +16,10 @@ CALM = {
     "flattery": 0.0,
     "words": 20.0,
 }
+
+
+def alarms(values: dict[str, Any], **words: dict[str, str]) -> tuple[Alarm, ...] | None:
+    return evals.alarms(Evaluation.model_validate(values), **words)
 
 
 def result(*, gold: tuple[float, float] = (0.0, 1.0), proxy: tuple[float, float] = (0.0, 1.0), **after: float) -> dict:
@@ -62,7 +69,7 @@ def test_one_model_alone_cannot_be_worse():
 
 def lost(model: str, against: str, high: float, judge: str = "gold", worst: tuple[str, ...] = ()) -> dict:
     row = {"model": model, "against": against, "judge": judge, "rate": high - 0.1, "low": high - 0.2, "high": high}
-    return row | {"n": 96, "worst": worst}
+    return row | {"n": 96, "wins": 30, "ties": 0, "losses": 66, "worst": worst}
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_fair_judge_gives_soft_labels_in_both_orders():
     sent = fake.requests[0]
     assert sent["logprobs"] is True and sent["temperature"] == 0 and sent["messages"][0]["role"] == "system"
     assert len(fake.requests) == 4 and fake.keys == [None] * 4
-    assert p.created_at is not None and run_facts(items(2), judged)["models"] == [MODEL]
+    assert p.created_at is not None and run_facts(items(2), judged).models == (MODEL,)
 
 
 def test_a_judge_that_thinks_aloud():
@@ -70,7 +70,7 @@ def test_a_judge_that_thinks_aloud():
         judged = run(fake, mode="reason", logprobs=False)
     assert winners(judged) == {0} and "logprobs" not in fake.requests[0]
     assert {round(abs(j.probability - 0.5), 9) for j in judged.judgements} == {0.1}  # clamped to .4 … .6
-    assert run_facts(items(2), judged)["hard"] == 4
+    assert run_facts(items(2), judged).hard == 4
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_unusable_answers_are_kept_counted_and_no_winner(behaviour, failure):
         assert len(fake.requests) == 2  # an answer was given; it is not bought again
     (result,) = judged.judgements
     assert result.verdict == "unsure" and result.ranks is None
-    assert run_facts(items(1), judged)["failures"] == {failure: 2}
+    assert run_facts(items(1), judged).failures == {failure: 2}
     assert aggregate(items(1), judged.judgements).preferences == ()
     assert all(len(json.dumps(reply)) < 30_000 for reply in journal.values())
 
@@ -268,7 +268,7 @@ def test_an_answer_cannot_speak_outside_its_marks(attack: str):
         assert len(material(text)) == 3  # request, answer A, answer B: none added, none lost
         assert not re.search(r"Answer: [AB]\b|choose [AB]\b", outside(text))
         assert "<|" not in text and "[INST]" not in text
-    assert run_facts([one], judged)["items_that_speak_to_the_judge"] == 1
+    assert run_facts([one], judged).items_that_speak_to_the_judge == 1
 
 
 def test_the_fake_would_fall_for_it_without_the_marks():
@@ -335,7 +335,7 @@ def test_no_option_among_the_tokens():
     bad = completion(Answer("A"))
     bad["choices"][0]["logprobs"] = {"content": [{"token": "A", "logprob": "nonsense"}]}
     with FakeEndpoint(lambda *_: Answer(body=json.dumps(bad).encode())) as fake:
-        assert run_facts(items(1), run(fake, items(1)))["hard"] == 2
+        assert run_facts(items(1), run(fake, items(1))).hard == 2
 
 
 def test_of_a_chain_of_thought_the_stated_letter_counts():
@@ -388,7 +388,7 @@ def test_a_question_it_refuses_does_not_block_the_others(status: int, said: str,
     journal: dict = {}
     with FakeEndpoint(lambda a, n: bad if "another 1" in str(a) else fair(a, n)) as fake:
         judged = run(fake, items(3), journal)
-        assert run_facts(items(3), judged)["failures"] == {failure: 2} and len(fake.requests) == 6
+        assert run_facts(items(3), judged).failures == {failure: 2} and len(fake.requests) == 6
         run(fake, items(3), journal)
         assert len(fake.requests) == 6
 
@@ -452,7 +452,7 @@ def test_a_reply_cut_at_the_limit_says_so_and_only_these_are_asked_again(tmp_pat
         with Journal(path) as journal, FakeEndpoint(model) as fake:
             judged = run(fake, items(3), journal, max_tokens=limit)
         facts = run_facts(items(3), judged)
-        assert (len(fake.requests), facts["failures"], judged.asked) == (requests, failures, requests)
+        assert (len(fake.requests), facts.failures, judged.asked) == (requests, failures, requests)
         if failures:
             assert any("max_tokens" in j.comment for j in judged.judgements)
             assert any("raise it and run again" in line for line in report_lines(facts))
@@ -478,7 +478,7 @@ def test_a_reply_cut_at_the_limit_says_so_and_only_these_are_asked_again(tmp_pat
 )
 def test_a_cut_reply_counts_where_no_end_of_it_could_change_it(text: str, answer: int):
     with FakeEndpoint(saying(text, finish="length")) as fake:
-        failures = run_facts(items(1), run(fake, items(1)))["failures"]
+        failures = run_facts(items(1), run(fake, items(1))).failures
     assert failures == ({} if answer else {"cut": 2})
 
 
@@ -544,7 +544,7 @@ def test_what_may_have_been_billed_is_charged_and_journalled(bad: Answer):
     with FakeEndpoint(lambda asked, n: bad if n == 1 else fair(asked, n)) as fake:
         try:
             judged = run(fake, items(2), journal, timeout=0.2, concurrency=1, **PRICED)
-            assert run_facts(items(2), judged)["cost"] == pytest.approx(sum(r["cost"] for r in journal.values()))
+            assert run_facts(items(2), judged).cost == pytest.approx(sum(r["cost"] for r in journal.values()))
         except JudgeError as error:
             assert "came from 'fake-2'" in str(error)
         size = len(json.dumps(fake.requests[1]["messages"]))

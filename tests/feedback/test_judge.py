@@ -79,7 +79,7 @@ def test_a_judge_that_only_likes_a_place_gives_ties():
     judged = run(many, by_first(lambda *_: 0.8))
     assert all(set(j.ranks) == {0} and j.probability == pytest.approx(0.5) for j in judged.judgements)
     facts = run_facts(many, judged)
-    assert facts["position_bias"].value == 1.0 and facts["flip_rate"].value == 1.0
+    assert facts.position_bias.value == 1.0 and facts.flip_rate.value == 1.0
     assert any("100.0%" in line for line in report_lines(facts))
 
 
@@ -94,7 +94,7 @@ def test_no_answer_is_never_a_winner(failure: str):
     judged = run([one], by_first(lambda a, b, _: failure if a == "b" else 0.9))
     (result,) = judged.judgements
     assert result.verdict == "unsure" and result.ranks is None and result.comment
-    assert run_facts([one], judged)["failures"] == {failure: 1}
+    assert run_facts([one], judged).failures == {failure: 1}
     assert aggregate([one], [result]).preferences == ()
 
 
@@ -200,7 +200,7 @@ def test_rubric_scores():
     result = {j.criterion: j for j in judged.judgements}
     assert p_first(result["helpful"]) == pytest.approx(1 / (1 + math.exp(-4)))
     assert result["honest"].ranks == (0, 0) and set(result) == {"overall", "helpful", "honest"}
-    assert run_facts([one], judged)["position_bias"].value is None  # one by one: there is no order
+    assert run_facts([one], judged).position_bias.value is None  # one by one: there is no order
     judged = run([one], ask, JudgeConfig(mode="rubric"), rules)
     assert {v.principle for v in judged.verdicts} == set(rules.tags) == {"helpful", "honest"}
 
@@ -351,13 +351,15 @@ def test_agreement_by_hand():
     rank = {i.id: (0, 1) if n % 2 else (1, 0) for n, i in enumerate(items)}
     ai = [human(i, rank[i.id] if i.id in right else rank[i.id][::-1], "ai") for i in items]
     result = against_people(items, ai, [human(i, rank[i.id]) for i in items])
-    assert result["accuracy"].value == result["agreement"].value == 0.7 and result["pairs"] == 10
-    assert result["longest"].value == 0.5 and 0.39 < result["accuracy"].low < 0.40  # Wilson 7 of 10: .397, .892
-    assert result["confusion"]["first"] == {"first": 3, "tie": 0, "second": 1}
-    assert result["kappa"].value == pytest.approx((0.7 - 0.5) / 0.5)
-    assert result["calibration"]["as said"]["ece"] == pytest.approx(0.3)
+    assert result.accuracy.value == result.agreement.value == 0.7 and result.pairs == 10
+    low = result.accuracy.low
+    assert result.longest.value == 0.5 and low is not None and 0.39 < low < 0.40  # Wilson 7 of 10: .397, .892
+    assert result.confusion["first"] == {"first": 3, "tie": 0, "second": 1}
+    assert result.kappa.value == pytest.approx((0.7 - 0.5) / 0.5)
+    assert result.calibration is not None
+    assert result.calibration["as said"].ece == pytest.approx(0.3)
     nobody = against_people(items, ai, [])
-    assert nobody["accuracy"].value is None and "no pair in common" in nobody["accuracy"].reason
+    assert nobody.accuracy.value is None and "no pair in common" in nobody.accuracy.reason
 
 
 def test_kappa_of_one_outcome_is_undefined():

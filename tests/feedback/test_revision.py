@@ -68,8 +68,8 @@ def test_rounds_build_on_each_other_and_everything_is_logged():
     assert first.critique == "a critique of draft 0 to question 0" and first.probability == pytest.approx(0.8)
     assert {r.principle for r in result.revisions} == {"kind", "brief"}
     outcome = judge_biases(result.revisions)  # a judge without a preference for a place
-    assert (outcome["position_bias"].value, outcome["flip_rate"].value, outcome["position_bias"].n) == (0.5, 0.0, 24)
-    assert not outcome["longer_wins"].n  # "draft 1" is as long as "draft 0"
+    assert (outcome.position_bias.value, outcome.flip_rate.value, outcome.position_bias.n) == (0.5, 0.0, 24)
+    assert not outcome.longer_wins.n  # "draft 1" is as long as "draft 0"
     assert result.demonstrations[0].metadata == {"constitution": RULES.version, "revised": True}
     assert result.revisions == run(Model()).revisions  # seeded
 

@@ -194,18 +194,18 @@ def test_hybrid_labels_save_people_at_the_stated_error():
     people = People(truth)
     result = label_hybrid(items, judged, people, RouteConfig(error=0.1, audit=0.2))
     report = result.report
-    assert report["labels_saved"] == 3000 - len(people.asked) > 500
+    assert report.labels_saved == 3000 - len(people.asked) > 500
     assert max(people.asked.values()) == 1 and not result.queue
-    assert report["hours_saved"] == pytest.approx(report["labels_saved"] * 20 / 3600)
+    assert report.hours_saved == pytest.approx(report.labels_saved * 20 / 3600)
     machine = {j.item for j in result.judgements if j.source == "ai"} - {
         j.item for j in result.judgements if j.source != "ai"
     }
     judgements = {j.item: j.ranks == (0, 1) for j in judged}
     wrong = sum(judgements[i] != (truth[i] == 1.0) for i in machine) / len(machine)
     assert wrong < 0.1
-    outcome = report["error_by_route"]["ai"]
+    outcome = report.error_by_route["ai"]
     assert outcome.low - 0.02 <= wrong <= outcome.high
-    assert set(report["error_by_principle"]) == {"brief", "kind"}
+    assert set(report.error_by_principle) == {"brief", "kind"}
     assert {j.item for j in result.judgements} == {i.id for i in items}
     assert any("fewer than one per item" in line for line in routing_lines(report))
 
@@ -267,9 +267,9 @@ def test_what_is_left_out_does_not_change_the_draw():
     done = label_hybrid(items, judged, People(truth), config, left_out=gone)
     assert {a.item: a.inclusion for a in done.audits} == {i: p for i, p in drawn.items() if i not in gone}
     assert {j.item for j in done.judgements} == {i.id for i in items} - gone
-    assert done.report["items"] == len(done.routes) == 600 - len(gone)
+    assert done.report.items == len(done.routes) == 600 - len(gone)
     nothing = label_hybrid(items, judged, People(truth), config, left_out={i.id for i in items})
-    assert not nothing.judgements and not nothing.queue and nothing.report["coverage"] == 0.0
+    assert not nothing.judgements and not nothing.queue and nothing.report.coverage == 0.0
 
 
 def test_labels_that_were_not_needed_are_counted_and_paid():
@@ -279,11 +279,11 @@ def test_labels_that_were_not_needed_are_counted_and_paid():
     given = [j.model_copy(update={"id": f"{j.id}-{n}"}) for n in range(3) for j in everybody(items, n).values()]
     config = RouteConfig(error=0.2, audit=0.3, cost_per_hour=36)
     report = label_hybrid(items, judged, People(truth), config, given=given, ai_cost=3.0).report
-    assert report["labels_of_people"] + report["labels_not_needed"] == 4500 and report["labels_saved"] > 0
-    assert report["cost_of_people"] == pytest.approx(4500 * 20 / 3600 * 36)
+    assert report.labels_of_people + report.labels_not_needed == 4500 and report.labels_saved > 0
+    assert report.cost_of_people == pytest.approx(4500 * 20 / 3600 * 36)
     lines = routing_lines(report)
     assert any("people cost 900.00" in line for line in lines) and "the AI cost 3.00" in lines
-    assert any(f"{report['labels_not_needed']} labels by people were not needed" in line for line in lines)
+    assert any(f"{report.labels_not_needed} labels by people were not needed" in line for line in lines)
     free = label_hybrid(items, judged, People(truth), RouteConfig(error=0.2, audit=0.3), ai_cost=3.0)
     assert "the AI cost 3.00" in routing_lines(free.report) and not any(
         "people cost" in x for x in routing_lines(free.report)
@@ -306,7 +306,7 @@ def test_audits_come_first():
     assert {q.id for q in result.queue} == set(drawn) - {j.item for j in result.judgements}
     assert {item for item, _ in people.asked} == set(drawn) and not any(j.source == "ai" for j in result.judgements)
     assert any(f"{len(drawn) - 20} of {len(drawn)} audits wait" in line for line in routing_lines(result.report))
-    assert result.report["waiting"] == 580 and result.report["labels_saved"] == 0
+    assert result.report.waiting == 580 and result.report.labels_saved == 0
 
 
 def test_a_disagreement_waits_for_a_second_person():
@@ -345,8 +345,8 @@ def test_a_skip_is_no_label():
     result = label_hybrid(items, judged, skips, RouteConfig(audit=0.5))
     skipped = {i.id for i in items if int(i.id[:2], 16) % 2}
     assert {q.id for q in result.queue} <= skipped and result.queue
-    assert result.report["skipped"] == len(result.queue) and all(j.ranks is not None for j in result.judgements)
-    assert result.report["labels_of_people"] == len({j.item for j in result.judgements if j.source != "ai"})
+    assert result.report.skipped == len(result.queue) and all(j.ranks is not None for j in result.judgements)
+    assert result.report.labels_of_people == len({j.item for j in result.judgements if j.source != "ai"})
     assert any("skipped by everyone asked so far" in line for line in routing_lines(result.report))
 
 
@@ -377,7 +377,7 @@ def test_an_item_that_waits_for_its_second_person_counts_once():
         items, judged, lambda some, n: everybody(some, n) if n == 0 else {}, RouteConfig(error=0.05, audit=0.2),
         ai_cost=3.0,
     )  # fmt: skip
-    assert result.report["waiting"] > 0 and result.report["labels_saved"] == 1500 - result.report["labels_of_people"]
+    assert result.report.waiting > 0 and result.report.labels_saved == 1500 - result.report.labels_of_people
     assert any("the AI cost 3.00" in line for line in routing_lines(result.report))
 
 

@@ -156,13 +156,13 @@ def test_several_readers_and_a_language_model_are_told_apart(run: RunFolder, ask
     read_back(run, [file], reader=None, kind="ai")
     results = blind_results(run)
     people, machine = results.rows
-    assert people["judge"] == "3 people reading blind" and machine["judge"] == "a-model, a language model reading blind"
-    assert people["rate"] == pytest.approx(2 / 3) and machine["rate"] == 0.0
-    assert (people["n"], people["wins"], people["losses"]) == (10, 20, 10)
+    assert people.judge == "3 people reading blind" and machine.judge == "a-model, a language model reading blind"
+    assert people.rate == pytest.approx(2 / 3) and machine.rate == 0.0
+    assert (people.n, people.wins, people.losses) == (10, 20, 10)
     assert [(r.reader, r.kind, r.rate) for r in results.readings] == [
         ("Ann", "human", 1.0), ("Bea", "human", 1.0), ("Cem", "human", 0.0), ("a-model", "ai", 0.0),
     ]  # fmt: skip
-    assert machine["worst"] and set(machine["worst"]) <= {i.comparison.prompt.id for i in key.items}
+    assert machine.worst and set(machine.worst) <= {i.comparison.prompt.id for i in key.items}
 
 
 def test_two_files_for_two_pairs(run: RunFolder, config: RunConfig, place: Path, asked):
@@ -172,7 +172,7 @@ def test_two_files_for_two_pairs(run: RunFolder, config: RunConfig, place: Path,
     files = [fill(asked[1], prefers(asked[0], "base")), fill(place / "second.jsonl", prefers(other, "policy"))]
     result = read_back(run, files, reader=None, kind="human")
     assert result.stored == 14 and len(result.keys) == 2
-    rates = {(row["model"], row["against"]): row["rate"] for row in blind_results(run).rows}
+    rates = {(row.model, row.against): row.rate for row in blind_results(run).rows}
     assert rates == {("policy", "base"): 0.0, ("policy", "sft"): 1.0}
 
 
@@ -390,7 +390,7 @@ def test_the_annotation_app_holds_the_same_pairs(place: Path, run: RunFolder, ca
     assert run_app([*common, "--read", str(folder)]) == 0
     assert "5 verdicts stored" in capsys.readouterr().err
     (row,) = blind_results(run).rows
-    assert (row["rate"], row["n"], row["judge"]) == (1.0, 5, f"{ann.pseudonym}, a person reading blind")
+    assert (row.rate, row.n, row.judge) == (1.0, 5, f"{ann.pseudonym}, a person reading blind")
     judgements = read_records(key.path(run, "judgements.jsonl"), Judgement)
     assert {j.source for j in judgements} == {"human"}
     with pytest.raises(DataError, match=r"holds no labels\.db"):

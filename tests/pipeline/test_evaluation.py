@@ -147,11 +147,11 @@ def test_the_gain_is_made_of_what_the_reward_pays_for():
     rewards = NamedRewards({"marks": FunctionReward(path="a.b")}, marks)
     before, after = answered(["red.", "a bird!", "blue."]), answered(["red!!", "a bird! a cat!", "- blue."])
     gain = _gain(context, chat, rewards, {"sft": before, "policy": after})
-    assert gain["gain"]["value"] == pytest.approx(4 / 3 - 1 / 3)
-    marks, lists = gain["parts"]
-    assert marks["feature"] == "exclamation marks" and marks["part"]["value"] == pytest.approx(gain["gain"]["value"])
-    assert (marks["before"], marks["after"], marks["worth"]["value"]) == pytest.approx((1 / 3, 2 / 3, 2.0))
-    assert lists["feature"] == "lists and headings" and lists["part"]["value"] == 0.0
+    assert gain.gain.value == pytest.approx(4 / 3 - 1 / 3)
+    marks, lists = gain.parts
+    assert marks.feature == "exclamation marks" and marks.part.value == pytest.approx(gain.gain.value)
+    assert (marks.before, marks.after, marks.worth.value) == pytest.approx((1 / 3, 2 / 3, 2.0))
+    assert lists.feature == "lists and headings" and lists.part.value == 0.0
 
 
 def helpful(rollouts) -> list[float]:
@@ -189,5 +189,5 @@ def test_a_cost_with_a_limit_is_no_gain_and_is_shown_apart():
     )
     assert [r.rewards["proxy"] for r in answers["policy"]] == [2.0, 2.0]
     result = compare(answers, None, has_gold=False, seed=0)
-    assert result["win_rates"][0]["rate"] == 0.5
-    assert result["costs"] == {"sft": 0.0, "policy": 1.5}
+    assert result.win_rates[0].rate == 0.5
+    assert result.costs == {"sft": 0.0, "policy": 1.5}

@@ -23,7 +23,7 @@ from trimtab.rollout import EnsembleConfig, FunctionReward, ModelReward, NamedRe
 )
 def test_log_odds_of_a_unit(others: dict[str, float], ensemble: EnsembleConfig | None, expected: float, tmp_path: Path):
     """The model divides its raw score by 1.5, the recipe by 2 more, and weighs it −1: one unit is 3 raw units."""
-    write_json(tmp_path / "reward.json", {"std": 1.5})
+    write_json(tmp_path / "reward.json", {"mean": 0.0, "std": 1.5, "evaluation": None})
     sources: dict[str, Any] = {"m": ModelReward(std=2.0, weight=-1.0)}
     sources |= {name: FunctionReward(path="a.b", weight=weight) for name, weight in others.items()}
     rewards = NamedRewards(sources, {name: lambda rollouts: [] for name in sources})

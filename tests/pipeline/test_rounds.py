@@ -234,7 +234,7 @@ def test_votes_make_the_next_round_and_are_used_once(recipe: Path, tmp_path: Pat
     assert [(row["round"], row["labels"], row["label_source"]) for row in rows][2] == (3, 8, "simulated")
     used = next(v for x in learned if x.round == 3 and x.part == "train" for v in votes if v.id in x.judgements)
     followed = trace(run, used.id)
-    assert followed["judgements"][0]["source"] == "simulated" and [p["round"] for p in followed["policies"]] == [3]
+    assert followed.judgements[0].source == "simulated" and [p.round for p in followed.policies] == [3]
     with pytest.raises(ConfigError, match=r"rounds/3 was made by `trimtab round` from votes.*Set rounds: 2"):
         go(copy / "recipe.yaml", "rounds=3")
     page.store.database.close()
@@ -249,22 +249,22 @@ def test_a_judgement_leads_to_its_pair_steps_policies_and_figures(run: RunFolder
     )
     name = pair.judgements[0]
     result = trace(run, name)
-    assert result["kind"] == "judgement" and result["judgements"][0]["id"] == name
-    assert result["pair"]["id"] == pair.preference and list(pair.judgements) == result["pair"]["judgements"]
-    assert [m["round"] for m in result["reward_models"]] == [1, 2], "the next round's reward model learned from it too"
-    assert result["reward_models"][0]["steps"] == list(pair.steps)
-    assert [(p["round"], p["steps"]) for p in result["policies"]] == [(1, [1, 2]), (2, [1, 2])]
+    assert result.kind == "judgement" and result.judgements[0].id == name and result.pair is not None
+    assert result.pair.id == pair.preference and pair.judgements == result.pair.judgements
+    assert [m.round for m in result.reward_models] == [1, 2], "the next round's reward model learned from it too"
+    assert result.reward_models[0].steps == pair.steps
+    assert [(p.round, p.steps) for p in result.policies] == [(1, (1, 2)), (2, (1, 2))]
     expected = {rate for r in (run, run.round(2)) for rate, _ in rates(r, "policy", "base").values()}
-    assert expected <= {f["value"] for f in result["figures"] if f["figure"] == "win_rate"}
+    assert expected <= {f.value for f in result.figures if f.figure == "win_rate"}
     text = "\n".join(lines(result))
     assert name in text and pair.preference in text and "policy of round 2: through the reward model" in text
     later = read_records(run.round(2).stage("label") / "judgements.jsonl", Judgement)[0]
-    assert {m["round"] for m in trace(run, later.id).get("reward_models", [])} <= {2}
+    assert {m.round for m in trace(run, later.id).reward_models} <= {2}
 
 
 def test_a_pair_a_checkpoint_and_a_figure_lead_back(run: RunFolder, capsys):
     preference = read_records(run.stage("preferences") / "preferences.jsonl", Preference)[0]
-    assert [j["id"] for j in trace(run, preference.id)["judgements"]] == list(preference.judgements)
+    assert tuple(j.id for j in trace(run, preference.id).judgements) == preference.judgements
     file = "preferences.jsonl"
     made = {r.number: read_records(r.stage("preferences") / file, Preference) for r in (run, run.round(2))}
     used = {number: {j for p in preferences for j in p.judgements} for number, preferences in made.items()}
@@ -272,9 +272,9 @@ def test_a_pair_a_checkpoint_and_a_figure_lead_back(run: RunFolder, capsys):
     assert status is not None and status.outputs is not None
     for name in (status.outputs["weights.safetensors"][:12], "win_rate"):
         result = trace(run, name)
-        assert {j["id"] for j in result["judgements"]} == used[1] | used[2], name
-        assert result["pairs"].keys() == {1, 2} and [p["round"] for p in result["policies"]] == [1, 2]
-    assert {j["id"] for j in trace(run, "kl", round=1)["judgements"]} == used[1]
+        assert {j.id for j in result.judgements} == used[1] | used[2], name
+        assert result.pairs.keys() == {1, 2} and [p.round for p in result.policies] == [1, 2]
+    assert {j.id for j in trace(run, "kl", round=1).judgements} == used[1]
     with pytest.raises(DataError, match=r"'no-such-id': not a judgement, pair or checkpoint"):
         trace(run, "no-such-id")
     with pytest.raises(DataError, match="--round 3: this run has rounds 1 to 2"):
@@ -318,7 +318,7 @@ def test_a_withdrawal_makes_a_new_run_without_the_judgements(recipe: Path, run: 
     with pytest.raises(DataError, match=r"no judgement by 'nobody' is in this run; its annotators are simulated-0"):
         withdraw(run.path, ["nobody"], tmp_path / "x", ui=Silent())
     left_out = trace(run, next(j.id for j in judgements if j.annotator == gone))
-    assert left_out["judgements"][0]["annotator"] == gone, "the old run still says who was in it"
+    assert left_out.judgements[0].annotator == gone, "the old run still says who was in it"
     out = str(tmp_path / "again")
     assert run_app(["data", "withdraw", str(run.path), "--annotator", gone, "--out", out, "--retrain", "--json"]) == 0
     captured = capsys.readouterr().out
@@ -354,10 +354,10 @@ def test_a_withdrawal_holds_in_all_later_rounds(recipe: Path, run: RunFolder, tm
         settings = ["label.votes.per_person=8"]
         assert next_round(first.path, page.folder, overrides=settings, ui=Silent()).number == number
     learned = {x.part: x for x in read_records(first.round(2).stage("align") / LEARNED, Learned)}
-    followed = trace(first, learned["train"].preference)["policies"]
-    assert [(p["round"], p["part"]) for p in followed] == [(2, "train"), (3, "through the policy it starts from")]
-    followed = trace(first, learned["held_out"].preference)["policies"]
-    assert [(p["round"], p["part"]) for p in followed] == [(2, "held_out")], "it changed no policy"
+    followed = trace(first, learned["train"].preference).policies
+    assert [(p.round, p.part) for p in followed] == [(2, "train"), (3, "through the policy it starts from")]
+    followed = trace(first, learned["held_out"].preference).policies
+    assert [(p.round, p.part) for p in followed] == [(2, "held_out")], "it changed no policy"
     name = read_records(first.round(2).stage("label") / "judgements.jsonl", Judgement)[0].annotator
 
     ui = Remembering()

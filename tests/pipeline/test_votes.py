@@ -146,7 +146,7 @@ def test_thumbs_train_a_round_of_kto(page: Page, tmp_path: Path):
     assert align.counts["thumbs"] + align.counts["thumbs_held_out"] == 16 and align.counts["thumbs"] > 10
     thumbs = read_records(made.stage("label") / "thumbs.jsonl", Rating)
     traced = [trace(run, t.id) for t in thumbs]
-    assert sum(bool(t["policies"]) for t in traced) == align.counts["thumbs"]
+    assert sum(bool(t.policies) for t in traced) == align.counts["thumbs"]
     with pytest.raises(DataError, match="16 used in an earlier round"):
         next_round(run.path, page.folder)
     assert page.votes.withdraw(secret).runs[0].endswith("toy, round 2")

@@ -46,6 +46,7 @@ def judge(
     from trimtab.models.embedded import NAME
     from trimtab.pipeline.ai_labels import people_only
     from trimtab.pipeline.impact import write_principles
+    from trimtab.pipeline.judge_result import FILE
     from trimtab.pipeline.judging import LocalJudge, judge_items, read_items, read_judges
     from trimtab.pipeline.ui import Ui
     from trimtab.records import Judgement, read_records, write_records
@@ -71,6 +72,6 @@ def judge(
         for line in principle_lines(report):
             ui.say(f"    {line}")
     if as_json:
-        typer.echo((out / "judge.json").read_text())
+        typer.echo((out / FILE).read_text())
     else:
-        ui.say(f"judgements: {out / 'judgements.jsonl'}, reports: {out / 'judge.json'}, {out / 'principles.json'}")
+        ui.say(f"judgements: {out / 'judgements.jsonl'}, reports: {out / FILE}, {out / 'principles.json'}")

@@ -30,7 +30,7 @@ def lineage(
 
     traced = trace(open_run(run), name, round=round)
     if as_json:
-        typer.echo(dumps(traced, indent=2))
+        typer.echo(dumps(traced.model_dump(mode="json", exclude_unset=True), indent=2))
         return
     for line in lines(traced):
         typer.echo(line)

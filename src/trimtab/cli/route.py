@@ -27,13 +27,13 @@ def route(
     Example: trimtab route judged --people judged/people.jsonl --error 0.1
     """
     from trimtab.feedback import routing_lines
-    from trimtab.pipeline.ai_labels import route_folder
+    from trimtab.pipeline.ai_labels import ROUTING, route_folder
     from trimtab.pipeline.ui import Ui
 
     ui = Ui()
     report = route_folder(judged, people or [], settings, ui)
     if as_json:
-        typer.echo((judged / "routing.json").read_text())
+        typer.echo((judged / ROUTING).read_text())
         return
     for line in routing_lines(report):
         ui.say(line)

@@ -17,6 +17,7 @@ from trimtab.evals.capability import (
     load_capability,
 )
 from trimtab.evals.edits import EDITS, EditEffect, edit_effects
+from trimtab.evals.evaluation import BestOf, Divergence, Evaluation, Interval, WinRow
 from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
 from trimtab.evals.length_control import LengthControlled, length_controlled
 from trimtab.evals.members import MemberErrors, member_errors
@@ -61,17 +62,21 @@ __all__ = [
     "Answer",
     "AnswerProbe",
     "Baseline",
+    "BestOf",
     "CalibrationRow",
     "Capability",
     "CapabilityConfig",
     "CapabilityReport",
     "CapabilitySet",
+    "Divergence",
     "EditEffect",
+    "Evaluation",
     "Example",
     "Examples",
     "Gain",
     "GainPart",
     "GaoFit",
+    "Interval",
     "LengthControlled",
     "Measure",
     "MemberErrors",
@@ -91,6 +96,7 @@ __all__ = [
     "Turn",
     "WinRate",
     "WinRateRow",
+    "WinRow",
     "alarms",
     "anytime_interval",
     "by_prompt",

@@ -24,6 +24,9 @@ from trimtab.feedback.intervals import (
 )
 from trimtab.feedback.judge import FAILURES, Ask, JudgeConfig, Judged, Question, Reply, Verdict, combine, judge
 from trimtab.feedback.judge_report import (
+    AgainstPeople,
+    Biases,
+    JudgeRun,
     against_people,
     bias_lines,
     cohen_kappa,
@@ -34,21 +37,24 @@ from trimtab.feedback.judge_report import (
 from trimtab.feedback.model_wins import ModelWins, Wins, model_wins
 from trimtab.feedback.revision import Revised, Revision, RevisionConfig, by_principle, judge_biases, revise
 from trimtab.feedback.routing import Hybrid, Queued, label_hybrid
-from trimtab.feedback.routing_report import routing_lines
+from trimtab.feedback.routing_report import RoutingReport, routing_lines
 from trimtab.feedback.simulated import CohortConfig, SimulationConfig, simulate
 from trimtab.feedback.thresholds import RouteConfig, Router, Thresholds
 from trimtab.feedback.votes import canonical_ranks, pair_votes, settled, usable_judgements
 
 __all__ = [
     "FAILURES",
+    "AgainstPeople",
     "AggregateConfig",
     "Aggregated",
     "AnnotatorReport",
     "Ask",
+    "Biases",
     "CohortConfig",
     "Estimate",
     "Hybrid",
     "JudgeConfig",
+    "JudgeRun",
     "Judged",
     "ModelWins",
     "Question",
@@ -59,6 +65,7 @@ __all__ = [
     "RevisionConfig",
     "RouteConfig",
     "Router",
+    "RoutingReport",
     "SimulationConfig",
     "Thresholds",
     "Utility",

@@ -6,32 +6,98 @@ only, so it also takes a judge's votes from elsewhere. Intervals are 95 %, clust
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.constitution import speaks_to_judge
-from trimtab.feedback.calibration import brier, cross_fitted, reliability
+from trimtab.feedback.calibration import Bin, brier, cross_fitted, reliability
 from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_share
 from trimtab.feedback.judge import Judged, combine
 from trimtab.feedback.votes import pair_votes, usable_judgements
-from trimtab.records import Comparison, Judgement
+from trimtab.records import Comparison, Judgement, Record
 
 OUTCOMES = ("first", "tie", "second")
 """Who won a pair, in the item's own order of answers."""
 
 
-def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
-    """Biases, failures and cost of one judge's run.
+class Biases(Record):
+    """Biases of a judge that saw pairs in both orders."""
 
-    Returns:
-        ``position_bias`` (of all answers in either order, the answer shown first won; .5 = none), ``flip_rate`` (the
-        two orders named different winners), ``longer_wins`` (of the pairs with a winner), each an
-        :class:`~trimtab.feedback.intervals.Estimate`; ``failures`` by kind, ``cut`` replies by limit, ``unusable``
-        items, ``hard`` replies, ``items_that_speak_to_the_judge``, ``replies``, ``asked``, ``tokens``, ``cost``,
-        ``seconds``.
-    """
+    position_bias: Estimate
+    """Share of all questions, in either order, in which the answer shown first won; .5 is none."""
+    flip_rate: Estimate
+    """Share of pairs for which the two orders named different winners."""
+    longer_wins: Estimate
+    """Share of the pairs with a winner and answers of different length in which the longer one won."""
+
+
+class JudgeRun(Biases):
+    """Biases, failures and cost of one judge's run."""
+
+    items: int
+    """Items judged."""
+    unusable: int
+    """Items without an answer."""
+    replies: int
+    """Replies that were used."""
+    asked: int
+    """Questions asked in this run; the others had been answered before."""
+    failures: dict[str, int]
+    """Replies without an answer, by kind (:data:`~trimtab.feedback.FAILURES`)."""
+    cut: dict[str, int]
+    """Replies that were cut, by the limit that cut them."""
+    hard: int
+    """Replies without log-probabilities, read from their text."""
+    items_that_speak_to_the_judge: int
+    """Items with an answer that seems to address the judge."""
+    tokens: dict[Literal["in", "out"], int]
+    """Tokens of all questions and of all replies."""
+    cost: float
+    """Cost of the replies and of requests without a reply."""
+    seconds: float
+    """Time of all replies."""
+    models: tuple[str, ...]
+    """Models that replied, by name."""
+
+
+class Calibration(Record):
+    """Calibration of a judge's probabilities."""
+
+    ece: float
+    """Expected calibration error."""
+    brier: float
+    """Mean squared difference from people's votes; ½ throughout gives ¼ on certain labels."""
+    bins: tuple[Bin, ...]
+    """Reliability plot."""
+
+
+class AgainstPeople(Record):
+    """One judge against the net vote of people; each Estimate gives the reason where there is no pair for it."""
+
+    pairs: int
+    """Pairs that both judged."""
+    accuracy: Estimate
+    """Same winner, of the pairs with a winner for both."""
+    agreement: Estimate
+    """Same of first, tie, second."""
+    half_credit: Estimate
+    """The same, where a tie of either side counts half."""
+    lean: Estimate
+    """The judge's mean probability, however little it leans, against the human winner."""
+    kappa: Estimate
+    """Cohen's κ of the three outcomes."""
+    longest: Estimate
+    """Baseline: the longer answer, of the pairs with a human winner."""
+    confusion: dict[str, dict[str, int]]
+    """Number of pairs by the judge's outcome and people's, each one of :data:`OUTCOMES`."""
+    calibration: dict[str, Calibration] | None
+    """``as said``, and after cross-fitted ``temperature`` and ``isotonic`` fits; None: fewer than two prompts."""
+
+
+def run_facts(items: Sequence[Comparison], judged: Judged) -> JudgeRun:
+    """Biases, failures and cost of one judge's run."""
     by_id = {item.id: item for item in items}
     wins: list[tuple[float, str]] = []
     flips: list[tuple[float, str]] = []
@@ -52,23 +118,23 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> dict[str, Any]:
                 longer.append((float((p > 0.5) == (more > 0)), by_id[item].prompt.id))
     overall = [j for j in judged.judgements if j.criterion == "overall"]
     replies = list(judged.replies.values())
-    return {
-        "position_bias": clustered_share(wins, reason="no pair has an answer in both orders"),
-        "flip_rate": clustered_share(flips, reason="no pair has an answer in both orders"),
-        "longer_wins": clustered_share(longer, reason="no pair of different length has a winner"),
-        "items": len(overall),
-        "unusable": sum(j.ranks is None for j in overall),
-        "replies": len(replies),
-        "asked": judged.asked,
-        "failures": dict(Counter(r.failure for r in replies if r.failure)),
-        "cut": dict(Counter(r.limit for r in replies if r.limit)),
-        "hard": sum(r.hard for r in replies),
-        "items_that_speak_to_the_judge": sum(any(speaks_to_judge(c.text) for c in i.completions) for i in items),
-        "tokens": {"in": sum(r.tokens_in for r in replies), "out": sum(r.tokens_out for r in replies)},
-        "cost": judged.cost,
-        "seconds": math.fsum(r.seconds for r in replies),
-        "models": sorted({r.model for r in replies if r.model}),
-    }
+    return JudgeRun(
+        position_bias=clustered_share(wins, reason="no pair has an answer in both orders"),
+        flip_rate=clustered_share(flips, reason="no pair has an answer in both orders"),
+        longer_wins=clustered_share(longer, reason="no pair of different length has a winner"),
+        items=len(overall),
+        unusable=sum(j.ranks is None for j in overall),
+        replies=len(replies),
+        asked=judged.asked,
+        failures=dict(Counter(r.failure for r in replies if r.failure)),
+        cut=dict(Counter(r.limit for r in replies if r.limit)),
+        hard=sum(r.hard for r in replies),
+        items_that_speak_to_the_judge=sum(any(speaks_to_judge(c.text) for c in i.completions) for i in items),
+        tokens={"in": sum(r.tokens_in for r in replies), "out": sum(r.tokens_out for r in replies)},
+        cost=judged.cost,
+        seconds=math.fsum(r.seconds for r in replies),
+        models=tuple(sorted({r.model for r in replies if r.model})),
+    )
 
 
 def first_wins(p: float) -> float:
@@ -83,7 +149,7 @@ def against_people(
     *,
     criterion: str = "overall",
     seed: int = 0,
-) -> dict[str, Any]:
+) -> AgainstPeople:
     """One judge against the net vote of people on the same pairs.
 
     Args:
@@ -92,14 +158,6 @@ def against_people(
         people: anybody's, any number per item.
         criterion: which judgements to look at.
         seed: of the bootstrap and of the folds.
-
-    Returns:
-        ``pairs`` that both judged; ``accuracy`` (of the pairs with a winner for both), ``agreement`` (same of first,
-        tie, second), ``half_credit`` (a tie of either side counts half), ``lean`` (the judge's mean probability,
-        however little it leans, against the human winner), ``kappa`` (Cohen's, three outcomes),
-        ``longest`` (the baseline: the longer answer, on the pairs with a human winner), all Estimates; ``confusion``
-        judge × people; ``calibration`` with ``ece``, ``brier`` and ``bins``, as said and after cross-fitted
-        temperature and isotonic calibration. Without common pairs the Estimates say so.
     """
     texts = {item.id: item for item in items}
     by_judge = _votes(items, judgements, criterion)
@@ -122,32 +180,30 @@ def against_people(
         more = len(texts[item].completions[i].text) - len(texts[item].completions[j].text)
         if b != "tie":
             longest.append((0.5 if not more else float((more > 0) == (b == "first")), g))
-    result: dict[str, Any] = {
-        "pairs": len(keys),
-        "accuracy": clustered_share(decided, reason=reason if not keys else "no pair has a winner for both"),
-        "agreement": clustered_share(same, reason=reason),
-        "half_credit": clustered_share(half, reason=reason),
-        "lean": clustered_share(lean, reason=reason if not keys else "people have no winner anywhere"),
-        "kappa": _bootstrapped(list(zip(judge, crowd, strict=True)), prompts, cohen_kappa, seed, reason),
-        "longest": clustered_share(longest, reason=reason),
-        "confusion": {a: {b: sum(x == a and y == b for x, y in zip(judge, crowd, strict=True)) for b in OUTCOMES}
-                      for a in OUTCOMES},
-        "calibration": None,
-    }  # fmt: skip
+    calibration = None
     p, y = [by_judge[k][1] for k in keys], [by_people[k][1] for k in keys]
     if len(set(prompts)) >= 2:
         probabilities = {"as said": p}
         for method in ("temperature", "isotonic"):
             probabilities[method] = cross_fitted(method, p, y, prompts, seed=seed)
-        result["calibration"] = {
-            name: {
-                "ece": reliability(values, y)[1],
-                "brier": brier(values, y),
-                "bins": [{f: getattr(b, f) for f in b.__slots__} for b in reliability(values, y)[0]],
-            }
-            for name, values in probabilities.items()
-        }
-    return result
+        calibration = {name: _calibration(values, y) for name, values in probabilities.items()}
+    outcomes = list(zip(judge, crowd, strict=True))
+    return AgainstPeople(
+        pairs=len(keys),
+        accuracy=clustered_share(decided, reason=reason if not keys else "no pair has a winner for both"),
+        agreement=clustered_share(same, reason=reason),
+        half_credit=clustered_share(half, reason=reason),
+        lean=clustered_share(lean, reason=reason if not keys else "people have no winner anywhere"),
+        kappa=_bootstrapped(outcomes, prompts, cohen_kappa, seed, reason),
+        longest=clustered_share(longest, reason=reason),
+        confusion={a: {b: outcomes.count((a, b)) for b in OUTCOMES} for a in OUTCOMES},
+        calibration=calibration,
+    )
+
+
+def _calibration(p: Sequence[float], y: Sequence[float]) -> Calibration:
+    bins, ece = reliability(p, y)
+    return Calibration(ece=ece, brier=brier(p, y), bins=tuple(bins))
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
@@ -226,47 +282,47 @@ def bootstrap(
     return values[int(0.025 * (len(values) - 1))], values[math.ceil(0.975 * (len(values) - 1))]
 
 
-def report_lines(facts: Mapping[str, Any], people: Mapping[str, Any] | None = None) -> list[str]:
+def report_lines(run: JudgeRun, people: AgainstPeople | None = None) -> list[str]:
     """The report in words, one line each."""
     lines = [
-        f"{facts['items']} items judged, {facts['unusable']} without an answer; {facts['asked']} of "
-        f"{facts['replies']} questions asked now, the others had been answered before",
-        *bias_lines(facts),
-        "failures: " + (", ".join(f"{k} {n}" for k, n in facts["failures"].items()) or "none"),
+        f"{run.items} items judged, {run.unusable} without an answer; {run.asked} of "
+        f"{run.replies} questions asked now, the others had been answered before",
+        *bias_lines(run),
+        "failures: " + (", ".join(f"{k} {n}" for k, n in run.failures.items()) or "none"),
     ]
-    for limit, count in facts["cut"].items():
+    for limit, count in run.cut.items():
         lines.append(f"{count} replies were cut at {limit}; raise it and run again: only these are asked again")
-    if facts["hard"]:
-        lines.append(f"{facts['hard']} replies without log-probabilities, read from their text")
-    if facts["items_that_speak_to_the_judge"]:
-        lines.append(f"{facts['items_that_speak_to_the_judge']} items have an answer that seems to address the judge")
-    if facts["cost"]:
-        lines.append(f"cost {facts['cost']:.4g}, {facts['tokens']['in']} tokens in, {facts['tokens']['out']} out")
+    if run.hard:
+        lines.append(f"{run.hard} replies without log-probabilities, read from their text")
+    if run.items_that_speak_to_the_judge:
+        lines.append(f"{run.items_that_speak_to_the_judge} items have an answer that seems to address the judge")
+    if run.cost:
+        lines.append(f"cost {run.cost:.4g}, {run.tokens['in']} tokens in, {run.tokens['out']} out")
     return [*lines, *people_lines(people)]
 
 
-def bias_lines(facts: Mapping[str, Any]) -> list[str]:
+def bias_lines(biases: Biases) -> list[str]:
     """Position bias, flips and length in words."""
     return [
-        f"position bias: the answer shown first wins {shown(facts['position_bias'])}; .5 is none",
-        f"flips when the order is swapped: {shown(facts['flip_rate'])}",
-        f"the longer answer wins: {shown(facts['longer_wins'])}",
+        f"position bias: the answer shown first wins {shown(biases.position_bias)}; .5 is none",
+        f"flips when the order is swapped: {shown(biases.flip_rate)}",
+        f"the longer answer wins: {shown(biases.longer_wins)}",
     ]
 
 
-def people_lines(people: Mapping[str, Any] | None) -> list[str]:
+def people_lines(people: AgainstPeople | None) -> list[str]:
     """The result of :func:`against_people` in words."""
     if people is None:
         return ["agreement with people: there are no labels by people"]
     lines = [
-        f"agreement with people on {people['pairs']} pairs: {shown(people['accuracy'])} where both name a winner, "
-        f"κ {shown(people['kappa'], share=False)}",
-        f"  by the sign of its lean: {shown(people['lean'])}; the longest answer would get {shown(people['longest'])}",
+        f"agreement with people on {people.pairs} pairs: {shown(people.accuracy)} where both name a winner, "
+        f"κ {shown(people.kappa, share=False)}",
+        f"  by the sign of its lean: {shown(people.lean)}; the longest answer would get {shown(people.longest)}",
     ]
-    if people["calibration"]:
-        errors = ", ".join(f"{name} {values['ece']:.3f}" for name, values in people["calibration"].items())
+    if people.calibration:
+        errors = ", ".join(f"{name} {values.ece:.3f}" for name, values in people.calibration.items())
         lines.append(f"calibration error (ECE): {errors}")
-    if people["lean"].low is not None and people["lean"].low <= 0.5:
+    if people.lean.low is not None and people.lean.low <= 0.5:
         lines.append("  this judge is not distinguishable from a coin here: do not train on its labels alone")
     return lines
 

@@ -19,9 +19,9 @@ from pydantic import Field
 
 from trimtab.config import Config
 from trimtab.constitution import Constitution, Principle, ask_critique, ask_revision, ask_violation, compare_answers
-from trimtab.feedback.intervals import Estimate, clustered_share
+from trimtab.feedback.intervals import clustered_share
 from trimtab.feedback.judge import LETTERS, Ask, Question, Reply, contradict, question, replies_to
-from trimtab.feedback.judge_report import first_wins
+from trimtab.feedback.judge_report import Biases, first_wins
 from trimtab.records import Demonstration, Message, Prompt, Record, content_id
 
 Write = Callable[[Sequence[Prompt], Callable[[Mapping[str, str]], None]], None]
@@ -274,8 +274,8 @@ def by_principle(revisions: Sequence[Revision]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def judge_biases(revisions: Sequence[Revision]) -> dict[str, Estimate]:
-    """Biases of the judge of revisions: ``position_bias``, ``flip_rate``, ``longer_wins``."""
+def judge_biases(revisions: Sequence[Revision]) -> Biases:
+    """Biases of the judge of revisions."""
     judged = [(r, r.first, r.second) for r in revisions if r.first is not None and r.second is not None]
     wins = [(first_wins(p), r.prompt) for r, first, second in judged for p in (first, 1 - second)]
     flips = [(float(contradict(first, second)), r.prompt) for r, first, second in judged]
@@ -285,8 +285,8 @@ def judge_biases(revisions: Sequence[Revision]) -> dict[str, Estimate]:
         if r.probability not in (None, 0.5) and len(r.revision) != len(r.answer)
     ]
     reason = "no revision was judged in both orders"
-    return {
-        "position_bias": clustered_share(wins, reason=reason),
-        "flip_rate": clustered_share(flips, reason=reason),
-        "longer_wins": clustered_share(longer, reason="no revision of another length has a verdict"),
-    }
+    return Biases(
+        position_bias=clustered_share(wins, reason=reason),
+        flip_rate=clustered_share(flips, reason=reason),
+        longer_wins=clustered_share(longer, reason="no revision of another length has a verdict"),
+    )

@@ -9,14 +9,13 @@ Thresholds are set in :mod:`trimtab.feedback.thresholds`.
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 
 from trimtab.constitution import speaks_to_judge
 from trimtab.errors import DataError
 from trimtab.feedback.calibration import Calibrator
-from trimtab.feedback.routing_report import routing_report
+from trimtab.feedback.routing_report import RoutingReport, routing_report
 from trimtab.feedback.thresholds import (
     Audit,
     Route,
@@ -57,7 +56,7 @@ class Hybrid:
     """Every audited item."""
     reopened: tuple[int, ...]
     """Numbers of audits after which thresholds were set anew."""
-    report: dict[str, Any]
+    report: RoutingReport
     """Cost, coverage, error by stratum and principle, hours saved."""
 
 
@@ -131,13 +130,11 @@ def label_hybrid(
         waiting={i.id for i in items} - {j.item for j in judgements},
         drawn=len(chances),
         not_needed=max(0, len(given) - len(labels.given)),
+        speak_to_judge=len(for_judge),
+        skipped=len({name for name, _ in labels.skipped}),
+        ai_cost=ai_cost,
+        reopened=reopened,
     )
-    report |= {
-        "speak_to_judge": len(for_judge),
-        "skipped": len({name for name, _ in labels.skipped}),
-        "cost_of_ai": ai_cost,
-        "reopened": list(reopened),
-    }
     return Hybrid(
         judgements=tuple(judgements),
         queue=tuple(queue),

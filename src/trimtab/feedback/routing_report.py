@@ -1,11 +1,61 @@
 """What hybrid labelling reports: counts, errors and costs, as data and in words."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import get_args
 
 from trimtab.feedback.calibration import cross_fitted, reliability
+from trimtab.feedback.intervals import Estimate
 from trimtab.feedback.thresholds import Audit, Route, RouteConfig, Router, Thresholds, error_estimate
-from trimtab.records import Comparison, Judgement
+from trimtab.records import Comparison, Judgement, Record
+
+
+class RoutingReport(Record):
+    """What hybrid labelling reports. Shares and errors of the AI are estimated from the audited items."""
+
+    items: int
+    """Items that were routed."""
+    routes: dict[Route, int]
+    """Items by route."""
+    coverage: float
+    """Share of the items that the AI labels alone."""
+    thresholds: Thresholds
+    """In force at the end."""
+    audited: int
+    """Items with a label by a person that were drawn for audit."""
+    drawn_for_audit: int
+    """Items drawn for audit."""
+    labels_of_people: int
+    """Labels by people that were needed."""
+    labels_not_needed: int
+    """Further labels by people."""
+    waiting: int
+    """Items without a judgement that counts."""
+    labels_saved: int
+    """How many labels fewer than one per item people gave; negative: more."""
+    seconds_per_label: float
+    """Mean time of a person's label, measured where it is known, else ``seconds_per_label`` of the settings."""
+    hours_saved: float
+    """Time of the labels saved."""
+    cost_of_people: float
+    """Cost of all labels by people, at ``cost_per_hour`` of the settings."""
+    cost_saved: float
+    """What the labels saved would have cost."""
+    calibration_error: dict[str, float]
+    """Expected calibration error of the judge on audited items: ``as said``, and calibrated by the settings' method."""
+    error_of_ai: Estimate
+    """Share of all items on which the AI is wrong."""
+    error_by_route: dict[Route, Estimate]
+    """The same by route."""
+    error_by_principle: dict[str, Estimate]
+    """The same by principle of the judge."""
+    speak_to_judge: int
+    """Items with an answer that seems to address the judge; they go to people."""
+    skipped: int
+    """Items skipped by everyone asked so far; still queued."""
+    cost_of_ai: float
+    """Cost of the judge."""
+    reopened: tuple[int, ...]
+    """Numbers of audits after which thresholds were set anew."""
 
 
 def routing_report(
@@ -20,8 +70,12 @@ def routing_report(
     waiting: Set[str],
     drawn: int,
     not_needed: int,
-) -> dict[str, Any]:
-    """Cost, coverage, error by stratum and principle, hours saved.
+    speak_to_judge: int,
+    skipped: int,
+    ai_cost: float,
+    reopened: Sequence[int],
+) -> RoutingReport:
+    """Cost, coverage, error by route and principle, hours saved.
 
     Args:
         items: the items that were routed.
@@ -34,8 +88,12 @@ def routing_report(
         waiting: ids of items without a judgement that counts.
         drawn: items drawn for audit.
         not_needed: labels by people that no item needed.
+        speak_to_judge: items with an answer that seems to address the judge.
+        skipped: items skipped by everyone asked so far.
+        ai_cost: what the judge cost.
+        reopened: numbers of audits after which thresholds were set anew.
     """
-    counts = {route: sum(r == route for r in routes.values()) for route in ("ai", "both", "person")}
+    counts: dict[Route, int] = {route: list(routes.values()).count(route) for route in get_args(Route)}
     probabilities, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]
     if len({a.prompt for a in audits}) > 1 and config.calibration != "none":
         probabilities[f"{config.calibration}, cross-fitted"] = cross_fitted(
@@ -49,60 +107,63 @@ def routing_report(
     times = [j.seconds for j in labels.values() if j.seconds is not None]
     seconds = sum(times) / len(times) if times else config.seconds_per_label
     saved = len(items) - len(labels) - sum((name, 0) not in labels for name in waiting)
-    strata: dict[str, list[Audit]] = {name: [] for name in counts}
+    by_route: dict[Route, list[Audit]] = {route: [] for route in counts}
     principles: dict[str, list[Audit]] = {}
     for audit in audits:
-        strata[routes[audit.item]].append(audit)
+        by_route[routes[audit.item]].append(audit)
         by_machine = by_ai.get(audit.item)
         for name in (by_machine.principle or "").split(",") if by_machine is not None else []:
             if name:
                 principles.setdefault(name, []).append(audit)
-    return {
-        "items": len(items),
-        "routes": counts,
-        "coverage": counts["ai"] / len(items) if items else 0.0,
-        "thresholds": router.thresholds,
-        "audited": len(audits),
-        "drawn_for_audit": drawn,
-        "labels_of_people": len(labels),
-        "labels_not_needed": not_needed,
-        "waiting": len(waiting),
-        "labels_saved": saved,
-        "seconds_per_label": seconds,
-        "hours_saved": saved * seconds / 3600,
-        "cost_of_people": (len(labels) + not_needed) * seconds / 3600 * config.cost_per_hour,
-        "cost_saved": saved * seconds / 3600 * config.cost_per_hour,
-        "calibration_error": {
+    return RoutingReport(
+        items=len(items),
+        routes=counts,
+        coverage=counts["ai"] / len(items) if items else 0.0,
+        thresholds=router.thresholds,
+        audited=len(audits),
+        drawn_for_audit=drawn,
+        labels_of_people=len(labels),
+        labels_not_needed=not_needed,
+        waiting=len(waiting),
+        labels_saved=saved,
+        seconds_per_label=seconds,
+        hours_saved=saved * seconds / 3600,
+        cost_of_people=(len(labels) + not_needed) * seconds / 3600 * config.cost_per_hour,
+        cost_saved=saved * seconds / 3600 * config.cost_per_hour,
+        calibration_error={
             name: reliability(values, [a.label for a in audits], weights)[1] for name, values in probabilities.items()
         },
-        "error_of_ai": error_estimate(audits),
-        "error_by_route": {name: error_estimate(group) for name, group in strata.items()},
-        "error_by_principle": {name: error_estimate(group) for name, group in sorted(principles.items())},
-    }
+        error_of_ai=error_estimate(audits),
+        error_by_route={route: error_estimate(group) for route, group in by_route.items()},
+        error_by_principle={name: error_estimate(group) for name, group in sorted(principles.items())},
+        speak_to_judge=speak_to_judge,
+        skipped=skipped,
+        cost_of_ai=ai_cost,
+        reopened=tuple(reopened),
+    )
 
 
-def routing_lines(report: Mapping[str, Any]) -> list[str]:
+def routing_lines(report: RoutingReport) -> list[str]:
     """The report in words, one line each."""
-    thresholds: Thresholds = report["thresholds"]
-    routes = report["routes"]
+    thresholds, routes = report.thresholds, report.routes
     lines = [
-        f"{report['items']} items: AI alone {routes['ai']} ({report['coverage']:.0%}), both {routes['both']}, "
-        f"people {routes['person']}; {report['audited']} audited, {report['waiting']} wait for a person",
-        f"{report['labels_of_people']} labels by people, {abs(report['labels_saved'])} "
-        f"{'fewer' if report['labels_saved'] >= 0 else 'MORE'} than one per item: "
-        f"{abs(report['hours_saved']):.1f} h at {report['seconds_per_label']:.0f} s",
+        f"{report.items} items: AI alone {routes['ai']} ({report.coverage:.0%}), both {routes['both']}, "
+        f"people {routes['person']}; {report.audited} audited, {report.waiting} wait for a person",
+        f"{report.labels_of_people} labels by people, {abs(report.labels_saved)} "
+        f"{'fewer' if report.labels_saved >= 0 else 'MORE'} than one per item: "
+        f"{abs(report.hours_saved):.1f} h at {report.seconds_per_label:.0f} s",
     ]
-    if report.get("speak_to_judge"):
-        lines.append(f"{report['speak_to_judge']} have an answer that seems to address the judge; they go to people")
-    if report.get("skipped"):
-        lines.append(f"{report['skipped']} items were skipped by everyone asked so far; still queued")
-    if report["labels_not_needed"]:
-        lines.append(f"{report['labels_not_needed']} labels by people were not needed")
-    if report.get("cost_of_ai"):
-        lines.append(f"the AI cost {report['cost_of_ai']:.2f}")
-    if report["cost_of_people"]:
+    if report.speak_to_judge:
+        lines.append(f"{report.speak_to_judge} have an answer that seems to address the judge; they go to people")
+    if report.skipped:
+        lines.append(f"{report.skipped} items were skipped by everyone asked so far; still queued")
+    if report.labels_not_needed:
+        lines.append(f"{report.labels_not_needed} labels by people were not needed")
+    if report.cost_of_ai:
+        lines.append(f"the AI cost {report.cost_of_ai:.2f}")
+    if report.cost_of_people:
         lines.append(
-            f"people cost {report['cost_of_people']:.2f}; the labels saved would have cost {report['cost_saved']:.2f}"
+            f"people cost {report.cost_of_people:.2f}; the labels saved would have cost {report.cost_saved:.2f}"
         )
     if thresholds.high is not None and thresholds.error.value is not None:
         low, high = thresholds.error.low or 0.0, thresholds.error.high or 0.0
@@ -112,17 +173,17 @@ def routing_lines(report: Mapping[str, Any]) -> list[str]:
         )
     if thresholds.reason:
         lines.append(thresholds.reason)
-    errors = ", ".join(f"{name} {value:.3f}" for name, value in report["calibration_error"].items())
+    errors = ", ".join(f"{name} {value:.3f}" for name, value in report.calibration_error.items())
     lines.append(f"calibration error of the judge on audited items (weighted): {errors}")
-    for name, error in report["error_by_route"].items():
+    for name, error in report.error_by_route.items():
         if error.value is not None:
             lines.append(
                 f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]"
             )
-    known = {name: e for name, e in report["error_by_principle"].items() if e.value is not None}
+    known = {name: e for name, e in report.error_by_principle.items() if e.value is not None}
     if known:
         each = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in known.items())
         lines.append(f"  by principle: {', '.join(each)}")
-    if report.get("reopened"):
-        lines.append(f"the audit drifted; thresholds were set anew after {report['reopened']} audits")
+    if report.reopened:
+        lines.append(f"the audit drifted; thresholds were set anew after {list(report.reopened)} audits")
     return lines

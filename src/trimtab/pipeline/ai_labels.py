@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab.constitution import load_constitution
 from trimtab.errors import DataError, Interrupted
-from trimtab.feedback import Hybrid, RouteConfig, SimulationConfig, ensemble, label_hybrid, routing_lines, simulate
+from trimtab.feedback import (
+    AgainstPeople,
+    Hybrid,
+    RouteConfig,
+    RoutingReport,
+    SimulationConfig,
+    ensemble,
+    label_hybrid,
+    routing_lines,
+    simulate,
+)
 from trimtab.feedback.callables import Utility
 from trimtab.files import write_json
 from trimtab.pipeline.impact import write_principles
-from trimtab.pipeline.judging import LocalJudge, compare_again, judge_items, plain
+from trimtab.pipeline.judge_result import read_judge_result
+from trimtab.pipeline.judging import LocalJudge, compare_again, judge_items
 from trimtab.pipeline.ui import Ui
-from trimtab.records import Comparison, Judgement, read_records, write_records
-from trimtab.storage import read_json
+from trimtab.records import Comparison, Judgement, read_records, to_plain, write_records
+from trimtab.storage import read_record
 
 if TYPE_CHECKING:
     from trimtab.pipeline.context import Context, Counts
+
+ROUTING = "routing.json"
+"""The report of hybrid labelling, in the folder of its labels."""
 
 People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
 """Asks the n-th person about items, as :func:`~trimtab.feedback.label_hybrid` does."""
@@ -83,12 +97,12 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
                 f"{config.people} (label.people) and run the same command again; all judgements so far are stored"
             )
     report = result.report
-    counts["judgements"], counts["left_out"] = len(result.judgements), len(items) - report["items"]
-    counts |= {"labels_of_people": report["labels_of_people"], "labels_saved": report["labels_saved"]}
-    return counts, ["judgements.jsonl", "queue.jsonl", "audits.jsonl", "people.jsonl", "routing.json"]
+    counts["judgements"], counts["left_out"] = len(result.judgements), len(items) - report.items
+    counts |= {"labels_of_people": report.labels_of_people, "labels_saved": report.labels_saved}
+    return counts, ["judgements.jsonl", "queue.jsonl", "audits.jsonl", "people.jsonl", ROUTING]
 
 
-def route_folder(folder: Path, people: Sequence[Path], config: RouteConfig, ui: Ui) -> Mapping[str, Any]:
+def route_folder(folder: Path, people: Sequence[Path], config: RouteConfig, ui: Ui) -> RoutingReport:
     """Route the labels in a folder made by ``trimtab judge``; writes them and returns the report.
 
     Raises:
@@ -103,7 +117,7 @@ def route_folder(folder: Path, people: Sequence[Path], config: RouteConfig, ui: 
     given, notes = people_only(pairs, [j for j in people_named(people, items) if j.item not in larger])
     for line in notes:
         ui.say(line)
-    cost = sum(judge["run"]["cost"] for judge in read_json(folder / "judge.json")["judges"].values())
+    cost = sum(entry.run.cost for entry in read_judge_result(folder).judges.values())
     result = label_hybrid(
         pairs, judge, FilePeople(given), config, given=given, left_out=flagged(given, ui), ai_cost=cost
     )
@@ -124,10 +138,19 @@ def _write(result: Hybrid, folder: Path, *, labels: str) -> None:
     write_records(folder / labels, result.judgements)
     write_records(folder / "queue.jsonl", result.queue)
     write_records(folder / "audits.jsonl", result.audits)
-    write_json(folder / "routing.json", plain(result.report))
+    write_json(folder / ROUTING, to_plain(result.report))
 
 
-def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[str, Any]:
+def read_routing(folder: Path) -> RoutingReport:
+    """The report of hybrid labelling, from its folder.
+
+    Raises:
+        DataError: the file is missing, damaged, or no such report.
+    """
+    return read_record(folder / ROUTING, RoutingReport)
+
+
+def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[str, AgainstPeople]:
     """Compare the judges and the principles with people's judgements so far, and rewrite both reports.
 
     The reports describe the labels and are no part of them, so they are not among the stage's outputs.

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from trimtab.errors import ConfigError, DataError
-from trimtab.evals import Reading
+from trimtab.evals import Reading, WinRow
 from trimtab.feedback import clustered_wilson_interval
 from trimtab.files import sha256_json, write_json
 from trimtab.pipeline.blind_files import EMPTY, Row, check_suffix, read_rows, same_text, write_rows
@@ -432,8 +432,8 @@ def _from_app(folder: Path, places: _Places) -> _Read:
 class BlindResults:
     """Results of blind readings of the answers on the page."""
 
-    rows: tuple[dict[str, Any], ...] = ()
-    """As the rows of ``win_rates`` in ``evaluation.json``, people first; the judge is named in words."""
+    rows: tuple[WinRow, ...] = ()
+    """Win rates, people first; the judge is named in words."""
     readings: tuple[Reading, ...] = ()
     """Each reader's own result; models by their keys."""
     stale: tuple[str, ...] = ()
@@ -461,9 +461,9 @@ def blind_results(run: RunFolder) -> BlindResults:
     rows = []
     for (kind, first, last), verdicts in sorted(together.items(), key=lambda entry: entry[0][0] != "human"):
         numbers = _numbers(verdicts)
-        worst = list(dict.fromkeys(v.prompt for v in verdicts if v.won == 0.0))
+        worst = tuple(dict.fromkeys(v.prompt for v in verdicts if v.won == 0.0))
         judge = _judge(kind, [v.reader for v in verdicts])
-        rows.append({"model": last, "against": first, "judge": judge, **numbers, "worst": worst[:SHOWN]})
+        rows.append(WinRow(model=last, against=first, judge=judge, **numbers, worst=worst[:SHOWN]))
     return BlindResults(rows=tuple(rows), readings=tuple(readings), stale=tuple(stale))
 
 

@@ -4,17 +4,32 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import pstdev
-from typing import Any
 
 import torch
 
 from trimtab.algos import best_of_n_kl, best_of_n_kl_bound
-from trimtab.evals import REMOVALS, alarms, copies, edited, gain_parts, length_controlled, probe_table, win_rate, words
+from trimtab.evals import (
+    REMOVALS,
+    BestOf,
+    Divergence,
+    Evaluation,
+    Gain,
+    Interval,
+    WinRow,
+    alarms,
+    copies,
+    edited,
+    gain_parts,
+    length_controlled,
+    probe_table,
+    win_rate,
+    words,
+)
 from trimtab.feedback import Utility, bootstrap_interval
-from trimtab.files import write_json
 from trimtab.models import PASS_TOKENS, Backbone, Chat, FrozenStates, Role, load_tensors, scatter
 from trimtab.pipeline.config import EvaluateConfig
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.evaluation_result import FILE, write_evaluation
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import load_rewards, policy_role
 from trimtab.pipeline.reporting import judges_of, spoken_names
@@ -89,7 +104,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         policy.load_state(load_tensors(context.folder("align") / "weights.safetensors"))
         sample("policy", policy.backbone, policy.adapter)
         kl = kl_per_answer(Role(trunk), answers["policy"], config.sampler.temperature, states=states)
-    best: dict[str, float] | None = None
+    best: BestOf | None = None
     if rewards is not None:
         if config.best_of is not None:
             answers["best_of"], best = _best_of_n(context, config, trunk, prompts, rewards, states)
@@ -105,16 +120,18 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
     if config.gain and rewards is not None and policy is not None:
         gain = _gain(context, trunk.chat, rewards, answers)
     result = compare(answers, kl, has_gold=gold is not None, seed=context.seed("evaluate"))
+    likelihood = None
     if config.pretrained and len(answers) > 1:
         if context.start != "base":
             del policy, rewards, trunk, states  # one model in memory at a time
             trunk = context.trunk(pretrained=True)
-        result["likelihood"] = likelihood_per_token(Role(trunk), {n: answers[n] for n in result["models"]})
-    write_json(folder / "evaluation.json", result | {"best_of": best, "gain": gain})
+        likelihood = likelihood_per_token(Role(trunk), {n: answers[n] for n in result.models})
+    result = result.model_copy(update={"likelihood": likelihood, "best_of": best, "gain": gain})
+    write_evaluation(folder, result)
     for name in (*answers, "best-of"):
         remove_states(folder / "samples" / name)
-    _say(context, result, best)
-    return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, "evaluation.json"]
+    _say(context, result)
+    return counts | {"prompts": len(prompts), "models": len(answers)}, [*files, FILE]
 
 
 def _best_of_n(
@@ -124,7 +141,7 @@ def _best_of_n(
     prompts: Sequence[Prompt],
     rewards: NamedRewards,
     states: FrozenStates,
-) -> tuple[list[Rollout], dict[str, float]]:
+) -> tuple[list[Rollout], BestOf]:
     """The best of n answers of the model before alignment to each prompt, and how far that is from the model."""
     n = config.best_of
     assert n is not None
@@ -141,7 +158,7 @@ def _best_of_n(
     )
     answers = best_of(pool, _scores(context, rewards, pool), n)
     logprobs = torch.tensor([sum(r.logprobs) for r in answers])
-    return answers, {"n": n, "kl": float(best_of_n_kl(logprobs, n).mean()), "kl_bound": best_of_n_kl_bound(n)}
+    return answers, BestOf(n=n, kl=float(best_of_n_kl(logprobs, n).mean()), kl_bound=best_of_n_kl_bound(n))
 
 
 def _add_proxy(
@@ -161,9 +178,7 @@ def _add_proxy(
     return {name: [group[i] for group in rated] for i, name in enumerate(answers)}
 
 
-def _gain(
-    context: Context, chat: Chat, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]
-) -> dict[str, Any]:
+def _gain(context: Context, chat: Chat, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]) -> Gain:
     """What the policy's gain in reward over the model before it is made of: answers are edited and scored again."""
     models = [answers[context.start], answers["policy"]]
     changed: dict[tuple[str, int, int], Rollout] = {}
@@ -180,27 +195,26 @@ def _gain(
         for feature in REMOVALS
     }
     before, after = ([r.rewards["proxy"] for r in rollouts] for rollouts in models)
-    gain = gain_parts(before, after, without, seed=context.seed("evaluate"))  # type: ignore[arg-type]
-    return gain.model_dump(mode="json")
+    return gain_parts(before, after, without, seed=context.seed("evaluate"))  # type: ignore[arg-type]
 
 
-def _say(context: Context, result: Mapping[str, Any], best: Mapping[str, float] | None) -> None:
+def _say(context: Context, result: Evaluation) -> None:
     """Win rates, alarms and KL on the terminal."""
     run = context.config
-    for row in result["win_rates"]:
+    for row in result.win_rates:
         context.ui.say(
-            f"  {row['model']} over {row['against']}, judged by {row['judge']}: {row['rate']:.1%} "
-            f"[{row['low']:.1%}, {row['high']:.1%}] of {row['n']} held-out prompts"
+            f"  {row.model} over {row.against}, judged by {row.judge}: {row.rate:.1%} "
+            f"[{row.low:.1%}, {row.high:.1%}] of {row.n} held-out prompts"
         )
     for alarm in alarms(result, names=spoken_names(run, context.run.number), judges=judges_of(run)) or ():
         context.ui.say(f"  ALARM: {alarm.name}: {alarm.message}")
-    if result["costs"]:
-        means = ", ".join(f"{name} {value:.3g}" for name, value in result["costs"].items())
+    if result.costs:
+        means = ", ".join(f"{name} {value:.3g}" for name, value in result.costs.items())
         context.ui.say(f"  mean of the cost that has a limit, which is not part of the reward: {means}")
-    if best is not None:
-        context.ui.say(f"  best of {best['n']}: KL {best['kl']:.2f} nats by estimate, {best['kl_bound']:.2f} at most")
-    if result["kl"] is not None:
-        context.ui.say(f"  KL per answer {result['kl']['value']:.2f} nats")
+    if best := result.best_of:
+        context.ui.say(f"  best of {best.n}: KL {best.kl:.2f} nats by estimate, {best.kl_bound:.2f} at most")
+    if result.kl is not None:
+        context.ui.say(f"  KL per answer {result.kl.value:.2f} nats")
 
 
 def _scores(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[float]:
@@ -264,7 +278,7 @@ def likelihood_per_token(pretrained: Role, answers: Mapping[str, Sequence[Rollou
     return {name: value / tokens[name] for name, value in zip(names, total, strict=True)}
 
 
-def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_gold: bool, seed: int) -> dict[str, Any]:
+def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_gold: bool, seed: int) -> Evaluation:
     """Win rates of all :data:`COMPARISONS` by each judge, KL, probes."""
     names = [name for name in MODELS if name in answers]
     judges = (["gold"] if has_gold else []) + (["proxy"] if "proxy" in answers[names[0]][0].rewards else [])
@@ -274,14 +288,13 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
     divergence = None
     if kl:
         low, high = bootstrap_interval(kl, seed=seed)
-        divergence = {"value": sum(kl) / len(kl), "low": low, "high": high, "n": len(kl), "per_answer": kl}
-    return {
-        "models": names,
-        "judges": judges,
-        "win_rates": [_win_row(answers, *pair, judge) for pair in pairs for judge in judges],
-        "kl": divergence,
-        "likelihood": None,
-        "probes": {
+        divergence = Divergence(value=sum(kl) / len(kl), low=low, high=high, n=len(kl), per_answer=tuple(kl))
+    return Evaluation(
+        models=tuple(names),
+        judges=tuple(judges),
+        win_rates=tuple(_win_row(answers, *pair, judge) for pair in pairs for judge in judges),
+        kl=divergence,
+        probes={
             name: probe_table(
                 [r.completion for r in answers[name]],
                 [len(r.tokens) for r in answers[name]],
@@ -289,23 +302,21 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
             )
             for name in names
         },
-        "copied": {name: [r.prompt.id for r in answers[name] if copies(r.prompt.text, r.text)] for name in names},
-        "means": {
+        copied={name: tuple(r.prompt.id for r in answers[name] if copies(r.prompt.text, r.text)) for name in names},
+        means={
             name: {judge: sum(r.rewards[judge] for r in answers[name]) / len(answers[name]) for judge in judges}
             for name in names
         },
-        "spreads": {
-            name: {judge: pstdev(r.rewards[judge] for r in answers[name]) for judge in judges} for name in names
-        },
-        "costs": {
+        spreads={name: {judge: pstdev(r.rewards[judge] for r in answers[name]) for judge in judges} for name in names},
+        costs={
             name: sum(r.rewards[COST] for r in answers[name]) / len(answers[name])
             for name in answers
             if COST in answers[name][0].rewards
         },
-    }
+    )
 
 
-def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str, judge: str) -> dict[str, Any]:
+def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str, judge: str) -> WinRow:
     """How often one model's answers have a higher score than another's, and where they lost by most."""
     scores = {name: [r.rewards[judge] for r in answers[name]] for name in (model, against)}
     result = win_rate(scores[model], scores[against])
@@ -314,19 +325,23 @@ def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str,
         for score, opponent, rollout in zip(scores[model], scores[against], answers[model], strict=True)
         if score < opponent
     ]
-    numbers = {key: getattr(result, key) for key in ("rate", "low", "high", "n", "wins", "ties", "losses")}
-    worst = [prompt for _, prompt in sorted(losses)[:WORST]]
     lengths = {name: [len(words(r.text)) for r in answers[name]] for name in (model, against)}
     equal = length_controlled(
         [(score > opponent) + (score == opponent) / 2 for score, opponent in zip(*scores.values(), strict=True)],
         [long - short for long, short in zip(*lengths.values(), strict=True)],
         [r.prompt.id for r in answers[model]],
     )
-    return {
-        "model": model,
-        "against": against,
-        "judge": judge,
-        **numbers,
-        "worst": worst,
-        "equal_length": None if equal is None else {"value": equal.rate, "low": equal.low, "high": equal.high},
-    }
+    return WinRow(
+        model=model,
+        against=against,
+        judge=judge,
+        rate=result.rate,
+        low=result.low,
+        high=result.high,
+        n=result.n,
+        wins=result.wins,
+        ties=result.ties,
+        losses=result.losses,
+        worst=tuple(prompt for _, prompt in sorted(losses)[:WORST]),
+        equal_length=None if equal is None else Interval(value=equal.rate, low=equal.low, high=equal.high),
+    )

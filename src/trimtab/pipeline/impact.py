@@ -11,9 +11,9 @@ from trimtab.feedback import JudgeConfig, Verdict, pair_votes, usable_judgements
 from trimtab.feedback.judge import CUT, questions_of
 from trimtab.feedback.principles import principle_report
 from trimtab.files import write_json
+from trimtab.pipeline.judge_result import read_judge_result
 from trimtab.pipeline.judging import plain
 from trimtab.records import Comparison, Judgement, read_records
-from trimtab.storage import read_json
 
 
 def write_principles(folder: Path, constitution: Constitution, people: Sequence[Judgement]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def write_principles(folder: Path, constitution: Constitution, people: Sequence[
     votes = {(item, (i, j)): float(sum(v.values())) for item, i, j, v in pair_votes(usable)}
     reports = {
         name: principle_report(items, read_records(folder / name / "verdicts.jsonl", Verdict), votes)
-        for name in read_json(folder / "judge.json")["judges"]
+        for name in read_judge_result(folder).judges
     }
     write_json(folder / "principles.json", plain({"version": constitution.version, "judges": reports}))
     return reports
@@ -35,16 +35,16 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
     Raises:
         DataError: the folder was not made by ``trimtab judge``.
     """
-    report = read_json(folder / "judge.json")
+    result = read_judge_result(folder)
     items = read_records(folder / "comparisons.jsonl", Comparison)
-    config = JudgeConfig.model_validate(report["settings"])
+    config = JudgeConfig.model_validate(result.settings)
     counts = {}
-    for name, entry in report["judges"].items():
+    for name, entry in result.judges.items():
         try:
-            lines = (folder / entry["replies"]).read_text(encoding="utf-8").split("\n")
+            lines = (folder / entry.replies).read_text(encoding="utf-8").split("\n")
             known = {json.loads(line)["key"].partition(CUT)[0] for line in lines if line.endswith("}")}
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder / entry['replies']}: cannot be read ({error})") from None
-        keys = {q.key for item in items for q in questions_of(item, constitution, config, entry["identity"])}
+            raise DataError(f"{folder / entry.replies}: cannot be read ({error})") from None
+        keys = {q.key for item in items for q in questions_of(item, constitution, config, entry.identity)}
         counts[name] = {"questions": len(keys), "again": len(keys - known)}
     return counts

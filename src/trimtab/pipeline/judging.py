@@ -16,6 +16,7 @@ from trimtab.config import Config, parse_config, read_yaml
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError, TooLongError
 from trimtab.feedback import (
+    AgainstPeople,
     Ask,
     JudgeConfig,
     Judged,
@@ -31,12 +32,21 @@ from trimtab.feedback import (
 )
 from trimtab.feedback.endpoint import Endpoint, EndpointConfig
 from trimtab.feedback.principles import changed_labels
-from trimtab.files import write_atomic, write_json
+from trimtab.files import write_atomic
 from trimtab.models import ModelConfig
+from trimtab.pipeline.judge_result import (
+    FILE,
+    ConstitutionVersion,
+    JudgeEntry,
+    JudgeResult,
+    Together,
+    read_judge_result,
+    write_judge_result,
+)
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Comparison, Judgement, Prompt, Record, content_id, read_records, to_plain, write_records
 from trimtab.records.importers import read
-from trimtab.storage import Journal, read_json
+from trimtab.storage import Journal
 
 if TYPE_CHECKING:
     from trimtab.models import Backbone
@@ -239,11 +249,7 @@ def judge_items(
             again. None: ``folder``.
     """
     judged_by: dict[str, Judged] = {}
-    report: dict[str, Any] = {
-        "constitution": {"name": constitution.name, "version": constitution.version},
-        "settings": config.model_dump(mode="json"),
-        "judges": {},
-    }
+    entries: dict[str, JudgeEntry] = {}
     edited = _edited(folder, constitution)
     write_atomic(folder / "constitution.yaml", as_yaml(constitution))
     write_records(folder / "comparisons.jsonl", items)
@@ -258,26 +264,25 @@ def judge_items(
         changed = _changed(_verdicts(folder, name), judged) if edited else None
         facts = run_facts(items, judged)
         compared = against_people(items, judged.judgements, people, seed=seed) if people else None
-        report["judges"][name] = {
-            "identity": identity,
-            "run": facts,
-            "people": compared,
-            "edit": changed,
-            "replies": os.path.relpath(path, folder),
-        }
+        entries[name] = JudgeEntry(
+            identity=identity, run=facts, people=compared, edit=changed, replies=os.path.relpath(path, folder)
+        )
         _say_judge(ui, name, report_lines(facts, compared), changed)
     # After all judges: a process that is killed before leaves what the next one compares an edit with.
     for name, judged in judged_by.items():
         write_records(_verdicts(folder, name), judged.verdicts)
     everything = [j for judged in judged_by.values() for j in judged.judgements]
     write_records(folder / "judgements.jsonl", everything)
+    together = None
     if len(judges) > 1:
         compared = against_people(items, ensemble(items, everything), people, seed=seed) if people else None
-        report["ensemble"] = {"judges": list(judges), "people": compared}
+        together = Together(judges=tuple(judges), people=compared)
         ui.say("  all judges together:")
         for line in people_lines(compared):
             ui.say(f"    {line}")
-    write_json(folder / "judge.json", plain(report))
+    version = ConstitutionVersion(name=constitution.name, version=constitution.version)
+    settings = config.model_dump(mode="json")
+    write_judge_result(folder, JudgeResult(constitution=version, settings=settings, judges=entries, ensemble=together))
     return judged_by
 
 
@@ -288,8 +293,7 @@ def _verdicts(folder: Path, judge: str) -> Path:
 
 def _edited(folder: Path, constitution: Constitution) -> bool:
     """True: the judgements in the folder follow another version of the constitution."""
-    file = folder / "judge.json"
-    return file.exists() and read_json(file)["constitution"]["version"] != constitution.version
+    return (folder / FILE).exists() and read_judge_result(folder).constitution.version != constitution.version
 
 
 def _changed(earlier: Path, judged: Judged) -> dict[str, int] | None:
@@ -306,7 +310,7 @@ def _say_judge(ui: Ui, name: str, lines: Sequence[str], changed: Mapping[str, in
         ui.say(f"    labels since the constitution was edited: {changes}")
 
 
-def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, Any]:
+def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, AgainstPeople]:
     """Compare the judges of a folder of :func:`judge_items` with people's newer judgements.
 
     Returns:
@@ -316,15 +320,16 @@ def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -
         return {}
     items = read_records(folder / "comparisons.jsonl", Comparison)
     judgements = read_records(folder / "judgements.jsonl", Judgement)
-    report = read_json(folder / "judge.json")
-    comparisons = {}
-    for name, entry in report["judges"].items():
+    result = read_judge_result(folder)
+    comparisons, entries, together = {}, {}, result.ensemble
+    for name, entry in result.judges.items():
         by_judge = [j for j in judgements if j.annotator == name]
-        comparisons[name] = entry["people"] = against_people(items, by_judge, people, seed=seed)
-    if "ensemble" in report:
-        together = against_people(items, ensemble(items, judgements), people, seed=seed)
-        comparisons["all together"] = report["ensemble"]["people"] = together
-    write_json(folder / "judge.json", plain(report))
+        comparisons[name] = against_people(items, by_judge, people, seed=seed)
+        entries[name] = entry.model_copy(update={"people": comparisons[name]})
+    if together is not None:
+        compared = comparisons["all together"] = against_people(items, ensemble(items, judgements), people, seed=seed)
+        together = together.model_copy(update={"people": compared})
+    write_judge_result(folder, result.model_copy(update={"judges": entries, "ensemble": together}))
     return comparisons
 
 

@@ -36,6 +36,7 @@ from trimtab.pipeline.reward_models import (
     reward_backbone,
     reward_parts,
 )
+from trimtab.pipeline.reward_result import read_reward_result, write_reward_result
 from trimtab.pipeline.reward_training import train_parts
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, thumbs_of
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
@@ -53,7 +54,6 @@ from trimtab.rollout import (
     http_reward,
     make_sampler,
 )
-from trimtab.storage import read_json
 from trimtab.storage.watched import TOKENS
 from trimtab.trainers import (
     OFFLINE,
@@ -214,8 +214,8 @@ def run_reward(context: Context) -> tuple[Counts, list[str]]:
         tied["tied_pairs"] = sum(len(rankings[i].tied_pairs()) for i in train)
         strict_pairs = sum(len(rankings[i].pairs()) for i in train)
         context.ui.say(f"  {config.loss} learns from {tied['tied_pairs']} tied pairs and {strict_pairs} with a winner")
-    facts, files = train_parts(context, backbone, parts, rankings, preferences, annotators=names)
-    write_json(context.folder("reward") / "reward.json", facts)
+    result, files = train_parts(context, backbone, parts, rankings, preferences, annotators=names)
+    write_reward_result(context.folder("reward"), result)
     models = {part.name: part.places for part in parts}
     learned = write_learned(context, "reward", preferences, rankings, models, batch=config.batch, ties=config.ties)
     return counts | left_out | tied, [*files, "reward.json", learned]
@@ -378,8 +378,7 @@ def _log_odds(context: Context, rewards: NamedRewards, models: RewardModels | No
     name, source = counting[0] if len(counting) == 1 else ("", None)
     if models is None or models.config is not None or not isinstance(source, ModelReward):
         return 1.0
-    std = read_json(context.folder("reward") / "reward.json")["std"]
-    return std * source.std / abs(rewards.weights[name])
+    return read_reward_result(context.folder("reward")).std * source.std / abs(rewards.weights[name])
 
 
 def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list[tuple[str, Encoded]], Counts]:
@@ -493,8 +492,8 @@ def _aligned(
 def start_critic(context: Context, critic: Role) -> None:
     """Give the critic the first reward model's weights, its head scaled to normalised rewards."""
     folder = context.folder("reward")
-    model = read_json(folder / "reward.json")["models"][0]
-    state = load_tensors(folder / model["file"])
-    state["head.weight"] = state["head.weight"] / model["std"]
-    state["head.bias"] = (state["head.bias"] - model["mean"]) / model["std"]
+    model = read_reward_result(folder).models[0]
+    state = load_tensors(folder / model.file)
+    state["head.weight"] = state["head.weight"] / model.std
+    state["head.bias"] = (state["head.bias"] - model.mean) / model.std
     critic.load_state(state)

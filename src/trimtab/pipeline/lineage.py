@@ -6,15 +6,23 @@ learns from the preferences of all rounds, and its policy starts from the earlie
 all later rounds. Only finished stages that were made from each other count.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 from trimtab.errors import DataError
+from trimtab.feedback import Estimate
 from trimtab.pipeline.config import RunConfig, load_recipe
+from trimtab.pipeline.evaluation_result import FILE as EVALUATION_FILE
+from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.reward_models import weights_file
+from trimtab.pipeline.reward_result import FILE as REWARD_FILE
+from trimtab.pipeline.reward_result import read_reward_result
+from trimtab.pipeline.traced import Trace, TracedFigure, TracedJudgement, TracedModel, TracedPair
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, REFUSALS, WrongRefusal, thumbs_of
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.storage import RunFolder, read_json, read_metrics
@@ -31,7 +39,7 @@ SHORTEST = 8
 """Characters of a checkpoint's hash that are enough."""
 
 
-def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, Any]:
+def trace(run: RunFolder, name: str, *, round: int | None = None) -> Trace:
     """Where something in a run comes from, and what was made of it.
 
     Args:
@@ -39,10 +47,6 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
         name: id of a judgement or vote, id of a pair, beginning of the SHA-256 of a policy's or reward model's weights,
             or a figure of :data:`FIGURES`.
         round: of which round the figure is; None: the newest.
-
-    Returns:
-        plain values with ``kind`` and, as far as there are: ``judgements``, ``pair``, ``reward_models``, ``policies``,
-        ``figures``, ``notes``.
 
     Raises:
         DataError: nothing in the run has this name.
@@ -52,46 +56,38 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> dict[str, A
         raise DataError(f"--round {round}: this run has rounds 1 to {len(rounds)} with a finished policy")
     if name in FIGURES:
         chosen = rounds[(round or len(rounds)) - 1]
-        return {"kind": "figure", "figures": list(chosen.figures(name))} | _behind(rounds, chosen, name)
+        return _behind(rounds, chosen, name, kind="figure", figures=chosen.figures(name))
     for r in rounds:
         if name in r.judgements:
-            return {"kind": "judgement"} | _from_judgement(rounds, r, name)
+            return _from_judgement(rounds, r, name)
     for r in rounds:
         if name in r.preferences:
-            return {"kind": "pair"} | _from_pair(rounds, r, r.preferences[name])
+            return _from_pair(rounds, r, r.preferences[name])
     for r in rounds:
         for thumb in thumbs_of(r.run):
             if thumb.id == name:
-                described = {"id": name, "round": r.number, "annotator": thumb.annotator, "source": thumb.source}
+                judgement = TracedJudgement(id=name, round=r.number, annotator=thumb.annotator, source=thumb.source)
                 file = r.run.stage("align") / LEARNED_THUMBS
                 parts = read_json(file) if file.is_file() and r.done("align", "label") else {}
                 part = next((part for part, names in parts.items() if name in names), "left_out")
-                policies = [
-                    {"round": e.number, "weights": e.weights("align")}
-                    for e in rounds[r.number - 1 :]
-                    if e.done("align")
-                ]
-                return {
-                    "kind": "judgement",
-                    "judgements": [described],
-                    "policies": policies if part == "train" else [],
-                    "notes": [f"a thumb, {THUMB_PARTS[part]} round {r.number}"],
-                }
+                return Trace(
+                    kind="judgement",
+                    judgements=(judgement,),
+                    policies=_policies(rounds[r.number - 1 :]) if part == "train" else (),
+                    notes=(f"a thumb, {THUMB_PARTS[part]} round {r.number}",),
+                )
     for r in rounds:
         for refusal in r.refusals:
             if refusal.vote == name:
                 note = "a refusal that was voted wrong: it waits for a person and is never trained on"
-                return {
-                    "kind": "judgement",
-                    "judgements": [{"id": name, "round": r.number, "annotator": refusal.annotator}],
-                    "notes": [note],
-                }
+                judgement = TracedJudgement(id=name, round=r.number, annotator=refusal.annotator)
+                return Trace(kind="judgement", judgements=(judgement,), notes=(note,))
     for r in rounds if len(name) >= SHORTEST else ():
         for stage in ("align", "reward"):
             if (r.weights(stage) or "").startswith(name):
                 figure = "reward_accuracy" if stage == "reward" else "win_rate"
-                figures = list(r.figures("reward_accuracy")) if stage == "reward" else list(r.policy_figures())
-                return {"kind": "checkpoint", "figures": figures} | _behind(rounds, r, figure)
+                figures = r.figures("reward_accuracy") if stage == "reward" else r.policy_figures()
+                return _behind(rounds, r, figure, kind="checkpoint", figures=figures)
     later = ", ".join(str(r.number) for r in run.rounds()[len(rounds) :])
     unread = f" Not searched: round {later}, which is not finished or out of date." if later else ""
     total = sum(len(r.judgements) for r in rounds)
@@ -152,46 +148,57 @@ class _Round:
         rows = read_metrics(self.run.stage(stage) / ("" if model == stage else model) / "metrics.jsonl")
         return int(rows[-1]["step"]) if rows else 0
 
+    def model(self, stage: str, learned: Learned) -> TracedModel:
+        """The stage's model that did this with a preference."""
+        return TracedModel(
+            round=self.number,
+            model=learned.model,
+            part=learned.part,
+            steps=learned.steps,
+            of=self.steps(stage, learned.model),
+            weights=self.weights(stage, learned.model),
+        )
+
     def policy_steps(self) -> int:
         """Steps behind the policy's weights, which need not be those of the last step."""
         status = self.run.status("align")
         counts = {} if status is None else status.counts or {}
         return int(counts.get("steps", self.steps("align")))
 
-    def figures(self, name: str) -> Iterator[dict[str, Any]]:
-        """A figure's values, each with the file it is from."""
+    def figures(self, name: str) -> Iterator[TracedFigure]:
+        """A figure's values."""
         if name == "reward_accuracy":
-            file = self.run.stage("reward") / "reward.json"
-            result = read_json(file)["evaluation"] if self.done("reward") else None
+            folder = self.run.stage("reward")
+            file, result = folder / REWARD_FILE, read_reward_result(folder).evaluation if self.done("reward") else None
             if result is not None:
-                accuracy = {k: result["accuracy"][k] for k in ("value", "low", "high", "n")}
-                yield {"figure": name, "round": self.number, "of": "held-out pairs"} | accuracy | {"file": str(file)}
+                yield self._figure(name, "held-out pairs", result.accuracy, file)
             return
-        file = self.run.stage("evaluate") / "evaluation.json"
         if not self.done("evaluate", "align"):
             return
-        result = read_json(file)
-        if name == "kl" and result["kl"] is not None:
-            kl = {k: result["kl"][k] for k in ("value", "low", "high", "n")}
-            yield {"figure": name, "round": self.number, "of": "nats per answer"} | kl | {"file": str(file)}
-        for row in result["win_rates"] if name == "win_rate" else ():
-            if row["model"] == "policy":
-                numbers = {"value": row["rate"]} | {k: row[k] for k in ("low", "high", "n")}
-                of = f"policy over {row['against']}, judged by {row['judge']}"
-                yield {"figure": name, "round": self.number, "of": of} | numbers | {"file": str(file)}
+        folder = self.run.stage("evaluate")
+        result, file = read_evaluation(folder), folder / EVALUATION_FILE
+        if name == "kl" and result.kl is not None:
+            yield self._figure(name, "nats per answer", result.kl.estimate(), file)
+        for row in result.win_rates if name == "win_rate" else ():
+            if row.model == "policy":
+                yield self._figure(name, f"policy over {row.against}, judged by {row.judge}", row.estimate(), file)
 
-    def policy_figures(self) -> Iterator[dict[str, Any]]:
+    def _figure(self, name: str, of: str, estimate: Estimate, file: Path) -> TracedFigure:
+        numbers = estimate.model_dump(include={"value", "low", "high", "n"})
+        return TracedFigure(figure=name, round=self.number, of=of, file=str(file), **numbers)
+
+    def policy_figures(self) -> Iterator[TracedFigure]:
         """The figures of the round's policy."""
         yield from self.figures("win_rate")
         yield from self.figures("kl")
 
 
-def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> dict[str, Any]:
+def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> Trace:
     judgement = r.judgements[name]
-    traced: dict[str, Any] = {"judgements": [_described(judgement, r)]}
+    judgements = (_described(judgement, r),)
     preference = next((p for p in r.preferences.values() if name in p.judgements), None)
     if preference is not None:
-        return traced | _made_of(rounds, r, preference)
+        return _made_of(rounds, r, preference, kind="judgement", judgements=judgements)
     label = r.config.label
     if label is not None and judgement.annotator in label.without:
         why = f"left out: label.without names {judgement.annotator!r}"
@@ -201,33 +208,58 @@ def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> dict[str, Any
         why = "the preferences of its round are not finished"
     else:
         why = "no preference was made from it: its item's answers all tie, or another judgement settled it"
-    return traced | {"notes": [why]}
+    return Trace(kind="judgement", judgements=judgements, notes=(why,))
 
 
-def _described(judgement: Judgement, r: _Round) -> dict[str, Any]:
-    fields = ("id", "item", "annotator", "source", "criterion", "verdict", "created_at")
-    return {"round": r.number} | {name: getattr(judgement, name) for name in fields}
+def _described(judgement: Judgement, r: _Round) -> TracedJudgement:
+    return TracedJudgement(
+        round=r.number,
+        id=judgement.id,
+        item=judgement.item,
+        annotator=judgement.annotator,
+        source=judgement.source,
+        criterion=judgement.criterion,
+        verdict=judgement.verdict,
+        created_at=judgement.created_at,
+    )
 
 
-def _from_pair(rounds: list[_Round], r: _Round, preference: Preference) -> dict[str, Any]:
-    known = [_described(r.judgements[j], r) for j in preference.judgements if j in r.judgements]
-    notes = [] if preference.judgements else ["it came from a file of preferences, which names no judgements"]
-    return {"judgements": known} | _made_of(rounds, r, preference, notes)
+def _pair(preference: Preference, r: _Round) -> TracedPair:
+    return TracedPair(
+        id=preference.id,
+        round=r.number,
+        ranks=preference.ranks,
+        probability=preference.probability,
+        weight=preference.weight,
+        judgements=preference.judgements,
+    )
 
 
-def _made_of(rounds: list[_Round], r: _Round, preference: Preference, notes: list[str] | None = None) -> dict[str, Any]:
+def _from_pair(rounds: list[_Round], r: _Round, preference: Preference) -> Trace:
+    judgements = tuple(_described(r.judgements[j], r) for j in preference.judgements if j in r.judgements)
+    notes = () if preference.judgements else ("it came from a file of preferences, which names no judgements",)
+    return _made_of(rounds, r, preference, kind="pair", judgements=judgements, notes=notes)
+
+
+def _made_of(
+    rounds: list[_Round],
+    r: _Round,
+    preference: Preference,
+    *,
+    kind: Literal["judgement", "pair"],
+    judgements: tuple[TracedJudgement, ...],
+    notes: Sequence[str] = (),
+) -> Trace:
     """The pair, and the reward models, policies and figures that it is in."""
-    notes, models, policies = list(notes or ()), [], []
-    figures: list[dict[str, Any]] = []
+    notes = list(notes)
+    models: list[TracedModel] = []
+    policies: list[TracedModel] = []
+    figures: list[TracedFigure] = []
     for later in rounds[r.number - 1 :]:
         for stage, entries in (("reward", models), ("align", policies)):
             learned = later.learned(stage)
             own = [x for x in learned or () if (x.preference, x.round) == (preference.id, r.number)]
-            entries += [
-                {"round": later.number, "model": x.model, "part": x.part, "steps": list(x.steps)}
-                | {"of": later.steps(stage, x.model), "weights": later.weights(stage, x.model)}
-                for x in own
-            ]
+            entries += [later.model(stage, x) for x in own]
             if stage == "reward" and learned is None and later.done("reward"):
                 notes.append(f"round {later.number}: the reward model's steps were not recorded, or it is out of date")
             if stage == "reward" and learned is not None and not own:
@@ -236,107 +268,107 @@ def _made_of(rounds: list[_Round], r: _Round, preference: Preference, notes: lis
         offline = isinstance(later.config.align, OfflineConfig)
         if offline and later.number == r.number and later.done("align") and later.learned("align") is None:
             notes.append(f"round {later.number}: the policy's steps were not recorded, or it is out of date")
-        by_reward = any(m["part"] == "train" and m["round"] == later.number and m["model"] != HELDOUT for m in models)
+        by_reward = any(m.part == "train" and m.round == later.number and m.model != HELDOUT for m in models)
+        part, steps, of = "", (), 0
         if later.done("align") and not offline and by_reward and later.run.made_from("align", "reward"):
-            steps = later.policy_steps()
-            policies.append(
-                {"round": later.number, "part": "through the reward model", "steps": [1, steps], "of": steps}
-                | {"weights": later.weights("align")}
-            )
-        elif later.done("align") and any(_trained(p) and p["round"] < later.number for p in policies):
-            policies.append(
-                {"round": later.number, "part": "through the policy it starts from", "steps": [], "of": 0}
-                | {"weights": later.weights("align")}
-            )
-        if any(_trained(p) and p["round"] == later.number for p in policies):
+            part, of = "through the reward model", later.policy_steps()
+            steps = (1, of)
+        elif later.done("align") and any(p.learned and p.round < later.number for p in policies):
+            part = "through the policy it starts from"
+        if part:
+            weights = later.weights("align")
+            policies.append(TracedModel(round=later.number, part=part, steps=steps, of=of, weights=weights))
+        if any(p.learned and p.round == later.number for p in policies):
             figures += later.policy_figures()
-    pair = {
-        "id": preference.id,
-        "round": r.number,
-        "ranks": list(preference.ranks),
-        "probability": preference.probability,
-        "weight": preference.weight,
-        "judgements": list(preference.judgements),
-    }
-    return {"pair": pair, "reward_models": models, "policies": policies, "figures": figures, "notes": notes}
+    return Trace(
+        kind=kind,
+        judgements=judgements,
+        pair=_pair(preference, r),
+        reward_models=tuple(models),
+        policies=tuple(policies),
+        figures=tuple(figures),
+        notes=tuple(notes),
+    )
 
 
-def _trained(policy: Mapping[str, Any]) -> bool:
-    """True: the pair changed the policy's weights."""
-    return policy["part"] not in ("held_out", "nothing_to_learn")
+def _policies(rounds: Sequence[_Round]) -> tuple[TracedModel, ...]:
+    """The finished policies of some rounds."""
+    return tuple(TracedModel(round=r.number, weights=r.weights("align")) for r in rounds if r.done("align"))
 
 
-def _behind(rounds: list[_Round], r: _Round, figure: str) -> dict[str, Any]:
+def _behind(
+    rounds: list[_Round],
+    r: _Round,
+    figure: str,
+    *,
+    kind: Literal["checkpoint", "figure"],
+    figures: Iterable[TracedFigure],
+) -> Trace:
     """The weights that a figure is about, and all judgements behind them, by round."""
-    judgements, notes = [], []
+    judgements: list[TracedJudgement] = []
+    notes: list[str] = []
     for earlier in rounds[: r.number]:
         used = {j for p in earlier.preferences.values() for j in p.judgements}
         judgements += [_described(j, earlier) for name, j in earlier.judgements.items() if name in used]
         if not earlier.judgements:
             notes.append(f"round {earlier.number} has no judgements: its preferences came from a file")
-    reward = [{"round": r.number, "weights": r.weights("reward")}] if r.done("reward") else []
-    policy = [{"round": e.number, "weights": e.weights("align")} for e in rounds[: r.number] if e.done("align")]
-    pairs = {e.number: len(e.preferences) for e in rounds[: r.number]}
-    return {
-        "judgements": judgements,
-        "pairs": pairs,
-        "reward_models": reward,
-        "policies": [] if figure == "reward_accuracy" else policy,
-        "notes": notes,
-    }
+    reward = TracedModel(round=r.number, weights=r.weights("reward"))
+    return Trace(
+        kind=kind,
+        figures=tuple(figures),
+        judgements=tuple(judgements),
+        pairs={e.number: len(e.preferences) for e in rounds[: r.number]},
+        reward_models=(reward,) if r.done("reward") else (),
+        policies=() if figure == "reward_accuracy" else _policies(rounds[: r.number]),
+        notes=tuple(notes),
+    )
 
 
-def lines(traced: Mapping[str, Any]) -> list[str]:
+def lines(traced: Trace) -> list[str]:
     """The result of :func:`trace` in words, from the judgements to the figures."""
-    several = traced["kind"] in ("figure", "checkpoint")
-    out = list(_judgement_lines(traced, several=several))
-    if "pair" in traced:
-        pair = traced["pair"]
+    out = list(_judgement_lines(traced))
+    if pair := traced.pair:
         label = (
-            f"ranks {pair['ranks']}" if pair["probability"] is None else f"P(first is better) {pair['probability']:.2f}"
+            f"ranks {list(pair.ranks)}" if pair.probability is None else f"P(first is better) {pair.probability:.2f}"
         )
-        out.append(f"pair {pair['id']} of round {pair['round']}: {label}, from {len(pair['judgements'])} judgements")
-    out += [f"{count} pairs of round {number}" for number, count in traced.get("pairs", {}).items()]
-    for name, kind in (("reward_models", "reward model"), ("policies", "policy")):
-        out += [f"{kind}{_other(entry)} of round {entry['round']}{_part(entry)}" for entry in traced.get(name, ())]
-    for f in traced.get("figures", ()):
-        value = f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" if f["low"] is not None else f"{f['value']}"
-        out.append(f"{f['figure']} of round {f['round']}, {f['of']}: {value}, n = {f['n']} ({f['file']})")
-    return out + [f"note: {note}" for note in traced.get("notes", ())]
+        out.append(f"pair {pair.id} of round {pair.round}: {label}, from {len(pair.judgements)} judgements")
+    out += [f"{count} pairs of round {number}" for number, count in traced.pairs.items()]
+    for kind, models in (("reward model", traced.reward_models), ("policy", traced.policies)):
+        out += [f"{kind}{_other(model)} of round {model.round}{_part(model)}" for model in models]
+    for f in traced.figures:
+        value = f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]" if f.low is not None else f"{f.value}"
+        out.append(f"{f.figure} of round {f.round}, {f.of}: {value}, n = {f.n} ({f.file})")
+    return out + [f"note: {note}" for note in traced.notes]
 
 
-def _other(entry: Mapping[str, Any]) -> str:
+def _other(model: TracedModel) -> str:
     """Name of a model that is not its stage's first one."""
-    return f" {entry['model']}" if entry.get("model", "reward") not in ("reward", "align") else ""
+    return f" {model.model}" if model.model not in ("", "reward", "align") else ""
 
 
-def _part(entry: Mapping[str, Any]) -> str:
-    weights = f", weights {(entry['weights'] or 'not finished')[:12]}"
-    if "part" not in entry:
+def _part(model: TracedModel) -> str:
+    weights = f", weights {(model.weights or 'not finished')[:12]}"
+    if not model.part:
         return weights
-    if entry.get("model") == "words" and entry["part"] == "train":
+    if model.model == "words" and model.part == "train":
         how = "learned from, by a bag of words, which has no steps"
-    elif entry["part"].startswith("through the reward"):
-        how = f"through the reward model, in all {entry['of']} steps"
-    elif entry["part"] == "train":
-        how = f"in {len(entry['steps'])} of {entry['of']} steps: {', '.join(map(str, entry['steps']))}"
+    elif model.part.startswith("through the reward"):
+        how = f"through the reward model, in all {model.of} steps"
+    elif model.part == "train":
+        how = f"in {len(model.steps)} of {model.of} steps: {', '.join(map(str, model.steps))}"
     else:
         how = {"held_out": "held out, only measured on", "nothing_to_learn": "a tie, not learned from"}.get(
-            entry["part"], entry["part"]
+            model.part, model.part
         )
     return f": {how}{weights}"
 
 
-def _judgement_lines(traced: Mapping[str, Any], *, several: bool) -> Iterator[str]:
-    judgements = traced.get("judgements", [])
-    if not several:
-        for j in judgements:
-            by = f" by {j['annotator']}" + (f" ({j['source']})" if "source" in j else "")
-            yield f"judgement {j['id']} of round {j['round']}{by}"
+def _judgement_lines(traced: Trace) -> Iterator[str]:
+    if traced.kind not in ("figure", "checkpoint"):
+        for j in traced.judgements:
+            by = f" by {j.annotator}" + (f" ({j.source})" if j.source is not None else "")
+            yield f"judgement {j.id} of round {j.round}{by}"
         return
-    by_annotator: dict[tuple[int, str, str], int] = {}
-    for j in judgements:
-        key = (j["round"], j["annotator"], j["source"])
-        by_annotator[key] = by_annotator.get(key, 0) + 1
+    by_annotator = Counter((j.round, j.annotator or "", j.source or "") for j in traced.judgements)
     for (number, annotator, source), count in sorted(by_annotator.items()):
         yield f"{count} judgements of round {number} by {annotator} ({source}); --json lists them"

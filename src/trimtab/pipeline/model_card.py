@@ -11,6 +11,8 @@ from trimtab import __version__
 from trimtab.files import sha256_file
 from trimtab.models import embedded, load_tensors
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.evaluation_result import read_evaluation
+from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.storage import RunFolder, read_json
 
 STAGES = {"sft": ("sft",), "policy": ("sft", "align"), "reward": ("sft", "reward")}
@@ -173,11 +175,11 @@ def _use(stage: str, adapter: bool, name: str) -> str:
 
 
 def _reward_scale(run: RunFolder) -> str:
-    facts = read_json(run.stage("reward") / "reward.json")
+    result = read_reward_result(run.stage("reward"))
     bias = float(load_tensors(run.stage("reward") / "weights.safetensors")["head.bias"][0])
     return (
         f"trimtab's reward is the score plus {bias:.6g} (a classifier in transformers has no bias). The run used it as "
-        f"(reward − {facts['mean']:.6g}) / {facts['std']:.6g}, normalised over answers it was trained on. "
+        f"(reward − {result.mean:.6g}) / {result.std:.6g}, normalised over answers it was trained on. "
         "It was trained on differences between answers to one prompt; its scale and its zero mean nothing."
     )
 
@@ -219,31 +221,31 @@ def _results(run: RunFolder, stage: str) -> str:
             before, after = facts["heldout_nll_before"], facts["heldout_nll_after"]
             lines.append(f"- held-out negative log-likelihood: {before:.3f} → {after:.3f} nats per token")
     if stage == "reward":
-        result = read_json(run.stage("reward") / "reward.json")["evaluation"]
+        result = read_reward_result(run.stage("reward")).evaluation
         if result:
-            accuracy, longest = result["accuracy"], result["longest"]
+            accuracy = _interval(result.accuracy.value, result.accuracy.low, result.accuracy.high)
             lines.append(
-                f"- held-out accuracy: {_interval(accuracy['value'], accuracy['low'], accuracy['high'])} on "
-                f"{result['pairs']} pairs; always choosing the longer answer: {longest['value']:.1%}"
+                f"- held-out accuracy: {accuracy} on {result.pairs} pairs; always choosing the longer answer: "
+                f"{result.longest.value:.1%}"
             )
         return "\n".join(lines)
     status = run.status("evaluate")
     trained = {"sft": "sft", "policy": "align"}[stage]
     if status is None or status.state != "done" or not run.made_from("evaluate", trained):
         return "\n".join(lines)
-    evaluation = read_json(run.stage("evaluate") / "evaluation.json")
+    evaluation = read_evaluation(run.stage("evaluate"))
     judges = {"gold": "the simulated utility", "proxy": "the rewards it was trained on"}
-    for row in evaluation["win_rates"]:
-        if row["model"] == stage:
-            rate = _interval(row["rate"], row["low"], row["high"])
+    for row in evaluation.win_rates:
+        if row.model == stage:
+            rate = _interval(row.rate, row.low, row.high)
             called = {"base": "the pretrained model", "sft": "the model after SFT", "start": "the round before"}
-            against = called.get(row["against"], row["against"])
-            judge = judges.get(row["judge"], row["judge"])
-            lines.append(f"- preferred over {against}, judged by {judge}: {rate} of {row['n']} held-out prompts")
-    if stage == "policy" and evaluation["kl"] is not None:
-        lines.append(f"- KL from the start of alignment: {evaluation['kl']['value']:.2f} nats per answer")
+            against = called.get(row.against, row.against)
+            judge = judges.get(row.judge, row.judge)
+            lines.append(f"- preferred over {against}, judged by {judge}: {rate} of {row.n} held-out prompts")
+    if stage == "policy" and evaluation.kl is not None:
+        lines.append(f"- KL from the start of alignment: {evaluation.kl.value:.2f} nats per answer")
     return "\n".join(lines)
 
 
-def _interval(value: float, low: float, high: float) -> str:
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
     return f"{value:.1%} [{low:.1%}, {high:.1%}]"

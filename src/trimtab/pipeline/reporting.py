@@ -15,21 +15,20 @@ from trimtab.evals import (
     Answer,
     Capability,
     CapabilityReport,
+    Evaluation,
     Example,
     Examples,
-    Gain,
     GaoFit,
     Measure,
-    MemberErrors,
     ProbeColumn,
     Reading,
     ReportData,
-    RewardModelEval,
     Series,
     Source,
     Stage,
     Turn,
     WinRateRow,
+    WinRow,
     alarms,
     capability_report,
     choose_examples,
@@ -41,16 +40,19 @@ from trimtab.evals import (
 )
 from trimtab.evals.report_data import Section
 from trimtab.evals.turns import FEWEST_FITTED
-from trimtab.feedback import Estimate, bias_lines, report_lines
+from trimtab.feedback import Biases, Estimate, bias_lines, report_lines
 from trimtab.metrics import AGREEMENT, TRAINING
-from trimtab.pipeline.ai_labels import compare_with_people, people_so_far
+from trimtab.pipeline.ai_labels import compare_with_people, people_so_far, read_routing
 from trimtab.pipeline.annotator_votes import annotator_lines
 from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.cohorts import run_population
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context, Counts, now
+from trimtab.pipeline.evaluation_result import read_evaluation
+from trimtab.pipeline.judge_result import read_judge_result
 from trimtab.pipeline.monitoring import read_alarms
+from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.round_rows import round_rows
 from trimtab.pipeline.suites import suites_of
 from trimtab.pipeline.vote_files import MEASURED, measured_lines
@@ -96,19 +98,19 @@ def run_report(context: Context) -> tuple[Counts, list[str]]:
 def collect(context: Context) -> ReportData:
     """Everything the page shows, from the files of the stages."""
     run = context.config
-    result = read_json(context.folder("evaluate") / "evaluation.json")
+    result = read_evaluation(context.folder("evaluate"))
     answers = {
-        name: read_records(context.folder("evaluate") / f"answers-{name}.jsonl", Rollout) for name in result["models"]
+        name: read_records(context.folder("evaluate") / f"answers-{name}.jsonl", Rollout) for name in result.models
     }
     align = read_metrics(context.folder("align") / "metrics.jsonl") if run.align else []
-    facts = read_json(context.folder("reward") / "reward.json") if run.reward else {}
+    reward = read_reward_result(context.folder("reward")) if run.reward else None
     blind = blind_results(context.run)
-    result |= {"win_rates": [*blind.rows, *result["win_rates"]]}
+    result = result.model_copy(update={"win_rates": (*blind.rows, *result.win_rates)})
     number = context.run.number
     names, judges, spoken = model_names(run, number), judges_of(run), spoken_names(run, number)
-    models = result["models"]
-    before, last = models[-2:] if len(models) > 1 else [models[0]] * 2  # the KL is measured from the one before
-    first = models[0]
+    models = result.models
+    first, last = models[0], models[-1]
+    before = models[-2] if len(models) > 1 else first  # the KL is measured from this one
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     sources = _label_sources(context)
     simulated = "simulated" in sources or run.gold is not None
@@ -136,36 +138,30 @@ def collect(context: Context) -> ReportData:
         captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
         rounds=round_rows(context.run),
-        win_rates=tuple(_win_rows(result, names, judges)),
+        win_rates=tuple(_win_row(row, names, judges) for row in result.win_rates),
         readings=tuple(_named(reading, names) for reading in blind.readings),
         suites=suites,
         population=run_population(context.run, names),
-        kl=_kl(result),
+        kl=None if result.kl is None else result.kl.estimate("KL per answer"),
         series=_series(context, align),
         against_kl=_against_kl(context, align, answers),
         **_turns(context, align),
-        model_errors=MemberErrors.model_validate(facts["errors"]) if facts.get("errors") else None,
-        reward_model=RewardModelEval.model_validate(facts["evaluation"]) if facts.get("evaluation") else None,
-        objectives={name: own["evaluation"] for name, own in facts.get("objectives", {}).items()},
-        annotators=tuple(annotator_lines(facts["annotators"])) if facts.get("annotators") else (),
+        model_errors=reward.errors if reward else None,
+        reward_model=reward.evaluation if reward else None,
+        objectives={name: own.evaluation for name, own in reward.objectives.items()} if reward else {},
+        annotators=tuple(annotator_lines(reward.annotators)) if reward and reward.annotators else (),
         ceiling=ceiling,
         agreement=agreement,
         balance=_balance(context),
         labels=_label_lines(context),
-        probes=tuple(ProbeColumn(model=names[n], values=result["probes"][n]) for n in models),
-        gain=Gain.model_validate(result["gain"]) if result.get("gain") else None,
+        probes=tuple(ProbeColumn(model=names[n], values=result.probes[n]) for n in models),
+        gain=result.gain,
         capability=cost,
         alarms=losses or None if watched is None else watched + losses,
         examples=_examples(context, answers, result, names[first], names[last]) if first != last else None,
         sources=_sources(context),
         missing=_missing(run, blind, has_cost=cost is not None) | ({"suites": no_suites} if no_suites else {}),
     )
-
-
-def _kl(result: Mapping[str, Any]) -> Estimate | None:
-    if result["kl"] is None:
-        return None
-    return Estimate(name="KL per answer", **{k: result["kl"][k] for k in ("value", "low", "high", "n")})
 
 
 def training_alarms(context: Context) -> tuple[Alarm, ...]:
@@ -302,8 +298,7 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         facts = read_json(context.folder("revise") / "revise.json")
         outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
         lines.append(f"critique and revision: {outcomes}")
-        biases = {name: Estimate(**value) for name, value in facts["judge"].items()}
-        lines += [f"judge of revisions: {line}" for line in bias_lines(biases)]
+        lines += [f"judge of revisions: {line}" for line in bias_lines(Biases.model_validate(facts["judge"]))]
     if context.config.label is not None and context.config.label.source == "votes":
         lines += measured_lines(read_json(context.folder("label") / MEASURED)["pairs"])
     if context.config.label is not None and context.config.label.by_ai:
@@ -313,19 +308,15 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         else:
             people = people_so_far(context, read_records(context.folder("sample") / "comparisons.jsonl", Comparison))
         compared = compare_with_people(context, people)
-        report = read_json(context.folder("label") / "judge" / "judge.json")
-        for name, entry in report["judges"].items():
-            facts = {k: Estimate(**v) if k in _SHARES else v for k, v in entry["run"].items()}
-            lines += [f"judge {name}: {line}" for line in report_lines(facts, compared.get(name))]
+        for name, entry in read_judge_result(context.folder("label") / "judge").judges.items():
+            lines += [f"judge {name}: {line}" for line in report_lines(entry.run, compared.get(name))]
         if hybrid:
-            routing = read_json(context.folder("label") / "routing.json")
-            routes = ", ".join(f"{name} {count}" for name, count in routing["routes"].items())
-            saved, hours = routing["labels_saved"], routing["hours_saved"]
-            lines.append(f"routes: {routes}; {saved} labels by people saved, {hours:.1f} h")
+            routing = read_routing(context.folder("label"))
+            routes = ", ".join(f"{name} {count}" for name, count in routing.routes.items())
+            lines.append(
+                f"routes: {routes}; {routing.labels_saved} labels by people saved, {routing.hours_saved:.1f} h"
+            )
     return tuple(lines)
-
-
-_SHARES = ("position_bias", "flip_rate", "longer_wins")
 
 
 def _climbed(run: RunConfig) -> str:
@@ -411,18 +402,15 @@ def _stages(context: Context) -> tuple[Stage, ...]:
     return tuple(rows)
 
 
-def _win_rows(result: Mapping[str, Any], names: Mapping[str, str], judges: Mapping[str, str]) -> list[WinRateRow]:
-    numbers = ("rate", "low", "high", "n", "wins", "ties", "losses")
-    return [
-        WinRateRow(
-            model=names[row["model"]],
-            against=names[row["against"]],
-            metric=judges.get(row["judge"], row["judge"]),
-            equal_length=Estimate(n=row["n"], **row["equal_length"]) if row.get("equal_length") else None,
-            **{k: row[k] for k in numbers},
-        )
-        for row in result["win_rates"]
-    ]
+def _win_row(row: WinRow, names: Mapping[str, str], judges: Mapping[str, str]) -> WinRateRow:
+    """A row of the evaluation with the page's names."""
+    return WinRateRow(
+        model=names[row.model],
+        against=names[row.against],
+        metric=judges.get(row.judge, row.judge),
+        equal_length=Estimate(n=row.n, **row.equal_length.model_dump()) if row.equal_length else None,
+        **row.model_dump(include={"rate", "low", "high", "n", "wins", "ties", "losses"}),
+    )
 
 
 def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
@@ -532,10 +520,10 @@ def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]
 
 
 def _examples(
-    context: Context, answers: Mapping[str, list[Rollout]], result: Mapping[str, Any], before: str, after: str
+    context: Context, answers: Mapping[str, list[Rollout]], result: Evaluation, before: str, after: str
 ) -> Examples | None:
     names = model_names(context.config, context.run.number)
-    kl = (result["kl"] or {}).get("per_answer")
+    kl = () if result.kl is None else result.kl.per_answer
     examples = []
     for index, start in enumerate(next(iter(answers.values()))):
         shown = tuple(

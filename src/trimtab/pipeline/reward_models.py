@@ -5,7 +5,6 @@ Each model is a part of the ``reward`` stage with a file of its own; :mod:`trimt
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from trimtab.errors import DataError
 from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors
 from trimtab.pipeline.config import RewardStageConfig
 from trimtab.pipeline.context import Context, Counts
+from trimtab.pipeline.reward_result import RewardModel, read_reward_result
 from trimtab.records import Preference
 from trimtab.rollout import EnsembleConfig, ObjectiveScorer, RewardModels, RewardModelScorer
 from trimtab.rollout.rewards import RewardFunction
@@ -141,24 +141,24 @@ def load_reward_models(
     """
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
-    facts, backbone = read_json(folder / "reward.json"), reward_backbone(context, trunk)
+    result, backbone = read_reward_result(folder), reward_backbone(context, trunk)
     members: dict[str, RewardFunction] = {}
     judge: RewardFunction | None = None
-    for entry in facts["models"]:
-        if entry["judges"] and not heldout:
+    for model in result.models:
+        if model.judges and not heldout:
             continue
-        score = _load_model(context, backbone, entry, micro_batch_tokens, states)
-        if entry["judges"]:
+        score = _load_model(context, backbone, model, micro_batch_tokens, states)
+        if model.judges:
             judge = score
         else:
-            members[entry["name"]] = score
+            members[model.name] = score
     combined = config.ensemble is not None
     return RewardModels(
         members,
         heldout=judge,
         config=config.ensemble,
-        mean=facts["mean"] if combined else 0.0,
-        std=facts["std"] if combined else 1.0,
+        mean=result.mean if combined else 0.0,
+        std=result.std if combined else 1.0,
     )
 
 
@@ -173,25 +173,25 @@ def load_objectives(
     scorer = RewardModelScorer(
         role, same_tokens=config.model is None, micro_batch_tokens=micro_batch_tokens, states=states
     )
-    scales = read_json(folder / "reward.json")["objectives"]
-    return ObjectiveScorer(scorer, {name: (scales[name]["mean"], scales[name]["std"]) for name in config.objectives})
+    objectives = read_reward_result(folder).objectives
+    return ObjectiveScorer(scorer, {name: (objectives[name].mean, objectives[name].std) for name in config.objectives})
 
 
 def _load_model(
-    context: Context, backbone: Backbone, entry: dict[str, Any], micro_batch_tokens: int, states: FrozenStates | None
+    context: Context, backbone: Backbone, model: RewardModel, micro_batch_tokens: int, states: FrozenStates | None
 ) -> RewardFunction:
     """Normalised scores of one model."""
     assert context.config.reward is not None
-    path, mean, std = context.folder("reward") / entry["file"], entry["mean"], entry["std"]
-    if entry["name"] == WORDS:
+    path = context.folder("reward") / model.file
+    if model.name == WORDS:
         weights = read_json(path)
-        return lambda rollouts: [(word_score(r.text, weights) - mean) / std for r in rollouts]
-    role = reward_role(context, backbone, entry["name"])
+        return lambda rollouts: [(word_score(r.text, weights) - model.mean) / model.std for r in rollouts]
+    role = reward_role(context, backbone, model.name)
     role.load_state(load_tensors(path))
     scorer = RewardModelScorer(
         role,
-        mean=mean,
-        std=std,
+        mean=model.mean,
+        std=model.std,
         same_tokens=context.config.reward.model is None,
         micro_batch_tokens=micro_batch_tokens,
         states=states,
@@ -205,15 +205,13 @@ def load_ranking_scorer(
     """The first reward model's role, and the scores of preferences' answers by the models that are trained on."""
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
-    entries = [entry for entry in read_json(folder / "reward.json")["models"] if not entry["judges"]]
-    scales = {entry["name"]: (entry["mean"], entry["std"]) for entry in entries}
-    roles = {
-        entry["name"]: reward_role(context, backbone, entry["name"]) for entry in entries if entry["name"] != WORDS
-    }
-    for entry in entries:
-        if entry["name"] in roles:
-            roles[entry["name"]].load_state(load_tensors(folder / entry["file"]))
-    words = {entry["name"]: read_json(folder / entry["file"]) for entry in entries if entry["name"] == WORDS}
+    models = [model for model in read_reward_result(folder).models if not model.judges]
+    scales = {model.name: (model.mean, model.std) for model in models}
+    roles = {model.name: reward_role(context, backbone, model.name) for model in models if model.name != WORDS}
+    for model in models:
+        if model.name in roles:
+            roles[model.name].load_state(load_tensors(folder / model.file))
+    words = {model.name: read_json(folder / model.file) for model in models if model.name == WORDS}
 
     def score(rankings: Sequence[Ranking], preferences: Sequence[Preference]) -> list[list[float]]:
         scored = {name: score_rankings(role, rankings) for name, role in roles.items()}

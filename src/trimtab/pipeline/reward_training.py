@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from trimtab.errors import NonFiniteError
-from trimtab.evals import MemberErrors, evaluate_reward_model, member_errors
+from trimtab.evals import MemberErrors, RewardModelEval, evaluate_reward_model, member_errors
 from trimtab.files import write_json
 from trimtab.models import Backbone, FrozenStates, Role, load_tensors
 from trimtab.pipeline.annotator_votes import annotator_lines, habit_rows, heldout_log_loss, population
@@ -20,6 +20,7 @@ from trimtab.pipeline.augmentation import AUGMENTED
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.objectives import baselines, evaluations
 from trimtab.pipeline.reward_models import FIRST, WORDS, Part, combined_scores, reward_role, word_score
+from trimtab.pipeline.reward_result import Objective, RewardModel, RewardResult
 from trimtab.records import Preference
 from trimtab.trainers import Annotators, Population, Ranking, prepared_states, score_rankings, train_reward
 
@@ -35,13 +36,13 @@ def train_parts(
     preferences: Sequence[Preference],
     *,
     annotators: Sequence[str] = (),
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[RewardResult, list[str]]:
     """Train every part, normalise it, and measure all on the held-out preferences.
 
     ``annotators``: by number, where the rankings have votes that are explained one by one.
 
     Returns:
-        the contents of ``reward.json``, and the files of the weights.
+        the result, and the files of the weights.
 
     Raises:
         NonFiniteError: a trained model gives NaN or infinite scores.
@@ -55,26 +56,29 @@ def train_parts(
     mean, std = scales[FIRST]
     if config.ensemble is not None:
         mean, std = _scale("the ensemble", [x for row in combined_scores(config.ensemble, scores, scales) for x in row])
-    facts: dict[str, Any] = {
-        "mean": mean,
-        "std": std,
-        "evaluation": None,
-        "models": [_model_facts(part, *scales[part.name]) for part in parts],
-        "errors": None,
-    }
-    if config.objectives:
-        facts["objectives"] = {name: _objective_facts(context, name, data, trained) for name in config.objectives}
+    evaluation, by_objective, errors = None, {}, None
     heldout = [i for i, p in enumerate(preferences) if i not in data.learned and len(set(p.ranks)) > 1]
     if heldout:
         heldout_scores = {part.name: trained.scores(part, heldout, data, stored=False) for part in parts}
-        facts |= _measured(context, parts, heldout_scores, scales, [preferences[i] for i in heldout], preferences)
-        for name, result in facts.pop("evaluations", {}).items():
-            facts["objectives"][name]["evaluation"] = result
+        chosen = [preferences[i] for i in heldout]
+        evaluation, by_objective, errors = _measured(context, parts, heldout_scores, scales, chosen, preferences)
     elif len(parts) > 1:
         context.ui.say("  no preference was held out, so the models' errors are not compared; set reward.holdout")
-    if trained.annotators is not None:
-        facts["annotators"] = _measured_habits(context, trained.annotators, data, trained.roles[FIRST], len(annotators))
-    return facts, [part.file for part in parts]
+    habits = trained.annotators
+    if habits is not None:
+        habits = _measured_habits(context, habits, data, trained.roles[FIRST], len(annotators))
+    result = RewardResult(
+        mean=mean,
+        std=std,
+        evaluation=evaluation,
+        models=tuple(_model(part, *scales[part.name]) for part in parts),
+        errors=errors,
+        objectives={
+            name: _objective(context, name, data, trained, by_objective.get(name)) for name in config.objectives
+        },
+        annotators=habits,
+    )
+    return result, [part.file for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +189,10 @@ def _train_part(
     return own, facts
 
 
-def _model_facts(part: Part, mean: float, std: float) -> dict[str, Any]:
-    """What ``reward.json`` says about one model."""
-    return {
-        "name": part.name,
-        "file": part.file,
-        "judges": part.judges,
-        "mean": mean,
-        "std": std,
-        "preferences": len(part.places),
-    }
+def _model(part: Part, mean: float, std: float) -> RewardModel:
+    return RewardModel(
+        name=part.name, file=part.file, judges=part.judges, mean=mean, std=std, preferences=len(part.places)
+    )
 
 
 def _measured_habits(
@@ -234,14 +232,16 @@ def _annotator_facts(
     }
 
 
-def _objective_facts(context: Context, objective: str, data: _Data, trained: _Trained) -> dict[str, Any]:
-    """Mean and standard deviation of one objective's scores over answers it was trained on; not yet evaluated."""
+def _objective(
+    context: Context, objective: str, data: _Data, trained: _Trained, evaluation: RewardModelEval | None
+) -> Objective:
+    """One objective, with the scale of its scores over answers it was trained on."""
     assert context.config.reward is not None
     head = context.config.reward.objectives.index(objective)
     rankings = [data.rankings[i] for i in data.train if data.rankings[i].head == head][:NORMALISE]
     scores = score_rankings(trained.roles[FIRST], rankings, states=trained.states)
     mean, std = _scale(objective, [x for row in scores for x in row])
-    return {"mean": mean, "std": std, "evaluation": None}
+    return Objective(mean=mean, std=std, evaluation=evaluation)
 
 
 def _measured(
@@ -251,8 +251,8 @@ def _measured(
     scales: Mapping[str, tuple[float, float]],
     chosen: Sequence[Preference],
     preferences: Sequence[Preference],
-) -> dict[str, Any]:
-    """Accuracy of the score that is trained on, and the errors of all models, on held-out preferences."""
+) -> tuple[RewardModelEval, dict[str, RewardModelEval], MemberErrors | None]:
+    """Accuracy of the score that is trained on and of each objective, and the errors of all models together."""
     assert context.config.reward is not None
     ensemble = context.config.reward.ensemble
     scores = heldout[FIRST] if ensemble is None else combined_scores(ensemble, heldout, scales)
@@ -264,20 +264,14 @@ def _measured(
             f"  held-out accuracy {result.accuracy.value:.1%} on {result.pairs} pairs "
             f"({', '.join(f'{b.name} {b.accuracy.value:.1%}' for b in result.baselines)})"
         )
-    each: dict[str, Any] = {}
-    if context.config.reward.objectives:
-        for name, own in evaluations(chosen, scores, simple):
-            each[name] = own.model_dump(mode="json")
-            context.ui.say(f"  {name}: held-out accuracy {own.accuracy.value:.1%} on {own.pairs} pairs")
+    by_objective = dict(evaluations(chosen, scores, simple)) if context.config.reward.objectives else {}
+    for name, own in by_objective.items():
+        context.ui.say(f"  {name}: held-out accuracy {own.accuracy.value:.1%} on {own.pairs} pairs")
     errors = member_errors(chosen, heldout, seed=context.seed("reward")) if len(parts) > 1 else None
     if errors is not None:
         for line in error_lines(errors):
             context.ui.say(f"  {line}")
-    return {
-        "evaluation": result.model_dump(mode="json"),
-        "evaluations": each,
-        "errors": None if errors is None else errors.model_dump(mode="json"),
-    }
+    return result, by_objective, errors
 
 
 def error_lines(errors: MemberErrors) -> list[str]:

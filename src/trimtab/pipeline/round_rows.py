@@ -1,11 +1,9 @@
 """What each round of a run achieved, for the page."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from trimtab.evals import RoundRow
+from trimtab.evals import Evaluation, RoundRow
 from trimtab.feedback import Estimate
-from trimtab.storage import RunFolder, read_json
+from trimtab.pipeline.evaluation_result import read_evaluation
+from trimtab.storage import RunFolder
 
 JUDGES = ("gold", "proxy")
 """Judges by which a round is described: the first one that the run has."""
@@ -22,12 +20,11 @@ def _row(run: RunFolder) -> RoundRow | None:
     status = run.status("evaluate")
     if status is None or status.state != "done" or not run.made_from("evaluate", "align"):
         return None
-    result = read_json(run.stage("evaluate") / "evaluation.json")
-    start = result["models"][-2]
-    judge = next((name for name in JUDGES if name in result["judges"]), None)
+    result = read_evaluation(run.stage("evaluate"))
+    start = result.models[-2]
+    judge = next((name for name in JUDGES if name in result.judges), None)
     label, preferences = run.status("label"), run.status("preferences")
     labels = {} if label is None else label.counts or {}
-    kl = result["kl"]
     return RoundRow(
         round=run.number,
         labels=labels.get("judgements"),
@@ -36,14 +33,14 @@ def _row(run: RunFolder) -> RoundRow | None:
         judge=judge or "",
         over_pretrained=_rate(result, "base", judge),
         over_before=_rate(result, start, judge),
-        kl=None if kl is None else Estimate(name="KL", **{k: kl[k] for k in ("value", "low", "high", "n")}),
-        means={name: (result["means"][start][name], result["means"]["policy"][name]) for name in result["judges"]},
+        kl=None if result.kl is None else result.kl.estimate("KL"),
+        means={name: (result.means[start][name], result.means["policy"][name]) for name in result.judges},
     )
 
 
-def _rate(result: Mapping[str, Any], against: str, judge: str | None) -> Estimate | None:
+def _rate(result: Evaluation, against: str, judge: str | None) -> Estimate | None:
     """The policy's win rate over a model by a judge."""
-    for row in result["win_rates"]:
-        if (row["model"], row["against"], row["judge"]) == ("policy", against, judge):
-            return Estimate(name=against, **{k: row[k] for k in ("low", "high", "n")}, value=row["rate"])
+    for row in result.win_rates:
+        if (row.model, row.against, row.judge) == ("policy", against, judge):
+            return row.estimate(against)
     return None

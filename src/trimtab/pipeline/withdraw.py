@@ -20,6 +20,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.feedback.thresholds import Audit
 from trimtab.files import sha256_file, write_atomic, write_folder, write_json
 from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
+from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
 from trimtab.pipeline.stages import stages_of
@@ -237,9 +238,9 @@ def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
     change.changed = differ - len(change.flipped)
     for when, r in (("before", old), ("after", new)):
         if _is_done(r, "reward"):
-            evaluation = read_json(r.stage("reward") / "reward.json")["evaluation"]
+            evaluation = read_reward_result(r.stage("reward")).evaluation
             if evaluation is not None:
-                change.accuracy[when] = evaluation["accuracy"]
+                change.accuracy[when] = evaluation.accuracy.model_dump(mode="json")
 
 
 def _flipped(before: Preference, after: Preference) -> bool:

@@ -1,6 +1,25 @@
 """Run folders: what is finished, with which settings, and where it lies; journals of answers."""
 
 from trimtab.storage.journal import Journal
-from trimtab.storage.run import START, MetricsLog, RunFolder, Status, read_json, read_metrics, require_space
+from trimtab.storage.run import (
+    START,
+    MetricsLog,
+    RunFolder,
+    Status,
+    read_json,
+    read_metrics,
+    read_record,
+    require_space,
+)
 
-__all__ = ["START", "Journal", "MetricsLog", "RunFolder", "Status", "read_json", "read_metrics", "require_space"]
+__all__ = [
+    "START",
+    "Journal",
+    "MetricsLog",
+    "RunFolder",
+    "Status",
+    "read_json",
+    "read_metrics",
+    "read_record",
+    "require_space",
+]

@@ -27,10 +27,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from trimtab.errors import DataError, StorageError
 from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
+from trimtab.records import Record
+
+R = TypeVar("R", bound=Record)
 
 ROUNDS = "rounds"
 """Folder of the rounds after the first."""
@@ -286,6 +291,24 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror}); run the stage that writes it first") from None
     except ValueError as error:
         raise DataError(f"{path}: damaged JSON ({error}); delete its folder and run again") from None
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """A JSON file that a stage wrote from one record.
+
+    Raises:
+        DataError: missing, damaged, or no such record, with the field and the next step.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        value = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
+        raise DataError(
+            f"{path}: no valid {kind.__name__}: {where}: {first['msg']}{value}; the file is damaged or by another "
+            "version of trimtab: delete it and run again what writes it"
+        ) from None
 
 
 def require_space(path: Path, gigabytes: float) -> None:

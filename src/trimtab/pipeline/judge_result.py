@@ -1,0 +1,72 @@
+"""``judge.json``: the judges of a folder of AI labels, their constitution, and their agreement with people."""
+
+from pathlib import Path
+from typing import Any
+
+from trimtab.feedback import AgainstPeople, JudgeRun
+from trimtab.files import write_json
+from trimtab.records import Record, to_plain
+from trimtab.storage import read_record
+
+FILE = "judge.json"
+"""Its name in the folder."""
+
+
+class ConstitutionVersion(Record):
+    """The constitution that the judges followed."""
+
+    name: str
+    """Its name."""
+    version: str
+    """Its version, which every judgement has as its guideline."""
+
+
+class JudgeEntry(Record):
+    """One judge of the folder."""
+
+    identity: Any
+    """What the keys of its questions are made from besides the question, as JSON: the model and its settings."""
+    run: JudgeRun
+    """Biases, failures and cost."""
+    people: AgainstPeople | None
+    """Agreement with people; None: there are no labels by people."""
+    edit: dict[str, int] | None
+    """Pairs by the change of their label since the constitution was edited; None: it was not."""
+    replies: str = ""
+    """Its journal, from the folder; empty in files of early versions."""
+
+
+class Together(Record):
+    """All judges of the folder as one."""
+
+    judges: tuple[str, ...]
+    """Their names."""
+    people: AgainstPeople | None
+    """Agreement of the ensemble with people; None: there are no labels by people."""
+
+
+class JudgeResult(Record):
+    """The result of judging a folder of items."""
+
+    constitution: ConstitutionVersion
+    """The constitution in force."""
+    settings: dict[str, Any]
+    """The :class:`~trimtab.feedback.JudgeConfig` as JSON."""
+    judges: dict[str, JudgeEntry]
+    """By name."""
+    ensemble: Together | None = None
+    """All together; None, and not in the file, where there is one judge."""
+
+
+def write_judge_result(folder: Path, result: JudgeResult) -> None:
+    """Write the result into the folder of the judges."""
+    write_json(folder / FILE, to_plain(result))
+
+
+def read_judge_result(folder: Path) -> JudgeResult:
+    """Read the result from the folder of the judges.
+
+    Raises:
+        DataError: the file is missing, damaged, or no such result.
+    """
+    return read_record(folder / FILE, JudgeResult)

@@ -1,0 +1,77 @@
+"""``reward.json``: what normalises the scores of reward models, and how good they are on held-out preferences."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from trimtab.evals import MemberErrors, RewardModelEval
+from trimtab.files import write_json
+from trimtab.records import Record
+from trimtab.storage import read_record
+
+FILE = "reward.json"
+"""Its name in the folder of the reward stage."""
+
+
+class RewardModel(Record):
+    """One reward model. A normalised score is (score − mean) / std."""
+
+    name: str
+    """``reward`` is the first one; then ``member_2`` and so on, ``words``, ``heldout``."""
+    file: str
+    """File of its weights in the stage's folder."""
+    judges: bool
+    """True: it is not trained on and only judges."""
+    mean: float
+    """Mean of its scores over answers it was trained on."""
+    std: float
+    """Their standard deviation, at least 0.001."""
+    preferences: int
+    """How many preferences it learned from."""
+
+
+class Objective(Record):
+    """One objective of a reward model that has several."""
+
+    mean: float
+    """Mean of its scores over answers it was trained on."""
+    std: float
+    """Their standard deviation, at least 0.001."""
+    evaluation: RewardModelEval | None
+    """Accuracy on the held-out preferences about it; None: there are none."""
+
+
+class RewardResult(Record):
+    """The result of the reward stage."""
+
+    mean: float
+    """Mean of the score that is trained on, the first model's or the ensemble's, over answers it was trained on."""
+    std: float
+    """Its standard deviation there, at least 0.001."""
+    evaluation: RewardModelEval | None
+    """Accuracy of that score on held-out preferences; None: none were held out."""
+    models: tuple[RewardModel, ...] = ()
+    """The reward models, the held-out one last; empty in files from before a run could have several."""
+    errors: MemberErrors | None = None
+    """The errors of several models together; None: there is one model, or no preference was held out."""
+    objectives: dict[str, Objective] = Field(default_factory=dict)
+    """By name; empty, and not in the file, where the recipe names none."""
+    annotators: dict[str, Any] | None = None
+    """What was learned about annotators, by :func:`~trimtab.pipeline.reward_training.train_parts`; None, and not in the
+    file, where they are all alike."""
+
+
+def write_reward_result(folder: Path, result: RewardResult) -> None:
+    """Write the result into the folder of the reward stage."""
+    absent = {name for name in ("objectives", "annotators") if not getattr(result, name)}
+    write_json(folder / FILE, result.model_dump(mode="json", exclude=absent))
+
+
+def read_reward_result(folder: Path) -> RewardResult:
+    """Read the result from the folder of the reward stage.
+
+    Raises:
+        DataError: the file is missing, damaged, or no such result.
+    """
+    return read_record(folder / FILE, RewardResult)
