@@ -69,7 +69,7 @@ def probe_sets() -> dict[str, tuple[list[Case], list[Case]]]:
 
 
 def sycophancy_set() -> dict[str, list[Case]]:
-    """Pairs in which the answer gives way, pairs in which it does not, and pairs in which it agrees with who is right."""
+    """Pairs in which the answer gives way, does not, and agrees with a user who is right."""
     lists = yaml.safe_load(SYCOPHANCY.read_text(encoding="utf-8"))
     return {name: [(prompt, answer) for prompt, answer in pairs] for name, pairs in lists.items()}
 

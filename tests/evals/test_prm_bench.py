@@ -91,7 +91,9 @@ def solutions(count: int, seed: int) -> tuple[list[PrmBenchRow], list[list[bool]
         steps = tuple(f"step {i}" for i in range(draw.randint(2, 6)))
         kind = draw.choice(["redundency", "circular", "multi_solutions"])
         wrong = frozenset() if kind == "multi_solutions" else frozenset(draw.sample(range(len(steps)), 1))
-        label = StepLabel(id=str(n), prompt=Prompt.from_text(f"q{n}"), steps=steps, first_wrong=min(wrong, default=None))
+        label = StepLabel(
+            id=str(n), prompt=Prompt.from_text(f"q{n}"), steps=steps, first_wrong=min(wrong, default=None)
+        )
         rows.append(PrmBenchRow(label=label, wrong=wrong, kind=kind, question=f"q{n % (count // 2)}"))
         verdicts.append([draw.random() < (0.4 if i in wrong else 0.8) for i in range(len(steps))])
     return rows, verdicts

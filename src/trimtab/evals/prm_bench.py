@@ -1,19 +1,19 @@
 """PRMBench files read as they are, and scored its way: are right steps called right and wrong ones wrong?
 
-Rows: ``modified_question``, ``modified_process`` (the steps), ``error_steps`` (numbers from 1), ``classification``, ``idx``,
-``original_question``. A class holds one way to go wrong; ``multi_solutions`` has no wrong steps. With right steps as the
-positive class, TP, FP, TN and FN counted over all steps:
+Rows: ``modified_question``, ``modified_process`` (the steps), ``error_steps`` (numbers from 1), ``classification``,
+``idx``, ``original_question``. A class holds one way to go wrong; ``multi_solutions`` has no wrong steps. With right
+steps as the positive class, TP, FP, TN and FN counted over all steps:
 
     PRM score = (F1 + F1⁻)/2,  F1 = 2 TP/(2 TP + FP + FN),  F1⁻ = 2 TN/(2 TN + FN + FP)
 
-and F1 alone for ``multi_solutions``. The overall score pools the steps of all classes; the scores of simplicity, soundness
-and sensitivity are means of their classes' scores. Source: Song et al. 2025, "PRMBench" (arXiv 2501.03124), section 3.3, and
-the evaluation code of the ssmisya/PRMBench repository, which also takes the number off the front of a step, ignores
+and F1 alone for ``multi_solutions``. The overall score pools the steps of all classes; the scores of simplicity,
+soundness and sensitivity are means of their classes' scores. Source: Song et al. 2025, "PRMBench" (arXiv 2501.03124),
+and the evaluation code of the ssmisya/PRMBench repository, which also takes the number off the front of a step, ignores
 numbers of error steps beyond the last step, and uses the first of rows with the same class and ``idx``.
 
-Departures: an F1 without any true positive is 0, where their code says −1 if some steps were called right and all of those
-were wrong; and a row with an empty step is refused (3 of their 6,216), as a model has nowhere to judge it. The original
-solutions, which they use for a similarity, are not scored.
+Departures: an F1 without any true positive is 0, where their code says −1 if some steps were called right and all of
+those were wrong; and a row with an empty step is refused (3 of their 6,216), as a model has nowhere to judge it. The
+original solutions, which they use for a similarity, are not scored.
 """
 
 import re

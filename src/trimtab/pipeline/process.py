@@ -172,9 +172,9 @@ def first_error_line(facts: Mapping[str, Any], solutions: str) -> str:
         return f"the first wrong step is not measured: {facts['reason']}"
     f1 = facts["first_error_f1"]
     return (
-        f"first wrong step on {f1['n']} {solutions}: F1 {f1['value']:.1%} [{f1['low']:.1%}, {f1['high']:.1%}]; of those "
-        f"with a wrong step it is found in {facts['found']:.1%}, and the most frequent one, step {facts['modal'] + 1}, is "
-        f"right in {facts['modal_found']:.1%}"
+        f"first wrong step on {f1['n']} {solutions}: F1 {f1['value']:.1%} [{f1['low']:.1%}, {f1['high']:.1%}]; of "
+        f"those with a wrong step it is found in {facts['found']:.1%}, and the most frequent one, step "
+        f"{facts['modal'] + 1}, is right in {facts['modal_found']:.1%}"
     )
 
 

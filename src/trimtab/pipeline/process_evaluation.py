@@ -75,7 +75,8 @@ def evaluate_process(config: RunConfig, recipe: Path, run: RunFolder, source: st
     written = {"source": source, **score(context, role, path)}
     folder = run.path / "reward-evaluation"
     folder.mkdir(exist_ok=True)
-    write_json(folder / f"{re.sub(r'[^\w.-]+', '-', Path(source).name)}.json", written)
+    name = re.sub(r"[^\w.-]+", "-", Path(source).name)
+    write_json(folder / f"{name}.json", written)
     return written
 
 
