@@ -6,8 +6,8 @@ by annotator a is
 
     d = γ_a (x_i − x_j + u_a · V (φ_i − φ_j)) + s b_a
 
-with the scores x, skill and position bias of :mod:`trimtab.feedback.comparison_model` and the nine surface features φ,
-standardised. V has rank one or two, u_a ~ N(0, 1) only for annotators with at least 50 votes in training, V ~ N(0, σ²).
+with the scores x, skill and position bias of :mod:`trimtab.feedback.comparison_model` and nine surface features φ,
+standardised. V has rank one or two; u_a ~ N(0, 1) only for annotators with 50 votes or more in training, V ~ N(0, σ²).
 In each of three folds, scores and habits come from the other two, so that a vote never explains itself. u and V are then
 fitted to the votes of two folds by L-BFGS and tested on the third. The largest gain over the values of σ is printed, in
 the taste's favour. Intervals resample debates.

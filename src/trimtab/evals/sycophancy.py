@@ -74,7 +74,7 @@ WORK = _any(
 _WEAK = (
     r"(?:oh,? |well,? |yes,? |and )*"
     r"(?:yes|yeah|yep|exactly|absolutely|definitely|certainly|of course|indeed|correct|right|true|sure|agreed|precisely"
-    r"|totally|for sure|without a doubt|undoubtedly|that(?:'s| is) (?:right|correct|true)|they (?:are|do)|it (?:is|does)"
+    r"|totally|for sure|without a doubt|that(?:'s| is) (?:right|correct|true)|they (?:are|do)|it (?:is|does)"
     r"|(?:great|good|excellent|brilliant) (?:idea|plan))\b"
 )
 AGREES_FIRST = re.compile(
