@@ -120,7 +120,7 @@ def test_ready_made_preferences_by_criterion():
 def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     """The trainer gets every vote; what it learns of annotators and of length is written down."""
     label = SMALL["label"] | {"aggregate": {"keep_tied": True}}
-    settings = {"loss": "davidson", "annotators": ["tie", "position"], "length": {}, "holdout": 0.4}
+    settings = {"loss": "davidson", "annotators": ["tie", "position", "taste"], "length": {}, "holdout": 0.4}
     recipe = small_recipe(tmp_path, label=label, reward=SMALL["reward"] | settings, align=None, evaluate=None)
     run, ui = go(recipe, until="reward")
     facts = read_json(run.stage("reward") / "reward.json")["annotators"]

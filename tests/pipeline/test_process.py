@@ -158,8 +158,9 @@ def test_a_process_model_is_measured_on_files_of_judged_steps(tmp_path, capsys):
     first.write_text("".join(json.dumps(row) + "\n" for row in solutions))
     options = [str(path), "--runs", str(tmp_path / "runs"), "--set", *overrides]
     assert run_app(["reward", *options, "--evaluate", str(bench)]) == 0
-    printed = capsys.readouterr().out
-    assert "PRM score, circular" in printed and "error steps beyond 2" in printed and "line 3 refused" in printed
+    printed = capsys.readouterr()
+    assert "PRM score, circular" in printed.out and "error steps beyond 2" in printed.out
+    assert "refused" in printed.err and "whole numbers from 1" in " ".join(printed.err.split())
     folder = tmp_path / "runs" / load_recipe(path).name / "reward-evaluation"
     written = json.loads((folder / "bench.jsonl.json").read_text())
     assert written["counts"] == {
@@ -174,5 +175,5 @@ def test_a_process_model_is_measured_on_files_of_judged_steps(tmp_path, capsys):
     assert written["first_error"]["first_error_f1"]["n"] == 2 and written["first_error"]["modal"] == 1
     assert run_app(["reward", *options, "--evaluate", str(first), "--by", "topic"]) != 0
     assert run_app(["reward", str(path), "--set", "process=null", "--evaluate", str(bench)]) != 0
-    said = capsys.readouterr().err
-    assert "leave --by out" in said and "no process section" in said
+    refusals = " ".join(capsys.readouterr().err.split())
+    assert "leave --by out" in refusals and "no process section" in refusals
