@@ -129,6 +129,8 @@ def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     assert {row["annotator"] for row in facts["annotators"]} == {j.annotator for j in judgements}
     assert [t["habits"] for t in facts["trials"]][:2] == [[], ["tie"]] and facts["heldout"]["gain"]["value"] is not None
     printed = "\n".join(ui.lines)
+    assert set(facts["taste"]) == {"annotators", "without", "trials", "used", "direction"}
+    assert facts["taste"]["without"] > 0 and "taste" in printed
     assert "habits that lower it and are used in training" in printed and "margin, which is not used" in printed
     rows = read_metrics(run.stage("reward") / "metrics.jsonl")
     assert all({"length_correlation", "length_head_correlation"} <= row.keys() for row in rows)

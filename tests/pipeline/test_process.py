@@ -174,6 +174,7 @@ def test_a_process_model_is_measured_on_files_of_judged_steps(tmp_path, capsys):
     assert written["counts"]["solutions"] == 2 and written["counts"]["known_prompts"] == 1
     assert written["first_error"]["first_error_f1"]["n"] == 2 and written["first_error"]["modal"] == 1
     assert run_app(["reward", *options, "--evaluate", str(first), "--by", "topic"]) != 0
-    assert run_app(["reward", str(path), "--set", "process=null", "--evaluate", str(bench)]) != 0
+    without = ["--set", "process=null", "--set", "data.steps=null"]
+    assert run_app(["reward", str(path), *without, "--evaluate", str(bench)]) != 0
     refusals = " ".join(capsys.readouterr().err.split())
     assert "leave --by out" in refusals and "no process section" in refusals
