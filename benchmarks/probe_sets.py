@@ -1,7 +1,8 @@
 """Our own answers for every probe: at least 50 that have what it looks for and 50 that do not.
 
 Sentences of ``probe_sets.yaml`` are put at the beginning or the end of plain answers. What shows in the form of an
-answer (copies, repetition, markup, text that is none) is made from the same plain answers by rule.
+answer (copies, repetition, markup, text that is none) is made from the same plain answers by rule. Sycophancy depends
+on the prompt, so ``sycophancy_set.yaml`` has whole pairs.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import yaml
 
 SENTENCES = Path(__file__).with_name("probe_sets.yaml")
+SYCOPHANCY = Path(__file__).with_name("sycophancy_set.yaml")
 
 PLAIN: tuple[tuple[str, str], ...] = (
     ("How do I boil an egg?", "Put it into boiling water for eight minutes, then into cold water."),
@@ -57,11 +59,19 @@ def probe_sets() -> dict[str, tuple[list[Case], list[Case]]]:
         [(LONG[i % len(LONG)], text) for i, text in enumerate(foreign["positive"])],
         [*((LONG[i % len(LONG)], f"{text} {PLAIN[i][1]}") for i, text in enumerate(foreign["negative"])), *PLAIN],
     )
+    agreed = sycophancy_set()
+    sets["sycophancy"] = (agreed["positive"], agreed["negative"])
     forms = {"copying": _copying, "repetition": _repetition, "markup": _markup, "degenerate": _degenerate}
     for name, cases in forms.items():
         made = list(cases())
         sets[name] = ([case for case, yes in made if yes], [case for case, yes in made if not yes])
     return sets
+
+
+def sycophancy_set() -> dict[str, list[Case]]:
+    """Pairs in which the answer gives way, does not, and agrees with a user who is right."""
+    lists = yaml.safe_load(SYCOPHANCY.read_text(encoding="utf-8"))
+    return {name: [(prompt, answer) for prompt, answer in pairs] for name, pairs in lists.items()}
 
 
 LONG = tuple(f"{question} Please say it in one or two sentences that a child can follow." for question, _ in PLAIN)

@@ -11,6 +11,10 @@ the floor of its alarm. With files, it also measures on labels of others:
     TruthfulQA's training data of judges (S. Lin et al. 2021, https://arxiv.org/abs/2109.07958): ``question``,
     ``answer``, ``label`` yes or no. Evasion against answers that are not informative; over-confidence against answers
     that are not true. The latter is no probe's claim: it shows how little confident wording says about truth.
+``--suggestions FILE``
+    A suite of sycophancy (``trimtab eval``): ``qid``, ``variant``, ``prompt``, ``correct``, ``incorrect``. The probe of
+    sycophancy on wrong answers after a wrong suggestion, against right ones; and how often it fires on right answers
+    after a right suggestion, and on wrong answers after a doubt. The answers are bare statements, not a model's words.
 
 Intervals are Wilson's, clustered by prompt. The precision at a base rate of 1 % follows from recall and false positive
 rate, with the ends of their intervals that make it worst and best. No text is printed.
@@ -21,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.probe_sets import probe_sets
+from benchmarks.probe_sets import probe_sets, sycophancy_set
 from trimtab.errors import TrimtabError
 from trimtab.evals import ANSWER_PROBES
 from trimtab.feedback.intervals import clustered_wilson_interval
@@ -41,16 +45,16 @@ def precision_at(base: float, recall: float, false_positives: float) -> float:
     >>> round(precision_at(0.01, 0.9, 0.01), 3)
     0.476
     """
-    fired = base * recall + (1 - base) * false_positives
-    return base * recall / fired if fired else 1.0
+    fires = base * recall + (1 - base) * false_positives
+    return base * recall / fires if fires else 1.0
 
 
 def share(probe: str, answers: Sequence[Answer]) -> tuple[float, float, float]:
     """How often a probe fires, with the interval."""
     facts = ANSWER_PROBES[probe]
-    fired = [float(facts.value(prompt, answer) > facts.floor) for _, prompt, answer in answers]
-    low, high = clustered_wilson_interval(fired, [cluster for cluster, _, _ in answers])
-    return sum(fired) / len(fired), low, high
+    fires = [float(facts.value(prompt, answer) > facts.floor) for _, prompt, answer in answers]
+    low, high = clustered_wilson_interval(fires, [cluster for cluster, _, _ in answers])
+    return sum(fires) / len(fires), low, high
 
 
 def line(name: str, probe: str, positive: Sequence[Answer], negative: Sequence[Answer]) -> str:
@@ -85,8 +89,7 @@ def xstest(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         known = bool(positive and negative)
         lines.append(line(model, "evasion", positive, negative) if known else f"{model}: lacks refusals or compliance")
     if partial := of(rows, PARTIAL):
-        fired, low, high = share("evasion", partial)
-        lines.append(f"partial refusals: fires on {fired:.1%} [{low:.1%}, {high:.1%}] of {len(partial)}")
+        lines.append(fired("partial refusals", "evasion", partial))
     return lines
 
 
@@ -98,15 +101,37 @@ def judged(name: str, probe: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return line(name, probe, by["no"], by["yes"])
 
 
+def fired(name: str, probe: str, answers: Sequence[Answer]) -> str:
+    """How often a probe fires, in words."""
+    rate, low, high = share(probe, answers)
+    return f"{name}: fires on {rate:.1%} [{low:.1%}, {high:.1%}] of {len(answers)}"
+
+
+def suggested(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The probe of sycophancy by what the user suggests."""
+
+    def of(variant: str, column: str) -> list[Answer]:
+        return [(str(row["qid"]), row["prompt"], row[column]) for row in rows if row["variant"] == variant]
+
+    wrong = of("user_suggests_wrong", "incorrect"), of("user_suggests_wrong", "correct")
+    return [
+        line("wrong suggestions, wrong answers against right ones", "sycophancy", *wrong),
+        fired("right suggestions, right answers", "sycophancy", of("user_suggests_right", "correct")),
+        fired("doubted right answers, wrong answers", "sycophancy", of("user_doubts_right", "incorrect")),
+    ]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print a line for each probe and data set."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.probes", description="Measures the probes.")
-    for name in ("xstest", "info", "truth"):
+    for name in ("xstest", "info", "truth", "suggestions"):
         parser.add_argument(f"--{name}", metavar="FILE", help="labels of others, see the module's text")
     given = parser.parse_args(arguments)
     for probe, (positive, negative) in probe_sets().items():
         sides = [[(prompt, prompt, answer) for prompt, answer in cases] for cases in (positive, negative)]
         print(line(probe, probe, *sides))
+    right = [(prompt, prompt, answer) for prompt, answer in sycophancy_set()["right"]]
+    print(fired("sycophancy, answers that agree with a user who is right", "sycophancy", right))
     try:
         if given.xstest:
             print("evasion, XSTest:", *xstest(read(given.xstest)), sep="\n  ")
@@ -114,6 +139,8 @@ def main(arguments: Sequence[str]) -> int:
             print(judged("evasion, answers that are not informative", "evasion", read(given.info)))
         if given.truth:
             print(judged("overconfidence, answers that are not true", "overconfidence", read(given.truth)))
+        if given.suggestions:
+            print("sycophancy, suggestions:", *suggested(read(given.suggestions)), sep="\n  ")
     except TrimtabError as error:
         print(error, file=sys.stderr)
         return 3

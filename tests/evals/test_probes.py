@@ -55,10 +55,15 @@ def test_table():
     assert table["flattery"] == pytest.approx(1 / 3)
     assert table["distinct_answers"] == 1
     assert table["copied"] == pytest.approx(1 / 3)
+    assert table["sycophancy"] == 0.0
+    asked = [Prompt.from_text("I believe it is green, right?")] * 3
+    assert probe_table([Completion(text=t) for t in ("Right!", "It is blue.", "I agree.")], prompts=asked)[
+        "sycophancy"
+    ] == pytest.approx(2 / 3)
 
 
 def test_table_leaves_out_what_is_not_known():
-    assert set(PROBES) - set(probe_table([Completion(text="")])) == {"tokens", "ended_rate", "copied"}
+    assert set(PROBES) - set(probe_table([Completion(text="")])) == {"tokens", "ended_rate", "copied", "sycophancy"}
 
 
 NOTE = (

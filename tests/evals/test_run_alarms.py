@@ -92,6 +92,14 @@ def test_values_of_answers_and_their_means_by_prompt():
     assert rows_of(means, 3) == {"step": 3, "means": means}
 
 
+def test_a_run_that_began_before_a_probe_existed_goes_on_without_it():
+    alarms = RunAlarms(AlarmConfig(), 60, PROBES)
+    for _ in range(8):  # lines of an earlier version
+        assert alarms.add({"song": [0.0] * 32}) == []
+    later = [alarms.add({"song": [0.9] * 32, "dance": [0.9] * 32}) for _ in range(30)]
+    assert {probe for step in later for probe, _ in step} == {"song"}
+
+
 def test_an_alarm_names_the_ten_answers_with_most_of_it():
     alarms = RunAlarms(AlarmConfig(baseline=1), 20, PROBES)
     alarms.add({name: [0.0] * 64 for name in PROBES})

@@ -120,7 +120,7 @@ def test_ready_made_preferences_by_criterion():
 def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     """The trainer gets every vote; what it learns of annotators and of length is written down."""
     label = SMALL["label"] | {"aggregate": {"keep_tied": True}}
-    settings = {"loss": "davidson", "annotators": ["tie", "position"], "length": {}, "holdout": 0.4}
+    settings = {"loss": "davidson", "annotators": ["tie", "position", "taste"], "length": {}, "holdout": 0.4}
     recipe = small_recipe(tmp_path, label=label, reward=SMALL["reward"] | settings, align=None, evaluate=None)
     run, ui = go(recipe, until="reward")
     facts = read_json(run.stage("reward") / "reward.json")["annotators"]
@@ -129,6 +129,8 @@ def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     assert {row["annotator"] for row in facts["annotators"]} == {j.annotator for j in judgements}
     assert [t["habits"] for t in facts["trials"]][:2] == [[], ["tie"]] and facts["heldout"]["gain"]["value"] is not None
     printed = "\n".join(ui.lines)
+    assert set(facts["taste"]) == {"annotators", "without", "trials", "used", "direction"}
+    assert facts["taste"]["without"] > 0 and "taste" in printed
     assert "habits that lower it and are used in training" in printed and "margin, which is not used" in printed
     rows = read_metrics(run.stage("reward") / "metrics.jsonl")
     assert all({"length_correlation", "length_head_correlation"} <= row.keys() for row in rows)

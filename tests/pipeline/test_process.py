@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError
 from trimtab.pipeline.config import check_recipe, load_recipe
 from trimtab.pipeline.plan import make_plan
@@ -129,3 +130,51 @@ def test_contradictions(tmp_path, change, message):
     path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}))
     with pytest.raises(ConfigError, match=message):
         check_recipe(load_recipe(path))
+
+
+BENCH = {
+    "original_question": "Which tea?",
+    "modified_question": "Which tea?",
+    "original_process": ["green tea"],
+    "modified_process": ["Step 1. green tea", "2. cold soup", "cold soup"],
+    "modified_steps": [2],
+    "error_steps": [2, 3, 9],
+    "idx": "0",
+    "classification": "circular",
+}
+
+
+def test_a_process_model_is_measured_on_files_of_judged_steps(tmp_path, capsys):
+    path = recipe(tmp_path, align=None, rewards=None)
+    overrides = ["process.rollouts=null"]
+    bench, first = tmp_path / "bench.jsonl", tmp_path / "first.jsonl"
+    rows = [BENCH, BENCH, BENCH | {"idx": "1", "error_steps": ["a"]}, BENCH | {"idx": "2", "original_question": "?"}]
+    bench.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = sentences(1, words=3, start=4000)[0]
+    solutions = [
+        {"problem": known, "steps": ["green tea"], "label": -1},
+        {"problem": "Which soup?", "steps": ["green tea", "cold soup"], "label": 1},
+    ]
+    first.write_text("".join(json.dumps(row) + "\n" for row in solutions))
+    options = [str(path), "--runs", str(tmp_path / "runs"), "--set", *overrides]
+    assert run_app(["reward", *options, "--evaluate", str(bench)]) == 0
+    printed = capsys.readouterr()
+    assert "PRM score, circular" in printed.out and "error steps beyond 2" in printed.out
+    assert "refused" in printed.err and "whole numbers from 1" in " ".join(printed.err.split())
+    folder = tmp_path / "runs" / load_recipe(path).name / "reward-evaluation"
+    written = json.loads((folder / "bench.jsonl.json").read_text())
+    assert written["counts"] == {
+        "solutions": 2, "refused": 1, "too_long": 0, "unrendered": 0, "known_prompts": 0, "repeated": 1,
+        "error_steps_beyond": 2,
+    }  # fmt: skip
+    assert written["prm_bench"]["overall"]["n"] == 2 and set(written["prm_bench"]) == {"overall", "circular"}
+    assert written["all_right"]["overall"] == 0.25  # 2 TP and 4 FP: F1 = 4/8, none called wrong
+    assert run_app(["reward", *options, "--evaluate", str(first), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["counts"]["solutions"] == 2 and written["counts"]["known_prompts"] == 1
+    assert written["first_error"]["first_error_f1"]["n"] == 2 and written["first_error"]["modal"] == 1
+    assert run_app(["reward", *options, "--evaluate", str(first), "--by", "topic"]) != 0
+    without = ["--set", "process=null", "--set", "data.steps=null"]
+    assert run_app(["reward", str(path), *without, "--evaluate", str(bench)]) != 0
+    refusals = " ".join(capsys.readouterr().err.split())
+    assert "leave --by out" in refusals and "no process section" in refusals

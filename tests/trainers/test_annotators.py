@@ -10,7 +10,15 @@ from trimtab.algos import vote_loss
 from trimtab.conformance.tabular import LinearReward
 from trimtab.errors import TrainingError
 from trimtab.feedback.comparison_model import Parameters, Votes, outcome_logs, vote_probabilities
-from trimtab.pipeline.annotator_votes import habit_rows, heldout_log_loss, population
+from trimtab.pipeline.annotator_votes import (
+    annotator_lines,
+    choose_taste,
+    habit_rows,
+    heldout_log_loss,
+    population,
+    taste_facts,
+    with_taste,
+)
 from trimtab.pipeline.config import RewardStageConfig
 from trimtab.trainers import Annotators, OptimizerConfig, PairVote, Population, Ranking, score_rankings, train_reward
 from trimtab.trainers.annotators import VoteTable
@@ -94,6 +102,71 @@ def test_planted_habits_are_recovered_and_held_out_votes_are_better_explained():
     assert slope == pytest.approx(1.0, abs=0.25)
     rows = habit_rows(learned, [f"w{a}" for a in range(10)], train)
     assert sum(row["votes"] for row in rows) == 2400 and rows[3]["tie"] == learned.values["tie"][3]
+
+
+def test_a_planted_taste_is_fitted_before_training_and_stays_out_of_the_rewards():
+    """Two annotators want the third feature, two want it not; the scores do not depend on it."""
+    rng = np.random.default_rng(3)
+    answers, people, count = 30, 4, 1800
+    features = rng.normal(size=(answers, 3))
+    truth = features @ np.array([1.0, -1.0, 0.0])
+    likes = np.array([1.5, 1.5, -1.5, -1.5])
+    rankings = []
+    for n in range(count):
+        i, j = (int(x) for x in rng.choice(answers, 2, replace=False))
+        who, apart = int(rng.integers(0, people)), features[i] - features[j]
+        gap = truth[i] - truth[j] + likes[who] * apart[2]
+        shares = np.exp(outcome_logs("davidson", np.array([gap]), np.array([-1.0]))[0][0])
+        vote = PairVote(
+            annotator=who, first=0, second=1, outcome=int(rng.choice(3, p=shares / shares.sum())), shown=0.0,
+            weight=1.0, apart=tuple(apart.tolist()),
+        )  # fmt: skip
+        ranks = ((0, 1), (0, 0), (1, 0))[vote.outcome]
+        rankings.append(
+            Ranking(
+                id=str(n), sequences=[[0, i], [0, j]], prompt_length=1, ranks=ranks, probability=None, margin=None,
+                weight=1.0, votes=(vote,),
+            )
+        )  # fmt: skip
+    train, held = rankings[:1400], rankings[1400:]
+    steady = OptimizerConfig(lr=0.3, schedule="cosine", warmup=0.0, max_grad_norm=None)
+    config = RewardStageConfig(
+        loss="davidson", annotators=("taste",), optimizer=steady, batch=1400, epochs=20, micro_batch_tokens=1 << 22
+    )
+    start, _ = population(config, train, annotators=people, seed=0)
+    choice = choose_taste(config, start, train, annotators=people, seed=0)
+    assert start.habits == () and choice.annotators == people and taste_facts(choice)["used"]
+    tasted = with_taste(train, choice.taste)
+    offsets = np.array([r.votes[0].taste for r in tasted])
+    wanted = np.array([likes[r.votes[0].annotator] * r.votes[0].apart[2] for r in train])
+    assert np.corrcoef(offsets, wanted)[0, 1] > 0.95
+    role, habits = LinearReward(torch.tensor(features)), Annotators(start)
+    train_reward(cast(Any, role), tasted, config, seed=0, annotators=habits)
+    learned = role.scalar(torch.tensor(features)).detach().numpy()[:, 0]
+    assert np.corrcoef(learned, truth)[0, 1] > 0.98
+    scores = score_rankings(cast(Any, role), held)
+    measured = heldout_log_loss(
+        config, habits.population(), with_taste(held, choice.taste), scores, [r.id for r in held], annotators=people,
+        seed=0,
+    )  # fmt: skip
+    assert measured["gain"]["low"] > 0 and measured["alike"] > measured["annotators"]
+    lines = annotator_lines({"trials": [], "habits": [], "heldout": None, "taste": taste_facts(choice)})
+    assert "4 annotators with 50 votes or more" in lines[-1] and "used in training" in lines[-1]
+    assert choose_taste(config.model_copy(update={"annotators": ("tie",)}), start, train, annotators=4, seed=0) is None
+    assert with_taste(train, None) == train
+
+
+def test_an_offset_is_added_to_the_difference_of_the_rewards():
+    vote = PairVote(annotator=0, first=0, second=1, outcome=0, shown=0.0, weight=1.0, taste=0.7)
+    ranking = Ranking(
+        id="a", sequences=[[0, 1], [0, 2]], prompt_length=1, ranks=(0, 1), probability=None, margin=None, weight=1.0,
+        votes=(vote,),
+    )  # fmt: skip
+    start = Population(habits=("skill",), deviations={"skill": 0.5}, values={"skill": [2.0, 0.0]})
+    votes = VoteTable.of([ranking], torch.device("cpu"))
+    loss = Annotators(start).loss(torch.tensor([0.5, 0.2]), votes, "davidson")
+    wanted = -outcome_logs("davidson", np.array([2.0 * (0.5 - 0.2 + 0.7)]), np.array([0.0]))[0][0, 0]
+    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_alike_annotators_get_no_habits():

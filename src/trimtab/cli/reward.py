@@ -20,7 +20,8 @@ def reward(
             "--evaluate",
             metavar="FILE",
             help="Then measure the reward model on a file of preferences or of RewardBench 2, or on heldout, the "
-            "preferences kept out of training.",
+            "preferences kept out of training; or the process reward model on a file of judged steps (ProcessBench, "
+            "PRMBench).",
         ),
     ] = None,
     slices: Annotated[
@@ -33,25 +34,33 @@ def reward(
     Example: trimtab reward recipe.yaml --evaluate heldout
     """
     from trimtab.errors import ConfigError
+    from trimtab.pipeline.config import load_recipe
 
     if slices is not None and evaluate is None:
         raise ConfigError("--by splits the results of --evaluate; add --evaluate FILE or --evaluate heldout")
     if evaluate is None:
         execute(recipe, set, until="reward", runs=runs, as_json=as_json)
         return
-    execute(recipe, set, until="reward", runs=runs, as_json=False)
-    from trimtab.pipeline.config import load_recipe
+    from trimtab.pipeline.process_evaluation import evaluate_process, process_lines, process_source
+
+    config = load_recipe(recipe, set)
+    steps = process_source(config, recipe, evaluate)
+    if steps and slices is not None:
+        raise ConfigError(f"--by splits preferences, and {evaluate} has judged steps; leave --by out")
+    execute(recipe, set, until="process" if steps else "reward", runs=runs, as_json=False)
     from trimtab.pipeline.memory import fit_memory
     from trimtab.pipeline.reward_evaluation import evaluate_reward, evaluation_lines
     from trimtab.storage import RunFolder
 
-    config = load_recipe(recipe, set)
     run = RunFolder(runs / config.name, create=False).round(config.rounds)
     with run.lock():
-        written = evaluate_reward(fit_memory(config), recipe, run, evaluate, slice_by=slices)
+        if steps:
+            written = evaluate_process(fit_memory(config), recipe, run, evaluate)
+        else:
+            written = evaluate_reward(fit_memory(config), recipe, run, evaluate, slice_by=slices)
     if as_json:
         typer.echo(json.dumps(written, indent=2))
         return
-    for line in evaluation_lines(written):
+    for line in process_lines(written) if steps else evaluation_lines(written):
         typer.echo(line)
     typer.echo(f"Written to {run.path / 'reward-evaluation'}.", err=True)

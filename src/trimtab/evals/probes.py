@@ -5,13 +5,14 @@ comes with a higher reward is worth opening the samples for.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import chain
 from statistics import fmean
 
 from trimtab.errors import DataError
+from trimtab.evals.sycophancy import sycophancy
 from trimtab.metrics import PROBES
 from trimtab.records import Completion, Prompt
 
@@ -170,10 +171,10 @@ def probe_table(
     Args:
         answers: one per prompt; compare models on the same prompts.
         token_counts: tokens of each answer; without them there is no ``tokens`` row.
-        prompts: what each answer is to; without them there is no ``copied`` row.
+        prompts: what each answer is to; without them there are no rows ``copied`` and ``sycophancy``.
 
     Returns:
-        Name to value. ``tokens``, ``ended_rate`` and ``copied`` are absent where they are not known.
+        Name to value. ``tokens``, ``ended_rate``, ``copied`` and ``sycophancy`` are absent where they are not known.
 
     Raises:
         DataError: no answers, or a token count or prompt too many or too few.
@@ -195,10 +196,16 @@ def probe_table(
         "tokens": None if token_counts is None else fmean(token_counts),
         "ended_rate": ended_rate(answers),
         "flattery": phrase_rate(texts, "flattery"),
+        "sycophancy": _mean_with_prompts(sycophancy, prompts, texts),
         "boilerplate": phrase_rate(texts, "boilerplate"),
-        "copied": None
-        if prompts is None
-        else fmean(copies(prompt.text, text) for prompt, text in zip(prompts, texts, strict=True)),
+        "copied": _mean_with_prompts(copies, prompts, texts),
         "exclamations": exclamation_rate(texts),
     }
     return {name: value for name in PROBES if (value := values[name]) is not None}
+
+
+def _mean_with_prompts(
+    probe: Callable[[str, str], float], prompts: Sequence[Prompt] | None, texts: Sequence[str]
+) -> float | None:
+    """Mean of a probe that needs the prompts; None without them."""
+    return None if prompts is None else fmean(probe(p.text, text) for p, text in zip(prompts, texts, strict=True))

@@ -162,7 +162,7 @@ class RunAlarms:
         self._seen += 1
         if self._seen <= self._config.baseline:
             for name, first in self._first.items():
-                first.extend(means[name])
+                first.extend(means.get(name, ()))  # a run that began before a probe existed goes on without it
             if self._seen == self._config.baseline:
                 self._watches = {name: self._watch(name) for name, first in self._first.items() if first}
             return []

@@ -112,7 +112,13 @@ def outcome_logs(model: TieModel, d: Floats, tau: Floats) -> tuple[Floats, Float
     return logs, by_d, by_tau
 
 
-def vote_probabilities(model: TieModel, votes: Votes, parameters: Parameters, variance: Floats | None = None) -> Floats:
+def vote_probabilities(
+    model: TieModel,
+    votes: Votes,
+    parameters: Parameters,
+    variance: Floats | None = None,
+    shift: Floats | float = 0.0,
+) -> Floats:
     """P(first), P(tie), P(second) of every vote, ``[N, 3]``.
 
     Args:
@@ -120,13 +126,14 @@ def vote_probabilities(model: TieModel, votes: Votes, parameters: Parameters, va
         votes: their outcomes are not used.
         parameters: of answers and annotators.
         variance: ``[N]``, variance of x_i − x_j, over which is averaged (Gauss–Hermite, 7 points); None: 0.
+        shift: ``[N]``, added to x_i − x_j.
     """
     if variance is None:
-        return np.exp(outcome_logs(model, *gaps(votes, parameters))[0])
+        return np.exp(outcome_logs(model, *gaps(votes, parameters, shift))[0])
     points, weights = np.polynomial.hermite_e.hermegauss(7)
     total = np.zeros((len(votes), 3))
     for point, weight in zip(points, weights / weights.sum(), strict=True):
-        total += weight * np.exp(outcome_logs(model, *gaps(votes, parameters, point * np.sqrt(variance)))[0])
+        total += weight * np.exp(outcome_logs(model, *gaps(votes, parameters, shift + point * np.sqrt(variance)))[0])
     return total
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from trimtab.errors import DataError
+from trimtab.evals.baselines import surface_features
 from trimtab.feedback import Estimate, paired_bootstrap_interval
 from trimtab.feedback.votes import votes_on_pair
 from trimtab.pipeline.config import RewardStageConfig
@@ -12,13 +13,17 @@ from trimtab.pipeline.context import Context
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.trainers import PairVote, Population, Ranking
 
+TASTE = "taste"
+"""What ``reward.annotators`` calls the taste beside the habits."""
+
 
 def with_votes(
     context: Context, rankings: Sequence[Ranking], preferences: Sequence[Preference]
 ) -> tuple[list[Ranking], list[str]]:
     """The rankings with the votes that each was made from, and the annotators by number.
 
-    All pairs of a ranking of K answers together are K − 1 votes.
+    All pairs of a ranking of K answers together are K − 1 votes. Where a taste is asked for, votes hold how the texts'
+    surface features differ.
 
     Raises:
         DataError: the judgements are not there, as with ready-made preferences.
@@ -26,10 +31,13 @@ def with_votes(
     files = [run.stage("label") / "judgements.jsonl" for run in (*context.run.earlier(), context.run)]
     judgements = {j.id: j for file in files if file.is_file() for j in read_records(file, Judgement)}
     numbers: dict[str, int] = {}
+    config = context.config.reward
+    tasted = config is not None and TASTE in config.annotators
     voted: list[Ranking] = []
     for ranking, preference in zip(rankings, preferences, strict=True):
         own = [judgements[name] for name in preference.judgements if name in judgements]
         count = len(preference.completions)
+        forms = [surface_features(c.text) if tasted else [] for c in preference.completions]
         votes = [
             PairVote(
                 annotator=numbers.setdefault(judgement.annotator, len(numbers)),
@@ -38,6 +46,7 @@ def with_votes(
                 outcome=outcome,
                 shown=shown,
                 weight=share * 2 / count,
+                apart=tuple(a - b for a, b in zip(forms[i], forms[j], strict=True)),
             )
             for judgement in own
             if judgement.ranks is not None
@@ -66,7 +75,8 @@ def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annota
 
     model = _likelihood(config)
     votes = _vote_arrays([r for r in rankings if r.votes], annotators)
-    habits, trials = select_habits(votes, model=model, habits=config.annotators, seed=seed)
+    asked = [habit for habit in config.annotators if habit != TASTE]
+    habits, trials = select_habits(votes, model=model, habits=asked, seed=seed)
     fit = fit_comparisons(votes, model=model, habits=habits)
     start = Population(
         habits=habits,
@@ -76,6 +86,54 @@ def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annota
         values={habit: getattr(fit.parameters, habit).tolist() for habit in habits},
     )
     return start, trials
+
+
+def choose_taste(
+    config: RewardStageConfig, start: Population, rankings: Sequence[Ranking], *, annotators: int, seed: int
+) -> Any:
+    """A taste for annotators with votes enough, if it lowers the log-loss of votes in cross-validation.
+
+    Returns:
+        a :class:`~trimtab.feedback.taste.TasteChoice`; None: ``config`` does not ask for a taste.
+    """
+    if TASTE not in config.annotators:
+        return None
+    from trimtab.feedback.taste import select_taste  # with NumPy and SciPy
+
+    voted = [r for r in rankings if r.votes]
+    return select_taste(
+        _vote_arrays(voted, annotators), _apart(voted), model=_likelihood(config), habits=start.habits, seed=seed
+    )
+
+
+def with_taste(rankings: Sequence[Ranking], taste: Any) -> list[Ranking]:
+    """The rankings, each vote with what its annotator's :class:`~trimtab.feedback.taste.Taste` adds; None: nothing."""
+    if taste is None:
+        return list(rankings)
+    import numpy as np
+
+    voted = [r for r in rankings if r.votes]
+    who = np.array([v.annotator for r in voted for v in r.votes], dtype=np.int64)
+    offsets = iter(taste.offsets(_apart(voted), who).tolist() if voted else ())
+    return [replace(r, votes=tuple(replace(v, taste=next(offsets)) for v in r.votes)) for r in rankings]
+
+
+def _apart(rankings: Sequence[Ranking]) -> Any:
+    """Differences of the features of each vote's answers, ``[N, F]``."""
+    import numpy as np
+
+    return np.array([v.apart for r in rankings for v in r.votes], dtype=np.float64)
+
+
+def taste_facts(choice: Any) -> dict[str, Any]:
+    """What ``reward.json`` says of a :class:`~trimtab.feedback.taste.TasteChoice`: both log-losses and the decision."""
+    return {
+        "annotators": choice.annotators,
+        "without": choice.without,
+        "trials": [{"deviation": deviation, "log_loss": loss} for deviation, loss in choice.trials],
+        "used": choice.taste is not None,
+        "direction": None if choice.taste is None else choice.taste.direction.tolist(),
+    }
 
 
 def heldout_log_loss(
@@ -88,7 +146,7 @@ def heldout_log_loss(
     annotators: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Log-loss of votes about held-out prompts by the trained rewards, with each annotator's habits and without.
+    """Log-loss of votes about held-out prompts by the trained rewards, with annotators' habits and tastes and without.
 
     Returns:
         ``votes``, ``alike`` and ``annotators``, in nats of a vote, and ``gain``, their difference, bootstrapped over
@@ -101,11 +159,13 @@ def heldout_log_loss(
     votes = _vote_arrays(rankings, annotators, shared=False)
     owners = [p for r, p in zip(rankings, prompts, strict=True) for _ in r.votes]
     rewards = np.array([s for row in scores for s in row])
+    tastes = np.array([v.taste for r in rankings for v in r.votes])
     means = {"tie": learned.common_tie, "skill": 1.0, "position": learned.common_position}
     losses: dict[str, list[float]] = {}
     for name, habits in (("alike", ()), ("annotators", learned.habits)):
         values = {h: np.array(learned.values[h]) if h in habits else np.full(annotators, means[h]) for h in means}
-        shares = vote_probabilities(_likelihood(config), votes, Parameters(score=rewards, **values))
+        shift = tastes if name == "annotators" else 0.0
+        shares = vote_probabilities(_likelihood(config), votes, Parameters(score=rewards, **values), shift=shift)
         losses[name] = (-np.log(shares[np.arange(len(votes)), votes.outcome])).tolist()
     low, high = paired_bootstrap_interval(losses["alike"], losses["annotators"], owners, seed=seed)
     mean = {name: float(np.average(values, weights=votes.weight)) for name, values in losses.items()}
@@ -171,6 +231,8 @@ def annotator_lines(facts: dict[str, Any]) -> list[str]:
     ]
     used = ", ".join(facts["habits"])
     lines.append(f"habits that lower it and are used in training: {used or 'none'}")
+    if taste := facts.get("taste"):
+        lines.append(_taste_line(taste))
     if heldout := facts["heldout"]:
         gain = heldout["gain"]
         lines.append(
@@ -179,3 +241,15 @@ def annotator_lines(facts: dict[str, Any]) -> list[str]:
             f"{gain['high']:+.4f}]"
         )
     return lines
+
+
+def _taste_line(taste: dict[str, Any]) -> str:
+    """The decision on a taste with both numbers."""
+    if not taste["trials"]:
+        return f"no taste: {taste['annotators']} annotators have the 50 votes that it needs, and it takes two to differ"
+    best = min(trial["log_loss"] for trial in taste["trials"])
+    decision = "used in training" if taste["used"] else "not used"
+    return (
+        f"a taste of {taste['annotators']} annotators with 50 votes or more: log-loss of a vote that was not fitted "
+        f"{taste['without']:.4f} without, {best:.4f} with; {decision}"
+    )

@@ -1,6 +1,6 @@
 """The process reward model of a run: labels of steps from a file or from rollouts, training, and its scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -42,15 +42,7 @@ def run_process(context: Context) -> tuple[Counts, list[str]]:
     role.save(folder / "weights.safetensors")
     facts = measured(role, [solutions[i] for i in held], [used[i] for i in held])
     write_json(folder / "process.json", facts)
-    if facts["first_error_f1"] is None:
-        context.ui.say(f"  the first wrong step is not measured: {facts['reason']}")
-    else:
-        f1 = facts["first_error_f1"]
-        context.ui.say(
-            f"  first wrong step on {f1['n']} held-out solutions: F1 {f1['value']:.1%} [{f1['low']:.1%}, "
-            f"{f1['high']:.1%}]; of those with a wrong step it is found in {facts['found']:.1%}, and the most frequent "
-            f"one, step {facts['modal'] + 1}, is right in {facts['modal_found']:.1%}"
-        )
+    context.ui.say(f"  {first_error_line(facts, 'held-out solutions')}")
     judged = sum(target is not None for i in train for target in solutions[i].targets)
     counts |= {"solutions": len(train), "held_out": len(held), "judged_steps": judged}
     return counts, ["weights.safetensors", "process.json", "labels.jsonl"]
@@ -172,6 +164,18 @@ def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLab
         "modal": modal,
         "modal_found": fmean(first == modal for _, first in wrong),
     }
+
+
+def first_error_line(facts: Mapping[str, Any], solutions: str) -> str:
+    """What :func:`measured` gives, in words; ``solutions`` says which ones they are."""
+    if facts["first_error_f1"] is None:
+        return f"the first wrong step is not measured: {facts['reason']}"
+    f1 = facts["first_error_f1"]
+    return (
+        f"first wrong step on {f1['n']} {solutions}: F1 {f1['value']:.1%} [{f1['low']:.1%}, {f1['high']:.1%}]; of "
+        f"those with a wrong step it is found in {facts['found']:.1%}, and the most frequent one, step "
+        f"{facts['modal'] + 1}, is right in {facts['modal_found']:.1%}"
+    )
 
 
 def process_role(context: Context, backbone: Backbone) -> Role:

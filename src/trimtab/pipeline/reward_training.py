@@ -15,7 +15,15 @@ from trimtab.errors import NonFiniteError
 from trimtab.evals import MemberErrors, RewardModelEval, evaluate_reward_model, member_errors
 from trimtab.files import write_json
 from trimtab.models import Backbone, FrozenStates, Role, load_tensors
-from trimtab.pipeline.annotator_votes import annotator_lines, habit_rows, heldout_log_loss, population
+from trimtab.pipeline.annotator_votes import (
+    annotator_lines,
+    choose_taste,
+    habit_rows,
+    heldout_log_loss,
+    population,
+    taste_facts,
+    with_taste,
+)
 from trimtab.pipeline.augmentation import AUGMENTED
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.objectives import baselines, evaluations
@@ -176,17 +184,19 @@ def _train_part(
     assert config is not None
     first = part.name == FIRST
     seed = context.seed("reward" if first else f"reward/{part.name}")
-    habits, trials = None, []
+    habits, trials, choice = None, [], None
     if annotators:
         start, trials = population(config, rankings, annotators=len(annotators), seed=seed)
+        choice = choose_taste(config, start, rankings, annotators=len(annotators), seed=seed)
+        rankings = with_taste(rankings, choice and choice.taste)
         habits = Annotators(start, role.backbone.device)
     title = f"reward model {part.name}" if several else "reward model"
     with context.training("reward", title, part="" if first else part.name) as session:
         own = train_reward(role, rankings, config, seed=seed, session=session, states=states, annotators=habits)
-    facts = (
-        _annotator_facts(habits.population(), trials, annotators, rankings) if habits is not None and first else None
-    )
-    return own, facts
+    if habits is None or not first:
+        return own, None
+    facts = _annotator_facts(habits.population(), trials, annotators, rankings)
+    return own, facts | {"taste": choice and taste_facts(choice), "taste itself": choice and choice.taste}
 
 
 def _model(part: Part, mean: float, std: float) -> RewardModel:
@@ -199,11 +209,11 @@ def _measured_habits(
     context: Context, facts: dict[str, Any], data: _Data, role: Role, annotators: int
 ) -> dict[str, Any]:
     """The annotators' facts without their population, with the log-loss of the held-out votes where there are any."""
-    config, learned = context.config.reward, facts.pop("population")
+    config, learned, taste = context.config.reward, facts.pop("population"), facts.pop("taste itself")
     assert config is not None
     places = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
     if places:
-        rankings = [data.rankings[i] for i in places]
+        rankings = with_taste([data.rankings[i] for i in places], taste)
         facts["heldout"] = heldout_log_loss(
             config,
             learned,

@@ -56,6 +56,13 @@ def load_steps(source: str | Path, *, limit: int | None = None) -> StepLabels:
     return StepLabels(records=records, refused=refused)
 
 
+def has_step_columns(columns: Mapping[str, Any]) -> bool:
+    """True: a row of judged steps, by its columns, whether or not it can be used."""
+    prompted = any(name in columns for name in PROMPTS)
+    judged = "labels" in columns or ("steps" in columns and any(name in columns for name in FIRST_WRONG))
+    return prompted and judged and ("steps" in columns or "completions" in columns)
+
+
 def step_label(columns: Mapping[str, Any]) -> StepLabel:
     """One row as a step label.
 

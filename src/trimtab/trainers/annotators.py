@@ -1,7 +1,8 @@
 """What annotators do differently, learned together with a reward model and used in its training only.
 
-A vote on the answers i and j by annotator a: d = γ_a (r_i − r_j) + s b_a with the rewards r, the annotator's skill γ_a,
-position bias b_a and s = 1 where i was shown first, −1 where second, 0 where unknown; tie parameter τ_a
+A vote on the answers i and j by annotator a: d = γ_a (r_i − r_j + t) + s b_a with the rewards r, the annotator's skill
+γ_a, a taste t that was fitted before (:mod:`trimtab.feedback.taste`; mostly 0) and stays, position bias b_a and s = 1
+where i was shown first, −1 where second, 0 where unknown; tie parameter τ_a
 (:func:`trimtab.algos.vote_loss`). Priors: γ_a ~ N(1, σ_γ²), b_a ~ N(μ_b, σ_b²), τ_a ~ N(μ_τ, σ_τ²), so annotators with
 few votes stay near the population. Skills average 1, which ties the rewards to the average annotator's log-odds.
 """
@@ -99,7 +100,7 @@ class Annotators:
 
     def loss(self, scores: Tensor, votes: "VoteTable", likelihood: Literal["davidson", "rao_kupper"]) -> Tensor:
         """Weighted sum of the votes' negative log-likelihoods, a scalar."""
-        apart = scores[votes.first] - scores[votes.second]
+        apart = scores[votes.first] - scores[votes.second] + votes.taste
         gap = self._at("skill", votes) * apart + votes.shown * self._at("position", votes)
         losses = vote_loss(gap, self._at("tie", votes), votes.outcome, likelihood=likelihood)
         return (votes.weight * losses).sum()
@@ -144,24 +145,26 @@ class VoteTable:
     """``[P]``."""
     weight: Tensor
     """``[P]``."""
+    taste: Tensor
+    """``[P]``, added to the difference of the scores."""
 
     @classmethod
     def of(cls, rankings: Sequence[Ranking], device: torch.device) -> "VoteTable":
         """The votes of these rankings."""
         rows: list[tuple[int, int, int, int]] = []
-        numbers: list[tuple[float, float]] = []
+        numbers: list[tuple[float, float, float]] = []
         start = 0
         for ranking in rankings:
             for v in ranking.cast():
                 who = POPULATION if v.annotator < 0 else v.annotator
                 rows.append((start + v.first, start + v.second, v.outcome, who))
-                numbers.append((v.shown, v.weight))
+                numbers.append((v.shown, v.weight, v.taste))
             start += len(ranking.sequences)
         whole = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
-        real = torch.tensor(numbers, dtype=torch.float32, device=device).reshape(-1, 2)
+        real = torch.tensor(numbers, dtype=torch.float32, device=device).reshape(-1, 3)
         return cls(
             first=whole[:, 0], second=whole[:, 1], outcome=whole[:, 2], annotator=whole[:, 3],
-            shown=real[:, 0], weight=real[:, 1],
+            shown=real[:, 0], weight=real[:, 1], taste=real[:, 2],
         )  # fmt: skip
 
 

@@ -30,6 +30,10 @@ class PairVote:
     """1: the first was shown before the second; −1: after it; 0: not known."""
     weight: float
     """How many votes it counts for; above 0."""
+    apart: tuple[float, ...] = ()
+    """Features of the first answer's text minus those of the second's, for a taste; empty where none is asked for."""
+    taste: float = 0.0
+    """What the annotator's taste adds to the difference of the rewards; 0: none is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

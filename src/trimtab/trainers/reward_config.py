@@ -38,10 +38,11 @@ class RewardConfig(Config):
     about, and ``rewards`` gives the weights. (): one head, for one criterion."""
     length: LengthConfig | None = None
     """A second head that takes the length signal, so that the reward does not; None: there is none."""
-    annotators: tuple[Habit, ...] = ()
+    annotators: tuple[Habit | Literal["taste"], ...] = ()
     """Learn from each vote and not from the votes combined, and learn with it what differs between annotators: how
-    easily they see a ``tie``, their ``skill``, how much they favour the ``position`` shown first. For ``davidson`` and
-    ``rao_kupper``. A habit is used only where it lowers the log-loss of held-out votes. (): votes are combined."""
+    easily they see a ``tie``, their ``skill``, how much they favour the ``position`` shown first, and, with 50 votes
+    or more, their own ``taste`` in the form of answers. For ``davidson`` and ``rao_kupper``. Each is used only where it
+    lowers the log-loss of held-out votes. (): votes are combined."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure accuracy and calibration."""
     micro_batch_tokens: int = Field(default=512, ge=1)

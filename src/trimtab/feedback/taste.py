@@ -1,0 +1,203 @@
+"""What single annotators like beyond what all like: one direction in the form of answers, and how far each goes along.
+
+A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j + t) + s b_a of
+:mod:`trimtab.feedback.comparison_model`, with the taste
+
+    t = (u_a − ū) v · (φ_i − φ_j)
+
+φ are features of the answers' texts; v is shared (rank one), u_a ~ N(0, 1) is the annotator's, and v ~ N(0, σ² I) in
+units of the differences' standard deviations. Only annotators with at least :data:`LEAST` votes have one; ū is their
+mean by votes, so that what they share stays with the scores. A taste is used only if it lowers the log-loss of votes
+that were not fitted. What it gains on people's votes: ``python -m benchmarks.taste``.
+
+NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.feedback.comparison_fit import Habit, fit_comparisons
+from trimtab.feedback.comparison_model import POINTS, Floats, Ints, Parameters, TieModel, Votes, observed_logs
+
+LEAST = 50
+"""Votes that an annotator needs for a taste."""
+
+FOLDS = 3
+"""Of the cross-validation."""
+
+DEVIATIONS = (0.1, 0.3, 1.0)
+"""σ that are tried."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taste:
+    """A fitted taste."""
+
+    direction: Floats
+    """``[F]``, v, in log-odds for one unit of each feature."""
+    strength: Floats
+    """``[A]``, u_a − ū; 0: the annotator has too few votes."""
+
+    def offsets(self, apart: Floats, annotator: Ints) -> Floats:
+        """Of votes, ``[N]``, from φ_i − φ_j (``[N, F]``) and annotators; beyond A, or below 0: the average one, 0."""
+        known = (annotator >= 0) & (annotator < len(self.strength))
+        return np.where(known, self.strength[np.where(known, annotator, 0)], 0.0) * (apart @ self.direction)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasteChoice:
+    """What was tried, and what is used."""
+
+    taste: Taste | None
+    """None: it does not lower the log-loss, or nobody has votes enough."""
+    annotators: int
+    """How many have votes enough."""
+    without: float
+    """Log-loss of a vote that was not fitted, in nats over the three outcomes, without a taste."""
+    trials: tuple[tuple[float, float], ...]
+    """σ and log-loss with a taste."""
+    losses: tuple[Floats, Floats]
+    """Losses of all votes without a taste and with the best one, ``[N]`` each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossFit:
+    """Each vote with scores and habits that were fitted without it."""
+
+    model: TieModel
+    """The likelihood."""
+    votes: Votes
+    """All votes."""
+    parameters: tuple[Parameters, ...]
+    """By fold."""
+    fold: Ints
+    """``[N]``."""
+    variance: Floats
+    """``[N]``, of x_i − x_j."""
+
+    def logs(self, taste: Floats) -> tuple[Floats, Floats]:
+        """Log P(outcome), averaged over the scores' variance, and its slope by t, ``[N]`` each."""
+        logs, slope = np.zeros(len(self.votes)), np.zeros(len(self.votes))
+        for number, own in enumerate(self.parameters):
+            at = self.fold == number
+            if at.any():
+                logs[at], slope[at] = mixed_logs(self.model, self.votes.part(at), own, self.variance[at], taste[at])
+        return logs, slope
+
+    def part(self, mask: NDArray[np.bool_]) -> "CrossFit":
+        """The votes that a mask selects."""
+        return CrossFit(
+            model=self.model, votes=self.votes.part(mask), parameters=self.parameters, fold=self.fold[mask],
+            variance=self.variance[mask],
+        )  # fmt: skip
+
+
+def mixed_logs(
+    model: TieModel, votes: Votes, parameters: Parameters, variance: Floats, taste: Floats
+) -> tuple[Floats, Floats]:
+    """Log Σ_k w_k P(outcome | x_i − x_j + √variance z_k + t) with three Gauss–Hermite points, and its slope by t."""
+    skill, tau = parameters.skill[votes.annotator], parameters.tie[votes.annotator]
+    apart = parameters.score[votes.first] - parameters.score[votes.second] + taste
+    side = votes.shown * parameters.position[votes.annotator]
+    total, slope = np.zeros(len(votes)), np.zeros(len(votes))
+    for z, weight in POINTS:
+        logs, by_d, _ = observed_logs(model, skill * (apart + z * np.sqrt(variance)) + side, tau, votes.outcome)
+        share = weight * np.exp(logs)
+        total += share
+        slope += share * by_d * skill
+    return np.log(total), slope / total
+
+
+def cross_fit(votes: Votes, *, model: TieModel, habits: tuple[Habit, ...], seed: int = 0) -> CrossFit:
+    """Fit scores and habits to two of three folds each time."""
+    fold = np.random.default_rng(seed).integers(0, FOLDS, len(votes))
+    variance = np.zeros(len(votes))
+    parameters: list[Parameters] = []
+    for number in range(FOLDS):
+        test = fold == number
+        train = votes if test.all() else votes.part(~test)
+        fit = fit_comparisons(train, model=model, habits=habits, pairs=(votes.first[test], votes.second[test]))
+        parameters.append(fit.parameters)
+        variance[test] = fit.pair_variance
+    return CrossFit(model=model, votes=votes, parameters=tuple(parameters), fold=fold, variance=variance)
+
+
+def fit_taste(fitted: CrossFit, apart: Floats, *, deviation: float, seed: int = 0) -> Taste:
+    """The most probable u and v.
+
+    Args:
+        fitted: votes whose scores and habits stay.
+        apart: ``[N, F]``, φ_i − φ_j.
+        deviation: σ.
+        seed: of the small numbers that the search starts from.
+    """
+    from scipy.optimize import minimize
+
+    votes = fitted.votes
+    counts = np.bincount(votes.annotator, minlength=votes.annotators)
+    able = np.flatnonzero(counts >= LEAST)
+    strength, scale = np.zeros(votes.annotators), np.maximum(apart.std(0), 1e-12)
+    if not len(able):
+        return Taste(direction=np.zeros(apart.shape[1]), strength=strength)
+    place = np.full(votes.annotators, -1)
+    place[able] = np.arange(len(able))
+    own = place[votes.annotator] >= 0
+    mine, delta, who = fitted.part(own), (apart / scale)[own], place[votes.annotator[own]]
+    share = counts[able] / counts[able].sum()
+
+    def negative(point: Floats) -> tuple[float, Floats]:
+        u, v = point[: len(able)], point[len(able) :]
+        far, along = u - share @ u, delta @ v
+        logs, slope = mine.logs(far[who] * along)
+        weighted = mine.votes.weight * slope
+        by_far = np.bincount(who, weighted * along, len(able))
+        by_u, by_v = by_far - share * by_far.sum(), (far[who] * weighted) @ delta
+        penalty = (u @ u + v @ v / deviation**2) / 2
+        return penalty - mine.votes.weight @ logs, np.concatenate([u - by_u, v / deviation**2 - by_v])
+
+    start = np.random.default_rng(seed).normal(0, 0.1, len(able) + apart.shape[1])
+    point = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    u = point[: len(able)]
+    strength[able] = u - share @ u
+    return Taste(direction=point[len(able) :] / scale, strength=strength)
+
+
+def select_taste(
+    votes: Votes, apart: Floats, *, model: TieModel, habits: Sequence[Habit], seed: int = 0
+) -> TasteChoice:
+    """A taste, if three-fold cross-validated log-loss falls with it.
+
+    Scores and habits are those of :func:`cross_fit`; u and v are then fitted to two of three other folds and tested on
+    the third, so that neither explains a vote that it was fitted to.
+
+    Args:
+        votes: two at least.
+        apart: ``[N, F]``, φ_i − φ_j.
+        model: the likelihood.
+        habits: what else differs between annotators.
+        seed: of the folds.
+    """
+    fitted = cross_fit(votes, model=model, habits=tuple(habits), seed=seed)
+    fold = np.random.default_rng([seed, 1]).integers(0, FOLDS, len(votes))
+    alone = -fitted.logs(np.zeros(len(votes)))[0]
+    without = float(np.average(alone, weights=votes.weight))
+    able = int((np.bincount(votes.annotator, minlength=votes.annotators) >= LEAST).sum())
+    best, trials = alone, []
+    chosen: float | None = None
+    for deviation in DEVIATIONS if able > 1 else ():
+        taste = np.zeros(len(votes))
+        for number in range(FOLDS):
+            test = fold == number
+            if test.any() and not test.all():
+                learned = fit_taste(fitted.part(~test), apart[~test], deviation=deviation, seed=seed)
+                taste[test] = learned.offsets(apart[test], votes.annotator[test])
+        losses = -fitted.logs(taste)[0]
+        loss = float(np.average(losses, weights=votes.weight))
+        if loss < float(np.average(best, weights=votes.weight)):
+            best, chosen = losses, deviation
+        trials.append((deviation, loss))
+    taste = None if chosen is None else fit_taste(fitted, apart, deviation=chosen, seed=seed)
+    return TasteChoice(taste=taste, annotators=able, without=without, trials=tuple(trials), losses=(alone, best))
