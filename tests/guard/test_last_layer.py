@@ -25,7 +25,7 @@ from trimtab.guard.last_layer import (
 from trimtab.guard.probe import Probe
 from trimtab.testing import sentences, tiny_backbone
 
-TEXTS = [" ".join(sentences(n, start=10 * n)) for n in (1, 3, 2)]
+TEXTS = [" ".join(sentences(n, start=10 * n)) for n in (1, 5, 2)]
 LINEAR = {
     "llama": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
@@ -37,8 +37,8 @@ def random_adapter(backbone, names) -> dict[str, LowRank]:
     draw = torch.Generator().manual_seed(3)
     lora = {}
     for name in names:
-        weight = backbone.layers[-1].get_submodule(name).weight
-        out, width = weight.shape if isinstance(backbone.layers[-1].get_submodule(name), torch.nn.Linear) else weight.T.shape
+        module = backbone.layers[-1].get_submodule(name)
+        out, width = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.T.shape
         lora[name] = LowRank(torch.randn(RANK, width, generator=draw) / 4, torch.randn(out, RANK, generator=draw) / 4)
     return lora
 
@@ -50,8 +50,9 @@ def test_an_adapter_computes_what_merged_weights_compute(architecture):
     tokens = torch.tensor([[5, 6, 7, 8]])
     names, before = list(dict(backbone.model.named_parameters())), backbone.hidden(tokens, adapter=None)
     merged = copy.deepcopy(backbone.model)
+    last = next(name for name, module in backbone.model.named_modules() if module is backbone.layers[-1])
     for name, part in lora.items():
-        module = merged.get_submodule(name_of_layers(backbone)).get_submodule(str(len(backbone.layers) - 1)).get_submodule(name)
+        module = merged.get_submodule(f"{last}.{name}")
         update = ALPHA / RANK * part.b @ part.a
         module.weight.data += update if isinstance(module, torch.nn.Linear) else update.T
     with torch.no_grad():
@@ -62,10 +63,6 @@ def test_an_adapter_computes_what_merged_weights_compute(architecture):
     assert not torch.allclose(inside, before, atol=1e-2)
     torch.testing.assert_close(backbone.hidden(tokens, adapter=None), before, atol=0, rtol=0)
     assert list(dict(backbone.model.named_parameters())) == names
-
-
-def name_of_layers(backbone) -> str:
-    return next(name for name, module in backbone.model.named_modules() if module is backbone.layers)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -88,7 +85,7 @@ def test_the_last_layer_alone_gives_the_states_of_the_whole_model(architecture):
     with adapted(backbone, lora):
         pooled = pooled_texts(backbone, TEXTS, [len(backbone.layers)])
     highest = [max(float(row.sum()) + 0.5 for row in p[:, MEAN, 0]) for p in pooled]
-    assert [len(p) > 1 for p in pooled] == [False, True, False] or max(map(len, pooled)) > 1  # one has windows
+    assert [len(p) > 1 for p in pooled] == [False, True, False]  # the second text has windows
     np.testing.assert_allclose(logits, highest, rtol=1e-4)
 
 

@@ -75,7 +75,7 @@ def test_ordinary_requests_have_no_restricted_relative():
 # A guard whose first stage is told the log-odds of each text, and whose adapter too --------------------------------
 
 
-class Told:
+class Told(Lexical):
     """A lexical member with given log-odds by text; 0 for others."""
 
     def __init__(self, odds: dict[str, float]) -> None:
@@ -158,7 +158,7 @@ def test_a_failing_second_stage_blocks_or_passes_by_choice_and_frees_nothing_tha
 # Fitting and files --------------------------------------------------------------------------------------------------
 
 
-def first_stage(labels: np.ndarray, signal: float, texts) -> Fitted:
+def first_stage(labels: np.ndarray, signal: float) -> Fitted:
     """A first stage with Gaussian log-odds: N(±signal, 1)."""
     z = np.random.default_rng(0).normal(size=len(labels)) + signal * (2 * labels - 1)
     scores = 1 / (1 + np.exp(-z))
@@ -169,10 +169,11 @@ def first_stage(labels: np.ndarray, signal: float, texts) -> Fitted:
 
 def fitted_on(texts: list[str], labels: np.ndarray):
     prepared = prepare(texts)
-    first = first_stage(labels, 0.5, texts)
-    first = replace(first, view_odds=[np.full(len(p.views), z[0]) for p, z in zip(prepared, first.view_odds, strict=True)])
+    first = first_stage(labels, 0.5)
+    odds = [np.full(len(p.views), z[0]) for p, z in zip(prepared, first.view_odds, strict=True)]
+    first = replace(first, view_odds=odds)
     usual = [not label for label in labels]
-    return first, fit_second(
+    return fit_second(
         tiny_backbone(), prepared, labels.tolist(), range(len(labels)), first, ordinary=usual, budget=0.02, escalate=0.1
     )  # fmt: skip
 
@@ -180,7 +181,7 @@ def fitted_on(texts: list[str], labels: np.ndarray):
 def test_a_second_stage_that_sees_the_difference_blocks_more_within_the_budget():
     texts, labels = sentences(200), np.arange(200) % 2
     texts = [f"yellow {text}" if label else text for text, label in zip(texts, labels, strict=True)]
-    first, fitted = fitted_on(texts, labels)
+    fitted = fitted_on(texts, labels)
     assert fitted.stage.band.share <= 0.1 and fitted.stage.band.counted == 100
     assert fitted.auroc["adapter"] > 0.95 and fitted.auroc["both"] > fitted.auroc["first stage"] + 0.1
     assert fitted.blocked["both"] > fitted.blocked["first stage"] + 0.2
@@ -189,7 +190,7 @@ def test_a_second_stage_that_sees_the_difference_blocks_more_within_the_budget()
 
 def test_a_second_stage_that_sees_nothing_says_so():
     texts, labels = sentences(120), np.random.default_rng(5).integers(0, 2, 120)
-    _, fitted = fitted_on(texts, labels)
+    fitted = fitted_on(texts, labels)
     assert abs(fitted.auroc["adapter"] - 0.5) < 0.15
 
 
@@ -209,9 +210,8 @@ def test_a_saved_second_stage_is_the_same(tmp_path):
     lexical = Lexical.fit(["red tea", "red cup", "blue tea", "blue cup"], [1, 1, 0, 0])
     detector = Detector(members=(Member(name="lexical", model=lexical),), slope=1.0, offset=0.0, threshold=0.5)
     model = {"name": "tiny", "identity": "", "width": 32, "layers": 3}
-    save_guard(
-        tmp_path / "guard", detector, second=stage, output=None, rules=None, reasons={}, layer=None, model=model, facts={}
-    )  # fmt: skip
+    empty = {"output": None, "rules": None, "reasons": {}, "layer": None, "facts": {}}
+    save_guard(tmp_path / "guard", detector, second=stage, model=model, **empty)
     again = load_guard(tmp_path / "guard", backbone)["second"]
     assert (again.band, again.calibration, again.threshold) == (stage.band, stage.calibration, stage.threshold)
     texts = ["red tea and toast", "blue"]

@@ -22,9 +22,9 @@ class GuardConfig(Config):
     planted: int = Field(default=120, ge=8)
     """Answers that are put together for the output guard, half of them with a restricted part."""
     escalate: float = Field(default=0.0, ge=0.0, le=0.1)
-    """Largest share of ordinary requests that a second stage, an adapter on the model's last layer, may read; it decides
-    about texts whose first score is neither low nor beyond doubt. 0: there is no second stage. Must exceed the
-    budget."""
+    """Largest share of ordinary requests that a second stage, an adapter on the model's last layer, may read; it
+    decides about texts whose first score is neither low nor beyond doubt. 0: there is no second stage. Must exceed
+    the budget."""
     seed: int = Field(default=0, ge=0)
     """Of splits, attacks, planted answers and the second stage."""
 

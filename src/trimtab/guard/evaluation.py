@@ -58,8 +58,8 @@ def evaluate_requests(
         outcomes = [(j.blocked, e) for j, e in zip(judged, texts, strict=True)]
         families[family] = _shares(outcomes) | {"held_out": family != PLAIN and family not in trained_on}
         if guard.second is not None:
-            limit = guard.detector.threshold
-            families[family]["first_stage"] = _shares([(j.first > limit, e) for j, e in zip(judged, texts, strict=True)])
+            alone = [j.first > guard.detector.threshold for j in judged]
+            families[family]["first_stage"] = _shares(list(zip(alone, texts, strict=True)))
         passed = [(j, e) for j, e in zip(judged, texts, strict=True) if e.restricted and not j.blocked]
         if family != PLAIN and passed:
             judgement, example = min(passed, key=lambda pair: pair[0].score.value)

@@ -183,10 +183,10 @@ class Guard:
     def check(self, messages: Sequence[Message]) -> Verdict:
         """Check a request: every turn, the user's turns together, and the whole conversation.
 
-        The assistant's turns count too: the client sends them and may have written them. Texts in the band of the second
-        stage are escalated, unless the first blocks another one beyond it. It raises nothing: a failure, of the log too,
-        and a text that was not read in full become a verdict by ``on_error`` with ``error`` set. Where the second stage
-        fails, a request that the first one would block is blocked.
+        The assistant's turns count too: the client sends them and may have written them. Texts in the band of the
+        second stage are escalated, unless the first blocks another one beyond it. It raises nothing: a failure, of the
+        log too, and a text that was not read in full become a verdict by ``on_error`` with ``error`` set. Where the
+        second stage fails, a request that the first one would block is blocked.
         """
         turns = [m.content for m in messages if m.content.strip()]
         user_turns = [m.content for m in messages if m.role == "user" and m.content.strip()]

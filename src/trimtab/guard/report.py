@@ -82,7 +82,7 @@ WEAKER = 0.10
 
 
 def weaker(facts: dict[str, Any]) -> str:
-    """How many held-out attack families are blocked nearly as often as plain text, and which families are not, in words.
+    """How many held-out attack families are blocked nearly as often as plain text, and which are not, in words.
 
     >>> families = {"plain": {"below_plain": 0.0}, "hex": {"below_plain": 0.05, "held_out": True},
     ...             "role play": {"below_plain": 0.4, "held_out": True}}
@@ -93,14 +93,13 @@ def weaker(facts: dict[str, Any]) -> str:
     held_out = [row["below_plain"] for row in families.values() if row["held_out"]]
     within = sum(below <= WEAKER for below in held_out)
     lost = {name: row["below_plain"] for name, row in families.items() if row["below_plain"] > WEAKER}
-    text = (
-        f"{within} of {len(held_out)} held-out attack families are blocked within {100 * WEAKER:.0f} points of plain text."
-        if held_out
-        else ""
-    )
+    points = f"{100 * WEAKER:.0f} points"
+    text = ""
+    if held_out:
+        text = f"{within} of {len(held_out)} held-out attack families are blocked within {points} of plain text."
     if lost:
         named = ", ".join(f"{name} (−{100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
-        text += f" Further below it: {named}." if held_out else f"More than {100 * WEAKER:.0f} points below: {named}."
+        text += f" Further below it: {named}." if held_out else f"More than {points} below plain text: {named}."
     return text
 
 

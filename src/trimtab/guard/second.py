@@ -114,7 +114,7 @@ class Calibration:
         return self.slope * logits + self.offset
 
     def both(self, z1: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """a · (z_1 + z_2) / 2 + b, ``[V]``; −∞ for a view that the adapter did not read (NaN in ``logits``)."""
+        """Log-odds of both stages, a · (z_1 + z_2) / 2 + b, ``[V]``; −∞ where ``logits`` is NaN: a view not read."""
         both = self.mean_slope * (z1 + self.adapter(logits)) / 2 + self.mean_offset
         return np.where(np.isnan(logits), -np.inf, both)
 
@@ -277,8 +277,12 @@ def _out_of_fold(
     adapter: str | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-    """Log-odds of raw texts by adapters that did not see their group, the same without adapters, and those of the
-    views of escalated texts as :func:`view_logits`."""
+    """Log-odds by adapters that did not see the text's group.
+
+    Returns:
+        of raw texts; the same by linear probes behind the last layer; of the views of escalated texts, as
+        :func:`view_logits`.
+    """
     fold = folds_of(groups, min(FOLDS, len(set(groups))), seed)
     raw, plain = np.zeros(len(y)), np.zeros(len(y))
     again: dict[int, np.ndarray] = {}
@@ -286,8 +290,8 @@ def _out_of_fold(
         test = fold == f
         if len(set(y[~test])) < 2:
             raise DataError(
-                f"the second stage needs restricted and harmless texts in {FOLDS} groups each and one fold has only one "
-                "kind; give more groups (--data), or leave --escalate out"
+                f"the second stage needs restricted and harmless texts in {FOLDS} groups each and without one fold "
+                "there is only one kind; give more groups (--data), or leave --escalate out"
             )
         probe = fit_last_layer(backbone, inputs, y, ~test, adapter=adapter, epochs=0)
         model = fit_last_layer(backbone, inputs, y, ~test, adapter=adapter, seed=seed)
