@@ -25,7 +25,7 @@ from trimtab.guard.last_layer import (
 from trimtab.guard.probe import Probe
 from trimtab.testing import sentences, tiny_backbone
 
-TEXTS = [" ".join(sentences(n, start=10 * n)) for n in (1, 5, 2)]
+TEXTS = [" ".join(sentences(n, start=10 * n)) for n in (1, 10, 2)]
 LINEAR = {
     "llama": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from math import exp, log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from trimtab.constitution import load_constitution
 from trimtab.errors import ConfigError
 from trimtab.files import sha256_file, sha256_json
 from trimtab.guard import Guard, GuardConfig
+from trimtab.guard.attacks import ATTACKS
 from trimtab.guard.dataset import Example, ordinary
 from trimtab.guard.detector import Detector, Fitted, Member, prepare
 from trimtab.guard.last_layer import LastLayer, LowRank
@@ -178,20 +180,31 @@ def fitted_on(texts: list[str], labels: np.ndarray):
     )  # fmt: skip
 
 
-def test_a_second_stage_that_sees_the_difference_blocks_more_within_the_budget():
-    texts, labels = sentences(200), np.arange(200) % 2
+def test_a_second_stage_that_sees_the_difference_blocks_what_is_escalated_within_the_budget():
+    texts, labels = sentences(120), np.arange(120) % 2
     texts = [f"yellow {text}" if label else text for text, label in zip(texts, labels, strict=True)]
     fitted = fitted_on(texts, labels)
-    assert fitted.stage.band.share <= 0.1 and fitted.stage.band.counted == 100
+    assert fitted.stage.band.share <= 0.1 and fitted.stage.band.counted == 60
     assert fitted.auroc["adapter"] > 0.95 and fitted.auroc["both"] > fitted.auroc["first stage"] + 0.1
-    assert fitted.blocked["both"] > fitted.blocked["first stage"] + 0.2
-    assert set(fitted.stage.model.lora) and fitted.stage.model.size < 100_000
+    reached = (first_stage(labels, 0.5).out_of_fold > fitted.stage.band.low)[
+        labels == 1
+    ].mean()  # the most it can block
+    assert fitted.blocked["first stage"] + 0.1 < fitted.blocked["both"] <= reached < fitted.blocked["both"] + 0.1
 
 
 def test_a_second_stage_that_sees_nothing_says_so():
     texts, labels = sentences(120), np.random.default_rng(5).integers(0, 2, 120)
     fitted = fitted_on(texts, labels)
     assert abs(fitted.auroc["adapter"] - 0.5) < 0.15
+
+
+def saved(folder: Path, second: SecondStage | None) -> None:
+    """A guard of words with this second stage."""
+    lexical = Lexical.fit(["red tea", "red cup", "blue tea", "blue cup"], [1, 1, 0, 0])
+    detector = Detector(members=(Member(name="lexical", model=lexical),), slope=1.0, offset=0.0, threshold=0.5)
+    model = {"name": "tiny", "identity": "", "width": 32, "layers": 3}
+    empty = {"output": None, "rules": None, "reasons": {}, "layer": None, "facts": {}}
+    save_guard(folder, detector, second=second, model=model, **empty)
 
 
 def test_a_saved_second_stage_is_the_same(tmp_path):
@@ -207,11 +220,7 @@ def test_a_saved_second_stage_is_the_same(tmp_path):
         band=Band(low=0.2, high=0.8, share=0.07, counted=41, on="ordinary"),
         threshold=0.4,
     )
-    lexical = Lexical.fit(["red tea", "red cup", "blue tea", "blue cup"], [1, 1, 0, 0])
-    detector = Detector(members=(Member(name="lexical", model=lexical),), slope=1.0, offset=0.0, threshold=0.5)
-    model = {"name": "tiny", "identity": "", "width": 32, "layers": 3}
-    empty = {"output": None, "rules": None, "reasons": {}, "layer": None, "facts": {}}
-    save_guard(tmp_path / "guard", detector, second=stage, model=model, **empty)
+    saved(tmp_path / "guard", stage)
     again = load_guard(tmp_path / "guard", backbone)["second"]
     assert (again.band, again.calibration, again.threshold) == (stage.band, stage.calibration, stage.threshold)
     texts = ["red tea and toast", "blue"]
@@ -221,7 +230,7 @@ def test_a_saved_second_stage_is_the_same(tmp_path):
 
 
 def test_a_guard_of_the_format_before_is_read(tmp_path):
-    train_and_report(load_constitution("default"), GuardConfig(budget=0.05), tmp_path / "guard", probes=False)
+    saved(tmp_path / "guard", None)
     settings = json.loads((tmp_path / "guard" / "guard.json").read_text())
     old = {name: value for name, value in settings.items() if name not in ("second", "version")} | {"format": 1}
     files = [sha256_file(tmp_path / "guard" / name) for name in ("guard.safetensors", "vocabulary.json")]
@@ -230,15 +239,17 @@ def test_a_guard_of_the_format_before_is_read(tmp_path):
     assert load_guard(tmp_path / "guard", None)["second"] is None
 
 
-def test_train_evaluate_and_explain_with_a_second_stage(tmp_path):
+def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch):
+    attacks = {name: ATTACKS[name] for name in ("role play", "no vowels")}
+    monkeypatch.setattr("trimtab.guard.evaluation.ATTACKS", attacks)
     default = load_constitution("default")
-    rules = tuple(r.model_copy(update={"twins": r.twins[:6]}) for r in default.guard[:2])
+    rules = tuple(r.model_copy(update={"twins": r.twins[:4]}) for r in default.guard[:2])
     small = default.model_copy(update={"guard": rules})
     save_model(tmp_path / "model", tiny_model(layers=2, width=16, context=2048))
     data = tmp_path / "usual.jsonl"
     rows = [json.dumps({"text": text, "restricted": False}) for text in sentences(40)]
     data.write_text("\n".join(rows))
-    config = GuardConfig(budget=0.02, planted=60, layers=(1,), held_out=0.5, escalate=0.1)
+    config = GuardConfig(budget=0.05, planted=24, layers=(1,), held_out=0.5, escalate=0.1)
     lines = train_and_report(
         small, config, tmp_path / "guard", data=[data], model=str(tmp_path / "model"), context=2048
     )  # fmt: skip
