@@ -116,7 +116,7 @@ def _adding(part: LowRank) -> Any:
 def _linear(backbone: Backbone) -> dict[str, Any]:
     """Linear layers of the last decoder layer by their names inside it."""
     last = len(backbone.layers) - 1
-    modules = linear_layers(backbone.layers, last)  # type: ignore[arg-type]
+    modules = linear_layers(backbone.layers, last)
     return {name.partition(".")[2]: module for name, module in modules.items()}
 
 
@@ -267,7 +267,7 @@ def _fresh(backbone: Backbone, draw: torch.Generator) -> dict[str, LowRank]:
     backbone.activate(None)
     probe = torch.arange(4, device=backbone.device)[None]
     last = len(backbone.layers) - 1
-    names = adaptable(backbone.model, backbone.layers, last, probe)  # type: ignore[arg-type]
+    names = adaptable(backbone.model, backbone.layers, last, probe)
     modules, lora = _linear(backbone), {}
     for name in (name.partition(".")[2] for name in names):
         out, width = _shape(modules[name])
