@@ -117,6 +117,10 @@ def explain(
     verdict = "blocked" if facts["blocked"] else "passes"
     rule = f", rule {facts['rule']}: {facts['reason']}" if facts["rule"] else ""
     typer.echo(f"{verdict}: score {facts['score']:.3f}, threshold {facts['threshold']:.3f}{rule}")
+    if facts["escalated"]:
+        typer.echo(
+            f"  the second stage decides: log-odds adapter {facts['adapter']:+.1f}; score and threshold are of both"
+        )
     if facts["error"]:
         typer.echo(f"  this is the verdict on a failure: {facts['error']}")
     for view in facts["views"]:

@@ -1,6 +1,6 @@
 """Settings of a guard's training."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab.config import Config
 
@@ -21,5 +21,19 @@ class GuardConfig(Config):
     """How a request's states become one vector, a probe each: ``mean``, ``max``, ``last``."""
     planted: int = Field(default=120, ge=8)
     """Answers that are put together for the output guard, half of them with a restricted part."""
+    escalate: float = Field(default=0.0, ge=0.0, le=0.1)
+    """Largest share of ordinary requests that a second stage, an adapter on the model's last layer, may read; it
+    decides about texts whose first score is neither low nor beyond doubt. 0: there is no second stage. Must exceed
+    the budget."""
     seed: int = Field(default=0, ge=0)
-    """Of splits, attacks and planted answers."""
+    """Of splits, attacks, planted answers and the second stage."""
+
+    @model_validator(mode="after")
+    def _escalation_exceeds_budget(self) -> "GuardConfig":
+        """A band as narrow as the budget would hold blocked texts only, and the second stage could only release."""
+        if 0 < self.escalate <= self.budget:
+            raise ValueError(
+                f"escalate is {self.escalate:g} and budget is {self.budget:g}, so the second stage could block nothing "
+                "new; lower the budget, or set escalate: 0"
+            )
+        return self

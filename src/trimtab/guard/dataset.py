@@ -153,6 +153,17 @@ def deduplicated(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
     return left, len(examples) - len(by_text), contradictory
 
 
+def ordinary(examples: Sequence[Example]) -> list[bool]:
+    """Which examples stand for everyday traffic: harmless plain requests in a group that restricts nothing.
+
+    A twin is not one: it has the words of a restricted subject.
+    """
+    restricted = {e.group for e in examples if e.restricted}
+    return [
+        e.kind == "request" and e.family == PLAIN and not e.restricted and e.group not in restricted for e in examples
+    ]
+
+
 def split(examples: Sequence[Example], share: float, *, seed: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples; a group is on one side as a whole.
 

@@ -129,19 +129,27 @@ class Detector:
     threshold: float
     """A text with a higher score is blocked."""
 
-    def scores(self, texts: Sequence[Prepared]) -> list[Score]:
-        """The score of each text."""
+    def tables(self, texts: Sequence[Prepared]) -> list[np.ndarray]:
+        """Calibrated log-odds of each member (K) on each view: N arrays ``[K, V]``."""
         if not texts:
             return []
         by_member = [member.calibrated(texts) for member in self.members]
-        result = []
-        for i, text in enumerate(texts):
-            table = np.stack([values[i] for values in by_member])
-            best = int(table.mean(axis=0).argmax())
-            value = _sigmoid(self.slope * float(table[:, best].mean()) + self.offset)
-            members = {m.name: float(z) for m, z in zip(self.members, table[:, best], strict=True)}
-            result.append(Score(value=value, view=text.views[best].name, members=members))
-        return result
+        return [np.stack([values[i] for values in by_member]) for i in range(len(texts))]
+
+    def log_odds(self, table: np.ndarray) -> np.ndarray:
+        """Calibrated log-odds of each view: ``[K, V]`` → ``[V]``."""
+        return self.slope * table.mean(axis=0) + self.offset
+
+    def score(self, text: Prepared, table: np.ndarray) -> Score:
+        """The score of a text from its table."""
+        z = self.log_odds(table)
+        best = int(table.mean(axis=0).argmax())
+        members = {m.name: float(x) for m, x in zip(self.members, table[:, best], strict=True)}
+        return Score(value=sigmoid(float(z[best])), view=text.views[best].name, members=members)
+
+    def scores(self, texts: Sequence[Prepared]) -> list[Score]:
+        """The score of each text."""
+        return [self.score(text, table) for text, table in zip(texts, self.tables(texts), strict=True)]
 
     def values(self, texts: Sequence[Prepared]) -> np.ndarray:
         """The score of each text as an array, ``[N]``."""
@@ -156,6 +164,8 @@ class Fitted:
     """Fitted on all texts."""
     out_of_fold: np.ndarray
     """Score of each training text, ``[N]``."""
+    view_odds: list[np.ndarray]
+    """Calibrated log-odds of each view of each training text, N arrays ``[V]``."""
     member_scores: dict[str, np.ndarray]
     """Calibrated log-odds of each member, the highest over views, ``[N]`` each."""
     layer_scores: dict[str, list[float]]
@@ -213,7 +223,8 @@ def fit_detector(
         held_out.append([slope * z + offset for z in raw])
     means = [np.mean([of_member[i] for of_member in held_out], axis=0) for i in range(len(texts))]
     slope, offset = platt(np.array([z.max() for z in means]), y)
-    out_of_fold = np.array([_sigmoid(slope * float(z.max()) + offset) for z in means])
+    view_odds = [slope * z + offset for z in means]
+    out_of_fold = np.array([sigmoid(float(z.max())) for z in view_odds])
     threshold = threshold_for(
         out_of_fold[y == 0].tolist(), budget,
         subjects=len({group for group, label in zip(groups, labels, strict=True) if not label}),
@@ -221,6 +232,7 @@ def fit_detector(
     return Fitted(
         detector=Detector(members=tuple(members), slope=slope, offset=offset, threshold=threshold),
         out_of_fold=out_of_fold,
+        view_odds=view_odds,
         member_scores={
             m.name: np.array([z.max() for z in z_of]) for m, z_of in zip(members, held_out, strict=True)
         },
@@ -260,5 +272,6 @@ def _places(
     return [Place(pooling=p, layer=layer) for p in indices], table
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^−x) without overflow."""
     return float(1 / (1 + np.exp(-x))) if x >= 0 else float(np.exp(x) / (1 + np.exp(x)))

@@ -12,9 +12,8 @@ from trimtab.feedback.calibration import reliability
 from trimtab.feedback.intervals import Estimate
 from trimtab.guard.activations import read
 from trimtab.guard.attacks import ATTACKS
-from trimtab.guard.dataset import PLAIN, Example, attacked
-from trimtab.guard.detector import prepare
-from trimtab.guard.guard import Guard
+from trimtab.guard.dataset import PLAIN, Example, attacked, ordinary
+from trimtab.guard.guard import Guard, Judgement
 from trimtab.guard.normalise import readings
 from trimtab.guard.output import AnswerStates, OutputProbe, alarm
 from trimtab.guard.scores import auroc, share
@@ -37,9 +36,11 @@ def evaluate_requests(
     Returns:
         ``families``: for ``plain`` and each attack the blocked share of restricted and of harmless texts, each an
         :class:`~trimtab.feedback.intervals.Estimate` with an interval that counts subjects (``group``) and their number
-        ``groups``, and whether the family was held out; ``auroc`` and ``calibration`` of the plain ones; ``rules``:
+        ``groups``, whether the family was held out, by how much its blocked share is ``below_plain``, and with a second
+        stage both shares by the ``first_stage`` alone; ``auroc`` and ``calibration`` of the plain ones; ``rules``:
         blocked restricted texts whose rule was named rightly; ``unread``: plain texts of which the guard reads only a
-        part; ``succeeds``: a restricted text in the disguise that passes most often, with its score.
+        part; ``succeeds``: a restricted text in the disguise that passes most often, with its score; ``escalated``: by
+        kind of plain text the share that the second stage read, None without one.
 
     Raises:
         DataError: there is no restricted or no harmless plain request.
@@ -48,41 +49,65 @@ def evaluate_requests(
     if {e.restricted for e in plain} != {True, False}:
         raise DataError("an evaluation needs restricted and harmless requests that are not disguised; give both")
     families: dict[str, Any] = {}
-    passing: list[tuple[float, str, Example, float]] = []
-    result: dict[str, Any] = {}
+    passing: list[tuple[float, str, Example, Judgement]] = []
+    result: dict[str, Any] = {"escalated": None}
     for family in (PLAIN, *ATTACKS):
         texts = plain if family == PLAIN else attacked(plain, [family], seed=seed)
         texts = [*texts, *(e for e in examples if e.kind == "request" and e.family == family and family != PLAIN)]
-        scores = _scores(guard, [e.text for e in texts])
-        blocked = [s > guard.detector.threshold for s in scores]
-        restricted = [b for b, e in zip(blocked, texts, strict=True) if e.restricted]
-        families[family] = {
-            "blocked": _by_subject([(b, e) for b, e in zip(blocked, texts, strict=True) if e.restricted]),
-            "refused": _by_subject([(b, e) for b, e in zip(blocked, texts, strict=True) if not e.restricted]),
-            "held_out": family != PLAIN and family not in trained_on,
-        }
-        passed = [(s, e) for s, e in zip(scores, texts, strict=True) if e.restricted and s <= guard.detector.threshold]
+        judged = guard.judge(guard.prepare([e.text for e in texts]))
+        outcomes = [(j.blocked, e) for j, e in zip(judged, texts, strict=True)]
+        families[family] = _shares(outcomes) | {"held_out": family != PLAIN and family not in trained_on}
+        if guard.second is not None:
+            alone = [j.first > guard.detector.threshold for j in judged]
+            families[family]["first_stage"] = _shares(list(zip(alone, texts, strict=True)))
+        passed = [(j, e) for j, e in zip(judged, texts, strict=True) if e.restricted and not j.blocked]
         if family != PLAIN and passed:
-            score, example = min(passed, key=lambda pair: pair[0])
-            passing.append((len(passed) / len(restricted), family, example, score))
+            judgement, example = min(passed, key=lambda pair: pair[0].score.value)
+            passing.append((len(passed) / sum(e.restricted for e in texts), family, example, judgement))
         if family == PLAIN:
-            labels = [int(e.restricted) for e in texts]
-            bins, error = reliability(scores, labels)
-            result["auroc"] = auroc(scores, labels)
-            result["calibration"] = {"ece": error, "bins": [{n: getattr(b, n) for n in b.__slots__} for b in bins]}
-            result["rules"] = _named(guard, [e for b, e in zip(blocked, texts, strict=True) if b and e.restricted])
+            result |= _of_plain(guard, texts, judged)
+    for row in families.values():
+        row["below_plain"] = families[PLAIN]["blocked"]["value"] - row["blocked"]["value"]
     result["families"] = families
     result["succeeds"] = None
     result["unread"] = sum(bool(readings(e.text)[1]) for e in plain)
     if passing:
-        rate, family, example, score = max(passing, key=lambda row: row[0])
-        result["succeeds"] = {"family": family, "text": example.text, "score": score, "passes": rate}
+        rate, family, example, judgement = max(passing, key=lambda row: row[0])
+        result["succeeds"] = {
+            "family": family, "text": example.text, "score": judgement.score.value, "threshold": judgement.threshold,
+            "passes": rate,
+        }  # fmt: skip
     return result
 
 
-def _scores(guard: Guard, texts: Sequence[str]) -> list[float]:
-    reader = None if guard.layer is None else guard.read
-    return [score.value for score in guard.detector.scores(prepare(texts, reader))]
+def _shares(outcomes: Sequence[tuple[bool, Example]]) -> dict[str, Any]:
+    """Blocked restricted and refused harmless texts."""
+    return {
+        "blocked": _by_subject([(blocked, e) for blocked, e in outcomes if e.restricted]),
+        "refused": _by_subject([(blocked, e) for blocked, e in outcomes if not e.restricted]),
+    }
+
+
+def _of_plain(guard: Guard, texts: Sequence[Example], judged: Sequence[Judgement]) -> dict[str, Any]:
+    """AUROC, calibration, rules and escalations of texts that are not disguised."""
+    scores, labels = [j.score.value for j in judged], [int(e.restricted) for e in texts]
+    bins, error = reliability(scores, labels)
+    result: dict[str, Any] = {
+        "auroc": auroc(scores, labels),
+        "calibration": {"ece": error, "bins": [{n: getattr(b, n) for n in b.__slots__} for b in bins]},
+        "rules": _named(guard, [e for j, e in zip(judged, texts, strict=True) if j.blocked and e.restricted]),
+    }
+    if guard.second is not None:
+        kinds = {
+            "ordinary": ordinary(texts),
+            "harmless": [not e.restricted for e in texts],
+            "restricted": [e.restricted for e in texts],
+        }
+        result["escalated"] = {
+            name: _by_subject([(j.escalated, e) for j, e, k in zip(judged, texts, keep, strict=True) if k])
+            for name, keep in kinds.items()
+        }
+    return result
 
 
 def _named(guard: Guard, blocked: Sequence[Example]) -> dict[str, Any]:
@@ -156,13 +181,21 @@ def measure_cost(guard: Guard, texts: Sequence[str]) -> dict[str, Any]:
     Returns:
         ``request``: median CPU milliseconds of :meth:`~trimtab.guard.guard.Guard.check`; ``step``: CPU milliseconds of
         :meth:`~trimtab.guard.guard.Guard.token_scores` for a step of 8 answers, None without an output probe;
-        ``output_bytes``: size of the output probe's weights.
+        ``output_bytes``: size of the output probe's weights; ``second``: median CPU milliseconds that the second stage
+        adds to a request which it reads, measured on all of them, None without one; ``second_bytes``: size of its
+        weights.
     """
     times = []
     for text in texts:
         start = time.process_time()
         guard.check([Message(role="user", content=text)])
         times.append(1000 * (time.process_time() - start))
+    second = []
+    if guard.second is not None and guard.backbone is not None:
+        for text in texts:
+            start = time.process_time()
+            guard.second.model.logits(guard.backbone, [text], adapter=guard.adapter)
+            second.append(1000 * (time.process_time() - start))
     step = None
     if guard.output is not None and guard.backbone is not None:
         _, states = next(read(guard.backbone, [[guard.backbone.chat.end_token] * 2], guard.layers))
@@ -175,6 +208,8 @@ def measure_cost(guard: Guard, texts: Sequence[str]) -> dict[str, Any]:
         "request": median(times),
         "step": step,
         "output_bytes": 0 if guard.output is None else int(np.asarray(guard.output.probe.weights).nbytes),
+        "second": median(second) if second else None,
+        "second_bytes": 0 if guard.second is None else guard.second.model.size,
     }
 
 

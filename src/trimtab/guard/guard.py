@@ -18,6 +18,7 @@ is never fed; it goes to :meth:`AnswerCheck.finish`.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +31,10 @@ from torch import Tensor
 from trimtab.errors import ConfigError, DataError, StorageError, TrimtabError
 from trimtab.files import storage_errors
 from trimtab.guard.activations import pooled_texts
-from trimtab.guard.detector import Detector, prepare
+from trimtab.guard.detector import Detector, Prepared, Score, prepare
 from trimtab.guard.lexical import Rules
 from trimtab.guard.output import OutputProbe
+from trimtab.guard.second import SecondStage
 from trimtab.guard.stream import HoldBack, Smoothed
 from trimtab.models import Backbone
 from trimtab.records import Message
@@ -58,10 +60,31 @@ class Verdict:
     """Which reading of the text had the highest score, see :mod:`trimtab.guard.normalise`."""
     members: Mapping[str, float] | None = None
     """Calibrated log-odds of each member on that view."""
+    escalated: bool = False
+    """True: a request that the second stage decided about; score and threshold are those of both stages together."""
     token: int | None = None
     """Answer: index of the token at which it was stopped."""
     error: str | None = None
-    """What went wrong in the guard; ``blocked`` is then its ``on_error``."""
+    """What went wrong in the guard; ``blocked`` is then its ``on_error``, or what the first stage had blocked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What a guard decided about one text of a request."""
+
+    score: Score
+    """Of the first stage; of both if the text was escalated."""
+    threshold: float
+    """A higher score is blocked."""
+    first: float
+    """Score of the first stage."""
+    escalated: bool
+    """True: the score of the first stage is in the band of the second."""
+
+    @property
+    def blocked(self) -> bool:
+        """True: the text is blocked."""
+        return self.score.value > self.threshold
 
 
 class DecisionLog:
@@ -80,7 +103,7 @@ class DecisionLog:
         row: dict[str, Any] = {
             "time": round(time.time(), 3), "guard": guard, "kind": kind, "blocked": verdict.blocked,
             "score": round(verdict.score, 6), "threshold": round(verdict.threshold, 6), "rule": verdict.rule,
-            "view": verdict.view, "token": verdict.token, "error": verdict.error,
+            "view": verdict.view, "escalated": verdict.escalated, "token": verdict.token, "error": verdict.error,
         }  # fmt: skip
         if self.text:
             row["text"] = text
@@ -93,6 +116,7 @@ class Guard:
 
     Args:
         detector: of requests.
+        second: decides about requests that the detector is in doubt about; None: the detector decides about all.
         output: of answers; None: answers are not checked.
         rules: names the rule of a blocked request; None: there are no rules.
         reasons: text of each rule by id.
@@ -108,6 +132,7 @@ class Guard:
         self,
         detector: Detector,
         *,
+        second: SecondStage | None = None,
         output: OutputProbe | None = None,
         rules: Rules | None = None,
         reasons: Mapping[str, str] | None = None,
@@ -118,15 +143,16 @@ class Guard:
         on_error: OnError = "closed",
         log: DecisionLog | None = None,
     ) -> None:
-        if layer is not None and backbone is None:
+        if (layer is not None or second is not None) and backbone is None:
             raise ConfigError(
                 "this guard reads the activations of a model and was given none; name the model that it was trained "
                 "with, or train a guard without probes"
             )
-        self.detector, self.output, self.rules = detector, output, rules
+        self.detector, self.second, self.output, self.rules = detector, second, output, rules
         self.reasons, self.version = dict(reasons or {}), version
         self.backbone, self.layer, self.adapter = backbone, layer, adapter
         self.on_error, self.log = on_error, log
+        self._reading = threading.Lock()  # a pass through the model collects its states with hooks
 
     @classmethod
     def load(
@@ -157,8 +183,10 @@ class Guard:
     def check(self, messages: Sequence[Message]) -> Verdict:
         """Check a request: every turn, the user's turns together, and the whole conversation.
 
-        The assistant's turns count too: the client sends them and may have written them. It raises nothing: a failure,
-        of the log too, and a text that was not read in full become a verdict by ``on_error`` with ``error`` set.
+        The assistant's turns count too: the client sends them and may have written them. Texts in the band of the
+        second stage are escalated, unless the first blocks another one beyond it. It raises nothing: a failure, of the
+        log too, and a text that was not read in full become a verdict by ``on_error`` with ``error`` set. Where the
+        second stage fails, a request that the first one would block is blocked.
         """
         turns = [m.content for m in messages if m.content.strip()]
         user_turns = [m.content for m in messages if m.role == "user" and m.content.strip()]
@@ -170,10 +198,18 @@ class Guard:
     def _request(self, texts: Sequence[str]) -> Verdict:
         if not texts:
             return Verdict(blocked=False, score=0.0, threshold=self.detector.threshold)
-        prepared = prepare(texts, None if self.layer is None else self.read)
-        scores = self.detector.scores(prepared)
-        place = max(range(len(texts)), key=lambda i: scores[i].value)
-        score, blocked = scores[place], scores[place].value > self.detector.threshold
+        prepared, error = self.prepare(texts), None
+        tables = self.detector.tables(prepared)
+        judged = self._judged(prepared, tables)
+        if any(j.escalated for j in judged) and not any(j.blocked and not j.escalated for j in judged):
+            try:
+                judged = self._escalate(prepared, tables, judged)
+            except Exception as failure:
+                if not any(j.blocked for j in judged):
+                    raise
+                error = f"the second stage failed and the first one blocks: {_shown(failure)}"
+        place = max(range(len(texts)), key=lambda i: (judged[i].blocked, judged[i].score.value))
+        score, blocked = judged[place].score, judged[place].blocked
         unread = next((p.unread for p in prepared if p.unread), "")
         if unread and not blocked:
             raise DataError(unread)
@@ -183,17 +219,65 @@ class Guard:
         return Verdict(
             blocked=blocked,
             score=score.value,
-            threshold=self.detector.threshold,
+            threshold=judged[place].threshold,
             rule=rule,
             reason=self.reasons.get(rule) if rule else None,
             view=score.view,
             members=score.members,
+            escalated="adapter" in score.members,
+            error=error,
         )
+
+    def prepare(self, texts: Sequence[str]) -> list[Prepared]:
+        """Texts as the members read them."""
+        return prepare(texts, None if self.layer is None else self.read)
+
+    def judge(self, prepared: Sequence[Prepared]) -> list[Judgement]:
+        """Decide about texts, each for itself, by both stages.
+
+        Raises:
+            DataError: the second stage computed NaN or infinity.
+        """
+        tables = self.detector.tables(prepared)
+        return self._escalate(prepared, tables, self._judged(prepared, tables))
+
+    def _judged(self, prepared: Sequence[Prepared], tables: Sequence[np.ndarray]) -> list[Judgement]:
+        """What the first stage says."""
+        scores = [self.detector.score(text, table) for text, table in zip(prepared, tables, strict=True)]
+        return [
+            Judgement(
+                score=score,
+                threshold=self.detector.threshold,
+                first=score.value,
+                escalated=self.second is not None and self.second.band.holds(score.value),
+            )
+            for score in scores
+        ]
+
+    def _escalate(
+        self, prepared: Sequence[Prepared], tables: Sequence[np.ndarray], judged: Sequence[Judgement]
+    ) -> list[Judgement]:
+        """What both stages say: escalated texts are read by the second."""
+        result = list(judged)
+        rows = [i for i, j in enumerate(judged) if j.escalated]
+        if self.second is None or self.backbone is None or not rows:
+            return result
+        odds = [self.detector.log_odds(tables[i]) for i in rows]
+        with self._reading:
+            scores = self.second.scores([prepared[i] for i in rows], odds, self.backbone, adapter=self.adapter)
+        for i, both in zip(rows, scores, strict=True):
+            members = {m.name: float(z) for m, z in zip(self.detector.members, tables[i][:, both.view], strict=True)}
+            score = Score(
+                value=both.value, view=prepared[i].views[both.view].name, members=members | {"adapter": both.adapter}
+            )
+            result[i] = replace(judged[i], score=score, threshold=self.second.threshold)
+        return result
 
     def read(self, texts: Sequence[str]) -> list[Tensor]:
         """Pooled states of texts at the layer of the request probes, ``[1 + W, P, 1, H]`` each."""
         assert self.backbone is not None and self.layer is not None
-        return pooled_texts(self.backbone, texts, [self.layer], adapter=self.adapter)
+        with self._reading:
+            return pooled_texts(self.backbone, texts, [self.layer], adapter=self.adapter)
 
     def token_scores(self, states: Mapping[int, Tensor], rows: Sequence[int] | None = None) -> list[float]:
         """Log-odds of the newest token of each answer, in one product for the whole step.
@@ -225,9 +309,8 @@ class Guard:
         try:
             return decide()
         except Exception as error:  # whatever it is, a request must get an answer
-            shown = str(error) if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
             closed = self.on_error == "closed"
-            return Verdict(blocked=closed, score=1.0 if closed else 0.0, threshold=threshold, error=shown)
+            return Verdict(blocked=closed, score=1.0 if closed else 0.0, threshold=threshold, error=_shown(error))
 
     def _logged(self, kind: str, verdict: Verdict, text: str) -> Verdict:
         """Write a decision; one that cannot be written is a failure of the guard."""
@@ -237,6 +320,10 @@ class Guard:
         except StorageError as error:
             return replace(verdict, blocked=verdict.blocked or self.on_error == "closed", error=str(error))
         return verdict
+
+
+def _shown(error: Exception) -> str:
+    return str(error) if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
 
 
 class AnswerCheck:

@@ -37,6 +37,7 @@ def render(facts: dict[str, Any]) -> str:
         headline=headline(facts),
         basis=basis(facts),
         weaker=weaker(facts),
+        second=second_stage(facts),
         blocked_chart=_family_chart(facts, "blocked", "Blocked restricted requests by family"),
         refused_chart=_family_chart(facts, "refused", "Refused harmless requests by family"),
         leak_chart=_leak_chart(facts["answers"]),
@@ -81,20 +82,50 @@ WEAKER = 0.10
 
 
 def weaker(facts: dict[str, Any]) -> str:
-    """The families that a guard blocks clearly less often than plain text, in words; empty: there are none.
+    """How many held-out attack families are blocked nearly as often as plain text, and which are not, in words.
 
-    >>> families = {"plain": {"blocked": {"value": 0.9}}, "hex": {"blocked": {"value": 0.85}},
-    ...             "role play": {"blocked": {"value": 0.5}}}
+    >>> families = {"plain": {"below_plain": 0.0}, "hex": {"below_plain": 0.05, "held_out": True},
+    ...             "role play": {"below_plain": 0.4, "held_out": True}}
     >>> weaker({"requests": {"families": families}})
-    'Blocked by more than 10 points less than plain text: role play (−40).'
+    '1 of 2 held-out attack families are blocked within 10 points of plain text. Further below it: role play (−40).'
     """
-    families = {name: row["blocked"]["value"] for name, row in facts["requests"]["families"].items()}
-    plain = families.pop("plain")
-    lost = {name: plain - value for name, value in families.items() if value is not None and plain - value > WEAKER}
-    if not lost:
-        return ""
-    named = ", ".join(f"{name} (−{100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
-    return f"Blocked by more than {100 * WEAKER:.0f} points less than plain text: {named}."
+    families = {name: row for name, row in facts["requests"]["families"].items() if name != "plain"}
+    held_out = [row["below_plain"] for row in families.values() if row["held_out"]]
+    within = sum(below <= WEAKER for below in held_out)
+    lost = {name: row["below_plain"] for name, row in families.items() if row["below_plain"] > WEAKER}
+    points = f"{100 * WEAKER:.0f} points"
+    text = ""
+    if held_out:
+        text = f"{within} of {len(held_out)} held-out attack families are blocked within {points} of plain text."
+    if lost:
+        named = ", ".join(f"{name} (−{100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
+        text += f" Further below it: {named}." if held_out else f"More than {points} below plain text: {named}."
+    return text
+
+
+def second_stage(facts: dict[str, Any]) -> list[str]:
+    """What the second stage reads, changes and costs, in sentences; empty: there is none."""
+    second, escalated = facts["second"], facts["requests"]["escalated"]
+    if second is None or escalated is None:
+        return []
+    band, plain, cost = second["band"], facts["requests"]["families"]["plain"], facts["cost"]
+    counted = "ordinary requests" if band["on"] == "ordinary" else "harmless requests, twins too"
+    auroc, blocked = second["training"]["auroc"], second["training"]["blocked"]
+    return [
+        f"Escalated are scores above {number(band['low'])} up to {number(band['high'])}: {percent(band['share'])} of "
+        f"{band['counted']} {counted}, in training out of fold (limit {percent(second['escalate'])}).",
+        f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary']['n']} ordinary requests, "
+        f"{shown(escalated['harmless'])} of all {escalated['harmless']['n']} harmless ones, "
+        f"{shown(escalated['restricted'])} of {escalated['restricted']['n']} restricted ones.",
+        f"Plain requests with it: {shown(plain['blocked'])} blocked, {shown(plain['refused'])} refused; without it: "
+        f"{shown(plain['first_stage']['blocked'])} blocked, {shown(plain['first_stage']['refused'])} refused.",
+        f"In training, out of fold: {percent(blocked['both'])} of restricted texts blocked with it, "
+        f"{percent(blocked['first stage'])} without; AUROC {number(auroc['first stage'])} of the first stage, "
+        f"{number(auroc['adapter'])} of the adapter ({number(auroc['last layer'])} before its training), "
+        f"{number(auroc['both'])} of both.",
+        f"It adds {number(cost['second'])} ms of CPU time to a request that it reads, and has "
+        f"{cost['second_bytes']} bytes of weights.",
+    ]
 
 
 def shown(estimate: dict[str, Any]) -> str:
@@ -109,11 +140,13 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
     requests, answers, cost = facts["requests"], facts["answers"], facts["cost"]
     lines = [headline(facts), basis(facts), f"AUROC {number(requests['auroc'])}, calibration error "
              f"{percent(requests['calibration']['ece'])}, rule named rightly {shown(requests['rules'])}",
-             f"{'family':<14} {'blocked':<18} {'harmless refused':<18}"]  # fmt: skip
+             f"{'family':<14} {'blocked':<18} {'harmless refused':<18} {'below plain':<12}".rstrip()]  # fmt: skip
     for name, row in requests["families"].items():
         note = "held out" if row["held_out"] else ""
-        lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {note}".rstrip())
+        below = "" if name == "plain" else f"{round(100 * row['below_plain'])} points".replace("-", "−")
+        lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {below:<12} {note}".rstrip())
     lines += [line] if (line := weaker(facts)) else []
+    lines += [f"second stage: {line}" for line in second_stage(facts)]
     if "reason" in answers:
         lines.append(f"answers: {answers['reason']}")
     else:

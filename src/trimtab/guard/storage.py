@@ -1,6 +1,7 @@
 """A guard in a folder: ``guard.json``, ``vocabulary.json``, ``guard.safetensors``. Nothing in it is ever executed."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.files import sha256_file, sha256_json, write_folder, write_json
 from trimtab.guard.detector import Detector, Member, Place
+from trimtab.guard.last_layer import LastLayer, LowRank
 from trimtab.guard.lexical import Lexical, Rules
 from trimtab.guard.output import OutputProbe
 from trimtab.guard.probe import Probe
+from trimtab.guard.second import Band, Calibration, SecondStage
 from trimtab.guard.stream import Smoothing
 from trimtab.models import Backbone, load_tensors, save_tensors
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no second stage; it is read too."""
 SETTINGS, VOCABULARY, TENSORS = "guard.json", "vocabulary.json", "guard.safetensors"
 
 
@@ -39,6 +43,7 @@ def save_guard(
     folder: Path,
     detector: Detector,
     *,
+    second: SecondStage | None,
     output: OutputProbe | None,
     rules: Rules | None,
     reasons: dict[str, str],
@@ -51,11 +56,12 @@ def save_guard(
     Args:
         folder: made if missing.
         detector: of requests; its probes read place 0, the only layer that :attr:`Guard.read` gives.
+        second: of requests that the detector is in doubt about.
         output: of answers.
         rules: names the rule of a blocked request.
         reasons: text of each rule by id.
         layer: number of the layer that the request probes read; None: there are none.
-        model: identity of the model (:func:`trimtab.models.model_identity`) and its width; None: no probe reads one.
+        model: identity of the model (:func:`trimtab.models.model_identity`) and its width; None: nothing reads one.
         facts: what the training was, plain values.
 
     Returns:
@@ -80,6 +86,8 @@ def save_guard(
         members.append(row)
     if rules is not None:
         arrays |= {"rules.weights": rules.weights, "rules.bias": rules.bias}
+    if second is not None:
+        arrays |= _second_arrays(second)
     if output is not None:
         arrays |= _probe_arrays("output", output.probe)
     settings: dict[str, Any] = {
@@ -91,6 +99,9 @@ def save_guard(
         "layer": layer,
         "model": model,
         "rules": {name: reasons.get(name, "") for name in rules.names} if rules else {},
+        "second": None if second is None else {
+            "band": asdict(second.band), "calibration": asdict(second.calibration), "threshold": second.threshold
+        },
         "output": None if output is None else {
             "layer": output.layer, "smoothing": output.smoothing.model_dump(), "threshold": output.threshold
         },
@@ -115,6 +126,27 @@ def _probe_arrays(name: str, probe: Probe) -> dict[str, np.ndarray]:
     return {f"{name}.weights": probe.weights, f"{name}.bias": np.array([probe.bias], np.float32)}
 
 
+def _second_arrays(second: SecondStage) -> dict[str, np.ndarray]:
+    arrays = _probe_arrays("second", second.model.head)
+    for name, part in second.model.lora.items():
+        arrays |= {f"second.a.{name}": part.a.numpy(), f"second.b.{name}": part.b.numpy()}
+    return arrays
+
+
+def _restored_second(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> SecondStage:
+    names = [name.removeprefix("second.a.") for name in arrays if name.startswith("second.a.")]
+    lora = {
+        name: LowRank(torch.from_numpy(arrays[f"second.a.{name}"]), torch.from_numpy(arrays[f"second.b.{name}"]))
+        for name in names
+    }
+    return SecondStage(
+        model=LastLayer(lora, Probe(arrays["second.weights"], float(arrays["second.bias"][0]))),
+        calibration=Calibration(**row["calibration"]),
+        band=Band(**row["band"]),
+        threshold=row["threshold"],
+    )
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """``guard.json`` of a guard's folder.
 
@@ -127,7 +159,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         number = settings["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: no guard ({error}); train one with `trimtab guard train`") from None
-    if number != FORMAT:
+    if number not in (1, FORMAT):
         raise CheckpointError(f"{path}: format {number}, expected {FORMAT}; train the guard again")
     return settings
 
@@ -137,7 +169,7 @@ def load_guard(folder: Path, backbone: Backbone | None) -> dict[str, Any]:
 
     Raises:
         CheckpointError: missing or damaged.
-        ConfigError: it has probes, and there is no model or one of another width or depth.
+        ConfigError: it reads a model, and there is none or one of another width or depth.
     """
     settings = read_settings(folder)
     _check_model(folder, settings, backbone)
@@ -169,6 +201,7 @@ def load_guard(folder: Path, backbone: Backbone | None) -> dict[str, Any]:
         rules = None
         if settings["rules"] and lexical is not None:
             rules = Rules(lexical, list(settings["rules"]), arrays["rules.weights"], arrays["rules.bias"])
+        second = None if settings.get("second") is None else _restored_second(settings["second"], arrays)
         output = None
         if settings["output"] is not None:
             output = OutputProbe(
@@ -180,13 +213,13 @@ def load_guard(folder: Path, backbone: Backbone | None) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{folder}: damaged guard ({error}); train it again") from None
     return {
-        "detector": detector, "output": output, "rules": rules, "reasons": settings["rules"],
+        "detector": detector, "second": second, "output": output, "rules": rules, "reasons": settings["rules"],
         "version": settings["version"], "layer": settings["layer"],
     }  # fmt: skip
 
 
 def _check_model(folder: Path, settings: dict[str, Any], backbone: Backbone | None) -> None:
-    needs = settings["layer"] is not None or settings["output"] is not None
+    needs = any(settings.get(name) is not None for name in ("layer", "second", "output"))
     if not needs:
         return
     model = settings["model"]

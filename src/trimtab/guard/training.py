@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from trimtab.constitution import Constitution
-from trimtab.errors import DataError, TooLongError
+from trimtab.errors import ConfigError, DataError, TooLongError
 from trimtab.guard.activations import pooled_texts, read
 from trimtab.guard.config import GuardConfig
 from trimtab.guard.dataset import (
@@ -15,11 +15,13 @@ from trimtab.guard.dataset import (
     attacked,
     deduplicated,
     from_constitution,
+    ordinary,
     split,
 )
-from trimtab.guard.detector import FOLDS, Fitted, fit_detector, prepare
+from trimtab.guard.detector import FOLDS, Fitted, Prepared, fit_detector, prepare
 from trimtab.guard.lexical import Lexical, Rules
 from trimtab.guard.output import AnswerStates, FittedOutput, fit_output
+from trimtab.guard.second import FittedSecond, fit_second
 from trimtab.models import Backbone
 from trimtab.records import Message
 
@@ -32,6 +34,8 @@ class Trained:
 
     fitted: Fitted
     """The detector of requests."""
+    second: FittedSecond | None
+    """The second stage for requests; None: there is none."""
     output: FittedOutput | None
     """The detector of answers; None: the data have no answers, or there is no model."""
     rules: Rules | None
@@ -75,9 +79,14 @@ def train_guard(
         say: receives a line about each step.
 
     Raises:
-        ConfigError: the constitution has no guard rules, or an attack is unknown.
+        ConfigError: the constitution has no guard rules, an attack is unknown, or a second stage has no model to read.
         DataError: too little data.
     """
+    if config.escalate and backbone is None:
+        raise ConfigError(
+            f"escalate is {config.escalate:g} and the second stage reads a model, which this guard does without; set "
+            "escalate: 0, or train it with probes"
+        )
     examples, repeated, contradictory = deduplicated([*from_constitution(constitution), *extra])
     train, held = split(examples, config.held_out, seed=config.seed)
     requests = [e for e in train if e.kind == "request"]
@@ -87,7 +96,10 @@ def train_guard(
         f"repetitions and {contradictory} texts with both labels left out"
     )
     layers = () if backbone is None else config.layers or default_layers(len(backbone.layers))
-    fitted, unread = _fit_requests(requests, config, backbone, layers, adapter, say)
+    fitted, prepared = _fit_requests(requests, config, backbone, layers, adapter, say)
+    second = None
+    if config.escalate and backbone is not None:
+        second = _fit_second(requests, prepared, fitted, config, backbone, adapter, say)
     fitted, layer = _one_layer(fitted, layers)
     output = None
     answers = [e for e in train if e.kind == "answer"]
@@ -102,12 +114,14 @@ def train_guard(
         "held_out": len(held),
         "repeated": repeated,
         "contradictory": contradictory,
-        "unread": unread,
+        "unread": sum(bool(p.unread) for p in prepared),
+        "ordinary": sum(ordinary(requests)),
         "groups": len({e.group for e in requests}),
     }
     rules = _fit_rules(fitted, requests)
     return Trained(
-        fitted=fitted, output=output, rules=rules, layer=layer, layers=tuple(layers), held_out=held, counts=counts
+        fitted=fitted, second=second, output=output, rules=rules, layer=layer, layers=tuple(layers), held_out=held,
+        counts=counts,
     )  # fmt: skip
 
 
@@ -118,8 +132,8 @@ def _fit_requests(
     layers: Sequence[int],
     adapter: str | None,
     say: Say,
-) -> tuple[Fitted, int]:
-    """The detector of requests, and how many requests were read in part only."""
+) -> tuple[Fitted, list[Prepared]]:
+    """The detector of requests, and the requests as it read them."""
 
     def states(texts: Sequence[str]) -> list[Any]:
         assert backbone is not None
@@ -138,7 +152,40 @@ def _fit_requests(
         poolings=config.poolings,
         seed=config.seed,
     )
-    return fitted, unread
+    return fitted, prepared
+
+
+def _fit_second(
+    requests: Sequence[Example],
+    prepared: Sequence[Prepared],
+    fitted: Fitted,
+    config: GuardConfig,
+    backbone: Backbone,
+    adapter: str | None,
+    say: Say,
+) -> FittedSecond:
+    """The second stage for requests."""
+    say(f"second stage: training an adapter on the last layer with {len(requests)} texts")
+    second = fit_second(
+        backbone,
+        prepared,
+        [int(e.restricted) for e in requests],
+        [e.group for e in requests],
+        fitted,
+        ordinary=ordinary(requests),
+        budget=config.budget,
+        escalate=config.escalate,
+        adapter=adapter,
+        seed=config.seed,
+    )
+    band = second.stage.band
+    if band.on == "harmless":
+        say(
+            f"second stage: {sum(ordinary(requests))} ordinary requests (harmless texts whose group has no restricted "
+            f"one) are too few to count a share of {config.escalate:.0%}; all {band.counted} harmless texts are "
+            "counted. Give ordinary requests of your users with --data"
+        )
+    return second
 
 
 def _one_layer(fitted: Fitted, layers: Sequence[int]) -> tuple[Fitted, int | None]:

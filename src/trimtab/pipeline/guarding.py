@@ -12,7 +12,6 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.files import write_atomic
 from trimtab.guard.config import GuardConfig
 from trimtab.guard.dataset import Example, read_examples
-from trimtab.guard.detector import prepare
 from trimtab.guard.evaluation import evaluate_answers, evaluate_requests, measure_cost
 from trimtab.guard.guard import DecisionLog, Guard, OnError
 from trimtab.guard.lexical import Lexical
@@ -78,11 +77,14 @@ def train_and_report(
         "layers": list(trained.layers),
         "layer_scores": trained.fitted.layer_scores,
     }
+    if trained.second is not None:
+        facts["second"] = {"auroc": trained.second.auroc, "blocked": trained.second.blocked}
     if trained.output is not None:
         facts["output"] = {"layer_scores": trained.output.layer_scores, "delays": trained.output.delays}
     save_guard(
         out,
         trained.fitted.detector,
+        second=None if trained.second is None else trained.second.stage,
         output=None if trained.output is None else trained.output.probe,
         rules=trained.rules,
         reasons={rule.id: rule.text for rule in constitution.guard},
@@ -138,10 +140,14 @@ def _report(
         "guard_version": facts["guard_version"],
         "budget": config.budget,
         "threshold": guard.detector.threshold,
+        "second": None if guard.second is None else {
+            "band": asdict(guard.second.band), "escalate": config.escalate, "threshold": guard.second.threshold,
+            "training": facts["second"],
+        },
         "requests": evaluate_requests(guard, examples, trained_on=config.attacks, seed=config.seed),
         "answers": evaluate_answers(guard, examples, seed=config.seed + 1),
         "cost": measure_cost(guard, requests[:50]),
-    }
+    }  # fmt: skip
     write_guard_report(report, out)
     return report
 
@@ -177,6 +183,8 @@ def open_guard(
 def explain_request(folder: Path, text: str, *, model: str | None, context: int) -> dict[str, Any]:
     """How a guard reads one request: verdict, each view with its members' log-odds, and the strongest words.
 
+    ``escalated``: whether the second stage decided; ``adapter``: its log-odds, None if it did not.
+
     Raises:
         DataError: the text is empty.
     """
@@ -184,7 +192,7 @@ def explain_request(folder: Path, text: str, *, model: str | None, context: int)
         raise DataError("the request is empty; give a text to explain")
     guard = open_guard(folder, model, context)
     verdict = guard.check([Message(role="user", content=text)])
-    prepared = prepare([text], None if guard.layer is None else guard.read)[0]
+    prepared = guard.prepare([text])[0]
     by_member = {m.name: m.calibrated([prepared])[0] for m in guard.detector.members}
     views = [
         {
@@ -199,5 +207,5 @@ def explain_request(folder: Path, text: str, *, model: str | None, context: int)
     return {
         "blocked": verdict.blocked, "score": verdict.score, "threshold": verdict.threshold, "rule": verdict.rule,
         "reason": verdict.reason, "view": verdict.view, "views": views, "words": lexical.strongest(highest.text),
-        "error": verdict.error,
+        "escalated": verdict.escalated, "adapter": (verdict.members or {}).get("adapter"), "error": verdict.error,
     }  # fmt: skip
