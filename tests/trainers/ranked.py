@@ -30,6 +30,7 @@ from trimtab.trainers import (
     OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
+    ProcessConfig,
     PtxConfig,
     Ranking,
     RejectionConfig,
@@ -48,6 +49,7 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
+from trimtab.trainers.process import Solution, train_process
 from trimtab.trainers.rl_optional import critic_on_policy
 
 LORA = AdapterConfig(rank=4, alpha=8)
@@ -128,6 +130,20 @@ def reward(group: Group, double: bool, adapter: AdapterConfig, **settings: Any) 
     config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, epochs=1.0, **settings)
     train_reward(role, rankings(role.backbone.chat, 10), config, seed=0, session=session)
     return result(session, rows, role)
+
+
+def process(group: Group, double: bool, adapter: AdapterConfig) -> Result:
+    """Solutions with one to three judged steps, some of them soft; the last batch is uneven."""
+    role = precise(Role.trainable(tiny_backbone(), "process", adapter, seed=1, scalar_head=True), double)
+    solutions = []
+    for i, row in enumerate(conversations(role.backbone.chat, 7)):
+        ends = sorted({len(row.tokens) - 1 - k for k in range(1 + i % 3)})
+        targets = [(1.0, 0.25, None)[(i + k) % 3] for k in range(len(ends))]
+        solutions.append(Solution(id=f"s{i}", tokens=row.tokens, ends=ends, targets=targets))
+    rows: list[dict] = []
+    config = ProcessConfig(adapter=adapter, optimizer=STEADY, batch=4, micro_batch_tokens=20)
+    train_process(role, solutions, config, seed=0, session=Session(log=rows.append, group=group))
+    return result(Session(), rows, role)
 
 
 def preference(group: Group, double: bool, config: Any) -> Result:
@@ -236,6 +252,8 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "reward lora": (reward, (TOP,), {"centring": 0.01}),
     "reward full": (reward, (FULL,), {}),
     "reward probe davidson": (reward, (LORA,), {"head_init": "probe", "centring": 0.01}),
+    "process lora": (process, (TOP,), {}),
+    "process full": (process, (FULL,), {}),
     "dpo lora": (preference, (DpoConfig(adapter=TOP, **PAIR),), {}),
     "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
     "bco lora": (preference, (BcoConfig(adapter=LORA, **PAIR),), {}),
@@ -255,6 +273,9 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "nash md full moving": (
         online, (NashMdConfig(adapter=FULL, mixture=0.4, reference_update=MOVING, **STEP),), {}
     ),
+    "online dpo full": (online, (OnlineDpoConfig(adapter=FULL, **STEP),), {}),
+    "xpo full": (online, (XpoConfig(adapter=FULL, **STEP),), {}),
+    "rejection full": (online, (RejectionConfig(adapter=FULL, **STEP),), {}),
     "rloo lora": (online, (RlooConfig(adapter=TOP, **STEP),), {}),
     "grpo full": (online, (GrpoConfig(adapter=FULL, kl=KLConfig(coefficient=0.1, place="loss"), **STEP),), {}),
     "dapo lora": (online, (DapoConfig(adapter=LORA, resample=2, **STEP),), {}),
