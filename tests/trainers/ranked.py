@@ -103,6 +103,7 @@ def sft(
     packing: bool = False,
     checkpointing: bool = False,
     architecture: Any = "llama",
+    optimizer: OptimizerConfig = STEADY,
     **model: Any,
 ) -> Result:
     backbone = tiny_backbone(architecture, **model)
@@ -115,7 +116,7 @@ def sft(
     train_sft(
         role,
         examples,
-        SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=packing),
+        SftConfig(batch=4, micro_batch_tokens=20, optimizer=optimizer, packing=packing),
         seed=0,
         session=session,
     )
@@ -248,6 +249,7 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "sft lora dropout": (sft, (DROPPED,), {"dropout": 0.1}),
     "sft full dropout": (sft, (FULL,), {"dropout": 0.1, "checkpointing": True}),
     "sft full gpt2 packed": (sft, (FULL,), {"architecture": "gpt2", "packing": True}),
+    "sft full 8 bits": (sft, (FULL,), {"optimizer": STEADY.model_copy(update={"state": "8bit"}), "width": 64}),
     "sft full qwen2": (sft, (FULL,), {"architecture": "qwen2", "tied": True}),
     "reward lora": (reward, (TOP,), {"centring": 0.01}),
     "reward full": (reward, (FULL,), {}),

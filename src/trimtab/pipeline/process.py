@@ -149,9 +149,7 @@ def label_by_rollouts(
     tried: list[list[Rollout]] = []
     if starts:
         divide = partial(drawn_by_share, group, "rollouts of process", answers=config.tries)
-        tried = continuations(
-            backbone, config.sampler, starts, tries=config.tries, seed=seed + 1, divide=divide
-        )
+        tried = continuations(backbone, config.sampler, starts, tries=config.tries, seed=seed + 1, divide=divide)
     shares = iter(
         group.spread(
             "verified rollouts of process",
