@@ -17,7 +17,8 @@ from trimtab.testing import tiny_backbone
 from trimtab.trainers import ALONE, Group, Learner, Norms
 
 FULL_CASES = [case for case in CASES if "full" in case]
-QUICK = ["reward full", "bco full", "kto full", "ppo full tied"]  # SFT: below, where it stops and continues
+QUICK = ["reward full", "bco full", "kto full", "ppo full tied", "process full", "sft full 8 bits"]
+"""SFT with moments of 32 bits is below, where it stops and continues."""
 
 
 def test_two_ranks_with_half_of_the_weights_each_equal_one():
