@@ -13,7 +13,7 @@ from .test_learner import batch_of, nll
 
 FULL = AdapterConfig(kind="full")
 EIGHT = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0, state="8bit")
-SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
+SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.1}
 
 
 def wide(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -43,6 +43,7 @@ def test_every_number_gets_the_nearest_code_of_its_block(signed: bool):
     values = wide(5, BLOCK + 50, seed=1)
     values = values if signed else values.abs()
     values[2, :BLOCK], values[3, 7] = 0.0, 0.0
+    values[4, :BLOCK] = torch.linspace(0.3, 1, BLOCK)
     codes, scales = encode(values, signed=signed)
     assert codes.dtype == torch.uint8 and codes.shape == values.shape and scales.shape == (5, 2)
     result = decode(codes, scales, signed=signed)
@@ -94,27 +95,29 @@ def test_small_weights_keep_moments_of_32_bits():
     assert torch.allclose(eight, plain, rtol=1e-4, atol=1e-7)
 
 
-def test_three_hundred_steps_end_near_those_of_32_bits():
-    """Gradients with a drift, noise, and sizes that differ a thousandfold within a block."""
+@pytest.mark.parametrize(("decades", "within"), [(0, 0.03), (1, 0.07), (3, 0.15)])
+def test_two_hundred_steps_end_near_those_of_32_bits(decades: int, within: float):
+    """The distance to where torch's AdamW ends, as a share of its way; gradients drift, with twice as much noise.
+
+    Their sizes differ by so many decades within a block.
+    """
     draw = torch.Generator().manual_seed(3)
-    sizes = 10 ** (-3 * torch.rand(32, 2 * BLOCK, generator=draw))
-    drift = torch.randn(32, 2 * BLOCK, generator=draw)
-    gradients = [sizes * (drift + 2 * torch.randn(drift.shape, generator=draw)) for _ in range(300)]
+    sizes = 10 ** (-decades * torch.rand(16, 2 * BLOCK, generator=draw))
+    drift = torch.randn(16, 2 * BLOCK, generator=draw)
+    gradients = [sizes * (drift + 2 * torch.randn(drift.shape, generator=draw)) for _ in range(200)]
     start = torch.zeros_like(drift)
     eight, plain = (steps(gradients, start, kind) for kind in (AdamW8bit, torch.optim.AdamW))
-    distance = float((eight - plain).norm() / plain.norm())
-    print("distance", distance, float((eight - plain).abs().max() / plain.abs().max()))
-    assert 0 < distance < 0.02
+    assert 0 < float((eight - plain).norm() / plain.norm()) < within
 
 
-def test_a_gradient_that_came_once_makes_no_huge_step():
+def test_a_gradient_that_came_once_makes_no_step_above_the_rate():
     """Its v is 1e-10 of the block's largest, which 8 bits would make 0: then Adam would divide by ε."""
     gradients = [torch.ones(16, BLOCK) for _ in range(60)]
     gradients[0][:, 0] = 1e-5
     for gradient in gradients[1:]:
         gradient[:, 0] = 0.0
     eight, plain = (steps(gradients, torch.zeros(16, BLOCK), kind) for kind in (AdamW8bit, torch.optim.AdamW))
-    assert 0.5 < float((eight[:, 0] / plain[:, 0]).min()) <= float((eight[:, 0] / plain[:, 0]).max()) < 2
+    assert 0 < float(plain[:, 0].abs().max()) <= float(eight[:, 0].abs().max()) <= 60 * SETTINGS["lr"]
 
 
 # In a learner -----------------------------------------------------------------------------
@@ -134,8 +137,7 @@ def test_a_language_model_learns_as_with_32_bits():
     eight = train(learner_of(EIGHT), 30)
     plain = train(learner_of(EIGHT.model_copy(update={"state": "32bit"})), 30)
     assert plain[-1] < 0.5 * plain[0]
-    print("losses", plain[0], plain[-1], eight[-1])
-    assert eight[-1] != plain[-1] and eight[-1] == pytest.approx(plain[-1], rel=0.02)
+    assert eight[-1] != plain[-1] and eight[-1] == pytest.approx(plain[-1], rel=0.01)
 
 
 def test_a_run_continues_bit_for_bit_and_not_with_another_precision(tmp_path):
