@@ -58,6 +58,7 @@ DROPPED = AdapterConfig(rank=4, alpha=8, dropout=0.2)
 FULL = AdapterConfig(kind="full")
 MOVING = ReferenceUpdateConfig(every=1, alpha=0.5)
 STEADY = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
+EIGHT_BITS = STEADY.model_copy(update={"state": "8bit"})
 Result = dict[str, Any]
 
 
@@ -249,7 +250,7 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "sft lora dropout": (sft, (DROPPED,), {"dropout": 0.1}),
     "sft full dropout": (sft, (FULL,), {"dropout": 0.1, "checkpointing": True}),
     "sft full gpt2 packed": (sft, (FULL,), {"architecture": "gpt2", "packing": True}),
-    "sft full 8 bits": (sft, (FULL,), {"optimizer": STEADY.model_copy(update={"state": "8bit"}), "width": 64}),
+    "sft full 8 bits": (sft, (FULL,), {"optimizer": EIGHT_BITS, "width": 64}),
     "sft full qwen2": (sft, (FULL,), {"architecture": "qwen2", "tied": True}),
     "reward lora": (reward, (TOP,), {"centring": 0.01}),
     "reward full": (reward, (FULL,), {}),
@@ -341,11 +342,19 @@ def check_equal(sizes: list[int], cases: list[str], double: bool, *, shards: boo
 
 
 def sft_until(
-    group: Group, folder: Path, stop_after: int | None, kill_at: int | None = None, *, full: bool = False
+    group: Group,
+    folder: Path,
+    stop_after: int | None,
+    kill_at: int | None = None,
+    *,
+    full: bool = False,
+    optimizer: OptimizerConfig = STEADY,
 ) -> Result:
     """Six steps with a checkpoint after each, until so many are done; ``full``: of all weights, in float64."""
     if full:
-        role = precise(Role.trainable(tiny_backbone(tied=True, dropout=0.1), "sft", FULL, seed=1), double=True)
+        width = 64 if optimizer.state == "8bit" else 32  # enough for 8 bits
+        backbone = tiny_backbone(tied=True, dropout=0.1, width=width)
+        role = precise(Role.trainable(backbone, "sft", FULL, seed=1), double=True)
     else:
         role = Role.trainable(tiny_backbone(), "sft", AdapterConfig(rank=4, alpha=8, dropout=0.1), seed=1)
     rows: list[dict] = []
@@ -364,7 +373,7 @@ def sft_until(
         stop_requested=stop,
         group=group,
     )
-    config = SftConfig(batch=4, epochs=2, micro_batch_tokens=20, optimizer=STEADY, packing=False)
+    config = SftConfig(batch=4, epochs=2, micro_batch_tokens=20, optimizer=optimizer, packing=False)
     try:
         train_sft(role, conversations(role.backbone.chat, 11), config, seed=0, session=session)
     except Interrupted:

@@ -102,7 +102,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"memory_gb is {config.memory_gb:g} but " + "; ".join(problems) + ". Raise memory_gb, or lower "
             f"model.context ({config.model.context}) or sampler.slots or cache_mb, train adapters instead of all "
-            "weights, or set model.gradient_checkpointing"
+            "weights, store their moments in 8 bits (optimizer.state: 8bit), or set model.gradient_checkpointing"
         )
     return config.model_copy(update=sections)
 
@@ -304,6 +304,7 @@ def _model(config: RunConfig, section: Section) -> ModelConfig:
 
 
 def _optimizer(section: Section) -> OptimizerConfig:
+    """The optimiser of what a section trains; a critic has one of its own."""
     return section.policy if isinstance(section, OnlineConfig) else section.optimizer
 
 

@@ -10,10 +10,10 @@ each quotient becomes the index of the nearest value in a table whose values lie
 
 Departures from the paper:
 
-- √v is stored, not v. The table spans seven decades, in which √v has twice as many. A positive √v never becomes 0, or
-  the next step would divide by ε.
-- The table ends at −1 and 1. With the paper's, which ends at −0.993, the most negative mean of a block would shrink by
-  0.7 % in every step.
+- √v is stored, not v: the seven decades of the table are fourteen of v. A positive √v never becomes 0, or the next step
+  would divide by ε.
+- The table ends at −1 and 1. With that of the authors' code, which ends at −0.993, the most negative mean of a block
+  would shrink by 0.7 % in every step.
 - Blocks lie within a row of the weight, its first dimension. Sharded weights are divided by rows, so their blocks are
   those of whole weights; and a rare token's embedding shares no block with another token's.
 - Embeddings are stored in 8 bits as well. Vectors, and weights of fewer than :data:`SMALLEST` numbers, are not.

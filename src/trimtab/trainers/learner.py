@@ -294,8 +294,8 @@ class Learner:
             if slots and ("exp_avg_scale" in slots) != (self.config.state == "8bit" and quantised(parameter)):
                 other = "32bit" if self.config.state == "8bit" else "8bit"
                 raise CheckpointError(
-                    f"the moments of {name} were saved with the optimiser's state: {other}, and it is "
-                    f"{self.config.state} now; restore the old setting to continue, or start afresh"
+                    f"the moments of {name} were saved with state: {other}, and the optimiser has state: "
+                    f"{self.config.state}; restore the old setting to continue, or start afresh"
                 )
             if slots:
                 self.optimizer.state[parameter] = slots
