@@ -151,7 +151,7 @@ def test_a_run_continues_bit_for_bit_and_not_with_another_precision(tmp_path):
     a, b = (one.role.state() | one.optimizer_state() for one in (whole, second))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     plain = learner_of(EIGHT.model_copy(update={"state": "32bit"}))
-    with pytest.raises(CheckpointError, match=r"with state: 8bit, and the optimiser has state: 32bit; restore the old setting"):
+    with pytest.raises(CheckpointError, match=r"state: 8bit, and the optimiser has state: 32bit; restore the old"):
         Checkpoints(tmp_path, "f").restore({"policy": plain})
     train(plain, 1)
     with pytest.raises(CheckpointError, match=r"with state: 32bit, and the optimiser has state: 8bit"):
