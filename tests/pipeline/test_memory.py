@@ -15,6 +15,7 @@ from trimtab.models import AdapterConfig, FrozenStates, ModelConfig, Role, colla
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.memory import _activations, fit_memory, model_shape, stage_gb
 from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.rates import fill_rates, rate_lines
 from trimtab.testing import chat_messages, save_model, sentences, tiny_backbone, tiny_model, toy_recipe
 
 
@@ -83,6 +84,23 @@ def test_a_critic_on_the_policys_states_has_no_weights_to_hold(tmp_path):
     shape = model_shape(config.model)
     own, shared = (stage_gb(config, config.align.model_copy(update={"shared_critic": s}), shape) for s in (False, True))
     assert own - shared == pytest.approx(4 * 4 * shape["parameters"] / 1e9)
+
+
+def test_moments_of_8_bits_are_counted_for_each_optimiser(tmp_path):
+    """8 bytes a weight become two codes and two shares of a scale for 256 numbers of 4 bytes."""
+    path = toy_recipe(tmp_path)
+    shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 10, "width": 1024,
+             "keys": 1, "inner": 1, "experts": 0, "expert": 0}  # fmt: skip
+    needed = []
+    for eight in ([], ["align.policy.state=8bit"], ["align.policy.state=8bit", "align.critic.state=8bit"]):
+        config = load_recipe(
+            path, ["align.adapter={kind: full}", "align.policy.lr=1e-5", "align.critic.lr=1e-5", *eight]
+        )
+        needed.append(stage_gb(config, config.align, shape))
+        line = next(line for line in rate_lines(fill_rates(config)) if line.startswith("align.policy"))
+        assert ("with 8-bit moments" in line) == bool(eight)
+    saved = 8 - (1 + 4 / 256) * 2
+    assert needed[0] - needed[1] == pytest.approx(saved) and needed[1] - needed[2] == pytest.approx(saved)
 
 
 @pytest.mark.parametrize(("stage", "critics"), [("align", 1), ("sft", 0)])

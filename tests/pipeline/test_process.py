@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.ranks import on_ranks
 from trimtab.cli.app import run_app
 from trimtab.errors import ConfigError, DataError
+from trimtab.models import load_tensors
 from trimtab.pipeline.config import check_recipe, load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.process import label_by_rollouts
@@ -85,6 +87,32 @@ def test_a_run_with_process_and_outcome_rewards(tmp_path):
     other = load_recipe(path, [f"process.rollouts.verifier={HERE}.never"])
     states = {row["stage"]: row["state"] for row in make_plan(other, path, tmp_path / "runs")["stages"]}
     assert states["process"] == "run"
+
+
+def train(recipe: str, runs: str, *overrides: str) -> bool:
+    run_recipe(load_recipe(Path(recipe), list(overrides)), Path(recipe), runs=Path(runs), ui=Silent())
+    return True
+
+
+FULL = ("scale.shard=true", "process.adapter={kind: full}", "process.optimizer.lr=1e-4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "within"),
+    [((), 2e-6), pytest.param(FULL, 1e-5, marks=pytest.mark.slow)],
+    ids=["adapters", "sharded"],
+)
+def test_two_ranks_label_and_train_what_one_does(tmp_path, changes: tuple[str, ...], within: float):
+    path = str(recipe(tmp_path, align=None, rewards=None))
+    several = ("scale.kind=torchrun", "scale.processes=2", "scale.deadline=60")
+    train(path, str(tmp_path / "one"), *changes[1:])
+    assert on_ranks(2, train, path, str(tmp_path / "two"), *several, *changes, joined=False) == [True, True]
+    one, two = (tmp_path / runs / "toy" / "stages" / "process" for runs in ("one", "two"))
+    labels = (one / "labels.jsonl").read_text()
+    assert '"ai"' in labels and labels == (two / "labels.jsonl").read_text()
+    a, b = (load_tensors(folder / "weights.safetensors") for folder in (one, two))
+    assert a.keys() == b.keys() and max(float((a[key] - b[key]).abs().max()) for key in a) <= within
+    assert json.loads((one / "process.json").read_text()) == json.loads((two / "process.json").read_text())
 
 
 def test_rollouts_are_refused_where_the_model_solves_nothing(tmp_path):

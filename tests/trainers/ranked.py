@@ -30,6 +30,7 @@ from trimtab.trainers import (
     OnlineDpoConfig,
     OptimizerConfig,
     PpoConfig,
+    ProcessConfig,
     PtxConfig,
     Ranking,
     RejectionConfig,
@@ -48,6 +49,7 @@ from trimtab.trainers import (
     train_rl,
     train_sft,
 )
+from trimtab.trainers.process import Solution, train_process
 from trimtab.trainers.rl_optional import critic_on_policy
 
 LORA = AdapterConfig(rank=4, alpha=8)
@@ -56,6 +58,7 @@ DROPPED = AdapterConfig(rank=4, alpha=8, dropout=0.2)
 FULL = AdapterConfig(kind="full")
 MOVING = ReferenceUpdateConfig(every=1, alpha=0.5)
 STEADY = OptimizerConfig(lr=1e-3, schedule="constant", warmup=0.0)
+EIGHT_BITS = STEADY.model_copy(update={"state": "8bit"})
 Result = dict[str, Any]
 
 
@@ -101,6 +104,7 @@ def sft(
     packing: bool = False,
     checkpointing: bool = False,
     architecture: Any = "llama",
+    optimizer: OptimizerConfig = STEADY,
     **model: Any,
 ) -> Result:
     backbone = tiny_backbone(architecture, **model)
@@ -113,7 +117,7 @@ def sft(
     train_sft(
         role,
         examples,
-        SftConfig(batch=4, micro_batch_tokens=20, optimizer=STEADY, packing=packing),
+        SftConfig(batch=4, micro_batch_tokens=20, optimizer=optimizer, packing=packing),
         seed=0,
         session=session,
     )
@@ -128,6 +132,20 @@ def reward(group: Group, double: bool, adapter: AdapterConfig, **settings: Any) 
     config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, epochs=1.0, **settings)
     train_reward(role, rankings(role.backbone.chat, 10), config, seed=0, session=session)
     return result(session, rows, role)
+
+
+def process(group: Group, double: bool, adapter: AdapterConfig) -> Result:
+    """Solutions with one to three judged steps, some of them soft; the last batch is uneven."""
+    role = precise(Role.trainable(tiny_backbone(), "process", adapter, seed=1, scalar_head=True), double)
+    solutions = []
+    for i, row in enumerate(conversations(role.backbone.chat, 7)):
+        ends = sorted({len(row.tokens) - 1 - k for k in range(1 + i % 3)})
+        targets = [(1.0, 0.25, None)[(i + k) % 3] for k in range(len(ends))]
+        solutions.append(Solution(id=f"s{i}", tokens=row.tokens, ends=ends, targets=targets))
+    rows: list[dict] = []
+    config = ProcessConfig(adapter=adapter, optimizer=STEADY, batch=4, micro_batch_tokens=20)
+    train_process(role, solutions, config, seed=0, session=Session(log=rows.append, group=group))
+    return result(Session(), rows, role)
 
 
 def preference(group: Group, double: bool, config: Any) -> Result:
@@ -232,10 +250,13 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "sft lora dropout": (sft, (DROPPED,), {"dropout": 0.1}),
     "sft full dropout": (sft, (FULL,), {"dropout": 0.1, "checkpointing": True}),
     "sft full gpt2 packed": (sft, (FULL,), {"architecture": "gpt2", "packing": True}),
+    "sft full 8 bits": (sft, (FULL,), {"optimizer": EIGHT_BITS, "width": 64}),
     "sft full qwen2": (sft, (FULL,), {"architecture": "qwen2", "tied": True}),
     "reward lora": (reward, (TOP,), {"centring": 0.01}),
     "reward full": (reward, (FULL,), {}),
     "reward probe davidson": (reward, (LORA,), {"head_init": "probe", "centring": 0.01}),
+    "process lora": (process, (TOP,), {}),
+    "process full": (process, (FULL,), {}),
     "dpo lora": (preference, (DpoConfig(adapter=TOP, **PAIR),), {}),
     "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
     "bco lora": (preference, (BcoConfig(adapter=LORA, **PAIR),), {}),
@@ -255,6 +276,9 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "nash md full moving": (
         online, (NashMdConfig(adapter=FULL, mixture=0.4, reference_update=MOVING, **STEP),), {}
     ),
+    "online dpo full": (online, (OnlineDpoConfig(adapter=FULL, **STEP),), {}),
+    "xpo full": (online, (XpoConfig(adapter=FULL, **STEP),), {}),
+    "rejection full": (online, (RejectionConfig(adapter=FULL, **STEP),), {}),
     "rloo lora": (online, (RlooConfig(adapter=TOP, **STEP),), {}),
     "grpo full": (online, (GrpoConfig(adapter=FULL, kl=KLConfig(coefficient=0.1, place="loss"), **STEP),), {}),
     "dapo lora": (online, (DapoConfig(adapter=LORA, resample=2, **STEP),), {}),
@@ -318,11 +342,19 @@ def check_equal(sizes: list[int], cases: list[str], double: bool, *, shards: boo
 
 
 def sft_until(
-    group: Group, folder: Path, stop_after: int | None, kill_at: int | None = None, *, full: bool = False
+    group: Group,
+    folder: Path,
+    stop_after: int | None,
+    kill_at: int | None = None,
+    *,
+    full: bool = False,
+    optimizer: OptimizerConfig = STEADY,
 ) -> Result:
     """Six steps with a checkpoint after each, until so many are done; ``full``: of all weights, in float64."""
     if full:
-        role = precise(Role.trainable(tiny_backbone(tied=True, dropout=0.1), "sft", FULL, seed=1), double=True)
+        width = 64 if optimizer.state == "8bit" else 32  # enough for 8 bits
+        backbone = tiny_backbone(tied=True, dropout=0.1, width=width)
+        role = precise(Role.trainable(backbone, "sft", FULL, seed=1), double=True)
     else:
         role = Role.trainable(tiny_backbone(), "sft", AdapterConfig(rank=4, alpha=8, dropout=0.1), seed=1)
     rows: list[dict] = []
@@ -341,7 +373,7 @@ def sft_until(
         stop_requested=stop,
         group=group,
     )
-    config = SftConfig(batch=4, epochs=2, micro_batch_tokens=20, optimizer=STEADY, packing=False)
+    config = SftConfig(batch=4, epochs=2, micro_batch_tokens=20, optimizer=optimizer, packing=False)
     try:
         train_sft(role, conversations(role.backbone.chat, 11), config, seed=0, session=session)
     except Interrupted:

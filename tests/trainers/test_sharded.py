@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.ranks import die, on_ranks
-from tests.trainers.ranked import CASES, FULL, STEADY, apart, check_equal, conversations, precise, sft_until
+from tests.trainers.ranked import CASES, EIGHT_BITS, FULL, STEADY, apart, check_equal, conversations, precise, sft_until
 from trimtab.errors import DataError, RankError, StorageError
 from trimtab.models import Role
 from trimtab.models.sharded import is_sharded, part, save_whole
 from trimtab.testing import tiny_backbone
-from trimtab.trainers import ALONE, Group, Learner, Norms
+from trimtab.trainers import ALONE, Group, Learner, Norms, OptimizerConfig
 
 FULL_CASES = [case for case in CASES if "full" in case]
-QUICK = ["reward full", "bco full", "kto full", "ppo full tied"]  # SFT: below, where it stops and continues
+QUICK = ["reward full", "bco full", "kto full", "ppo full tied", "process full", "sft full 8 bits"]
+"""SFT with moments of 32 bits is below, where it stops and continues."""
 
 
 def test_two_ranks_with_half_of_the_weights_each_equal_one():
@@ -103,23 +104,28 @@ def test_a_file_that_cannot_be_written_keeps_no_rank_waiting(tmp_path: Path):
 # Stopping and continuing ------------------------------------------------------------------
 
 
-def sft_full(group: Group, folder: Path, stop_after: int | None) -> dict:
-    return sft_until(group, folder, stop_after, full=True)
+def sft_full(group: Group, folder: Path, stop_after: int | None, optimizer: OptimizerConfig) -> dict:
+    return sft_until(group, folder, stop_after, full=True, optimizer=optimizer)
 
 
-def test_a_run_continues_bit_for_bit_on_two_ranks_and_within_rounding_on_one_then_three(tmp_path: Path):
-    alone, parts = sft_full(ALONE, tmp_path / "alone", None), tmp_path / "parts"
-    whole = on_ranks(2, sft_full, tmp_path / "whole", None, shards=True)[0]
+@pytest.mark.parametrize(
+    "optimizer", [STEADY, pytest.param(EIGHT_BITS, marks=pytest.mark.slow)], ids=["32 bits", "8 bits"]
+)
+def test_a_run_continues_bit_for_bit_on_two_ranks_and_within_rounding_on_one_then_three(
+    tmp_path: Path, optimizer: OptimizerConfig
+):
+    alone, parts = sft_full(ALONE, tmp_path / "alone", None, optimizer), tmp_path / "parts"
+    whole = on_ranks(2, sft_full, tmp_path / "whole", None, optimizer, shards=True)[0]
     assert apart(alone, whole) <= 1e-10
-    on_ranks(2, sft_full, parts, 2, shards=True)
+    on_ranks(2, sft_full, parts, 2, optimizer, shards=True)
     written = sorted(path.name for path in (parts / "step-000002").iterdir())
     assert written == ["sft.optimizer.safetensors", "sft.safetensors", "state.json"]
     shutil.copytree(parts, tmp_path / "again")
-    again = on_ranks(2, sft_full, tmp_path / "again", None, shards=True)[0]
+    again = on_ranks(2, sft_full, tmp_path / "again", None, optimizer, shards=True)[0]
     assert again["metrics"] == whole["metrics"][2:]
     assert apart(whole, again) == 0.0
-    sft_full(ALONE, parts, 4)
-    third = on_ranks(3, sft_full, parts, None, shards=True)
+    sft_full(ALONE, parts, 4, optimizer)
+    third = on_ranks(3, sft_full, parts, None, optimizer, shards=True)
     assert [row["step"] for row in third[2]["metrics"]] == [5, 6]
     assert apart(alone, third[0]) <= 1e-10
 

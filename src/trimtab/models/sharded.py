@@ -29,6 +29,7 @@ _NAMES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int64: "I64",
+    torch.uint8: "U8",
 }
 """Types of tensors as safetensors calls them."""
 

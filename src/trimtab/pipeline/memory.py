@@ -24,12 +24,14 @@ from trimtab.trainers import (
     OfflineConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    OptimizerConfig,
     PpoConfig,
     ProcessConfig,
     RewardConfig,
     SftConfig,
     XpoConfig,
 )
+from trimtab.trainers.eight_bits import moment_bytes
 
 PROCESS = 0.7
 """GB that Python, torch and the tokenizer take."""
@@ -100,7 +102,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"memory_gb is {config.memory_gb:g} but " + "; ".join(problems) + ". Raise memory_gb, or lower "
             f"model.context ({config.model.context}) or sampler.slots or cache_mb, train adapters instead of all "
-            "weights, or set model.gradient_checkpointing"
+            "weights, store their moments in 8 bits (optimizer.state: 8bit), or set model.gradient_checkpointing"
         )
     return config.model_copy(update=sections)
 
@@ -170,11 +172,12 @@ def stage_gb(
     parts = (ranks or parts_of_weights(config.scale)) if full and config.scale.shard else 1
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
-    # with gradient and two moments
-    trained = 4 * weights / parts if full else 16 * _adapter_parameters(shape, section.adapter)
+    trained = _trained(shape, section.adapter, _optimizer(section), parts)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
     critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
-    held = frozen + trained * (2 if critic else 1)
+    held = frozen + trained
+    if isinstance(section, PpoConfig) and critic:
+        held += _trained(shape, section.adapter, section.critic, parts)
     if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
         held += weights if full else 4 * _adapted(shape, section.adapter)
     checkpointing = config.model.gradient_checkpointing
@@ -298,6 +301,19 @@ def _sections(config: RunConfig) -> Iterator[tuple[str, Section]]:
 def _model(config: RunConfig, section: Section) -> ModelConfig:
     own = getattr(section, "model", None)
     return own if isinstance(own, ModelConfig) else config.model
+
+
+def _optimizer(section: Section) -> OptimizerConfig:
+    """The optimiser of what a section trains; a critic has one of its own."""
+    return section.policy if isinstance(section, OnlineConfig) else section.optimizer
+
+
+def _trained(shape: dict[str, int], adapter: AdapterConfig, optimizer: OptimizerConfig, parts: int) -> float:
+    """Bytes of trained weights in float32, their gradients and both moments; of full weights 1/``parts``."""
+    full = adapter.kind == "full"
+    numbers = shape["parameters"] / parts if full else _adapter_parameters(shape, adapter)
+    columns = shape["width"] if full else adapter.rank  # of an adapter's narrower matrices
+    return numbers * (8 + (moment_bytes(columns=columns) if optimizer.state == "8bit" else 8))
 
 
 def _adapter_parameters(shape: dict[str, int], adapter: AdapterConfig) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,8 +21,9 @@ from trimtab.rollout import make_sampler, split_steps
 from trimtab.rollout.continuing import continuations
 from trimtab.rollout.process import ProcessScorer
 from trimtab.rollout.rewards import call, numbers
-from trimtab.trainers import split_holdout
+from trimtab.trainers import ALONE, Group, split_holdout
 from trimtab.trainers.process import Solution, encode_solutions, score_solutions, train_process
+from trimtab.trainers.shares import drawn_by_share
 
 
 def run_process(context: Context) -> tuple[Counts, list[str]]:
@@ -69,6 +71,7 @@ def _labels(context: Context, config: ProcessStageConfig, backbone: Backbone) ->
             config.rollouts,
             config.separator,
             seed=context.seed("rollouts"),
+            group=context.group,
         )
         context.ui.say(
             f"  {drawn.rate:.1%} of {drawn.answers} solutions are right; {len(drawn.labels)} different ones are "
@@ -95,19 +98,34 @@ class RolloutLabels:
 
 
 def label_by_rollouts(
-    backbone: Backbone, prompts: Sequence[Prompt], config: RolloutLabelsConfig, separator: str, *, seed: int
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    config: RolloutLabelsConfig,
+    separator: str,
+    *,
+    seed: int,
+    group: Group = ALONE,
 ) -> RolloutLabels:
     """Draw solutions, and label each step by what the model makes of it.
 
     y_t = (1/N) Σ_n 1[try n from step t ends right], or with ``hard`` labels max_n; y_T of the last step is whether the
     solution is right. Source: Wang et al. 2023 (Math-Shepherd, arXiv 2312.08935), section 3.3.
 
+    Args:
+        backbone: the model.
+        prompts: to solve, the same on every rank.
+        config: how many solutions and rollouts, and who verifies them.
+        separator: what separates the steps of a solution.
+        seed: of the solutions; the rollouts have the next one.
+        group: the ranks; each draws solutions and rollouts by its share, and has its share of them verified.
+
     Raises:
         DataError: fewer solutions are right than ``least``.
     """
-    drawn = make_sampler(backbone, config.sampler).generate(prompts, adapter=None, seed=seed, group=config.answers)
+    draw = partial(make_sampler(backbone, config.sampler).generate, adapter=None, seed=seed, group=config.answers)
+    drawn = drawn_by_share(group, "solutions of process", prompts, draw, answers=config.answers)
     answers = [r for r in drawn if r.tokens and r.text]
-    right = _right(config.verifier, answers)
+    right = group.spread("verified solutions of process", answers, partial(_right, config.verifier))
     rate = fmean(right) if right else 0.0
     if rate < config.least:
         raise DataError(
@@ -120,8 +138,17 @@ def label_by_rollouts(
     for rollout, _ in different.values():
         steps = split_steps(rollout.text, separator)
         starts += [(rollout.prompt, separator.join(steps[: i + 1]) + separator) for i in range(len(steps) - 1)]
-    tried = continuations(backbone, config.sampler, starts, tries=config.tries, seed=seed + 1) if starts else []
-    shares = iter([_share(_right(config.verifier, group), config) for group in tried])
+    tried: list[list[Rollout]] = []
+    if starts:
+        divide = partial(drawn_by_share, group, "rollouts of process", answers=config.tries)
+        tried = continuations(backbone, config.sampler, starts, tries=config.tries, seed=seed + 1, divide=divide)
+    shares = iter(
+        group.spread(
+            "verified rollouts of process",
+            tried,
+            lambda own: [_share(_right(config.verifier, tries), config) for tries in own],
+        )
+    )
     labels: list[StepLabel] = []
     for rollout, ok in different.values():
         steps = split_steps(rollout.text, separator)
@@ -140,6 +167,8 @@ def label_by_rollouts(
 
 
 def _right(verifier: str, rollouts: Sequence[Rollout]) -> list[bool]:
+    if not rollouts:
+        return []
     name = "process.rollouts.verifier"
     return [x > 0.5 for x in numbers(name, call(name, load_callable(verifier), rollouts, None), rollouts)]
 

@@ -37,7 +37,8 @@ def fill_rates(config: RunConfig) -> RunConfig:
 def rate_lines(config: RunConfig) -> list[str]:
     """A line for each optimiser of a recipe with all rates filled in."""
     return [
-        f"{name}.{key}: AdamW, learning rate {o.lr:g}, {o.schedule} after {o.warmup:.0%} warm-up"
+        f"{name}.{key}: AdamW{' with 8-bit moments' if o.state == '8bit' else ''}, learning rate {o.lr:g}, "
+        f"{o.schedule} after {o.warmup:.0%} warm-up"
         for name, key, _, o in _optimizers(config)
     ]
 

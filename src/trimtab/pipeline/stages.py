@@ -205,6 +205,7 @@ STAGES: tuple[Stage, ...] = (
         sources=_process_sources,
         run=run_process,
         cost=process_cost,
+        shared=True,
     ),
     Stage(
         name="align",

@@ -1,7 +1,8 @@
 """Answers that have begun, continued by the model: what labels of steps from rollouts need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from trimtab.errors import TooLongError
 from trimtab.models import Backbone
@@ -44,6 +45,7 @@ def continuations(
     tries: int,
     seed: int,
     adapter: str | None = None,
+    divide: Callable[[list[Prompt], Callable[[Sequence[Prompt]], list[Rollout]]], list[Rollout]] | None = None,
 ) -> list[list[Rollout]]:
     """``tries`` ways in which the model ends each begun answer; a rollout's text is the whole answer.
 
@@ -54,10 +56,13 @@ def continuations(
         tries: rests for each start.
         seed: equal seeds give equal rests.
         adapter: whose weights; None: the trunk.
+        divide: calls its second argument with prompts of its first, in several processes; returns the answers to all
+            prompts in order. None: this process draws them all.
     """
     named = [p.model_copy(update={"id": f"{p.id}#{number}"}) for number, (p, _) in enumerate(starts)]
     begun = {prompt.id: text for prompt, (_, text) in zip(named, starts, strict=True)}
     sampler = ContinuingSampler(backbone, config, begun)
-    drawn = sampler.generate(named, adapter=adapter, seed=seed, group=tries)
+    draw = partial(sampler.generate, adapter=adapter, seed=seed, group=tries)
+    drawn = draw(named) if divide is None else divide(named, draw)
     drawn = [replace(rollout, text=begun[rollout.prompt.id] + rollout.text) for rollout in drawn]
     return [drawn[start : start + tries] for start in range(0, len(drawn), tries)]
