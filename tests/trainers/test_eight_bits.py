@@ -49,14 +49,14 @@ def test_every_number_gets_the_nearest_code_of_its_block(signed: bool):
     result = decode(codes, scales, signed=signed)
     for row in range(5):
         for start in (0, BLOCK):
-            block, found = values[row, start : start + BLOCK], result[row, start : start + BLOCK]
+            block, decoded = values[row, start : start + BLOCK], result[row, start : start + BLOCK]
             candidates = table(signed=signed) * block.abs().max()
             nearest = candidates[(block[:, None] - candidates).abs().argmin(dim=1)]
             if not signed:  # a positive number stays positive
                 nearest = torch.where(block > 0, nearest.maximum(candidates[1]), nearest)
-            assert torch.allclose((found - block).abs(), (nearest - block).abs(), rtol=1e-4, atol=0)
-            assert float(found.abs().max()) == float(block.abs().max())
-            assert bool((found[block == 0] == 0).all())
+            assert torch.allclose((decoded - block).abs(), (nearest - block).abs(), rtol=1e-4, atol=0)
+            assert float(decoded.abs().max()) == float(block.abs().max())
+            assert bool((decoded[block == 0] == 0).all())
 
 
 def test_blocks_know_nothing_of_each_other():

@@ -37,8 +37,8 @@ SMALLEST = 4096
 CHUNK = 1 << 18
 """Numbers of a weight whose moments are decoded at one time: what stays in a processor's cache."""
 
-KERNELS = 64
-"""How many times as many on an accelerator, where starting kernels takes the time."""
+ACCELERATOR_CHUNK = 1 << 24
+"""The same on an accelerator, where starting kernels takes the time."""
 
 
 def quantised(weight: Tensor) -> bool:
@@ -208,7 +208,7 @@ def _change_in_8_bits(
     weight, gradient = weight.view(rows, -1), gradient.reshape(rows, -1)
     means, roots = state["exp_avg"].view(rows, -1), state["exp_avg_sq"].view(rows, -1)
     mean_scales, root_scales = state["exp_avg_scale"], state["exp_avg_sq_scale"]
-    many = max(1, CHUNK * (1 if weight.device.type == "cpu" else KERNELS) // weight.shape[1])
+    many = max(1, (CHUNK if weight.device.type == "cpu" else ACCELERATOR_CHUNK) // weight.shape[1])
     for start in range(0, rows, many):
         at = slice(start, start + many)
         mean = decode(means[at], mean_scales[at], signed=True)
