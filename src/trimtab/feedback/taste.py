@@ -15,6 +15,8 @@ NumPy and SciPy are imported here, so this module is imported where it is used a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,32 +136,32 @@ def fit_taste(fitted: CrossFit, apart: Floats, *, deviation: float, seed: int = 
         deviation: σ.
         seed: of the small numbers that the search starts from.
     """
-    from scipy.optimize import minimize
-
+    optimize: Any = import_module("scipy.optimize")  # it has no type stubs
     votes = fitted.votes
+    features = int(apart.shape[1])
     counts = np.bincount(votes.annotator, minlength=votes.annotators)
     able = np.flatnonzero(counts >= LEAST)
     strength, scale = np.zeros(votes.annotators), np.maximum(apart.std(0), 1e-12)
     if not len(able):
-        return Taste(direction=np.zeros(apart.shape[1]), strength=strength)
+        return Taste(direction=np.zeros(features), strength=strength)
     place = np.full(votes.annotators, -1)
     place[able] = np.arange(len(able))
     own = place[votes.annotator] >= 0
-    mine, delta, who = fitted.part(own), (apart / scale)[own], place[votes.annotator[own]]
+    voted, delta, voter = fitted.part(own), (apart / scale)[own], place[votes.annotator[own]]
     share = counts[able] / counts[able].sum()
 
     def negative(point: Floats) -> tuple[float, Floats]:
         u, v = point[: len(able)], point[len(able) :]
         far, along = u - share @ u, delta @ v
-        logs, slope = mine.logs(far[who] * along)
-        weighted = mine.votes.weight * slope
-        by_far = np.bincount(who, weighted * along, len(able))
-        by_u, by_v = by_far - share * by_far.sum(), (far[who] * weighted) @ delta
+        logs, slope = voted.logs(far[voter] * along)
+        weighted = voted.votes.weight * slope
+        by_far = np.bincount(voter, weighted * along, len(able))
+        by_u, by_v = by_far - share * by_far.sum(), (far[voter] * weighted) @ delta
         penalty = (u @ u + v @ v / deviation**2) / 2
-        return penalty - mine.votes.weight @ logs, np.concatenate([u - by_u, v / deviation**2 - by_v])
+        return float(penalty - voted.votes.weight @ logs), np.concatenate([u - by_u, v / deviation**2 - by_v])
 
-    start = np.random.default_rng(seed).normal(0, 0.1, len(able) + apart.shape[1])
-    point = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    start = np.random.default_rng(seed).normal(0, 0.1, len(able) + features)
+    point: Floats = optimize.minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
     u = point[: len(able)]
     strength[able] = u - share @ u
     return Taste(direction=point[len(able) :] / scale, strength=strength)
@@ -185,7 +187,8 @@ def select_taste(
     alone = -fitted.logs(np.zeros(len(votes)))[0]
     without = float(np.average(alone, weights=votes.weight))
     able = int((np.bincount(votes.annotator, minlength=votes.annotators) >= LEAST).sum())
-    best, trials = alone, []
+    best = alone
+    trials: list[tuple[float, float]] = []
     chosen: float | None = None
     for deviation in DEVIATIONS if able > 1 else ():
         taste = np.zeros(len(votes))

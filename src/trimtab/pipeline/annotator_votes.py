@@ -12,6 +12,7 @@ from trimtab.pipeline.config import RewardStageConfig
 from trimtab.pipeline.context import Context
 from trimtab.records import Judgement, Preference, read_records
 from trimtab.trainers import PairVote, Population, Ranking
+from trimtab.trainers.annotators import Habit
 
 TASTE = "taste"
 """What ``reward.annotators`` calls the taste beside the habits."""
@@ -70,13 +71,13 @@ def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annota
         the :class:`~trimtab.trainers.Population` that training starts from, with the habits of ``config`` that lower
         the log-loss of votes in cross-validation, and everything that was tried.
     """
-    from trimtab.feedback.comparison_fit import fit_comparisons  # with NumPy and SciPy
+    from trimtab.feedback.comparison_fit import HABITS, fit_comparisons  # with NumPy and SciPy
     from trimtab.feedback.habit_selection import select_habits
 
     model = _likelihood(config)
     votes = _vote_arrays([r for r in rankings if r.votes], annotators)
-    asked = [habit for habit in config.annotators if habit != TASTE]
-    habits, trials = select_habits(votes, model=model, habits=asked, seed=seed)
+    names: list[Habit] = [habit for habit in HABITS if habit in config.annotators]
+    habits, trials = select_habits(votes, model=model, habits=names, seed=seed)
     fit = fit_comparisons(votes, model=model, habits=habits)
     start = Population(
         habits=habits,
