@@ -189,7 +189,9 @@ def test_no_epoch_is_a_linear_probe_and_a_seed_repeats():
     expected = Probe.fit(states[use], y[use])
     np.testing.assert_allclose(probe.head.logits(states), expected.logits(states), atol=1e-3)
     assert all(not part.b.any() for part in probe.lora.values())
-    first, second = (fit_last_layer(backbone, inputs, y, use, adapted_names(backbone), epochs=1, seed=5) for _ in range(2))
+    first, second = (
+        fit_last_layer(backbone, inputs, y, use, adapted_names(backbone), epochs=1, seed=5) for _ in range(2)
+    )
     np.testing.assert_array_equal(first.head.weights, second.head.weights)
     assert any(part.b.any() for part in first.lora.values())
     flipped = np.where(use, y, 1 - y)  # labels of texts that are not used change nothing

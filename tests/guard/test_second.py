@@ -336,7 +336,7 @@ def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch, c
 def test_settings_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)could block nothing.*lower --budget, or leave --escalate out"):
         GuardConfig(budget=0.05, escalate=0.05)
-    with pytest.raises(ConfigError, match="reads a model.*--no-probes"):
+    with pytest.raises(ConfigError, match=r"reads a model.*--no-probes"):
         train_and_report(
             load_constitution("default"), GuardConfig(escalate=0.1), tmp_path / "guard", probes=False
         )  # fmt: skip

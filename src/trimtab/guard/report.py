@@ -122,8 +122,8 @@ def second_stage(facts: dict[str, Any]) -> list[str]:
     counted = "ordinary requests" if band["on"] == "ordinary" else "harmless requests, twins too"
     auroc, blocked = second["training"]["auroc"], second["training"]["blocked"]
     return [
-        f"The second stage reads scores above {number(band['low'])} up to {number(band['high'])}: {percent(band['share'])} of "
-        f"{band['counted']} {counted}, in training out of fold (limit {percent(second['escalate'])}).",
+        f"The second stage reads scores above {number(band['low'])} up to {number(band['high'])}: "
+        f"{percent(band['share'])} of {band['counted']} {counted}, in training out of fold (limit {percent(second['escalate'])}).",
         f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary']['n']} ordinary requests, "
         f"{shown(escalated['harmless'])} of all {escalated['harmless']['n']} harmless ones, "
         f"{shown(escalated['restricted'])} of {escalated['restricted']['n']} restricted ones.",
@@ -133,8 +133,8 @@ def second_stage(facts: dict[str, Any]) -> list[str]:
         f"{percent(blocked['first stage'])} without; AUROC {number(auroc['first stage'])} of the first stage, "
         f"{number(auroc['adapter'])} of the adapter ({number(auroc['last layer'])} before its training), "
         f"{number(auroc['both'])} of both.",
-        f"It adds {number(cost['second'])} ms of CPU time for each reading of a request above the band's lower end, and "
-        f"has {cost['second_bytes']} bytes of weights.",
+        f"It adds {number(cost['second'])} ms of CPU time for each reading of a request above the band's "
+        f"lower end, and has {cost['second_bytes']} bytes of weights.",
     ]
 
 

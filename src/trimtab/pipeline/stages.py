@@ -61,7 +61,9 @@ def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
         if section is None:
             return None
         extra = {key: getattr(config, key) for key in more}
-        return {name: _used_settings(section)} | {k: _plain(v) for k, v in extra.items() if v is not None or k != "rewards"}
+        return {name: _used_settings(section)} | {
+            k: _plain(v) for k, v in extra.items() if v is not None or k != "rewards"
+        }
 
     return settings
 
