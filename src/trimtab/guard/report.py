@@ -123,7 +123,8 @@ def second_stage(facts: dict[str, Any]) -> list[str]:
     auroc, blocked = second["training"]["auroc"], second["training"]["blocked"]
     return [
         f"The second stage reads scores above {number(band['low'])} up to {number(band['high'])}: "
-        f"{percent(band['share'])} of {band['counted']} {counted}, in training out of fold (limit {percent(second['escalate'])}).",
+        f"{percent(band['share'])} of {band['counted']} {counted}, in training out of fold "
+        f"(limit {percent(second['escalate'])}).",
         f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary']['n']} ordinary requests, "
         f"{shown(escalated['harmless'])} of all {escalated['harmless']['n']} harmless ones, "
         f"{shown(escalated['restricted'])} of {escalated['restricted']['n']} restricted ones.",
