@@ -20,6 +20,7 @@ from trimtab.guard.detector import Detector, Fitted, Member, prepare
 from trimtab.guard.last_layer import LastLayer, LowRank
 from trimtab.guard.lexical import Lexical
 from trimtab.guard.probe import Probe
+from trimtab.guard.scores import auroc
 from trimtab.guard.second import Band, Calibration, FittedSecond, SecondStage, band_of, fit_second, second_threshold
 from trimtab.guard.storage import load_guard, read_settings, save_guard
 from trimtab.guard.training import second_stage_warnings
@@ -229,6 +230,28 @@ def test_a_second_stage_that_sees_nothing_says_so():
     texts, labels = sentences(120), np.random.default_rng(5).integers(0, 2, 120)
     fitted = fitted_on(texts, labels)
     assert abs(fitted.auroc["adapter"] - 0.5) < 0.15
+
+
+def test_all_figures_of_the_parts_are_of_the_raw_text():
+    texts, labels = [text.encode().hex() for text in sentences(40)], np.arange(40) % 2
+    prepared, first = prepare(texts), first_stage(np.arange(40) % 2, 0.5)
+    assert all(len(p.views) > 1 for p in prepared)
+    odds = [np.r_[z[0], np.full(len(p.views) - 1, 5.0)] for p, z in zip(prepared, first.view_odds, strict=True)]
+    fitted = fit_second(
+        tiny_backbone(), prepared, labels.tolist(), range(40), replace(first, view_odds=odds),
+        ordinary=[not label for label in labels], budget=0.05, escalate=0.1,
+    )  # fmt: skip
+    raw = [float(z[0]) for z in first.view_odds]
+    assert fitted.auroc["first stage"] == pytest.approx(auroc(raw, labels.tolist())) and fitted.auroc["both"] != 0.5
+
+
+def test_one_kind_in_a_single_group_is_refused_with_the_numbers():
+    labels = np.arange(40) % 2
+    with pytest.raises(DataError, match=r"there are 1 groups with restricted texts and 20 with harmless ones"):
+        fit_second(
+            tiny_backbone(), prepare(sentences(40)), labels.tolist(), np.where(labels, 99, np.arange(40)).tolist(),
+            first_stage(labels, 0.5), ordinary=[not label for label in labels], budget=0.05, escalate=0.1,
+        )  # fmt: skip
 
 
 def saved(folder: Path, second: SecondStage | None) -> None:

@@ -310,7 +310,7 @@ def _out_of_fold(
             raise DataError(
                 f"the second stage needs restricted and harmless texts in {FOLDS} groups each and there are "
                 f"{_groups(groups, y == 1)} groups with restricted texts and {_groups(groups, y == 0)} with harmless "
-                "ones, of which a fold has all; give more groups (--data), or leave --escalate out"
+                "ones, so one fold holds all of one kind; give more groups (--data), or leave --escalate out"
             )
         probe = fit_last_layer(backbone, inputs, y, ~test, names, adapter=adapter, epochs=0)
         model = fit_last_layer(backbone, inputs, y, ~test, names, adapter=adapter, seed=seed)
