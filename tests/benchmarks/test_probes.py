@@ -58,7 +58,8 @@ def test_recall_and_false_positives_by_hand(tmp_path, capsys):
     assert "made-up: recall 66.7%" in printed and "fires on 25.0%" in printed
     assert "precision 66.7% here" in printed and "partial refusals: fires on 0.0%" in printed
     assert "evasion, answers that are not informative: recall 50.0%" in printed
-    assert "wrong answers against right ones: recall 50.0%" in printed and "fires on 0.0% [0.0%" in printed
+    assert "wrong answers against right ones: recall 50.0%" in printed
+    assert "doubted right answers, wrong answers: fires on 0.0% [0.0%, 79.3%] of 1\n" in printed
     assert "right suggestions, right answers: fires on 100.0%" in printed and "who is right: fires on" in printed
     assert "Purple" not in printed and all(f"\n{name}: recall" in f"\n{printed}" for name in ANSWER_PROBES)
     assert main(["--xstest", str(tmp_path / "missing.jsonl")]) == 3
