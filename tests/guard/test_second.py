@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from trimtab.cli.app import run_app
-from trimtab.constitution import load_constitution
+from trimtab.constitution import Constitution, load_constitution
 from trimtab.errors import ConfigError, DataError
 from trimtab.files import sha256_file, sha256_json
 from trimtab.guard import Guard, GuardConfig
 from trimtab.guard.attacks import ATTACKS
-from trimtab.guard.dataset import Example, ordinary
+from trimtab.guard.dataset import Example, from_constitution, ordinary
 from trimtab.guard.detector import Detector, Fitted, Member, prepare
 from trimtab.guard.last_layer import LastLayer, LowRank
 from trimtab.guard.lexical import Lexical
@@ -299,10 +299,10 @@ def explain(folder: Path, text: str) -> dict:
     return explain_request(folder, text, model=None, context=2048)
 
 
-def escalated_text(folder: Path) -> str:
-    """A held-out text in the band of a guard."""
-    rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
-    texts = [row["text"] for row in rows if row["kind"] == "request"]
+def escalated_text(folder: Path, constitution: Constitution) -> str:
+    """A restricted request with an ordinary one behind it, in the band of a guard."""
+    restricted = [e.text for e in from_constitution(constitution) if e.restricted and e.kind == "request"]
+    texts = (f"{text} {usual}" for text in restricted[:6] for usual in sentences(6))
     return next(text for text in texts if explain(folder, text)["escalated"])
 
 
@@ -348,7 +348,7 @@ def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch, c
     assert read_settings(tmp_path / "guard")["facts"]["second"]["auroc"]["adapter"] > 0
     assert "points below plain text" in (tmp_path / "guard" / "report.html").read_text()
     guard, low = str(tmp_path / "guard"), report["second"]["band"]["low"]
-    assert run_app(["guard", "explain", guard, escalated_text(tmp_path / "guard"), "--context", "2048"]) == 0
+    assert run_app(["guard", "explain", guard, escalated_text(tmp_path / "guard", small), "--context", "2048"]) == 0
     assert "the second stage decides: log-odds adapter" in capsys.readouterr().out
     calm = min(sentences(40), key=lambda text: explain(tmp_path / "guard", text)["score"])
     assert explain(tmp_path / "guard", calm)["score"] <= low and explain(tmp_path / "guard", calm)["adapter"] is None
