@@ -7,8 +7,8 @@ A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j +
 
 φ are features of the answers' texts; v is shared (rank one), u_a ~ N(0, 1) is the annotator's, and v ~ N(0, σ² I) in
 units of the differences' standard deviations. Only annotators with at least :data:`LEAST` votes have one; ū is their
-mean by votes, so that what they share stays with the scores. Votes are counted by weight, so all pairs of a ranking of K
-answers are K − 1. A taste is used only if it lowers the log-loss of votes that were not fitted; the pairs of one
+mean by votes, so that what they share stays with the scores. Votes are counted by weight, so all pairs of a ranking of
+K answers are K − 1. A taste is used only if it lowers the log-loss of votes that were not fitted; the pairs of one
 ranking share its annotator's noise, so they are fitted together or not at all. What a taste gains on people's votes:
 ``python -m benchmarks.taste``.
 
@@ -139,7 +139,8 @@ def annotators_with_enough(votes: Votes) -> Ints:
 
 def _counts(votes: Votes) -> Floats:
     """Votes of each annotator by weight, ``[A]``."""
-    return np.bincount(votes.annotator, weights=votes.weight, minlength=votes.annotators)
+    counts = np.bincount(votes.annotator, weights=votes.weight, minlength=votes.annotators)
+    return np.asarray(counts, dtype=np.float64)
 
 
 def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, seed: int = 0) -> Taste:
