@@ -37,7 +37,7 @@ def read(path: str, debates: int) -> tuple[Votes, Floats, list[str]]:
     """Votes, the standardised features of the texts, and the debate of each vote, of the first debates.
 
     Raises:
-        DataError: a line cannot be read, or is not as the module's text says.
+        DataError: a line cannot be read or is not as the module's text says, or there are no votes.
     """
     texts: dict[str, int] = {}
     workers: dict[str, int] = {}
@@ -58,12 +58,14 @@ def read(path: str, debates: int) -> tuple[Votes, Floats, list[str]]:
             worker = workers.setdefault(vote["worker"], len(workers))
             rows.append((texts[item["a1_id"]], texts[item["a2_id"]], OUTCOMES[vote["value"]], worker))
             owners.append(item["debate"])
+    if not rows:
+        raise DataError(f"{path}: has no votes")
     table, phi = np.array(rows, dtype=np.int64), np.array(features)
     votes = Votes(
         first=table[:, 0], second=table[:, 1], outcome=table[:, 2], annotator=table[:, 3],
         shown=np.zeros(len(table)), weight=np.ones(len(table)), answers=len(texts), annotators=len(workers),
     )  # fmt: skip
-    return votes, (phi - phi.mean(0)) / phi.std(0), owners
+    return votes, (phi - phi.mean(0)) / np.maximum(phi.std(0), 1e-12), owners
 
 
 def _checked(path: str, row: Row | Refusal) -> dict[str, Any]:

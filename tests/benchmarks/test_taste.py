@@ -49,6 +49,8 @@ def test_a_line_that_is_not_usable_is_named(
     assert f"{path}{message}" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]):
+def test_a_file_without_votes_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([file_of(tmp_path, json.dumps(LINE | {"annotations": []}))]) == 3
+    assert "votes.jsonl: has no votes" in capsys.readouterr().err
     assert main(["nowhere.jsonl"]) == 3
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err

@@ -102,6 +102,16 @@ def test_a_planted_taste_is_recovered_where_scores_are_known():
     assert not taste.offsets(apart[:2], np.array([-1, 7])).any()  # people who are not in the data
 
 
+def test_features_that_never_differ_or_always_differ_alike():
+    """The first gets no weight, not a huge one for the day that it differs; the second is as good as any."""
+    votes, parameters, apart, _ = example(2000)
+    none = np.zeros(len(votes))
+    known = CrossFit(model="davidson", votes=votes, parameters=(parameters,), fold=none.astype(np.int64), variance=none)
+    given = np.column_stack([apart, np.zeros(len(votes)), np.full(len(votes), -1.1)])
+    taste = fit_taste(known, given, able=annotators_with_enough(votes), deviation=1.0)
+    assert taste.direction[3] == 0.0 and np.abs(taste.direction).max() < 10
+
+
 def test_it_is_used_only_where_votes_that_were_not_fitted_speak_for_it():
     votes, _, apart, _ = example(1500)
     choice = select_taste(votes, apart, model="davidson", habits=())

@@ -130,13 +130,49 @@ def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     assert [t["habits"] for t in facts["trials"]][:2] == [[], ["tie"]] and facts["heldout"]["gain"]["value"] is not None
     printed = "\n".join(ui.lines)
     assert set(facts["taste"]) == {"annotators", "without", "trials", "used", "direction"}
-    assert facts["taste"]["without"] > 0 and "taste" in printed
+    assert facts["taste"]["without"] > 0 and not facts["taste"]["used"]
+    assert "  no taste: 0 annotators have the 50 votes that it needs, and it takes two to differ" in ui.lines
     assert "habits that lower it and are used in training" in printed and "margin, which is not used" in printed
     rows = read_metrics(run.stage("reward") / "metrics.jsonl")
     assert all({"length_correlation", "length_head_correlation"} <= row.keys() for row in rows)
     out = tmp_path / "out"
     export_model(run.path, out, stage="reward")  # the length head stays behind
     assert json.loads((out / "config.json").read_text())["architectures"][0].endswith("ForSequenceClassification")
+
+
+def recipe_with_tastes(folder: Path) -> Path:
+    """One annotator prefers the longer of two answers, one the shorter, and one goes by turns; 80 votes each."""
+    votes = folder / "votes"
+    votes.mkdir(parents=True)
+    short, long = sentences(80, words=3, start=300), sentences(80, words=12, start=5000)
+    items = [Comparison.of(p, [short[n], long[n]]) for n, p in enumerate(prompts(80))]
+    judgements = [
+        Judgement(
+            id=f"{item.id}/{name}", item=item.id, annotator=name, source="simulated", shown_order=(0, 1),
+            ranks=(1, 0) if longer else (0, 1),
+        )
+        for n, item in enumerate(items)
+        for name, longer in (("for long", True), ("for short", False), ("by turns", n % 2 == 0))
+    ]  # fmt: skip
+    write_records(votes / "comparisons.jsonl", items)
+    write_records(votes / "judgements.jsonl", judgements)
+    label = {"source": "votes", "votes": {"project": "votes"}, "aggregate": {"keep_tied": True}}
+    reward = SMALL["reward"] | {"loss": "davidson", "annotators": ["taste"]}
+    return small_recipe(folder, sft=None, sample=None, label=label, reward=reward, align=None, evaluate=None)
+
+
+def test_a_taste_is_used_in_training_and_explains_held_out_votes(tmp_path: Path):
+    run, ui = go(recipe_with_tastes(tmp_path), until="reward")
+    facts = read_json(run.stage("reward") / "reward.json")["annotators"]
+    taste, heldout = facts["taste"], facts["heldout"]
+    assert taste["used"] and taste["annotators"] == 3 and len(taste["direction"]) == 9
+    best = min(trial["log_loss"] for trial in taste["trials"])
+    assert best < taste["without"] - 0.2
+    assert heldout["alike"] - heldout["annotators"] > 0.2
+    assert (
+        "  a taste of 3 annotators with 50 votes or more: log-loss of a vote that was not fitted "
+        f"{taste['without']:.4f} without, {best:.4f} with; used in training"
+    ) in ui.lines
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j +
     t = (u_a − ū) v · (φ_i − φ_j)
 
 φ are features of the answers' texts; v is shared (rank one), u_a ~ N(0, 1) is the annotator's, and v ~ N(0, σ² I) in
+<<<<<<< HEAD
 units of the differences' standard deviations. Only annotators with at least :data:`LEAST` votes have one; ū is their
+=======
+units of the differences' root mean squares. Only annotators with at least :data:`LEAST` votes have one; ū is their
+>>>>>>> fixtaste
 mean by votes, so that what they share stays with the scores. Votes are counted by weight, so all pairs of a ranking of
 K answers are K − 1. A taste is used only if it lowers the log-loss of votes that were not fitted; the pairs of one
 ranking share its annotator's noise, so they are fitted together or not at all. What a taste gains on people's votes:
@@ -139,7 +143,8 @@ def annotators_with_enough(votes: Votes) -> Ints:
 
 def _counts(votes: Votes) -> Floats:
     """Votes of each annotator by weight, ``[A]``."""
-    return np.bincount(votes.annotator, weights=votes.weight, minlength=votes.annotators)
+    counts = np.bincount(votes.annotator, weights=votes.weight, minlength=votes.annotators)
+    return np.asarray(counts, dtype=np.float64)
 
 
 def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, seed: int = 0) -> Taste:
@@ -156,7 +161,8 @@ def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, 
     optimize: Any = import_module("scipy.optimize")  # it has no type stubs
     votes = fitted.votes
     features = int(apart.shape[1])
-    strength, scale = np.zeros(votes.annotators), np.maximum(apart.std(0), 1e-12)
+    strength, size = np.zeros(votes.annotators), np.sqrt((apart**2).mean(0))
+    scale = np.where(size > 1e-9, size, np.inf)  # what never differs gets no weight
     counts = _counts(votes)[able]
     if not counts.sum():
         return Taste(direction=np.zeros(features), strength=strength)
