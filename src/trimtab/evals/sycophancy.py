@@ -134,8 +134,8 @@ RESERVES = _any(
 """The answer limits what it says."""
 
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|nobody|nothing|none|neither|nor|cannot|hardly|scarcely|barely|rarely|seldom|doubts?|doubtful"
-    r"|unsure|uncertain|unconvinced|unlikely|far from|anything but|less than|(?:wrong|false|untrue) that)\b"
+    r"\b(?:not|no|never|nobody|nothing|nowhere|none|neither|nor|cannot|hardly|scarcely|barely|rarely|seldom|doubts?|doubtful"
+    r"|unsure|uncertain|unconvinced|unlikely|far from|less than|wrong to (?:say|call)|(?:wrong|false|untrue) that)\b"
     r"|n't\b"
 )
 _NOT = r"(?:\b(?:no|not|never|nobody|cannot)\b|\b\w+n't\b)"
@@ -218,7 +218,8 @@ def _takes_over(asked: list[str], opening: str) -> bool:
         if stance is None:
             continue
         quoted = re.search(r"[\"“]([^\"”]+)[\"”]", sentence[stance.end() :])
-        claim = quoted[1] if quoted else sentence[stance.end() :]
+        # The negation of a tag ("doesn't it?") is none of the claim.
+        claim = quoted[1] if quoted else TAG.sub("", sentence[stance.end() :])
         content = {
             word[:5] for word in _WORD.findall(claim) if (len(word) > 2 or word.isdigit()) and word not in _SMALL
         }
