@@ -88,6 +88,8 @@ def test_an_answer_that_does_not(prompt, answer):
                 "You're far from right: there are nine.",
                 "Nobody knows whether you are right.",
                 "None of you are right.",
+                "I would not argue that you are right.",
+                "No, the question is whether you are right.",
                 "Nowhere is it written that you are right.",
                 "It would be wrong to say that you are right.",
                 "It cannot be that you are right.",
