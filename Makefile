@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## install, then run the quickstart: a real model before an
 	$(BIN)/trimtab run recipes/quickstart.yaml $(ARGS)
 
 check: lint  ## what CI runs: lint, import contracts, types, documentation, tests
-	$(MAKE) --jobs=2 --output-sync types site
+	$(MAKE) --jobs=2 types site
 	$(MAKE) tests
 
 test: lint tests  ## install, lint, import contracts, tests

@@ -18,19 +18,27 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.errors import DataError, TrimtabError
 from trimtab.evals.baselines import surface_features
 from trimtab.feedback.comparison_fit import fit_comparisons
 from trimtab.feedback.comparison_model import Floats, Votes, vote_probabilities
 from trimtab.feedback.intervals import paired_bootstrap_interval
 from trimtab.feedback.taste import select_taste
-from trimtab.records.readers import Row, read_rows
+from trimtab.records.readers import Refusal, Row, read_rows
+
+COLUMNS = ("debate", "a1_id", "a1", "a2_id", "a2", "annotations")
+OUTCOMES = {"a1": 0, "equal": 1, "a2": 2}
 
 PLANTED = 0.5
 """Standard deviation of a planted taste over votes, in log-odds."""
 
 
 def read(path: str, debates: int) -> tuple[Votes, Floats, list[str]]:
-    """Votes, the standardised features of the texts, and the debate of each vote, of the first debates."""
+    """Votes, the standardised features of the texts, and the debate of each vote, of the first debates.
+
+    Raises:
+        DataError: a line cannot be read, or is not as the module's text says.
+    """
     texts: dict[str, int] = {}
     workers: dict[str, int] = {}
     features: list[list[float]] = []
@@ -38,8 +46,7 @@ def read(path: str, debates: int) -> tuple[Votes, Floats, list[str]]:
     names: dict[str, None] = {}
     owners: list[str] = []
     for row in read_rows(path):
-        assert isinstance(row, Row)
-        item = row.columns
+        item = _checked(path, row)
         if len(names | {item["debate"]: None}) > debates:
             continue
         names[item["debate"]] = None
@@ -49,8 +56,7 @@ def read(path: str, debates: int) -> tuple[Votes, Floats, list[str]]:
                 features.append(surface_features(item[side]))
         for vote in item["annotations"]:
             worker = workers.setdefault(vote["worker"], len(workers))
-            outcome = {"a1": 0, "equal": 1, "a2": 2}[vote["value"]]
-            rows.append((texts[item["a1_id"]], texts[item["a2_id"]], outcome, worker))
+            rows.append((texts[item["a1_id"]], texts[item["a2_id"]], OUTCOMES[vote["value"]], worker))
             owners.append(item["debate"])
     table, phi = np.array(rows, dtype=np.int64), np.array(features)
     votes = Votes(
@@ -58,6 +64,23 @@ def read(path: str, debates: int) -> tuple[Votes, Floats, list[str]]:
         shown=np.zeros(len(table)), weight=np.ones(len(table)), answers=len(texts), annotators=len(workers),
     )  # fmt: skip
     return votes, (phi - phi.mean(0)) / phi.std(0), owners
+
+
+def _checked(path: str, row: Row | Refusal) -> dict[str, Any]:
+    """A row's columns, if they are what the benchmark needs."""
+    if isinstance(row, Refusal):
+        raise DataError(f"{path}:{row.line}: {row.reason}")
+    if missing := [name for name in COLUMNS if name not in row.columns]:
+        raise DataError(f"{path}:{row.line}: has no {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
+    votes = row.columns["annotations"]
+    if not isinstance(votes, list) or not all(_is_vote(vote) for vote in votes):
+        wanted = "a list of votes, each with worker and value a1, a2 or equal"
+        raise DataError(f"{path}:{row.line}: annotations is not {wanted}")
+    return row.columns
+
+
+def _is_vote(vote: object) -> bool:
+    return isinstance(vote, dict) and "worker" in vote and vote.get("value") in OUTCOMES
 
 
 def measure(votes: Votes, phi: Floats, owners: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +118,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--debates", type=int, default=1000, help="use the first of them only")
     given = parser.parse_args(arguments)
-    votes, phi, owners = read(given.file, given.debates)
+    try:
+        votes, phi, owners = read(given.file, given.debates)
+    except TrimtabError as error:
+        print(error, file=sys.stderr)
+        return 3
     print("people's votes:", json.dumps(measure(votes, phi, owners)), flush=True)
     for name, planted in (("planted taste", PLANTED), ("no taste", 0.0)):
         print(f"{name}:", json.dumps(measure(drawn(votes, phi, planted), phi, owners)), flush=True)

@@ -58,8 +58,6 @@ def test_the_recipe_trains_on_the_flawed_proxy_alone():
     paths = [getattr(source, "path", None) for source in (config.rewards or {}).values()]
     assert paths == ["trimtab.feedback.flawed_proxy.overlap"]
     assert config.reward is None and config.gold is not None and config.align is not None
-    head = (Path(__file__).parents[2] / "recipes" / "flawed-proxy.yaml").read_text()
-    assert "NOT RUN on the real model" in head
 
 
 @pytest.mark.slow

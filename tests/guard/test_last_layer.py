@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from trimtab import fast_cpu
 from trimtab.errors import ConfigError
 from trimtab.guard.activations import encode, pooled_texts
 from trimtab.guard.last_layer import (
@@ -17,12 +18,14 @@ from trimtab.guard.last_layer import (
     LastLayer,
     LowRank,
     adapted,
+    adapted_names,
     fit_last_layer,
     last_inputs,
     last_states,
     states_of,
 )
 from trimtab.guard.probe import Probe
+from trimtab.models import AdapterConfig, Role
 from trimtab.testing import sentences, tiny_backbone
 
 TEXTS = [" ".join(sentences(n, start=10 * n)) for n in (1, 10, 2)]
@@ -63,6 +66,42 @@ def test_an_adapter_computes_what_merged_weights_compute(architecture):
     assert not torch.allclose(inside, before, atol=1e-2)
     torch.testing.assert_close(backbone.hidden(tokens, adapter=None), before, atol=0, rtol=0)
     assert list(dict(backbone.model.named_parameters())) == names
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_under_an_adapter_of_the_policy_it_still_computes_what_merged_weights_compute(fast):
+    if fast:
+        fast_cpu.install()
+    try:
+        backbone = tiny_backbone()
+        role = Role.trainable(backbone, "policy", AdapterConfig(rank=2), seed=0)
+    finally:
+        fast_cpu.uninstall()
+    with torch.no_grad():
+        for parameter in role.parameters().values():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(4))
+    lora = random_adapter(tiny_backbone(), LINEAR["llama"])
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        outside = backbone.hidden(tokens, adapter="policy")
+        with adapted(backbone, lora):
+            inside = backbone.hidden(tokens, adapter="policy")
+        torch.testing.assert_close(backbone.hidden(tokens, adapter="policy"), outside, atol=0, rtol=0)
+        for name, part in lora.items():
+            backbone.layers[-1].get_submodule(f"{name}.base_layer").weight += ALPHA / RANK * part.b @ part.a
+        expected = backbone.hidden(tokens, adapter="policy")
+    torch.testing.assert_close(inside, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(inside, outside, atol=1e-2)
+    assert not torch.allclose(outside, backbone.hidden(tokens, adapter=None), atol=1e-2)
+
+
+def test_a_last_layer_without_linear_layers_is_refused_in_the_options_of_a_guard(monkeypatch, caplog):
+    backbone = tiny_backbone()
+    assert adapted_names(backbone) == LINEAR["llama"]
+    monkeypatch.setattr("trimtab.models.adapting._unsuitable", lambda model, linear, tokens: set(linear))
+    with pytest.raises(ConfigError, match="leave --escalate out, or name another --model") as caught:
+        adapted_names(backbone)
+    assert "adapter." not in str(caught.value) and not caplog.records
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -134,7 +173,7 @@ def test_training_finds_what_a_linear_probe_does_not_and_changes_no_weight():
     before = {name: p.clone() for name, p in backbone.model.named_parameters()}
     scores = {}
     for epochs in (0, 15):
-        model = fit_last_layer(backbone, inputs, y, use, epochs=epochs)
+        model = fit_last_layer(backbone, inputs, y, use, adapted_names(backbone), epochs=epochs)
         z = model.head.logits(states_of(backbone, inputs, model.lora))
         scores[epochs] = roc_auc_score(y[~use], z[~use])
     assert scores[15] > scores[0] + 0.1
@@ -145,16 +184,18 @@ def test_no_epoch_is_a_linear_probe_and_a_seed_repeats():
     backbone = tiny_backbone()
     texts, y = either_but_not_both(60, 1)
     inputs, use = last_inputs(backbone, texts), np.arange(60) < 40
-    probe = fit_last_layer(backbone, inputs, y, use, epochs=0)
+    probe = fit_last_layer(backbone, inputs, y, use, adapted_names(backbone), epochs=0)
     states = np.stack([p[0, MEAN, 0].numpy() for p in pooled_texts(backbone, texts, [len(backbone.layers)])])
     expected = Probe.fit(states[use], y[use])
     np.testing.assert_allclose(probe.head.logits(states), expected.logits(states), atol=1e-3)
     assert all(not part.b.any() for part in probe.lora.values())
-    first, second = (fit_last_layer(backbone, inputs, y, use, epochs=1, seed=5) for _ in range(2))
+    first, second = (
+        fit_last_layer(backbone, inputs, y, use, adapted_names(backbone), epochs=1, seed=5) for _ in range(2)
+    )
     np.testing.assert_array_equal(first.head.weights, second.head.weights)
     assert any(part.b.any() for part in first.lora.values())
     flipped = np.where(use, y, 1 - y)  # labels of texts that are not used change nothing
-    third = fit_last_layer(backbone, inputs, flipped, use, epochs=1, seed=5)
+    third = fit_last_layer(backbone, inputs, flipped, use, adapted_names(backbone), epochs=1, seed=5)
     np.testing.assert_array_equal(first.head.weights, third.head.weights)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from trimtab.cli.app import run_app
 from trimtab.constitution import load_constitution
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DataError
 from trimtab.files import sha256_file, sha256_json
 from trimtab.guard import Guard, GuardConfig
 from trimtab.guard.attacks import ATTACKS
@@ -19,8 +20,10 @@ from trimtab.guard.detector import Detector, Fitted, Member, prepare
 from trimtab.guard.last_layer import LastLayer, LowRank
 from trimtab.guard.lexical import Lexical
 from trimtab.guard.probe import Probe
-from trimtab.guard.second import Band, Calibration, SecondStage, band_of, fit_second, second_threshold
+from trimtab.guard.scores import auroc
+from trimtab.guard.second import Band, Calibration, FittedSecond, SecondStage, band_of, fit_second, second_threshold
 from trimtab.guard.storage import load_guard, read_settings, save_guard
+from trimtab.guard.training import second_stage_warnings
 from trimtab.pipeline.guarding import explain_request, train_and_report
 from trimtab.records import Message
 from trimtab.testing import save_model, sentences, tiny_backbone, tiny_model
@@ -45,6 +48,18 @@ def test_too_few_ordinary_requests_let_all_harmless_ones_count():
     band = band_of(scores, y, np.arange(40) < 9, 0.1)
     assert (band.on, band.counted, band.share) == ("harmless", 40, 0.1)
     assert band_of(scores, y, np.arange(40) < 10, 0.1).on == "ordinary"
+
+
+def test_too_few_harmless_texts_for_a_band_are_refused_in_its_own_options():
+    with pytest.raises(DataError, match=r"at most 5\.0% .* needs 20 harmless texts or more and there are 19") as caught:
+        band_of(np.linspace(0, 1, 19), np.zeros(19, int), np.ones(19, bool), 0.05)
+    assert "--escalate" in str(caught.value) and "--budget" not in str(caught.value)
+
+
+def test_a_first_stage_over_the_budget_leaves_nothing_to_block_to_the_second():
+    first, second = np.array([0.1, 0.4, 0.5, 0.8, 0.9]), np.array([0.0, 0.7, 0.95, 0.0, 0.0])
+    band = Band(low=0.3, high=0.6, share=0.0, counted=0, on="harmless")
+    assert second_threshold(first, second, band, 0.7, 0.2) == 0.95  # two of five are above the band, one is allowed
 
 
 def test_both_stages_keep_the_budget_with_the_lowest_threshold():
@@ -157,6 +172,25 @@ def test_a_failing_second_stage_blocks_or_passes_by_choice_and_frees_nothing_tha
         assert guard.check(user("calm")).error is None
 
 
+@pytest.mark.parametrize(("on_error", "blocked"), [("closed", True), ("open", False)])
+@pytest.mark.parametrize("fault", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("order", [["broken", "calm"], ["calm", "broken"]])
+def test_a_first_score_that_is_no_number_blocks_or_passes_by_choice(on_error, blocked, fault, order):
+    guard = told({"broken": fault, "calm": -1.0}, {}, on_error=on_error)
+    verdict = guard.check([message for text in order for message in user(text)])
+    assert verdict.blocked is blocked and "NaN or infinity for a request; train the guard again" in verdict.error
+
+
+@pytest.mark.parametrize("text", ["sure", "doubt"])
+def test_a_number_that_blocks_counts_beside_one_that_is_none(text):
+    for turns in (["broken", text], [text, "broken"]):
+        guard = told({"broken": float("nan"), "sure": 3.0, "doubt": 0.6}, {"doubt": 2.0}, on_error="open")
+        verdict = guard.check([message for turn in turns for message in user(turn)])
+        assert verdict.blocked and verdict.error is None and 0.6 < verdict.score < 1
+    guard = told({"broken": float("nan"), "worse": 1.5}, {"worse": -9.0}, on_error="closed")
+    assert guard.check([*user("worse"), *user("broken")]).error  # the second stage frees what the first blocked
+
+
 # Fitting and files --------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +232,28 @@ def test_a_second_stage_that_sees_nothing_says_so():
     assert abs(fitted.auroc["adapter"] - 0.5) < 0.15
 
 
+def test_all_figures_of_the_parts_are_of_the_raw_text():
+    texts, labels = [text.encode().hex() for text in sentences(40)], np.arange(40) % 2
+    prepared, first = prepare(texts), first_stage(np.arange(40) % 2, 0.5)
+    assert all(len(p.views) > 1 for p in prepared)
+    odds = [np.r_[z[0], np.full(len(p.views) - 1, 5.0)] for p, z in zip(prepared, first.view_odds, strict=True)]
+    fitted = fit_second(
+        tiny_backbone(), prepared, labels.tolist(), range(40), replace(first, view_odds=odds),
+        ordinary=[not label for label in labels], budget=0.05, escalate=0.1,
+    )  # fmt: skip
+    raw = [float(z[0]) for z in first.view_odds]
+    assert fitted.auroc["first stage"] == pytest.approx(auroc(raw, labels.tolist())) and fitted.auroc["both"] != 0.5
+
+
+def test_one_kind_in_a_single_group_is_refused_with_the_numbers():
+    labels = np.arange(40) % 2
+    with pytest.raises(DataError, match=r"there are 1 groups with restricted texts and 20 with harmless ones"):
+        fit_second(
+            tiny_backbone(), prepare(sentences(40)), labels.tolist(), np.where(labels, 99, np.arange(40)).tolist(),
+            first_stage(labels, 0.5), ordinary=[not label for label in labels], budget=0.05, escalate=0.1,
+        )  # fmt: skip
+
+
 def saved(folder: Path, second: SecondStage | None) -> None:
     """A guard of words with this second stage."""
     lexical = Lexical.fit(["red tea", "red cup", "blue tea", "blue cup"], [1, 1, 0, 0])
@@ -221,10 +277,10 @@ def test_a_saved_second_stage_is_the_same(tmp_path):
         threshold=0.4,
     )
     saved(tmp_path / "guard", stage)
-    again = load_guard(tmp_path / "guard", backbone)["second"]
-    assert (again.band, again.calibration, again.threshold) == (stage.band, stage.calibration, stage.threshold)
+    restored = load_guard(tmp_path / "guard", backbone)["second"]
+    assert (restored.band, restored.calibration, restored.threshold) == (stage.band, stage.calibration, stage.threshold)
     texts = ["red tea and toast", "blue"]
-    np.testing.assert_array_equal(again.model.logits(backbone, texts), stage.model.logits(backbone, texts))
+    np.testing.assert_array_equal(restored.model.logits(backbone, texts), stage.model.logits(backbone, texts))
     with pytest.raises(ConfigError, match="was given no model"):
         load_guard(tmp_path / "guard", None)
 
@@ -239,7 +295,32 @@ def test_a_guard_of_the_format_before_is_read(tmp_path):
     assert load_guard(tmp_path / "guard", None)["second"] is None
 
 
-def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch):
+def explain(folder: Path, text: str) -> dict:
+    return explain_request(folder, text, model=None, context=2048)
+
+
+def escalated_text(folder: Path) -> str:
+    """A held-out text in the band of a guard."""
+    rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    texts = [row["text"] for row in rows if row["kind"] == "request"]
+    return next(text for text in texts if explain(folder, text)["escalated"])
+
+
+def test_what_people_should_know_about_a_second_stage():
+    def lines(on: str, both: float) -> list[str]:
+        band = Band(low=0.5, high=0.9, share=0.1, counted=100, on=on)
+        stage = replace(told({}, {}).second, band=band)
+        second = FittedSecond(stage=stage, auroc={}, blocked={"first stage": 0.25, "both": both})
+        return second_stage_warnings(second, 7, 0.1)
+
+    assert lines("ordinary", 0.26) == []
+    [line] = lines("ordinary", 0.25)
+    assert "25.0% of restricted texts are blocked with it and 25.0% without" in line and "leave --escalate out" in line
+    [line] = lines("harmless", 0.26)
+    assert "7 ordinary requests" in line and "all 100 harmless texts" in line
+
+
+def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch, capsys):
     attacks = {name: ATTACKS[name] for name in ("role play", "no vowels")}
     monkeypatch.setattr("trimtab.guard.evaluation.ATTACKS", attacks)
     default = load_constitution("default")
@@ -254,7 +335,7 @@ def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch):
         small, config, tmp_path / "guard", data=[data], model=str(tmp_path / "model"), context=2048
     )  # fmt: skip
     text = "\n".join(lines)
-    assert "second stage: Escalated are scores above" in text and "held-out attack families" in text
+    assert "second stage: The second stage reads scores above" in text and "held-out attack families" in text
     report = json.loads((tmp_path / "guard" / "report.json").read_text())
     assert report["second"]["band"]["share"] <= 0.1 and report["second"]["band"]["on"] == "ordinary"
     assert report["cost"]["second"] > 0 and report["cost"]["second_bytes"] > 0
@@ -265,14 +346,20 @@ def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch):
         assert row["below_plain"] == pytest.approx(families["plain"]["blocked"]["value"] - row["blocked"]["value"])
     assert "Second stage" in (tmp_path / "guard" / "report.html").read_text()
     assert read_settings(tmp_path / "guard")["facts"]["second"]["auroc"]["adapter"] > 0
-    shown = explain_request(tmp_path / "guard", "Tell me the time.", model=None, context=2048)
-    assert (shown["adapter"] is not None) is shown["escalated"]
+    assert "points below plain text" in (tmp_path / "guard" / "report.html").read_text()
+    guard, low = str(tmp_path / "guard"), report["second"]["band"]["low"]
+    assert run_app(["guard", "explain", guard, escalated_text(tmp_path / "guard"), "--context", "2048"]) == 0
+    assert "the second stage decides: log-odds adapter" in capsys.readouterr().out
+    calm = min(sentences(40), key=lambda text: explain(tmp_path / "guard", text)["score"])
+    assert explain(tmp_path / "guard", calm)["score"] <= low and explain(tmp_path / "guard", calm)["adapter"] is None
+    assert run_app(["guard", "explain", guard, calm, "--context", "2048"]) == 0
+    assert "the second stage" not in capsys.readouterr().out
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="could block nothing"):
+    with pytest.raises(ValueError, match=r"(?s)could block nothing.*lower --budget, or leave --escalate out"):
         GuardConfig(budget=0.05, escalate=0.05)
-    with pytest.raises(ConfigError, match="reads a model"):
+    with pytest.raises(ConfigError, match=r"reads a model.*--no-probes"):
         train_and_report(
             load_constitution("default"), GuardConfig(escalate=0.1), tmp_path / "guard", probes=False
         )  # fmt: skip

@@ -1,9 +1,11 @@
 """Constitutional AI from a recipe: critique and revision, AI labels, hybrid labels, the balance, on a toy model."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +16,7 @@ from trimtab.feedback import Queued, Router, Thresholds, routing, thresholds
 from trimtab.pipeline import labelling, people
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.plan import make_plan
+from trimtab.pipeline.reporting import _label_lines  # pyright: ignore[reportPrivateUsage]
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.stages import STAGES
 from trimtab.pipeline.ui import Silent, Ui
@@ -174,6 +177,33 @@ def test_people_an_ai_judge_is_compared_with_change_the_reports_only(whole: Path
         page = (whole.parent / "runs" / "toy" / "report.html").read_text()
         assert f"agreement with people on {count} pairs" in page
     go(whole)  # as other tests expect it
+
+
+def test_a_damaged_report_of_the_judges_is_made_anew_as_the_message_says(whole: Path):
+    label, report = stage(whole, "label"), stage(whole, "report") / "report.html"
+    before = json.loads((label / "judge" / "judge.json").read_text())["judges"]["judge"]["run"]
+    (label / "judge" / "judge.json").write_text("{}")
+    report.unlink()
+    with pytest.raises(DataError, match=f"delete the folder {label} and run again"):
+        go(whole)
+    shutil.rmtree(label)
+    go(whole)
+    run = json.loads((label / "judge" / "judge.json").read_text())["judges"]["judge"]["run"]
+    assert report.exists() and run == before | {"asked": 0}
+
+
+def test_damaged_facts_of_revisions_are_refused_with_the_field(whole: Path):
+    context = SimpleNamespace(config=load_recipe(whole), folder=lambda name: stage(whole, name))
+    file = stage(whole, "revise") / "revise.json"
+    text = file.read_text()
+    facts = json.loads(text)
+    try:
+        for damage, field in (({"judge": {}}, "judge.position_bias"), ({"counts": None}, "counts")):
+            file.write_text(json.dumps(facts | damage))
+            with pytest.raises(DataError, match=f"{file}: no valid RevisionFacts: {field}: .*run again what writes it"):
+                _label_lines(cast(Any, context))
+    finally:
+        file.write_text(text)
 
 
 def test_what_is_not_used_for_labels_makes_none_anew(tmp_path: Path):

@@ -15,7 +15,7 @@ from trimtab import testing
 from trimtab.errors import ModelError
 from trimtab.models import ModelConfig, model_identity
 from trimtab.pipeline.config import RunConfig, load_recipe
-from trimtab.pipeline.run import plan_stages
+from trimtab.pipeline.run import STAGES, plan_stages
 from trimtab.storage import RunFolder
 
 CONSTITUTION = """name: ours
@@ -300,3 +300,21 @@ def test_models_and_templates_are_found_as_data_are(
 def test_other_names_stay(name: str):
     assert ModelConfig(name=name).name == name
     assert ModelConfig(chat_template="{{ messages }}").chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer"), [("sft", "optimizer"), ("reward", "optimizer"), ("align", "policy"), ("align", "critic")]
+)
+def test_a_recipe_without_a_precision_of_moments_keeps_its_fingerprint(tmp_path: Path, stage: str, optimizer: str):
+    """What enters it are the settings of the time before there was ``state``."""
+    recipe = testing.toy_recipe(tmp_path)
+    settings = next(one.settings for one in STAGES if one.name == stage)
+
+    def entered(*overrides: str) -> dict[str, Any]:
+        return settings(load_recipe(recipe, list(overrides)))[stage]
+
+    before = ["lr", "schedule", "warmup", "weight_decay", "betas", "max_grad_norm"]
+    assert sorted(entered()[optimizer]) == sorted(before)
+    assert entered(f"{stage}.{optimizer}.state=32bit") == entered()
+    eight = entered(f"{stage}.{optimizer}.state=8bit")
+    assert eight == entered() | {optimizer: entered()[optimizer] | {"state": "8bit"}}

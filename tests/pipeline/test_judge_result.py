@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import DataError
+from trimtab.feedback import report_lines, routing_lines
 from trimtab.pipeline.ai_labels import ROUTING, read_routing
 from trimtab.pipeline.judge_result import FILE, read_judge_result, write_judge_result
 from trimtab.records import to_plain
@@ -80,6 +81,54 @@ ROUTED = {
     "reopened": [200],
 }
 
+# As commit da870bb wrote it, whose entries had two fields and whose runs did not count cut replies.
+EARLY_JUDGE = """{
+  "constitution": {"name": "default", "version": "1-abc"},
+  "settings": {"mode": "letter", "principles": 1},
+  "judges": {
+    "local": {
+      "run": {
+        "position_bias": {"value": 0.75, "low": 0.3, "high": 0.95, "n": 4},
+        "flip_rate": {"value": 0.5, "low": 0.1, "high": 0.9, "n": 4},
+        "longer_wins": {"reason": "no pair of different length has a winner"},
+        "items": 4,
+        "unusable": 1,
+        "replies": 8,
+        "asked": 8,
+        "failures": {"unclear": 1},
+        "hard": 2,
+        "items_that_speak_to_the_judge": 0,
+        "tokens": {"in": 800, "out": 8},
+        "cost": 0.25,
+        "seconds": 1.5,
+        "models": ["a-model"]
+      },
+      "people": null
+    }
+  }
+}"""
+
+# As commit b7d11a0 wrote it.
+EARLY_ROUTING = """{
+  "items": 4,
+  "routes": {"ai": 1, "both": 1, "person": 2},
+  "coverage": 0.25,
+  "thresholds": {"high": 0.9, "low": 0.7, "error": {"value": 0.05, "low": 0.01, "high": 0.2, "n": 4}, "audited": 4},
+  "audited": 4,
+  "drawn_for_audit": 4,
+  "labels_of_people": 3,
+  "waiting": 0,
+  "labels_saved": 1,
+  "seconds_per_label": 30.0,
+  "hours_saved": 0.5,
+  "cost_of_people": 0.0,
+  "cost_saved": 0.0,
+  "error_of_ai": {"value": 0.05, "low": 0.01, "high": 0.2, "n": 4},
+  "error_by_route": {"ai": {"value": 0.05, "low": 0.01, "high": 0.2, "n": 4}, "both": {"reason": "nothing"}},
+  "error_by_principle": {},
+  "reopened": []
+}"""
+
 
 def written(folder: Path, name: str, value: Any) -> Path:
     (folder / name).write_text(json.dumps(value))
@@ -124,3 +173,36 @@ def test_a_malformed_file_of_judges_is_refused(value: Any, message: str, tmp_pat
 def test_a_malformed_routing_file_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"routes\.machine.\[key\]: Input should be 'ai', 'both' or 'person'"):
         read_routing(written(tmp_path, ROUTING, ROUTED | {"routes": {"machine": 4}}))
+
+
+def test_the_judges_of_an_early_version_are_read_and_written_again(tmp_path: Path):
+    result = read_judge_result(written(tmp_path, FILE, json.loads(EARLY_JUDGE)))
+    entry = result.judges["local"]
+    assert (entry.identity, entry.edit, entry.replies, entry.run.cut) == (None, None, "", None)
+    lines = report_lines(entry.run)
+    assert lines[0].startswith("4 items judged, 1 without an answer") and not any("were cut" in line for line in lines)
+    write_judge_result(tmp_path, result)
+    assert read_judge_result(tmp_path) == result
+
+
+def test_the_routing_of_an_early_version_is_read(tmp_path: Path):
+    report = read_routing(written(tmp_path, ROUTING, json.loads(EARLY_ROUTING)))
+    assert (report.routes["person"], report.labels_saved, report.hours_saved) == (2, 1, 0.5)
+    absent = (report.labels_not_needed, report.calibration_error, report.speak_to_judge, report.skipped)
+    assert (*absent, report.cost_of_ai) == (None,) * 5
+    text = "\n".join(routing_lines(report))
+    assert "3 labels by people, 1 fewer" in text and "calibration" not in text and "None" not in text
+
+
+@pytest.mark.parametrize("text", ["{", json.dumps(ONE | {"judges": 1}), None], ids=["damaged", "wrong", "missing"])
+def test_in_a_run_the_whole_stage_is_to_be_deleted(text: str | None, tmp_path: Path):
+    stage = tmp_path / "stages" / "label"
+    (stage / "judge").mkdir(parents=True)
+    (stage / "status.json").write_text("{}")
+    if text is not None:
+        (stage / "judge" / FILE).write_text(text)
+    with pytest.raises(DataError) as error:
+        read_judge_result(stage / "judge")
+    message = str(error.value)
+    assert message.startswith(str(stage / "judge" / FILE))
+    assert message.endswith(f"delete the folder {stage} and run again; what judges have answered is not asked again")

@@ -103,6 +103,22 @@ def test_moments_of_8_bits_are_counted_for_each_optimiser(tmp_path):
     assert needed[0] - needed[1] == pytest.approx(saved) and needed[1] - needed[2] == pytest.approx(saved)
 
 
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ([], False),
+        (["align.adapter={kind: full}"], True),
+        (["align.adapter={kind: full}", "align.policy.state=8bit"], True),  # the critic's are left
+        (["align.adapter={kind: full}", "align.policy.state=8bit", "align.critic.state=8bit"], False),
+    ],
+)
+def test_moments_of_8_bits_are_advised_where_full_weights_have_others(tmp_path, settings, hint):
+    config = load_recipe(toy_recipe(tmp_path), ["memory_gb=0.5", *settings])
+    with pytest.raises(ConfigError, match=r"memory_gb is 0\.5") as caught:
+        fit_memory(config)
+    assert ("in policy and critic of online methods" in str(caught.value)) is hint
+
+
 @pytest.mark.parametrize(("stage", "critics"), [("align", 1), ("sft", 0)])
 def test_sharded_weights_are_counted_by_part_and_whole_where_they_are_gathered(tmp_path, stage: str, critics: int):
     """A billion weights in 80 layers of ten million, and tables of 200 million; everything else is next to nothing."""

@@ -14,6 +14,7 @@ from trimtab.models import load_tensors
 from trimtab.pipeline.config import check_recipe, load_recipe
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.process import label_by_rollouts
+from trimtab.pipeline.process_evaluation import none_scored
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Rollout, read_records
@@ -201,8 +202,32 @@ def test_a_process_model_is_measured_on_files_of_judged_steps(tmp_path, capsys):
     written = json.loads(capsys.readouterr().out)
     assert written["counts"]["solutions"] == 2 and written["counts"]["known_prompts"] == 1
     assert written["first_error"]["first_error_f1"]["n"] == 2 and written["first_error"]["modal"] == 1
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(json.dumps(s | {"problem": "tea " * 999}) + "\n" for s in solutions))
+    assert run_app(["reward", *options, "--evaluate", str(long)]) != 0
+    refusals = " ".join(capsys.readouterr().err.split())
+    assert "no solution can be scored: 2 do not fit model.context; raise model.context" in refusals
     assert run_app(["reward", *options, "--evaluate", str(first), "--by", "topic"]) != 0
     without = ["--set", "process=null", "--set", "data.steps=null"]
     assert run_app(["reward", str(path), *without, "--evaluate", str(bench)]) != 0
     refusals = " ".join(capsys.readouterr().err.split())
     assert "leave --by out" in refusals and "no process section" in refusals
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (
+            (0, 3, 2),
+            "3 cannot be written with the model's chat template, 2 are in rows that were refused; correct the file",
+        ),
+        (
+            (4, 1, 0),
+            "4 do not fit model.context, 1 cannot be written with the model's chat template; raise model.context",
+        ),
+        ((0, 0, 0), "the file has none; correct the file, or name another one"),
+    ],
+)
+def test_why_no_solution_can_be_scored(counts: tuple[int, int, int], message: str):
+    text = none_scored({"solutions": 0, **dict(zip(("too_long", "unrendered", "refused"), counts, strict=True))})
+    assert text.startswith(f"no solution can be scored: {message}") and ("raise" in text) == (counts[0] > 0)

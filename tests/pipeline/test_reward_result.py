@@ -1,13 +1,17 @@
 """``reward.json``: a file of an earlier run is read, written unchanged, and refused with a message if it is damaged."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trimtab.errors import DataError
-from trimtab.pipeline.reward_result import FILE, read_reward_result, write_reward_result
+from trimtab.pipeline.learning import start_critic
+from trimtab.pipeline.reward_models import load_objectives, load_ranking_scorer, load_reward_models
+from trimtab.pipeline.reward_result import FILE, read_reward_result, read_trained, write_reward_result
 
 ACCURACY = {"name": "", "value": 0.75, "low": 0.3, "high": 0.95, "n": 4, "reason": ""}
 EVALUATION = {
@@ -88,3 +92,37 @@ def test_a_malformed_file_is_refused_with_its_field_and_the_next_step(value: Any
 def test_a_missing_file_names_the_next_step(tmp_path: Path):
     with pytest.raises(DataError, match="run the stage that writes it first"):
         read_reward_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "missing"),
+    [
+        ({"mean": 0.5, "std": 2.0, "evaluation": None}, "the model 'reward' as the first of models"),
+        (WHOLE | {"models": MODELS[1:]}, "the model 'reward' as the first of models"),
+        (WHOLE | {"models": [MODELS[0] | {"judges": True}]}, "the model 'reward' as the first of models"),
+        (WHOLE | FURTHER, "the objective 'harmless'"),
+        (WHOLE | {"models": []}, "the model 'reward' as the first of models, the objective 'helpful', the objective"),
+    ],
+    ids=["no models", "no first one", "it only judges", "one objective", "nothing"],
+)
+def test_a_file_without_the_models_that_are_used_is_refused_with_the_next_step(
+    value: dict[str, Any], missing: str, tmp_path: Path
+):
+    with pytest.raises(DataError) as error:
+        read_trained(written(tmp_path, value), ["helpful", "harmless"] if "models" in value else [])
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / FILE}: it lacks {missing}") and "and run again what writes it" in message
+
+
+def test_a_file_with_the_models_that_are_used_is_read(tmp_path: Path):
+    assert read_trained(written(tmp_path, WHOLE)).models[0].std == 2.0
+    assert read_trained(written(tmp_path, WHOLE | FURTHER), ["helpful"]).objectives["helpful"].std == 2.0
+
+
+@pytest.mark.parametrize("use", [load_reward_models, load_objectives, load_ranking_scorer, start_critic])
+def test_whatever_uses_the_models_refuses_the_first_versions_file(use: Callable[..., Any], tmp_path: Path):
+    written(tmp_path, {"mean": 0.5, "std": 2.0, "evaluation": None})
+    reward = SimpleNamespace(objectives=("helpful",), model=None, ensemble=None)
+    context = SimpleNamespace(config=SimpleNamespace(reward=reward), folder=lambda name: tmp_path)
+    with pytest.raises(DataError, match="lacks the model 'reward'"):
+        use(context, SimpleNamespace())

@@ -1,5 +1,6 @@
 """Annotators' habits learned with a reward model: likelihoods, planted habits, and what the average annotator keeps."""
 
+from importlib import import_module
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -154,6 +155,46 @@ def test_a_planted_taste_is_fitted_before_training_and_stays_out_of_the_rewards(
     assert "4 annotators with 50 votes or more" in lines[-1] and "used in training" in lines[-1]
     assert choose_taste(config.model_copy(update={"annotators": ("tie",)}), start, train, annotators=4, seed=0) is None
     assert with_taste(train, None) == train
+
+
+def test_votes_of_one_judgement_are_tested_together(monkeypatch: pytest.MonkeyPatch):
+    """All three pairs of an annotator's ranking of three answers are one group, and count as two votes."""
+    pairs = ((0, 1), (0, 2), (1, 2))
+    rankings = [
+        Ranking(
+            id=str(n), sequences=[[0, 3 * n + k] for k in range(3)], prompt_length=1, ranks=(0, 1, 2), probability=None,
+            margin=None, weight=1.0,
+            votes=tuple(
+                PairVote(
+                    annotator=a, first=i, second=j, outcome=0, shown=1.0, weight=2 / 3, apart=(float(i), float(j))
+                )
+                for a in people
+                for i, j in pairs
+            ),
+        )
+        for n, people in enumerate(((0, 1), (), (1, 0)))
+    ]  # fmt: skip
+    groups: list[list[int]] = []
+
+    def watched(module: str, name: str) -> None:
+        original = getattr(import_module(module), name)
+
+        def call(*given: Any, group: Any, **settings: Any) -> Any:
+            groups.append(group.tolist())
+            return original(*given, group=group, **settings)
+
+        monkeypatch.setattr(f"{module}.{name}", call)
+
+    watched("trimtab.feedback.habit_selection", "select_habits")
+    watched("trimtab.feedback.taste", "select_taste")
+    config = RewardStageConfig(loss="davidson", annotators=("tie", "taste"))
+    start, _ = population(config, rankings, annotators=2, seed=0)
+    choose_taste(config, start, rankings, annotators=2, seed=0)
+    assert groups == [[n // 3 for n in range(12)]] * 2
+    assert [row["votes"] for row in habit_rows(start, ["w0", "w1"], rankings)] == [4, 4]
+    scores = [[0.0, 0.1, 0.2]] * 3
+    held = heldout_log_loss(config, start, rankings, scores, ["a", "b", "c"], annotators=2, seed=0)
+    assert held["votes"] == 8 and held["gain"]["n"] == 12
 
 
 def test_an_offset_is_added_to_the_difference_of_the_rewards():

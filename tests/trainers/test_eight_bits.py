@@ -85,14 +85,14 @@ def steps(gradients: list[torch.Tensor], start: torch.Tensor, kind: type) -> tor
 @pytest.mark.parametrize("shape", [(64, 100), (8, 40, 20), (2000, 3), (5000,), (10, 10)])
 def test_the_first_step_is_that_of_32_bits(shape: tuple[int, ...]):
     start, gradient = torch.randn(shape), torch.randn(shape)
-    eight, plain = (steps([gradient], start, kind) for kind in (AdamW8bit, torch.optim.AdamW))
-    assert torch.allclose(eight - start, plain - start, rtol=1e-4, atol=1e-7)
+    eight, reference = (steps([gradient], start, kind) for kind in (AdamW8bit, torch.optim.AdamW))
+    assert torch.allclose(eight - start, reference - start, rtol=1e-4, atol=1e-7)
 
 
 def test_small_weights_keep_moments_of_32_bits():
     gradients = [torch.randn(40, 100) for _ in range(5)]  # fewer than 4,096 numbers
-    eight, plain = (steps(gradients, torch.zeros(40, 100), kind) for kind in (AdamW8bit, torch.optim.AdamW))
-    assert torch.allclose(eight, plain, rtol=1e-4, atol=1e-7)
+    eight, reference = (steps(gradients, torch.zeros(40, 100), kind) for kind in (AdamW8bit, torch.optim.AdamW))
+    assert torch.allclose(eight, reference, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(("decades", "within"), [(0, 0.03), (1, 0.07), (3, 0.15)])
@@ -106,8 +106,8 @@ def test_two_hundred_steps_end_near_those_of_32_bits(decades: int, within: float
     drift = torch.randn(16, 2 * BLOCK, generator=draw)
     gradients = [sizes * (drift + 2 * torch.randn(drift.shape, generator=draw)) for _ in range(200)]
     start = torch.zeros_like(drift)
-    eight, plain = (steps(gradients, start, kind) for kind in (AdamW8bit, torch.optim.AdamW))
-    assert 0 < float((eight - plain).norm() / plain.norm()) < within
+    eight, reference = (steps(gradients, start, kind) for kind in (AdamW8bit, torch.optim.AdamW))
+    assert 0 < float((eight - reference).norm() / reference.norm()) < within
 
 
 def test_a_gradient_that_came_once_makes_no_step_above_the_rate():
@@ -116,8 +116,8 @@ def test_a_gradient_that_came_once_makes_no_step_above_the_rate():
     gradients[0][:, 0] = 1e-5
     for gradient in gradients[1:]:
         gradient[:, 0] = 0.0
-    eight, plain = (steps(gradients, torch.zeros(16, BLOCK), kind) for kind in (AdamW8bit, torch.optim.AdamW))
-    assert 0 < float(plain[:, 0].abs().max()) <= float(eight[:, 0].abs().max()) <= 60 * SETTINGS["lr"]
+    eight, reference = (steps(gradients, torch.zeros(16, BLOCK), kind) for kind in (AdamW8bit, torch.optim.AdamW))
+    assert 0 < float(reference[:, 0].abs().max()) <= float(eight[:, 0].abs().max()) <= 60 * SETTINGS["lr"]
 
 
 # In a learner -----------------------------------------------------------------------------
@@ -135,9 +135,9 @@ def train(learner: Learner, count: int) -> list[float]:
 
 def test_a_language_model_learns_as_with_32_bits():
     eight = train(learner_of(EIGHT), 30)
-    plain = train(learner_of(EIGHT.model_copy(update={"state": "32bit"})), 30)
-    assert plain[-1] < 0.5 * plain[0]
-    assert eight[-1] != plain[-1] and eight[-1] == pytest.approx(plain[-1], rel=0.01)
+    reference = train(learner_of(EIGHT.model_copy(update={"state": "32bit"})), 30)
+    assert reference[-1] < 0.5 * reference[0]
+    assert eight[-1] != reference[-1] and eight[-1] == pytest.approx(reference[-1], rel=0.01)
 
 
 def test_a_run_continues_bit_for_bit_and_not_with_another_precision(tmp_path):
@@ -150,12 +150,12 @@ def test_a_run_continues_bit_for_bit_and_not_with_another_precision(tmp_path):
     train(second, 2)
     a, b = (one.role.state() | one.optimizer_state() for one in (whole, second))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    plain = learner_of(EIGHT.model_copy(update={"state": "32bit"}))
+    reference = learner_of(EIGHT.model_copy(update={"state": "32bit"}))
     with pytest.raises(CheckpointError, match=r"state: 8bit, and the optimiser has state: 32bit; restore the old"):
-        Checkpoints(tmp_path, "f").restore({"policy": plain})
-    train(plain, 1)
+        Checkpoints(tmp_path, "f").restore({"policy": reference})
+    train(reference, 1)
     with pytest.raises(CheckpointError, match=r"with state: 32bit, and the optimiser has state: 8bit"):
-        learner_of(EIGHT).load_optimizer_state(plain.optimizer_state())
+        learner_of(EIGHT).load_optimizer_state(reference.optimizer_state())
 
 
 @pytest.mark.parametrize("adapter", [FULL, AdapterConfig(rank=32)])

@@ -133,11 +133,11 @@ def test_each_step_of_dpo_reads_the_reference_as_it_then_is(monkeypatch: pytest.
 def test_an_interrupted_run_ends_on_the_same_weights(method: str, tmp_path: Path):
     def run(folder: Path, *, stop_after: int | None) -> tuple[Role, list[dict]]:
         backbone, rows = tiny_backbone(), []
-        versions = iter(range(1, 100))
+        calls = iter(range(1, 100))
         session = Session(
             log=rows.append,
             checkpoints=Checkpoints(folder, "same", every=100),
-            stop_requested=lambda: next(versions) == stop_after,
+            stop_requested=lambda: next(calls) == stop_after,
         )
         if method == "rloo":
             config = RlooConfig(

@@ -184,8 +184,8 @@ def test_importance_weights_scale_the_loss_of_another_samplers_tokens(tmp_path: 
 
     masked = weighed(importance_cap=1.3, importance_beyond="mask")  # e^0.3 = 1.35
     assert masked["policy_loss"] == 0 and masked["importance_masked"] == 1.0
-    weights = weighed(importance_cap=1.5, importance_beyond="mask", importance_floor=1.2)
-    assert weights["policy_loss"] == pytest.approx(other["policy_loss"]) and weights["importance_masked"] == 0.0
+    within = weighed(importance_cap=1.5, importance_beyond="mask", importance_floor=1.2)
+    assert within["policy_loss"] == pytest.approx(other["policy_loss"]) and within["importance_masked"] == 0.0
     # An answer of n tokens weighs e^(0.3·n): those of all six tokens are beyond the cap.
     answers = weighed(
         importance_cap=math.exp(0.3 * 5.5), importance_level="sequence", importance_beyond="mask", samples=tmp_path

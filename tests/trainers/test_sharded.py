@@ -108,9 +108,8 @@ def sft_full(group: Group, folder: Path, stop_after: int | None, optimizer: Opti
     return sft_until(group, folder, stop_after, full=True, optimizer=optimizer)
 
 
-@pytest.mark.parametrize(
-    "optimizer", [STEADY, pytest.param(EIGHT_BITS, marks=pytest.mark.slow)], ids=["32 bits", "8 bits"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [STEADY, EIGHT_BITS], ids=["32 bits", "8 bits"])
 def test_a_run_continues_bit_for_bit_on_two_ranks_and_within_rounding_on_one_then_three(
     tmp_path: Path, optimizer: OptimizerConfig
 ):

@@ -69,8 +69,13 @@ def test_who_settles_an_item_they_held_gets_the_next_one(world: World):
     settled = judge(world.store.dispute(uid, boss)[0], "3")
     world.store.adjudicate(boss, settled)
     assert world.store.next(boss) == "empty"
-    queue = world.store.progress()
-    assert (queue.complete, queue.flagged, queue.done, queue.needed) == (1, 0, 1, 2)  # nobody else is asked about it
+    progress = world.store.progress()
+    assert (progress.complete, progress.flagged, progress.done, progress.needed) == (
+        1,
+        0,
+        1,
+        2,
+    )  # nobody else is asked about it
 
 
 def test_flags_are_counted_since_the_adjudicators_word(world: World):

@@ -476,7 +476,9 @@ class Tabs:
             tab.wait_for_timeout(500)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), *KINDS[1:]])  # the others hold it
+@pytest.mark.parametrize(
+    "kind", [pytest.param("plain", marks=pytest.mark.slow), *KINDS[1:]]
+)  # the other kinds cover this one
 @pytest.mark.parametrize("seed", [*SEEDS, *(pytest.param(n, marks=pytest.mark.slow) for n in MORE_SEEDS)])
 def test_the_screen_shows_what_is_stored(chromium, server: Server, here: World, kind: str, seed: int):
     rng = random.Random(f"{kind}/{seed}")

@@ -378,11 +378,11 @@ def test_the_paused_and_the_unqualified_write_nothing(world: World):
     me = world.join("me").id
     form = judge(world.store.next(me), "1")
     receipt, item = world.store.submit(me, form)
-    for change, latest in (({"state": "paused"}, "paused"), ({"state": "active", "qualified": False}, "not qualified")):
+    for change, reason in (({"state": "paused"}, "paused"), ({"state": "active", "qualified": False}, "not qualified")):
         world.people.change(me, by=me, **change)
-        with pytest.raises(ConflictError, match=latest):
+        with pytest.raises(ConflictError, match=reason):
             world.store.submit(me, judge(item, "2"))
-        with pytest.raises(ConflictError, match=latest):
+        with pytest.raises(ConflictError, match=reason):
             world.store.undo(me, receipt.version)
         assert world.store.submit(me, form)[0] == receipt  # what was stored is acknowledged again
 

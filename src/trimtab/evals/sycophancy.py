@@ -135,14 +135,15 @@ RESERVES = _any(
 
 _NEGATION = re.compile(
     r"\b(?:not|no|never|nobody|nothing|nowhere|none|neither|nor|cannot|whether|hardly|scarcely|barely|rarely|seldom"
-    r"|doubts?|doubtful|unsure|uncertain|unconvinced|unlikely|far from|less than|wrong to (?:say|call)|(?:wrong|false|untrue) that)\b"
+    r"|doubts?|doubtful|unsure|uncertain|unconvinced|unlikely|far from|less than|wrong to (?:say|call)"
+    r"|(?:wrong|false|untrue) that)\b"
     r"|n't\b"
 )
 _NOT = r"(?:\b(?:no|not|never|nobody|cannot)\b|\b\w+n't\b)"
 _AFFIRMS = _any(
     r"\b(?:without|beyond)(?: \w+){0,3} doubt\b",
-    rf"{_NOT}(?: \w+){{0,2}} (?:doubt(?:s|ed)?|den(?:y|ies|ying)|argu(?:e|ing) (?:with|against)|disagree|fault|question|wonder|worry"
-    r"|worries)\b",
+    rf"{_NOT}(?: \w+){{0,2}} (?:doubt(?:s|ed)?|den(?:y|ies|ying)|argu(?:e|ing) (?:with|against)|disagree"
+    r"|fault|question|wonder|worry|worries)\b",
     rf"{_NOT} (?:only|just|merely|simply)\b",
     rf"{_NOT} (?:agree more|change a)\b",
     r"\bnever (?:seen|read|heard)\b",

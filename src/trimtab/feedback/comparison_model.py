@@ -151,11 +151,13 @@ def observed_logs(model: TieModel, d: Floats, tau: Floats, outcome: Ints) -> tup
     sign = 1.0 - outcome  # 1 first, 0 tie, −1 second
     tied = outcome == TIE
     if model == "davidson":
-        grown = np.exp(np.clip(d / 2, -300, 300))
+        half = np.clip(d / 2, -300, 300)
+        grown = np.exp(half)
         weight = np.exp(tau)
         total = grown + 1 / grown + weight
         lean = (grown - 1 / grown) / total / 2
-        return np.where(tied, tau, sign * d / 2) - np.log(total), sign / 2 - lean, tied - weight / total
+        log_total = np.log(total) + np.abs(d / 2) - np.abs(half)
+        return np.where(tied, tau, sign * d / 2) - log_total, sign / 2 - lean, tied - weight / total
     eta = np.exp(tau)
     toward = np.where(tied, d, sign * d) - eta
     logs, missed = _log_sigmoid(toward), 1 / (1 + np.exp(np.clip(toward, -300, 300)))

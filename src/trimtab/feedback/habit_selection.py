@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trimtab.feedback.comparison_fit import HABITS, Habit, fit_comparisons
-from trimtab.feedback.comparison_model import Floats, TieModel, Votes, vote_probabilities
+from trimtab.feedback.comparison_model import Floats, Ints, TieModel, Votes, vote_probabilities
 from trimtab.records import Record
 
 FOLDS = 3
@@ -26,8 +26,27 @@ class HabitTrial(Record):
     """True: better than without the habit that was added last; the first, without habits, is where it starts."""
 
 
+def vote_folds(rows: int, group: Ints | None, rng: np.random.Generator) -> Ints:
+    """The fold of every vote, ``[N]``, so that the rows of one judgement, which share its noise, fall together.
+
+    Folds are two at least if there are two rows: a single judgement is divided by row.
+
+    Args:
+        rows: N.
+        group: ``[N]``, the number of the judgement that each row belongs to; None: each row is one by itself.
+        rng: draws one fold for each judgement.
+    """
+    number = np.arange(rows) if group is None else np.unique(group, return_inverse=True)[1]
+    if not number.any():
+        number = np.arange(rows)
+    drawn = rng.integers(0, FOLDS, int(number.max(initial=-1)) + 1)
+    if len(np.unique(drawn)) < 2:
+        drawn = np.arange(len(drawn)) % FOLDS
+    return drawn[number]
+
+
 def select_habits(
-    votes: Votes, *, model: TieModel, habits: Sequence[Habit] = HABITS, seed: int = 0
+    votes: Votes, *, model: TieModel, habits: Sequence[Habit] = HABITS, group: Ints | None = None, seed: int = 0
 ) -> tuple[tuple[Habit, ...], list[HabitTrial]]:
     """Add habits one by one, each only if three-fold cross-validated log-loss falls.
 
@@ -38,12 +57,13 @@ def select_habits(
         votes: two at least.
         model: the likelihood.
         habits: what may be kept.
+        group: ``[N]``, the number of the judgement that each row belongs to; None: each row is one by itself.
         seed: of the folds.
 
     Returns:
         the habits to keep, and all that was tried.
     """
-    fold = np.random.default_rng(seed).integers(0, FOLDS, len(votes))
+    fold = vote_folds(len(votes), group, np.random.default_rng(seed))
 
     def trial(chosen: tuple[Habit, ...]) -> float:
         losses: list[Floats] = []

@@ -46,8 +46,8 @@ class JudgeRun(Biases):
     """Questions asked in this run; the others had been answered before."""
     failures: dict[str, int]
     """Replies without an answer, by kind (:data:`~trimtab.feedback.FAILURES`)."""
-    cut: dict[str, int]
-    """Replies that were cut, by the limit that cut them."""
+    cut: dict[str, int] | None = None
+    """Replies that were cut, by the limit that cut them; None: an early version did not count them."""
     hard: int
     """Replies without log-probabilities, read from their text."""
     items_that_speak_to_the_judge: int
@@ -290,7 +290,7 @@ def report_lines(run: JudgeRun, people: AgainstPeople | None = None) -> list[str
         *bias_lines(run),
         "failures: " + (", ".join(f"{k} {n}" for k, n in run.failures.items()) or "none"),
     ]
-    for limit, count in run.cut.items():
+    for limit, count in (run.cut or {}).items():
         lines.append(f"{count} replies were cut at {limit}; raise it and run again: only these are asked again")
     if run.hard:
         lines.append(f"{run.hard} replies without log-probabilities, read from their text")

@@ -26,8 +26,8 @@ class RoutingReport(Record):
     """Items drawn for audit."""
     labels_of_people: int
     """Labels by people that were needed."""
-    labels_not_needed: int
-    """Further labels by people."""
+    labels_not_needed: int | None = None
+    """Further labels by people; None, as in the other fields that may be None: an early version did not say."""
     waiting: int
     """Items without a judgement that counts."""
     labels_saved: int
@@ -40,7 +40,7 @@ class RoutingReport(Record):
     """Cost of all labels by people, at ``cost_per_hour`` of the settings."""
     cost_saved: float
     """What the labels saved would have cost."""
-    calibration_error: dict[str, float]
+    calibration_error: dict[str, float] | None = None
     """Expected calibration error of the judge on audited items: ``as said``, and calibrated by the settings' method."""
     error_of_ai: Estimate
     """Share of all items on which the AI is wrong."""
@@ -48,11 +48,11 @@ class RoutingReport(Record):
     """The same by route."""
     error_by_principle: dict[str, Estimate]
     """The same by principle of the judge."""
-    speak_to_judge: int
+    speak_to_judge: int | None = None
     """Items with an answer that seems to address the judge; they go to people."""
-    skipped: int
+    skipped: int | None = None
     """Items skipped by everyone asked so far; still queued."""
-    cost_of_ai: float
+    cost_of_ai: float | None = None
     """Cost of the judge."""
     reopened: tuple[int, ...]
     """Numbers of audits after which thresholds were set anew."""
@@ -173,8 +173,9 @@ def routing_lines(report: RoutingReport) -> list[str]:
         )
     if thresholds.reason:
         lines.append(thresholds.reason)
-    errors = ", ".join(f"{name} {value:.3f}" for name, value in report.calibration_error.items())
-    lines.append(f"calibration error of the judge on audited items (weighted): {errors}")
+    if report.calibration_error is not None:
+        errors = ", ".join(f"{name} {value:.3f}" for name, value in report.calibration_error.items())
+        lines.append(f"calibration error of the judge on audited items (weighted): {errors}")
     for name, error in report.error_by_route.items():
         if error.value is not None:
             lines.append(

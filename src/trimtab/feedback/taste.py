@@ -7,8 +7,10 @@ A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j +
 
 φ are features of the answers' texts; v is shared (rank one), u_a ~ N(0, 1) is the annotator's, and v ~ N(0, σ² I) in
 units of the differences' standard deviations. Only annotators with at least :data:`LEAST` votes have one; ū is their
-mean by votes, so that what they share stays with the scores. A taste is used only if it lowers the log-loss of votes
-that were not fitted. What it gains on people's votes: ``python -m benchmarks.taste``.
+mean by votes, so that what they share stays with the scores. Votes are counted by weight, so all pairs of a ranking of K
+answers are K − 1. A taste is used only if it lowers the log-loss of votes that were not fitted; the pairs of one
+ranking share its annotator's noise, so they are fitted together or not at all. What a taste gains on people's votes:
+``python -m benchmarks.taste``.
 
 NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
 """
@@ -23,12 +25,10 @@ from numpy.typing import NDArray
 
 from trimtab.feedback.comparison_fit import Habit, fit_comparisons
 from trimtab.feedback.comparison_model import POINTS, Floats, Ints, Parameters, TieModel, Votes, observed_logs
+from trimtab.feedback.habit_selection import FOLDS, vote_folds
 
 LEAST = 50
 """Votes that an annotator needs for a taste."""
-
-FOLDS = 3
-"""Of the cross-validation."""
 
 DEVIATIONS = (0.1, 0.3, 1.0)
 """σ that are tried."""
@@ -100,22 +100,27 @@ class CrossFit:
 def mixed_logs(
     model: TieModel, votes: Votes, parameters: Parameters, variance: Floats, taste: Floats
 ) -> tuple[Floats, Floats]:
-    """Log Σ_k w_k P(outcome | x_i − x_j + √variance z_k + t) with three Gauss–Hermite points, and its slope by t."""
+    """Log Σ_k w_k P(outcome | x_i − x_j + √variance z_k + t) with three Gauss–Hermite points, and its slope by t.
+
+    Sums are of logs, so that a vote as unlikely as e^{−1000} has a loss and a slope too.
+    """
     skill, tau = parameters.skill[votes.annotator], parameters.tie[votes.annotator]
     apart = parameters.score[votes.first] - parameters.score[votes.second] + taste
     side = votes.shown * parameters.position[votes.annotator]
-    total, slope = np.zeros(len(votes)), np.zeros(len(votes))
-    for z, weight in POINTS:
-        logs, by_d, _ = observed_logs(model, skill * (apart + z * np.sqrt(variance)) + side, tau, votes.outcome)
-        share = weight * np.exp(logs)
-        total += share
-        slope += share * by_d * skill
-    return np.log(total), slope / total
+    logs, slopes = np.zeros((len(POINTS), len(votes))), np.zeros((len(POINTS), len(votes)))
+    for number, (z, weight) in enumerate(POINTS):
+        gap = skill * (apart + z * np.sqrt(variance)) + side
+        own, slopes[number], _ = observed_logs(model, gap, tau, votes.outcome)
+        logs[number] = np.log(weight) + own
+    total = np.logaddexp.reduce(logs, axis=0)
+    return total, (np.exp(logs - total) * slopes).sum(0) * skill
 
 
-def cross_fit(votes: Votes, *, model: TieModel, habits: tuple[Habit, ...], seed: int = 0) -> CrossFit:
-    """Fit scores and habits to two of three folds each time."""
-    fold = np.random.default_rng(seed).integers(0, FOLDS, len(votes))
+def cross_fit(
+    votes: Votes, *, model: TieModel, habits: tuple[Habit, ...], group: Ints | None = None, seed: int = 0
+) -> CrossFit:
+    """Fit scores and habits to two of three folds each time; ``group``: as in :func:`select_taste`."""
+    fold = vote_folds(len(votes), group, np.random.default_rng(seed))
     variance = np.zeros(len(votes))
     parameters: list[Parameters] = []
     for number in range(FOLDS):
@@ -127,28 +132,39 @@ def cross_fit(votes: Votes, *, model: TieModel, habits: tuple[Habit, ...], seed:
     return CrossFit(model=model, votes=votes, parameters=tuple(parameters), fold=fold, variance=variance)
 
 
-def fit_taste(fitted: CrossFit, apart: Floats, *, deviation: float, seed: int = 0) -> Taste:
+def annotators_with_enough(votes: Votes) -> Ints:
+    """Numbers of the annotators with at least :data:`LEAST` votes by weight, in order."""
+    return np.flatnonzero(_counts(votes) >= LEAST - 1e-6)
+
+
+def _counts(votes: Votes) -> Floats:
+    """Votes of each annotator by weight, ``[A]``."""
+    return np.bincount(votes.annotator, weights=votes.weight, minlength=votes.annotators)
+
+
+def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, seed: int = 0) -> Taste:
     """The most probable u and v.
 
     Args:
         fitted: votes whose scores and habits stay.
         apart: ``[N, F]``, φ_i − φ_j.
+        able: numbers of the annotators who have a taste, in order; by all votes there are, of which ``fitted`` may be
+            a part.
         deviation: σ.
         seed: of the small numbers that the search starts from.
     """
     optimize: Any = import_module("scipy.optimize")  # it has no type stubs
     votes = fitted.votes
     features = int(apart.shape[1])
-    counts = np.bincount(votes.annotator, minlength=votes.annotators)
-    able = np.flatnonzero(counts >= LEAST)
     strength, scale = np.zeros(votes.annotators), np.maximum(apart.std(0), 1e-12)
-    if not len(able):
+    counts = _counts(votes)[able]
+    if not counts.sum():
         return Taste(direction=np.zeros(features), strength=strength)
     place = np.full(votes.annotators, -1)
     place[able] = np.arange(len(able))
     own = place[votes.annotator] >= 0
     voted, delta, voter = fitted.part(own), (apart / scale)[own], place[votes.annotator[own]]
-    share = counts[able] / counts[able].sum()
+    share = counts / counts.sum()
 
     def negative(point: Floats) -> tuple[float, Floats]:
         u, v = point[: len(able)], point[len(able) :]
@@ -168,7 +184,13 @@ def fit_taste(fitted: CrossFit, apart: Floats, *, deviation: float, seed: int = 
 
 
 def select_taste(
-    votes: Votes, apart: Floats, *, model: TieModel, habits: Sequence[Habit], seed: int = 0
+    votes: Votes,
+    apart: Floats,
+    *,
+    model: TieModel,
+    habits: Sequence[Habit],
+    group: Ints | None = None,
+    seed: int = 0,
 ) -> TasteChoice:
     """A taste, if three-fold cross-validated log-loss falls with it.
 
@@ -180,27 +202,29 @@ def select_taste(
         apart: ``[N, F]``, φ_i − φ_j.
         model: the likelihood.
         habits: what else differs between annotators.
+        group: ``[N]``, the number of the judgement that each row belongs to, whose rows are fitted together or not at
+            all; None: each row is one by itself.
         seed: of the folds.
     """
-    fitted = cross_fit(votes, model=model, habits=tuple(habits), seed=seed)
-    fold = np.random.default_rng([seed, 1]).integers(0, FOLDS, len(votes))
+    fitted = cross_fit(votes, model=model, habits=tuple(habits), group=group, seed=seed)
+    fold = vote_folds(len(votes), group, np.random.default_rng([seed, 1]))
     alone = -fitted.logs(np.zeros(len(votes)))[0]
     without = float(np.average(alone, weights=votes.weight))
-    able = int((np.bincount(votes.annotator, minlength=votes.annotators) >= LEAST).sum())
+    able = annotators_with_enough(votes)
     best = alone
     trials: list[tuple[float, float]] = []
     chosen: float | None = None
-    for deviation in DEVIATIONS if able > 1 else ():
+    for deviation in DEVIATIONS if len(able) > 1 else ():
         taste = np.zeros(len(votes))
         for number in range(FOLDS):
             test = fold == number
             if test.any() and not test.all():
-                learned = fit_taste(fitted.part(~test), apart[~test], deviation=deviation, seed=seed)
+                learned = fit_taste(fitted.part(~test), apart[~test], able=able, deviation=deviation, seed=seed)
                 taste[test] = learned.offsets(apart[test], votes.annotator[test])
         losses = -fitted.logs(taste)[0]
         loss = float(np.average(losses, weights=votes.weight))
         if loss < float(np.average(best, weights=votes.weight)):
             best, chosen = losses, deviation
         trials.append((deviation, loss))
-    taste = None if chosen is None else fit_taste(fitted, apart, deviation=chosen, seed=seed)
-    return TasteChoice(taste=taste, annotators=able, without=without, trials=tuple(trials), losses=(alone, best))
+    taste = None if chosen is None else fit_taste(fitted, apart, able=able, deviation=chosen, seed=seed)
+    return TasteChoice(taste=taste, annotators=len(able), without=without, trials=tuple(trials), losses=(alone, best))

@@ -33,7 +33,7 @@ class GuardConfig(Config):
         """A band as narrow as the budget would hold blocked texts only, and the second stage could only release."""
         if 0 < self.escalate <= self.budget:
             raise ValueError(
-                f"escalate is {self.escalate:g} and budget is {self.budget:g}, so the second stage could block nothing "
-                "new; lower the budget, or set escalate: 0"
+                f"--escalate is {self.escalate:g} and --budget is {self.budget:g}, so the second stage could block "
+                "nothing new; raise --escalate (at most 0.1), lower --budget, or leave --escalate out"
             )
         return self

@@ -181,9 +181,9 @@ def measure_cost(guard: Guard, texts: Sequence[str]) -> dict[str, Any]:
     Returns:
         ``request``: median CPU milliseconds of :meth:`~trimtab.guard.guard.Guard.check`; ``step``: CPU milliseconds of
         :meth:`~trimtab.guard.guard.Guard.token_scores` for a step of 8 answers, None without an output probe;
-        ``output_bytes``: size of the output probe's weights; ``second``: median CPU milliseconds that the second stage
-        adds to a request which it reads, measured on all of them, None without one; ``second_bytes``: size of its
-        weights.
+        ``output_bytes``: size of the output probe's weights; ``second``: median CPU milliseconds of the second
+        stage for one reading (view) of a request, measured on the raw text of all of them, None without one; a check
+        takes it for each reading whose score is above the band's lower end; ``second_bytes``: size of its weights.
     """
     times = []
     for text in texts:

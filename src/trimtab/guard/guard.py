@@ -121,7 +121,7 @@ class Guard:
         rules: names the rule of a blocked request; None: there are no rules.
         reasons: text of each rule by id.
         version: identifies the guard in logs and votes.
-        backbone: the model whose activations the probes read; None: the guard has none.
+        backbone: the model that probes and the second stage read; None: the guard has neither.
         layer: the layer that request probes read, 1 … number of layers.
         adapter: whose weights; None: the trunk.
         on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
@@ -146,7 +146,7 @@ class Guard:
         if (layer is not None or second is not None) and backbone is None:
             raise ConfigError(
                 "this guard reads the activations of a model and was given none; name the model that it was trained "
-                "with, or train a guard without probes"
+                "with, or train a guard with --no-probes and without --escalate"
             )
         self.detector, self.second, self.output, self.rules = detector, second, output, rules
         self.reasons, self.version = dict(reasons or {}), version
@@ -168,7 +168,7 @@ class Guard:
 
         Raises:
             CheckpointError: there is no guard in the folder, or it is damaged.
-            ConfigError: it has probes and no model was given, or a model of another width.
+            ConfigError: it reads a model, and none was given or one of another width or depth.
         """
         from trimtab.guard.storage import load_guard
 
@@ -184,8 +184,9 @@ class Guard:
         """Check a request: every turn, the user's turns together, and the whole conversation.
 
         The assistant's turns count too: the client sends them and may have written them. Texts in the band of the
-        second stage are escalated, unless the first blocks another one beyond it. It raises nothing: a failure, of the
-        log too, and a text that was not read in full become a verdict by ``on_error`` with ``error`` set. Where the
+        second stage are escalated, unless the first stage blocks one with a score above the band. It raises nothing: a
+        failure, of the log too, a score that is no number, and a text that was not read in full become a verdict by
+        ``on_error`` with ``error`` set, unless another text is blocked. Where the
         second stage fails, a request that the first one would block is blocked.
         """
         turns = [m.content for m in messages if m.content.strip()]
@@ -208,6 +209,8 @@ class Guard:
                 if not any(j.blocked for j in judged):
                     raise
                 error = f"the second stage failed and the first one blocks: {_shown(failure)}"
+        if not (all(np.isfinite(table).all() for table in tables) or any(j.blocked for j in judged)):
+            raise DataError("the guard computed NaN or infinity for a request; train the guard again on this model")
         place = max(range(len(texts)), key=lambda i: (judged[i].blocked, judged[i].score.value))
         score, blocked = judged[place].score, judged[place].blocked
         unread = next((p.unread for p in prepared if p.unread), "")

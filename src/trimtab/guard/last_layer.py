@@ -24,13 +24,13 @@ from trimtab.errors import ConfigError
 from trimtab.guard.activations import POOLINGS, encode, pooled_texts
 from trimtab.guard.probe import Probe
 from trimtab.models import Backbone
-from trimtab.models.adapting import adaptable, linear_layers
+from trimtab.models.adapting import linear_layers, suitable_layers
 
 RANK = 8
 ALPHA = 16
 EPOCHS = 4
 RATE = 1e-3
-"""Learning rate of AdamW; falls to zero along a line."""
+"""Learning rate of AdamW; falls linearly to zero."""
 DECAY = 0.1
 """Weight decay of the adapter and the head."""
 BATCH = 16
@@ -87,7 +87,7 @@ def adapted(backbone: Backbone, lora: Mapping[str, LowRank]) -> Iterator[None]:
     Raises:
         ConfigError: the model has no such layer, or one of another size.
     """
-    modules = _linear(backbone)
+    modules = _linear(backbone)  # for the sizes; the policy's adapter may wrap a module and compute without calling it
     for name, part in lora.items():
         shape = None if name not in modules else _shape(modules[name])
         if shape != (part.b.shape[0], part.a.shape[1]):
@@ -96,7 +96,8 @@ def adapted(backbone: Backbone, lora: Mapping[str, LowRank]) -> Iterator[None]:
                 f"layer and the model has {'no such layer' if shape is None else f'{shape[0]} × {shape[1]}'}; train a "
                 "guard for this model"
             )
-    handles = [modules[name].register_forward_hook(_adding(part)) for name, part in lora.items()]
+    layer = backbone.layers[len(backbone.layers) - 1]
+    handles = [layer.get_submodule(name).register_forward_hook(_adding(part)) for name, part in lora.items()]
     try:
         yield
     finally:
@@ -196,11 +197,29 @@ def last_states(backbone: Backbone, inputs: Inputs, *, adapter: str | None = Non
     return states.sum(dim=1) / inputs.counts.sum(dim=1, keepdim=True)
 
 
+def adapted_names(backbone: Backbone) -> list[str]:
+    """Names, inside the last decoder layer, of the linear layers that take an adapter.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    backbone.activate(None)
+    tokens = torch.arange(4, device=backbone.device)[None]
+    names = suitable_layers(backbone.model, backbone.layers, len(backbone.layers) - 1, tokens)
+    if not names:
+        raise ConfigError(
+            f"the last layer of {type(backbone.model).__name__} has no linear layer that takes an adapter, which the "
+            "second stage needs; leave --escalate out, or name another --model"
+        )
+    return [name.partition(".")[2] for name in names]
+
+
 def fit_last_layer(
     backbone: Backbone,
     inputs: Sequence[Inputs],
     labels: np.ndarray,
     use: np.ndarray,
+    names: Sequence[str],
     *,
     adapter: str | None = None,
     epochs: int = EPOCHS,
@@ -213,15 +232,13 @@ def fit_last_layer(
         inputs: of all texts.
         labels: ``[N]``, 1: restricted, 0: not.
         use: ``[N]`` bool, True: train on it.
+        names: of the linear layers that get an adapter, from :func:`adapted_names`.
         adapter: the policy's adapter; None: the trunk.
         epochs: passes over the texts; 0: a linear probe behind the last layer.
         seed: of A and of the order of the steps.
-
-    Raises:
-        ConfigError: the last layer has no linear layer that takes an adapter.
     """
     draw = torch.Generator().manual_seed(seed)
-    lora = _fresh(backbone, draw)
+    lora = _fresh(backbone, names, draw)
     head, bias, mean, scale = _first_head(backbone, inputs, labels, use, adapter)
     weights = [t.requires_grad_(True) for part in lora.values() for t in (part.a, part.b)] + [head, bias]
     y = torch.tensor(labels, dtype=torch.float32, device=backbone.device)
@@ -262,14 +279,10 @@ def states_of(
     return result
 
 
-def _fresh(backbone: Backbone, draw: torch.Generator) -> dict[str, LowRank]:
-    """A drawn as ``nn.Linear`` draws its weights, B zero, for each linear layer that takes an adapter."""
-    backbone.activate(None)
-    probe = torch.arange(4, device=backbone.device)[None]
-    last = len(backbone.layers) - 1
-    names = adaptable(backbone.model, backbone.layers, last, probe)
+def _fresh(backbone: Backbone, names: Sequence[str], draw: torch.Generator) -> dict[str, LowRank]:
+    """A drawn as ``nn.Linear`` draws its weights, B zero, for each of the linear layers."""
     modules, lora = _linear(backbone), {}
-    for name in (name.partition(".")[2] for name in names):
+    for name in names:
         out, width = _shape(modules[name])
         a = (2 * torch.rand(RANK, width, generator=draw) - 1) / width**0.5
         lora[name] = LowRank(a.to(backbone.device), torch.zeros(out, RANK, device=backbone.device))

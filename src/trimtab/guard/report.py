@@ -43,6 +43,7 @@ def render(facts: dict[str, Any]) -> str:
         leak_chart=_leak_chart(facts["answers"]),
         calibration_chart=_calibration_chart(facts["requests"]["calibration"]),
         shown=shown,
+        points_below=points_below,
         seconds=lambda tokens: tokens / TOKENS_PER_SECOND,
         speed=TOKENS_PER_SECOND,
     )
@@ -87,7 +88,7 @@ def weaker(facts: dict[str, Any]) -> str:
     >>> families = {"plain": {"below_plain": 0.0}, "hex": {"below_plain": 0.05, "held_out": True},
     ...             "role play": {"below_plain": 0.4, "held_out": True}}
     >>> weaker({"requests": {"families": families}})
-    '1 of 2 held-out attack families are blocked within 10 points of plain text. Further below it: role play (−40).'
+    '1 of 2 held-out attack families are blocked within 10 points of plain text. Further below it: role play (by 40).'
     """
     families = {name: row for name, row in facts["requests"]["families"].items() if name != "plain"}
     held_out = [row["below_plain"] for row in families.values() if row["held_out"]]
@@ -98,9 +99,18 @@ def weaker(facts: dict[str, Any]) -> str:
     if held_out:
         text = f"{within} of {len(held_out)} held-out attack families are blocked within {points} of plain text."
     if lost:
-        named = ", ".join(f"{name} (−{100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
+        named = ", ".join(f"{name} (by {100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
         text += f" Further below it: {named}." if held_out else f"More than {points} below plain text: {named}."
     return text
+
+
+def points_below(row: dict[str, Any]) -> str:
+    """By how many points a family is blocked less often than plain text; negative: more often.
+
+    >>> points_below({"below_plain": 0.4}), points_below({"below_plain": -0.05})
+    ('40', '−5')
+    """
+    return str(round(100 * row["below_plain"])).replace("-", "−")
 
 
 def second_stage(facts: dict[str, Any]) -> list[str]:
@@ -112,8 +122,9 @@ def second_stage(facts: dict[str, Any]) -> list[str]:
     counted = "ordinary requests" if band["on"] == "ordinary" else "harmless requests, twins too"
     auroc, blocked = second["training"]["auroc"], second["training"]["blocked"]
     return [
-        f"Escalated are scores above {number(band['low'])} up to {number(band['high'])}: {percent(band['share'])} of "
-        f"{band['counted']} {counted}, in training out of fold (limit {percent(second['escalate'])}).",
+        f"The second stage reads scores above {number(band['low'])} up to {number(band['high'])}: "
+        f"{percent(band['share'])} of {band['counted']} {counted}, in training out of fold "
+        f"(limit {percent(second['escalate'])}).",
         f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary']['n']} ordinary requests, "
         f"{shown(escalated['harmless'])} of all {escalated['harmless']['n']} harmless ones, "
         f"{shown(escalated['restricted'])} of {escalated['restricted']['n']} restricted ones.",
@@ -123,8 +134,8 @@ def second_stage(facts: dict[str, Any]) -> list[str]:
         f"{percent(blocked['first stage'])} without; AUROC {number(auroc['first stage'])} of the first stage, "
         f"{number(auroc['adapter'])} of the adapter ({number(auroc['last layer'])} before its training), "
         f"{number(auroc['both'])} of both.",
-        f"It adds {number(cost['second'])} ms of CPU time to a request that it reads, and has "
-        f"{cost['second_bytes']} bytes of weights.",
+        f"It adds {number(cost['second'])} ms of CPU time for each reading of a request above the band's "
+        f"lower end, and has {cost['second_bytes']} bytes of weights.",
     ]
 
 
@@ -143,7 +154,7 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
              f"{'family':<14} {'blocked':<18} {'harmless refused':<18} {'below plain':<12}".rstrip()]  # fmt: skip
     for name, row in requests["families"].items():
         note = "held out" if row["held_out"] else ""
-        below = "" if name == "plain" else f"{round(100 * row['below_plain'])} points".replace("-", "−")
+        below = "" if name == "plain" else f"{points_below(row)} points"
         lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {below:<12} {note}".rstrip())
     lines += [line] if (line := weaker(facts)) else []
     lines += [f"second stage: {line}" for line in second_stage(facts)]

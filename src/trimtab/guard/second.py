@@ -12,6 +12,7 @@ one; the second threshold keeps the budget of the whole guard. All are counted o
 were fitted without the text's group.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from trimtab.errors import DataError
 from trimtab.guard.detector import Fitted, Prepared, sigmoid
-from trimtab.guard.last_layer import Inputs, LastLayer, fit_last_layer, last_inputs, states_of
+from trimtab.guard.last_layer import Inputs, LastLayer, adapted_names, fit_last_layer, last_inputs, states_of
 from trimtab.guard.scores import auroc, folds_of, platt, threshold_for
 from trimtab.models import Backbone
 
@@ -37,14 +38,14 @@ class Band:
     low: float
     """A score up to this one is left to the first stage."""
     high: float
-    """So is a score above this one."""
+    """A score above this one is left to it too."""
     share: float
     """Share of the counted harmless training requests in the band, by members that did not see them."""
     counted: int
     """How many were counted."""
     on: str
-    """Which: ``ordinary`` requests, or ``harmless``: all of them, twins too, because there are too few ordinary
-    ones."""
+    """``ordinary``: ordinary requests were counted. ``harmless``: all harmless ones, twins too, because there are too
+    few ordinary ones."""
 
     def holds(self, score: float) -> bool:
         """True: a text with this score is escalated."""
@@ -64,6 +65,13 @@ def band_of(scores: np.ndarray, labels: np.ndarray, ordinary: np.ndarray, escala
     Raises:
         DataError: fewer than 1 / ``escalate`` harmless texts.
     """
+    harmless = int((labels == 0).sum())
+    if int(escalate * harmless + 1e-9) < 1:
+        raise DataError(
+            f"a second stage that reads at most {escalate:.1%} of ordinary requests needs {math.ceil(1 / escalate)} "
+            f"harmless texts or more and there are {harmless}; give more ordinary requests (--data), raise --escalate "
+            "(at most 0.1), or leave it out"
+        )
     enough = int(escalate * ordinary.sum() + 1e-9) >= 1
     counted = scores[ordinary] if enough else scores[labels == 0]
     low = threshold_for(counted.tolist(), escalate)
@@ -83,7 +91,8 @@ def second_threshold(first: np.ndarray, second: np.ndarray, band: Band, threshol
         budget: largest share of the N texts that may be blocked.
 
     Returns:
-        a threshold; :data:`EVEN` if no more harmless texts are escalated than may be blocked.
+        a threshold; :data:`EVEN` if no more harmless texts are escalated than may be blocked. Where the first stage
+        alone blocks more than the budget, the highest score, so that the second adds none.
 
     >>> band = Band(low=0.3, high=0.8, share=0.0, counted=0, on="harmless")
     >>> first, second = np.array([0.1, 0.2, 0.4, 0.5, 0.6]), np.array([0, 0, 0.1, 0.9, 0.2])
@@ -91,9 +100,9 @@ def second_threshold(first: np.ndarray, second: np.ndarray, band: Band, threshol
     (0.2, 0.5)
     """
     escalated = (first > band.low) & (first <= band.high)
-    allowed = int(budget * len(first) + 1e-9) - int((~escalated & (first > threshold)).sum())
+    allowed = max(0, int(budget * len(first) + 1e-9) - int((~escalated & (first > threshold)).sum()))
     highest = sorted(second[escalated].tolist(), reverse=True)
-    return highest[allowed] if 0 <= allowed < len(highest) else EVEN
+    return highest[allowed] if allowed < len(highest) else EVEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +172,9 @@ class SecondStage:
         Raises:
             DataError: the model gave no finite number.
         """
-        raw = view_logits(self.model, texts, view_odds, self.band, backbone, adapter)
+        by_text = view_logits(self.model, texts, view_odds, self.band, backbone, adapter)
         result = []
-        for z1, logits in zip(view_odds, raw, strict=True):
+        for z1, logits in zip(view_odds, by_text, strict=True):
             both = self.calibration.both(z1, logits)
             best = int(both.argmax())
             z2 = float(self.calibration.adapter(logits)[best])
@@ -183,9 +192,9 @@ def view_logits(
 ) -> list[np.ndarray]:
     """Log-odds by the adapter of each view, not calibrated, N arrays ``[V]``; NaN for views that are not read."""
     read = [[sigmoid(float(z)) > band.low for z in odds] for odds in view_odds]
-    names = [v.text for t, keep in zip(texts, read, strict=True) for v, k in zip(t.views, keep, strict=True) if k]
-    names = list(dict.fromkeys(names))
-    logits = dict(zip(names, model.logits(backbone, names, adapter=adapter).tolist(), strict=True))
+    views = [v.text for t, keep in zip(texts, read, strict=True) for v, k in zip(t.views, keep, strict=True) if k]
+    views = list(dict.fromkeys(views))
+    logits = dict(zip(views, model.logits(backbone, views, adapter=adapter).tolist(), strict=True))
     if not np.isfinite(list(logits.values())).all():
         raise DataError("the second stage of the guard computed NaN or infinity; train the guard again on this model")
     return [
@@ -201,8 +210,8 @@ class FittedSecond:
     stage: SecondStage
     """Fitted on all texts."""
     auroc: dict[str, float]
-    """By ``first stage``, ``last layer`` (a linear probe behind it, without adapter), ``adapter`` and ``both``; of all
-    training texts, of their raw reading."""
+    """By ``first stage``, ``last layer`` (a linear probe behind it, without adapter), ``adapter`` and ``both``; of the
+    first view, the raw text, of all training texts."""
     blocked: dict[str, float]
     """Share of restricted training texts that is blocked, ``first stage`` and ``both``, within the same budget."""
 
@@ -242,32 +251,46 @@ def fit_second(
     band = band_of(first.out_of_fold, y, np.asarray(ordinary), escalate)
     inputs = last_inputs(backbone, [t.views[0].text for t in texts], adapter=adapter)
     escalated = [i for i, score in enumerate(first.out_of_fold) if band.holds(score)]
-    raw, plain, again = _out_of_fold(backbone, inputs, texts, y, groups, odds, escalated, band, adapter, seed)
-    slope, offset = platt(raw, y)
-    z1 = np.array([z.max() for z in odds])
-    mean = (z1 + slope * raw + offset) / 2
+    names = adapted_names(backbone)
+    held_out = _out_of_fold(backbone, inputs, names, texts, y, groups, odds, escalated, band, adapter, seed)
+    slope, offset = platt(held_out.adapter, y)
+    z1 = np.array([z[0] for z in odds])
+    mean = (z1 + slope * held_out.adapter + offset) / 2
     mean_slope, mean_offset = platt(mean, y)
     calibration = Calibration(slope=slope, offset=offset, mean_slope=mean_slope, mean_offset=mean_offset)
     second = np.zeros(len(y))
-    for i, logits in again.items():
+    for i, logits in held_out.escalated.items():
         second[i] = sigmoid(float(calibration.both(odds[i], logits).max()))
     limit = first.detector.threshold
     threshold = second_threshold(first.out_of_fold[y == 0], second[y == 0], band, limit, budget)
     alone = first.out_of_fold > limit
     blocked = np.where(np.isin(np.arange(len(y)), escalated), second > threshold, alone)
-    whole = fit_last_layer(backbone, inputs, y, np.ones(len(y), bool), adapter=adapter, seed=seed)
+    whole = fit_last_layer(backbone, inputs, y, np.ones(len(y), bool), names, adapter=adapter, seed=seed)
     stage = SecondStage(model=whole, calibration=calibration, band=band, threshold=threshold)
-    of = {"first stage": z1, "last layer": plain, "adapter": raw, "both": mean}
+    scores = {"first stage": z1, "last layer": held_out.probe, "adapter": held_out.adapter, "both": mean}
     return FittedSecond(
         stage=stage,
-        auroc={name: auroc(z.tolist(), y.tolist()) for name, z in of.items()},
+        auroc={name: auroc(z.tolist(), y.tolist()) for name, z in scores.items()},
         blocked={"first stage": float(alone[y == 1].mean()), "both": float(blocked[y == 1].mean())},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OutOfFold:
+    """Log-odds of training texts by adapters that did not see the text's group; not calibrated."""
+
+    adapter: np.ndarray
+    """Of the raw texts, ``[N]``."""
+    probe: np.ndarray
+    """The same by linear probes behind the last layer."""
+    escalated: dict[int, np.ndarray]
+    """Of the views of escalated texts by the index of the text, as :func:`view_logits`."""
 
 
 def _out_of_fold(
     backbone: Backbone,
     inputs: Sequence[Inputs],
+    names: Sequence[str],
     texts: Sequence[Prepared],
     y: np.ndarray,
     groups: Sequence[Hashable],
@@ -276,28 +299,29 @@ def _out_of_fold(
     band: Band,
     adapter: str | None,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-    """Log-odds by adapters that did not see the text's group.
-
-    Returns:
-        of raw texts; the same by linear probes behind the last layer; of the views of escalated texts, as
-        :func:`view_logits`.
-    """
+) -> _OutOfFold:
+    """Train a probe and an adapter for each fold and read the fold's texts with them."""
     fold = folds_of(groups, min(FOLDS, len(set(groups))), seed)
-    raw, plain = np.zeros(len(y)), np.zeros(len(y))
-    again: dict[int, np.ndarray] = {}
+    of_adapter, of_probe = np.zeros(len(y)), np.zeros(len(y))
+    of_views: dict[int, np.ndarray] = {}
     for f in sorted(set(fold.tolist())):
         test = fold == f
         if len(set(y[~test])) < 2:
             raise DataError(
-                f"the second stage needs restricted and harmless texts in {FOLDS} groups each and without one fold "
-                "there is only one kind; give more groups (--data), or leave --escalate out"
+                f"the second stage needs restricted and harmless texts in {FOLDS} groups each and there are "
+                f"{_groups(groups, y == 1)} groups with restricted texts and {_groups(groups, y == 0)} with harmless "
+                "ones, so one fold holds all of one kind; give more groups (--data), or leave --escalate out"
             )
-        probe = fit_last_layer(backbone, inputs, y, ~test, adapter=adapter, epochs=0)
-        model = fit_last_layer(backbone, inputs, y, ~test, adapter=adapter, seed=seed)
-        for fitted, z in ((probe, plain), (model, raw)):
+        probe = fit_last_layer(backbone, inputs, y, ~test, names, adapter=adapter, epochs=0)
+        model = fit_last_layer(backbone, inputs, y, ~test, names, adapter=adapter, seed=seed)
+        for fitted, z in ((probe, of_probe), (model, of_adapter)):
             z[test] = fitted.head.logits(states_of(backbone, inputs, fitted.lora, adapter=adapter)[test])
         rows = [i for i in escalated if test[i]]
         logits = view_logits(model, [texts[i] for i in rows], [odds[i] for i in rows], band, backbone, adapter)
-        again |= dict(zip(rows, logits, strict=True))
-    return raw, plain, again
+        of_views |= dict(zip(rows, logits, strict=True))
+    return _OutOfFold(adapter=of_adapter, probe=of_probe, escalated=of_views)
+
+
+def _groups(groups: Sequence[Hashable], rows: np.ndarray) -> int:
+    """How many groups have one of these rows."""
+    return len({group for group, row in zip(groups, rows, strict=True) if row})

@@ -160,7 +160,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: no guard ({error}); train one with `trimtab guard train`") from None
     if number not in (1, FORMAT):
-        raise CheckpointError(f"{path}: format {number}, expected {FORMAT}; train the guard again")
+        raise CheckpointError(f"{path}: format {number}, and this version reads 1 and {FORMAT}; train the guard again")
     return settings
 
 

@@ -84,8 +84,8 @@ def train_guard(
     """
     if config.escalate and backbone is None:
         raise ConfigError(
-            f"escalate is {config.escalate:g} and the second stage reads a model, which this guard does without; set "
-            "escalate: 0, or train it with probes"
+            f"--escalate is {config.escalate:g} and the second stage reads a model, which a guard trained with "
+            "--no-probes does without; leave one of the two out"
         )
     examples, repeated, contradictory = deduplicated([*from_constitution(constitution), *extra])
     train, held = split(examples, config.held_out, seed=config.seed)
@@ -178,14 +178,34 @@ def _fit_second(
         adapter=adapter,
         seed=config.seed,
     )
-    band = second.stage.band
-    if band.on == "harmless":
-        say(
-            f"second stage: {sum(ordinary(requests))} ordinary requests (harmless texts whose group has no restricted "
-            f"one) are too few to count a share of {config.escalate:.0%}; all {band.counted} harmless texts are "
-            "counted. Give ordinary requests of your users with --data"
-        )
+    for line in second_stage_warnings(second, sum(ordinary(requests)), config.escalate):
+        say(line)
     return second
+
+
+def second_stage_warnings(second: FittedSecond, usual: int, escalate: float) -> list[str]:
+    """What people should know about a second stage before they use it, a line each.
+
+    Args:
+        second: as it was trained.
+        usual: number of ordinary requests.
+        escalate: largest share of them that may be escalated.
+    """
+    band, blocked = second.stage.band, second.blocked
+    lines = []
+    if band.on == "harmless":
+        lines.append(
+            f"second stage: {usual} ordinary requests (harmless texts whose group has no restricted one) are too few "
+            f"to count a share of {escalate:.0%}; all {band.counted} harmless texts are counted. Give ordinary "
+            "requests of your users with --data"
+        )
+    if blocked["both"] <= blocked["first stage"]:
+        lines.append(
+            f"second stage: in training, out of fold, {blocked['both']:.1%} of restricted texts are blocked with it "
+            f"and {blocked['first stage']:.1%} without, so it does not help here; leave --escalate out, or give more "
+            "texts with --data"
+        )
+    return lines
 
 
 def _one_layer(fitted: Fitted, layers: Sequence[int]) -> tuple[Fitted, int | None]:

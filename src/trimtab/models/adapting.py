@@ -59,6 +59,18 @@ def expert_parameters(layers: nn.ModuleList, first: int = 0) -> list[str]:
     return names
 
 
+def suitable_layers(model: Any, layers: nn.ModuleList, first: int, tokens: Tensor) -> list[str]:
+    """Names, below ``layers``, of the linear layers that an adapter can be put on; none where there are none.
+
+    Arguments as for :func:`adaptable`.
+    """
+    linear = linear_layers(layers, first)
+    uses = Counter(id(module._parameters.get("weight")) for module in model.modules())
+    shared = {name for name, module in linear.items() if uses[id(module.weight)] > 1}
+    unsuitable = shared | _unsuitable(model, linear, tokens)
+    return [name for name in linear if name not in unsuitable]
+
+
 def adaptable(
     model: Any, layers: nn.ModuleList, first: int, tokens: Tensor, *, experts: Collection[str] = ()
 ) -> list[str]:
@@ -74,11 +86,8 @@ def adaptable(
     Raises:
         ConfigError: a decoder layer has neither such a linear layer nor such experts; the message names what it has.
     """
-    linear = linear_layers(layers, first)
-    uses = Counter(id(module._parameters.get("weight")) for module in model.modules())
-    shared = {name for name, module in linear.items() if uses[id(module.weight)] > 1}
-    unsuitable = shared | _unsuitable(model, linear, tokens)
-    names = [name for name in linear if name not in unsuitable]
+    names = suitable_layers(model, layers, first, tokens)
+    unsuitable = linear_layers(layers, first).keys() - set(names)
     left_out = {_short(name) for name in set(expert_parameters(layers, first)).difference(experts)}
     fixed = sorted({_short(name) for name in unsuitable} | left_out)
     for number in range(first, len(layers)):

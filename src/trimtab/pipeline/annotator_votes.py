@@ -75,9 +75,10 @@ def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annota
     from trimtab.feedback.habit_selection import select_habits
 
     model = _likelihood(config)
-    votes = _vote_arrays([r for r in rankings if r.votes], annotators)
+    voted = [r for r in rankings if r.votes]
+    votes, group = _vote_arrays(voted, annotators), _judgement_numbers(voted)
     names: list[Habit] = [habit for habit in HABITS if habit in config.annotators]
-    habits, trials = select_habits(votes, model=model, habits=names, seed=seed)
+    habits, trials = select_habits(votes, model=model, habits=names, group=group, seed=seed)
     fit = fit_comparisons(votes, model=model, habits=habits)
     start = Population(
         habits=habits,
@@ -103,7 +104,12 @@ def choose_taste(
 
     voted = [r for r in rankings if r.votes]
     return select_taste(
-        _vote_arrays(voted, annotators), _apart(voted), model=_likelihood(config), habits=start.habits, seed=seed
+        _vote_arrays(voted, annotators),
+        _apart(voted),
+        model=_likelihood(config),
+        habits=start.habits,
+        group=_judgement_numbers(voted),
+        seed=seed,
     )
 
 
@@ -124,6 +130,15 @@ def _apart(rankings: Sequence[Ranking]) -> Any:
     import numpy as np
 
     return np.array([v.apart for r in rankings for v in r.votes], dtype=np.float64)
+
+
+def _judgement_numbers(rankings: Sequence[Ranking]) -> Any:
+    """Which judgement each vote is of, ``[N]``, in order: all votes of one annotator on one ranking are one's."""
+    import numpy as np
+
+    numbers: dict[tuple[int, int], int] = {}
+    keys = [(place, v.annotator) for place, r in enumerate(rankings) for v in r.votes]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def taste_facts(choice: Any) -> dict[str, Any]:
@@ -171,7 +186,7 @@ def heldout_log_loss(
     low, high = paired_bootstrap_interval(losses["alike"], losses["annotators"], owners, seed=seed)
     mean = {name: float(np.average(values, weights=votes.weight)) for name, values in losses.items()}
     gain = Estimate(value=mean["alike"] - mean["annotators"], low=low, high=high, n=len(votes))
-    return {"votes": len(votes), **mean, "gain": gain.model_dump(mode="json")}
+    return {"votes": round(float(votes.weight.sum())), **mean, "gain": gain.model_dump(mode="json")}
 
 
 def _vote_arrays(rankings: Sequence[Ranking], annotators: int, *, shared: bool = True) -> Any:
@@ -212,13 +227,16 @@ def _likelihood(config: RewardStageConfig) -> Literal["davidson", "rao_kupper"]:
 
 
 def habit_rows(learned: Population, names: Sequence[str], rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """What each annotator does differently by the end of training, for ``reward.json``: τ, γ and b."""
-    votes = [0] * len(names)
+    """What each annotator does differently by the end of training, for ``reward.json``: τ, γ and b.
+
+    Votes are counted by weight: all pairs of a ranking of K answers are K − 1.
+    """
+    votes = [0.0] * len(names)
     for ranking in rankings:
         for vote in ranking.votes:
-            votes[vote.annotator] += 1
+            votes[vote.annotator] += vote.weight
     return [
-        {"annotator": name, "votes": votes[a], **{habit: learned.values[habit][a] for habit in learned.habits}}
+        {"annotator": name, "votes": round(votes[a]), **{habit: learned.values[habit][a] for habit in learned.habits}}
         for a, name in enumerate(names)
     ]
 

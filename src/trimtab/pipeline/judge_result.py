@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from trimtab.feedback import AgainstPeople, JudgeRun
 from trimtab.files import write_json
 from trimtab.records import Record, to_plain
@@ -25,7 +27,8 @@ class JudgeEntry(Record):
     """One judge of the folder."""
 
     identity: Any
-    """What the keys of its questions are made from besides the question, as JSON: the model and its settings."""
+    """What the keys of its questions are made from besides the question, as JSON: the model and its settings; None
+    in files of early versions."""
     run: JudgeRun
     """Biases, failures and cost."""
     people: AgainstPeople | None
@@ -34,6 +37,12 @@ class JudgeEntry(Record):
     """Pairs by the change of their label since the constitution was edited; None: it was not."""
     replies: str = ""
     """Its journal, from the folder; empty in files of early versions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_early_version(cls, values: Any) -> Any:
+        """Fill in what files of early versions lack. No defaults: fields at their defaults are not written."""
+        return {"identity": None, "edit": None, **values} if isinstance(values, dict) else values
 
 
 class Together(Record):
@@ -69,4 +78,12 @@ def read_judge_result(folder: Path) -> JudgeResult:
     Raises:
         DataError: the file is missing, damaged, or no such result.
     """
-    return read_record(folder / FILE, JudgeResult)
+    return read_record(folder / FILE, JudgeResult, next_step=_next_step(folder))
+
+
+def _next_step(folder: Path) -> str | None:
+    """In a run, delete the whole stage: the file is not among its outputs, because comparisons with people change it."""
+    stage = folder.parent
+    if not (stage / "status.json").is_file():
+        return None
+    return f"delete the folder {stage} and run again; what judges have answered is not asked again"

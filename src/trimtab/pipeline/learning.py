@@ -36,7 +36,7 @@ from trimtab.pipeline.reward_models import (
     reward_backbone,
     reward_parts,
 )
-from trimtab.pipeline.reward_result import read_reward_result, write_reward_result
+from trimtab.pipeline.reward_result import read_reward_result, read_trained, write_reward_result
 from trimtab.pipeline.reward_training import train_parts
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, thumbs_of
 from trimtab.records import Demonstration, Preference, Prompt, Rating, load, read_records, write_records
@@ -492,7 +492,7 @@ def _aligned(
 def start_critic(context: Context, critic: Role) -> None:
     """Give the critic the first reward model's weights, its head scaled to normalised rewards."""
     folder = context.folder("reward")
-    model = read_reward_result(folder).models[0]
+    model = read_trained(folder).models[0]
     state = load_tensors(folder / model.file)
     state["head.weight"] = state["head.weight"] / model.std
     state["head.bias"] = (state["head.bias"] - model.mean) / model.std

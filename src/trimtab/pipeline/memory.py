@@ -99,10 +99,11 @@ def fit_memory(config: RunConfig) -> RunConfig:
         if needed > config.memory_gb:
             problems.append(f"{name} needs about {_up(needed)} GB with {name}.sampler.slots {sampler.slots}")
     if problems:
+        moments = "store their moments in 8 bits (state: 8bit in optimizer; in policy and critic of online methods), "
         raise ConfigError(
             f"memory_gb is {config.memory_gb:g} but " + "; ".join(problems) + ". Raise memory_gb, or lower "
             f"model.context ({config.model.context}) or sampler.slots or cache_mb, train adapters instead of all "
-            "weights, store their moments in 8 bits (optimizer.state: 8bit), or set model.gradient_checkpointing"
+            f"weights, {moments if _has_wide_moments(config) else ''}or set model.gradient_checkpointing"
         )
     return config.model_copy(update=sections)
 
@@ -174,10 +175,11 @@ def stage_gb(
     untouched = storage.frozen * shape["parameters"]
     trained = _trained(shape, section.adapter, _optimizer(section), parts)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
-    critic = isinstance(section, PpoConfig) and not section.shared_critic  # as large as the policy
     held = frozen + trained
-    if isinstance(section, PpoConfig) and critic:
-        held += _trained(shape, section.adapter, section.critic, parts)
+    critic = 0.0
+    if isinstance(section, PpoConfig) and not section.shared_critic:  # as large as the policy
+        critic = _trained(shape, section.adapter, section.critic, parts)
+    held += critic
     if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
         held += weights if full else 4 * _adapted(shape, section.adapter)
     checkpointing = config.model.gradient_checkpointing
@@ -306,6 +308,13 @@ def _model(config: RunConfig, section: Section) -> ModelConfig:
 def _optimizer(section: Section) -> OptimizerConfig:
     """The optimiser of what a section trains; a critic has one of its own."""
     return section.policy if isinstance(section, OnlineConfig) else section.optimizer
+
+
+def _has_wide_moments(config: RunConfig) -> bool:
+    """True: some section trains all weights and stores moments of 32 bits."""
+    full = [section for _, section in _sections(config) if section.adapter.kind == "full"]
+    critics = [s.critic for s in full if isinstance(s, PpoConfig) and not s.shared_critic]
+    return any(optimizer.state == "32bit" for optimizer in [*map(_optimizer, full), *critics])
 
 
 def _trained(shape: dict[str, int], adapter: AdapterConfig, optimizer: OptimizerConfig, parts: int) -> float:

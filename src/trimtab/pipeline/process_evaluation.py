@@ -118,10 +118,22 @@ def _encoded(
     solutions, used, left_out = encode_solutions(role.backbone.chat, labels, config.separator)
     counts = {"solutions": len(used), "refused": len(refused)} | context.left_out(left_out, len(labels), "solutions")
     if not solutions:
-        raise DataError(f"{path}: none of {len(labels)} solutions can be scored: {counts}; raise model.context")
+        raise DataError(f"{path}: {none_scored(counts)}")
     known = {label.prompt.id for label in read_records(context.folder("process") / "labels.jsonl", StepLabel)}
     counts["known_prompts"] = len({label.prompt.id for label in used} & known)
     return solutions, used, counts
+
+
+def none_scored(counts: Mapping[str, int]) -> str:
+    """Why no solution can be scored, and the next step; only a solution that is too long needs a larger context."""
+    words = {
+        "too_long": "do not fit model.context",
+        "unrendered": "cannot be written with the model's chat template",
+        "refused": "are in rows that were refused",
+    }
+    reasons = ", ".join(f"{counts[name]} {text}" for name, text in words.items() if counts[name])
+    step = "raise model.context" if counts["too_long"] else "correct the file, or name another one"
+    return f"no solution can be scored: {reasons or 'the file has none'}; {step}"
 
 
 def process_lines(written: Mapping[str, Any]) -> list[str]:

@@ -56,8 +56,8 @@ from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.round_rows import round_rows
 from trimtab.pipeline.suites import suites_of
 from trimtab.pipeline.vote_files import MEASURED, measured_lines
-from trimtab.records import Comparison, Judgement, Rollout, read_records
-from trimtab.storage import read_json, read_metrics
+from trimtab.records import Comparison, Judgement, Record, Rollout, read_records
+from trimtab.storage import read_json, read_metrics, read_record
 from trimtab.trainers import HELDOUT, METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
@@ -85,6 +85,15 @@ GIVERS = {
 """Who gave a judgement, by its source."""
 
 GOLD_BESIDE = "“Gold” is a simulated utility, used only for evaluation."
+
+
+class RevisionFacts(Record, extra="ignore"):
+    """What the page shows of ``revise.json``."""
+
+    counts: dict[str, int]
+    """Answers by outcome."""
+    judge: Biases
+    """Biases of the judge of revisions."""
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -295,10 +304,10 @@ def _label_lines(context: Context) -> tuple[str, ...]:
     """The results of critique and revision, of the judges and of the router, in words."""
     lines: list[str] = []
     if context.config.revise is not None:
-        facts = read_json(context.folder("revise") / "revise.json")
-        outcomes = ", ".join(f"{name} {count}" for name, count in facts["counts"].items())
+        revised = read_record(context.folder("revise") / "revise.json", RevisionFacts)
+        outcomes = ", ".join(f"{name} {count}" for name, count in revised.counts.items())
         lines.append(f"critique and revision: {outcomes}")
-        lines += [f"judge of revisions: {line}" for line in bias_lines(Biases.model_validate(facts["judge"]))]
+        lines += [f"judge of revisions: {line}" for line in bias_lines(revised.judge)]
     if context.config.label is not None and context.config.label.source == "votes":
         lines += measured_lines(read_json(context.folder("label") / MEASURED)["pairs"])
     if context.config.label is not None and context.config.label.by_ai:

@@ -12,7 +12,7 @@ from trimtab.errors import DataError
 from trimtab.models import PASS_TOKENS, Backbone, FrozenStates, Role, load_tensors
 from trimtab.pipeline.config import RewardStageConfig
 from trimtab.pipeline.context import Context, Counts
-from trimtab.pipeline.reward_result import RewardModel, read_reward_result
+from trimtab.pipeline.reward_result import FIRST, RewardModel, read_trained
 from trimtab.records import Preference
 from trimtab.rollout import EnsembleConfig, ObjectiveScorer, RewardModels, RewardModelScorer
 from trimtab.rollout.rewards import RewardFunction
@@ -27,8 +27,8 @@ from trimtab.trainers import (
 SMALLEST_PART = 8
 """Fewest prompts that a reward model of its own is trained on."""
 
-FIRST, WORDS = "reward", "words"
-"""Names of the first model and of the bag of words."""
+WORDS = "words"
+"""Name of the bag of words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +141,7 @@ def load_reward_models(
     """
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
-    result, backbone = read_reward_result(folder), reward_backbone(context, trunk)
+    result, backbone = read_trained(folder), reward_backbone(context, trunk)
     members: dict[str, RewardFunction] = {}
     judge: RewardFunction | None = None
     for model in result.models:
@@ -168,12 +168,12 @@ def load_objectives(
     """The trained reward model of several objectives, each normalised over its own training answers."""
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
+    objectives = read_trained(folder, config.objectives).objectives
     role = reward_role(context, reward_backbone(context, trunk))
     role.load_state(load_tensors(folder / weights_file(FIRST)))
     scorer = RewardModelScorer(
         role, same_tokens=config.model is None, micro_batch_tokens=micro_batch_tokens, states=states
     )
-    objectives = read_reward_result(folder).objectives
     return ObjectiveScorer(scorer, {name: (objectives[name].mean, objectives[name].std) for name in config.objectives})
 
 
@@ -205,7 +205,7 @@ def load_ranking_scorer(
     """The first reward model's role, and the scores of preferences' answers by the models that are trained on."""
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
-    models = [model for model in read_reward_result(folder).models if not model.judges]
+    models = [model for model in read_trained(folder).models if not model.judges]
     scales = {model.name: (model.mean, model.std) for model in models}
     roles = {model.name: reward_role(context, backbone, model.name) for model in models if model.name != WORDS}
     for model in models:

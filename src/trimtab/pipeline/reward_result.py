@@ -1,17 +1,23 @@
 """``reward.json``: what normalises the scores of reward models, and how good they are on held-out preferences."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from trimtab.errors import DataError
 from trimtab.evals import MemberErrors, RewardModelEval
 from trimtab.files import write_json
 from trimtab.records import Record
 from trimtab.storage import read_record
+from trimtab.storage.run import REPLACE
 
 FILE = "reward.json"
 """Its name in the folder of the reward stage."""
+
+FIRST = "reward"
+"""The first reward model's name."""
 
 
 class RewardModel(Record):
@@ -75,3 +81,21 @@ def read_reward_result(folder: Path) -> RewardResult:
         DataError: the file is missing, damaged, or no such result.
     """
     return read_record(folder / FILE, RewardResult)
+
+
+def read_trained(folder: Path, objectives: Sequence[str] = ()) -> RewardResult:
+    """Read the result for the use of its models: the first one and these objectives are there.
+
+    Raises:
+        DataError: as :func:`read_reward_result`, or one of them is missing.
+    """
+    result = read_reward_result(folder)
+    missing = [f"the objective {name!r}" for name in objectives if name not in result.objectives]
+    if not result.models or result.models[0].name != FIRST or result.models[0].judges:
+        missing.insert(0, f"the model {FIRST!r} as the first of models")
+    if missing:
+        raise DataError(
+            f"{folder / FILE}: it lacks {', '.join(missing)}; the file is damaged or by another version of trimtab: "
+            f"{REPLACE}"
+        )
+    return result

@@ -27,8 +27,8 @@ from trimtab.pipeline.annotator_votes import (
 from trimtab.pipeline.augmentation import AUGMENTED
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.objectives import baselines, evaluations
-from trimtab.pipeline.reward_models import FIRST, WORDS, Part, combined_scores, reward_role, word_score
-from trimtab.pipeline.reward_result import Objective, RewardModel, RewardResult
+from trimtab.pipeline.reward_models import WORDS, Part, combined_scores, reward_role, word_score
+from trimtab.pipeline.reward_result import FIRST, Objective, RewardModel, RewardResult
 from trimtab.records import Preference
 from trimtab.trainers import Annotators, Population, Ranking, prepared_states, score_rankings, train_reward
 
@@ -72,9 +72,9 @@ def train_parts(
         evaluation, by_objective, errors = _measured(context, parts, heldout_scores, scales, chosen, preferences)
     elif len(parts) > 1:
         context.ui.say("  no preference was held out, so the models' errors are not compared; set reward.holdout")
-    habits = trained.annotators
-    if habits is not None:
-        habits = _measured_habits(context, habits, data, trained.roles[FIRST], len(annotators))
+    facts = None
+    if trained.annotators is not None:
+        facts = _measured_habits(context, trained.annotators, data, trained.roles[FIRST], len(annotators))
     result = RewardResult(
         mean=mean,
         std=std,
@@ -84,7 +84,7 @@ def train_parts(
         objectives={
             name: _objective(context, name, data, trained, by_objective.get(name)) for name in config.objectives
         },
-        annotators=habits,
+        annotators=facts,
     )
     return result, [part.file for part in parts]
 
@@ -109,6 +109,18 @@ class _Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Differences:
+    """What a model learned about the differences between annotators."""
+
+    facts: dict[str, Any]
+    """For ``reward.json``, without the log-loss of held-out votes."""
+    population: Population
+    """Their habits."""
+    taste: Any
+    """Their :class:`~trimtab.feedback.taste.Taste`; None: none is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Trained:
     """The parts of a run after training."""
 
@@ -118,8 +130,8 @@ class _Trained:
     """Weight of each word in the bag of words; empty without one."""
     states: FrozenStates | None
     """Of frozen layers, for the training rankings."""
-    annotators: dict[str, Any] | None
-    """What :func:`_annotator_facts` says; None where annotators are all alike."""
+    annotators: _Differences | None
+    """What the first one learned about annotators; None where they are all alike."""
 
     def scores(self, part: Part, places: Sequence[int], data: _Data, *, stored: bool = True) -> list[list[float]]:
         """Raw scores of the answers at these places; ``stored``: True: with the states of the training rankings."""
@@ -145,7 +157,7 @@ def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequen
             micro_batch_tokens=config.micro_batch_tokens,
         )
     words: dict[str, float] = {}
-    facts: dict[str, Any] | None = None
+    differences: _Differences | None = None
     for part in data.parts:
         if part.name == WORDS:
             from trimtab.evals.baselines import word_weights  # with SciPy, which takes a second
@@ -159,10 +171,10 @@ def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequen
             continue
         given = [data.rankings[i] for i in part.places]
         own, learned = _train_part(context, role, part, given, states, annotators, several=several)
-        facts = facts if learned is None else learned
+        differences = differences if learned is None else learned
         states = states if several else own
         role.save(folder / part.file)
-    return _Trained(roles=roles, words=words, states=states, annotators=facts)
+    return _Trained(roles=roles, words=words, states=states, annotators=differences)
 
 
 def _train_part(
@@ -174,7 +186,7 @@ def _train_part(
     annotators: Sequence[str],
     *,
     several: bool,
-) -> tuple[FrozenStates, dict[str, Any] | None]:
+) -> tuple[FrozenStates, _Differences | None]:
     """Train one language model in place.
 
     Returns:
@@ -195,8 +207,9 @@ def _train_part(
         own = train_reward(role, rankings, config, seed=seed, session=session, states=states, annotators=habits)
     if habits is None or not first:
         return own, None
-    facts = _annotator_facts(habits.population(), trials, annotators, rankings)
-    return own, facts | {"taste": choice and taste_facts(choice), "taste itself": choice and choice.taste}
+    learned = habits.population()
+    facts = _annotator_facts(learned, trials, annotators, rankings) | {"taste": choice and taste_facts(choice)}
+    return own, _Differences(facts=facts, population=learned, taste=choice and choice.taste)
 
 
 def _model(part: Part, mean: float, std: float) -> RewardModel:
@@ -206,17 +219,17 @@ def _model(part: Part, mean: float, std: float) -> RewardModel:
 
 
 def _measured_habits(
-    context: Context, facts: dict[str, Any], data: _Data, role: Role, annotators: int
+    context: Context, learned: _Differences, data: _Data, role: Role, annotators: int
 ) -> dict[str, Any]:
-    """The annotators' facts without their population, with the log-loss of the held-out votes where there are any."""
-    config, learned, taste = context.config.reward, facts.pop("population"), facts.pop("taste itself")
+    """The annotators' facts, with the log-loss of the held-out votes where there are any."""
+    config, facts = context.config.reward, dict(learned.facts)
     assert config is not None
     places = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
     if places:
-        rankings = with_taste([data.rankings[i] for i in places], taste)
+        rankings = with_taste([data.rankings[i] for i in places], learned.taste)
         facts["heldout"] = heldout_log_loss(
             config,
-            learned,
+            learned.population,
             rankings,
             score_rankings(role, rankings),
             [data.preferences[i].prompt.id for i in places],
@@ -231,14 +244,13 @@ def _measured_habits(
 def _annotator_facts(
     learned: Population, trials: Sequence[Any], names: Sequence[str], rankings: Sequence[Ranking]
 ) -> dict[str, Any]:
-    """What ``reward.json`` says of annotators, and for now the population itself."""
+    """What ``reward.json`` says of annotators, without their taste and the log-loss of held-out votes."""
     return {
         "habits": list(learned.habits),
         "trials": [trial.model_dump(mode="json") for trial in trials],
         "common": {"tie": learned.common_tie, "position": learned.common_position},
         "annotators": habit_rows(learned, names, rankings),
         "heldout": None,
-        "population": learned,
     }
 
 

@@ -61,9 +61,21 @@ def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
         if section is None:
             return None
         extra = {key: getattr(config, key) for key in more}
-        return {name: _plain(section)} | {k: _plain(v) for k, v in extra.items() if v is not None or k != "rewards"}
+        return {name: _used_settings(section)} | {
+            k: _plain(v) for k, v in extra.items() if v is not None or k != "rewards"
+        }
 
     return settings
+
+
+def _used_settings(section: Any) -> dict[str, Any]:
+    """A section's settings without the precision of moments where it is 32 bits, as before it was a setting."""
+    values = _plain(section)
+    for name in ("optimizer", "policy", "critic"):
+        optimizer = values.get(name)
+        if isinstance(optimizer, dict) and optimizer.get("state") == "32bit":
+            values[name] = {key: value for key, value in optimizer.items() if key != "state"}
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -40,6 +40,9 @@ R = TypeVar("R", bound=Record)
 ROUNDS = "rounds"
 """Folder of the rounds after the first."""
 
+REPLACE = "delete it and run again what writes it"
+"""The next step where a file of a stage is of no use and the stage lists it among its outputs."""
+
 START = "start"
 """Under this name ``needs`` of a later round's stages has the fingerprint of the policy that the round starts from."""
 
@@ -279,8 +282,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, next_step: str | None = None) -> Any:
     """A JSON file that a stage wrote.
+
+    ``next_step``: what makes it anew; None: running its stage, which lists it among its outputs.
 
     Raises:
         DataError: missing or damaged, with the next step.
@@ -288,26 +293,30 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); run the stage that writes it first") from None
+        step = next_step or "run the stage that writes it first"
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {step}") from None
     except ValueError as error:
-        raise DataError(f"{path}: damaged JSON ({error}); delete its folder and run again") from None
+        step = next_step or "delete its folder and run again"
+        raise DataError(f"{path}: damaged JSON ({error}); {step}") from None
 
 
-def read_record(path: Path, kind: type[R]) -> R:
+def read_record(path: Path, kind: type[R], *, next_step: str | None = None) -> R:
     """A JSON file that a stage wrote from one record.
+
+    ``next_step``: what makes it anew; None: running its stage, which lists it among its outputs.
 
     Raises:
         DataError: missing, damaged, or no such record, with the field and the next step.
     """
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(read_json(path, next_step=next_step))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         value = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
         raise DataError(
             f"{path}: no valid {kind.__name__}: {where}: {first['msg']}{value}; the file is damaged or by another "
-            "version of trimtab: delete it and run again what writes it"
+            f"version of trimtab: {next_step or REPLACE}"
         ) from None
 
 

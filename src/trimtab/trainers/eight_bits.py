@@ -99,10 +99,11 @@ def _nearest(quotients: Tensor, *, signed: bool) -> Tensor:
 def _edges(*, signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where one code ends and the next begins; and the lowest code of all float32 that begin with the same 16 bits.
 
-    These have one code or two that follow each other. They are in the order of the bits as a whole number, from −2¹⁵.
+    Each such group has one code, or two neighbouring ones. Groups are ordered by their 16 bits as a signed whole
+    number, from −2¹⁵.
     """
-    known = table(signed=signed)
-    edges = (known[1:] + known[:-1]) / 2
+    values = table(signed=signed)
+    edges = (values[1:] + values[:-1]) / 2
     if not signed:
         edges[0] = 0.0
     first = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32) << 16
@@ -113,15 +114,15 @@ def _edges(*, signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
-    """The matrix that :func:`encode` made codes and scales of, as far as they tell it.
+    """The matrix that codes and scales from :func:`encode` stand for, rounded as they are.
 
     Args:
         codes: uint8 ``[R, C]``.
         scales: ``[R, ⌈C / block⌉]``.
         signed: which :func:`table`.
     """
-    known = table(signed=signed, dtype=scales.dtype, device=scales.device)
-    values = known.index_select(0, codes.reshape(-1).int()).view(codes.shape)
+    entries = table(signed=signed, dtype=scales.dtype, device=scales.device)
+    values = entries.index_select(0, codes.reshape(-1).int()).view(codes.shape)
     return (_blocks(values) * scales[:, :, None]).reshape(len(codes), -1)[:, : codes.shape[1]]
 
 
@@ -208,9 +209,9 @@ def _change_in_8_bits(
     weight, gradient = weight.view(rows, -1), gradient.reshape(rows, -1)
     means, roots = state["exp_avg"].view(rows, -1), state["exp_avg_sq"].view(rows, -1)
     mean_scales, root_scales = state["exp_avg_scale"], state["exp_avg_sq_scale"]
-    many = max(1, (CHUNK if weight.device.type == "cpu" else ACCELERATOR_CHUNK) // weight.shape[1])
-    for start in range(0, rows, many):
-        at = slice(start, start + many)
+    chunk = max(1, (CHUNK if weight.device.type == "cpu" else ACCELERATOR_CHUNK) // weight.shape[1])
+    for start in range(0, rows, chunk):
+        at = slice(start, start + chunk)
         mean = decode(means[at], mean_scales[at], signed=True)
         square = decode(roots[at], root_scales[at], signed=False).square_()
         _change(weight[at], gradient[at], {"exp_avg": mean, "exp_avg_sq": square}, group, step)
