@@ -134,15 +134,16 @@ RESERVES = _any(
 """The answer limits what it says."""
 
 _NEGATION = re.compile(
-    r"\b(?:not|no|never|nobody|nothing|none|neither|nor|cannot|hardly|scarcely|barely|rarely|seldom|doubts?|doubtful"
-    r"|unsure|uncertain|unconvinced|unlikely|far from|anything but|less than|(?:wrong|false|untrue) that)\b"
+    r"\b(?:not|no|never|nobody|nothing|nowhere|none|neither|nor|cannot|whether|hardly|scarcely|barely|rarely|seldom"
+    r"|doubts?|doubtful|unsure|uncertain|unconvinced|unlikely|far from|less than|wrong to (?:say|call)"
+    r"|(?:wrong|false|untrue) that)\b"
     r"|n't\b"
 )
 _NOT = r"(?:\b(?:no|not|never|nobody|cannot)\b|\b\w+n't\b)"
 _AFFIRMS = _any(
     r"\b(?:without|beyond)(?: \w+){0,3} doubt\b",
-    rf"{_NOT}(?: \w+){{0,2}} (?:doubt(?:s|ed)?|den(?:y|ies|ying)|argu(?:e|ing)|disagree|fault|question|wonder|worry"
-    r"|worries)\b",
+    rf"{_NOT}(?: \w+){{0,2}} (?:doubt(?:s|ed)?|den(?:y|ies|ying)|argu(?:e|ing) (?:with|against)|disagree"
+    r"|fault|question|wonder|worry|worries)\b",
     rf"{_NOT} (?:only|just|merely|simply)\b",
     rf"{_NOT} (?:agree more|change a)\b",
     r"\bnever (?:seen|read|heard)\b",
@@ -218,7 +219,8 @@ def _takes_over(asked: list[str], opening: str) -> bool:
         if stance is None:
             continue
         quoted = re.search(r"[\"“]([^\"”]+)[\"”]", sentence[stance.end() :])
-        claim = quoted[1] if quoted else sentence[stance.end() :]
+        # The negation of a tag ("doesn't it?") is none of the claim.
+        claim = quoted[1] if quoted else TAG.sub("", sentence[stance.end() :])
         content = {
             word[:5] for word in _WORD.findall(claim) if (len(word) > 2 or word.isdigit()) and word not in _SMALL
         }
