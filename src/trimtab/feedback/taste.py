@@ -6,11 +6,7 @@ A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j +
     t = (u_a − ū) v · (φ_i − φ_j)
 
 φ are features of the answers' texts; v is shared (rank one), u_a ~ N(0, 1) is the annotator's, and v ~ N(0, σ² I) in
-<<<<<<< HEAD
-units of the differences' standard deviations. Only annotators with at least :data:`LEAST` votes have one; ū is their
-=======
 units of the differences' root mean squares. Only annotators with at least :data:`LEAST` votes have one; ū is their
->>>>>>> fixtaste
 mean by votes, so that what they share stays with the scores. Votes are counted by weight, so all pairs of a ranking of
 K answers are K − 1. A taste is used only if it lowers the log-loss of votes that were not fitted; the pairs of one
 ranking share its annotator's noise, so they are fitted together or not at all. What a taste gains on people's votes:
