@@ -82,7 +82,7 @@ def read_judge_result(folder: Path) -> JudgeResult:
 
 
 def _next_step(folder: Path) -> str | None:
-    """In a run, delete the whole stage: the file is not among its outputs, because comparisons with people change it."""
+    """In a run, delete the whole stage: the file is not among its outputs, as comparisons with people change it."""
     stage = folder.parent
     if not (stage / "status.json").is_file():
         return None
