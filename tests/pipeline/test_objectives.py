@@ -131,7 +131,7 @@ def test_votes_one_by_one_and_a_length_head(tmp_path: Path):
     printed = "\n".join(ui.lines)
     assert set(facts["taste"]) == {"annotators", "without", "trials", "used", "direction"}
     assert facts["taste"]["without"] > 0 and not facts["taste"]["used"]
-    assert "  no taste: 0 annotators have the 50 votes that it needs, and it takes two to differ" in ui.lines
+    assert "  no taste: 0 annotators have 50 votes, and at least two are needed" in ui.lines
     assert "habits that lower it and are used in training" in printed and "margin, which is not used" in printed
     rows = read_metrics(run.stage("reward") / "metrics.jsonl")
     assert all({"length_correlation", "length_head_correlation"} <= row.keys() for row in rows)

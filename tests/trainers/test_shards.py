@@ -79,19 +79,19 @@ def same(gradients: dict[str, Tensor]) -> None:
 
 def ranked(one: Role) -> list[Ranking]:
     """Eight rankings of two or three answers of different lengths, some tied, with weights."""
-    chat, found = one.backbone.chat, []
+    chat, rankings = one.backbone.chat, []
     for i, prompt in enumerate(prompts(8)):
         count = 2 + i % 2
         answers = [sentences(1, words=1 + (i + k) % 6, start=50 * k + i)[0] for k in range(count)]
         tokens = [chat.answer(prompt.messages, text).tokens for text in answers]
-        found.append(
+        rankings.append(
             Ranking(
                 id=str(i), sequences=tokens, prompt_length=len(chat.prompt(prompt.messages)),
                 ranks=(0, 1, 1)[:count] if i % 3 else (1, 0, 2)[:count], probability=None, margin=None,
                 weight=1.0 + 0.5 * (i % 2),
             )
         )  # fmt: skip
-    return found
+    return rankings
 
 
 PAIRS = [
@@ -120,7 +120,7 @@ def test_offline(config):
         rankings = [r for r in rankings if len(r.ranks) == len(set(r.ranks)) or r.ranks[0] == 0]
         rankings = (rankings * 2)[:8]
     length = preference._mean_chosen_length(rankings)  # of the whole step, as every shard has to be told
-    found = {}
+    gradients = {}
     for name, cut in CUTS.items():
         parts = [
             replace(part, mean_chosen_length=length, mean_ratio=0.25)
@@ -129,8 +129,8 @@ def test_offline(config):
                 one, [rankings[i] for i in rows], None if known is None else [known[i] for i in rows], 10_000
             )
         ]
-        found[name] = gradient(one, [lambda p=p: preference._pair_loss(one, p, norms, config)[0] for p in parts])
-    same(found)
+        gradients[name] = gradient(one, [lambda p=p: preference._pair_loss(one, p, norms, config)[0] for p in parts])
+    same(gradients)
 
 
 def test_kto():
@@ -140,11 +140,11 @@ def test_kto():
     point = kto._reference_point(one, start, answers, 10_000)
     known = kto._reference_logprobs(start, answers, None, 10_000)
     norms = Norms(tokens=0, sequences=sum(a.weight for a in answers))
-    found = {}
+    gradients = {}
     for name, cut in CUTS.items():
         parts = [p for rows in cut for p in kto._parts(one, [answers[i] for i in rows], point, config)]
-        found[name] = gradient(one, [lambda p=p: kto._kto_loss(one, p, known, norms, config)[0] for p in parts])
-    same(found)
+        gradients[name] = gradient(one, [lambda p=p: kto._kto_loss(one, p, known, norms, config)[0] for p in parts])
+    same(gradients)
 
 
 def test_reward():
@@ -152,11 +152,11 @@ def test_reward():
     rankings = ranked(one)
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
     terms = StepTerms(strict=norms.sequences, length=None, annotators=None, votes=0.0)
-    found = {}
+    gradients = {}
     for name, cut in CUTS.items():
         parts = [p for rows in cut for p in ranking_batches([rankings[i] for i in rows], 10_000, one)]
-        found[name] = gradient(one, [lambda p=p: reward_loss(one, p, norms, config, terms, None)[0] for p in parts])
-    same(found)
+        gradients[name] = gradient(one, [lambda p=p: reward_loss(one, p, norms, config, terms, None)[0] for p in parts])
+    same(gradients)
 
 
 STEP = {

@@ -29,11 +29,11 @@ class HabitTrial(Record):
 def vote_folds(rows: int, group: Ints | None, rng: np.random.Generator) -> Ints:
     """The fold of every vote, ``[N]``, so that the rows of one judgement, which share its noise, fall together.
 
-    Folds are two at least if there are two rows: a single judgement is divided by row.
+    There are at least two folds where there are two rows: the rows of a single judgement are divided.
 
     Args:
         rows: N.
-        group: ``[N]``, the number of the judgement that each row belongs to; None: each row is one by itself.
+        group: ``[N]``, the number of the judgement that each row belongs to; None: each row is a judgement of its own.
         rng: draws one fold for each judgement.
     """
     number = np.arange(rows) if group is None else np.unique(group, return_inverse=True)[1]
@@ -57,7 +57,7 @@ def select_habits(
         votes: two at least.
         model: the likelihood.
         habits: what may be kept.
-        group: ``[N]``, the number of the judgement that each row belongs to; None: each row is one by itself.
+        group: ``[N]``, the number of the judgement that each row belongs to; None: each row is a judgement of its own.
         seed: of the folds.
 
     Returns:

@@ -54,9 +54,9 @@ class TasteChoice:
     """What was tried, and what is used."""
 
     taste: Taste | None
-    """None: it does not lower the log-loss, or nobody has votes enough."""
+    """None: it does not lower the log-loss, or too few annotators have enough votes."""
     annotators: int
-    """How many have votes enough."""
+    """How many have enough votes."""
     without: float
     """Log-loss of a vote that was not fitted, in nats over the three outcomes, without a taste."""
     trials: tuple[tuple[float, float], ...]
@@ -205,7 +205,7 @@ def select_taste(
         model: the likelihood.
         habits: what else differs between annotators.
         group: ``[N]``, the number of the judgement that each row belongs to, whose rows are fitted together or not at
-            all; None: each row is one by itself.
+            all; None: each row is a judgement of its own.
         seed: of the folds.
     """
     fitted = cross_fit(votes, model=model, habits=tuple(habits), group=group, seed=seed)

@@ -93,7 +93,7 @@ def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annota
 def choose_taste(
     config: RewardStageConfig, start: Population, rankings: Sequence[Ranking], *, annotators: int, seed: int
 ) -> Any:
-    """A taste for annotators with votes enough, if it lowers the log-loss of votes in cross-validation.
+    """A taste for annotators with enough votes, if it lowers the log-loss of votes in cross-validation.
 
     Returns:
         a :class:`~trimtab.feedback.taste.TasteChoice`; None: ``config`` does not ask for a taste.
@@ -120,8 +120,8 @@ def with_taste(rankings: Sequence[Ranking], taste: Any) -> list[Ranking]:
     import numpy as np
 
     voted = [r for r in rankings if r.votes]
-    who = np.array([v.annotator for r in voted for v in r.votes], dtype=np.int64)
-    offsets = iter(taste.offsets(_apart(voted), who).tolist() if voted else ())
+    annotators = np.array([v.annotator for r in voted for v in r.votes], dtype=np.int64)
+    offsets = iter(taste.offsets(_apart(voted), annotators).tolist() if voted else ())
     return [replace(r, votes=tuple(replace(v, taste=next(offsets)) for v in r.votes)) for r in rankings]
 
 
@@ -133,7 +133,7 @@ def _apart(rankings: Sequence[Ranking]) -> Any:
 
 
 def _judgement_numbers(rankings: Sequence[Ranking]) -> Any:
-    """Which judgement each vote is of, ``[N]``, in order: all votes of one annotator on one ranking are one's."""
+    """Number of each vote's judgement, ``[N]``: one annotator's votes on one ranking are one judgement."""
     import numpy as np
 
     numbers: dict[tuple[int, int], int] = {}
@@ -265,7 +265,7 @@ def annotator_lines(facts: dict[str, Any]) -> list[str]:
 def _taste_line(taste: dict[str, Any]) -> str:
     """The decision on a taste with both numbers."""
     if not taste["trials"]:
-        return f"no taste: {taste['annotators']} annotators have the 50 votes that it needs, and it takes two to differ"
+        return f"no taste: {taste['annotators']} annotators have 50 votes, and at least two are needed"
     best = min(trial["log_loss"] for trial in taste["trials"])
     decision = "used in training" if taste["used"] else "not used"
     return (
