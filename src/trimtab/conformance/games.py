@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from trimtab.conformance.rows import Row, worst_row
-from trimtab.conformance.tables import BETA, F, gibbs, kl, settings, train_table
-from trimtab.conformance.tabular import ASKED, MovingTable, TabularRole, Tree
+from trimtab.conformance.tables import BETA, F, gibbs, kl, ranking, settings, train_table
+from trimtab.conformance.tabular import MovingTable, TabularRole, Tree
 from trimtab.models import AdapterConfig, ReferenceUpdateConfig
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
@@ -16,7 +16,6 @@ from trimtab.trainers import (
     KLConfig,
     NashMdConfig,
     OptimizerConfig,
-    Ranking,
     XpoConfig,
     answer_logprobs,
     train_preference,
@@ -117,13 +116,7 @@ def _followed(seed: int, alpha: float = 0.5) -> float:
     """DPO ends at log ref + r/β; each update moves ref by α·r/β, so after two of them at ref·exp((2α + 1)·r/β)."""
     ref, reward = _instance(seed)
     tree, pairs = Tree(actions=4), [(i, j) for i in range(4) for j in range(4) if i != j]
-    rankings = [
-        Ranking(
-            id=f"{i}{j}", sequences=[[ASKED, i], [ASKED, j]], prompt_length=1, ranks=(0, 1), probability=None,
-            margin=None, weight=float(torch.sigmoid(reward[i] - reward[j])),
-        )
-        for i, j in pairs
-    ]  # fmt: skip
+    rankings = [ranking([[i], [j]], float(torch.sigmoid(reward[i] - reward[j]))) for i, j in pairs]
     config = DpoConfig(
         optimizer=OptimizerConfig(lr=0.05, schedule="constant", warmup=0.0, max_grad_norm=None), epochs=3 * 600,
         batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, beta=BETA,

@@ -10,19 +10,9 @@ from torch import Tensor
 
 from trimtab.algos import process_reward_loss, process_score
 from trimtab.conformance.rows import Row, worst_row
-from trimtab.conformance.tables import BETA, F, gibbs, kl
-from trimtab.conformance.tabular import ASKED, LinearReward, TabularRole, Tree
-from trimtab.trainers import (
-    DpoConfig,
-    IpoConfig,
-    OptimizerConfig,
-    PairConfig,
-    Ranking,
-    RewardConfig,
-    answer_logprobs,
-    train_preference,
-    train_reward,
-)
+from trimtab.conformance.tables import BETA, STEADY, F, gibbs, kl, ranking, train_on_rankings
+from trimtab.conformance.tabular import LinearReward, Tree
+from trimtab.trainers import DpoConfig, IpoConfig, PairConfig, RewardConfig, train_reward
 
 # 3 ------------------------------------------------------------------------------------------
 
@@ -47,20 +37,11 @@ def preference_identities(seeds: Sequence[int]) -> Iterator[Row]:
         rankings = []
         for i, j in itertools.permutations(range(8), 2):  # labels that prefer i to j, by their share
             often = float(seen[i, j]) * (float((ref[i] + ref[j]).exp()) if by_ref else 1.0)
-            rankings.append(
-                Ranking(
-                    id=f"{i}>{j}", sequences=[[ASKED, i], [ASKED, j]], prompt_length=1, ranks=(0, 1),
-                    probability=None, margin=None, weight=often,
-                )
-            )  # fmt: skip
-        policy, start = TabularRole(tree, ref[None]), TabularRole(tree, ref[None])
-        known = answer_logprobs(cast(Any, start), rankings)
-        train_preference(cast(Any, policy), rankings, config, reference=known, seed=seed)
-        return torch.log_softmax(policy.logits[0].detach(), 0)
+            rankings.append(ranking([[i], [j]], often))
+        return torch.log_softmax(train_on_rankings(tree, ref[None], rankings, config, seed=seed)[0], 0)
 
     def fit(**more: Any) -> dict[str, Any]:
-        steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
-        return {"optimizer": steady, "epochs": 800, "batch": 64, "holdout": 0.0} | more
+        return {"optimizer": STEADY, "epochs": 800, "batch": 64, "holdout": 0.0} | more
 
     def away(config: PairConfig, **more: Any) -> list[float]:
         return [kl(end(config, s, **more), gibbs(*instance(s), BETA)) for s in seeds]
@@ -96,16 +77,11 @@ def reward_efficiency(seeds: Sequence[int], pairs: int = 8000) -> Iterator[Row]:
         gaps = features[0::2] - features[1::2]
         won = torch.rand(pairs, generator=generator, dtype=F) < torch.sigmoid(gaps @ true)
         rankings = [
-            Ranking(
-                id=str(i), sequences=[[ASKED, 2 * i], [ASKED, 2 * i + 1]], prompt_length=1,
-                ranks=(0, 1) if first else (1, 0), probability=None, margin=None, weight=1.0,
-            )
-            for i, first in enumerate(won.tolist())
-        ]  # fmt: skip
+            ranking([[2 * i], [2 * i + 1]], ranks=(0, 1) if first else (1, 0)) for i, first in enumerate(won.tolist())
+        ]
         role = LinearReward(features)
-        steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
         config = RewardConfig(
-            optimizer=steady, batch=pairs, epochs=80, holdout=0.0, centring=0.0, micro_batch_tokens=1 << 22
+            optimizer=STEADY, batch=pairs, epochs=80, holdout=0.0, centring=0.0, micro_batch_tokens=1 << 22
         )
         train_reward(cast(Any, role), rankings, config, seed=seed)
         fitted = role.scalar.weight.detach()[0]

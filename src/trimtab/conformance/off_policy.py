@@ -53,21 +53,15 @@ def off_policy(seeds: Sequence[int]) -> Iterator[Row]:
     yield worst_row(NAME, "GAE on cut answers, their end as an end", error, without, low=0.01, high=10.0)
 
 
-def _tokens(tree: Tree, logits: Tensor) -> Tensor:
-    """Log-probability of every token of every path, ``[paths, depth]``."""
-    paths = tree.paths()
-    return torch.log_softmax(logits, -1)[tree.states_on(paths)].gather(-1, paths[..., None]).squeeze(-1)
-
-
-def _true(logits: Tensor, reward: Tensor, tree: Tree = TREE) -> Tensor:
+def _true(logits: Tensor, reward: Tensor) -> Tensor:
     leaf = logits.clone().requires_grad_()
-    return torch.autograd.grad(tree.path_logprobs(leaf).exp() @ reward, leaf)[0]
+    return torch.autograd.grad(TREE.path_logprobs(leaf).exp() @ reward, leaf)[0]
 
 
 def _weighted(policy: Tensor, sampler: Tensor, reward: Tensor, level: str) -> Tensor:
     """−∇ of REINFORCE's loss on the sampler's answers with importance weights, over all answers."""
     leaf = policy.clone().requires_grad_()
-    new, drawn = _tokens(TREE, leaf), _tokens(TREE, sampler)
+    new, drawn = TREE.token_logprobs(leaf), TREE.token_logprobs(sampler)
     mask = torch.ones(new.shape, dtype=torch.bool)
     masked = masked_importance_weights(new, drawn, mask, cap=1e6, level=level)  # type: ignore[arg-type]
     cut = truncated_importance_weights(new, drawn, mask, cap=1e6, level=level)  # type: ignore[arg-type]
@@ -90,7 +84,7 @@ def _gspo_error(policy: Tensor, reward: Tensor) -> float:
     gradients = []
     for kind in ("token", "answer"):
         leaf = policy.clone().requires_grad_()
-        new = _tokens(TREE, leaf)
+        new = TREE.token_logprobs(leaf)
         mask, old = torch.ones(new.shape, dtype=torch.bool), new.detach()
         if kind == "answer":
             new, old = sequence_log_ratio(new, old, mask), torch.zeros_like(old)
@@ -104,12 +98,7 @@ def _cut(seed: int, length: int = 2) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(8500 + seed)
     policy = torch.randn(TREE.states, TREE.actions, generator=generator, dtype=F)
     reward = torch.randn(27, generator=generator, dtype=F)
-    values, below, start = torch.zeros(TREE.states, dtype=F), reward, TREE.states
-    for level in reversed(range(TREE.depth)):
-        count = TREE.actions**level
-        start -= count
-        rows = slice(start, start + count)
-        values[rows] = below = (torch.softmax(policy[rows], -1) * below.view(count, -1)).sum(-1)
+    values = TREE.state_values(torch.softmax(policy, -1), reward, torch.zeros_like(policy))
     short = Tree(actions=3, depth=length)
     paths, true = short.paths(), _true(policy, reward)[: short.states]
     mask, nothing = torch.ones(paths.shape, dtype=torch.bool), torch.zeros(paths.shape, dtype=F)
@@ -119,7 +108,7 @@ def _cut(seed: int, length: int = 2) -> tuple[float, float]:
         earned = bootstrapped_rewards(nothing, after, torch.full((len(paths),), cut), mask, gamma=1.0)
         advantages, _ = gae(earned, values[short.states_on(paths)], mask, gamma=1.0, lam=0.95)
         leaf = policy[: short.states].clone().requires_grad_()
-        new = _tokens(short, leaf)
+        new = short.token_logprobs(leaf)
         losses = clipped_policy_loss(new, new.detach(), advantages, mask).sum(1)
         weighted = (losses * short.path_logprobs(policy[: short.states]).exp()).sum()
         errors.append(float((-torch.autograd.grad(weighted, leaf)[0] - true).abs().max()))

@@ -3,25 +3,15 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.conformance.rows import Row, worst_row
-from trimtab.conformance.tables import BETA, F, gibbs, kl
-from trimtab.conformance.tabular import ASKED, TabularRole, Tree
-from trimtab.trainers import (
-    DpoConfig,
-    ExoConfig,
-    NcaConfig,
-    OptimizerConfig,
-    PairConfig,
-    PlackettLuceConfig,
-    Ranking,
-    answer_logprobs,
-    train_preference,
-)
+from trimtab.conformance.tables import BETA, STEADY, F, gibbs, kl, ranking, train_on_rankings
+from trimtab.conformance.tabular import Tree
+from trimtab.trainers import DpoConfig, ExoConfig, NcaConfig, PairConfig, PlackettLuceConfig, Ranking
 
 NAME = "3 preferences"
 
@@ -48,24 +38,12 @@ def _instance(seed: int, count: int) -> tuple[Tensor, Tensor]:
     return torch.log_softmax(ref, 0), reward
 
 
-def _ranking(answers: Sequence[Sequence[int]], weight: float) -> Ranking:
-    """The answers in the order given, best first."""
-    return Ranking(
-        id=str(answers), sequences=[[ASKED, *answer] for answer in answers], prompt_length=1,
-        ranks=tuple(range(len(answers))), probability=None, margin=None, weight=weight,
-    )  # fmt: skip
-
-
 def _end(tree: Tree, ref: Tensor, rankings: list[Ranking], kind: type, seed: int, **settings: Any) -> Tensor:
     """The policy's table after training on all the rankings at once."""
-    steady = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
     config: PairConfig = kind(
-        optimizer=steady, epochs=400, batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, **settings
+        optimizer=STEADY, epochs=400, batch=len(rankings), holdout=0.0, micro_batch_tokens=1 << 20, **settings
     )
-    policy, start = TabularRole(tree, ref), TabularRole(tree, ref)
-    known = answer_logprobs(cast(Any, start), rankings)
-    train_preference(cast(Any, policy), rankings, config, reference=known, seed=seed)
-    return policy.logits.detach()
+    return train_on_rankings(tree, ref, rankings, config, seed=seed)
 
 
 def _listwise(seed: int) -> float:
@@ -75,7 +53,7 @@ def _listwise(seed: int) -> float:
         left, weight = reward[list(triple)], 1.0
         for place in range(3):  # the best is drawn first, then the best of the rest
             weight *= float(torch.softmax(left[place:], 0)[0])
-        rankings.append(_ranking([[i] for i in triple], weight))
+        rankings.append(ranking([[i] for i in triple], weight))
     end = _end(Tree(actions=4), ref[None], rankings, PlackettLuceConfig, seed, beta=BETA)
     return kl(torch.log_softmax(end[0], 0), gibbs(ref, reward, BETA))
 
@@ -86,7 +64,7 @@ def _per_token(seed: int) -> float:
     ref = torch.randn(tree.states, 2, generator=generator, dtype=F)
     reward, paths = torch.randn(4, generator=generator, dtype=F), tree.paths().tolist()
     rankings = [
-        _ranking([paths[i], paths[j]], float(torch.sigmoid(reward[i] - reward[j])))
+        ranking([paths[i], paths[j]], float(torch.sigmoid(reward[i] - reward[j])))
         for i, j in itertools.permutations(range(4), 2)
     ]
     end = _end(tree, ref, rankings, DpoConfig, seed, beta=2 * BETA, normalise=True)
@@ -98,7 +76,7 @@ def _nca(seed: int, count: int = 4) -> float:
     _, reward = _instance(seed, count)
     ref = torch.full((count,), -math.log(count), dtype=F)
     beats = torch.sigmoid(reward[:, None] - reward[None])
-    rankings = [_ranking([[i], [j]], float(beats[i, j])) for i, j in itertools.permutations(range(count), 2)]
+    rankings = [ranking([[i], [j]], float(beats[i, j])) for i, j in itertools.permutations(range(count), 2)]
     end = _end(Tree(actions=count), ref[None], rankings, NcaConfig, seed, beta=1.0)[0]
     wins = (beats.sum(1) - 0.5) / (count - 1)  # P(i beats another answer)
     return kl(torch.log_softmax(end, 0), torch.log(2 * wins) + ref)
@@ -108,7 +86,7 @@ def _exo(seed: int, eps: float = 0.05) -> float:
     """Of two answers: log-odds (2p − 1)·log((1 − ε)/ε)/β beyond the reference's."""
     ref, reward = _instance(seed, 2)
     often = float(torch.sigmoid(reward[0] - reward[1]))
-    rankings = [_ranking([[0], [1]], often), _ranking([[1], [0]], 1 - often)]
+    rankings = [ranking([[0], [1]], often), ranking([[1], [0]], 1 - often)]
     end = _end(Tree(actions=2), ref[None], rankings, ExoConfig, seed, beta=BETA, eps=eps)[0]
     goal = float(ref[0] - ref[1]) + (2 * often - 1) * math.log((1 - eps) / eps) / BETA
     return abs(float(end[0] - end[1]) - goal)

@@ -125,16 +125,12 @@ PENALTIES = (
 def divergence_gradients(seeds: Sequence[int]) -> Iterator[Row]:
     """All answers of four tokens: the expected gradient of each KL in the loss against that of KL(π‖ref)."""
     name, tree, config = "2 several tokens", Tree(actions=3, depth=4), RlooConfig()
-    paths = tree.paths()
-    mask = torch.ones(paths.shape, dtype=torch.bool)
+    mask = torch.ones(tree.actions**tree.depth, tree.depth, dtype=torch.bool)
     errors, off_policy, angles = [], [], {"k2": [], "k3": []}
     for seed in seeds:
         generator = torch.Generator().manual_seed(2500 + seed)
         policy, ref, other = torch.randn(3, tree.states, tree.actions, generator=generator, dtype=F)
         older = policy + 0.3 * other
-
-        def tokens(logits: Tensor) -> Tensor:
-            return torch.log_softmax(logits, -1)[tree.states_on(paths)].gather(-1, paths[..., None]).squeeze(-1)
 
         leaf = policy.clone().requires_grad_()
         new = tree.path_logprobs(leaf)
@@ -145,10 +141,10 @@ def divergence_gradients(seeds: Sequence[int]) -> Iterator[Row]:
             leaf = policy.clone().requires_grad_()
             reduction, size = ONLINE[config.method].reduction, Norms(tokens=float(tree.depth), sequences=1.0)
             assert reduction is not None
-            losses = divergence(tokens(leaf)) * tree.path_logprobs(drawn).exp()[:, None]
+            losses = divergence(tree.token_logprobs(leaf)) * tree.path_logprobs(drawn).exp()[:, None]
             return torch.autograd.grad(reduction(config, losses, mask, size), leaf)[0]
 
-        base, old = tokens(ref), tokens(older)
+        base, old = tree.token_logprobs(ref), tree.token_logprobs(older)
         on = expected(lambda new, base=base: kl_sequence(new, base, mask), policy)
         off = expected(lambda new, base=base, old=old: kl_sequence(new, base, mask, old_logprobs=old), older)
         errors.append(float((on - exact).abs().max()))
@@ -268,15 +264,7 @@ def token_mdp(seeds: Sequence[int]) -> Iterator[Row]:
 def _critic_error(values: Tensor, logits: Tensor, ref: Tensor, reward: Tensor) -> float:
     """RMS of critic − V over the RMS of V − mean V, states weighed by how often the policy visits them."""
     every, old = torch.log_softmax(logits, -1), torch.log_softmax(ref, -1)
-    exact = torch.zeros(MDP.states, dtype=F)
-    below, start = reward, MDP.states
-    for level in reversed(range(MDP.depth)):  # V(s) = Σ_a π(a|s)·(V(s·a) − β·log π/ref)
-        count = MDP.actions**level
-        start -= count
-        rows = slice(start, start + count)
-        share = every[rows].exp()
-        exact[rows] = (share * (below.view(count, -1) - BETA * (every[rows] - old[rows]))).sum(-1)
-        below = exact[rows]
+    exact = MDP.state_values(every.exp(), reward, BETA * (every - old))
     visits = torch.zeros(MDP.states, dtype=F)
     paths = MDP.paths()
     visits.index_add_(

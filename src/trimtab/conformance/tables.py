@@ -6,18 +6,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from trimtab.conformance.tabular import TabularOpponent, TabularRole, TabularSampler, Tree
+from trimtab.conformance.tabular import ASKED, TabularOpponent, TabularRole, TabularSampler, Tree
 from trimtab.models import AdapterConfig
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
     ONLINE,
     OptimizerConfig,
+    PairConfig,
     PpoConfig,
+    Ranking,
     ReinforcePpConfig,
     RlConfig,
     RlRoles,
     Session,
+    answer_logprobs,
+    train_preference,
     train_rl,
 )
 
@@ -25,6 +29,9 @@ F = torch.float64
 
 BETA = 0.5
 """β of the experiments, unless one says otherwise."""
+
+STEADY = OptimizerConfig(lr=0.1, schedule="cosine", warmup=0.0, max_grad_norm=None)
+"""The optimiser of preferences and reward models."""
 
 
 def kl(p: Tensor, q: Tensor) -> float:
@@ -88,6 +95,22 @@ def train_table(
     sampler = TabularSampler(policy)
     train_rl(roles, prompts, score, config, seed=seed, session=session, sampler=sampler, opponent=opponent)
     return roles
+
+
+def ranking(answers: Sequence[Sequence[int]], weight: float = 1.0, *, ranks: tuple[int, ...] = ()) -> Ranking:
+    """Paths down a tree, each with its rank (0 is best); without ``ranks`` the best comes first."""
+    return Ranking(
+        id=str(answers), sequences=[[ASKED, *answer] for answer in answers], prompt_length=1,
+        ranks=ranks or tuple(range(len(answers))), probability=None, margin=None, weight=weight,
+    )  # fmt: skip
+
+
+def train_on_rankings(tree: Tree, ref: Tensor, rankings: list[Ranking], config: PairConfig, *, seed: int) -> Tensor:
+    """The logits ``[states, actions]`` after :func:`~trimtab.trainers.train_preference`, which starts at ``ref``."""
+    policy, start = TabularRole(tree, ref), TabularRole(tree, ref)
+    known = answer_logprobs(cast(Any, start), rankings)
+    train_preference(cast(Any, policy), rankings, config, reference=known, seed=seed)
+    return policy.logits.detach()
 
 
 def settings(kind: type, *, steps: int, lr: float, samples: int = 256, depth: int = 1, **more: Any) -> Any:

@@ -47,11 +47,30 @@ class Tree:
             place = place * self.actions + paths[:, level]
         return torch.stack(columns, dim=1)
 
+    def token_logprobs(self, logits: Tensor) -> Tensor:
+        """Log-probability of each choice of every path, ``[actions^depth, depth]``; logits ``[states, actions]``."""
+        paths = self.paths()
+        return torch.log_softmax(logits, dim=-1)[self.states_on(paths)].gather(-1, paths[..., None]).squeeze(-1)
+
     def path_logprobs(self, logits: Tensor) -> Tensor:
         """Log-probability of every path under a table of logits ``[states, actions]``; ``[actions^depth]``."""
-        paths = self.paths()
-        each = torch.log_softmax(logits, dim=-1)[self.states_on(paths)].gather(-1, paths[..., None])
-        return each.squeeze(-1).sum(dim=1)
+        return self.token_logprobs(logits).sum(dim=1)
+
+    def state_values(self, policy: Tensor, ends: Tensor, costs: Tensor) -> Tensor:
+        """V(s) = Σ_a π(a|s)·(V(s·a) − cost(s, a)) of every state, from the ends to the root; ``[states]``.
+
+        Args:
+            policy: ``[states, actions]``, probabilities.
+            ends: ``[actions^depth]``, what each path earns.
+            costs: ``[states, actions]``, of each choice.
+        """
+        values, below, start = torch.zeros(self.states, dtype=ends.dtype), ends, self.states
+        for level in reversed(range(self.depth)):
+            count = self.actions**level
+            start -= count
+            rows = slice(start, start + count)
+            values[rows] = below = (policy[rows] * (below.view(count, -1) - costs[rows])).sum(-1)
+        return values
 
 
 class Table:
