@@ -1,9 +1,8 @@
 """``trimtab data``: check and convert data files, move annotation projects, and take a person's judgements out."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,25 +26,10 @@ app = typer.Typer(
 _SHOWN = 20
 _SOURCE = "A file, or a hub data set: owner/name, owner/name#part, owner/name@split, owner/name#part@split."
 
-
-class Kind(StrEnum):
-    """The kinds of record a data file can hold."""
-
-    prompt = "prompt"
-    demonstration = "demonstration"
-    preference = "preference"
-    rating = "rating"
-    judgement = "judgement"
-    comparison = "comparison"
-
-
-class To(StrEnum):
-    """What ``convert`` writes."""
-
-    records = "records"
-    trl = "trl"
-
-
+Kind = Literal["prompt", "demonstration", "preference", "rating", "judgement", "comparison"]
+"""The kinds of record a data file can hold."""
+To = Literal["records", "trl"]
+"""What ``convert`` writes."""
 Format = Annotated[str, typer.Option("--format", help="Format of the rows; auto recognises it by the columns.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Read at most this many rows of each source.")]
 
@@ -91,7 +75,7 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help=_SOURCE)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON lines file to write.")],
     kind: Annotated[Kind, typer.Option("--kind", help="The kind of record to write.")],
-    to: Annotated[To, typer.Option("--to", help="trimtab's own records, or the rows TRL reads.")] = To.records,
+    to: Annotated[To, typer.Option("--to", help="trimtab's own records, or the rows TRL reads.")] = "records",
     format: Format = "auto",
     limit: Limit = None,
 ) -> None:
@@ -106,7 +90,7 @@ def convert(
     if out.exists() and out.resolve() == Path(source).resolve():
         raise ConfigError(f"{out}: is the input file; give another name for the output")
     loaded = load(source, kind=KINDS[kind], format=format, limit=limit)
-    write = write_trl if to is To.trl else write_records
+    write = write_trl if to == "trl" else write_records
     rows = write(out, loaded.records)
     console = _console()
     console.print(

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -16,21 +15,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-class Use(StrEnum):
-    """What a data file is used for."""
-
-    preferences = "preferences"
-    ratings = "ratings"
-    demonstrations = "demonstrations"
-    prompts = "prompts"
-
-
-class On(StrEnum):
-    """Where the run will take place."""
-
-    cpu = "cpu"
-    gpu = "gpu"
+Use = Literal["preferences", "ratings", "demonstrations", "prompts"]
+"""What a data file is used for."""
+On = Literal["cpu", "gpu"]
+"""Where the run will take place."""
 
 
 def init(
@@ -141,7 +129,7 @@ def _data(source: str | None, format: str, use: Use | None, *, asking: bool) -> 
     from trimtab.pipeline.starter import look_at
 
     def check(text: str) -> "Data | None":
-        return look_at(text, format=format, use=use.value if use else None) if text else None  # pyright: ignore
+        return look_at(text, format=format, use=use) if text else None
 
     if source is None and asking:
         return _ask("Your data file (Enter if you have none)", "", check)
@@ -166,14 +154,14 @@ def _machine(kind: On | None, memory_gb: float | None, asking: bool) -> "Machine
     here = Machine.here()
     if kind is None and asking:
         kind = _ask(f"Where will it run: cpu or gpu? (here: {here})", here.kind, _place)
-    chosen = here if kind is None or kind.value == here.kind else Machine(kind=kind.value, memory_gb=None)
+    chosen = here if kind is None or kind == here.kind else Machine(kind=kind, memory_gb=None)
     return chosen if memory_gb is None else Machine(kind=chosen.kind, memory_gb=memory_gb)
 
 
 def _place(text: str) -> On:
-    if text not in list(On):
-        raise ConfigError(f"{text!r} is neither cpu nor gpu")
-    return On(text)
+    if text == "cpu" or text == "gpu":
+        return text
+    raise ConfigError(f"{text!r} is neither cpu nor gpu")
 
 
 def _function(text: str) -> str:

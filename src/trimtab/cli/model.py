@@ -1,27 +1,20 @@
 """``trimtab model``: take a trained model out of its run."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(help="Export trained models.", no_args_is_help=True, rich_markup_mode="markdown")
 
 
-class Stage(StrEnum):
-    """Which of a run's models."""
-
-    sft = "sft"
-    policy = "policy"
-    reward = "reward"
-
-
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, for example runs/NAME.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; it must be missing or empty.")],
-    stage: Annotated[Stage, typer.Option("--stage", help="Which model of the run.")] = Stage.policy,
+    stage: Annotated[
+        Literal["sft", "policy", "reward"], typer.Option("--stage", help="Which model of the run.")
+    ] = "policy",
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write one LoRA adapter on the pretrained model, not merged weights.")
     ] = False,
@@ -37,7 +30,7 @@ def export(
     """
     from trimtab.pipeline.export import export_model
 
-    export_model(run, folder, stage=stage.value, adapter=adapter, gguf=gguf)
+    export_model(run, folder, stage=stage, adapter=adapter, gguf=gguf)
     for file in sorted(folder.iterdir()):
         typer.echo(f"{file}: {file.stat().st_size / 1e6:,.1f} MB", err=True)
     typer.echo(folder)
