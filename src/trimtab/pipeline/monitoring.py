@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from trimtab.errors import TrimtabError
 from trimtab.evals import RunAlarm, RunAlarms, by_prompt, probe_answers, rows_of
@@ -46,9 +45,7 @@ class RunMonitor:
     def __enter__(self) -> "RunMonitor":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with ExitStack() as stack:
             for log in self._logs or ():
                 stack.callback(log.close)

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from trimtab.errors import Interrupted
 from trimtab.pipeline.config import HumanConfig
@@ -41,7 +40,7 @@ class AppPeople:
     def __enter__(self) -> "AppPeople":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._database.close()
 
     def fit(self, items: Sequence[Comparison]) -> list[Comparison]:
