@@ -1,6 +1,7 @@
 """``trimtab agreement``: how well annotators agree, and how far length and position explain their choices."""
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -167,11 +168,8 @@ def _read(source: Path, database: str | None):
     from trimtab.web.exchange import comparisons_and_judgements
     from trimtab.web.server import open_project
 
-    project = open_project(source, database, create=False)
-    try:
+    with closing(open_project(source, database, create=False)) as project:
         snapshot = take_snapshot(project.store)
-    finally:
-        project.close()
     items, judgements = comparisons_and_judgements(snapshot)
     tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in set(snapshot.retired)}
     units = {kind: nominal_units(kind, tasks, snapshot.submissions) for kind in ("thumbs", "steps")}

@@ -1,5 +1,6 @@
 """``trimtab annotate PROJECT``: the annotation app."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -61,8 +62,7 @@ def annotate(
     from trimtab.web.server import open_project, welcome
     from trimtab.web.server import serve as run
 
-    opened = open_project(project, database)
-    try:
+    with closing(open_project(project, database)) as opened:
         for file in items or []:
             tasks = list(read_items(file))
             added, refused = opened.store.add(tasks)
@@ -82,5 +82,3 @@ def annotate(
         elif owner_link:
             link = public_url or opened.store.address or f"http://{host}:{port}"
             typer.echo(welcome(opened, link.rstrip("/"), owner_link=True))
-    finally:
-        opened.close()

@@ -1,6 +1,7 @@
 """``trimtab data``: check and convert data files, move annotation projects, and take a person's judgements out."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -151,11 +152,8 @@ def export_project(
 
     if format not in FORMATS:
         raise ConfigError(f"--format {format!r}: not one of {', '.join(FORMATS)}")
-    opened = open_project(project, database, create=False)
-    try:
+    with closing(open_project(project, database, create=False)) as opened:
         manifest = export_folder(opened.store, format, out)
-    finally:
-        opened.close()
     for name, file in manifest["files"].items():
         typer.echo(f"{out / name}: {file['rows']} rows")
     typer.echo(f"{manifest['used']} of {manifest['judgements']} judgements used")
@@ -177,11 +175,8 @@ def import_project(
     from trimtab.web.exchange import import_folder
     from trimtab.web.server import open_project
 
-    opened = open_project(project, database)
-    try:
+    with closing(open_project(project, database)) as opened:
         counts = import_folder(opened.store, source)
-    finally:
-        opened.close()
     typer.echo(f"{project}: {counts['tasks']} tasks, {counts['submissions']} submissions")
 
 
@@ -205,11 +200,8 @@ def backup_project(
             raise ConfigError(f"{out}: exists; name another file, or overwrite it with --force")
         if not typer.confirm(f"{out} exists. Overwrite it?", default=False, err=True):
             raise typer.Exit(1)
-    opened = open_project(project, database, create=False)
-    try:
+    with closing(open_project(project, database, create=False)) as opened:
         opened.store.database.backup(out)
-    finally:
-        opened.close()
     typer.echo(
         f"{out}: {out.stat().st_size} bytes, checked; to restore, remove labels.db-wal and put it in place of labels.db"
     )

@@ -1,6 +1,7 @@
 """``trimtab populations``: results by cohort of annotators, and under other weightings of the cohorts."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,11 +87,8 @@ def _read(source: Path, database: str | None) -> Any:
     from trimtab.storage.snapshot import comparisons_and_judgements, take_snapshot
     from trimtab.web.server import open_project
 
-    project = open_project(source, database, create=False)
-    try:
+    with closing(open_project(source, database, create=False)) as project:
         snapshot = take_snapshot(project.store)
-    finally:
-        project.close()
     return *comparisons_and_judgements(snapshot), snapshot.config.min_cell
 
 

@@ -11,8 +11,7 @@ from trimtab.errors import DataError
 from trimtab.evals import RunAlarm
 from trimtab.records import Completion, Rollout, read_records
 from trimtab.records.annotation import Task
-from trimtab.storage.database import Database
-from trimtab.storage.labels import LabelStore
+from trimtab.storage.labels import opened
 
 
 def queue_samples(
@@ -41,11 +40,8 @@ def queue_samples(
         answers.sort(key=lambda answer: answer.text)  # the place says nothing about the alarm
         tasks.append(Task.of(rollout.prompt, answers, batch=f"alarm-{alarm.probe}-step-{alarm.step}"))
     project.mkdir(parents=True, exist_ok=True)
-    database = Database(f"sqlite:///{project / 'labels.db'}")
-    try:
-        added, refused = LabelStore(database).add(tasks)
-    finally:
-        database.close()
+    with opened(project) as store:
+        added, refused = store.add(tasks)
     left = [f"{len(refused)} are there already or cannot be shown"] if refused else []
     left += [f"{alone} have no other answer to their prompt"] if alone else []
     return f"{added} answers wait for people in {project}" + (f" ({'; '.join(left)})" if left else "")

@@ -7,8 +7,7 @@ gives a thumb is no random choice. A comparison measures models that were traine
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -30,8 +29,7 @@ from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records,
 from trimtab.records.annotation import judgements_of, rating_of
 from trimtab.storage import RunFolder
 from trimtab.storage.chat import TO_A_PERSON, record_round
-from trimtab.storage.database import Database
-from trimtab.storage.labels import LabelStore
+from trimtab.storage.labels import opened
 from trimtab.storage.snapshot import (
     Snapshot,
     comparisons_and_judgements,
@@ -87,7 +85,7 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     measured = measure(votes.items, votes.judgements)
     write_json(folder / MEASURED, {"pairs": measured, "dropped": dict(votes.dropped), "project": config.project})
     if not exported:
-        with _store(config, source) as store:
+        with opened(source, config.database) as store:
             record_round(store, f"{context.config.name}, round {context.run.number}", people)
     for line in measured_lines(measured):
         context.ui.say(f"  {line}")
@@ -118,17 +116,8 @@ def _of_project(config: VotesConfig, folder: Path) -> Collected:
             f"{config.project}: holds neither labels.db nor judgements.jsonl; name the project of `trimtab serve "
             "--chat` or `trimtab annotate`, or an export in the format judgements"
         )
-    with _store(config, folder) as store:
+    with opened(folder, config.database) as store:
         return of_snapshot(take_snapshot(store))
-
-
-@contextmanager
-def _store(config: VotesConfig, folder: Path) -> Iterator[LabelStore]:
-    database = Database(config.database or f"sqlite:///{folder / 'labels.db'}")
-    try:
-        yield LabelStore(database)
-    finally:
-        database.close()
 
 
 def of_snapshot(snapshot: Snapshot) -> Collected:

@@ -17,7 +17,8 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
@@ -38,7 +39,7 @@ from trimtab.storage.submissions import Receipt
 from trimtab.storage.tasks import Refused, duplicate, unusable
 from trimtab.storage.transaction import Transaction, read_config
 
-__all__ = ["Assignment", "HistoryEntry", "LabelStore", "Progress", "Receipt"]
+__all__ = ["Assignment", "HistoryEntry", "LabelStore", "Progress", "Receipt", "opened"]
 
 
 class LabelStore:
@@ -350,3 +351,10 @@ class LabelStore:
         """How many items a person has judged."""
         with self.database.read() as c:
             return c.scalar(select(func.count()).where(judgements.c.person_id == person)) or 0
+
+
+@contextmanager
+def opened(folder: Path, url: str | None = None) -> Iterator[LabelStore]:
+    """The store of the project in a folder, or in the database at a URL; closed at the end."""
+    with closing(Database(url or f"sqlite:///{folder / 'labels.db'}")) as database:
+        yield LabelStore(database)
