@@ -111,9 +111,7 @@ class _Round:
         return self.run.number
 
     def done(self, stage: str, *made_from: str) -> bool:
-        status = self.run.status(stage)
-        done = status is not None and status.state == "done"
-        return done and all(self.run.made_from(stage, earlier) for earlier in made_from)
+        return self.run.is_finished(stage) and all(self.run.made_from(stage, earlier) for earlier in made_from)
 
     @cached_property
     def config(self) -> RunConfig:

@@ -229,9 +229,8 @@ def _results(run: RunFolder, stage: str) -> str:
                 f"{result.longest.value:.1%}"
             )
         return "\n".join(lines)
-    status = run.status("evaluate")
     trained = {"sft": "sft", "policy": "align"}[stage]
-    if status is None or status.state != "done" or not run.made_from("evaluate", trained):
+    if not run.is_finished("evaluate") or not run.made_from("evaluate", trained):
         return "\n".join(lines)
     evaluation = read_evaluation(run.stage("evaluate"))
     judges = {"gold": "the simulated utility", "proxy": "the rewards it was trained on"}

@@ -17,8 +17,7 @@ def round_rows(run: RunFolder) -> tuple[RoundRow, ...]:
 
 
 def _row(run: RunFolder) -> RoundRow | None:
-    status = run.status("evaluate")
-    if status is None or status.state != "done" or not run.made_from("evaluate", "align"):
+    if not run.is_finished("evaluate") or not run.made_from("evaluate", "align"):
         return None
     result = read_evaluation(run.stage("evaluate"))
     start = result.models[-2]

@@ -115,9 +115,8 @@ def _by_votes(run: RunFolder) -> bool:
 def _is_finished(run: RunFolder) -> bool:
     evaluated = load_recipe(run.path / "config.yaml").evaluate is not None
     stages = ("align", "evaluate", "report") if evaluated else ("align",)
-    states = [run.status(stage) for stage in stages]
     fresh = all(run.made_from(later, earlier) for earlier, later in pairwise(stages))
-    return fresh and all(s is not None and s.state == "done" for s in states) and run.newest().number >= run.number
+    return fresh and all(run.is_finished(stage) for stage in stages) and run.newest().number >= run.number
 
 
 def _config(before: RunConfig, votes: Path | None, database: str | None, overrides: Sequence[str]) -> RunConfig:

@@ -100,8 +100,7 @@ def check_labels(run: RunFolder) -> None:
     """
     file = run.path / "config.yaml"
     source = (read_yaml(file).get("label") or {}).get("source") if file.is_file() else None
-    collected = run.status("label")
-    if source == "votes" and collected is not None and collected.state == "done":
+    if source == "votes" and run.is_finished("label"):
         raise ConfigError(
             f"{run.path} was made by `trimtab round` from votes, and this recipe would make round {run.number} from "
             f"other labels. Set rounds: {run.number - 1} and continue with `trimtab round {run.first.path}`, or give "

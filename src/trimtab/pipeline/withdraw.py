@@ -91,7 +91,7 @@ def withdraw(
     run, ui = open_run(path), ui or Ui()
     config = load_recipe(path / "config.yaml")
     with run.lock(), interruptible() as stopping:
-        rounds = [r for r in run.rounds() if r.number == 1 or _is_done(r, "label")]
+        rounds = [r for r in run.rounds() if r.number == 1 or r.is_finished("label")]
         counts = {r.number: Counter(str(v.annotator) for v in (*_judgements(r), *thumbs_of(r))) for r in rounds}
         _check_known(run, annotators, counts)
         out = out or _beside(path.resolve(), annotators)
@@ -134,7 +134,7 @@ def withdraw(
                     stages = plan_stages(resolved, recipe, new, until)
                     run_round(resolved, recipe, PlannedRound(run=new, stages=stages), ui, stopping)
                 _compare(change, r, new)
-                change.again = [name for name in names if not _is_done(new, name)]
+                change.again = [name for name in names if not new.is_finished(name)]
             for r, change in zip(rounds, changes, strict=True):
                 if not change.copied:
                     change.again = [s.name for s in stages_of(load_recipe(r.path / "config.yaml"), r.number)]
@@ -149,12 +149,7 @@ def _beside(run: Path, annotators: Sequence[str]) -> Path:
 
 
 def _judgements(run: RunFolder) -> list[Judgement]:
-    return read_records(run.stage("label") / "judgements.jsonl", Judgement) if _is_done(run, "label") else []
-
-
-def _is_done(run: RunFolder, stage: str) -> bool:
-    status = run.status(stage)
-    return status is not None and status.state == "done"
+    return read_records(run.stage("label") / "judgements.jsonl", Judgement) if run.is_finished("label") else []
 
 
 def _stands_alone(run: RunFolder) -> bool:
@@ -186,7 +181,7 @@ def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: C
     """Copy the stages that stay, the labels without those of the annotators."""
     write_atomic(target.path / "config.yaml", dump_config(config))
     for stage in COPIED if config.label is not None else [s.name for s in stages_of(config) if s.name != "report"]:
-        if _is_done(source, stage):
+        if source.is_finished(stage):
             shutil.copytree(source.stage(stage), target.stage(stage))
     if config.label is not None:
         _take_out(target.stage("label"), annotators)
@@ -225,7 +220,9 @@ def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
     """Fill in which preferences changed, and the reward models' accuracy."""
     file = "preferences.jsonl"
     before, after = (
-        {p.id: p for p in read_records(r.stage("preferences") / file, Preference)} if _is_done(r, "preferences") else {}
+        {p.id: p for p in read_records(r.stage("preferences") / file, Preference)}
+        if r.is_finished("preferences")
+        else {}
         for r in (old, new)
     )
     change.pairs_before, change.pairs_after = len(before), len(after)
@@ -237,7 +234,7 @@ def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
     differ = sum(any(getattr(a, name) != getattr(b, name) for name in same) for a, b in both)
     change.changed = differ - len(change.flipped)
     for when, r in (("before", old), ("after", new)):
-        if _is_done(r, "reward"):
+        if r.is_finished("reward"):
             evaluation = read_reward_result(r.stage("reward")).evaluation
             if evaluation is not None:
                 change.accuracy[when] = evaluation.accuracy.model_dump(mode="json")

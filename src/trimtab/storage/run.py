@@ -25,7 +25,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,6 +158,11 @@ class RunFolder:
         """What the stage's status file says; None if there is none."""
         return _read_status(self.stage(name))
 
+    def is_finished(self, name: str) -> bool:
+        """True if the stage's status file says that it was finished, under whatever settings."""
+        status = self.status(name)
+        return status is not None and status.state == "done"
+
     def is_done(self, name: str, fingerprint: str) -> bool:
         """True if the stage was finished with this fingerprint and its outputs are as they were written."""
         status = self.status(name)
@@ -206,7 +211,7 @@ class RunFolder:
         status = self.status(name)
         if status is not None:
             peak = max(status.memory_gb, memory_gb)
-            self._write(_replace(status, seconds=status.seconds + seconds, memory_gb=peak))
+            self._write(replace(status, seconds=status.seconds + seconds, memory_gb=peak))
 
     def peak_memory(self) -> float | None:
         """Largest memory of any finished stage, in 10⁹ bytes."""
@@ -223,13 +228,12 @@ class RunFolder:
         hashes = {file: sha256_file(folder / file) for file in outputs}
         total = status.seconds + seconds
         peak = max(status.memory_gb, memory_gb)
-        done = _replace(status, state="done", seconds=total, counts=dict(counts), outputs=hashes, memory_gb=peak)
+        done = replace(status, state="done", seconds=total, counts=dict(counts), outputs=hashes, memory_gb=peak)
         self._write(done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _write(self, status: Status) -> None:
-        fields = {k: getattr(status, k) for k in Status.__dataclass_fields__}
-        write_json(self.stage(status.stage) / "status.json", fields)
+        write_json(self.stage(status.stage) / "status.json", asdict(status))
 
     def _move(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -339,8 +343,3 @@ def _read_status(folder: Path) -> Status | None:
         return Status(**fields)
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _replace(status: Status, **changes: Any) -> Status:
-    fields = {k: getattr(status, k) for k in Status.__dataclass_fields__}
-    return Status(**(fields | changes))
