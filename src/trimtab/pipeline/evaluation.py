@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import pstdev
 
 import torch
@@ -319,7 +319,6 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
 def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str, judge: str) -> WinRow:
     """How often one model's answers have a higher score than another's, and where they lost by most."""
     scores = {name: [r.rewards[judge] for r in answers[name]] for name in (model, against)}
-    result = win_rate(scores[model], scores[against])
     losses = [
         (score - opponent, rollout.prompt.id)
         for score, opponent, rollout in zip(scores[model], scores[against], answers[model], strict=True)
@@ -335,13 +334,7 @@ def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str,
         model=model,
         against=against,
         judge=judge,
-        rate=result.rate,
-        low=result.low,
-        high=result.high,
-        n=result.n,
-        wins=result.wins,
-        ties=result.ties,
-        losses=result.losses,
+        **asdict(win_rate(scores[model], scores[against])),
         worst=tuple(prompt for _, prompt in sorted(losses)[:WORST]),
         equal_length=None if equal is None else Interval(value=equal.rate, low=equal.low, high=equal.high),
     )

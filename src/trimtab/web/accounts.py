@@ -7,11 +7,10 @@ from fastapi.responses import RedirectResponse, Response
 
 from trimtab.errors import ConflictError, DataError
 from trimtab.storage.people import MIN_PASSWORD, Invitation, Person, name_key
-from trimtab.web.pages import fields, language_of, page, signed_in, start_session
+from trimtab.web.pages import Fields, language_of, page, signed_in, start_session
 from trimtab.web.strings import catalogues, translate, translate_error
 
 router = APIRouter(include_in_schema=False)
-Fields = Annotated[dict[str, str], Depends(fields)]
 Anybody = Annotated[Person, Depends(signed_in())]
 COHORTS = ("language", "region", "expertise")
 """Groups people are asked for; all optional, freely named."""

@@ -11,7 +11,7 @@ from trimtab.errors import ConflictError
 from trimtab.records.annotation import Submission, Task, disagree
 from trimtab.storage.form import Form
 from trimtab.storage.people import Person
-from trimtab.web.pages import fields, page, signed_in, translator
+from trimtab.web.pages import Fields, page, signed_in, translator
 from trimtab.web.words import in_words
 from trimtab.web.work import task_html
 
@@ -70,7 +70,7 @@ def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
 
 
 @router.post("/adjudicate/retire")
-def retire(request: Request, person: Adjudicator, given: Annotated[dict[str, str], Depends(fields)]) -> Response:
+def retire(request: Request, person: Adjudicator, given: Fields) -> Response:
     """Take a broken item out."""
     request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)

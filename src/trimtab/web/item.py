@@ -13,14 +13,13 @@ from trimtab.records.annotation import Task
 from trimtab.records.types import content_id
 from trimtab.storage.curation import LogEntry
 from trimtab.storage.people import Person
-from trimtab.web.pages import fields, language_of, page, signed_in, translator
+from trimtab.web.pages import Fields, language_of, page, signed_in, translator
 from trimtab.web.strings import translate_error
 from trimtab.web.words import LETTERS, expected, in_words
 from trimtab.web.work import shown_texts
 
 router = APIRouter(include_in_schema=False, prefix="/manage/item")
 Owner = Annotated[Person, Depends(signed_in("owner"))]
-Fields = Annotated[dict[str, str], Depends(fields)]
 _SEPARATORS = ("\n", "\n\n", "", " ")
 """What may stand between the steps of an answer."""
 

@@ -22,12 +22,11 @@ from trimtab.storage.tasks import Refused
 from trimtab.web.dashboard import dashboard
 from trimtab.web.exchange import FORMATS, export_zip
 from trimtab.web.items_file import tasks_in
-from trimtab.web.pages import fields, link_to, page, signed_in, translator
+from trimtab.web.pages import Fields, link_to, page, signed_in, translator
 from trimtab.web.words import left_out_words
 
 router = APIRouter(include_in_schema=False, prefix="/manage")
 Owner = Annotated[Person, Depends(signed_in("owner"))]
-Fields = Annotated[dict[str, str], Depends(fields)]
 
 
 @router.get("")

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
@@ -48,6 +48,9 @@ async def fields(request: Request) -> dict[str, str]:
     if any("\x00" in value for value in given.values()):
         raise DataError("the form holds a NUL character; remove it")
     return given
+
+
+Fields = Annotated[dict[str, str], Depends(fields)]
 
 
 def page(request: Request, template: str, person: Person | None, *, status: int = 200, **values: Any) -> HTMLResponse:
