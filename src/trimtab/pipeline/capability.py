@@ -23,7 +23,7 @@ from trimtab.evals import (
     load_capability,
 )
 from trimtab.files import write_json
-from trimtab.models import Encoded, Role, collate
+from trimtab.models import Chat, Encoded, Role, collate
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context
 from trimtab.records import Demonstration, Message, Prompt, read_records
@@ -141,7 +141,7 @@ class _Measuring:
     def margins(self, choices: Sequence[tuple[str, str, str]]) -> dict[str, float]:
         """Log p of the right answer − log p of the wrong one, in nats, by question."""
         pairs = [(question, text) for question, right, wrong in choices for text in (right, wrong)]
-        encoded = self._usable("margins", pairs, lambda pair: self.chat.answer(_turns(pair[0]), pair[1]))
+        encoded = self._usable("margins", pairs, lambda pair: self.chat.answer(asked(pair[0]), pair[1]))
         sums = response_logprobs(self.role, [e for _, e in encoded])
         logprobs = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
         margins = {
@@ -153,7 +153,7 @@ class _Measuring:
 
     def text_losses(self, texts: Sequence[str]) -> dict[str, float]:
         """Negative log-likelihood of plain texts, in nats per token."""
-        encoded = self._usable("texts", texts, self._encode_text)
+        encoded = self._usable("texts", texts, lambda text: encode_passage(self.chat, text))
         return self._finite("texts", dict(zip([text for text, _ in encoded], self._losses(encoded), strict=True)))
 
     def demonstration_losses(self, demonstrations: Sequence[Demonstration]) -> dict[str, float]:
@@ -198,12 +198,8 @@ class _Measuring:
             self.reasons[part] = f"{len(items) - len(usable)} of {len(items)} left out: {reason}"
         return usable
 
-    def _encode_text(self, text: str) -> Encoded | None:
-        tokens = self.chat.tokenizer.encode(text, add_special_tokens=False)[: self.chat.context]
-        return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1)) if len(tokens) > 1 else None
-
     def _encode_question(self, item: tuple[str, tuple[str, ...]]) -> Encoded:
-        tokens = self.chat.prompt(_turns(item[0]))
+        tokens = self.chat.prompt(asked(item[0]))
         if len(tokens) + ANSWER.max_new_tokens > self.chat.context:
             room = f"{len(tokens)} tokens and {ANSWER.max_new_tokens} of answer"
             raise DataError(f"a question of {room} does not fit model.context {self.chat.context}")
@@ -221,8 +217,15 @@ class _Measuring:
         return finite
 
 
-def _turns(question: str) -> list[Message]:
+def asked(question: str) -> list[Message]:
+    """A question as the user's turn."""
     return [Message(role="user", content=question)]
+
+
+def encode_passage(chat: Chat, text: str) -> Encoded | None:
+    """A text without a template, up to the context; None: it has fewer than two tokens."""
+    tokens = chat.tokenizer.encode(text, add_special_tokens=False)[: chat.context]
+    return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1)) if len(tokens) > 1 else None
 
 
 def response_logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:

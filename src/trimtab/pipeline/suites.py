@@ -14,9 +14,9 @@ from trimtab.evals.suites import LIKELIHOOD, Outcome, Suite, SuiteItem
 from trimtab.feedback.callables import load_callable
 from trimtab.feedback.verifiers import arithmetic, instructions
 from trimtab.models import Encoded, Role
-from trimtab.pipeline.capability import response_logprobs
+from trimtab.pipeline.capability import asked, encode_passage, response_logprobs
 from trimtab.pipeline.talk import open_model
-from trimtab.records import Message, Prompt, Rollout
+from trimtab.records import Prompt, Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig
 from trimtab.rollout.rewards import HttpReward, http_reward, numbers
 from trimtab.storage import RunFolder
@@ -125,9 +125,10 @@ def _likelihoods(role: Role, items: Sequence[SuiteItem]) -> dict[str, Outcome]:
         texts = item.options or (item.prompt,)
         try:
             for text in texts:
-                rows[item.id, text] = (
-                    _passage(role, text) if item.kind == "text" else chat.answer(_turns(item.prompt), text)
-                )
+                encoded = encode_passage(chat, text) if item.kind == "text" else chat.answer(asked(item.prompt), text)
+                if encoded is None:
+                    raise DataError("the passage has fewer than two tokens")
+                rows[item.id, text] = encoded
         except DataError as error:
             reasons[item.id] = str(error)
     logprobs = dict(zip(rows, response_logprobs(role, list(rows.values())), strict=True))
@@ -146,19 +147,6 @@ def _likelihoods(role: Role, items: Sequence[SuiteItem]) -> dict[str, Outcome]:
     return outcomes
 
 
-def _turns(prompt: str) -> list[Message]:
-    return [Message(role="user", content=prompt)]
-
-
-def _passage(role: Role, text: str) -> Encoded:
-    """A passage without a template, up to the context."""
-    chat = role.backbone.chat
-    tokens = chat.tokenizer.encode(text, add_special_tokens=False)[: chat.context]
-    if len(tokens) < 2:
-        raise DataError("the passage has fewer than two tokens")
-    return Encoded(tokens=tokens, response_mask=[False] + [True] * (len(tokens) - 1))
-
-
 def _not_finite(value: float) -> Outcome:
     return Outcome(reason=f"the number is not finite ({value})")
 
@@ -168,13 +156,13 @@ def _answers(role: Role, items: Sequence[SuiteItem], max_new_tokens: int, judge:
     chat, outcomes, fitting = role.backbone.chat, {}, []
     for item in items:
         try:
-            length = len(chat.prompt(_turns(item.prompt)))
+            length = len(chat.prompt(asked(item.prompt)))
             if length + max_new_tokens > chat.context:
                 raise DataError(f"{length} tokens and {max_new_tokens} of answer exceed the context of {chat.context}")
             fitting.append(item)
         except DataError as error:
             outcomes[item.id] = Outcome(reason=str(error))
-    prompts = [Prompt(id=i.id, messages=tuple(_turns(i.prompt)), metadata=i.metadata) for i in fitting]
+    prompts = [Prompt(id=i.id, messages=tuple(asked(i.prompt)), metadata=i.metadata) for i in fitting]
     sampling = SamplerConfig(temperature=0.0, max_new_tokens=max_new_tokens)
     rollouts = LocalSampler(role.backbone, sampling).generate(prompts, adapter=role.adapter, seed=0)
     scored = failed = 0

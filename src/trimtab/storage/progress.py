@@ -8,7 +8,7 @@ from sqlalchemy import Connection, case, func, or_, select
 
 from trimtab.records.annotation import Submission, Task
 from trimtab.storage.items import NEEDED, chunks
-from trimtab.storage.rows import submission_of
+from trimtab.storage.rows import CURRENT, submission_of
 from trimtab.storage.schema import batches, events, items, judgements, people
 
 
@@ -97,14 +97,8 @@ def read_submissions(
     c: Connection, *, after: int, limit: int | None, newest: bool, batch: str | None
 ) -> list[tuple[int, Submission]]:
     """(version, submission) of every current judgement."""
-    query = (
-        select(judgements.c.seq, events.c.body, people.c.pseudonym, items.c.uid)
-        .join(events, events.c.seq == judgements.c.seq)
-        .join(people, people.c.id == judgements.c.person_id)
-        .join(items, items.c.id == judgements.c.item_id)
-        .where(judgements.c.seq > after)
-        .order_by(judgements.c.seq.desc() if newest else judgements.c.seq)
-    )
+    order = judgements.c.seq.desc() if newest else judgements.c.seq
+    query = CURRENT.where(judgements.c.seq > after).order_by(order)
     if batch is not None:
         query = query.join(batches, batches.c.id == items.c.batch_id).where(batches.c.name == batch)
     if limit is not None:
@@ -115,10 +109,7 @@ def read_submissions(
 def read_history(c: Connection, person: int, *, before: int | None, limit: int) -> list[HistoryEntry]:
     """A person's judgements, newest first."""
     query = (
-        select(judgements.c.seq, events.c.body, items.c.body.label("task"), items.c.uid, people.c.pseudonym)
-        .join(events, events.c.seq == judgements.c.seq)
-        .join(items, items.c.id == judgements.c.item_id)
-        .join(people, people.c.id == judgements.c.person_id)
+        CURRENT.add_columns(items.c.body.label("task"))
         .where(judgements.c.person_id == person)
         .order_by(judgements.c.seq.desc())
         .limit(limit)

@@ -6,8 +6,15 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from trimtab.records.annotation import Submission, Task
-from trimtab.storage.schema import events, settings
+from trimtab.storage.schema import events, items, judgements, people, settings
 
+CURRENT = (
+    select(judgements.c.seq, events.c.body, people.c.pseudonym, items.c.uid)
+    .join(events, events.c.seq == judgements.c.seq)
+    .join(people, people.c.id == judgements.c.person_id)
+    .join(items, items.c.id == judgements.c.item_id)
+)
+"""Everybody's current judgements: the version, the event's body, who judged, and which item."""
 _SETTING = select(settings.c.value).where(settings.c.name == bindparam("name"))
 _NEW_EVENT = insert(events)
 

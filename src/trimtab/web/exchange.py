@@ -30,7 +30,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,7 +150,7 @@ def render(snapshot: Snapshot, format: str) -> dict[str, bytes]:
     """The files of an export by name, its ``manifest.json`` among them."""
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     tasks = snapshot.tasks if format == "trimtab" else tuple(_with_comments(snapshot))
-    snapshot = Snapshot(**{**vars(snapshot), "submissions": submissions, "tasks": tasks})
+    snapshot = replace(snapshot, submissions=submissions, tasks=tasks)
     dropped = Counter({_EARLIER[name]: count for name, count in snapshot.excluded.items() if count})
     written = _WRITERS[format](snapshot, dropped)
     files, rows = written.files, written.rows
