@@ -125,15 +125,8 @@ def _workers(workers):
         "annotator", "judged", "agrees with others", "first shown wins", "longest wins", "seconds", "too fast"
     )
     for w in workers:
-        shares = [
-            f"{_number(e.value)} {_interval(e)}".strip() for e in (w.agreement, w.first_shown_wins, w.longest_wins)
-        ]
-        table.add_row(
-            w.annotator,
-            str(w.judgements),
-            *shares,
-            *(f"{_number(e.value)} {_interval(e)}".strip() for e in (w.seconds, w.fast)),
-        )
+        estimates = (w.agreement, w.first_shown_wins, w.longest_wins, w.seconds, w.fast)
+        table.add_row(w.annotator, str(w.judgements), *map(_cell, estimates))
     return table
 
 
@@ -143,8 +136,7 @@ def _habits(model, habits):
 
     table = Table("annotator", "votes", "skill", "ties", "first shown wins", title=model, title_justify="left")
     for h in habits:
-        shares = [f"{_number(e.value)} {_interval(e)}".strip() for e in (h.skill, h.ties, h.position)]
-        table.add_row(h.annotator, str(h.votes), *shares)
+        table.add_row(h.annotator, str(h.votes), *map(_cell, (h.skill, h.ties, h.position)))
     return table
 
 
@@ -191,6 +183,10 @@ def _unread(snapshot) -> dict[str, int]:
         elif tasks[s.task].kind != "compare" and s.verdict != "judged":
             reasons[f"not judged: {s.verdict}"] += 1
     return dict(reasons)
+
+
+def _cell(estimate) -> str:
+    return f"{_number(estimate.value)} {_interval(estimate)}".strip()
 
 
 def _number(value: float | None) -> str:

@@ -210,27 +210,13 @@ def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> Trace:
 
 
 def _described(judgement: Judgement, r: _Round) -> TracedJudgement:
-    return TracedJudgement(
-        round=r.number,
-        id=judgement.id,
-        item=judgement.item,
-        annotator=judgement.annotator,
-        source=judgement.source,
-        criterion=judgement.criterion,
-        verdict=judgement.verdict,
-        created_at=judgement.created_at,
-    )
+    shared = {"id", "item", "annotator", "source", "criterion", "verdict", "created_at"}
+    return TracedJudgement(round=r.number, **judgement.model_dump(include=shared))
 
 
 def _pair(preference: Preference, r: _Round) -> TracedPair:
-    return TracedPair(
-        id=preference.id,
-        round=r.number,
-        ranks=preference.ranks,
-        probability=preference.probability,
-        weight=preference.weight,
-        judgements=preference.judgements,
-    )
+    shared = {"id", "ranks", "probability", "weight", "judgements"}
+    return TracedPair(round=r.number, **preference.model_dump(include=shared))
 
 
 def _from_pair(rounds: list[_Round], r: _Round, preference: Preference) -> Trace:

@@ -11,6 +11,7 @@ from trimtab.evals.suite_results import SuiteResults, compare_suites
 from trimtab.evals.suites import SAMPLES, Outcome, Suite, load_suite
 from trimtab.files import write_json
 from trimtab.pipeline.context import now
+from trimtab.pipeline.judging import plain
 from trimtab.pipeline.lm_eval_tasks import measure_tasks, require_lm_eval
 from trimtab.pipeline.reporting import machine, versions
 from trimtab.pipeline.suites import (
@@ -76,7 +77,7 @@ def compare_on_suites(
     results = compare_suites([*suites, *task_suites], outcomes, seed=options.seed)
     results = results.model_copy(update={"checkpoints": _checkpoints(targets)})
     folder = _folder(targets) if out is None else out
-    write_json(folder / "outcomes.json", _plain(outcomes))
+    write_json(folder / "outcomes.json", plain(outcomes))
     page = write_suites(results, folder, created_at=now(), made=_facts(targets, options))
     return results, page
 
@@ -138,15 +139,4 @@ def _facts(targets: Sequence[str], options: SuiteOptions) -> dict[str, str]:
         "Seed": str(options.seed),
         "Machine": machine(),
         "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-    }
-
-
-def _plain(outcomes: dict[str, dict[str, dict[str, Outcome]]]) -> dict[str, Any]:
-    """The outcomes by model, suite and item, as plain values."""
-    return {
-        model: {
-            suite: {item: outcome.model_dump(exclude_defaults=True) for item, outcome in by_item.items()}
-            for suite, by_item in by_suite.items()
-        }
-        for model, by_suite in outcomes.items()
     }

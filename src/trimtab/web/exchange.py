@@ -52,7 +52,8 @@ from trimtab.records.annotation import (
     rating_of,
     step_label_of,
 )
-from trimtab.records.types import Message, strict_pairs
+from trimtab.records.trl import trl_rows
+from trimtab.records.types import strict_pairs
 from trimtab.storage.chat import record_export
 from trimtab.storage.curation import comments_by_item
 from trimtab.storage.labels import LabelStore
@@ -257,11 +258,9 @@ def _trl(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
     decided = {s.task for s in snapshot.submissions if s.adjudication}
     with_margin = any(p.margin is not None for p in preferences)
     rows = [
-        {
-            "prompt": [m.model_dump() for m in p.prompt.messages],
-            "chosen": _turn(better.text),
-            "rejected": _turn(worse.text),
-            **({"margin": p.margin or 0.0} if with_margin else {}),
+        row
+        | ({"margin": p.margin or 0.0} if with_margin else {})
+        | {
             "chosen_model": better.model,
             "rejected_model": worse.model,
             "item": p.id,
@@ -271,7 +270,7 @@ def _trl(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
             "metadata": p.prompt.metadata | p.metadata,
         }
         for p in preferences
-        for better, worse in strict_pairs(p)
+        for row, (better, worse) in zip(trl_rows(p), strict_pairs(p), strict=True)
     ]
     used = 0
     for preference in preferences:
@@ -293,12 +292,7 @@ def _unpaired(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
     for task, s in _judged(snapshot, dropped, "thumbs"):
         rating = rating_of(task, s)
         assert rating is not None, "a judged thumb says good or bad"
-        row = {
-            "prompt": [m.model_dump() for m in rating.prompt.messages],
-            "completion": _turn(rating.completion.text),
-            "label": rating.good,
-        }
-        rows.append(row | _origin(task, s))
+        rows += [row | _origin(task, s) for row in trl_rows(rating)]
     return _jsonl({"ratings.jsonl": rows}, used=len(rows))
 
 
@@ -425,10 +419,6 @@ def _judged(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind) -> list[t
         else:
             judged.append((task, s))
     return judged
-
-
-def _turn(text: str) -> list[dict[str, str]]:
-    return [Message(role="assistant", content=text).model_dump()]
 
 
 def _jsonl(files: Mapping[str, Iterable[Any]], *, used: int, **counts: Any) -> _Written:
