@@ -1,5 +1,6 @@
 """A reward model of several objectives: preferences by criterion, and one evaluation for each."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,7 @@ def of_criteria(preferences: Sequence[Preference], objectives: Sequence[str], so
     Raises:
         DataError: no preference is about an objective, or, without objectives, they are about several criteria.
     """
-    counts: dict[str, int] = {}
-    for p in preferences:
-        counts[p.criterion] = counts.get(p.criterion, 0) + 1
+    counts = Counter(p.criterion for p in preferences)
     if not objectives:
         if len(counts) > 1:
             raise DataError(

@@ -236,14 +236,14 @@ FORMATS: dict[str, Format] = {
             columns="messages",
             matches=rows.has("messages"),
             uses=rows.uses_turns("messages"),
-            read=rows.read_messages,
+            read=rows.read_turns("messages"),
         ),
         Format(
             name="sharegpt",
             columns="conversations",
             matches=rows.has("conversations"),
             uses=rows.uses_turns("conversations"),
-            read=rows.read_sharegpt,
+            read=rows.read_turns("conversations"),
         ),
         Format(
             name="alpaca",

@@ -359,20 +359,15 @@ def read_prompt_completion(columns: Columns, metadata: dict[str, Any]) -> list[R
     return [_conversation([*prompt.messages, *answer], metadata, untrained)]
 
 
-def read_messages(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
-    """A conversation in ``messages``."""
-    return [_read_turns(columns, "messages", metadata)]
+def read_turns(name: str) -> Callable[[Columns, dict[str, Any]], list[Record]]:
+    """A conversation in a column of turns."""
 
+    def read(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
+        given = {name: cells.listing(columns, name)}
+        turns = cells.begin(columns, cells.messages(given, name))
+        return [_rated_or_shown(columns, turns, metadata, _untrained(given, name))]
 
-def read_sharegpt(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
-    """A conversation in ``conversations``."""
-    return [_read_turns(columns, "conversations", metadata)]
-
-
-def _read_turns(columns: Columns, name: str, metadata: dict[str, Any]) -> Record:
-    given = {name: cells.listing(columns, name)}
-    turns = cells.begin(columns, cells.messages(given, name))
-    return _rated_or_shown(columns, turns, metadata, _untrained(given, name))
+    return read
 
 
 def read_alpaca(columns: Columns, metadata: dict[str, Any]) -> list[Record]:
