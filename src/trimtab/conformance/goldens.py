@@ -159,21 +159,18 @@ _WEIGHED = {
 }  # fmt: skip
 
 
-def _gspo_slopes(
-    logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor, advantages: Tensor, eps: float
-) -> Tensor:
-    """d/d log π of GSPO's loss of each answer."""
-    leaf = logprobs.clone().requires_grad_()
-    log_ratio = algos.sequence_log_ratio(leaf, old_logprobs, response_mask)
+def _gspo_loss(logprobs: Tensor, old_logprobs: Tensor, response_mask: Tensor, advantages: Tensor, eps: float) -> Tensor:
+    """GSPO's loss of each answer."""
+    log_ratio = algos.sequence_log_ratio(logprobs, old_logprobs, response_mask)
     start = torch.zeros_like(log_ratio)
     losses = algos.clipped_policy_loss(log_ratio, start, advantages, response_mask, eps_low=eps, eps_high=eps)
-    return torch.autograd.grad(algos.masked_mean(losses, response_mask, dim=1).sum(), leaf)[0]
+    return algos.masked_mean(losses, response_mask, dim=1)
 
 
-def _cispo_slopes(logprobs: Tensor, **inputs: Any) -> Tensor:
-    """d/d log π of CISPO's loss of each token."""
+def _slopes(loss: Callable[..., Tensor], logprobs: Tensor, **inputs: Any) -> Tensor:
+    """d/d log π of the sum of a loss."""
     leaf = logprobs.clone().requires_grad_()
-    return torch.autograd.grad(algos.cispo_loss(leaf, **inputs).sum(), leaf)[0]
+    return torch.autograd.grad(loss(leaf, **inputs).sum(), leaf)[0]
 
 
 GOLDENS: dict[str, Golden] = {
@@ -376,13 +373,14 @@ GOLDENS: dict[str, Golden] = {
     ),
     "gspo, coefficients of the scores": Golden(  # of answers with advantages 2 and 1; the second is clipped
         inputs=_ANSWERS | {"advantages": t(2.0, 2.0, 2.0, 1.0, 1.0, 1.0).view(2, 3), "eps": 0.2},
-        expected=(-0.778800783, -0.778800783, 0.0, 0.0, 0.0, 0.0), ours=_gspo_slopes,
+        expected=(-0.778800783, -0.778800783, 0.0, 0.0, 0.0, 0.0), ours=partial(_slopes, _gspo_loss),
     ),
     "cispo": Golden(  # ratios ½, 1 and 8, the last one's weight cut to 5
         inputs=_WEIGHED | {"eps_low": 1.0, "eps_high": 4.0}, expected=(1.0, 4.0, -30.0), ours=algos.cispo_loss
     ),
     "cispo, coefficients of the scores": Golden(
-        inputs=_WEIGHED | {"eps_low": 1.0, "eps_high": 4.0}, expected=(-1.0, -2.0, 10.0), ours=_cispo_slopes
+        inputs=_WEIGHED | {"eps_low": 1.0, "eps_high": 4.0}, expected=(-1.0, -2.0, 10.0),
+        ours=partial(_slopes, algos.cispo_loss),
     ),
     "bootstrapped rewards": Golden(  # a cut answer of two tokens, one that ended
         inputs={"rewards": t(0.0, 1.0, 9.0, 0.0, 0.0, 1.0).view(2, 3), "last_values": t(3.0, 3.0),

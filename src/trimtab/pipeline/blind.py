@@ -21,7 +21,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.evals import Reading, WinRow
 from trimtab.feedback import clustered_wilson_interval
 from trimtab.files import sha256_json, write_json
-from trimtab.pipeline.blind_files import EMPTY, Row, check_suffix, read_rows, same_text, write_rows
+from trimtab.pipeline.blind_files import EMPTY, check_suffix, read_rows, same_text, write_rows
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import now
 from trimtab.records import Comparison, Completion, Judgement, Prompt, Record, Rollout, read_records, write_records
@@ -317,7 +317,8 @@ def _from_file(
             continue
         key, item = places[row_id]
         texts = [item.comparison.completions[i].text for i in item.shown]
-        if any(cell and not same_text(cell, text) for cell, text in zip(_cells(row), texts, strict=True)):
+        cells = (row.values["A"], row.values["B"])
+        if any(cell and not same_text(cell, text) for cell, text in zip(cells, texts, strict=True)):
             wrong.setdefault("A or B is not the answer that was written there", []).append(row_id)
             continue
         preferred = row.values["preferred"].lower()
@@ -342,10 +343,6 @@ def _from_file(
         result.empty += not preferred
     problems += [f"{path}: {problem}: {_some(ids)}" for problem, ids in wrong.items()]
     return judgements
-
-
-def _cells(row: Row) -> tuple[str, str]:
-    return row.values["A"], row.values["B"]
 
 
 def _judgements(

@@ -234,15 +234,10 @@ def best_of(pool: Sequence[Rollout], scores: Sequence[float], n: int) -> list[Ro
     return [pool[max(range(i, i + n), key=lambda j: (scores[j], -j))] for i in range(0, len(pool), n)]
 
 
-def with_reward(rollout: Rollout, name: str, value: float) -> Rollout:
-    """The rollout with one more named reward."""
-    return replace(rollout, rewards=rollout.rewards | {name: value})
-
-
 def add_gold(gold: Utility, answers: Mapping[str, Sequence[Rollout]]) -> dict[str, list[Rollout]]:
     """All answers with their score by the simulated gold utility."""
     return {
-        name: [with_reward(r, "gold", float(gold(r.prompt, r.completion))) for r in rollouts]
+        name: [replace(r, rewards=r.rewards | {"gold": float(gold(r.prompt, r.completion))}) for r in rollouts]
         for name, rollouts in answers.items()
     }
 

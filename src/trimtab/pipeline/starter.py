@@ -36,8 +36,8 @@ from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.starter_facts import RECORDS, Answers, Data, Kind, Lengths
 from trimtab.pipeline.starter_text import beside, recipe_text, starter_constitution, starter_prompts
-from trimtab.records import Demonstration, Message, Preference, Prompt, Rating, load
-from trimtab.records.check import check
+from trimtab.records import Message, Prompt, load
+from trimtab.records.check import check, parts
 
 MEASURED = 1000
 """Records whose tokens are counted."""
@@ -193,15 +193,9 @@ def _conversations(data: Data | None) -> list[tuple[Sequence[Message], list[str]
     step = max(1, len(records) // MEASURED)
     pairs: list[tuple[Sequence[Message], list[str]]] = []
     for record in records[::step][:MEASURED]:
-        match record:
-            case Preference():
-                pairs.append((record.prompt.messages, [c.text for c in record.completions]))
-            case Rating():
-                pairs.append((record.prompt.messages, [record.completion.text]))
-            case Demonstration() if record.messages[-1].role == "assistant" and len(record.messages) > 1:
-                pairs.append((record.messages[:-1], [record.messages[-1].content]))
-            case Prompt():
-                pairs.append((record.messages, []))
+        prompt, answers = parts(record)
+        if prompt and (answers or isinstance(record, Prompt)):
+            pairs.append((prompt, answers))
     return pairs
 
 

@@ -196,11 +196,7 @@ def _states(row: Row[Any]) -> tuple[State, ...]:
 
 
 def read_item(tx: Transaction, uid: str) -> ItemDetails:
-    """Everything about one item.
-
-    Raises:
-        DataError: there is no such item.
-    """
+    """Everything about one item; see :meth:`~trimtab.storage.labels.LabelStore.item`."""
     item = tx.item(uid)
     return ItemDetails(
         summary=_summaries(tx.c, [item])[0], submissions=_submissions(tx.c, item), log=_log(tx.c, item.id)
@@ -271,11 +267,7 @@ def comments_by_item(log: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, 
 
 
 def add_comment(tx: Transaction, uid: str, text: str, *, person: int) -> None:
-    """Add an owner's comment to an item.
-
-    Raises:
-        DataError: the comment is empty.
-    """
+    """Add an owner's comment to an item; see :meth:`~trimtab.storage.labels.LabelStore.comment`."""
     text = _checked(text, "comment")
     if not text:
         raise DataError("the comment is empty; write one")
@@ -290,11 +282,7 @@ def retire(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
 
 
 def restore(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
-    """Put a retired item back; its judgements count again, and free slots are queued.
-
-    Raises:
-        ConflictError: a correction replaces the item, and is in use.
-    """
+    """Put a retired item back and queue its free slots; see :meth:`~trimtab.storage.labels.LabelStore.restore`."""
     item = tx.item(uid)
     if not item.retired:
         return

@@ -233,11 +233,7 @@ class LabelStore:
         """Correct an item; returns the id of the item that holds the correction.
 
         A text that differs makes a new item, and the old one is retired with its judgements; metadata and names of
-        models are changed in place. See :func:`~trimtab.storage.curation.correct`.
-
-        Raises:
-            ConflictError: changed or retired since, or another item has this text already.
-            DataError: the correction cannot be shown to people.
+        models are changed in place. See :func:`~trimtab.storage.curation.correct`, also for what is raised.
         """
         with self.writing() as tx:
             return curation.correct(tx, task, corrected, person=person, reason=reason)
