@@ -85,7 +85,7 @@ class Sizing:
 
     def records(self, source: str | None, kind: type) -> Sequence[Any]:
         """Records of a data file; none where it is not here to be read."""
-        path = next((p for p in self.places(source) if p.is_file()), None)
+        path = self.file(source)
         if path is None:
             return ()
         return load(path, kind=kind, format=self.config.data.format, limit=self.config.data.limit).records
@@ -94,9 +94,10 @@ class Sizing:
         """Rows in a data file; 0 where it is not here to be counted."""
         return len(self.records(source, kind))
 
-    def places(self, source: str | None) -> tuple[Path, ...]:
-        """Where a data file may be."""
-        return () if source is None else (Path(source), self.recipe.parent / source)
+    def file(self, source: str | None) -> Path | None:
+        """A data file here or beside the recipe; None: it is in neither place."""
+        places = () if source is None else (Path(source), self.recipe.parent / source)
+        return next((path for path in places if path.is_file()), None)
 
     @cached_property
     def prompts(self) -> int:
@@ -258,7 +259,7 @@ def process_cost(sizing: Sizing) -> Cost:
     """Passes over the solutions, and drawing solutions and their continuations where rollouts label the steps."""
     process, data = sizing.config.process, sizing.config.data
     assert process is not None
-    path = next((p for p in sizing.places(data.steps) if p.is_file()), None)
+    path = sizing.file(data.steps)
     count = 0 if path is None else len(load_steps(path, limit=data.limit).records)
     drawn, what, rollouts = 0, "", process.rollouts
     if rollouts is not None:

@@ -126,9 +126,8 @@ class _Source:
             run = run.newest()
         own = run.stage(name) / "config.yaml"
         config = load_recipe(own if own.is_file() else path / "config.yaml")
-        section = {"sft": config.sft, "policy": config.align, "reward": config.reward}[stage]
-        if section is None:
-            trained = {"sft": config.sft, "policy": config.align, "reward": config.reward}
+        trained = {"sft": config.sft, "policy": config.align, "reward": config.reward}
+        if trained[stage] is None:
             others = [other for other, there in trained.items() if there is not None]
             hint = f"it has {', '.join(others)}" if others else "it trains nothing"
             raise ConfigError(f"{path}: the recipe has no section {name!r}, so there is no {stage} model; {hint}")
