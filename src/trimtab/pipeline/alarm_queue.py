@@ -11,7 +11,7 @@ from trimtab.errors import DataError
 from trimtab.evals import RunAlarm
 from trimtab.records import Completion, Rollout, read_records
 from trimtab.records.annotation import Task
-from trimtab.storage.labels import opened
+from trimtab.storage.labels import open_store
 
 
 def queue_samples(
@@ -40,7 +40,7 @@ def queue_samples(
         answers.sort(key=lambda answer: answer.text)  # the place says nothing about the alarm
         tasks.append(Task.of(rollout.prompt, answers, batch=f"alarm-{alarm.probe}-step-{alarm.step}"))
     project.mkdir(parents=True, exist_ok=True)
-    with opened(project) as store:
+    with open_store(project) as store:
         added, refused = store.add(tasks)
     left = [f"{len(refused)} are there already or cannot be shown"] if refused else []
     left += [f"{alone} have no other answer to their prompt"] if alone else []

@@ -376,7 +376,7 @@ def put_in_app(run: RunFolder, key: BlindKey) -> tuple[Path, int, int]:
     Answers that are the same cannot be shown to people there and are left out.
     """
     from trimtab.records.annotation import Task
-    from trimtab.storage.labels import opened
+    from trimtab.storage.labels import open_store
 
     write_key(run, key)
     folder = run.path / "blind-annotation"
@@ -385,7 +385,7 @@ def put_in_app(run: RunFolder, key: BlindKey) -> tuple[Path, int, int]:
     for item in key.items:
         texts = [item.comparison.completions[i].text for i in item.shown]
         tasks.append(Task.of(item.comparison.prompt, texts, id=item.id, batch=f"{key.name}-{key.digest[:8]}"))
-    with opened(folder) as store:
+    with open_store(folder) as store:
         added, refused = store.add(tasks)
     return folder, added, sum("duplicate" not in r.reason for r in refused)
 
@@ -393,12 +393,12 @@ def put_in_app(run: RunFolder, key: BlindKey) -> tuple[Path, int, int]:
 def _from_app(folder: Path, places: _Places) -> _Read:
     """People's judgements in an annotation project; of a changed judgement, the newest version."""
     from trimtab.records.annotation import OVERALL, judgements_of
-    from trimtab.storage.labels import opened
+    from trimtab.storage.labels import open_store
     from trimtab.storage.snapshot import take_snapshot
 
     if not (folder / "labels.db").is_file():
         raise DataError(f"{folder}: holds no labels.db; name a filled-in file or the folder of an annotation project")
-    with opened(folder) as store:
+    with open_store(folder) as store:
         snapshot = take_snapshot(store)
     tasks = {task.id: task for task in snapshot.tasks if task.id in places and task.id not in snapshot.retired}
     judgements: _Read = []

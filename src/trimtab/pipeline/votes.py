@@ -29,7 +29,7 @@ from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records,
 from trimtab.records.annotation import judgements_of, rating_of
 from trimtab.storage import RunFolder
 from trimtab.storage.chat import TO_A_PERSON, record_round
-from trimtab.storage.labels import opened
+from trimtab.storage.labels import open_store
 from trimtab.storage.snapshot import (
     Snapshot,
     comparisons_and_judgements,
@@ -85,7 +85,7 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     measured = measure(votes.items, votes.judgements)
     write_json(folder / MEASURED, {"pairs": measured, "dropped": dict(votes.dropped), "project": config.project})
     if not exported:
-        with opened(source, config.database) as store:
+        with open_store(source, config.database) as store:
             record_round(store, f"{context.config.name}, round {context.run.number}", people)
     for line in measured_lines(measured):
         context.ui.say(f"  {line}")
@@ -116,7 +116,7 @@ def _of_project(config: VotesConfig, folder: Path) -> Collected:
             f"{config.project}: holds neither labels.db nor judgements.jsonl; name the project of `trimtab serve "
             "--chat` or `trimtab annotate`, or an export in the format judgements"
         )
-    with opened(folder, config.database) as store:
+    with open_store(folder, config.database) as store:
         return of_snapshot(take_snapshot(store))
 
 

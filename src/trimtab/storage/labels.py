@@ -39,7 +39,7 @@ from trimtab.storage.submissions import Receipt
 from trimtab.storage.tasks import Refused, duplicate, unusable
 from trimtab.storage.transaction import Transaction, read_config
 
-__all__ = ["Assignment", "HistoryEntry", "LabelStore", "Progress", "Receipt", "opened"]
+__all__ = ["Assignment", "HistoryEntry", "LabelStore", "Progress", "Receipt", "open_store"]
 
 
 class LabelStore:
@@ -350,7 +350,7 @@ class LabelStore:
 
 
 @contextmanager
-def opened(folder: Path, url: str | None = None) -> Iterator[LabelStore]:
+def open_store(folder: Path, url: str | None = None) -> Iterator[LabelStore]:
     """The store of the project in a folder, or in the database at a URL; closed at the end."""
     with closing(Database(url or f"sqlite:///{folder / 'labels.db'}")) as database:
         yield LabelStore(database)
