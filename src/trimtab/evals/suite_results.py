@@ -12,14 +12,13 @@ changed alike, Wilson's interval says how often others may still differ.
 """
 
 import math
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from trimtab.evals.suites import Outcome, Suite, SuiteItem
-from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval, wilson_interval
+from trimtab.feedback.intervals import Estimate, central, clustered_wilson_interval, resampled, wilson_interval
 from trimtab.metrics import SUITES
 from trimtab.records import Record
 
@@ -282,15 +281,8 @@ def _bootstrap(
         known = sums.get(term.cluster)
         added = term.ratios if known is None else tuple(_plus(known.ratios, term.ratios))
         sums[term.cluster] = Term(cluster=term.cluster, ratios=added)
-    pool, draw, values = list(sums.values()), random.Random(seed), []
-    for _ in range(RESAMPLES):
-        value = statistic(draw.choices(pool, k=len(pool)))
-        if value is not None:
-            values.append(value)
-    values.sort()
-    if not values:
-        return math.nan, math.nan
-    return values[round(0.025 * (len(values) - 1))], values[round(0.975 * (len(values) - 1))]
+    values = resampled(list(sums.values()), statistic, seed=seed)
+    return central(values) if values else (math.nan, math.nan)
 
 
 def _plus(a: Iterable[Ratio], b: Iterable[Ratio]) -> Iterable[Ratio]:
