@@ -5,7 +5,7 @@ layers, 1 … number of layers.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trimtab.errors import ConfigError
 from trimtab.models import Backbone
+from trimtab.models.batch import padded
 
 POOLINGS = ("mean", "max", "last")
 """How the states of many tokens become one vector; index 0, 1 and 2 of :func:`pooled`."""
@@ -91,14 +92,8 @@ def read(
             while size < len(order) and (size + 1) * len(rows[order[size]]) <= PASS:
                 size += 1
             batch, order = order[:size], order[size:]
-            width = len(rows[batch[-1]])
-            tokens = torch.zeros(size, width, dtype=torch.long, device=backbone.device)
-            for place, i in enumerate(batch):
-                tokens[place, : len(rows[i])] = torch.tensor(rows[i], device=backbone.device)
-            try:
-                backbone.hidden(tokens, adapter=adapter)
-            except _Enough:
-                pass
+            with suppress(_Enough):
+                backbone.hidden(padded([rows[i] for i in batch]).to(backbone.device), adapter=adapter)
             stacked = torch.stack([states[n] for n in layers], dim=2).float().cpu()
             for place, i in enumerate(batch):
                 yield i, stacked[place, : len(rows[i])]

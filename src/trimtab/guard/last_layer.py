@@ -11,7 +11,7 @@ Legend: N texts, T tokens, H width of the model, r rank.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from trimtab.errors import ConfigError
 from trimtab.guard.activations import POOLINGS, encode, pooled_texts
 from trimtab.guard.probe import Probe
 from trimtab.models import Backbone
+from trimtab.models.batch import padded
 from trimtab.models.adapting import linear_layers, suitable_layers
 
 RANK = 8
@@ -167,15 +168,12 @@ def last_inputs(backbone: Backbone, texts: Sequence[str], *, adapter: str | None
     try:
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            tokens = torch.zeros(len(batch), len(rows[batch[-1]]), dtype=torch.long)
+            tokens = padded([rows[i] for i in batch])
             counts = torch.zeros_like(tokens, dtype=torch.bool)
             for place, i in enumerate(batch):
-                tokens[place, : len(rows[i])] = torch.tensor(rows[i])
                 counts[place, min(1, len(rows[i]) - 1) : len(rows[i])] = True
-            try:
+            with suppress(_Reached):
                 backbone.hidden(tokens.to(backbone.device), adapter=adapter)
-            except _Reached:
-                pass
             result.append(Inputs(batch, *calls[-1], counts.to(backbone.device)))
     finally:
         handle.remove()

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from trimtab.models import Backbone, FrozenStates
+from trimtab.models.batch import padded
+from trimtab.models.cache import repeated
 from trimtab.models.kernels import kernels
 from trimtab.models.layouts import continued
 from trimtab.records import Prompt, Rollout
@@ -258,16 +260,8 @@ class LocalSampler:
         """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
         shared = prefix.get_seq_length()
         lengths = [len(members[0].prompt_tokens) for members in groups]
-        tokens = torch.zeros(len(groups), max(lengths) - shared, dtype=torch.int64)
-        for row, members in enumerate(groups):
-            tokens[row, : lengths[row] - shared] = torch.tensor(members[0].prompt_tokens[shared:])
-        tokens = tokens.to(self.backbone.device)
-        prefill = DynamicCache()
-        if shared:
-            everyone = (len(groups), -1, -1, -1)
-            layers: list[Any] = prefix.layers
-            for number, layer in enumerate(layers):
-                prefill.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
+        tokens = padded([members[0].prompt_tokens[shared:] for members in groups]).to(self.backbone.device)
+        prefill = repeated(prefix, len(groups))
         final, recorded = call.passes.run(input_ids=tokens, past_key_values=prefill)
         last = torch.tensor(lengths, device=tokens.device) - shared - 1
         hidden = final[torch.arange(len(groups), device=tokens.device), last]
