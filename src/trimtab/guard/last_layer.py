@@ -24,8 +24,8 @@ from trimtab.errors import ConfigError
 from trimtab.guard.activations import POOLINGS, encode, pooled_texts
 from trimtab.guard.probe import Probe
 from trimtab.models import Backbone
-from trimtab.models.batch import padded
 from trimtab.models.adapting import linear_layers, suitable_layers
+from trimtab.models.batch import padded
 
 RANK = 8
 ALPHA = 16

@@ -5,7 +5,6 @@ weights. So an answer costs somewhat more than two of the policy's; a model whos
 again for every token.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -20,7 +19,7 @@ from trimtab.models.batch import padded
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.drawing import answer_stream, invert
 from trimtab.rollout.passes import Passes
-from trimtab.rollout.protocol import SamplerConfig, encode_prompt, make_rollout, stop_position
+from trimtab.rollout.protocol import SamplerConfig, encode_prompt, group_indices, is_complete, make_rollout
 from trimtab.rollout.sampler import LocalSampler
 
 
@@ -61,12 +60,8 @@ class MixtureOpponent:
                     prompts, adapter=role.adapter, seed=seed, group=group, weight_version=weight_version
                 )
         else:
-            places: list[tuple[int, int]] = []
-            drawn: Counter[str] = Counter()
-            for number, prompt in enumerate(prompts):
-                first = drawn[prompt.id]  # a prompt given twice gets different answers
-                drawn[prompt.id] += group
-                places += [(number, first + index) for index in range(group)]
+            groups = enumerate(group_indices(prompts, group))
+            places = [(number, index) for number, indices in groups for index in indices]
             rollouts = []
             for start in range(0, len(places), self.config.slots):
                 rollouts += self._mixed(prompts, places[start : start + self.config.slots], seed, weight_version)
@@ -92,7 +87,7 @@ class MixtureOpponent:
             for row, token, logprob in zip(going, drawn.tolist(), chosen.tolist(), strict=True):
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
-            going = [row for row in going if not self._done(tokens[row])]
+            going = [row for row in going if not is_complete(chat, config, tokens[row])]
         return [
             make_rollout(
                 chat,
@@ -106,14 +101,6 @@ class MixtureOpponent:
             )
             for row, (number, index) in enumerate(places)
         ]
-
-    def _done(self, tokens: list[int]) -> bool:
-        chat = self.policy.backbone.chat
-        return (
-            len(tokens) >= self.config.max_new_tokens
-            or tokens[-1] in chat.end_tokens
-            or stop_position(chat, tokens, self.config.stop) is not None
-        )
 
 
 class _Reader(Protocol):

@@ -11,7 +11,7 @@ up to the last bits of floating point in the logits.
 """
 
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,14 @@ from trimtab.models.layouts import continued
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.drawing import answer_stream, invert, nucleus
 from trimtab.rollout.passes import Passes
-from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout, stop_position
+from trimtab.rollout.protocol import (
+    SamplerConfig,
+    ValueHead,
+    encode_prompt,
+    group_indices,
+    is_complete,
+    make_rollout,
+)
 
 PREFILL = 1024
 """Prompt tokens, padding included, of one prefill pass; prompts of similar length go together."""
@@ -195,20 +202,17 @@ class LocalSampler:
     def _waiting(self, prompts: Sequence[Prompt], group: int, seed: int) -> deque[list[_Running]]:
         """The answers to draw, one list per prompt."""
         waiting: deque[list[_Running]] = deque()
-        drawn: Counter[str] = Counter()
-        for prompt in prompts:
+        for prompt, indices in zip(prompts, group_indices(prompts, group), strict=True):
             tokens = self.prompt_tokens(prompt)
-            first = drawn[prompt.id]  # a prompt given twice gets different answers
-            drawn[prompt.id] += group
             waiting.append(
                 [
                     _Running(
                         prompt=prompt,
                         prompt_tokens=tokens,
-                        index=first + number,
-                        stream=answer_stream(seed, prompt.id, first + number),
+                        index=index,
+                        stream=answer_stream(seed, prompt.id, index),
                     )
-                    for number in range(group)
+                    for index in indices
                 ]
             )
         return waiting
@@ -230,11 +234,7 @@ class LocalSampler:
             yield answer
 
     def _done(self, answer: _Running) -> bool:
-        return (
-            len(answer.tokens) >= self.config.max_new_tokens
-            or answer.tokens[-1] in self.backbone.chat.end_tokens
-            or stop_position(self.backbone.chat, answer.tokens, self.config.stop) is not None
-        )
+        return is_complete(self.backbone.chat, self.config, answer.tokens)
 
     def _prefix(self, prompts: list[list[int]], call: _Call) -> tuple[DynamicCache, Tensor | None]:
         """Keys and values of the tokens that all prompts begin with, and the recorded states of these tokens.
