@@ -5,7 +5,8 @@ layers, 1 … number of layers.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,20 +53,15 @@ def layer_states(backbone: Backbone, layers: Sequence[int], *, stop: bool = Fals
         raise ConfigError(f"layer {wrong[0]} is not one of 1 to {count}; name layers that the model has")
     states: dict[int, Tensor] = {}
 
-    def hook(number: int) -> Any:
-        def keep(_module: Any, _inputs: Any, out: Any) -> None:
-            states[number] = out[0] if isinstance(out, tuple) else out
-            if stop and number == max(layers):
-                raise _Enough
+    def keep(number: int, _module: Any, _inputs: Any, out: Any) -> None:
+        states[number] = out[0] if isinstance(out, tuple) else out
+        if stop and number == max(layers):
+            raise _Enough
 
-        return keep
-
-    handles = [backbone.layers[n - 1].register_forward_hook(hook(n)) for n in layers]
-    try:
+    with ExitStack() as hooks:
+        for number in layers:
+            hooks.enter_context(backbone.layers[number - 1].register_forward_hook(partial(keep, number)))
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
