@@ -33,7 +33,6 @@ from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.rounds import check_finished, open_run, recipe_of
 from trimtab.pipeline.tune_learning import (
-    Predicted,
     answering,
     check_tunable,
     first_round,
@@ -259,10 +258,13 @@ class Tuning:
         """Read from the files what the page shows."""
         rounds = {round.number: p for round in tuned_rounds(self.run) if (p := predictions(round)) is not None}
         stored = [*rounds.values()]
+        examples = stored[-1].examples if stored else ()
         self.new = new_choices(self.run, self.store)
         self._known = learned(stored).model_dump(mode="json") | {
-            "rounds": [_row(number, p) for number, p in rounds.items()],
-            "examples": [dict(zip(("prompt", "before", "after"), e, strict=True)) for e in _last(stored)],
+            "rounds": [
+                {"round": number, "choices": len(p.newest), "right": sum(p.newest)} for number, p in rounds.items()
+            ],
+            "examples": [dict(zip(("prompt", "before", "after"), e, strict=True)) for e in examples],
             "preferred": self._preferred(),
         }
 
@@ -290,15 +292,6 @@ class Tuning:
             "round": self.run.newest().number,
             **self._known,
         }
-
-
-def _row(number: int, predicted: Predicted) -> dict[str, Any]:
-    right = sum(predicted.newest)
-    return {"round": number, "choices": len(predicted.newest), "right": right}
-
-
-def _last(stored: Sequence[Predicted]) -> Sequence[tuple[str, str, str]]:
-    return stored[-1].examples if stored else ()
 
 
 def tune_app(tuning: Tuning, *, hosts: set[str] | None) -> FastAPI:
