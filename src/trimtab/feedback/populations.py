@@ -14,7 +14,7 @@ from trimtab.errors import ConfigError
 from trimtab.feedback.agreement import describe_left_out
 from trimtab.feedback.intervals import Estimate, central, clustered_share, resampled
 from trimtab.feedback.model_wins import model_wins
-from trimtab.feedback.votes import canonical_ranks, require_criterion, settled, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, counting_judgements
 from trimtab.records import Comparison, Judgement, Record
 
 UNNAMED = "not named"
@@ -80,10 +80,7 @@ def population(
         ConfigError: weights of cohorts that there are not, or not above 0; or judgements were made by other criteria
             only.
     """
-    require_criterion(judgements, criterion)
-    counting = settled(judgements)
-    usable, refused = usable_judgements(items, counting, criterion)
-    refused["settled by an adjudicator"] += len(judgements) - len(counting)
+    usable, refused = counting_judgements(items, judgements, criterion)
     used = [j for of_item in usable.values() for j in of_item]
     cohort, notes = _cohorts(used, by, least)
     if account := describe_left_out(len(judgements), dict((+refused).most_common())):
