@@ -22,13 +22,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from trimtab import __version__
-from trimtab.errors import TrimtabError
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.rounds import check_finished, open_run, recipe_of
@@ -47,7 +44,7 @@ from trimtab.pipeline.votes import of_snapshot
 from trimtab.records import Prompt
 from trimtab.serve.app import Served, Service, Settings
 from trimtab.serve.chat import ChatPage, Exchange, add_chat, belongs_to_page, page_templates, round_of, start
-from trimtab.serve.errors import ApiError, handle
+from trimtab.serve.errors import ApiError, add_error_handlers
 from trimtab.serve.gate import Gate
 from trimtab.serve.server import load_models
 from trimtab.serve.stream import unless_gone
@@ -310,8 +307,7 @@ def tune_app(tuning: Tuning, *, hosts: set[str] | None) -> FastAPI:
 
     app = FastAPI(title="trimtab tune", version=__version__, openapi_url=None, lifespan=lifespan)
     app.add_middleware(Gate, key=secrets.token_urlsafe(24), free=belongs_to_page, draining=lambda: False)
-    for kind in (ApiError, TrimtabError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, handle)
+    add_error_handlers(app)
     router = APIRouter(include_in_schema=False)
     pages = page_templates()
 
