@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from random import Random
+from itertools import chain
 
 from trimtab.errors import DataError
 from trimtab.feedback import Estimate
-from trimtab.feedback.intervals import RESAMPLES
+from trimtab.feedback.intervals import central, resampled
 
 First = int | None
 """Index of the first wrong step; None: all steps are right."""
@@ -41,15 +41,13 @@ def first_error_f1(
     groups: dict[Hashable, list[tuple[bool, bool]]] = {}
     for i, (step, is_first) in enumerate(zip(predicted, truth, strict=True)):
         groups.setdefault(i if clusters is None else clusters[i], []).append((is_first is None, step == is_first))
-    pool, draw = list(groups.values()), Random(0)
-    drawn: list[float] = []
-    for _ in range(RESAMPLES):
-        value = _f1([pair for group in draw.choices(pool, k=len(pool)) for pair in group])
-        if value is not None:
-            drawn.append(value)
-    drawn.sort()
-    low, high = drawn[round(0.025 * (len(drawn) - 1))], drawn[round(0.975 * (len(drawn) - 1))]
-    return Estimate(name=name, value=_f1([p for group in pool for p in group]), low=low, high=high, n=len(truth))
+    pool = list(groups.values())
+
+    def f1(solutions: Sequence[list[tuple[bool, bool]]]) -> float | None:
+        return _f1(list(chain.from_iterable(solutions)))
+
+    low, high = central(resampled(pool, f1, seed=0))
+    return Estimate(name=name, value=f1(pool), low=low, high=high, n=len(truth))
 
 
 def _f1(pairs: Sequence[tuple[bool, bool]]) -> float | None:

@@ -7,12 +7,11 @@ of a mean of M equally correlated numbers is smaller than that of one (Kish's de
 """
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from trimtab.errors import DataError
-from trimtab.feedback.intervals import RESAMPLES, Estimate
+from trimtab.feedback.intervals import RESAMPLES, Estimate, resampled
 from trimtab.records import Preference, Record
 
 
@@ -62,17 +61,15 @@ def member_errors(
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt, []).append(place)
-    draw, groups, resampled = random.Random(seed), list(places.values()), []
-    for _ in range(RESAMPLES):
-        picked = [place for group in draw.choices(groups, k=len(groups)) for place in group]
-        value = mean_correlation([[row[place] for place in picked] for row in rows])
-        if value is not None:
-            resampled.append(value)
-    resampled.sort()
+
+    def correlation(groups: Sequence[Sequence[int]]) -> float | None:
+        return mean_correlation([[row[place] for group in groups for place in group] for row in rows])
+
+    drawn = resampled(list(places.values()), correlation, seed=seed)
     reason = "a model makes no error, or only errors, so they have no correlation" if mean is None else ""
     low, high = None, None
-    if mean is not None and len(resampled) >= RESAMPLES // 2:
-        low, high = resampled[int(0.025 * len(resampled))], resampled[int(0.975 * len(resampled))]
+    if mean is not None and len(drawn) >= RESAMPLES // 2:
+        low, high = drawn[int(0.025 * len(drawn))], drawn[int(0.975 * len(drawn))]
     counted = {"n": len(prompts), "reason": reason}
     value, least, most = (None if r is None else effective_number(len(rows), r) for r in (mean, high, low))
     return MemberErrors(

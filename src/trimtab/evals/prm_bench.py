@@ -17,7 +17,7 @@ original solutions, which they use for a similarity, are not scored.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trimtab.errors import DataError
-from trimtab.feedback.intervals import RESAMPLES, Estimate
+from trimtab.feedback.intervals import RESAMPLES, Estimate, central
 from trimtab.records import Prompt
 from trimtab.records.annotation import StepLabel
 from trimtab.records.literals import is_list, parse
@@ -50,6 +50,8 @@ _NUMBER = re.compile(r"^\s*(?:step\s*\d+\.\s*|\d+\.\s*)", flags=re.I)
 
 Counts = tuple[int, int, int, int]
 """TP, FP, TN, FN of steps; positive is right."""
+
+NO_STEPS: Counts = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,8 +193,8 @@ def prm_bench_scores(rows: Sequence[PrmBenchRow], right: Sequence[Sequence[bool]
     by_question: dict[str, dict[str, Counts]] = {}
     for row, verdicts in zip(rows, right, strict=True):
         own = by_question.setdefault(row.question, {})
-        own[row.kind] = _sum(own.get(row.kind, (0, 0, 0, 0)), step_counts(row.wrong, verdicts))
-    value = _scores({kind: _total(own.get(kind) for own in by_question.values()) for kind in kinds})
+        own[row.kind] = _total([own.get(row.kind, NO_STEPS), step_counts(row.wrong, verdicts)])
+    value = _scores({kind: _total(own.get(kind, NO_STEPS) for own in by_question.values()) for kind in kinds})
     sizes = {kind: sum(row.kind == kind for row in rows) for kind in kinds}
     sizes |= {aspect: sum(sizes.get(kind, 0) for kind in members) for aspect, members in ASPECTS.items()}
     ends = _bootstrap(list(by_question.values()), kinds)
@@ -217,23 +219,16 @@ def _bootstrap(questions: Sequence[Mapping[str, Counts]], kinds: Sequence[str]) 
     """Ends of the 95 % intervals from samples of the questions."""
     import numpy as np  # not needed to read a file
 
-    table = np.array([[own.get(kind, (0, 0, 0, 0)) for kind in kinds] for own in questions])
+    table = np.array([[own.get(kind, NO_STEPS) for kind in kinds] for own in questions])
     draws = np.random.default_rng(0).multinomial(len(questions), [1 / len(questions)] * len(questions), RESAMPLES)
     samples = np.einsum("rq,qkc->rkc", draws, table).tolist()
     drawn = [_scores(dict(zip(kinds, map(tuple, sample), strict=True))) for sample in samples]
     ends: dict[str, tuple[float, float]] = {}
     for name in drawn[0]:
-        values = sorted(scores[name] for scores in drawn)
-        ends[name] = values[round(0.025 * (RESAMPLES - 1))], values[round(0.975 * (RESAMPLES - 1))]
+        ends[name] = central(sorted(scores[name] for scores in drawn))
     return ends
 
 
-def _sum(a: Counts, b: Counts) -> Counts:
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
-
-
-def _total(counts: Any) -> Counts:
-    total = (0, 0, 0, 0)
-    for own in counts:
-        total = _sum(total, own or (0, 0, 0, 0))
-    return total
+def _total(counts: Iterable[Counts]) -> Counts:
+    tp, fp, tn, fn = (sum(column) for column in zip(NO_STEPS, *counts, strict=True))
+    return tp, fp, tn, fn

@@ -119,7 +119,7 @@ def render(data: ReportData) -> str:
         suite_parts=table_parts(data.suites) if data.suites else {},
         examples=[example for example in others if example not in leading],
         arrange=lambda example: _arranged(data, example),
-        sensible=lambda reading: _sensible(reading),
+        sensible=_sensible,
         anchors={example.id: f"example-{i}" for i, example in enumerate(shown)},
         win_chart=_win_chart(data),
         kl_figure=_kl_figure(data.against_kl, data.before) if data.against_kl else None,

@@ -5,7 +5,6 @@ their scores are given (:func:`trimtab.evals.baselines.baseline_scores`).
 """
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -14,12 +13,13 @@ from statistics import fmean
 from trimtab.errors import ScoringError
 from trimtab.feedback.calibration import confidence_bins, cross_fitted
 from trimtab.feedback.intervals import (
-    RESAMPLES,
     Estimate,
     Number,
+    central,
     clustered_share,
     clustered_wilson_interval,
     paired_bootstrap_interval,
+    resampled,
 )
 from trimtab.feedback.log_odds import logit, sigmoid
 from trimtab.records import Preference, Record
@@ -184,10 +184,7 @@ def length_correlation(
     count = sum(len(row) for row in scores)
     if value is None:
         return Estimate(n=count, reason="all scores or all lengths of answers to one prompt are equal")
-    draw = random.Random(seed)
-    samples = [_correlation(draw.choices(groups, k=len(groups))) for _ in range(RESAMPLES)]
-    drawn = sorted(r for r in samples if r is not None)
-    low, high = drawn[int(0.025 * (len(drawn) - 1))], drawn[math.ceil(0.975 * (len(drawn) - 1))]
+    low, high = central(resampled(groups, _correlation, seed=seed), outwards=True)
     return Estimate(value=value, low=low, high=high, n=count)
 
 

@@ -22,7 +22,7 @@ made. See :mod:`trimtab.evals.suite_results` for the measures.
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +265,3 @@ def _instructions(row: Mapping[str, Any]) -> SuiteItem:
 def _asked(kind: str, prompt: str, metadata: Mapping[str, Any] = {}) -> SuiteItem:
     key = content_id(kind, prompt)
     return SuiteItem(id=key, cluster=key, kind=kind, prompt=prompt, metadata=dict(metadata))
-
-
-def prompts_of(items: Sequence[SuiteItem]) -> list[SuiteItem]:
-    """The items that need an answer."""
-    return [item for item in items if item.kind not in LIKELIHOOD]

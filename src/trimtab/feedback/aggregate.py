@@ -19,10 +19,9 @@ from trimtab.config import Config
 from trimtab.errors import ConfigError, install_hint
 from trimtab.feedback.votes import (
     canonical_ranks,
+    counting_judgements,
     leave_one_out,
     pair_votes,
-    require_criterion,
-    settled,
     signed_strength,
     usable_judgements,
 )
@@ -141,10 +140,7 @@ def aggregate(
             package that is not installed.
     """
     config = config or AggregateConfig()
-    require_criterion(judgements, config.criterion)
-    counting = settled(judgements)
-    usable, refused = usable_judgements(items, counting, config.criterion)
-    refused["settled by an adjudicator"] += len(judgements) - len(counting)
+    usable, refused = counting_judgements(items, judgements, config.criterion)
     by_annotator = _annotator_weights(usable, config, weights)
     counted = {uid: [j for j in js if by_annotator[j.annotator] > 0] for uid, js in usable.items()}
     counted = {uid: js for uid, js in counted.items() if js}

@@ -12,7 +12,7 @@ from itertools import combinations
 from random import Random
 from typing import Any, cast
 
-from trimtab.feedback.intervals import RESAMPLES, Estimate, wilson_interval
+from trimtab.feedback.intervals import RESAMPLES, Estimate, central, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion, signed_strength, usable_judgements
 from trimtab.records import Comparison, Judgement
 
@@ -216,7 +216,7 @@ def _estimates(
             )
             report[name] = Estimate(value=None, low=None, high=None, n=n, reason=reason)
             continue
-        low, high = _percentiles(samples[name])
+        low, high = central(sorted(samples[name]), outwards=True) if samples[name] else (0.0, 0.0)
         prompts = sum(sums.get(count, 0) > 0 for sums in clusters)
         if low < high:
             report[name] = Estimate(value=value, low=low, high=high, n=n)
@@ -388,10 +388,3 @@ def _resample(
             if value is not None:
                 values[name].append(value)
     return values
-
-
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    if not values:
-        return 0.0, 0.0
-    ordered = sorted(values)
-    return ordered[int(0.025 * (len(ordered) - 1))], ordered[math.ceil(0.975 * (len(ordered) - 1))]

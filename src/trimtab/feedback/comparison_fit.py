@@ -76,8 +76,6 @@ class ComparisonFit:
     """``[A]``, of b_a; 0 where it is common to all."""
     pair_variance: Floats
     """``[P]``, of x_i − x_j for the requested pairs."""
-    iterations: int
-    """Of the optimiser, over all rounds."""
 
     def __str__(self) -> str:
         return f"{self.model} of {len(self.parameters.score)} answers by {len(self.parameters.skill)} annotators"
@@ -107,18 +105,16 @@ def fit_comparisons(
         raise ConfigError("there is no vote to fit; pass votes with a winner or a tie")
     sigma = _START | (deviations or {})
     problem = _Problem(votes, model, habits)
-    point, iterations = problem.start(), 0
-    gap_variance = None
+    point, gap_variance = problem.start(), None
     for number in range(_ROUNDS):
-        point, steps = problem.maximise(point, sigma, gap_variance, exact=False)
-        iterations += steps
+        point = problem.maximise(point, sigma, gap_variance, exact=False)
         new, gap_variance = problem.updated(point, sigma, gap_variance)
         new = sigma | {n: s for n, s in new.items() if n not in (deviations or {})}
         done = all(abs(np.log(new[n] / sigma[n])) < 0.02 for n in new)
         sigma = new
         if done and (number > 1 or not habits):
             break
-    point, steps = problem.maximise(point, sigma, gap_variance, exact=True)
+    point = problem.maximise(point, sigma, gap_variance, exact=True)
     none = np.zeros(0, dtype=np.int64)
     blocks = problem.curvature(point, sigma, gap_variance)
     variance, pair_variance, deviation = _covariance(blocks, *(pairs or (none, none)), skills="skill" in habits)
@@ -136,7 +132,6 @@ def fit_comparisons(
         tie_deviation=of_habit["tie"],
         position_deviation=of_habit["position"],
         pair_variance=pair_variance,
-        iterations=iterations + steps,
     )
 
 
@@ -220,10 +215,8 @@ class _Problem:
             gradient[place] = own
         return penalty / 2 - value, gradient
 
-    def maximise(
-        self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None, *, exact: bool
-    ) -> tuple[Floats, int]:
-        """The maximum from a start, and the number of iterations."""
+    def maximise(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None, *, exact: bool) -> Floats:
+        """The maximum from a start."""
         optimize: Any = import_module("scipy.optimize")
         bounds = [(None, None)] * self.size
         tie = self.places.get("tie", slice(0, 0))
@@ -243,7 +236,7 @@ class _Problem:
                 "gtol": 1e-5 if exact else 1e-3,
             },
         )
-        return result.x, int(result.nit)
+        return result.x
 
     def updated(
         self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None

@@ -28,8 +28,6 @@ class DawidSkene:
     """``[A, C, C]``, P(the annotator says c′ | the truth is c)."""
     counts: Floats
     """``[A, C]``, expected number of the annotator's labels on tasks of each true class."""
-    iterations: int
-    """Of EM."""
 
     @property
     def accuracy(self) -> Floats:
@@ -74,11 +72,10 @@ def dawid_skene(
     np.add.at(labels, (task, label), weight)
     posterior = labels / labels.sum(1, keepdims=True)
     by_label: Any = (annotator, slice(None), label)
-    tiny, rounds = 1e-12, 0
+    tiny = 1e-12
     prior, confusion = np.zeros(classes), np.zeros((annotators, classes, classes))
     counts = np.zeros((annotators, classes, classes))
     for _ in range(iterations):
-        rounds += 1
         counts[:] = 0
         # counts[a, c, c'] += P(truth c) for each label c' by a
         np.add.at(counts, by_label, posterior[task] * weight[:, None])
@@ -96,4 +93,4 @@ def dawid_skene(
         posterior = new
         if change < tolerance:
             break
-    return DawidSkene(probability=posterior, prior=prior, confusion=confusion, counts=counts.sum(2), iterations=rounds)
+    return DawidSkene(probability=posterior, prior=prior, confusion=confusion, counts=counts.sum(2))

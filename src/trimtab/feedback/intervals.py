@@ -7,15 +7,17 @@ bootstrap. Items that share a prompt are not independent; both families take tha
 
 import math
 import random
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache
 from statistics import NormalDist, fmean
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator
 
 from trimtab.errors import ScoringError
 from trimtab.records import Record
+
+Group = TypeVar("Group")
 
 RESAMPLES = 1000
 """Bootstrap samples behind every interval."""
@@ -263,13 +265,11 @@ def bootstrap_interval(
     for value, group in zip(values, groups, strict=True):
         total, count = sums.get(group, (0.0, 0))
         sums[group] = (total + value, count + 1)
-    pool = list(sums.values())
-    draw = random.Random(seed)
-    means: list[float] = []
-    for _ in range(resamples):
-        picked = draw.choices(pool, k=len(pool))
-        means.append(math.fsum(s for s, _ in picked) / sum(n for _, n in picked))
-    means.sort()
+
+    def mean(drawn: Sequence[tuple[float, int]]) -> float:
+        return math.fsum(s for s, _ in drawn) / sum(n for _, n in drawn)
+
+    means = resampled(list(sums.values()), mean, seed=seed, resamples=resamples)
     return _quantile(means, (1 - confidence) / 2), _quantile(means, (1 + confidence) / 2)
 
 
@@ -290,6 +290,25 @@ def paired_bootstrap_interval(
     _require(len(a) == len(b), f"two sequences of equal length, the other has {len(b)}", a)
     differences = [x - y for x, y in zip(a, b, strict=True)]
     return bootstrap_interval(differences, clusters, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def resampled(
+    groups: Sequence[Group],
+    statistic: Callable[[Sequence[Group]], float | None],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> list[float]:
+    """Values of a statistic over bootstrap samples of groups, ascending; samples in which it is None are left out."""
+    draw = random.Random(seed)
+    values = (statistic(draw.choices(groups, k=len(groups))) for _ in range(resamples))
+    return sorted(value for value in values if value is not None)
+
+
+def central(ordered: Sequence[float], *, outwards: bool = False) -> tuple[float, float]:
+    """Ends of the middle 95 % of ascending values: the nearest of them, or ``outwards`` the next ones outside."""
+    low, high = 0.025 * (len(ordered) - 1), 0.975 * (len(ordered) - 1)
+    return (ordered[int(low)], ordered[math.ceil(high)]) if outwards else (ordered[round(low)], ordered[round(high)])
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -6,14 +6,14 @@ only, so it also takes a judge's votes from elsewhere. Intervals are 95 %, clust
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from random import Random
+from collections.abc import Hashable, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any, Literal
 
 from trimtab.constitution import speaks_to_judge
 from trimtab.feedback.calibration import Bin, brier, cross_fitted, reliability
-from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_share
+from trimtab.feedback.intervals import Estimate, central, clustered_share, resampled
 from trimtab.feedback.judge import Judged, combine
 from trimtab.feedback.votes import pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
@@ -194,7 +194,7 @@ def against_people(
         agreement=clustered_share(same, reason=reason),
         half_credit=clustered_share(half, reason=reason),
         lean=clustered_share(lean, reason=reason if not keys else "people have no winner anywhere"),
-        kappa=_bootstrapped(outcomes, prompts, cohen_kappa, seed, reason),
+        kappa=_kappa(outcomes, prompts, seed, reason),
         longest=clustered_share(longest, reason=reason),
         confusion={a: {b: outcomes.count((a, b)) for b in OUTCOMES} for a in OUTCOMES},
         calibration=calibration,
@@ -243,43 +243,20 @@ def _outcome(net: float) -> str:
     return "first" if net > 0 else "second" if net < 0 else "tie"
 
 
-def _bootstrapped(
-    rows: Sequence[Any],
-    groups: Sequence[Hashable],
-    statistic: Callable[[Sequence[Any]], float | None],
-    seed: int,
-    reason: str,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    value = statistic(rows) if rows else None
+def _kappa(outcomes: Sequence[tuple[str, str]], prompts: Sequence[str], seed: int, reason: str) -> Estimate:
+    """:func:`cohen_kappa` with a percentile bootstrap over prompts."""
+    value = cohen_kappa(outcomes)
     if value is None:
-        return Estimate(n=len(rows), reason=reason if not rows else "one outcome throughout: chance alone would agree")
-    low, high = bootstrap(rows, groups, statistic, seed=seed, resamples=resamples)
-    return Estimate(value=value, low=low, high=high, n=len(rows))
-
-
-def bootstrap(
-    rows: Sequence[Any],
-    groups: Sequence[Hashable],
-    statistic: Callable[[Sequence[Any]], float | None],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-) -> tuple[float | None, float | None]:
-    """Percentile bootstrap over groups of any statistic; samples in which it is undefined are left out."""
-    members: dict[Hashable, list[Any]] = {}
-    for row, group in zip(rows, groups, strict=True):
-        members.setdefault(group, []).append(row)
-    pool, rng = list(members.values()), Random(seed)
-    values: list[float] = []
-    for _ in range(resamples):
-        value = statistic([row for part in rng.choices(pool, k=len(pool)) for row in part])
-        if value is not None:
-            values.append(value)
-    if not values:
-        return None, None
-    values.sort()
-    return values[int(0.025 * (len(values) - 1))], values[math.ceil(0.975 * (len(values) - 1))]
+        why = "one outcome throughout: chance alone would agree" if outcomes else reason
+        return Estimate(n=len(outcomes), reason=why)
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for outcome, prompt in zip(outcomes, prompts, strict=True):
+        by_prompt.setdefault(prompt, []).append(outcome)
+    drawn = resampled(
+        list(by_prompt.values()), lambda groups: cohen_kappa(list(chain.from_iterable(groups))), seed=seed
+    )
+    low, high = central(drawn, outwards=True) if drawn else (None, None)
+    return Estimate(value=value, low=low, high=high, n=len(outcomes))
 
 
 def report_lines(run: JudgeRun, people: AgainstPeople | None = None) -> list[str]:

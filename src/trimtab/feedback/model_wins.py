@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from trimtab.feedback.intervals import Estimate, clustered_share
-from trimtab.feedback.votes import canonical_ranks, require_criterion, settled, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, counting_judgements
 from trimtab.records import Comparison, Judgement
 
 _Outcomes = dict[tuple[str, str], list[tuple[float, str]]]
@@ -69,10 +69,7 @@ def model_wins(
     >>> [(w.model, w.wins, w.losses) for w in wins.models], wins.used
     ([('new', 1, 0), ('old', 0, 1)], 1)
     """
-    require_criterion(judgements, criterion)
-    counted = settled(judgements)
-    usable, refused = usable_judgements(items, counted, criterion)
-    refused["settled by an adjudicator"] += len(judgements) - len(counted)
+    usable, refused = counting_judgements(items, judgements, criterion)
     outcomes: _Outcomes = defaultdict(list)
     used = 0
     by_id = {item.id: item for item in items}

@@ -7,15 +7,14 @@ draw prompts anew, are about other prompts and these people.
 """
 
 import math
-import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from trimtab.errors import ConfigError
 from trimtab.feedback.agreement import describe_left_out
-from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_wilson_interval
+from trimtab.feedback.intervals import Estimate, central, clustered_share, resampled
 from trimtab.feedback.model_wins import model_wins
-from trimtab.feedback.votes import canonical_ranks, require_criterion, settled, usable_judgements
+from trimtab.feedback.votes import canonical_ranks, counting_judgements
 from trimtab.records import Comparison, Judgement, Record
 
 UNNAMED = "not named"
@@ -81,10 +80,7 @@ def population(
         ConfigError: weights of cohorts that there are not, or not above 0; or judgements were made by other criteria
             only.
     """
-    require_criterion(judgements, criterion)
-    counting = settled(judgements)
-    usable, refused = usable_judgements(items, counting, criterion)
-    refused["settled by an adjudicator"] += len(judgements) - len(counting)
+    usable, refused = counting_judgements(items, judgements, criterion)
     used = [j for of_item in usable.values() for j in of_item]
     cohort, notes = _cohorts(used, by, least)
     if account := describe_left_out(len(judgements), dict((+refused).most_common())):
@@ -103,21 +99,18 @@ def population(
             name=name,
             people=sum(c == name for c in cohort.values()),
             judgements=size,
-            rate=_share([o for o, _ in outcomes[name]], [p for _, p in outcomes[name]], "it compared no such answers"),
+            rate=clustered_share(outcomes[name], reason="it compared no such answers"),
             agreement=_agreement(name, usable, cohort, by_item),
         )
         for name, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
     several = {item: known for item, known in majorities.items() if len(known) > 1}
-    differ = [float(len(set(known.values())) > 1) for known in several.values()]
-    disagreement = _share(
-        differ, [by_item[item].prompt.id for item in several], "no item has a majority in two cohorts"
-    )
+    differ = [(float(len(set(known.values())) > 1), by_item[item].prompt.id) for item, known in several.items()]
     return Population(
         model=first or None,
         rival=second or None,
         cohorts=tuple(results),
-        disagreement=disagreement,
+        disagreement=clustered_share(differ, reason="no item has a majority in two cohorts"),
         weightings=_weightings({k: v for k, v in outcomes.items() if v}, weights, seed),
         notes=tuple(notes),
     )
@@ -195,22 +188,13 @@ def _agreement(
     items: Mapping[str, Comparison],
 ) -> Estimate:
     """How often a cohort's majority is that of all others."""
-    same: list[float] = []
-    prompts: list[str] = []
+    same: list[tuple[float, str]] = []
     for item, of_item in usable.items():
         own = sum(_vote(j) for j in of_item if cohort[j.annotator] == name)
         others = sum(_vote(j) for j in of_item if cohort[j.annotator] != name)
         if own and others:
-            same.append(float(own * others > 0))
-            prompts.append(items[item].prompt.id)
-    return _share(same, prompts, "no item has a majority in it and among the others")
-
-
-def _share(values: Sequence[float], prompts: Sequence[str], reason: str) -> Estimate:
-    if not values:
-        return Estimate(reason=reason)
-    low, high = clustered_wilson_interval(values, prompts)
-    return Estimate(value=sum(values) / len(values), low=low, high=high, n=len(values))
+            same.append((float(own * others > 0), items[item].prompt.id))
+    return clustered_share(same, reason="no item has a majority in it and among the others")
 
 
 def _weightings(
@@ -256,14 +240,14 @@ def _weighted(outcomes: Mapping[str, Sequence[tuple[float, str]]], weights: Mapp
                 mean += weight / total * math.fsum(a for a, _ in parts) / sum(n for _, n in parts)
         return mean
 
-    everything, draw = list(sums), random.Random(seed)
+    everything = list(sums)
     value = rate(everything)
     assert value is not None, "every cohort here has outcomes"
     n = sum(len(outcomes[name]) for name, weight in weights.items() if weight)
     if len(everything) == 1:
         return Estimate(value=value, n=n, reason="one prompt gives no interval")
-    drawn = sorted(x for _ in range(RESAMPLES) if (x := rate(draw.choices(everything, k=len(everything)))) is not None)
+    drawn = resampled(everything, rate, seed=seed)
     if not drawn:
         return Estimate(value=value, n=n, reason="every cohort would have to be drawn at once")
-    low, high = drawn[round(0.025 * (len(drawn) - 1))], drawn[round(0.975 * (len(drawn) - 1))]
+    low, high = central(drawn)
     return Estimate(value=value, low=low, high=high, n=n)

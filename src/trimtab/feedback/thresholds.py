@@ -153,11 +153,6 @@ def error_estimate(audits: Sequence[Audit]) -> Estimate:
     return Estimate(value=error, low=low, high=high, n=len(audits))
 
 
-def _upper_end(error: float, n: float) -> float:
-    """Upper end of the one-sided 95 % interval: that of the two-sided 90 % one."""
-    return wilson_interval(error * n, n, confidence=0.9)[1]
-
-
 def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
     """Choose ``high`` and ``low`` from audited items.
 
@@ -202,7 +197,7 @@ def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> 
         edge = ranked[count - 1][0]
         inside = [a for c, a in ranked if c >= edge]
         error, n = weighted_error(inside)
-        if _upper_end(error, n) > limit:
+        if wilson_interval(error * n, n, confidence=0.9)[1] > limit:  # the end of the one-sided 95 % interval
             break
         lowest = edge
         count = max(count, len(inside)) + step

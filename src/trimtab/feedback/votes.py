@@ -130,6 +130,21 @@ def usable_judgements(
     return usable, refused
 
 
+def counting_judgements(
+    items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str
+) -> tuple[dict[str, list[Judgement]], Counter[str]]:
+    """As :func:`usable_judgements`, of those that :func:`settled` keeps.
+
+    Raises:
+        ConfigError: judgements were made by other criteria only.
+    """
+    require_criterion(judgements, criterion)
+    kept = settled(judgements)
+    usable, refused = usable_judgements(items, kept, criterion)
+    refused["settled by an adjudicator"] += len(judgements) - len(kept)
+    return usable, refused
+
+
 def pair_votes(usable: Mapping[str, Sequence[Judgement]]) -> Iterator[tuple[str, int, int, dict[str, int]]]:
     """Break rankings into pairs of answers.
 

@@ -5,7 +5,8 @@ layers, 1 … number of layers.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from trimtab.errors import ConfigError
 from trimtab.models import Backbone
+from trimtab.models.batch import padded
 
 POOLINGS = ("mean", "max", "last")
 """How the states of many tokens become one vector; index 0, 1 and 2 of :func:`pooled`."""
@@ -51,20 +53,15 @@ def layer_states(backbone: Backbone, layers: Sequence[int], *, stop: bool = Fals
         raise ConfigError(f"layer {wrong[0]} is not one of 1 to {count}; name layers that the model has")
     states: dict[int, Tensor] = {}
 
-    def hook(number: int) -> Any:
-        def keep(_module: Any, _inputs: Any, out: Any) -> None:
-            states[number] = out[0] if isinstance(out, tuple) else out
-            if stop and number == max(layers):
-                raise _Enough
+    def keep(number: int, _module: Any, _inputs: Any, out: Any) -> None:
+        states[number] = out[0] if isinstance(out, tuple) else out
+        if stop and number == max(layers):
+            raise _Enough
 
-        return keep
-
-    handles = [backbone.layers[n - 1].register_forward_hook(hook(n)) for n in layers]
-    try:
+    with ExitStack() as hooks:
+        for number in layers:
+            hooks.enter_context(backbone.layers[number - 1].register_forward_hook(partial(keep, number)))
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -91,14 +88,8 @@ def read(
             while size < len(order) and (size + 1) * len(rows[order[size]]) <= PASS:
                 size += 1
             batch, order = order[:size], order[size:]
-            width = len(rows[batch[-1]])
-            tokens = torch.zeros(size, width, dtype=torch.long, device=backbone.device)
-            for place, i in enumerate(batch):
-                tokens[place, : len(rows[i])] = torch.tensor(rows[i], device=backbone.device)
-            try:
-                backbone.hidden(tokens, adapter=adapter)
-            except _Enough:
-                pass
+            with suppress(_Enough):
+                backbone.hidden(padded([rows[i] for i in batch]).to(backbone.device), adapter=adapter)
             stacked = torch.stack([states[n] for n in layers], dim=2).float().cpu()
             for place, i in enumerate(batch):
                 yield i, stacked[place, : len(rows[i])]

@@ -83,13 +83,12 @@ class Member:
             pieces = [[[v.text, *(w for w in windows(v.text) if w != v.text)] for v in t.views] for t in texts]
             flat = self.model.logits([piece for text in pieces for view in text for piece in view])
             bounds = np.cumsum([0, *(len(view) for text in pieces for view in text)])
-            highest = np.array([flat[a:b].max() for a, b in pairwise(bounds)])
         else:
             assert self.place is not None
             parts = [self.place.of(s) for t in texts for s in _states(t)]
             flat = self.model.logits(np.concatenate(parts))
             bounds = np.cumsum([0, *map(len, parts)])
-            highest = np.array([flat[a:b].max() for a, b in pairwise(bounds)])
+        highest = np.array([flat[a:b].max() for a, b in pairwise(bounds)])
         ends = np.cumsum([0, *(len(t.views) for t in texts)])
         return [highest[a:b] for a, b in pairwise(ends)]
 

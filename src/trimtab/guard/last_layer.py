@@ -11,8 +11,9 @@ Legend: N texts, T tokens, H width of the model, r rank.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from trimtab.guard.activations import POOLINGS, encode, pooled_texts
 from trimtab.guard.probe import Probe
 from trimtab.models import Backbone
 from trimtab.models.adapting import linear_layers, suitable_layers
+from trimtab.models.batch import padded
 
 RANK = 8
 ALPHA = 16
@@ -97,21 +99,16 @@ def adapted(backbone: Backbone, lora: Mapping[str, LowRank]) -> Iterator[None]:
                 "guard for this model"
             )
     layer = backbone.layers[len(backbone.layers) - 1]
-    handles = [layer.get_submodule(name).register_forward_hook(_adding(part)) for name, part in lora.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, part in lora.items():
+            hooks.enter_context(layer.get_submodule(name).register_forward_hook(partial(_add, part)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _adding(part: LowRank) -> Any:
-    def hook(_module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        a, b = part.a.to(out.device), part.b.to(out.device)
-        update = (inputs[0].float() @ a.T) @ b.T
-        return out + (ALPHA / len(a) * update).to(out.dtype)
-
-    return hook
+def _add(part: LowRank, _module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    a, b = part.a.to(out.device), part.b.to(out.device)
+    update = (inputs[0].float() @ a.T) @ b.T
+    return out + (ALPHA / len(a) * update).to(out.dtype)
 
 
 def _linear(backbone: Backbone) -> dict[str, Any]:
@@ -162,23 +159,17 @@ def last_inputs(backbone: Backbone, texts: Sequence[str], *, adapter: str | None
         calls.append((args, kwargs))
         raise _Reached
 
-    handle = backbone.layers[len(backbone.layers) - 1].register_forward_pre_hook(catch, with_kwargs=True)
     result = []
-    try:
+    with backbone.layers[len(backbone.layers) - 1].register_forward_pre_hook(catch, with_kwargs=True):
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            tokens = torch.zeros(len(batch), len(rows[batch[-1]]), dtype=torch.long)
+            tokens = padded([rows[i] for i in batch])
             counts = torch.zeros_like(tokens, dtype=torch.bool)
             for place, i in enumerate(batch):
-                tokens[place, : len(rows[i])] = torch.tensor(rows[i])
                 counts[place, min(1, len(rows[i]) - 1) : len(rows[i])] = True
-            try:
+            with suppress(_Reached):
                 backbone.hidden(tokens.to(backbone.device), adapter=adapter)
-            except _Reached:
-                pass
             result.append(Inputs(batch, *calls[-1], counts.to(backbone.device)))
-    finally:
-        handle.remove()
     return result
 
 

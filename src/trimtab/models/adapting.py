@@ -14,7 +14,9 @@ computes what its merge computes; otherwise the settings are refused.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,21 +115,15 @@ def _unsuitable(model: Any, linear: dict[str, nn.Module], tokens: Tensor) -> set
     called: set[str] = set()
     different: set[str] = set()
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            called.add(name)
-            if type(module) not in (nn.Linear, Conv1D) and not _is_product(module, inputs, output):
-                different.add(name)
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        called.add(name)
+        if type(module) not in (nn.Linear, Conv1D) and not _is_product(module, inputs, output):
+            different.add(name)
 
-        return hook
-
-    handles = [module.register_forward_hook(record(name)) for name, module in linear.items()]
-    try:
-        with torch.no_grad():
-            model.base_model(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in linear.items():
+            hooks.enter_context(module.register_forward_hook(partial(record, name)))
+        model.base_model(input_ids=tokens, use_cache=False)
     return different | _bypassed(model, {name: module for name, module in linear.items() if name not in called}, tokens)
 
 
@@ -242,25 +238,20 @@ def check_experts(model: Any, layers: nn.ModuleList, name: str, tokens: Tensor) 
     shared = [path for path, module in wrappers.items() if any(uses[id(p.get_param())] > 1 for p in _nested(module))]
     failure = f"({_short(shared[0])}) would change another layer with the same weights" if shared else ""
 
-    def record(path: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[Any, ...], settings: dict[str, Any], output: Any) -> None:
-            fault = _fault(module, name, inputs, settings, output)
-            faults[path] = f"({_short(path)}) {fault}" if fault else ""
+    def record(path: str, module: Any, inputs: tuple[Any, ...], settings: dict[str, Any], output: Any) -> None:
+        fault = _fault(module, name, inputs, settings, output)
+        faults[path] = f"({_short(path)}) {fault}" if fault else ""
 
-        return hook
-
-    handles = [module.register_forward_hook(record(path), with_kwargs=True) for path, module in wrappers.items()]
     try:
-        with torch.no_grad():
+        with ExitStack() as hooks, torch.no_grad():
+            for path, module in wrappers.items():
+                hooks.enter_context(module.register_forward_hook(partial(record, path), with_kwargs=True))
             model.base_model(input_ids=tokens, use_cache=False)
     except torch.OutOfMemoryError:
         remove_adapter(layers, name)
         raise
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         failure = failure or f"fails ({str(error).partition(chr(10))[0] or type(error).__name__})"
-    finally:
-        for handle in handles:
-            handle.remove()
     failure = failure or next(filter(None, faults.values()), "")
     if failure:
         remove_adapter(layers, name)

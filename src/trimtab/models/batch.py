@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 PASS_TOKENS = 4096
 """Default number of padded tokens per forward pass without gradients."""
@@ -187,6 +188,21 @@ def collate(
         lengths=torch.tensor(lengths).to(device),
         prompt_lengths=None if prompt_lengths is None else torch.tensor(list(prompt_lengths)).to(device),
     )
+
+
+def collate_answers(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Batch:
+    """A row for each (prompt, answer): the response mask is True on the answer, equal prompts are computed once."""
+    return collate(
+        [[*prompt, *answer] for prompt, answer in pairs],
+        [[False] * len(prompt) + [True] * len(answer) for prompt, answer in pairs],
+        device,
+        prompt_lengths=[len(prompt) for prompt, _ in pairs],
+    )
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """``[B, T]`` int64, right-padded with zeros."""
+    return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
 
 
 def scatter(values: Sequence[Sequence[float]], response_mask: Tensor) -> Tensor:

@@ -4,7 +4,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+
+def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A cache of one row as one of ``rows`` equal rows; what is appended to the result is not in ``cache``."""
+    result = DynamicCache()
+    layers: list[Any] = cache.layers
+    for number, layer in enumerate(layers):
+        keys, values = (x.expand(rows, -1, -1, -1) for x in (layer.keys, layer.values))
+        result.update(keys, values, number)
+    return result
 
 
 class SlotLayer(CacheLayerMixin):

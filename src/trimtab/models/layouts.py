@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from trimtab.errors import ModelError
-from trimtab.models.batch import Batch, block_diagonal_mask, collate, pack
-from trimtab.models.cache import SlotCache
+from trimtab.models.batch import Batch, block_diagonal_mask, collate, pack, padded
+from trimtab.models.cache import SlotCache, repeated
 
 if TYPE_CHECKING:
     from trimtab.models.backbone import Backbone
@@ -215,14 +215,9 @@ def _slots(backbone: "Backbone", probe: Probe) -> bool:
     base, rows, device = backbone.model.base_model, probe.rows, backbone.device
     backbone.activate(None)
     common, lengths = 2, [len(row) - 1 for row in rows]
-    prefix, prefill = DynamicCache(), DynamicCache()
+    prefix = DynamicCache()
     base(input_ids=torch.tensor([rows[0][:common]], device=device), past_key_values=prefix, use_cache=True)
-    layers: list[Any] = prefix.layers
-    for number, layer in enumerate(layers):
-        prefill.update(layer.keys.expand(2, -1, -1, -1), layer.values.expand(2, -1, -1, -1), number)
-    rest = torch.zeros(2, max(lengths) - common, dtype=torch.int64)
-    for row, tokens in enumerate(rows):
-        rest[row, : lengths[row] - common] = torch.tensor(tokens[common:-1])
+    prefill, rest = repeated(prefix, 2), padded([tokens[common:-1] for tokens in rows])
     states = base(input_ids=rest.to(device), past_key_values=prefill, use_cache=True).last_hidden_state
     for row, length in enumerate(lengths):
         before = torch.cat([probe.expected[row][:common], states[row, : length - common].float()])

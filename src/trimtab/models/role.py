@@ -77,7 +77,8 @@ class Role:
         """What this role trains, by name."""
         trained: dict[str, nn.Parameter] = {}
         if self.adapter is not None and not self.head_only:
-            trained |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in self._adapter().items()}
+            adapter = self.backbone.adapter_parameters(self.adapter)
+            trained |= {k.replace(f".{self.adapter}.", ".adapter."): p for k, p in adapter.items()}
         elif self.full:
             trained |= self.backbone.parameters()
         if self.scalar is not None:
@@ -124,10 +125,6 @@ class Role:
                         f"weights do not fit: {name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
                     )
                 parameter.copy_(part_like(state[name], parameter))
-
-    def _adapter(self) -> dict[str, nn.Parameter]:
-        assert self.adapter is not None
-        return self.backbone.adapter_parameters(self.adapter)
 
     def train(self, on: bool = True) -> None:
         """Dropout on or off; everything but a gradient step runs with it off."""

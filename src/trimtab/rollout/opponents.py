@@ -5,11 +5,9 @@ weights. So an answer costs somewhat more than two of the policy's; a model whos
 again for every token.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +15,11 @@ from transformers.cache_utils import DynamicCache
 
 from trimtab.algos import mixture_logits
 from trimtab.models import Role
+from trimtab.models.batch import padded
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.drawing import answer_stream, invert
 from trimtab.rollout.passes import Passes
-from trimtab.rollout.protocol import SamplerConfig, encode_prompt, make_rollout, stop_position
+from trimtab.rollout.protocol import SamplerConfig, encode_prompt, group_indices, is_complete, make_rollout
 from trimtab.rollout.sampler import LocalSampler
 
 
@@ -61,12 +60,8 @@ class MixtureOpponent:
                     prompts, adapter=role.adapter, seed=seed, group=group, weight_version=weight_version
                 )
         else:
-            places: list[tuple[int, int]] = []
-            drawn: Counter[str] = Counter()
-            for number, prompt in enumerate(prompts):
-                first = drawn[prompt.id]  # a prompt given twice gets different answers
-                drawn[prompt.id] += group
-                places += [(number, first + index) for index in range(group)]
+            groups = enumerate(group_indices(prompts, group))
+            places = [(number, index) for number, indices in groups for index in indices]
             rollouts = []
             for start in range(0, len(places), self.config.slots):
                 rollouts += self._mixed(prompts, places[start : start + self.config.slots], seed, weight_version)
@@ -92,7 +87,7 @@ class MixtureOpponent:
             for row, token, logprob in zip(going, drawn.tolist(), chosen.tolist(), strict=True):
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
-            going = [row for row in going if not self._done(tokens[row])]
+            going = [row for row in going if not is_complete(chat, config, tokens[row])]
         return [
             make_rollout(
                 chat,
@@ -106,14 +101,6 @@ class MixtureOpponent:
             )
             for row, (number, index) in enumerate(places)
         ]
-
-    def _done(self, tokens: list[int]) -> bool:
-        chat = self.policy.backbone.chat
-        return (
-            len(tokens) >= self.config.max_new_tokens
-            or tokens[-1] in chat.end_tokens
-            or stop_position(chat, tokens, self.config.stop) is not None
-        )
 
 
 class _Reader(Protocol):
@@ -136,14 +123,13 @@ class _CachedRows:
         self.passes = Passes(role.backbone, len(prompts), max(map(len, prompts)) + room)
 
     def next_logits(self, tokens: list[list[int]]) -> Tensor:
-        with _weights(self.role):
+        with self.role.computing(), self.role.backbone.autocast():
             hidden = self._read_prompts() if not tokens[0] else self._read_last(tokens)
             return self.role.backbone.head(hidden).float()
 
     def _read_prompts(self) -> Tensor:
-        padded = _padded(self.prompts, self.role.backbone.device)
-        prefill = DynamicCache()
-        states, _ = self.passes.run(input_ids=padded, past_key_values=prefill)
+        prefill, tokens = DynamicCache(), padded(self.prompts).to(self.role.backbone.device)
+        states, _ = self.passes.run(input_ids=tokens, past_key_values=prefill)
         for row, prompt in enumerate(self.prompts):
             self.passes.cache.fill(row, prefill, row, len(prompt))
         return states[range(len(self.prompts)), [len(prompt) - 1 for prompt in self.prompts]]
@@ -162,20 +148,6 @@ class _WholeRows:
     def next_logits(self, tokens: list[list[int]]) -> Tensor:
         rows = [prompt + answer for prompt, answer in zip(self.prompts, tokens, strict=True)]
         backbone = self.role.backbone
-        with _weights(self.role):
-            states = backbone.hidden(_padded(rows, backbone.device), adapter=self.role.adapter)
+        with self.role.computing(), backbone.autocast():
+            states = backbone.hidden(padded(rows).to(backbone.device), adapter=self.role.adapter)
             return backbone.head(states[range(len(rows)), [len(row) - 1 for row in rows]]).float()
-
-
-@contextmanager
-def _weights(role: Role) -> Iterator[None]:
-    """The role's weights and precision."""
-    with role.computing(), role.backbone.autocast():
-        yield
-
-
-def _padded(rows: list[list[int]], device: Any) -> Tensor:
-    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = torch.tensor(row)
-    return padded.to(device)

@@ -9,13 +9,14 @@ of separate forward passes up to the order in which sums are added.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from trimtab.models import Backbone
+from trimtab.models.cache import repeated
 
 SHORTEST_PREFIX = 4
 """Minimum length, in tokens, of a start that all prompts share for it to get a pass of its own."""
@@ -160,7 +161,7 @@ def _groups(
     room = min(len(s.tokens) - len(s.option) for s in sequences)
     shared = min(room, _common(sequences[0].tokens, sequences[-1].tokens))
     if prompts > 1 and shared - depth >= SHORTEST_PREFIX:
-        prefix = _copy(prefix, 1)
+        prefix = repeated(prefix, 1)
         tokens = torch.tensor([sequences[0].tokens[depth:shared]], device=backbone.device)
         backbone.model.base_model(input_ids=tokens, past_key_values=prefix, use_cache=True)
         depth = shared
@@ -214,16 +215,6 @@ def _batches(rows: Sequence[_Row], micro_batch_tokens: int) -> Iterator[list[_Ro
     yield batch
 
 
-def _copy(prefix: DynamicCache, rows: int) -> DynamicCache:
-    """The same keys and values repeated for every row of a batch."""
-    cache = DynamicCache()
-    layers: list[Any] = prefix.layers
-    for number, layer in enumerate(layers):
-        everyone = (rows, -1, -1, -1)
-        cache.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
-    return cache
-
-
 def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared: int) -> list[tuple[int, int, float]]:
     """One forward pass over some trees: place of the prompt, of the option, and its log-probability."""
     device = backbone.device
@@ -242,7 +233,7 @@ def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared
         input_ids=tokens.to(device),
         position_ids=(positions + shared).to(device),
         attention_mask=backbone.mask(mask.to(device)),
-        past_key_values=_copy(prefix, len(trees)),
+        past_key_values=repeated(prefix, len(trees)),
         use_cache=True,
     )
     places = sorted({(row, place) for row, (_, wanted) in enumerate(trees) for path, *_ in wanted for place in path})

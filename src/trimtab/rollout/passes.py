@@ -72,8 +72,5 @@ def _output_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
     def keep(_module: nn.Module, _inputs: Any, out: Any) -> None:
         outputs.append(out[0] if isinstance(out, tuple) else out)
 
-    hook = layer.register_forward_hook(keep)
-    try:
+    with layer.register_forward_hook(keep):
         yield outputs
-    finally:
-        hook.remove()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trimtab.algos import process_score
-from trimtab.models import PASS_TOKENS, Batch, FrozenStates, Role, collate
+from trimtab.models import PASS_TOKENS, Batch, FrozenStates, Role
+from trimtab.models.batch import collate_answers
 from trimtab.records import Rollout
 from trimtab.rollout.rewards import ProcessReward, RewardFunction, step_ends
 
@@ -47,12 +48,7 @@ class ProcessScorer:
             return []
         decode = self.role.backbone.chat.decode
         ends = [step_ends(r, self.separator, decode) for r in rollouts]
-        batch = collate(
-            [r.prompt_tokens + r.tokens for r in rollouts],
-            [[False] * (len(r.prompt_tokens) + len(r.tokens)) for r in rollouts],
-            self.role.backbone.device,
-            prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
-        )
+        batch = collate_answers([(r.prompt_tokens, r.tokens) for r in rollouts], self.role.backbone.device)
         values: list[list[tuple[int, float]]] = [[] for _ in rollouts]
         for index, part in batch.micro_batches(self.micro_batch_tokens):
             logits = step_logits(self.role, part, states=self.states).cpu()

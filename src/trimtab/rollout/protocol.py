@@ -1,6 +1,7 @@
 """What a sampler is: its settings, its one method, and what every implementation does the same way."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -99,6 +100,14 @@ def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
     return list(places.values())
 
 
+def group_indices(prompts: Sequence[Prompt], group: int) -> Iterator[range]:
+    """For each prompt the indices of its ``group`` answers; a prompt given twice gets different answers."""
+    drawn: Counter[str] = Counter()
+    for prompt in prompts:
+        yield range(drawn[prompt.id], drawn[prompt.id] + group)
+        drawn[prompt.id] += group
+
+
 def encode_prompt(chat: Chat, prompt: Prompt, config: SamplerConfig) -> list[int]:
     """Tokens of a prompt.
 
@@ -121,6 +130,15 @@ def stop_position(chat: Chat, tokens: Sequence[int], stop: Sequence[str]) -> int
         return None
     text = chat.decode(tokens, strip=False)
     return min((place for string in stop if (place := text.find(string)) >= 0), default=None)
+
+
+def is_complete(chat: Chat, config: SamplerConfig, tokens: Sequence[int]) -> bool:
+    """True: an answer ends after these tokens."""
+    return (
+        len(tokens) >= config.max_new_tokens
+        or tokens[-1] in chat.end_tokens
+        or stop_position(chat, tokens, config.stop) is not None
+    )
 
 
 def make_rollout(

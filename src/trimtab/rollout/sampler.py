@@ -11,7 +11,7 @@ up to the last bits of floating point in the logits.
 """
 
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +21,21 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from trimtab.models import Backbone, FrozenStates
+from trimtab.models.batch import padded
+from trimtab.models.cache import repeated
 from trimtab.models.kernels import kernels
 from trimtab.models.layouts import continued
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.drawing import answer_stream, invert, nucleus
 from trimtab.rollout.passes import Passes
-from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout, stop_position
+from trimtab.rollout.protocol import (
+    SamplerConfig,
+    ValueHead,
+    encode_prompt,
+    group_indices,
+    is_complete,
+    make_rollout,
+)
 
 PREFILL = 1024
 """Prompt tokens, padding included, of one prefill pass; prompts of similar length go together."""
@@ -193,20 +202,17 @@ class LocalSampler:
     def _waiting(self, prompts: Sequence[Prompt], group: int, seed: int) -> deque[list[_Running]]:
         """The answers to draw, one list per prompt."""
         waiting: deque[list[_Running]] = deque()
-        drawn: Counter[str] = Counter()
-        for prompt in prompts:
+        for prompt, indices in zip(prompts, group_indices(prompts, group), strict=True):
             tokens = self.prompt_tokens(prompt)
-            first = drawn[prompt.id]  # a prompt given twice gets different answers
-            drawn[prompt.id] += group
             waiting.append(
                 [
                     _Running(
                         prompt=prompt,
                         prompt_tokens=tokens,
-                        index=first + number,
-                        stream=answer_stream(seed, prompt.id, first + number),
+                        index=index,
+                        stream=answer_stream(seed, prompt.id, index),
                     )
-                    for number in range(group)
+                    for index in indices
                 ]
             )
         return waiting
@@ -228,11 +234,7 @@ class LocalSampler:
             yield answer
 
     def _done(self, answer: _Running) -> bool:
-        return (
-            len(answer.tokens) >= self.config.max_new_tokens
-            or answer.tokens[-1] in self.backbone.chat.end_tokens
-            or stop_position(self.backbone.chat, answer.tokens, self.config.stop) is not None
-        )
+        return is_complete(self.backbone.chat, self.config, answer.tokens)
 
     def _prefix(self, prompts: list[list[int]], call: _Call) -> tuple[DynamicCache, Tensor | None]:
         """Keys and values of the tokens that all prompts begin with, and the recorded states of these tokens.
@@ -258,16 +260,8 @@ class LocalSampler:
         """Run the prompts once each, fork their caches into slots, draw the first token of every answer."""
         shared = prefix.get_seq_length()
         lengths = [len(members[0].prompt_tokens) for members in groups]
-        tokens = torch.zeros(len(groups), max(lengths) - shared, dtype=torch.int64)
-        for row, members in enumerate(groups):
-            tokens[row, : lengths[row] - shared] = torch.tensor(members[0].prompt_tokens[shared:])
-        tokens = tokens.to(self.backbone.device)
-        prefill = DynamicCache()
-        if shared:
-            everyone = (len(groups), -1, -1, -1)
-            layers: list[Any] = prefix.layers
-            for number, layer in enumerate(layers):
-                prefill.update(layer.keys.expand(*everyone), layer.values.expand(*everyone), number)
+        tokens = padded([members[0].prompt_tokens[shared:] for members in groups]).to(self.backbone.device)
+        prefill = repeated(prefix, len(groups))
         final, recorded = call.passes.run(input_ids=tokens, past_key_values=prefill)
         last = torch.tensor(lengths, device=tokens.device) - shared - 1
         hidden = final[torch.arange(len(groups), device=tokens.device), last]

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from trimtab.models import PASS_TOKENS, FrozenStates, Role, collate
+from trimtab.models import PASS_TOKENS, FrozenStates, Role
+from trimtab.models.batch import collate_answers
 from trimtab.records import Rollout
 
 Scorer = Callable[[Sequence[Rollout]], Mapping[str, Sequence[float]]]
@@ -68,14 +69,7 @@ class RewardModelScorer:
     def head_scores(self, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Unnormalised scores of all heads, ``[B, heads]``."""
         assert self.role.scalar is not None
-        parts = [self._tokens(r) for r in rollouts]
-        sequences = [prompt + answer for prompt, answer in parts]
-        batch = collate(
-            sequences,
-            [[False] * len(s) for s in sequences],
-            self.role.backbone.device,
-            prompt_lengths=[len(prompt) for prompt, _ in parts],
-        )
+        batch = collate_answers([self._tokens(r) for r in rollouts], self.role.backbone.device)
         out = torch.empty(batch.size, len(self.role.scalar.weight))
         for index, part in batch.micro_batches(self.micro_batch_tokens):
             out[index.cpu()] = self.role.head_scores(part, states=self.states).cpu()

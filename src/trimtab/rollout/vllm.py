@@ -5,7 +5,6 @@ clipped ratio correct for that (``align.importance_cap``), and log the differenc
 kernel explains is an error: it means that the engine does not compute with the weights that it was given.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +14,7 @@ from trimtab.errors import EngineError
 from trimtab.models import Backbone, FrozenStates, Role, collate, scatter
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout.drawing import answer_stream
-from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, make_rollout
+from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, group_indices, make_rollout
 from trimtab.rollout.vllm_engine import shared_engine
 
 CHECKED = 256
@@ -66,12 +65,9 @@ class VllmSampler:
         """
         chat, config = self.backbone.chat, self.config
         requests: list[tuple[Prompt, int, list[int]]] = []
-        drawn: Counter[str] = Counter()
-        for prompt in prompts:
+        for prompt, indices in zip(prompts, group_indices(prompts, group), strict=True):
             tokens = encode_prompt(chat, prompt, config)
-            first = drawn[prompt.id]  # a prompt given twice gets different answers
-            drawn[prompt.id] += group
-            requests += [(prompt, index, tokens) for index in range(first, first + group)]
+            requests += [(prompt, index, tokens) for index in indices]
         if not requests:
             return []
         shared = {

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from trimtab import __version__
 from trimtab.errors import TooLongError, TrimtabError
@@ -23,7 +21,7 @@ from trimtab.records import Message
 from trimtab.records.types import message_id
 from trimtab.rollout.drawing import answer_stream
 from trimtab.rollout.engine import Answer, AnswerSettings, StepEngine, TokenLogprobs
-from trimtab.serve.errors import ApiError, ErrorBody, handle, of_trimtab
+from trimtab.serve.errors import ApiError, ErrorBody, add_error_handlers, of_trimtab
 from trimtab.serve.gate import Gate
 from trimtab.serve.guarding import Guard, Verdict, check_prompt
 from trimtab.serve.metrics import Metrics
@@ -213,8 +211,7 @@ def create_app(service: Service, *, key: str, free: Callable[[str], bool] = lamb
         free=lambda path: path == "/health" or free(path),
         draining=lambda: service.draining,
     )
-    for kind in (ApiError, TrimtabError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, handle)
+    add_error_handlers(app)
     _add_routes(app, service)
     return app
 

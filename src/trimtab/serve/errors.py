@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -126,6 +127,12 @@ async def handle(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return error.response()
     return ApiError(500, "the server failed; its log says why").response()
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let :func:`handle` answer every exception."""
+    for kind in (ApiError, TrimtabError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
 
 
 def _of_framework(request: Request, error: HTTPException) -> ApiError:

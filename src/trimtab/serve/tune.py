@@ -22,18 +22,14 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from trimtab import __version__
-from trimtab.errors import TrimtabError
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.context import Context
 from trimtab.pipeline.rounds import check_finished, open_run, recipe_of
 from trimtab.pipeline.tune_learning import (
-    Predicted,
     answering,
     check_tunable,
     first_round,
@@ -48,7 +44,7 @@ from trimtab.pipeline.votes import of_snapshot
 from trimtab.records import Prompt
 from trimtab.serve.app import Served, Service, Settings
 from trimtab.serve.chat import ChatPage, Exchange, add_chat, belongs_to_page, page_templates, round_of, start
-from trimtab.serve.errors import ApiError, handle
+from trimtab.serve.errors import ApiError, add_error_handlers
 from trimtab.serve.gate import Gate
 from trimtab.serve.server import load_models
 from trimtab.serve.stream import unless_gone
@@ -259,10 +255,13 @@ class Tuning:
         """Read from the files what the page shows."""
         rounds = {round.number: p for round in tuned_rounds(self.run) if (p := predictions(round)) is not None}
         stored = [*rounds.values()]
+        examples = stored[-1].examples if stored else ()
         self.new = new_choices(self.run, self.store)
         self._known = learned(stored).model_dump(mode="json") | {
-            "rounds": [_row(number, p) for number, p in rounds.items()],
-            "examples": [dict(zip(("prompt", "before", "after"), e, strict=True)) for e in _last(stored)],
+            "rounds": [
+                {"round": number, "choices": len(p.newest), "right": sum(p.newest)} for number, p in rounds.items()
+            ],
+            "examples": [dict(zip(("prompt", "before", "after"), e, strict=True)) for e in examples],
             "preferred": self._preferred(),
         }
 
@@ -292,15 +291,6 @@ class Tuning:
         }
 
 
-def _row(number: int, predicted: Predicted) -> dict[str, Any]:
-    right = sum(predicted.newest)
-    return {"round": number, "choices": len(predicted.newest), "right": right}
-
-
-def _last(stored: Sequence[Predicted]) -> Sequence[tuple[str, str, str]]:
-    return stored[-1].examples if stored else ()
-
-
 def tune_app(tuning: Tuning, *, hosts: set[str] | None) -> FastAPI:
     """The ASGI application of a tuning session: its page and the chat page."""
     page = tuning.page
@@ -317,8 +307,7 @@ def tune_app(tuning: Tuning, *, hosts: set[str] | None) -> FastAPI:
 
     app = FastAPI(title="trimtab tune", version=__version__, openapi_url=None, lifespan=lifespan)
     app.add_middleware(Gate, key=secrets.token_urlsafe(24), free=belongs_to_page, draining=lambda: False)
-    for kind in (ApiError, TrimtabError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, handle)
+    add_error_handlers(app)
     router = APIRouter(include_in_schema=False)
     pages = page_templates()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from trimtab.algos import kto_loss, kto_reference_point, masked_sum
 from trimtab.errors import DataError
 from trimtab.models import Batch, Chat, FrozenStates, Role, collate, leave_out
+from trimtab.models.batch import collate_answers
 from trimtab.records import Rating
 from trimtab.trainers.group import ALONE, Group
 from trimtab.trainers.learner import Metrics, Norms
@@ -175,7 +176,7 @@ def _reference_logprobs(
     Before the first step and always in the same batches, so that a resumed run reads the same bits.
     """
     known: dict[tuple[int, ...], float] = {}
-    batch = _tokens_of(reference, answers)
+    batch = collate_answers([(a.prompt, a.answer) for a in answers], reference.backbone.device)
     for index, part in batch.micro_batches(micro_batch_tokens):
         sums = masked_sum(reference.logprobs(part, states=states), part.response_mask, dim=1)
         known |= zip([_key(answers[i]) for i in index.tolist()], sums.tolist(), strict=True)
@@ -255,17 +256,8 @@ def _mismatched(answers: Sequence[Judged]) -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
-def _tokens_of(role: Role, answers: Sequence[Judged]) -> Batch:
-    return collate(
-        [a.tokens for a in answers],
-        [[False] * len(a.prompt) + [True] * len(a.answer) for a in answers],
-        role.backbone.device,
-        prompt_lengths=[len(a.prompt) for a in answers],
-    )
-
-
 def _parts(policy: Role, answers: Sequence[Judged], point: Tensor, config: KtoConfig) -> list[_Part]:
-    batch = _tokens_of(policy, answers)
+    batch = collate_answers([(a.prompt, a.answer) for a in answers], policy.backbone.device)
     return [
         _Part(answers=[answers[i] for i in index.tolist()], tokens=part, point=point)
         for index, part in batch.micro_batches(config.micro_batch_tokens)

@@ -6,18 +6,14 @@ from dataclasses import dataclass, field
 from trimtab.errors import Interrupted
 from trimtab.trainers.checkpoint import Checkpoints
 from trimtab.trainers.group import ALONE, Group
-from trimtab.trainers.learner import Log, Metrics
-
-
-def _ignore(_: Metrics) -> None:
-    return None
+from trimtab.trainers.learner import Log
 
 
 @dataclass(kw_only=True)
 class Session:
     """The surroundings of one training stage; the defaults log nothing and save nothing."""
 
-    log: Log = _ignore
+    log: Log = field(default=lambda metrics: None)
     """Receives the metrics of each step."""
     checkpoints: Checkpoints | None = None
     """Where to save and continue from; None: nowhere."""

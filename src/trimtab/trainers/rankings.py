@@ -10,7 +10,8 @@ from torch import Tensor
 
 from trimtab.algos import ranking_pairs
 from trimtab.errors import DataError
-from trimtab.models import Batch, Chat, Role, collate, leave_out, parts_of_like_size
+from trimtab.models import Batch, Chat, Role, leave_out, parts_of_like_size
+from trimtab.models.batch import collate_answers
 from trimtab.records import Preference
 
 
@@ -269,12 +270,8 @@ def held_out(ids: Sequence[str], share: float, seed: int) -> list[int]:
 
 def tokens_of_rankings(rankings: Sequence[Ranking], device: torch.device) -> Batch:
     """Every answer of every ranking, one after the other; a ranking's prompt is computed once."""
-    return collate(
-        [s for r in rankings for s in r.sequences],
-        [[False] * r.prompt_length + [True] * (len(s) - r.prompt_length) for r in rankings for s in r.sequences],
-        device,
-        prompt_lengths=[r.prompt_length for r in rankings for _ in r.sequences],
-    )
+    pairs = [(s[: r.prompt_length], s[r.prompt_length :]) for r in rankings for s in r.sequences]
+    return collate_answers(pairs, device)
 
 
 def ranking_batches(rankings: Sequence[Ranking], micro_batch_tokens: int, role: Role) -> list[RankingBatch]:

@@ -8,7 +8,8 @@ from torch.nn.functional import softplus
 
 from trimtab.algos import fit_ridge_bradley_terry
 from trimtab.models import PASS_TOKENS, FrozenStates, Role
-from trimtab.trainers.rankings import PairTable, Ranking, tokens_of_rankings
+from trimtab.trainers.outliers import hidden_states
+from trimtab.trainers.rankings import PairTable, Ranking
 
 
 def init_reward_head(role: Role, seed: int) -> None:
@@ -53,10 +54,7 @@ def _probe(
     role: Role, chosen: Sequence[Ranking], states: FrozenStates, micro_batch_tokens: int
 ) -> tuple[Tensor, float]:
     """Weight and bias of one head."""
-    batch = tokens_of_rankings(chosen, role.backbone.device)
-    features = torch.empty(batch.size, role.backbone.width, dtype=torch.float64)
-    for index, part in batch.micro_batches(micro_batch_tokens):
-        features[index.cpu()] = role.last_hidden(part, states=states).double().cpu()
+    features = hidden_states(role, chosen, states=states, micro_batch_tokens=micro_batch_tokens)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     features = (features - mean) / std
     table = PairTable.of(chosen)

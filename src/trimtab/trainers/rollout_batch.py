@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.models import Batch, collate, scatter
+from trimtab.models import Batch, scatter
+from trimtab.models.batch import collate_answers
 from trimtab.records import Rollout
 
 
@@ -51,12 +52,7 @@ class RolloutBatch(Batch):
 
 def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
     """Prompt and answer of each rollout; equal prompts are computed once."""
-    return collate(
-        [r.prompt_tokens + r.tokens for r in rollouts],
-        [[False] * len(r.prompt_tokens) + [True] * len(r.tokens) for r in rollouts],
-        device,
-        prompt_lengths=[len(r.prompt_tokens) for r in rollouts],
-    )
+    return collate_answers([(r.prompt_tokens, r.tokens) for r in rollouts], device)
 
 
 def rollout_batch(tokens: Batch, **columns: Any) -> RolloutBatch:

@@ -35,6 +35,10 @@ class Scored:
     scale: float = 1.0
     """What totals and step rewards are divided by before they become scores (``running_scale``)."""
 
+    def part(self, which: slice) -> "Scored":
+        """Some of the answers."""
+        return Scored(rollouts=self.rollouts[which], totals=self.totals[which], placed=self.placed[which])
+
     def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
         """These answers, the given groups of ``size`` replaced by the groups of ``other``, in order."""
         rollouts, totals, placed = list(self.rollouts), list(self.totals), list(self.placed)
@@ -52,11 +56,7 @@ def score_pairs(
 ) -> Scored:
     """Answers and their opponents', scored together: each answer is followed by its opponent's."""
     scored = score([rollout for pair in zip(rollouts, opponents, strict=True) for rollout in pair])
-    return replace(_every_second(scored, 0), opponents=_every_second(scored, 1))
-
-
-def _every_second(scored: Scored, first: int) -> Scored:
-    return Scored(rollouts=scored.rollouts[first::2], totals=scored.totals[first::2], placed=scored.placed[first::2])
+    return replace(scored.part(slice(0, None, 2)), opponents=scored.part(slice(1, None, 2)))
 
 
 def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from trimtab.config import Config
 from trimtab.errors import DataError
 from trimtab.models import PASS_TOKENS, AdapterConfig, Batch, Encoded, Role, collate, pack
 from trimtab.trainers.checkpoint import seed_step
 from trimtab.trainers.defaults import with_lr
-from trimtab.trainers.learner import Learner, Metrics, Norms, OptimizerConfig
+from trimtab.trainers.learner import Learner, Norms, OptimizerConfig
 from trimtab.trainers.progress import Session
 
 
@@ -69,7 +68,7 @@ def train_sft(
         chosen = [examples[i] for i in places]
         norms = Norms(tokens=sum(sum(e.response_mask) for e in chosen), sequences=len(chosen))
         parts = _micro_batches(chosen, [f"example {i}" for i in places], config, role)
-        metrics = learner.step(parts, lambda part, norms: _loss(role, part, norms), norms)
+        metrics = learner.step(parts, lambda part, norms: (-role.logprobs(part).sum() / norms.tokens, {}), norms)
         session.log({"step": step + 1, "tokens": norms.tokens, **metrics})
         session.after_step(step + 1, total, lambda to, finished: to.save(finished, {"sft": learner}))
 
@@ -121,17 +120,8 @@ def _micro_batches(
         return [([names[i] for i in index.tolist()], part) for index, part in parts]
     width = max(max(len(t) for t in tokens), min(config.micro_batch_tokens, role.backbone.chat.context))
     batch = pack(tokens, masks, width, device)
-    return [
-        ([names[i] for i in _segments(part) if i >= 0], part)
-        for _, part in batch.micro_batches(config.micro_batch_tokens)
-    ]
-
-
-def _segments(part: Batch) -> list[int]:
-    """Numbers of the conversations in a packed micro-batch, and -1 for padding."""
-    assert part.segments is not None
-    return part.segments.unique().tolist()
-
-
-def _loss(role: Role, part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-    return -role.logprobs(part).sum() / norms.tokens, {}
+    parts = []
+    for _, part in batch.micro_batches(config.micro_batch_tokens):
+        assert part.segments is not None
+        parts.append(([names[i] for i in part.segments.unique().tolist() if i >= 0], part))  # -1: padding
+    return parts

@@ -61,14 +61,7 @@ def scored_by_share(
 
     def of(own: list[int]) -> list[Scored]:
         scored = score([r for i in own for r in rollouts[i : i + answers]])
-        return [
-            Scored(
-                rollouts=scored.rollouts[i : i + answers],
-                totals=scored.totals[i : i + answers],
-                placed=scored.placed[i : i + answers],
-            )
-            for i in range(0, len(scored.rollouts), answers)
-        ]
+        return [scored.part(slice(i, i + answers)) for i in range(0, len(scored.rollouts), answers)]
 
     parts = group.spread(phase, range(0, len(rollouts), answers), of)
     return Scored(
