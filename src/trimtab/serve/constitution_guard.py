@@ -150,7 +150,7 @@ def load_constitution_guard(
         if (backbone.width, len(backbone.layers)) != (model.width, model.layers):
             raise ConfigError(
                 f"the guard in {folder} judges answers by the states of {model.name} ({model.layers} layers of "
-                f"width {model['width']}), but the model that answers has {len(backbone.layers)} layers of width "
+                f"width {model.width}), but the model that answers has {len(backbone.layers)} layers of width "
                 f"{backbone.width}; train a guard with `trimtab guard train --model` on the model that answers, or one "
                 "with --no-probes"
             )
