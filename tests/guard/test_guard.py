@@ -119,6 +119,13 @@ def test_files_are_plain_and_checked(lexical, tmp_path):
     (broken / "guard.json").write_text(json.dumps(settings | {"threshold": 2.0}))
     with pytest.raises(CheckpointError, match="do not belong together"):
         Guard.load(broken)
+    for change, field in (
+        ({"threshold": "low"}, "threshold: Input should be"),
+        ({"colour": 1}, "colour: Extra inputs"),
+    ):
+        (broken / "guard.json").write_text(json.dumps(settings | change))
+        with pytest.raises(CheckpointError, match=f"damaged guard .{field}.*train it again"):
+            Guard.load(broken)
 
 
 def test_a_folder_that_is_no_guard_is_left_alone(tmp_path, monkeypatch):
