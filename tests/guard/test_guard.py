@@ -119,12 +119,9 @@ def test_files_are_plain_and_checked(lexical, tmp_path):
     (broken / "guard.json").write_text(json.dumps(settings | {"threshold": 2.0}))
     with pytest.raises(CheckpointError, match="do not belong together"):
         Guard.load(broken)
-    for change, field in (
-        ({"threshold": "low"}, "threshold: Input should be"),
-        ({"colour": 1}, "colour: Extra inputs"),
-    ):
+    for change, problem in (({"threshold": "low"}, "threshold: Input should"), ({"colour": 1}, "colour: Extra inputs")):
         (broken / "guard.json").write_text(json.dumps(settings | change))
-        with pytest.raises(CheckpointError, match=f"damaged guard .{field}.*train it again"):
+        with pytest.raises(CheckpointError, match=f"damaged guard .{problem}.*train it again"):
             Guard.load(broken)
 
 
