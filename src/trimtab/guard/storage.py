@@ -196,12 +196,19 @@ class GuardParts:
     """The parts of a guard, as :class:`~trimtab.guard.guard.Guard` takes them."""
 
     detector: Detector
+    """Of requests."""
     second: SecondStage | None
+    """For requests that the detector is in doubt about."""
     output: OutputProbe | None
+    """Of answers."""
     rules: Rules | None
+    """Names the rule of a blocked request."""
     reasons: dict[str, str]
+    """Text of each rule by id."""
     version: str
+    """Identifies the guard."""
     layer: int | None
+    """The layer that request probes read."""
 
 
 def load_guard(folder: Path, backbone: Backbone | None) -> GuardParts:

@@ -77,8 +77,11 @@ class Figure(NamedTuple):
     """A chart of the page."""
 
     title: str
+    """Its heading."""
     note: str
+    """What it shows."""
     chart: Markup
+    """The drawing."""
 
 
 def write_comparison(paths: Sequence[Path], out: Path) -> Path:
