@@ -357,7 +357,7 @@ def onset(data: Path, sets: dict[str, list[Row]], backbone: Backbone, count: int
         "smoothing": fitted.probe.smoothing.model_dump(),
         "delays": fitted.delays,
         "layer_scores": fitted.layer_scores,
-        **onset_table(fitted.probe, held, layer=at),
+        **onset_table(fitted.probe, held, layer=at).model_dump(mode="json"),
         "probe": {"bytes": fitted.probe.probe.weights.nbytes + 4},
     }
 

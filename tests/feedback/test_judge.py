@@ -382,13 +382,13 @@ def test_principles_firing_conflicts_and_removal():
 
     judged = run(items, by_first(says), JudgeConfig(principles=None), rules)
     result = principle_report(items, judged.verdicts, votes)
-    rows = result["principles"]
-    assert rows["kind"]["firing_rate"].value == 1.0 and rows["dull"]["firing_rate"].value == 0.0
-    assert rows["kind"]["agreement"].value == 1.0 and rows["brief"]["agreement"].value == 0.0
-    assert rows["dull"]["agreement"].value is None
-    assert rows["kind"]["removed"] == {"same": 0, "changed": 10, "unknown": 0}  # brief and dull: (.2 + .5) / 2 < ½
-    assert rows["brief"]["removed"] == {"same": 10, "changed": 0, "unknown": 0}
-    (conflict,) = result["conflicts"]
-    assert conflict["principles"] == ["brief", "kind"] and conflict["rate"].value == 1.0
+    rows = result.principles
+    assert rows["kind"].firing_rate.value == 1.0 and rows["dull"].firing_rate.value == 0.0
+    assert rows["kind"].agreement.value == 1.0 and rows["brief"].agreement.value == 0.0
+    assert rows["dull"].agreement.value is None
+    assert rows["kind"].removed == {"same": 0, "changed": 10, "unknown": 0}  # brief and dull: (.2 + .5) / 2 < ½
+    assert rows["brief"].removed == {"same": 10, "changed": 0, "unknown": 0}
+    (conflict,) = result.conflicts
+    assert conflict.principles == ("brief", "kind") and conflict.rate.value == 1.0
     less = run(items, by_first(says), JudgeConfig(principles=None), rules.without("kind"))
     assert changed_labels(judged.verdicts, less.verdicts) == {"same": 0, "changed": 10, "lost": 0, "new": 0}

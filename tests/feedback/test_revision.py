@@ -101,7 +101,7 @@ def test_without_violation_there_is_no_revision():
     result = run(Model(violates=True), config)
     assert result.counts == {"kept": 12, "left_out": 0} and result.revisions[0].violation == 0.9
     table = by_principle(result.revisions)
-    assert sum(row["fired"] for row in table.values()) == sum(row["rounds"] for row in table.values()) == 12
+    assert sum(row.fired for row in table.values()) == sum(row.rounds for row in table.values()) == 12
 
 
 def test_empty_revisions_and_judges_without_an_answer():

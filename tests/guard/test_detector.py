@@ -162,10 +162,10 @@ def test_a_planted_onset_is_found_soon_and_within_the_budget():
     fitted = fit_output(planted(200, seed=0), [4, 9], budget=0.02)
     assert fitted.probe.layer == 9
     table = onset_table(fitted.probe, planted(200, seed=1), layer=1)
-    assert table["delay"] <= 8 and table["false_alarms"]["value"] <= 0.06
-    leaks = [row["leaks"]["value"] for row in table["hold_back"]]
+    assert table.delay <= 8 and table.false_alarms.value <= 0.06
+    leaks = [row.leaks.value for row in table.hold_back]
     assert leaks == sorted(leaks, reverse=True) and leaks[-1] < 0.05 < leaks[0]
-    tokens = [row["tokens"] for row in table["hold_back"]]
+    tokens = [row.tokens for row in table.hold_back]
     assert tokens == sorted(tokens, reverse=True)
 
 

@@ -119,6 +119,10 @@ def test_files_are_plain_and_checked(lexical, tmp_path):
     (broken / "guard.json").write_text(json.dumps(settings | {"threshold": 2.0}))
     with pytest.raises(CheckpointError, match="do not belong together"):
         Guard.load(broken)
+    for change, problem in (({"threshold": "low"}, "threshold: Input should"), ({"colour": 1}, "colour: Extra inputs")):
+        (broken / "guard.json").write_text(json.dumps(settings | change))
+        with pytest.raises(CheckpointError, match=f"damaged guard .{problem}.*train it again"):
+            Guard.load(broken)
 
 
 def test_a_folder_that_is_no_guard_is_left_alone(tmp_path, monkeypatch):
@@ -140,15 +144,15 @@ def test_a_guard_may_replace_a_guard(tmp_path):
 
 
 def test_the_report_is_about_what_was_held_out(lexical, tmp_path):
-    facts = evaluate_folder(lexical, tmp_path, data=(), model=None, context=512)
+    result = evaluate_folder(lexical, tmp_path, data=(), model=None, context=512)
     held = [json.loads(line) for line in (lexical / HELD_OUT).read_text().splitlines()]
-    plain = facts["requests"]["families"]["plain"]
+    plain = result.requests.families["plain"]
     restricted = sum(r["restricted"] and r["kind"] == "request" for r in held)
-    assert plain["blocked"]["n"] == plain["refused"]["n"] == restricted
+    assert plain.blocked.n == plain.refused.n == restricted
     for family in ("hex", "base64"):  # undone by a view, so nothing is lost
-        assert facts["requests"]["families"][family]["blocked"]["value"] >= plain["blocked"]["value"]
-        assert facts["requests"]["families"][family]["held_out"]
-    assert facts["requests"]["succeeds"]["score"] <= facts["threshold"]
+        assert result.requests.families[family].blocked.value >= plain.blocked.value
+        assert result.requests.families[family].held_out
+    assert result.requests.succeeds.score <= result.threshold
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "An attack that succeeds" in page and "src=" not in page and "href=" not in page
 
@@ -158,31 +162,32 @@ def test_a_report_on_other_data_says_so_and_replaces_nothing(lexical, tmp_path):
     for out in (None, lexical):
         with pytest.raises(ConfigError, match="--out"):
             evaluate_folder(lexical, out, data=[own], model=None, context=512)
-    facts = evaluate_folder(lexical, tmp_path, data=[own], model=None, context=512)
+    result = evaluate_folder(lexical, tmp_path, data=[own], model=None, context=512)
     assert (lexical / "report.json").read_bytes() == before
-    plain = facts["requests"]["families"]["plain"]
-    assert plain["blocked"]["groups"] * 12 == plain["blocked"]["n"]
+    plain = result.requests.families["plain"]
+    assert plain.blocked.groups * 12 == plain.blocked.n
     page = (tmp_path / "report.html").read_text()
     assert "training did not see" not in page and HELD_OUT in page
-    assert "training did not see" in render(facts | {"data": []})
+    assert "training did not see" in render(result.model_copy(update={"data": ()}))
 
 
 def test_texts_on_the_page_are_escaped(lexical, tmp_path):
-    facts = evaluate_folder(lexical, tmp_path, data=(), model=None, context=512)
-    facts["requests"]["succeeds"]["text"] = "<img src=x onerror=alert(1)>\u202e"
-    page = render(facts)
+    result = evaluate_folder(lexical, tmp_path, data=(), model=None, context=512)
+    attack = result.requests.succeeds.model_copy(update={"text": "<img src=x onerror=alert(1)>\u202e"})
+    requests = result.requests.model_copy(update={"succeeds": attack})
+    page = render(result.model_copy(update={"requests": requests}))
     assert "<img" not in page and "⟦RLO⟧" in page
 
 
 def test_an_explanation_shows_views_members_and_words(lexical):
-    facts = explain_request(lexical, RESTRICTED.replace("address", "a-d-d-r-e-s-s"), model=None, context=512)
-    assert facts["blocked"] and [v["name"] for v in facts["views"]] == ["raw", "normalised"]
-    assert set(facts["views"][0]["members"]) == {"lexical"} and facts["words"]
+    explanation = explain_request(lexical, RESTRICTED.replace("address", "a-d-d-r-e-s-s"), model=None, context=512)
+    assert explanation.blocked and [v.name for v in explanation.views] == ["raw", "normalised"]
+    assert set(explanation.views[0].members) == {"lexical"} and explanation.words
 
 
 def test_an_explanation_of_a_text_that_is_too_long_says_so(lexical):
-    assert "130000 characters" in explain_request(lexical, "Hello there. " * 10_000, model=None, context=512)["error"]
-    assert explain_request(lexical, HARMLESS, model=None, context=512)["error"] is None
+    assert "130000 characters" in explain_request(lexical, "Hello there. " * 10_000, model=None, context=512).error
+    assert explain_request(lexical, HARMLESS, model=None, context=512).error is None
 
 
 def test_a_guard_with_probes_needs_its_model(probed):

@@ -22,9 +22,10 @@ from trimtab.guard.lexical import Lexical
 from trimtab.guard.probe import Probe
 from trimtab.guard.scores import auroc
 from trimtab.guard.second import Band, Calibration, FittedSecond, SecondStage, band_of, fit_second, second_threshold
+from trimtab.guard.settings import GuardedModel, TrainingFacts
 from trimtab.guard.storage import load_guard, read_settings, save_guard
 from trimtab.guard.training import second_stage_warnings
-from trimtab.pipeline.guarding import explain_request, train_and_report
+from trimtab.pipeline.guarding import Explanation, explain_request, train_and_report
 from trimtab.records import Message
 from trimtab.testing import save_model, sentences, tiny_backbone, tiny_model
 
@@ -258,9 +259,11 @@ def saved(folder: Path, second: SecondStage | None) -> None:
     """A guard of words with this second stage."""
     lexical = Lexical.fit(["red tea", "red cup", "blue tea", "blue cup"], [1, 1, 0, 0])
     detector = Detector(members=(Member(name="lexical", model=lexical),), slope=1.0, offset=0.0, threshold=0.5)
-    model = {"name": "tiny", "identity": "", "width": 32, "layers": 3}
-    empty = {"output": None, "rules": None, "reasons": {}, "layer": None, "facts": {}}
-    save_guard(folder, detector, second=second, model=model, **empty)
+    model = GuardedModel(name="tiny", identity="", width=32, layers=3)
+    facts = TrainingFacts(constitution="", guard_version="", config={}, counts={}, layers=(), layer_scores={})
+    save_guard(
+        folder, detector, second=second, model=model, facts=facts, output=None, rules=None, reasons={}, layer=None
+    )
 
 
 def test_a_saved_second_stage_is_the_same(tmp_path):
@@ -277,7 +280,7 @@ def test_a_saved_second_stage_is_the_same(tmp_path):
         threshold=0.4,
     )
     saved(tmp_path / "guard", stage)
-    restored = load_guard(tmp_path / "guard", backbone)["second"]
+    restored = load_guard(tmp_path / "guard", backbone).second
     assert (restored.band, restored.calibration, restored.threshold) == (stage.band, stage.calibration, stage.threshold)
     texts = ["red tea and toast", "blue"]
     np.testing.assert_array_equal(restored.model.logits(backbone, texts), stage.model.logits(backbone, texts))
@@ -292,10 +295,10 @@ def test_a_guard_of_the_format_before_is_read(tmp_path):
     files = [sha256_file(tmp_path / "guard" / name) for name in ("guard.safetensors", "vocabulary.json")]
     version = sha256_json([old, *files])[:12]
     (tmp_path / "guard" / "guard.json").write_text(json.dumps(old | {"version": version}))
-    assert load_guard(tmp_path / "guard", None)["second"] is None
+    assert load_guard(tmp_path / "guard", None).second is None
 
 
-def explain(folder: Path, text: str) -> dict:
+def explain(folder: Path, text: str) -> Explanation:
     return explain_request(folder, text, model=None, context=2048)
 
 
@@ -303,7 +306,7 @@ def escalated_text(folder: Path, constitution: Constitution) -> str:
     """A restricted request with an ordinary one behind it, in the band of a guard."""
     restricted = [e.text for e in from_constitution(constitution) if e.restricted and e.kind == "request"]
     texts = (f"{text} {usual}" for text in restricted[:6] for usual in sentences(6))
-    return next(text for text in texts if explain(folder, text)["escalated"])
+    return next(text for text in texts if explain(folder, text).escalated)
 
 
 def test_what_people_should_know_about_a_second_stage():
@@ -345,13 +348,13 @@ def test_train_evaluate_and_explain_with_a_second_stage(tmp_path, monkeypatch, c
     for row in families.values():
         assert row["below_plain"] == pytest.approx(families["plain"]["blocked"]["value"] - row["blocked"]["value"])
     assert "Second stage" in (tmp_path / "guard" / "report.html").read_text()
-    assert read_settings(tmp_path / "guard")["facts"]["second"]["auroc"]["adapter"] > 0
+    assert read_settings(tmp_path / "guard").facts.second.auroc["adapter"] > 0
     assert "points below plain text" in (tmp_path / "guard" / "report.html").read_text()
     guard, low = str(tmp_path / "guard"), report["second"]["band"]["low"]
     assert run_app(["guard", "explain", guard, escalated_text(tmp_path / "guard", small), "--context", "2048"]) == 0
     assert "the second stage decides: log-odds adapter" in capsys.readouterr().out
-    calm = min(sentences(40), key=lambda text: explain(tmp_path / "guard", text)["score"])
-    assert explain(tmp_path / "guard", calm)["score"] <= low and explain(tmp_path / "guard", calm)["adapter"] is None
+    calm = min(sentences(40), key=lambda text: explain(tmp_path / "guard", text).score)
+    assert explain(tmp_path / "guard", calm).score <= low and explain(tmp_path / "guard", calm).adapter is None
     assert run_app(["guard", "explain", guard, calm, "--context", "2048"]) == 0
     assert "the second stage" not in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""``judge.json`` and ``routing.json``: files of earlier runs are read, written unchanged, and refused if damaged."""
+"""``judge.json``, ``routing.json``, ``revise.json``: earlier files are read, written unchanged, refused if damaged."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,10 @@ import pytest
 from trimtab.errors import DataError
 from trimtab.feedback import report_lines, routing_lines
 from trimtab.pipeline.ai_labels import ROUTING, read_routing
+from trimtab.pipeline.constitutional import RevisionFacts
 from trimtab.pipeline.judge_result import FILE, read_judge_result, write_judge_result
 from trimtab.records import to_plain
+from trimtab.storage import read_record
 
 SHARE = {"value": 0.75, "low": 0.3, "high": 0.95, "n": 4}
 UNKNOWN = {"reason": "no pair has an answer in both orders"}
@@ -206,3 +208,24 @@ def test_in_a_run_the_whole_stage_is_to_be_deleted(text: str | None, tmp_path: P
     message = str(error.value)
     assert message.startswith(str(stage / "judge" / FILE))
     assert message.endswith(f"delete the folder {stage} and run again; what judges have answered is not asked again")
+
+
+REVISED = {
+    "constitution": {"name": "default", "version": "1-abc"},
+    "counts": {"kept": 3, "no violation": 1, "left_out": 0},
+    "too_long": 0,
+    "unrendered": 0,
+    "principles": {"kind": {"rounds": 4, "fired": 3, "outcomes": {"kept": 3, "no violation": 1}}},
+    "judge": {"position_bias": SHARE, "flip_rate": UNKNOWN, "longer_wins": SHARE},
+}
+
+
+def test_revisions_of_earlier_runs_are_read_and_written_unchanged(tmp_path: Path):
+    file = tmp_path / "revise.json"
+    file.write_text(json.dumps(REVISED))
+    assert json.dumps(to_plain(read_record(file, RevisionFacts))) == json.dumps(REVISED)
+    file.write_text(json.dumps({name: value for name, value in REVISED.items() if name != "unrendered"}))
+    assert read_record(file, RevisionFacts).unrendered == 0
+    file.write_text(json.dumps(REVISED | {"too_short": 1}))
+    with pytest.raises(DataError, match="no valid RevisionFacts: too_short: Extra inputs are not permitted, got '1'"):
+        read_record(file, RevisionFacts)

@@ -79,7 +79,7 @@ def test_weights_of_a_7b_model_by_hand(tmp_path):
     config = load_recipe(recipe, sets)
     assert model_shape(config.model)["parameters"] == parameters == 7_615_283_200
     narrow, wide = (
-        fitting(load_recipe(recipe, [*sets, f"model.frozen_precision={p}"]), MACHINES["h200"])["gb"]["sft"]
+        fitting(load_recipe(recipe, [*sets, f"model.frozen_precision={p}"]), MACHINES["h200"]).gb["sft"]
         for p in ("bfloat16", "float32")
     )
     assert wide - narrow == pytest.approx(2 * parameters / 1e9)
@@ -111,9 +111,9 @@ def test_what_fits(tmp_path, size: str, machine: str, full: bool, fits: bool):
     }
     recipe, sets = _recipe(tmp_path, size, **settings)
     result = fitting(load_recipe(recipe, sets), MACHINES[machine])
-    assert (not result["lines"]) == fits, result
+    assert (not result.lines) == fits, result
     if not fits:
-        assert "sampler.slots" in " ".join(result["lines"]) or "adapter.kind: lora" in " ".join(result["lines"])
+        assert "sampler.slots" in " ".join(result.lines) or "adapter.kind: lora" in " ".join(result.lines)
 
 
 def test_all_weights_of_a_7b_model_fit_eight_devices_when_they_are_sharded(tmp_path):
@@ -132,8 +132,8 @@ def test_all_weights_of_a_7b_model_fit_eight_devices_when_they_are_sharded(tmp_p
     replicated, sharded = (
         fitting(load_recipe(recipe, [*sets, f"scale.shard={shard}"]), MACHINES["h200x8"]) for shard in ("false", "true")
     )
-    assert round(replicated["gb"]["align"]) == 264 and "try scale.shard: true" in replicated["lines"][0]
-    assert round(sharded["gb"]["align"]) == 110 and not sharded["lines"]
+    assert round(replicated.gb["align"]) == 264 and "try scale.shard: true" in replicated.lines[0]
+    assert round(sharded.gb["align"]) == 110 and not sharded.lines
 
 
 def test_a_plan_for_a_machine_says_that_it_is_a_prediction(tmp_path):

@@ -85,7 +85,7 @@ def test_a_recipe_of_two_objectives_beside_a_process_reward(tmp_path: Path):
     page = (run.path / "report.html").read_text()
     assert all(f'<tr><td>{name}</td><td class="n">{own[name]["pairs"]}</td>' in page for name in OBJECTIVES)
     written = evaluate_reward(load_recipe(recipe), recipe, run, "heldout")
-    assert written["objectives"]["helpful"]["accuracy"] == own["helpful"]["accuracy"]
+    assert written.objectives["helpful"].accuracy.model_dump(mode="json") == own["helpful"]["accuracy"]
     lines = "\n".join(evaluation_lines(written))
     assert "objective helpful: accuracy" in lines and "objective harmless: accuracy" in lines
     with pytest.raises(ConfigError, match="several objectives \\(helpful, harmless\\)"):

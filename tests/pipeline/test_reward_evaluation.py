@@ -43,9 +43,9 @@ def test_held_out_preferences_and_a_bench_file(trained: Path, tmp_path: Path):
     config = load_recipe(trained, SETTINGS)
     held = evaluate_reward(config, trained, run, "heldout")
     facts = read_json(run.stage("reward") / "reward.json")["evaluation"]
-    assert held["evaluation"]["accuracy"] == facts["accuracy"]  # the same split, the same scores
-    assert [b["name"] for b in held["evaluation"]["baselines"]] == ["longest", "shortest", "surface", "words"]
-    assert held["ceiling"] is not None and len(held["edits"]) == 5
+    assert held.evaluation.accuracy.model_dump(mode="json") == facts["accuracy"]  # the same split, the same scores
+    assert [b.name for b in held.evaluation.baselines] == ["longest", "shortest", "surface", "words"]
+    assert held.ceiling is not None and len(held.edits) == 5
     bench = tmp_path / "bench.jsonl"
     rows = [
         {"id": str(n), "prompt": f"say {n}", "chosen": ["yes"], "rejected": ["no", "well", "so"], "subset": "Math"}
@@ -53,8 +53,8 @@ def test_held_out_preferences_and_a_bench_file(trained: Path, tmp_path: Path):
     ]
     bench.write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = evaluate_reward(config, trained, run, str(bench))
-    assert result["reward_bench"]["Math"]["n"] == 3
-    assert [e["name"] for e in result["evaluation"]["slices"]] == ["Math"]
+    assert result.reward_bench["Math"].n == 3
+    assert [e.name for e in result.evaluation.slices] == ["Math"]
     assert (run.path / "reward-evaluation" / "bench.jsonl.svg").read_text().startswith("<svg")
     with pytest.raises(ScoringError, match="colour"):
         evaluate_reward(config, trained, run, "heldout", slice_by="colour")

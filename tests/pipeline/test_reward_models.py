@@ -137,8 +137,8 @@ def test_the_evaluation_scores_with_the_ensemble(finished: Path):
     recipe = finished.parents[1] / "recipe.yaml"
     written = evaluate_reward(load_recipe(recipe), recipe, RunFolder(finished), "heldout")
     stored = json.loads((finished / "stages" / "reward" / "reward.json").read_text())["evaluation"]
-    assert written["evaluation"]["accuracy"]["value"] == stored["accuracy"]["value"]
-    assert written["evaluation"]["log_loss"] == pytest.approx(stored["log_loss"], abs=1e-5)
+    assert written.evaluation.accuracy.value == stored["accuracy"]["value"]
+    assert written.evaluation.log_loss == pytest.approx(stored["log_loss"], abs=1e-5)
 
 
 def test_the_lineage_names_each_model_that_learned_from_a_pair(finished: Path):

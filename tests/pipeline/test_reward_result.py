@@ -45,7 +45,20 @@ ERRORS = {"names": ["reward", "heldout"], "error_rates": [0.25, 0.5], "correlati
 WHOLE = {"mean": 0.5, "std": 2.0, "evaluation": EVALUATION, "models": MODELS, "errors": ERRORS}
 FURTHER = {
     "objectives": {"helpful": {"mean": 0.5, "std": 2.0, "evaluation": EVALUATION}},
-    "annotators": {"habits": ["tie"], "trials": [], "common": {"tie": 0.1, "position": 0.0}, "annotators": []},
+    "annotators": {
+        "habits": ["tie", "skill"],
+        "trials": [{"habits": [], "log_loss": 0.9, "kept": True}],
+        "common": {"tie": 0.1, "position": 0.0},
+        "annotators": [{"annotator": "a1", "votes": 12, "tie": 0.2, "skill": 1.1}],
+        "heldout": {"votes": 4, "alike": 0.9, "annotators": 0.8, "gain": ACCURACY | {"value": 0.1}},
+        "taste": {
+            "annotators": 2,
+            "without": 0.8,
+            "trials": [{"deviation": 1.0, "log_loss": 0.7}],
+            "used": True,
+            "direction": [0.5, -0.25],
+        },
+    },
 }
 
 
@@ -63,6 +76,16 @@ def test_a_file_of_a_finished_run_is_read_and_written_unchanged(value: dict[str,
         assert result.evaluation.accuracy.value == 0.75 and result.errors.error_rates == (0.25, 0.5)
     write_reward_result(tmp_path, result)
     assert (tmp_path / FILE).read_text() == json.dumps(value, indent=2) + "\n"
+
+
+def test_annotators_of_a_version_without_tastes_are_read_and_others_are_refused_with_the_field(tmp_path: Path):
+    annotators = {name: value for name, value in FURTHER["annotators"].items() if name != "taste"}
+    facts = read_reward_result(written(tmp_path, WHOLE | {"annotators": annotators | {"heldout": None}})).annotators
+    assert facts is not None and facts.taste is None and facts.heldout is None
+    assert (facts.annotators[0].skill, facts.annotators[0].position) == (1.1, None)
+    row = {"annotator": "a1", "votes": 1, "mood": 0.5}
+    with pytest.raises(DataError, match=r"annotators\.annotators\.0\.mood: Extra inputs are not permitted, got '0\.5'"):
+        read_reward_result(written(tmp_path, WHOLE | {"annotators": annotators | {"annotators": [row]}}))
 
 
 def test_the_first_versions_file_had_no_models(tmp_path: Path):

@@ -46,7 +46,7 @@ def test_two_runs_on_a_page(tmp_path, monkeypatch, capsys):
     )
     runs = [read_run(Path("a")), read_run(Path("b"))]
     [row] = against_first(runs)
-    assert (row["win"].wins, row["win"].ties, row["win"].losses) == (2, 1, 1) and row["gain"].value == 0.25
+    assert (row.win.wins, row.win.ties, row.win.losses) == (2, 1, 1) and row.gain.value == 0.25
     assert differing(runs) == {"align.policy.lr": ["0.1", "0.2"]} and len(runs[0].metrics) == 3
     for arguments, message in (
         (["a", "a"], "named twice"),
@@ -68,5 +68,5 @@ def test_two_runs_on_a_page(tmp_path, monkeypatch, capsys):
 )
 def test_what_cannot_be_compared_is_said(tmp_path, other, reason):
     runs = [read_run(made(tmp_path / "a", [0.0])), read_run(made(tmp_path / "b", **other, steps=0))]
-    assert reason in against_first(runs)[0]["reason"]
+    assert reason in against_first(runs)[0].reason
     assert reason in render_comparison(runs)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -87,11 +87,11 @@ def evaluate(
     from trimtab.pipeline.ui import Ui
 
     ui = Ui()
-    facts = evaluate_folder(guard, out, data=data or (), model=model, context=context, say=ui.say)
+    result = evaluate_folder(guard, out, data=data or (), model=model, context=context, say=ui.say)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
         return
-    for line in report_lines(facts):
+    for line in report_lines(result):
         typer.echo(line)
     ui.say(f"report: {(out or guard) / 'report.html'}")
 
@@ -110,23 +110,23 @@ def explain(
     """
     from trimtab.pipeline.guarding import explain_request
 
-    facts: dict[str, Any] = explain_request(guard, text, model=model, context=context)
+    explanation = explain_request(guard, text, model=model, context=context)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(explanation.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return
-    verdict = "blocked" if facts["blocked"] else "passes"
-    rule = f", rule {facts['rule']}: {facts['reason']}" if facts["rule"] else ""
-    typer.echo(f"{verdict}: score {facts['score']:.3f}, threshold {facts['threshold']:.3f}{rule}")
-    if facts["escalated"]:
+    verdict = "blocked" if explanation.blocked else "passes"
+    rule = f", rule {explanation.rule}: {explanation.reason}" if explanation.rule else ""
+    typer.echo(f"{verdict}: score {explanation.score:.3f}, threshold {explanation.threshold:.3f}{rule}")
+    if explanation.adapter is not None:
         typer.echo(
-            f"  the second stage decides: log-odds adapter {facts['adapter']:+.1f}; score and threshold are of both"
+            f"  the second stage decides: log-odds adapter {explanation.adapter:+.1f}; score and threshold are of both"
         )
-    if facts["error"]:
-        typer.echo(f"  this is the verdict on a failure: {facts['error']}")
-    for view in facts["views"]:
-        members = ", ".join(f"{name} {value:+.1f}" for name, value in view["members"].items())
-        decides = ", which decides" if view["name"] == facts["view"] else ""
-        typer.echo(f"  {view['name']}{decides}: log-odds {members}")
-        typer.echo(f"    {view['text']}")
-    words = ", ".join(f"{word} {value:+.2f}" for word, value in facts["words"])
+    if explanation.error:
+        typer.echo(f"  this is the verdict on a failure: {explanation.error}")
+    for view in explanation.views:
+        members = ", ".join(f"{name} {value:+.1f}" for name, value in view.members.items())
+        decides = ", which decides" if view.name == explanation.view else ""
+        typer.echo(f"  {view.name}{decides}: log-odds {members}")
+        typer.echo(f"    {view.text}")
+    words = ", ".join(f"{word} {value:+.2f}" for word, value in explanation.words)
     typer.echo(f"  words that move lexical most in that reading, + towards blocking: {words}")

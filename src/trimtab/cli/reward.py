@@ -56,11 +56,13 @@ def reward(
     with run.lock():
         if steps:
             written = evaluate_process(fit_memory(config), recipe, run, evaluate)
+            lines = process_lines(written)
         else:
-            written = evaluate_reward(fit_memory(config), recipe, run, evaluate, slice_by=slices)
+            result = evaluate_reward(fit_memory(config), recipe, run, evaluate, slice_by=slices)
+            written, lines = result.as_json(), evaluation_lines(result)
     if as_json:
         typer.echo(json.dumps(written, indent=2))
         return
-    for line in process_lines(written) if steps else evaluation_lines(written):
+    for line in lines:
         typer.echo(line)
     typer.echo(f"Written to {run.path / 'reward-evaluation'}.", err=True)

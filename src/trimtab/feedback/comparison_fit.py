@@ -17,11 +17,12 @@ known.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from trimtab.errors import ConfigError
+from trimtab.feedback.annotator_facts import Habit
 from trimtab.feedback.comparison_model import (
     POINTS,
     TIE,
@@ -34,7 +35,6 @@ from trimtab.feedback.comparison_model import (
     information,
 )
 
-Habit = Literal["tie", "skill", "position"]
 HABITS: tuple[Habit, ...] = ("tie", "skill", "position")
 """What may differ between annotators."""
 

@@ -7,23 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trimtab.feedback.comparison_fit import HABITS, Habit, fit_comparisons
+from trimtab.feedback.annotator_facts import Habit, HabitTrial
+from trimtab.feedback.comparison_fit import HABITS, fit_comparisons
 from trimtab.feedback.comparison_model import Floats, Ints, TieModel, Votes, vote_probabilities
-from trimtab.records import Record
 
 FOLDS = 3
 """Of the cross-validation."""
-
-
-class HabitTrial(Record):
-    """What one set of habits predicts."""
-
-    habits: tuple[Habit, ...]
-    """What differs between annotators."""
-    log_loss: float
-    """Mean negative log-likelihood of a vote that was not fitted, in nats over the three outcomes."""
-    kept: bool
-    """True: better than without the habit that was added last; the first, without habits, is where it starts."""
 
 
 def vote_folds(rows: int, group: Ints | None, rng: np.random.Generator) -> Ints:

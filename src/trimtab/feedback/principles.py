@@ -8,15 +8,51 @@ both fire for different answers.
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
-from trimtab.feedback.intervals import clustered_share
+from trimtab.feedback.intervals import Estimate, clustered_share
 from trimtab.feedback.judge import Verdict, combine
 from trimtab.feedback.judge_report import shown
-from trimtab.records import Comparison
+from trimtab.records import Comparison, Record
 
 Pair = tuple[str, tuple[int, int]]
 """Item id and the places of two answers."""
+
+
+class PrincipleEffect(Record):
+    """What one principle does; shares are clustered by prompt."""
+
+    asked: int
+    """Pairs of answers that it was asked of."""
+    no_answer: int
+    """Verdicts without an answer."""
+    firing_rate: Estimate
+    """Share of the asked pairs where it fires."""
+    agreement: Estimate
+    """Share of the pairs where it fires and people have a winner, that winner being the same."""
+    removed: dict[Literal["same", "changed", "unknown"], int]
+    """Pairs by their combined label without it; unknown: no other principle has an answer, so another one would be
+    drawn and asked."""
+    alone: int
+    """Pairs that it alone was asked of."""
+
+
+class Conflict(Record):
+    """Two principles that fire for different answers."""
+
+    principles: tuple[str, str]
+    """Their ids."""
+    rate: Estimate
+    """Share of the pairs both fire on, clustered by prompt."""
+
+
+class PrincipleReport(Record):
+    """What the principles do to the labels of one judge."""
+
+    principles: dict[str, PrincipleEffect]
+    """By id."""
+    conflicts: tuple[Conflict, ...]
+    """Most frequent first."""
 
 
 def principle_report(
@@ -25,7 +61,7 @@ def principle_report(
     people: Mapping[Pair, float],
     *,
     margin: float = 0.1,
-) -> dict[str, Any]:
+) -> PrincipleReport:
     """For each principle: how often it fires, with whom it agrees and conflicts, what its removal would change.
 
     Args:
@@ -33,20 +69,13 @@ def principle_report(
         verdicts: of one judge.
         people: net vote by pair; its sign is the winner.
         margin: how far from one half p must be.
-
-    Returns:
-        ``principles`` by id, each with ``asked``, ``firing_rate``, ``agreement`` (of the pairs where it fires and
-        people have a winner), ``no_answer``, ``removed`` (pairs by their combined label without it: the same, changed,
-        or unknown where no other principle has an answer and another one would be drawn and asked) and ``alone`` (pairs
-        it alone was asked of); ``conflicts``: for two principles, conflicts of the pairs both fire on. Shares are
-        Estimates, clustered by prompt.
     """
     prompts = {item.id: item.prompt.id for item in items}
     by_pair: dict[Pair, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         by_pair[verdict.item, verdict.pair].append(verdict)
     names = sorted({v.principle for v in verdicts})
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, PrincipleEffect] = {}
     for name in names:
         verdicts_of = [v for v in verdicts if v.principle == name]
         answered = [v for v in verdicts_of if v.probability is not None]
@@ -57,15 +86,15 @@ def principle_report(
             for v in answered if _fires(v, margin) and people.get((v.item, v.pair))
         ]  # fmt: skip
         effect = Counter(_without(by_pair[v.item, v.pair], name) for v in answered)
-        rows[name] = {
-            "asked": len(answered),
-            "no_answer": len(verdicts_of) - len(answered),
-            "firing_rate": clustered_share(fired, reason="it has no answer anywhere"),
-            "agreement": clustered_share(agree, reason="it fires nowhere where people have a winner"),
-            "removed": {k: effect[k] for k in ("same", "changed", "unknown")},
-            "alone": sum(len(by_pair[v.item, v.pair]) == 1 for v in answered),
-        }
-    conflicts: list[dict[str, Any]] = []
+        rows[name] = PrincipleEffect(
+            asked=len(answered),
+            no_answer=len(verdicts_of) - len(answered),
+            firing_rate=clustered_share(fired, reason="it has no answer anywhere"),
+            agreement=clustered_share(agree, reason="it fires nowhere where people have a winner"),
+            removed={k: effect[k] for k in ("same", "changed", "unknown")},
+            alone=sum(len(by_pair[v.item, v.pair]) == 1 for v in answered),
+        )
+    conflicts: list[Conflict] = []
     for a, b in itertools.combinations(names, 2):
         both: list[tuple[float, str]] = []
         for (item, _), group in by_pair.items():
@@ -74,22 +103,21 @@ def principle_report(
                 differ = ((pair[a].probability or 0) > 0.5) != ((pair[b].probability or 0) > 0.5)
                 both.append((float(differ), prompts[item]))
         if both:
-            conflicts.append({"principles": [a, b], "rate": clustered_share(both)})
-    conflicts.sort(key=lambda c: -(c["rate"].value or 0) * c["rate"].n)
-    return {"principles": rows, "conflicts": conflicts}
+            conflicts.append(Conflict(principles=(a, b), rate=clustered_share(both)))
+    conflicts.sort(key=lambda c: -(c.rate.value or 0) * c.rate.n)
+    return PrincipleReport(principles=rows, conflicts=tuple(conflicts))
 
 
-def principle_lines(report: Mapping[str, Any]) -> list[str]:
+def principle_lines(report: PrincipleReport) -> list[str]:
     """The report in words: a line for each principle, and the most frequent conflicts."""
     lines: list[str] = []
-    for name, row in report["principles"].items():
-        removed = row["removed"]
+    for name, row in report.principles.items():
         lines.append(
-            f"{name}: fires {shown(row['firing_rate'])}, people agree {shown(row['agreement'])}; "
-            f"without it {removed['changed']} labels change, {removed['unknown']} need new questions"
+            f"{name}: fires {shown(row.firing_rate)}, people agree {shown(row.agreement)}; "
+            f"without it {row.removed['changed']} labels change, {row.removed['unknown']} need new questions"
         )
-    worst = [c for c in report["conflicts"] if c["rate"].value][:5]
-    return lines + [f"conflict of {' and '.join(c['principles'])}: {shown(c['rate'])} they both fire on" for c in worst]
+    worst = [c for c in report.conflicts if c.rate.value][:5]
+    return lines + [f"conflict of {' and '.join(c.principles)}: {shown(c.rate)} they both fire on" for c in worst]
 
 
 def _fires(verdict: Verdict, margin: float) -> bool:

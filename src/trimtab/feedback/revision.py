@@ -261,16 +261,25 @@ def _at(reply: Reply, place: int) -> float | None:
     return None if reply.probabilities is None else reply.probabilities[place]
 
 
-def by_principle(revisions: Sequence[Revision]) -> dict[str, dict[str, Any]]:
-    """For each principle: rounds, outcomes, how often it fired.
+class PrincipleRounds(Record):
+    """The rounds of one principle."""
 
-    It fires where a violation was found, or, where that was not asked, where its revision was kept.
-    """
-    table: dict[str, dict[str, Any]] = {}
+    rounds: int
+    """How many drew it."""
+    fired: int
+    """Rounds where a violation was found, or, where that was not asked, where its revision was kept."""
+    outcomes: dict[Outcome, int]
+    """Rounds by outcome."""
+
+
+def by_principle(revisions: Sequence[Revision]) -> dict[str, PrincipleRounds]:
+    """The rounds of each principle."""
+    table: dict[str, PrincipleRounds] = {}
     for name in sorted({r.principle for r in revisions}):
         rounds = [r for r in revisions if r.principle == name]
         fired = sum(r.outcome != "no violation" if r.violation is not None else r.outcome == "kept" for r in rounds)
-        table[name] = {"rounds": len(rounds), "fired": fired, "outcomes": dict(Counter(r.outcome for r in rounds))}
+        outcomes = Counter(r.outcome for r in rounds)
+        table[name] = PrincipleRounds(rounds=len(rounds), fired=fired, outcomes=dict(outcomes))
     return table
 
 

@@ -173,7 +173,7 @@ class Guard:
         from trimtab.guard.storage import load_guard
 
         parts = load_guard(folder, backbone)
-        return cls(**parts, backbone=backbone, adapter=adapter, on_error=on_error, log=log)
+        return cls(**vars(parts), backbone=backbone, adapter=adapter, on_error=on_error, log=log)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -4,14 +4,16 @@ Like the report of a run, the page loads nothing from outside and runs no script
 made visible.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from markupsafe import Markup
 
 from trimtab.evals.charts import Line, Row, interval, line_chart, number, percent, row_chart
 from trimtab.evals.page import page_environment, page_style
 from trimtab.files import write_atomic, write_json
+from trimtab.guard.result import AnswerResult, Family, GuardResult, NotMeasured, RequestCalibration, Share
 from trimtab.text import visible
 
 TOKENS_PER_SECOND = 20.0
@@ -20,28 +22,28 @@ TOKENS_PER_SECOND = 20.0
 _HERE = Path(__file__).parent
 
 
-def write_guard_report(facts: dict[str, Any], folder: Path) -> Path:
+def write_guard_report(result: GuardResult, folder: Path) -> Path:
     """Write ``report.json`` and ``report.html`` into a folder; returns the path of the page."""
-    write_json(folder / "report.json", facts)
+    write_json(folder / "report.json", result.as_json())
     page = folder / "report.html"
-    write_atomic(page, render(facts))
+    write_atomic(page, render(result))
     return page
 
 
-def render(facts: dict[str, Any]) -> str:
+def render(result: GuardResult) -> str:
     """The page as one HTML text."""
     environment = page_environment(_HERE)
     return environment.get_template("report.html.jinja").render(
-        facts=facts,
+        result=result,
         **page_style(),
-        headline=headline(facts),
-        basis=basis(facts),
-        weaker=weaker(facts),
-        second=second_stage(facts),
-        blocked_chart=_family_chart(facts, "blocked", "Blocked restricted requests by family"),
-        refused_chart=_family_chart(facts, "refused", "Refused harmless requests by family"),
-        leak_chart=_leak_chart(facts["answers"]),
-        calibration_chart=_calibration_chart(facts["requests"]["calibration"]),
+        headline=headline(result),
+        basis=basis(result),
+        weaker=weaker(result.requests.families),
+        second=second_stage(result),
+        blocked_chart=_family_chart(result, "blocked", "Blocked restricted requests by family"),
+        refused_chart=_family_chart(result, "refused", "Refused harmless requests by family"),
+        leak_chart=_leak_chart(result.answers),
+        calibration_chart=_calibration_chart(result.requests.calibration),
         shown=shown,
         points_below=points_below,
         seconds=lambda tokens: tokens / TOKENS_PER_SECOND,
@@ -49,30 +51,30 @@ def render(facts: dict[str, Any]) -> str:
     )
 
 
-def headline(facts: dict[str, Any]) -> str:
+def headline(result: GuardResult) -> str:
     """One sentence with the two numbers that matter."""
-    plain = facts["requests"]["families"]["plain"]
-    blocked, refused = shown(plain["blocked"]), shown(plain["refused"])
-    if facts["data"]:
+    plain = result.requests.families["plain"]
+    blocked, refused = shown(plain.blocked), shown(plain.refused)
+    if result.data:
         return (
-            f"Of the texts in {', '.join(facts['data'])} the guard blocks {blocked} of the restricted requests and "
+            f"Of the texts in {', '.join(result.data)} the guard blocks {blocked} of the restricted requests and "
             f"refuses {refused} of the harmless ones."
         )
     return f"The guard blocks {blocked} of held-out restricted requests and refuses {refused} of their harmless twins."
 
 
-def basis(facts: dict[str, Any]) -> str:
+def basis(result: GuardResult) -> str:
     """What the numbers are about and what the intervals count."""
-    plain = facts["requests"]["families"]["plain"]
-    if facts["data"]:
+    plain = result.requests.families["plain"]
+    if result.data:
         about = "The texts come from the named files; trimtab does not know whether training saw their subjects."
     else:
         about = "All figures are about texts whose subjects training did not see."
-    unread = facts["requests"]["unread"]
-    restricted, harmless = plain["blocked"], plain["refused"]
+    unread = result.requests.unread
+    restricted, harmless = plain.blocked, plain.refused
     return (
-        f"{about} There are {restricted['n']} restricted requests about {restricted['groups']} subjects and "
-        f"{harmless['n']} harmless ones about {harmless['groups']}; 95 % intervals of requests count "
+        f"{about} There are {restricted.n} restricted requests about {restricted.groups} subjects and "
+        f"{harmless.n} harmless ones about {harmless.groups}; 95 % intervals of requests count "
         "subjects, not wordings, and are rough where subjects are few."
         + (f" Of {unread} texts only a part was read." if unread else "")
     )
@@ -82,18 +84,16 @@ WEAKER = 0.10
 """Families that are blocked by so much less than plain text are named."""
 
 
-def weaker(facts: dict[str, Any]) -> str:
+def weaker(families: Mapping[str, Family]) -> str:
     """How many held-out attack families are blocked nearly as often as plain text, and which are not, in words.
 
-    >>> families = {"plain": {"below_plain": 0.0}, "hex": {"below_plain": 0.05, "held_out": True},
-    ...             "role play": {"below_plain": 0.4, "held_out": True}}
-    >>> weaker({"requests": {"families": families}})
+    >>> hex, play = (Family.model_construct(below_plain=below, held_out=True) for below in (0.05, 0.4))
+    >>> weaker({"hex": hex, "role play": play})
     '1 of 2 held-out attack families are blocked within 10 points of plain text. Further below it: role play (by 40).'
     """
-    families = {name: row for name, row in facts["requests"]["families"].items() if name != "plain"}
-    held_out = [row["below_plain"] for row in families.values() if row["held_out"]]
+    held_out = [row.below_plain for row in families.values() if row.held_out]
     within = sum(below <= WEAKER for below in held_out)
-    lost = {name: row["below_plain"] for name, row in families.items() if row["below_plain"] > WEAKER}
+    lost = {name: row.below_plain for name, row in families.items() if row.below_plain > WEAKER}
     points = f"{100 * WEAKER:.0f} points"
     text = ""
     if held_out:
@@ -104,109 +104,106 @@ def weaker(facts: dict[str, Any]) -> str:
     return text
 
 
-def points_below(row: dict[str, Any]) -> str:
-    """By how many points a family is blocked less often than plain text; negative: more often.
+def points_below(below: float) -> str:
+    """A share in points, for how much less often than plain text a family is blocked; negative: more often.
 
-    >>> points_below({"below_plain": 0.4}), points_below({"below_plain": -0.05})
+    >>> points_below(0.4), points_below(-0.05)
     ('40', '−5')
     """
-    return str(round(100 * row["below_plain"])).replace("-", "−")
+    return str(round(100 * below)).replace("-", "−")
 
 
-def second_stage(facts: dict[str, Any]) -> list[str]:
+def second_stage(result: GuardResult) -> list[str]:
     """What the second stage reads, changes and costs, in sentences; empty: there is none."""
-    second, escalated = facts["second"], facts["requests"]["escalated"]
-    if second is None or escalated is None:
+    second, escalated = result.second, result.requests.escalated
+    plain, cost = result.requests.families["plain"], result.cost
+    if second is None or escalated is None or plain.first_stage is None:
         return []
-    band, plain, cost = second["band"], facts["requests"]["families"]["plain"], facts["cost"]
-    counted = "ordinary requests" if band["on"] == "ordinary" else "harmless requests, twins too"
-    auroc, blocked = second["training"]["auroc"], second["training"]["blocked"]
+    band, auroc, blocked = second.band, second.training.auroc, second.training.blocked
+    counted = "ordinary requests" if band.on == "ordinary" else "harmless requests, twins too"
     return [
-        f"The second stage reads scores above {number(band['low'])} up to {number(band['high'])}: "
-        f"{percent(band['share'])} of {band['counted']} {counted}, in training out of fold "
-        f"(limit {percent(second['escalate'])}).",
-        f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary']['n']} ordinary requests, "
-        f"{shown(escalated['harmless'])} of all {escalated['harmless']['n']} harmless ones, "
-        f"{shown(escalated['restricted'])} of {escalated['restricted']['n']} restricted ones.",
-        f"Plain requests with it: {shown(plain['blocked'])} blocked, {shown(plain['refused'])} refused; without it: "
-        f"{shown(plain['first_stage']['blocked'])} blocked, {shown(plain['first_stage']['refused'])} refused.",
+        f"The second stage reads scores above {number(band.low)} up to {number(band.high)}: "
+        f"{percent(band.share)} of {band.counted} {counted}, in training out of fold "
+        f"(limit {percent(second.escalate)}).",
+        f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary'].n} ordinary requests, "
+        f"{shown(escalated['harmless'])} of all {escalated['harmless'].n} harmless ones, "
+        f"{shown(escalated['restricted'])} of {escalated['restricted'].n} restricted ones.",
+        f"Plain requests with it: {shown(plain.blocked)} blocked, {shown(plain.refused)} refused; without it: "
+        f"{shown(plain.first_stage.blocked)} blocked, {shown(plain.first_stage.refused)} refused.",
         f"In training, out of fold: {percent(blocked['both'])} of restricted texts blocked with it, "
         f"{percent(blocked['first stage'])} without; AUROC {number(auroc['first stage'])} of the first stage, "
         f"{number(auroc['adapter'])} of the adapter ({number(auroc['last layer'])} before its training), "
         f"{number(auroc['both'])} of both.",
-        f"It adds {number(cost['second'])} ms of CPU time for each reading of a request above the band's "
-        f"lower end, and has {cost['second_bytes']} bytes of weights.",
+        f"It adds {number(cost.second)} ms of CPU time for each reading of a request above the band's "
+        f"lower end, and has {cost.second_bytes} bytes of weights.",
     ]
 
 
-def shown(estimate: dict[str, Any]) -> str:
+def shown(share: Share) -> str:
     """A share with its interval, or a dash."""
-    if estimate["value"] is None:
+    if share.value is None:
         return "–"
-    return f"{percent(estimate['value'])} {interval(estimate['low'], estimate['high'], percent)}".strip()
+    return f"{percent(share.value)} {interval(share.low, share.high, percent)}".strip()
 
 
-def report_lines(facts: dict[str, Any]) -> list[str]:
+def report_lines(result: GuardResult) -> list[str]:
     """The report for a terminal."""
-    requests, answers, cost = facts["requests"], facts["answers"], facts["cost"]
-    lines = [headline(facts), basis(facts), f"AUROC {number(requests['auroc'])}, calibration error "
-             f"{percent(requests['calibration']['ece'])}, rule named rightly {shown(requests['rules'])}",
+    requests, answers, cost = result.requests, result.answers, result.cost
+    lines = [headline(result), basis(result), f"AUROC {number(requests.auroc)}, calibration error "
+             f"{percent(requests.calibration.ece)}, rule named rightly {shown(requests.rules)}",
              f"{'family':<14} {'blocked':<18} {'harmless refused':<18} {'below plain':<12}".rstrip()]  # fmt: skip
-    for name, row in requests["families"].items():
-        note = "held out" if row["held_out"] else ""
-        below = "" if name == "plain" else f"{points_below(row)} points"
-        lines.append(f"{name:<14} {shown(row['blocked']):<18} {shown(row['refused']):<18} {below:<12} {note}".rstrip())
-    lines += [line] if (line := weaker(facts)) else []
-    lines += [f"second stage: {line}" for line in second_stage(facts)]
-    if "reason" in answers:
-        lines.append(f"answers: {answers['reason']}")
+    for name, row in requests.families.items():
+        note = "held out" if row.held_out else ""
+        below = "" if name == "plain" else f"{points_below(row.below_plain)} points"
+        lines.append(f"{name:<14} {shown(row.blocked):<18} {shown(row.refused):<18} {below:<12} {note}".rstrip())
+    lines += [line] if (line := weaker(requests.families)) else []
+    lines += [f"second stage: {line}" for line in second_stage(result)]
+    if isinstance(answers, NotMeasured):
+        lines.append(f"answers: {answers.reason}")
     else:
         lines.append(
-            f"answers: alarm {number(answers['delay'])} tokens after the onset (median), missed "
-            f"{shown(answers['missed'])}, alarm before the onset {shown(answers['early'])}, harmless answers stopped "
-            f"{shown(answers['false_alarms'])}; {answers['planted'] + answers['harmless']} answers put together from "
-            f"{answers['sentences']} sentences, which these intervals do not take into account"
+            f"answers: alarm {number(answers.delay)} tokens after the onset (median), missed "
+            f"{shown(answers.missed)}, alarm before the onset {shown(answers.early)}, harmless answers stopped "
+            f"{shown(answers.false_alarms)}; {answers.planted + answers.harmless} answers put together from "
+            f"{answers.sentences} sentences, which these intervals do not take into account"
         )
         lines.append(f"{'hold-back':<14} {'answers that leak':<18} {'tokens leaked':<14} added delay")
         lines += [
-            f"{row['size']:<14} {shown(row['leaks']):<18} {number(row['tokens']):<14} "
-            f"{number(row['size'] / TOKENS_PER_SECOND)} s at {TOKENS_PER_SECOND:g} tokens/s"
-            for row in answers["hold_back"]
+            f"{row.size:<14} {shown(row.leaks):<18} {number(row.tokens):<14} "
+            f"{number(row.size / TOKENS_PER_SECOND)} s at {TOKENS_PER_SECOND:g} tokens/s"
+            for row in answers.hold_back
         ]
-    step = "" if cost["step"] is None else f", {number(cost['step'])} ms for a decoding step of 8 answers"
-    lines.append(f"CPU time: {number(cost['request'])} ms for a request{step}")
-    if requests["succeeds"]:
-        case = requests["succeeds"]
-        lines.append(
-            f"an attack that succeeds ({case['family']}, {percent(case['passes'])} pass): {visible(case['text'])}"
-        )
+    step = "" if cost.step is None else f", {number(cost.step)} ms for a decoding step of 8 answers"
+    lines.append(f"CPU time: {number(cost.request)} ms for a request{step}")
+    if case := requests.succeeds:
+        lines.append(f"an attack that succeeds ({case.family}, {percent(case.passes)} pass): {visible(case.text)}")
     return lines
 
 
-def _family_chart(facts: dict[str, Any], key: str, title: str) -> Markup | None:
+def _family_chart(result: GuardResult, key: Literal["blocked", "refused"], title: str) -> Markup | None:
     rows = []
-    for name, row in facts["requests"]["families"].items():
-        estimate = row[key]
-        if estimate["value"] is not None:
+    for name, row in result.requests.families.items():
+        share = row.blocked if key == "blocked" else row.refused
+        if share.value is not None:
             rows.append(
                 Row(
-                    name=name, value=estimate["value"], low=estimate["low"], high=estimate["high"],
-                    note="held out" if row["held_out"] else "", tone="a" if key == "blocked" else "b",
+                    name=name, value=share.value, low=share.low, high=share.high,
+                    note="held out" if row.held_out else "", tone="a" if key == "blocked" else "b",
                 )
             )  # fmt: skip
     return row_chart(rows, title=title)
 
 
-def _leak_chart(answers: dict[str, Any]) -> Markup | None:
-    if "reason" in answers:
+def _leak_chart(answers: AnswerResult | NotMeasured) -> Markup | None:
+    if isinstance(answers, NotMeasured):
         return None
-    rows = answers["hold_back"]
+    leaks = [row.leaks for row in answers.hold_back]
     line = Line(
         name="",
-        x=[row["size"] for row in rows],
-        y=[row["leaks"]["value"] for row in rows],
-        low=[row["leaks"]["low"] for row in rows],
-        high=[row["leaks"]["high"] for row in rows],
+        x=[row.size for row in answers.hold_back],
+        y=[share.value for share in leaks],
+        low=[share.low for share in leaks],
+        high=[share.high for share in leaks],
         whiskers=True,
     )
     return line_chart(
@@ -214,11 +211,11 @@ def _leak_chart(answers: dict[str, Any]) -> Markup | None:
     )
 
 
-def _calibration_chart(calibration: dict[str, Any]) -> Markup | None:
-    bins = calibration["bins"]
+def _calibration_chart(calibration: RequestCalibration) -> Markup | None:
+    bins = calibration.bins
     if len(bins) < 2:
         return None
-    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    x, y = [b.confidence for b in bins], [b.accuracy for b in bins]
     reference = Line(name="", x=[0.5, 1.0], y=[0.5, 1.0], tone="quiet")
     lines = [Line(name="", x=x, y=y), reference]
     return line_chart(lines, title="Calibration", x_label="confidence", y_label="right", show=percent, show_x=percent)

@@ -1,12 +1,14 @@
 """A guard in a folder: ``guard.json``, ``vocabulary.json``, ``guard.safetensors``. Nothing in it is ever executed."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.files import sha256_file, sha256_json, write_folder, write_json
@@ -15,9 +17,17 @@ from trimtab.guard.last_layer import LastLayer, LowRank
 from trimtab.guard.lexical import Lexical, Rules
 from trimtab.guard.output import OutputProbe
 from trimtab.guard.probe import Probe
-from trimtab.guard.second import Band, Calibration, SecondStage
-from trimtab.guard.stream import Smoothing
+from trimtab.guard.second import SecondStage
+from trimtab.guard.settings import (
+    GuardedModel,
+    GuardSettings,
+    MemberSettings,
+    OutputSettings,
+    SecondSettings,
+    TrainingFacts,
+)
 from trimtab.models import Backbone, load_tensors, save_tensors
+from trimtab.records import to_plain
 
 FORMAT = 2
 """Format 1 had no second stage; it is read too."""
@@ -48,8 +58,8 @@ def save_guard(
     rules: Rules | None,
     reasons: dict[str, str],
     layer: int | None,
-    model: dict[str, Any] | None,
-    facts: dict[str, Any],
+    model: GuardedModel | None,
+    facts: TrainingFacts,
 ) -> str:
     """Write a guard; an earlier guard in the folder is replaced.
 
@@ -61,8 +71,8 @@ def save_guard(
         rules: names the rule of a blocked request.
         reasons: text of each rule by id.
         layer: number of the layer that the request probes read; None: there are none.
-        model: identity of the model (:func:`trimtab.models.model_identity`) and its width; None: nothing reads one.
-        facts: what the training was, plain values.
+        model: whose activations are read; None: nothing reads one.
+        facts: what the training was.
 
     Returns:
         the version: hash of all that was written, 12 hexadecimal digits.
@@ -73,40 +83,40 @@ def save_guard(
     require_place(folder)
     arrays: dict[str, np.ndarray] = {}
     vocabulary: dict[str, list[str]] = {}
-    members = []
+    members: list[MemberSettings] = []
     for number, member in enumerate(detector.members):
-        row: dict[str, Any] = {"name": member.name, "slope": member.slope, "offset": member.offset}
+        pooling = None if member.place is None else member.place.pooling
+        members.append(MemberSettings(name=member.name, slope=member.slope, offset=member.offset, pooling=pooling))
         if isinstance(member.model, Lexical):
             vocabulary = member.model.vocabulary()
             arrays |= {f"member.{number}.{name}": value for name, value in member.model.arrays().items()}
         else:
-            assert member.place is not None
-            row["pooling"] = member.place.pooling
             arrays |= _probe_arrays(f"member.{number}", member.model)
-        members.append(row)
     if rules is not None:
         arrays |= {"rules.weights": rules.weights, "rules.bias": rules.bias}
     if second is not None:
         arrays |= _second_arrays(second)
     if output is not None:
         arrays |= _probe_arrays("output", output.probe)
-    settings: dict[str, Any] = {
-        "format": FORMAT,
-        "members": members,
-        "slope": detector.slope,
-        "offset": detector.offset,
-        "threshold": detector.threshold,
-        "layer": layer,
-        "model": model,
-        "rules": {name: reasons.get(name, "") for name in rules.names} if rules else {},
-        "second": None if second is None else {
-            "band": asdict(second.band), "calibration": asdict(second.calibration), "threshold": second.threshold
-        },
-        "output": None if output is None else {
-            "layer": output.layer, "smoothing": output.smoothing.model_dump(), "threshold": output.threshold
-        },
-        "facts": facts,
-    }  # fmt: skip
+    settings = _plain(
+        GuardSettings(
+            format=FORMAT,
+            members=tuple(members),
+            slope=detector.slope,
+            offset=detector.offset,
+            threshold=detector.threshold,
+            layer=layer,
+            model=model,
+            rules={name: reasons.get(name, "") for name in rules.names} if rules else {},
+            second=second and SecondSettings(
+                band=second.band, calibration=second.calibration, threshold=second.threshold
+            ),
+            output=output and OutputSettings(
+                layer=output.layer, smoothing=output.smoothing, threshold=output.threshold
+            ),
+            facts=facts,
+        )
+    )  # fmt: skip
 
     def fill(target: Path) -> None:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
@@ -118,7 +128,14 @@ def save_guard(
     return json.loads((folder / SETTINGS).read_text())["version"]
 
 
-def _version(settings: dict[str, Any], folder: Path) -> str:
+def _plain(settings: GuardSettings) -> dict[str, Any]:
+    """Settings as JSON values without the version."""
+    absent = {name for name in ("second", "output") if getattr(settings.facts, name) is None}
+    values = settings.model_dump(mode="json", exclude={"version": True, "facts": absent})
+    return values | {"members": [to_plain(member) for member in settings.members]}
+
+
+def _version(settings: Mapping[str, Any], folder: Path) -> str:
     return sha256_json([settings, sha256_file(folder / TENSORS), sha256_file(folder / VOCABULARY)])[:12]
 
 
@@ -133,7 +150,7 @@ def _second_arrays(second: SecondStage) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _restored_second(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> SecondStage:
+def _restored_second(settings: SecondSettings, arrays: dict[str, np.ndarray]) -> SecondStage:
     names = [name.removeprefix("second.a.") for name in arrays if name.startswith("second.a.")]
     lora = {
         name: LowRank(torch.from_numpy(arrays[f"second.a.{name}"]), torch.from_numpy(arrays[f"second.b.{name}"]))
@@ -141,18 +158,28 @@ def _restored_second(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> Seco
     }
     return SecondStage(
         model=LastLayer(lora, Probe(arrays["second.weights"], float(arrays["second.bias"][0]))),
-        calibration=Calibration(**row["calibration"]),
-        band=Band(**row["band"]),
-        threshold=row["threshold"],
+        calibration=settings.calibration,
+        band=settings.band,
+        threshold=settings.threshold,
     )
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> GuardSettings:
     """``guard.json`` of a guard's folder.
 
     Raises:
         CheckpointError: missing, damaged, or of another format.
     """
+    try:
+        return GuardSettings.model_validate(_values(folder))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{folder}: damaged guard ({field}: {first['msg']}); train it again") from None
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    """``guard.json`` as it is in the file, which the version is the hash of."""
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -164,8 +191,28 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load_guard(folder: Path, backbone: Backbone | None) -> dict[str, Any]:
-    """The parts of a guard by the names of :class:`~trimtab.guard.guard.Guard`'s arguments.
+@dataclass(frozen=True, kw_only=True)
+class GuardParts:
+    """The parts of a guard, as :class:`~trimtab.guard.guard.Guard` takes them."""
+
+    detector: Detector
+    """Of requests."""
+    second: SecondStage | None
+    """For requests that the detector is in doubt about."""
+    output: OutputProbe | None
+    """Of answers."""
+    rules: Rules | None
+    """Names the rule of a blocked request."""
+    reasons: dict[str, str]
+    """Text of each rule by id."""
+    version: str
+    """Identifies the guard."""
+    layer: int | None
+    """The layer that request probes read."""
+
+
+def load_guard(folder: Path, backbone: Backbone | None) -> GuardParts:
+    """The parts of a guard.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -176,60 +223,54 @@ def load_guard(folder: Path, backbone: Backbone | None) -> dict[str, Any]:
     arrays = {name: tensor.numpy() for name, tensor in load_tensors(folder / TENSORS).items()}
     try:
         vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
-        if _version({k: v for k, v in settings.items() if k != "version"}, folder) != settings["version"]:
+        if _version({k: v for k, v in _values(folder).items() if k != "version"}, folder) != settings.version:
             raise ValueError("its files do not belong together")
         members, lexical = [], None
-        for number, row in enumerate(settings["members"]):
+        for number, row in enumerate(settings.members):
             own = {
                 k.removeprefix(f"member.{number}."): v for k, v in arrays.items() if k.startswith(f"member.{number}.")
             }
-            if "pooling" in row:
+            if row.pooling is not None:
                 model: Lexical | Probe = Probe(own["weights"], float(own["bias"][0]))
-                place = Place(pooling=row["pooling"], layer=0)
+                place = Place(pooling=row.pooling, layer=0)
             else:
                 model, place = Lexical.restored(vocabulary, own), None
                 lexical = model
-            members.append(
-                Member(name=row["name"], model=model, slope=row["slope"], offset=row["offset"], place=place)
-            )  # fmt: skip
+            members.append(Member(name=row.name, model=model, slope=row.slope, offset=row.offset, place=place))
         detector = Detector(
-            members=tuple(members),
-            slope=settings["slope"],
-            offset=settings["offset"],
-            threshold=settings["threshold"],
+            members=tuple(members), slope=settings.slope, offset=settings.offset, threshold=settings.threshold
         )
         rules = None
-        if settings["rules"] and lexical is not None:
-            rules = Rules(lexical, list(settings["rules"]), arrays["rules.weights"], arrays["rules.bias"])
-        second = None if settings.get("second") is None else _restored_second(settings["second"], arrays)
+        if settings.rules and lexical is not None:
+            rules = Rules(lexical, list(settings.rules), arrays["rules.weights"], arrays["rules.bias"])
+        second = settings.second and _restored_second(settings.second, arrays)
         output = None
-        if settings["output"] is not None:
+        if settings.output is not None:
             output = OutputProbe(
-                layer=settings["output"]["layer"],
+                layer=settings.output.layer,
                 probe=Probe(arrays["output.weights"], float(arrays["output.bias"][0])),
-                smoothing=Smoothing(**settings["output"]["smoothing"]),
-                threshold=settings["output"]["threshold"],
+                smoothing=settings.output.smoothing,
+                threshold=settings.output.threshold,
             )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{folder}: damaged guard ({error}); train it again") from None
-    return {
-        "detector": detector, "second": second, "output": output, "rules": rules, "reasons": settings["rules"],
-        "version": settings["version"], "layer": settings["layer"],
-    }  # fmt: skip
+    return GuardParts(
+        detector=detector, second=second, output=output, rules=rules, reasons=settings.rules,
+        version=settings.version, layer=settings.layer,
+    )  # fmt: skip
 
 
-def _check_model(folder: Path, settings: dict[str, Any], backbone: Backbone | None) -> None:
-    needs = any(settings.get(name) is not None for name in ("layer", "second", "output"))
-    if not needs:
+def _check_model(folder: Path, settings: GuardSettings, backbone: Backbone | None) -> None:
+    model = settings.model
+    if model is None or all(part is None for part in (settings.layer, settings.second, settings.output)):
         return
-    model = settings["model"]
     if backbone is None:
         raise ConfigError(
-            f"{folder}: this guard reads the activations of {model['name']!r} and was given no model; name it, or "
+            f"{folder}: this guard reads the activations of {model.name!r} and was given no model; name it, or "
             "train a guard with --no-probes"
         )
-    if (backbone.width, len(backbone.layers)) != (model["width"], model["layers"]):
+    if (backbone.width, len(backbone.layers)) != (model.width, model.layers):
         raise ConfigError(
-            f"{folder}: this guard was trained on a model of width {model['width']} with {model['layers']} layers and "
+            f"{folder}: this guard was trained on a model of width {model.width} with {model.layers} layers and "
             f"was given one of width {backbone.width} with {len(backbone.layers)}; train a guard for this model"
         )

@@ -46,7 +46,7 @@ class Trained:
     """Layers that were compared."""
     held_out: list[Example]
     """Examples of groups that training did not see, requests and answers."""
-    counts: dict[str, Any]
+    counts: dict[str, int]
     """How many examples were used, held out and left out, and why."""
 
 

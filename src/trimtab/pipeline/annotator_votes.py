@@ -7,6 +7,7 @@ from typing import Any, Literal
 from trimtab.errors import DataError
 from trimtab.evals.baselines import surface_features
 from trimtab.feedback import Estimate, paired_bootstrap_interval
+from trimtab.feedback.annotator_facts import AnnotatorFacts, AnnotatorHabits, HeldoutVotes, TasteFacts, TasteTrial
 from trimtab.feedback.votes import votes_on_pair
 from trimtab.pipeline.config import RewardStageConfig
 from trimtab.pipeline.context import Context
@@ -141,15 +142,15 @@ def _judgement_numbers(rankings: Sequence[Ranking]) -> Any:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def taste_facts(choice: Any) -> dict[str, Any]:
+def taste_facts(choice: Any) -> TasteFacts:
     """What ``reward.json`` says of a :class:`~trimtab.feedback.taste.TasteChoice`: both log-losses and the decision."""
-    return {
-        "annotators": choice.annotators,
-        "without": choice.without,
-        "trials": [{"deviation": deviation, "log_loss": loss} for deviation, loss in choice.trials],
-        "used": choice.taste is not None,
-        "direction": None if choice.taste is None else choice.taste.direction.tolist(),
-    }
+    return TasteFacts(
+        annotators=choice.annotators,
+        without=choice.without,
+        trials=tuple(TasteTrial(deviation=deviation, log_loss=loss) for deviation, loss in choice.trials),
+        used=choice.taste is not None,
+        direction=None if choice.taste is None else choice.taste.direction.tolist(),
+    )
 
 
 def heldout_log_loss(
@@ -161,13 +162,8 @@ def heldout_log_loss(
     *,
     annotators: int,
     seed: int,
-) -> dict[str, Any]:
-    """Log-loss of votes about held-out prompts by the trained rewards, with annotators' habits and tastes and without.
-
-    Returns:
-        ``votes``, ``alike`` and ``annotators``, in nats of a vote, and ``gain``, their difference, bootstrapped over
-        prompts. All annotators alike, and any who is not in the training data, have the population's values.
-    """
+) -> HeldoutVotes:
+    """Log-loss of votes about held-out prompts by the trained rewards, with habits and tastes and without."""
     import numpy as np
 
     from trimtab.feedback.comparison_model import Parameters, vote_probabilities
@@ -186,7 +182,7 @@ def heldout_log_loss(
     low, high = paired_bootstrap_interval(losses["alike"], losses["annotators"], owners, seed=seed)
     mean = {name: float(np.average(values, weights=votes.weight)) for name, values in losses.items()}
     gain = Estimate(value=mean["alike"] - mean["annotators"], low=low, high=high, n=len(votes))
-    return {"votes": round(float(votes.weight.sum())), **mean, "gain": gain.model_dump(mode="json")}
+    return HeldoutVotes(votes=round(float(votes.weight.sum())), **mean, gain=gain)
 
 
 def _vote_arrays(rankings: Sequence[Ranking], annotators: int, *, shared: bool = True) -> Any:
@@ -226,49 +222,45 @@ def _likelihood(config: RewardStageConfig) -> Literal["davidson", "rao_kupper"]:
     return config.loss
 
 
-def habit_rows(learned: Population, names: Sequence[str], rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """What each annotator does differently by the end of training, for ``reward.json``: τ, γ and b.
-
-    Votes are counted by weight: all pairs of a ranking of K answers are K − 1.
-    """
+def habit_rows(learned: Population, names: Sequence[str], rankings: Sequence[Ranking]) -> tuple[AnnotatorHabits, ...]:
+    """What each annotator does differently by the end of training."""
     votes = [0.0] * len(names)
     for ranking in rankings:
         for vote in ranking.votes:
             votes[vote.annotator] += vote.weight
-    return [
-        {"annotator": name, "votes": round(votes[a]), **{habit: learned.values[habit][a] for habit in learned.habits}}
+    return tuple(
+        AnnotatorHabits(
+            annotator=name, votes=round(votes[a]), **{habit: learned.values[habit][a] for habit in learned.habits}
+        )
         for a, name in enumerate(names)
-    ]
+    )  # fmt: skip
 
 
-def annotator_lines(facts: dict[str, Any]) -> list[str]:
+def annotator_lines(facts: AnnotatorFacts) -> list[str]:
     """The fit of annotators in words."""
-    trials = facts["trials"]
     lines = [
         "log-loss of a vote that was not fitted: "
-        + ", ".join(f"{' + '.join(t['habits']) or 'annotators alike'} {t['log_loss']:.4f}" for t in trials)
+        + ", ".join(f"{' + '.join(t.habits) or 'annotators alike'} {t.log_loss:.4f}" for t in facts.trials)
     ]
-    used = ", ".join(facts["habits"])
-    lines.append(f"habits that lower it and are used in training: {used or 'none'}")
-    if taste := facts.get("taste"):
-        lines.append(_taste_line(taste))
-    if heldout := facts["heldout"]:
-        gain = heldout["gain"]
+    lines.append(f"habits that lower it and are used in training: {', '.join(facts.habits) or 'none'}")
+    if facts.taste:
+        lines.append(_taste_line(facts.taste))
+    if heldout := facts.heldout:
+        gain = heldout.gain
         lines.append(
-            f"log-loss of {heldout['votes']} votes about held-out prompts: {heldout['alike']:.4f} with annotators "
-            f"alike, {heldout['annotators']:.4f} with their habits; gain {gain['value']:+.4f} [{gain['low']:+.4f}, "
-            f"{gain['high']:+.4f}]"
+            f"log-loss of {heldout.votes} votes about held-out prompts: {heldout.alike:.4f} with annotators alike, "
+            f"{heldout.annotators:.4f} with their habits; gain {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
         )
     return lines
 
 
-def _taste_line(taste: dict[str, Any]) -> str:
+def _taste_line(taste: TasteFacts) -> str:
     """The decision on a taste with both numbers."""
-    if not taste["trials"]:
-        return f"no taste: {taste['annotators']} annotators have 50 votes, and at least two are needed"
-    best = min(trial["log_loss"] for trial in taste["trials"])
-    decision = "used in training" if taste["used"] else "not used"
+    if not taste.trials:
+        return f"no taste: {taste.annotators} annotators have 50 votes, and at least two are needed"
+    best = min(trial.log_loss for trial in taste.trials)
+    decision = "used in training" if taste.used else "not used"
     return (
-        f"a taste of {taste['annotators']} annotators with 50 votes or more: log-loss of a vote that was not fitted "
-        f"{taste['without']:.4f} without, {best:.4f} with; {decision}"
+        f"a taste of {taste.annotators} annotators with 50 votes or more: log-loss of a vote that was not fitted "
+        f"{taste.without:.4f} without, {best:.4f} with; {decision}"
     )

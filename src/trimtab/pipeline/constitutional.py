@@ -4,24 +4,61 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import model_validator
+
 from trimtab.constitution import DEFAULT, Constitution, load_constitution
 from trimtab.errors import ConfigError, DataError, Interrupted, TooLongError
 from trimtab.evals import Measure, declines, measure, preaches, takes_up
-from trimtab.feedback import JudgeConfig, bias_lines, by_principle, judge_biases, revise
+from trimtab.feedback import Biases, JudgeConfig, bias_lines, by_principle, judge_biases, revise
+from trimtab.feedback.revision import PrincipleRounds
 from trimtab.feedback.votes import first_better
 from trimtab.files import write_json
 from trimtab.models import Backbone, load_tensors, model_identity
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import LISTED, Context, Counts
+from trimtab.pipeline.judge_result import ConstitutionVersion
 from trimtab.pipeline.judging import EndpointJudge, LocalAsk, LocalJudge, judge_items, open_judge, plain
 from trimtab.pipeline.labelling import CHUNK, sample_in_chunks
 from trimtab.pipeline.learning import policy_role
-from trimtab.records import Comparison, Demonstration, Prompt, Rollout, content_id, read_records, write_records
+from trimtab.records import (
+    Comparison,
+    Demonstration,
+    Prompt,
+    Record,
+    Rollout,
+    content_id,
+    read_records,
+    to_plain,
+    write_records,
+)
 from trimtab.rollout import make_sampler
 from trimtab.storage import Journal
 
 TAGS = {"harmless": "harmlessness", "helpful": "helpfulness", "not-preachy": "preachiness"}
 """Tags of the constitution, and the property that their principles measure."""
+
+
+class RevisionFacts(Record):
+    """``revise.json``: the result of critique and revision."""
+
+    constitution: ConstitutionVersion
+    """The constitution that the model followed."""
+    counts: dict[str, int]
+    """Rounds by outcome; ``left_out``: prompts without a demonstration."""
+    too_long: int
+    """Conversations with no room for an answer."""
+    unrendered: int
+    """Conversations that the model's chat template refuses; early versions did not count them."""
+    principles: dict[str, PrincipleRounds]
+    """By id."""
+    judge: Biases
+    """Biases of the judge of revisions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_early_version(cls, values: Any) -> Any:
+        """Fill in what files of early versions lack. No defaults: fields at their defaults are not written."""
+        return {"unrendered": 0, **values} if isinstance(values, dict) else values
 
 
 def constitution_path(config: RunConfig) -> str | None:
@@ -80,17 +117,15 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     biases = judge_biases(result.revisions)
     write_records(folder / "revisions.jsonl", result.revisions)
     write_records(folder / "demonstrations.jsonl", [*result.demonstrations, *helpful])
-    write_json(
-        folder / "revise.json",
-        {
-            "constitution": {"name": constitution.name, "version": constitution.version},
-            "counts": result.counts,
-            "too_long": writer.long,
-            "unrendered": writer.unrendered,
-            "principles": by_principle(result.revisions),
-            "judge": plain(biases),
-        },
+    facts = RevisionFacts(
+        constitution=ConstitutionVersion(name=constitution.name, version=constitution.version),
+        counts=result.counts,
+        too_long=writer.long,
+        unrendered=writer.unrendered,
+        principles=by_principle(result.revisions),
+        judge=biases,
     )
+    write_json(folder / "revise.json", to_plain(facts))
     replaced = result.counts.get("kept", 0)
     context.ui.say(
         f"  {len(result.revisions)} revisions requested: {replaced} kept, {result.counts.get('worse', 0)} worse by the "

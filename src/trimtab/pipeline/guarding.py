@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from trimtab.constitution import Constitution
 from trimtab.errors import ConfigError, DataError
@@ -16,11 +15,13 @@ from trimtab.guard.evaluation import evaluate_answers, evaluate_requests, measur
 from trimtab.guard.guard import DecisionLog, Guard, OnError
 from trimtab.guard.lexical import Lexical
 from trimtab.guard.report import report_lines, write_guard_report
+from trimtab.guard.result import GuardResult, SecondResult
+from trimtab.guard.settings import GuardedModel, GuardSettings, OutputTraining, SecondTraining, TrainingFacts
 from trimtab.guard.storage import read_settings, require_place, save_guard
 from trimtab.guard.training import train_guard
 from trimtab.models import Backbone, ModelConfig, model_identity
 from trimtab.models.embedded import NAME
-from trimtab.records import Message
+from trimtab.records import Message, Record
 from trimtab.text import shorten, visible
 
 _log = logging.getLogger(__name__)
@@ -65,27 +66,25 @@ def train_and_report(
     trained = train_guard(constitution, config, backbone=backbone, extra=extra, say=say)
     identity = None
     if backbone is not None:
-        identity = {
-            "name": named.name, "identity": model_identity(named), "width": backbone.width,
-            "layers": len(backbone.layers),
-        }  # fmt: skip
-    facts: dict[str, Any] = {
-        "constitution": constitution.name,
-        "guard_version": constitution.guard_version,
-        "config": config.model_dump(mode="json"),
-        "counts": trained.counts,
-        "layers": list(trained.layers),
-        "layer_scores": trained.fitted.layer_scores,
-    }
-    if trained.second is not None:
-        facts["second"] = {"auroc": trained.second.auroc, "blocked": trained.second.blocked}
-    if trained.output is not None:
-        facts["output"] = {"layer_scores": trained.output.layer_scores, "delays": trained.output.delays}
+        identity = GuardedModel(
+            name=named.name, identity=model_identity(named), width=backbone.width, layers=len(backbone.layers)
+        )
+    second, output = trained.second, trained.output
+    facts = TrainingFacts(
+        constitution=constitution.name,
+        guard_version=constitution.guard_version,
+        config=config.model_dump(mode="json"),
+        counts=trained.counts,
+        layers=trained.layers,
+        layer_scores=trained.fitted.layer_scores,
+        second=second and SecondTraining(auroc=second.auroc, blocked=second.blocked),
+        output=output and OutputTraining(layer_scores=output.layer_scores, delays=output.delays),
+    )
     save_guard(
         out,
         trained.fitted.detector,
-        second=None if trained.second is None else trained.second.stage,
-        output=None if trained.output is None else trained.output.probe,
+        second=second and second.stage,
+        output=output and output.probe,
         rules=trained.rules,
         reasons={rule.id: rule.text for rule in constitution.guard},
         layer=trained.layer,
@@ -98,8 +97,8 @@ def train_and_report(
 
 def evaluate_folder(
     folder: Path, out: Path | None, *, data: Sequence[Path], model: str | None, context: int, say: Say = lambda _: None
-) -> dict[str, Any]:
-    """Measure a guard on its held-out examples, or on those of files; writes the report and returns its facts.
+) -> GuardResult:
+    """Measure a guard on its held-out examples, or on those of files, and write the report.
 
     Args:
         folder: of the guard.
@@ -125,31 +124,34 @@ def evaluate_folder(
 def _report(
     guard: Guard,
     examples: Sequence[Example],
-    settings: dict[str, Any],
+    settings: GuardSettings,
     out: Path,
     say: Say,
     data: Sequence[Path] = (),
-) -> dict[str, Any]:
-    facts, config = settings["facts"], GuardConfig(**settings["facts"]["config"])
+) -> GuardResult:
+    facts, config = settings.facts, GuardConfig(**settings.facts.config)
     say(f"measuring on {len(examples)} examples")
     requests = [e.text for e in examples if e.kind == "request"]
-    report = {
-        "version": guard.version,
-        "data": [path.name for path in data],
-        "constitution": facts["constitution"],
-        "guard_version": facts["guard_version"],
-        "budget": config.budget,
-        "threshold": guard.detector.threshold,
-        "second": None if guard.second is None else {
-            "band": asdict(guard.second.band), "escalate": config.escalate, "threshold": guard.second.threshold,
-            "training": facts["second"],
-        },
-        "requests": evaluate_requests(guard, examples, trained_on=config.attacks, seed=config.seed),
-        "answers": evaluate_answers(guard, examples, seed=config.seed + 1),
-        "cost": measure_cost(guard, requests[:50]),
-    }  # fmt: skip
-    write_guard_report(report, out)
-    return report
+    second = None
+    if guard.second is not None:
+        assert facts.second is not None
+        second = SecondResult(
+            band=guard.second.band, escalate=config.escalate, threshold=guard.second.threshold, training=facts.second
+        )
+    result = GuardResult(
+        version=guard.version,
+        data=tuple(path.name for path in data),
+        constitution=facts.constitution,
+        guard_version=facts.guard_version,
+        budget=config.budget,
+        threshold=guard.detector.threshold,
+        second=second,
+        requests=evaluate_requests(guard, examples, trained_on=config.attacks, seed=config.seed),
+        answers=evaluate_answers(guard, examples, seed=config.seed + 1),
+        cost=measure_cost(guard, requests[:50]),
+    )
+    write_guard_report(result, out)
+    return result
 
 
 def open_guard(
@@ -168,22 +170,58 @@ def open_guard(
     """
     settings = read_settings(folder)
     backbone = None
-    if settings["model"] is not None:
-        config = ModelConfig(name=model or settings["model"]["name"], context=context)
+    if settings.model is not None:
+        config = ModelConfig(name=model or settings.model.name, context=context)
         backbone = Backbone.load(config)
-        if model_identity(config) != settings["model"]["identity"]:
+        if model_identity(config) != settings.model.identity:
             _log.warning(
                 "the guard in %s was trained on the activations of %s and reads those of %s, whose files differ; its "
                 "probes and thresholds were not measured on it; train the guard again on this model",
-                folder, settings["model"]["name"], config.name,
+                folder, settings.model.name, config.name,
             )  # fmt: skip
     return Guard.load(folder, backbone, on_error=on_error, log=log)
 
 
-def explain_request(folder: Path, text: str, *, model: str | None, context: int) -> dict[str, Any]:
-    """How a guard reads one request: verdict, each view with its members' log-odds, and the strongest words.
+class ExplainedView(Record):
+    """One reading of a request."""
 
-    ``escalated``: whether the second stage decided; ``adapter``: its log-odds, None if it did not.
+    name: str
+    """See :mod:`trimtab.guard.normalise`."""
+    text: str
+    """Its beginning, made visible."""
+    members: dict[str, float]
+    """Calibrated log-odds of each member."""
+
+
+class Explanation(Record):
+    """How a guard reads one request; see :class:`~trimtab.guard.guard.Verdict`."""
+
+    blocked: bool
+    """True: the request is not answered."""
+    score: float
+    """Calibrated probability that it is restricted."""
+    threshold: float
+    """A higher score is blocked."""
+    rule: str | None
+    """Id of the rule that a blocked request resembles most."""
+    reason: str | None
+    """Text of that rule."""
+    view: str
+    """Name of the view with the highest score."""
+    views: tuple[ExplainedView, ...]
+    """All of them."""
+    words: tuple[tuple[str, float], ...]
+    """The words that move the lexical member's log-odds most in that view, and by how much."""
+    escalated: bool
+    """True: the second stage decided."""
+    adapter: float | None
+    """Log-odds of the second stage; None: it did not decide."""
+    error: str | None
+    """What went wrong in the guard."""
+
+
+def explain_request(folder: Path, text: str, *, model: str | None, context: int) -> Explanation:
+    """How a guard reads one request: verdict, each view with its members' log-odds, and the strongest words.
 
     Raises:
         DataError: the text is empty.
@@ -194,18 +232,18 @@ def explain_request(folder: Path, text: str, *, model: str | None, context: int)
     verdict = guard.check([Message(role="user", content=text)])
     prepared = guard.prepare([text])[0]
     by_member = {m.name: m.calibrated([prepared])[0] for m in guard.detector.members}
-    views = [
-        {
-            "name": view.name,
-            "text": visible(shorten(view.text, characters=300, lines=6)[0]),
-            "members": {name: float(values[i]) for name, values in by_member.items()},
-        }
+    views = tuple(
+        ExplainedView(
+            name=view.name,
+            text=visible(shorten(view.text, characters=300, lines=6)[0]),
+            members={name: float(values[i]) for name, values in by_member.items()},
+        )
         for i, view in enumerate(prepared.views)
-    ]
+    )
     lexical = next(m.model for m in guard.detector.members if isinstance(m.model, Lexical))
     highest = next(v for v in prepared.views if v.name == verdict.view)
-    return {
-        "blocked": verdict.blocked, "score": verdict.score, "threshold": verdict.threshold, "rule": verdict.rule,
-        "reason": verdict.reason, "view": verdict.view, "views": views, "words": lexical.strongest(highest.text),
-        "escalated": verdict.escalated, "adapter": (verdict.members or {}).get("adapter"), "error": verdict.error,
-    }  # fmt: skip
+    return Explanation(
+        blocked=verdict.blocked, score=verdict.score, threshold=verdict.threshold, rule=verdict.rule,
+        reason=verdict.reason, view=verdict.view, views=views, words=tuple(lexical.strongest(highest.text)),
+        escalated=verdict.escalated, adapter=(verdict.members or {}).get("adapter"), error=verdict.error,
+    )  # fmt: skip

@@ -3,20 +3,21 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from trimtab.constitution import Constitution
 from trimtab.errors import DataError
 from trimtab.feedback import JudgeConfig, Verdict, pair_votes, usable_judgements
 from trimtab.feedback.judge import CUT, questions_of
-from trimtab.feedback.principles import principle_report
+from trimtab.feedback.principles import PrincipleReport, principle_report
 from trimtab.files import write_json
 from trimtab.pipeline.judge_result import read_judge_result
 from trimtab.pipeline.judging import plain
 from trimtab.records import Comparison, Judgement, read_records
 
 
-def write_principles(folder: Path, constitution: Constitution, people: Sequence[Judgement]) -> dict[str, Any]:
+def write_principles(
+    folder: Path, constitution: Constitution, people: Sequence[Judgement]
+) -> dict[str, PrincipleReport]:
     """Write ``principles.json``: firing, agreement with people, conflicts and removal, for each judge of a folder."""
     items = read_records(folder / "comparisons.jsonl", Comparison)
     usable, _ = usable_judgements(items, people)

@@ -13,7 +13,7 @@ one. A machine of your own is a row more in :data:`MACHINES`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 from trimtab.errors import ConfigError
 from trimtab.models import ModelConfig
@@ -141,8 +141,19 @@ def stage_seconds(
     return drawing, rest / machine.rate(model) / devices
 
 
-def fitting(config: RunConfig, machine: Machine) -> dict[str, Any]:
-    """Memory of each stage on a device of the machine, and lines that say what does not fit and what to do."""
+class Fit(NamedTuple):
+    """A recipe's memory on one device of a machine."""
+
+    gb: dict[str, float]
+    """By stage."""
+    most: float
+    """Of the largest stage, at least that of a process without a model."""
+    lines: list[str]
+    """What does not fit, and what to do."""
+
+
+def fitting(config: RunConfig, machine: Machine) -> Fit:
+    """Whether each stage fits a device of the machine."""
     ranks = machine.devices if machine.devices > 1 else None
     needed = stages_gb(config, accelerator=machine.accelerator, ranks=ranks)
     lines = [
@@ -150,7 +161,7 @@ def fitting(config: RunConfig, machine: Machine) -> dict[str, Any]:
         for name, gb in needed.items()
         if gb > machine.memory_gb
     ]
-    return {"gb": needed, "most": max([PROCESS, *needed.values()]), "lines": lines}
+    return Fit(gb=needed, most=max([PROCESS, *needed.values()]), lines=lines)
 
 
 def prediction(name: str, machine: Machine, *, minutes: float, drawing: float, gb: float) -> str:

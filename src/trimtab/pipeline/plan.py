@@ -80,7 +80,7 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | Non
             check_reference_update(config.align.reference_update, cost.updates)
     total, drawing = (sum(row[key] for row in rows) for key in ("seconds", "drawing_seconds"))
     fits = fitting(config, named)
-    memory = fits["most"]
+    memory = fits.most
     estimate = (
         f"Estimates: {total / 60:.0f} min and {memory:.1f} GB here (matrix products measured at "
         f"{named.rate(config.model) / named.share / 1e9:.0f} GFLOP/s, {named.share:.0%} of it assumed; "
@@ -97,8 +97,8 @@ def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | Non
         "seconds": total,
         "memory_gb": memory,
         "machine": machine,
-        "memory_of_stages_gb": fits["gb"],
-        "warnings": fits["lines"]
+        "memory_of_stages_gb": fits.gb,
+        "warnings": fits.lines
         + warnings(config)
         + better_fit(config, judged_data(sizing))
         + rate_warnings(config)

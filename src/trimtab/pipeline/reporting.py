@@ -40,7 +40,7 @@ from trimtab.evals import (
 )
 from trimtab.evals.report_data import Section
 from trimtab.evals.turns import FEWEST_FITTED
-from trimtab.feedback import Biases, Estimate, bias_lines, report_lines
+from trimtab.feedback import Estimate, bias_lines, report_lines
 from trimtab.metrics import AGREEMENT, TRAINING
 from trimtab.pipeline.ai_labels import compare_with_people, people_so_far, read_routing
 from trimtab.pipeline.annotator_votes import annotator_lines
@@ -48,6 +48,7 @@ from trimtab.pipeline.blind import BlindResults, blind_results
 from trimtab.pipeline.capability import FILE
 from trimtab.pipeline.cohorts import run_population
 from trimtab.pipeline.config import RunConfig
+from trimtab.pipeline.constitutional import RevisionFacts
 from trimtab.pipeline.context import Context, Counts, now
 from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.pipeline.judge_result import read_judge_result
@@ -56,7 +57,7 @@ from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.round_rows import round_rows
 from trimtab.pipeline.suites import suites_of
 from trimtab.pipeline.vote_files import MEASURED, measured_lines
-from trimtab.records import Comparison, Judgement, Record, Rollout, read_records
+from trimtab.records import Comparison, Judgement, Rollout, read_records
 from trimtab.storage import read_json, read_metrics, read_record
 from trimtab.trainers import HELDOUT, METHODS, OnlineConfig
 
@@ -85,15 +86,6 @@ GIVERS = {
 """Who gave a judgement, by its source."""
 
 GOLD_BESIDE = "“Gold” is a simulated utility, used only for evaluation."
-
-
-class RevisionFacts(Record, extra="ignore"):
-    """What the page shows of ``revise.json``."""
-
-    counts: dict[str, int]
-    """Answers by outcome."""
-    judge: Biases
-    """Biases of the judge of revisions."""
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:

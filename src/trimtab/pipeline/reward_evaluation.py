@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.evals import EditEffect, RewardModelEval, edit_effects, evaluate_reward_model
 from trimtab.evals.charts import Line, line_chart, percent
@@ -20,7 +22,7 @@ from trimtab.pipeline.learning import usable_rankings
 from trimtab.pipeline.objectives import baselines, evaluations
 from trimtab.pipeline.reward_models import load_ranking_scorer, reward_backbone, reward_parts
 from trimtab.pipeline.ui import Ui
-from trimtab.records import Preference
+from trimtab.records import Preference, Record
 from trimtab.storage import RunFolder, read_json
 from trimtab.trainers import (
     Ranking,
@@ -38,9 +40,35 @@ FITTED = 512
 """Most training preferences whose hidden states say what is known."""
 
 
+class RewardEvaluation(Record):
+    """``reward-evaluation/NAME.json``: a reward model measured on preferences."""
+
+    source: str
+    """``heldout``, or the file."""
+    evaluation: RewardModelEval
+    """Accuracy, calibration and baselines."""
+    edits: tuple[EditEffect, ...]
+    """What edits of the answers change."""
+    outliers: Estimate
+    """Share of answers further from the training answers than 99 % of those are."""
+    ceiling: Estimate | None
+    """How often one annotator agrees with the others; None: other preferences, or the run did not measure it."""
+    counts: dict[str, int]
+    """Preferences that were measured, and those left out by reason."""
+    objectives: dict[str, RewardModelEval] = Field(default_factory=dict)
+    """Evaluation of each objective; empty, and not in the file, where the reward model has one score."""
+    reward_bench: dict[str, Estimate] = Field(default_factory=dict)
+    """Score of each subset; empty, and not in the file, for other files than RewardBench 2."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        absent = {name: True for name in ("objectives", "reward_bench") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"ceiling": {"name"}, **absent})
+
+
 def evaluate_reward(
     config: RunConfig, recipe: Path, run: RunFolder, source: str, *, slice_by: str | None = None
-) -> dict[str, Any]:
+) -> RewardEvaluation:
     """Score preferences with the trained reward model, and write what comes out.
 
     Args:
@@ -49,11 +77,6 @@ def evaluate_reward(
         run: the run's folder.
         source: ``heldout``, or a file of preferences, or a RewardBench 2 file.
         slice_by: a key of the metadata whose values are the slices.
-
-    Returns:
-        what was written to ``reward-evaluation/NAME.json`` in the run's folder: ``evaluation``, ``edits``,
-        ``outliers``, ``ceiling``, ``counts``, for a RewardBench 2 file ``reward_bench``, and ``objectives``, the
-        evaluation of each where the reward model has several.
 
     Raises:
         ConfigError: the recipe has no reward model.
@@ -76,26 +99,22 @@ def evaluate_reward(
     edits = edit_effects(
         chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(config, role.backbone.chat, score, changed)
     )
-    written: dict[str, Any] = {
-        "source": source,
-        "evaluation": result.model_dump(mode="json"),
-        "edits": [e.model_dump(mode="json") for e in edits],
-        "outliers": _outliers(role, train, measured).model_dump(mode="json"),
-        "ceiling": _ceiling(run) if source == HELDOUT else None,
-        "counts": {
+    written = RewardEvaluation(
+        source=source,
+        evaluation=result,
+        edits=tuple(edits),
+        outliers=_outliers(role, train, measured),
+        ceiling=_ceiling(run) if source == HELDOUT else None,
+        counts={
             "preferences": len(chosen),
             "soft labels without ranks": len(measured.preferences) - len(chosen),
             "prompts of training": len({p.prompt.id for p in chosen} & {p.prompt.id for p in train.preferences}),
         }
         | counts,
-    }
-    if config.reward.objectives:
-        by_objective = evaluations(chosen, chosen_scores, simple)
-        written["objectives"] = {name: evaluation.model_dump(mode="json") for name, evaluation in by_objective}
-    if bench:
-        table = reward_bench_scores(chosen, chosen_scores)
-        written["reward_bench"] = {name: e.model_dump(mode="json") for name, e in table.items()}
-    _write(run.path / "reward-evaluation", source, written, result)
+        objectives=dict(evaluations(chosen, chosen_scores, simple)) if config.reward.objectives else {},
+        reward_bench=reward_bench_scores(chosen, chosen_scores) if bench else {},
+    )
+    _write(run.path / "reward-evaluation", written)
     return written
 
 
@@ -159,12 +178,12 @@ def _read(context: Context, role: Role, source: str, *, bench: bool) -> tuple[_E
     return _Encoded(preferences, rankings), counts
 
 
-def _write(folder: Path, source: str, written: dict[str, Any], result: RewardModelEval) -> None:
+def _write(folder: Path, result: RewardEvaluation) -> None:
     """Write the numbers and the reliability plot under the source's name."""
     folder.mkdir(exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "-", Path(source).name)
-    write_json(folder / f"{name}.json", written)
-    write_atomic(folder / f"{name}.svg", str(_reliability(result)))
+    name = re.sub(r"[^\w.-]+", "-", Path(result.source).name)
+    write_json(folder / f"{name}.json", result.as_json())
+    write_atomic(folder / f"{name}.svg", str(_reliability(result.evaluation)))
 
 
 def _rescored(
@@ -195,10 +214,10 @@ def _prompts(preferences: Sequence[Preference]) -> list[str]:
     return [p.prompt.id for p in preferences for _ in p.completions]
 
 
-def _ceiling(run: RunFolder) -> dict[str, Any] | None:
+def _ceiling(run: RunFolder) -> Estimate | None:
     """How often one annotator agrees with the others, if the run measured it."""
     file = run.stage("preferences") / "agreement.json"
-    return read_json(file)["leave_one_out"] if file.exists() else None
+    return Estimate.model_validate(read_json(file)["leave_one_out"]) if file.exists() else None
 
 
 def _reliability(result: RewardModelEval) -> Any:
@@ -226,23 +245,21 @@ def _reliability(result: RewardModelEval) -> Any:
     )
 
 
-def evaluation_lines(written: dict[str, Any]) -> list[str]:
+def evaluation_lines(written: RewardEvaluation) -> list[str]:
     """The result in words, one line each."""
-    result = RewardModelEval.model_validate(written["evaluation"])
+    result = written.evaluation
     lines = [f"accuracy {_shown(result.accuracy)} pairs, {result.prompts} prompts"]
-    counts = written["counts"]
-    lines.append("  counted: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items()))
-    if trained := counts["prompts of training"]:
+    lines.append("  counted: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in written.counts.items()))
+    if trained := written.counts["prompts of training"]:
         lines.append(
             f"  {trained} of {result.prompts} prompts are in the reward model's training set, so these numbers are too "
             "good; evaluate on other prompts"
         )
     lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in result.baselines]
-    if written["ceiling"]:
-        lines.append(f"  one annotator against the others: {_shown(Estimate.model_validate(written['ceiling']))}")
+    if written.ceiling:
+        lines.append(f"  one annotator against the others: {_shown(written.ceiling)}")
     lines += [f"  {e.name}: {_shown(e)}" for e in result.slices]
-    for name, value in written.get("objectives", {}).items():
-        own = RewardModelEval.model_validate(value)
+    for name, own in written.objectives.items():
         lines.append(f"objective {name}: accuracy {_shown(own.accuracy)} pairs, log loss {own.log_loss:.3f}")
         lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in own.baselines]
     lines.append(
@@ -250,15 +267,13 @@ def evaluation_lines(written: dict[str, Any]) -> list[str]:
         f"{result.calibrated_ece:.3f}"
     )
     lines.append(f"correlation with length {_plain(result.length_correlation)}")
-    lines.append(f"answers unlike the training answers: {_shown(Estimate.model_validate(written['outliers']))}")
-    for effect in map(EditEffect.model_validate, written["edits"]):
+    lines.append(f"answers unlike the training answers: {_shown(written.outliers)}")
+    for effect in written.edits:
         lines.append(
             f"edit {effect.edit}: raises {_shown(effect.raised)}, by {_plain(effect.change)} standard deviations; "
             f"worse answers that overtake: {_shown(effect.overtakes)}"
         )
-    for name, value in written.get("reward_bench", {}).items():
-        lines.append(f"RewardBench 2, {name}: {_shown(Estimate.model_validate(value))}")
-    return lines
+    return lines + [f"RewardBench 2, {name}: {_shown(score)}" for name, score in written.reward_bench.items()]
 
 
 def _shown(e: Estimate) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from trimtab.errors import DataError
 from trimtab.evals import MemberErrors, RewardModelEval
+from trimtab.feedback.annotator_facts import AnnotatorFacts
 from trimtab.files import write_json
 from trimtab.records import Record
 from trimtab.storage import read_record
@@ -63,9 +63,8 @@ class RewardResult(Record):
     """The errors of several models together; None: there is one model, or no preference was held out."""
     objectives: dict[str, Objective] = Field(default_factory=dict)
     """By name; empty, and not in the file, where the recipe names none."""
-    annotators: dict[str, Any] | None = None
-    """What was learned about annotators, by :func:`~trimtab.pipeline.reward_training.train_parts`; None, and not in the
-    file, where they are all alike."""
+    annotators: AnnotatorFacts | None = None
+    """What was learned about annotators; None, and not in the file, where they are all alike."""
 
 
 def write_reward_result(folder: Path, result: RewardResult) -> None:

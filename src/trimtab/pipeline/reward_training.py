@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.errors import NonFiniteError
 from trimtab.evals import MemberErrors, RewardModelEval, evaluate_reward_model, member_errors
+from trimtab.feedback.annotator_facts import AnnotatorFacts
 from trimtab.files import write_json
 from trimtab.models import Backbone, FrozenStates, Role, load_tensors
 from trimtab.pipeline.annotator_votes import (
@@ -112,7 +113,7 @@ class _Data:
 class _Differences:
     """What a model learned about the differences between annotators."""
 
-    facts: dict[str, Any]
+    facts: AnnotatorFacts
     """For ``reward.json``, without the log-loss of held-out votes."""
     population: Population
     """Their habits."""
@@ -208,7 +209,14 @@ def _train_part(
     if habits is None or not first:
         return own, None
     learned = habits.population()
-    facts = _annotator_facts(learned, trials, annotators, rankings) | {"taste": choice and taste_facts(choice)}
+    facts = AnnotatorFacts(
+        habits=learned.habits,
+        trials=tuple(trials),
+        common={"tie": learned.common_tie, "position": learned.common_position},
+        annotators=habit_rows(learned, annotators, rankings),
+        heldout=None,
+        taste=choice and taste_facts(choice),
+    )
     return own, _Differences(facts=facts, population=learned, taste=choice and choice.taste)
 
 
@@ -220,14 +228,14 @@ def _model(part: Part, mean: float, std: float) -> RewardModel:
 
 def _measured_habits(
     context: Context, learned: _Differences, data: _Data, role: Role, annotators: int
-) -> dict[str, Any]:
+) -> AnnotatorFacts:
     """The annotators' facts, with the log-loss of the held-out votes where there are any."""
-    config, facts = context.config.reward, dict(learned.facts)
+    config, facts = context.config.reward, learned.facts
     assert config is not None
     places = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
     if places:
         rankings = with_taste([data.rankings[i] for i in places], learned.taste)
-        facts["heldout"] = heldout_log_loss(
+        heldout = heldout_log_loss(
             config,
             learned.population,
             rankings,
@@ -236,22 +244,10 @@ def _measured_habits(
             annotators=annotators,
             seed=context.seed("reward"),
         )
+        facts = facts.model_copy(update={"heldout": heldout})
     for line in annotator_lines(facts):
         context.ui.say(f"  {line}")
     return facts
-
-
-def _annotator_facts(
-    learned: Population, trials: Sequence[Any], names: Sequence[str], rankings: Sequence[Ranking]
-) -> dict[str, Any]:
-    """What ``reward.json`` says of annotators, without their taste and the log-loss of held-out votes."""
-    return {
-        "habits": list(learned.habits),
-        "trials": [trial.model_dump(mode="json") for trial in trials],
-        "common": {"tie": learned.common_tie, "position": learned.common_position},
-        "annotators": habit_rows(learned, names, rankings),
-        "heldout": None,
-    }
 
 
 def _objective(

@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from markupsafe import Markup
 from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, DataError
-from trimtab.evals import ReportData, win_rate
+from trimtab.evals import ReportData, WinRate, win_rate
 from trimtab.evals.charts import Line, interval, line_chart, number, percent
 from trimtab.evals.page import page_environment, page_style
 from trimtab.evals.report import duration
@@ -54,6 +55,33 @@ class ComparedRun:
     """Its recipe, flat."""
     answers: dict[str, Rollout]
     """Held-out answers of its last model, by prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstFirst:
+    """A later run's last model against the first run's, by gold, on the prompts that both answered."""
+
+    run: str
+    """Name of the later run."""
+    n: int
+    """Number of these prompts."""
+    reason: str
+    """Why they cannot be compared; empty: they are."""
+    win: WinRate | None
+    """How often the later run's answer has more gold."""
+    gain: Estimate | None
+    """Mean gold of the later run's answers minus the first's."""
+
+
+class Figure(NamedTuple):
+    """A chart of the page."""
+
+    title: str
+    """Its heading."""
+    note: str
+    """What it shows."""
+    chart: Markup
+    """The drawing."""
 
 
 def write_comparison(paths: Sequence[Path], out: Path) -> Path:
@@ -118,27 +146,27 @@ def differing(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     return {key: values for key, values in shown.items() if key != "name" and len(set(values)) > 1}
 
 
-def against_first(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Each later run's last model against the first run's, by gold, on the prompts that both answered."""
+def against_first(runs: Sequence[ComparedRun]) -> list[AgainstFirst]:
+    """Each later run against the first."""
     first, *later = runs
     rows = []
     for run in later:
         both = [key for key in first.answers if key in run.answers]
         scores = [[r.answers[key].rewards.get("gold", math.nan) for key in both] for r in (first, run)]
-        row: dict[str, Any] = {"run": run.name, "n": len(both), "reason": "", "win": None, "gain": None}
+        reason, win, gain = "", None, None
         if first.settings.get("gold") is None or first.settings.get("gold") != run.settings.get("gold"):
-            row["reason"] = "the runs have no gold utility in common, so no judge compares their answers"
+            reason = "the runs have no gold utility in common, so no judge compares their answers"
         elif not both:
-            row["reason"] = "the runs answered no held-out prompt in common"
+            reason = "the runs answered no held-out prompt in common"
         elif not all(math.isfinite(x) for part in scores for x in part):
-            row["reason"] = "not all answers have a score by gold"
+            reason = "not all answers have a score by gold"
         else:
             before, after = scores
-            row["win"] = win_rate(after, before)
             low, high = paired_bootstrap_interval(after, before)
             value = sum(after) / len(after) - sum(before) / len(before)
-            row["gain"] = Estimate(value=value, low=low, high=high, n=len(both))
-        rows.append(row)
+            gain = Estimate(value=value, low=low, high=high, n=len(both))
+            win = win_rate(after, before)
+        rows.append(AgainstFirst(run=run.name, n=len(both), reason=reason, win=win, gain=gain))
     return rows
 
 
@@ -158,7 +186,7 @@ def render_comparison(runs: Sequence[ComparedRun]) -> str:
     )
 
 
-def _figure(runs: Sequence[ComparedRun], key: str) -> dict[str, Any] | None:
+def _figure(runs: Sequence[ComparedRun], key: str) -> Figure | None:
     """A metric of all runs over their steps."""
     lines = [
         Line(name=run.name, x=[row["step"] for row in rows], y=[_finite(row[key]) for row in rows], tone=tone)
@@ -170,10 +198,10 @@ def _figure(runs: Sequence[ComparedRun], key: str) -> dict[str, Any] | None:
         lines, title=metric.title, x_label="step", y_label="" if metric.unit == "share" else metric.unit, width=340,
         height=230, show=percent if metric.unit == "share" else number,
     )  # fmt: skip
-    return None if chart is None else {"title": metric.title, "note": metric.meaning, "chart": chart}
+    return None if chart is None else Figure(metric.title, metric.meaning, chart)
 
 
-def _over_kl(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
+def _over_kl(runs: Sequence[ComparedRun]) -> Figure | None:
     """Gold, or the reward where no run has gold, over √KL; a point is the mean of :data:`SMOOTH` steps in a row."""
     key = "gold" if any("gold" in row for run in runs for row in run.metrics) else "reward"
     lines = [
@@ -190,8 +218,7 @@ def _over_kl(runs: Sequence[ComparedRun]) -> dict[str, Any] | None:
     chart = line_chart(
         lines, title=title, x_label="√KL (√nats)", y_label=TRAINING[key].title, width=340, height=230
     )  # fmt: skip
-    note = f"Means over {SMOOTH} steps in a row."
-    return None if chart is None else {"title": title, "note": note, "chart": chart}
+    return None if chart is None else Figure(title, f"Means over {SMOOTH} steps in a row.", chart)
 
 
 def _finite(value: Any) -> float:

@@ -145,12 +145,12 @@ def load_constitution_guard(
     """
     decisions = None if log is None else guards.DecisionLog(log)
     guard = open_guard(folder, on_error=on_error, log=decisions)
-    model = read_settings(folder)["model"]
-    for backbone in models if guard.layers else ():
-        if (backbone.width, len(backbone.layers)) != (model["width"], model["layers"]):
+    model = read_settings(folder).model
+    for backbone in models if model is not None and guard.layers else ():
+        if (backbone.width, len(backbone.layers)) != (model.width, model.layers):
             raise ConfigError(
-                f"the guard in {folder} judges answers by the states of {model['name']} ({model['layers']} layers of "
-                f"width {model['width']}), but the model that answers has {len(backbone.layers)} layers of width "
+                f"the guard in {folder} judges answers by the states of {model.name} ({model.layers} layers of "
+                f"width {model.width}), but the model that answers has {len(backbone.layers)} layers of width "
                 f"{backbone.width}; train a guard with `trimtab guard train --model` on the model that answers, or one "
                 "with --no-probes"
             )
@@ -159,6 +159,6 @@ def load_constitution_guard(
                 "the guard in %s was trained on the weights of %s and the model that answers has others (further "
                 "training, or an adapter); its scores of answers and their threshold were not measured on them; export "
                 "the served model with `trimtab model export` and train a guard on it",
-                folder, model["name"],
+                folder, model.name,
             )  # fmt: skip
     return ConstitutionGuard(guard, hold_back=hold_back)
