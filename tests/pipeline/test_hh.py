@@ -39,7 +39,6 @@ def test_the_hh_recipe_runs_on_a_subset(tmp_path, data, monkeypatch):
         "data.heldout_share=0.2",
         f"model.name={model}",
         "model.context=2048",
-        "sft.adapter.top_layers=1",
         "reward.adapter.top_layers=1",
         "reward.holdout=0.3",
         "align.adapter.top_layers=1",
