@@ -29,6 +29,7 @@ WIDTH = 110
 def pages() -> dict[str, str]:
     """Every page of the reference, by file name."""
     made = {
+        "alarms.md": alarms(),
         "algorithms.md": algorithms(),
         "api.md": api(),
         "commands.md": commands(),
@@ -137,6 +138,39 @@ def metrics() -> str:
                 f"- *Good:* {m.good}.\n- *Otherwise:* {m.act}"
             )
     return "\n\n".join(parts)
+
+
+def alarms() -> str:
+    """Every alarm with its limit, by where it is raised."""
+    from trimtab.evals.alarms import REPORT_ALARMS
+    from trimtab.evals.capability import LIMITS
+    from trimtab.evals.run_alarms import LEVELS, RUN_PROBES
+
+    training = [
+        (
+            p.title,
+            p.counted.removeprefix("of "),
+            *(f"{100 * floors * p.floor:.0f} points" for floors in LEVELS.values()),
+            p.advice,
+        )
+        for p in RUN_PROBES.values()
+    ]
+    capability = [(limit.name, limit.unit, limit.stated) for limit in LIMITS.values()]
+    return "\n\n".join(
+        [
+            "# Alarms\n\nAn alarm is a reason to read answers, not a verdict. No alarm is no proof: a fault that "
+            "nothing counts is not seen.",
+            "## While the policy trains\n\nRises of a probe's mean above the first steps, beyond chance, with one "
+            "error budget for the whole run: [Watch a run](../how-to/watch-a-run.md#alarms).",
+            _table(("probe", "share", *LEVELS, "what to do"), training),
+            "## In the report\n\nFrom the answers to held-out prompts, printed by the `evaluate` stage too: "
+            "[Read the report](../how-to/read-the-report.md).",
+            _table(("alarm", "raised when", "what to do"), REPORT_ALARMS),
+            "## Capability check\n\nLosses beyond the limit, with an interval that excludes no change, after SFT and "
+            "after alignment: [Check capabilities](../how-to/check-capabilities.md).",
+            _table(("measure", "unit", "limit"), capability),
+        ]
+    )
 
 
 def api() -> str:
