@@ -77,21 +77,22 @@ def test_a_report_of_an_earlier_version_is_read_and_written_unchanged(value: dic
     result = GuardResult.model_validate(value)
     assert json.dumps(result.as_json()) == json.dumps(value)
     lines = "\n".join(report_lines(result))
-    assert ("second stage: Escalated here: 75 %" in lines) == (value["second"] is not None)
+    assert ("second stage: Escalated here: 75" in lines) == (value["second"] is not None)
     assert ("answers: the guard does not check answers" in lines) == (value is TEXT)
 
 
 def test_settings_have_the_format_of_earlier_versions(tmp_path: Path):
     lexical = Lexical.fit(["red tea", "red cup", "blue tea", "blue cup"], [1, 1, 0, 0])
-    probe = Probe(np.ones(4, np.float32), 0.25)
     detector = Detector(
         members=(
             Member(name="lexical", model=lexical, slope=0.5),
-            Member(name="probe mean", model=probe, place=Place(pooling=0, layer=0)),
+            Member(name="probe mean", model=Probe(np.ones(4, np.float32), 0.25), place=Place(pooling=0, layer=0)),
         ),
         slope=1.5, offset=-0.5, threshold=0.75,
     )  # fmt: skip
-    output = OutputProbe(layer=2, probe=probe, smoothing=Smoothing(kind="mean"), threshold=1.0)
+    output = OutputProbe(
+        layer=2, probe=Probe(np.zeros(4, np.float32), 0.5), smoothing=Smoothing(kind="mean"), threshold=1.0
+    )
     facts = TrainingFacts(
         constitution="default", guard_version="ba9876543210", config={"budget": 0.01}, counts={"requests": 4},
         layers=(1, 2), layer_scores={"mean": (0.5, 0.75)},

@@ -278,7 +278,7 @@ def by_principle(revisions: Sequence[Revision]) -> dict[str, PrincipleRounds]:
     for name in sorted({r.principle for r in revisions}):
         rounds = [r for r in revisions if r.principle == name]
         fired = sum(r.outcome != "no violation" if r.violation is not None else r.outcome == "kept" for r in rounds)
-        outcomes = Counter(r.outcome for r in rounds)
+        outcomes: Counter[Outcome] = Counter(r.outcome for r in rounds)
         table[name] = PrincipleRounds(rounds=len(rounds), fired=fired, outcomes=dict(outcomes))
     return table
 

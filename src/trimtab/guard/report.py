@@ -197,13 +197,13 @@ def _family_chart(result: GuardResult, key: Literal["blocked", "refused"], title
 def _leak_chart(answers: AnswerResult | NotMeasured) -> Markup | None:
     if isinstance(answers, NotMeasured):
         return None
-    leaks = [row.leaks for row in answers.hold_back]
+    leaks = [row.leaks for row in answers.hold_back]  # of the planted answers, which there are: no value is None
     line = Line(
         name="",
         x=[row.size for row in answers.hold_back],
-        y=[share.value for share in leaks],
-        low=[share.low for share in leaks],
-        high=[share.high for share in leaks],
+        y=[share.value or 0.0 for share in leaks],
+        low=[share.low or 0.0 for share in leaks],
+        high=[share.high or 0.0 for share in leaks],
         whiskers=True,
     )
     return line_chart(

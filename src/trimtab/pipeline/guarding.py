@@ -76,9 +76,9 @@ def train_and_report(
         config=config.model_dump(mode="json"),
         counts=trained.counts,
         layers=trained.layers,
-        layer_scores=trained.fitted.layer_scores,
+        layer_scores={pooling: tuple(scores) for pooling, scores in trained.fitted.layer_scores.items()},
         second=second and SecondTraining(auroc=second.auroc, blocked=second.blocked),
-        output=output and OutputTraining(layer_scores=output.layer_scores, delays=output.delays),
+        output=output and OutputTraining(layer_scores=tuple(output.layer_scores), delays=output.delays),
     )
     save_guard(
         out,

@@ -146,7 +146,8 @@ def load_constitution_guard(
     decisions = None if log is None else guards.DecisionLog(log)
     guard = open_guard(folder, on_error=on_error, log=decisions)
     model = read_settings(folder).model
-    for backbone in models if model is not None and guard.layers else ():
+    for backbone in models if guard.layers else ():
+        assert model is not None  # answers are judged by the states of one
         if (backbone.width, len(backbone.layers)) != (model.width, model.layers):
             raise ConfigError(
                 f"the guard in {folder} judges answers by the states of {model.name} ({model.layers} layers of "
