@@ -10,6 +10,7 @@ import torch
 from trimtab.algos import vote_loss
 from trimtab.conformance.tabular import LinearReward
 from trimtab.errors import TrainingError
+from trimtab.feedback.annotator_facts import AnnotatorFacts
 from trimtab.feedback.comparison_model import Parameters, Votes, outcome_logs, vote_probabilities
 from trimtab.pipeline.annotator_votes import (
     annotator_lines,
@@ -96,13 +97,13 @@ def test_planted_habits_are_recovered_and_held_out_votes_are_better_explained():
     assert np.mean(learned.values["skill"]) == pytest.approx(1.0, abs=1e-5)
     scores = score_rankings(cast(Any, role), held)
     measured = heldout_log_loss(config, learned, held, scores, [r.id for r in held], annotators=10, seed=0)
-    assert measured["votes"] == 600 and measured["gain"]["low"] > 0
-    assert measured["annotators"] == pytest.approx(measured["alike"] - measured["gain"]["value"])
+    assert measured.votes == 600 and (measured.gain.low or 0.0) > 0
+    assert measured.annotators == pytest.approx(measured.alike - (measured.gain.value or 0.0))
     # rewards are the average annotator's log-odds
     slope = np.polyfit(truth.score, role.scalar(features).detach().numpy()[:, 0], 1)[0]
     assert slope == pytest.approx(1.0, abs=0.25)
     rows = habit_rows(learned, [f"w{a}" for a in range(10)], train)
-    assert sum(row["votes"] for row in rows) == 2400 and rows[3]["tie"] == learned.values["tie"][3]
+    assert sum(row.votes for row in rows) == 2400 and rows[3].tie == learned.values["tie"][3]
 
 
 def test_a_planted_taste_is_fitted_before_training_and_stays_out_of_the_rewards():
@@ -136,7 +137,7 @@ def test_a_planted_taste_is_fitted_before_training_and_stays_out_of_the_rewards(
     )
     start, _ = population(config, train, annotators=people, seed=0)
     choice = choose_taste(config, start, train, annotators=people, seed=0)
-    assert start.habits == () and choice.annotators == people and taste_facts(choice)["used"]
+    assert start.habits == () and choice.annotators == people and taste_facts(choice).used
     tasted = with_taste(train, choice.taste)
     offsets = np.array([r.votes[0].taste for r in tasted])
     wanted = np.array([likes[r.votes[0].annotator] * r.votes[0].apart[2] for r in train])
@@ -150,8 +151,11 @@ def test_a_planted_taste_is_fitted_before_training_and_stays_out_of_the_rewards(
         config, habits.population(), with_taste(held, choice.taste), scores, [r.id for r in held], annotators=people,
         seed=0,
     )  # fmt: skip
-    assert measured["gain"]["low"] > 0 and measured["alike"] > measured["annotators"]
-    lines = annotator_lines({"trials": [], "habits": [], "heldout": None, "taste": taste_facts(choice)})
+    assert (measured.gain.low or 0.0) > 0 and measured.alike > measured.annotators
+    facts = AnnotatorFacts(
+        habits=(), trials=(), common={}, annotators=(), heldout=None, taste=taste_facts(choice)
+    )  # fmt: skip
+    lines = annotator_lines(facts)
     assert "4 annotators with 50 votes or more" in lines[-1] and "used in training" in lines[-1]
     assert choose_taste(config.model_copy(update={"annotators": ("tie",)}), start, train, annotators=4, seed=0) is None
     assert with_taste(train, None) == train
@@ -191,10 +195,10 @@ def test_votes_of_one_judgement_are_tested_together(monkeypatch: pytest.MonkeyPa
     start, _ = population(config, rankings, annotators=2, seed=0)
     choose_taste(config, start, rankings, annotators=2, seed=0)
     assert groups == [[n // 3 for n in range(12)]] * 2
-    assert [row["votes"] for row in habit_rows(start, ["w0", "w1"], rankings)] == [4, 4]
+    assert [row.votes for row in habit_rows(start, ["w0", "w1"], rankings)] == [4, 4]
     scores = [[0.0, 0.1, 0.2]] * 3
     held = heldout_log_loss(config, start, rankings, scores, ["a", "b", "c"], annotators=2, seed=0)
-    assert held["votes"] == 8 and held["gain"]["n"] == 12
+    assert held.votes == 8 and held.gain.n == 12
 
 
 def test_an_offset_is_added_to_the_difference_of_the_rewards():
