@@ -1,9 +1,9 @@
 """Reward models of a language model on people's preferences: ``python -m benchmarks.language_rewards [hh|ukp]``.
 
 Five folds, each scored by a model that was trained on the other four: ``hh`` is hh-harmless-base, its folds are by
-first human turn; ``ukp`` is UKPConvArg1's net votes, its folds are by debate. Every usable pair is scored. The frozen
-layers run once for all folds and seeds. Beside the language model stand the baselines on the same pairs, and the mean
-of its scores and the bag of words', each divided by its deviation over the pairs' differences.
+first human turn; ``ukp`` is UKPConvArg1's net votes, its folds are by topic, both sides together. Every usable pair is
+scored. The frozen layers run once for all folds and seeds. Baselines are measured on the same pairs, and so is the mean
+of the language model's scores and the bag of words', each divided by the deviation of its differences.
 
 Texts are not printed. Results are written after each seed.
 """
@@ -46,7 +46,7 @@ def hh(folder: Path) -> list[Preference]:
 
 
 def ukp(folder: Path) -> list[Preference]:
-    """Pairs of arguments with a net winner; the prompt is the debate and its side."""
+    """Pairs of arguments with a net winner; the prompt is the topic and a side of it, its id the topic."""
     with gzip.open(folder / "ukpconvarg1.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     pairs = []
@@ -55,6 +55,7 @@ def ukp(folder: Path) -> list[Preference]:
         net = values.count("a1") - values.count("a2")
         if net and row["a1"] != row["a2"]:
             prompt = Prompt.from_text(f"Debate: {row['title']}. Give an argument for this side: {row['stance']}.")
+            prompt = prompt.model_copy(update={"id": row["title"]})
             answers = (Completion(text=row["a1"]), Completion(text=row["a2"]))
             ranks = (0, 1) if net > 0 else (1, 0)
             pairs.append(Preference(id=row["id"], prompt=prompt, completions=answers, ranks=ranks))
@@ -115,8 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     fold = fold_of([p.prompt.id for p in used])
     start = time.perf_counter()
+    roles = {  # all before the states: a new adapter on the trunk empties them
+        (seed, number): Role.trainable(backbone, f"reward-{seed}-{number}", adapter, seed=seed, scalar_head=True)
+        for seed in range(options.seeds)
+        for number in range(FOLDS)
+    }
     states = prepared_states(
-        Role.trainable(backbone, "shared", adapter, seed=0, scalar_head=True),
+        roles[0, 0],
         rankings,
         passes=2.0,
         cache_mb=config.cache_mb,
@@ -134,16 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number in range(FOLDS):
             start = time.perf_counter()
             train, test = ([i for i, f in enumerate(fold) if (f == number) is held] for held in (False, True))
-            role = Role.trainable(backbone, f"reward-{seed}-{number}", adapter, seed=seed, scalar_head=True)
+            role = roles[seed, number]
             train_reward(role, [rankings[i] for i in train], config, seed=seed, states=states)
             for i, row in zip(test, score_rankings(role, [rankings[i] for i in test], states=states), strict=True):
                 scores[i] = row
             right = fmean(float((scores[i][0] > scores[i][1]) == (used[i].ranks[0] < used[i].ranks[1])) for i in test)
             print(f"seed {seed}, fold {number}: {right:.1%}, {time.perf_counter() - start:.0f} s", flush=True)
-        both = together(scores, simple["words"])
-        report["seeds"].append(
-            {"language model": facts_of(used, scores, simple), "with the bag of words": facts_of(used, both, simple)}
-        )
+        mixed = facts_of(used, together(scores, simple["words"]), simple)
+        mixed = {
+            name: mixed[name] for name in ("accuracy", "ece after temperature", "gain")
+        }  # its scores have no scale
+        report["seeds"].append({"language model": facts_of(used, scores, simple), "with the bag of words": mixed})
         write_json(options.json, report)
     print(json.dumps(report["seeds"], indent=1))
     return 0

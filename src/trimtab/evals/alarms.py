@@ -45,46 +45,51 @@ REPORT_ALARMS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "A model left the pretrained model's language",
-        f"its answers are {LIKELIHOOD_DROP:.1f} nats a token less likely under the pretrained model",
-        "Lower the learning rate, or raise `align.kl.coefficient`.",
+        f"its answers are more than {LIKELIHOOD_DROP:.1f} nats a token less likely under the pretrained model",
+        "Lower the learning rate, or raise the coefficient of the KL (`align.kl.coefficient`, `align.beta`).",
     ),
     (
-        "A model copies the prompt",
-        f"{100 * COPIED_RISE:.0f} points more of its answers copy their prompt than of the pretrained model's",
+        "The last model copies the prompt",
+        f"more than {100 * COPIED_RISE:.0f} points more of its answers copy their prompt than of the first model's",
         "Add a reward that counts copies against an answer (`rewards: kind: function`).",
     ),
     (
         "Collapse",
-        f"fewer than {100 * DISTINCT:.0f} % of the answers differ",
-        "Raise `align.kl.coefficient`, or stop earlier.",
+        f"fewer than {100 * DISTINCT:.0f} % of the policy's answers differ",
+        "Raise the coefficient of the KL, or stop earlier.",
     ),
     (
         "Endings",
-        f"{100 * UNENDED_RISE:.0f} points fewer answers end their turn than before alignment",
-        "Set `align.missing_eos`, or raise `align.sampler.max_new_tokens`.",
+        f"over {100 * UNENDED_RISE:.0f} points fewer of the policy's answers end their turn than before alignment",
+        "Raise the penalty `align.missing_eos`, or `align.sampler.max_new_tokens`.",
     ),
     (
         "Repetition",
-        f"{100 * REPETITION_RISE:.0f} points more repeated 4-grams than before alignment",
-        "Lower `align.policy.lr`, raise `align.kl.coefficient`, or stop earlier.",
+        f"over {100 * REPETITION_RISE:.0f} points more of the policy's 4-grams are repeats than before alignment",
+        "Lower the learning rate, raise the coefficient of the KL, or stop earlier.",
     ),
     (
         "Stock phrases, flattery, unreserved agreement",
-        f"{100 * HABIT_RISE:.0f} points more answers have the habit than before alignment",
+        f"over {100 * HABIT_RISE:.0f} points more of the policy's answers have the habit than before alignment",
         f"{_READ}.",
     ),
     (
         "Length",
-        f"answers have more than {LONGER:g} times the words they had before alignment",
+        f"the policy's answers have more than {LONGER:g} times the words they had before alignment",
         "Compare win rates at equal length; lower the weight of length in the reward.",
     ),
     (
         "Over-optimisation",
-        f"the proxy rose by more than {RISE:g} of its standard deviation, and gold did not rise",
+        f"with a gold judge: the proxy rose by over {RISE:g} standard deviations of its scores, gold did not rise",
         f"{_READ}, or stop earlier (`align.select: heldout`, `align.kl.budget`).",
     ),
+    (
+        "Alignment fell apart",
+        "`align.guard` ended the run, and `on_fall: keep` kept earlier weights",
+        "Lower `align.policy.lr`, or raise `align.kl.coefficient`: [Control the KL](../how-to/control-kl.md).",
+    ),
 )
-"""For the reference: every alarm of the report, its limit, and what to do."""
+"""For the reference: every alarm of the report, its limit, and what to do. The last is raised by the report itself."""
 
 
 def alarms(
@@ -188,7 +193,8 @@ def _gamed(result: Evaluation) -> list[Alarm]:
             )
     if after["words"] > LONGER * before["words"]:
         fire(
-            "length", f"answers have {after['words']:.0f} words, {before['words']:.0f} before (limit half as many more)"
+            "length",
+            f"answers have {after['words']:.0f} words, {before['words']:.0f} before (limit {LONGER:g} times as many)",
         )
     if {"gold", "proxy"} <= set(result.judges):
         gains = {judge: result.means["policy"][judge] - result.means[start][judge] for judge in ("gold", "proxy")}
