@@ -162,7 +162,7 @@ def alarms() -> str:
             "nothing counts is not seen.",
             "## While the policy trains\n\nRises of a probe's mean above the first steps, beyond chance, with one "
             "error budget for the whole run: [Watch a run](../how-to/watch-a-run.md#alarms).",
-            _table(("probe", "share of", *LEVELS, "what to do"), training),
+            _table(("probe", "how many", *LEVELS, "what to do"), training),
             "## In the report\n\nFrom the answers to held-out prompts, printed by the `evaluate` stage too: "
             "[Read the report](../how-to/read-the-report.md).",
             _table(("alarm", "raised when", "what to do"), REPORT_ALARMS),
