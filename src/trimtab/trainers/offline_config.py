@@ -28,10 +28,10 @@ class OfflineConfig(Config):
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass, one ranking at least; changes memory and speed only."""
     reference_update: ReferenceUpdateConfig | None = None
-    """Move the reference towards the policy during training (TR-DPO); None: it stays the start model. Costs a pass of
-    the reference over every step's answers, in place of one over all answers before training."""
+    """Move the reference towards the policy during training (TR-DPO); None: the reference stays the start model. The
+    reference then passes over the answers of every step, instead of once over all answers before training."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
-    """Megabytes for the states of frozen layers, so that these layers run once and not once per pass."""
+    """Memory for the outputs of frozen layers, in megabytes, so that these layers run once and not once per pass."""
 
 
 class DpoConfig(OfflineConfig):
@@ -61,8 +61,8 @@ class IpoConfig(OfflineConfig):
     tau: float = Field(default=0.1, gt=0.0)
     """τ: the log-ratio gap is regressed to 1/(2τ) nats, or with ``normalise`` to 1/(2τ) nats per token."""
     normalise: bool = False
-    """True: each answer's log-ratio is divided by its tokens, as in TRL and, by the authors' word, in the paper's
-    experiments; False: summed, as in the paper's equation. τ must be chosen for one of them."""
+    """True: each answer's log-ratio is divided by its tokens, as in TRL and, according to the authors, in the paper's
+    experiments; False: summed, as in the paper's equation. Choose τ accordingly."""
 
 
 class HingeConfig(OfflineConfig):
