@@ -66,8 +66,7 @@ class SimulationConfig(Config):
     cohorts: tuple[CohortConfig, ...] = ()
     """Groups of annotators; none: all have the same utility."""
     parts: str = "trimtab.feedback.gold.friendly_parts"
-    """Dotted path of a function (prompt, completion) → parts of the utility by name; the cohorts' ``weights`` refer
-    to them."""
+    """Dotted path of a function (prompt, completion) → parts by name; the cohorts' ``weights`` refer to these names."""
 
     @model_validator(mode="after")
     def _enough_annotators(self) -> "SimulationConfig":

@@ -27,7 +27,7 @@ class GuardConfig(Config):
     decides about texts whose first score is neither clearly low nor clearly high. 0: there is no second stage. Must
     exceed the budget."""
     seed: int = Field(default=0, ge=0)
-    """Of splits, attacks, planted answers and the second stage."""
+    """Seed of splits, attacks, planted answers and the second stage."""
 
     @model_validator(mode="after")
     def _escalation_exceeds_budget(self) -> "GuardConfig":

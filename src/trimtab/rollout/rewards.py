@@ -111,9 +111,9 @@ class ProcessReward(RewardComponent):
     kind: Literal["process"] = "process"
     """Kind of reward."""
     score: Literal["steps", "product", "minimum", "last", "mean"] = "steps"
-    """``steps``: each step earns P(right) − 1 at its last token, so that more steps earn nothing; put an outcome reward
-    beside it, or the policy learns to take none. Otherwise the answer earns one number at its end:
-    :func:`trimtab.algos.process_score`."""
+    """``steps``: each step earns P(right) − 1 at its last token, so that more steps earn nothing. Combine it with an
+    outcome reward; otherwise the policy learns to take no steps. With the other values, the answer earns one number at
+    its end: :func:`trimtab.algos.process_score`."""
 
 
 RewardSource = Annotated[ModelReward | FunctionReward | HttpReward | ProcessReward, Field(discriminator="kind")]
