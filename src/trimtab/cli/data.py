@@ -113,8 +113,9 @@ def generate(
     size: Annotated[int, typer.Option("--size", min=2, max=5, help="Numbers, words or people in each task.")] = 3,
     largest: Annotated[int, typer.Option("--largest", min=2, help="Largest number in sums.")] = 99,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out this many tasks at the start, to make a "
-    "separate file.")] = 0,
+    skip: Annotated[
+        int, typer.Option("--skip", min=0, help="Leave out this many tasks at the start, to make a separate file.")
+    ] = 0,
 ) -> None:
     """Write small tasks with solutions in steps, for models that solve no real problems yet.
 
@@ -212,8 +213,8 @@ def backup_project(
 def withdraw(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, for example runs/NAME.")],
     annotator: Annotated[
-        list[str], typer.Option("--annotator", metavar="NAME", help="Pseudonym of the person who withdraws; can be "
-        "repeated.")
+        list[str],
+        typer.Option("--annotator", metavar="NAME", help="Pseudonym of the person who withdraws; can be repeated."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Folder of the new run. Default: next to RUN.")

@@ -44,8 +44,11 @@ def train(
     model: Model = None,
     context: Context = 1024,
     probes: Annotated[
-        bool, typer.Option("--probes/--no-probes", help="Read a model's activations. Without them, the guard reads "
-        "text only and checks no answers.")
+        bool,
+        typer.Option(
+            "--probes/--no-probes",
+            help="Read a model's activations. Without them, the guard reads text only and checks no answers.",
+        ),
     ] = True,
     *,
     settings: GuardConfig,

@@ -39,8 +39,9 @@ def populations(
     least: Annotated[
         int,
         typer.Option(
-            "--least", min=2, help="Fewest people of a cohort that is shown separately; at least the project's "
-            "min_cell."
+            "--least",
+            min=2,
+            help="Fewest people of a cohort that is shown separately; at least the project's min_cell.",
         ),
     ] = 5,
     criterion: Annotated[str, typer.Option("--criterion", help="Which criterion.")] = "overall",

@@ -85,8 +85,9 @@ def queue(
 
 def curve(
     source: Annotated[str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or a curve with --own.")],
-    factor: Annotated[float, typer.Option("--factor", help="Predict for this many times the present number of labels, "
-    "up to 4.")] = 4.0,
+    factor: Annotated[
+        float, typer.Option("--factor", help="Predict for this many times the present number of labels, up to 4.")
+    ] = 4.0,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="KEY", help="Metadata key to split by. Default: the prompt.")
     ] = None,

@@ -29,13 +29,14 @@ def serve(
     guard: Annotated[
         Path | None,
         typer.Option(
-            "--guard", metavar="GUARD", help="Check requests and answers with this guard, a folder written by "
-            "`trimtab guard train`."
+            "--guard",
+            metavar="GUARD",
+            help="Check requests and answers with this guard, a folder written by `trimtab guard train`.",
         ),
     ] = None,
     hold_back: Annotated[
-        int, typer.Option(min=0, help="Send each token of an answer only after the guard has judged this many later "
-        "ones.")
+        int,
+        typer.Option(min=0, help="Send each token of an answer only after the guard has judged this many later ones."),
     ] = 16,
     guard_fails: Annotated[
         Literal["closed", "open"],

@@ -25,7 +25,7 @@ class ModelConfig(Config):
     chat_template: str | None = None
     """Jinja chat template, or a path to one, for models without one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; ``auto`` takes the accelerator if there is one."""
+    """Where to compute; ``auto`` uses the accelerator if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products. ``auto``: bfloat16 on accelerators that have it."""
     frozen_precision: Literal["float32", "bfloat16"] = "float32"

@@ -61,8 +61,7 @@ _CONTRACTED = re.compile(r"\b(" + "|".join(CONTRACTIONS) + r")\b", re.IGNORECASE
 
 
 class AugmentConfig(Config):
-    """Altered copies of training preferences. Each value is a share of the training preferences; 0: no copies of the
-    kind."""
+    """Altered copies of training preferences, each kind as a share of the preferences; 0: none of this kind."""
 
     shuffled: float = Field(default=0.0, ge=0.0, le=1.0)
     """Another prompt's best answer loses against the best one."""

@@ -188,8 +188,7 @@ class RewardStageConfig(RewardConfig):
 
 
 class RolloutLabelsConfig(Config):
-    """Labels of steps from rollouts (Math-Shepherd): a step is as good as the answers that the model reaches from
-    it."""
+    """Labels of steps from rollouts (Math-Shepherd): a step is as good as the model's continuations of it."""
 
     verifier: str
     """Dotted path of a function that takes rollouts and returns one score for each, above 0.5 if the answer is
