@@ -28,7 +28,7 @@ def queue(
         int, typer.Option("--seed", min=0, help="Seed of the draw and the test set; use the same one in later rounds.")
     ] = 0,
 ) -> None:
-    """Choose the items to label next, and write them to a queue with the propensity of each.
+    """Choose the items to label next, and write them to a queue file with the propensity of each.
 
     Random choice is hard to beat: compare another arm with it before you trust that arm.
 

@@ -61,7 +61,7 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many rows of each file."""
     heldout_share: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """Share of the prompts that is set aside for the evaluation if ``heldout`` is not given."""
+    """Share of the prompts that is set aside for the evaluation if ``heldout`` is left out."""
 
 
 class SampleConfig(Config):
@@ -212,7 +212,7 @@ class ProcessStageConfig(ProcessConfig):
     """Training of the process reward model, an adapter on the policy's trunk after SFT."""
 
     rollouts: RolloutLabelsConfig | None = None
-    """Labels from rollouts, beside those of ``data.steps``; None: none."""
+    """Labels from rollouts, in addition to those of ``data.steps``; None: none."""
 
 
 class EvaluateConfig(Config):

@@ -40,7 +40,7 @@ class ScaleConfig(Config):
     """With ``kind: ray``: the cluster and what runs on it; None: the defaults."""
     processes: int | None = Field(default=None, ge=1)
     """How many processes ``trimtab run`` starts; None: one for each accelerator of this machine. Under torchrun, which
-    starts them, None or the same number."""
+    starts the processes itself: None or the same number."""
     shard: bool = False
     """True, with ``kind: torchrun``: each process holds only a part of a model that is trained in full (``adapter.kind:
     full``), with its gradients and its optimiser (FSDP2). Adapters and frozen models stay whole."""

@@ -106,7 +106,7 @@ class OnlineConfig(Config):
     group: int = Field(default=1, ge=1)
     """Answers per prompt."""
     sampler: SamplerConfig = SamplerConfig()
-    """How answers are drawn; ``top_p`` must be 1; otherwise the ratio would compare two different distributions."""
+    """How answers are drawn. ``top_p`` must be 1; otherwise the ratio would compare two different distributions."""
     policy: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The policy's optimiser."""
     epochs: int = Field(default=1, ge=1)
@@ -172,7 +172,7 @@ class PolicyGradientConfig(OnlineConfig):
     None: all tokens."""
     score_clip: float | None = Field(default=None, gt=0.0)
     """Scores (weighted sums) are clipped to ± this value, and the share of clipped ones is logged; None: not clipped.
-    In a recipe whose only reward is the reward model the default is 5."""
+    In a recipe whose only reward is the reward model, the default is 5."""
     running_scale: bool = False
     """True: scores are divided by the standard deviation of all scores since the run began, before ``score_clip`` and
     the penalties; the state is saved with a checkpoint. For rewards whose size is unknown or changes."""
@@ -238,7 +238,7 @@ class PpoConfig(PolicyGradientConfig):
     value_eps: float = Field(default=0.2, gt=0.0)
     """Clip range of the critic's change, in reward units."""
     whiten_advantages: bool = True
-    """Scale advantages to mean 0 and variance 1 over the whole batch."""
+    """True: scale advantages to mean 0 and variance 1 over the whole batch."""
 
 
 class RlooConfig(PolicyGradientConfig):
