@@ -32,7 +32,8 @@ def annotate(
     public_url: Annotated[
         str | None,
         typer.Option(
-            "--public-url", help="Address that annotators use, where a proxy is in front: https://example.org/labels."
+            "--public-url",
+            help="Address that annotators use, if the app is behind a proxy: https://example.org/labels.",
         ),
     ] = None,
     proxy: Annotated[

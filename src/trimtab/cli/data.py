@@ -110,10 +110,12 @@ def generate(
     task: Annotated[str, typer.Argument(metavar="TASK", help="sums, sorting or tracking.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The JSON lines file to write.")],
     count: Annotated[int, typer.Option("--count", min=1, help="How many tasks.")] = 1000,
-    size: Annotated[int, typer.Option("--size", min=2, max=5, help="Numbers, words or people in each.")] = 3,
+    size: Annotated[int, typer.Option("--size", min=2, max=5, help="Numbers, words or people in each task.")] = 3,
     largest: Annotated[int, typer.Option("--largest", min=2, help="Largest number in sums.")] = 99,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")] = 0,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first so many, for a file apart.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
+    skip: Annotated[
+        int, typer.Option("--skip", min=0, help="Leave out this many tasks at the start, to make a separate file.")
+    ] = 0,
 ) -> None:
     """Write small tasks with solutions in steps, for models that solve no real problems yet.
 
@@ -211,17 +213,18 @@ def backup_project(
 def withdraw(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, for example runs/NAME.")],
     annotator: Annotated[
-        list[str], typer.Option("--annotator", metavar="NAME", help="Pseudonym of who withdraws; can be repeated.")
+        list[str],
+        typer.Option("--annotator", metavar="NAME", help="Pseudonym of the person who withdraws; can be repeated."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder of the new run. Default: beside RUN.")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder of the new run. Default: next to RUN.")
     ] = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train the reward model again, to compare its held-out accuracy.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
 ) -> None:
-    """Make a new run without a person's judgements, say what changed and which stages must run again.
+    """Make a new run without a person's judgements, and show what changed and which stages must run again.
 
     The old run is not changed. The new one has the stages that need no judgements, and the other people's labels.
 

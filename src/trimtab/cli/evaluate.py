@@ -27,7 +27,7 @@ Blind = Annotated[
         help="Write pairs of answers without model names to this file (.csv or .jsonl), for people to judge.",
     ),
 ]
-InApp = Annotated[bool, typer.Option("--annotate", help="Put such pairs into an annotation project.")]
+InApp = Annotated[bool, typer.Option("--annotate", help="Put these pairs into an annotation project.")]
 Models = Annotated[
     tuple[str, str] | None,
     typer.Option(
@@ -44,7 +44,7 @@ Prompts = Annotated[
         help="Number of prompts to judge, or of questions of each suite, drawn at random. Default: all.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn at random here.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random draws of this command.")]
 Read = Annotated[
     list[Path] | None,
     typer.Option(
@@ -91,7 +91,8 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FOLDER",
-        help="Where the results on suites go. Default: suites in the run, if all are models of one; else suites.",
+        help="Folder for the results on suites. Default: suites in the run's folder if all models are of one run, "
+        "otherwise suites.",
     ),
 ]
 MaxNewTokens = Annotated[

@@ -19,7 +19,7 @@ Folder = Annotated[Path, typer.Argument(metavar="GUARD", help="Folder written by
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", help="Model whose activations are read: a name, a folder or a hub id. Default: the built-in."
+        "--model", help="Model whose activations are read: a name, a folder or a hub id. Default: the built-in model."
     ),
 ]
 Context = Annotated[int, typer.Option("--context", min=64, help="Longest answer with its request, in tokens.")]
@@ -37,19 +37,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 @settings_of(GuardConfig)
 def train(
     constitution: Annotated[
-        str, typer.Argument(metavar="CONSTITUTION", help="YAML file with a section guard, or default.")
+        str, typer.Argument(metavar="CONSTITUTION", help="YAML file with a guard section, or default.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the guard.")],
     data: Data = None,
     model: Model = None,
     context: Context = 1024,
     probes: Annotated[
-        bool, typer.Option("--probes/--no-probes", help="Read a model's activations. Without: text only, no answers.")
+        bool,
+        typer.Option(
+            "--probes/--no-probes",
+            help="Read a model's activations. Without them, the guard reads text only and checks no answers.",
+        ),
     ] = True,
     *,
     settings: GuardConfig,
 ) -> None:
-    """Train a guard from a constitution's section guard and write it with the report on what it did not see.
+    """Train a guard from a constitution's guard section, and write it with a report on texts kept out of training.
 
     Example: trimtab guard train default --out guard
     """

@@ -13,7 +13,7 @@ from trimtab.feedback import JudgeConfig
 @settings_of(JudgeConfig)
 def judge(
     items: Annotated[str, typer.Argument(metavar="ITEMS", help="Comparisons or preferences, in any format.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for judgements, replies and the report.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write judgements, replies and the report to.")],
     constitution: Annotated[
         str, typer.Option("--constitution", help="YAML file, or default for the one that ships.")
     ] = "default",

@@ -21,7 +21,7 @@ def lineage(
     round: Annotated[int | None, typer.Option("--round", min=1, help="Round of a figure. Default: the newest.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Follow a judgement to its pair, reward model, update steps, policy and figures; or one of these to judgements.
+    """Trace a judgement to its pair, reward model, update steps, policy and figures, or one of these to judgements.
 
     Example: trimtab lineage runs/quickstart win_rate
     """

@@ -12,11 +12,11 @@ from trimtab.cli.run import Json
 def methods(
     data: Annotated[
         str | None,
-        typer.Option("--data", help="What they learn from: pairs, rankings, thumbs or prompts."),
+        typer.Option("--data", help="Only methods that learn from this: pairs, rankings, thumbs or prompts."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the methods of alignment: what each learns from, what it costs, what it does wrong; * to start with.
+    """List the alignment methods: what each learns from, its cost and its weaknesses; * marks those to start with.
 
     Example: trimtab methods --data pairs
     """

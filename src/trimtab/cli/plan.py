@@ -15,7 +15,7 @@ def plan(
     machine: Annotated[
         str | None,
         typer.Option(
-            "--machine", help="Predict time and memory for cpu, 24gb, 80gb, h200 or h200x8, not for this machine."
+            "--machine", help="Predict time and memory for cpu, 24gb, 80gb, h200 or h200x8 instead of this machine."
         ),
     ] = None,
     runs: Runs = Path("runs"),

@@ -23,7 +23,7 @@ def populations(
     by: Annotated[
         str | None,
         typer.Option(
-            "--by", metavar="PART", help="Part of the cohort that counts, for example language. Default: all."
+            "--by", metavar="PART", help="Part of the cohort to compare by, for example language. Default: all."
         ),
     ] = None,
     weight: Annotated[
@@ -39,7 +39,9 @@ def populations(
     least: Annotated[
         int,
         typer.Option(
-            "--least", min=2, help="Fewest people of a cohort that is shown as one; at least the project's min_cell."
+            "--least",
+            min=2,
+            help="Fewest people of a cohort that is shown separately; at least the project's min_cell.",
         ),
     ] = 5,
     criterion: Annotated[str, typer.Option("--criterion", help="Which criterion.")] = "overall",

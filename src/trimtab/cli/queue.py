@@ -25,12 +25,12 @@ def queue(
         str | None, typer.Option("--labelled", metavar="FILE", help="Preferences; their items are left out.")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Of the draw and the test set; keep it in later rounds.")
+        int, typer.Option("--seed", min=0, help="Seed of the draw and the test set; use the same one in later rounds.")
     ] = 0,
 ) -> None:
-    """Choose the items to label next, and write them as a queue with the propensity of each.
+    """Choose the items to label next, and write them to a queue file with the propensity of each.
 
-    Random is hard to beat: measure another arm beside it before you trust it.
+    Random choice is hard to beat: compare another arm with it before you trust that arm.
 
     Example: trimtab queue items.jsonl queue.jsonl --count 200
     """
@@ -84,19 +84,21 @@ def queue(
 
 
 def curve(
-    source: Annotated[str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or with --own a curve.")],
-    factor: Annotated[float, typer.Option("--factor", help="How many times the labels there are, up to 4.")] = 4.0,
+    source: Annotated[str, typer.Argument(metavar="PREFERENCES", help="Labelled preferences, or a curve with --own.")],
+    factor: Annotated[
+        float, typer.Option("--factor", help="Predict for this many times the present number of labels, up to 4.")
+    ] = 4.0,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="KEY", help="Metadata key to split by. Default: the prompt.")
     ] = None,
     own: Annotated[
         bool, typer.Option("--own", help='The file is a curve of your own model: {"sizes": […], "values": [[…], …]}.')
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resamplings.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamplings.")] = 0,
 ) -> None:
-    """Say whether more labels would help: a learning curve of six sizes and ten resamplings, and what it predicts.
+    """Estimate whether more labels would help, with a learning curve of six sizes and ten resamplings.
 
-    The model is a bag of words, which takes seconds; a reward model may still learn where it does not.
+    The model is a bag of words and takes seconds to fit; a reward model may still improve where it does not.
 
     Example: trimtab curve preferences.jsonl
     """

@@ -20,7 +20,7 @@ def report(
     set: Set = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the page about run folders goes.")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File for the page about run folders.")] = Path(
         "comparison.html"
     ),
 ) -> None:

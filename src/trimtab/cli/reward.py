@@ -29,7 +29,7 @@ def reward(
         typer.Option("--by", metavar="KEY", help="With --evaluate: accuracy for each value of this metadata key."),
     ] = None,
 ) -> None:
-    """Run a recipe up to the reward model; with --evaluate, measure it beside simple baselines.
+    """Run a recipe up to the reward model; with --evaluate, compare it with simple baselines.
 
     Example: trimtab reward recipe.yaml --evaluate heldout
     """

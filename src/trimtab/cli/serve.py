@@ -21,7 +21,7 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
     ] = 8000,
-    slots: Annotated[int, typer.Option(min=1, help="Answers of one model that run at the same time.")] = 16,
+    slots: Annotated[int, typer.Option(min=1, help="Answers that one model generates at the same time.")] = 16,
     queue: Annotated[
         int, typer.Option(min=1, help="Answers that may wait for a slot; more are refused with 429.")
     ] = 64,
@@ -29,11 +29,14 @@ def serve(
     guard: Annotated[
         Path | None,
         typer.Option(
-            "--guard", metavar="GUARD", help="Check requests and answers by what `trimtab guard train` wrote."
+            "--guard",
+            metavar="GUARD",
+            help="Check requests and answers with this guard, a folder written by `trimtab guard train`.",
         ),
     ] = None,
     hold_back: Annotated[
-        int, typer.Option(min=0, help="Tokens of an answer that wait until the guard has judged as many later ones.")
+        int,
+        typer.Option(min=0, help="Send each token of an answer only after the guard has judged this many later ones."),
     ] = 16,
     guard_fails: Annotated[
         Literal["closed", "open"],
@@ -52,7 +55,7 @@ def serve(
     ] = None,
     public_url: Annotated[
         str | None,
-        typer.Option("--public-url", help="Address that people use for the page, where a proxy is in front."),
+        typer.Option("--public-url", help="Address that people use for the page, if it is behind a proxy."),
     ] = None,
     licence: Annotated[
         str, typer.Option(help="Licence under which votes are published, as the page's terms say.")
@@ -60,9 +63,9 @@ def serve(
     votes_per_person: Annotated[int, typer.Option(min=1, help="Most votes of one person in a round.")] = 200,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
 ) -> None:
-    """Serve a model to programs that speak OpenAI's chat completions, and to people on a chat page.
+    """Serve a model to programs that use OpenAI's chat completions, and to people on a chat page.
 
-    The API key is TRIMTAB_API_KEY of the environment; without it, one is made and printed.
+    The environment variable TRIMTAB_API_KEY sets the API key; without it, a key is made and printed.
 
     Example: trimtab serve runs/quickstart --model policy --model sft
     """

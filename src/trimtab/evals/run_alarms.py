@@ -41,12 +41,13 @@ class AlarmConfig(Config):
     budget: float = Field(default=0.05, gt=0.0, lt=1.0)
     """Largest probability of any false alarm in the whole run, over all probes and steps."""
     baseline: int = Field(default=5, ge=1)
-    """Number of first steps whose answers are the start that later ones are compared with."""
+    """Number of first steps, with whose answers later ones are compared."""
     cooldown: int = Field(default=25, ge=1)
-    """Steps before an alarm that still holds is raised again."""
+    """Steps before an alarm that persists is raised again."""
     queue: str | None = None
-    """Folder of an annotation project that gets the answers behind each alarm, each beside another answer to the same
-    prompt, for people to compare; ``trimtab round RUN --votes FOLDER`` learns from what they say. None: no queue."""
+    """Folder of an annotation project that receives the answers behind each alarm, each paired with another answer to
+    the same prompt, for people to compare; ``trimtab round RUN --votes FOLDER`` learns from their judgements. None: no
+    queue."""
 
 
 class RunAlarm(Record):

@@ -43,12 +43,12 @@ class AggregateConfig(Config):
     criterion: str = "overall"
     """Criterion whose judgements are used; the others are counted as dropped."""
     method: Literal["majority", "dawid_skene", "davidson", "rao_kupper"] = "majority"
-    """``majority``: the weighted votes of each item by itself. The others fit all judgements together: ``dawid_skene``
-    a true label for each pair and each annotator's errors; ``davidson`` and ``rao_kupper`` a score for each answer,
-    with ties as outcomes of their own, and each annotator's habits."""
+    """``majority``: the weighted votes of each item separately. The others fit all judgements together. ``dawid_skene``
+    estimates a true label for each pair and each annotator's errors; ``davidson`` and ``rao_kupper`` estimate a score
+    for each answer and each annotator's habits, with ties as a third outcome."""
     habits: tuple[Literal["tie", "skill", "position"], ...] = ("tie", "skill", "position")
-    """For ``davidson`` and ``rao_kupper``: what differs between annotators: how easily they see a tie, how much a
-    difference moves them, how much they favour the answer shown first. []: all annotators are alike."""
+    """For ``davidson`` and ``rao_kupper``: what differs between annotators: how easily they see a tie, how strongly a
+    difference affects them, how much they favour the answer shown first. []: all annotators are alike."""
     weighting: Literal["equal", "agreement"] = "equal"
     """For ``majority``. ``equal``: every annotator has weight 1; ``agreement``: weights by
     :func:`reliability_weights`."""
@@ -56,14 +56,14 @@ class AggregateConfig(Config):
     """For ``majority``: votes added to the soft label of a pair, half to each answer; with 1, one vote gives .75, with
     0 it gives 1."""
     margin: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """Reward units of the full strength of preference: a pair's ``margin`` is this times its mean strength; 0 gives no
-    margins. The reward model has to rate the better answer higher by as much."""
+    """Margin of the strongest preference, in reward units. A pair's ``margin`` is this times its mean strength; the
+    reward model learns to rate the better answer higher by the margin. 0: no margins."""
     keep_tied: bool = False
     """True: keep items whose answers all tie, with equal ranks; False: drop and count them, unless they have a soft
     label other than one half."""
     labels: Literal["soft", "hard"] = "soft"
-    """``soft``: a preference of two answers has the probability that the first is better. ``hard``: it has ranks alone,
-    for methods that take no soft labels, and for reward models that learn from ties (with ``keep_tied``)."""
+    """``soft``: a preference between two answers has the probability that the first is better. ``hard``: it has only
+    ranks, for methods that take no soft labels, and for reward models that learn from ties (with ``keep_tied``)."""
 
     @model_validator(mode="after")
     def _settings_of_the_method(self) -> Self:

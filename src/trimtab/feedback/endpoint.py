@@ -49,9 +49,9 @@ class EndpointConfig(Config):
     """A judge's address, prices and limits."""
 
     url: str = Field(pattern=r"^https?://")
-    """Base of the API, up to and including ``/v1``."""
+    """Base URL of the API, up to and including ``/v1``."""
     model: str = Field(min_length=1)
-    """Name of the model there."""
+    """Name of the model at the endpoint."""
     key_env: str | None = "OPENAI_API_KEY"
     """Environment variable with the key; None: no key is sent. The key itself is never stored or logged."""
     temperature: float | None = Field(default=0.0, ge=0.0)
@@ -59,7 +59,7 @@ class EndpointConfig(Config):
     logprobs: bool = True
     """Request log-probabilities, which give soft labels; False for endpoints without them."""
     max_tokens: int = Field(default=8, ge=1)
-    """Longest reply, in tokens. Replies that were cut are asked again once it is raised, and only these."""
+    """Longest reply, in tokens. If it is raised later, only the questions with cut replies are asked again."""
     reason_tokens: int = Field(default=400, ge=1)
     """Longest reply with reasoning, in tokens; raised like ``max_tokens``."""
     concurrency: int = Field(default=8, ge=1)
@@ -69,7 +69,7 @@ class EndpointConfig(Config):
     timeout: float = Field(default=60.0, gt=0.0)
     """Seconds for a whole request, however slowly the reply arrives."""
     attempts: int = Field(default=6, ge=1)
-    """Requests for one question before the run stops."""
+    """Attempts for one question before the run stops."""
     backoff: float = Field(default=1.0, ge=0.0)
     """Seconds before the second attempt; doubles each time, up to 60, with jitter. A larger Retry-After is obeyed."""
     max_reply_bytes: int = Field(default=200_000, ge=1000)
@@ -79,7 +79,8 @@ class EndpointConfig(Config):
     price_out: float = Field(default=0.0, ge=0.0)
     """Price of a million output tokens."""
     max_cost: float | None = Field(default=None, ge=0.0)
-    """Most that all runs on one journal may cost; no request starts that could exceed it. None: no limit."""
+    """Largest total cost of all runs that share a journal. A request that could exceed it is not sent. None: no
+    limit."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class JudgeConfig(Config):
     objectives: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Tags of the constitution that ``rubric`` rates; None: all. Each is a criterion; ``overall`` is their mean."""
     clamp: tuple[float, float] = (0.4, 0.6)
-    """Lowest and highest probability in mode ``reason``, as models are too sure after reasoning."""
+    """Lowest and highest probability in mode ``reason``, because models are too sure after reasoning."""
     seed: int = 0
     """Seed for drawing the principles."""
 

@@ -36,9 +36,9 @@ class RevisionConfig(Config):
     rounds: int = Field(default=2, ge=1)
     """Rounds; each draws one principle."""
     critique: bool = True
-    """False: revisions are requested without a critique before them."""
+    """False: revisions are requested without a critique."""
     violation_first: bool = False
-    """True: ask whether the answer violates the principle; without a violation there is no revision."""
+    """True: first ask whether the answer violates the principle, and revise it only if it does."""
     violation_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     """P(violation) from which an answer is rewritten."""
     seed: int = 0

@@ -27,7 +27,7 @@ from trimtab.records import Comparison, Judgement, content_id
 
 
 class CohortConfig(Config):
-    """A group of simulated annotators with an opinion of its own."""
+    """A group of simulated annotators with its own opinion."""
 
     name: str
     """Name of the cohort, stored in each judgement's ``cohort``."""
@@ -49,7 +49,8 @@ class SimulationConfig(Config):
     noise: float = Field(default=0.4, ge=0.0)
     """Scale of the Gumbel noise on each answer, in utility units; 0: annotators see the utility exactly."""
     position_bias: float = Field(default=0.5, ge=0.0, le=1.0)
-    """P(of two answers the one shown first wins) over random orders; .5: no bias, 0: always the last."""
+    """Probability that the first-shown of two answers wins, over random orders; 0.5: no bias, 0: the last always
+    wins."""
     length_bias: float = 0.0
     """Utility added for each doubling of an answer's length in characters; negative: short answers win."""
     tie_threshold: float = Field(default=0.0, ge=0.0)
@@ -65,7 +66,7 @@ class SimulationConfig(Config):
     cohorts: tuple[CohortConfig, ...] = ()
     """Groups of annotators; none: all have the same utility."""
     parts: str = "trimtab.feedback.gold.friendly_parts"
-    """Dotted path of a function (prompt, completion) → parts by name, for the weights of cohorts."""
+    """Dotted path of a function (prompt, completion) → parts by name; the cohorts' ``weights`` refer to these names."""
 
     @model_validator(mode="after")
     def _enough_annotators(self) -> "SimulationConfig":

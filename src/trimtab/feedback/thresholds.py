@@ -36,7 +36,8 @@ class RouteConfig(Config):
     stratified: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Share of the audits that is spread evenly over bands of the AI's confidence. The rest is drawn uniformly."""
     least: int = Field(default=30, ge=5)
-    """Audited items needed to set thresholds, and above each threshold. With fewer, people label everything."""
+    """Fewest audited items needed to set thresholds, and also fewest above each threshold. With fewer, people label
+    everything."""
     calibration: Literal["temperature", "isotonic", "none"] = "temperature"
     """How the AI's probabilities are calibrated on the audited items. ``none`` uses them as they are."""
     pilot: int = Field(default=200, ge=10)

@@ -7,14 +7,15 @@ from trimtab.metrics.entry import Metric
 AGREEMENT: Mapping[str, Metric] = {
     "raw_agreement": Metric(
         title="Raw agreement of two annotators",
-        meaning="How often two annotators say the same about a pair of answers; a tie is an answer of its own.",
+        meaning="How often two annotators give the same verdict on a pair of answers; a tie is a verdict too.",
         unit="share",
         good="above 65 % for preferences",
         act="Improve the guideline and its examples before collecting more; look at *Disagreements*.",
     ),
     "leave_one_out": Metric(
         title="One annotator against the others",
-        meaning="How often an annotator who chose a winner chose that of the others' net vote; ½ where these are even.",
+        meaning="How often an annotator who chose a winner chose the same one as the others' net vote; ½ if the "
+        "others are even.",
         unit="share",
         good="above 70 %; the ceiling of a reward model's accuracy on single judgements",
         act="As for raw agreement; more people for each item raise the quality of the aggregate, not this number.",
@@ -29,11 +30,12 @@ AGREEMENT: Mapping[str, Metric] = {
     ),
     "strength_alpha": Metric(
         title="α of the strength of preference",
-        meaning="Krippendorff's α over how strongly one answer is preferred, from −1 over 0 (a tie) to 1: a small "
+        meaning="Krippendorff's α over how strongly one answer is preferred, from −1 through 0 (a tie) to 1. A small "
         "difference is a small disagreement.",
         unit="1",
         good="as α, or above it: people disagree where the answers are close",
-        act="Below α, people disagree where they are sure: look at *Disagreements*, the widest apart come first.",
+        act="If below α, people disagree where they are sure: look at *Disagreements*, where the widest apart come "
+        "first.",
     ),
     "cohen_kappa": Metric(
         title="Cohen's κ",
@@ -51,7 +53,7 @@ AGREEMENT: Mapping[str, Metric] = {
     ),
     "gwet_ac1": Metric(
         title="Gwet's AC1",
-        meaning="Agreement corrected for chance that stays meaningful where nearly all say the same.",
+        meaning="Agreement corrected for chance that stays meaningful when nearly all judgements are the same.",
         unit="1",
         good="as α, or above it",
         act="If it is high while α is low, one answer is nearly always chosen; look at raw agreement.",
@@ -61,21 +63,21 @@ AGREEMENT: Mapping[str, Metric] = {
         meaning="Of pairs with a winner, how often the answer shown first won.",
         unit="share",
         good="an interval that includes 50 %",
-        act="Annotators do not read to the end: shorter answers, attention items.",
+        act="Otherwise annotators may not read to the end: use shorter answers and attention items.",
     ),
     "longest_wins": Metric(
         title="The longest answer wins",
         meaning="Of pairs with a winner, how often the longer answer won.",
         unit="share",
         good="near 50 %, unless longer is better in this task",
-        act="Say in the guideline what length is worth; pair answers of like length.",
+        act="State in the guideline how much length matters; pair answers of similar length.",
     ),
     "three_cycles": Metric(
         title="Cycles among three answers (expected by chance: ¼)",
         meaning="Of triples of answers with a net winner in each pair, how many form a cycle.",
         unit="share",
         good="well below 25 %",
-        act="Near 25 % the preferences are not consistent: a clearer criterion.",
+        act="Near 25 % the preferences are not consistent: define a clearer criterion.",
     ),
 }
 """Agreement of annotators and two common biases; names as in ``agreement.json``."""
@@ -142,7 +144,7 @@ BALANCE: Mapping[str, Metric] = {
 ANNOTATION: Mapping[str, Metric] = {
     "progress": Metric(
         title="Judged of needed",
-        meaning="Judgements given, of those that all items need.",
+        meaning="Judgements given, out of those that all items need.",
         unit="judgements",
         good="rises",
         act="Invite more annotators, or lower the overlap.",
@@ -166,18 +168,19 @@ ANNOTATION: Mapping[str, Metric] = {
         meaning="Share of an annotator's judgements below the project's limit (`fast_seconds`).",
         unit="share",
         good="below 10 %",
-        act="Look at this annotator's check items and agreement; talk, pause, or leave the labels out.",
+        act="Look at this annotator's check items and agreement; talk to the annotator, pause them, or leave their "
+        "labels out.",
     ),
     "checks": Metric(
         title="Check items right",
         meaning="Share of gold and attention items that an annotator answered as expected.",
         unit="share",
         good="above 80 %",
-        act="If one annotator is below, train or pause; if all are, the check item is wrong.",
+        act="If one annotator is below, train or pause that annotator; if all are, the check item is probably wrong.",
     ),
     "agreement": Metric(
         title="Agreement with the others",
-        meaning="Share of an annotator's winners that are the others' net winner too (½ where these are even).",
+        meaning="Share of an annotator's winners that are also the others' net winner (½ if the others are even).",
         unit="share",
         good="within 10 points of the others",
         act="As for checks.",

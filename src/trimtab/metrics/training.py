@@ -49,7 +49,7 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "tokens": Metric(
         title="Response tokens",
-        meaning="Tokens of the step that the loss counts.",
+        meaning="Tokens of the step that count in the loss.",
         unit="tokens",
         good="steady",
         act="If small, conversations are short or mostly prompt: raise `batch`.",
@@ -62,24 +62,25 @@ TRAINING: Mapping[str, Metric] = {
         "ranking is by log(π/ref), or by the method's own score.",
         unit="share",
         good="60 % to 80 % on training pairs; compare with the agreement of annotators",
-        act="Near 50 %: more or more consistent preferences. Near 100 %: it memorises; fewer epochs, and trust the "
-        "held-out accuracy only.",
+        act="Near 50 %, collect more preferences or more consistent ones. Near 100 %, the model memorises: train for "
+        "fewer epochs, and trust only the held-out accuracy.",
         where="reward, offline methods, online_dpo, xpo",
         live="accuracy {:.0%}",
     ),
     "step_accuracy": Metric(
         title="Accuracy of steps",
-        meaning="Share of the judged steps that the process reward model puts on their label's side of one half.",
+        meaning="Share of the judged steps for which the model's P(right) is on the label's side of one half.",
         unit="share",
-        good="above the share of right steps, which a model that calls every step right reaches",
-        act="At that share it has learned nothing: more solutions, or a higher learning rate. What counts is the "
-        "held-out F1 of the first wrong step.",
+        good="above the share of right steps, which is the accuracy of calling every step right",
+        act="At that share the model has learned nothing: add solutions, or raise the learning rate. What counts is "
+        "the held-out F1 of the first wrong step.",
         where="process",
         live="steps right {:.0%}",
     ),
     "judged_steps": Metric(
         title="Judged steps",
-        meaning="Steps of the optimiser step's solutions whose label is known; those after a first wrong one are not.",
+        meaning="Solution steps with a known label in this optimiser step. Steps after the first wrong one have no "
+        "label.",
         unit="steps",
         good="`batch` or more",
         act="If low, most solutions go wrong at once: add better ones.",
@@ -104,10 +105,11 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "length_head_correlation": Metric(
         title="Correlation of the length head and length",
-        meaning="With `reward.length`: the same for the second head, which takes the length signal and is not used.",
+        meaning="With `reward.length`: the same correlation for the second head, which absorbs the length signal and "
+        "is not part of the reward.",
         unit="−1 to 1",
         good="rises to near 1",
-        act="If it stays low, the head cannot tell long answers: train longer.",
+        act="If it stays low, the head has not learned to follow length: train longer.",
         where="reward",
     ),
     "win": Metric(
@@ -116,8 +118,8 @@ TRAINING: Mapping[str, Metric] = {
         "mixture of policy and reference, for `xpo` one of the reference.",
         unit="share",
         good="½ at the start, then above it; for `nash_md` with a small `mixture` it stays near ½",
-        act="If it falls, lower the learning rate. Near 1, the opponent teaches nothing more: raise β, or move the "
-        "reference (`reference_update`).",
+        act="If it falls, lower the learning rate. Near 1, there is nothing more to learn from the opponent: raise β, "
+        "or move the reference (`reference_update`).",
         where="nash_md, xpo",
     ),
     "exploration": Metric(
@@ -125,13 +127,13 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Mean log-probability, under the policy, of the answers that the reference drew; XPO lowers it by α.",
         unit="nats",
         good="falls slowly",
-        act="If it falls much faster than `gap` rises, the policy leaves good answers too: lower `alpha`.",
+        act="If it falls much faster than `gap` rises, the policy moves away from good answers too: lower `alpha`.",
         where="xpo",
     ),
     "gap": Metric(
         title="Margin",
-        meaning="Mean of log(π/ref) of the better answer minus that of the worse one; for `simpo` and `orpo` the "
-        "difference of log-probabilities per token, for `xpo` of the policy's answer minus the reference's.",
+        meaning="Mean of log(π/ref) of the better answer minus that of the worse one; for `simpo` and `orpo`, the "
+        "difference of log-probabilities per token; for `xpo`, the policy's answer minus the reference's.",
         unit="nats",
         good="rises from 0",
         act="If it grows past tens of nats, the policy is far from its reference: raise `beta` (`tau` for IPO) or stop "
@@ -140,8 +142,9 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "chosen": Metric(
         title="log(π/ref) of better answers",
-        meaning="Mean log-ratio of policy to reference of the better answers, summed over tokens; without a reference "
-        "the log-probability. With KTO, of liked answers, weighted by their share of the step.",
+        meaning="Mean log-ratio of policy to reference of the better answers, summed over tokens; without a "
+        "reference, their log-probability. With KTO, the mean over liked answers, weighted by their share of the "
+        "step.",
         unit="nats",
         good="around 0 or rising",
         act="If it falls together with `rejected`, probability moves to unjudged answers: lower the learning "
@@ -150,7 +153,7 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "rejected": Metric(
         title="log(π/ref) of worse answers",
-        meaning="The same for the worse answers, with KTO for disliked ones.",
+        meaning="The same for the worse answers; with KTO, for disliked answers.",
         unit="nats",
         good="falls, more than `chosen`",
         act="As for `chosen`.",
@@ -187,12 +190,12 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "reward_std_prompt": Metric(
         title="Spread of the reward within a prompt",
-        meaning="Root of the mean variance of the reward among the answers to one prompt: what a method that compares "
-        "them learns from.",
+        meaning="Square root of the mean variance of the reward among the answers to one prompt. Methods that compare "
+        "these answers learn from this spread.",
         unit="reward",
         good="a large part of `reward_std`",
-        act="If it is small beside `reward_std`, the reward tells prompts apart and not answers; however accurate, it "
-        "teaches slowly. Collect preferences between answers of this policy.",
+        act="If it is small compared with `reward_std`, the reward distinguishes prompts and not answers; even if it "
+        "is accurate, the policy learns slowly from it. Collect preferences between answers of this policy.",
         where="online methods with several answers to a prompt",
     ),
     "reward/NAME": Metric(
@@ -205,12 +208,12 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "reward/heldout": Metric(
         title="Held-out reward",
-        meaning="Mean score of a reward model that is not trained on, normalised: with `reward.split` one that learned "
-        "from the other half of the preferences.",
+        meaning="Mean normalised score of a reward model that the policy is not trained on: with `reward.split`, one "
+        "that learned from the other half of the preferences.",
         unit="standard deviations of the training answers' scores",
         good="rises with `reward`",
-        act="If it falls while `reward` rises, the proxy's errors are being exploited: end earlier with `align.select: "
-        "heldout`. What both models like wrongly it does not see.",
+        act="If it falls while `reward` rises, the proxy's errors are being exploited: end earlier with "
+        "`align.select: heldout`. It does not show the errors that both reward models share.",
         where="online methods with `reward.split`",
         live="held out {:+.2f}",
     ),
@@ -237,7 +240,7 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Alarms raised so far, over all probes.",
         unit="alarms",
         good="0",
-        act="`trimtab watch RUN` shows the reason, the answers behind each and what to do.",
+        act="`trimtab watch RUN` shows the reason for each alarm, the answers behind it and what to do.",
         where="online methods, unless `alarms` is `null`",
         live="{:.0f} alarms",
     ),
@@ -255,7 +258,7 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Share of answers whose score was limited by `align.score_clip`.",
         unit="share",
         good="below 5 %",
-        act="Above that, normalise the reward (`mean`, `std`) or raise `align.score_clip`.",
+        act="If higher, normalise the reward (`mean`, `std`) or raise `align.score_clip`.",
         where="policy gradients",
     ),
     "filtered": Metric(
@@ -263,7 +266,7 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Share of answers that were cut and therefore left out of the loss (`align.overlong_filter`).",
         unit="share",
         good="below 20 %",
-        act="Above that, most sampling is wasted: raise `max_new_tokens`, or punish long answers (`missing_eos`, "
+        act="If higher, much sampling is wasted: raise `max_new_tokens`, or penalise long answers (`missing_eos`, "
         "`overlong_buffer`) instead of filtering them.",
         where="policy gradients with `overlong_filter`",
     ),
@@ -273,14 +276,14 @@ TRAINING: Mapping[str, Metric] = {
         "(`align.importance_beyond: mask`).",
         unit="share",
         good="below 1 %",
-        act="Above that, see `mismatch`: the sampler's precision or kernels are too different.",
+        act="If higher, see `mismatch`: the sampler's precision or kernels are too different.",
         where="policy gradients with `importance_beyond: mask`",
     ),
     "importance_ess": Metric(
         title="Effective sample size",
         meaning="(Σ ρ)² / (n·Σ ρ²) of the ratios ρ = π_trainer/π_sampler before they are capped, over tokens, or over "
-        "answers with `align.importance_level: sequence`. The share of the samples that would say as much if sampler "
-        "and trainer agreed.",
+        "answers with `align.importance_level: sequence`. The share of the samples that would be as informative if "
+        "sampler and trainer agreed.",
         unit="share",
         good="above 0.99 with vLLM in float32, above 0.9 in bfloat16",
         act="If it falls, a few tokens have most of the weight: see `mismatch`, and raise the sampler's precision. "
@@ -292,21 +295,21 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Standard deviation of all scores so far, by which scores are divided (`align.running_scale`).",
         unit="reward",
         good="settles after a few steps",
-        act="If it keeps growing, the reward has no end: see `score_clip`.",
+        act="If it keeps growing, the reward is unbounded: see `score_clip`.",
         where="policy gradients with `running_scale`",
     ),
     "multiplier": Metric(
         title="Price of the cost",
         meaning="λ of this step: the weight of the cost in `align.constraint`. `reward` is shown without the cost.",
         unit="reward per unit of cost",
-        good="settles; 0 where the limit holds by itself",
-        act="If it grows without end, no policy near the reference holds the limit: raise `limit`, or lower "
+        good="settles; 0 if the cost stays below the limit without it",
+        act="If it grows without end, no policy near the reference meets the limit: raise `limit`, or lower "
         "`kl.coefficient`. If it swings, lower `constraint.lr`.",
         where="policy gradients with `constraint`",
     ),
     "flat_groups": Metric(
         title="Flat groups",
-        meaning="Share of prompts whose answers all earned the same; they teach group methods nothing.",
+        meaning="Share of prompts whose answers all earned the same reward; group methods learn nothing from them.",
         unit="share",
         good="below 50 %",
         act="Prompts are too easy or too hard, or the reward is too coarse: raise `align.group` or the temperature, "
@@ -358,11 +361,11 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "length": Metric(
         title="Answer length",
-        meaning="Mean tokens per answer. Reward that comes from length alone shows here.",
+        meaning="Mean tokens per answer. It rises when the policy earns reward by length alone.",
         unit="tokens",
         good="stays near the first step's",
         act="If it grows with the reward, the reward prefers length: add a reward for brevity, or retrain the reward "
-        "model on pairs of like length. If it reaches `max_new_tokens`, see `ended`.",
+        "model on pairs of similar length. If it reaches `max_new_tokens`, see `ended`.",
         where="online methods",
         live="{:.0f} tokens",
     ),
@@ -377,7 +380,7 @@ TRAINING: Mapping[str, Metric] = {
     ),
     "distinct": Metric(
         title="Different answers",
-        meaning="Different texts as a share of the step's answers.",
+        meaning="Number of different texts as a share of the step's answers.",
         unit="share",
         good="near 100 % for open questions",
         act="If it falls, the policy collapses to one answer: raise the temperature, `entropy_bonus` or the KL "
@@ -427,12 +430,12 @@ TRAINING: Mapping[str, Metric] = {
         unit="nats per token",
         good="below 0.001 with the local sampler, below 0.05 with vLLM or lower precision",
         act="If larger, sampler and trainer disagree about the model: check precision, temperature and chat template, "
-        "and set `importance_cap` (with vLLM it is set unless you say otherwise).",
+        "and set `importance_cap` (set by default with vLLM).",
         where="online methods",
     ),
     "policy_lag": Metric(
         title="Policy lag",
-        meaning="Optimiser steps that the policy made after the weights that drew this step's answers.",
+        meaning="Optimiser steps made since the weights that drew this step's answers.",
         unit="updates",
         good="the updates of one step; 0 in the first step",
         act="Nothing; it grows with `epochs` × `minibatches`. If `clip_fraction` is high too, lower them.",
@@ -452,7 +455,7 @@ TRAINING: Mapping[str, Metric] = {
         meaning="Optimiser steps taken in this step.",
         unit="updates",
         good="`epochs` × `minibatches`",
-        act="Fewer: `align.kl.stop` ended the step, or no group had different scores.",
+        act="If fewer, `align.kl.stop` ended the step, or no group had different scores.",
         where="online methods",
     ),
     "kl_stopped": Metric(
@@ -514,7 +517,7 @@ TRAINING: Mapping[str, Metric] = {
         unit="seconds",
         good="`sample` and `update` dominate",
         act="If `sample` dominates, raise `sampler.slots`; if `score` does, the reward function is slow; if `update` "
-        "does, fewer `epochs` or a shared critic.",
+        "does, use fewer `epochs` or a shared critic.",
         where="online methods",
     ),
 }

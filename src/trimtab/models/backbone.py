@@ -62,8 +62,9 @@ class AdapterConfig(Config):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """LoRA dropout while training (always off in references and old log-probabilities)."""
     experts: bool = False
-    """Adapters on mixtures of experts too, with the rank for each expert. False: on the other layers only. A training
-    pass then holds a second copy of the experts' weights, one layer at a time with ``model.gradient_checkpointing``."""
+    """True: adapters on mixtures of experts too, of rank ``rank`` for each expert. A training pass then needs a second
+    copy of the experts' weights; with ``model.gradient_checkpointing``, of one layer at a time. False: adapters on the
+    other layers only."""
 
     @model_validator(mode="after")
     def _experts_without_dropout(self) -> "AdapterConfig":

@@ -11,7 +11,7 @@ from trimtab.models import embedded
 
 
 class ModelConfig(Config):
-    """Which model to start from and how to hold it.
+    """Which model to start from, on which device and in which precision.
 
     Folders and template files are looked up from the current folder first, then from the recipe's.
     """
@@ -23,14 +23,14 @@ class ModelConfig(Config):
     system: str | None = None
     """System message put in front of conversations that have none; None leaves it to the chat template."""
     chat_template: str | None = None
-    """Jinja chat template, or a path to one, for models that bring none."""
+    """Jinja chat template, or a path to one, for models without one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; ``auto`` takes the accelerator if there is one."""
+    """Where to compute; ``auto`` uses the accelerator if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products. ``auto``: bfloat16 on accelerators that have it."""
     frozen_precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of weights that are not trained; adapters and other trained weights are float32. ``bfloat16`` halves
-    the memory of the trunk, and needs products in bfloat16."""
+    the memory of the trunk and requires matrix products in bfloat16."""
     gradient_checkpointing: bool = False
     """Store only each layer's input for the backward pass and recompute the layer there: about a third more time
     for a fraction of the memory. Gradients are the same."""

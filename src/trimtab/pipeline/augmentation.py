@@ -61,12 +61,12 @@ _CONTRACTED = re.compile(r"\b(" + "|".join(CONTRACTIONS) + r")\b", re.IGNORECASE
 
 
 class AugmentConfig(Config):
-    """Copies of training preferences, as shares of them; 0: none of a kind."""
+    """Altered copies of training preferences, each kind as a share of the preferences; 0: none of this kind."""
 
     shuffled: float = Field(default=0.0, ge=0.0, le=1.0)
     """Another prompt's best answer loses against the best one."""
     flattery: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The best answer after a sentence of praise loses against itself without."""
+    """The best answer with a sentence of praise before it loses against the same answer without it."""
     padding: float = Field(default=0.0, ge=0.0, le=1.0)
     """The best answer with sentences without content loses."""
     repetition: float = Field(default=0.0, ge=0.0, le=1.0)

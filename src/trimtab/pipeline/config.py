@@ -61,7 +61,7 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many rows of each file."""
     heldout_share: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """Share of the prompts that is set aside for the evaluation if ``heldout`` is not given."""
+    """Share of the prompts that is set aside for the evaluation if ``heldout`` is left out."""
 
 
 class SampleConfig(Config):
@@ -85,7 +85,7 @@ class HumanConfig(Config):
     overlap: int = Field(default=1, ge=1, le=100)
     """How many people judge each item; with ``hybrid`` the router decides."""
     enough: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of the requested judgements at which the run continues; with ``hybrid`` always all of them."""
+    """The run continues once this share of the requested judgements is there; ``hybrid`` always waits for all."""
     wait_minutes: float = Field(default=0.0, ge=0.0)
     """How long the run waits for judgements; then it stops, and the same command continues it."""
 
@@ -99,8 +99,8 @@ class VotesConfig(Config):
     database: str | None = None
     """URL of a PostgreSQL database; None: SQLite in the project's folder."""
     per_person: int = Field(default=200, ge=1)
-    """Most comparisons of one person of the chat page that a round uses, and most thumbs, the earliest; the others are
-    counted."""
+    """Largest number of comparisons, and of thumbs, of one person on the chat page that a round uses. The earliest are
+    used; the others are only counted."""
 
 
 class LabelConfig(Config):
@@ -108,9 +108,9 @@ class LabelConfig(Config):
 
     source: Literal["simulated", "human", "ai", "hybrid", "votes"] = "simulated"
     """``simulated``: simulated annotators with a gold utility, named as such on every label and page; ``human``: people
-    in the annotation app; ``ai``: AI judges with the constitution; ``hybrid``: AI judges label items of which they are
-    sure, and ``people`` the others; ``votes``: people's votes on answers of a service, which bring the answers with
-    them."""
+    in the annotation app; ``ai``: AI judges with the constitution; ``hybrid``: AI judges label the items that they are
+    sure about, and ``people`` label the others; ``votes``: people's votes on the answers of a service; the votes
+    contain the answers."""
     simulation: SimulationConfig = SimulationConfig()
     """The simulated annotators."""
     human: HumanConfig = HumanConfig()
@@ -126,11 +126,11 @@ class LabelConfig(Config):
     """For ``hybrid``: which labels the AI gives and which people give."""
     people: str | None = None
     """For ``hybrid``: ``app``, people in the annotation app; ``simulated``, simulated annotators with the gold utility;
-    or a file of people's judgements (JSON lines), which may grow while people label the queue and need not exist
-    at first. None: ``simulated`` if the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements with which
-    the judges are compared; when it grows, only the reports are made again."""
+    or a file of people's judgements (JSON lines). The file need not exist at first and may grow while people label the
+    queue. None: ``simulated`` if the recipe has gold, otherwise ``app``. For ``ai``: a file of judgements to compare
+    the judges with; when it grows, only the reports are made again."""
     without: tuple[str, ...] = ()
-    """Annotators whose judgements make no preference, for example because they have withdrawn."""
+    """Annotators whose judgements are not used, for example because they have withdrawn."""
     aggregate: AggregateConfig = AggregateConfig()
     """How several judgements become one preference."""
 
@@ -146,8 +146,8 @@ class ReviseConfig(RevisionConfig):
     prompts: int | None = Field(default=None, ge=1)
     """How many red-team prompts; None: all."""
     helpful: float | None = Field(default=None, gt=0.0)
-    """Helpful demonstrations (``data.demonstrations``) mixed in, per revision; None, or without any revision: all of
-    them."""
+    """Number of helpful demonstrations (``data.demonstrations``) mixed in for each revision. All of them with None, or
+    if there is no revision."""
     sampler: SamplerConfig = SamplerConfig(temperature=0.7, max_new_tokens=96)
     """How answers, critiques and revisions are sampled."""
     judge: JudgeSource = LocalJudge()
@@ -160,7 +160,7 @@ class BalanceConfig(Config):
     prompts: int | None = Field(default=None, ge=1)
     """How many held-out red-team prompts; None: all."""
     judge: JudgeSource = LocalJudge()
-    """The judge that compares before with after, beside the measures by words."""
+    """The judge that compares the models before and after, in addition to the measures by phrases."""
 
 
 class RewardStageConfig(RewardConfig):
@@ -171,10 +171,11 @@ class RewardStageConfig(RewardConfig):
     ensemble: EnsembleConfig | None = None
     """Several reward models whose scores are combined; None: one."""
     augment: AugmentConfig | None = None
-    """Copies of training preferences in which form decides, against rewards for form; None: none."""
+    """Altered copies of training preferences, which teach the reward model not to reward form; None: none."""
     split: bool = False
-    """True: the split test. The prompts of the preferences are divided; what is trained on learns from one half, and a
-    held-out reward model from the other. The latter judges every step (``reward/heldout``) and is never trained on."""
+    """True: the split test. The prompts of the preferences are divided into two halves. The reward model that the
+    policy is trained on learns from one, a held-out reward model from the other. The held-out one scores every step
+    (``reward/heldout``); the policy is never trained on it."""
 
     @property
     def shares(self) -> list[float]:
@@ -187,10 +188,11 @@ class RewardStageConfig(RewardConfig):
 
 
 class RolloutLabelsConfig(Config):
-    """Labels of steps from rollouts (Math-Shepherd): a step is as good as what the model makes of it."""
+    """Labels of steps from rollouts (Math-Shepherd): a step is as good as the model's continuations of it."""
 
     verifier: str
-    """Dotted path of a function that scores answers, above 0.5 if right: rollouts in, one number each out."""
+    """Dotted path of a function that takes rollouts and returns one score for each, above 0.5 if the answer is
+    right."""
     prompts: int | None = Field(default=None, ge=1)
     """How many of the prompts to use; None: all."""
     answers: int = Field(default=4, ge=1)
@@ -200,8 +202,8 @@ class RolloutLabelsConfig(Config):
     labels: Literal["soft", "hard"] = "soft"
     """``soft``: the share of tries that ended right; ``hard``: 1 if one did."""
     least: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Share of right solutions below which the run stops: where the model solves next to nothing, every step would be
-    labelled wrong."""
+    """The run stops if the share of right solutions is below this. If the model solves almost nothing, every step would
+    be labelled wrong."""
     sampler: SamplerConfig = SamplerConfig()
     """How solutions and their continuations are drawn."""
 
@@ -210,7 +212,7 @@ class ProcessStageConfig(ProcessConfig):
     """Training of the process reward model, an adapter on the policy's trunk after SFT."""
 
     rollouts: RolloutLabelsConfig | None = None
-    """Labels from rollouts, beside those of ``data.steps``; None: none."""
+    """Labels from rollouts, in addition to those of ``data.steps``; None: none."""
 
 
 class EvaluateConfig(Config):
@@ -221,7 +223,8 @@ class EvaluateConfig(Config):
     sampler: SamplerConfig = SamplerConfig()
     """How answers are sampled, the same for every model."""
     best_of: int | None = Field(default=None, ge=2)
-    """Also compare with best-of-n: the answer with the highest reward of this many by the start model; None: do not."""
+    """Also compare with best-of-n: of this many answers by the start model, the one with the highest reward; None: do
+    not."""
     gain: bool = True
     """True: edit the answers of the start model and of the policy and score them again, which shows what the gain in
     reward is made of; up to seven further reward calls per answer. False: do not."""
@@ -241,14 +244,15 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
     threads: int | None = Field(default=None, ge=1, le=4096)
-    """CPU threads of each process; None: all cores, divided among the processes. Results depend on it: another count
-    adds sums in another order."""
+    """CPU threads of each process; None: all cores, divided among the processes. Results depend on the number of
+    threads, because it changes the order of sums."""
     memory_gb: float | None = Field(default=None, gt=0.0)
     """Memory of each process, in GB: sets ``micro_batch_tokens`` of each stage whose section leaves it out. None: the
     stages' defaults."""
     rounds: int = Field(default=1, ge=1, le=100)
-    """How often answers are sampled, labelled and learned from. Each round starts from the policy of the one before,
-    which is also the reference of its KL penalty; its reward model learns from the preferences of all rounds."""
+    """How many times answers are sampled, labelled and learned from. Each round starts from the previous round's
+    policy, which is also the reference of its KL penalty. Its reward model learns from the preferences of all
+    rounds."""
     model: ModelConfig = ModelConfig()
     """The pretrained model."""
     data: DataConfig = DataConfig()
@@ -268,14 +272,14 @@ class RunConfig(Config):
     reward: RewardStageConfig | None = None
     """Reward model."""
     process: ProcessStageConfig | None = None
-    """Process reward model: P(right) for each step of an answer."""
+    """Process reward model: the probability that a step is right, for each step of an answer."""
     rewards: dict[str, RewardSource] | None = Field(default=None, min_length=1)
     """Rewards that online alignment maximises, by name: the reward model (``kind: model``), the process reward model
     (``process``), Python functions (``function``) and endpoints (``http``), each with a weight. Left out: the reward
     model alone."""
     align: Annotated[RlConfig | PreferenceConfig, Field(discriminator="method")] | None = None
-    """Alignment, by the method that ``align.method`` names: an online one maximises rewards of the policy's answers, an
-    offline one learns from the preferences themselves."""
+    """Alignment, by the method that ``align.method`` names. Online methods maximise rewards of the policy's answers;
+    offline methods learn from the preferences themselves."""
     evaluate: EvaluateConfig | None = None
     """Evaluation on held-out prompts."""
     balance: BalanceConfig | None = None

@@ -59,7 +59,7 @@ REASONED_TOGETHER = 32
 
 
 class LocalJudge(Config):
-    """A model in this process, by the log-probabilities of the options."""
+    """A model in this process, which judges by the log-probabilities of the options."""
 
     kind: Literal["local"] = "local"
     """Kind of judge."""

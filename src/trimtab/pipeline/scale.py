@@ -40,13 +40,13 @@ class ScaleConfig(Config):
     """With ``kind: ray``: the cluster and what runs on it; None: the defaults."""
     processes: int | None = Field(default=None, ge=1)
     """How many processes ``trimtab run`` starts; None: one for each accelerator of this machine. Under torchrun, which
-    starts them, None or the same number."""
+    starts the processes itself: None or the same number."""
     shard: bool = False
-    """True, with ``kind: torchrun``: of a model of which all weights are trained (``adapter.kind: full``) each process
-    holds a part, with its gradients and its optimiser (FSDP2). Adapters and frozen models stay whole."""
+    """True, with ``kind: torchrun``: each process holds only a part of a model that is trained in full (``adapter.kind:
+    full``), with its gradients and its optimiser (FSDP2). Adapters and frozen models stay whole."""
     deadline: float = Field(default=600.0, gt=0.0)
-    """Seconds that a process may be late before the others stop with a message that names it. With Ray: seconds until
-    there is room for all processes, and without any finished chunk."""
+    """Seconds that a process may be late before the others stop with a message that names it. With Ray: longest wait in
+    seconds for room for all processes, and for the next finished chunk."""
 
     @property
     def cluster(self) -> RayConfig:

@@ -22,12 +22,12 @@ class EnsembleConfig(Config):
     """Several reward models whose scores are combined."""
 
     members: int = Field(default=2, ge=1)
-    """Language models, each an adapter of its own on the trunk, with a seed of its own."""
+    """Number of language models, each an adapter on the trunk with its own seed."""
     halves: bool = False
     """True: every other member learns from one half of the prompts, the others from the other half, so that they share
-    fewer errors. False: all learn from all preferences and differ by seed alone."""
+    fewer errors. False: all learn from all preferences and differ only by seed."""
     words: bool = False
-    """True: one member more, a bag of words. It needs no language model, and makes other errors than one."""
+    """True: add a bag-of-words model as a further member. It makes different errors from those of a language model."""
     score: Literal["mean", "worst", "penalised"] = "worst"
     """``mean`` of the members; ``worst``, the lowest of them; ``penalised``, the mean minus ``penalty`` times their
     standard deviation."""

@@ -20,8 +20,8 @@ class SamplerConfig(Config):
     """How answers are drawn."""
 
     engine: Literal["local", "vllm"] = "local"
-    """``local``: with the model in this process. ``vllm``: with a vLLM engine in this process, which holds a copy of
-    the weights and computes a little differently (see ``importance_cap``); tested on CPUs only."""
+    """``local``: with the model in this process. ``vllm``: with a vLLM engine in this process, which has its own copy
+    of the weights and slightly different log-probabilities (see ``importance_cap``); tested on CPUs only."""
     temperature: float = Field(default=1.0, ge=0.0)
     """Logits are divided by it; 0 takes the most likely token (its log-probability is then reported at T = 1)."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -29,8 +29,8 @@ class SamplerConfig(Config):
     max_new_tokens: int = Field(default=64, ge=1)
     """Longest answer; a longer one is cut (finish_reason ``length``)."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """An answer ends where one of these strings appears (finish_reason ``stop``), white space as it is written. Its
-    text ends before the string, its tokens after it."""
+    """An answer ends where one of these strings appears, white space included (finish_reason ``stop``). The text of the
+    answer ends before the string, its tokens end after it."""
     slots: int = Field(default=64, ge=1)
     """Answers decoded at the same time."""
 

@@ -42,15 +42,15 @@ class RayConfig(Config):
     samplers: int = Field(default=1, ge=1)
     """Processes that draw answers; all of them must be there at the start."""
     extra_samplers: int = Field(default=0, ge=0)
-    """Further ones that join when the cluster has room for them, and may leave with their machine."""
+    """Further samplers, which join when the cluster has room for them and may leave with their machine."""
     scorers: int = Field(default=0, ge=0)
     """Processes that compute rewards; 0: the learner does."""
     cpus: int = Field(default=1, ge=1)
-    """CPU cores of each of them, and its threads unless ``threads`` says otherwise."""
+    """CPU cores of each of these processes, and its threads unless ``threads`` says otherwise."""
     gpus: float = Field(default=0.0, ge=0.0)
-    """GPUs of each of them, or a share of one."""
+    """GPUs of each of these processes, or a share of one."""
     chunk: int = Field(default=8, ge=1)
-    """Prompts that a process gets at a time. Texts do not depend on it; log-probabilities do in their last bits."""
+    """Prompts sent to a process at a time. Texts do not depend on it; log-probabilities do in their last bits."""
 
     @property
     def workers(self) -> int:

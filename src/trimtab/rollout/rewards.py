@@ -37,10 +37,10 @@ class RewardComponent(Config):
     clip: float | None = Field(default=None, gt=0.0)
     """The quotient is clipped to ± this; None: not clipped."""
     floor: float | None = None
-    """What is lower counts as this, for example 0 for a penalty that begins at ``mean``; None: no lower end."""
+    """Lower values count as this, for example 0 for a penalty that begins at ``mean``; None: no lower limit."""
     cap: float | None = None
-    """What is higher counts as this, so that more of it earns nothing: the point beyond which a reward is no longer
-    believed. None: no upper end."""
+    """Higher values count as this, so that more earns nothing: the point beyond which a reward is no longer trusted.
+    None: no upper limit."""
 
     @model_validator(mode="after")
     def _floor_below_cap(self) -> Self:
@@ -60,7 +60,7 @@ class ModelReward(RewardComponent):
     kind: Literal["model"] = "model"
     """Kind of reward."""
     objective: str | None = Field(default=None, min_length=1)
-    """With ``reward.objectives``: which of them this is; None: the reward model has one objective."""
+    """With ``reward.objectives``: the objective that this reward scores; None: the reward model has one objective."""
 
 
 class FunctionReward(RewardComponent):
@@ -69,7 +69,8 @@ class FunctionReward(RewardComponent):
     kind: Literal["function"] = "function"
     """Kind of reward."""
     path: str
-    """Dotted path, for example ``trimtab.feedback.verifiers.arithmetic``; takes rollouts, returns one number each."""
+    """Dotted path, for example ``trimtab.feedback.verifiers.arithmetic``; it takes rollouts and returns one number for
+    each."""
     timeout: float = Field(default=60.0, gt=0.0)
     """Seconds a batch may take."""
     steps: str | None = Field(default=None, min_length=1)
@@ -84,7 +85,7 @@ class FunctionReward(RewardComponent):
 
 
 class HttpReward(RewardComponent):
-    """An endpoint that gets prompts and answers and gives numbers.
+    """An endpoint that receives prompts and answers and returns numbers.
 
     The request is ``{"prompts", "completions", "finish_reasons", "metadata"}``, each a list with an entry per answer;
     the reply ``{"rewards": [numbers]}``.
@@ -93,7 +94,7 @@ class HttpReward(RewardComponent):
     kind: Literal["http"] = "http"
     """Kind of reward."""
     url: str = Field(pattern=r"^https?://")
-    """Where batches are posted."""
+    """URL to which batches are posted."""
     timeout: float = Field(default=60.0, gt=0.0)
     """Seconds without data from the endpoint after which a request fails. A request is tried three times; all attempts
     together take at most three times this."""
@@ -110,9 +111,9 @@ class ProcessReward(RewardComponent):
     kind: Literal["process"] = "process"
     """Kind of reward."""
     score: Literal["steps", "product", "minimum", "last", "mean"] = "steps"
-    """``steps``: each step earns P(right) − 1 at its last token, so that more steps earn nothing; put an outcome reward
-    beside it, or the policy learns to take none. Otherwise the answer earns one number at its end:
-    :func:`trimtab.algos.process_score`."""
+    """``steps``: each step earns P(right) − 1 at its last token, so that more steps earn nothing. Combine it with an
+    outcome reward; otherwise the policy learns to take no steps. With the other values, the answer earns one number at
+    its end: :func:`trimtab.algos.process_score`."""
 
 
 RewardSource = Annotated[ModelReward | FunctionReward | HttpReward | ProcessReward, Field(discriminator="kind")]

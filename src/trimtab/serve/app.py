@@ -51,7 +51,7 @@ class Settings:
     """How the server answers."""
 
     slots: int = 16
-    """Answers of one model that run at the same time."""
+    """Answers that one model generates at the same time."""
     queue: int = 64
     """Answers that may wait for a slot."""
     default_tokens: int = 512

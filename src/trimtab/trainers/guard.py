@@ -40,8 +40,8 @@ class GuardConfig(Config):
     """
 
     ended: float | None = Field(default=0.5, gt=0.0, lt=1.0)
-    """Smallest share of answers that end their turn, as a part of the first step's share. Judged where more than half
-    of the first step's answers ended and ``missing_eos`` penalises those that do not. None: not judged."""
+    """Smallest share of answers that end their turn, relative to the first step's share. Judged only if more than half
+    of the first step's answers ended and ``missing_eos`` penalises the others. None: not judged."""
     reward: float | None = Field(default=1.5, gt=0.0)
     """How far the mean reward may lie below the first step's, in standard deviations of that step's rewards. None: not
     judged. It is not judged under a ``constraint`` either, which trades reward for a lower cost."""
@@ -49,10 +49,10 @@ class GuardConfig(Config):
     """Largest KL to the reference, in nats per token, while the mean reward is not above the first step's and the cost
     of a ``constraint`` not below it. None: not judged."""
     steps: int = Field(default=2, ge=1)
-    """Consecutive steps on which the same limit must be passed."""
+    """Consecutive steps beyond the same limit that count as collapsed."""
     on_fall: Literal["stop", "keep"] = "stop"
-    """``stop``: an error that names the last good checkpoint. ``keep``: alignment ends with the last good weights, and
-    the run continues with them."""
+    """``stop``: the run stops with an error that names the last good checkpoint. ``keep``: alignment ends with the last
+    good weights, and the run continues with them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
     lr: float | None = Field(default=None, gt=0.0)
-    """Peak learning rate; None: the default for the stage, for what is trained and for the model's width (the guide's
+    """Peak learning rate; None: a default that depends on the stage, the adapter and the model's width (see the guide's
     section on learning rates)."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """What happens after warm-up: stay, or fall to zero over the planned steps."""
@@ -52,8 +52,8 @@ class OptimizerConfig(Config):
     max_grad_norm: float | None = Field(default=1.0, gt=0.0)
     """Gradients are scaled down to this norm; None: never."""
     state: Literal["32bit", "8bit"] = "32bit"
-    """Precision of both moments. ``8bit``: a byte each, by blocks, so that a weight with its gradient and its moments
-    takes 10 bytes instead of 16; steps take longer, and results differ a little."""
+    """Precision of both moments. ``8bit``: one byte for each value, scaled by blocks. A weight with its gradient and
+    its moments then takes 10 bytes instead of 16; steps take longer, and results differ slightly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,11 @@ from trimtab.trainers.rankings import RankingBatch
 
 
 class LengthConfig(Config):
-    """A length head beside the reward, in training only."""
+    """A second head that follows length, in training only."""
 
     correlation: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """λ_L: how strongly the reward is kept from following the length of answers, and the length head made to."""
+    """λ_L: how strongly the reward is kept from following the length of answers, and the length head is made to follow
+    it."""
     orthogonality: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """λ_O: how strongly the two heads are kept from reading the same direction of the hidden state."""
 

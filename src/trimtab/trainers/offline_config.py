@@ -28,10 +28,11 @@ class OfflineConfig(Config):
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass, one ranking at least; changes memory and speed only."""
     reference_update: ReferenceUpdateConfig | None = None
-    """Move the reference towards the policy during training (TR-DPO); None: it stays the start model. Costs a pass of
-    the reference over every step's answers, in place of one over all answers before training."""
+    """Move the reference towards the policy during training (TR-DPO); None: the reference stays the start model.
+    Updates cost a pass of the reference over every step's answers, instead of one pass over all answers before
+    training."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
-    """Megabytes for the states of frozen layers, so that these layers run once and not once per pass."""
+    """Memory for the outputs of frozen layers, in megabytes, so that these layers run once and not once per pass."""
 
 
 class DpoConfig(OfflineConfig):
@@ -49,8 +50,8 @@ class DpoConfig(OfflineConfig):
     """True: each answer's log-ratio is divided by its tokens, so that length earns nothing (length-normalised DPO). β
     is then per nat per token: choose it about as many times larger as answers have tokens (5 in Tülu 3)."""
     nll: float = Field(default=0.0, ge=0.0)
-    """α: weight of the better answer's negative log-likelihood per token beside the DPO loss (RPO; 1 in the paper). It
-    keeps the better answers likely. 0: none."""
+    """α: weight of the better answer's negative log-likelihood per token, added to the DPO loss (RPO; 1 in the paper).
+    It keeps the better answers likely. 0: none."""
 
 
 class IpoConfig(OfflineConfig):
@@ -61,8 +62,8 @@ class IpoConfig(OfflineConfig):
     tau: float = Field(default=0.1, gt=0.0)
     """τ: the log-ratio gap is regressed to 1/(2τ) nats, or with ``normalise`` to 1/(2τ) nats per token."""
     normalise: bool = False
-    """True: each answer's log-ratio is divided by its tokens, as in TRL and, by the authors' word, in the paper's
-    experiments; False: summed, as in the paper's equation. τ must be chosen for one of them."""
+    """True: each answer's log-ratio is divided by its tokens, as in TRL and, according to the authors, in the paper's
+    experiments; False: summed, as in the paper's equation. Choose τ accordingly."""
 
 
 class HingeConfig(OfflineConfig):
@@ -96,7 +97,7 @@ class OrpoConfig(OfflineConfig):
     method: Literal["orpo"] = "orpo"
     """The algorithm."""
     lam: float = Field(default=0.1, gt=0.0)
-    """λ, weight of the odds-ratio term beside the likelihood of the better answer."""
+    """λ, weight of the odds-ratio term, which is added to the likelihood of the better answer."""
 
 
 class SimpoConfig(OfflineConfig):

@@ -23,8 +23,8 @@ class RewardConfig(Config):
     batch: int = Field(default=16, ge=1)
     """Prompts (rankings) per optimiser step."""
     loss: Literal["bradley_terry", "davidson", "rao_kupper", "plackett_luce"] = "bradley_terry"
-    """Likelihood of the labels. ``bradley_terry``: all pairs with a winner; ``davidson``, ``rao_kupper``: pairs of
-    equal rank too, as ties; ``plackett_luce``: a ranking without ties as choices of the best, then the next best."""
+    """Likelihood of the labels. ``bradley_terry``: all pairs with a winner. ``davidson``, ``rao_kupper``: also pairs of
+    equal rank, as ties. ``plackett_luce``: a ranking without ties, as the choice of the best, then of the next best."""
     tie: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """How often equals are called a tie: ν for ``davidson``, P(tie) = ν/(2 + ν); η = log θ for ``rao_kupper``,
     P(tie) = tanh(η/2)."""
@@ -34,21 +34,21 @@ class RewardConfig(Config):
     centring: float = Field(default=0.0, ge=0.0)
     """Weight of (r_w + r_l)², which keeps rewards around zero."""
     objectives: tuple[str, ...] = ()
-    """Criteria of the judgements that get a head each, on one adapter; a preference counts for the criterion that it is
-    about, and ``rewards`` gives the weights. (): one head, for one criterion."""
+    """Criteria of the judgements. Each gets its own head, on one shared adapter; a preference trains the head of its
+    criterion, and ``rewards`` sets the weights. (): one head, for one criterion."""
     length: LengthConfig | None = None
-    """A second head that takes the length signal, so that the reward does not; None: there is none."""
+    """A second head that absorbs the length signal, to keep it out of the reward; None: no second head."""
     annotators: tuple[Habit | Literal["taste"], ...] = ()
-    """Learn from each vote and not from the votes combined, and learn with it what differs between annotators: how
-    easily they see a ``tie``, their ``skill``, how much they favour the ``position`` shown first, and, with 50 votes
-    or more, their own ``taste`` in the form of answers. For ``davidson`` and ``rao_kupper``. Each is used only where it
-    lowers the log-loss of held-out votes. (): votes are combined."""
+    """Learn from each vote instead of the combined votes, and also learn what differs between annotators: how easily
+    they see a ``tie``, their ``skill``, how much they favour the ``position`` shown first, and, with 50 votes or more,
+    their own ``taste`` in the form of answers. For ``davidson`` and ``rao_kupper``. Each is used only where it lowers
+    the log-loss of held-out votes. (): votes are combined."""
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of prompts kept out of training, to measure accuracy and calibration."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass, one ranking at least; changes memory and speed only."""
     cache_mb: float = Field(default=1024.0, ge=0.0)
-    """Megabytes for the states of frozen layers, so that these layers run once and not once per pass."""
+    """Memory for the outputs of frozen layers, in megabytes, so that these layers run once and not once per pass."""
 
     @property
     def ties(self) -> bool:

@@ -28,8 +28,8 @@ class StepKLConfig(Config):
     value. None: every update is made."""
     budget: float | None = Field(default=None, gt=0.0)
     """Limit on KL(π‖ref), the divergence of the whole run from the reference, in nats per answer. When the mean of the
-    last three steps is above it, training ends, and the policy has the weights of a checkpoint within it
-    (``select`` says which). Not beside ``reference_update``, whose reference moves along. None: no limit."""
+    last three steps is above it, training ends, and the policy has the weights of a checkpoint within it (``select``
+    says which). Cannot be combined with ``reference_update``, which moves the reference. None: no limit."""
 
 
 class KLConfig(StepKLConfig):
@@ -37,24 +37,24 @@ class KLConfig(StepKLConfig):
 
     coefficient: float = Field(default=0.05, ge=0.0)
     """β: price of a nat of KL; with ``target`` its first value. With ``place: reward`` it is in reward units. In the
-    loss it stands beside the advantages and is in their units: reward units for ``rloo`` and ``dr_grpo``; standard
-    deviations where advantages are divided by one, of the group (``grpo``, ``dapo``, ``gspo``, ``cispo``, ``gdpo``) or
-    of the batch (``reinforce_pp``, ``reinforce_pp_baseline``, ``ppo`` with ``whiten_advantages``). There, rewards ten
-    times as large leave its effect as it was."""
+    loss it is in the units of the advantages: reward units for ``rloo`` and ``dr_grpo``; standard deviations where
+    advantages are divided by one, of the group (``grpo``, ``dapo``, ``gspo``, ``cispo``, ``gdpo``) or of the batch
+    (``reinforce_pp``, ``reinforce_pp_baseline``, ``ppo`` with ``whiten_advantages``). With standard deviations, rewards
+    ten times as large do not change its effect."""
     target: float | None = Field(default=None, gt=0.0)
     """KL per sequence, in nats, that β is adapted to; None: β stays fixed."""
     horizon: float = Field(default=10_000, gt=0.0)
     """With ``target``: how many sequences a full correction of β takes."""
     place: Literal["reward", "loss"] = "reward"
-    """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss. In the
-    reward it is refused where advantages are divided by the group's standard deviation (``grpo``, ``dapo``, ``gspo``,
+    """``reward``: −β·k1 is part of each token's reward; ``loss``: β times the estimator is added to the loss.
+    ``reward`` is refused where advantages are divided by the group's standard deviation (``grpo``, ``dapo``, ``gspo``,
     ``cispo``, ``gdpo``)."""
     estimator: Literal["sequence", "k1", "k2", "k3"] | None = None
-    """Estimator in the loss; None: ``sequence``, whose gradient is that of KL(π‖ref) of whole answers, also after
-    several updates from the same answers. The others look at one token at a time and leave out how a token changes the
-    KL of those that follow, so the policy can choose a token whose continuation diverges far, at no cost: ``k2`` has
-    the gradient of each token's KL(π‖ref) in a state taken as given, ``k3`` (GRPO's paper) that of KL(ref‖π), limited
-    to 10 nats per token, ``k1`` none at all."""
+    """Estimator in the loss; None: ``sequence``, whose gradient is that of KL(π‖ref) of whole answers, even after
+    several updates on the same answers. The others look at one token at a time and ignore how it changes the KL of
+    later tokens, so a token whose continuation diverges far costs the policy nothing. ``k2`` has the gradient of each
+    token's KL(π‖ref) with the text before it taken as given; ``k3`` (GRPO's paper) that of KL(ref‖π), limited to 10
+    nats per token; ``k1`` has none."""
 
 
 class MissingEosConfig(Config):
@@ -79,10 +79,11 @@ class PtxConfig(Config):
 
 
 class ConstraintConfig(Config):
-    """A limit on one of the rewards, which then is a cost: its price λ rises while the limit is passed."""
+    """A limit on one of the rewards, which becomes a cost: its price λ rises while the cost is above the limit."""
 
     reward: str
-    """Name of the reward that is the cost (lower is better). Its weight is −λ; its own must be left at 1."""
+    """Name of the reward that is the cost (lower is better). Its weight is −λ; its ``weight`` setting must stay at
+    1."""
     limit: float
     """d: the largest mean cost per answer, in the reward's units."""
     initial: float = Field(default=1.0, ge=0.0)
@@ -90,14 +91,14 @@ class ConstraintConfig(Config):
     lr: float = Field(default=0.05, gt=0.0)
     """η: after each step λ ← max(0, λ + η·(mean cost − d))."""
     largest: float | None = Field(default=None, gt=0.0)
-    """Upper end of λ; None: no end, so λ grows for ever if no policy can hold the limit."""
+    """Upper limit of λ; None: no limit, so λ grows for ever if no policy can keep the cost below ``limit``."""
 
 
 class OnlineConfig(Config):
     """Settings of all online methods: sample answers, score them, make the better ones likelier."""
 
     adapter: AdapterConfig = AdapterConfig()
-    """What is trained, in the policy and in the critic if there is one."""
+    """What is trained in the policy, and in the critic if there is one."""
     steps: int = Field(default=50, ge=1)
     """Rollout batches."""
     prompts: int = Field(default=32, ge=1)
@@ -105,7 +106,7 @@ class OnlineConfig(Config):
     group: int = Field(default=1, ge=1)
     """Answers per prompt."""
     sampler: SamplerConfig = SamplerConfig()
-    """How answers are drawn; ``top_p`` must be 1, or the ratio would compare two distributions."""
+    """How answers are drawn. ``top_p`` must be 1; otherwise the ratio would compare two different distributions."""
     policy: OptimizerConfig = OptimizerConfig(schedule="constant")
     """The policy's optimiser."""
     epochs: int = Field(default=1, ge=1)
@@ -115,18 +116,19 @@ class OnlineConfig(Config):
     missing_eos: MissingEosConfig | None = MissingEosConfig()
     """Penalty for answers that were cut; None: none."""
     reference_update: ReferenceUpdateConfig | None = None
-    """Move the reference towards the policy during training (TR-DPO); None: it stays the start model."""
+    """Move the reference towards the policy during training (TR-DPO); None: the reference stays the start model."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass; changes memory and speed only."""
     guard: GuardConfig | None = GuardConfig()
     """When to end a run whose policy collapses; None: never."""
     select: Select = "last"
     """Which weights the run ends with. ``last``: those after the last step. ``heldout``: those of the checkpoint (or
-    the start, or the end) whose answers a reward model that is not trained on likes best; needs ``reward.split: true``.
-    ``proxy``: the same by the reward that is trained on, for comparison: it cannot see its own flaws."""
+    the start, or the end) whose answers score highest under a reward model that the policy is not trained on; needs
+    ``reward.split: true``. ``proxy``: the same under the reward that it is trained on. ``proxy`` is for comparison,
+    because a reward cannot see its own flaws."""
     patience: int | None = Field(default=None, ge=1)
-    """With ``select`` ``heldout`` or ``proxy``: end training after so many steps without a higher score (means over
-    five steps), counted from the end of ``critic_warmup``; None: all steps are made."""
+    """With ``select`` ``heldout`` or ``proxy``: end training after this many steps without a higher score (means over
+    five steps), counted from the end of ``critic_warmup``; None: train for all steps."""
 
 
 class PolicyGradientConfig(OnlineConfig):
@@ -143,38 +145,40 @@ class PolicyGradientConfig(OnlineConfig):
     entropy_bonus: float = Field(default=0.0, ge=0.0)
     """Weight of the entropy, in nats, in the objective; in the units of the advantages, see ``kl.coefficient``."""
     one_step_off: bool = False
-    """True: a step's answers are drawn with the weights before the update of the step before it, so that with samplers
-    on a Ray cluster (``scale.kind: ray``) they are drawn while this process trains. Their log-probabilities are those
-    of the older weights, so the ratio corrects for it within ``eps``; with ``importance_cap`` the correction is a
-    weight of its own. Results do not depend on ``scale``. False: every step's answers come from the newest weights."""
+    """True: the answers of a step are drawn with the weights from before the previous step's update. With samplers on a
+    Ray cluster (``scale.kind: ray``), sampling then runs while this process trains. The log-probabilities are those of
+    the older weights, so the ratio corrects for the lag within ``eps``; with ``importance_cap`` the correction is a
+    separate weight. Results do not depend on ``scale``. False: every step's answers come from the newest weights."""
     importance_cap: Annotated[float, Field(gt=0.0)] | Literal["auto"] | None = "auto"
     """Weight each token by min(π_trainer/π_sampler, this value), after a pass that recomputes log-probabilities. For
-    samplers whose kernels differ from the trainer's; the difference is logged as ``mismatch`` in any case, and with
-    weights their effective sample size as ``importance_ess``. ``auto``: 2 with ``sampler.engine: vllm``, otherwise no
+    samplers whose kernels differ from the trainer's. The difference is always logged as ``mismatch``; with weights,
+    their effective sample size is logged as ``importance_ess``. ``auto``: 2 with ``sampler.engine: vllm``, otherwise no
     weights. None: no weights."""
     importance_level: Literal["token", "sequence"] = "token"
-    """With ``importance_cap``: ``token``, each token has its own weight; ``sequence``, all tokens of an answer have the
-    product of its tokens' ratios, which is exact without a cap and varies more the longer the answer."""
+    """With ``importance_cap``: ``token``, each token has its own weight; ``sequence``, all tokens of an answer share
+    the product of its tokens' ratios, which is exact without a cap but varies more for longer answers."""
     importance_beyond: Literal["truncate", "mask"] = "truncate"
-    """With ``importance_cap``: ``truncate``, a larger weight becomes the cap; ``mask``, what has a larger weight is
-    left out of the policy's loss (IcePop), and its share is logged as ``importance_masked``."""
+    """With ``importance_cap``: ``truncate``, larger weights are lowered to the cap; ``mask``, tokens with larger
+    weights are left out of the policy's loss (IcePop), and their share is logged as ``importance_masked``."""
     importance_floor: float = Field(default=0.0, ge=0.0)
-    """With ``importance_beyond: mask``: what has a smaller weight is left out too; IcePop uses 0.5."""
+    """With ``importance_beyond: mask``: tokens with smaller weights are left out too; IcePop uses 0.5."""
     overlong_filter: bool = False
-    """True: answers that were cut are left out of the loss and the critic's, and counted as ``filtered``; their scores
-    still count in their group's mean. For tasks in which a cut answer says nothing about its quality."""
+    """True: answers that were cut are left out of the policy's and the critic's loss, and counted as ``filtered``;
+    their scores still count in their group's mean. For tasks in which the cut says nothing about an answer's
+    quality."""
     entropy_top: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Train on this share of the tokens only, those at which the policy was least certain when it drew them, over the
-    whole rollout batch; 0.2 in the paper. The KL in the loss and the entropy bonus still hold for all tokens. Costs one
-    more pass over the answers. None: all tokens."""
+    """Train only on this share of the rollout batch's tokens: those that the policy drew with the least certainty; 0.2
+    in the paper. The KL in the loss and the entropy bonus still cover all tokens. Costs one more pass over the answers.
+    None: all tokens."""
     score_clip: float | None = Field(default=None, gt=0.0)
     """Scores (weighted sums) are clipped to ± this value, and the share of clipped ones is logged; None: not clipped.
-    In a recipe whose only reward is the reward model the default is 5."""
+    In a recipe whose only reward is the reward model, the default is 5."""
     running_scale: bool = False
     """True: scores are divided by the standard deviation of all scores since the run began, before ``score_clip`` and
     the penalties; the state is saved with a checkpoint. For rewards whose size is unknown or changes."""
     constraint: ConstraintConfig | None = None
-    """Hold one of the rewards, a cost, below a limit; None: none. With ``ppo`` this is constrained PPO (Safe RLHF)."""
+    """Keep one of the rewards, a cost, below a limit; None: no limit. With ``ppo`` this is constrained PPO (Safe
+    RLHF)."""
     ptx: PtxConfig | None = None
     """Add the log-likelihood of conversations to the objective (PPO-ptx); None: not added."""
 
@@ -191,13 +195,13 @@ class OpponentConfig(Config):
 
     preference: Literal["bradley_terry", "given"] = "bradley_terry"
     """P(an answer beats its opponent's). ``bradley_terry``: σ(``log_odds`` · difference of the rewards). ``given``: the
-    reward of an answer is that probability itself. The rewards get each answer of the policy followed by its
-    opponent's, and what they return for the opponent's is not used. For a judge of pairs, whose preferences need not
-    come from any reward."""
+    reward of an answer is that probability itself. The rewards receive each answer of the policy followed by its
+    opponent's; the value that they return for the opponent's is ignored. For judges of pairs, whose preferences need
+    not follow from any reward."""
     log_odds: float | None = Field(default=None, gt=0.0)
-    """κ: log-odds of winning that one unit of the weighted rewards is worth. None: 1; in a recipe in which a single
-    reward model is the only reward with a weight, the unit of its training, so that P is the probability that it was
-    trained to give."""
+    """κ: log-odds of winning for one unit of the weighted rewards. None: 1. In a recipe whose only weighted reward is a
+    single reward model, None means the unit of its training, so that P is the probability that it was trained to
+    predict."""
 
 
 class PpoConfig(PolicyGradientConfig):
@@ -228,12 +232,13 @@ class PpoConfig(PolicyGradientConfig):
     critic_warmup: int = Field(default=0, ge=0)
     """Steps at the start in which only the critic is trained, on answers of the unchanged policy."""
     bootstrap_cut: bool = False
-    """True: an answer that was cut earns what the critic expects after its last token, as if it went on; False: it ends
-    there. For a limit on the length that is no part of the task; needs ``missing_eos: null``."""
+    """True: an answer that was cut also earns the value that the critic predicts after its last token, as if it
+    continued. False: it counts as ended. For tasks to which the length limit does not belong; needs ``missing_eos:
+    null``."""
     value_eps: float = Field(default=0.2, gt=0.0)
     """Clip range of the critic's change, in reward units."""
     whiten_advantages: bool = True
-    """Scale advantages to mean 0 and variance 1 over the whole batch."""
+    """True: scale advantages to mean 0 and variance 1 over the whole batch."""
 
 
 class RlooConfig(PolicyGradientConfig):
@@ -284,8 +289,8 @@ class DapoConfig(PolicyGradientConfig):
     """Dynamic sampling: how many times groups whose answers all have the same score are replaced by groups of other
     prompts; those that remain are left out of the loss. 0: none is replaced."""
     overlong_buffer: int | None = Field(default=None, ge=1)
-    """Soft overlong punishment: over the last this many of ``max_new_tokens`` tokens, the score falls linearly by up to
-    one unit, which an answer that was cut always pays; None: none."""
+    """Soft overlong punishment: over this many tokens before ``max_new_tokens``, the score falls linearly by up to one
+    unit; an answer that was cut always loses the whole unit. None: none."""
     std: Literal["sample", "population"] = "sample"
     """Which standard deviation the advantages are divided by."""
     kl: KLConfig = KLConfig(coefficient=0.0, place="loss")
@@ -390,8 +395,8 @@ class NashMdConfig(PolicyGradientConfig, OpponentConfig):
     method: Literal["nash_md"] = "nash_md"
     """The algorithm."""
     mixture: float = Field(default=0.5, ge=0.0, le=1.0)
-    """m: the opponent draws each token from π^(1−m)·ref^m; the paper's β. 0: the policy itself, whose end is the Nash
-    equilibrium; 1: the reference. In between, a token costs a pass of both models."""
+    """m: the opponent draws each token from π^(1−m)·ref^m; the paper's β. 0: the policy itself, with the Nash
+    equilibrium as the optimum; 1: the reference. In between, each token costs a pass of both models."""
 
 
 class XpoConfig(OnlineConfig, OpponentConfig):

@@ -33,7 +33,8 @@ class SftConfig(Config):
     holdout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the demonstrations kept out of training, to measure the loss on unseen ones."""
     packing: bool = True
-    """Pack conversations into rows; False pads each to the longest of its micro-batch. Same numbers."""
+    """True: pack several conversations into each row. False: pad each conversation to the longest of its micro-batch.
+    The results are the same."""
     micro_batch_tokens: int = Field(default=512, ge=1)
     """Padded tokens of one forward and backward pass; changes memory and speed only."""
 
