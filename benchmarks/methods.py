@@ -79,7 +79,9 @@ def main() -> int:
         if options.only and name not in options.only:
             continue
         recipe = options.recipe.with_name(f".{work.name}.yaml")
-        recipe.write_text(yaml.safe_dump(values | {"align": section, "evaluate": None}))
+        offline = isinstance(METHODS[section["method"]], OfflineMethod)  # it learns from preferences and has no rewards
+        own = {name: part for name, part in values.items() if not (offline and name == "rewards")}
+        recipe.write_text(yaml.safe_dump(own | {"align": section, "evaluate": None}))
         start = time.perf_counter()
         try:
             run_recipe(load_recipe(recipe), recipe, runs=options.run.parent, ui=Silent())

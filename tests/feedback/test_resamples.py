@@ -56,6 +56,17 @@ def test_every_draw_with_replacement_is_repeated_as_often():
     assert [(file, call.lineno) for file, call, function in all_samplings if not is_repeated(call, function)] == []
 
 
+def test_callers_of_the_loop_over_samples_take_its_number_of_samples():
+    own = [
+        (file, node.lineno)
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "resampled"
+        and any(k.arg == "resamples" and not names_in(k.value) & COUNTS for k in node.keywords)
+    ]  # fmt: skip
+    assert own == []
+
+
 def test_whole_tables_of_draws_have_as_many_rows():
     """``rng.integers(0, n, (draws, n))``: all samples at once."""
     shapes = [(file, call.args[2]) for file, tree in TREES.items() for call in calls(tree, "integers") if call.args[2:]]

@@ -21,7 +21,7 @@ from trimtab.pipeline.learned import LEARNED, Learned
 from trimtab.pipeline.lineage import lines, trace
 from trimtab.pipeline.plan import make_plan
 from trimtab.pipeline.round_rows import round_rows
-from trimtab.pipeline.rounds import _is_finished, next_round
+from trimtab.pipeline.rounds import _is_round_finished, next_round
 from trimtab.pipeline.run import plan_rounds
 from trimtab.pipeline.talk import open_model
 from trimtab.pipeline.ui import Silent
@@ -401,11 +401,11 @@ def test_a_withdrawal_that_was_stopped_continues(run: RunFolder, tmp_path: Path,
 
 def test_a_round_without_its_evaluation_or_with_an_old_one_is_not_finished(run: RunFolder, tmp_path: Path):
     later = RunFolder(Path(shutil.copytree(run.path, tmp_path / "toy"))).round(2)
-    assert _is_finished(later)
+    assert _is_round_finished(later)
     later.round(3).path.mkdir()  # the process was killed before it wrote the recipe
     assert [r.number for r in later.rounds()] == [1, 2]
     file = later.stage("evaluate") / "status.json"
     status = json.loads(file.read_text())
     file.write_text(json.dumps(status | {"needs": status["needs"] | {"align": "f" * 64}}))
-    assert not _is_finished(later), "its evaluation is of an earlier policy"
+    assert not _is_round_finished(later), "its evaluation is of an earlier policy"
     assert [row.round for row in round_rows(later)] == [1]

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trimtab.errors import DataError
-from trimtab.feedback.intervals import RESAMPLES, Estimate, central
+from trimtab.feedback.intervals import RESAMPLES, Estimate, middle_95
 from trimtab.records import Prompt
 from trimtab.records.annotation import StepLabel
 from trimtab.records.literals import is_list, parse
@@ -225,7 +225,7 @@ def _bootstrap(questions: Sequence[Mapping[str, Counts]], kinds: Sequence[str]) 
     drawn = [_scores(dict(zip(kinds, map(tuple, sample), strict=True))) for sample in samples]
     ends: dict[str, tuple[float, float]] = {}
     for name in drawn[0]:
-        ends[name] = central(sorted(scores[name] for scores in drawn))
+        ends[name] = middle_95(sorted(scores[name] for scores in drawn))
     return ends
 
 

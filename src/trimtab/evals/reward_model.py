@@ -15,9 +15,9 @@ from trimtab.feedback.calibration import confidence_bins, cross_fitted
 from trimtab.feedback.intervals import (
     Estimate,
     Number,
-    central,
     clustered_share,
     clustered_wilson_interval,
+    middle_95,
     paired_bootstrap_interval,
     resampled,
 )
@@ -184,7 +184,7 @@ def length_correlation(
     count = sum(len(row) for row in scores)
     if value is None:
         return Estimate(n=count, reason="all scores or all lengths of answers to one prompt are equal")
-    low, high = central(resampled(groups, _correlation, seed=seed), outwards=True)
+    low, high = middle_95(resampled(groups, _correlation, seed=seed), outwards=True)
     return Estimate(value=value, low=low, high=high, n=count)
 
 

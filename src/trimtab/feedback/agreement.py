@@ -12,7 +12,7 @@ from itertools import combinations
 from random import Random
 from typing import Any, cast
 
-from trimtab.feedback.intervals import RESAMPLES, Estimate, central, wilson_interval
+from trimtab.feedback.intervals import RESAMPLES, Estimate, middle_95, wilson_interval
 from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion, signed_strength, usable_judgements
 from trimtab.records import Comparison, Judgement
 
@@ -216,7 +216,7 @@ def _estimates(
             )
             report[name] = Estimate(value=None, low=None, high=None, n=n, reason=reason)
             continue
-        low, high = central(sorted(samples[name]), outwards=True) if samples[name] else (0.0, 0.0)
+        low, high = middle_95(sorted(samples[name]), outwards=True) if samples[name] else (0.0, 0.0)
         prompts = sum(sums.get(count, 0) > 0 for sums in clusters)
         if low < high:
             report[name] = Estimate(value=value, low=low, high=high, n=n)

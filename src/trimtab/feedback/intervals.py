@@ -305,7 +305,7 @@ def resampled(
     return sorted(value for value in values if value is not None)
 
 
-def central(ordered: Sequence[float], *, outwards: bool = False) -> tuple[float, float]:
+def middle_95(ordered: Sequence[float], *, outwards: bool = False) -> tuple[float, float]:
     """Ends of the middle 95 % of ascending values: the nearest of them, or ``outwards`` the next ones outside."""
     low, high = 0.025 * (len(ordered) - 1), 0.975 * (len(ordered) - 1)
     return (ordered[int(low)], ordered[math.ceil(high)]) if outwards else (ordered[round(low)], ordered[round(high)])

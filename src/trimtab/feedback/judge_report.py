@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from trimtab.constitution import speaks_to_judge
 from trimtab.feedback.calibration import Bin, brier, cross_fitted, reliability
-from trimtab.feedback.intervals import Estimate, central, clustered_share, resampled
+from trimtab.feedback.intervals import Estimate, clustered_share, middle_95, resampled
 from trimtab.feedback.judge import Judged, combine
 from trimtab.feedback.votes import pair_votes, usable_judgements
 from trimtab.records import Comparison, Judgement, Record
@@ -255,7 +255,7 @@ def _kappa(outcomes: Sequence[tuple[str, str]], prompts: Sequence[str], seed: in
     drawn = resampled(
         list(by_prompt.values()), lambda groups: cohen_kappa(list(chain.from_iterable(groups))), seed=seed
     )
-    low, high = central(drawn, outwards=True) if drawn else (None, None)
+    low, high = middle_95(drawn, outwards=True) if drawn else (None, None)
     return Estimate(value=value, low=low, high=high, n=len(outcomes))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from trimtab.errors import ConfigError
 from trimtab.feedback.agreement import describe_left_out
-from trimtab.feedback.intervals import Estimate, central, clustered_share, resampled
+from trimtab.feedback.intervals import Estimate, clustered_share, middle_95, resampled
 from trimtab.feedback.model_wins import model_wins
 from trimtab.feedback.votes import canonical_ranks, counting_judgements
 from trimtab.records import Comparison, Judgement, Record
@@ -249,5 +249,5 @@ def _weighted(outcomes: Mapping[str, Sequence[tuple[float, str]]], weights: Mapp
     drawn = resampled(everything, rate, seed=seed)
     if not drawn:
         return Estimate(value=value, n=n, reason="every cohort would have to be drawn at once")
-    low, high = central(drawn)
+    low, high = middle_95(drawn)
     return Estimate(value=value, low=low, high=high, n=n)

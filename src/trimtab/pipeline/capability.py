@@ -141,7 +141,7 @@ class _Measuring:
     def margins(self, choices: Sequence[tuple[str, str, str]]) -> dict[str, float]:
         """Log p of the right answer − log p of the wrong one, in nats, by question."""
         pairs = [(question, text) for question, right, wrong in choices for text in (right, wrong)]
-        encoded = self._usable("margins", pairs, lambda pair: self.chat.answer(asked(pair[0]), pair[1]))
+        encoded = self._usable("margins", pairs, lambda pair: self.chat.answer(question_turns(pair[0]), pair[1]))
         sums = response_logprobs(self.role, [e for _, e in encoded])
         logprobs = {pair: value for (pair, _), value in zip(encoded, sums, strict=True)}
         margins = {
@@ -199,7 +199,7 @@ class _Measuring:
         return usable
 
     def _encode_question(self, item: tuple[str, tuple[str, ...]]) -> Encoded:
-        tokens = self.chat.prompt(asked(item[0]))
+        tokens = self.chat.prompt(question_turns(item[0]))
         if len(tokens) + ANSWER.max_new_tokens > self.chat.context:
             room = f"{len(tokens)} tokens and {ANSWER.max_new_tokens} of answer"
             raise DataError(f"a question of {room} does not fit model.context {self.chat.context}")
@@ -217,7 +217,7 @@ class _Measuring:
         return finite
 
 
-def asked(question: str) -> list[Message]:
+def question_turns(question: str) -> list[Message]:
     """A question as the user's turn."""
     return [Message(role="user", content=question)]
 

@@ -314,6 +314,7 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
 def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str, judge: str) -> WinRow:
     """How often one model's answers have a higher score than another's, and where they lost by most."""
     scores = {name: [r.rewards[judge] for r in answers[name]] for name in (model, against)}
+    result = win_rate(scores[model], scores[against])
     losses = [
         (score - opponent, rollout.prompt.id)
         for score, opponent, rollout in zip(scores[model], scores[against], answers[model], strict=True)
@@ -329,7 +330,7 @@ def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str,
         model=model,
         against=against,
         judge=judge,
-        **asdict(win_rate(scores[model], scores[against])),
+        **asdict(result),
         worst=tuple(prompt for _, prompt in sorted(losses)[:WORST]),
         equal_length=None if equal is None else Interval(value=equal.rate, low=equal.low, high=equal.high),
     )

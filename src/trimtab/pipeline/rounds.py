@@ -80,7 +80,7 @@ def next_round(
 
 def unfinished_round(run: RunFolder) -> RunFolder | None:
     """The round from votes that was begun and is not finished; None: there is none."""
-    return next((r for r in run.rounds() if _by_votes(r) and not _is_finished(r)), None)
+    return next((r for r in run.rounds() if _by_votes(r) and not _is_round_finished(r)), None)
 
 
 def check_finished(run: RunFolder) -> None:
@@ -112,7 +112,7 @@ def _by_votes(run: RunFolder) -> bool:
     return run.number > 1 and label is not None and label.source == "votes"
 
 
-def _is_finished(run: RunFolder) -> bool:
+def _is_round_finished(run: RunFolder) -> bool:
     evaluated = load_recipe(run.path / "config.yaml").evaluate is not None
     stages = ("align", "evaluate", "report") if evaluated else ("align",)
     fresh = all(run.made_from(later, earlier) for earlier, later in pairwise(stages))

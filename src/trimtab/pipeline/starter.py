@@ -37,7 +37,7 @@ from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.starter_facts import RECORDS, Answers, Data, Kind, Lengths
 from trimtab.pipeline.starter_text import beside, recipe_text, starter_constitution, starter_prompts
 from trimtab.records import Message, Prompt, load
-from trimtab.records.check import check, parts
+from trimtab.records.check import check, prompt_and_answers
 
 MEASURED = 1000
 """Records whose tokens are counted."""
@@ -193,7 +193,7 @@ def _conversations(data: Data | None) -> list[tuple[Sequence[Message], list[str]
     step = max(1, len(records) // MEASURED)
     pairs: list[tuple[Sequence[Message], list[str]]] = []
     for record in records[::step][:MEASURED]:
-        prompt, answers = parts(record)
+        prompt, answers = prompt_and_answers(record)
         if prompt and (answers or isinstance(record, Prompt)):
             pairs.append((prompt, answers))
     return pairs

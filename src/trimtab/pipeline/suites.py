@@ -14,7 +14,7 @@ from trimtab.evals.suites import LIKELIHOOD, Outcome, Suite, SuiteItem
 from trimtab.feedback.callables import load_callable
 from trimtab.feedback.verifiers import arithmetic, instructions
 from trimtab.models import Encoded, Role
-from trimtab.pipeline.capability import asked, encode_passage, response_logprobs
+from trimtab.pipeline.capability import encode_passage, question_turns, response_logprobs
 from trimtab.pipeline.talk import open_model
 from trimtab.records import Prompt, Rollout
 from trimtab.rollout import LocalSampler, SamplerConfig
@@ -125,7 +125,11 @@ def _likelihoods(role: Role, items: Sequence[SuiteItem]) -> dict[str, Outcome]:
         texts = item.options or (item.prompt,)
         try:
             for text in texts:
-                encoded = encode_passage(chat, text) if item.kind == "text" else chat.answer(asked(item.prompt), text)
+                encoded = (
+                    encode_passage(chat, text)
+                    if item.kind == "text"
+                    else chat.answer(question_turns(item.prompt), text)
+                )
                 if encoded is None:
                     raise DataError("the passage has fewer than two tokens")
                 rows[item.id, text] = encoded
@@ -156,13 +160,13 @@ def _answers(role: Role, items: Sequence[SuiteItem], max_new_tokens: int, judge:
     chat, outcomes, fitting = role.backbone.chat, {}, []
     for item in items:
         try:
-            length = len(chat.prompt(asked(item.prompt)))
+            length = len(chat.prompt(question_turns(item.prompt)))
             if length + max_new_tokens > chat.context:
                 raise DataError(f"{length} tokens and {max_new_tokens} of answer exceed the context of {chat.context}")
             fitting.append(item)
         except DataError as error:
             outcomes[item.id] = Outcome(reason=str(error))
-    prompts = [Prompt(id=i.id, messages=tuple(asked(i.prompt)), metadata=i.metadata) for i in fitting]
+    prompts = [Prompt(id=i.id, messages=tuple(question_turns(i.prompt)), metadata=i.metadata) for i in fitting]
     sampling = SamplerConfig(temperature=0.0, max_new_tokens=max_new_tokens)
     rollouts = LocalSampler(role.backbone, sampling).generate(prompts, adapter=role.adapter, seed=0)
     scored = failed = 0

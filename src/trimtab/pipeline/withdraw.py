@@ -216,15 +216,16 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
     write_json(label / "status.json", status | {"counts": counts, "outputs": outputs})
 
 
+def _preferences(run: RunFolder) -> dict[str, Preference]:
+    """A run's preferences by id; none before they are made."""
+    if not run.is_finished("preferences"):
+        return {}
+    return {p.id: p for p in read_records(run.stage("preferences") / "preferences.jsonl", Preference)}
+
+
 def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
     """Fill in which preferences changed, and the reward models' accuracy."""
-    file = "preferences.jsonl"
-    before, after = (
-        {p.id: p for p in read_records(r.stage("preferences") / file, Preference)}
-        if r.is_finished("preferences")
-        else {}
-        for r in (old, new)
-    )
+    before, after = _preferences(old), _preferences(new)
     change.pairs_before, change.pairs_after = len(before), len(after)
     change.lost = [uid for uid in before if uid not in after]
     change.gained = sum(uid not in before for uid in after)

@@ -151,7 +151,7 @@ def _check_one(source: str | Path, format: str, limit: int | None, kind: type[Re
     seen = _Seen(set(), set())
     contents: set[str] = set()
     for record in records:
-        turns, texts = parts(record)
+        turns, texts = prompt_and_answers(record)
         answers += texts
         key = message_id(turns)
         if turns:
@@ -194,7 +194,7 @@ def _waiting(record: Record) -> Record:
     return record
 
 
-def parts(record: Record) -> tuple[tuple[Message, ...], list[str]]:
+def prompt_and_answers(record: Record) -> tuple[tuple[Message, ...], list[str]]:
     """The turns before the answer, and the answers."""
     match record:
         case Prompt():

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, case, func, or_, select
 
 from trimtab.records.annotation import Submission, Task
 from trimtab.storage.items import NEEDED, chunks
-from trimtab.storage.rows import CURRENT, submission_of
+from trimtab.storage.rows import CURRENT_JUDGEMENTS, submission_of
 from trimtab.storage.schema import batches, events, items, judgements, people
 
 
@@ -98,7 +98,7 @@ def read_submissions(
 ) -> list[tuple[int, Submission]]:
     """(version, submission) of every current judgement."""
     order = judgements.c.seq.desc() if newest else judgements.c.seq
-    query = CURRENT.where(judgements.c.seq > after).order_by(order)
+    query = CURRENT_JUDGEMENTS.where(judgements.c.seq > after).order_by(order)
     if batch is not None:
         query = query.join(batches, batches.c.id == items.c.batch_id).where(batches.c.name == batch)
     if limit is not None:
@@ -109,7 +109,7 @@ def read_submissions(
 def read_history(c: Connection, person: int, *, before: int | None, limit: int) -> list[HistoryEntry]:
     """A person's judgements, newest first."""
     query = (
-        CURRENT.add_columns(items.c.body.label("task"))
+        CURRENT_JUDGEMENTS.add_columns(items.c.body.label("task"))
         .where(judgements.c.person_id == person)
         .order_by(judgements.c.seq.desc())
         .limit(limit)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from trimtab.records.annotation import Submission, Task
 from trimtab.storage.schema import events, items, judgements, people, settings
 
-CURRENT = (
+CURRENT_JUDGEMENTS = (
     select(judgements.c.seq, events.c.body, people.c.pseudonym, items.c.uid)
     .join(events, events.c.seq == judgements.c.seq)
     .join(people, people.c.id == judgements.c.person_id)

@@ -25,7 +25,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -233,7 +233,7 @@ class RunFolder:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _write(self, status: Status) -> None:
-        write_json(self.stage(status.stage) / "status.json", asdict(status))
+        write_json(self.stage(status.stage) / "status.json", {f.name: getattr(status, f.name) for f in fields(status)})
 
     def _move(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

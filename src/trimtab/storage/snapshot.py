@@ -14,7 +14,7 @@ from trimtab.storage.curation import LOGGED, read_log
 from trimtab.storage.items import insert_items, put_batch
 from trimtab.storage.labels import LabelStore
 from trimtab.storage.project import ProjectConfig
-from trimtab.storage.rows import CURRENT, add_event, submission_of, task_of
+from trimtab.storage.rows import CURRENT_JUDGEMENTS, add_event, submission_of, task_of
 from trimtab.storage.schema import batches, events, guidelines, items, judgements, people
 from trimtab.storage.settings import put_config, put_guideline
 from trimtab.storage.submissions import put_judgement
@@ -51,7 +51,7 @@ def take_snapshot(store: LabelStore) -> Snapshot:
             task_of(row).model_copy(update={"overlap": None if row.inherits else row.overlap})
             for row in c.execute(select(items).order_by(items.c.id))
         ]
-        rows = c.execute(CURRENT.order_by(judgements.c.seq)).all()
+        rows = c.execute(CURRENT_JUDGEMENTS.order_by(judgements.c.seq)).all()
         counts = dict(c.execute(select(events.c.kind, func.count()).group_by(events.c.kind)).all())
         late, undone = counts.get("late", 0), counts.get("undo", 0)
         stored = sum(counts.get(kind, 0) for kind in ("judgement", "adjudication", "import"))

@@ -36,7 +36,7 @@ class Scored:
     """What totals and step rewards are divided by before they become scores (``running_scale``)."""
 
     def part(self, which: slice) -> "Scored":
-        """Some of the answers."""
+        """Some of the answers, without their opponents and at scale 1."""
         return Scored(rollouts=self.rollouts[which], totals=self.totals[which], placed=self.placed[which])
 
     def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
