@@ -24,23 +24,23 @@ class Scored:
     rollouts: list[Rollout]
     """With ``rewards`` and ``step_rewards`` filled in."""
     totals: list[float]
-    """Weighted sum of all components of each answer."""
+    """For each answer, the weighted sum of all components."""
     placed: list[dict[int, float]]
-    """The part of it that is earned at the ends of steps: weighted reward by place in ``rollout.tokens``."""
+    """The part of the total that is earned at ends of steps: weighted reward by place in ``rollout.tokens``."""
 
     resampled: int | None = None
-    """Flat groups that were replaced by other prompts' groups; None: the method replaces none."""
+    """Number of flat groups replaced with groups of other prompts; None: the method replaces none."""
     opponents: "Scored | None" = None
-    """The opponents' answers, one for each of these; None: the method has no opponent."""
+    """The opponents' answers, one for each rollout; None: the method has no opponent."""
     scale: float = 1.0
-    """What totals and step rewards are divided by before they become scores (``running_scale``)."""
+    """Divisor of totals and step rewards when they become scores (``running_scale``)."""
 
     def part(self, which: slice) -> "Scored":
-        """Some of the answers."""
+        """A slice of the answers."""
         return Scored(rollouts=self.rollouts[which], totals=self.totals[which], placed=self.placed[which])
 
     def replace_groups(self, groups: Sequence[int], other: "Scored", size: int) -> "Scored":
-        """These answers, the given groups of ``size`` replaced by the groups of ``other``, in order."""
+        """These answers with the given groups of ``size`` replaced by the groups of ``other``, in order."""
         rollouts, totals, placed = list(self.rollouts), list(self.totals), list(self.placed)
         for number, group in enumerate(groups):
             old, new = slice(group * size, (group + 1) * size), slice(number * size, (number + 1) * size)
@@ -54,22 +54,22 @@ def score_pairs(
     opponents: Sequence[Rollout],
     score: Callable[[Sequence[Rollout]], Scored],
 ) -> Scored:
-    """Answers and their opponents', scored together: each answer is followed by its opponent's."""
+    """Score answers and opponents' answers together; each answer is followed by its opponent's."""
     scored = score([rollout for pair in zip(rollouts, opponents, strict=True) for rollout in pair])
     return replace(scored.part(slice(0, None, 2)), opponents=scored.part(slice(1, None, 2)))
 
 
 def score_rollouts(rollouts: Sequence[Rollout], score: Scorer, weights: Mapping[str, float], step: int) -> Scored:
-    """Score rollouts. Answers without a token are not shown to ``score``; they have no rewards and a total of 0.
+    """Score rollouts. Answers without a token are not passed to ``score``; they have no rewards and a total of 0.
 
-    A component is a list with, for each answer, a number, or ``(place, number)`` pairs that say after which token of
-    the answer each number is earned.
+    A component is a list with one entry per answer: a number, or ``(place, number)`` pairs, each with the place of the
+    token after which the number is earned.
 
     Returns:
         the rollouts with ``rewards`` and, for rewards placed at steps, ``step_rewards``.
 
     Raises:
-        ScoringError: the function raised, or returned the wrong length or type; names the sample of a wrong value.
+        ScoringError: ``score`` raised, or returned the wrong length or type; names the sample of a wrong value.
         NonFiniteError: a component is NaN, infinite or too large to compute with; names the sample.
     """
     answered = [(row, rollout) for row, rollout in enumerate(rollouts) if rollout.tokens]
@@ -138,11 +138,11 @@ def _step_rewards(name: str, value: Sequence[Any], rollout: Rollout) -> list[tup
 
 
 def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
-    """Score of each answer as a whole, ``[B]``: clipped, then with the missing-EOS and the overlong penalty.
+    """Score of each whole answer, ``[B]``: clipped, then with the missing-EOS and the overlong penalty.
 
-    The overlong penalty comes last and counts an answer that was cut as one of ``max_new_tokens``, so that it never has
-    more than an answer with the same score that ended just before the limit. Step rewards are not in it; they go to
-    their tokens as they are.
+    The overlong penalty comes last and gives a cut answer the length ``max_new_tokens``. So a cut answer never scores
+    higher than one with the same reward that ended just before the limit. Step rewards are not included; they go to
+    their tokens unchanged.
     """
     scores = whole_rewards(scored)
     if (clip := score_clip_of(config)) is not None:
@@ -159,10 +159,10 @@ def answer_scores(config: RlConfig, scored: Scored) -> Tensor:
 def wins_of(config: RlConfig, scored: Scored) -> Tensor | None:
     """P(each answer beats its opponent's), ``[B]``; None: the method has no opponent.
 
-    A pair of which one answer has no token says nothing, so its probability is one half.
+    A pair with an empty answer has probability one half.
 
     Raises:
-        ScoringError: a given preference is not a probability.
+        ScoringError: a preference that was given is not a probability.
     """
     if scored.opponents is None or not isinstance(config, OpponentConfig):
         return None
@@ -196,6 +196,6 @@ def components(scored: Scored, weights: Mapping[str, float]) -> tuple[Tensor, Te
 
 
 def whole_rewards(scored: Scored) -> Tensor:
-    """Reward of each answer as a whole, ``[B]``: its total without its step rewards."""
+    """Reward of each whole answer, ``[B]``: its total without its step rewards."""
     whole = [(total - sum(at.values())) / scored.scale for total, at in zip(scored.totals, scored.placed, strict=True)]
     return torch.tensor(whole, dtype=torch.float32)
