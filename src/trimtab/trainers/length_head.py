@@ -4,8 +4,8 @@ L = L_R(q + l) + λ_L (|ρ(q, n)| − ρ(l, n)) + λ_O |cos(W_q, W_l)|
 
 q and l are the outputs of the quality and the length head, n the answers' lengths in tokens, L_R the loss of the
 labels, and ρ the correlation among answers to the same prompt, over the whole optimiser step. The reward is q alone.
-Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), section 3. There ρ is over all answers of a batch, and W is normalised, as
-the cosine does here.
+Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), section 3. There ρ is over all answers of a batch, and W is
+normalised, as the cosine does here.
 """
 
 from collections.abc import Sequence

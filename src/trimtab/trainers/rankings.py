@@ -278,7 +278,7 @@ def tokens_of_rankings(rankings: Sequence[Ranking], device: torch.device) -> Bat
 
 
 def ranking_batches(rankings: Sequence[Ranking], micro_batch_tokens: int, role: Role) -> list[RankingBatch]:
-    """Batches of rankings of similar size, up to ``micro_batch_tokens`` (at least one ranking); a prompt counts once."""
+    """Batches of rankings of similar size, at most ``micro_batch_tokens`` (or one ranking); a prompt counts once."""
     batches = []
     for places in parts_of_like_size([packed_size(r) for r in rankings], micro_batch_tokens):
         group = [rankings[place] for place in places]
