@@ -1,4 +1,4 @@
-"""The API: its routes, and how one request is answered."""
+"""The API: its routes, and how a request is answered."""
 
 import asyncio
 import secrets
@@ -34,38 +34,38 @@ from trimtab.serve.worker import FinishReason, Job, Worker
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A model that is served."""
+    """A served model."""
 
     name: str
-    """Its name in ``/v1/models``."""
+    """The model's name in ``/v1/models``."""
     backbone: Backbone
     """The model."""
     adapter: str | None
-    """Whose weights; None: the trunk."""
+    """Name of its adapter; None: the trunk."""
     checkpoint: str
     """Hash of the weights."""
 
 
 @dataclass(kw_only=True)
 class Settings:
-    """How the server answers."""
+    """Settings of the server's answers."""
 
     slots: int = 16
-    """Answers of one model that run at the same time."""
+    """Largest number of answers of one model that run at the same time."""
     queue: int = 64
-    """Answers that may wait for a slot."""
+    """Largest number of answers that wait for a slot."""
     default_tokens: int = 512
     """Default maximum length of an answer, in tokens."""
     blocked: Literal["answer", "error"] = "answer"
-    """What a blocked conversation gets: an answer that says so (200, ``content_filter``), or status 400."""
+    """Response to a blocked conversation: an answer that says so (200, ``content_filter``), or status 400."""
 
 
 @dataclass(kw_only=True)
 class Service:
-    """Models, the worker that draws, and the guard."""
+    """The models, the worker that draws answers, and the guard."""
 
     models: Mapping[str, Served]
-    """By name; the first is the default of the chat page."""
+    """Models by name; the first one is the chat page's default."""
     settings: Settings = field(default_factory=Settings)
     guard: Guard | None = None
     """Checks conversations and answers; None: nothing is checked."""
@@ -108,7 +108,7 @@ class Service:
         return self.models[name]
 
     def stop(self) -> None:
-        """End the threads; answers that run are lost."""
+        """Stop the threads; running answers are lost."""
         self.worker.stop()
         for pool in (self._encoders, self._guards):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -122,7 +122,7 @@ class Service:
     async def checked(self, turns: Sequence[Message]) -> Verdict | None:
         """The guard's verdict on a conversation; None: there is no guard.
 
-        The guard has threads of its own, so that a slow one keeps nothing else waiting.
+        The guard has separate threads, so a slow guard does not delay other work.
         """
         guard = self.guard
         if guard is None:
@@ -133,12 +133,12 @@ class Service:
         """Tokens of a conversation.
 
         Args:
-            model: whose tokenizer.
+            model: the model whose tokenizer is used.
             turns: the conversation.
-            param: the parameter of the request that an error names.
+            param: the request parameter that an error names.
 
         Raises:
-            ApiError: it is too long, or the model's template does not take it.
+            ApiError: it is too long, or the model's template cannot take it.
         """
         context = model.backbone.chat.context
         what = "conversation" if param == "messages" else "text"
@@ -175,10 +175,10 @@ class Service:
         seed: int,
         count: int = 1,
     ) -> Job:
-        """Queue answers, for which room is reserved. Equal seeds give equal answers, those of the trainers' sampler.
+        """Queue answers and reserve room for them. Equal seeds give equal answers, the same as the trainers' sampler.
 
         Raises:
-            ApiError: the server stops.
+            ApiError: the server is stopping.
         """
         prompt = message_id(turns)
         answers = [Answer(settings=settings, stream=answer_stream(seed, prompt, index)) for index in range(count)]
@@ -191,9 +191,9 @@ def create_app(service: Service, *, key: str, free: Callable[[str], bool] = lamb
     """The ASGI application.
 
     Args:
-        service: what answers.
-        key: API key of every route but ``/health``.
-        free: further paths that need no key.
+        service: answers the requests.
+        key: API key for every route except ``/health``.
+        free: whether a path needs no key.
     """
 
     @asynccontextmanager
@@ -267,7 +267,7 @@ async def _moderate(service: Service, body: ModerationRequest) -> Response:
     with service.worker.reserve(1):
         conversations = [[Message(role="user", content=text)] for text in body.texts]
         for turns in conversations:
-            await service.encoded(model, turns, param="input")  # no text longer than the context reaches the guard
+            await service.encoded(model, turns, param="input")  # the guard reads no text longer than the context
         for turns in conversations:
             verdict = await service.checked(turns)
             assert verdict is not None
@@ -308,7 +308,7 @@ async def _respond(service: Service, body: ChatRequest, model: Served, turns: Se
 
 @dataclass(kw_only=True)
 class _Exchange:
-    """One request and the bodies that answer it."""
+    """One request and the bodies of its response."""
 
     service: Service
     body: ChatRequest
@@ -317,7 +317,7 @@ class _Exchange:
     prompt_tokens: int
 
     def blocked(self) -> Response:
-        """The answer to a conversation that the guard flags."""
+        """The response to a conversation that the guard flagged."""
         assert self.verdict is not None
         text = refusal_text(self.verdict)
         self.service.metrics.refused.labels("guard").inc()
