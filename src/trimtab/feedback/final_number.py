@@ -148,7 +148,7 @@ def _plain(text: str) -> str:
 
 
 def _joined(match: re.Match[str]) -> str:
-    """A number without the spaces between its thousands and without a decimal comma."""
+    """A number without spaces between its thousands, and with a decimal point instead of a comma."""
     return match[1].replace(" ", "") + (f".{match[2]}" if match[2] else "")
 
 

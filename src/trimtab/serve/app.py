@@ -175,7 +175,7 @@ class Service:
         seed: int,
         count: int = 1,
     ) -> Job:
-        """Queue answers and reserve room for them. Equal seeds give equal answers, the same as the trainers' sampler.
+        """Queue answers whose room is already reserved. Equal seeds give equal answers, those of the trainers' sampler.
 
         Raises:
             ApiError: the server is stopping.
